@@ -1,0 +1,52 @@
+# Everything a person types, and what CI runs. Needs python3 (3.11 or newer) with venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Also for the build's own requirements, which `pip install -c` does not reach.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo serve test check format bench gpu-check demo-model clean
+help: ## show this
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/base ## start the service on the demo model, score the sample pairs, stop it
+	$(BIN)/python -m serve.demo
+
+serve: $(VENV)/base ## run the service in the foreground on the demo model
+	$(BIN)/skyreward serve
+
+test: check ## linters, types and all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev ## linters and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
+	$(BIN)/python tests/bench/throughput.py
+
+gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
+	$(PYTHON) tests/gpu/check.py
+
+demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores)
+	$(BIN)/python -m rm_core.demo_model.train --out seeds/demo
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@

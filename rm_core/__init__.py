@@ -1,0 +1,67 @@
+"""The scoring engine: conversations in, rewards out. Needs torch and transformers, nothing else.
+
+Start reading at `rm_core.scorer.RewardScorer`.
+"""
+
+from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
+from rm_core.chat import ChatEncoder, render_record
+from rm_core.checkpoint import Checkpoint, open_checkpoint
+from rm_core.config import BatchConfig, ModelConfig
+from rm_core.conversations import join, parse_conversation, parse_pair, parse_prompt
+from rm_core.errors import (
+    ConversationTooLongError,
+    DeviceMemoryError,
+    InputError,
+    InvalidConversationError,
+    ModelError,
+    ModelLoadError,
+    NonFiniteRewardError,
+    NotReadyError,
+    OverloadedError,
+    RewardError,
+    ScoringError,
+    TemplateError,
+)
+from rm_core.loading import load_encoder
+from rm_core.packing import pack
+from rm_core.scorer import RewardScorer, combine
+from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+
+__all__ = [
+    "BatchConfig",
+    "ChatEncoder",
+    "Checkpoint",
+    "ConversationTooLongError",
+    "DeviceMemoryError",
+    "Encoded",
+    "Fingerprint",
+    "InputError",
+    "InvalidConversationError",
+    "ModelConfig",
+    "ModelError",
+    "ModelLoadError",
+    "NonFiniteRewardError",
+    "NotReadyError",
+    "OverloadedError",
+    "Reward",
+    "RewardError",
+    "RewardScorer",
+    "ScoreError",
+    "ScoredBatch",
+    "ScoringError",
+    "TemplateError",
+    "Truncation",
+    "combine",
+    "find_entry",
+    "join",
+    "load_catalog",
+    "load_encoder",
+    "load_not_served",
+    "open_checkpoint",
+    "pack",
+    "parse_conversation",
+    "parse_pair",
+    "parse_prompt",
+    "render_record",
+    "seeds_dir",
+]

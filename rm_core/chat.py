@@ -1,0 +1,236 @@
+"""From a conversation to token ids: the checkpoint's own template, exactly one BOS, the readout.
+
+The rule that fits every Skywork generation: render the chat template to text, strip one leading
+BOS if it wrote one, tokenize with special tokens. So BOS stands once where the tokenizer adds it
+(Llama 3, Gemma 2) and not at all where it does not (Qwen3). Knows nothing of weights: a process
+that only tokenizes loads no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rm_core.conversations import Messages, checked_text, parse_conversation
+from rm_core.errors import ConversationTooLongError, InputError, ModelLoadError, TemplateError
+from rm_core.truncation import drop_oldest
+from rm_core.types import TRUNCATIONS, Encoded, ScoreError, Truncation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SYSTEM_PROMPT_WARNING = (
+    "system_prompt: the authors of this checkpoint advise against system prompts; the "
+    "conversation was scored with it all the same"
+)
+
+
+def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Index of the token that is read: the rightmost one that is not the pad token.
+
+    What transformers' sequence classifiers do, whatever the attention mask says: if the text
+    itself ends in the pad token, the score is read before it. Without a pad token it is the last
+    position; if every token is the pad token it is 0.
+    """
+    if pad_token_id is None:
+        return len(input_ids) - 1
+    for position in range(len(input_ids) - 1, 0, -1):
+        if input_ids[position] != pad_token_id:
+            return position
+    return 0
+
+
+class ChatEncoder:
+    """Renders and tokenizes conversations for one checkpoint.
+
+    Not safe for concurrent use from several threads: the tokenizer is not.
+
+    Args:
+        tokenizer: with the chat template to use.
+        pad_token_id: of the model's config, not the tokenizer's.
+        max_length: most tokens of one conversation.
+        warn_on_system_prompt: whether the authors advise against system prompts.
+
+    Attributes:
+        max_length: most tokens of one conversation.
+        chat_template: its text.
+        template_sha256: of that text.
+        depends_on_date: whether the template writes today's date, so that rewards change daily.
+
+    Raises:
+        ModelLoadError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pad_token_id: int | None,
+        max_length: int,
+        warn_on_system_prompt: bool = False,
+    ) -> None:
+        template = tokenizer.chat_template
+        if isinstance(template, dict):  # several named ones; transformers takes this for chats
+            template = template.get("default")
+        if not isinstance(template, str) or not template.strip():
+            raise ModelLoadError(
+                "the checkpoint has no chat template, and guessing one would change every reward; "
+                "put `chat_template.jinja` into its folder, or name a file with --chat-template "
+                "(setting `chat_template`)"
+            )
+        self._tokenizer = tokenizer
+        self._pad_token_id = pad_token_id
+        self._warn_on_system_prompt = warn_on_system_prompt
+        self.max_length = max_length
+        self.chat_template = template
+        self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        # Llama 3.2's stock template writes today's date into a system header.
+        self.depends_on_date = "strftime_now" in template
+        self._strips_bos = self._tokenizer_adds_bos()
+
+    def encode(self, conversation: object, truncation: Truncation = "error") -> Encoded:
+        """Token ids and readout of one conversation.
+
+        Args:
+            conversation: messages, the last one the assistant's.
+            truncation: `error` refuses what is over `max_length`; `left` drops the oldest turns
+                and keeps the markers of the template and the last turn whole; `right` keeps the
+                first `max_length` tokens.
+
+        Raises:
+            InvalidConversationError: the shape is wrong, or the template refuses it.
+            ConversationTooLongError: over `max_length` and not to be cut, or not cuttable.
+        """
+        assert truncation in TRUNCATIONS
+        messages = parse_conversation(conversation)
+        text = self._render(messages)
+        input_ids = self._tokenize(text)
+        warnings = self._warnings(messages, text)
+        truncated = len(input_ids) > self.max_length
+        if truncated:
+            if truncation == "right":
+                input_ids = input_ids[: self.max_length]
+                text = self._decode(input_ids)
+            elif truncation == "left":
+                messages = self._drop_oldest(messages, len(input_ids))
+                text = self._render(messages)
+                input_ids = self._tokenize(text)
+            else:
+                raise ConversationTooLongError(self._too_long(len(input_ids)))
+        return Encoded(
+            text=text,
+            input_ids=tuple(input_ids),
+            readout=readout_position(input_ids, self._pad_token_id),
+            truncated=truncated,
+            warnings=warnings,
+        )
+
+    def encode_all(
+        self, conversations: Iterable[object], truncation: Truncation = "error"
+    ) -> list[Encoded | ScoreError]:
+        """Like `encode` for each, in order; one that cannot be encoded becomes its error."""
+        encoded: list[Encoded | ScoreError] = []
+        for conversation in conversations:
+            try:
+                encoded.append(self.encode(conversation, truncation))
+            except InputError as error:
+                encoded.append(ScoreError.of(error))
+        return encoded
+
+    def _render(self, messages: Messages) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=False
+            )
+        # A template is a program of the checkpoint's: it may raise anything on odd messages.
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            raise TemplateError(
+                f"the checkpoint's chat template refused the conversation: {reason}; change the "
+                "roles or their order to what the template allows"
+            ) from error
+        assert isinstance(text, str)
+        checked_text(text, "the rendered conversation")  # keys beside `content` come unchecked
+        bos = self._tokenizer.bos_token
+        return text.removeprefix(str(bos)) if bos and self._strips_bos else text
+
+    def _tokenize(self, text: str) -> list[int]:
+        encoding = self._tokenizer(
+            text,
+            add_special_tokens=True,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        input_ids: list[int] = encoding["input_ids"]
+        if not input_ids:
+            raise TemplateError("the chat template rendered the conversation to nothing")
+        return input_ids
+
+    def _decode(self, input_ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        bos = self._tokenizer.bos_token
+        return text.removeprefix(str(bos)) if bos and self._strips_bos else text
+
+    def _tokenizer_adds_bos(self) -> bool:
+        # Where the tokenizer adds none, a BOS that the template wrote is the only one: it stays.
+        if self._tokenizer.bos_token is None:
+            return False
+        input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
+        return input_ids[:1] == [self._tokenizer.bos_token_id]
+
+    def _drop_oldest(self, messages: Messages, num_tokens: int) -> Messages:
+        def size(candidate: Messages) -> int | None:
+            try:
+                return len(self._tokenize(self._render(candidate)))
+            except TemplateError:
+                return None
+
+        kept = drop_oldest(messages, size, self.max_length)
+        if kept is None:
+            raise ConversationTooLongError(
+                self._too_long(num_tokens)
+                + "; `left` never cuts the last turn, and here it alone is too long"
+            )
+        return kept
+
+    def _too_long(self, num_tokens: int) -> str:
+        return (
+            f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
+            'shorten it, or ask for "truncation": "left" or "right"'
+        )
+
+    def _warnings(self, messages: Messages, text: str) -> tuple[str, ...]:
+        warnings = []
+        if self._warn_on_system_prompt and any(m["role"] == "system" for m in messages):
+            warnings.append(SYSTEM_PROMPT_WARNING)
+        rendered = _squeeze(text)
+        missing = [i for i, m in enumerate(messages) if _squeeze(m["content"]) not in rendered]
+        if missing:
+            warnings.append(
+                f"template_changed_content: the chat template left out or changed text of "
+                f"message(s) {', '.join(map(str, missing))}; /v1/render shows what was scored"
+            )
+        return tuple(warnings)
+
+
+def _squeeze(text: str) -> str:
+    # Templates trim and reflow white space; only lost words are worth a warning.
+    return "".join(text.split())
+
+
+def render_record(encoded: Encoded) -> dict[str, Any]:
+    """What a caller is shown of an encoded conversation, as plain JSON data."""
+    record: dict[str, Any] = {
+        "text": encoded.text,
+        "input_ids": list(encoded.input_ids),
+        "num_tokens": encoded.num_tokens,
+        "readout_position": encoded.readout,
+        "truncated": encoded.truncated,
+    }
+    if encoded.warnings:
+        record["warnings"] = list(encoded.warnings)
+    return record

@@ -1,0 +1,72 @@
+"""What a caller can choose about a model and its batches. Frozen; checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from rm_core.errors import ModelLoadError
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Attention: TypeAlias = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+
+DEFAULT_MAX_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which checkpoint to load, and how.
+
+    Attributes:
+        name: `demo`, a local folder, or a hub id (`ORG/NAME`).
+        revision: branch, tag or commit of a hub repository; None for its main branch.
+        dtype: of the decoder; `auto` is bfloat16 on CUDA and float32 on CPU.
+        attention: implementation; `auto` lets `rm_core.attention` choose and say why.
+        device: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
+        max_length: most tokens of one conversation; None for the checkpoint's own limit.
+        chat_template: path of a Jinja file that replaces, or supplies, the chat template.
+        known_as: another name under which the catalogue may know the checkpoint, for folders
+            whose own name does not tell.
+
+    Raises:
+        ModelLoadError: for a value that is not allowed.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: DType = "auto"
+    attention: Attention = "auto"
+    device: str = "auto"
+    max_length: int | None = None
+    chat_template: str | None = None
+    known_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ModelLoadError("the model's name is empty; give `demo`, a folder or a hub id")
+        for field, value, allowed in (
+            ("dtype", self.dtype, get_args(DType)),
+            ("attention", self.attention, get_args(Attention)),
+        ):
+            if value not in allowed:
+                raise ModelLoadError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ModelLoadError(f"max_length is {self.max_length}; give at least 1, or nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """How much goes through the model at once.
+
+    Attributes:
+        max_batch_tokens: most tokens of one batch; a longer conversation goes alone.
+
+    Raises:
+        ModelLoadError: for a value that is not allowed.
+    """
+
+    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        if self.max_batch_tokens < 1:
+            raise ModelLoadError(f"max_batch_tokens is {self.max_batch_tokens}; give at least 1")

@@ -1,0 +1,102 @@
+"""The error tree of the engine.
+
+RewardError                       `code`: a stable snake_case word; `detail`: safe to show a caller
+├── InputError                    the caller can fix it
+│   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
+│   │   └── TemplateError             the checkpoint's own chat template refused it
+│   └── ConversationTooLongError    says how long it is and what is allowed
+├── OverloadedError               try again later
+│   └── NotReadyError               the model is still loading, or failed to load
+└── ModelError                    the operator can fix it
+    ├── ModelLoadError              start-up only: the model never becomes ready
+    ├── DeviceMemoryError           names the setting to lower
+    ├── NonFiniteRewardError        NaN or infinity never leaves as a number
+    └── ScoringError                the forward pass raised something else
+
+Every class takes one positional argument, so that each survives pickling between processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RewardError(Exception):
+    """Base of every error that this project raises on purpose.
+
+    Args:
+        detail: what came, what is allowed and what to do; never contains a stack trace.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, detail: str) -> None:
+        # What a caller sent may be quoted in it: broken Unicode must not break the answer too.
+        self.detail = detail.encode(errors="backslashreplace").decode()
+        super().__init__(self.detail)
+
+
+class InputError(RewardError):
+    """The caller sent something that cannot be scored."""
+
+    code = "invalid_input"
+
+
+class InvalidConversationError(InputError):
+    """The conversation has no shape that a chat reward model can score."""
+
+    code = "invalid_conversation"
+
+
+class TemplateError(InvalidConversationError):
+    """The checkpoint's chat template raised on this conversation."""
+
+    code = "template_error"
+
+
+class ConversationTooLongError(InputError):
+    """More tokens than the model takes, and the caller did not ask to cut."""
+
+    code = "conversation_too_long"
+
+
+class OverloadedError(RewardError):
+    """Nothing is wrong with the request; the same request will work later."""
+
+    code = "overloaded"
+
+
+class NotReadyError(OverloadedError):
+    """The model is not loaded yet, or is being replaced."""
+
+    code = "not_ready"
+
+
+class ModelError(RewardError):
+    """Something about the model or the machine that only its operator can change."""
+
+    code = "model_error"
+
+
+class ModelLoadError(ModelError):
+    """The checkpoint would score wrongly, or cannot be loaded at all."""
+
+    code = "model_load_error"
+
+
+class DeviceMemoryError(ModelError):
+    """The device has too little memory for this conversation."""
+
+    code = "device_memory"
+
+
+class NonFiniteRewardError(ModelError):
+    """The model answered NaN or infinity."""
+
+    code = "non_finite_reward"
+
+
+class ScoringError(ModelError):
+    """The forward pass failed for a reason with no class of its own."""
+
+    code = "scoring_failed"

@@ -1,0 +1,183 @@
+"""The one class that scores: conversations in, rewards out. The main path, on one screen.
+
+from rm_core import ModelConfig, RewardScorer
+
+scorer = RewardScorer.load(ModelConfig("demo"))
+results = scorer.score([[{"role": "user", "content": "2+2?"},
+                         {"role": "assistant", "content": "4"}]])
+print(results[0].reward)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from rm_core.chat import ChatEncoder
+from rm_core.config import BatchConfig, ModelConfig
+from rm_core.errors import DeviceMemoryError, NonFiniteRewardError, RewardError, ScoringError
+from rm_core.forward import forward_batch
+from rm_core.loading import LoadedModel, load_model
+from rm_core.packing import TokenIds, pack
+from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+
+logger = logging.getLogger(__name__)
+
+
+class RewardScorer:
+    """A loaded reward model. Use from one thread at a time.
+
+    Args:
+        loaded: from `rm_core.loading.load_model`; `RewardScorer.load` does both.
+        batching: how much goes through the model at once.
+    """
+
+    def __init__(self, loaded: LoadedModel, batching: BatchConfig | None = None) -> None:
+        self._loaded = loaded
+        self._batching = batching or BatchConfig()
+
+    @classmethod
+    def load(cls, config: ModelConfig, batching: BatchConfig | None = None) -> RewardScorer:
+        """Load and check a checkpoint.
+
+        Raises:
+            ModelLoadError: it cannot be loaded, or would score wrongly.
+        """
+        return cls(load_model(config), batching)
+
+    @property
+    def encoder(self) -> ChatEncoder:
+        """Renders and tokenizes conversations as this model expects them."""
+        return self._loaded.encoder
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What makes two rewards comparable."""
+        return self._loaded.fingerprint
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model itself, for measurements and comparisons."""
+        return self._loaded
+
+    def describe(self) -> dict[str, Any]:
+        """Effective settings as plain data, each choice with its reason."""
+        loaded = self._loaded
+        entry = loaded.checkpoint.entry
+        return {
+            "catalogue_id": entry.id if entry else None,
+            "family": loaded.checkpoint.family,
+            "revision": loaded.fingerprint.revision,
+            "template_sha256": loaded.fingerprint.template_sha256,
+            "template_depends_on_date": self.encoder.depends_on_date,
+            "dtype": loaded.fingerprint.dtype,
+            "head_dtype": str(loaded.head.dtype).removeprefix("torch."),
+            "device": str(loaded.device),
+            "attention": loaded.attention.name,
+            "attention_reason": loaded.attention.reason,
+            "max_length": self.encoder.max_length,
+            "max_batch_tokens": self._batching.max_batch_tokens,
+        }
+
+    def warm_up(self) -> None:
+        """Run one small conversation, so that the first request does not pay for lazy set-up.
+
+        Raises:
+            ModelError: the model cannot score even that.
+        """
+        conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
+        (reward,) = self.score_ids([self.encoder.encode(conversation).input_ids]).rewards
+        if isinstance(reward, ScoreError):
+            raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
+
+    def score(
+        self, conversations: Iterable[object], truncation: Truncation = "error"
+    ) -> list[Reward | ScoreError]:
+        """Score conversations; result i belongs to conversation i.
+
+        Args:
+            conversations: each a list of messages (`role`, `content`), the assistant's last.
+            truncation: what to do with those over the limit; see `ChatEncoder.encode`.
+
+        Returns:
+            A `Reward`, or a `ScoreError` in the place of one that cannot be scored.
+        """
+        encoded = self.encoder.encode_all(conversations, truncation)
+        scored = self.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
+        return combine(encoded, scored)
+
+    def score_ids(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+        """Score token ids as they are; reward i belongs to sequence i.
+
+        Args:
+            sequences: token ids, none empty, none longer than the model's positions.
+        """
+        packing = pack(sequences, self._batching.max_batch_tokens)
+        rewards = [r for batch in packing.batches for r in self._score_batch(batch)]
+        return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
+
+    def _score_batch(self, batch: Sequence[TokenIds]) -> list[float | ScoreError]:
+        """One reward or error for each; a batch that fails is scored again one by one."""
+        try:
+            logits = forward_batch(self._loaded, batch)
+        # The border of the batch: whatever the forward pass raises belongs to a conversation.
+        except Exception as error:
+            logger.exception("a batch of %d conversations failed", len(batch))
+            failure = ScoreError.of(_scoring_error(error, len(batch[0])))
+        else:
+            assert len(logits) == len(batch)
+            return [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits]
+        # After the handler: until it ends, the traceback keeps the batch's tensors on the device.
+        if len(batch) == 1:
+            return [failure]
+        return [r for sequence in batch for r in self._score_batch([sequence])]
+
+
+def combine(
+    encoded: Sequence[Encoded | ScoreError], scored: ScoredBatch
+) -> list[Reward | ScoreError]:
+    """Rewards back in the places of the conversations that could be encoded.
+
+    Args:
+        encoded: `[num_conversations]`.
+        scored: the answer for those that are no errors, in order.
+    """
+    rewards = iter(scored.rewards)
+    results: list[Reward | ScoreError] = []
+    for item in encoded:
+        if isinstance(item, ScoreError):
+            results.append(item)
+            continue
+        reward = next(rewards)
+        results.append(
+            reward
+            if isinstance(reward, ScoreError)
+            else Reward(reward, item.num_tokens, item.truncated, item.warnings)
+        )
+    assert next(rewards, None) is None
+    return results
+
+
+def _non_finite(logit: float) -> ScoreError:
+    return ScoreError.of(
+        NonFiniteRewardError(
+            f"the model answered {logit} for this conversation, which is no reward; the dtype may "
+            "be too narrow for it (setting `dtype`)"
+        )
+    )
+
+
+def _scoring_error(error: Exception, num_tokens: int) -> RewardError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceMemoryError(
+            f"the device ran out of memory on one conversation of {num_tokens} tokens; lower "
+            "`max_length`, or use a device with more memory"
+        )
+    return ScoringError(
+        f"the model failed on this conversation of {num_tokens} tokens "
+        f"({type(error).__name__}); the service's log has the details"
+    )

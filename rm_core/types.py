@@ -1,0 +1,109 @@
+"""The records that travel through the engine. Frozen, plain data, picklable, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rm_core.errors import RewardError
+
+Message: TypeAlias = Mapping[str, Any]
+"""`role`, `content` (a string, or a list of text parts) and whatever else the template reads."""
+
+Conversation: TypeAlias = Sequence[Message]
+"""Messages, oldest first; the last one is the assistant's and is what gets judged."""
+
+Truncation: TypeAlias = Literal["error", "left", "right"]
+"""What to do with a conversation over the limit: refuse it, or cut it on that side."""
+
+TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation, ready for the model.
+
+    Attributes:
+        text: exactly what was tokenized, without the BOS that the tokenizer adds.
+        input_ids: token ids, BOS included where the tokenizer has one.
+        readout: index into `input_ids` of the token whose hidden state becomes the reward.
+        truncated: whether anything of the conversation was cut off.
+        warnings: what the caller should know although the conversation is scored.
+    """
+
+    text: str
+    input_ids: tuple[int, ...]
+    readout: int
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of `input_ids`."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The score of one conversation.
+
+    Attributes:
+        reward: the raw float32 logit, never squashed; always finite.
+        num_tokens: tokens of the conversation as it was scored.
+        truncated: whether anything of the conversation was cut off.
+        warnings: what the caller should know although the conversation was scored.
+    """
+
+    reward: float
+    num_tokens: int
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreError:
+    """Stands in the place of a reward that could not be computed.
+
+    Attributes:
+        code: the `code` of the error class, see `rm_core.errors`.
+        message: what came, what is allowed, what to do.
+    """
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, error: RewardError) -> ScoreError:
+        """The record of a raised error."""
+        return cls(code=error.code, message=error.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """The answer to a list of token sequences.
+
+    Attributes:
+        rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
+        num_computed_tokens: tokens that went through the model (duplicates go through once).
+    """
+
+    rewards: tuple[float | ScoreError, ...]
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What has to be equal for two rewards to be comparable bit for bit.
+
+    Attributes:
+        revision: commit of the hub repository, or `local-` and a digest of the files.
+        template_sha256: SHA-256 of the chat template's text.
+        dtype: dtype of the decoder (the head is float32 always).
+        attention: the attention implementation.
+    """
+
+    revision: str
+    template_sha256: str
+    dtype: str
+    attention: str

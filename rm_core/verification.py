@@ -1,0 +1,174 @@
+"""Proves a scorer right: against plain transformers, and against rewards that others printed.
+
+The reference is deliberately naive and shares no code with the engine: transformers' own
+classifier, eager attention, one conversation at a time, tokenized as the model cards do it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rm_core.catalog import seeds_dir
+from rm_core.conversations import Messages, parse_pair
+from rm_core.golden import golden_for
+from rm_core.scorer import RewardScorer
+from rm_core.types import Reward, ScoreError
+
+FLOAT32_TOLERANCE = 1e-4
+# Published rewards come from bfloat16 runs; other engines were seen 1 to 5 steps away from them.
+GOLDEN_STEPS = 4
+_NOT_FOR_THIS_MODEL = ("template_error", "conversation_too_long")
+
+
+class PlainTransformers:
+    """transformers' own classifier on the CPU or the scorer's device, eager attention.
+
+    Args:
+        scorer: whose checkpoint, template, dtype and device to use; its weights are loaded again.
+    """
+
+    def __init__(self, scorer: RewardScorer) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        loaded = scorer.loaded
+        path = loaded.checkpoint.path
+        self._device = loaded.device
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer.chat_template = scorer.encoder.chat_template
+        self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=getattr(torch, scorer.fingerprint.dtype),
+            num_labels=1,
+            attn_implementation="eager",
+        )
+        self._model.to(self._device).eval()
+
+    @torch.inference_mode()
+    def reward(self, messages: Messages) -> float:
+        """The logit of one conversation."""
+        bos = self._tokenizer.bos_token
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        assert isinstance(text, str)
+        adds_bos = bos is not None and self._tokenizer("").input_ids[:1] == [
+            self._tokenizer.bos_token_id
+        ]
+        if adds_bos and text.startswith(bos):
+            text = text[len(bos) :]
+        inputs = self._tokenizer(text, return_tensors="pt").to(self._device)
+        return float(self._model(input_ids=inputs["input_ids"]).logits[0, 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: what was compared.
+        ours: our figure; None if the conversation could not be scored.
+        expected: the reference's figure.
+        tolerance: largest allowed absolute difference.
+        passed: whether it is within the tolerance.
+        note: where the reference comes from, or what went wrong.
+    """
+
+    name: str
+    ours: float | None
+    expected: float
+    tolerance: float
+    passed: bool
+    note: str
+
+    @property
+    def difference(self) -> float | None:
+        """Signed difference, ours - expected."""
+        return None if self.ours is None else self.ours - self.expected
+
+
+def bfloat16_step(reward: float) -> float:
+    """Distance of neighbouring bfloat16 numbers at a reward: 0.03125 from 4 to 8, and so on."""
+    return math.ldexp(1.0, math.frexp(reward)[1] - 8)
+
+
+def sample_conversations() -> list[tuple[str, Messages]]:
+    """The built-in conversations with their names: both answers of every sample pair."""
+    lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    conversations = []
+    for record in map(json.loads, lines):
+        chosen, rejected = parse_pair(record)
+        conversations += [
+            (f"{record['id']}/chosen", chosen),
+            (f"{record['id']}/rejected", rejected),
+        ]
+    return conversations
+
+
+def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: None) -> list[Check]:
+    """Every check that applies to a loaded model; all must pass.
+
+    Args:
+        scorer: the model to prove.
+        progress: told the name of each stage.
+    """
+    progress("golden rewards")
+    checks = list(_golden_checks(scorer))
+    progress("loading plain transformers")
+    plain = PlainTransformers(scorer)
+    progress("parity with plain transformers")
+    return checks + list(parity_checks(scorer, plain, sample_conversations()))
+
+
+def parity_checks(
+    scorer: RewardScorer,
+    plain: PlainTransformers,
+    conversations: Sequence[tuple[str, Messages]],
+) -> Iterable[Check]:
+    """Our reward of each conversation beside plain transformers'.
+
+    A conversation that the model's template refuses, or that is over its limit, is no check.
+    """
+    results = scorer.score([messages for _, messages in conversations])
+    for (name, messages), result in zip(conversations, results, strict=True):
+        if isinstance(result, ScoreError) and result.code in _NOT_FOR_THIS_MODEL:
+            continue
+        expected = plain.reward(messages)
+        in_float32 = scorer.fingerprint.dtype == "float32"
+        tolerance = FLOAT32_TOLERANCE if in_float32 else bfloat16_step(expected)
+        yield _check(name, result, expected, (tolerance, "plain transformers, eager"))
+
+
+def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:
+    entry = scorer.loaded.checkpoint.entry
+    if entry is None:
+        return
+    golden = golden_for(entry)
+    for score in golden.scores:
+        messages = [{"role": m.role, "content": m.content} for m in score.messages]
+        (result,) = scorer.score([messages])
+        printed = [score.reward, *(other.reward for other in score.also_observed)]
+        reward = result.reward if isinstance(result, Reward) else math.inf
+        nearest = min(printed, key=lambda value: abs(value - reward))
+        tolerance = GOLDEN_STEPS * bfloat16_step(nearest)
+        yield _check(f"golden/{score.conversation}", result, nearest, (tolerance, score.engine))
+    for length in golden.token_lengths:
+        messages = [{"role": m.role, "content": m.content} for m in length.messages]
+        num_tokens = scorer.encoder.encode(messages).num_tokens
+        expected = length.num_tokens
+        yield Check(
+            "golden/token length", num_tokens, expected, 0, num_tokens == expected, length.source
+        )
+
+
+def _check(
+    name: str, result: Reward | ScoreError, expected: float, rule: tuple[float, str]
+) -> Check:
+    tolerance, note = rule
+    if isinstance(result, ScoreError):
+        return Check(name, None, expected, tolerance, False, f"{result.code}: {result.message}")
+    passed = abs(result.reward - expected) <= tolerance
+    return Check(name, result.reward, expected, tolerance, passed, note)

@@ -1,0 +1,72 @@
+"""Joins the parts: settings in, a Ray Serve application out. Start reading here.
+
+    serve run serve.app:build                          the demo model
+    serve run serve.app:build models=ORG/NAME          another one
+    serve run config.yaml                              with import_path: serve.app:build
+    skyreward serve                                    the same application, with its own signals
+
+A request goes gateway (`serve.gateway`: validate, tokenize, split) -> scorer (`serve.scorer`: the
+model, one batch at a time) -> gateway (put back in order, answer).
+"""
+
+# No postponed annotations here: Serve reads the type of `build`'s argument at run time.
+
+import re
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve import Application
+
+from serve.gateway import Gateway
+from serve.scorer import Scorer
+from serve.settings import ModelSettings, Settings
+
+APP_NAME = "skyreward"
+
+# Gateways hold connections cheaply; the limit only has to be out of the way.
+_GATEWAY_MAX_ONGOING = 1024
+# One batch on the device, the next ones waiting at the replica; the rest waits in the gateway.
+_SCORER_MAX_ONGOING = 8
+
+
+def build(args: Settings) -> Application:
+    """The application for one set of settings.
+
+    Args:
+        args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
+    """
+    scorers = {model.alias: _scorer(model, args.log_level) for model in args.models}
+    gateway = ray_serve.deployment(Gateway).options(
+        name="Gateway",
+        max_ongoing_requests=_GATEWAY_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+    )
+    application: Application = gateway.bind(args.model_dump(mode="json"), scorers)
+    return application
+
+
+def deployment_name(alias: str) -> str:
+    """Name of the deployment that serves a model, unique where aliases are."""
+    return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)
+
+
+def _scorer(model: ModelSettings, log_level: str) -> Any:
+    deployment = ray_serve.deployment(Scorer).options(
+        name=deployment_name(model.alias),
+        num_replicas=model.num_replicas,
+        max_ongoing_requests=_SCORER_MAX_ONGOING,
+        # A refused checkpoint is refused again: trying twenty times only hides the reason.
+        max_constructor_retry_count=1,
+        ray_actor_options={"num_cpus": 0, "num_gpus": _num_gpus(model)},
+    )
+    return deployment.bind(model.model_dump(mode="json"), log_level)
+
+
+def _num_gpus(model: ModelSettings) -> float:
+    if model.num_gpus is not None:
+        return model.num_gpus
+    if model.device == "cpu":
+        return 0
+    cluster = ray.cluster_resources() if ray.is_initialized() else {}
+    return 1 if cluster.get("GPU", 0) >= 1 else 0

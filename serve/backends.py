@@ -1,0 +1,110 @@
+"""How the gateway reaches a model: in this process, or in a Ray Serve deployment.
+
+Both answer the same two questions and raise only errors of `rm_core.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from rm_core import NotReadyError, RewardScorer, ScoredBatch
+from rm_core.packing import TokenIds
+from serve.settings import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Where the rewards of one model come from."""
+
+    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+        """Reward i belongs to sequence i.
+
+        Raises:
+            RewardError: nothing of the batch could be scored.
+        """
+        ...
+
+    async def describe(self) -> dict[str, Any]:
+        """Effective settings of the loaded model; waits until it is loaded and warmed up.
+
+        Raises:
+            RewardError: it will not become ready, or not now.
+        """
+        ...
+
+
+class LocalBackend:
+    """A model in this process, on a thread of its own so that the event loop never waits."""
+
+    def __init__(self, scorer: RewardScorer) -> None:
+        self._scorer = scorer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+
+    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+        """See `Backend`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._scorer.score_ids, sequences)
+
+    async def describe(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return self._scorer.describe()
+
+
+class RayBackend:
+    """A model in a Serve deployment, called through its handle.
+
+    Args:
+        alias: name of the model, for messages.
+        handle: of the scorer deployment. Calls go by value: batches are small, and that costs
+            half as much as going through the object store.
+    """
+
+    def __init__(self, alias: str, handle: Any) -> None:
+        self._alias = alias
+        self._handle = handle.options(_by_reference=False)
+
+    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+        """See `Backend`."""
+        answer: ScoredBatch = await self._call(self._handle.score, list(sequences))
+        return answer
+
+    async def describe(self) -> dict[str, Any]:
+        """See `Backend`."""
+        answer: dict[str, Any] = await self._call(self._handle.describe)
+        return answer
+
+    async def _call(self, method: Any, *args: Any) -> Any:
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        try:
+            return await method.remote(*args)
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise NotReadyError(
+                f"model {self._alias!r} lost its replica or is being replaced; try again"
+            ) from error
+        except BackPressureError as error:
+            raise NotReadyError(f"model {self._alias!r} is at its limit; try again") from error
+
+
+def load_scorer(settings: ModelSettings) -> RewardScorer:
+    """Load a model and warm it up, telling the log of each stage.
+
+    Raises:
+        ModelLoadError: it cannot be loaded, or would score wrongly.
+        ScoringError: it cannot score the warm-up conversation.
+    """
+    started = time.perf_counter()
+    logger.info("%s: loading", settings.alias)
+    scorer = RewardScorer.load(settings.model_loading(), settings.batching())
+    loaded = time.perf_counter()
+    logger.info("%s: loaded in %.1f s, warming up", settings.alias, loaded - started)
+    scorer.warm_up()
+    logger.info("%s: warmed up in %.1f s", settings.alias, time.perf_counter() - loaded)
+    return scorer

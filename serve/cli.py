@@ -1,0 +1,226 @@
+"""`skyreward`: the command line. Each command imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from serve import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _say(text: str) -> None:
+    click.echo(f"skyreward: {text}", err=True)
+
+
+def _reported(command: F) -> F:
+    """Errors of ours become one clear line and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from rm_core import RewardError
+
+        try:
+            return command(*args, **kwargs)
+        except RewardError as error:
+            raise click.ClickException(error.detail) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _model_options(command: F) -> F:
+    """The options that choose how a single model is loaded."""
+    options = (
+        click.option(
+            "--model",
+            default="demo",
+            show_default=True,
+            metavar="NAME",
+            help="`demo`, a folder or a hub id; NAME@REVISION pins it.",
+        ),
+        click.option(
+            "--dtype",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        ),
+        click.option(
+            "--attention",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "eager", "sdpa", "flash_attention_2"]),
+        ),
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Most tokens of one conversation.",
+        ),
+        click.option(
+            "--chat-template",
+            type=click.Path(exists=True, dir_okay=False),
+            metavar="FILE",
+            help="Jinja file that replaces or supplies the template.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_truncation = click.option(
+    "--truncation",
+    default="error",
+    show_default=True,
+    type=click.Choice(["error", "left", "right"]),
+    help="What to do with what is too long.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="skyreward")
+def main() -> None:
+    """Score conversations with Skywork-Reward models, exactly and fast."""
+
+
+@main.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="`demo`, a folder or a hub id; ALIAS=NAME renames it, NAME@REVISION pins it. "
+    "Several serve several models.  [default: demo]",
+)
+@click.option("--replicas", type=click.IntRange(min=1), help="Copies of each model.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="YAML with settings by name; options here win.",
+)
+@click.option("--local", is_flag=True, help="One process without Ray, for laptops and tests.")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
+@_reported
+def serve(
+    models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **place: Any
+) -> None:
+    """Run the service in the foreground.
+
+    Example: skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
+    """
+    from serve.launch import run_locally, run_with_ray
+    from serve.settings import ModelSettings, Settings, read_settings_file
+
+    chosen = read_settings_file(config) if config else {}
+    chosen |= {name: value for name, value in place.items() if value is not None}
+    if models:
+        chosen["models"] = list(models)
+    settings = Settings.of(**chosen)
+    if replicas is not None:
+        copies = [
+            ModelSettings.model_validate(m.model_dump() | {"num_replicas": replicas})
+            for m in settings.models
+        ]
+        settings = Settings.of(**(settings.model_dump() | {"models": copies}))
+    (run_locally if local else run_with_ray)(settings, _say)
+
+
+@main.command()
+@click.argument("input", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--url", help="Score with a running service instead of loading a model.")
+@_model_options
+@_truncation
+@_reported
+def score(input: Path, output: Path, url: str | None, truncation: Any, **model: Any) -> None:
+    """Score a JSONL file, one record a line, into another.
+
+    Records are {"messages"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"} or
+    {"prompt", "responses"}; other columns are carried through. A record that cannot be scored
+    gets an `error`, and the exit code is 3 if there was one.
+
+    Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
+    """
+    from serve.jobs.jsonl import score_file
+    from serve.jobs.sources import local_scorer, remote_scorer
+
+    # A service has models of its own: only a model that was really named is asked for.
+    named = click.get_current_context().get_parameter_source("model")
+    name = None if named is ParameterSource.DEFAULT else model["model"]
+    source = remote_scorer(url, name) if url else local_scorer(**model)
+    with source as score_all:
+        summary = score_file(input, output, score_all, truncation)
+    _say(str(summary))
+    if summary.failed:
+        sys.exit(3)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
+@_reported
+def models(name: str | None, as_json: bool) -> None:
+    """The catalogue of known checkpoints, or one of them in full.
+
+    Example: skyreward models Skywork-Reward-V2-Qwen3-0.6B
+    """
+    from serve.tables import print_catalog, print_entry
+
+    if name is None:
+        print_catalog(as_json)
+    else:
+        print_entry(name, as_json)
+
+
+@main.command()
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@_model_options
+@_truncation
+@_reported
+def render(file: Any, truncation: Any, **model: Any) -> None:
+    """Exactly what is scored of each conversation in a JSONL file, as JSON lines.
+
+    Text, token ids, readout position and truncation; no weights are loaded. FILE may be `-`.
+
+    Example: skyreward render --model demo conversations.jsonl
+    """
+    from serve.jobs.jsonl import render_lines
+    from serve.jobs.sources import model_config
+
+    failed = render_lines(file, model_config(**model), truncation, click.echo)
+    if failed:
+        sys.exit(3)
+
+
+@main.command()
+@_model_options
+@_reported
+def verify(**model: Any) -> None:
+    """Compare our rewards with plain transformers' and with published ones.
+
+    Example: skyreward verify --model Skywork/Skywork-Reward-V2-Llama-3.1-8B
+    """
+    from rm_core import RewardScorer
+    from rm_core.verification import verify as run_checks
+    from serve.jobs.sources import model_config
+    from serve.tables import print_checks
+
+    _say("loading the model")
+    scorer = RewardScorer.load(model_config(**model))
+    checks = run_checks(scorer, _say)
+    print_checks(scorer.describe(), checks)
+    if not checks or not all(check.passed for check in checks):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

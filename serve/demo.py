@@ -1,0 +1,122 @@
+"""`make demo`: start the real service on the embedded model, post the sample pairs, print a table.
+
+The service is a process of its own, started and stopped as an operator would; exit code 0 means
+that every pair came back scored and that the service ended in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from rm_core import RewardError, seeds_dir
+from serve.clients import ScoringClient, ServiceError
+
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+
+
+def main() -> int:
+    """Run the demonstration; returns the exit code."""
+    lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    try:
+        with running_service() as url, ScoringClient(url) as client:
+            answer = client.compare(
+                [{key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs]
+            )
+    except RewardError as error:
+        print(f"demo: {error.detail}", file=sys.stderr)
+        return 1
+    _print(pairs, answer)
+    return 1 if any("error" in result for result in answer["results"]) else 0
+
+
+@contextlib.contextmanager
+def running_service(*options: str) -> Iterator[str]:
+    """A service in a process of its own; gives its address once it is ready.
+
+    Args:
+        options: for `skyreward serve`; the port is chosen here.
+
+    Raises:
+        ServiceError: it did not become ready, or did not stop in order.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "serve.cli", "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _await_ready(process, url)
+        yield url
+    finally:
+        # By its own pid: Ray's processes are ended by the service itself.
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+    if code != 0:
+        raise ServiceError(f"the service ended with exit code {code} instead of 0")
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServiceError(f"the service ended with exit code {process.returncode}")
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get("/ready").status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.3)
+    raise ServiceError(f"the service was not ready after {_START_TIMEOUT_S:.0f} s")
+
+
+def _print(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    table = Table(title="Sample pairs, scored over HTTP", title_justify="left")
+    for header, justify in (
+        ("pair", "left"),
+        ("chosen", "right"),
+        ("rejected", "right"),
+        ("margin", "right"),
+        ("probability", "right"),
+        ("rejected is", "left"),
+    ):
+        table.add_column(header, justify=justify)  # type: ignore[arg-type]
+    for pair, result in zip(pairs, answer["results"], strict=True):
+        if error := result.get("error"):
+            table.add_row(pair["id"], "-", "-", "-", "-", f"{error['code']}: {error['message']}")
+            continue
+        numbers = [
+            f"{result[key]:.3f}"
+            for key in ("chosen_reward", "rejected_reward", "margin", "probability")
+        ]
+        table.add_row(pair["id"], *numbers, pair["why"])
+    console.print(table)
+    positive = sum(result.get("margin", 0) > 0 for result in answer["results"])
+    usage = answer["usage"]
+    console.print(
+        f"{positive} of {len(pairs)} margins are positive; {usage['num_tokens']} tokens, "
+        f"{usage['num_computed_tokens']} computed. The demo model is a toy for trying the service.",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

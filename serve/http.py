@@ -1,0 +1,155 @@
+"""The FastAPI application around a `ScoringService`. The same with Ray and without."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rm_core import OverloadedError, RewardError
+from serve import __version__
+from serve.problems import RETRY_AFTER_S, BadRequestError, error_body, error_object, problem_of
+from serve.routes import native, status
+from serve.service import ScoringService
+from serve.settings import Settings
+from serve.telemetry import accept_request_id, request_id
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """Scores conversations with Skywork-Reward models.
+
+Rewards are raw float32 logits, never squashed. A conversation that cannot be scored gets an
+`error` in its own place and the others are scored; only a malformed body is answered with 4xx.
+Nothing is cut unless `truncation` asks for it, and then the result says so."""
+
+
+def create_app(
+    service: ScoringService, settings: Settings, *, echo_request_id: bool = True
+) -> FastAPI:
+    """The HTTP application.
+
+    Args:
+        service: what scores; its models are watched while the application runs.
+        settings: shown by `/info`.
+        echo_request_id: False where the server in front echoes `X-Request-Id` itself, as Ray
+            Serve's proxy does.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(service.watch())
+        yield
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+
+    app = FastAPI(
+        title="skyreward",
+        version=__version__,
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.state.settings = settings
+    app.include_router(native.router)
+    app.include_router(status.router)
+    app.add_exception_handler(RewardError, _on_reward_error)
+    app.add_exception_handler(RequestValidationError, _on_malformed_body)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(_RequestIds, echo=echo_request_id)
+    _document_400(app)
+    return app
+
+
+async def _on_reward_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RewardError)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, OverloadedError) else None
+    return JSONResponse(error_body(error), problem_of(error).status, headers)
+
+
+async def _on_malformed_body(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    findings = [_finding(item) for item in error.errors()]
+    message = "; ".join(f"{place}: {text}" if place else text for place, text in findings)
+    problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
+    return JSONResponse(error_body(problem, findings[0][0] or None), problem_of(problem).status)
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (404, 405):
+        message += ". The routes are listed at /docs"
+    body = error_object(message, "invalid_request_error", f"http_{error.status_code}")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_bug(_: Request, error: Exception) -> JSONResponse:
+    # The border of the web layer. Starlette logs the traceback when it raises this again.
+    logger.error("a request failed: %s", type(error).__name__)
+    problem = RewardError("the service failed on this request; its log has the details")
+    return JSONResponse(error_body(problem), problem_of(problem).status)
+
+
+def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Where in the body, and what is wrong there."""
+    if item["type"] == "json_invalid":
+        reason = item.get("ctx", {}).get("error", "not JSON")
+        return "", f"the body is no JSON: {reason} at character {item['loc'][-1]}"
+    place = ".".join(str(part) for part in item["loc"] if part != "body")
+    if item["type"] == "extra_forbidden":
+        return place, "there is no such field"
+    return place, str(item["msg"])
+
+
+def _document_400(app: FastAPI) -> None:
+    """Take FastAPI's own 422 out of the OpenAPI document: malformed bodies are answered 400."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document.get("components", {}).get("schemas", {}).pop(name, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class _RequestIds:
+    """Takes or makes `X-Request-Id`, keeps it for the log, echoes it."""
+
+    def __init__(self, app: ASGIApp, echo: bool) -> None:
+        self._app = app
+        self._echo = echo
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id")
+        identifier = accept_request_id(sent.decode("latin-1") if sent else None)
+        token = request_id.set(identifier)
+
+        async def send_with_id(message: Message) -> None:
+            if self._echo and message["type"] == "http.response.start":
+                header = (b"x-request-id", identifier.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            request_id.reset(token)

@@ -1,0 +1,1 @@
+"""Offline scoring: files in, the same records with rewards out."""

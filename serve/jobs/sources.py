@@ -1,0 +1,50 @@
+"""Where a job's rewards come from: a model in this process, or a running service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rm_core import ModelConfig, RewardScorer
+from serve.clients.http import ScoringClient
+from serve.jobs.jsonl import ScoreAll
+from serve.settings import ModelSettings
+
+
+def model_config(
+    model: str,
+    dtype: Any = "auto",
+    attention: Any = "auto",
+    max_length: int | None = None,
+    chat_template: str | None = None,
+) -> ModelConfig:
+    """What the command line's model options mean; NAME@REVISION as in the settings."""
+    short = ModelSettings.model_validate(model)
+    return ModelConfig(
+        name=short.name,
+        revision=short.revision,
+        dtype=dtype,
+        attention=attention,
+        max_length=max_length,
+        chat_template=chat_template,
+        known_as=short.alias,
+    )
+
+
+@contextlib.contextmanager
+def local_scorer(**model: Any) -> Iterator[ScoreAll]:
+    """A model loaded into this process; arguments as for `model_config`."""
+    yield RewardScorer.load(model_config(**model)).score
+
+
+@contextlib.contextmanager
+def remote_scorer(url: str, model: str | None) -> Iterator[ScoreAll]:
+    """A running service.
+
+    Args:
+        url: its address.
+        model: which of its models; None if it serves one.
+    """
+    with ScoringClient(url, model) as client:
+        yield client.score

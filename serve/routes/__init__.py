@@ -1,0 +1,1 @@
+"""One file per wire format; each only translates to and from `serve.service`."""

@@ -1,0 +1,26 @@
+"""What every route gets from the application it belongs to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from serve.service import ScoringService
+from serve.settings import Settings
+
+
+def _service(request: Request) -> ScoringService:
+    service = request.app.state.service
+    assert isinstance(service, ScoringService)
+    return service
+
+
+def _settings(request: Request) -> Settings:
+    settings = request.app.state.settings
+    assert isinstance(settings, Settings)
+    return settings
+
+
+ServiceDep = Annotated[ScoringService, Depends(_service)]
+SettingsDep = Annotated[Settings, Depends(_settings)]

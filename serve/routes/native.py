@@ -1,0 +1,172 @@
+"""The native scoring routes: score, compare, rank, render."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from rm_core import (
+    Encoded,
+    InvalidConversationError,
+    Reward,
+    ScoreError,
+    join,
+    parse_pair,
+    render_record,
+)
+from serve import problems
+from serve.routes.dependencies import ServiceDep
+from serve.schemas import (
+    CompareRequest,
+    CompareResponse,
+    RankRequest,
+    RankResponse,
+    RenderRequest,
+    RenderResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from serve.service import Scores
+from serve.telemetry import new_id
+
+router = APIRouter(tags=["scoring"], responses=problems.responses())
+
+
+@router.post("/v1/score", response_model=ScoreResponse, summary="Score conversations")
+async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
+    """Rewards in the order of the conversations; one that cannot be scored gets an `error`."""
+    scores = await service.score(body.model, body.conversations, body.truncation)
+    results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
+    return JSONResponse({**_envelope("score", scores), "results": results})
+
+
+@router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
+async def compare(body: CompareRequest, service: ServiceDep) -> JSONResponse:
+    """Margin and probability of each pair, and the share of pairs with a positive margin."""
+    parsed = [_parse_pair(pair) for pair in body.pairs]
+    sides = [side for pair in parsed if not isinstance(pair, ScoreError) for side in pair]
+    scores = await service.score(body.model, sides, body.truncation)
+    rewards = iter(scores.results)
+    results: list[dict[str, Any]] = []
+    for index, pair in enumerate(parsed):
+        compared = (
+            _error(pair)
+            if isinstance(pair, ScoreError)
+            else _compared(next(rewards), next(rewards))
+        )
+        results.append({"index": index, **compared})
+    margins = [result["margin"] for result in results if "margin" in result]
+    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
+    return JSONResponse({**_envelope("compare", scores), "results": results, "accuracy": accuracy})
+
+
+@router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
+async def rank(body: RankRequest, service: ServiceDep) -> JSONResponse:
+    """Answers in the order given, each with its rank; equal rewards share one."""
+    joined = [_join(body.prompt, response) for response in body.responses]
+    conversations = [item for item in joined if not isinstance(item, ScoreError)]
+    scores = await service.score(body.model, conversations, body.truncation)
+    rewards = iter(scores.results)
+    items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
+    best_first = sorted((i.reward for i in items if isinstance(i, Reward)), reverse=True)
+    results = [
+        {"index": index, **_item(item)}
+        | ({"rank": best_first.index(item.reward) + 1} if isinstance(item, Reward) else {})
+        for index, item in enumerate(items)
+    ]
+    best = next((result["index"] for result in results if result.get("rank") == 1), None)
+    return JSONResponse({**_envelope("rank", scores), "results": results, "best_index": best})
+
+
+@router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
+async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
+    """Text, token ids and readout position of each conversation; nothing is scored."""
+    model, encoded = await service.encode(body.model, body.conversations, body.truncation)
+    results = [
+        {"index": i, **(render_record(e) if isinstance(e, Encoded) else _error(e))}
+        for i, e in enumerate(encoded)
+    ]
+    return JSONResponse(
+        {
+            "id": new_id("render"),
+            "object": "list",
+            "model": model.settings.alias,
+            "results": results,
+            "template_sha256": model.encoder.template_sha256,
+        }
+    )
+
+
+def _envelope(kind: str, scores: Scores) -> dict[str, Any]:
+    return {
+        "id": new_id(kind),
+        "object": "list",
+        "model": scores.model,
+        "usage": {
+            "num_tokens": scores.num_tokens,
+            "num_computed_tokens": scores.num_computed_tokens,
+            "num_cached_tokens": 0,
+        },
+        "fingerprint": scores.fingerprint,
+    }
+
+
+def _item(result: Reward | ScoreError) -> dict[str, Any]:
+    if isinstance(result, ScoreError):
+        return _error(result)
+    item: dict[str, Any] = {
+        "reward": result.reward,
+        "num_tokens": result.num_tokens,
+        "truncated": result.truncated,
+    }
+    if result.warnings:
+        item["warnings"] = list(result.warnings)
+    return item
+
+
+def _error(error: ScoreError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message}}
+
+
+def _compared(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:
+    for side, result in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(result, ScoreError):
+            return _error(ScoreError(result.code, f"`{side}`: {result.message}"))
+    assert isinstance(chosen, Reward)
+    assert isinstance(rejected, Reward)
+    margin = chosen.reward - rejected.reward
+    compared: dict[str, Any] = {
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "margin": margin,
+        "probability": sigmoid(margin),
+        "truncated": chosen.truncated or rejected.truncated,
+    }
+    if warnings := list(dict.fromkeys((*chosen.warnings, *rejected.warnings))):
+        compared["warnings"] = warnings
+    return compared
+
+
+def sigmoid(margin: float) -> float:
+    """Probability that the first of two answers is preferred, under Bradley-Terry."""
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    return math.exp(margin) / (1 + math.exp(margin))
+
+
+def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
+    try:
+        return parse_pair(pair)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)
+
+
+def _join(prompt: object, response: object) -> Any | ScoreError:
+    try:
+        return join(prompt, response)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)

@@ -1,0 +1,78 @@
+"""What is served, whether it is ready, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from serve import __version__
+from serve.problems import RETRY_AFTER_S
+from serve.routes.dependencies import ServiceDep, SettingsDep
+from serve.service import ServedModel
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """To the interactive documentation."""
+    return RedirectResponse("docs")
+
+
+@router.get("/health", summary="Alive")
+async def health() -> dict[str, str]:
+    """200 while the process lives, whatever the models do."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/ready",
+    summary="Ready to score",
+    responses={503: {"description": "a model is still loading, or failed to load"}},
+)
+async def ready(service: ServiceDep) -> JSONResponse:
+    """200 only when every model is loaded and warmed up."""
+    models = {
+        alias: {"state": model.state} | ({"message": model.failure} if model.failure else {})
+        for alias, model in service.models.items()
+    }
+    body = {"ready": service.ready, "models": models}
+    if service.ready:
+        return JSONResponse(body)
+    return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+@router.get("/v1/models", summary="Served models")
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """The list that OpenAI clients expect, with context and fingerprint."""
+    return {"object": "list", "data": [_model(a, m) for a, m in service.models.items()]}
+
+
+@router.get("/info", summary="Effective settings")
+async def info(service: ServiceDep, settings: SettingsDep) -> dict[str, Any]:
+    """What was asked for, and what each `auto` became and why."""
+    return {
+        "service": "skyreward",
+        "version": __version__,
+        "ready": service.ready,
+        "settings": settings.model_dump(mode="json"),
+        "models": {alias: _model(alias, m) | (m.info or {}) for alias, m in service.models.items()},
+    }
+
+
+def _model(alias: str, model: ServedModel) -> dict[str, Any]:
+    effective = model.info or {}
+    return {
+        "id": alias,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "skyreward",
+        "root": model.settings.name,
+        "max_model_len": model.encoder.max_length,
+        "state": model.state,
+        "fingerprint": {
+            key: effective.get(key) for key in ("revision", "template_sha256", "dtype", "attention")
+        },
+    }

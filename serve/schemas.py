@@ -1,0 +1,248 @@
+"""The native wire format: request bodies, and the shapes of answers for the OpenAPI document.
+
+Only the outside of a body is validated here. What is inside a conversation or a pair is checked
+one by one by `rm_core.conversations`, so that a bad one gets an error in its own place; its shape
+is documented all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+
+_TEXT_PART = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+        "content": _CONTENT,
+    },
+}
+_MESSAGES: dict[str, Any] = {"type": "array", "minItems": 1, "items": _MESSAGE}
+_TEXT_OR_MESSAGES: dict[str, Any] = {"anyOf": [{"type": "string"}, _MESSAGES]}
+_PAIR = {
+    "type": "object",
+    "required": ["chosen", "rejected"],
+    "properties": {
+        "prompt": _TEXT_OR_MESSAGES,
+        "chosen": _TEXT_OR_MESSAGES,
+        "rejected": _TEXT_OR_MESSAGES,
+    },
+}
+
+RawConversation = Annotated[Any, WithJsonSchema(_MESSAGES)]
+RawPair = Annotated[Any, WithJsonSchema(_PAIR)]
+RawPrompt = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
+RawResponse = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
+
+ModelName = Annotated[
+    str | None, Field(description="a served model; may be left out if only one is served")
+]
+TruncationMode = Annotated[
+    Literal["error", "left", "right"],
+    Field(
+        description="over the limit: refuse it; drop the oldest turns, keeping the template's "
+        "markers and the last turn; or keep the first tokens"
+    ),
+]
+
+_PARIS: list[JsonValue] = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+]
+_BRASILIA: list[JsonValue] = [
+    _PARIS[0],
+    {"role": "assistant", "content": "The capital of Brazil is Brasilia."},
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelName = None
+    truncation: TruncationMode = "error"
+
+
+class ScoreRequest(_Body):
+    """Conversations to score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"conversations": [_PARIS, _BRASILIA]}]}
+    )
+    conversations: list[RawConversation] = Field(
+        description="each a list of messages; the last one is the assistant's and is judged"
+    )
+
+
+class CompareRequest(_Body):
+    """Preference pairs to score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "pairs": [
+                        {
+                            "prompt": "What is the capital of France?",
+                            "chosen": "The capital of France is Paris.",
+                            "rejected": "The capital of Brazil is Brasilia.",
+                        },
+                        {"chosen": _PARIS, "rejected": _BRASILIA},
+                    ]
+                }
+            ]
+        }
+    )
+    pairs: list[RawPair] = Field(
+        description="`prompt` (text or messages) with two answers, or two whole conversations"
+    )
+
+
+class RankRequest(_Body):
+    """Answers to one prompt, to be ranked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "What is the capital of France?",
+                    "responses": ["Lyon.", "The capital of France is Paris.", "I can't say."],
+                }
+            ]
+        }
+    )
+    prompt: RawPrompt = Field(description="text (one user message) or messages")
+    responses: list[RawResponse] = Field(description="text, or the messages that follow")
+
+
+class RenderRequest(ScoreRequest):
+    """Conversations to render and tokenize, without scoring them."""
+
+
+class ItemError(BaseModel):
+    """Why one item could not be scored."""
+
+    code: str = Field(examples=["conversation_too_long"])
+    message: str
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    num_tokens: int = Field(description="tokens of all conversations that were scored")
+    num_computed_tokens: int = Field(description="tokens that went through the model")
+    num_cached_tokens: int = Field(description="tokens of conversations answered from a cache")
+
+
+class FingerprintOut(BaseModel):
+    """What makes two rewards comparable."""
+
+    revision: str
+    template_sha256: str
+    dtype: str
+    attention: str
+
+
+class _Answer(BaseModel):
+    id: str
+    model: str
+    usage: Usage
+    fingerprint: FingerprintOut
+
+
+class Scored(BaseModel):
+    """One conversation: `reward`, or `error`."""
+
+    index: int
+    reward: float | None = Field(default=None, description="raw float32 logit")
+    num_tokens: int | None = None
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class ScoreResponse(_Answer):
+    """Rewards in the order of the conversations."""
+
+    object: Literal["list"] = "list"
+    results: list[Scored]
+
+
+class Compared(BaseModel):
+    """One pair: both rewards, or `error`."""
+
+    index: int
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    margin: float | None = Field(default=None, description="chosen_reward - rejected_reward")
+    probability: float | None = Field(default=None, description="sigmoid(margin)")
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class CompareResponse(_Answer):
+    """Margins in the order of the pairs."""
+
+    object: Literal["list"] = "list"
+    results: list[Compared]
+    accuracy: float | None = Field(description="share of scored pairs with margin > 0")
+
+
+class Ranked(Scored):
+    """One answer; `rank` 1 is the best, equal rewards share a rank."""
+
+    rank: int | None = None
+
+
+class RankResponse(_Answer):
+    """Answers in the order given."""
+
+    object: Literal["list"] = "list"
+    results: list[Ranked]
+    best_index: int | None = Field(description="of the first best answer; null if none was scored")
+
+
+class Rendered(BaseModel):
+    """Exactly what would be scored, or `error`."""
+
+    index: int
+    text: str | None = None
+    input_ids: list[int] | None = None
+    num_tokens: int | None = None
+    readout_position: int | None = None
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class RenderResponse(BaseModel):
+    """Renderings in the order of the conversations."""
+
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[Rendered]
+    template_sha256: str
+
+
+class ErrorBody(BaseModel):
+    """What is wrong with the whole request."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """The body of every 4xx and 5xx."""
+
+    error: ErrorBody

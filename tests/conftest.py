@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests. Ray is started once per run, by the service itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from checkpoints import SPECS, build_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """No setting of the person who runs the tests may reach them; nothing is fetched."""
+    patch = pytest.MonkeyPatch()
+    for name in os.environ:
+        if name.startswith(("SKYREWARD_", "RAY_")):
+            patch.delenv(name)
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with one checkpoint per entry of `checkpoints.SPECS`, under its name."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, spec in SPECS.items():
+        build_checkpoint(folder / name, spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint_folder: Path) -> Iterator[str]:
+    """Address of a real service on Ray with the demo model and one of each other family."""
+    from serve.demo import running_service
+
+    options = ["--model", "demo"]
+    for alias, spec in (("llama", "llama-v0.1"), ("gemma", "gemma2")):
+        options += ["--model", f"{alias}={checkpoint_folder / spec}"]
+    with running_service(*options) as url:
+        yield url
+
+
+@pytest.fixture
+def http(service: str) -> Iterator[httpx.Client]:
+    """A client of the running service."""
+    with httpx.Client(base_url=service, timeout=300, trust_env=False) as client:
+        yield client

@@ -1,0 +1,106 @@
+"""What a newcomer relies on: pinned installs, a README that tells the truth, make targets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+
+import yaml
+from conftest import ROOT
+
+from serve.settings import ModelSettings, Settings
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Parts of the virtual environment itself, and this project.
+UNPINNED = {"pip", "skyreward", "wheel"}
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_everything_installed_is_pinned() -> None:
+    pinned = pins()
+    for distribution in importlib.metadata.distributions():
+        name = normal(distribution.name)
+        if name in UNPINNED or name.startswith("nvidia-"):
+            continue
+        assert pinned.get(name) == distribution.version.split("+")[0], name
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    names = [normal(re.split(r"[\[<>=]", item)[0]) for item in wanted]
+    assert set(names) <= set(pins())
+    assert set(project["optional-dependencies"]) >= {"flash", "eval", "dev"}
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    for name in [*Settings.model_fields, *ModelSettings.model_fields]:
+        assert f"| `{name}` |" in README, name
+
+
+def test_every_make_target_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "serve", "test", "check", "bench", "gpu-check"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+        assert f"make {target}" in README
+    done = subprocess.run(
+        ["make", "--dry-run", "test"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for tool in ("ruff check", "ruff format --check", "mypy", "pytest"):
+        assert tool in done.stdout
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_two_commands_are_on_the_first_screen() -> None:
+    first_screen = README.splitlines()[:40]
+    assert any("make demo" in line for line in first_screen)
+    assert any("make test" in line for line in first_screen)
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    for path in (*ROOT.glob("rm_core/*"), *ROOT.glob("serve/*")):
+        if path.name.startswith(("__", "py.typed")):
+            continue
+        assert path.name in README, path
+
+
+def test_yaml_in_the_readme_loads_through_the_settings() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        content = yaml.safe_load(block)
+        for application in content.get("applications", [{"args": content}]):
+            assert Settings.of(**application["args"])
+
+
+def test_python_in_the_readme_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        assert "invalid_conversation" in done.stdout
+
+
+def test_configurations_in_deploy_load_through_the_settings() -> None:
+    files = sorted(ROOT.glob("deploy/**/*.yaml"))
+    assert files
+    for file in files:
+        for application in yaml.safe_load(file.read_text())["applications"]:
+            assert application["import_path"] == "serve.app:build"
+            assert Settings.of(**application["args"])

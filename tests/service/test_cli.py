@@ -1,0 +1,154 @@
+"""The command line as a person uses it: score, render, models, verify, demo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from reference import Reference
+
+from rm_core import load_catalog, load_not_served
+
+QUESTION = {"role": "user", "content": "What is the capital of France?"}
+PARIS = {"role": "assistant", "content": "The capital of France is Paris."}
+LYON = {"role": "assistant", "content": "Lyon."}
+RECORDS: list[Any] = [
+    {"id": 1, "messages": [QUESTION, PARIS], "note": {"keep": ["me"]}},
+    {"id": 2, "prompt": QUESTION["content"], "chosen": "Paris.", "rejected": "Lyon."},
+    {"id": 3, "chosen": [QUESTION, PARIS], "rejected": [QUESTION, LYON]},
+    {"id": 4, "prompt": QUESTION["content"], "responses": ["Paris.", 5, "Lyon."]},
+    {"id": 5, "text": "no known shape"},
+    {"id": 6, "messages": [QUESTION]},
+    {"id": 7, "messages": [QUESTION, LYON], "reward": 99, "error": "of an earlier run"},
+]
+
+
+def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "serve.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    lines = [json.dumps(record, ensure_ascii=False) for record in RECORDS]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines[:4], "", "not json", *lines[4:]]) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["model", "url"])
+def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) -> None:
+    folder = checkpoint_folder / "llama-v0.1"
+    how = ["--model", str(folder)] if where == "model" else ["--url", service, "--model", "llama"]
+    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
+    assert done.returncode == 3, done.stderr
+    assert "8 records, 4 with an error" in done.stderr
+    reference = Reference(folder)
+    paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
+    out = [json.loads(line) for line in (jobs / "out.jsonl").read_text().splitlines()]
+    first, pair, preference, group, broken, shapeless, unanswered, again = out
+    assert first == {**RECORDS[0], "reward": pytest.approx(paris, abs=1e-4)}
+    assert pair["margin"] == pytest.approx(pair["chosen_reward"] - pair["rejected_reward"])
+    assert pair["rejected_reward"] == pytest.approx(lyon, abs=1e-4)
+    assert preference["chosen_reward"] == pytest.approx(paris, abs=1e-4)
+    assert preference["rejected_reward"] == pytest.approx(lyon, abs=1e-4)
+    assert group["rewards"][0] == pytest.approx(pair["chosen_reward"], abs=1e-4)
+    assert group["rewards"][1] is None
+    assert group["rewards"][2] == pytest.approx(lyon, abs=1e-4)
+    assert "the response is a number" in group["error"]["message"]
+    assert broken["line"] == "not json"
+    assert broken["error"]["code"] == "invalid_json"
+    assert "`messages`" in shapeless["error"]["message"]
+    assert "append the answer" in unanswered["error"]["message"]
+    assert again["reward"] == pytest.approx(lyon, abs=1e-4)
+    assert "error" not in again
+    assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
+    assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_score_of_good_records_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
+    (jobs / "in.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    folder = checkpoint_folder / "qwen3"
+    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--model", str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def test_score_with_nobody_at_the_address(jobs: Path) -> None:
+    done = run(
+        "score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"
+    )
+    assert done.returncode == 1
+    assert "is the service running there?" in done.stderr
+    assert not (jobs / "o").exists()
+
+
+def test_render_equals_the_service(http: httpx.Client, checkpoint_folder: Path) -> None:
+    folder = checkpoint_folder / "llama-v0.1"
+    lines = "\n".join(json.dumps(r) for r in (RECORDS[0], RECORDS[2], RECORDS[4]))
+    done = run("render", "-", "--model", str(folder), stdin=lines)
+    assert done.returncode == 3
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
+    served = http.post(
+        "/v1/render", json={"model": "llama", "conversations": conversations}
+    ).json()["results"]
+    assert [s.pop("line") for s in shown] == [0, 1, 1, 2]
+    assert shown[:3] == [{k: v for k, v in s.items() if k != "index"} for s in served]
+    assert "error" in shown[3]
+
+
+def test_models() -> None:
+    listed = run("models")
+    assert listed.returncode == 0
+    for entry in load_catalog():
+        assert entry.id in listed.stdout
+    for other in load_not_served():
+        assert other.id in listed.stdout
+    assert "softcap" in listed.stdout
+    one = run("models", "Skywork-Reward-V2-Qwen3-0.6B")
+    assert "unconfirmed" in one.stdout
+    assert "85.2" in one.stdout
+    as_json = json.loads(run("models", "--json").stdout)
+    assert len(as_json["models"]) == 12
+    unknown = run("models", "Skywork-Reward-V3")
+    assert unknown.returncode == 1
+    assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr
+
+
+def test_verify(checkpoint_folder: Path) -> None:
+    done = run("verify", "--model", str(checkpoint_folder / "qwen3"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 wrong" in done.stdout
+    refused = run("verify", "--model", "no/such/folder")
+    assert refused.returncode == 1
+    assert "Error: " in refused.stderr
+
+
+def test_demo() -> None:
+    """What `make demo` runs, once the environment is there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "serve.demo"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    positive, total = done.stdout.split(" margins are positive")[0].split()[-3::2]
+    assert int(total) >= 24
+    assert int(positive) / int(total) >= 20 / 24
+
+
+@pytest.mark.parametrize("command", ["serve", "score", "models", "render", "verify"])
+def test_help_shows_an_example(command: str) -> None:
+    assert f"Example: skyreward {command}" in run(command, "--help").stdout

@@ -1,0 +1,68 @@
+"""Property tests of the running service against its own OpenAPI document."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+OPERATIONS = [
+    ("/v1/score", "POST"),
+    ("/v1/compare", "POST"),
+    ("/v1/rank", "POST"),
+    ("/v1/render", "POST"),
+    ("/health", "GET"),
+    ("/ready", "GET"),
+    ("/v1/models", "GET"),
+    ("/info", "GET"),
+]
+
+
+@pytest.fixture(scope="session")
+def schema(service: str) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{service}/openapi.json")
+
+
+def test_every_operation_is_listed_here(schema: schemathesis.BaseSchema) -> None:
+    found = {(o.ok().path, o.ok().method.upper()) for o in schema.get_all_operations()}
+    assert found == set(OPERATIONS)
+
+
+# A GET without parameters has nothing to get wrong.
+CASES = [
+    pytest.param(path, method, mode, id=f"{method} {path} {mode.value}")
+    for path, method in OPERATIONS
+    for mode in GenerationMode
+    if method == "POST" or mode is GenerationMode.POSITIVE
+]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), CASES)
+def test_every_answer_conforms(
+    schema: schemathesis.BaseSchema, path: str, method: str, mode: GenerationMode
+) -> None:
+    """No 5xx, and every answer as documented, for bodies that fit the document and others."""
+    strategy = schema[path][method].as_strategy(generation_mode=mode)
+
+    @given(case=strategy)
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    def conforms(case: schemathesis.Case) -> None:
+        # Any other name is a 404, which says little about the rest of the body.
+        if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
+            case.body["model"] = "llama"
+        case.call_and_validate(checks=CHECKS)
+
+    conforms()

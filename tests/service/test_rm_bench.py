@@ -1,0 +1,36 @@
+"""All of RM-Bench's chat items through a running service, against plain transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT, SHARED_DATA
+
+from rm_core import seeds_dir
+
+DATA = SHARED_DATA / "rm-bench" / "chat_filtered.json"
+
+
+def load_bench() -> ModuleType:
+    path: Path = ROOT / "tests" / "bench" / "rm_bench_parity.py"
+    spec = importlib.util.spec_from_file_location("rm_bench_parity", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"RM-Bench is not at hand: {DATA} is missing")
+def test_every_item_equals_plain_transformers(service: str) -> None:
+    outcome = load_bench().run(DATA, service, "demo", seeds_dir() / "demo")
+    assert outcome.items == 129
+    assert outcome.pairs == 387
+    assert outcome.conversations == 774
+    assert outcome.errors == 0
+    assert outcome.largest_difference <= 1e-4

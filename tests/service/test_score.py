@@ -1,0 +1,172 @@
+"""`/v1/score` of a running service: right, in order, and one bad item never spoils another."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from reference import Reference
+
+from rm_core import seeds_dir
+
+
+def conversation(question: str, answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+VARIED = [
+    conversation("What is the capital of France?", "The capital of France is Paris."),
+    conversation("中国的首都是哪里？", "中国的首都是北京。😀"),
+    conversation("Say nothing.", ""),
+    [
+        *conversation("Hi", "Hello! How can I help?"),
+        *conversation("Write a poem of many lines. " * 40, "Roses are red,\n" * 30),
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"), [("demo", None), ("llama", "llama-v0.1"), ("gemma", "gemma2")]
+)
+def test_rewards_equal_plain_transformers(
+    http: httpx.Client, checkpoint_folder: Path, model: str, folder: str | None
+) -> None:
+    reference = Reference(checkpoint_folder / folder if folder else seeds_dir() / "demo")
+    answer = http.post("/v1/score", json={"model": model, "conversations": VARIED})
+    assert answer.status_code == 200
+    body = answer.json()
+    for messages, result in zip(VARIED, body["results"], strict=True):
+        assert result["reward"] == pytest.approx(reference.reward(messages), abs=1e-4)
+        assert result["num_tokens"] == len(reference.input_ids(messages))
+        assert result["truncated"] is False
+    assert [result["index"] for result in body["results"]] == [0, 1, 2, 3]
+    assert body["usage"]["num_tokens"] == sum(r["num_tokens"] for r in body["results"])
+    assert body["model"] == model
+    assert body["id"].startswith("score-")
+    assert body["object"] == "list"
+    assert set(body["fingerprint"]) == {"revision", "template_sha256", "dtype", "attention"}
+
+
+def test_identical_conversations_are_computed_once(http: httpx.Client) -> None:
+    body = {"model": "llama", "conversations": [VARIED[0], VARIED[1], VARIED[0]]}
+    answer = http.post("/v1/score", json=body).json()
+    first, second, third = answer["results"]
+    assert first["reward"] == third["reward"] != second["reward"]
+    computed = first["num_tokens"] + second["num_tokens"]
+    assert answer["usage"]["num_computed_tokens"] == computed
+    assert answer["usage"]["num_tokens"] == computed + third["num_tokens"]
+
+
+BAD: list[tuple[Any, str, str]] = [
+    ([], "invalid_conversation", "at least one message"),
+    ("2+2?", "invalid_conversation", "list of messages"),
+    (None, "invalid_conversation", "list of messages"),
+    ([{"role": "user", "content": "2+2?"}], "invalid_conversation", "append the answer"),
+    (conversation("2+2?", None), "invalid_conversation", "give a string"),
+    (conversation("2+2?", 4), "invalid_conversation", "must be a string"),
+    ([{"role": "judge", "content": "4"}], "invalid_conversation", "allowed: system, user"),
+    ([{"content": "4"}], "invalid_conversation", "no `role`"),
+    (
+        conversation("2+2?", [{"type": "image_url", "image_url": {"url": "x"}}]),
+        "invalid_conversation",
+        "only text is scored",
+    ),
+    (conversation("word " * 3000, "ok"), "conversation_too_long", '"truncation": "left"'),
+]
+
+
+def test_ten_bad_conversations_of_a_thousand(http: httpx.Client) -> None:
+    """990 rewards, 10 errors in their places, each saying what to do."""
+    conversations: list[Any] = [
+        conversation(f"What is {i} + {i}?", f"{i} + {i} = {2 * i}.") for i in range(1000)
+    ]
+    places = {37 + 97 * i: bad for i, bad in enumerate(BAD)}
+    for place, (bad, _, _) in places.items():
+        conversations[place] = bad
+    answer = http.post("/v1/score", json={"model": "llama", "conversations": conversations})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [result["index"] for result in results] == list(range(1000))
+    for place, (_, code, advice) in places.items():
+        assert "reward" not in results[place]
+        assert results[place]["error"]["code"] == code
+        assert advice in results[place]["error"]["message"]
+    good = [result for result in results if "error" not in result]
+    assert len(good) == 990
+    assert all(isinstance(result["reward"], float) for result in good)
+    alone = http.post("/v1/score", json={"model": "llama", "conversations": [conversations[999]]})
+    assert alone.json()["results"][0]["reward"] == pytest.approx(results[999]["reward"], abs=1e-4)
+
+
+def test_a_template_that_raises_is_an_error_of_its_conversation(http: httpx.Client) -> None:
+    with_system = [{"role": "system", "content": "Be brief."}, *VARIED[0]]
+    body = {"model": "gemma", "conversations": [VARIED[0], with_system, VARIED[1]]}
+    first, second, third = http.post("/v1/score", json=body).json()["results"]
+    assert "reward" in first
+    assert "reward" in third
+    assert second["error"]["code"] == "template_error"
+    assert "System role not supported" in second["error"]["message"]
+
+
+def test_order_holds_under_concurrency(http: httpx.Client) -> None:
+    conversations = [conversation(f"Count to {i}.", "one " * i) for i in range(1, 41)]
+    expected = [
+        r["reward"]
+        for r in http.post(
+            "/v1/score", json={"model": "llama", "conversations": conversations}
+        ).json()["results"]
+    ]
+
+    def post(shift: int) -> list[float]:
+        some = conversations[shift:] + conversations[:shift]
+        body = {"model": "llama", "conversations": some}
+        rewards = [r["reward"] for r in http.post("/v1/score", json=body).json()["results"]]
+        return rewards[-shift:] + rewards[:-shift]
+
+    with ThreadPoolExecutor(8) as pool:
+        for rewards in pool.map(post, range(1, 25)):
+            assert rewards == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("truncation", ["left", "right"])
+def test_truncation_is_told(http: httpx.Client, truncation: str) -> None:
+    long = conversation("word " * 3000, "The answer.")
+    body = {"model": "llama", "conversations": [long, VARIED[0]], "truncation": truncation}
+    cut, whole = http.post("/v1/score", json=body).json()["results"]
+    assert cut["truncated"] is True
+    assert cut["num_tokens"] <= 2048
+    assert whole["truncated"] is False
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"model": "gpt", "conversations": []}, 404, "served: demo, llama, gemma"),
+        ({"conversations": []}, 400, "several are served: demo, llama, gemma"),
+        ({"model": "llama"}, 400, "conversations: Field required"),
+        ({"model": "llama", "conversations": "x"}, 400, "conversations: "),
+        ({"model": "llama", "conversations": [], "truncate": 1}, 400, "truncate: there is no"),
+        ({"model": "llama", "conversations": [], "truncation": "middle"}, 400, "'left'"),
+        ([], 400, ""),
+        ("{", 400, "the body is no JSON"),
+    ],
+)
+def test_malformed_bodies(http: httpx.Client, body: Any, status: int, says: str) -> None:
+    if isinstance(body, str):
+        headers = {"content-type": "application/json"}
+        answer = http.post("/v1/score", content=body, headers=headers)
+    else:
+        answer = http.post("/v1/score", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert says in error["message"]
+
+
+def test_no_conversations_no_results(http: httpx.Client) -> None:
+    answer = http.post("/v1/score", json={"model": "llama", "conversations": []})
+    assert answer.status_code == 200
+    assert answer.json()["results"] == []

@@ -1,0 +1,420 @@
+"""The catalogue against figures copied here by hand, and its reader against broken files."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rm_core import catalog, golden
+from rm_core.catalog import CatalogEntry, Fact, find_entry, load_catalog, load_not_served
+from rm_core.records import read_record, read_sourced
+
+V2 = "Skywork/Skywork-Reward-V2-"
+LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"
+GEMMA_V01 = "Skywork/Skywork-Reward-Gemma-2-27B"
+IDS = [
+    LLAMA_V01,
+    GEMMA_V01,
+    LLAMA_V01 + "-v0.2",
+    GEMMA_V01 + "-v0.2",
+    V2 + "Qwen3-0.6B",
+    V2 + "Llama-3.2-1B",
+    V2 + "Qwen3-1.7B",
+    V2 + "Llama-3.2-3B",
+    V2 + "Qwen3-4B",
+    V2 + "Llama-3.1-8B",
+    V2 + "Llama-3.1-8B-40M",
+    V2 + "Qwen3-8B",
+]
+SEVEN = [
+    "rewardbench",
+    "rewardbench2",
+    "ppe-preference",
+    "ppe-correctness",
+    "rmb",
+    "rm-bench",
+    "judgebench",
+    "average-of-seven",
+]
+
+
+def entry(name: str) -> CatalogEntry:
+    found = find_entry(name)
+    assert found is not None
+    return found
+
+
+def figures(name: str, benchmark: str, source: str) -> dict[str, float]:
+    rows = [p for p in entry(name).published if (p.benchmark, p.source) == (benchmark, source)]
+    assert len({p.metric for p in rows}) == len(rows)
+    return {p.metric: p.value for p in rows}
+
+
+def facts_in(record: Any) -> list[Fact[Any]]:
+    if isinstance(record, Fact):
+        return [record]
+    if dataclasses.is_dataclass(record):
+        record = [getattr(record, field.name) for field in dataclasses.fields(record)]
+    if isinstance(record, dict):
+        record = list(record.values())
+    if isinstance(record, list | tuple):
+        return [fact for item in record for fact in facts_in(item)]
+    return []
+
+
+def test_the_twelve_by_series_then_size():
+    assert [e.id for e in load_catalog()] == IDS
+
+
+def test_a_file_is_named_after_its_entry():
+    folder = catalog.seeds_dir() / "catalog"
+    names = {path.stem for path in folder.glob("*.json")} - {"sources", "not_served"}
+    assert names == {e.name.lower() for e in load_catalog()}
+
+
+def test_every_source_is_cited():
+    sources = catalog.load_sources()
+    used = set()
+    for record in (*load_catalog(), *load_not_served()):
+        keys = {f.source for f in facts_in(record)} | {p.source for p in record.published}
+        assert keys <= sources.keys()
+        assert len(keys) >= 3
+        used |= keys
+    used |= {score.source for e in load_catalog() for score in golden.golden_for(e).scores}
+    assert used == set(sources), "a citation that nothing uses"
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_unconfirmed_is_exactly_what_has_no_value(name: str):
+    facts = facts_in(entry(name))
+    assert len(facts) > 25
+    for fact in facts:
+        assert (fact.status == "unconfirmed") == (fact.value is None)
+
+
+def test_what_nobody_published_stays_open():
+    for e in load_catalog():
+        if e.series == "v2":
+            assert e.pad_token_id.status == "unconfirmed"
+            assert e.trained_length == Fact(16384, "confirmed", "reward-v2-readme")
+        else:
+            assert e.trained_length.status == "unconfirmed"
+            assert e.template.system_prompt.status == "unconfirmed"
+        if e.family == "llama":
+            assert e.template.dated_header is not None
+            assert e.template.dated_header.status == "unconfirmed"
+        else:
+            assert e.template.dated_header is None
+    assert entry(LLAMA_V01).pad_token_id.status == "confirmed"
+    assert entry(LLAMA_V01 + "-v0.2").pad_token_id.status == "inferred"
+
+
+@pytest.mark.parametrize(
+    ("name", "pad", "bos", "eos", "vocab"),
+    [
+        (LLAMA_V01, 128256, 128000, (128001, 128008, 128009), 128257),
+        (LLAMA_V01 + "-v0.2", 128004, 128000, (128001, 128008, 128009), 128256),
+        (GEMMA_V01, 0, 2, (1,), 256000),
+        (GEMMA_V01 + "-v0.2", 0, 2, (1,), 256000),
+        (V2 + "Qwen3-8B", None, 151643, (151645,), 151936),
+        (V2 + "Llama-3.2-3B", None, 128000, (128001, 128008, 128009), 128256),
+    ],
+)
+def test_special_tokens(name: str, pad: int | None, bos: int, eos: tuple[int, ...], vocab: int):
+    e = entry(name)
+    assert (e.pad_token_id.value, e.bos_token_id.value) == (pad, bos)
+    assert (e.eos_token_ids.value, e.geometry.vocab_size.value) == (eos, vocab)
+    assert e.num_labels.value == 1
+    assert e.dtype.value == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "layers", "heads", "kv_heads", "billions"),
+    [
+        (LLAMA_V01, 4096, 32, 32, 8, 7.51),
+        (GEMMA_V01, 4608, 46, 32, 16, 27.2),
+        (V2 + "Qwen3-0.6B", 1024, 28, 16, 8, 0.596),
+        (V2 + "Qwen3-1.7B", 2048, 28, 16, 8, 1.72),
+        (V2 + "Qwen3-4B", 2560, 36, 32, 8, 4.02),
+        (V2 + "Qwen3-8B", 4096, 36, 32, 8, 7.57),
+        (V2 + "Llama-3.2-1B", 2048, 16, 32, 8, 1.24),
+        (V2 + "Llama-3.2-3B", 3072, 28, 24, 8, 3.21),
+        (V2 + "Llama-3.1-8B-40M", 4096, 32, 32, 8, 7.50),
+    ],
+)
+def test_geometry(name: str, hidden: int, layers: int, heads: int, kv_heads: int, billions: float):
+    e, g = entry(name), entry(name).geometry
+    sizes = [g.hidden_size, g.num_layers, g.num_heads, g.num_kv_heads]
+    assert [size.value for size in sizes] == [hidden, layers, heads, kv_heads]
+    assert e.parameters.value == pytest.approx(billions, rel=0.005)
+
+
+def test_weights_of_v01_fill_the_four_published_shards():
+    """4.98 + 5.00 + 4.92 + 0.117 GB at two bytes a parameter."""
+    assert entry(LLAMA_V01).parameters.value == pytest.approx(15.017 / 2, abs=0.01)
+
+
+def test_lengths_and_system_prompts():
+    lengths = {e.id: e.recommended_max_length for e in load_catalog()}
+    v1_lengths = [lengths.pop(name) for name in IDS[:4]]
+    assert v1_lengths == [131072, 8192, 131072, 8192]
+    assert set(lengths.values()) == {16384}
+    advised = [e.id for e in load_catalog() if e.system_prompt_advised_against]
+    assert advised == IDS[4:]
+    assert [entry(V2 + n).max_position_embeddings.value for n in ("Qwen3-4B", "Llama-3.2-1B")] == [
+        40960,
+        131072,
+    ]
+
+
+def test_recommended_length_when_less_is_known():
+    e = entry(GEMMA_V01)
+    unknown: Fact[int] = Fact(None, "unconfirmed", "checkpoint-files")
+    assert dataclasses.replace(e, max_position_embeddings=unknown).recommended_max_length is None
+
+
+def test_templates():
+    assert [e.template.renders_bos.value for e in load_catalog() if e.series == "v0.1"] == [
+        False
+    ] * 2
+    assert [e.template.renders_bos.value for e in load_catalog() if e.series == "v0.2"] == [
+        True
+    ] * 2
+    endings = {e.family: e.template.last_text.value for e in load_catalog()}
+    assert endings == {
+        "llama": "<|eot_id|>",
+        "gemma2": "<end_of_turn>\n",
+        "qwen3": "<|im_end|>\n",
+    }
+
+
+def test_only_gemma_refuses_sdpa():
+    for e in load_catalog():
+        gemma = e.family == "gemma2"
+        assert list(e.attention.refused) == (["sdpa"] if gemma else [])
+        assert (e.attention.softcap is not None) == gemma
+        assert "flash_attention_2" in (e.attention.recommended.value or ())
+    attention = entry(GEMMA_V01).attention
+    assert attention.recommended.value == ("flash_attention_2", "eager")
+    assert attention.softcap == Fact(50.0, "confirmed", "gemma-v01-config")
+    assert attention.sliding_window == Fact(4096, "confirmed", "gemma-v01-config")
+
+
+def test_licences():
+    licences = {e.id: e.licence.value for e in load_catalog()}
+    assert {licences[name] for name in IDS[:4]} == {"Skywork Community License"}
+    assert licences[V2 + "Qwen3-4B"] == "Apache-2.0"
+    assert licences[V2 + "Llama-3.2-1B"] == "Llama 3.2 Community License"
+    assert licences[V2 + "Llama-3.1-8B-40M"] == "Llama 3.1 Community License"
+
+
+def test_both_rewardbench_runs_of_v02():
+    sections = ["overall", "Chat", "Chat Hard", "Safety", "Reasoning"]
+    card = figures(GEMMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
+    readme = figures(GEMMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
+    assert [card[s] for s in sections] == [94.3, 96.1, 89.9, 93.0, 98.1]
+    assert [readme[s] for s in sections] == [94.4, 95.8, 91.9, 92.6, 97.3]
+    card = figures(LLAMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
+    readme = figures(LLAMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
+    assert [card[s] for s in sections] == [93.1, 94.7, 88.4, 92.7, 96.7]
+    assert [readme[s] for s in sections] == [93.2, 94.7, 88.8, 92.6, 96.7]
+    for name in IDS[2:4]:
+        assert any("Two RewardBench runs" in str(i.value) for i in entry(name).known_issues)
+
+
+def test_safety_before_and_after_the_xstest_fix():
+    assert figures(LLAMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 90.8
+    assert figures(LLAMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 90.6}
+    assert figures(GEMMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 91.9
+    assert figures(GEMMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 92.0}
+    posted = figures(LLAMA_V01, "rewardbench", "reward-bench-issue-169")
+    assert posted["Chat"] == pytest.approx(344 / 358)
+    assert posted["Chat Hard"] == pytest.approx(398 / 456)
+    # the swapped weights: 250 refusals that should be, 154 that should not
+    swapped = (147 / 154 * 250 + 243 / 250 * 154 + 282) / 740
+    assert posted["Safety"] == pytest.approx(swapped, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (LLAMA_V01 + "-v0.2", [93.1, 71.8, 62.2, 62.5, 66.6, 72.1, 62.9, 70.2]),
+        (GEMMA_V01 + "-v0.2", [94.3, 75.3, 63.6, 61.9, 69.4, 70.0, 66.5, 71.6]),
+        (V2 + "Qwen3-0.6B", [85.2, 61.3, 65.3, 68.3, 74.5, 74.4, 67.6, 70.9]),
+        (V2 + "Qwen3-1.7B", [90.3, 68.3, 67.6, 70.5, 78.1, 78.7, 72.9, 75.2]),
+        (V2 + "Qwen3-4B", [93.4, 75.5, 69.5, 74.7, 80.6, 81.6, 69.3, 77.8]),
+        (V2 + "Qwen3-8B", [93.7, 78.2, 70.6, 75.1, 81.2, 82.6, 73.4, 79.3]),
+        (V2 + "Llama-3.2-1B", [89.9, 64.3, 66.6, 67.4, 76.7, 76.4, 65.0, 72.3]),
+        (V2 + "Llama-3.2-3B", [93.0, 74.7, 69.1, 72.1, 80.5, 81.1, 69.2, 77.1]),
+        (V2 + "Llama-3.1-8B", [96.4, 84.1, 77.3, 83.4, 86.4, 92.8, 80.0, 85.8]),
+        (V2 + "Llama-3.1-8B-40M", [97.8, 86.5, 79.8, 87.2, 89.3, 96.0, 83.4, 88.6]),
+    ],
+)
+def test_seven_benchmarks(name: str, values: list[float]):
+    rows = [p for p in entry(name).published if p.source == "reward-v2-readme"]
+    assert [p.benchmark for p in rows] == SEVEN
+    assert [p.value for p in rows] == values
+    assert {(p.metric, p.unit) for p in rows} == {("overall", "percent")}
+
+
+def test_other_tables():
+    assert figures(LLAMA_V01, "rewardbench2", "rewardbench2-paper") == {
+        "overall": 73.1,
+        "Factuality": 69.9,
+        "Precise IF": 42.5,
+        "Math": 62.8,
+        "Safety": 93.3,
+        "Focus": 96.2,
+        "Ties": 74.1,
+    }
+    small = figures(V2 + "Qwen3-0.6B", "rewardbench2", "reward-bench-issue-253")
+    assert (small["Precise IF"], small["Ties"]) == (40.0, 34.0)
+    partial = figures(V2 + "Qwen3-1.7B", "rewardbench2", "reward-bench-issue-253")
+    assert partial == {"overall": 68.3, "Factuality": 65.8}
+    assert figures(V2 + "Qwen3-4B", "judgebench", "reward-v2-paper") == {
+        "knowledge": 66.9,
+        "reasoning": 64.3,
+        "math": 80.4,
+        "coding": 66.7,
+        "overall": 69.5,
+    }
+    board = figures(LLAMA_V01 + "-v0.2", "rm-bench", "rm-bench-board")
+    assert list(board.values()) == [89.3, 75.8, 52.6, 72.6, 69.3, 62.1, 53.4, 96.0]
+    assert figures(V2 + "Llama-3.2-1B", "rm-bench", "rm-bench-board")["overall"] == 76.3
+    table_3 = figures(V2 + "Llama-3.1-8B", "rmb", "reward-v2-paper")
+    assert list(table_3.values()) == [82.3, 82.8, 82.6]
+    assert figures(V2 + "Llama-3.1-8B", "average-of-seven", "reward-v2-paper") == {"overall": 85.7}
+    rmb = [p for p in entry(GEMMA_V01).published if p.benchmark == "rmb"]
+    assert {p.unit for p in rmb} == {"fraction"}
+    assert [p.value for p in rmb] == [0.472, 0.653, 0.561, 0.721, 0.602]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_published_means_are_means(name: str):
+    """Catches a slip of the pen in a row; 0.15 allows for rounded parts."""
+    tables = {(p.benchmark, p.source, p.unit) for p in entry(name).published}
+    parts = {
+        "rewardbench": ["Chat", "Chat Hard", "Safety", "Reasoning"],
+        "rewardbench2": ["Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties"],
+        "rm-bench": ["easy", "normal", "hard"],
+        "judgebench": ["knowledge", "reasoning", "math", "coding"],
+    }
+    checked = 0
+    for benchmark, source, _ in tables:
+        row = figures(name, benchmark, source)
+        names = parts.get(benchmark, [])
+        if "overall" in row and names and all(part in row for part in names):
+            mean = sum(row[part] for part in names) / len(names)
+            assert row["overall"] == pytest.approx(mean, abs=0.15), (benchmark, source)
+            checked += 1
+    assert checked >= 2
+
+
+def test_not_served():
+    rows = load_not_served()
+    assert [row.kind for row in rows] == [
+        "process_reward",
+        "process_reward",
+        "critic",
+        "critic",
+        "vision_language",
+    ]
+    assert all(len(row.reason) > 40 and len(row.what) > 40 for row in rows)
+    assert [p.value for p in rows[1].published] == [70.8, 53.6, 22.9, 21.0, 42.1]
+    assert all(find_entry(row.id) is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (V2 + "Qwen3-8B", V2 + "Qwen3-8B"),
+        ("skywork/skywork-reward-v2-qwen3-8b", V2 + "Qwen3-8B"),
+        ("SKYWORK-reward-v2-qwen3-8b", V2 + "Qwen3-8B"),
+        ("Skywork-Reward-Llama-3.1-8B", LLAMA_V01),
+        ("Skywork-Reward-Llama-3.1-8B-v0.2", LLAMA_V01 + "-v0.2"),
+        ("Skywork-Reward-V2-Llama-3.1-8B-40M", V2 + "Llama-3.1-8B-40M"),
+        ("/models/Skywork-Reward-Gemma-2-27B", GEMMA_V01),
+        ("/models/skywork-reward-gemma-2-27b-v0.2/", GEMMA_V01 + "-v0.2"),
+        ("./Skywork-Reward-V2-Qwen3-4B", V2 + "Qwen3-4B"),
+        ("D:\\models\\Skywork-Reward-V2-Qwen3-4B", V2 + "Qwen3-4B"),
+        (
+            "/cache/hub/models--Skywork--Skywork-Reward-V2-Llama-3.2-1B/snapshots/0123abc",
+            V2 + "Llama-3.2-1B",
+        ),
+        ("/cache/hub/models--Skywork--Skywork-Reward-V2-Llama-3.2-1B", V2 + "Llama-3.2-1B"),
+    ],
+)
+def test_find_entry(name: str, found: str):
+    assert entry(name).id == found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "demo",
+        "Skywork/Skywork-Reward",
+        "Skywork/Skywork-Reward-V2-Qwen3-14B",
+        "Skywork-Reward-Llama-3.1-8B-v0.3",
+        "Skywork-Reward-V2-Qwen3-8B-GPTQ",
+        "my-Skywork-Reward-V2-Qwen3-8B",
+        "someone/Skywork-Reward-V2-Qwen3-8B",
+        "/models/Skywork-Reward-V2-Qwen3-8B/checkpoint-500",
+        "/cache/hub/models--someone--Skywork-Reward-V2-Qwen3-8B/snapshots/0123abc",
+        "/cache/hub/models--Skywork--Skywork-Reward-V2-Qwen3-8B-GGUF/snapshots/0123abc",
+    ],
+)
+def test_find_entry_never_guesses(name: str):
+    assert find_entry(name) is None
+
+
+def test_a_relative_folder_counts_once_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_entry("models/Skywork-Reward-V2-Qwen3-8B") is None
+    (tmp_path / "models" / "Skywork-Reward-V2-Qwen3-8B").mkdir(parents=True)
+    assert entry("models/Skywork-Reward-V2-Qwen3-8B").id == V2 + "Qwen3-8B"
+
+
+BROKEN = {
+    "unknown key": (["colour"], "red", "colour"),
+    "unknown key below": (["geometry", "depth"], 3, "depth"),
+    "unknown key of a fact": (["dtype", "sauce"], "x", "sauce"),
+    "bad status": (["dtype", "status"], "certain", "certain"),
+    "bad series": (["series"], "v3", "v3"),
+    "unknown source": (["dtype", "source"], "hearsay", "hearsay"),
+    "unknown source of a figure": (["published", 0, "source"], "hearsay", "hearsay"),
+    "text for a number": (["pad_token_id", "value"], "0", "pad_token_id.value"),
+    "truth for a number": (["num_labels", "value"], True, "num_labels.value"),
+    "number for a text": (["licence", "value"], 3, "licence.value"),
+    "value that is unconfirmed": (["dtype", "status"], "unconfirmed", "null"),
+    "null that is confirmed": (["dtype", "value"], None, "null"),
+    "figure off the scale": (["published", 0, "value"], 938.0, "percent"),
+    "unknown benchmark": (["published", 0, "benchmark"], "glue", "glue"),
+    "object for a list": (["known_issues"], {}, "a list"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_entry_is_refused(path: list[Any], value: Any, message: str):
+    raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
+    read_sourced(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+    place = raw
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=message) as caught:
+        read_sourced(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+    assert str(caught.value).startswith("gemma.json")
+
+
+@pytest.mark.parametrize("key", ["licence", "published", "id", "template"])
+def test_a_missing_key_is_refused(key: str):
+    raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
+    del raw[key]
+    with pytest.raises(ValueError, match=f"'{key}'.*missing"):
+        read_record(CatalogEntry, raw, "gemma.json")

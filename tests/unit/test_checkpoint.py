@@ -1,0 +1,415 @@
+"""Checkpoints that would score wrongly are refused, and told what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import edit_config
+from safetensors.torch import load_file, save_file
+
+from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer, open_checkpoint
+from rm_core.loading import load_model
+
+PathOf = Callable[[str], Path]
+CopyOf = Callable[..., Path]
+HEAD = "score.weight"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+Weights = dict[str, torch.Tensor]
+
+
+def refusal(folder: Path | str, **settings: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(ModelConfig(str(folder), device="cpu", **settings))
+    assert "Traceback" not in caught.value.detail
+    return caught.value.detail
+
+
+def edit_weights(folder: Path, edit: Callable[[Weights], object]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    edit(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def set_one(name: str, value: float) -> Callable[[Weights], object]:
+    return lambda weights: weights[name].view(-1)[-1:].fill_(value)
+
+
+def replace(name: str, *shape: int) -> Callable[[Weights], object]:
+    return lambda weights: weights.update({name: torch.ones(shape)})
+
+
+def drop(name: str) -> Callable[[Weights], object]:
+    return lambda weights: weights.pop(name)
+
+
+WEIGHTS = {
+    "no head": (drop(HEAD), "no score.weight", "Give the full reward model"),
+    "two rows": (replace(HEAD, 2, 64), "has the shape [2, 64]", "[1, hidden_size]"),
+    "flat head": (replace(HEAD, 64), "has the shape [64]", "[1, hidden_size]"),
+    "head of another size": (replace(HEAD, 1, 32), HEAD, "do not belong together"),
+    "NaN": (set_one(DOWN, float("nan")), f"{DOWN} of", "holds NaN or infinity"),
+    "infinity": (set_one(DOWN, float("-inf")), f"{DOWN} of", "holds NaN or infinity"),
+    "NaN in the head": (set_one(HEAD, float("nan")), f"{HEAD} of", "the checkpoint is damaged"),
+    "missing": (drop(DOWN), f"are missing and would be random: {DOWN}", "do not belong together"),
+    "missing norm": (drop("model.norm.weight"), "model.norm.weight", "would be random"),
+    "unexpected": (
+        replace("score.bias", 1),
+        "belong to no part of the model: score.bias",
+        "do not belong together",
+    ),
+    "a layer more": (
+        replace("model.layers.4.mlp.down_proj.weight", 64, 128),
+        "model.layers.4.mlp.down_proj.weight",
+        "belong to no part of the model",
+    ),
+    "another shape": (replace(DOWN, 64, 64), DOWN, "another shape than the config says"),
+}
+
+
+@pytest.mark.parametrize(("edit", "came", "todo"), WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_weights(edit: Callable[[Weights], object], came: str, todo: str, copy_of: CopyOf) -> None:
+    folder = copy_of()
+    edit_weights(folder, edit)
+    detail = refusal(folder)
+    assert came in detail
+    assert todo in detail
+    assert str(folder) in detail
+
+
+def test_many_wrong_weights_are_counted(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    edit_config(folder, num_hidden_layers=5, layer_types=None)
+    detail = refusal(folder)
+    assert "model.layers.4." in detail
+    assert "and 8 more" in detail
+
+
+def test_harmless_extras_are_taken(copy_of: CopyOf, scorer_of: Callable[..., RewardScorer]) -> None:
+    folder = copy_of()
+    edit_weights(folder, replace("lm_head.weight", 8, 64))
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"))
+    assert scorer.score([conversation]) == scorer_of("qwen3").score([conversation])
+
+
+CONFIGS = {
+    "two labels": ({"id2label": {"0": "a", "1": "b"}}, "declares 2 labels", "exactly one"),
+    "num_labels": ({"num_labels": 3, "id2label": None}, "declares 3 labels", "exactly one"),
+    "architecture": (
+        {"architectures": ["Qwen3ForCausalLM"]},
+        "is a Qwen3ForCausalLM",
+        "served are LlamaForSequenceClassification",
+    ),
+    "no architecture": ({"architectures": None}, "is a none", "served are"),
+    "auto_map": (
+        {"auto_map": {"AutoModel": "modeling.Model"}},
+        "config.json asks for code of the checkpoint's own (auto_map)",
+        "Convert the checkpoint",
+    ),
+    "no positions": ({"max_position_embeddings": None}, "no whole number as max_pos", "add it"),
+    "positions": ({"max_position_embeddings": "many"}, "no whole number as max_pos", "add it"),
+}
+
+
+@pytest.mark.parametrize(("changes", "came", "todo"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_config(changes: dict[str, Any], came: str, todo: str, copy_of: CopyOf) -> None:
+    folder = copy_of()
+    edit_config(folder, **changes)
+    detail = refusal(folder)
+    assert came in detail
+    assert todo in detail
+
+
+def test_a_tokenizer_with_code_of_its_own(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["tok.Tok", None]}}))
+    detail = refusal(folder)
+    assert "tokenizer_config.json asks for code" in detail
+    assert "remote code is never run" in detail
+
+
+@pytest.mark.parametrize("labels", [{"id2label": None}, {"num_labels": 1, "id2label": None}])
+def test_a_config_that_names_no_labels_loads(labels: dict[str, Any], copy_of: CopyOf) -> None:
+    folder = copy_of()
+    edit_config(folder, label2id=None, **labels)
+    assert load_model(ModelConfig(str(folder), device="cpu")).head.shape == (1, 64)
+
+
+def test_labels_of_null_load(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": None, "label2id": None}))
+    assert load_model(ModelConfig(str(folder), device="cpu")).head.shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "came"),
+    [("{", "cannot be read as JSON"), ("[]", "holds no JSON object"), (None, "has no config.json")],
+)
+def test_unreadable_config(content: str | None, came: str, copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert came in refusal(folder)
+
+
+def test_a_pickle_only(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    detail = refusal(folder)
+    assert "only pytorch_model.bin" in detail
+    assert "only safetensors is loaded" in detail
+    assert "Convert it" in detail
+
+
+def test_no_weights_at_all(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "model.safetensors").unlink()
+    assert "no weight file at all" in refusal(folder)
+
+
+def cut_off(data: bytes) -> bytes:
+    return data[:-1000]
+
+
+def headed(header: str) -> Callable[[bytes], bytes]:
+    return lambda data: struct.pack("<Q", len(header)) + header.encode()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": cut_off,
+    "cut in the header": lambda data: data[:500],
+    "empty": lambda data: b"",
+    "all ones": lambda data: b"\xff" * 1000,
+    "zeros": lambda data: bytes(1000),
+    "a page of HTML": lambda data: b"<html>" + b"not found" * 100,
+    "a huge header": lambda data: struct.pack("<Q", 1 << 40) + data[8:],
+    "more than the header says": lambda data: data + b"more",
+    "a list": headed("[]"),
+    "a number for a tensor": headed('{"a": 1}'),
+    "no offsets": headed('{"a": {"shape": [1]}}'),
+    "no shape": headed('{"a": {"data_offsets": [0, 0]}}'),
+    "deep": headed("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_weight_file(damage: Callable[[bytes], bytes], copy_of: CopyOf) -> None:
+    file = copy_of() / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    detail = refusal(file.parent)
+    assert str(file) in detail
+    assert "download it again" in detail
+
+
+def shard(folder: Path) -> None:
+    """Split the weight file in two and name both in an index, as the hub's large models are."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    halves = {
+        "model-00001-of-00002.safetensors": names[:20],
+        "model-00002-of-00002.safetensors": names[20:],
+    }
+    for file, part in halves.items():
+        save_file({n: weights[n] for n in part}, folder / file, metadata={"format": "pt"})
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_missing_shard(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    shard(folder)
+    assert open_checkpoint(ModelConfig(str(folder))).family == "qwen3"
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    detail = refusal(folder)
+    assert "names 20 tensors that no file in the folder holds" in detail
+    assert "a shard is missing: download the checkpoint again" in detail
+
+
+SETTINGS = {
+    "sdpa for gemma2": ("gemma2", {"attention": "sdpa"}, "softcap", "'eager' or 'auto'"),
+    "float16 for gemma2": ("gemma2", {"dtype": "float16"}, "float16", "use 'bfloat16'"),
+    "flash on a CPU": ("llama-v0.2", {"attention": "flash_attention_2"}, "needs CUDA", "'auto'"),
+    "over the positions": ("qwen3", {"max_length": 2049}, "the model has 2048", "lower it"),
+    "revision": ("qwen3", {"revision": "main"}, "revision 'main' was asked", "leave the revision"),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "came", "todo"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_the_checkpoint_does_not_allow(
+    name: str, settings: dict[str, Any], came: str, todo: str, checkpoint_of: PathOf
+) -> None:
+    detail = refusal(checkpoint_of(name), **settings)
+    assert came in detail
+    assert todo in detail
+
+
+def test_gemma_without_a_softcap_in_its_config_is_no_way_around(copy_of: CopyOf) -> None:
+    folder = copy_of("gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_logit_softcapping"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "drops Gemma-2's attention softcap" in refusal(folder, attention="sdpa")
+    assert load_model(ModelConfig(str(folder), device="cpu")).attention.name == "eager"
+
+
+VALUES = {
+    "dtype": ({"dtype": "int8"}, "dtype is 'int8'", "allowed: auto, float32, bfloat16, float16"),
+    "attention": ({"attention": "flash"}, "attention is 'flash'", "allowed: auto, eager, sdpa"),
+    "length": ({"max_length": 0}, "max_length is 0", "give at least 1"),
+}
+
+
+@pytest.mark.parametrize(("settings", "came", "todo"), VALUES.values(), ids=VALUES.keys())
+def test_values_that_no_checkpoint_allows(settings: dict[str, Any], came: str, todo: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        ModelConfig("demo", **settings)
+    assert came in caught.value.detail
+    assert todo in caught.value.detail
+
+
+def test_an_empty_name_and_an_empty_batch() -> None:
+    with pytest.raises(ModelLoadError, match="name is empty"):
+        ModelConfig(" ")
+    with pytest.raises(ModelLoadError, match="max_batch_tokens is 0; give at least 1"):
+        BatchConfig(max_batch_tokens=0)
+
+
+@pytest.mark.parametrize("device", ["tpu?", "meta", "mps"])
+def test_a_device_that_is_not_served(device: str, checkpoint_of: PathOf) -> None:
+    with pytest.raises(ModelLoadError, match="use 'auto', 'cpu' or 'cuda'"):
+        load_model(ModelConfig(str(checkpoint_of("qwen3")), device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(checkpoint_of: PathOf) -> None:
+    with pytest.raises(ModelLoadError, match="sees no CUDA device; use 'auto' or 'cpu'"):
+        load_model(ModelConfig(str(checkpoint_of("qwen3")), device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a b/c"])
+def test_an_unknown_folder(name: str) -> None:
+    detail = refusal(name)
+    assert f"there is no folder {name!r}" in detail
+    assert "a hub id (ORG/NAME)" in detail
+
+
+def test_a_tokenizer_that_is_not_there(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "tokenizer.json").unlink()
+    detail = refusal(folder)
+    assert f"the tokenizer of {folder} cannot be loaded" in detail
+    assert "is tokenizer.json there and whole?" in detail
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> str:
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    detail = refusal("Skywork/Nothing", revision="v7")
+    assert "'Skywork/Nothing' is no local folder" in detail
+    assert "at revision 'v7'" in detail
+    assert "OSError: no route to host;" in detail
+    assert "check the name, the revision, the network and HF_TOKEN" in detail
+
+
+def test_a_hub_model_is_fetched_at_its_revision_without_pickles(
+    checkpoint_of: PathOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--Skywork--Tiny" / "snapshots" / commit
+    shutil.copytree(checkpoint_of("qwen3"), cached)
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    config = ModelConfig("Skywork/Tiny", revision="main")
+    assert open_checkpoint(config).revision == commit
+    assert open_checkpoint(config, weights=False).revision == commit
+    (name, revision, patterns), (_, _, without_weights) = asked
+    assert (name, revision) == ("Skywork/Tiny", "main")
+    assert "*.safetensors" in patterns
+    assert "*.safetensors" not in without_weights
+    assert not [p for p in patterns if p.endswith((".bin", ".pt", ".py"))]
+    # The folder of the cache can also be named itself, with its own commit as the revision.
+    assert open_checkpoint(ModelConfig(str(cached), revision=commit)).revision == commit
+    assert "leave the revision out" in refusal(cached, revision=commit[::-1])
+
+
+def test_a_process_that_only_tokenizes_needs_no_weights(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "model.safetensors").unlink()
+    assert open_checkpoint(ModelConfig(str(folder)), weights=False).family == "qwen3"
+
+
+def test_the_limit_is_the_trained_length_where_the_catalogue_knows_it(copy_of: CopyOf) -> None:
+    folder = copy_of("qwen3", "Skywork-Reward-V2-Qwen3-0.6B")
+    edit_config(folder, max_position_embeddings=40_960)
+    assert open_checkpoint(ModelConfig(str(folder))).max_length == 16_384
+    edit_config(folder, max_position_embeddings=1_000)
+    assert open_checkpoint(ModelConfig(str(folder))).max_length == 1_000
+    elsewhere = folder.rename(folder.parent / "elsewhere")
+    edit_config(elsewhere, max_position_embeddings=40_960)
+    assert open_checkpoint(ModelConfig(str(elsewhere))).max_length == 40_960
+
+
+def revision(folder: Path) -> str:
+    return open_checkpoint(ModelConfig(str(folder))).revision
+
+
+def test_the_revision_of_a_folder_is_that_of_its_content(
+    copy_of: CopyOf, checkpoint_of: PathOf
+) -> None:
+    original = revision(checkpoint_of("qwen3"))
+    assert original.startswith("local-")
+    assert len(original) == len("local-") + 16
+    copy = copy_of(folder="copy")
+    assert revision(copy) == original
+    (copy / "README.md").write_text("notes")
+    assert revision(copy) == original
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert revision(copy) != original
+
+
+def test_the_revision_changes_with_every_weight(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    names = list(load_file(folder / "model.safetensors"))
+    seen = {revision(folder)}
+    for name in names:
+        edit_weights(folder, set_one(name, 0.5))
+        seen.add(revision(folder))
+    assert len(seen) == len(names) + 1
+
+
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 1e-5}, {"pad_token_id": 1}])
+def test_the_revision_changes_with_the_config(change: dict[str, Any], copy_of: CopyOf) -> None:
+    folder = copy_of()
+    before = revision(folder)
+    edit_config(folder, **change)
+    assert revision(folder) != before
+
+
+def test_the_revision_changes_with_the_merges_of_a_tokenizer(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "merges.txt").write_text("a b")
+    before = revision(folder)
+    (folder / "merges.txt").write_text("b a")
+    assert revision(folder) != before

@@ -1,0 +1,276 @@
+"""Shapes of conversations and preference pairs: what is taken, and how the rest is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_core.conversations import ROLES, join, parse_conversation, parse_pair, parse_prompt
+from rm_core.errors import InvalidConversationError
+
+USER = {"role": "user", "content": "2+2?"}
+ANSWER = {"role": "assistant", "content": "4"}
+WRONG = {"role": "assistant", "content": "5"}
+A_LIST = "must be a list of messages"
+A_STRING_OR_LIST = "must be a string or a list of messages"
+AN_OBJECT = "must be an object with `role` and `content`"
+THE_ROLES = "allowed: system, user, assistant, tool"
+A_STRING = 'give a string ("" for an empty answer) or text parts'
+TEXT_ONLY = "only text is scored"
+WELL_FORMED = "send well-formed text"
+APPEND = "append the answer that is to be scored"
+
+
+def said(content: object, role: object = "assistant") -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
+
+
+REFUSED = {
+    "null": (None, "conversation is null", A_LIST),
+    "string": ("2+2?", "conversation is a string", A_LIST),
+    "object": (USER, "conversation is an object", A_LIST),
+    "number": (5, "conversation is a number", A_LIST),
+    "boolean": (True, "conversation is a boolean", A_LIST),
+    "set": ({"user"}, "conversation is a set", A_LIST),
+    "empty": ([], "conversation is empty", "give at least one message"),
+    "message is a string": (["2+2?"], "message 0 is a string", AN_OBJECT),
+    "message is a list": ([USER, [ANSWER]], "message 1 is a list", AN_OBJECT),
+    "message is null": ([USER, None], "message 1 is null", AN_OBJECT),
+    "no role": ([{"content": "4"}], "message 0 has no `role`", THE_ROLES),
+    "role is null": (said("4", None), "message 0 has no `role`", THE_ROLES),
+    "unknown role": ([USER, *said("4", "human")], "message 1 has the role 'human'", THE_ROLES),
+    "other case": (said("4", "Assistant"), "the role 'Assistant'", THE_ROLES),
+    "role is a list": (said("4", ["user"]), "the role ['user']", THE_ROLES),
+    "role is a number": (said("4", 7), "the role 7", THE_ROLES),
+    "no content": ([USER, {"role": "assistant"}], "message 1 has no `content`", A_STRING),
+    "content is null": (said(None), "message 0 has no `content`", A_STRING),
+    "null, no tool call": (
+        [{"role": "assistant", "content": None, "tool_calls": []}],
+        "message 0 has no `content`",
+        A_STRING,
+    ),
+    "content is a number": (
+        said(4),
+        "message 0 has content that is a number",
+        "a string or a list",
+    ),
+    "content is an object": (
+        said({"text": "4"}),
+        "content that is an object",
+        "a string or a list",
+    ),
+    "image": (
+        said([{"type": "text", "text": "4"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+        "part 1 of message 0 is of type 'image_url'",
+        TEXT_ONLY,
+    ),
+    "part is a number": (said([4]), "part 0 of message 0 is not a text part", TEXT_ONLY),
+    "part is null": (said([None]), "part 0 of message 0 is not a text part", TEXT_ONLY),
+    "part without text": (said([{"type": "text"}]), "part 0 of message 0 is not a text", TEXT_ONLY),
+    "part with a number": (said([{"type": "text", "text": 4}]), "is not a text part", TEXT_ONLY),
+    "surrogate": (said("ab\ud83d"), "message 0 has a lone surrogate at character 2", WELL_FORMED),
+    "surrogate in a part": (
+        [USER, *said(["4", {"type": "text", "text": "\udc00"}])],
+        "part 1 of message 1 has a lone surrogate",
+        WELL_FORMED,
+    ),
+    "last is the user's": ([ANSWER, USER], "the last message has role 'user'", APPEND),
+    "last is a tool's": ([USER, *said("4", "tool")], "the last message has role 'tool'", APPEND),
+    "last is the system's": (said("Be brief.", "system"), "has role 'system'", APPEND),
+}
+
+
+@pytest.mark.parametrize(("value", "came", "todo"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_refusal_says_what_came_and_what_to_do(value: object, came: str, todo: str) -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        parse_conversation(value)
+    assert came in caught.value.detail
+    assert todo in caught.value.detail
+    assert caught.value.code == "invalid_conversation"
+
+
+def test_a_refusal_never_repeats_a_long_value() -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        parse_conversation(said("4", "x" * 100_000))
+    assert len(caught.value.detail) < 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+ALMOST = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(ROLES) | JSON, "content": JSON}), max_size=3
+)
+
+
+@given(JSON | ALMOST)
+def test_whatever_comes_is_parsed_or_refused(value: Any) -> None:
+    try:
+        messages = parse_conversation(value)
+    except InvalidConversationError:
+        return
+    assert [m["role"] for m in messages] == [m["role"] for m in value]
+    assert messages[-1]["role"] == "assistant"
+    assert all(type(m["content"]) is str for m in messages)
+    assert parse_conversation(messages) == messages
+
+
+PARTS = st.lists(
+    st.tuples(st.text(), st.sampled_from(["string", "typed", "untyped"])), min_size=1, max_size=4
+)
+
+
+@given(PARTS)
+def test_text_parts_are_joined_as_they_were_sent(parts: list[tuple[str, str]]) -> None:
+    shape = {
+        "string": lambda text: text,
+        "typed": lambda text: {"type": "text", "text": text},
+        "untyped": lambda text: {"text": text},
+    }
+    (message,) = parse_conversation(said([shape[kind](text) for text, kind in parts]))
+    assert message["content"] == "".join(text for text, _ in parts)
+
+
+def test_the_callers_value_is_left_alone() -> None:
+    value = [USER, *said([{"type": "text", "text": "4"}])]
+    before = copy.deepcopy(value)
+    parse_conversation(value)[1]["content"] = "changed"
+    assert value == before
+
+
+def test_other_keys_stay_for_the_template() -> None:
+    call = {"id": "1", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+    value = [
+        {**USER, "name": "Jane"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+        ANSWER,
+    ]
+    messages = parse_conversation(value)
+    assert messages[0] == {**USER, "name": "Jane"}
+    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert messages[2] == value[2]
+
+
+def test_tuples_and_an_empty_answer_are_fine() -> None:
+    assert parse_conversation((USER, *said(""))) == [USER, *said("")]
+
+
+def test_a_prompt_is_a_string_or_messages() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    assert parse_prompt("2+2?") == [USER]
+    assert parse_prompt([system, USER]) == [system, USER]
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+WHOLE = [USER, ANSWER]
+TALK = [USER, ANSWER, {"role": "user", "content": "And 3+3?"}]
+SIX = {"role": "assistant", "content": "6"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+RESULT = {"role": "tool", "content": "6"}
+JOINED = {
+    "string and string": ("2+2?", "4", WHOLE),
+    "messages and string": ([SYSTEM, USER], "4", [SYSTEM, *WHOLE]),
+    "turns and string": (TALK, "6", [*TALK, SIX]),
+    "string and answer": ("2+2?", [ANSWER], WHOLE),
+    "messages and answer": (TALK, [SIX], [*TALK, SIX]),
+    "messages and answers with a tool": (TALK, [CALL, RESULT, SIX], [*TALK, CALL, RESULT, SIX]),
+    "prompt ends in a tool call": ([USER, CALL], [RESULT, SIX], [USER, CALL, RESULT, SIX]),
+    "string repeated": ("2+2?", WHOLE, WHOLE),
+    "messages repeated": (TALK, [*TALK, SIX], [*TALK, SIX]),
+    "repeated as parts": ("2+2?", [{"role": "user", "content": ["2+", "2?"]}, ANSWER], WHOLE),
+    "no prompt": (None, WHOLE, WHOLE),
+}
+
+
+@pytest.mark.parametrize(("prompt", "answer", "whole"), JOINED.values(), ids=JOINED.keys())
+def test_a_prompt_and_an_answer_make_a_conversation(
+    prompt: object, answer: object, whole: object
+) -> None:
+    assert join(prompt, answer) == whole
+
+
+NOT_JOINED = {
+    "string without prompt": (None, "4", "`chosen` is a string and there is no `prompt`", "give"),
+    "another prompt": ("3+3?", WHOLE, "role 'user' that is not the start of `prompt`", "leave"),
+    "a system prompt more": ("2+2?", [SYSTEM, *WHOLE], "of role 'system'", "same prompt"),
+    "prompt is a number": (5, "4", "the prompt is a number", A_STRING_OR_LIST),
+    "prompt is empty": ([], "4", "the prompt is empty", "give at least one message"),
+    "prompt has a surrogate": ("\ud83d", "4", "prompt has a lone surrogate", WELL_FORMED),
+    "answer has a surrogate": ("2+2?", "\ud83d", "chosen has a lone surrogate", WELL_FORMED),
+    "answer is a number": ("2+2?", 4, "the chosen is a number", A_STRING_OR_LIST),
+    "answer is empty": ("2+2?", [], "the chosen is empty", "give at least one message"),
+    "answer repeats no answer": ("2+2?", [USER], "the last message has role 'user'", APPEND),
+    "no prompt, no answer": (None, [USER], "the last message has role 'user'", APPEND),
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "came", "todo"), NOT_JOINED.values(), ids=NOT_JOINED.keys()
+)
+def test_what_does_not_fit_together_is_refused(
+    prompt: object, answer: object, came: str, todo: str
+) -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        join(prompt, answer, "chosen")
+    assert came in caught.value.detail
+    assert todo in caught.value.detail
+
+
+def test_an_empty_prompt_is_not_told_about_the_assistant() -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        parse_prompt([])
+    assert "assistant" not in caught.value.detail
+
+
+PAIRS = {
+    "prompt string, answer strings": {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+    "prompt string, whole conversations": {
+        "prompt": "2+2?",
+        "chosen": WHOLE,
+        "rejected": [USER, WRONG],
+    },
+    "prompt messages, answer messages": {"prompt": [USER], "chosen": [ANSWER], "rejected": [WRONG]},
+    "no prompt": {"chosen": WHOLE, "rejected": [USER, WRONG]},
+    "prompt is null": {"prompt": None, "chosen": WHOLE, "rejected": [USER, WRONG]},
+    "each in its own shape": {"prompt": "2+2?", "chosen": "4", "rejected": [WRONG]},
+    "other columns": {"id": 7, "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": None},
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_every_shape_of_a_preference_pair_means_the_same(pair: object) -> None:
+    assert parse_pair(pair) == (WHOLE, [USER, WRONG])
+
+
+def test_empty_strings_are_a_prompt_and_an_answer() -> None:
+    chosen, rejected = parse_pair({"prompt": "", "chosen": "", "rejected": "5"})
+    assert [m["content"] for m in chosen] == ["", ""]
+    assert [m["content"] for m in rejected] == ["", "5"]
+
+
+NO_PAIRS = {
+    "string": ("4", "must be an object with `chosen`, `rejected`, got a string"),
+    "list": ([WHOLE, WHOLE], "got a list"),
+    "no rejected": ({"prompt": "2+2?", "chosen": "4"}, "has no `rejected`; it has `chosen`"),
+    "nothing": ({}, "has no `chosen`, `rejected`; it has nothing"),
+    "null": ({"prompt": "2+2?", "chosen": None, "rejected": "5"}, "has no `chosen`"),
+    "bad chosen": ({"prompt": "2+2?", "chosen": 4, "rejected": "5"}, "the chosen is a number"),
+    "bad rejected": ({"prompt": "2+2?", "chosen": "4", "rejected": 5}, "the rejected is a number"),
+}
+
+
+@pytest.mark.parametrize(("value", "came"), NO_PAIRS.values(), ids=NO_PAIRS.keys())
+def test_what_is_no_pair_is_refused(value: object, came: str) -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        parse_pair(value)
+    assert came in caught.value.detail

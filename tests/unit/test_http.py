@@ -1,0 +1,180 @@
+"""The HTTP application with a backend whose behaviour is known: states, failures, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from rm_core import ModelLoadError, NotReadyError, ScoredBatch, ScoreError
+from serve.http import create_app
+from serve.service import ScoringService
+from serve.settings import Settings
+
+BODY = {
+    "conversations": [
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": text}]
+        for text in ("4", "five", "4")
+    ]
+}
+INFO = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
+
+
+class FakeBackend:
+    """Answers the number of tokens as the reward, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.load_failure: Exception | None = None
+        self.batches: list[Sequence[Any]] = []
+        self.delay_s = 0.0
+        self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
+
+    async def score(self, sequences: Sequence[tuple[int, ...]]) -> ScoredBatch:
+        self.batches.append(sequences)
+        await asyncio.sleep(self.delay_s)
+        if self.failure:
+            raise self.failure
+        tokens = sum(len(ids) for ids in sequences)
+        return ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
+
+    async def describe(self) -> dict[str, Any]:
+        if self.load_failure:
+            raise self.load_failure
+        return INFO
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    settings = Settings.of(models=[{"name": "demo", "max_batch_tokens": 20}])
+    service = ScoringService([(settings.models[0], backend)])
+    app = create_app(service, settings)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ready(client: TestClient) -> bool:
+    return bool(client.get("/ready").status_code == 200)
+
+
+def test_batches_hold_the_budget_and_come_back_in_order(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    until(lambda: ready(client))
+    answer = client.post("/v1/score", json=BODY).json()
+    first, second, third = answer["results"]
+    assert first["reward"] == third["reward"] == first["num_tokens"]
+    assert second["reward"] == second["num_tokens"]
+    assert [len(batch) for batch in backend.batches] == [1, 1]
+
+
+def test_not_ready_is_503_with_retry_after(client: TestClient, backend: FakeBackend) -> None:
+    until(lambda: ready(client))
+    backend.failure = NotReadyError("the replica is being replaced; try again")
+    backend.load_failure = NotReadyError("still loading")
+    answer = client.post("/v1/score", json=BODY)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.json()["error"]["code"] == "not_ready"
+    state = client.get("/ready")
+    assert state.status_code == 503
+    assert state.json()["ready"] is False
+    assert client.get("/health").status_code == 200
+    backend.failure = backend.load_failure = None
+    until(lambda: ready(client))
+    assert client.post("/v1/score", json=BODY).status_code == 200
+
+
+def test_a_model_that_was_refused_never_becomes_ready(backend: FakeBackend) -> None:
+    backend.load_failure = ModelLoadError("no score.weight")
+    settings = Settings.of()
+    app = create_app(ScoringService([(settings.models[0], backend)]), settings)
+    with TestClient(app) as client:
+        until(lambda: client.get("/ready").json()["models"]["demo"]["state"] == "failed")
+        state = client.get("/ready")
+        assert state.status_code == 503
+        assert state.json()["models"]["demo"]["message"] == "no score.weight"
+        refused = client.post("/v1/score", json=BODY)
+        assert refused.status_code == 503
+        assert "no score.weight" in refused.json()["error"]["message"]
+
+
+def test_a_bug_is_a_500_without_internals(client: TestClient, backend: FakeBackend) -> None:
+    until(lambda: ready(client))
+    backend.failure = RuntimeError("secret path /srv/x")
+    answer = client.post("/v1/score", json=BODY)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+
+
+def test_errors_of_single_sequences_stay_single(client: TestClient, backend: FakeBackend) -> None:
+    until(lambda: ready(client))
+    whole = client.post("/v1/score", json=BODY).json()["results"]
+    lengths = {result["num_tokens"] for result in whole}
+    assert len(lengths) == 2
+    longest = max(lengths)
+    backend.reward = lambda ids: (
+        ScoreError("device_memory", "lower it") if len(ids) == longest else 1.0
+    )
+    results = client.post("/v1/score", json=BODY).json()["results"]
+    assert sum("error" in result for result in results) in (1, 2)
+    assert [r.get("reward") for r in results if "error" not in r] == [1.0] * (
+        3 - sum("error" in r for r in results)
+    )
+
+
+def test_equal_rewards_share_a_rank(client: TestClient, backend: FakeBackend) -> None:
+    until(lambda: ready(client))
+    rewards = iter([0.5, 2.0, 0.5, -1.0])
+    backend.reward = lambda _: next(rewards)
+    body = {"prompt": "x", "responses": ["a", "b", "c", "d"]}
+    answer = client.post("/v1/rank", json=body).json()
+    assert [result["rank"] for result in answer["results"]] == [2, 1, 2, 4]
+    assert answer["best_index"] == 1
+
+
+def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -> None:
+    async def scenario() -> None:
+        settings = Settings.of()
+        service = ScoringService([(settings.models[0], backend)])
+        app = create_app(service, settings)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            while (await client.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+            backend.delay_s = 0.3
+            accepted = asyncio.create_task(client.post("/v1/score", json=BODY))
+            while not backend.batches:
+                await asyncio.sleep(0.01)
+            drained = asyncio.create_task(service.drain())
+            await asyncio.sleep(0.05)
+            assert not drained.done()
+            refused = await client.post("/v1/score", json=BODY)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "overloaded"
+            assert (await client.get("/ready")).status_code == 503
+            assert (await accepted).status_code == 200
+            await asyncio.wait_for(drained, 5)
+
+    asyncio.run(scenario())

@@ -1,0 +1,118 @@
+"""Rewards equal those of plain transformers, for every family and kind of checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import SPECS
+from reference import CONVERSATIONS, Messages, Reference, talk
+from transformers import AutoTokenizer
+
+from rm_core import ModelConfig, Reward, RewardScorer
+from rm_core.verification import bfloat16_step
+
+PathOf = Callable[[str], Path]
+ScorerOf = Callable[..., RewardScorer]
+
+SYSTEM = [{"role": "system", "content": "Be brief."}, *talk("2+2?", "4")]
+
+
+def conversations_for(name: str) -> list[Messages]:
+    return CONVERSATIONS if SPECS[name].family == "gemma2" else [*CONVERSATIONS, SYSTEM]
+
+
+def references(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> list[float]:
+    reference = Reference(folder, getattr(torch, dtype), **changes)
+    return [reference.reward(messages) for messages in conversations_for(name)]
+
+
+def rewards(scorer: RewardScorer, conversations: list[Messages]) -> list[float]:
+    results = scorer.score(conversations)
+    assert all(isinstance(result, Reward) for result in results), results
+    return [result.reward for result in results if isinstance(result, Reward)]
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+@pytest.mark.parametrize("name", SPECS)
+def test_float32(name: str, attention: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None:
+    ours = rewards(scorer_of(name, "float32", attention), conversations_for(name))
+    assert ours == pytest.approx(references(name, checkpoint_of(name)), abs=1e-4, rel=0)
+    assert max(ours) - min(ours) > 1  # else any two wrong rewards would be equal
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_bfloat16(name: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None:
+    scorer = scorer_of(name, "bfloat16")
+    assert {p.dtype for p in scorer.loaded.model.parameters()} == {torch.bfloat16}
+    assert scorer.loaded.head.dtype == torch.float32
+    assert scorer.describe()["head_dtype"] == "float32"
+    ours = rewards(scorer, conversations_for(name))
+    expected = references(name, checkpoint_of(name), "bfloat16")
+    for our, theirs in zip(ours, expected, strict=True):
+        assert abs(our - theirs) <= bfloat16_step(theirs)
+    # Rewards rounded to bfloat16 would all be multiples of their step.
+    assert any(our % bfloat16_step(our) for our in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma2", {"sliding_window": 4096}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("llama-v0.2", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
+    ],
+)
+def test_what_makes_a_family_special_changes_its_rewards(
+    name: str, changes: dict[str, Any], scorer_of: ScorerOf, checkpoint_of: PathOf
+) -> None:
+    """Without this, parity on these checkpoints would prove nothing about these parts."""
+    without = references(name, checkpoint_of(name), **changes)
+    ours = rewards(scorer_of(name), conversations_for(name))
+    differences = [abs(a - b) for a, b in zip(ours, without, strict=True)]
+    assert max(differences) > 0.05
+    assert sum(difference > 0.01 for difference in differences) >= 3
+
+
+def test_the_long_conversations_are_longer_than_the_window(scorer_of: ScorerOf) -> None:
+    scorer = scorer_of("gemma2")
+    window = scorer.loaded.model.config.sliding_window
+    lengths = [scorer.encoder.encode(m).num_tokens for m in CONVERSATIONS]
+    assert sum(length > 2 * window for length in lengths) >= 3
+    assert min(lengths) < window
+
+
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_neighbours_and_order_change_nothing(name: str, dtype: str, scorer_of: ScorerOf) -> None:
+    scorer = scorer_of(name, dtype)
+    alone = [rewards(scorer, [messages])[0] for messages in CONVERSATIONS]
+    order = random.Random(0).choices(range(len(CONVERSATIONS)), k=40)  # with duplicates
+    assert len(set(order)) < len(order)
+    together = rewards(scorer, [CONVERSATIONS[i] for i in order])
+    assert together == [alone[i] for i in order]
+
+
+def test_a_sharded_checkpoint_scores_the_same(
+    scorer_of: ScorerOf, checkpoint_of: PathOf, tmp_path: Path
+) -> None:
+    scorer = scorer_of("llama-v0.2")
+    scorer.loaded.model.save_pretrained(tmp_path, max_shard_size="200KB")
+    AutoTokenizer.from_pretrained(checkpoint_of("llama-v0.2")).save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    sharded = RewardScorer.load(ModelConfig(str(tmp_path), device="cpu"))
+    # Not bit for bit: weights mapped from other places in files are aligned otherwise.
+    ours = rewards(sharded, CONVERSATIONS)
+    assert ours == pytest.approx(rewards(scorer, CONVERSATIONS), abs=1e-5, rel=0)
+    assert sharded.fingerprint.revision != scorer.fingerprint.revision
+
+
+def test_the_step_of_bfloat16() -> None:
+    for reward in (0.3, 1.0, -1.99, 2.0, 4.0, -7.9, 8.0, 23.0):
+        value = torch.tensor(reward).bfloat16()
+        after = torch.nextafter(value, torch.tensor(torch.inf, dtype=torch.bfloat16) * value.sign())
+        assert bfloat16_step(reward) == abs(float(after) - float(value))

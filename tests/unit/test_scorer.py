@@ -1,0 +1,291 @@
+"""The scorer around the forward pass: places, budgets, and failures that stay where they are."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rm_core import BatchConfig, ConversationTooLongError, ModelConfig, Reward, RewardScorer
+from rm_core import ScoreError as Failure
+from rm_core.errors import ScoringError
+from rm_core.forward import forward_batch
+from rm_core.scorer import combine
+from rm_core.types import ScoredBatch
+
+PathOf = Callable[[str], Path]
+ScorerOf = Callable[..., RewardScorer]
+Batch = Sequence[tuple[int, ...]]
+
+
+def talk(answer: str, question: str = "2+2?") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+GOOD = [talk(str(i) * (i % 5 + 1)) for i in range(30)]
+TEN_BAD = [
+    None,
+    "2+2? 4",
+    [],
+    ["4"],
+    [{"role": "assistant"}],
+    [{"role": "robot", "content": "4"}],
+    [{"role": "user", "content": "2+2?"}],
+    [{"role": "assistant", "content": 4}],
+    [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+    talk("\ud83d"),
+    talk("word " * 3000),
+]
+
+
+@pytest.fixture
+def scorer(scorer_of: ScorerOf) -> RewardScorer:
+    """Over the shared weights; a small budget, so that there are several batches."""
+    return RewardScorer(scorer_of("qwen3").loaded, BatchConfig(max_batch_tokens=100))
+
+
+@pytest.fixture
+def expected(scorer: RewardScorer) -> list[float]:
+    """The rewards of GOOD, each scored alone."""
+    return [scorer.score([c])[0].reward for c in GOOD]  # type: ignore[union-attr]
+
+
+Forward = Callable[[Any, Batch], list[float]]
+
+
+def replace_forward(monkeypatch: pytest.MonkeyPatch, forward: Forward) -> None:
+    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+
+
+def ids_of(scorer: RewardScorer, index: int) -> tuple[int, ...]:
+    return scorer.encoder.encode(GOOD[index]).input_ids
+
+
+def test_bad_conversations_fail_in_their_places_and_alone(
+    scorer: RewardScorer, expected: list[float]
+) -> None:
+    mixed: list[object] = list(GOOD)
+    places = [2 * i for i in range(len(TEN_BAD))]
+    for place, bad in zip(places, TEN_BAD, strict=True):
+        mixed.insert(place, bad)
+    results = scorer.score(mixed)
+    assert len(results) == len(mixed)
+    for i, result in enumerate(results):
+        assert isinstance(result, Failure) == (i in places), result
+    errors = [r for r in results if isinstance(r, Failure)]
+    assert {e.code for e in errors} == {"invalid_conversation", "conversation_too_long"}
+    assert errors[-1].code == "conversation_too_long"
+    assert len({e.message for e in errors}) == len(TEN_BAD)
+    assert [r.reward for r in results if isinstance(r, Reward)] == expected
+
+
+def test_results_say_what_was_scored(scorer: RewardScorer) -> None:
+    long = talk("4", "word " * 3000)
+    whole, cut = scorer.score([talk("4"), long], truncation="left")
+    assert isinstance(whole, Reward)
+    assert isinstance(cut, Reward)
+    assert (whole.truncated, whole.num_tokens) == (
+        False,
+        len(scorer.encoder.encode(talk("4")).input_ids),
+    )
+    assert cut.truncated
+    assert 2040 < cut.num_tokens <= 2048
+    (right,) = scorer.score([long], truncation="right")
+    assert isinstance(right, Reward)
+    assert right.num_tokens == 2048
+    assert right.reward != cut.reward
+
+
+def test_nothing_gives_nothing(scorer: RewardScorer) -> None:
+    assert scorer.score([]) == []
+    assert scorer.score([None])[0].code == "invalid_conversation"  # type: ignore[union-attr]
+
+
+def test_batches_keep_the_budget_and_score_nothing_twice(
+    scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Batch] = []
+
+    def watched(loaded: Any, batch: Batch) -> list[float]:
+        seen.append(batch)
+        return forward_batch(loaded, batch)
+
+    replace_forward(monkeypatch, watched)
+    sequences = [scorer.encoder.encode(c).input_ids for c in [*GOOD, *GOOD, talk("long " * 200)]]
+    scored = scorer.score_ids(sequences)
+    assert list(scored.rewards[:-1]) == expected * 2
+    tokens = [sum(map(len, batch)) for batch in seen]
+    assert all(n <= 100 or len(batch) == 1 for n, batch in zip(tokens, seen, strict=True))
+    assert sum(n > 100 for n in tokens) == 1
+    assert max(map(len, seen)) > 1
+    assert scored.num_computed_tokens == sum(tokens) == sum(map(len, set(sequences)))
+
+
+def test_a_forward_pass_that_raises_costs_one_reward(
+    scorer: RewardScorer,
+    expected: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    poison = ids_of(scorer, 7)
+
+    def failing(loaded: Any, batch: Batch) -> list[float]:
+        if poison in batch:
+            raise RuntimeError("secret of the inside")
+        return forward_batch(loaded, batch)
+
+    replace_forward(monkeypatch, failing)
+    results = scorer.score(GOOD)
+    failure = results.pop(7)
+    assert isinstance(failure, Failure)
+    assert failure.code == "scoring_failed"
+    assert f"of {len(poison)} tokens (RuntimeError)" in failure.message
+    assert "secret" not in failure.message
+    assert "log has the details" in failure.message
+    assert "secret of the inside" in caplog.text
+    assert [r.reward for r in results if isinstance(r, Reward)] == expected[:7] + expected[8:]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_never_leaves(
+    value: float, scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = ids_of(scorer, 3)
+
+    def wrong(loaded: Any, batch: Batch) -> list[float]:
+        logits = forward_batch(loaded, batch)
+        return [value if ids == poison else x for ids, x in zip(batch, logits, strict=True)]
+
+    replace_forward(monkeypatch, wrong)
+    results = scorer.score(GOOD)
+    failure = results.pop(3)
+    assert isinstance(failure, Failure)
+    assert failure.code == "non_finite_reward"
+    assert f"answered {value}" in failure.message
+    assert "setting `dtype`" in failure.message
+    assert [r.reward for r in results if isinstance(r, Reward)] == expected[:3] + expected[4:]
+
+
+def test_a_nan_in_the_weights_on_the_device_is_noticed(copy_of: Callable[..., Path]) -> None:
+    scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
+    with torch.no_grad():
+        next(scorer.loaded.model.parameters()).fill_(math.nan)
+    (result,) = scorer.score([talk("4")])
+    assert isinstance(result, Failure)
+    assert result.code == "non_finite_reward"
+    with pytest.raises(ScoringError, match="warm-up conversation could not be scored"):
+        scorer.warm_up()
+
+
+def test_out_of_memory_names_what_to_lower(
+    scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = ids_of(scorer, 5)
+
+    def full(loaded: Any, batch: Batch) -> list[float]:
+        if len(batch) > 1 or poison in batch:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward_batch(loaded, batch)
+
+    replace_forward(monkeypatch, full)
+    results = scorer.score(GOOD)
+    failure = results.pop(5)
+    assert isinstance(failure, Failure)
+    assert failure.code == "device_memory"
+    assert f"of {len(poison)} tokens; lower `max_length`" in failure.message
+    assert [r.reward for r in results if isinstance(r, Reward)] == expected[:5] + expected[6:]
+
+
+def test_a_failed_batch_is_released_before_the_next_attempt(
+    scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback holds the tensors of its frames: what ran out of memory would do so again."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def full(loaded: Any, batch: Batch) -> list[float]:
+        assert not [ref for ref in held if ref() is not None]
+        activations = torch.zeros(1)
+        held.append(weakref.ref(activations))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [1.0]
+
+    replace_forward(monkeypatch, full)
+    monkeypatch.setattr("rm_core.scorer.logger.disabled", True)  # pytest keeps what is logged
+    gc.disable()
+    try:
+        results = scorer.score(GOOD[:4])
+    finally:
+        gc.enable()
+    assert [getattr(result, "reward", result) for result in results] == [1.0] * 4
+
+
+def test_a_lost_reward_is_noticed(scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_forward(monkeypatch, lambda loaded, batch: [1.0] * (len(batch) - 1))
+    with pytest.raises(AssertionError):
+        scorer.score(GOOD)
+
+
+def test_combining_needs_one_reward_for_each(scorer: RewardScorer) -> None:
+    encoded = scorer.encoder.encode_all([GOOD[0], None, GOOD[1]])
+    failure = Failure("scoring_failed", "why")
+    first, second, third = combine(encoded, ScoredBatch((1.5, failure), 0))
+    assert isinstance(first, Reward)
+    assert first.reward == 1.5
+    assert isinstance(second, Failure)
+    assert second.code == "invalid_conversation"
+    assert third is failure
+    with pytest.raises(AssertionError):
+        combine(encoded, ScoredBatch((1.0, 2.0, 3.0), 0))
+
+
+def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
+    described = scorer.describe()
+    fingerprint = scorer.fingerprint
+    assert described == {
+        "catalogue_id": None,
+        "family": "qwen3",
+        "revision": fingerprint.revision,
+        "template_sha256": fingerprint.template_sha256,
+        "template_depends_on_date": False,
+        "dtype": "float32",
+        "head_dtype": "float32",
+        "device": "cpu",
+        "attention": "sdpa",
+        "attention_reason": "flash-attn needs CUDA and the model runs on the CPU",
+        "max_length": 2048,
+        "max_batch_tokens": 100,
+    }
+    assert fingerprint.template_sha256 == scorer.encoder.template_sha256
+    assert (fingerprint.dtype, fingerprint.attention) == ("float32", "sdpa")
+
+
+def test_describe_names_the_catalogues_entry(copy_of: Callable[..., Path]) -> None:
+    folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
+    described = RewardScorer.load(ModelConfig(str(folder), device="cpu")).describe()
+    assert described["catalogue_id"] == "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
+
+
+@pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])
+def test_warm_up(name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(loaded: Any, batch: Batch) -> list[float]:
+        seen.append(len(batch))
+        return forward_batch(loaded, batch)
+
+    replace_forward(monkeypatch, watched)
+    scorer_of(name).warm_up()
+    assert seen == [1]
+
+
+def test_a_limit_below_the_warm_up_is_told(checkpoint_of: PathOf) -> None:
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", max_length=3)
+    with pytest.raises(ConversationTooLongError, match="the limit is 3"):
+        RewardScorer.load(config).warm_up()

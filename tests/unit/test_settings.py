@@ -1,0 +1,100 @@
+"""Settings: short forms, precedence, and refusals that say what came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from rm_core import ModelLoadError
+from serve.settings import ModelSettings, Settings, read_settings_file
+
+
+def test_defaults_serve_the_demo_model() -> None:
+    settings = Settings.of()
+    assert [(m.alias, m.name) for m in settings.models] == [("demo", "demo")]
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize(
+    ("short", "alias", "name", "revision"),
+    [
+        ("demo", "demo", "demo", None),
+        ("rm=demo", "rm", "demo", None),
+        ("ORG/NAME", "ORG/NAME", "ORG/NAME", None),
+        ("ORG/NAME@v1", "ORG/NAME", "ORG/NAME", "v1"),
+        ("rm=ORG/NAME@abc", "rm", "ORG/NAME", "abc"),
+    ],
+)
+def test_short_forms(short: str, alias: str, name: str, revision: str | None) -> None:
+    model = ModelSettings.model_validate(short)
+    assert (model.alias, model.name, model.revision) == (alias, name, revision)
+
+
+def test_a_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
+    folder = tmp_path / "reward@home"
+    folder.mkdir()
+    model = ModelSettings.model_validate(str(folder))
+    assert (model.alias, model.name, model.revision) == ("reward@home", str(folder), None)
+    assert ModelSettings.model_validate({"name": str(folder), "alias": "x"}).alias == "x"
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYREWARD_PORT", "9001")
+    monkeypatch.setenv("SKYREWARD_MODELS", "a=demo, b=demo")
+    assert Settings.of().port == 9001
+    assert [m.alias for m in Settings.of().models] == ["a", "b"]
+    assert Settings.of(port=9002).port == 9002
+    monkeypatch.setenv("SKYREWARD_MODELS", '[{"name": "demo", "dtype": "bfloat16"}]')
+    assert Settings.of().models[0].dtype == "bfloat16"
+
+
+def test_as_serve_makes_them() -> None:
+    """Serve validates a mapping of arguments; strings come from `serve run app key=value`."""
+    settings = Settings.model_validate({"models": "rm=demo", "port": "8080"})
+    assert settings.models[0].alias == "rm"
+    assert settings.port == 8080
+
+
+def test_survives_the_way_to_a_replica() -> None:
+    settings = Settings.of(models=["rm=demo"], port=8123)
+    assert Settings.of(**settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"port": 0}, "port: "),
+        ({"prot": 8000}, "prot: "),
+        ({"models": []}, "models: "),
+        ({"models": ["demo", "demo"]}, "two models are called 'demo'"),
+        ({"models": [{"name": "demo", "dtype": "fp8"}]}, "came: 'fp8'"),
+        ({"models": [{"name": "demo", "replicas": 2}]}, "replicas"),
+        ({"models": [{"name": " "}]}, "the model's name is empty"),
+        ({"log_level": "LOUD"}, "log_level"),
+    ],
+)
+def test_bad_values_stop_the_start(chosen: dict[str, object], says: str) -> None:
+    with pytest.raises(ModelLoadError, match="bad settings") as caught:
+        Settings.of(**chosen)
+    assert says in caught.value.detail
+
+
+def test_nothing_changes_after_construction() -> None:
+    with pytest.raises(ValidationError):
+        Settings.of().port = 1
+
+
+def test_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 9000\nmodels: [rm=demo]\n")
+    assert Settings.of(**read_settings_file(file)).models[0].alias == "rm"
+    for text, says in (
+        ("applications: []\n", "serve run"),
+        ("- 1\n", "must map names to values"),
+        ("a: [", "cannot be read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ModelLoadError, match=says):
+            read_settings_file(file)

@@ -1,0 +1,149 @@
+"""`verify` passes on a right scorer, and every kind of wrong scorer fails it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rm_core import ModelConfig, RewardScorer, ScoreError
+from rm_core.conversations import Messages
+from rm_core.forward import forward_batch
+from rm_core.verification import Check, sample_conversations, verify
+
+PathOf = Callable[[str], Path]
+ScorerOf = Callable[..., RewardScorer]
+Batch = Sequence[tuple[int, ...]]
+
+
+def too_long(scorer: RewardScorer, messages: Messages) -> bool:
+    return isinstance(scorer.encoder.encode_all([messages])[0], ScoreError)
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough of the built-in conversations where a test is not about them."""
+    few = sample_conversations()[:8]
+    monkeypatch.setattr("rm_core.verification.sample_conversations", lambda: few)
+
+
+def parity(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check.note == "plain transformers, eager"]
+
+
+def test_a_right_scorer_passes_on_every_sample(scorer_of: ScorerOf) -> None:
+    stages: list[str] = []
+    checks = verify(scorer_of("qwen3"), stages.append)
+    assert [check for check in checks if not check.passed] == []
+    fitting = [name for name, m in sample_conversations() if not too_long(scorer_of("qwen3"), m)]
+    assert [check.name for check in checks] == fitting
+    assert len(fitting) >= 40
+    assert len(stages) == 3
+
+
+@pytest.mark.usefixtures("few_samples")
+@pytest.mark.parametrize("name", ["llama-v0.1", "llama-template-bos-only", "gemma2"])
+def test_a_right_scorer_of_any_family_passes(name: str, scorer_of: ScorerOf) -> None:
+    checks = verify(scorer_of(name))
+    assert checks
+    assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_in_bfloat16_the_tolerance_is_one_step(scorer_of: ScorerOf) -> None:
+    checks = verify(scorer_of("qwen3", "bfloat16"))
+    assert all(check.passed for check in checks)
+    assert {check.tolerance for check in checks if 4 <= abs(check.expected) < 8} == {0.03125}
+
+
+@pytest.mark.usefixtures("few_samples")
+@pytest.mark.parametrize("shift", [0.01, -0.01, 2e-4])
+def test_shifted_rewards_fail(
+    shift: float, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(loaded: Any, batch: Batch) -> list[float]:
+        return [logit + shift for logit in forward_batch(loaded, batch)]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
+    checks = verify(scorer_of("qwen3"))
+    assert checks
+    assert not any(check.passed for check in checks)
+    differences = [check.difference for check in checks]
+    assert differences == pytest.approx([shift] * len(checks), abs=1e-4)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_one_wrong_reward_fails_its_own_check(
+    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of("qwen3")
+    name, messages = sample_conversations()[5]
+    poison = scorer.encoder.encode(messages).input_ids
+
+    def wrong(loaded: Any, batch: Batch) -> list[float]:
+        logits = forward_batch(loaded, batch)
+        return [x + (ids == poison) for ids, x in zip(batch, logits, strict=True)]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", wrong)
+    assert [check.name for check in verify(scorer) if not check.passed] == [name]
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_conversation_that_fails_to_be_scored_fails_its_check(
+    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(loaded: Any, batch: Batch) -> list[float]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    checks = verify(scorer_of("qwen3"))
+    assert checks
+    for check in checks:
+        assert not check.passed
+        assert check.ours is check.difference is None
+        assert check.note.startswith("scoring_failed: ")
+
+
+def test_where_nothing_can_be_compared_there_is_no_check(checkpoint_of: PathOf) -> None:
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", max_length=5)
+    assert verify(RewardScorer.load(config)) == []
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_published_rewards_are_compared(copy_of: Callable[..., Path]) -> None:
+    """Random weights under a published model's name: right for plain transformers, not for it."""
+    folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
+    checks = verify(RewardScorer.load(ModelConfig(str(folder), device="cpu")))
+    golden = [check for check in checks if check.name.startswith("golden/")]
+    assert {check.expected for check in golden} >= {13.6875, -9.1875}
+    assert not any(check.passed for check in golden)
+    assert len(parity(checks)) == len(checks) - len(golden)
+    assert all(check.passed for check in parity(checks))
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_published_token_counts_are_compared(copy_of: Callable[..., Path]) -> None:
+    folder = copy_of("qwen3", "Skywork-Reward-V2-Qwen3-0.6B")
+    checks = verify(RewardScorer.load(ModelConfig(str(folder), device="cpu")))
+    lengths = [check for check in checks if check.name == "golden/token length"]
+    assert [(check.expected, check.passed) for check in lengths] == [(39, False)]
+    assert not any(check.passed for check in checks if check.name.startswith("golden/france"))
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_published_rewards_within_their_tolerance_pass(
+    copy_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
+    scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"))
+    golden = [c for c in verify(scorer) if c.name.startswith("golden/")]
+    for steps, passes in {3.5: True, 4.5: False}.items():
+        for check in golden:
+            wanted = check.expected + steps * check.tolerance / 4
+            monkeypatch.setattr(
+                "rm_core.scorer.forward_batch", lambda loaded, batch, x=wanted: [x] * len(batch)
+            )
+            again = {c.name: c for c in verify(scorer)}[check.name]
+            assert again.passed == passes
