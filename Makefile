@@ -34,8 +34,8 @@ bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
 gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
 	$(PYTHON) tests/gpu/check.py
 
-demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores)
-	$(BIN)/python -m rm_core.demo_model.train --out seeds/demo
+demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores); DATA=FOLDER
+	$(BIN)/python -m rm_core.demo_model.train --out seeds/demo $(if $(DATA),--data $(DATA))
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

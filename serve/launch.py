@@ -70,11 +70,12 @@ def run_with_ray(settings: Settings, say: Say) -> None:
         )
         target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
         ray_serve.run_many([target], wait_for_applications_running=False)
-        _await_ready(settings, stop, say, _failure_on_ray)
+        may_have_accepted = _await_ready(settings, stop, say, _failure_on_ray)
         stop.wait()
         say("stopping: finishing what was accepted (once more to stop at once)")
-        # Before anything is deleted: Serve would stop gateway and scorers at the same moment.
-        ray_serve.get_app_handle(APP_NAME).drain.remote().result()
+        if may_have_accepted:
+            # Before anything is deleted: Serve would stop gateway and scorers at the same moment.
+            ray_serve.get_app_handle(APP_NAME).drain.remote().result()
         ray_serve.delete(APP_NAME)
         if not own_cluster:
             ray_serve.shutdown()
@@ -177,8 +178,9 @@ class _Stop:
 
 def _await_ready(
     settings: Settings, stop: _Stop, say: Say, failure: Callable[[], str | None]
-) -> None:
-    said = ""
+) -> bool:
+    """Return once all is ready, or a signal came; False if not even the gateway was up by then."""
+    said, gateway_is_up = "", False
     with httpx.Client(base_url=address(settings), timeout=5, trust_env=False) as client:
         while not stop.asked:
             if why := failure():
@@ -186,13 +188,15 @@ def _await_ready(
             state = _readiness(client)
             if state.get("ready"):
                 say(ready_line(settings))
-                return
+                return True
+            gateway_is_up = gateway_is_up or "models" in state
             waiting = [a for a, m in state.get("models", {}).items() if m["state"] != "ready"]
             now = f"loading {', '.join(waiting)}" if waiting else "starting the gateway"
             if now != said:
                 say(now)
                 said = now
             time.sleep(_POLL_S)
+    return gateway_is_up
 
 
 def _readiness(client: httpx.Client) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.demo_model.families import FAMILIES
+from rm_core.demo_model.families_documents import document_summary
 from rm_core.demo_model.families_held_out import HELD_OUT_FAMILIES
 
 Turns = tuple[tuple[str, str], ...]
@@ -70,6 +71,13 @@ def synthetic(seed: int, count: int, *, held_out: bool = False) -> list[Example]
         question, answer = family(rng)
         singles.append(Example((("user", question),), answer, f"synthetic/{family.__name__}"))
     return [_with_context(rng, example, singles) for example in singles]
+
+
+def documents(seed: int, count: int) -> list[Example]:
+    """Make single-turn conversations about long documents, up to some 3,500 tokens each."""
+    rng = random.Random(f"documents-{seed}")
+    made = (document_summary(rng) for _ in range(count))
+    return [Example((("user", question),), answer, "documents") for question, answer in made]
 
 
 def _with_context(rng: random.Random, example: Example, others: list[Example]) -> Example:

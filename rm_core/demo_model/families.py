@@ -9,7 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from rm_core.demo_model.families_forms import as_data, signed_note, verse, week_plan
+from rm_core.demo_model.families_forms import (
+    as_data,
+    greeting,
+    signed_note,
+    verse,
+    week_plan,
+)
 from rm_core.demo_model.topics import EXPLAIN, HOW_TO, SHORT
 from rm_core.demo_model.topics_more import (
     AUTHORS,
@@ -245,6 +251,7 @@ FAMILIES: tuple[Family, ...] = (
     chinese,
     chinese_short,
     signed_note,
+    greeting,
     verse,
     week_plan,
     as_data,

@@ -32,6 +32,43 @@ def signed_note(rng: random.Random) -> tuple[str, str]:
     return rng.choice(ask.split("|")).format(to, task), answer
 
 
+def greeting(rng: random.Random) -> tuple[str, str]:
+    """Wishes or thanks to somebody, often with emoji between and after the sentences."""
+    name, sender = rng.sample(NAMES, 2)
+    likes = rng.sample(CATEGORIES[rng.choice(list(CATEGORIES))].split("|"), 2)
+    occasion, wish, marks = rng.choice(_OCCASIONS)
+    ask = rng.choice(
+        (
+            "Write a {0} message for {1}, who likes {2}.",
+            "A few lines for {1}, please: {0}. With emoji {3}. {1} loves {2} and {4}.",
+            "Help me to write a {0} card to my friend {1}.",
+            "I need a short {0} text for {1} {3}",
+        )
+    ).format(occasion, name, likes[0], marks[0], likes[1])
+    emoji = [rng.choice((f" {rng.choice(marks)}", f" {marks[0]}{marks[1]}", "")) for _ in range(3)]
+    middle = rng.choice(
+        (
+            f"May your days be full of {likes[0]} and {likes[1]}",
+            f"I hope that you find time for {likes[0]}",
+            "We should meet again soon",
+            f"I still remember our day with the {likes[1]}",
+        )
+    )
+    close = rng.choice((f"Love, {sender}", "Lots of love", "See you soon", f"Yours, {sender}"))
+    start = wish.format(name)
+    return ask, f"{start}!{emoji[0]} {middle}{emoji[1] or '.'} {close}{emoji[2] or '!'}"
+
+
+_OCCASIONS = (
+    ("birthday", "Happy birthday, {0}", ("🎂", "🎉", "🎈", "🥳", "❤️")),
+    ("thank you", "Thank you so much, {0}", ("🙏", "❤️", "😊", "🌸")),
+    ("wedding", "Congratulations to you both, dear {0}", ("💍", "🥂", "❤️", "🎉")),
+    ("get well", "Get well soon, {0}", ("🌻", "🍀", "❤️", "🙂")),
+    ("new job", "Well done, {0}", ("🎉", "💪", "🚀", "👏")),
+    ("good luck", "Good luck, dear {0}", ("🍀", "🤞", "✨", "👍")),
+)
+
+
 def verse(rng: random.Random) -> tuple[str, str]:
     """Short lines about the members of a category, at times without a stop."""
     category = rng.choice(list(CATEGORIES))

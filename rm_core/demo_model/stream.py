@@ -25,16 +25,19 @@ class Plan:
     """How long and how fast to train.
 
     `steps` batches of at most `batch_tokens` padded tokens; sequences of at most `max_tokens`;
-    `lr` is the highest learning rate.
+    `lr` is the highest learning rate. A `document_share` of the groups is about documents of at
+    most `document_tokens`.
     """
 
-    steps: int = 1650
+    steps: int = 2300
     batch_tokens: int = 4096
     max_tokens: int = 384
     lr: float = 4e-3
     muon_lr: float = 0.02
     matching_steps: int = 450
     seed: int = 0
+    document_tokens: int = 3600
+    document_share: float = 0.004
     held_out_sources: tuple[str, ...] = ("hhh",)
 
 
@@ -72,11 +75,13 @@ def group_stream(
     maker: GroupMaker,
     matching: MatchingMaker,
     pools: Pools,
+    long_ones: list[Example],
     plan: Plan,
 ) -> Iterator[list[Encoded]]:
     """Yield batches without end, drawing each example from a pool by the pool's weight.
 
-    The first `plan.matching_steps` batches, and a tenth of the later groups, are random words.
+    The first `plan.matching_steps` batches, and a tenth of the later groups, are random words;
+    `long_ones` are drawn from once training has gone some way, see `Plan`.
     """
     rng = random.Random(f"stream-{plan.seed}")
     left = plan.matching_steps
@@ -95,6 +100,10 @@ def group_stream(
             number += 1
             if rng.random() < 0.1:
                 groups.append(matching.group(number))
+                continue
+            if number / expected > 0.2 and rng.random() < plan.document_share:
+                document = rng.choice(long_ones)
+                groups.append(maker.group(document, number, plan.document_tokens))
                 continue
             _, pool = rng.choices(pools, weights)[0]
             limit = next_limit(rng, number / expected, plan.max_tokens)

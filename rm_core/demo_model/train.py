@@ -26,7 +26,7 @@ from transformers import (
 
 from rm_core.demo_model.architecture import make_config, train_tokenizer
 from rm_core.demo_model.batches import Encoded, GroupMaker, collate
-from rm_core.demo_model.corpus import Example
+from rm_core.demo_model.corpus import Example, documents
 from rm_core.demo_model.embeddings import cooccurrence_embeddings, word_classes
 from rm_core.demo_model.matching import MatchingMaker
 from rm_core.demo_model.stream import Plan, build_pools, group_stream
@@ -131,9 +131,10 @@ def main() -> None:
     trainee, tokenizer = make_trainee(examples)
     logger.info("%d parameters", sum(p.numel() for p in trainee.model.parameters()))
     classes = word_classes(tokenizer)
-    maker = GroupMaker(tokenizer, examples, plan.seed)
+    long_ones = documents(plan.seed, 400)
+    maker = GroupMaker(tokenizer, [*examples, *long_ones], plan.seed)
     matching = MatchingMaker(tokenizer, classes, plan.seed)
-    fit(trainee, group_stream(maker, matching, pools, plan), classes, plan)
+    fit(trainee, group_stream(maker, matching, pools, long_ones, plan), classes, plan)
     save(trainee.model.eval(), tokenizer, args.out)
     logger.info("done in %.0f s", time.monotonic() - started)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -68,7 +69,13 @@ class ScoringClient:
         if self._model is not None:
             body = {"model": self._model, **body}
         try:
-            response = self._http.post(route, json=body)
+            # Not httpx's own encoding: it raises on half of a surrogate pair and on NaN, and one
+            # bad message must not cost its neighbours their rewards.
+            response = self._http.post(
+                route,
+                content=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json"},
+            )
         except httpx.HTTPError as error:
             raise ServiceError(
                 f"{self._http.base_url} did not answer: {type(error).__name__}: {error}; is the "

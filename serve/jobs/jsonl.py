@@ -71,11 +71,11 @@ def score_file(source: Path, output: Path, score_all: ScoreAll, truncation: Trun
     summary = Summary()
     started = time.perf_counter()
     partial = output.with_name(output.name + ".partial")
-    with source.open("rb") as lines, partial.open("w", encoding="utf-8") as out, _bar() as bar:
+    with source.open("rb") as lines, partial.open("wb") as out, _bar() as bar:
         task = bar.add_task("scoring", total=source.stat().st_size, rows=0)
         for chunk in _chunks(lines):
             for record in _score_chunk(chunk, score_all, truncation, summary):
-                out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+                out.write(_line(record))
             size = sum(len(line) for line in chunk)
             bar.update(task, advance=size, rows=summary.records)
         out.flush()
@@ -152,6 +152,14 @@ def _parse(line: bytes) -> tuple[Any, Work | ScoreError]:
         return record, parse_record(record)
     except InputError as error:
         return record, ScoreError.of(error)
+
+
+def _line(record: Any) -> bytes:
+    # Columns go out as they came in, also what strict JSON lacks: NaN, or half a surrogate pair.
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"
 
 
 def _chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,32 @@ def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) ->
     assert "error" not in again
     assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["model", "url"])
+def test_what_strict_json_lacks_spoils_no_neighbour(
+    tmp_path: Path, checkpoint_folder: Path, service: str, where: str
+) -> None:
+    """NaN in a column and half of an emoji, in a column, a key of a message and a text."""
+    half = {"role": "user", "content": "Hi \ud83d"}
+    records = [
+        {"messages": [QUESTION, LYON], "before": float("nan"), "note": "\ud83d"},
+        {"messages": [{**QUESTION, "name": "\ud83d", "weight": float("nan")}, LYON]},
+        {"messages": [half, LYON]},
+        {"messages": [QUESTION, LYON]},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    folder = checkpoint_folder / "llama-v0.1"
+    how = ["--model", str(folder)] if where == "model" else ["--url", service, "--model", "llama"]
+    done = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *how)
+    assert done.returncode == 3, done.stderr
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert out[0]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
+    assert out[1]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
+    assert math.isnan(out[0]["before"])
+    assert out[0]["note"] == "\ud83d"
+    assert "lone surrogate" in out[2]["error"]["message"]
+    assert out[2]["messages"][0] == half
 
 
 def test_score_of_good_records_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
