@@ -88,17 +88,28 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
     )
 
 
+def local_folder(name: str) -> Path | None:
+    """The existing folder that a model's name means, absolute; None if it means something else."""
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if name.strip() and path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long; `~` of nobody; a null character
+        return None
+
+
 def _locate(config: ModelConfig, weights: bool) -> Path:
     if config.name == "demo":
+        if config.revision is not None:
+            raise ModelLoadError("the embedded model `demo` has no revisions; leave it out")
         return seeds_dir() / "demo"
-    path = Path(config.name).expanduser()
-    if path.is_dir():
+    path = local_folder(config.name)
+    if path is not None:
         if config.revision is not None and config.revision != _hub_commit(path):
             raise ModelLoadError(
                 f"revision {config.revision!r} was asked for, but {config.name} is a local folder; "
                 "leave the revision out, or give a hub id"
             )
-        return path.resolve()
+        return path
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.name):
         raise ModelLoadError(
             f"there is no folder {config.name!r}; give `demo`, an existing folder or a hub id "

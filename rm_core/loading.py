@@ -20,6 +20,7 @@ from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
+from rm_core.placement import resolve_device, resolve_dtype
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -93,15 +94,22 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """
     checkpoint = open_checkpoint(config)
     encoder = load_encoder(config, checkpoint)
-    device = _resolve_device(config.device)
-    dtype = _resolve_dtype(config.dtype, device, checkpoint)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it at all.
     softcap = checkpoint.family == "gemma2" or bool(checkpoint.config.get("attn_logit_softcapping"))
     placement = Placement(checkpoint.family, device.type, _name(dtype), softcap)
     attention = choose_attention(placement, config.attention)
     model = _from_pretrained(checkpoint, dtype, attention.name)
     _check_finite(model, checkpoint.path)
-    model = model.to(device).eval()  # type: ignore[arg-type]
+    try:
+        model = model.to(device).eval()  # type: ignore[arg-type]
+    except RuntimeError as error:  # out of memory, or a device that is out of order
+        raise ModelLoadError(
+            f"{config.name} as {_name(dtype)} cannot be put on {device}: {_first_line(error)}; use "
+            "a device with more memory, or free this one"
+        ) from error
+    # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
@@ -162,35 +170,6 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             "there and whole?"
         ) from error
     return tokenizer
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelLoadError(f"device {name!r} is unknown; use 'auto', 'cpu' or 'cuda'") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ModelLoadError(f"device {name!r} is not supported; use 'auto', 'cpu' or 'cuda'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device; "
-            "use 'auto' or 'cpu', or install torch for CUDA"
-        )
-    return device
-
-
-def _resolve_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    if name == "float16" and checkpoint.family == "gemma2":
-        raise ModelLoadError(
-            "Gemma-2 overflows in float16 and would answer NaN; use 'bfloat16' or 'float32'"
-        )
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:

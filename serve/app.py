@@ -15,9 +15,11 @@ import re
 from typing import Any
 
 import ray
+import torch
 from ray import serve as ray_serve
 from ray.serve import Application
 
+from serve.backends import pin_revision
 from serve.gateway import Gateway
 from serve.scorer import Scorer
 from serve.settings import ModelSettings, Settings
@@ -35,7 +37,12 @@ def build(args: Settings) -> Application:
 
     Args:
         args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
+
+    Raises:
+        ModelLoadError: a hub checkpoint cannot be found.
     """
+    # Else a push to the hub could give the gateway and each replica another revision.
+    args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
     scorers = {model.alias: _scorer(model, args.log_level) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",
@@ -68,5 +75,6 @@ def _num_gpus(model: ModelSettings) -> float:
         return model.num_gpus
     if model.device == "cpu":
         return 0
-    cluster = ray.cluster_resources() if ray.is_initialized() else {}
-    return 1 if cluster.get("GPU", 0) >= 1 else 0
+    if not ray.is_initialized():  # `serve run` builds the application before it starts Ray
+        return 1 if torch.cuda.is_available() else 0
+    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0

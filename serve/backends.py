@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from rm_core import NotReadyError, RewardScorer, ScoredBatch
+from rm_core import NotReadyError, RewardScorer, ScoredBatch, open_checkpoint
 from rm_core.packing import TokenIds
 from serve.settings import ModelSettings
 
@@ -91,6 +91,18 @@ class RayBackend:
             ) from error
         except BackPressureError as error:
             raise NotReadyError(f"model {self._alias!r} is at its limit; try again") from error
+
+
+def pin_revision(settings: ModelSettings) -> ModelSettings:
+    """The settings with the commit of a hub checkpoint as their revision; others as they are.
+
+    Raises:
+        ModelLoadError: the hub checkpoint, or its revision, cannot be found.
+    """
+    if not settings.on_hub:
+        return settings
+    commit = open_checkpoint(settings.model_loading(), weights=False).revision
+    return settings.model_copy(update={"revision": commit})
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:

@@ -21,7 +21,7 @@ def _say(text: str) -> None:
 
 
 def _reported(command: F) -> F:
-    """Errors of ours become one clear line and exit code 1."""
+    """Errors of ours, and files that cannot be read or written, become one line and exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -31,6 +31,8 @@ def _reported(command: F) -> F:
             return command(*args, **kwargs)
         except RewardError as error:
             raise click.ClickException(error.detail) from error
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
 
     return wrapper  # type: ignore[return-value]
 
@@ -84,7 +86,20 @@ _truncation = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EXAMPLES = """\b
+Examples:
+  skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
+  skyreward score pairs.jsonl -o scored.jsonl --model demo
+  skyreward models Skywork-Reward-V2-Qwen3-0.6B
+  skyreward render --model demo conversations.jsonl
+  skyreward verify --model Skywork/Skywork-Reward-V2-Llama-3.1-8B
+"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EXAMPLES,
+)
 @click.version_option(__version__, prog_name="skyreward")
 def main() -> None:
     """Score conversations with Skywork-Reward models, exactly and fast."""
@@ -153,6 +168,8 @@ def score(input: Path, output: Path, url: str | None, truncation: Any, **model: 
     from serve.jobs.jsonl import score_file
     from serve.jobs.sources import local_scorer, remote_scorer
 
+    if not output.parent.is_dir():  # before a model is loaded for nothing
+        raise click.ClickException(f"there is no folder {output.parent}; make it first")
     # A service has models of its own: only a model that was really named is asked for.
     named = click.get_current_context().get_parameter_source("model")
     name = None if named is ParameterSource.DEFAULT else model["model"]
@@ -182,7 +199,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.argument("file", type=click.File("rb"))
 @_model_options
 @_truncation
 @_reported

@@ -88,7 +88,8 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _print(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, markup=False, highlight=False)
     table = Table(title="Sample pairs, scored over HTTP", title_justify="left")
     for header, justify in (
         ("pair", "left"),
@@ -113,8 +114,7 @@ def _print(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> Non
     usage = answer["usage"]
     console.print(
         f"{positive} of {len(pairs)} margins are positive; {usage['num_tokens']} tokens, "
-        f"{usage['num_computed_tokens']} computed. The demo model is a toy for trying the service.",
-        highlight=False,
+        f"{usage['num_computed_tokens']} computed. The demo model is a toy for trying the service."
     )
 
 

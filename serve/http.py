@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,8 @@ from serve.settings import Settings
 from serve.telemetry import accept_request_id, request_id
 
 logger = logging.getLogger(__name__)
+
+_ID = "skyreward.request_id"
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
 
@@ -51,7 +54,8 @@ def create_app(
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
 
-    app = FastAPI(
+    # FastAPI's own /docs loads its scripts from another host; a machine with GPUs often sees none.
+    app = FastAPIOffline(
         title="skyreward",
         version=__version__,
         description=DESCRIPTION,
@@ -60,6 +64,7 @@ def create_app(
     )
     app.state.service = service
     app.state.settings = settings
+    app.state.echo_request_id = echo_request_id
     app.include_router(native.router)
     app.include_router(status.router)
     app.add_exception_handler(RewardError, _on_reward_error)
@@ -94,11 +99,16 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _on_bug(_: Request, error: Exception) -> JSONResponse:
-    # The border of the web layer. Starlette logs the traceback when it raises this again.
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    # The border of the web layer. Starlette logs the traceback when it raises this again, and
+    # calls this outside of every middleware: the id has to be put on by hand.
+    identifier = request.scope[_ID]
+    token = request_id.set(identifier)
     logger.error("a request failed: %s", type(error).__name__)
+    request_id.reset(token)
+    headers = {"X-Request-Id": identifier} if request.app.state.echo_request_id else None
     problem = RewardError("the service failed on this request; its log has the details")
-    return JSONResponse(error_body(problem), problem_of(problem).status)
+    return JSONResponse(error_body(problem), problem_of(problem).status, headers)
 
 
 def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
@@ -142,6 +152,7 @@ class _RequestIds:
         sent = dict(scope["headers"]).get(b"x-request-id")
         identifier = accept_request_id(sent.decode("latin-1") if sent else None)
         token = request_id.set(identifier)
+        scope[_ID] = identifier
 
         async def send_with_id(message: Message) -> None:
             if self._echo and message["type"] == "http.response.start":

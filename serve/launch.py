@@ -6,9 +6,11 @@ tells where to post once every model is ready, and finishes what was accepted on
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import time
@@ -20,31 +22,36 @@ from typing import Any
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve.settings import ModelSettings, Settings
+from serve.settings import Settings
 
 Say = Callable[[str], None]
 
 _POLL_S = 0.3
-# Read by Ray when it is imported. Usage statistics and a token file are not wanted from a service
-# started by hand; a batch of more than 4 MiB would fail under Ray's default message length.
+# Read by Ray when it is imported. A batch of more than 4 MiB would fail under Ray's own limit.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
 }
-_OBJECT_STORE_BYTES = 100 * 2**20  # batches go by value; Ray's default is 30% of all memory
+# `local`, or `ray.init` would join whatever cluster runs on this machine; on loopback, or Ray's own
+# ports would be open to the network; a small store, since batches go by value.
+_OWN_CLUSTER: dict[str, Any] = {
+    "address": "local",
+    "_node_ip_address": "127.0.0.1",
+    "include_dashboard": False,
+    "object_store_memory": 100 * 2**20,
+}
 
 
 def run_with_ray(settings: Settings, say: Say) -> None:
-    """Serve on Ray until a signal comes.
+    """Serve on Ray until a signal comes: on a cluster named by RAY_ADDRESS, else on one of our own.
 
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
     preflight(settings, say)
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    say("starting Ray")
+    own_cluster = not os.environ.get("RAY_ADDRESS")
+    _prepare_environment(own_cluster)
+    say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
     import ray
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
@@ -53,15 +60,7 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     from serve.app import APP_NAME, build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    own_cluster = "RAY_ADDRESS" not in os.environ
-    ray.init(
-        logging_level="ERROR",
-        **(
-            {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-            if own_cluster
-            else {}
-        ),
-    )
+    ray.init(logging_level="ERROR", **(_OWN_CLUSTER if own_cluster else {}))
     stop = _Stop()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -76,13 +75,21 @@ def run_with_ray(settings: Settings, say: Say) -> None:
         if may_have_accepted:
             # Before anything is deleted: Serve would stop gateway and scorers at the same moment.
             ray_serve.get_app_handle(APP_NAME).drain.remote().result()
-        ray_serve.delete(APP_NAME)
-        if not own_cluster:
-            ray_serve.shutdown()
     finally:
+        # Of a cluster that others use, only what is ours: this application.
+        with contextlib.suppress(RuntimeError):  # there is none if Serve did not start
+            ray_serve.delete(APP_NAME)
+        ray.shutdown()
         stop.restore()
-        if own_cluster:
-            ray.shutdown()
+
+
+def _prepare_environment(own_cluster: bool) -> None:
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if own_cluster and "RAY_AUTH_MODE" not in os.environ:
+        # A token that only this service's own processes know, instead of a file in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def run_locally(settings: Settings, say: Say) -> None:
@@ -91,9 +98,10 @@ def run_locally(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
+    import torch
     import uvicorn
 
-    from serve.backends import LocalBackend, load_scorer
+    from serve.backends import LocalBackend, load_scorer, pin_revision
     from serve.http import create_app
     from serve.service import ScoringService
     from serve.telemetry import configure_logging
@@ -105,9 +113,16 @@ def run_locally(settings: Settings, say: Say) -> None:
                 say(ready_line(settings))
 
     preflight(settings, say)
+    if copies := [model.alias for model in settings.models if model.num_replicas > 1]:
+        raise ModelLoadError(
+            f"{copies[0]} is to have several replicas, and --local is a single process; leave "
+            "num_replicas (--replicas) or --local out"
+        )
     configure_logging(settings.log_level)
+    if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
+        torch.set_num_threads(max(threads))
     models = []
-    for model in settings.models:
+    for model in map(pin_revision, settings.models):
         say(f"loading {model.alias} and warming it up")
         models.append((model, LocalBackend(load_scorer(model))))
     app = create_app(ScoringService(models), settings)
@@ -127,26 +142,25 @@ def preflight(settings: Settings, say: Say) -> None:
         say(f"checking {model.alias}")
         config = model.model_loading()
         # A hub checkpoint's weights are fetched where they are needed: by the replicas.
-        load_encoder(config, open_checkpoint(config, weights=not _on_hub(model)))
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise ModelLoadError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop what "
-                "runs there, or choose another --port"
-            ) from error
-
-
-def _on_hub(model: ModelSettings) -> bool:
-    return model.name != "demo" and not os.path.isdir(model.name)
+        load_encoder(config, open_checkpoint(config, weights=not model.on_hub))
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        with closing(socket.socket(family, kind)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop what "
+            "runs there, or choose another --port or --host"
+        ) from error
 
 
 def address(settings: Settings) -> str:
     """Where a client on this machine reaches the service."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{host}:{settings.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def ready_line(settings: Settings) -> str:
@@ -219,6 +233,7 @@ def _failure_on_ray() -> str | None:
         return None
     messages = [application.message, *(d.message for d in application.deployments.values())]
     for message in messages:
-        if found := re.search(r"\bModelLoadError: (.+)", message):
-            return found[1]
+        # The last one: Ray's text names it after the errors that led to it.
+        if found := re.findall(r"\brm_core\.errors\.\w+: (.+)", message):
+            return str(found[-1])
     return "; ".join(message for message in messages if message)

@@ -144,9 +144,12 @@ class ScoringService:
             if len(self._models) > 1:
                 raise BadRequestError(f"`model` is missing; several are served: {served}")
             return next(iter(self._models.values()))
-        for alias, model in self._models.items():
-            if name in (alias, model.settings.name):
-                return model
+        if name in self._models:
+            return self._models[name]
+        # By what it was loaded from, where that tells one model from all others.
+        loaded_from_it = [m for m in self._models.values() if m.settings.name == name]
+        if len(loaded_from_it) == 1:
+            return loaded_from_it[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
     async def encode(
@@ -249,4 +252,8 @@ class ScoringService:
                     return
                 except RewardError as error:
                     model.failure = error.detail
+                # Whatever it was, without a watcher the model would be loading for ever.
+                except Exception as error:
+                    logger.exception("model %s cannot be asked", model.settings.alias)
+                    model.failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)

@@ -8,6 +8,7 @@ changes after construction; what `auto` became is told by `/info`.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rm_core.checkpoint import local_folder
 from rm_core.config import (
     DEFAULT_MAX_BATCH_TOKENS,
     Attention,
@@ -57,17 +59,18 @@ class ModelSettings(BaseModel):
     @classmethod
     def _from_short_form(cls, value: object) -> object:
         if isinstance(value, str):
-            alias, _, rest = value.rpartition("=")
-            name, _, revision = (rest, "", "") if Path(rest).exists() else rest.partition("@")
+            # A folder may have `=` or `@` in its own name.
+            has_alias = "=" in value and not local_folder(value)
+            alias, rest = value.split("=", 1) if has_alias else ("", value)
+            name, _, revision = (rest, "", "") if local_folder(rest) else rest.partition("@")
             value = {"name": name, "alias": alias, "revision": revision or None}
         if not isinstance(value, dict):
             return value
         name = str(value.get("name", ""))
-        folder = Path(name).expanduser()
-        if name != "demo" and folder.is_dir():
-            # Replicas may have another working directory.
-            value = {**value, "name": str(folder.resolve())}
-            name = folder.resolve().name
+        if name != "demo" and (folder := local_folder(name)):
+            # Absolute: replicas may have another working directory.
+            value = {**value, "name": str(folder)}
+            name = folder.name
         return {**value, "alias": value.get("alias") or name}
 
     @field_validator("chat_template")
@@ -81,6 +84,11 @@ class ModelSettings(BaseModel):
         if not name.strip():
             raise ValueError("the model's name is empty; give `demo`, a folder or a hub id")
         return name
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it has to be fetched: neither the embedded model nor a folder."""
+        return self.name != "demo" and local_folder(self.name) is None
 
     def model_loading(self) -> ModelConfig:
         """What the engine needs to load it."""
@@ -115,6 +123,19 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of the service's log"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_variables(cls, values: object) -> object:
+        prefix = cls.model_config["env_prefix"]
+        known = {prefix + name.upper() for name in cls.model_fields}
+        for variable in sorted(os.environ):
+            if variable.upper().startswith(prefix) and variable.upper() not in known:
+                raise ValueError(
+                    f"the environment has {variable}, which is no setting; there are: "
+                    + ", ".join(sorted(known))
+                )
+        return values
 
     @field_validator("models", mode="before")
     @classmethod
@@ -175,7 +196,7 @@ def explain(error: ValidationError) -> str:
     """What is wrong with the settings, one finding a line."""
     lines = [
         f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-        + (f" (came: {item['input']!r})" if item["type"] != "missing" else "")
+        + (f" (came: {item['input']!r})" if item["loc"] and item["type"] != "missing" else "")
         for item in error.errors()
     ]
     return "bad settings\n  " + "\n  ".join(lines)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rm_core import InputError, find_entry, load_catalog, load_not_served
 from rm_core.attention import AttentionChoice, Placement, choose_attention
-from rm_core.catalog import CatalogEntry, Fact, load_sources
+from rm_core.catalog import CatalogEntry, Fact, NotServed, load_sources
 from rm_core.verification import Check
 
 
@@ -50,15 +50,14 @@ def print_catalog(as_json: bool) -> None:
     console.print(table)
     chosen = {choice.name: choice.reason for choice in map(attention_here, load_catalog())}
     for name, reason in chosen.items():
-        console.print(f"attention here: {name}: {reason}", highlight=False)
+        console.print(f"attention here: {name}: {reason}")
     later = _table("Not served yet", "checkpoint", "why not")
     for other in load_not_served():
         later.add_row(other.id, other.reason)
     console.print(later)
     console.print(
         "One in full: skyreward models NAME. Weights of none of them come with this "
-        "project; `demo` is embedded.",
-        highlight=False,
+        "project; `demo` is embedded."
     )
 
 
@@ -68,20 +67,24 @@ def print_entry(name: str, as_json: bool) -> None:
     Raises:
         UnknownCheckpointError: with the names that are known.
     """
-    entry = find_entry(name)
+    entry = find_entry(name) or _find_not_served(name)
     if entry is None:
-        known = ", ".join(e.name for e in load_catalog())
+        ids = [e.id for e in load_catalog()] + [e.id for e in load_not_served()]
+        known = ", ".join(name.rpartition("/")[2] for name in ids)
         raise UnknownCheckpointError(f"{name!r} is not in the catalogue; it has: {known}")
     if as_json:
         _print_json(_plain(entry))
         return
     console = _console()
+    if isinstance(entry, NotServed):
+        console.print(f"{entry.what}\nNot served yet: {entry.reason}")
     facts = _table(entry.id, "fact", "value", "status", "source")
     for label, fact in _facts(entry):
         facts.add_row(label, _value(fact), fact.status, fact.source)
     console.print(facts)
-    choice = attention_here(entry)
-    console.print(f"attention on this machine: {choice.name} ({choice.reason})", highlight=False)
+    if isinstance(entry, CatalogEntry):
+        choice = attention_here(entry)
+        console.print(f"attention on this machine: {choice.name} ({choice.reason})")
     published = _table("Published", "benchmark", "metric", "value", "source", "note")
     for row in entry.published:
         unit = "%" if row.unit == "percent" else ""
@@ -90,7 +93,15 @@ def print_entry(name: str, as_json: bool) -> None:
     used = {f.source for _, f in _facts(entry)} | {row.source for row in entry.published}
     for key, citation in load_sources().items():
         if key in used:
-            console.print(f"{key}: {citation}", highlight=False)
+            console.print(f"{key}: {citation}")
+
+
+def _find_not_served(name: str) -> NotServed | None:
+    wanted = name.strip().casefold()
+    for entry in load_not_served():
+        if wanted in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
+            return entry
+    return None
 
 
 def attention_here(entry: CatalogEntry) -> AttentionChoice:
@@ -104,7 +115,7 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
     """What `skyreward verify` found."""
     console = _console()
     for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
-        console.print(f"{key}: {model[key]}", highlight=False)
+        console.print(f"{key}: {model[key]}")
     table = _table("Checks", "check", "ours", "expected", "difference", "allowed", "", "against")
     for check in checks:
         table.add_row(
@@ -118,12 +129,14 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
         )
     console.print(table)
     wrong = sum(not check.passed for check in checks)
-    console.print(f"{len(checks)} checks, {wrong} wrong", highlight=False)
+    console.print(f"{len(checks)} checks, {wrong} wrong")
 
 
 def _console() -> Console:
     # A pipe or a log file has no width of its own; Rich would cut the names at 80 columns.
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    # Nor is anything printed here written in Rich's markup: `skyreward[flash]` would lose its end.
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, markup=False, highlight=False)
 
 
 def _table(title: str, first: str, *others: str) -> Table:

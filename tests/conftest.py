@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
+
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
-    """No setting of the person who runs the tests may reach them; nothing is fetched."""
+    """No setting of the person who runs the tests may reach them."""
     patch = pytest.MonkeyPatch()
     for name in os.environ:
         if name.startswith(("SKYREWARD_", "RAY_")):
             patch.delenv(name)
-    patch.setenv("HF_HUB_OFFLINE", "1")
     yield
     patch.undo()
 

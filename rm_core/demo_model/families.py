@@ -16,6 +16,7 @@ from rm_core.demo_model.families_forms import (
     verse,
     week_plan,
 )
+from rm_core.demo_model.families_texts import debug, translate_sentence
 from rm_core.demo_model.topics import EXPLAIN, HOW_TO, SHORT
 from rm_core.demo_model.topics_more import (
     AUTHORS,
@@ -247,6 +248,8 @@ FAMILIES: tuple[Family, ...] = (
     code,
     author,
     translate,
+    translate_sentence,
+    debug,
     chinese,
     chinese,
     chinese_short,

@@ -29,7 +29,7 @@ class Plan:
     most `document_tokens`.
     """
 
-    steps: int = 2300
+    steps: int = 3400
     batch_tokens: int = 4096
     max_tokens: int = 384
     lr: float = 4e-3

@@ -13,6 +13,7 @@ from rm_core import Reward, RewardError, ScoreError, Truncation
 from rm_core.conversations import Messages
 
 _CONVERSATIONS_PER_POST = 256
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
 
@@ -28,11 +29,23 @@ class ScoringClient:
     Args:
         url: address of the service, such as `http://127.0.0.1:8000`.
         model: which of its models; None if it serves one.
+
+    Raises:
+        ServiceError: `url` is no address.
     """
 
     def __init__(self, url: str, model: str | None = None) -> None:
         self._model = model
-        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT)
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ServiceError(
+                f"{url!r} is no address ({error}); give one such as http://127.0.0.1:8000"
+            ) from error
+        # No proxy stands between a machine and itself, whatever the environment says.
+        self._http = httpx.Client(
+            base_url=address, timeout=_TIMEOUT, trust_env=address.host not in _LOOPBACK
+        )
 
     def score(
         self, conversations: Sequence[Messages], truncation: Truncation = "error"

@@ -86,7 +86,7 @@ def score_file(source: Path, output: Path, score_all: ScoreAll, truncation: Trun
 
 
 def render_lines(
-    lines: IO[str], config: ModelConfig, truncation: Truncation, write: Callable[[str], None]
+    lines: IO[bytes], config: ModelConfig, truncation: Truncation, write: Callable[[str], None]
 ) -> int:
     """Write what would be scored of each record's conversations; returns the number of errors.
 
@@ -100,7 +100,7 @@ def render_lines(
     failed = 0
     numbered = enumerate(line for line in lines if line.strip())
     for index, line in numbered:
-        _, work = _parse(line.encode())
+        _, work = _parse(line)
         conversations = [work] if isinstance(work, ScoreError) else work.conversations
         for conversation in conversations:
             encoded: Encoded | ScoreError

@@ -17,11 +17,12 @@ from rm_core import (
 )
 from rm_core.conversations import Messages
 
-RESULT_COLUMNS = (
-    "reward", "chosen_reward", "rejected_reward", "margin", "rewards", "truncated", "warnings",
-    "error",
-)  # fmt: skip
 Shape = Literal["conversation", "pair", "group"]
+RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
+    "conversation": ("reward",),
+    "pair": ("chosen_reward", "rejected_reward", "margin"),
+    "group": ("rewards",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,18 @@ def parse_record(record: object) -> Work:
         raise InvalidConversationError(
             f"a record must be a JSON object, got {type(record).__name__}"
         )
-    if "messages" in record:
-        return Work("conversation", (parse_conversation(record["messages"]),))
-    if "chosen" in record or "rejected" in record:
-        return Work("pair", parse_pair(record))
-    if "responses" in record:
+    shape = _shape_of(record)
+    if shape == "conversation":
+        return Work(shape, (parse_conversation(record["messages"]),))
+    if shape == "pair":
+        return Work(shape, parse_pair(record))
+    if shape == "group":
         responses = record["responses"]
         if not isinstance(responses, list) or record.get("prompt") is None:
             raise InvalidConversationError(
                 "a record with `responses` needs a `prompt` and a list of responses"
             )
-        return Work("group", tuple(_lenient_join(record["prompt"], r) for r in responses))
+        return Work(shape, tuple(_lenient_join(record["prompt"], r) for r in responses))
     raise InvalidConversationError(
         "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), or "
         f"`prompt` and `responses`; this one has {', '.join(f'`{key}`' for key in record)}"
@@ -74,7 +76,11 @@ def finish(record: object, work: Work | ScoreError, results: Sequence[Reward | S
     """
     if not isinstance(record, Mapping):
         record = {"line": record}
-    kept = {key: value for key, value in record.items() if key not in RESULT_COLUMNS}
+    shape = _shape_of(record)
+    ours: tuple[str, ...] = (*RESULT_COLUMNS[shape], "error") if shape else ("error",)
+    if any(column in record for column in ours):  # else these two are the caller's own
+        ours = (*ours, "truncated", "warnings")
+    kept = {key: value for key, value in record.items() if key not in ours}
     if isinstance(work, ScoreError):
         return kept | _error(work)
     error = next((r for r in results if isinstance(r, ScoreError)), None)
@@ -92,6 +98,14 @@ def finish(record: object, work: Work | ScoreError, results: Sequence[Reward | S
     if warnings := list(dict.fromkeys(w for r in done for w in r.warnings)):
         kept["warnings"] = warnings
     return kept | (_error(error) if error else {})
+
+
+def _shape_of(record: Mapping[str, Any]) -> Shape | None:
+    if "messages" in record:
+        return "conversation"
+    if "chosen" in record or "rejected" in record:
+        return "pair"
+    return "group" if "responses" in record else None
 
 
 def _lenient_join(prompt: object, response: object) -> Messages | ScoreError:

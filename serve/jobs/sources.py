@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from rm_core import ModelConfig, RewardScorer
+from pydantic import ValidationError
+
+from rm_core import ModelConfig, ModelLoadError, RewardScorer
 from serve.clients.http import ScoringClient
 from serve.jobs.jsonl import ScoreAll
-from serve.settings import ModelSettings
+from serve.settings import ModelSettings, explain
 
 
 def model_config(
@@ -19,8 +21,15 @@ def model_config(
     max_length: int | None = None,
     chat_template: str | None = None,
 ) -> ModelConfig:
-    """What the command line's model options mean; NAME@REVISION as in the settings."""
-    short = ModelSettings.model_validate(model)
+    """What the command line's model options mean; NAME@REVISION as in the settings.
+
+    Raises:
+        ModelLoadError: a bad value.
+    """
+    try:
+        short = ModelSettings.model_validate(model)
+    except ValidationError as error:
+        raise ModelLoadError(explain(error)) from None
     return ModelConfig(
         name=short.name,
         revision=short.revision,

@@ -71,10 +71,16 @@ def test_the_two_commands_are_on_the_first_screen() -> None:
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
-    for path in (*ROOT.glob("rm_core/*"), *ROOT.glob("serve/*")):
-        if path.name.startswith(("__", "py.typed")):
-            continue
-        assert path.name in README, path
+    tree = README.split("## The tree")[1].split("```")[1]
+    rooms = re.split(r"^(?=\w+/)", tree, flags=re.MULTILINE)[1:]
+    named = {room.split("/")[0]: set(re.findall(r"\b(\w+(?:\.py|/))", room)) for room in rooms}
+    for package in ("rm_core", "serve"):
+        there = {
+            path.name + ("/" if path.is_dir() else "")
+            for path in (ROOT / package).iterdir()
+            if not path.name.startswith(("__", "py.typed"))
+        }
+        assert there | {f"{package}/"} == named[package]
 
 
 def test_yaml_in_the_readme_loads_through_the_settings() -> None:

@@ -152,6 +152,34 @@ def test_models() -> None:
     assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr
 
 
+def test_models_in_full_also_where_not_served_yet() -> None:
+    shown = run("models", "Skywork-VL-Reward-7B").stdout
+    assert "Not served yet" in shown
+    assert "90.1%" in shown
+    assert "skyreward[flash]" in run("models", "Skywork-Reward-V2-Qwen3-0.6B").stdout or (
+        "the model runs on the CPU" in run("models", "Skywork-Reward-V2-Qwen3-0.6B").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["score", "IN", "-o", "no/such/folder/out"], "there is no folder no/such/folder"),
+        (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
+        (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
+        (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),
+        (["render", "--model", "~nobody-at-all/x", "IN"], "there is no folder"),
+        (["serve", "--local", "--replicas", "2"], "--local is a single process"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(jobs: Path, arguments: list[str], says: str) -> None:
+    places = {"IN": str(jobs / "in.jsonl"), "OUT": str(jobs / "out.jsonl")}
+    done = run(*(places.get(argument, argument) for argument in arguments))
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_verify(checkpoint_folder: Path) -> None:
     done = run("verify", "--model", str(checkpoint_folder / "qwen3"))
     assert done.returncode == 0, done.stdout + done.stderr

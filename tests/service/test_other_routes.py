@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,4 +152,13 @@ def test_openapi_has_a_title_a_version_and_examples(http: httpx.Client) -> None:
         answer = http.post(route, json={"model": "llama", **example})
         assert answer.status_code == 200
         assert not any("error" in result for result in answer.json()["results"])
-    assert "skyreward" in http.get("/docs").text
+
+
+def test_the_documentation_page_needs_no_other_host(http: httpx.Client) -> None:
+    page = http.get("/docs").text
+    assert "skyreward" in page
+    addresses = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert any(address.endswith(".js") for address in addresses)
+    for address in addresses:
+        assert address.startswith("/")
+        assert http.get(address).status_code == 200

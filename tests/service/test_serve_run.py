@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,14 +13,20 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from conftest import free_port
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-PORT = 8000  # `serve run` with an import path listens on Serve's default
+DEFAULT_PORT = 8000  # of Serve; `serve run` with an import path takes no other
 
 
-def config_file(tmp_path: Path, folder: Path) -> Path:
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
     config = {
-        "http_options": {"host": "127.0.0.1", "port": PORT},
+        "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
             {
                 "name": "rewards",
@@ -37,10 +44,13 @@ def config_file(tmp_path: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("how", ["import path", "yaml"])
 def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, how: str) -> None:
     folder = checkpoint_folder / "llama-v0.1"
+    port = DEFAULT_PORT if how == "import path" else free_port()
+    if is_taken(port):
+        pytest.skip(f"something listens on {port}, the only port that this way can use")
     target = (
         ["serve.app:build", f"models=llama={folder}"]
         if how == "import path"
-        else [str(config_file(tmp_path, folder))]
+        else [str(config_file(tmp_path, folder, port))]
     )
     serve = Path(sys.executable).parent / "serve"
     process = subprocess.Popen(
@@ -51,7 +61,7 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
         start_new_session=True,
     )
     try:
-        answer = score_when_ready(process)
+        answer = score_when_ready(process, port)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -62,9 +72,9 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
     assert answer["fingerprint"] == expected["fingerprint"]
 
 
-def score_when_ready(process: subprocess.Popen[bytes]) -> dict[str, object]:
+def score_when_ready(process: subprocess.Popen[bytes], port: int) -> dict[str, object]:
     deadline = time.monotonic() + 120
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 if client.get("/ready").status_code == 200:

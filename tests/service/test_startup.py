@@ -15,16 +15,11 @@ import httpx
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint, edit_config
+from conftest import free_port
 from safetensors.torch import load_file, save_file
 
 SKYREWARD = [sys.executable, "-m", "serve.cli"]
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(*options: str) -> subprocess.Popen[str]:
@@ -165,7 +160,7 @@ def test_what_was_accepted_is_finished_before_the_end(checkpoint_folder: Path) -
     assert "warming up" in said
     assert f"POST http://127.0.0.1:{port}/v1/score" in said
     answers: list[httpx.Response] = []
-    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(200)]
+    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(400)]
 
     def post() -> None:
         body = {"conversations": many}
@@ -175,6 +170,7 @@ def test_what_was_accepted_is_finished_before_the_end(checkpoint_folder: Path) -
     poster = threading.Thread(target=post)
     poster.start()
     time.sleep(1.0)
+    assert not answers, "nothing was in flight when the signal came"
     process.send_signal(signal.SIGTERM)
     poster.join()
     assert process.wait(60) == 0, "".join(lines)
@@ -182,4 +178,4 @@ def test_what_was_accepted_is_finished_before_the_end(checkpoint_folder: Path) -
     process.stdout.close()
     (answer,) = answers
     assert answer.status_code == 200
-    assert sum("reward" in result for result in answer.json()["results"]) == 200
+    assert sum("reward" in result for result in answer.json()["results"]) == 400

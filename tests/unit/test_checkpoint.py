@@ -413,3 +413,19 @@ def test_the_revision_changes_with_the_merges_of_a_tokenizer(copy_of: CopyOf) ->
     before = revision(folder)
     (folder / "merges.txt").write_text("b a")
     assert revision(folder) != before
+
+
+def test_a_device_without_room_for_the_weights(
+    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    message = refusal(checkpoint_of("qwen3"))
+    assert "cannot be put on cpu: OutOfMemoryError: CUDA out of memory" in message
+    assert "use a device with more memory" in message
+
+
+def test_the_embedded_model_has_no_revisions() -> None:
+    assert "has no revisions" in refusal("demo", revision="v1")

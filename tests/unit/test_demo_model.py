@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,4 +121,9 @@ def test_synthetic_text_follows_the_seed_and_holds_families_out() -> None:
 def test_split_is_by_first_question() -> None:
     examples = synthetic(3, 300)
     assert {split_of(example) for example in examples} == {"train", "test"}
-    assert [split_of(e) for e in examples] == [split_of(e) for e in examples]
+    for example in examples:
+        longer = replace(example, turns=(*example.turns, ("user", "Why?")), answer="Because.")
+        assert split_of(longer) == split_of(example)
+    questions = [replace(examples[0], turns=(("user", f"Question {i}?"),)) for i in range(400)]
+    share = sum(split_of(question) == "test" for question in questions) / len(questions)
+    assert 0.06 < share < 0.18

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from rm_core import ModelLoadError, NotReadyError, ScoredBatch, ScoreError
 from serve.http import create_app
+from serve.problems import UnknownModelError
 from serve.service import ScoringService
 from serve.settings import Settings
 
@@ -123,6 +124,30 @@ def test_a_bug_is_a_500_without_internals(client: TestClient, backend: FakeBacke
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
     assert "secret" not in answer.text
+    again = client.post("/v1/score", json=BODY, headers={"x-request-id": "step-7"})
+    assert again.headers.get_list("x-request-id") == ["step-7"]
+    assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+def test_a_backend_that_fails_oddly_is_asked_again(client: TestClient, backend: FakeBackend):
+    until(lambda: ready(client))
+    backend.failure = NotReadyError("gone")
+    backend.load_failure = RuntimeError("something else")
+    client.post("/v1/score", json=BODY)
+    until(lambda: client.get("/ready").json()["models"]["demo"]["state"] == "failed")
+    backend.failure = backend.load_failure = None
+    until(lambda: ready(client))
+
+
+def test_a_model_is_found_by_its_alias_first() -> None:
+    def service(*models: str) -> ScoringService:
+        chosen = Settings.of(models=list(models)).models
+        return ScoringService([(model, FakeBackend()) for model in chosen])
+
+    assert service("new=demo", "demo=demo").find("demo").settings.alias == "demo"
+    assert service("new=demo").find("demo").settings.alias == "new"
+    with pytest.raises(UnknownModelError, match="served: new, old"):
+        service("new=demo", "old=demo").find("demo")
 
 
 def test_errors_of_single_sequences_stay_single(client: TestClient, backend: FakeBackend) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, load_encoder
+from serve.backends import pin_revision
+from serve.settings import ModelSettings
 
 NAME = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 MAIN, OLD = "a" * 40, "b" * 40
@@ -48,6 +50,16 @@ def test_revisions_are_other_models(cache: Path) -> None:
         for r in ("main", "v1")
     ]
     assert rewards[0] != rewards[1]
+
+
+@pytest.mark.parametrize(("revision", "commit"), [(None, MAIN), ("v1", OLD)])
+def test_the_service_pins_what_it_was_asked_for(
+    cache: Path, revision: str | None, commit: str
+) -> None:
+    settings = ModelSettings(name=NAME, alias="rm", revision=revision)
+    assert pin_revision(settings) == settings.model_copy(update={"revision": commit})
+    demo = ModelSettings(name="demo", alias="demo")
+    assert pin_revision(demo) == demo
 
 
 def test_an_unknown_revision_is_refused(cache: Path) -> None:

@@ -40,6 +40,29 @@ def test_a_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
     assert ModelSettings.model_validate({"name": str(folder), "alias": "x"}).alias == "x"
 
 
+def test_a_folder_with_an_equals_sign_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ck" / "lr=1e-5" / "rm"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for short, alias in ((str(folder), "rm"), ("ck/lr=1e-5/rm", "rm"), (f"a={folder}", "a")):
+        model = ModelSettings.model_validate(short)
+        assert (model.alias, model.name, model.on_hub) == (alias, str(folder), False)
+
+
+@pytest.mark.parametrize("name", ["~nobody-at-all/x", "x" * 5000, "a\0b"])
+def test_names_that_can_be_no_path_are_no_folders(name: str) -> None:
+    model = ModelSettings.model_validate(name)
+    assert (model.name, model.on_hub) == (name, True)
+
+
+def test_a_misspelt_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYREWARD_PROT", "9000")
+    with pytest.raises(ModelLoadError, match="SKYREWARD_PROT, which is no setting"):
+        Settings.of()
+
+
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PORT", "9001")
     monkeypatch.setenv("SKYREWARD_MODELS", "a=demo, b=demo")

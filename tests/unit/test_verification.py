@@ -11,7 +11,7 @@ import pytest
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.conversations import Messages
 from rm_core.forward import forward_batch
-from rm_core.verification import Check, sample_conversations, verify
+from rm_core.verification import Check, bfloat16_step, sample_conversations, verify
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
@@ -56,6 +56,24 @@ def test_in_bfloat16_the_tolerance_is_one_step(scorer_of: ScorerOf) -> None:
     checks = verify(scorer_of("qwen3", "bfloat16"))
     assert all(check.passed for check in checks)
     assert {check.tolerance for check in checks if 4 <= abs(check.expected) < 8} == {0.03125}
+
+
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3"])
+def test_another_kernel_in_bfloat16_may_round_as_far_as_eager_does(
+    name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, stages = scorer_of(name, "bfloat16", "sdpa"), list[str]()
+    checks = verify(scorer, stages.append)
+    assert all(check.passed for check in checks)
+    assert stages[-1] == "plain transformers in float32"
+    assert max(check.tolerance for check in checks) < 1
+    assert any(abs(c.difference or 0) > bfloat16_step(c.expected) for c in checks)
+
+    def shifted(loaded: Any, batch: Batch) -> list[float]:
+        return [logit + 1 for logit in forward_batch(loaded, batch)]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
+    assert not any(check.passed for check in verify(scorer))
 
 
 @pytest.mark.usefixtures("few_samples")
