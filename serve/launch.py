@@ -32,11 +32,10 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
 }
-# `local`, or `ray.init` would join whatever cluster runs on this machine; on loopback, or Ray's own
-# ports would be open to the network; a small store, since batches go by value.
+# `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
+# batches go by value.
 _OWN_CLUSTER: dict[str, Any] = {
     "address": "local",
-    "_node_ip_address": "127.0.0.1",
     "include_dashboard": False,
     "object_store_memory": 100 * 2**20,
 }
@@ -87,7 +86,8 @@ def _prepare_environment(own_cluster: bool) -> None:
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if own_cluster and "RAY_AUTH_MODE" not in os.environ:
-        # A token that only this service's own processes know, instead of a file in the home folder.
+        # Ray's own ports listen on every interface. A token that only this service's processes know
+        # guards them; by itself Ray would keep one in a file in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
