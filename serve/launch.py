@@ -74,10 +74,14 @@ def run_with_ray(settings: Settings, say: Say) -> None:
         if may_have_accepted:
             # Before anything is deleted: Serve would stop gateway and scorers at the same moment.
             ray_serve.get_app_handle(APP_NAME).drain.remote().result()
+        ray_serve.delete(APP_NAME)
+    except SystemExit:  # the second signal; Ray makes one of its own of it, with another code
+        raise SystemExit(stop.exit_code) from None
     finally:
-        # Of a cluster that others use, only what is ours: this application.
-        with contextlib.suppress(RuntimeError):  # there is none if Serve did not start
-            ray_serve.delete(APP_NAME)
+        if not own_cluster:
+            # Others use it: away with what is ours, this application, and with nothing else.
+            with contextlib.suppress(RuntimeError):  # there is none if Serve did not start
+                ray_serve.delete(APP_NAME, _blocking=False)
         ray.shutdown()
         stop.restore()
 
@@ -174,11 +178,13 @@ class _Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.exit_code = 0
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.asked:
-            raise SystemExit(128 + number)
+            self.exit_code = 128 + number
+            raise SystemExit(self.exit_code)
         self.asked = True
 
     def wait(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -143,7 +144,11 @@ def test_without_ray_the_same_rewards(
     assert process.wait(30) == 0
 
 
-def test_what_was_accepted_is_finished_before_the_end(checkpoint_folder: Path) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_was_accepted_is_finished_before_the_end(
+    checkpoint_folder: Path, signals: int
+) -> None:
+    """After one signal; a second one ends it at once, and the caller gets no answer of success."""
     port = free_port()
     folder = checkpoint_folder / "llama-v0.1"
     process = start("--model", str(folder), "--port", str(port))
@@ -160,22 +165,31 @@ def test_what_was_accepted_is_finished_before_the_end(checkpoint_folder: Path) -
     assert "warming up" in said
     assert f"POST http://127.0.0.1:{port}/v1/score" in said
     answers: list[httpx.Response] = []
-    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(400)]
+    num_sent = 400 if signals == 1 else 4000
+    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]
 
     def post() -> None:
         body = {"conversations": many}
         url = f"http://127.0.0.1:{port}/v1/score"
-        answers.append(httpx.post(url, json=body, timeout=120, trust_env=False))
+        with contextlib.suppress(httpx.HTTPError):
+            answers.append(httpx.post(url, json=body, timeout=120, trust_env=False))
 
     poster = threading.Thread(target=post)
     poster.start()
     time.sleep(1.0)
-    assert not answers, "nothing was in flight when the signal came"
-    process.send_signal(signal.SIGTERM)
+    for _ in range(signals):
+        assert not answers, "nothing was in flight when the signal came"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
     poster.join()
-    assert process.wait(60) == 0, "".join(lines)
+    code = process.wait(60)
     drain.join()
     process.stdout.close()
+    if signals == 2:
+        assert code == 128 + signal.SIGTERM, "".join(lines)
+        assert [answer.status_code for answer in answers] != [200]
+        return
+    assert code == 0, "".join(lines)
     (answer,) = answers
     assert answer.status_code == 200
-    assert sum("reward" in result for result in answer.json()["results"]) == 400
+    assert sum("reward" in result for result in answer.json()["results"]) == num_sent
