@@ -63,8 +63,13 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
     try:
         answer = score_when_ready(process, port)
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        # Not SIGINT: a shell's background job, and so its children, may have it ignored.
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     expected = http.post(
         "/v1/score", json={"model": "llama", "conversations": [CONVERSATION]}
     ).json()
