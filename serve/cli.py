@@ -171,8 +171,14 @@ def score(input: Path, output: Path, url: str | None, truncation: Any, **model: 
     if not output.parent.is_dir():  # before a model is loaded for nothing
         raise click.ClickException(f"there is no folder {output.parent}; make it first")
     # A service has models of its own: only a model that was really named is asked for.
-    named = click.get_current_context().get_parameter_source("model")
-    name = None if named is ParameterSource.DEFAULT else model["model"]
+    source_of = click.get_current_context().get_parameter_source
+    given = [option for option in model if source_of(option) is not ParameterSource.DEFAULT]
+    name = model["model"] if "model" in given else None
+    if url and (useless := [option for option in given if option != "model"]):
+        raise click.UsageError(
+            f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
+            "it starts; leave it out, or score with a model here"
+        )
     source = remote_scorer(url, name) if url else local_scorer(**model)
     with source as score_all:
         summary = score_file(input, output, score_all, truncation)

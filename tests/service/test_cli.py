@@ -166,6 +166,7 @@ def test_models_in_full_also_where_not_served_yet() -> None:
     [
         (["score", "IN", "-o", "no/such/folder/out"], "there is no folder no/such/folder"),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
+        (["score", "IN", "-o", "no/such/x", "--model", "demo"], "make it first"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),
         (["render", "--model", "~nobody-at-all/x", "IN"], "there is no folder"),
@@ -178,6 +179,13 @@ def test_mistakes_end_with_one_clear_line(jobs: Path, arguments: list[str], says
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_settings_of_a_model_here_are_none_of_a_service(jobs: Path) -> None:
+    where = ["score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"]
+    done = run(*where, "--max-length", "20")
+    assert done.returncode == 2
+    assert "--max-length is a setting of the service" in done.stderr
 
 
 def test_verify(checkpoint_folder: Path) -> None:
