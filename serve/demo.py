@@ -39,7 +39,7 @@ def main() -> int:
     except RewardError as error:
         print(f"demo: {error.detail}", file=sys.stderr)
         return 1
-    _print(pairs, answer)
+    print_pairs(pairs, answer)
     return 1 if any("error" in result for result in answer["results"]) else 0
 
 
@@ -87,7 +87,8 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
     raise ServiceError(f"the service was not ready after {_START_TIMEOUT_S:.0f} s")
 
 
-def _print(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
+def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
+    """Print the answer of `/v1/compare` beside the pairs it is about, in their order."""
     width = None if sys.stdout.isatty() else 120
     console = Console(width=width, markup=False, highlight=False)
     table = Table(title="Sample pairs, scored over HTTP", title_justify="left")

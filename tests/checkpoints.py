@@ -7,10 +7,14 @@ chat templates are written for the tests with the markup of each family.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
@@ -22,6 +26,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForSequenceClassification,
 )
+
+from rm_core import ModelConfig, ModelLoadError
+from rm_core.loading import load_model
+
+Weights = dict[str, torch.Tensor]
 
 LLAMA_TEMPLATE = (
     "{% if write_bos %}{{ bos_token }}{% endif %}"
@@ -182,6 +191,27 @@ def edit_config(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(config))
 
 
+def edit_weights(folder: Path, edit: Callable[[Weights], object]) -> None:
+    """Change the weights of an unsharded checkpoint."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    edit(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def set_one(name: str, value: float) -> Callable[[Weights], object]:
+    """An edit that gives the last number of a tensor another value."""
+    return lambda weights: weights[name].view(-1)[-1:].fill_(value)
+
+
+def refusal(folder: Path | str, **settings: Any) -> str:
+    """What loading a checkpoint is refused with."""
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(ModelConfig(str(folder), device="cpu", **settings))
+    assert "Traceback" not in caught.value.detail
+    return caught.value.detail
+
+
 __all__ = [
     "SPECS",
     "Spec",
@@ -189,5 +219,8 @@ __all__ = [
     "build_model",
     "build_tokenizer",
     "edit_config",
+    "edit_weights",
+    "refusal",
     "replace",
+    "set_one",
 ]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import edit_config
+from checkpoints import edit_config, edit_weights, refusal, set_one
 from safetensors.torch import load_file, save_file
 
-from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer, open_checkpoint
+from rm_core import ModelConfig, RewardScorer, open_checkpoint
 from rm_core.loading import load_model
 
 PathOf = Callable[[str], Path]
@@ -22,24 +22,6 @@ CopyOf = Callable[..., Path]
 HEAD = "score.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 Weights = dict[str, torch.Tensor]
-
-
-def refusal(folder: Path | str, **settings: Any) -> str:
-    with pytest.raises(ModelLoadError) as caught:
-        load_model(ModelConfig(str(folder), device="cpu", **settings))
-    assert "Traceback" not in caught.value.detail
-    return caught.value.detail
-
-
-def edit_weights(folder: Path, edit: Callable[[Weights], object]) -> None:
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    edit(weights)
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def set_one(name: str, value: float) -> Callable[[Weights], object]:
-    return lambda weights: weights[name].view(-1)[-1:].fill_(value)
 
 
 def replace(name: str, *shape: int) -> Callable[[Weights], object]:
@@ -240,67 +222,6 @@ def test_a_missing_shard(copy_of: CopyOf) -> None:
     assert "a shard is missing: download the checkpoint again" in detail
 
 
-SETTINGS = {
-    "sdpa for gemma2": ("gemma2", {"attention": "sdpa"}, "softcap", "'eager' or 'auto'"),
-    "float16 for gemma2": ("gemma2", {"dtype": "float16"}, "float16", "use 'bfloat16'"),
-    "flash on a CPU": ("llama-v0.2", {"attention": "flash_attention_2"}, "needs CUDA", "'auto'"),
-    "over the positions": ("qwen3", {"max_length": 2049}, "the model has 2048", "lower it"),
-    "revision": ("qwen3", {"revision": "main"}, "revision 'main' was asked", "leave the revision"),
-}
-
-
-@pytest.mark.parametrize(("name", "settings", "came", "todo"), SETTINGS.values(), ids=SETTINGS)
-def test_settings_that_the_checkpoint_does_not_allow(
-    name: str, settings: dict[str, Any], came: str, todo: str, checkpoint_of: PathOf
-) -> None:
-    detail = refusal(checkpoint_of(name), **settings)
-    assert came in detail
-    assert todo in detail
-
-
-def test_gemma_without_a_softcap_in_its_config_is_no_way_around(copy_of: CopyOf) -> None:
-    folder = copy_of("gemma2")
-    config = json.loads((folder / "config.json").read_text())
-    config["attn_logit_softcapping"] = None
-    (folder / "config.json").write_text(json.dumps(config))
-    assert "drops Gemma-2's attention softcap" in refusal(folder, attention="sdpa")
-    assert load_model(ModelConfig(str(folder), device="cpu")).attention.name == "eager"
-
-
-VALUES = {
-    "dtype": ({"dtype": "int8"}, "dtype is 'int8'", "allowed: auto, float32, bfloat16, float16"),
-    "attention": ({"attention": "flash"}, "attention is 'flash'", "allowed: auto, eager, sdpa"),
-    "length": ({"max_length": 0}, "max_length is 0", "give at least 1"),
-}
-
-
-@pytest.mark.parametrize(("settings", "came", "todo"), VALUES.values(), ids=VALUES.keys())
-def test_values_that_no_checkpoint_allows(settings: dict[str, Any], came: str, todo: str) -> None:
-    with pytest.raises(ModelLoadError) as caught:
-        ModelConfig("demo", **settings)
-    assert came in caught.value.detail
-    assert todo in caught.value.detail
-
-
-def test_an_empty_name_and_an_empty_batch() -> None:
-    with pytest.raises(ModelLoadError, match="name is empty"):
-        ModelConfig(" ")
-    with pytest.raises(ModelLoadError, match="max_batch_tokens is 0; give at least 1"):
-        BatchConfig(max_batch_tokens=0)
-
-
-@pytest.mark.parametrize("device", ["tpu?", "meta", "mps"])
-def test_a_device_that_is_not_served(device: str, checkpoint_of: PathOf) -> None:
-    with pytest.raises(ModelLoadError, match="use 'auto', 'cpu' or 'cuda'"):
-        load_model(ModelConfig(str(checkpoint_of("qwen3")), device=device))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(checkpoint_of: PathOf) -> None:
-    with pytest.raises(ModelLoadError, match="sees no CUDA device; use 'auto' or 'cpu'"):
-        load_model(ModelConfig(str(checkpoint_of("qwen3")), device="cuda"))
-
-
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a b/c"])
 def test_an_unknown_folder(name: str) -> None:
     detail = refusal(name)
@@ -369,62 +290,6 @@ def test_the_limit_is_the_trained_length_where_the_catalogue_knows_it(copy_of: C
     elsewhere = folder.rename(folder.parent / "elsewhere")
     edit_config(elsewhere, max_position_embeddings=40_960)
     assert open_checkpoint(ModelConfig(str(elsewhere))).max_length == 40_960
-
-
-def revision(folder: Path) -> str:
-    return open_checkpoint(ModelConfig(str(folder))).revision
-
-
-def test_the_revision_of_a_folder_is_that_of_its_content(
-    copy_of: CopyOf, checkpoint_of: PathOf
-) -> None:
-    original = revision(checkpoint_of("qwen3"))
-    assert original.startswith("local-")
-    assert len(original) == len("local-") + 16
-    copy = copy_of(folder="copy")
-    assert revision(copy) == original
-    (copy / "README.md").write_text("notes")
-    assert revision(copy) == original
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert revision(copy) != original
-
-
-def test_the_revision_changes_with_every_weight(copy_of: CopyOf) -> None:
-    folder = copy_of()
-    names = list(load_file(folder / "model.safetensors"))
-    seen = {revision(folder)}
-    for name in names:
-        edit_weights(folder, set_one(name, 0.5))
-        seen.add(revision(folder))
-    assert len(seen) == len(names) + 1
-
-
-@pytest.mark.parametrize("change", [{"rms_norm_eps": 1e-5}, {"pad_token_id": 1}])
-def test_the_revision_changes_with_the_config(change: dict[str, Any], copy_of: CopyOf) -> None:
-    folder = copy_of()
-    before = revision(folder)
-    edit_config(folder, **change)
-    assert revision(folder) != before
-
-
-def test_the_revision_changes_with_the_merges_of_a_tokenizer(copy_of: CopyOf) -> None:
-    folder = copy_of()
-    (folder / "merges.txt").write_text("a b")
-    before = revision(folder)
-    (folder / "merges.txt").write_text("b a")
-    assert revision(folder) != before
-
-
-def test_a_device_without_room_for_the_weights(
-    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB")
-
-    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
-    message = refusal(checkpoint_of("qwen3"))
-    assert "cannot be put on cpu: OutOfMemoryError: CUDA out of memory" in message
-    assert "use a device with more memory" in message
 
 
 def test_the_embedded_model_has_no_revisions() -> None:

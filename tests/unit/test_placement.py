@@ -1,0 +1,91 @@
+"""Devices, dtypes and other settings that a machine or a checkpoint does not allow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import refusal
+
+from rm_core import BatchConfig, ModelConfig, ModelLoadError
+from rm_core.loading import load_model
+
+PathOf = Callable[[str], Path]
+CopyOf = Callable[..., Path]
+
+
+SETTINGS = {
+    "sdpa for gemma2": ("gemma2", {"attention": "sdpa"}, "softcap", "'eager' or 'auto'"),
+    "float16 for gemma2": ("gemma2", {"dtype": "float16"}, "float16", "use 'bfloat16'"),
+    "flash on a CPU": ("llama-v0.2", {"attention": "flash_attention_2"}, "needs CUDA", "'auto'"),
+    "over the positions": ("qwen3", {"max_length": 2049}, "the model has 2048", "lower it"),
+    "revision": ("qwen3", {"revision": "main"}, "revision 'main' was asked", "leave the revision"),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "came", "todo"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_the_checkpoint_does_not_allow(
+    name: str, settings: dict[str, Any], came: str, todo: str, checkpoint_of: PathOf
+) -> None:
+    detail = refusal(checkpoint_of(name), **settings)
+    assert came in detail
+    assert todo in detail
+
+
+def test_gemma_without_a_softcap_in_its_config_is_no_way_around(copy_of: CopyOf) -> None:
+    folder = copy_of("gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_logit_softcapping"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "drops Gemma-2's attention softcap" in refusal(folder, attention="sdpa")
+    assert load_model(ModelConfig(str(folder), device="cpu")).attention.name == "eager"
+
+
+VALUES = {
+    "dtype": ({"dtype": "int8"}, "dtype is 'int8'", "allowed: auto, float32, bfloat16, float16"),
+    "attention": ({"attention": "flash"}, "attention is 'flash'", "allowed: auto, eager, sdpa"),
+    "length": ({"max_length": 0}, "max_length is 0", "give at least 1"),
+}
+
+
+@pytest.mark.parametrize(("settings", "came", "todo"), VALUES.values(), ids=VALUES.keys())
+def test_values_that_no_checkpoint_allows(settings: dict[str, Any], came: str, todo: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        ModelConfig("demo", **settings)
+    assert came in caught.value.detail
+    assert todo in caught.value.detail
+
+
+def test_an_empty_name_and_an_empty_batch() -> None:
+    with pytest.raises(ModelLoadError, match="name is empty"):
+        ModelConfig(" ")
+    with pytest.raises(ModelLoadError, match="max_batch_tokens is 0; give at least 1"):
+        BatchConfig(max_batch_tokens=0)
+
+
+@pytest.mark.parametrize("device", ["tpu?", "meta", "mps"])
+def test_a_device_that_is_not_served(device: str, checkpoint_of: PathOf) -> None:
+    with pytest.raises(ModelLoadError, match="use 'auto', 'cpu' or 'cuda'"):
+        load_model(ModelConfig(str(checkpoint_of("qwen3")), device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(checkpoint_of: PathOf) -> None:
+    with pytest.raises(ModelLoadError, match="sees no CUDA device; use 'auto' or 'cpu'"):
+        load_model(ModelConfig(str(checkpoint_of("qwen3")), device="cuda"))
+
+
+def test_a_device_without_room_for_the_weights(
+    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    message = refusal(checkpoint_of("qwen3"))
+    assert "cannot be put on cpu: OutOfMemoryError: CUDA out of memory" in message
+    assert "use a device with more memory" in message
