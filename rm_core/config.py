@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from rm_core.errors import ModelLoadError
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-Attention: TypeAlias = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
 
 DEFAULT_MAX_BATCH_TOKENS = 16_384
 
@@ -21,12 +21,15 @@ class ModelConfig:
         name: `demo`, a local folder, or a hub id (`ORG/NAME`).
         revision: branch, tag or commit of a hub repository; None for its main branch.
         dtype: of the decoder; `auto` is bfloat16 on CUDA and float32 on CPU.
-        attention: implementation; `auto` lets `rm_core.attention` choose and say why.
+        attention: backend; `auto` lets `rm_core.attention` choose and say why.
         device: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
         max_length: most tokens of one conversation; None for the checkpoint's own limit.
         chat_template: path of a Jinja file that replaces, or supplies, the chat template.
         known_as: another name under which the catalogue may know the checkpoint, for folders
             whose own name does not tell.
+        deterministic: a conversation gets the same reward to the last bit alone, in any batch and
+            in any order; slower.
+        compile: compile the decoder layers (`torch.compile`); the first batches wait for it.
 
     Raises:
         ModelLoadError: for a value that is not allowed.
@@ -40,6 +43,8 @@ class ModelConfig:
     max_length: int | None = None
     chat_template: str | None = None
     known_as: str | None = None
+    deterministic: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.strip():

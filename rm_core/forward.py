@@ -1,41 +1,79 @@
-"""Token ids through the model: one batch in, one raw float32 logit per sequence out.
+"""A packed row through the model: one batch in, one raw float32 logit per sequence out.
 
-Nothing is padded. Each sequence goes through the decoder on its own, so its hidden states are
-those of plain transformers; the head is applied in float32 at the readout token only.
+Nothing is padded and nothing shared is encoded twice: the decoder of transformers runs on the row
+of the tree as it is, with the positions that each token has in its conversation, and attention
+sees to it that a token looks at its own conversation only. The head is applied in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from rm_core.chat import readout_position
+from rm_core.attention import PackedAttention, Segment, of_runs, of_tokens
 from rm_core.loading import LoadedModel
-from rm_core.packing import TokenIds
+from rm_core.packing import Tree
 
 
 @torch.inference_mode()
-def forward_batch(loaded: LoadedModel, batch: Sequence[TokenIds]) -> list[float]:
-    """Raw logits of a batch, in its order.
+def forward_batch(loaded: LoadedModel, tree: Tree, row_multiple: int = 1) -> list[float]:
+    """Raw logits of a batch, in the order of its sequences.
 
     Args:
         loaded: the model.
-        batch: token ids of each conversation, none empty, none over the model's positions.
+        tree: the batch; each sequence is read at its last token.
+        row_multiple: the row is filled up to a multiple of this many tokens, which are not read;
+            for modes that want few shapes, or one.
 
     Returns:
-        `[len(batch)]` logits; NaN and infinity are passed on as they are.
+        `[num_sequences]` logits; NaN and infinity are passed on as they are.
     """
+    hidden = _hidden_states(loaded, tree, -tree.num_tokens % row_multiple)
     # One product per conversation: in a product of matrices the last bits of a row depend on how
     # many others there are, and a reward must not depend on its neighbours.
-    logits = [_readout_hidden(loaded, ids).float() @ loaded.head[0] for ids in batch]
-    # One transfer from the device per batch, not one per conversation.
-    return [float(logit) for logit in torch.stack(logits).cpu()]
+    logits = torch.stack([row.float() @ loaded.head[0] for row in hidden]).tolist()
+    logit_at = dict(zip(sorted(tree.ends), logits, strict=True))
+    return [logit_at[end] for end in tree.ends]
 
 
-def _readout_hidden(loaded: LoadedModel, input_ids: TokenIds) -> torch.Tensor:
-    """Hidden state `[hidden_size]` after the final norm, at the readout token."""
-    decoder = loaded.model.get_submodule(loaded.model.base_model_prefix)
-    row = torch.tensor([input_ids], dtype=torch.long).to(loaded.device, non_blocking=True)
-    hidden: torch.Tensor = decoder(input_ids=row, use_cache=False).last_hidden_state
-    return hidden[0, readout_position(input_ids, loaded.pad_token_id)]
+def _hidden_states(loaded: LoadedModel, tree: Tree, filling: int) -> torch.Tensor:
+    """Hidden states `[num_sequences, hidden_size]` after the final norm, in the order of the row.
+
+    Attention is planned once and knows nothing of the filling.
+    """
+    decoder: Any = loaded.model.get_submodule(loaded.model.base_model_prefix)
+    device = loaded.device
+    places = sorted(tree.ends)
+    readouts = torch.tensor(places).to(device, non_blocking=True)
+    options: dict[str, Any] = {
+        "packed": _attention(loaded, tree, of_runs(tree)),
+    }
+    if not loaded.deterministic:  # the number of readouts would change the shapes
+        options["readouts"] = readouts
+        options["readout_attention"] = _attention(loaded, tree, of_tokens(tree, places))
+    hidden: torch.Tensor = decoder(
+        input_ids=_row(_token_ids(tree), filling).to(device, non_blocking=True),
+        position_ids=_row(_positions(tree), filling).to(device, non_blocking=True),
+        use_cache=False,
+        **options,
+    ).last_hidden_state[0]
+    return hidden[readouts] if loaded.deterministic else hidden
+
+
+def _attention(loaded: LoadedModel, tree: Tree, segments: list[Segment]) -> PackedAttention:
+    plan = loaded.backend.plan(segments, tree.num_tokens, loaded.device)
+    return PackedAttention(loaded.backend, plan, segments[-1].stop)
+
+
+def _row(values: Iterator[int], filling: int) -> torch.Tensor:
+    return torch.tensor([[*values, *[0] * filling]], dtype=torch.long)
+
+
+def _token_ids(tree: Tree) -> Iterator[int]:
+    return (token for run in tree.runs for token in run.token_ids)
+
+
+def _positions(tree: Tree) -> Iterator[int]:
+    return (run.depth + index for run in tree.runs for index in range(len(run.token_ids)))

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rm_core.attention import AttentionChoice, Placement, choose_attention
+from rm_core.attention import (
+    AttentionChoice,
+    Backend,
+    Placement,
+    choose_attention,
+    install,
+    make_backend,
+)
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
-from rm_core.placement import resolve_device, resolve_dtype
+from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
+from rm_core.readout_layer import ReadoutLayer
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -37,11 +45,14 @@ class LoadedModel:
     """A checked model on its device, and how it got there.
 
     Attributes:
-        model: transformers' sequence classifier, in eval mode.
+        model: transformers' sequence classifier, in eval mode, its layers attending through
+            packed rows and the last one ready to run on readout tokens alone.
         head: `score.weight` as float32 `[1, hidden_size]`, on the model's device.
         pad_token_id: of the config; decides the readout.
         checkpoint: the folder and what is known of it.
-        attention: the implementation and why it was taken.
+        attention: the backend's name and why it was taken.
+        backend: computes attention.
+        deterministic: whether a reward must not depend on its batch, to the last bit.
         device: where it runs.
         fingerprint: what makes two rewards comparable.
         encoder: renders and tokenizes for it.
@@ -52,6 +63,8 @@ class LoadedModel:
     pad_token_id: int | None
     checkpoint: Checkpoint
     attention: AttentionChoice
+    backend: Backend
+    deterministic: bool
     device: torch.device
     fingerprint: Fingerprint
     encoder: ChatEncoder
@@ -98,9 +111,19 @@ def load_model(config: ModelConfig) -> LoadedModel:
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it at all.
     softcap = checkpoint.family == "gemma2" or bool(checkpoint.config.get("attn_logit_softcapping"))
-    placement = Placement(checkpoint.family, device.type, _name(dtype), softcap)
-    attention = choose_attention(placement, config.attention)
-    model = _from_pretrained(checkpoint, dtype, attention.name)
+    attention = choose_attention(
+        Placement(
+            family=checkpoint.family,
+            device_type=device.type,
+            dtype=_name(dtype),
+            softcap=softcap,
+            window=_has_window(checkpoint.config),
+            deterministic=config.deterministic,
+            old_gpu=is_old_gpu(device),
+        ),
+        config.attention,
+    )
+    model = _from_pretrained(checkpoint, dtype)
     _check_finite(model, checkpoint.path)
     try:
         model = model.to(device).eval()  # type: ignore[arg-type]
@@ -109,6 +132,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"{config.name} as {_name(dtype)} cannot be put on {device}: {_first_line(error)}; use "
             "a device with more memory, or free this one"
         ) from error
+    install(model)
+    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    layers[-1] = ReadoutLayer(layers[-1])
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
     fingerprint = Fingerprint(
@@ -138,6 +165,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         pad_token_id=_pad_token_id(checkpoint.config),
         checkpoint=checkpoint,
         attention=attention,
+        backend=make_backend(attention.name, config.deterministic),
+        deterministic=config.deterministic,
         device=device,
         fingerprint=fingerprint,
         encoder=encoder,
@@ -147,6 +176,16 @@ def load_model(config: ModelConfig) -> LoadedModel:
 def _pad_token_id(config: Mapping[str, Any]) -> int | None:
     pad = config.get("pad_token_id")
     return None if pad is None else int(pad)
+
+
+def _has_window(config: Mapping[str, Any]) -> bool:
+    """Whether any layer sees only so many positions; the families say it in different ways."""
+    types = config.get("layer_types") or ()
+    return bool(
+        "sliding_attention" in types
+        or config.get("use_sliding_window")
+        or (config.get("model_type") == "gemma2" and config.get("sliding_window"))
+    )
 
 
 def _read_template(path: str) -> str:
@@ -172,7 +211,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -181,7 +220,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str)
                 checkpoint.path,
                 dtype=dtype,
                 num_labels=1,
-                attn_implementation=attention,
+                attn_implementation="eager",  # until the packed one is installed
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # the report names them, and they are refused below
@@ -191,11 +230,6 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str)
     except Exception as error:
         raise ModelLoadError(f"{checkpoint.path} cannot be loaded: {_first_line(error)}") from error
     _check_report(checkpoint.path, report)
-    if model.config._attn_implementation != attention:
-        raise ModelLoadError(
-            f"transformers replaced attention {attention!r} by "
-            f"{model.config._attn_implementation!r}; choose another with the setting `attention`"
-        )
     assert not isinstance(model, tuple)
     return model  # type: ignore[no-any-return]
 

@@ -1,17 +1,85 @@
-"""From token sequences to batches under a token budget, and back. Pure Python, no torch.
+"""From token sequences to packed prefix trees under a token budget, and back. Pure Python.
 
-Identical sequences are scored once. Nothing here pads: a batch is a list of sequences, and how
-they go through the model is the business of `rm_core.forward`.
+Identical sequences are scored once, and what several share at their start is encoded once: each
+batch is a compressed trie. Its tokens lie one after another in a single row, without padding, as
+runs. Every sequence adds one run: what it does not share with the sequence before it. A run goes
+on with the path of an earlier run (its parent) from a depth on, so the first child of a node
+stands right behind it in one piece, and what hangs on any token stands together behind it.
+
+`pack` is the start; how a row goes through the model is the business of `rm_core.forward`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 TokenIds: TypeAlias = tuple[int, ...]
 T = TypeVar("T")
+
+# A batch left partly empty costs little, a shared prefix encoded twice costs its tokens: a batch
+# is cut where it loses least, one token encoded twice counting as this many places left empty.
+_PLACES_PER_TOKEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens of the row that stand one after another, also in their sequence.
+
+    Attributes:
+        start: place of the first one in the row.
+        depth: position of the first one in its sequence; the path before it is the parent's.
+        parent: index of the run whose path it shares up to `depth`; -1 for none.
+        token_ids: the run's tokens, at least one.
+    """
+
+    start: int
+    depth: int
+    parent: int
+    token_ids: TokenIds
+
+    @property
+    def stop(self) -> int:
+        """Place in the row behind the last token."""
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One batch: distinct sequences as a packed prefix tree.
+
+    Attributes:
+        sequences: distinct, none empty, in the order of the row.
+        runs: in the order of the row.
+        ends: for each sequence, the place of its last token in the row.
+        num_tokens: length of the row.
+    """
+
+    sequences: tuple[TokenIds, ...]
+    runs: tuple[Run, ...]
+    ends: tuple[int, ...]
+    num_tokens: int
+
+    def path(self, index: int, stop: int) -> list[tuple[int, int]]:
+        """The slices of the row that a run's sequence consists of, up to a place in the run.
+
+        Args:
+            index: of the run.
+            stop: place in the row behind the last token that counts.
+
+        Returns:
+            `(start, stop)` of each slice, in the order of the sequence.
+        """
+        slices = []
+        while index >= 0:
+            run = self.runs[index]
+            slices.append((run.start, stop))
+            if run.parent >= 0:
+                parent = self.runs[run.parent]
+                stop = parent.start + run.depth - parent.depth
+            index = run.parent
+        return slices[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +87,17 @@ class Packing:
     """Batches of distinct sequences, and where each input went.
 
     Attributes:
-        batches: distinct sequences, grouped; a batch is over the budget only if it holds a
-            single sequence that is.
+        batches: a batch is over the budget only if it holds a single sequence that is.
         places: `[num_inputs]`, index of each input among all sequences of all batches in order.
     """
 
-    batches: tuple[tuple[TokenIds, ...], ...]
+    batches: tuple[Tree, ...]
     places: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all batches together."""
-        return sum(len(sequence) for batch in self.batches for sequence in batch)
+        """Tokens of all rows together: what goes through the model."""
+        return sum(batch.num_tokens for batch in self.batches)
 
     def restore(self, results: Sequence[T]) -> list[T]:
         """Results in the order of the inputs.
@@ -38,28 +105,93 @@ class Packing:
         Args:
             results: one for each sequence of each batch, in order.
         """
-        assert len(results) == sum(len(batch) for batch in self.batches)
+        assert len(results) == sum(len(batch.sequences) for batch in self.batches)
         return [results[place] for place in self.places]
 
 
 def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
-    """Merge duplicates and fill batches greedily, in order of first appearance.
+    """Merge duplicates, bring together what shares its start, and cut into batches.
 
     Args:
         sequences: token ids, none empty.
-        max_batch_tokens: the budget, at least 1.
+        max_batch_tokens: the budget in tokens of a row, at least 1.
     """
-    distinct: dict[TokenIds, int] = {}
-    places = tuple(distinct.setdefault(sequence, len(distinct)) for sequence in sequences)
-    batches: list[tuple[TokenIds, ...]] = []
-    batch: list[TokenIds] = []
+    # Reversed, a sequence stands behind those that it is the start of, and adds no tokens to them.
+    ordered = sorted(set(sequences), reverse=True)
+    place_of = {sequence: place for place, sequence in enumerate(ordered)}
+    shared = [0, *map(_shared_start, ordered, ordered[1:])][: len(ordered)]
+    batches = tuple(
+        _build(ordered[start:stop], shared[start:stop])
+        for start, stop in _cuts([len(s) for s in ordered], shared, max_batch_tokens)
+    )
+    return Packing(batches, tuple(place_of[sequence] for sequence in sequences))
+
+
+def halves(tree: Tree) -> tuple[Tree, Tree]:
+    """A batch of several sequences as two, in the same order."""
+    middle = len(tree.sequences) // 2
+    left, right = (
+        _build(part, [0, *map(_shared_start, part, part[1:])])
+        for part in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
+    )
+    return left, right
+
+
+def _shared_start(left: TokenIds, right: TokenIds) -> int:
+    """How many tokens two sequences have in common at their start."""
+    low, high = 0, min(len(left), len(right))
+    if left[:high] == right[:high]:
+        return high
+    while low < high - 1:  # left[:low] is shared, left[:high] is not
+        middle = (low + high) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[int, int]]:
+    """Where batches start and stop in the order of the sequences.
+
+    Args:
+        lengths: of each sequence.
+        shared: tokens that each has in common with the one before it.
+        budget: most tokens of a batch of several.
+    """
+    start = 0
+    while start < len(lengths):
+        sizes = [lengths[start]]  # of the batch with the first, the first two, ...
+        stop = start + 1
+        while stop < len(lengths) and sizes[-1] + lengths[stop] - shared[stop] <= budget:
+            sizes.append(sizes[-1] + lengths[stop] - shared[stop])
+            stop += 1
+        if stop < len(lengths):
+            # Latest first, so that of equal cuts the fullest batch is taken.
+            costs = {
+                cut: _PLACES_PER_TOKEN * shared[cut] + budget - sizes[cut - start - 1]
+                for cut in range(stop, start, -1)
+            }
+            stop = min(costs, key=costs.__getitem__)
+        yield start, stop
+        start = stop
+
+
+def _build(sequences: list[TokenIds], shared: list[int]) -> Tree:
+    """The tree of neighbours in the order; what the first shares with those before is no matter."""
+    runs: list[Run] = []
+    ends: list[int] = []
+    path: list[int] = []  # runs that the sequence before this one consists of
     num_tokens = 0
-    for sequence in distinct:
-        if batch and num_tokens + len(sequence) > max_batch_tokens:
-            batches.append(tuple(batch))
-            batch, num_tokens = [], 0
-        batch.append(sequence)
-        num_tokens += len(sequence)
-    if batch:
-        batches.append(tuple(batch))
-    return Packing(batches=tuple(batches), places=places)
+    for index, sequence in enumerate(sequences):
+        depth = shared[index] if index else 0
+        while path and runs[path[-1]].depth >= depth:
+            path.pop()
+        if depth < len(sequence):
+            parent = path[-1] if path else -1
+            path.append(len(runs))
+            runs.append(Run(num_tokens, depth, parent, sequence[depth:]))
+            num_tokens = runs[-1].stop
+        last = runs[path[-1]]
+        ends.append(last.start + len(sequence) - 1 - last.depth)
+    return Tree(tuple(sequences), tuple(runs), tuple(ends), num_tokens)

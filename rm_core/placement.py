@@ -39,6 +39,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def is_old_gpu(device: torch.device) -> bool:
+    """Whether a CUDA device is older than FlashAttention-2 needs: compute capability 8.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+
+
 def resolve_dtype(name: DType, device: torch.device, family: Family) -> torch.dtype:
     """The dtype of the decoder that a setting means.
 

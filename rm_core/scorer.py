@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from rm_core.chat import ChatEncoder
+from rm_core.chat import ChatEncoder, readout_position
 from rm_core.config import BatchConfig, ModelConfig
 from rm_core.errors import DeviceMemoryError, NonFiniteRewardError, RewardError, ScoringError
 from rm_core.forward import forward_batch
 from rm_core.loading import LoadedModel, load_model
-from rm_core.packing import TokenIds, pack
+from rm_core.packing import TokenIds, Tree, halves, pack
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
 logger = logging.getLogger(__name__)
@@ -116,25 +116,26 @@ class RewardScorer:
         Args:
             sequences: token ids, none empty, none longer than the model's positions.
         """
-        packing = pack(sequences, self._batching.max_batch_tokens)
-        rewards = [r for batch in packing.batches for r in self._score_batch(batch)]
+        read = [ids[: readout_position(ids, self._loaded.pad_token_id) + 1] for ids in sequences]
+        packing = pack(read, self._batching.max_batch_tokens)
+        rewards = [r for tree in packing.batches for r in self._score_batch(tree)]
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
-    def _score_batch(self, batch: Sequence[TokenIds]) -> list[float | ScoreError]:
-        """One reward or error for each; a batch that fails is scored again one by one."""
+    def _score_batch(self, tree: Tree) -> list[float | ScoreError]:
+        """One reward or error for each; a batch that fails is scored again in halves."""
         try:
-            logits = forward_batch(self._loaded, batch)
+            logits = forward_batch(self._loaded, tree)
         # The border of the batch: whatever the forward pass raises belongs to a conversation.
         except Exception as error:
-            logger.exception("a batch of %d conversations failed", len(batch))
-            failure = ScoreError.of(_scoring_error(error, len(batch[0])))
+            logger.exception("a batch of %d conversations failed", len(tree.sequences))
+            failure = ScoreError.of(_scoring_error(error, tree.num_tokens))
         else:
-            assert len(logits) == len(batch)
+            assert len(logits) == len(tree.sequences)
             return [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits]
         # After the handler: until it ends, the traceback keeps the batch's tensors on the device.
-        if len(batch) == 1:
+        if len(tree.sequences) == 1:
             return [failure]
-        return [r for sequence in batch for r in self._score_batch([sequence])]
+        return [reward for half in halves(tree) for reward in self._score_batch(half)]
 
 
 def combine(

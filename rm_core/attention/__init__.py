@@ -1,5 +1,20 @@
-"""Which attention runs, and why. Loading sets it on the model; nothing else knows it exists."""
+"""Which attention runs, and why; one file for each backend, and the hooks into transformers."""
 
-from rm_core.attention.choice import AttentionChoice, Placement, choose_attention
+from rm_core.attention.backend import Backend, Scores
+from rm_core.attention.choice import AttentionChoice, Placement, choose_attention, make_backend
+from rm_core.attention.hooks import PackedAttention, install
+from rm_core.attention.segments import Segment, of_runs, of_tokens
 
-__all__ = ["AttentionChoice", "Placement", "choose_attention"]
+__all__ = [
+    "AttentionChoice",
+    "Backend",
+    "PackedAttention",
+    "Placement",
+    "Scores",
+    "Segment",
+    "choose_attention",
+    "install",
+    "make_backend",
+    "of_runs",
+    "of_tokens",
+]

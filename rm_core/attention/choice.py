@@ -1,6 +1,6 @@
-"""Chooses the attention implementation by family, device, dtype and what is installed.
+"""Chooses the attention backend by family, device, dtype and what is installed.
 
-The choice keeps its reason, which `/info` and `skyreward models` show. A backend that would drop
+The choice keeps its reason, which `/info` and `skyreward verify` show. A backend that would drop
 Gemma-2's attention softcap is refused even when it is asked for: the rewards would be plausible
 and wrong.
 """
@@ -11,6 +11,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rm_core.attention.backend import Backend
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
 
@@ -25,18 +26,30 @@ class Placement:
         family: of the architecture.
         device_type: `cuda` or `cpu`.
         dtype: resolved name, such as `bfloat16`.
-        softcap: whether the config has attention logit soft-capping.
+        softcap: whether attention scores are soft-capped.
+        window: whether any layer has a sliding window.
+        deterministic: whether a reward must not depend on its batch, to the last bit.
+        old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
+            under 8.0).
     """
 
     family: Family
     device_type: str
     dtype: str
     softcap: bool = False
+    window: bool = False
+    deterministic: bool = False
+    old_gpu: bool = False
+
+    @property
+    def flash_kernels(self) -> bool:
+        """Whether FlashAttention-2 kernels run at all: CUDA, half precision, not too old."""
+        return self.device_type == "cuda" and self.dtype != "float32" and not self.old_gpu
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """An implementation that transformers knows by name, and why it was taken."""
+    """A backend by name, and why it was taken."""
 
     name: str
     reason: str
@@ -45,8 +58,8 @@ class AttentionChoice:
 def flash_attn_installed() -> bool:
     """Whether a flash-attn that knows the softcap is there (not whether it works on this device).
 
-    Releases before 2.6 have no softcap, and transformers would leave it out without a word; they
-    count as not installed.
+    Releases before 2.6 have no softcap and would leave it out without a word; they count as not
+    installed.
     """
     try:
         version = importlib.metadata.version("flash-attn")
@@ -59,7 +72,7 @@ def flash_attn_installed() -> bool:
 def choose_attention(
     placement: Placement, requested: Attention = "auto", *, has_flash_attn: bool | None = None
 ) -> AttentionChoice:
-    """The implementation to use.
+    """The backend to use.
 
     Args:
         placement: see `Placement`.
@@ -67,51 +80,101 @@ def choose_attention(
         has_flash_attn: whether flash-attn is installed; looked up if None.
 
     Raises:
-        ModelLoadError: the requested implementation would score wrongly or cannot run.
+        ModelLoadError: the requested backend would score wrongly or cannot run.
     """
     if has_flash_attn is None:
         has_flash_attn = flash_attn_installed()
     if requested != "auto":
-        _refuse(placement, requested, has_flash_attn)
+        refusal = _refusal(placement, requested, has_flash_attn)
+        if refusal:
+            raise ModelLoadError(f"attention {requested!r} {refusal}")
         return AttentionChoice(requested, "asked for by the setting `attention`")
-    capped = "keeps Gemma-2's attention softcap; SDPA would drop it without a word"
-    if placement.device_type == "cuda" and has_flash_attn and placement.dtype != "float32":
+    if placement.device_type == "cpu":
+        return _on_cpu(placement)
+    if not placement.flash_kernels:
+        why = "the GPU is too old for FlashAttention" if placement.old_gpu else "float32"
+        return AttentionChoice("eager", f"no fast kernel here: {why}")
+    if placement.deterministic:
+        if placement.softcap:
+            return AttentionChoice("eager", "batch-invariant, and keeps Gemma-2's softcap")
+        return AttentionChoice("varlen", "batch-invariant without splits of the keys")
+    capped = "; keeps Gemma-2's attention softcap" if placement.softcap else ""
+    if has_flash_attn:
         reason = "flash-attn is installed and the model runs on CUDA in half precision"
-        suffix = f"; {capped}" if placement.softcap else ""
-        return AttentionChoice("flash_attention_2", reason + suffix)
+        return AttentionChoice("flash_attention_2", reason + capped)
+    missing = "flash-attn is not installed (pip install 'skyreward[flash]')"
     if placement.softcap:
-        return AttentionChoice("eager", f"{_without_flash(placement, has_flash_attn)}; {capped}")
-    if placement.device_type == "cpu" and placement.dtype != "float32":
-        # Measured on random checkpoints: 0.05 to 0.2 from eager at rewards of 1 to 9.
-        reason = "SDPA on the CPU strays from eager by several bfloat16 steps in half precision"
-        return AttentionChoice("eager", reason)
-    return AttentionChoice("sdpa", _without_flash(placement, has_flash_attn))
+        return AttentionChoice("flex", missing + capped)
+    return AttentionChoice("varlen", f"{missing}; torch has the kernel without the softcap")
 
 
-def _without_flash(placement: Placement, has_flash_attn: bool) -> str:
-    if placement.device_type != "cuda":
-        return "flash-attn needs CUDA and the model runs on the CPU"
-    if not has_flash_attn:
-        return "flash-attn is not installed (pip install 'skyreward[flash]')"
-    return "flash-attn has no float32 kernels"
+def _on_cpu(placement: Placement) -> AttentionChoice:
+    for applies, reason in (
+        (placement.softcap, "keeps Gemma-2's attention softcap; SDPA has none"),
+        (placement.window, "keeps the sliding window; the CPU's SDPA kernel has none"),
+        (placement.deterministic, "batch-invariant: every product has a shape of its own position"),
+        (
+            # Measured on random checkpoints: 0.05 to 0.2 from eager at rewards of 1 to 9.
+            placement.dtype != "float32",
+            "SDPA on the CPU strays from eager by several bfloat16 steps in half precision",
+        ),
+    ):
+        if applies:
+            return AttentionChoice("eager", f"the model runs on the CPU; {reason}")
+    return AttentionChoice("sdpa", "the model runs on the CPU; its flash kernel needs no mask")
 
 
-def _refuse(placement: Placement, requested: str, has_flash_attn: bool) -> None:
-    if placement.softcap and requested == "sdpa":
-        raise ModelLoadError(
-            "attention 'sdpa' drops Gemma-2's attention softcap and would score wrongly; use "
-            "'flash_attention_2' (CUDA), 'eager' or 'auto'"
+def _refusal(placement: Placement, requested: str, has_flash_attn: bool) -> str | None:
+    """Why a backend cannot be had, or None."""
+    on_cuda = placement.device_type == "cuda"
+    if requested in ("sdpa", "varlen") and placement.softcap:
+        return (
+            "drops Gemma-2's attention softcap and would score wrongly; use 'flash_attention_2' "
+            "or 'flex' (CUDA), 'eager' or 'auto'"
         )
-    if requested == "flash_attention_2":
-        if placement.device_type != "cuda":
-            raise ModelLoadError("attention 'flash_attention_2' needs CUDA; use 'auto' on a CPU")
-        if not has_flash_attn:
-            raise ModelLoadError(
-                "attention 'flash_attention_2' needs flash-attn: pip install 'skyreward[flash]', "
-                "or use 'auto'"
-            )
-        if placement.dtype == "float32":
-            raise ModelLoadError(
-                "attention 'flash_attention_2' has no float32 kernels; use dtype 'bfloat16' or "
-                "attention 'auto'"
-            )
+    if requested == "sdpa" and on_cuda:
+        return "is the backend for CPUs; on CUDA use 'auto', which finds the kernels there"
+    if requested == "sdpa" and placement.window:
+        return "has no sliding window on CPUs; use 'eager' or 'auto'"
+    if requested in ("varlen", "flex", "flash_attention_2") and not on_cuda:
+        return "needs CUDA; use 'auto' on a CPU"
+    if requested == "flash_attention_2" and not has_flash_attn:
+        return "needs flash-attn: pip install 'skyreward[flash]', or use 'auto'"
+    if requested in ("varlen", "flash_attention_2") and not placement.flash_kernels:
+        if placement.old_gpu:
+            return "needs a GPU of compute capability 8.0 or newer; use 'auto' or 'eager'"
+        return "has no float32 kernels; use dtype 'bfloat16' or attention 'auto'"
+    if placement.deterministic and requested not in ("eager", "varlen"):
+        return "is not batch-invariant; use 'auto' or 'eager', or switch `deterministic` off"
+    return None
+
+
+def make_backend(name: str, deterministic: bool = False) -> Backend:
+    """The backend of a name; imports what it needs only now.
+
+    Args:
+        name: an `AttentionChoice.name`.
+        deterministic: see `rm_core.config.ModelConfig`.
+    """
+    match name:
+        case "eager":
+            from rm_core.attention.eager import EagerBackend
+
+            return EagerBackend(aligned=deterministic)
+        case "sdpa":
+            from rm_core.attention.split import SplitBackend
+
+            return SplitBackend()
+        case "varlen":
+            from rm_core.attention.torch_varlen import TorchVarlenBackend
+
+            return TorchVarlenBackend(deterministic)
+        case "flex":
+            from rm_core.attention.flex import FlexBackend
+
+            return FlexBackend()
+        case "flash_attention_2":
+            from rm_core.attention.flash import FlashAttnBackend
+
+            return FlashAttnBackend()
+    raise AssertionError(f"no backend is called {name!r}")

@@ -1,0 +1,141 @@
+"""Attention on CUDA by FlexAttention: softcap and window in a compiled kernel, without flash-attn.
+
+No keys are gathered. In a packed row everything that sees a key stands in one piece behind it, so
+two numbers for each key, the first and the last query that see it, are the whole mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rm_core.attention.backend import Scores
+from rm_core.attention.segments import Segment
+
+BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class FlexPlan:
+    """The mask of a batch.
+
+    Attributes:
+        first: int32 `[num_keys]`, first query that sees the key.
+        stop: int32 `[num_keys]`, behind the last query that sees it.
+        query_positions: int32 `[num_queries]`, in the conversation.
+        key_positions: int32 `[num_keys]`, in the conversation.
+        block_masks: by window, made when a layer first needs it.
+    """
+
+    first: torch.Tensor
+    stop: torch.Tensor
+    query_positions: torch.Tensor
+    key_positions: torch.Tensor
+    block_masks: dict[int | None, Any] = field(default_factory=dict)
+
+
+class FlexBackend:
+    """See `rm_core.attention.backend.Backend`.
+
+    Args:
+        kernel: in place of the compiled `flex_attention`, for tests.
+    """
+
+    def __init__(self, kernel: Callable[..., Any] | None = None) -> None:
+        if kernel is None:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            kernel = torch.compile(flex_attention, dynamic=True)
+        self._kernel = kernel
+
+    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> FlexPlan:
+        """See `Backend`."""
+        num_queries = segments[-1].stop
+        first = torch.full((num_keys,), num_queries, dtype=torch.int32)
+        stop = torch.zeros(num_keys, dtype=torch.int32)
+        query_positions = torch.empty(num_queries, dtype=torch.int32)
+        key_positions = torch.zeros(num_keys, dtype=torch.int32)
+        for segment in segments:
+            query_positions[segment.start : segment.stop] = torch.arange(
+                segment.position, segment.num_keys
+            )
+            position = 0
+            for start, end in segment.keys:
+                key_positions[start:end] = torch.arange(position, position + end - start)
+                # A key that is itself a query of the segment is seen from that query on.
+                seen_from = segment.start + key_positions[start:end] - segment.position
+                first[start:end] = first[start:end].minimum(seen_from.clamp(min=segment.start))
+                stop[start:end] = segment.stop
+                position += end - start
+        return FlexPlan(*(t.to(device) for t in (first, stop, query_positions, key_positions)))
+
+    def attend(
+        self,
+        plan: FlexPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scores: Scores,
+    ) -> torch.Tensor:
+        """See `Backend`."""
+        if scores.window not in plan.block_masks:
+            plan.block_masks[scores.window] = _block_mask(plan, scores.window)
+        softcap = scores.softcap
+
+        def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+        out = self._kernel(
+            *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)),
+            score_mod=cap,
+            block_mask=plan.block_masks[scores.window],
+            scale=scores.scaling,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1)  # type: ignore[no-any-return]
+
+
+def _block_mask(plan: FlexPlan, window: int | None) -> Any:
+    """Which blocks of queries and keys to look at, and the mask within them.
+
+    A block counts as soon as the spans of its keys touch it: a few too many are looked at, and
+    nothing of the size of queries times keys is made.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    first, stop = plan.first, plan.stop
+    query_positions, key_positions = plan.query_positions, plan.key_positions
+
+    def mask(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        seen = (query >= first[key]) & (query < stop[key])
+        if window is not None:
+            seen = seen & (query_positions[query] - key_positions[key] < window)
+        return seen
+
+    num_queries, num_keys = len(query_positions), len(key_positions)
+    blocks = torch.arange(-(-num_queries // BLOCK), device=first.device).unsqueeze(1) * BLOCK
+    touched = (blocks < _per_block(stop, 0).amax(1)) & (
+        blocks + BLOCK > _per_block(first, num_queries).amin(1)
+    )
+    if window is not None:
+        far = torch.iinfo(torch.int32).max
+        lowest = _per_block(query_positions, far).amin(1, keepdim=True)
+        touched &= lowest - _per_block(key_positions, -1).amax(1) < window
+    # Blocks that count first, in order, as BlockMask wants them.
+    indices = torch.argsort(touched.int(), dim=1, descending=True, stable=True)
+    return BlockMask.from_kv_blocks(
+        touched.sum(1).int()[None, None],
+        indices.int()[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask,
+        seq_lengths=(num_queries, num_keys),
+    )
+
+
+def _per_block(values: torch.Tensor, fill: int) -> torch.Tensor:
+    """`[num_blocks, BLOCK]`, the end filled up."""
+    missing = -len(values) % BLOCK
+    return torch.nn.functional.pad(values, (0, missing), value=fill).view(-1, BLOCK)

@@ -1,0 +1,79 @@
+"""Puts the packed row under transformers' own decoder, through its two public hooks.
+
+transformers calls the attention function registered here from every layer of the three families;
+it hands the work to the backend that travels in the call. No mask is built. No model code of
+transformers is changed or copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rm_core.attention.backend import Backend, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "skyreward_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAttention:
+    """What the attention of one batch needs besides queries, keys and values.
+
+    Attributes:
+        backend: computes it.
+        plan: of the backend, for these queries.
+        num_queries: how many the plan is for; rows behind them are filling and get zeros.
+        keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace those of
+            the layer; None where the queries are the whole row.
+    """
+
+    backend: Backend
+    plan: Any
+    num_queries: int
+    keys: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def install(model: PreTrainedModel) -> None:
+    """Let a model's layers attend through the row that is passed to its decoder as `packed`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    model.set_attn_implementation(NAME)
+    assert model.config._attn_implementation == NAME
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+# Its loops over segments differ from batch to batch: nothing to compile.
+@torch.compiler.disable
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    packed: PackedAttention,
+    scaling: float,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """In `[1, heads, tokens, head_dim]`, out `[1, tokens, heads, head_dim]`, as transformers asks."""
+    if packed.keys is not None:
+        key, value = packed.keys
+    scores = Scores(scaling, softcap, sliding_window)
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    num_queries = packed.num_queries
+    out = packed.backend.attend(packed.plan, queries[:num_queries], keys, values, scores)
+    if num_queries < len(queries):
+        out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(queries) - num_queries))
+    return out.unsqueeze(0), None

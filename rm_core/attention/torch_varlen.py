@@ -1,0 +1,66 @@
+"""Attention on CUDA by `varlen_attn`, the FlashAttention-2 inside torch: no softcap."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rm_core.attention.backend import Scores
+from rm_core.attention.segments import Segment
+from rm_core.attention.varlen import VarlenPlan, gathered, plan_varlen
+
+
+class TorchVarlenBackend:
+    """`torch.nn.attention.varlen.varlen_attn` (torch 2.11 and newer), half precision, no softcap.
+
+    Args:
+        deterministic: never split the keys of a segment among blocks, so that the result does not
+            depend on the rest of the batch.
+        kernel: in place of torch's own, for tests.
+    """
+
+    def __init__(
+        self, deterministic: bool = False, kernel: Callable[..., torch.Tensor] | None = None
+    ) -> None:
+        if kernel is None:
+            from torch.nn.attention.varlen import varlen_attn
+
+            kernel = varlen_attn
+        self._kernel = kernel
+        # Newer releases want to be told of grouped heads and offer splits; older ones have neither
+        # name, take grouped heads as they are and never split.
+        offered = inspect.signature(kernel).parameters
+        wanted: dict[str, Any] = {"enable_gqa": True}
+        if deterministic:
+            wanted["num_splits"] = 1
+        self._options = {name: value for name, value in wanted.items() if name in offered}
+
+    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
+        """See `Backend`."""
+        return plan_varlen(segments, num_keys, device)
+
+    def attend(
+        self,
+        plan: VarlenPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scores: Scores,
+    ) -> torch.Tensor:
+        """See `Backend`."""
+        assert scores.softcap is None
+        return self._kernel(
+            query,
+            gathered(plan, key),
+            gathered(plan, value),
+            plan.cu_seqlens_q,
+            plan.cu_seqlens_k,
+            plan.max_seqlen_q,
+            plan.max_seqlen_k,
+            scale=scores.scaling,
+            window_size=(-1 if scores.window is None else scores.window - 1, 0),
+            **self._options,
+        )

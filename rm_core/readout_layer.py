@@ -1,0 +1,73 @@
+"""The last decoder layer, for the tokens that are read and no others.
+
+Only the hidden states at the readout tokens become rewards. The last layer's keys and values are
+still needed of every token; its queries, output projection and MLP of the readout tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm_core.attention import PackedAttention
+
+
+class ReadoutLayer(nn.Module):
+    """Stands in the place of a decoder's last layer and runs it on some rows.
+
+    Args:
+        layer: transformers' own, of any of the three families.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        readouts: torch.Tensor | None = None,
+        readout_attention: PackedAttention | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """The layer's output `[1, num_readouts, hidden_size]`; of all rows without `readouts`.
+
+        Args:
+            hidden_states: `[1, num_tokens, hidden_size]`.
+            args: as the layer takes them.
+            position_embeddings: cosine and sine, `[1, num_tokens, head_dim]` each.
+            readouts: int64 `[num_readouts]`, places in the row.
+            readout_attention: of the queries at these places.
+            options: as the layer takes them.
+        """
+        if readouts is not None:
+            assert readout_attention is not None
+            keys = self._keys(hidden_states, *position_embeddings)
+            options["packed"] = replace(readout_attention, keys=keys)
+            hidden_states = hidden_states[:, readouts]
+            cos, sin = position_embeddings
+            position_embeddings = cos[:, readouts], sin[:, readouts]
+        output: torch.Tensor = self.layer(
+            hidden_states, *args, position_embeddings=position_embeddings, **options
+        )
+        return output
+
+    def _keys(
+        self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of every token, `[1, num_key_value_heads, num_tokens, head_dim]`."""
+        attention: Any = self.layer.self_attn
+        normed = self.layer.get_submodule("input_layernorm")(hidden_states)
+        shape = (*normed.shape[:-1], -1, attention.head_dim)
+        key = attention.k_proj(normed).view(shape)
+        if hasattr(attention, "k_norm"):  # Qwen3
+            key = attention.k_norm(key)
+        key, value = key.transpose(1, 2), attention.v_proj(normed).view(shape).transpose(1, 2)
+        left, right = key.chunk(2, dim=-1)
+        rotated = torch.cat((-right, left), dim=-1)
+        return key * cos.unsqueeze(1) + rotated * sin.unsqueeze(1), value
