@@ -50,3 +50,7 @@ $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
+
+$(VENV)/bench: $(VENV)/base
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
