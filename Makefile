@@ -28,8 +28,8 @@ format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
-	$(BIN)/python tests/bench/throughput.py
+bench: $(VENV)/bench ## timings, side by side in one run; never part of the tests
+	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
 gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
 	$(PYTHON) tests/gpu/check.py

@@ -1,118 +1,225 @@
-"""Tokens per second of this project beside plain transformers, in one run on one machine.
+"""Tokens per second of this project beside its peers, in one run on one machine.
 
-What is measured: the same conversations through (a) `RewardScorer` in this process, (b) plain
-transformers one conversation at a time with eager and with SDPA attention, (c) plain transformers
-in right-padded batches of 8 with SDPA, sorted by length, and, if an address is given, (d) the
-running service, one post of all of them. The ways take turns; each figure is the median of the
-rounds. Beside them stands the machine's own limit: the rate of a large float32 matrix product.
-The last line is one JSON object.
+What is measured: four workloads (`workloads.py`) and any file given, through ours in process and
+over HTTP (all in one post; 64 clients with one conversation each), plain transformers one by one
+and in padded batches of 8, and vLLM over HTTP if its address is given; then how the cost grows
+(`growth.py`). `rounds.py` tells how, `machine.py` against what. The last line is one JSON object.
 
-    python tests/bench/throughput.py [--data FILE.jsonl] [--url http://127.0.0.1:8000]
+    python tests/bench/throughput.py --rounds 3 --plots build/bench
+
+vLLM has to serve the same checkpoint, so it is written first:
+
+    python tests/bench/throughput.py --checkpoint rm --only model
+    ../shared/peers/vllm-cpu.sh VENV rm 8011 &
+    python tests/bench/throughput.py --checkpoint rm --vllm http://127.0.0.1:8011
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from growth import Curve, Growth
+from machine import matrix_rate, need_of
+from report import (
+    EAGER,
+    ONE_POST,
+    OUR_CLIENTS,
+    PADDED,
+    SORTED,
+    VLLM_CLIENTS,
+    pairs_of,
+    show,
+)
+from rounds import Measured, measure
+from services import Skyreward, Vllm, our_service
+from ways import IN_PROCESS, ONE_BY_ONE, Plain, Way, in_process
+from workloads import WORKLOADS, Conversations, build_model, job_file
 
-from rm_core import Encoded, ModelConfig, Reward, RewardScorer
+from rm_core import Encoded, ModelConfig, RewardScorer
+from rm_core.packing import TokenIds
 from rm_core.verification import sample_conversations
-from serve.clients import ScoringClient
-from serve.jobs.records import parse_record
 
-Conversations = list[list[dict[str, Any]]]
-BATCH = 8
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
-def read(path: Path | None) -> Conversations:
-    """Conversations of a job file, or both answers of every sample pair."""
-    if path is None:
-        return [messages for _, messages in sample_conversations()]
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [c for r in records for c in parse_record(r).conversations if isinstance(c, list)]
-
-
-def matrix_rate(size: int = 2048) -> float:
-    """GFLOP/s of a float32 matrix product, best of five."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e9
-
-
-def plain(scorer: RewardScorer, attention: str) -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(
-        scorer.loaded.checkpoint.path, dtype=torch.float32, attn_implementation=attention
-    ).eval()
-
-
-@torch.inference_mode()
-def one_by_one(model: Any, sequences: list[tuple[int, ...]]) -> None:
-    for sequence in sequences:
-        model(input_ids=torch.tensor([sequence]))
-
-
-@torch.inference_mode()
-def padded(model: Any, sequences: list[tuple[int, ...]]) -> None:
-    pad = model.config.pad_token_id
-    ordered = sorted(sequences, key=len)
-    for start in range(0, len(ordered), BATCH):
-        rows = ordered[start : start + BATCH]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-        model(input_ids=ids, attention_mask=(ids != pad).long())
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, default=DATA, help="folder of published benchmark files")
+    add("--file", type=Path, action="append", default=[], help="a job file to measure as well")
+    add("--workloads", default="", help="parts of the names of those wanted, with commas")
+    add("--model", help="a folder or hub id in place of the benchmark's own model")
+    add("--checkpoint", type=Path, help="where the benchmark's own model is, or is to be written")
+    add("--url", help="a running service with that model; by default one is started")
+    add("--local", action="store_true", help="start it without Ray")
+    add("--ways", default="", help="parts of the names of those wanted, with commas")
+    add("--vllm", metavar="URL", help="vLLM with that model")
+    add("--clients", type=int, default=64)
+    add("--eager", action="store_true", help="also plain transformers with eager attention")
+    add("--rounds", type=int, default=3)
+    add("--padded-rounds", type=int, help="of padded batches, which take longest; default: all")
+    add("--quick", action="store_true", help="an eighth of each workload, and small sizes")
+    add("--only", choices=("model", "workloads", "growth"))
+    add("--plots", type=Path, metavar="FOLDER", help="where SVG files go")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a job file; default: the sample pairs")
-    parser.add_argument("--url", help="a running service with the same model")
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    conversations = read(options.data)
-    scorer = RewardScorer.load(ModelConfig(options.model, device="cpu", dtype="float32"))
-    encoded = [e for e in scorer.encoder.encode_all(conversations) if isinstance(e, Encoded)]
-    sequences = [e.input_ids for e in encoded]
-    tokens = sum(map(len, sequences))
-    eager, sdpa = plain(scorer, "eager"), None
-    if scorer.fingerprint.attention == "sdpa":
-        sdpa = plain(scorer, "sdpa")
-    ways: dict[str, Callable[[], object]] = {
-        "skyreward in process": lambda: scorer.score_ids(sequences),
-        "one by one, eager": lambda: one_by_one(eager, sequences),
+    options = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        workloads, model = prepare(options, Path(folder))
+        if options.only == "model":
+            print(f"the benchmark's model is in {model}")
+            return
+        scorer = RewardScorer.load(ModelConfig(model))
+        plain = Plain(scorer)
+        measured: dict[str, Measured] = {}
+        if options.only != "growth":
+            measured = measure_workloads(options, workloads, scorer, plain, model)
+        curves = [] if options.only == "workloads" else measure_growth(options, scorer, plain)
+    if options.plots:
+        draw(measured, curves, options.plots)
+    rates = [rate for one in measured.values() for way in one.rates.values() for rate in way]
+    print(
+        json.dumps(
+            {
+                "model": options.model or Path(model).name,
+                "device": str(scorer.loaded.device),
+                "dtype": scorer.fingerprint.dtype,
+                "cores": os.cpu_count(),
+                "torch": torch.__version__,
+                "rounds": options.rounds,
+                "matrix_gflops": round(statistics.median(rates) / 1e9, 1) if rates else None,
+                "workloads": {name: one.record(pairs_of(one)) for name, one in measured.items()},
+                "growth": {curve.name: curve.record() for curve in curves},
+            }
+        )
+    )
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Conversations], str]:
+    """The workloads, and the model to score them with."""
+    files = {file.name: job_file(file) for file in options.file}
+    if not options.data.is_dir():
+        print(f"{options.data} is not there: the sample pairs instead, and the demo model")
+        samples = [messages for _, messages in sample_conversations()]
+        return {"sample pairs": samples} | files, options.model or "demo"
+    every = {name: draw_from(options.data) for name, draw_from in WORKLOADS.items()}
+    chosen = {
+        name: conversations[: len(conversations) // 8 if options.quick else None]
+        for name, conversations in every.items()
+        if wanted(name, options.workloads)
     }
-    if sdpa is not None:
-        ways["one by one, SDPA"] = lambda: one_by_one(sdpa, sequences)
-        ways["padded batches of 8, SDPA, sorted"] = lambda: padded(sdpa, sequences)
-    if options.url:
-        client = ScoringClient(options.url)
-        assert all(isinstance(r, Reward) for r in client.score(conversations))
-        ways["skyreward over HTTP"] = lambda: client.score(conversations)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    rates = {name: tokens / statistics.median(times) for name, times in seconds.items()}
-    rate = matrix_rate()
-    print(f"{len(sequences)} conversations, {tokens} tokens, matrix product {rate:.0f} GFLOP/s")
-    for name, value in rates.items():
-        ratio = value / rates["one by one, eager"]
-        print(f"{name:36} {value:9.0f} tokens/s  {ratio:5.2f} x one by one, eager")
-    print(json.dumps({"tokens": tokens, "tokens_per_s": rates, "matrix_gflops": rate}))
+    model = options.model
+    if model is None:
+        place = options.checkpoint or folder / "bench-model"
+        if not (place / "config.json").is_file():
+            print("writing the benchmark's model")
+            build_model(place, list(every.values()))
+        model = str(place)
+    return chosen | files, model
+
+
+def measure_workloads(
+    options: argparse.Namespace,
+    workloads: dict[str, Conversations],
+    scorer: RewardScorer,
+    plain: Plain,
+    model: str,
+) -> dict[str, Measured]:
+    """Every workload through every way; tables are printed as they come."""
+    rate = partial(matrix_rate, scorer.loaded.device, getattr(torch, scorer.fingerprint.dtype))
+    print(f"a matrix product at {rate() / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds")
+
+    def rounds(way: str) -> int:
+        is_padded = way in (PADDED, SORTED) and options.padded_rounds is not None
+        return min(options.rounds, options.padded_rounds) if is_padded else options.rounds
+
+    measured = {}
+    with our_address(options, model) as url:
+        ways = contenders(options, scorer, plain, url)
+        for name, conversations in workloads.items():
+            kept, sequences = encodable(scorer, conversations)
+            need = need_of(sequences, plain.model)
+            measured[name] = measure(ways, kept, need, rounds, rate)
+            if len(kept) < len(conversations):
+                print(f"\n{len(conversations) - len(kept)} that cannot be scored are left out")
+            show(name, measured[name])
+    return measured
+
+
+def our_address(
+    options: argparse.Namespace, model: str
+) -> contextlib.AbstractContextManager[str | None]:
+    """Where our service listens: the one given, or one started for as long as it is needed."""
+    needed = any(wanted(way, options.ways) for way in (ONE_POST, OUR_CLIENTS))
+    if options.url or not needed:
+        return contextlib.nullcontext(options.url)
+    return our_service(model, options.local)
+
+
+def contenders(
+    options: argparse.Namespace, scorer: RewardScorer, plain: Plain, url: str | None
+) -> dict[str, Way]:
+    """The ways in the order of a round: neighbours are those whose ratios are of interest."""
+    ways: dict[str, Way] = {PADDED: plain.padded, SORTED: plain.sorted_padded}
+    if options.eager:
+        ways[EAGER] = Plain(scorer, "eager").one_by_one
+    ways |= {ONE_BY_ONE: plain.one_by_one, IN_PROCESS: in_process(scorer)}
+    if url:
+        ours = Skyreward(url, options.clients)
+        ways |= {ONE_POST: ours.one_post, OUR_CLIENTS: ours.one_each}
+    if options.vllm:
+        ways[VLLM_CLIENTS] = Vllm(options.vllm, options.clients).one_each
+    return {name: way for name, way in ways.items() if wanted(name, options.ways)}
+
+
+def wanted(name: str, parts: str) -> bool:
+    """Whether one of the parts, between commas, is in a name; nothing is in every name."""
+    return any(part.strip() in name.lower() for part in parts.lower().split(","))
+
+
+def encodable(
+    scorer: RewardScorer, conversations: Conversations
+) -> tuple[Conversations, list[TokenIds]]:
+    """The conversations that the model can score, and their token ids."""
+    encoded = zip(conversations, scorer.encoder.encode_all(conversations), strict=True)
+    pairs = [(c, e.input_ids) for c, e in encoded if isinstance(e, Encoded)]
+    return [c for c, _ in pairs], [ids for _, ids in pairs]
+
+
+def measure_growth(options: argparse.Namespace, scorer: RewardScorer, plain: Plain) -> list[Curve]:
+    """The three curves, printed as they come."""
+    growth = Growth(scorer, plain, options.rounds, options.quick)
+    curves = []
+    for measured in (growth.by_length, growth.by_group, growth.by_number):
+        curve = measured()
+        curves.append(curve)
+        print(f"\ntokens/s by {curve.axis}. {curve.title}")
+        for way, points in curve.points.items():
+            told = "  ".join(f"{size:,}: {rate:,.0f}" for size, rate in points.items())
+            print(f"  {way:24} {told}", flush=True)
+    return curves
+
+
+def draw(measured: dict[str, Measured], curves: list[Curve], folder: Path) -> None:
+    """Write the plots, with matplotlib needed only here."""
+    from plots import draw_curve, draw_workloads
+
+    files = [draw_curve(curve, folder) for curve in curves]
+    if measured:
+        files.append(draw_workloads(measured, folder))
+    print("\nwritten:", *files)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import QWEN3_TEMPLATE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification
 
@@ -25,6 +24,11 @@ Conversations = list[list[dict[str, Any]]]
 SEED = 0
 VOCABULARY = 16_384
 MAX_POSITIONS = 8_192
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
 def talk(prompt: str, response: str) -> list[dict[str, Any]]:
@@ -111,7 +115,7 @@ def build_model(folder: Path, workloads: list[Conversations]) -> Path:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<pad>",
-        chat_template=QWEN3_TEMPLATE,
+        chat_template=TEMPLATE,
     )
     torch.manual_seed(SEED)
     config = Qwen3Config(

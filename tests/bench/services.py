@@ -1,0 +1,106 @@
+"""Scoring over HTTP, with the very same client code for every service.
+
+`post_all` is the client: so many posts at a time over one connection pool, the next body taken
+from one list in order whenever an answer is there. What differs between services is a route, how
+a conversation is written into a body, and where the rewards stand in an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+from workloads import Conversations
+
+from serve.demo import running_service
+
+
+class Skyreward:
+    """Our service; posts to `/v1/score`."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self._url = url
+        self._clients = clients
+
+    def one_post(self, conversations: Conversations) -> list[float]:
+        """All conversations in a single post."""
+        return self._post([conversations], 1)
+
+    def one_each(self, conversations: Conversations) -> list[float]:
+        """As many clients as wanted at a time, one conversation a post."""
+        return self._post([[conversation] for conversation in conversations], self._clients)
+
+    def _post(self, parts: Sequence[Conversations], clients: int) -> list[float]:
+        bodies = [{"conversations": list(part)} for part in parts]
+        rewards: list[float] = []
+        for answer in asyncio.run(post_all(self._url, "/v1/score", bodies, clients)):
+            # A reward remembered from an earlier round is no work done.
+            if answer["usage"]["num_cached_tokens"]:
+                raise SystemExit("the service answers from its score cache: start it without one")
+            for result in answer["results"]:
+                if "error" in result:
+                    raise SystemExit(f"{self._url}: {result['error']}")
+                rewards.append(result["reward"])
+        return rewards
+
+
+class Vllm:
+    """vLLM started with `--runner pooling`; posts to `/classify`, where it applies the template."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self._url = url
+        self._clients = clients
+        self._model = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"]
+
+    def one_each(self, conversations: Conversations) -> list[float]:
+        """As many clients as wanted at a time, one conversation a post."""
+        # With another salt the blocks that its prefix cache kept of earlier rounds do not count;
+        # within a round the cache works as it always does.
+        salt = f"round-{time.monotonic_ns()}"
+        bodies = [
+            {
+                "model": self._model,
+                "messages": conversation,
+                "use_activation": False,  # the raw reward instead of its sigmoid
+                "cache_salt": salt,
+            }
+            for conversation in conversations
+        ]
+        answers = asyncio.run(post_all(self._url, "/classify", bodies, self._clients))
+        return [answer["data"][0]["probs"][0] for answer in answers]
+
+
+async def post_all(
+    url: str, route: str, bodies: Sequence[dict[str, Any]], clients: int
+) -> list[dict[str, Any]]:
+    """Answers in the order of the bodies, at most `clients` of them under way at a time."""
+    answers: list[dict[str, Any]] = [{}] * len(bodies)
+    waiting = iter(enumerate(bodies))
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(
+        base_url=url, limits=limits, timeout=None, trust_env=False
+    ) as http:
+
+        async def client() -> None:
+            for place, body in waiting:
+                response = await http.post(route, json=body)
+                if not response.is_success:
+                    raise SystemExit(f"{url}{route}: {response.status_code} {response.text[:300]}")
+                answers[place] = response.json()
+
+        await asyncio.gather(*(client() for _ in range(min(clients, len(bodies)))))
+    return answers
+
+
+@contextlib.contextmanager
+def our_service(model: str, local: bool) -> Iterator[str]:
+    """The address of a service of our own on the model, on Ray or in one process without."""
+    os.environ.setdefault("SKYREWARD_LOG_LEVEL", "WARNING")
+    options = ("--local",) if local else ()
+    with running_service("--model", f"bench={model}", *options) as url:
+        yield url
