@@ -10,8 +10,6 @@ from rm_core.errors import ModelLoadError
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
 
-DEFAULT_MAX_BATCH_TOKENS = 16_384
-
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -64,14 +62,16 @@ class BatchConfig:
     """How much goes through the model at once.
 
     Attributes:
-        max_batch_tokens: most tokens of one batch; a longer conversation goes alone.
+        max_batch_tokens: most tokens of one batch, what conversations share counted once; a
+            longer conversation goes alone. None to derive it from the device's free memory and
+            the shape of the model.
 
     Raises:
         ModelLoadError: for a value that is not allowed.
     """
 
-    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
+    max_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise ModelLoadError(f"max_batch_tokens is {self.max_batch_tokens}; give at least 1")

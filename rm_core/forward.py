@@ -8,11 +8,12 @@ sees to it that a token looks at its own conversation only. The head is applied 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rm_core.attention import PackedAttention, Segment, of_runs, of_tokens
+from rm_core.attention import PackedAttention, of_runs, of_tokens
 from rm_core.loading import LoadedModel
 from rm_core.packing import Tree
 
@@ -47,24 +48,18 @@ def _hidden_states(loaded: LoadedModel, tree: Tree, filling: int) -> torch.Tenso
     device = loaded.device
     places = sorted(tree.ends)
     readouts = torch.tensor(places).to(device, non_blocking=True)
-    options: dict[str, Any] = {
-        "packed": _attention(loaded, tree, of_runs(tree)),
-    }
-    if not loaded.deterministic:  # the number of readouts would change the shapes
-        options["readouts"] = readouts
-        options["readout_attention"] = _attention(loaded, tree, of_tokens(tree, places))
+    plan = loaded.backend.plan(of_runs(tree), tree.num_tokens, device)
+    packed = PackedAttention(loaded.backend, plan, tree.num_tokens)
+    if not loaded.deterministic:  # with it, shapes must not depend on the number of readouts
+        plan = loaded.backend.plan(of_tokens(tree, places), tree.num_tokens, device)
+        packed = replace(packed, readouts=readouts, readout_plan=plan)
     hidden: torch.Tensor = decoder(
         input_ids=_row(_token_ids(tree), filling).to(device, non_blocking=True),
         position_ids=_row(_positions(tree), filling).to(device, non_blocking=True),
         use_cache=False,
-        **options,
+        packed=packed,
     ).last_hidden_state[0]
     return hidden[readouts] if loaded.deterministic else hidden
-
-
-def _attention(loaded: LoadedModel, tree: Tree, segments: list[Segment]) -> PackedAttention:
-    plan = loaded.backend.plan(segments, tree.num_tokens, loaded.device)
-    return PackedAttention(loaded.backend, plan, segments[-1].stop)
 
 
 def _row(values: Iterator[int], filling: int) -> torch.Tensor:

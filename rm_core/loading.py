@@ -6,9 +6,8 @@ needs which only tokenizes; `load_model` is all of it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from rm_core.attention import (
     Placement,
     choose_attention,
     install,
-    make_backend,
+    proven_backend,
 )
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
@@ -30,14 +29,12 @@ from rm_core.errors import ModelLoadError
 from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.types import Fingerprint
+from rm_core.weights import first_line, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-# Tensors that a checkpoint may hold beside the classifier's own without changing its rewards.
-_HARMLESS_EXTRAS = ("lm_head.", "rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,7 @@ class LoadedModel:
         attention: the backend's name and why it was taken.
         backend: computes attention.
         deterministic: whether a reward must not depend on its batch, to the last bit.
+        compiled: whether the decoder layers are compiled, which wants rows of few lengths.
         device: where it runs.
         fingerprint: what makes two rewards comparable.
         encoder: renders and tokenizes for it.
@@ -65,6 +63,7 @@ class LoadedModel:
     attention: AttentionChoice
     backend: Backend
     deterministic: bool
+    compiled: bool
     device: torch.device
     fingerprint: Fingerprint
     encoder: ChatEncoder
@@ -123,18 +122,27 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ),
         config.attention,
     )
-    model = _from_pretrained(checkpoint, dtype)
-    _check_finite(model, checkpoint.path)
+    model = read_weights(checkpoint, dtype)
     try:
         model = model.to(device).eval()  # type: ignore[arg-type]
     except RuntimeError as error:  # out of memory, or a device that is out of order
         raise ModelLoadError(
-            f"{config.name} as {_name(dtype)} cannot be put on {device}: {_first_line(error)}; use "
+            f"{config.name} as {_name(dtype)} cannot be put on {device}: {first_line(error)}; use "
             "a device with more memory, or free this one"
         ) from error
+    attention, backend = proven_backend(
+        attention,
+        model,
+        device,
+        requested=config.attention,
+        deterministic=config.deterministic,
+    )
     install(model)
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
+    if config.compile:
+        for layer in list(layers)[:-1]:
+            layer.compile(dynamic=False)
     layers[-1] = ReadoutLayer(layers[-1])
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
@@ -165,8 +173,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
         pad_token_id=_pad_token_id(checkpoint.config),
         checkpoint=checkpoint,
         attention=attention,
-        backend=make_backend(attention.name, config.deterministic),
+        backend=backend,
         deterministic=config.deterministic,
+        compiled=config.compile,
         device=device,
         fingerprint=fingerprint,
         encoder=encoder,
@@ -205,84 +214,11 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     # transformers raises many classes here; all mean that there is no usable tokenizer.
     except Exception as error:
         raise ModelLoadError(
-            f"the tokenizer of {path} cannot be loaded: {_first_line(error)}; is tokenizer.json "
+            f"the tokenizer of {path} cannot be loaded: {first_line(error)}; is tokenizer.json "
             "there and whole?"
         ) from error
     return tokenizer
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        with _quiet_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint.path,
-                dtype=dtype,
-                num_labels=1,
-                attn_implementation="eager",  # until the packed one is installed
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # the report names them, and they are refused below
-                output_loading_info=True,
-            )
-    # transformers raises many classes here; whichever it is, the model cannot be served.
-    except Exception as error:
-        raise ModelLoadError(f"{checkpoint.path} cannot be loaded: {_first_line(error)}") from error
-    _check_report(checkpoint.path, report)
-    assert not isinstance(model, tuple)
-    return model  # type: ignore[no-any-return]
-
-
-def _check_report(path: Path, report: Mapping[str, Any]) -> None:
-    found = {
-        "are missing and would be random": sorted(report["missing_keys"]),
-        "have another shape than the config says": sorted(map(str, report["mismatched_keys"])),
-        "could not be converted": sorted(map(str, report.get("error_msgs", ()))),
-        "belong to no part of the model": sorted(
-            key
-            for key in report["unexpected_keys"]
-            if not any(extra in key for extra in _HARMLESS_EXTRAS)
-        ),
-    }
-    for what, keys in found.items():
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ModelLoadError(
-                f"weights of {path} {what}: {', '.join(keys[:3])}{more}; config.json and the "
-                "weights do not belong together"
-            )
-
-
-def _check_finite(model: PreTrainedModel, path: Path) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelLoadError(
-                f"{name} of {path} holds NaN or infinity (as {_name(tensor.dtype)}); the "
-                "checkpoint is damaged, or its dtype is too narrow for it"
-            )
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    # Its loading report and progress bar; what it reports is checked above, and refused.
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

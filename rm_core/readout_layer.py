@@ -6,7 +6,6 @@ still needed of every token; its queries, output projection and MLP of the reado
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,27 +30,26 @@ class ReadoutLayer(nn.Module):
         hidden_states: torch.Tensor,
         *args: Any,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        readouts: torch.Tensor | None = None,
-        readout_attention: PackedAttention | None = None,
+        packed: PackedAttention | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """The layer's output `[1, num_readouts, hidden_size]`; of all rows without `readouts`.
+        """The layer's output `[1, num_readouts, hidden_size]`; of all rows without readouts.
 
         Args:
             hidden_states: `[1, num_tokens, hidden_size]`.
             args: as the layer takes them.
             position_embeddings: cosine and sine, `[1, num_tokens, head_dim]` each.
-            readouts: int64 `[num_readouts]`, places in the row.
-            readout_attention: of the queries at these places.
+            packed: of the batch; says which places are read.
             options: as the layer takes them.
         """
-        if readouts is not None:
-            assert readout_attention is not None
-            keys = self._keys(hidden_states, *position_embeddings)
-            options["packed"] = replace(readout_attention, keys=keys)
+        if packed is not None and packed.readouts is not None:
+            readouts = packed.readouts
+            packed = packed.for_readouts(self._keys(hidden_states, *position_embeddings))
             hidden_states = hidden_states[:, readouts]
             cos, sin = position_embeddings
             position_embeddings = cos[:, readouts], sin[:, readouts]
+        if packed is not None:
+            options["packed"] = packed
         output: torch.Tensor = self.layer(
             hidden_states, *args, position_embeddings=position_embeddings, **options
         )

@@ -22,10 +22,14 @@ from rm_core.config import BatchConfig, ModelConfig
 from rm_core.errors import DeviceMemoryError, NonFiniteRewardError, RewardError, ScoringError
 from rm_core.forward import forward_batch
 from rm_core.loading import LoadedModel, load_model
+from rm_core.memory import choose_budget, full_batch, halved
 from rm_core.packing import TokenIds, Tree, halves, pack
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
 logger = logging.getLogger(__name__)
+
+# Compiled layers are made anew for every length of a row; so many lengths there are.
+BUCKETS = 8
 
 
 class RewardScorer:
@@ -38,7 +42,13 @@ class RewardScorer:
 
     def __init__(self, loaded: LoadedModel, batching: BatchConfig | None = None) -> None:
         self._loaded = loaded
-        self._batching = batching or BatchConfig()
+        self._budget = choose_budget(
+            (batching or BatchConfig()).max_batch_tokens,
+            loaded.model.config,
+            loaded.model.dtype,
+            loaded.device,
+            loaded.deterministic,
+        )
 
     @classmethod
     def load(cls, config: ModelConfig, batching: BatchConfig | None = None) -> RewardScorer:
@@ -80,19 +90,53 @@ class RewardScorer:
             "attention": loaded.attention.name,
             "attention_reason": loaded.attention.reason,
             "max_length": self.encoder.max_length,
-            "max_batch_tokens": self._batching.max_batch_tokens,
+            "max_batch_tokens": self._budget.max_batch_tokens,
+            "max_batch_tokens_reason": self._budget.reason,
+            "deterministic": loaded.deterministic,
+            "compiled": loaded.compiled,
         }
 
-    def warm_up(self) -> None:
+    def warm_up(self, largest_batch: bool | None = None) -> None:
         """Run one small conversation, so that the first request does not pay for lazy set-up.
 
+        Args:
+            largest_batch: whether to prove the batch budget too, by running a batch that is full;
+                None for on CUDA alone. A budget that was chosen here is halved until it fits.
+
         Raises:
-            ModelError: the model cannot score even that.
+            DeviceMemoryError: the budget that was asked for does not fit.
+            ModelError: the model cannot score even the small one.
         """
         conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
         (reward,) = self.score_ids([self.encoder.encode(conversation).input_ids]).rewards
         if isinstance(reward, ScoreError):
             raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
+        if largest_batch is None:
+            largest_batch = self._loaded.device.type == "cuda"
+        while largest_batch and not self._fits():
+            if not self._budget.chosen or self._budget.max_batch_tokens == 1:
+                raise DeviceMemoryError(
+                    f"a batch of max_batch_tokens = {self._budget.max_batch_tokens} does not fit "
+                    "into the device's memory; lower it, or leave it out to have it chosen"
+                )
+            self._budget = halved(self._budget)
+            logger.warning("batch budget: %s", self._budget.reason)
+
+    def _fits(self) -> bool:
+        """Whether a full batch goes through the model."""
+        tree = full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
+        try:
+            forward_batch(self._loaded, tree, self._row_multiple)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    @property
+    def _row_multiple(self) -> int:
+        """What rows are filled up to: one shape in the batch-invariant mode, few if compiled."""
+        if self._loaded.deterministic:
+            return self._budget.max_batch_tokens
+        return max(1, self._budget.max_batch_tokens // BUCKETS) if self._loaded.compiled else 1
 
     def score(
         self, conversations: Iterable[object], truncation: Truncation = "error"
@@ -117,14 +161,14 @@ class RewardScorer:
             sequences: token ids, none empty, none longer than the model's positions.
         """
         read = [ids[: readout_position(ids, self._loaded.pad_token_id) + 1] for ids in sequences]
-        packing = pack(read, self._batching.max_batch_tokens)
+        packing = pack(read, self._budget.max_batch_tokens)
         rewards = [r for tree in packing.batches for r in self._score_batch(tree)]
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
     def _score_batch(self, tree: Tree) -> list[float | ScoreError]:
         """One reward or error for each; a batch that fails is scored again in halves."""
         try:
-            logits = forward_batch(self._loaded, tree)
+            logits = forward_batch(self._loaded, tree, self._row_multiple)
         # The border of the batch: whatever the forward pass raises belongs to a conversation.
         except Exception as error:
             logger.exception("a batch of %d conversations failed", len(tree.sequences))

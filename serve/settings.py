@@ -17,13 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core.checkpoint import local_folder
-from rm_core.config import (
-    DEFAULT_MAX_BATCH_TOKENS,
-    Attention,
-    BatchConfig,
-    DType,
-    ModelConfig,
-)
+from rm_core.config import Attention, BatchConfig, DType, ModelConfig
 from rm_core.errors import ModelLoadError
 
 
@@ -44,8 +38,12 @@ class ModelSettings(BaseModel):
     chat_template: str | None = Field(
         default=None, description="Jinja file that replaces or supplies the chat template"
     )
-    max_batch_tokens: int = Field(
-        default=DEFAULT_MAX_BATCH_TOKENS, ge=1, description="most tokens of one batch"
+    deterministic: bool = Field(
+        default=False, description="the same reward to the last bit in any batch; slower"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the decoder layers")
+    max_batch_tokens: int | None = Field(
+        default=None, ge=1, description="most tokens of one batch; default: by free memory"
     )
     num_replicas: int = Field(default=1, ge=1, description="copies of the model, one device each")
     num_gpus: float | None = Field(
@@ -101,6 +99,8 @@ class ModelSettings(BaseModel):
             max_length=self.max_length,
             chat_template=self.chat_template,
             known_as=self.alias,
+            deterministic=self.deterministic,
+            compile=self.compile,
         )
 
     def batching(self) -> BatchConfig:

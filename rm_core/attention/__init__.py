@@ -3,6 +3,7 @@
 from rm_core.attention.backend import Backend, Scores
 from rm_core.attention.choice import AttentionChoice, Placement, choose_attention, make_backend
 from rm_core.attention.hooks import PackedAttention, install
+from rm_core.attention.proof import proven_backend
 from rm_core.attention.segments import Segment, of_runs, of_tokens
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "make_backend",
     "of_runs",
     "of_tokens",
+    "proven_backend",
 ]

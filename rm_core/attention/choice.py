@@ -92,8 +92,9 @@ def choose_attention(
     if placement.device_type == "cpu":
         return _on_cpu(placement)
     if not placement.flash_kernels:
-        why = "the GPU is too old for FlashAttention" if placement.old_gpu else "float32"
-        return AttentionChoice("eager", f"no fast kernel here: {why}")
+        too_old = "the GPU is older than FlashAttention needs"
+        no_float32 = "FlashAttention has no float32 kernels"
+        return AttentionChoice("eager", too_old if placement.old_gpu else no_float32)
     if placement.deterministic:
         if placement.softcap:
             return AttentionChoice("eager", "batch-invariant, and keeps Gemma-2's softcap")

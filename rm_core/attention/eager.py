@@ -98,7 +98,7 @@ class EagerBackend:
         weights = weights.unflatten(1, (-1, stop - start))
         _mask(weights, start, low, scores.window)
         weights = torch.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-        out = weights.flatten(1, 2) @ values.transpose(0, 1)
+        out: torch.Tensor = weights.flatten(1, 2) @ values.transpose(0, 1)
         out = out.unflatten(1, (-1, stop - start)).permute(2, 0, 1, 3).flatten(1, 2)
         return out[position - start :][:num_queries]
 

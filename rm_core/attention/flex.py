@@ -70,7 +70,9 @@ class FlexBackend:
                 first[start:end] = first[start:end].minimum(seen_from.clamp(min=segment.start))
                 stop[start:end] = segment.stop
                 position += end - start
-        return FlexPlan(*(t.to(device) for t in (first, stop, query_positions, key_positions)))
+        return FlexPlan(
+            first.to(device), stop.to(device), query_positions.to(device), key_positions.to(device)
+        )
 
     def attend(
         self,

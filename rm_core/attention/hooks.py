@@ -24,18 +24,30 @@ NAME = "skyreward_packed"
 class PackedAttention:
     """What the attention of one batch needs besides queries, keys and values.
 
+    Everything in one opaque object: compiled layers look at none of it.
+
     Attributes:
         backend: computes it.
         plan: of the backend, for these queries.
         num_queries: how many the plan is for; rows behind them are filling and get zeros.
         keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace those of
             the layer; None where the queries are the whole row.
+        readouts: int64 `[num_readouts]`, places in the row that the last layer is to run on; None
+            for all.
+        readout_plan: as `plan`, for the queries at these places.
     """
 
     backend: Backend
     plan: Any
     num_queries: int
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    readouts: torch.Tensor | None = None
+    readout_plan: Any = None
+
+    def for_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
+        """The attention of the readout tokens alone, over these keys and values."""
+        assert self.readouts is not None
+        return PackedAttention(self.backend, self.readout_plan, len(self.readouts), keys)
 
 
 def install(model: PreTrainedModel) -> None:
@@ -53,7 +65,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 # Its loops over segments differ from batch to batch: nothing to compile.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -67,7 +79,7 @@ def _attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """In `[1, heads, tokens, head_dim]`, out `[1, tokens, heads, head_dim]`, as transformers asks."""
+    """In `[1, heads, tokens, head_dim]`, out `[1, tokens, heads, head_dim]`."""
     if packed.keys is not None:
         key, value = packed.keys
     scores = Scores(scaling, softcap, sliding_window)

@@ -23,13 +23,13 @@ class TorchVarlenBackend:
     """
 
     def __init__(
-        self, deterministic: bool = False, kernel: Callable[..., torch.Tensor] | None = None
+        self, deterministic: bool = False, kernel: Callable[..., Any] | None = None
     ) -> None:
         if kernel is None:
             from torch.nn.attention.varlen import varlen_attn
 
             kernel = varlen_attn
-        self._kernel = kernel
+        self._kernel: Callable[..., Any] = kernel
         # Newer releases want to be told of grouped heads and offer splits; older ones have neither
         # name, take grouped heads as they are and never split.
         offered = inspect.signature(kernel).parameters
@@ -52,7 +52,7 @@ class TorchVarlenBackend:
     ) -> torch.Tensor:
         """See `Backend`."""
         assert scores.softcap is None
-        return self._kernel(
+        out: torch.Tensor = self._kernel(
             query,
             gathered(plan, key),
             gathered(plan, value),
@@ -64,3 +64,4 @@ class TorchVarlenBackend:
             window_size=(-1 if scores.window is None else scores.window - 1, 0),
             **self._options,
         )
+        return out

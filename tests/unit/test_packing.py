@@ -6,53 +6,149 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.packing import pack
+from rm_core.packing import Packing, TokenIds, Tree, halves, pack
 
-SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=25)
-BUDGETS = st.integers(1, 20)
+# Few tokens and short sequences: shared starts at every depth, duplicates, prefixes of others.
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), max_size=30)
+BUDGETS = st.integers(1, 40)
+
+
+def row(tree: Tree) -> list[int]:
+    return [token for run in tree.runs for token in run.token_ids]
+
+
+def run_at(tree: Tree, place: int) -> int:
+    (index,) = [i for i, run in enumerate(tree.runs) if run.start <= place < run.stop]
+    return index
+
+
+def read_back(tree: Tree) -> list[TokenIds]:
+    """Every sequence, from the row and the runs alone."""
+    tokens = row(tree)
+    return [
+        tuple(
+            token
+            for start, stop in tree.path(run_at(tree, end), end + 1)
+            for token in tokens[start:stop]
+        )
+        for end in tree.ends
+    ]
+
+
+def trie_size(sequences: list[TokenIds]) -> int:
+    """Nodes of the trie with one token each: the least that has to be encoded."""
+    return len({sequence[:stop] for sequence in sequences for stop in range(1, len(sequence) + 1)})
+
+
+def packed(packing: Packing) -> list[TokenIds]:
+    return [sequence for tree in packing.batches for sequence in tree.sequences]
 
 
 @given(SEQUENCES, BUDGETS)
-def test_every_sequence_is_read_back_in_its_place(
-    sequences: list[tuple[int, ...]], budget: int
-) -> None:
+def test_every_sequence_is_read_back_in_its_place(sequences: list[TokenIds], budget: int) -> None:
     packing = pack(sequences, budget)
-    results = [sequence for batch in packing.batches for sequence in batch]
+    results = [sequence for tree in packing.batches for sequence in read_back(tree)]
     assert packing.restore(results) == sequences
 
 
 @given(SEQUENCES, BUDGETS)
-def test_equal_sequences_are_scored_once_in_order_of_appearance(
-    sequences: list[tuple[int, ...]], budget: int
-) -> None:
+def test_equal_sequences_are_scored_once(sequences: list[TokenIds], budget: int) -> None:
     packing = pack(sequences, budget)
-    packed = [sequence for batch in packing.batches for sequence in batch]
-    assert packed == list(dict.fromkeys(sequences))
-    assert packing.num_tokens == sum(map(len, set(sequences)))
-    assert packing.num_tokens <= sum(map(len, sequences))
+    assert sorted(packed(packing)) == sorted(set(sequences))
+    assert packing.num_tokens <= sum(map(len, set(sequences)))
+
+
+@given(SEQUENCES)
+def test_what_is_shared_is_encoded_once(sequences: list[TokenIds]) -> None:
+    """As deep as the data: in one batch no token stands twice behind the same tokens."""
+    packing = pack(sequences, 10_000)
+    assert len(packing.batches) == min(1, len(sequences))
+    assert packing.num_tokens == trie_size(sequences)
+
+
+@given(SEQUENCES, BUDGETS)
+def test_a_row_is_its_runs_without_a_gap(sequences: list[TokenIds], budget: int) -> None:
+    for tree in pack(sequences, budget).batches:
+        assert [run.start for run in tree.runs] == [0, *(run.stop for run in tree.runs[:-1])]
+        assert tree.num_tokens == len(row(tree)) == tree.runs[-1].stop
+        assert all(run.token_ids for run in tree.runs)
+        assert all(run.parent < index for index, run in enumerate(tree.runs))
+        assert tree.num_tokens == trie_size(list(tree.sequences))
+
+
+@given(SEQUENCES, BUDGETS)
+def test_what_sees_a_token_stands_in_one_piece_behind_it(
+    sequences: list[TokenIds], budget: int
+) -> None:
+    """Kernels with a mask of one interval a key rely on it."""
+    for tree in pack(sequences, budget).batches:
+        seen_by: dict[int, list[int]] = {}
+        for index, run in enumerate(tree.runs):
+            for place in range(run.start, run.stop):
+                for start, stop in tree.path(index, place + 1):
+                    for key in range(start, stop):
+                        seen_by.setdefault(key, []).append(place)
+        for key, places in seen_by.items():
+            assert places == list(range(key, key + len(places)))
 
 
 @given(SEQUENCES, BUDGETS)
 def test_a_batch_keeps_the_budget_or_holds_one_sequence(
-    sequences: list[tuple[int, ...]], budget: int
+    sequences: list[TokenIds], budget: int
 ) -> None:
-    batches = pack(sequences, budget).batches
-    sizes = [sum(map(len, batch)) for batch in batches]
-    assert all(batches)
-    assert all(
-        size <= budget or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)
-    )
-    # Greedy: the first sequence of a batch did not fit into the batch before it.
-    assert all(
-        size + len(after[0]) > budget for size, after in zip(sizes, batches[1:], strict=False)
-    )
+    for tree in pack(sequences, budget).batches:
+        assert tree.sequences
+        assert tree.num_tokens <= budget or len(tree.sequences) == 1
+
+
+@given(SEQUENCES.filter(lambda sequences: len(set(sequences)) > 1))
+def test_halves(sequences: list[TokenIds]) -> None:
+    (tree,) = pack(sequences, 10_000).batches
+    left, right = halves(tree)
+    assert (*left.sequences, *right.sequences) == tree.sequences
+    assert 0 <= len(right.sequences) - len(left.sequences) <= 1
+    assert read_back(left) + read_back(right) == list(tree.sequences)
 
 
 def test_packing_by_hand() -> None:
-    packing = pack([(1, 2), (3,), (1, 2), (4, 4, 4, 4, 4), (5, 5)], 4)
-    assert packing.batches == (((1, 2), (3,)), ((4, 4, 4, 4, 4),), ((5, 5),))
-    assert packing.restore("abcd") == ["a", "b", "a", "c", "d"]
+    packing = pack([(1, 2), (3,), (1, 2, 7), (4, 4, 4, 4, 4), (1, 2), (1, 5)], 4)
+    assert [tree.sequences for tree in packing.batches] == [
+        ((4, 4, 4, 4, 4),),
+        ((3,),),
+        ((1, 5), (1, 2, 7), (1, 2)),
+    ]
+    last = packing.batches[-1]
+    assert [(run.start, run.depth, run.parent) for run in last.runs] == [(0, 0, -1), (2, 1, 0)]
+    assert row(last) == [1, 5, 2, 7]
+    assert last.ends == (1, 3, 2)
+    assert packing.restore("abcde") == ["e", "b", "d", "a", "e", "c"]
     assert packing.num_tokens == 10
+
+
+def groups(num_groups: int, num_responses: int, prompt: int, response: int) -> list[TokenIds]:
+    numbers = iter(range(10**9))
+    return [
+        (*start, *(next(numbers) for _ in range(response)))
+        for start in [tuple(next(numbers) for _ in range(prompt)) for _ in range(num_groups)]
+        for _ in range(num_responses)
+    ]
+
+
+@pytest.mark.parametrize("shared", [0, 50])
+def test_groups_stay_together(shared: int) -> None:
+    """Also where all of them share a system prompt."""
+    system = tuple(range(-shared, 0))
+    sequences = [system + sequence for sequence in groups(40, 4, prompt=100, response=25)]
+    packing = pack(sequences, 1_000)
+    per_batch = [{s[: shared + 100] for s in tree.sequences} for tree in packing.batches]
+    assert sum(map(len, per_batch)) == 40
+    assert packing.num_tokens == 40 * 200 + shared * len(packing.batches)
+    assert len(packing.batches) <= 10  # of 8 that would be full
+
+
+def test_a_group_over_the_budget_fills_its_batches() -> None:
+    packing = pack(groups(1, 100, prompt=100, response=25), 1_000)
+    assert [len(tree.sequences) for tree in packing.batches] == [36, 36, 28]
 
 
 def test_nothing_gives_no_batch() -> None:

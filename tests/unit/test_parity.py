@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from checkpoints import SPECS
-from reference import CONVERSATIONS, Messages, Reference, talk
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import CONVERSATIONS, LONG, Messages, Reference, talk
 from transformers import AutoTokenizer
 
-from rm_core import ModelConfig, Reward, RewardScorer
+from rm_core import BatchConfig, ModelConfig, Reward, RewardScorer
 from rm_core.verification import bfloat16_step
 
 PathOf = Callable[[str], Path]
@@ -24,6 +28,11 @@ SYSTEM = [{"role": "system", "content": "Be brief."}, *talk("2+2?", "4")]
 
 def conversations_for(name: str) -> list[Messages]:
     return CONVERSATIONS if SPECS[name].family == "gemma2" else [*CONVERSATIONS, SYSTEM]
+
+
+@functools.cache
+def reference_of(name: str, folder: Path) -> Reference:
+    return Reference(folder)
 
 
 def references(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> list[float]:
@@ -86,22 +95,83 @@ def test_the_long_conversations_are_longer_than_the_window(scorer_of: ScorerOf) 
     assert min(lengths) < window
 
 
+# Few tokens: shared prefixes at any depth, one sequence a prefix of another, differences of one.
+TREES = st.lists(
+    st.lists(st.integers(20, 22), min_size=1, max_size=90).map(tuple), min_size=1, max_size=64
+)
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3-pad-is-eos", "gemma2"])
+@hypothesis.settings(max_examples=15)
+@given(sequences=TREES, data=st.data())
+def test_any_tree(
+    name: str,
+    attention: str,
+    scorer_of: ScorerOf,
+    checkpoint_of: PathOf,
+    sequences: list[tuple[int, ...]],
+    data: st.DataObject,
+) -> None:
+    """Also in batches of any size, and however the sequences are cut from one another."""
+    scorer = scorer_of(name, "float32", attention)
+    pad = scorer.loaded.pad_token_id
+    for sequence in data.draw(st.lists(st.sampled_from(sequences), max_size=8)):
+        stop = data.draw(st.integers(1, len(sequence)))
+        sequences = [*sequences, sequence[:stop], (*sequence[:stop], 30), (*sequence, pad)]
+    budget = data.draw(st.integers(1, 2 * sum(map(len, sequences))))
+    scored = RewardScorer(scorer.loaded, BatchConfig(budget)).score_ids(sequences)
+    reference = reference_of(name, checkpoint_of(name))
+    with torch.inference_mode():
+        expected = [float(reference.model(torch.tensor([s])).logits[0, 0]) for s in sequences]
+    assert list(scored.rewards) == pytest.approx(expected, abs=1e-4, rel=0)
+    assert scored.num_computed_tokens <= sum(map(len, set(sequences)))
+
+
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_neighbours_and_order_change_nothing(name: str, dtype: str, scorer_of: ScorerOf) -> None:
-    scorer = scorer_of(name, dtype)
+def test_neighbours_and_order_change_next_to_nothing(name: str, scorer_of: ScorerOf) -> None:
+    scorer = scorer_of(name)
     alone = [rewards(scorer, [messages])[0] for messages in CONVERSATIONS]
     order = random.Random(0).choices(range(len(CONVERSATIONS)), k=40)  # with duplicates
     assert len(set(order)) < len(order)
     together = rewards(scorer, [CONVERSATIONS[i] for i in order])
-    assert together == [alone[i] for i in order]
+    assert together == pytest.approx([alone[i] for i in order], abs=1e-4, rel=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+def test_the_batch_invariant_mode_changes_no_bit(
+    name: str, dtype: str, checkpoint_of: PathOf
+) -> None:
+    """Alone, with any neighbours, in any order, and whatever is shared."""
+    scorer = RewardScorer.load(
+        ModelConfig(
+            str(checkpoint_of(name)),
+            dtype=dtype,  # type: ignore[arg-type]
+            device="cpu",
+            deterministic=True,
+        )
+    )
+    assert scorer.describe()["deterministic"] is True
+    assert scorer.fingerprint.attention == "eager"
+    follow_ups = [[*talk(LONG, LONG), *talk("So how many?", str(n))] for n in range(5)]
+    conversations = [*CONVERSATIONS, *follow_ups]
+    alone = [rewards(scorer, [messages])[0] for messages in conversations]
+    expected = Reference(checkpoint_of(name), getattr(torch, dtype))
+    for messages, reward in zip(conversations, alone, strict=True):
+        plain = expected.reward(messages)
+        assert abs(reward - plain) <= (1e-4 if dtype == "float32" else bfloat16_step(plain))
+    chance = random.Random(0)
+    for _ in range(6):
+        order = chance.sample(range(len(conversations)), k=chance.randint(2, len(conversations)))
+        assert rewards(scorer, [conversations[i] for i in order]) == [alone[i] for i in order]
 
 
 def test_a_sharded_checkpoint_scores_the_same(
     scorer_of: ScorerOf, checkpoint_of: PathOf, tmp_path: Path
 ) -> None:
     scorer = scorer_of("llama-v0.2")
-    scorer.loaded.model.save_pretrained(tmp_path, max_shard_size="200KB")
+    Reference(checkpoint_of("llama-v0.2")).model.save_pretrained(tmp_path, max_shard_size="200KB")
     AutoTokenizer.from_pretrained(checkpoint_of("llama-v0.2")).save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     sharded = RewardScorer.load(ModelConfig(str(tmp_path), device="cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pytest
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.conversations import Messages
 from rm_core.forward import forward_batch
+from rm_core.packing import Tree
 from rm_core.verification import Check, bfloat16_step, sample_conversations, verify
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
-Batch = Sequence[tuple[int, ...]]
 
 
 def too_long(scorer: RewardScorer, messages: Messages) -> bool:
@@ -69,8 +69,8 @@ def test_another_kernel_in_bfloat16_may_round_as_far_as_eager_does(
     assert max(check.tolerance for check in checks) < 1
     assert any(abs(c.difference or 0) > bfloat16_step(c.expected) for c in checks)
 
-    def shifted(loaded: Any, batch: Batch) -> list[float]:
-        return [logit + 1 for logit in forward_batch(loaded, batch)]
+    def shifted(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        return [logit + 1 for logit in forward_batch(loaded, tree)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
     assert not any(check.passed for check in verify(scorer))
@@ -81,8 +81,8 @@ def test_another_kernel_in_bfloat16_may_round_as_far_as_eager_does(
 def test_shifted_rewards_fail(
     shift: float, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(loaded: Any, batch: Batch) -> list[float]:
-        return [logit + shift for logit in forward_batch(loaded, batch)]
+    def shifted(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        return [logit + shift for logit in forward_batch(loaded, tree)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
     checks = verify(scorer_of("qwen3"))
@@ -100,9 +100,9 @@ def test_one_wrong_reward_fails_its_own_check(
     name, messages = sample_conversations()[5]
     poison = scorer.encoder.encode(messages).input_ids
 
-    def wrong(loaded: Any, batch: Batch) -> list[float]:
-        logits = forward_batch(loaded, batch)
-        return [x + (ids == poison) for ids, x in zip(batch, logits, strict=True)]
+    def wrong(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        logits = forward_batch(loaded, tree)
+        return [x + (ids == poison) for ids, x in zip(tree.sequences, logits, strict=True)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", wrong)
     assert [check.name for check in verify(scorer) if not check.passed] == [name]
@@ -112,7 +112,7 @@ def test_one_wrong_reward_fails_its_own_check(
 def test_a_conversation_that_fails_to_be_scored_fails_its_check(
     scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(loaded: Any, batch: Batch) -> list[float]:
+    def failing(loaded: Any, tree: Tree, *_: int) -> list[float]:
         raise RuntimeError("broken")
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
@@ -161,7 +161,8 @@ def test_published_rewards_within_their_tolerance_pass(
         for check in golden:
             wanted = check.expected + steps * check.tolerance / 4
             monkeypatch.setattr(
-                "rm_core.scorer.forward_batch", lambda loaded, batch, x=wanted: [x] * len(batch)
+                "rm_core.scorer.forward_batch",
+                lambda _, tree, *__, x=wanted: [x] * len(tree.sequences),
             )
             again = {c.name: c for c in verify(scorer)}[check.name]
             assert again.passed == passes

@@ -1,0 +1,155 @@
+"""Proves at load time, on the device itself, that a backend computes attention.
+
+Kernels differ from release to release and from GPU to GPU, and a wrong mask or a dropped softcap
+gives rewards that look right. So before the first request the backend attends over a small tree,
+in the shape and with the scores of the model's own layers, and is compared with attention written
+out in float32. What fails is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm_core.attention.backend import Backend, Scores
+from rm_core.attention.choice import AttentionChoice, make_backend
+from rm_core.attention.eager import EagerBackend
+from rm_core.attention.segments import of_runs, of_tokens
+from rm_core.config import Attention
+from rm_core.errors import ModelLoadError
+from rm_core.packing import pack
+
+logger = logging.getLogger(__name__)
+
+# Values are drawn with a standard deviation of 1. Half precision rounds weights to 1 in 256; a
+# dropped softcap or a mask that is one token off changes outputs by far more.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+_LONGEST = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Shape of a model's attention."""
+
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+def proven_backend(
+    choice: AttentionChoice,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    requested: Attention,
+    deterministic: bool,
+) -> tuple[AttentionChoice, Backend]:
+    """The chosen backend, or eager if it was not asked for and fails.
+
+    Args:
+        choice: what to prove.
+        model: of transformers, on the device, with its config.
+        device: where it will run.
+        requested: the setting that led to the choice.
+        deterministic: see `rm_core.config.ModelConfig`.
+
+    Raises:
+        ModelLoadError: the backend was asked for by name and fails.
+    """
+    if choice.name == "eager":
+        return choice, make_backend("eager", deterministic)
+    try:
+        backend = make_backend(choice.name, deterministic)
+        prove(backend, _heads(model), _scores_of_layers(model), device, _dtype(model))
+    # Compilers and kernels raise classes of their own.
+    except Exception as error:
+        why = f"{choice.name} failed its proof on this device: {type(error).__name__}: {error}"
+        why = why.strip().splitlines()[0]
+        if requested != "auto":
+            raise ModelLoadError(f"attention {why}; use 'auto' or 'eager'") from error
+        logger.warning("attention: %s; eager is used, which is slower", why)
+        return AttentionChoice("eager", why), make_backend("eager", deterministic)
+    return choice, backend
+
+
+def prove(
+    backend: Backend,
+    heads: Heads,
+    all_scores: Iterable[Scores],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Compare a backend with attention written out.
+
+    Args:
+        backend: to prove.
+        heads: shape of the attention.
+        all_scores: each to be tried.
+        device: where.
+        dtype: of queries, keys and values.
+
+    Raises:
+        ArithmeticError: they differ.
+    """
+    for scores in all_scores:
+        length = min(_LONGEST, 2 * 128 + (scores.window or 0))
+        start = tuple(range(length))
+        (tree,) = pack(
+            [(*start, 0), (*start, 1, *range(150)), (*start[:100], 2), start[:50], (7, 7)], 10**6
+        ).batches
+        places = sorted(tree.ends)
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (
+            torch.randn(tree.num_tokens, count, heads.head_dim, generator=generator)
+            for count in (heads.num_heads, heads.num_key_value_heads, heads.num_key_value_heads)
+        )
+        # Raw scores of a standard deviation of 1, or of the softcap, so that it is felt.
+        query = query * (scores.softcap or 1.0) / (scores.scaling * heads.head_dim**0.5)
+        query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
+        for segments, asking in (
+            (of_runs(tree), query),
+            (of_tokens(tree, places), query[places]),
+        ):
+            ours, expected = (
+                way.attend(way.plan(segments, tree.num_tokens, device), *tensors, scores)
+                for way, tensors in (
+                    (backend, (asking, key, value)),
+                    (EagerBackend(), (asking.float(), key.float(), value.float())),
+                )
+            )
+            difference = float((ours.float() - expected).abs().max())
+            if not difference <= _TOLERANCE[str(dtype).removeprefix("torch.")]:
+                raise ArithmeticError(f"it is {difference:.3g} away from eager with {scores}")
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    return [module for name, module in model.named_modules() if name.endswith("self_attn")]
+
+
+def _heads(model: nn.Module) -> Heads:
+    config: Any = model.config
+    head_dim: int = _attentions(model)[0].head_dim
+    return Heads(config.num_attention_heads, config.num_key_value_heads, head_dim)
+
+
+def _scores_of_layers(model: nn.Module) -> list[Scores]:
+    """How the layers compute scores, each way once."""
+    return list(
+        dict.fromkeys(
+            Scores(
+                attention.scaling,
+                getattr(attention, "attn_logit_softcapping", None),
+                getattr(attention, "sliding_window", None),
+            )
+            for attention in _attentions(model)
+        )
+    )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

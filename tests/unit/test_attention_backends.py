@@ -1,0 +1,243 @@
+"""Every backend against attention written out conversation by conversation in float64.
+
+The CUDA kernels are stood in for by functions that do what their documentation says, so that what
+is handed to them is tested here; the kernels themselves are tested where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_core.attention import Backend, Scores, Segment, eager, of_runs, of_tokens
+from rm_core.attention.eager import EagerBackend
+from rm_core.attention.flash import FlashAttnBackend
+from rm_core.attention.flex import FlexBackend
+from rm_core.attention.split import SplitBackend
+from rm_core.attention.torch_varlen import TorchVarlenBackend
+from rm_core.packing import TokenIds, Tree, pack
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+SEQUENCES = st.lists(
+    st.lists(st.integers(0, 1), min_size=1, max_size=24).map(tuple), min_size=1, max_size=12
+)
+PLAIN = Scores(scaling=0.4)
+CAPPED = Scores(scaling=0.4, softcap=2.0)
+WINDOWED = Scores(scaling=0.4, window=5)
+BOTH = Scores(scaling=0.4, softcap=2.0, window=5)
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+) -> torch.Tensor:
+    """The last `len(query)` tokens of a conversation looking at all of it."""
+    key, value = (t.repeat_interleave(HEADS // KV_HEADS, 1).double() for t in (key, value))
+    weights = torch.einsum("qhd,khd->hqk", query.double(), key) * scores.scaling
+    if scores.softcap:
+        weights = scores.softcap * torch.tanh(weights / scores.softcap)
+    keys = torch.arange(len(key))
+    positions = keys[-len(query) :].unsqueeze(1)
+    hidden = keys > positions
+    if scores.window:
+        hidden |= keys <= positions - scores.window
+    weights = weights.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
+
+
+def varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    scores: Scores,
+) -> torch.Tensor:
+    cu_q, cu_k = (t.tolist() for t in starts)
+    assert {t.dtype for t in starts} == {torch.int32}
+    assert longest == tuple(max(b - a for a, b in itertools.pairwise(c)) for c in (cu_q, cu_k))
+    assert (cu_q[-1], cu_k[-1]) == (len(query), len(key))
+    parts = zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False)
+    return torch.cat([attention(query[a:b], key[c:d], value[c:d], scores) for a, b, c, d in parts])
+
+
+def torch_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    num_splits: int | None = None,
+) -> torch.Tensor:
+    """`varlen_attn`: a window of (W, 0) is W positions before the query, and itself."""
+    assert enable_gqa
+    left, right = window_size
+    assert right == 0
+    scores = Scores(scale, window=None if left == -1 else left + 1)
+    return varlen(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k), scores)
+
+
+def flash_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+) -> torch.Tensor:
+    """`flash_attn_varlen_func`: no softcap is 0."""
+    assert causal
+    left, right = window_size
+    assert right in (-1, 0)
+    scores = Scores(softmax_scale, softcap or None, None if left == -1 else left + 1)
+    starts = cu_seqlens_q, cu_seqlens_k
+    return varlen(query, key, value, starts, (max_seqlen_q, max_seqlen_k), scores)
+
+
+def flex_kernel(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not compiled here
+        return flex_attention(*tensors, **options)
+
+
+BACKENDS: dict[str, tuple[Callable[[], Backend], list[Scores]]] = {
+    "eager": (EagerBackend, [PLAIN, CAPPED, WINDOWED, BOTH]),
+    "eager, aligned": (lambda: EagerBackend(aligned=True), [PLAIN, CAPPED, WINDOWED, BOTH]),
+    "split": (SplitBackend, [PLAIN]),
+    "torch's varlen": (lambda: TorchVarlenBackend(kernel=torch_kernel), [PLAIN, WINDOWED]),
+    "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
+    "flex": (lambda: FlexBackend(flex_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
+}
+CASES = [(name, scores) for name, (_, all_scores) in BACKENDS.items() for scores in all_scores]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "BLOCK", 4)
+
+
+def expected(
+    tree: Tree, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+) -> torch.Tensor:
+    out = torch.empty_like(query)
+    for index, run in enumerate(tree.runs):
+        path = [p for a, b in tree.path(index, run.stop) for p in range(a, b)]
+        out[path] = attention(query[path], key[path], value[path], scores)
+    return out
+
+
+def tensors(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    shapes = [(num_tokens, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    query, key, value = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return query, key, value
+
+
+def tree_of(sequences: list[TokenIds]) -> Tree:
+    (tree,) = pack(sequences, 10_000).batches
+    return tree
+
+
+@pytest.mark.parametrize(("name", "scores"), CASES)
+@given(sequences=SEQUENCES)
+def test_every_token(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
+    tree = tree_of(sequences)
+    query, key, value = tensors(tree.num_tokens)
+    backend = BACKENDS[name][0]()
+    plan = backend.plan(of_runs(tree), tree.num_tokens, query.device)
+    ours = backend.attend(plan, query, key, value, scores)
+    assert ours.shape == query.shape
+    torch.testing.assert_close(
+        ours, expected(tree, query, key, value, scores), atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("name", "scores"), CASES)
+@given(sequences=SEQUENCES)
+def test_some_tokens(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
+    """As the last layer asks: for the ends of the conversations alone."""
+    tree = tree_of(sequences)
+    query, key, value = tensors(tree.num_tokens)
+    places = sorted(tree.ends)
+    backend = BACKENDS[name][0]()
+    plan = backend.plan(of_tokens(tree, places), tree.num_tokens, query.device)
+    ours = backend.attend(plan, query[places], key, value, scores)
+    torch.testing.assert_close(
+        ours, expected(tree, query, key, value, scores)[places], atol=2e-6, rtol=1e-5
+    )
+
+
+@given(SEQUENCES)
+def test_segments_are_whole_conversations(sequences: list[TokenIds]) -> None:
+    tree = tree_of(sequences)
+    row = [token for run in tree.runs for token in run.token_ids]
+    places = sorted(tree.ends)
+    read = [
+        tuple(row[place] for start, stop in segment.keys for place in range(start, stop))
+        for segment in of_tokens(tree, places)
+    ]
+    assert dict(zip(places, read, strict=True)) == dict(zip(tree.ends, tree.sequences, strict=True))
+    for run, segment in zip(tree.runs, of_runs(tree), strict=True):
+        assert (segment.start, segment.stop) == (run.start, run.stop)
+        assert segment.position == run.depth
+
+
+def test_siblings_see_their_ancestor_in_one_call() -> None:
+    tree = tree_of([(1, 2, 3, i) for i in range(16)])
+    plan = SplitBackend().plan(of_runs(tree), tree.num_tokens, torch.device("cpu"))
+    assert len(plan.own) == 16
+    assert [(part.queries, part.keys) for part in plan.ancestors] == [(slice(4, 19), slice(0, 3))]
+
+
+def test_a_row_of_one_conversation_is_not_gathered() -> None:
+    backend = TorchVarlenBackend(kernel=torch_kernel)
+    one = backend.plan([Segment(0, 5, ((0, 5),))], 5, torch.device("cpu"))
+    assert one.gather is None
+    two = backend.plan(of_runs(tree_of([(1, 2), (1, 3)])), 3, torch.device("cpu"))
+    assert two.gather is not None
+    assert two.gather.tolist() == [0, 1, 0, 2]
+
+
+def test_splits_are_switched_off_where_the_kernel_has_them() -> None:
+    def older(query: torch.Tensor, *_: object, scale: float, window_size: object) -> torch.Tensor:
+        return query
+
+    seen: list[object] = []
+
+    def newer(
+        query: torch.Tensor,
+        *_: object,
+        scale: float,
+        window_size: object,
+        enable_gqa: bool = False,
+        num_splits: int | None = None,
+    ) -> torch.Tensor:
+        seen.append((enable_gqa, num_splits))
+        return query
+
+    query, key, value = tensors(3)
+    for kernel in (older, newer):
+        for deterministic in (False, True):
+            backend = TorchVarlenBackend(deterministic, kernel)
+            plan = backend.plan([Segment(0, 3, ((0, 3),))], 3, query.device)
+            assert backend.attend(plan, query, key, value, PLAIN) is query
+    assert seen == [(True, None), (True, 1)]
