@@ -8,13 +8,11 @@ from typing import Any
 
 import matplotlib as mpl
 from growth import Curve
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from report import EAGER, ONE_POST, OUR_CLIENTS, PADDED, SORTED, VLLM_CLIENTS
 from rounds import Measured
 from ways import IN_PROCESS, ONE_BY_ONE
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 _STYLE = {
     "svg.fonttype": "none",  # letters instead of outlines: a tenth of the size
@@ -78,12 +76,12 @@ def draw_workloads(measured: Mapping[str, Measured], folder: Path) -> Path:
 def _draw(file: Path, draw: Any, width: float) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        axes = figure.subplots()
         draw(axes)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("tokens/s")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.legend(frameon=False, fontsize=8)
         figure.savefig(file, metadata={"Date": None})
-        plt.close(figure)
     return file
