@@ -3,6 +3,7 @@
 Start reading at `rm_core.scorer.RewardScorer`.
 """
 
+from rm_core.cache import ScoreCache, cache_keys
 from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.chat import ChatEncoder, render_record
 from rm_core.checkpoint import Checkpoint, open_checkpoint
@@ -46,11 +47,13 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardScorer",
+    "ScoreCache",
     "ScoreError",
     "ScoredBatch",
     "ScoringError",
     "TemplateError",
     "Truncation",
+    "cache_keys",
     "combine",
     "find_entry",
     "join",

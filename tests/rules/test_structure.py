@@ -26,7 +26,7 @@ RM_CORE_LAYERS = [
     ["rm_core.golden"],
     ["rm_core.catalog", "rm_core.chat", "rm_core.attention"],
     ["rm_core.packing"],
-    ["rm_core.records", "rm_core.truncation", "rm_core.conversations"],
+    ["rm_core.records", "rm_core.truncation", "rm_core.conversations", "rm_core.cache"],
     ["rm_core.types", "rm_core.config"],
     ["rm_core.errors"],
 ]
