@@ -5,8 +5,9 @@
     serve run config.yaml                              with import_path: serve.app:build
     skyreward serve                                    the same application, with its own signals
 
-A request goes gateway (`serve.gateway`: validate, tokenize, split) -> scorer (`serve.scorer`: the
-model, one batch at a time) -> gateway (put back in order, answer).
+A request goes gateway (`serve.gateway`: validate, tokenize, look up what is known, split) -> scorer
+(`serve.scorer`: batches from all requests, one at a time through the model) -> gateway (put back in
+order, answer).
 """
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
@@ -28,8 +29,9 @@ APP_NAME = "skyreward"
 
 # Gateways hold connections cheaply; the limit only has to be out of the way.
 _GATEWAY_MAX_ONGOING = 1024
-# One batch on the device, the next ones waiting at the replica; the rest waits in the gateway.
-_SCORER_MAX_ONGOING = 8
+# A replica makes its batches from the calls that wait at it, so many small ones must be let in;
+# what is over this waits in the gateway, for whichever replica is free first.
+_SCORER_MAX_ONGOING = 256
 
 
 def build(args: Settings) -> Application:

@@ -9,11 +9,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from rm_core import NotReadyError, RewardScorer, ScoredBatch, open_checkpoint
 from rm_core.packing import TokenIds
+from serve.batching import BatchQueue
 from serve.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -40,16 +40,15 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """A model in this process, on a thread of its own so that the event loop never waits."""
+    """A model in this process; its queue's thread alone uses it, so the event loop never waits."""
 
     def __init__(self, scorer: RewardScorer) -> None:
         self._scorer = scorer
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._queue = BatchQueue(scorer.score_ids, scorer.describe()["max_batch_tokens"])
 
     async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
-        """See `Backend`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._scorer.score_ids, sequences)
+        """See `Backend`. Calls that wait at the same time share batches; a cancelled one leaves."""
+        return await asyncio.wrap_future(self._queue.submit(sequences))
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
@@ -61,8 +60,8 @@ class RayBackend:
 
     Args:
         alias: name of the model, for messages.
-        handle: of the scorer deployment. Calls go by value: batches are small, and that costs
-            half as much as going through the object store.
+        handle: of the scorer deployment. Calls go by value: the gateway keeps them small, and that
+            costs half as much as going through the object store.
     """
 
     def __init__(self, alias: str, handle: Any) -> None:

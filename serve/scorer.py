@@ -1,4 +1,4 @@
-"""The scorer deployment: one model on one device. No HTTP, no queue of its own."""
+"""The scorer deployment: one model on one device, with the queue before it. No HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve.telemetry import configure_logging
 
 
 class Scorer:
-    """Owns a model and the single thread that may use it: the local backend, in a replica.
+    """Owns a model, its queue and the single thread that may use it: `LocalBackend`, in a replica.
 
     Args:
         settings: `ModelSettings` as plain data.

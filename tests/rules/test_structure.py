@@ -39,6 +39,8 @@ SERVE_LAYERS = [
     ["serve.routes"],
     ["serve.service"],
     ["serve.backends", "serve.problems"],
+    ["serve.batching"],
+    ["serve.batch_choice"],
     ["serve.schemas", "serve.telemetry", "serve.settings"],
 ]
 
