@@ -137,8 +137,11 @@ class Usage(BaseModel):
     """Tokens of a request."""
 
     num_tokens: int = Field(description="tokens of all conversations that were scored")
-    num_computed_tokens: int = Field(description="tokens that went through the model")
-    num_cached_tokens: int = Field(description="tokens of conversations answered from a cache")
+    num_computed_tokens: int = Field(
+        description="tokens that went through the model; what was computed for several requests "
+        "at once is counted in one of them"
+    )
+    num_cached_tokens: int = Field(description="tokens of conversations answered from the cache")
 
 
 class FingerprintOut(BaseModel):

@@ -45,6 +45,11 @@ class ModelSettings(BaseModel):
     max_batch_tokens: int | None = Field(
         default=None, ge=1, description="most tokens of one batch; default: by free memory"
     )
+    cache_bytes: int = Field(
+        default=256 * 2**20,
+        ge=0,
+        description="memory for rewards already computed, shared by all replicas; 0: none is kept",
+    )
     num_replicas: int = Field(default=1, ge=1, description="copies of the model, one device each")
     num_gpus: float | None = Field(
         default=None, ge=0, description="GPUs of a replica; default: 1 if the cluster has any"

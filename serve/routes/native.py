@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -30,7 +31,7 @@ from serve.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from serve.service import Scores
+from serve.served_model import Scores
 from serve.telemetry import new_id
 
 router = APIRouter(tags=["scoring"], responses=problems.responses())
@@ -109,9 +110,9 @@ def _envelope(kind: str, scores: Scores) -> dict[str, Any]:
         "usage": {
             "num_tokens": scores.num_tokens,
             "num_computed_tokens": scores.num_computed_tokens,
-            "num_cached_tokens": 0,
+            "num_cached_tokens": scores.num_cached_tokens,
         },
-        "fingerprint": scores.fingerprint,
+        "fingerprint": asdict(scores.fingerprint),
     }
 
 

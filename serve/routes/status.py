@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, RedirectResponse
 
+from rm_core import Fingerprint
 from serve import __version__
 from serve.problems import RETRY_AFTER_S
 from serve.routes.dependencies import ServiceDep, SettingsDep
-from serve.service import ServedModel
+from serve.served_model import ServedModel
 
 router = APIRouter(tags=["status"])
 
@@ -52,13 +54,16 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 
 @router.get("/info", summary="Effective settings")
 async def info(service: ServiceDep, settings: SettingsDep) -> dict[str, Any]:
-    """What was asked for, and what each `auto` became and why."""
+    """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
     return {
         "service": "skyreward",
         "version": __version__,
         "ready": service.ready,
         "settings": settings.model_dump(mode="json"),
-        "models": {alias: _model(alias, m) | (m.info or {}) for alias, m in service.models.items()},
+        "models": {
+            alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
+            for alias, model in service.models.items()
+        },
     }
 
 
@@ -72,7 +77,9 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "root": model.settings.name,
         "max_model_len": model.encoder.max_length,
         "state": model.state,
-        "fingerprint": {
-            key: effective.get(key) for key in ("revision", "template_sha256", "dtype", "attention")
-        },
+        "fingerprint": {field.name: effective.get(field.name) for field in fields(Fingerprint)},
     }
+
+
+def _cache(model: ServedModel) -> dict[str, int] | None:
+    return None if model.cache is None else asdict(model.cache.stats)

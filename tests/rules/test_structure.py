@@ -38,8 +38,9 @@ SERVE_LAYERS = [
     ["serve.http"],
     ["serve.routes"],
     ["serve.service"],
+    ["serve.served_model"],
     ["serve.backends", "serve.problems"],
-    ["serve.batching"],
+    ["serve.batching", "serve.pieces"],
     ["serve.batch_choice"],
     ["serve.schemas", "serve.telemetry", "serve.settings"],
 ]

@@ -41,7 +41,7 @@ def test_compare_takes_every_form_of_a_pair(http: httpx.Client, checkpoint_folde
         assert result["probability"] == pytest.approx(1 / (1 + math.exp(bad - good)), abs=1e-4)
     assert body["results"][-1]["margin"] == pytest.approx(bad - good, abs=2e-4)
     assert body["accuracy"] == pytest.approx(5 / 6 if good > bad else 1 / 6)
-    assert body["usage"]["num_computed_tokens"] == body["usage"]["num_tokens"] / len(pairs)
+    assert body["usage"]["num_computed_tokens"] <= body["usage"]["num_tokens"] / len(pairs)
 
 
 def test_compare_keeps_bad_pairs_in_their_places(http: httpx.Client) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from reference import Reference
 
-from rm_core import seeds_dir
+from rm_core import ModelConfig, Reward, RewardScorer, seeds_dir
 
 
 def conversation(question: str, answer: Any) -> list[dict[str, Any]]:
@@ -50,14 +50,24 @@ def test_rewards_equal_plain_transformers(
     assert set(body["fingerprint"]) == {"revision", "template_sha256", "dtype", "attention"}
 
 
-def test_identical_conversations_are_computed_once(http: httpx.Client) -> None:
-    body = {"model": "llama", "conversations": [VARIED[0], VARIED[1], VARIED[0]]}
+def test_identical_conversations_are_computed_once_and_remembered(http: httpx.Client) -> None:
+    pear, plum = (
+        conversation("A fruit of this test alone?", text) for text in ("Pear.", "A plum.")
+    )
+    body = {"model": "llama", "conversations": [pear, plum, pear]}
     answer = http.post("/v1/score", json=body).json()
     first, second, third = answer["results"]
     assert first["reward"] == third["reward"] != second["reward"]
-    computed = first["num_tokens"] + second["num_tokens"]
-    assert answer["usage"]["num_computed_tokens"] == computed
-    assert answer["usage"]["num_tokens"] == computed + third["num_tokens"]
+    distinct = first["num_tokens"] + second["num_tokens"]
+    assert answer["usage"]["num_tokens"] == distinct + third["num_tokens"]
+    assert first["num_tokens"] < answer["usage"]["num_computed_tokens"] < distinct  # one prompt
+    assert answer["usage"]["num_cached_tokens"] == 0
+    before = http.get("/info").json()["models"]["llama"]["score_cache"]
+    again = http.post("/v1/score", json=body).json()
+    assert again["results"] == answer["results"]
+    assert again["usage"]["num_computed_tokens"] == 0
+    assert again["usage"]["num_cached_tokens"] == again["usage"]["num_tokens"]
+    assert http.get("/info").json()["models"]["llama"]["score_cache"]["hits"] == before["hits"] + 3
 
 
 BAD: list[tuple[Any, str, str]] = [
@@ -78,7 +88,7 @@ BAD: list[tuple[Any, str, str]] = [
 ]
 
 
-def test_ten_bad_conversations_of_a_thousand(http: httpx.Client) -> None:
+def test_ten_bad_conversations_of_a_thousand(http: httpx.Client, checkpoint_folder: Path) -> None:
     """990 rewards, 10 errors in their places, each saying what to do."""
     conversations: list[Any] = [
         conversation(f"What is {i} + {i}?", f"{i} + {i} = {2 * i}.") for i in range(1000)
@@ -97,8 +107,10 @@ def test_ten_bad_conversations_of_a_thousand(http: httpx.Client) -> None:
     good = [result for result in results if "error" not in result]
     assert len(good) == 990
     assert all(isinstance(result["reward"], float) for result in good)
-    alone = http.post("/v1/score", json={"model": "llama", "conversations": [conversations[999]]})
-    assert alone.json()["results"][0]["reward"] == pytest.approx(results[999]["reward"], abs=1e-4)
+    reference = Reference(checkpoint_folder / "llama-v0.1")
+    for place in (0, 500, 999):
+        alone = reference.reward(conversations[place])
+        assert results[place]["reward"] == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_template_that_raises_is_an_error_of_its_conversation(http: httpx.Client) -> None:
@@ -111,24 +123,24 @@ def test_a_template_that_raises_is_an_error_of_its_conversation(http: httpx.Clie
     assert "System role not supported" in second["error"]["message"]
 
 
-def test_order_holds_under_concurrency(http: httpx.Client) -> None:
-    conversations = [conversation(f"Count to {i}.", "one " * i) for i in range(1, 41)]
-    expected = [
-        r["reward"]
-        for r in http.post(
-            "/v1/score", json={"model": "llama", "conversations": conversations}
-        ).json()["results"]
-    ]
+def test_order_holds_under_concurrency(http: httpx.Client, checkpoint_folder: Path) -> None:
+    # Each conversation in two posts, so that some are computed for two at once, some known.
+    conversations = [
+        conversation(f"Count to {i % 7}.", f"{post}: " + "one " * i)
+        for post in range(12)
+        for i in range(1, 41)
+    ] * 2
+    config = ModelConfig(str(checkpoint_folder / "llama-v0.1"), device="cpu")
+    scored = RewardScorer.load(config).score(conversations)
+    expected = [result.reward for result in scored if isinstance(result, Reward)]
 
-    def post(shift: int) -> list[float]:
-        some = conversations[shift:] + conversations[:shift]
-        body = {"model": "llama", "conversations": some}
-        rewards = [r["reward"] for r in http.post("/v1/score", json=body).json()["results"]]
-        return rewards[-shift:] + rewards[:-shift]
+    def post(start: int) -> list[float]:
+        body = {"model": "llama", "conversations": conversations[start : start + 40]}
+        return [r["reward"] for r in http.post("/v1/score", json=body).json()["results"]]
 
-    with ThreadPoolExecutor(8) as pool:
-        for rewards in pool.map(post, range(1, 25)):
-            assert rewards == pytest.approx(expected, abs=1e-4)
+    with ThreadPoolExecutor(12) as pool:
+        posts = list(pool.map(post, range(0, len(conversations), 40)))
+    assert [reward for rewards in posts for reward in rewards] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("truncation", ["left", "right"])

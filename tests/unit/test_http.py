@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import httpx
 import pytest
+from fakes import INFO, FakeBackend, conversation, ready, serving, until
 from fastapi.testclient import TestClient
 
-from rm_core import ModelLoadError, NotReadyError, ScoredBatch, ScoreError
+from rm_core import ModelLoadError, NotReadyError, ScoredBatch, ScoreError, pack
 from serve.http import create_app
 from serve.problems import UnknownModelError
 from serve.service import ScoringService
 from serve.settings import Settings
 
-BODY = {
-    "conversations": [
-        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": text}]
-        for text in ("4", "five", "4")
-    ]
-}
-INFO = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
-
-
-class FakeBackend:
-    """Answers the number of tokens as the reward, or raises what it is told to."""
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self.load_failure: Exception | None = None
-        self.batches: list[Sequence[Any]] = []
-        self.delay_s = 0.0
-        self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
-
-    async def score(self, sequences: Sequence[tuple[int, ...]]) -> ScoredBatch:
-        self.batches.append(sequences)
-        await asyncio.sleep(self.delay_s)
-        if self.failure:
-            raise self.failure
-        tokens = sum(len(ids) for ids in sequences)
-        return ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
-
-    async def describe(self) -> dict[str, Any]:
-        if self.load_failure:
-            raise self.load_failure
-        return INFO
+BODY = {"conversations": [conversation(text) for text in ("4", "five", "4")]}
 
 
 @pytest.fixture
@@ -57,25 +26,11 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def client(backend: FakeBackend) -> Iterator[TestClient]:
-    settings = Settings.of(models=[{"name": "demo", "max_batch_tokens": 20}])
-    service = ScoringService([(settings.models[0], backend)])
-    app = create_app(service, settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with serving(backend) as client:
         yield client
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def ready(client: TestClient) -> bool:
-    return bool(client.get("/ready").status_code == 200)
-
-
-def test_batches_hold_the_budget_and_come_back_in_order(
+def test_a_small_post_is_one_call_and_comes_back_in_order(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -83,7 +38,41 @@ def test_batches_hold_the_budget_and_come_back_in_order(
     first, second, third = answer["results"]
     assert first["reward"] == third["reward"] == first["num_tokens"]
     assert second["reward"] == second["num_tokens"]
-    assert [len(batch) for batch in backend.batches] == [1, 1]
+    assert [len(batch) for batch in backend.batches] == [2]
+
+
+def test_a_large_post_goes_in_pieces_of_some_batches_of_the_replica(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    until(lambda: ready(client))
+    body = {"conversations": [conversation(f"{i} " * 10) for i in range(30)]}
+    results = client.post("/v1/score", json=body).json()["results"]
+    assert [r["reward"] for r in results] == [r["num_tokens"] for r in results]
+    assert len(backend.batches) > 1
+    assert all(pack(b, 10**6).num_tokens <= 8 * INFO["max_batch_tokens"] for b in backend.batches)
+
+
+def test_after_a_failure_the_other_pieces_are_given_up(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    until(lambda: ready(client))
+    given_up: list[bool] = []
+
+    async def score(sequences: Sequence[tuple[int, ...]]) -> ScoredBatch:
+        if not backend.batches:
+            backend.batches.append(sequences)
+            raise RuntimeError("broken")
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            given_up.append(True)
+            raise
+        raise AssertionError
+
+    backend.score = score  # type: ignore[method-assign]
+    body = {"conversations": [conversation(f"{i} " * 10) for i in range(30)]}
+    assert client.post("/v1/score", json=body).status_code == 500
+    until(lambda: bool(given_up))
 
 
 def test_not_ready_is_503_with_retry_after(client: TestClient, backend: FakeBackend) -> None:
@@ -152,7 +141,7 @@ def test_a_model_is_found_by_its_alias_first() -> None:
 
 def test_errors_of_single_sequences_stay_single(client: TestClient, backend: FakeBackend) -> None:
     until(lambda: ready(client))
-    whole = client.post("/v1/score", json=BODY).json()["results"]
+    whole = client.post("/v1/render", json=BODY).json()["results"]
     lengths = {result["num_tokens"] for result in whole}
     assert len(lengths) == 2
     longest = max(lengths)
@@ -168,12 +157,15 @@ def test_errors_of_single_sequences_stay_single(client: TestClient, backend: Fak
 
 def test_equal_rewards_share_a_rank(client: TestClient, backend: FakeBackend) -> None:
     until(lambda: ready(client))
-    rewards = iter([0.5, 2.0, 0.5, -1.0])
-    backend.reward = lambda _: next(rewards)
-    body = {"prompt": "x", "responses": ["a", "b", "c", "d"]}
-    answer = client.post("/v1/rank", json=body).json()
-    assert [result["rank"] for result in answer["results"]] == [2, 1, 2, 4]
-    assert answer["best_index"] == 1
+    rewards = dict(zip("abcd", [0.5, 2.0, 0.5, -1.0], strict=True))
+    backend.reward = lambda ids: rewards[letter_of[tuple(ids)]]
+    asked = {"conversations": [conversation(letter, "x") for letter in "abcd"]}
+    rendered = client.post("/v1/render", json=asked).json()["results"]
+    letter_of = {tuple(r["input_ids"]): i for r, i in zip(rendered, "abcd", strict=True)}
+    body = {"prompt": "x", "responses": list("abcd")}
+    ranked = client.post("/v1/rank", json=body).json()
+    assert [result["rank"] for result in ranked["results"]] == [2, 1, 2, 4]
+    assert ranked["best_index"] == 1
 
 
 def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -> None:

@@ -1,0 +1,70 @@
+"""A backend whose behaviour is known, and the HTTP application around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from rm_core import ScoredBatch, ScoreError
+from serve.http import create_app
+from serve.service import ScoringService
+from serve.settings import Settings
+
+FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
+INFO = {**FINGERPRINT, "max_batch_tokens": 20}
+
+
+class FakeBackend:
+    """Answers the number of tokens as the reward, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.load_failure: Exception | None = None
+        self.batches: list[Sequence[Any]] = []
+        self.delay_s = 0.0
+        self.info: dict[str, Any] = INFO
+        self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
+
+    async def score(self, sequences: Sequence[tuple[int, ...]]) -> ScoredBatch:
+        self.batches.append(sequences)
+        await asyncio.sleep(self.delay_s)
+        if self.failure:
+            raise self.failure
+        tokens = sum(len(ids) for ids in sequences)
+        return ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
+
+    async def describe(self) -> dict[str, Any]:
+        if self.load_failure:
+            raise self.load_failure
+        return self.info
+
+
+@contextlib.contextmanager
+def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
+    """A client of an application with one model, the demo's tokenizer before the backend."""
+    settings = Settings.of(models=[{"name": "demo", **chosen}])
+    service = ScoringService([(settings.models[0], backend)])
+    app = create_app(service, settings)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return once it holds; a failure if that takes long."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ready(client: TestClient) -> bool:
+    return bool(client.get("/ready").status_code == 200)
+
+
+def conversation(answer: str, question: str = "2+2?") -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
