@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +43,9 @@ class Skyreward:
         for answer in asyncio.run(post_all(self._url, "/v1/score", bodies, clients)):
             # A reward remembered from an earlier round is no work done.
             if answer["usage"]["num_cached_tokens"]:
-                raise SystemExit("the service answers from its score cache: start it without one")
+                raise SystemExit(
+                    "the service answers from its score cache: start it with `cache_bytes: 0`"
+                )
             for result in answer["results"]:
                 if "error" in result:
                     raise SystemExit(f"{self._url}: {result['error']}")
@@ -99,8 +103,15 @@ async def post_all(
 
 @contextlib.contextmanager
 def our_service(model: str, local: bool) -> Iterator[str]:
-    """The address of a service of our own on the model, on Ray or in one process without."""
+    """The address of a service of our own on the model, on Ray or in one process without.
+
+    As a user gets it, but without its score cache: that would answer every round after the first.
+    """
     os.environ.setdefault("SKYREWARD_LOG_LEVEL", "WARNING")
-    options = ("--local",) if local else ()
-    with running_service("--model", f"bench={model}", *options) as url:
-        yield url
+    settings = {"models": [{"name": model, "alias": "bench", "cache_bytes": 0}]}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(json.dumps(settings))  # which is YAML as well
+        file.flush()
+        options = ("--local",) if local else ()
+        with running_service("--config", file.name, *options) as url:
+            yield url
