@@ -10,6 +10,8 @@ from rm_core.errors import ModelLoadError
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
 
+Quantization: TypeAlias = Literal["none", "int8", "int8-weights", "fp8", "fp8-weights"]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -27,6 +29,7 @@ class ModelConfig:
             whose own name does not tell.
         deterministic: a conversation gets the same reward to the last bit alone, in any batch and
             in any order; slower.
+        quantization: of the decoder's linear layers, by torchao; lossy, so never automatic.
         compile: compile the decoder layers (`torch.compile`); the first batches wait for it.
 
     Raises:
@@ -42,6 +45,7 @@ class ModelConfig:
     chat_template: str | None = None
     known_as: str | None = None
     deterministic: bool = False
+    quantization: Quantization = "none"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -50,6 +54,7 @@ class ModelConfig:
         for field, value, allowed in (
             ("dtype", self.dtype, get_args(DType)),
             ("attention", self.attention, get_args(Attention)),
+            ("quantization", self.quantization, get_args(Quantization)),
         ):
             if value not in allowed:
                 raise ModelLoadError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")

@@ -27,6 +27,7 @@ from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
 from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
+from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.types import Fingerprint
 from rm_core.weights import first_line, read_weights
@@ -50,6 +51,7 @@ class LoadedModel:
         attention: the backend's name and why it was taken.
         backend: computes attention.
         deterministic: whether a reward must not depend on its batch, to the last bit.
+        quantized: whether its linear layers hold fewer bits than the dtype says.
         compiled: whether the decoder layers are compiled, which wants rows of few lengths.
         device: where it runs.
         fingerprint: what makes two rewards comparable.
@@ -63,6 +65,7 @@ class LoadedModel:
     attention: AttentionChoice
     backend: Backend
     deterministic: bool
+    quantized: bool
     compiled: bool
     device: torch.device
     fingerprint: Fingerprint
@@ -122,6 +125,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ),
         config.attention,
     )
+    check_quantization(config.quantization, device, deterministic=config.deterministic)
     model = read_weights(checkpoint, dtype)
     try:
         model = model.to(device).eval()  # type: ignore[arg-type]
@@ -140,16 +144,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     install(model)
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
+    quantize(layers, config.quantization)
     if config.compile:
         for layer in list(layers)[:-1]:
             layer.compile(dynamic=False)
     layers[-1] = ReadoutLayer(layers[-1])
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
+    quantized = config.quantization != "none"
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
         template_sha256=encoder.template_sha256,
-        dtype=_name(dtype),
+        dtype=_name(dtype) + (f"+{config.quantization}" if quantized else ""),
         attention=attention.name,
     )
     if encoder.depends_on_date:
@@ -175,6 +181,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         attention=attention,
         backend=backend,
         deterministic=config.deterministic,
+        quantized=quantized,
         compiled=config.compile,
         device=device,
         fingerprint=fingerprint,

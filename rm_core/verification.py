@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ GOLDEN_STEPS = 4
 # In bfloat16 on CPUs, the largest difference of SDPA from eager over the built-in conversations was
 # 2.1 to 3.5 times the mean distance of eager from float32 (three models). Not measured on CUDA.
 ROUNDING = 6.0
+# Of lower precision: share of pairs in the same order, and difference relative to the spread.
+PAIR_AGREEMENT = 0.9
+MEAN_DIFFERENCE = 0.1
 _NOT_FOR_THIS_MODEL = ("template_error", "conversation_too_long")
 
 
@@ -138,38 +142,84 @@ def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: Non
     if scorer.loaded.device.type == "cuda":  # the largest checkpoints do not fit in twice
         scorer.loaded.model.to("cpu")  # type: ignore[arg-type]
         torch.cuda.empty_cache()
-    expected, tolerances = _references(scorer, [messages for _, messages, _ in compared], progress)
-    return checks + [
+    messages_of = [messages for _, messages, _ in compared]
+    expected, tolerances, exact = _references(scorer, messages_of, progress)
+    checks += [
         _check(name, result, reward, (tolerance, "plain transformers, eager"))
         for (name, _, result), reward, tolerance in zip(compared, expected, tolerances, strict=True)
+    ]
+    if exact:
+        ours = {name: r.reward for name, _, r in compared if isinstance(r, Reward)}
+        theirs = dict(zip((name for name, *_ in compared), exact, strict=True))
+        checks += agreement(ours, theirs)
+    return checks
+
+
+def agreement(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
+    """How well rewards of lower precision keep the ranking of full precision.
+
+    Args:
+        ours: rewards by the names of `sample_conversations`.
+        exact: the same from plain transformers in float32.
+
+    Returns:
+        The share of pairs in the same order, and the mean absolute difference; none without pairs.
+    """
+    names = sorted({name.rpartition("/")[0] for name in ours})
+    pairs = [(f"{name}/chosen", f"{name}/rejected") for name in names]
+    pairs = [pair for pair in pairs if all(side in ours and side in exact for side in pair)]
+    if not pairs:
+        return []
+    same = [(ours[a] > ours[b]) == (exact[a] > exact[b]) for a, b in pairs]
+    share = sum(same) / len(same)
+    difference = statistics.mean(abs(ours[name] - exact[name]) for name in ours)
+    allowed = MEAN_DIFFERENCE * statistics.pstdev(exact.values())
+    note = f"{sum(same)} of {len(same)} pairs, against float32"
+    return [
+        Check("agreement/pairs", share, 1.0, 1 - PAIR_AGREEMENT, share >= PAIR_AGREEMENT, note),
+        Check(
+            "agreement/mean absolute difference",
+            difference,
+            0.0,
+            allowed,
+            difference <= allowed,
+            "against float32",
+        ),
     ]
 
 
 def _references(
     scorer: RewardScorer, conversations: Sequence[Messages], progress: Callable[[str], None]
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """Plain transformers' reward of each conversation, and how far ours may be from it.
 
     1e-4 in float32. In half precision one bfloat16 step at the reward's size under eager
     attention. Another kernel rounds otherwise all the way through, so there it may be as far away
     as rounding takes plain transformers itself from float32: `ROUNDING` times the mean of that.
+    Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
+
+    Returns:
+        Rewards in the model's dtype, tolerances, and rewards in float32 if that is another dtype.
     """
 
-    def rewards(dtype: str) -> list[float]:
-        progress(f"plain transformers in {dtype}")
-        plain = PlainTransformers(scorer, getattr(torch, dtype))
+    def rewards(dtype: torch.dtype) -> list[float]:
+        progress(f"plain transformers in {str(dtype).removeprefix('torch.')}")
+        plain = PlainTransformers(scorer, dtype)
         return [plain.reward(messages) for messages in conversations]
 
-    ours = scorer.fingerprint
-    expected = rewards(ours.dtype)
-    if ours.dtype == "float32":
-        return expected, [FLOAT32_TOLERANCE] * len(expected)
+    loaded = scorer.loaded
+    dtype = loaded.model.dtype
+    expected = rewards(dtype)
+    exact = expected if dtype == torch.float32 else rewards(torch.float32)
+    if loaded.quantized:
+        return expected, [math.inf] * len(expected), exact
+    if dtype == torch.float32:
+        return expected, [FLOAT32_TOLERANCE] * len(expected), []
     rounding = 0.0
-    if ours.attention != "eager" and expected:
-        exact = rewards("float32")
+    if scorer.fingerprint.attention != "eager" and expected:
         differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
         rounding = ROUNDING * sum(differences) / len(differences)
-    return expected, [max(bfloat16_step(reward), rounding) for reward in expected]
+    return expected, [max(bfloat16_step(reward), rounding) for reward in expected], exact
 
 
 def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:

@@ -76,8 +76,8 @@ def _check_finite(model: PreTrainedModel, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelLoadError(
-                f"{name} of {path} holds NaN or infinity (as {str(tensor.dtype).removeprefix('torch.')}); the "
-                "checkpoint is damaged, or its dtype is too narrow for it"
+                f"{name} of {path} holds NaN or infinity (as {tensor.dtype}); the checkpoint is "
+                "damaged, or its dtype is too narrow for it"
             )
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core.checkpoint import local_folder
-from rm_core.config import Attention, BatchConfig, DType, ModelConfig
+from rm_core.config import Attention, BatchConfig, DType, ModelConfig, Quantization
 from rm_core.errors import ModelLoadError
 
 
@@ -40,6 +40,9 @@ class ModelSettings(BaseModel):
     )
     deterministic: bool = Field(
         default=False, description="the same reward to the last bit in any batch; slower"
+    )
+    quantization: Quantization = Field(
+        default="none", description="of the linear layers, by torchao; lossy"
     )
     compile: bool = Field(default=False, description="torch.compile of the decoder layers")
     max_batch_tokens: int | None = Field(
@@ -105,6 +108,7 @@ class ModelSettings(BaseModel):
             chat_template=self.chat_template,
             known_as=self.alias,
             deterministic=self.deterministic,
+            quantization=self.quantization,
             compile=self.compile,
         )
 

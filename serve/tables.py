@@ -108,7 +108,8 @@ def attention_here(entry: CatalogEntry) -> AttentionChoice:
     """What `attention: auto` becomes for a checkpoint on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
-    return choose_attention(Placement(entry.family, device, dtype, entry.family == "gemma2"))
+    gemma2 = entry.family == "gemma2"
+    return choose_attention(Placement(entry.family, device, dtype, gemma2, window=gemma2))
 
 
 def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
