@@ -24,7 +24,7 @@ from rm_core.attention import (
 )
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
-from rm_core.config import ModelConfig
+from rm_core.config import ModelConfig, Quantization
 from rm_core.errors import ModelLoadError
 from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
 from rm_core.quantization import check_quantization, quantize
@@ -111,46 +111,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     encoder = load_encoder(config, checkpoint)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
-    # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it at all.
-    softcap = checkpoint.family == "gemma2" or bool(checkpoint.config.get("attn_logit_softcapping"))
-    attention = choose_attention(
-        Placement(
-            family=checkpoint.family,
-            device_type=device.type,
-            dtype=_name(dtype),
-            softcap=softcap,
-            window=_has_window(checkpoint.config),
-            deterministic=config.deterministic,
-            old_gpu=is_old_gpu(device),
-        ),
-        config.attention,
-    )
+    choice = choose_attention(_placement(config, checkpoint, device, dtype), config.attention)
     check_quantization(config.quantization, device, deterministic=config.deterministic)
-    model = read_weights(checkpoint, dtype)
-    try:
-        model = model.to(device).eval()  # type: ignore[arg-type]
-    except RuntimeError as error:  # out of memory, or a device that is out of order
-        raise ModelLoadError(
-            f"{config.name} as {_name(dtype)} cannot be put on {device}: {first_line(error)}; use "
-            "a device with more memory, or free this one"
-        ) from error
+    model = _on_device(read_weights(checkpoint, dtype), device, config.name)
     attention, backend = proven_backend(
-        attention,
-        model,
-        device,
-        requested=config.attention,
-        deterministic=config.deterministic,
+        choice, model, device, requested=config.attention, deterministic=config.deterministic
     )
-    install(model)
-    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
-    assert isinstance(layers, torch.nn.ModuleList)
-    quantize(layers, config.quantization)
-    if config.compile:
-        for layer in list(layers)[:-1]:
-            layer.compile(dynamic=False)
-    layers[-1] = ReadoutLayer(layers[-1])
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
+    prepare_layers(model, config.quantization, compiled=config.compile)
     quantized = config.quantization != "none"
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
@@ -187,6 +156,53 @@ def load_model(config: ModelConfig) -> LoadedModel:
         fingerprint=fingerprint,
         encoder=encoder,
     )
+
+
+def prepare_layers(
+    model: PreTrainedModel, quantization: Quantization = "none", *, compiled: bool = False
+) -> None:
+    """Make a decoder, on its device, ready for packed rows; in place.
+
+    Args:
+        model: transformers' sequence classifier of one of the three families.
+        quantization: of its linear layers.
+        compiled: whether to compile the layers, all but the last.
+    """
+    install(model)
+    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    quantize(layers, quantization)
+    if compiled:
+        for layer in list(layers)[:-1]:
+            layer.compile(dynamic=False)
+    layers[-1] = ReadoutLayer(layers[-1])
+
+
+def _placement(
+    config: ModelConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> Placement:
+    gemma2 = checkpoint.family == "gemma2"
+    return Placement(
+        family=checkpoint.family,
+        device_type=device.type,
+        dtype=_name(dtype),
+        # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it.
+        softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
+        window=_has_window(checkpoint.config),
+        deterministic=config.deterministic,
+        old_gpu=is_old_gpu(device),
+    )
+
+
+def _on_device(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except RuntimeError as error:  # out of memory, or a device that is out of order
+        raise ModelLoadError(
+            f"{name} as {_name(model.dtype)} cannot be put on {device}: {first_line(error)}; use "
+            "a device with more memory, or free this one"
+        ) from error
+    return model.eval()
 
 
 def _pad_token_id(config: Mapping[str, Any]) -> int | None:
