@@ -202,7 +202,8 @@ def _on_device(model: PreTrainedModel, device: torch.device, name: str) -> PreTr
             f"{name} as {_name(model.dtype)} cannot be put on {device}: {first_line(error)}; use "
             "a device with more memory, or free this one"
         ) from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _pad_token_id(config: Mapping[str, Any]) -> int | None:
