@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 # A batch left partly empty costs little, a shared prefix encoded twice costs its tokens: a batch
 # is cut where it loses least, one token encoded twice counting as this many places left empty.
-_PLACES_PER_TOKEN = 64
+PLACES_PER_TOKEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
     # Reversed, a sequence stands behind those that it is the start of, and adds no tokens to them.
     ordered = sorted(set(sequences), reverse=True)
     place_of = {sequence: place for place, sequence in enumerate(ordered)}
-    shared = [0, *map(_shared_start, ordered, ordered[1:])][: len(ordered)]
+    shared = [0, *map(shared_start, ordered, ordered[1:])][: len(ordered)]
     batches = tuple(
         _build(ordered[start:stop], shared[start:stop])
         for start, stop in _cuts([len(s) for s in ordered], shared, max_batch_tokens)
@@ -131,13 +131,13 @@ def halves(tree: Tree) -> tuple[Tree, Tree]:
     """A batch of several sequences as two, in the same order."""
     middle = len(tree.sequences) // 2
     left, right = (
-        _build(part, [0, *map(_shared_start, part, part[1:])])
+        _build(part, [0, *map(shared_start, part, part[1:])])
         for part in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
     )
     return left, right
 
 
-def _shared_start(left: TokenIds, right: TokenIds) -> int:
+def shared_start(left: TokenIds, right: TokenIds) -> int:
     """How many tokens two sequences have in common at their start."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
@@ -169,7 +169,7 @@ def _cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[
         if stop < len(lengths):
             # Latest first, so that of equal cuts the fullest batch is taken.
             costs = {
-                cut: _PLACES_PER_TOKEN * shared[cut] + budget - sizes[cut - start - 1]
+                cut: PLACES_PER_TOKEN * shared[cut] + budget - sizes[cut - start - 1]
                 for cut in range(stop, start, -1)
             }
             stop = min(costs, key=costs.__getitem__)

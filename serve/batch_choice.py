@@ -9,11 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from rm_core.packing import TokenIds
-
-# As in `rm_core.packing`: a token that has to be encoded again in another batch counts as this many
-# places of a batch left empty.
-_PLACES_PER_TOKEN = 64
+from rm_core.packing import PLACES_PER_TOKEN, TokenIds, shared_start
 
 
 def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> list[TokenIds]:
@@ -29,11 +25,9 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> list[TokenIds]
     least, chosen = float("inf"), (left, right)
     while True:
         # What a neighbour shares with the batch is what it shares with the one at that end.
-        before = _shared_start(ordered[left - 1], ordered[left]) if left > 0 else -1
-        after = (
-            _shared_start(ordered[right], ordered[right + 1]) if right + 1 < len(ordered) else -1
-        )
-        lost = _PLACES_PER_TOKEN * (max(before, 0) + max(after, 0)) + max_batch_tokens - size
+        before = shared_start(ordered[left - 1], ordered[left]) if left > 0 else -1
+        after = shared_start(ordered[right], ordered[right + 1]) if right + 1 < len(ordered) else -1
+        lost = PLACES_PER_TOKEN * (max(before, 0) + max(after, 0)) + max_batch_tokens - size
         if lost <= least:
             least, chosen = lost, (left, right)
         if before == after == -1:
@@ -47,15 +41,3 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> list[TokenIds]
         if size > max_batch_tokens:
             break
     return ordered[chosen[0] : chosen[1] + 1]
-
-
-def _shared_start(left: TokenIds, right: TokenIds) -> int:
-    """How many tokens two sequences have in common at their start."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:  # left[:low] is shared, left[: high + 1] is not
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
