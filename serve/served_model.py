@@ -236,9 +236,8 @@ class ServedModel:
         # If the model was lost meanwhile, another may have come up and answered.
         if self.cache is None or self.info is None or fingerprint_of(self.info) != plan.fingerprint:
             return
-        for key, known, reward in zip(plan.keys, plan.known, rewards, strict=True):
-            if known is None:
-                self.cache.put(key, reward)
+        for key, reward in zip(plan.keys, rewards, strict=True):
+            self.cache.put(key, reward)
 
 
 def fingerprint_of(info: dict[str, Any]) -> Fingerprint:

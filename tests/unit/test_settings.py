@@ -95,6 +95,7 @@ def test_survives_the_way_to_a_replica() -> None:
         ({"models": [{"name": "demo", "dtype": "fp8"}]}, "came: 'fp8'"),
         ({"models": [{"name": "demo", "replicas": 2}]}, "replicas"),
         ({"models": [{"name": " "}]}, "the model's name is empty"),
+        ({"models": [{"name": "demo", "cache_bytes": -1}]}, "cache_bytes"),
         ({"log_level": "LOUD"}, "log_level"),
     ],
 )
