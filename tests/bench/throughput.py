@@ -20,7 +20,9 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -75,6 +77,8 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    # Ends as Ctrl-C does, so that the service that was started here ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         workloads, model = prepare(options, Path(folder))
