@@ -1,59 +1,206 @@
-"""`make gpu-check`: every check that needs CUDA, in one table.
+"""`make gpu-check`: everything that needs CUDA, in one command, one table and one JSON line.
 
-Needs torch, transformers and pytest, nothing else; installs nothing. Where there is no CUDA device
-it says so and exits 0.
+The pytest tests of this folder, then four reward models at their true sizes with random weights:
+parity with plain transformers, speed, memory. Needs torch and transformers, the tests pytest as
+well; installs nothing and takes under ten minutes. Without a CUDA device it says so and exits 0;
+`--dry-run` goes through all of it on the CPU with tiny models, and its figures mean nothing.
+Each part runs in a process of its own, so that one that fails or hangs takes nothing with it.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
+import subprocess
 import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+Row = dict[str, Any]
+ROW = "ROW "  # what a line of a part's output starts with, if it is a row
+TESTS = "tests"
+# Parts in their order, and how much of the time that is left each may take beside those behind it.
+WEIGHTS = {TESTS: 6, "Qwen3-0.6B": 3, "Llama-3.1-8B": 4, "Gemma-2-27B": 6, "Qwen3-8B": 4}
+_DRY_DIVISOR = 128
+# For a part to end by itself after its time is over.
+_GRACE_S = 10
 
 
-class Table:
-    """A pytest plugin that keeps one row a test."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, float, str]] = []
-
-    def pytest_runtest_logreport(self, report: object) -> None:
-        when, outcome = report.when, report.outcome  # type: ignore[attr-defined]
-        if when == "call" or outcome != "passed":
-            name = report.nodeid.rpartition("::")[2]  # type: ignore[attr-defined]
-            reason = ""
-            if outcome == "skipped" and isinstance(report.longrepr, tuple):  # type: ignore[attr-defined]
-                reason = report.longrepr[2]  # type: ignore[attr-defined]
-            self.rows.append((name, outcome, report.duration, reason))  # type: ignore[attr-defined]
-
-    def print(self) -> None:
-        width = max((len(name) for name, *_ in self.rows), default=0)
-        for name, outcome, seconds, reason in self.rows:
-            print(f"{name:{width}}  {outcome:8}  {seconds:6.1f} s  {reason}")
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="on the CPU, with tiny models")
+    add("--seconds", type=float, default=570.0, help="for everything together")
+    add("--parts", default=",".join(WEIGHTS), help="which, with commas; default: all")
+    add("--part", choices=WEIGHTS, help=argparse.SUPPRESS)  # in the process of a part
+    options = parser.parse_args()
+    unknown = set(options.parts.split(",")) - set(WEIGHTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
+    return options
 
 
 def main() -> int:
-    for package in ("torch", "transformers", "pytest"):
+    options = arguments()
+    if options.part:
+        run_part(options.part, options.seconds, options.dry_run, print_row)
+        return 0
+    for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             print(f"gpu-check: {package} is not installed for {sys.executable}; nothing checked")
             return 0
-    import pytest
     import torch
     import transformers
+    from gpu.report import is_bad, record, table
 
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         print(f"gpu-check: torch {torch.__version__} sees no CUDA device; nothing checked")
         return 0
-    device = torch.cuda.get_device_name()
-    print(f"{device}, torch {torch.__version__}, transformers {transformers.__version__}")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    table = Table()
+    start = time.monotonic()
+    rows = all_parts(options)
+    seconds = time.monotonic() - start
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    dry = "; a dry run on the CPU, figures mean nothing" if options.dry_run else ""
+    print(f"\n{told}, {seconds:.0f} s{dry}")
+    print(table(rows, _DRY_DIVISOR if options.dry_run else 1))
+    bad = sum(map(is_bad, rows))
+    summary = {"dry_run": options.dry_run, "seconds": round(seconds), "bad": bad}
+    print(json.dumps(versions | summary | record(rows)))
+    return int(bool(bad))
+
+
+def all_parts(options: argparse.Namespace) -> list[Row]:
+    """Every part in its own process, one after another, each with its share of the time."""
+    from gpu.report import progress
+
+    rows: list[Row] = []
+
+    def take(row: Row) -> None:
+        rows.append(row)
+        print(progress(row), flush=True)
+
+    end = time.monotonic() + options.seconds
+    wanted = [part for part in WEIGHTS if part in options.parts.split(",")]
+    for index, part in enumerate(wanted):
+        share = WEIGHTS[part] / sum(WEIGHTS[later] for later in wanted[index:])
+        seconds = max(0.0, (end - time.monotonic()) * share - _GRACE_S)
+        command = [sys.executable, __file__, "--part", part, "--seconds", f"{seconds:.0f}"]
+        command += ["--dry-run"] if options.dry_run else []
+        why = collect(command, seconds + _GRACE_S, take)
+        if why:
+            take({"model": part, "way": "", "what": "part", "failed": why})
+    return rows
+
+
+def collect(command: list[str], seconds: float, take: Callable[[Row], None]) -> str:
+    """Run a part, hand on its rows as they come, and end it when its time is over.
+
+    Returns:
+        Why it ended badly; empty if it did not.
+    """
+    last: deque[str] = deque(maxlen=30)
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(ROW):
+                take(json.loads(line.removeprefix(ROW)))
+            else:
+                last.append(line.rstrip())
+        code = process.wait()
+        timer.cancel()
+    if not code:
+        return ""
+    print(*last, sep="\n", flush=True)
+    if time.monotonic() - start >= seconds:
+        return f"ended after {seconds:.0f} s, its share of the time"
+    return f"exit code {code}: {last[-1] if last else 'no output'}"
+
+
+def print_row(row: Row) -> None:
+    print(ROW + json.dumps(row), flush=True)
+
+
+def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], None]) -> None:
+    """One part, in this process.
+
+    Args:
+        part: of `WEIGHTS`.
+        seconds: after which nothing new is started.
+        dry_run: on the CPU, with a tiny model.
+        emit: takes each row.
+    """
+    if part == TESTS:
+        run_tests(dry_run, emit)
+        return
+    import torch
+    from gpu.figures import Figures
+    from gpu.meter import Clock, Meter
+    from gpu.models import SHAPES
+    from gpu.sequences import Scale
+
+    from rm_core.attention import eager
+
+    if dry_run:
+        eager.BLOCK = 4  # of the size of its conversations
+    clock = Clock(seconds)
+    meter = Meter(torch.device("cpu" if dry_run else "cuda"))
+    scale = Scale(_DRY_DIVISOR if dry_run else 1)
+    Figures(SHAPES[part], meter, clock, emit, scale).run()
+
+
+class Outcomes:
+    """A pytest plugin that makes one row of each test.
+
+    Args:
+        emit: takes the rows.
+    """
+
+    def __init__(self, emit: Callable[[Row], None]) -> None:
+        self._emit = emit
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            row: Row = {"model": TESTS, "way": report.nodeid.rpartition("::")[2], "what": "test"}
+            row |= {"outcome": report.outcome, "seconds": report.duration, "reason": ""}
+            if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+                row["reason"] = report.longrepr[2].removeprefix("Skipped: ")
+            if report.outcome == "failed":
+                crash = getattr(report.longrepr, "reprcrash", None)
+                row["reason"] = str(getattr(crash, "message", "")).partition("\n")[0][:200]
+                row["ok"] = False
+            self._emit(row)
+
+
+def run_tests(dry_run: bool, emit: Callable[[Row], None]) -> None:
+    """The pytest tests of this folder, if pytest is there; a dry run only collects them."""
+    if importlib.util.find_spec("pytest") is None:
+        emit({"model": TESTS, "way": "", "what": "tests", "skipped": "pytest is not installed"})
+        return
+    import pytest
+
     options = ["--quiet", "--no-header", "-p", "no:cacheprovider", "-c", "/dev/null"]
-    code = pytest.main([*options, "--noconftest", str(ROOT / "tests" / "gpu")], plugins=[table])
-    table.print()
-    return int(code)
+    options += ["--rootdir", str(HERE), "--noconftest", "--import-mode", "importlib"]
+    options += ["--collect-only"] if dry_run else []
+    code = pytest.main([*options, str(HERE)], plugins=[Outcomes(emit)])
+    if code not in (0, 1):  # 1: some failed, and each is a row of its own
+        emit({"model": TESTS, "way": "", "what": "tests", "failed": f"pytest ended with {code}"})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""On CUDA: rewards against plain transformers, and what happens when memory runs out.
+"""On CUDA: rewards of small checkpoints against plain transformers, backend by backend.
 
 Needs torch, transformers and pytest alone. On a machine that has nothing else:
 `PYTHONPATH=.:tests python -m pytest -c /dev/null --noconftest tests/gpu`
@@ -15,13 +15,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint
-from reference import CONVERSATIONS, Messages, Reference, talk
+from reference import CONVERSATIONS, Messages, Reference
 
-from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError
+from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.attention.choice import flash_attn_installed
 from rm_core.verification import bfloat16_step
 
@@ -31,10 +32,13 @@ pytestmark = [
 ]
 
 FAMILIES = ["llama-v0.2", "qwen3", "gemma2"]
-FLASH = pytest.param(
-    "flash_attention_2",
-    marks=pytest.mark.skipif(not flash_attn_installed(), reason="flash-attn is not installed"),
-)
+FLASH = pytest.mark.skipif(not flash_attn_installed(), reason="flash-attn is not installed")
+HALF_PRECISION = [
+    *((name, way) for name in FAMILIES for way in ("auto", "flex")),
+    *((name, "varlen") for name in FAMILIES if name != "gemma2"),
+    *(pytest.param(name, "flash_attention_2", marks=FLASH) for name in FAMILIES),
+]
+BUDGET = 16_384
 PathOf = Callable[[str], Path]
 
 
@@ -44,8 +48,8 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
     return functools.cache(lambda name: build_checkpoint(root / name, SPECS[name]))
 
 
-def load(path: Path, attention: str, dtype: str = "auto", batch: int = 16_384) -> RewardScorer:
-    config = ModelConfig(str(path), device="cuda", dtype=dtype, attention=attention)  # type: ignore[arg-type]
+def load(path: Path, attention: str, batch: int = BUDGET, **settings: Any) -> RewardScorer:
+    config = ModelConfig(str(path), device="cuda", attention=attention, **settings)
     return RewardScorer.load(config, BatchConfig(batch))
 
 
@@ -55,92 +59,110 @@ def rewards(scorer: RewardScorer, conversations: list[Messages]) -> list[float]:
     return [result.reward for result in results if isinstance(result, Reward)]
 
 
+@functools.cache
 def references(path: Path, dtype: torch.dtype, device: str = "cuda") -> list[float]:
     reference = Reference(path, dtype, device)
     return [reference.reward(messages) for messages in CONVERSATIONS]
 
 
-@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
+def apart(left: list[float], right: list[float]) -> float:
+    """On average."""
+    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
+
+
+def eager_strays(path: Path) -> float:
+    """How far plain transformers in bfloat16 is from itself in float32."""
+    exact = references(path, torch.float32, "cpu")
+    return apart(references(path, torch.bfloat16), exact)
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager", "flex"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32(name: str, attention: str, checkpoint_of: PathOf) -> None:
-    if (name, attention) == ("gemma2", "sdpa"):
-        pytest.skip("SDPA is refused for Gemma-2, see test_sdpa_is_refused_for_gemma")
-    ours = rewards(load(checkpoint_of(name), attention, "float32"), CONVERSATIONS)
+    scorer = load(checkpoint_of(name), attention, dtype="float32")
+    expected = "eager" if attention == "auto" else attention
+    assert scorer.describe()["attention"] == expected
+    ours = rewards(scorer, CONVERSATIONS)
     assert ours == pytest.approx(references(checkpoint_of(name), torch.float32), abs=1e-4, rel=0)
     assert max(ours) - min(ours) > 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_eager_is_within_one_step(name: str, checkpoint_of: PathOf) -> None:
-    scorer = load(checkpoint_of(name), "eager", "bfloat16")
+    """One by one, so that the products have the reference's shapes."""
+    scorer = load(checkpoint_of(name), "eager", batch=1, dtype="bfloat16")
     assert scorer.loaded.head.dtype == torch.float32
     expected = references(checkpoint_of(name), torch.bfloat16)
     for our, theirs in zip(rewards(scorer, CONVERSATIONS), expected, strict=True):
         assert abs(our - theirs) <= bfloat16_step(theirs)
 
 
-@pytest.mark.parametrize("attention", ["auto", "sdpa", FLASH])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), HALF_PRECISION)
 def test_bfloat16_kernels_stray_no_further_than_eager(
     name: str, attention: str, checkpoint_of: PathOf
 ) -> None:
-    if (name, attention) == ("gemma2", "sdpa"):
-        pytest.skip("SDPA is refused for Gemma-2, see test_sdpa_is_refused_for_gemma")
+    scorer = load(checkpoint_of(name), attention, dtype="bfloat16")
+    if attention != "auto":
+        assert scorer.describe()["attention"] == attention
     exact = references(checkpoint_of(name), torch.float32, "cpu")
+    ours = rewards(scorer, CONVERSATIONS)
+    assert apart(ours, exact) <= 2 * eager_strays(checkpoint_of(name))
 
-    def strays(values: list[float]) -> float:
-        return sum(abs(a - b) for a, b in zip(values, exact, strict=True)) / len(exact)
 
-    ours = strays(rewards(load(checkpoint_of(name), attention, "bfloat16"), CONVERSATIONS))
-    assert ours <= 2 * strays(references(checkpoint_of(name), torch.bfloat16))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_neighbours_order_and_batches_change_little(name: str, checkpoint_of: PathOf) -> None:
+    scorer = load(checkpoint_of(name), "auto")
+    together = rewards(scorer, CONVERSATIONS)
+    backwards = rewards(scorer, CONVERSATIONS[::-1])[::-1]
+    few = rewards(load(checkpoint_of(name), "auto", batch=50), CONVERSATIONS)
+    alone = [rewards(scorer, [messages])[0] for messages in CONVERSATIONS]
+    allowed = 2 * eager_strays(checkpoint_of(name))
+    for other in (backwards, few, alone):
+        assert apart(together, other) <= allowed
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_neighbours_and_batches_change_nothing(
+def test_deterministic_mode_is_bit_for_bit(
     name: str, attention: str, checkpoint_of: PathOf
 ) -> None:
-    together = rewards(load(checkpoint_of(name), attention), CONVERSATIONS)
-    backwards = rewards(load(checkpoint_of(name), attention), CONVERSATIONS[::-1])
-    few = rewards(load(checkpoint_of(name), attention, batch=50), CONVERSATIONS)
-    assert together == backwards[::-1] == few
+    """A budget that cuts the conversations into several batches, always filled up to it."""
+    scorer = load(checkpoint_of(name), attention, batch=512, deterministic=True)
+    together = rewards(scorer, CONVERSATIONS)
+    assert rewards(scorer, CONVERSATIONS[::-1])[::-1] == together
+    assert rewards(scorer, CONVERSATIONS[1::2]) == together[1::2]
+    assert [rewards(scorer, [messages])[0] for messages in CONVERSATIONS] == together
+    exact = references(checkpoint_of(name), torch.float32, "cpu")
+    assert apart(together, exact) <= 2 * eager_strays(checkpoint_of(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_defaults_on_cuda(name: str, checkpoint_of: PathOf) -> None:
     described = load(checkpoint_of(name), "auto").describe()
-    without_flash = "eager" if name == "gemma2" else "sdpa"
+    without_flash = "flex" if name == "gemma2" else "varlen"
     assert described["dtype"] == "bfloat16"
     assert described["head_dtype"] == "float32"
     assert described["device"].startswith("cuda")
     expected = "flash_attention_2" if flash_attn_installed() else without_flash
-    assert described["attention"] == expected
+    assert described["attention"] == expected, described["attention_reason"]
     assert "flash-attn" in described["attention_reason"]
+    deterministic = load(checkpoint_of(name), "auto", deterministic=True).describe()
+    expected = "eager" if name == "gemma2" else "varlen"
+    assert deterministic["attention"] == expected, deterministic["attention_reason"]
 
 
-def test_sdpa_is_refused_for_gemma(checkpoint_of: PathOf) -> None:
-    with pytest.raises(ModelLoadError, match="softcap"):
-        load(checkpoint_of("gemma2"), "sdpa")
+@pytest.mark.parametrize(
+    ("name", "attention", "why"),
+    [("gemma2", "sdpa", "softcap"), ("gemma2", "varlen", "softcap"), ("qwen3", "sdpa", "CPUs")],
+)
+def test_what_would_score_wrongly_is_refused(
+    name: str, attention: str, why: str, checkpoint_of: PathOf
+) -> None:
+    with pytest.raises(ModelLoadError, match=why):
+        load(checkpoint_of(name), attention)
 
 
-def test_out_of_memory_costs_one_reward(checkpoint_of: PathOf) -> None:
-    """Eager attention on 2,000 tokens takes over 60 MiB at once, and 16 are left."""
-    scorer = load(checkpoint_of("llama-v0.2"), "eager")
-    short, long = talk("2+2?", "4"), talk("2+2?", "4 " * 1950)
-    before = rewards(scorer, [short, long])
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    try:
-        torch.cuda.set_per_process_memory_fraction(
-            (torch.cuda.memory_reserved() + (16 << 20)) / total
-        )
-        first, failed, last = scorer.score([short, long, talk("2+2?", "5")])
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert isinstance(first, Reward)
-    assert isinstance(last, Reward)
-    assert first.reward == before[0]
-    assert isinstance(failed, ScoreError)
-    assert failed.code == "device_memory"
-    assert "lower `max_length`" in failed.message
-    assert rewards(scorer, [short, long]) == before
+def test_compiled_layers_score_alike(checkpoint_of: PathOf) -> None:
+    compiled = rewards(load(checkpoint_of("qwen3"), "auto", compile=True), CONVERSATIONS)
+    exact = references(checkpoint_of("qwen3"), torch.float32, "cpu")
+    assert apart(compiled, exact) <= 2 * eager_strays(checkpoint_of("qwen3"))

@@ -1,0 +1,140 @@
+"""The rows of `make gpu-check` as one table for people and one JSON object for programs.
+
+A line of the table is a model and a way to compute its attention. Tokens per second are in
+thousands, of whole conversations; beside them the share of the measured matrix rate in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpu.sequences import KINDS, LENGTHS
+
+Row = dict[str, Any]
+HEADER = ("model", "attention", "max", "mean", "pairs alike")
+
+
+def is_bad(row: Row) -> bool:
+    """Whether a row is a failure; what was skipped is none."""
+    return "failed" in row or row.get("ok") is False
+
+
+def table(rows: list[Row], divisor: int = 1) -> str:
+    """All rows, with a legend above and everything that needs words below.
+
+    Args:
+        rows: as `Figures` emits them, and those of the tests.
+        divisor: what lengths were divided by.
+    """
+    lengths = [length // divisor for length in LENGTHS]
+    cells = [(kind, length) for kind in KINDS for length in lengths]
+    lines = [
+        (*HEADER, *(f"{kind[0]} {length:,}" for kind, length in cells), "GiB / est."),
+    ]
+    for model in _distinct(row["model"] for row in rows if row["what"] != "test"):
+        ours = [row for row in rows if row["model"] == model]
+        for way in _distinct(row["way"] for row in ours if row["way"]):
+            lines.append((model, way, *_line([r for r in ours if r["way"] == way], cells)))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "parity with plain eager: max and mean |difference|, pairs in the same order; p pairs and "
+        "g groups of 16 by length of a conversation:",
+        "thousand tokens/s of whole conversations, and % of the matrix rate on distinct tokens; "
+        "peak activations and what was estimated",
+        *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines),
+        *_notes(rows),
+    ]
+    return "\n".join(text)
+
+
+def record(rows: list[Row]) -> dict[str, Any]:
+    """The same as plain data: by model, by way; a timed cell is a list of four figures."""
+    models: dict[str, Any] = {}
+    tests: dict[str, int] = {}
+    for row in rows:
+        if row["what"] == "test":
+            tests[row["outcome"]] = tests.get(row["outcome"], 0) + 1
+            continue
+        values = {k: _short(v) for k, v in row.items() if k not in ("model", "way", "what")}
+        into = models.setdefault(row["model"], {}).setdefault(row["way"] or "model", {})
+        if row["what"] not in KINDS:
+            into[row["what"]] = values
+        elif "seconds" in values:
+            names = ("tokens_per_s", "share", "peak_bytes", "estimate_bytes")
+            cell = [values.get(name) for name in names]
+            into.setdefault(row["what"], {})[str(row["length"])] = cell
+        else:
+            into.setdefault(row["what"], {})[str(row["length"])] = values
+    return {"tests": tests, "models": models}
+
+
+def progress(row: Row) -> str:
+    """A row as it comes, for those who wait."""
+    values = {k: _short(v) for k, v in row.items() if k not in ("model", "way", "what")}
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    return f"{row['model']} | {row['way'] or '-'} | {row['what']}: {told}"
+
+
+def _line(rows: list[Row], cells: list[tuple[str, int]]) -> list[str]:
+    by_what = {row["what"]: row for row in rows}
+    parity = by_what.get("parity", {})
+    if "max" in parity:
+        first = [f"{parity['max']:.3f}", f"{parity['mean']:.3f}", parity["pairs"]]
+    elif "bits" in by_what and "same" in by_what["bits"]:
+        bits = by_what["bits"]
+        first = ["bits", "alike", f"{bits['same']}/{bits['of']}"]
+    else:
+        first = ["-", "-", "-"]
+    timed = {(row["what"], row["length"]): row for row in rows if "length" in row}
+    peak = max(rows, key=lambda row: row.get("peak_bytes", 0))
+    estimate = peak.get("estimate_bytes")
+    memory = f"{peak.get('peak_bytes', 0) / 2**30:.1f}"
+    memory += f" / {estimate / 2**30:.1f}" if estimate else ""
+    return [*first, *(_cell(timed.get(cell, {})) for cell in cells), memory]
+
+
+def _cell(row: Row) -> str:
+    if "tokens_per_s" not in row:
+        return "failed" if "failed" in row else "skipped" if "skipped" in row else "-"
+    share = f" {row['share']:.0%}" if "share" in row else ""
+    return f"{row['tokens_per_s'] / 1000:.1f}{share}"
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """What a cell has no room for; the same reason once."""
+    notes = []
+    for row in rows:
+        where = f"{row['model']}, {row['way'] or 'all'}"
+        if row["what"] == "model" and "matrix_tflops" in row:
+            device, rate = row["device"], row["matrix_tflops"]
+            notes.append(f"{row['model']}: {device}, bf16 matrix rate {rate:.4g} TFLOP/s")
+        if "failed" in row:
+            notes.append(f"{where}: {row['what']} failed: {row['failed']}")
+        if "skipped" in row:
+            notes.append(f"{where}: {row['what']} skipped: {row['skipped'].split(':')[0]}")
+        if "from_float32" in row:
+            ours, eager = row["from_float32"], row["eager_from_float32"]
+            notes.append(f"{where}: {ours:.3f} from float32 on average, plain eager {eager:.3f}")
+        if row.get("ok") is False and "same" not in row:
+            notes.append(f"{where}: STRAYS further than it may")
+        for feature in ("softcap", "window"):
+            if f"without_{feature}" in row:
+                mean = row[f"without_{feature}"]
+                notes.append(f"{row['model']}: without its {feature} rewards move by {mean:.3f}")
+        if row.get("rows", 8) < 8:
+            notes.append(f"{where}: {row['length']} tokens in batches of {row['rows']}, for memory")
+        if row["what"] == "full row" and "tokens" in row:
+            at = f"a row of {row['tokens']} tokens, {row['share']:.0%} of the matrix rate"
+            notes.append(f"{where}: {at} ({row['reason']})")
+        if row["what"] == "test" and row["outcome"] != "passed":
+            notes.append(f"test {row['way']}: {row['outcome']} {row['reason']}".rstrip())
+    return [f"- {note}" for note in _distinct(notes)]
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,139 @@
+"""Tokens per second, share of the matrix rate and peak memory, and padded batches beside them.
+
+Tokens per second count every conversation in full, also what it shares; the share of the matrix
+rate counts what the model needs for the distinct tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gpu.meter import Meter, operations
+from gpu.models import PAD
+from gpu.sequences import KINDS, Draw, Scale, workload
+
+from rm_core.attention import install
+from rm_core.forward import forward_batch
+from rm_core.loading import LoadedModel
+from rm_core.memory import bytes_per_token, choose_budget, full_batch
+from rm_core.packing import TokenIds, Tree
+
+PADDED_BATCH = 8
+
+
+class Speed:
+    """Measures one model.
+
+    Args:
+        model: of transformers, on its device.
+        meter: of the device.
+        scale: of the lengths.
+        rate: operations per second of its matrix products.
+    """
+
+    def __init__(self, model: Any, meter: Meter, scale: Scale, rate: float) -> None:
+        self._model = model
+        self._meter = meter
+        self._scale = scale
+        self._rate = rate
+        self._batches: dict[tuple[str, int], tuple[list[TokenIds], Tree]] = {}
+
+    def batch(self, kind: str, length: int) -> tuple[list[TokenIds], Tree]:
+        """The conversations of a cell, the same ones for every backend."""
+        if (kind, length) not in self._batches:
+            draw = Draw(self._model.config.vocab_size, self._scale)
+            self._batches[kind, length] = workload(kind, length, draw, self._scale)
+        return self._batches[kind, length]
+
+    def needed_s(self, tree: Tree) -> float:
+        """A guess at the time of a cell: two runs at a fifth of the matrix rate."""
+        return 2 * operations(self._model, tree) / (0.2 * self._rate)
+
+    def cell(
+        self, loaded: LoadedModel, conversations: list[TokenIds], tree: Tree
+    ) -> dict[str, Any]:
+        """One batch through the engine."""
+        fill = self._scale.row if loaded.deterministic else 1
+        seconds = self._meter.seconds(lambda: forward_batch(loaded, tree, fill), self._scale.cell_s)
+        return {
+            "tokens_per_s": sum(map(len, conversations)) / seconds,
+            "share": operations(self._model, tree) / seconds / self._rate,
+            "distinct": tree.num_tokens,
+            "seconds": seconds,
+            "peak_bytes": self._meter.peak_bytes(),
+            "estimate_bytes": self._estimate(max(tree.num_tokens, fill)),
+        }
+
+    def full_row(self, loaded: LoadedModel) -> dict[str, Any]:
+        """The largest batch that the engine allows itself, and its memory."""
+        config = self._model.config
+        budget = choose_budget(None, config, torch.bfloat16, self._meter.device)
+        most = budget.max_batch_tokens // self._scale.divisor
+        tree = full_batch(most, config.max_position_embeddings)
+        seconds = self._meter.seconds(lambda: forward_batch(loaded, tree), 0.0)
+        return {
+            "tokens": tree.num_tokens,
+            "reason": budget.reason,
+            "seconds": seconds,
+            "share": operations(self._model, tree) / seconds / self._rate,
+            "peak_bytes": self._meter.peak_bytes(),
+            "estimate_bytes": self._estimate(tree.num_tokens),
+        }
+
+    def padded(self, kind: str, length: int, attention: str) -> dict[str, Any]:
+        """Plain transformers on conversations of the same kind, padded on the right.
+
+        Half the batch at a time where the whole does not fit.
+        """
+        draw = Draw(self._model.config.vocab_size, self._scale)
+        conversations: list[TokenIds] = []
+        while len(conversations) < PADDED_BATCH:
+            conversations += KINDS[kind](draw, length)
+        conversations = conversations[:PADDED_BATCH]
+        self._model.set_attn_implementation(attention)
+        try:
+            rows = PADDED_BATCH
+            while True:
+                seconds = self._padded_seconds(conversations, rows)
+                if seconds is not None:
+                    break
+                rows //= 2
+                if not rows:
+                    raise torch.OutOfMemoryError("not even one row fits")
+        finally:
+            install(self._model)
+        return {
+            "tokens_per_s": sum(map(len, conversations)) / seconds,
+            "rows": rows,
+            "seconds": seconds,
+            "peak_bytes": self._meter.peak_bytes(),
+        }
+
+    def _padded_seconds(self, conversations: list[TokenIds], rows: int) -> float | None:
+        """None if the device ran out of memory."""
+        batches = [conversations[i : i + rows] for i in range(0, len(conversations), rows)]
+        try:
+            return self._meter.seconds(
+                lambda: [_padded_batch(self._model, batch) for batch in batches], self._scale.cell_s
+            )
+        except torch.OutOfMemoryError:
+            return None
+
+    def _estimate(self, num_tokens: int) -> int:
+        return bytes_per_token(self._model.config, torch.bfloat16) * num_tokens
+
+
+@torch.inference_mode()
+def _padded_batch(model: Any, batch: Sequence[TokenIds]) -> list[float]:
+    longest = max(map(len, batch))
+    rows = [list(ids) + [PAD] * (longest - len(ids)) for ids in batch]
+    mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch]
+    logits = model(
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        use_cache=False,
+    ).logits
+    rewards: list[float] = logits[:, 0].float().tolist()
+    return rewards

@@ -1,0 +1,139 @@
+"""`make gpu-check` on the CPU: every line that measures runs, on tiny models.
+
+So that the one run on a GPU that there may be does not end at a slip of the pen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gpu import check
+from gpu.figures import Figures
+from gpu.meter import Clock, Meter, operations
+from gpu.models import SHAPES, as_loaded, build, num_bytes
+from gpu.report import is_bad, progress, record, table
+from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
+from gpu.stand_ins import stand_in
+
+from rm_core.attention import eager
+from rm_core.packing import pack
+
+Row = dict[str, Any]
+DIVISOR = 256
+# Weights of the published checkpoints as the catalogue has them, in billions.
+PARAMETERS = {
+    "Qwen3-0.6B": 0.596,
+    "Llama-3.1-8B": 7.505,
+    "Gemma-2-27B": 27.227,
+    "Qwen3-8B": 7.568,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(eager, "BLOCK", 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def figures_of(part: str, seconds: float = 3600.0) -> list[Row]:
+    rows: list[Row] = []
+    meter = Meter(torch.device("cpu"))
+    Figures(SHAPES[part], meter, Clock(seconds), rows.append, Scale(DIVISOR)).run()
+    return rows
+
+
+@pytest.mark.parametrize("part", ["Llama-3.1-8B", "Gemma-2-27B"])
+def test_every_figure(part: str) -> None:
+    rows = figures_of(part)
+    assert not [row for row in rows if "failed" in row or "skipped" in row]
+    ways = {row["way"] for row in rows if row["what"] == "parity"}
+    expected = {"flash_attention_2", "flex", "eager"}
+    assert ways == (expected if part == "Gemma-2-27B" else expected | {"varlen"})
+    (bits,) = (row for row in rows if row["what"] == "bits")
+    assert bits["same"] == bits["of"] == 16
+    lengths = {length // DIVISOR for length in LENGTHS}
+    for way in ways:
+        for kind in KINDS:
+            cells = [r for r in rows if (r["way"], r["what"]) == (way, kind)]
+            assert {cell["length"] for cell in cells} == lengths
+    text = table(rows, DIVISOR)
+    assert part in text
+    assert "deterministic" in text
+    assert json.loads(json.dumps(record(rows)))["models"][part]
+    assert all(progress(row) for row in rows)
+
+
+def test_no_time_is_said_and_nothing_fails() -> None:
+    rows = figures_of("Qwen3-0.6B", seconds=-1.0)
+    assert not any(map(is_bad, rows))
+    assert any("no time" in row.get("skipped", "") for row in rows)
+    assert "skipped: no time" in table(rows, DIVISOR)
+
+
+def test_what_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu.figures.score", lambda *_: 1 / 0)
+    rows = figures_of("Qwen3-0.6B")
+    failed = [row["way"] for row in rows if "failed" in row]
+    assert sorted(failed) == ["eager", "flash_attention_2", "flex", "varlen"]
+    assert any(map(is_bad, rows))
+    assert "parity failed: ZeroDivisionError" in table(rows, DIVISOR)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_true_shapes(name: str) -> None:
+    assert num_bytes(SHAPES[name].config()) / 2e9 == pytest.approx(PARAMETERS[name], rel=1e-3)
+
+
+def test_parity_sequences_are_what_they_say() -> None:
+    sequences = parity_sequences(Draw(1000, TRUE))
+    lengths = [len(sequence) for sequence in sequences]
+    assert sum(length > TRUE.window for length in lengths) == 2
+    assert sum(lengths) < 20_000
+    assert min(lengths) == 1
+    (tree,) = pack(sequences, TRUE.fixed_row).batches
+    assert len({run.parent for run in tree.runs}) > 4
+    assert len(set(tree.ends)) == len(sequences)
+
+
+def test_operations_count_what_a_token_sees() -> None:
+    shape = SHAPES["Gemma-2-27B"]
+    config = shape.config(tiny=True, window=4)
+    model = build(shape, config, torch.device("cpu"))
+    (tree,) = pack([(5, 6, 7, 8, 9, 10), (5, 6, 11)], 100).batches
+    weights = 3 * 64 * (2 * 64 + 2 * 32 + 3 * 128)
+    assert tree.num_tokens == 7
+    everything, within_window = 1 + 2 + 3 + 4 + 5 + 6 + 3, 1 + 2 + 3 + 4 + 4 + 4 + 3
+    full = config.layer_types.count("full_attention")
+    keys = full * everything + (3 - full) * within_window
+    assert operations(model, tree) == 2 * weights * 7 + 4 * 64 * keys
+
+
+def test_weights_are_drawn_in_bfloat16_and_frequencies_are_not() -> None:
+    shape = SHAPES["Qwen3-0.6B"]
+    model = build(shape, shape.config(tiny=True), torch.device("cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+    assert as_loaded(model, "varlen", stand_in("varlen", False)).head.dtype == torch.float32
+
+
+def test_rows_of_a_part_are_collected() -> None:
+    rows: list[Row] = []
+    code = "import sys; print('ROW {\"a\": 1}', flush=True); print('noise'); sys.exit("
+    assert check.collect([sys.executable, "-c", f"{code}0)"], 60, rows.append) == ""
+    why = check.collect([sys.executable, "-c", f"{code}3)"], 60, rows.append)
+    assert why == "exit code 3: noise"
+    assert rows == [{"a": 1}, {"a": 1}]
+
+
+def test_a_part_that_hangs_is_ended() -> None:
+    rows: list[Row] = []
+    code = "import time; print('ROW {\"a\": 1}', flush=True); time.sleep(600)"
+    assert "its share of the time" in check.collect([sys.executable, "-c", code], 1.5, rows.append)
