@@ -57,7 +57,19 @@ def _model_options(command: F) -> F:
             "--attention",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "eager", "sdpa", "flash_attention_2"]),
+            type=click.Choice(["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]),
+        ),
+        click.option(
+            "--quantization",
+            default="none",
+            show_default=True,
+            type=click.Choice(["none", "int8", "int8-weights", "fp8", "fp8-weights"]),
+            help="Fewer bits for the linear layers; `verify` says what it does to the ranking.",
+        ),
+        click.option(
+            "--deterministic",
+            is_flag=True,
+            help="The same reward to the last bit in any batch; slower.",
         ),
         click.option(
             "--max-length",

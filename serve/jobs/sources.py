@@ -14,14 +14,12 @@ from serve.jobs.jsonl import ScoreAll
 from serve.settings import ModelSettings, explain
 
 
-def model_config(
-    model: str,
-    dtype: Any = "auto",
-    attention: Any = "auto",
-    max_length: int | None = None,
-    chat_template: str | None = None,
-) -> ModelConfig:
+def model_config(model: str, **chosen: Any) -> ModelConfig:
     """What the command line's model options mean; NAME@REVISION as in the settings.
+
+    Args:
+        model: as on the command line.
+        chosen: other fields of `ModelConfig`.
 
     Raises:
         ModelLoadError: a bad value.
@@ -30,15 +28,7 @@ def model_config(
         short = ModelSettings.model_validate(model)
     except ValidationError as error:
         raise ModelLoadError(explain(error)) from None
-    return ModelConfig(
-        name=short.name,
-        revision=short.revision,
-        dtype=dtype,
-        attention=attention,
-        max_length=max_length,
-        chat_template=chat_template,
-        known_as=short.alias,
-    )
+    return ModelConfig(name=short.name, revision=short.revision, known_as=short.alias, **chosen)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -122,3 +123,13 @@ def test_settings_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ModelLoadError, match=says):
             read_settings_file(file)
+
+
+def test_the_command_line_offers_what_the_engine_knows() -> None:
+    """Written out there, so that `--help` need not load torch."""
+    from rm_core.config import Attention, DType, Quantization
+    from serve.cli import verify
+
+    offered = {option.name: getattr(option.type, "choices", None) for option in verify.params}
+    for name, known in (("dtype", DType), ("attention", Attention), ("quantization", Quantization)):
+        assert tuple(offered[name] or ()) == get_args(known)
