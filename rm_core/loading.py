@@ -26,6 +26,7 @@ from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import ModelConfig, Quantization
 from rm_core.errors import ModelLoadError
+from rm_core.packed_linear import pack_linears
 from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
 from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
@@ -119,7 +120,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
-    prepare_layers(model, config.quantization, compiled=config.compile)
+    prepare_layers(
+        model, config.quantization, compiled=config.compile, deterministic=config.deterministic
+    )
     quantized = config.quantization != "none"
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
@@ -159,7 +162,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def prepare_layers(
-    model: PreTrainedModel, quantization: Quantization = "none", *, compiled: bool = False
+    model: PreTrainedModel,
+    quantization: Quantization = "none",
+    *,
+    compiled: bool = False,
+    deterministic: bool = False,
 ) -> None:
     """Make a decoder, on its device, ready for packed rows; in place.
 
@@ -167,11 +174,16 @@ def prepare_layers(
         model: transformers' sequence classifier of one of the three families.
         quantization: of its linear layers.
         compiled: whether to compile the layers, all but the last.
+        deterministic: whether torch's own linear layers stay, whose results for a row do not
+            depend on the other rows.
     """
     install(model)
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
     quantize(layers, quantization)
+    plain = quantization == "none" and not deterministic and model.device.type == "cpu"
+    if plain and model.dtype == torch.float32:
+        pack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:
             layer.compile(dynamic=False)

@@ -1,0 +1,53 @@
+"""Linear layers on CPUs with weights laid out for the kernel once, at load, by oneDNN.
+
+torch's own linear layer lays them out anew in every call. Measured on two cores in float32, on rows
+of 4,096 tokens and the shapes of a small decoder: products 1.1 to 1.3 times as fast, a whole batch
+1.13 times. Half precision is left alone: there the reference's own kernel is what parity is about.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Rows that the layout is made for; others work with it just as well.
+_ROWS = 2_048
+
+
+class PackedLinear(nn.Module):
+    """Stands in the place of a linear layer, which it takes the weights of.
+
+    Args:
+        linear: float32, on the CPU.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        # A layout of its own that no other operation understands: not a parameter.
+        self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(
+            linear.weight.detach(), _ROWS
+        )
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, self._bias, "none", [], ""
+        )
+        return out
+
+
+def pack_linears(layers: nn.Module) -> None:
+    """Replace all linear layers inside, in place; does nothing where torch has no oneDNN.
+
+    Args:
+        layers: float32, on the CPU.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return
+    for parent in list(layers.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child))
