@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_STARTED = time.monotonic()
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -41,13 +42,14 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dry-run", action="store_true", help="on the CPU, with tiny models")
-    add("--seconds", type=float, default=570.0, help="for everything together")
+    add("--seconds", type=float, help="for all of it; default: 570, and an hour for a dry run")
     add("--parts", default=",".join(WEIGHTS), help="which, with commas; default: all")
     add("--part", choices=WEIGHTS, help=argparse.SUPPRESS)  # in the process of a part
     options = parser.parse_args()
     unknown = set(options.parts.split(",")) - set(WEIGHTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
+    options.seconds = options.seconds or (3600.0 if options.dry_run else 570.0)
     return options
 
 
@@ -95,8 +97,8 @@ def all_parts(options: argparse.Namespace) -> list[Row]:
     wanted = [part for part in WEIGHTS if part in options.parts.split(",")]
     for index, part in enumerate(wanted):
         share = WEIGHTS[part] / sum(WEIGHTS[later] for later in wanted[index:])
-        seconds = max(0.0, (end - time.monotonic()) * share - _GRACE_S)
-        command = [sys.executable, __file__, "--part", part, "--seconds", f"{seconds:.0f}"]
+        seconds = max(1.0, (end - time.monotonic()) * share - _GRACE_S)
+        command = [sys.executable, __file__, "--part", part, "--seconds", str(round(seconds))]
         command += ["--dry-run"] if options.dry_run else []
         why = collect(command, seconds + _GRACE_S, take)
         if why:
@@ -142,16 +144,18 @@ def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], Non
 
     Args:
         part: of `WEIGHTS`.
-        seconds: after which nothing new is started.
+        seconds: since the start of the process, after which nothing new is begun.
         dry_run: on the CPU, with a tiny model.
         emit: takes each row.
     """
+    from gpu.meter import Clock, Meter
+
+    clock = Clock(seconds - (time.monotonic() - _STARTED))
     if part == TESTS:
-        run_tests(dry_run, emit)
+        run_tests(dry_run, clock, emit)
         return
     import torch
     from gpu.figures import Figures
-    from gpu.meter import Clock, Meter
     from gpu.models import SHAPES
     from gpu.sequences import Scale
 
@@ -159,21 +163,29 @@ def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], Non
 
     if dry_run:
         eager.BLOCK = 4  # of the size of its conversations
-    clock = Clock(seconds)
+        torch.set_num_threads(1)
     meter = Meter(torch.device("cpu" if dry_run else "cuda"))
     scale = Scale(_DRY_DIVISOR if dry_run else 1)
     Figures(SHAPES[part], meter, clock, emit, scale).run()
 
 
 class Outcomes:
-    """A pytest plugin that makes one row of each test.
+    """A pytest plugin that makes one row of each test, and skips those that no time is left for.
 
     Args:
+        clock: the time there is.
         emit: takes the rows.
     """
 
-    def __init__(self, emit: Callable[[Row], None]) -> None:
+    def __init__(self, clock: Any, emit: Callable[[Row], None]) -> None:
+        self._clock = clock
         self._emit = emit
+
+    def pytest_runtest_setup(self, item: object) -> None:
+        import pytest
+
+        if self._clock.left <= 0:
+            pytest.skip("no time left")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -188,7 +200,7 @@ class Outcomes:
             self._emit(row)
 
 
-def run_tests(dry_run: bool, emit: Callable[[Row], None]) -> None:
+def run_tests(dry_run: bool, clock: Any, emit: Callable[[Row], None]) -> None:
     """The pytest tests of this folder, if pytest is there; a dry run only collects them."""
     if importlib.util.find_spec("pytest") is None:
         emit({"model": TESTS, "way": "", "what": "tests", "skipped": "pytest is not installed"})
@@ -198,7 +210,7 @@ def run_tests(dry_run: bool, emit: Callable[[Row], None]) -> None:
     options = ["--quiet", "--no-header", "-p", "no:cacheprovider", "-c", "/dev/null"]
     options += ["--rootdir", str(HERE), "--noconftest", "--import-mode", "importlib"]
     options += ["--collect-only"] if dry_run else []
-    code = pytest.main([*options, str(HERE)], plugins=[Outcomes(emit)])
+    code = pytest.main([*options, str(HERE)], plugins=[Outcomes(clock, emit)])
     if code not in (0, 1):  # 1: some failed, and each is a row of its own
         emit({"model": TESTS, "way": "", "what": "tests", "failed": f"pytest ended with {code}"})
 

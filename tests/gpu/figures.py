@@ -6,6 +6,7 @@ What fails is a row too and ends nothing else; what no time is left for is skipp
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,13 @@ from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
 from gpu.speed import Speed
 from gpu.stand_ins import stand_in
 
-from rm_core.attention import Backend, Placement, choose_attention, make_backend
+from rm_core.attention import (
+    AttentionChoice,
+    Backend,
+    Placement,
+    choose_attention,
+    proven_backend,
+)
 from rm_core.attention.choice import flash_attn_installed
 from rm_core.loading import LoadedModel
 from rm_core.packing import TokenIds
@@ -24,6 +31,8 @@ from rm_core.packing import TokenIds
 Emit = Callable[[dict[str, Any]], None]
 # Room for activations beside the weights.
 _ROOM = 6 << 30
+# For the kernels of FlexAttention, of which there is one for each kind of shape.
+_COMPILING_S = 40.0
 # The length at which the batch-invariant mode is timed.
 _FIXED_LENGTH = 2048
 
@@ -66,14 +75,17 @@ class Figures:
         sequences = parity_sequences(Draw(config.vocab_size, self._scale))
         speed = Speed(model, self._meter, self._scale, rate)
         *fast, eager = ways = self._ways()
-        self._attempt("plain eager", "parity", lambda: self._parity(model, sequences, ways))
+        several_rows_s = 1.5 * speed.needed_s(speed.batch("pairs", LENGTHS[-1])[1])
+        self._attempt(
+            "plain eager", "parity", lambda: self._parity(model, sequences, ways), several_rows_s
+        )
         fixed = "eager" if self._softcap else "varlen"
         way = f"{fixed}, deterministic"
-        self._attempt(way, "bits", lambda: self._bits(model, fixed, way, sequences))
+        self._attempt(way, "bits", lambda: self._bits(model, fixed, way, sequences), several_rows_s)
         self._speeds(model, speed, fast)
         self._padded(speed)
         self._speeds(model, speed, [eager])
-        if way not in self._failed:
+        if way not in self._failed and (fixed, True) in self._backends:
             loaded = self._loaded(model, fixed, deterministic=True)
             for kind in KINDS:
                 self._timed(way, kind, _FIXED_LENGTH, loaded, speed)
@@ -94,9 +106,19 @@ class Figures:
         return ways
 
     def _loaded(self, model: Any, name: str, deterministic: bool = False) -> LoadedModel:
+        """With a backend that has been proven, as every backend is when the engine loads it."""
         if (name, deterministic) not in self._backends:
-            make: Callable[[str, bool], Backend] = stand_in if self._dry else make_backend
-            self._backends[name, deterministic] = make(name, deterministic)
+            start = time.monotonic()
+            if self._dry:
+                backend = stand_in(name, deterministic)
+            else:
+                choice = AttentionChoice(name, "asked for by the check")
+                _, backend = proven_backend(
+                    choice, model, model.device, requested=name, deterministic=deterministic
+                )
+            way = f"{name}, deterministic" if deterministic else name
+            self._row(way, "proof", {"seconds": time.monotonic() - start})
+            self._backends[name, deterministic] = backend
         return as_loaded(model, name, self._backends[name, deterministic], deterministic)
 
     def _parity(self, model: Any, sequences: list[TokenIds], ways: list[str]) -> None:
@@ -107,7 +129,8 @@ class Figures:
             self._row(name, "parity", compare(ours, reference))
 
         for name in ways:
-            self._attempt(name, "parity", lambda name=name: compared(name))
+            needed_s = 5.0 if self._dry or name != "flex" else _COMPILING_S
+            self._attempt(name, "parity", lambda name=name: compared(name), needed_s)
 
     def _bits(self, model: Any, name: str, way: str, sequences: list[TokenIds]) -> None:
         loaded = self._loaded(model, name, deterministic=True)
@@ -116,8 +139,8 @@ class Figures:
 
     def _speeds(self, model: Any, speed: Speed, ways: list[str]) -> None:
         for index, way in enumerate(ways):
-            if way in self._failed:
-                self._row(way, "speed", {"skipped": "it failed at parity"})
+            if way in self._failed or (way, False) not in self._backends:
+                self._row(way, "speed", {"skipped": "no figures of parity"})
                 continue
             loaded = self._loaded(model, way)
             for kind in KINDS:
@@ -130,6 +153,7 @@ class Figures:
                     lambda loaded=loaded, way=way: self._row(
                         f"{way}, full row", "full row", speed.full_row(loaded)
                     ),
+                    2 * speed.needed_s(speed.batch("pairs", LENGTHS[-1])[1]),
                 )
 
     def _timed(self, way: str, kind: str, length: int, loaded: LoadedModel, speed: Speed) -> None:
@@ -171,8 +195,8 @@ class Figures:
     ) -> None:
         """Run a step unless time is over; whatever it raises becomes a row."""
         if self._clock.left < needed_s:
-            left = f"{needed_s:.0f} s needed, {max(0.0, self._clock.left):.0f} s left"
-            self._row(way, what, {"skipped": f"no time: {left}"} | (at or {}))
+            left = f"{needed_s:.0f} s needed, {max(0.0, self._clock.left):.0f} there"
+            self._row(way, what, {"skipped": f"no time left ({left})"} | (at or {}))
             return
         try:
             step()

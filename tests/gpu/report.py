@@ -12,7 +12,7 @@ from typing import Any
 from gpu.sequences import KINDS, LENGTHS
 
 Row = dict[str, Any]
-HEADER = ("model", "attention", "max", "mean", "pairs alike")
+HEADER = ("model", "attention", "max", "mean", "float32 / eager", "pairs alike")
 
 
 def is_bad(row: Row) -> bool:
@@ -38,10 +38,11 @@ def table(rows: list[Row], divisor: int = 1) -> str:
             lines.append((model, way, *_line([r for r in ours if r["way"] == way], cells)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
-        "parity with plain eager: max and mean |difference|, pairs in the same order; p pairs and "
-        "g groups of 16 by length of a conversation:",
-        "thousand tokens/s of whole conversations, and % of the matrix rate on distinct tokens; "
-        "peak activations and what was estimated",
+        "Parity: max and mean |difference| from plain eager, mean from float32 beside plain "
+        "eager's own, pairs in the same order.",
+        "p pairs, g groups of 16, by length of a conversation: thousand tokens/s of whole "
+        "conversations, % of the matrix rate on distinct tokens.",
+        "Last: peak memory of activations beside the estimate.",
         *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines),
         *_notes(rows),
     ]
@@ -80,18 +81,25 @@ def _line(rows: list[Row], cells: list[tuple[str, int]]) -> list[str]:
     by_what = {row["what"]: row for row in rows}
     parity = by_what.get("parity", {})
     if "max" in parity:
-        first = [f"{parity['max']:.3f}", f"{parity['mean']:.3f}", parity["pairs"]]
+        first = [f"{parity['max']:.3f}", f"{parity['mean']:.3f}", _float32(parity)]
+        first.append(parity["pairs"])
     elif "bits" in by_what and "same" in by_what["bits"]:
         bits = by_what["bits"]
-        first = ["bits", "alike", f"{bits['same']}/{bits['of']}"]
+        first = ["same", "bits:", f"{bits['same']} of {bits['of']}", ""]
     else:
-        first = ["-", "-", "-"]
+        first = ["-"] * 4
     timed = {(row["what"], row["length"]): row for row in rows if "length" in row}
     peak = max(rows, key=lambda row: row.get("peak_bytes", 0))
     estimate = peak.get("estimate_bytes")
     memory = f"{peak.get('peak_bytes', 0) / 2**30:.1f}"
     memory += f" / {estimate / 2**30:.1f}" if estimate else ""
     return [*first, *(_cell(timed.get(cell, {})) for cell in cells), memory]
+
+
+def _float32(row: Row) -> str:
+    if "from_float32" not in row:
+        return "-"
+    return f"{row['from_float32']:.3f} / {row['eager_from_float32']:.3f}"
 
 
 def _cell(row: Row) -> str:
@@ -112,10 +120,9 @@ def _notes(rows: list[Row]) -> list[str]:
         if "failed" in row:
             notes.append(f"{where}: {row['what']} failed: {row['failed']}")
         if "skipped" in row:
-            notes.append(f"{where}: {row['what']} skipped: {row['skipped'].split(':')[0]}")
-        if "from_float32" in row:
-            ours, eager = row["from_float32"], row["eager_from_float32"]
-            notes.append(f"{where}: {ours:.3f} from float32 on average, plain eager {eager:.3f}")
+            notes.append(f"{where}: {row['what']} skipped: {_once(row['skipped'])}")
+        if row["what"] == "proof" and row["seconds"] >= 1:
+            notes.append(f"{where}: proven on its own kernels in {row['seconds']:.0f} s")
         if row.get("ok") is False and "same" not in row:
             notes.append(f"{where}: STRAYS further than it may")
         for feature in ("softcap", "window"):
@@ -130,6 +137,11 @@ def _notes(rows: list[Row]) -> list[str]:
         if row["what"] == "test" and row["outcome"] != "passed":
             notes.append(f"test {row['way']}: {row['outcome']} {row['reason']}".rstrip())
     return [f"- {note}" for note in _distinct(notes)]
+
+
+def _once(reason: str) -> str:
+    """Without the seconds, which differ from cell to cell."""
+    return reason.partition(" (")[0] if reason.startswith("no time") else reason
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

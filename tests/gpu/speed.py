@@ -119,7 +119,9 @@ class Speed:
                 lambda: [_padded_batch(self._model, batch) for batch in batches], self._scale.cell_s
             )
         except torch.OutOfMemoryError:
-            return None
+            pass
+        self._meter.free_bytes()  # after the handler: until it ends, tensors are kept
+        return None
 
     def _estimate(self, num_tokens: int) -> int:
         return bytes_per_token(self._model.config, torch.bfloat16) * num_tokens
