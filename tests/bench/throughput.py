@@ -1,7 +1,7 @@
 """Tokens per second of this project beside its peers, in one run on one machine.
 
 What is measured: four workloads (`workloads.py`) and any file given, through ours in process and
-over HTTP (all in one post; 64 clients with one conversation each), plain transformers one by one
+over HTTP (all in one post; 64 clients, one conversation a post), plain transformers one by one
 and in padded batches of 8, and vLLM over HTTP if its address is given; then how the cost grows
 (`growth.py`). `rounds.py` tells how, `machine.py` against what. The last line is one JSON object.
 
@@ -103,6 +103,7 @@ def main() -> None:
                 "cores": os.cpu_count(),
                 "torch": torch.__version__,
                 "rounds": options.rounds,
+                "clients": options.clients,
                 "matrix_gflops": round(statistics.median(rates) / 1e9, 1) if rates else None,
                 "workloads": {name: one.record(pairs_of(one)) for name, one in measured.items()},
                 "growth": {curve.name: curve.record() for curve in curves},
