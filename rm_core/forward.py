@@ -49,7 +49,7 @@ def _hidden_states(loaded: LoadedModel, tree: Tree, filling: int) -> torch.Tenso
     places = sorted(tree.ends)
     readouts = torch.tensor(places).to(device, non_blocking=True)
     plan = loaded.backend.plan(of_runs(tree), tree.num_tokens, device)
-    packed = PackedAttention(loaded.backend, plan, tree.num_tokens)
+    packed = PackedAttention(loaded.backend, plan, tree.num_tokens, tree.num_tokens)
     if not loaded.deterministic:  # with it, shapes must not depend on the number of readouts
         plan = loaded.backend.plan(of_tokens(tree, places), tree.num_tokens, device)
         packed = replace(packed, readouts=readouts, readout_plan=plan)

@@ -16,17 +16,22 @@ from rm_core.attention.backend import Scores
 from rm_core.attention.segments import Segment
 
 BLOCK = 128
+# Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
+# compiled apart, and only a few kernels are kept.
+LEAST = 2 * BLOCK
+_FAR = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True)
 class FlexPlan:
-    """The mask of a batch.
+    """The mask of a batch, queries and keys filled up to `LEAST`.
 
     Attributes:
         first: int32 `[num_keys]`, first query that sees the key.
         stop: int32 `[num_keys]`, behind the last query that sees it.
         query_positions: int32 `[num_queries]`, in the conversation.
         key_positions: int32 `[num_keys]`, in the conversation.
+        num_queries: those that are no filling.
         block_masks: by window, made when a layer first needs it.
     """
 
@@ -34,6 +39,7 @@ class FlexPlan:
     stop: torch.Tensor
     query_positions: torch.Tensor
     key_positions: torch.Tensor
+    num_queries: int
     block_masks: dict[int | None, Any] = field(default_factory=dict)
 
 
@@ -48,16 +54,19 @@ class FlexBackend:
         if kernel is None:
             from torch.nn.attention.flex_attention import flex_attention
 
-            kernel = torch.compile(flex_attention, dynamic=True)
+            # Whole, or not at all: the way out would be scores for every query and key.
+            kernel = torch.compile(flex_attention, dynamic=True, fullgraph=True)
         self._kernel = kernel
+        self._caps: dict[tuple[float, torch.device], Callable[..., torch.Tensor]] = {}
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> FlexPlan:
         """See `Backend`."""
         num_queries = segments[-1].stop
-        first = torch.full((num_keys,), num_queries, dtype=torch.int32)
-        stop = torch.zeros(num_keys, dtype=torch.int32)
-        query_positions = torch.empty(num_queries, dtype=torch.int32)
-        key_positions = torch.zeros(num_keys, dtype=torch.int32)
+        queries, keys = max(num_queries, LEAST), max(num_keys, LEAST)
+        first = torch.full((keys,), queries, dtype=torch.int32)
+        stop = torch.zeros(keys, dtype=torch.int32)
+        query_positions = torch.full((queries,), _FAR, dtype=torch.int32)
+        key_positions = torch.zeros(keys, dtype=torch.int32)
         for segment in segments:
             query_positions[segment.start : segment.stop] = torch.arange(
                 segment.position, segment.num_keys
@@ -71,7 +80,11 @@ class FlexBackend:
                 stop[start:end] = segment.stop
                 position += end - start
         return FlexPlan(
-            first.to(device), stop.to(device), query_positions.to(device), key_positions.to(device)
+            first.to(device),
+            stop.to(device),
+            query_positions.to(device),
+            key_positions.to(device),
+            num_queries,
         )
 
     def attend(
@@ -85,19 +98,38 @@ class FlexBackend:
         """See `Backend`."""
         if scores.window not in plan.block_masks:
             plan.block_masks[scores.window] = _block_mask(plan, scores.window)
-        softcap = scores.softcap
-
-        def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-            return score if softcap is None else softcap * torch.tanh(score / softcap)
-
+        queries, keys = len(plan.query_positions), len(plan.key_positions)
         out = self._kernel(
-            *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)),
-            score_mod=cap,
+            *(
+                _fill(tensor, rows).transpose(0, 1).unsqueeze(0)
+                for tensor, rows in ((query, queries), (key, keys), (value, keys))
+            ),
+            score_mod=self._cap(scores.softcap, query.device),
             block_mask=plan.block_masks[scores.window],
             scale=scores.scaling,
             enable_gqa=True,
         )
-        return out[0].transpose(0, 1)  # type: ignore[no-any-return]
+        return out[0].transpose(0, 1)[: plan.num_queries]  # type: ignore[no-any-return]
+
+    def _cap(
+        self, softcap: float | None, device: torch.device
+    ) -> Callable[..., torch.Tensor] | None:
+        """The change of a score; the same object for the same softcap, to be compiled once."""
+        if softcap is None:
+            return None
+        if (softcap, device) not in self._caps:
+            # As a tensor: a number would become a symbol that the kernel's template cannot take.
+            limit = torch.tensor(softcap, device=device)
+
+            def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+                return limit * torch.tanh(score / limit)
+
+            self._caps[softcap, device] = cap
+        return self._caps[softcap, device]
+
+
+def _fill(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, rows - len(tensor)))
 
 
 def _block_mask(plan: FlexPlan, window: int | None) -> Any:
@@ -108,24 +140,22 @@ def _block_mask(plan: FlexPlan, window: int | None) -> Any:
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    first, stop = plan.first, plan.stop
-    query_positions, key_positions = plan.query_positions, plan.key_positions
+    first, stop, query_positions = plan.first, plan.stop, plan.query_positions
+    # Position from which on queries no longer see a key; one mask with and without a window.
+    limit = torch.full_like(stop, _FAR) if window is None else plan.key_positions + window
 
     def mask(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = (query >= first[key]) & (query < stop[key])
-        if window is not None:
-            seen = seen & (query_positions[query] - key_positions[key] < window)
-        return seen
+        return seen & (query_positions[query] < limit[key])
 
-    num_queries, num_keys = len(query_positions), len(key_positions)
+    num_queries, num_keys = len(query_positions), len(first)
     blocks = torch.arange(-(-num_queries // BLOCK), device=first.device).unsqueeze(1) * BLOCK
-    touched = (blocks < _per_block(stop, 0).amax(1)) & (
-        blocks + BLOCK > _per_block(first, num_queries).amin(1)
+    lowest = _per_block(query_positions, _FAR).amin(1, keepdim=True)
+    touched = (
+        (blocks < _per_block(stop, 0).amax(1))
+        & (blocks + BLOCK > _per_block(first, num_queries).amin(1))
+        & (lowest < _per_block(limit, 0).amax(1))
     )
-    if window is not None:
-        far = torch.iinfo(torch.int32).max
-        lowest = _per_block(query_positions, far).amin(1, keepdim=True)
-        touched &= lowest - _per_block(key_positions, -1).amax(1) < window
     # Blocks that count first, in order, as BlockMask wants them.
     indices = torch.argsort(touched.int(), dim=1, descending=True, stable=True)
     return BlockMask.from_kv_blocks(

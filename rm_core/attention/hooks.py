@@ -30,6 +30,7 @@ class PackedAttention:
         backend: computes it.
         plan: of the backend, for these queries.
         num_queries: how many the plan is for; rows behind them are filling and get zeros.
+        num_keys: how many the plan is for; those behind them are of the filling.
         keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace those of
             the layer; None where the queries are the whole row.
         readouts: int64 `[num_readouts]`, places in the row that the last layer is to run on; None
@@ -40,6 +41,7 @@ class PackedAttention:
     backend: Backend
     plan: Any
     num_queries: int
+    num_keys: int
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
     readouts: torch.Tensor | None = None
     readout_plan: Any = None
@@ -47,7 +49,9 @@ class PackedAttention:
     def for_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
         """The attention of the readout tokens alone, over these keys and values."""
         assert self.readouts is not None
-        return PackedAttention(self.backend, self.readout_plan, len(self.readouts), keys)
+        return PackedAttention(
+            self.backend, self.readout_plan, len(self.readouts), self.num_keys, keys
+        )
 
 
 def install(model: PreTrainedModel) -> None:
@@ -84,8 +88,10 @@ def _attend(
         key, value = packed.keys
     scores = Scores(scaling, softcap, sliding_window)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    num_queries = packed.num_queries
-    out = packed.backend.attend(packed.plan, queries[:num_queries], keys, values, scores)
+    num_queries, num_keys = packed.num_queries, packed.num_keys
+    out = packed.backend.attend(
+        packed.plan, queries[:num_queries], keys[:num_keys], values[:num_keys], scores
+    )
     if num_queries < len(queries):
         out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(queries) - num_queries))
     return out.unsqueeze(0), None

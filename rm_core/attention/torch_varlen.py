@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.attention
 
 from rm_core.attention.backend import Scores
 from rm_core.attention.segments import Segment
@@ -34,7 +35,7 @@ class TorchVarlenBackend:
         # name, take grouped heads as they are and never split.
         offered = inspect.signature(kernel).parameters
         wanted: dict[str, Any] = {"enable_gqa": True}
-        if deterministic:
+        if deterministic and _may_split():
             wanted["num_splits"] = 1
         self._options = {name: value for name, value in wanted.items() if name in offered}
 
@@ -65,3 +66,13 @@ class TorchVarlenBackend:
             **self._options,
         )
         return out
+
+
+def _may_split() -> bool:
+    """Whether a FlashAttention other than torch's own version 2 has been activated.
+
+    Version 2 does not split the keys of more than one query, and some releases of torch refuse to
+    be told not to.
+    """
+    current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
+    return current is not None and current() is not None

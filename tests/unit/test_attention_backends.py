@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -158,6 +159,7 @@ def tree_of(sequences: list[TokenIds]) -> Tree:
 
 
 @pytest.mark.parametrize(("name", "scores"), CASES)
+@hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
 def test_every_token(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
     tree = tree_of(sequences)
@@ -172,6 +174,7 @@ def test_every_token(name: str, scores: Scores, sequences: list[TokenIds]) -> No
 
 
 @pytest.mark.parametrize(("name", "scores"), CASES)
+@hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
 def test_some_tokens(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
     """As the last layer asks: for the ends of the conversations alone."""
@@ -184,6 +187,20 @@ def test_some_tokens(name: str, scores: Scores, sequences: list[TokenIds]) -> No
     torch.testing.assert_close(
         ours, expected(tree, query, key, value, scores)[places], atol=2e-6, rtol=1e-5
     )
+
+
+def test_the_mask_of_flex_goes_on_behind_a_block() -> None:
+    """Rows of several blocks, whose blocks of keys are looked at or left out as a whole."""
+    start = tuple(range(300))
+    tree = tree_of([(*start, 1, *range(200)), (*start, 2, *range(90)), start[:140], (9,) * 150])
+    query, key, value = tensors(tree.num_tokens)
+    backend = FlexBackend(flex_kernel)
+    plan = backend.plan(of_runs(tree), tree.num_tokens, query.device)
+    for scores in (PLAIN, CAPPED, Scores(scaling=0.4, window=70)):
+        ours = backend.attend(plan, query, key, value, scores)
+        torch.testing.assert_close(
+            ours, expected(tree, query, key, value, scores), atol=5e-6, rtol=1e-5
+        )
 
 
 @given(SEQUENCES)
@@ -217,7 +234,14 @@ def test_a_row_of_one_conversation_is_not_gathered() -> None:
     assert two.gather.tolist() == [0, 1, 0, 2]
 
 
-def test_splits_are_switched_off_where_the_kernel_has_them() -> None:
+@pytest.mark.parametrize(("activated", "splits"), [(None, None), ("FA3", 1)])
+def test_splits_are_switched_off_where_there_are_any(
+    activated: str | None, splits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "torch.nn.attention.current_flash_attention_impl", lambda: activated, raising=False
+    )
+
     def older(query: torch.Tensor, *_: object, scale: float, window_size: object) -> torch.Tensor:
         return query
 
@@ -240,4 +264,4 @@ def test_splits_are_switched_off_where_the_kernel_has_them() -> None:
             backend = TorchVarlenBackend(deterministic, kernel)
             plan = backend.plan([Segment(0, 3, ((0, 3),))], 3, query.device)
             assert backend.attend(plan, query, key, value, PLAIN) is query
-    assert seen == [(True, None), (True, 1)]
+    assert seen == [(True, None), (True, splits)]
