@@ -31,6 +31,8 @@ _POLL_S = 0.3
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
+    "RAY_worker_niceness": "0",
 }
 # `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
 # batches go by value.
