@@ -181,8 +181,9 @@ def prepare_layers(
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
     quantize(layers, quantization)
-    plain = quantization == "none" and not deterministic and model.device.type == "cpu"
-    if plain and model.dtype == torch.float32:
+    # Compilers do not know the packed layout, and lay weights out themselves.
+    plain = quantization == "none" and not deterministic and not compiled
+    if plain and model.device.type == "cpu" and model.dtype == torch.float32:
         pack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:
