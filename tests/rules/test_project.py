@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sysconfig
 import subprocess
 import sys
 import tomllib
@@ -29,7 +30,9 @@ def normal(name: str) -> str:
 
 def test_everything_installed_is_pinned() -> None:
     pinned = pins()
-    for distribution in importlib.metadata.distributions():
+    # Of the environment: setuptools, once imported, brings the copies inside it into the path.
+    installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    for distribution in installed:
         name = normal(distribution.name)
         if name in UNPINNED or name.startswith("nvidia-"):
             continue
