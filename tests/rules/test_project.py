@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import sysconfig
 import subprocess
 import sys
+import sysconfig
 import tomllib
 
 import yaml
