@@ -15,7 +15,7 @@ import torch
 
 from rm_core import BatchConfig, ConversationTooLongError, ModelConfig, Reward, RewardScorer
 from rm_core import ScoreError as Failure
-from rm_core.errors import DeviceMemoryError, ScoringError
+from rm_core.errors import ScoringError
 from rm_core.forward import forward_batch
 from rm_core.packing import Tree
 from rm_core.scorer import combine
@@ -297,47 +297,3 @@ def test_a_limit_below_the_warm_up_is_told(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", max_length=3)
     with pytest.raises(ConversationTooLongError, match="the limit is 3"):
         RewardScorer.load(config).warm_up()
-
-
-@pytest.mark.parametrize("chosen", [True, False])
-def test_the_warm_up_proves_the_largest_batch(
-    chosen: bool, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A budget that was chosen is halved until it fits; one that was asked for is refused."""
-    batching = None if chosen else BatchConfig(4_096)
-    scorer = RewardScorer(scorer_of("qwen3").loaded, batching)
-    tried: list[int] = []
-
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
-        tried.append(tree.num_tokens)
-        assert max(map(len, tree.sequences)) <= scorer.encoder.max_length
-        if tree.num_tokens > 1_500:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return [0.0] * len(tree.sequences)
-
-    replace_forward(monkeypatch, full)
-    if not chosen:
-        with pytest.raises(DeviceMemoryError, match="max_batch_tokens = 4096 does not fit"):
-            scorer.warm_up(largest_batch=True)
-        return
-    scorer.warm_up(largest_batch=True)
-    assert tried[1:] == [4_096, 2_048, 1_024]
-    assert scorer.describe()["max_batch_tokens"] == 1_024
-    assert "2048 tokens did not fit" in scorer.describe()["max_batch_tokens_reason"]
-
-
-def test_a_batch_that_fails_is_tried_in_halves(
-    scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
-        sizes.append(len(tree.sequences))
-        if len(tree.sequences) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return [float(sequence[-1]) for sequence in tree.sequences]
-
-    replace_forward(monkeypatch, full)
-    sequences = [(1, token) for token in range(20, 28)]
-    assert scorer.score_ids(sequences).rewards == tuple(float(token) for token in range(20, 28))
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]

@@ -1,0 +1,94 @@
+"""How large a batch may be: from memory and shape, proven by the warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rm_core import BatchConfig, DeviceMemoryError, RewardScorer
+from rm_core.memory import CUDA_TOKENS, bytes_per_token, choose_budget, full_batch
+from rm_core.packing import Tree
+
+ScorerOf = Callable[..., RewardScorer]
+LLAMA_8B = SimpleNamespace(
+    hidden_size=4_096, intermediate_size=14_336, num_attention_heads=32, num_key_value_heads=8
+)
+CUDA = torch.device("cuda")
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (num_bytes, 80 << 30))
+
+
+def test_bytes_of_a_token() -> None:
+    """By hand: 2 x 4,096 in bfloat16 and in float32, and three times the MLP in bfloat16."""
+    assert bytes_per_token(LLAMA_8B, torch.bfloat16) == 2 * 4_096 * (2 + 4) + 3 * 14_336 * 2
+    assert bytes_per_token(LLAMA_8B, torch.float32) == 2 * 4_096 * (4 + 4) + 3 * 14_336 * 4
+
+
+def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def budget(num_bytes: int, requested: int | None = None) -> int:
+        with_free(monkeypatch, num_bytes)
+        chosen = choose_budget(requested, LLAMA_8B, torch.bfloat16, CUDA)
+        assert chosen.chosen == (requested is None)
+        return chosen.max_batch_tokens
+
+    assert budget(60 << 30) == CUDA_TOKENS
+    assert budget(1 << 30) == int(0.8 * 2**30) // 135_168 // 256 * 256 == 6_144
+    assert budget(1 << 20) == 256
+    assert budget(1 << 20, requested=9_999) == 9_999
+
+
+def test_a_full_batch_is_full() -> None:
+    tree = full_batch(1_000, 300)
+    assert tree.num_tokens == 1_000
+    assert [len(sequence) for sequence in tree.sequences] == [100, 300, 300, 300]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_warm_up_proves_the_largest_batch(
+    chosen: bool, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that was chosen is halved until it fits; one that was asked for is refused."""
+    batching = None if chosen else BatchConfig(4_096)
+    scorer = RewardScorer(scorer_of("qwen3").loaded, batching)
+    tried: list[int] = []
+
+    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        tried.append(tree.num_tokens)
+        assert max(map(len, tree.sequences)) <= scorer.encoder.max_length
+        if tree.num_tokens > 1_500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [0.0] * len(tree.sequences)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", full)
+    if not chosen:
+        with pytest.raises(DeviceMemoryError, match="max_batch_tokens = 4096 does not fit"):
+            scorer.warm_up(largest_batch=True)
+        return
+    scorer.warm_up(largest_batch=True)
+    assert tried[1:] == [4_096, 2_048, 1_024]
+    assert scorer.describe()["max_batch_tokens"] == 1_024
+    assert "2048 tokens did not fit" in scorer.describe()["max_batch_tokens_reason"]
+
+
+def test_a_batch_that_fails_is_tried_in_halves(
+    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of("qwen3")
+    sizes: list[int] = []
+
+    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        sizes.append(len(tree.sequences))
+        if len(tree.sequences) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [float(sequence[-1]) for sequence in tree.sequences]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", full)
+    sequences = [(1, token) for token in range(20, 28)]
+    assert scorer.score_ids(sequences).rewards == tuple(float(token) for token in range(20, 28))
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
