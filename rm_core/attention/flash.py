@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from rm_core.attention.backend import Scores
-from rm_core.attention.segments import Segment
-from rm_core.attention.varlen import VarlenPlan, gathered, plan_varlen
+from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
-class FlashAttnBackend:
+class FlashAttnBackend(VarlenBackend):
     """`flash_attn.flash_attn_varlen_func` (flash-attn 2.6 and newer), half precision.
 
     Args:
@@ -25,10 +24,6 @@ class FlashAttnBackend:
             kernel = flash_attn_varlen_func
         self._kernel = kernel
 
-    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
-        """See `Backend`."""
-        return plan_varlen(segments, num_keys, device)
-
     def attend(
         self,
         plan: VarlenPlan,
@@ -39,13 +34,7 @@ class FlashAttnBackend:
     ) -> torch.Tensor:
         """See `Backend`."""
         return self._kernel(
-            query,
-            gathered(plan, key),
-            gathered(plan, value),
-            plan.cu_seqlens_q,
-            plan.cu_seqlens_k,
-            plan.max_seqlen_q,
-            plan.max_seqlen_k,
+            *self.arguments(plan, query, key, value),
             softmax_scale=scores.scaling,
             causal=True,
             window_size=(-1, -1) if scores.window is None else (scores.window - 1, 0),

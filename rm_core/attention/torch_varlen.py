@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.attention
 
 from rm_core.attention.backend import Scores
-from rm_core.attention.segments import Segment
-from rm_core.attention.varlen import VarlenPlan, gathered, plan_varlen
+from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
-class TorchVarlenBackend:
+class TorchVarlenBackend(VarlenBackend):
     """`torch.nn.attention.varlen.varlen_attn` (torch 2.11 and newer), half precision, no softcap.
 
     Args:
@@ -39,10 +38,6 @@ class TorchVarlenBackend:
             wanted["num_splits"] = 1
         self._options = {name: value for name, value in wanted.items() if name in offered}
 
-    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
-        """See `Backend`."""
-        return plan_varlen(segments, num_keys, device)
-
     def attend(
         self,
         plan: VarlenPlan,
@@ -54,13 +49,7 @@ class TorchVarlenBackend:
         """See `Backend`."""
         assert scores.softcap is None
         out: torch.Tensor = self._kernel(
-            query,
-            gathered(plan, key),
-            gathered(plan, value),
-            plan.cu_seqlens_q,
-            plan.cu_seqlens_k,
-            plan.max_seqlen_q,
-            plan.max_seqlen_k,
+            *self.arguments(plan, query, key, value),
             scale=scores.scaling,
             window_size=(-1 if scores.window is None else scores.window - 1, 0),
             **self._options,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,25 +36,33 @@ class VarlenPlan:
     gather: torch.Tensor | None
 
 
-def plan_varlen(segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
-    """See `rm_core.attention.backend.Backend.plan`."""
-    queries = [segment.num_queries for segment in segments]
-    keys = [segment.num_keys for segment in segments]
-    slices = [part for segment in segments for part in segment.keys]
-    in_order = all(a[1] == b[0] for a, b in itertools.pairwise([(0, 0), *slices, (num_keys, 0)]))
-    gather = None
-    if not in_order:
-        places = torch.cat([torch.arange(start, stop) for start, stop in slices])
-        gather = places.to(device, non_blocking=True)
+class VarlenBackend:
+    """What the backends on such kernels have in common."""
 
-    def boundaries(lengths: list[int]) -> torch.Tensor:
-        return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(
-            device, non_blocking=True
+    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
+        """See `rm_core.attention.backend.Backend`."""
+        queries = [segment.num_queries for segment in segments]
+        keys = [segment.num_keys for segment in segments]
+        slices = [part for segment in segments for part in segment.keys]
+        edges = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
+        gather = None
+        if not all(before[1] == after[0] for before, after in edges):  # the row is not the order
+            places = torch.cat([torch.arange(start, stop) for start, stop in slices])
+            gather = places.to(device, non_blocking=True)
+        return VarlenPlan(
+            _boundaries(queries, device), _boundaries(keys, device), max(queries), max(keys), gather
         )
 
-    return VarlenPlan(boundaries(queries), boundaries(keys), max(queries), max(keys), gather)
+    def arguments(
+        self, plan: VarlenPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[Any, ...]:
+        """What every such kernel takes by position, keys and values in the segments' order."""
+        if plan.gather is not None:
+            key, value = (tensor.index_select(0, plan.gather) for tensor in (key, value))
+        boundaries = plan.cu_seqlens_q, plan.cu_seqlens_k
+        return query, key, value, *boundaries, plan.max_seqlen_q, plan.max_seqlen_k
 
 
-def gathered(plan: VarlenPlan, tensor: torch.Tensor) -> torch.Tensor:
-    """Keys or values `[num_keys, heads, head_dim]` in the order of the segments."""
-    return tensor if plan.gather is None else tensor.index_select(0, plan.gather)
+def _boundaries(lengths: list[int], device: torch.device) -> torch.Tensor:
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return starts.to(device, non_blocking=True)

@@ -1,6 +1,7 @@
-"""In place of the CUDA kernels in a dry run: functions with their signatures, written out.
+"""In place of the CUDA kernels: functions with their signatures, written out.
 
-They do what the kernels' documentation says and no more, on any device.
+They do what the kernels' documentation says and no more, on any device: for the dry run, and for
+tests of what the backends hand over.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ def torch_kernel(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool = False,
+    enable_gqa: bool,
     num_splits: int | None = None,
 ) -> torch.Tensor:
     """As `torch.nn.attention.varlen.varlen_attn`."""
-    assert window_size[1] == 0
-    return _varlen((query, key, value), (cu_seq_q, cu_seq_k), scale, window_size[0], 0.0)
+    assert enable_gqa
+    left, right = window_size
+    assert right == 0
+    _check_bounds((query, key), (cu_seq_q, cu_seq_k), (max_q, max_k))
+    return _varlen((query, key, value), (cu_seq_q, cu_seq_k), scale, left, 0.0)
 
 
 def flash_kernel(
@@ -65,8 +69,11 @@ def flash_kernel(
 ) -> torch.Tensor:
     """As `flash_attn.flash_attn_varlen_func`."""
     assert causal
+    left, right = window_size
+    assert right in (-1, 0)
     starts = cu_seqlens_q, cu_seqlens_k
-    return _varlen((query, key, value), starts, softmax_scale, window_size[0], softcap)
+    _check_bounds((query, key), starts, (max_seqlen_q, max_seqlen_k))
+    return _varlen((query, key, value), starts, softmax_scale, left, softcap)
 
 
 def flex_kernel(*tensors: torch.Tensor, **options: Any) -> Any:
@@ -81,6 +88,18 @@ def flex_kernel(*tensors: torch.Tensor, **options: Any) -> Any:
         return flex.flex_attention(*tensors, **options)
 
 
+def _check_bounds(
+    rows: tuple[torch.Tensor, torch.Tensor],
+    starts: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+) -> None:
+    for row, start, most in zip(rows, starts, longest, strict=True):
+        assert start.dtype == torch.int32
+        bounds = start.tolist()
+        assert (bounds[0], bounds[-1]) == (0, len(row))
+        assert most == max(b - a for a, b in itertools.pairwise(bounds))
+
+
 def _varlen(
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     starts: tuple[torch.Tensor, torch.Tensor],
@@ -90,13 +109,12 @@ def _varlen(
 ) -> torch.Tensor:
     """Causal, aligned at the end; a query sees `left` keys before its own, or all for -1."""
     query, key, value = tensors
-    assert {start.dtype for start in starts} == {torch.int32}
     out = torch.empty_like(query)
     queries, keys = (list(itertools.pairwise(start.tolist())) for start in starts)
     for (q, q_end), (k, k_end) in zip(queries, keys, strict=True):
         shared = query.shape[1] // key.shape[1]
-        ours = key[k:k_end].repeat_interleave(shared, 1).float()
-        weights = torch.einsum("qhd,khd->hqk", query[q:q_end].float(), ours) * scale
+        ours = key[k:k_end].repeat_interleave(shared, 1).double()
+        weights = torch.einsum("qhd,khd->hqk", query[q:q_end].double(), ours) * scale
         if softcap:
             weights = softcap * torch.tanh(weights / softcap)
         key_at = torch.arange(k_end - k)
@@ -105,6 +123,6 @@ def _varlen(
         if left >= 0:
             hidden |= key_at < query_at - left
         weights = weights.masked_fill(hidden, float("-inf")).softmax(-1)
-        ours = value[k:k_end].repeat_interleave(shared, 1).float()
+        ours = value[k:k_end].repeat_interleave(shared, 1).double()
         out[q:q_end] = torch.einsum("hqk,khd->qhd", weights, ours).to(out.dtype)
     return out

@@ -6,13 +6,12 @@ is handed to them is tested here; the kernels themselves are tested where there 
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections.abc import Callable
 
 import hypothesis
 import pytest
 import torch
+from gpu.stand_ins import flash_kernel, flex_kernel, torch_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,75 +48,6 @@ def attention(
         hidden |= keys <= positions - scores.window
     weights = weights.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
-
-
-def varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    starts: tuple[torch.Tensor, torch.Tensor],
-    longest: tuple[int, int],
-    scores: Scores,
-) -> torch.Tensor:
-    cu_q, cu_k = (t.tolist() for t in starts)
-    assert {t.dtype for t in starts} == {torch.int32}
-    assert longest == tuple(max(b - a for a, b in itertools.pairwise(c)) for c in (cu_q, cu_k))
-    assert (cu_q[-1], cu_k[-1]) == (len(query), len(key))
-    parts = zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False)
-    return torch.cat([attention(query[a:b], key[c:d], value[c:d], scores) for a, b, c, d in parts])
-
-
-def torch_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-    num_splits: int | None = None,
-) -> torch.Tensor:
-    """`varlen_attn`: a window of (W, 0) is W positions before the query, and itself."""
-    assert enable_gqa
-    left, right = window_size
-    assert right == 0
-    scores = Scores(scale, window=None if left == -1 else left + 1)
-    return varlen(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k), scores)
-
-
-def flash_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    *,
-    softmax_scale: float,
-    causal: bool,
-    window_size: tuple[int, int],
-    softcap: float,
-) -> torch.Tensor:
-    """`flash_attn_varlen_func`: no softcap is 0."""
-    assert causal
-    left, right = window_size
-    assert right in (-1, 0)
-    scores = Scores(softmax_scale, softcap or None, None if left == -1 else left + 1)
-    starts = cu_seqlens_q, cu_seqlens_k
-    return varlen(query, key, value, starts, (max_seqlen_q, max_seqlen_k), scores)
-
-
-def flex_kernel(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is not compiled here
-        return flex_attention(*tensors, **options)
 
 
 BACKENDS: dict[str, tuple[Callable[[], Backend], list[Scores]]] = {
