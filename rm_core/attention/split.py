@@ -38,17 +38,13 @@ class SplitBackend:
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> SplitPlan:
         """See `Backend`."""
         own = [Part(slice(s.start, s.stop), slice(*s.keys[-1])) for s in segments]
-        merged: list[tuple[int, int, tuple[int, int]]] = []
-        latest: dict[tuple[int, int], int] = {}  # ancestor -> where it stands in `merged`
+        seen_by: dict[tuple[int, int], slice] = {}  # what sees an ancestor stands in one piece
         for segment in segments:
             for ancestor in segment.keys[:-1]:
-                index = latest.get(ancestor)
-                if index is not None and merged[index][1] == segment.start:
-                    merged[index] = (merged[index][0], segment.stop, ancestor)
-                else:
-                    latest[ancestor] = len(merged)
-                    merged.append((segment.start, segment.stop, ancestor))
-        ancestors = [Part(slice(start, stop), slice(*keys)) for start, stop, keys in merged]
+                so_far = seen_by.get(ancestor, slice(segment.start, segment.start))
+                assert so_far.stop == segment.start
+                seen_by[ancestor] = slice(so_far.start, segment.stop)
+        ancestors = [Part(queries, slice(*keys)) for keys, queries in seen_by.items()]
         return SplitPlan(own, ancestors)
 
     def attend(

@@ -167,6 +167,20 @@ def test_the_batch_invariant_mode_changes_no_bit(
         assert rewards(scorer, [conversations[i] for i in order]) == [alone[i] for i in order]
 
 
+def test_the_batch_invariant_mode_has_one_length_of_rows(checkpoint_of: PathOf) -> None:
+    """Kernels for larger models choose by the number of rows; here they happen not to."""
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", deterministic=True)
+    scorer = RewardScorer.load(config, BatchConfig(max_batch_tokens=100))
+    lengths: list[int] = []
+    embedding = scorer.loaded.model.get_submodule("model.embed_tokens")
+    embedding.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[-1]))
+    sizes = [scorer.encoder.encode(messages).num_tokens for messages in CONVERSATIONS]
+    rewards(scorer, CONVERSATIONS)
+    assert len(lengths) > 3
+    alone = {-(-size // 100) * 100 for size in sizes if size > 100}
+    assert set(lengths) == {100} | alone
+
+
 def test_a_sharded_checkpoint_scores_the_same(
     scorer_of: ScorerOf, checkpoint_of: PathOf, tmp_path: Path
 ) -> None:
