@@ -22,8 +22,9 @@ from ray.serve import Application
 
 from serve.backends import pin_revision
 from serve.gateway import Gateway
+from serve.model_settings import ModelSettings
 from serve.scorer import Scorer
-from serve.settings import ModelSettings, Settings
+from serve.settings import Settings
 
 APP_NAME = "skyreward"
 

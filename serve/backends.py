@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from rm_core import NotReadyError, RewardScorer, ScoredBatch, open_checkpoint
 from rm_core.packing import TokenIds
 from serve.batching import BatchQueue
-from serve.settings import ModelSettings
+from serve.model_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 

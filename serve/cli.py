@@ -145,7 +145,8 @@ def serve(
     Example: skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
     """
     from serve.launch import run_locally, run_with_ray
-    from serve.settings import ModelSettings, Settings, read_settings_file
+    from serve.model_settings import ModelSettings
+    from serve.settings import Settings, read_settings_file
 
     chosen = read_settings_file(config) if config else {}
     chosen |= {name: value for name, value in place.items() if value is not None}

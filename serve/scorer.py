@@ -11,7 +11,7 @@ import torch
 from rm_core import ScoredBatch
 from rm_core.packing import TokenIds
 from serve.backends import LocalBackend, load_scorer
-from serve.settings import ModelSettings
+from serve.model_settings import ModelSettings
 from serve.telemetry import configure_logging
 
 

@@ -30,8 +30,8 @@ from rm_core import (
     load_encoder,
 )
 from serve.backends import Backend
+from serve.model_settings import ModelSettings
 from serve.pieces import Pieces, split
-from serve.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
+from serve.model_settings import ModelSettings
 from serve.problems import BadRequestError, UnknownModelError
 from serve.served_model import Scores, ServedModel
-from serve.settings import ModelSettings
 
 
 class ScoringService:

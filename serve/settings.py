@@ -10,111 +10,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rm_core.checkpoint import local_folder
-from rm_core.config import Attention, BatchConfig, DType, ModelConfig, Quantization
 from rm_core.errors import ModelLoadError
-
-
-class ModelSettings(BaseModel):
-    """One served model. As a string: `NAME`, `ALIAS=NAME`, either with `@REVISION`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="`demo`, a local folder, or a hub id (ORG/NAME)")
-    alias: str = Field(default="", description="name in requests; default: NAME's last part")
-    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
-    dtype: DType = Field(default="auto", description="auto: bfloat16 on CUDA, float32 on CPU")
-    attention: Attention = Field(default="auto", description="auto: chosen, with its reason")
-    device: str = Field(default="auto", description="auto: CUDA where there is one, else CPU")
-    max_length: int | None = Field(
-        default=None, ge=1, description="most tokens of a conversation; default: the model's limit"
-    )
-    chat_template: str | None = Field(
-        default=None, description="Jinja file that replaces or supplies the chat template"
-    )
-    deterministic: bool = Field(
-        default=False, description="the same reward to the last bit in any batch; slower"
-    )
-    quantization: Quantization = Field(
-        default="none", description="of the linear layers, by torchao; lossy"
-    )
-    compile: bool = Field(default=False, description="torch.compile of the decoder layers")
-    max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="most tokens of one batch; default: by free memory"
-    )
-    cache_bytes: int = Field(
-        default=256 * 2**20,
-        ge=0,
-        description="memory for rewards already computed, shared by all replicas; 0: none is kept",
-    )
-    num_replicas: int = Field(default=1, ge=1, description="copies of the model, one device each")
-    num_gpus: float | None = Field(
-        default=None, ge=0, description="GPUs of a replica; default: 1 if the cluster has any"
-    )
-    cpu_threads: int | None = Field(
-        default=None, ge=1, description="torch threads of a CPU replica; default: cores / replicas"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_short_form(cls, value: object) -> object:
-        if isinstance(value, str):
-            # A folder may have `=` or `@` in its own name.
-            has_alias = "=" in value and not local_folder(value)
-            alias, rest = value.split("=", 1) if has_alias else ("", value)
-            name, _, revision = (rest, "", "") if local_folder(rest) else rest.partition("@")
-            value = {"name": name, "alias": alias, "revision": revision or None}
-        if not isinstance(value, dict):
-            return value
-        name = str(value.get("name", ""))
-        if name != "demo" and (folder := local_folder(name)):
-            # Absolute: replicas may have another working directory.
-            value = {**value, "name": str(folder)}
-            name = folder.name
-        return {**value, "alias": value.get("alias") or name}
-
-    @field_validator("chat_template")
-    @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
-        return path and str(Path(path).expanduser().resolve())
-
-    @field_validator("name")
-    @classmethod
-    def _named(cls, name: str) -> str:
-        if not name.strip():
-            raise ValueError("the model's name is empty; give `demo`, a folder or a hub id")
-        return name
-
-    @property
-    def on_hub(self) -> bool:
-        """Whether it has to be fetched: neither the embedded model nor a folder."""
-        return self.name != "demo" and local_folder(self.name) is None
-
-    def model_loading(self) -> ModelConfig:
-        """What the engine needs to load it."""
-        return ModelConfig(
-            name=self.name,
-            revision=self.revision,
-            dtype=self.dtype,
-            attention=self.attention,
-            device=self.device,
-            max_length=self.max_length,
-            chat_template=self.chat_template,
-            known_as=self.alias,
-            deterministic=self.deterministic,
-            quantization=self.quantization,
-            compile=self.compile,
-        )
-
-    def batching(self) -> BatchConfig:
-        """How the engine fills batches."""
-        return BatchConfig(max_batch_tokens=self.max_batch_tokens)
+from serve.model_settings import ModelSettings
 
 
 class Settings(BaseSettings):
@@ -129,8 +32,47 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    ingress: Literal["auto", "haproxy", "proxy"] = Field(
+        default="auto",
+        description="what listens on Ray: HAProxy, or Serve's own proxy; auto: HAProxy where it "
+        "runs and no TLS is asked for",
+    )
+    num_gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
+    tls_cert_file: str | None = Field(default=None, description="PEM certificates; with the key")
+    tls_key_file: str | None = Field(default=None, description="PEM key of the certificate")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="origins whose pages may call; none by default"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="keys, one of which every request must bring; none: open to all"
+    )
+    api_keys_file: str | None = Field(default=None, description="more keys, one a line")
+    request_timeout_s: float = Field(
+        default=600, gt=0, description="deadline of a request that brings none of its own"
+    )
+    body_timeout_s: float = Field(
+        default=60, gt=0, description="most time for a body to arrive in full"
+    )
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="most bytes of a body")
+    max_conversations: int = Field(
+        default=20_000, ge=1, description="most conversations of a request"
+    )
+    max_messages: int = Field(default=1_000, ge=1, description="most messages of a conversation")
+    max_requests: int = Field(
+        default=1_024, ge=1, description="most scoring requests at the same time"
+    )
+    max_requests_per_key: int = Field(
+        default=512, ge=1, description="most of them with one key; without keys: of everybody"
+    )
+    max_queued_tokens: int = Field(
+        default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"
+    )
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of the service's log"
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="of the log's lines")
+    otlp_endpoint: str | None = Field(
+        default=None, description="OpenTelemetry collector (OTLP over HTTP) for traces"
     )
 
     @model_validator(mode="before")
@@ -153,6 +95,24 @@ class Settings(BaseSettings):
             return value
         text = value.strip()
         return json.loads(text) if text.startswith("[") else [t.strip() for t in text.split(",")]
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("api_keys_file", "tls_cert_file", "tls_key_file")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        return path and str(Path(path).expanduser().resolve())
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
+        if self.tls_cert_file and self.ingress == "haproxy":
+            raise ValueError("Ray's HAProxy speaks no TLS; with tls_cert_file use ingress: proxy")
+        return self
 
     @field_validator("models", mode="after")
     @classmethod

@@ -12,7 +12,8 @@ import tomllib
 import yaml
 from conftest import ROOT
 
-from serve.settings import ModelSettings, Settings
+from serve.model_settings import ModelSettings
+from serve.settings import Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Parts of the virtual environment itself, and this project.

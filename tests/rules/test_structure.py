@@ -44,6 +44,7 @@ SERVE_LAYERS = [
     ["serve.batching", "serve.pieces"],
     ["serve.batch_choice"],
     ["serve.schemas", "serve.telemetry", "serve.settings"],
+    ["serve.model_settings", "serve.request_record"],
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, load_encoder
 from serve.backends import pin_revision
-from serve.settings import ModelSettings
+from serve.model_settings import ModelSettings
 
 NAME = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 MAIN, OLD = "a" * 40, "b" * 40

@@ -10,8 +10,8 @@ import pytest
 from fakes import INFO, FakeBackend, conversation
 
 from rm_core import NotReadyError
+from serve.model_settings import ModelSettings
 from serve.served_model import Scores, ServedModel
-from serve.settings import ModelSettings
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]

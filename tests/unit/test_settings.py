@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from rm_core import ModelLoadError
-from serve.settings import ModelSettings, Settings, read_settings_file
+from serve.model_settings import ModelSettings
+from serve.settings import Settings, read_settings_file
 
 
 def test_defaults_serve_the_demo_model() -> None:

@@ -1,0 +1,62 @@
+"""What is known of a request from its arrival to its answer, in one record for log and metrics.
+
+The outermost middleware makes it and reads it at the end; what happens in between fills it in
+through `current`. It never holds message text or a key.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request.
+
+    Attributes:
+        id: taken from `X-Request-Id`, or made.
+        client: whose fair share its work counts to: a name for the key that it came with (never
+            the key itself), or `anonymous`.
+        model: alias of the model that it asked for.
+        num_conversations: that were to be scored.
+        num_errors: of them that could not be.
+        num_tokens: of those that were scored.
+        num_computed_tokens: that went through the model for it.
+        num_cached_tokens: of conversations answered from the cache.
+        tokenize_s: seconds of rendering and tokenizing.
+        queue_s: seconds until its first conversation went to the model.
+        forward_s: seconds of the batches that its conversations were in.
+        code: of the error that it was answered with as a whole.
+    """
+
+    id: str
+    client: str = "anonymous"
+    model: str | None = None
+    num_conversations: int = 0
+    num_errors: int = 0
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    tokenize_s: float = 0.0
+    queue_s: float = 0.0
+    forward_s: float = 0.0
+    code: str | None = None
+
+
+_current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
+
+
+def current() -> RequestRecord:
+    """The record of the request that this code works for; one that nobody reads outside of any."""
+    return _current.get() or RequestRecord("-")
+
+
+def begin(record: RequestRecord) -> object:
+    """Make a record the current one; `end` with what this returns."""
+    return _current.set(record)
+
+
+def end(token: object) -> None:
+    """Undo `begin`."""
+    _current.reset(token)  # type: ignore[arg-type]
