@@ -11,6 +11,7 @@ from rm_core.config import BatchConfig, ModelConfig
 from rm_core.conversations import join, parse_conversation, parse_pair, parse_prompt
 from rm_core.errors import (
     ConversationTooLongError,
+    DeviceFailedError,
     DeviceMemoryError,
     InputError,
     InvalidConversationError,
@@ -24,7 +25,7 @@ from rm_core.errors import (
     TemplateError,
 )
 from rm_core.loading import load_encoder
-from rm_core.packing import pack
+from rm_core.packing import Packing, pack
 from rm_core.scorer import RewardScorer, combine
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
@@ -33,6 +34,7 @@ __all__ = [
     "ChatEncoder",
     "Checkpoint",
     "ConversationTooLongError",
+    "DeviceFailedError",
     "DeviceMemoryError",
     "Encoded",
     "Fingerprint",
@@ -44,6 +46,7 @@ __all__ = [
     "NonFiniteRewardError",
     "NotReadyError",
     "OverloadedError",
+    "Packing",
     "Reward",
     "RewardError",
     "RewardScorer",

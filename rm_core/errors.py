@@ -9,6 +9,7 @@ RewardError                       `code`: a stable snake_case word; `detail`: sa
 │   └── NotReadyError               the model is still loading, or failed to load
 └── ModelError                    the operator can fix it
     ├── ModelLoadError              start-up only: the model never becomes ready
+    ├── DeviceFailedError           a CUDA error: the process cannot score any more
     ├── DeviceMemoryError           names the setting to lower
     ├── NonFiniteRewardError        NaN or infinity never leaves as a number
     └── ScoringError                the forward pass raised something else
@@ -82,6 +83,12 @@ class ModelLoadError(ModelError):
     """The checkpoint would score wrongly, or cannot be loaded at all."""
 
     code = "model_load_error"
+
+
+class DeviceFailedError(ModelError):
+    """The device reported an error that it does not recover from while this process lives."""
+
+    code = "device_failed"
 
 
 class DeviceMemoryError(ModelError):

@@ -19,11 +19,17 @@ import torch
 
 from rm_core.chat import ChatEncoder, readout_position
 from rm_core.config import BatchConfig, ModelConfig
-from rm_core.errors import DeviceMemoryError, NonFiniteRewardError, RewardError, ScoringError
+from rm_core.errors import (
+    DeviceFailedError,
+    DeviceMemoryError,
+    NonFiniteRewardError,
+    RewardError,
+    ScoringError,
+)
 from rm_core.forward import forward_batch
 from rm_core.loading import LoadedModel, load_model
 from rm_core.memory import choose_budget, full_batch, halved
-from rm_core.packing import TokenIds, Tree, halves, pack
+from rm_core.packing import Packing, TokenIds, Tree, halves, pack
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
 logger = logging.getLogger(__name__)
@@ -107,10 +113,7 @@ class RewardScorer:
             DeviceMemoryError: the budget that was asked for does not fit.
             ModelError: the model cannot score even the small one.
         """
-        conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
-        (reward,) = self.score_ids([self.encoder.encode(conversation).input_ids]).rewards
-        if isinstance(reward, ScoreError):
-            raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
+        self.probe()
         if largest_batch is None:
             largest_batch = self._loaded.device.type == "cuda"
         while largest_batch and not self._fits():
@@ -121,6 +124,19 @@ class RewardScorer:
                 )
             self._budget = halved(self._budget)
             logger.warning("batch budget: %s", self._budget.reason)
+
+    def probe(self) -> Reward:
+        """Score the warm-up conversation; while all is in order, its reward stays what it was.
+
+        Raises:
+            ModelError: it cannot be scored.
+        """
+        conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
+        encoded = self.encoder.encode(conversation)
+        (reward,) = self.score_ids([encoded.input_ids]).rewards
+        if isinstance(reward, ScoreError):
+            raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
+        return Reward(reward, encoded.num_tokens)
 
     def _fits(self) -> bool:
         """Whether a full batch goes through the model."""
@@ -159,9 +175,19 @@ class RewardScorer:
 
         Args:
             sequences: token ids, none empty, none longer than the model's positions.
+
+        Raises:
+            DeviceFailedError: the device is out of order; this process will not score again.
         """
+        return self.score_prepared(self.prepare(sequences))
+
+    def prepare(self, sequences: Sequence[TokenIds]) -> Packing:
+        """The half of `score_ids` that leaves the model alone; may run on another thread."""
         read = [ids[: readout_position(ids, self._loaded.pad_token_id) + 1] for ids in sequences]
-        packing = pack(read, self._budget.max_batch_tokens)
+        return pack(read, self._budget.max_batch_tokens)
+
+    def score_prepared(self, packing: Packing) -> ScoredBatch:
+        """The other half of `score_ids`: the batches through the model."""
         rewards = [r for tree in packing.batches for r in self._score_batch(tree)]
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
@@ -169,6 +195,12 @@ class RewardScorer:
         """One reward or error for each; a batch that fails is scored again in halves."""
         try:
             logits = forward_batch(self._loaded, tree, self._row_multiple)
+        except torch.AcceleratorError as error:
+            # The device's context is lost: whatever comes next fails too, whoever sent it.
+            raise DeviceFailedError(
+                f"the device failed ({str(error).splitlines()[0]}); the model has to be loaded "
+                "again by a new process"
+            ) from error
         # The border of the batch: whatever the forward pass raises belongs to a conversation.
         except Exception as error:
             logger.exception("a batch of %d conversations failed", len(tree.sequences))

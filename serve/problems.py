@@ -23,6 +23,12 @@ class UnknownModelError(InputError):
     code = "model_not_found"
 
 
+class ReplicaUnhealthyError(OverloadedError):
+    """A replica cannot score any more and is being replaced; another one can."""
+
+    code = "replica_unhealthy"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """How errors of one class look on the wire."""

@@ -1,0 +1,203 @@
+"""A model on its device, the one thread that may use it, and whether both are in order.
+
+`Engine.run` takes batches from an event loop and never holds it up: a batch is packed on a thread
+of its own while the one before it is on the device. `Engine.check` tells the truth about the
+device; Serve asks it through `serve.scorer.Scorer`, `/ready` without Ray. No HTTP and no Ray here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from rm_core import DeviceFailedError, ModelError, Packing, RewardScorer, ScoredBatch, ScoreError
+from rm_core.packing import TokenIds
+from serve.problems import ReplicaUnhealthyError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOOK_S = 5.0
+# Until a batch counts as stuck: so many times what is expected of it, and at least so long. Layers
+# that are compiled wait for the compiler whenever a row has a new length.
+_STUCK_FACTOR = 20
+_STUCK_AT_LEAST_S = 120.0
+_STUCK_AT_LEAST_COMPILED_S = 900.0
+# Of one batch to the next, in the mean rate that expectations come from.
+_FORGET = 0.9
+# Errors of a conversation that may as well be the device's fault: the probe finds out.
+_SUSPICIOUS = frozenset({"non_finite_reward", "scoring_failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """One batch, scored. Plain data: it travels between processes.
+
+    Attributes:
+        batch: reward i belongs to sequence i.
+        forward_s: seconds on the device, waiting for it not included.
+        fingerprint: of the model that scored it, by the names of `rm_core.Fingerprint`.
+    """
+
+    batch: ScoredBatch
+    forward_s: float
+    fingerprint: dict[str, str]
+
+
+class Engine:
+    """Runs the batches of one model, one at a time, in the order in which they come.
+
+    Args:
+        scorer: loaded and warmed up; used by nobody else from now on.
+        stuck_after_s: seconds after which a batch that still runs makes the engine unhealthy;
+            None: 20 times what is expected of it from the batches before it, at least 120.
+
+    Attributes:
+        stuck_after_s: as above; may be changed at any time.
+
+    Raises:
+        ModelError: it cannot score the warm-up conversation.
+    """
+
+    def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
+        self.stuck_after_s = stuck_after_s
+        self._scorer = scorer
+        self._fingerprint: dict[str, str] = asdict(scorer.fingerprint)
+        self._failure: str | None = None
+        self._running: tuple[float, int] | None = None  # since when, and with how many tokens
+        self._tokens, self._seconds = 0.0, 0.0  # of the batches before, the latest count most
+        self._packing_thread = ThreadPoolExecutor(1, thread_name_prefix="packing")
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._thread = self._device_thread.submit(threading.current_thread).result()
+        started = time.perf_counter()
+        probed = self._device_thread.submit(scorer.probe).result()
+        self._expected = probed.reward
+        self._remember(probed.num_tokens, time.perf_counter() - started)
+
+    async def run(self, sequences: Sequence[TokenIds]) -> EngineAnswer:
+        """Score token ids; one that is cancelled before its turn never reaches the device.
+
+        Args:
+            sequences: token ids, none empty, at most about a batch of them.
+
+        Raises:
+            ReplicaUnhealthyError: nothing of it may be trusted; it can be scored elsewhere.
+        """
+        self.check()
+        packing = await asyncio.wrap_future(
+            _submit(self._packing_thread, self._scorer.prepare, sequences)
+        )
+        return await self._outcome(_submit(self._device_thread, self._score, packing))
+
+    def describe(self) -> dict[str, Any]:
+        """Effective settings of the loaded model.
+
+        Raises:
+            ReplicaUnhealthyError: see `check`.
+        """
+        self.check()
+        return self._scorer.describe()
+
+    def check(self) -> None:
+        """Return if the engine is in order.
+
+        Raises:
+            ReplicaUnhealthyError: its thread is dead or stuck, its device failed, or it computes
+                something else than when it was loaded.
+        """
+        if why := self._failure or self._dead() or self._stuck():
+            raise ReplicaUnhealthyError(f"the replica cannot score any more: {why}")
+
+    def close(self) -> None:
+        """Take nothing more; what runs is finished."""
+        self._packing_thread.shutdown(wait=False)
+        self._device_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _outcome(self, waiting: Future[EngineAnswer]) -> EngineAnswer:
+        future = asyncio.wrap_future(waiting)
+        try:
+            while not (await asyncio.wait([future], timeout=_LOOK_S))[0]:
+                self.check()  # whoever waits for a stuck thread must not be stuck with it
+            return future.result()
+        finally:
+            future.cancel()
+
+    def _score(self, packing: Packing) -> EngineAnswer:
+        """On the device's thread."""
+        if self._failure:
+            raise ReplicaUnhealthyError(f"the replica cannot score any more: {self._failure}")
+        started = time.perf_counter()
+        self._running = (started, packing.num_tokens)
+        try:
+            batch = self._scorer.score_prepared(packing)
+            forward_s = time.perf_counter() - started
+            if any(isinstance(r, ScoreError) and r.code in _SUSPICIOUS for r in batch.rewards):
+                self._probe()
+        except DeviceFailedError as error:
+            self._fail(error.detail)
+        finally:
+            self._running = None
+        if self._failure:
+            raise ReplicaUnhealthyError(f"the replica cannot score any more: {self._failure}")
+        self._remember(packing.num_tokens, forward_s)
+        return EngineAnswer(batch, forward_s, self._fingerprint)
+
+    def _probe(self) -> None:
+        """Whether a conversation failed by itself, or would have with any other engine."""
+        try:
+            reward = self._scorer.probe().reward
+        except DeviceFailedError:
+            raise
+        except ModelError as error:
+            self._fail(error.detail)
+            return
+        # The same row in the same process: hardly a bit may differ.
+        if abs(reward - self._expected) > 0.01 * max(1.0, abs(self._expected)):
+            self._fail(
+                f"the warm-up conversation gets {reward:.6g} now and got {self._expected:.6g} "
+                "when the model was loaded"
+            )
+
+    def _fail(self, why: str) -> None:
+        logger.error("unhealthy: %s", why)
+        self._failure = why
+
+    def _dead(self) -> str | None:
+        return None if self._thread.is_alive() else "its thread ended"
+
+    def _stuck(self) -> str | None:
+        if (running := self._running) is None:
+            return None
+        since, num_tokens = running
+        seconds, limit = time.perf_counter() - since, self._limit(num_tokens)
+        if seconds <= limit:
+            return None
+        return f"a batch of {num_tokens} tokens runs for {seconds:.0f} s (limit: {limit:.0f} s)"
+
+    def _limit(self, num_tokens: int) -> float:
+        if self.stuck_after_s is not None:
+            return self.stuck_after_s
+        compiled = self._scorer.loaded.compiled
+        at_least = _STUCK_AT_LEAST_COMPILED_S if compiled else _STUCK_AT_LEAST_S
+        return max(at_least, _STUCK_FACTOR * num_tokens * self._seconds / self._tokens)
+
+    def _remember(self, num_tokens: int, seconds: float) -> None:
+        self._tokens = _FORGET * self._tokens + num_tokens
+        self._seconds = _FORGET * self._seconds + seconds
+
+
+def _submit(
+    thread: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> Future[T]:
+    try:
+        return thread.submit(work, *args, **kwargs)
+    except RuntimeError:  # closed
+        raise ReplicaUnhealthyError("the replica was stopped; another one can score this") from None
