@@ -31,7 +31,8 @@ class Gateway:
             [
                 (model, RayBackend(model.alias, scorers[model.alias]))
                 for model in self._settings.models
-            ]
+            ],
+            self._settings,
         )
 
     async def drain(self) -> None:

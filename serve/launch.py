@@ -108,6 +108,7 @@ def run_locally(settings: Settings, say: Say) -> None:
     import uvicorn
 
     from serve.backends import LocalBackend, load_scorer, pin_revision
+    from serve.engine import Engine
     from serve.http import create_app
     from serve.service import ScoringService
     from serve.telemetry import configure_logging
@@ -130,8 +131,8 @@ def run_locally(settings: Settings, say: Say) -> None:
     models = []
     for model in map(pin_revision, settings.models):
         say(f"loading {model.alias} and warming it up")
-        models.append((model, LocalBackend(load_scorer(model))))
-    app = create_app(ScoringService(models), settings)
+        models.append((model, LocalBackend(Engine(load_scorer(model), model.stuck_after_s))))
+    app = create_app(ScoringService(models, settings), settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn stops in order, then raises the signal again; that would spoil the exit code.
         signal.signal(number, lambda _number, _frame: None)
