@@ -7,12 +7,13 @@ tokenize the next slice meanwhile, put everything back in order. Knows neither H
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rm_core import (
     Encoded,
@@ -39,6 +40,7 @@ from serve.waiting import Computed
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _RETRY_S = 1.0
@@ -144,7 +146,7 @@ class ServedModel:
         """Render and tokenize only."""
         encoded: list[Encoded | ScoreError] = []
         for some in slices(conversations):
-            encoded += await self._on_thread(lambda s=some: self.encoder.encode_all(s, truncation))
+            encoded += await self._on_thread(self.encoder.encode_all, some, truncation)
         return encoded
 
     async def score(
@@ -203,7 +205,7 @@ class ServedModel:
             try:
                 for some in slices(conversations):
                     started = time.perf_counter()
-                    one = await self._on_thread(lambda s=some: encode_slice(s, *how))
+                    one = await self._on_thread(encode_slice, some, *how)
                     record.tokenize_s += time.perf_counter() - started
                     done.append(one)
                     tasks.append(asyncio.create_task(self.queue.score(flow, one.unknown)))
@@ -245,8 +247,9 @@ class ServedModel:
         """The model that answered is not the one that `info` tells of."""
         self.info = await self._backend.describe()
 
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _on_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
 def fingerprint_of(info: dict[str, Any]) -> Fingerprint:

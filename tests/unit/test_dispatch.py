@@ -189,10 +189,16 @@ async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) 
     await line.hold()
     big = line.ask(*[(i, i, i, i, i) for i in range(400)])
     await until(lambda: line.queue.num_waiting == 400)
+
+    num_held = iter([1])
+
+    def hold_after_some(_: Sequence[Ids]) -> None:
+        if len(line.replicas.batches) > 6 and next(num_held, None):
+            line.replicas.go.clear()
+
+    line.replicas.failure_at = hold_after_some
     line.release()
-    await until(lambda: len(line.replicas.batches) > 5)
-    line.replicas.go.clear()
-    await until(lambda: line.queue.num_in_flight == 2)
+    await until(lambda: not line.replicas.go.is_set() and line.queue.num_in_flight == 2)
     waiting, sent = line.queue.num_waiting, len(line.replicas.batches)
     small = line.ask((7, 7, 8))
     await until(lambda: line.queue.num_waiting == waiting + 1)
