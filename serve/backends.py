@@ -5,15 +5,15 @@ Both answer the same two questions and raise only errors of `rm_core.errors`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rm_core import NotReadyError, RewardScorer, ScoredBatch, open_checkpoint
 from rm_core.packing import TokenIds
-from serve.batching import BatchQueue
+from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,18 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """A model in this process; its queue's thread alone uses it, so the event loop never waits."""
+    """A model in this process."""
 
-    def __init__(self, scorer: RewardScorer) -> None:
-        self._scorer = scorer
-        self._queue = BatchQueue(scorer.score_ids, scorer.describe()["max_batch_tokens"])
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
-        """See `Backend`. Calls that wait at the same time share batches; a cancelled one leaves."""
-        return await asyncio.wrap_future(self._queue.submit(sequences))
+        """See `Backend`."""
+        return (await self._engine.run(sequences)).batch
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
-        return self._scorer.describe()
+        return self._engine.describe()
 
 
 class RayBackend:
@@ -67,11 +66,14 @@ class RayBackend:
     def __init__(self, alias: str, handle: Any) -> None:
         self._alias = alias
         self._handle = handle.options(_by_reference=False)
+        self._name = uuid.uuid4().hex
 
     async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
         """See `Backend`."""
-        answer: ScoredBatch = await self._call(self._handle.score, list(sequences))
-        return answer
+        answer: EngineAnswer = await self._call(
+            self._handle.score_batch, list(sequences), 0, self._name
+        )
+        return answer.batch
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""

@@ -34,9 +34,9 @@ RM_CORE_LAYERS = [
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
     ["serve.launch", "serve.tables", "serve.jobs"],
-    ["serve.app"],
+    ["serve.app", "serve.local", "serve.ingress"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
-    ["serve.http"],
+    ["serve.http", "serve.listening", "serve.haproxy", "serve.autoscaling"],
     ["serve.routes"],
     ["serve.service"],
     ["serve.served_model"],
@@ -45,6 +45,7 @@ SERVE_LAYERS = [
     ["serve.problems"],
     ["serve.batching", "serve.pieces"],
     ["serve.batch_choice"],
+    ["serve.door", "serve.changes"],
     ["serve.schemas", "serve.telemetry", "serve.settings"],
     ["serve.model_settings", "serve.request_record"],
 ]
