@@ -62,9 +62,14 @@ class ConversationTooLongError(InputError):
 
 
 class OverloadedError(RewardError):
-    """Nothing is wrong with the request; the same request will work later."""
+    """Nothing is wrong with the request; the same request will work later.
+
+    Attributes:
+        retry_after_s: seconds after which it is worth another try; None if nothing is known.
+    """
 
     code = "overloaded"
+    retry_after_s: float | None = None
 
 
 class NotReadyError(OverloadedError):

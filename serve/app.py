@@ -12,7 +12,6 @@ order, answer).
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
 
-import re
 from typing import Any
 
 import ray
@@ -23,7 +22,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve.autoscaling import QueuedTokens
 from serve.backends import pin_revision
-from serve.gateway import Gateway
+from serve.gateway import Gateway, deployment_name
 from serve.model_settings import ModelSettings
 from serve.scorer import Scorer
 from serve.settings import Settings
@@ -66,11 +65,6 @@ def build(args: Settings) -> Application:
     )
     application: Application = gateway.bind(args, scorers)
     return application
-
-
-def deployment_name(alias: str) -> str:
-    """Name of the deployment that serves a model, unique where aliases are."""
-    return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)
 
 
 def _scorer(model: ModelSettings, settings: Settings) -> Any:

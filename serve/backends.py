@@ -1,32 +1,110 @@
-"""How the gateway reaches a model: in this process, or in a Ray Serve deployment.
+"""How the gateway reaches the replicas of a model: one in this process, or those of a deployment.
 
-Both answer the same two questions and raise only errors of `rm_core.errors`.
+Both answer the same questions and raise only errors of `rm_core.errors` and of this module.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rm_core import NotReadyError, RewardScorer, ScoredBatch, open_checkpoint
+from rm_core import (
+    Fingerprint,
+    ModelError,
+    NotReadyError,
+    OverloadedError,
+    RewardError,
+    RewardScorer,
+    ScoredBatch,
+    open_checkpoint,
+)
 from rm_core.packing import TokenIds
 from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
+from serve.observer import RetryReason
+from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
 
 logger = logging.getLogger(__name__)
 
 
-class Backend(Protocol):
-    """Where the rewards of one model come from."""
+class ReplicaLostError(RewardError):
+    """A replica went while it had the batch, which another one may score.
 
-    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
-        """Reward i belongs to sequence i.
+    Attributes:
+        replica: which one; unique.
+        reason: what became of it.
+    """
+
+    code = "replica_lost"
+    replica = ""
+    reason: RetryReason = "replica_lost"
+
+    @classmethod
+    def of(
+        cls, detail: str, replica: str, reason: RetryReason = "replica_lost"
+    ) -> ReplicaLostError:
+        """The error with all that is known."""
+        error = cls(detail)
+        error.replica, error.reason = replica, reason
+        return error
+
+
+class ReplicaBusyError(OverloadedError):
+    """The batch was not taken; it may be a moment later."""
+
+    code = "replica_busy"
+
+
+class GaveUpError(ModelError):
+    """Every replica that had the conversation was lost; no other is risked for it."""
+
+    code = "lost_replicas"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One batch, scored.
+
+    Attributes:
+        batch: reward i belongs to sequence i.
+        forward_s: seconds on the device.
+        fingerprint: of the model that scored it.
+    """
+
+    batch: ScoredBatch
+    forward_s: float
+    fingerprint: Fingerprint
+
+    @classmethod
+    def of(cls, answer: EngineAnswer) -> Answer:
+        """What an engine answered."""
+        return cls(answer.batch, answer.forward_s, Fingerprint(**answer.fingerprint))
+
+
+class Backend(Protocol):
+    """Where the rewards of one model come from.
+
+    Attributes:
+        num_replicas: that are up, as far as is known.
+    """
+
+    num_replicas: int
+
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+        """One batch through one replica; reward i belongs to sequence i.
+
+        Args:
+            sequences: token ids, none empty, distinct.
+            backlog_tokens: what waits besides, for the scaling of replicas.
 
         Raises:
-            RewardError: nothing of the batch could be scored.
+            ReplicaLostError, ReplicaBusyError: see there; send it again.
+            RewardError: the model will not answer.
         """
         ...
 
@@ -38,47 +116,65 @@ class Backend(Protocol):
         """
         ...
 
+    async def refresh(self) -> None:
+        """Find out how many replicas are up.
+
+        Raises:
+            RewardError: one that was up cannot score any more, and there is no other.
+        """
+        ...
+
 
 class LocalBackend:
     """A model in this process."""
 
     def __init__(self, engine: Engine) -> None:
+        self.num_replicas = 1
         self._engine = engine
 
-    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         """See `Backend`."""
-        return (await self._engine.run(sequences)).batch
+        return Answer.of(await self._engine.run(sequences))
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
         return self._engine.describe()
 
+    async def refresh(self) -> None:
+        """See `Backend`."""
+        self._engine.check()
+
 
 class RayBackend:
-    """A model in a Serve deployment, called through its handle.
+    """The replicas of a Serve deployment, called through its handle.
 
     Args:
         alias: name of the model, for messages.
-        handle: of the scorer deployment. Calls go by value: the gateway keeps them small, and that
-            costs half as much as going through the object store.
+        deployment: name of the deployment.
+        handle: of the deployment. Calls go by value: a batch is small, and that costs half as much
+            as going through the object store.
     """
 
-    def __init__(self, alias: str, handle: Any) -> None:
+    def __init__(self, alias: str, deployment: str, handle: Any) -> None:
+        self.num_replicas = 0
         self._alias = alias
+        self._deployment = deployment
         self._handle = handle.options(_by_reference=False)
-        self._name = uuid.uuid4().hex
+        self._gateway = uuid.uuid4().hex
 
-    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         """See `Backend`."""
-        answer: EngineAnswer = await self._call(
-            self._handle.score_batch, list(sequences), 0, self._name
-        )
-        return answer.batch
+        method = self._handle.score_batch
+        return Answer.of(await self._call(method, list(sequences), backlog_tokens, self._gateway))
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
         answer: dict[str, Any] = await self._call(self._handle.describe)
         return answer
+
+    async def refresh(self) -> None:
+        """See `Backend`."""
+        self.num_replicas = await asyncio.to_thread(_num_running, self._deployment)
 
     async def _call(self, method: Any, *args: Any) -> Any:
         from ray.exceptions import RayActorError
@@ -86,12 +182,35 @@ class RayBackend:
 
         try:
             return await method.remote(*args)
-        except (RayActorError, DeploymentUnavailableError) as error:
-            raise NotReadyError(
-                f"model {self._alias!r} lost its replica or is being replaced; try again"
+        except RayActorError as error:
+            replica = error.actor_id or uuid.uuid4().hex
+            raise ReplicaLostError.of(
+                f"replica {replica} is gone", replica, "replica_lost"
+            ) from error
+        except ReplicaRefusedError as error:
+            raise ReplicaBusyError(error.detail) from error
+        except ReplicaUnhealthyError as error:
+            raise ReplicaLostError.of(
+                error.detail, uuid.uuid4().hex, "replica_unhealthy"
             ) from error
         except BackPressureError as error:
-            raise NotReadyError(f"model {self._alias!r} is at its limit; try again") from error
+            raise ReplicaBusyError(f"model {self._alias!r} is at its limit; try again") from error
+        except DeploymentUnavailableError as error:
+            raise NotReadyError(
+                f"model {self._alias!r} has no replica and will get none until it is deployed again"
+            ) from error
+
+
+def _num_running(deployment: str) -> int:
+    """Replicas of a deployment of this process's own application that are up."""
+    from ray import serve as ray_serve
+
+    app_name = ray_serve.get_replica_context().app_name
+    application = ray_serve.status().applications.get(app_name)
+    if application is None or deployment not in application.deployments:
+        return 0
+    states = application.deployments[deployment].replica_states
+    return sum(number for state, number in states.items() if state == "RUNNING")
 
 
 def pin_revision(settings: ModelSettings) -> ModelSettings:

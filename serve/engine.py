@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from rm_core import DeviceFailedError, ModelError, Packing, RewardScorer, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
-from serve.problems import ReplicaUnhealthyError
+from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,13 @@ class Engine:
             sequences: token ids, none empty, at most about a batch of them.
 
         Raises:
+            ReplicaRefusedError: nothing of it was tried; it can be scored elsewhere.
             ReplicaUnhealthyError: nothing of it may be trusted; it can be scored elsewhere.
         """
-        self.check()
+        try:
+            self.check()
+        except ReplicaUnhealthyError as error:
+            raise ReplicaRefusedError(error.detail) from error
         packing = await asyncio.wrap_future(
             _submit(self._packing_thread, self._scorer.prepare, sequences)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,11 @@ class Gateway:
     def __init__(self, settings: Settings, scorers: Mapping[str, Any]) -> None:
         self._at_start = settings
         configure_logging(settings.log_level)
-        self._service = ScoringService(
-            [(model, RayBackend(model.alias, scorers[model.alias])) for model in settings.models]
+        backends = (
+            RayBackend(model.alias, deployment_name(model.alias), scorers[model.alias])
+            for model in settings.models
         )
+        self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
         self._app = create_app(self._service, settings, echo_request_id=False)
         self._app.add_middleware(Restored)
 
@@ -52,9 +55,14 @@ class Gateway:
         """
         settings = changed(self._at_start, user_config)
         configure_logging(settings.log_level)
-        self._app.state.settings = settings
+        self._app.state.settings = self._service.settings = settings
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
         return self._app
+
+
+def deployment_name(alias: str) -> str:
+    """Name of the deployment that serves a model, unique where aliases are."""
+    return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)

@@ -40,7 +40,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         say(f"loading {model.alias} and warming it up")
         engines.append(Engine(load_scorer(model), model.stuck_after_s))
         models.append((model, LocalBackend(engines[-1])))
-    service = ScoringService(models)
+    service = ScoringService(models, settings)
     config = uvicorn.Config(
         create_app(service, settings),
         host=settings.host,

@@ -29,6 +29,10 @@ class ReplicaUnhealthyError(OverloadedError):
     code = "replica_unhealthy"
 
 
+class ReplicaRefusedError(ReplicaUnhealthyError):
+    """It could not score any more before the batch came; nothing of the batch was tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """How errors of one class look on the wire."""

@@ -53,6 +53,11 @@ TruncationMode = Annotated[
     ),
 ]
 
+Priority = Annotated[
+    int,
+    Field(ge=-1000, le=1000, description="what waits of lower numbers goes first, whoever asks"),
+]
+
 _PARIS: list[JsonValue] = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
@@ -68,6 +73,7 @@ class _Body(BaseModel):
 
     model: ModelName = None
     truncation: TruncationMode = "error"
+    priority: Priority = 0
 
 
 class ScoreRequest(_Body):

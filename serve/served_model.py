@@ -1,7 +1,7 @@
-"""One model as the gateway sees it: tokenizer, cache of rewards, backend, and whether it is ready.
+"""One model as the gateway sees it: tokenizer, cache of rewards, queue, and whether it is ready.
 
-From conversations to rewards: tokenize, look up what was computed before, send the rest to the
-backend in pieces, put everything back in order. Knows neither HTTP nor Ray.
+From conversations to rewards: tokenize a slice, look up what was computed before, queue the rest,
+tokenize the next slice meanwhile, put everything back in order. Knows neither HTTP nor Ray.
 """
 
 from __future__ import annotations
@@ -19,25 +19,32 @@ from rm_core import (
     Fingerprint,
     ModelLoadError,
     NotReadyError,
+    OverloadedError,
     Reward,
     RewardError,
     ScoreCache,
     ScoredBatch,
     ScoreError,
     Truncation,
-    cache_keys,
     combine,
     load_encoder,
 )
 from serve.backends import Backend
+from serve.dispatch import Dispatcher
 from serve.model_settings import ModelSettings
-from serve.pieces import Pieces, split
+from serve.observer import Nobody, Observer
+from serve.request_record import current
+from serve.slices import Slice, encode_slice, slices
+from serve.waiting import Computed
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _RETRY_S = 1.0
+# A request whose model was replaced under way is scored again; more often than that, by a model
+# that does not change.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +72,18 @@ class Scores:
         return sum(result.num_tokens for result in self.results if isinstance(result, Reward))
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A tokenized request: what is known of it, and what has to be computed.
-
-    Attributes:
-        encoded: `[num_conversations]`.
-        fingerprint: of the model that it was planned for.
-        keys: in the cache, of each sequence that could be encoded; none if there is no cache.
-        known: the reward of each sequence that could be encoded; None where it is to be computed.
-        pieces: of those to be computed.
-        num_cached_tokens: of those known.
-    """
-
-    encoded: list[Encoded | ScoreError]
-    fingerprint: Fingerprint
-    keys: list[bytes]
-    known: list[float | None]
-    pieces: Pieces
-    num_cached_tokens: int
-
-
 class ServedModel:
     """A model that requests can name.
 
     Args:
         settings: what was asked for.
         backend: where its rewards come from.
+        observer: is told of its batches.
 
     Attributes:
         encoder: renders and tokenizes for it; used on one thread alone.
         cache: rewards computed before, by any replica; None if it is switched off.
+        queue: what waits for its replicas.
         info: effective settings; None until the model is loaded and warmed up.
         failure: why it is not ready, where that is known.
 
@@ -103,10 +91,13 @@ class ServedModel:
         ModelLoadError: its tokenizer or template cannot be used.
     """
 
-    def __init__(self, settings: ModelSettings, backend: Backend) -> None:
+    def __init__(
+        self, settings: ModelSettings, backend: Backend, observer: Observer | None = None
+    ) -> None:
         self.settings = settings
         self.encoder = load_encoder(settings.model_loading())
         self.cache = ScoreCache(settings.cache_bytes) if settings.cache_bytes else None
+        self.queue = Dispatcher(settings.alias, backend, observer or Nobody())
         self.info: dict[str, Any] | None = None
         self.failure: str | None = None
         self.created = int(time.time())
@@ -115,13 +106,13 @@ class ServedModel:
 
     @property
     def state(self) -> str:
-        """`ready`, `failed` or `loading`."""
+        """`ready`, `restarting` if all replicas were lost, `failed` or `loading`."""
         if self.info is not None:
-            return "ready"
+            return "ready" if self._backend.num_replicas else "restarting"
         return "failed" if self.failure else "loading"
 
     def require_ready(self) -> dict[str, Any]:
-        """The effective settings.
+        """The effective settings. A model that lost its replicas still takes what it can queue.
 
         Raises:
             NotReadyError: the model is not loaded.
@@ -131,113 +122,131 @@ class ServedModel:
             raise NotReadyError(f"model {self.settings.alias!r} is still loading{why}; try again")
         return self.info
 
+    def require_room(self, max_queued_tokens: int) -> None:
+        """Return if less than that waits.
+
+        Raises:
+            OverloadedError: it does not.
+        """
+        excess = self.queue.queued_tokens - max_queued_tokens
+        if excess < 0:
+            return
+        error = OverloadedError(
+            f"{self.queue.queued_tokens} tokens wait for model {self.settings.alias!r}, and "
+            f"{max_queued_tokens} may (setting `max_queued_tokens`); send the request again later"
+        )
+        error.retry_after_s = 1.0 + (self.queue.seconds_for(excess) or 0.0)
+        raise error
+
     async def encode(
         self, conversations: Sequence[object], truncation: Truncation
     ) -> list[Encoded | ScoreError]:
         """Render and tokenize only."""
-        return await self._on_thread(lambda: self.encoder.encode_all(conversations, truncation))
+        encoded: list[Encoded | ScoreError] = []
+        for some in slices(conversations):
+            encoded += await self._on_thread(lambda s=some: self.encoder.encode_all(s, truncation))
+        return encoded
 
-    async def score(self, conversations: Sequence[object], truncation: Truncation) -> Scores:
+    async def score(
+        self, conversations: Sequence[object], truncation: Truncation, priority: int = 0
+    ) -> Scores:
         """Score conversations; result i belongs to conversation i.
 
         Raises:
-            NotReadyError: the model is not loaded, or was lost on the way.
+            NotReadyError: the model is not loaded, or will not be again.
         """
-        started = time.perf_counter()
-        info = self.require_ready()
-        plan = await self._on_thread(lambda: self._plan(conversations, truncation, info))
-        planned = time.perf_counter()
-        if fingerprint_of(self.require_ready()) != plan.fingerprint:
-            raise NotReadyError(f"model {self.settings.alias!r} was just replaced; try again")
-        computed = await self._compute(plan.pieces)
-        fresh = iter(computed.rewards)
-        rewards = tuple(next(fresh) if reward is None else reward for reward in plan.known)
-        self._remember(plan, rewards)
-        scores = Scores(
-            model=self.settings.alias,
-            results=combine(plan.encoded, ScoredBatch(rewards, computed.num_computed_tokens)),
-            fingerprint=plan.fingerprint,
-            num_computed_tokens=computed.num_computed_tokens,
-            num_cached_tokens=plan.num_cached_tokens,
-        )
-        logger.info(
-            "scored model=%s items=%d errors=%d tokens=%d computed=%d cached=%d tokenize_s=%.3f "
-            "score_s=%.3f",
-            scores.model,
-            len(scores.results),
-            sum(isinstance(result, ScoreError) for result in scores.results),
-            scores.num_tokens,
-            scores.num_computed_tokens,
-            scores.num_cached_tokens,
-            planned - started,
-            time.perf_counter() - planned,
-        )
-        return scores
+        for _ in range(_ATTEMPTS):
+            info = self.require_ready()
+            self.queue.max_batch_tokens = info["max_batch_tokens"]
+            parts, answers = await self._compute(conversations, truncation, priority, info)
+            fingerprints = {f for answer in answers for f in answer.fingerprints}
+            if any(one.num_cached_tokens for one in parts) or not fingerprints:
+                fingerprints.add(fingerprint_of(info))
+            if fingerprints == {fingerprint_of(info)}:
+                return self._scores(parts, answers, fingerprint_of(info))
+            await self._learn_again()
+        raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
     async def watch(self) -> None:
         """Keep `info` true; runs until cancelled."""
         alias = self.settings.alias
         while True:
-            if self.info is None:
-                try:
+            try:
+                if self.info is None:
                     self.info = await self._backend.describe()
                     self.failure = None
-                except ModelLoadError as error:
-                    self.failure = error.detail
-                    logger.error("model %s: %s", alias, error.detail)
-                    return
-                except RewardError as error:
-                    self.failure = error.detail
-                # Whatever it was, without a watcher the model would be loading for ever.
-                except Exception as error:
-                    logger.exception("model %s cannot be asked", alias)
-                    self.failure = f"{type(error).__name__}; the service's log has the details"
+                await self._backend.refresh()
+            except ModelLoadError as error:
+                self.failure = error.detail
+                logger.error("model %s: %s", alias, error.detail)
+                return
+            except RewardError as error:
+                self.info, self.failure = None, error.detail
+            # Whatever it was, without a watcher the model would be loading for ever.
+            except Exception as error:
+                logger.exception("model %s cannot be asked", alias)
+                self.failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)
+
+    async def _compute(
+        self,
+        conversations: Sequence[object],
+        truncation: Truncation,
+        priority: int,
+        info: dict[str, Any],
+    ) -> tuple[list[Slice], list[Computed]]:
+        record = current()
+        how = (truncation, self.encoder, self.cache, fingerprint_of(info))
+        done: list[Slice] = []
+        tasks: list[asyncio.Task[Computed]] = []
+        with self.queue.flow(record.client, priority) as flow:
+            try:
+                for some in slices(conversations):
+                    started = time.perf_counter()
+                    one = await self._on_thread(lambda s=some: encode_slice(s, *how))
+                    record.tokenize_s += time.perf_counter() - started
+                    done.append(one)
+                    tasks.append(asyncio.create_task(self.queue.score(flow, one.unknown)))
+                    if any(task.done() and task.exception() for task in tasks):
+                        break  # the request failed: nobody needs the rest
+                return done, await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def _scores(
+        self, parts: Sequence[Slice], answers: Sequence[Computed], fingerprint: Fingerprint
+    ) -> Scores:
+        results: list[Reward | ScoreError] = []
+        for one, answer in zip(parts, answers, strict=True):
+            rewards = one.rewards(answer.batch.rewards)
+            if self.cache is not None:
+                for key, reward in zip(one.keys, rewards, strict=True):
+                    self.cache.put(key, reward)
+            results += combine(one.encoded, ScoredBatch(tuple(rewards), 0))
+        scores = Scores(
+            model=self.settings.alias,
+            results=results,
+            fingerprint=fingerprint,
+            num_computed_tokens=sum(answer.batch.num_computed_tokens for answer in answers),
+            num_cached_tokens=sum(one.num_cached_tokens for one in parts),
+        )
+        record = current()
+        record.num_errors += sum(isinstance(result, ScoreError) for result in results)
+        record.num_tokens += scores.num_tokens
+        record.num_computed_tokens += scores.num_computed_tokens
+        record.num_cached_tokens += scores.num_cached_tokens
+        record.queue_s += answers[0].queue_s if answers else 0.0
+        batches = {number: s for answer in answers for number, s in answer.batches.items()}
+        record.forward_s += sum(batches.values())
+        return scores
+
+    async def _learn_again(self) -> None:
+        """The model that answered is not the one that `info` tells of."""
+        self.info = await self._backend.describe()
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _plan(
-        self, conversations: Sequence[object], truncation: Truncation, info: dict[str, Any]
-    ) -> _Plan:
-        encoded = self.encoder.encode_all(conversations, truncation)
-        sequences = [item.input_ids for item in encoded if isinstance(item, Encoded)]
-        fingerprint = fingerprint_of(info)
-        keys: list[bytes] = []
-        known: list[float | None] = [None] * len(sequences)
-        if self.cache is not None:
-            keys = cache_keys(fingerprint, sequences)
-            known = [self.cache.get(key) for key in keys]
-        unknown = [s for s, reward in zip(sequences, known, strict=True) if reward is None]
-        return _Plan(
-            encoded=encoded,
-            fingerprint=fingerprint,
-            keys=keys,
-            known=known,
-            pieces=split(unknown, info["max_batch_tokens"], self.settings.num_replicas),
-            num_cached_tokens=sum(map(len, sequences)) - sum(map(len, unknown)),
-        )
-
-    async def _compute(self, pieces: Pieces) -> ScoredBatch:
-        """Rewards in the order of the sequences before they were split."""
-        calls = [asyncio.ensure_future(self._backend.score(some)) for some in pieces.sequences]
-        try:
-            answers = await asyncio.gather(*calls)
-        except NotReadyError:
-            self.info = None  # the watcher asks again
-            raise
-        finally:
-            for call in calls:  # after a failure nobody waits for the others
-                call.cancel()
-        rewards = pieces.restore([answer.rewards for answer in answers])
-        return ScoredBatch(tuple(rewards), sum(answer.num_computed_tokens for answer in answers))
-
-    def _remember(self, plan: _Plan, rewards: Sequence[float | ScoreError]) -> None:
-        # If the model was lost meanwhile, another may have come up and answered.
-        if self.cache is None or self.info is None or fingerprint_of(self.info) != plan.fingerprint:
-            return
-        for key, reward in zip(plan.keys, rewards, strict=True):
-            self.cache.put(key, reward)
 
 
 def fingerprint_of(info: dict[str, Any]) -> Fingerprint:

@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
 from serve.model_settings import ModelSettings
+from serve.observer import Observer
 from serve.problems import BadRequestError, UnknownModelError
+from serve.request_record import current
 from serve.served_model import Scores, ServedModel
+from serve.settings import Settings
 
 
 class ScoringService:
@@ -21,14 +24,22 @@ class ScoringService:
 
     Args:
         models: settings and backend of each.
+        settings: its limits; may be replaced at any time.
+        observer: is told of every batch.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
     """
 
-    def __init__(self, models: Sequence[tuple[ModelSettings, Backend]]) -> None:
+    def __init__(
+        self,
+        models: Sequence[tuple[ModelSettings, Backend]],
+        settings: Settings,
+        observer: Observer | None = None,
+    ) -> None:
+        self.settings = settings
         self._models = {
-            settings.alias: ServedModel(settings, backend) for settings, backend in models
+            model.alias: ServedModel(model, backend, observer) for model, backend in models
         }
         self._num_running = 0
         self._draining = False
@@ -42,8 +53,8 @@ class ScoringService:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is loaded and warmed up, and new work is accepted."""
-        return not self._draining and all(m.info is not None for m in self._models.values())
+        """Whether every model has a replica that is warmed up, and new work is accepted."""
+        return not self._draining and all(m.state == "ready" for m in self._models.values())
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
@@ -86,23 +97,37 @@ class ScoringService:
         return model, await model.encode(conversations, truncation)
 
     async def score(
-        self, name: str | None, conversations: Sequence[object], truncation: Truncation
+        self,
+        name: str | None,
+        conversations: Sequence[object],
+        truncation: Truncation,
+        priority: int = 0,
     ) -> Scores:
         """Score conversations; result i belongs to conversation i.
 
+        Args:
+            name: of the model; see `find`.
+            conversations: as they came.
+            truncation: what to do with those that are too long.
+            priority: whose requests go first: those of a lower number.
+
         Raises:
             UnknownModelError, BadRequestError: see `find`.
-            NotReadyError: the model is not loaded, or was lost on the way.
-            OverloadedError: the service is stopping.
+            NotReadyError: the model is not loaded, or will not be again.
+            OverloadedError: too much waits already, or the service is stopping.
         """
         model = self.find(name)
+        record = current()
+        record.model = model.settings.alias
+        record.num_conversations += len(conversations)
         model.require_ready()
+        model.require_room(self.settings.max_queued_tokens)
         if self._draining:
             raise OverloadedError("the service is stopping; send the request again, or elsewhere")
         self._num_running += 1
         self._idle.clear()
         try:
-            return await model.score(conversations, truncation)
+            return await model.score(conversations, truncation, priority)
         finally:
             self._num_running -= 1
             if self._num_running == 0:

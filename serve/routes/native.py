@@ -40,7 +40,7 @@ router = APIRouter(tags=["scoring"], responses=problems.responses())
 @router.post("/v1/score", response_model=ScoreResponse, summary="Score conversations")
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Rewards in the order of the conversations; one that cannot be scored gets an `error`."""
-    scores = await service.score(body.model, body.conversations, body.truncation)
+    scores = await service.score(body.model, body.conversations, body.truncation, body.priority)
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
     return JSONResponse({**_envelope("score", scores), "results": results})
 
@@ -50,7 +50,7 @@ async def compare(body: CompareRequest, service: ServiceDep) -> JSONResponse:
     """Margin and probability of each pair, and the share of pairs with a positive margin."""
     parsed = [_parse_pair(pair) for pair in body.pairs]
     sides = [side for pair in parsed if not isinstance(pair, ScoreError) for side in pair]
-    scores = await service.score(body.model, sides, body.truncation)
+    scores = await service.score(body.model, sides, body.truncation, body.priority)
     rewards = iter(scores.results)
     results: list[dict[str, Any]] = []
     for index, pair in enumerate(parsed):
@@ -70,7 +70,7 @@ async def rank(body: RankRequest, service: ServiceDep) -> JSONResponse:
     """Answers in the order given, each with its rank; equal rewards share one."""
     joined = [_join(body.prompt, response) for response in body.responses]
     conversations = [item for item in joined if not isinstance(item, ScoreError)]
-    scores = await service.score(body.model, conversations, body.truncation)
+    scores = await service.score(body.model, conversations, body.truncation, body.priority)
     rewards = iter(scores.results)
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
     best_first = sorted((i.reward for i in items if isinstance(i, Reward)), reverse=True)

@@ -1,0 +1,263 @@
+"""The queue of one model, in the gateway: what all requests wait for, a batch at a time out of it.
+
+As soon as a replica is free, or about to be, it gets the next batch, made of what waits then, from
+whatever request; nobody waits for a batch to fill. So conversations of one prompt come together
+across requests, those that are equal are scored once, and a large request is spread over all
+replicas. Whose turn it is: `serve.fair_order`; what goes well together: `serve.batch_choice`.
+
+It stands in the gateway, not before the device, for three reasons: one call a batch costs less
+than one a request; what a lost replica had can be sent to another from here; and what nobody waits
+for any more is dropped before it is sent. Lives on one event loop; no thread, no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+from rm_core import RewardError, ScoreError, ScoringError
+from rm_core.packing import TokenIds
+from serve.backends import Answer, Backend, GaveUpError, ReplicaBusyError, ReplicaLostError
+from serve.batch_choice import choose, share_out, tree_size
+from serve.fair_order import Flow
+from serve.observer import BatchReport, Observer
+from serve.waiting import Computed, Entry, Pool
+from serve.work_rate import WorkRate
+
+logger = logging.getLogger(__name__)
+
+# A batch is chosen from what is to be taken next, of this many budgets: it bounds by how much the
+# young overtake the old, and the time that choosing takes.
+_LOOK_AHEAD = 4
+# A replica gets its next batch this long before it is expected to be free: longer than the way
+# there takes, short enough for whoever comes meanwhile not to wait behind it.
+_LEAD_S = 0.05
+# What was at so many replicas when they were lost is not sent to another.
+_MAX_LOSSES = 2
+_BUSY_S = 0.1
+
+
+class Dispatcher:
+    """Batches for one model's replicas.
+
+    Args:
+        alias: of the model.
+        backend: its replicas.
+        observer: is told of every batch.
+
+    Attributes:
+        max_batch_tokens: the budget of a batch; known once the model is loaded.
+    """
+
+    def __init__(self, alias: str, backend: Backend, observer: Observer) -> None:
+        self.max_batch_tokens = 1
+        self._alias = alias
+        self._backend = backend
+        self._observer = observer
+        self._pool = Pool()
+        # To be sent as they are, before all others: halves of what failed, and, alone and one at a
+        # time, what a replica was lost with.
+        self._again: deque[list[Entry]] = deque()
+        self._suspect_is_running = False
+        self._rate = WorkRate(_LEAD_S)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._numbers = count()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of what waits, without what is on its way through a replica."""
+        return self._pool.num_tokens
+
+    @property
+    def num_waiting(self) -> int:
+        """Distinct conversations that wait."""
+        return self._pool.num_waiting
+
+    @property
+    def num_in_flight(self) -> int:
+        """Batches that are on their way."""
+        return len(self._tasks)
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that are up."""
+        return self._backend.num_replicas
+
+    def seconds_for(self, num_tokens: int) -> float | None:
+        """How long all replicas together take for so many tokens; None if nothing is known yet."""
+        return self._rate.seconds_for(num_tokens, self._num_devices)
+
+    @contextmanager
+    def flow(self, client: str, priority: int) -> Iterator[Flow[Entry]]:
+        """What a request waits for as a whole; see `serve.fair_order`."""
+        flow: Flow[Entry] = Flow(client, priority)
+        try:
+            yield flow
+        finally:
+            self._pool.discard(flow)
+
+    async def score(self, flow: Flow[Entry], sequences: Sequence[TokenIds]) -> Computed:
+        """Rewards of sequences, none of them empty, in order; cancelled, what waits is dropped.
+
+        Raises:
+            RewardError: none of the model's replicas will answer.
+        """
+        call = self._pool.ask(flow, sequences)
+        if call.num_missing:
+            self._pump_soon()
+        try:
+            await call.future
+        finally:
+            if call.num_missing:
+                self._pool.forget(call)
+        return call.answer()
+
+    @property
+    def _num_devices(self) -> int:
+        """What is sent while no replica is up waits for the first one to come."""
+        return max(1, self._backend.num_replicas)
+
+    def _pump_soon(self, delay_s: float = 0.0) -> None:
+        """Look for free replicas, after what else arrives at this moment."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._pump)
+
+    def _pump(self) -> None:
+        """Give free replicas batches until none is free or nothing waits."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._pool.num_tokens:
+            wait_s = self._rate.free_in(now, self._num_devices)
+            if wait_s is None:  # the next answer wakes us
+                return
+            if wait_s > 0:
+                self._pump_soon(wait_s)
+                return
+            batch = self._next_batch()
+            if not batch:
+                return
+            self._pool.take(batch, now)
+            task = asyncio.get_running_loop().create_task(self._run(batch, now))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _next_batch(self) -> list[Entry]:
+        for _ in range(len(self._again)):
+            batch = [entry for entry in self._again.popleft() if entry.is_wanted]
+            if _is_suspect(batch) and self._suspect_is_running:
+                self._again.append(batch)
+            elif batch:
+                return batch
+        held_back = (entry for batch in self._again for entry in batch)
+        waiting = self._pool.next_ones(_LOOK_AHEAD * self.max_batch_tokens, without=held_back)
+        if not waiting:
+            return []
+        chosen = choose(list(waiting), self.max_batch_tokens)
+        return [waiting[sequence] for sequence in chosen.ordered]
+
+    async def _run(self, batch: list[Entry], now: float) -> None:
+        sequences = [entry.sequence for entry in batch]
+        is_suspect = _is_suspect(batch)
+        self._suspect_is_running = self._suspect_is_running or is_suspect
+        ticket = self._rate.begin(now, tree_size(sequences), self._num_devices)
+        try:
+            answer = await self._backend.score(sequences, self._pool.num_tokens)
+            assert len(answer.batch.rewards) == len(batch)
+        except ReplicaLostError as error:
+            self._lost(batch, error)
+        except ReplicaBusyError:
+            self._observer.retry(self._alias, "overloaded", len(batch))
+            await asyncio.sleep(_BUSY_S)
+            self._send_again([batch])
+        except RewardError as error:
+            self._pool.refuse(batch, error)
+        # The border of the batch: whatever happens belongs to its callers; others still wait.
+        except Exception as error:
+            self._failed(batch, error)
+        else:
+            self._observe(batch, answer, now)
+            self._finish(batch, answer)
+        finally:
+            self._rate.end(ticket)
+            if is_suspect:
+                self._suspect_is_running = False
+            self._pump_soon()
+
+    def _finish(self, batch: list[Entry], answer: Answer) -> None:
+        number = next(self._numbers)
+        for call in {call: None for entry in batch for call in entry.calls}:
+            call.fingerprints.add(answer.fingerprint)
+            call.batches[number] = answer.forward_s
+        parts = share_out(answer.batch.num_computed_tokens, [len(e.sequence) for e in batch])
+        for entry, reward, part in zip(batch, answer.batch.rewards, parts, strict=True):
+            if entry.calls:
+                entry.calls[0].num_computed_tokens += part
+            self._pool.settle(entry, reward)
+
+    def _lost(self, batch: list[Entry], error: ReplicaLostError) -> None:
+        """The replica went with the batch: each goes to another one, alone, but not for ever."""
+        logger.warning(
+            "model %s: a batch of %d conversations was lost: %s",
+            self._alias,
+            len(batch),
+            error.detail,
+        )
+        again: list[list[Entry]] = []
+        for entry in batch:
+            entry.lost_with.add(error.replica)
+            if len(entry.lost_with) < _MAX_LOSSES:
+                again.append([entry])
+                continue
+            self._observer.gave_up(self._alias, 1)
+            gave_up = GaveUpError(
+                f"this conversation of {len(entry.sequence)} tokens was with {_MAX_LOSSES} "
+                "replicas when they were lost, so it is not sent to another; the service's log "
+                "has the details"
+            )
+            self._pool.settle(entry, ScoreError.of(gave_up))
+        self._observer.retry(self._alias, error.reason, len(again))
+        self._send_again(again)
+
+    def _failed(self, batch: list[Entry], error: Exception) -> None:
+        """Something else went wrong: in halves, until what it is about stands alone."""
+        logger.error("a batch of %d conversations failed", len(batch), exc_info=error)
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            self._send_again([batch[:middle], batch[middle:]])
+            return
+        failure = ScoringError(
+            f"scoring failed on this conversation ({type(error).__name__}); the service's log has "
+            "the details"
+        )
+        self._pool.settle(batch[0], ScoreError.of(failure))
+
+    def _send_again(self, batches: list[list[Entry]]) -> None:
+        for batch in batches:
+            self._pool.put_back(batch)
+        self._again.extend(batches)
+
+    def _observe(self, batch: list[Entry], answer: Answer, now: float) -> None:
+        self._rate.learn(answer.batch.num_computed_tokens, answer.forward_s)
+        self._observer.batch(
+            BatchReport(
+                model=self._alias,
+                num_sequences=len(batch),
+                num_tokens=sum(len(entry.sequence) for entry in batch),
+                num_computed_tokens=answer.batch.num_computed_tokens,
+                max_batch_tokens=self.max_batch_tokens,
+                waited_s=tuple(now - call.asked_at for entry in batch for call in entry.calls),
+                forward_s=answer.forward_s,
+                elapsed_s=asyncio.get_running_loop().time() - now,
+            )
+        )
+
+
+def _is_suspect(batch: list[Entry]) -> bool:
+    """Whether a replica was lost with one of them."""
+    return any(entry.lost_with for entry in batch)

@@ -1,0 +1,62 @@
+"""What the queue of a model tells whoever counts. Pure data; the counting is elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+RetryReason: TypeAlias = Literal["replica_lost", "replica_unhealthy", "overloaded"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One batch that came back.
+
+    Attributes:
+        model: alias of the model.
+        num_sequences: distinct conversations in it.
+        num_tokens: of all of them.
+        num_computed_tokens: that went through the model, what they share counted once.
+        max_batch_tokens: the budget of a batch.
+        waited_s: seconds that each conversation of each request waited for it.
+        forward_s: seconds on the replica's device.
+        elapsed_s: seconds from sending it to its answer.
+    """
+
+    model: str
+    num_sequences: int
+    num_tokens: int
+    num_computed_tokens: int
+    max_batch_tokens: int
+    waited_s: tuple[float, ...]
+    forward_s: float
+    elapsed_s: float
+
+
+class Observer(Protocol):
+    """Told of what happens to the batches of a model."""
+
+    def batch(self, report: BatchReport) -> None:
+        """A batch came back."""
+        ...
+
+    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+        """Conversations are sent once more."""
+        ...
+
+    def gave_up(self, model: str, num_sequences: int) -> None:
+        """Conversations are not sent once more: each lost its replica twice."""
+        ...
+
+
+class Nobody:
+    """An observer that looks away."""
+
+    def batch(self, report: BatchReport) -> None:
+        """See `Observer`."""
+
+    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+        """See `Observer`."""
+
+    def gave_up(self, model: str, num_sequences: int) -> None:
+        """See `Observer`."""

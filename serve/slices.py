@@ -1,0 +1,93 @@
+"""Cuts the conversations of a request into slices, tokenizes one, and puts its rewards in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rm_core import (
+    ChatEncoder,
+    Encoded,
+    Fingerprint,
+    ScoreCache,
+    ScoreError,
+    Truncation,
+    cache_keys,
+)
+from rm_core.packing import TokenIds
+
+# Conversations are tokenized in slices of so many, or so many characters: the model starts on the
+# first one at once, and requests take turns in between.
+_SLICE = 64
+_SLICE_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some conversations of a request, tokenized.
+
+    Attributes:
+        encoded: `[num_conversations]`.
+        keys: in the cache, of each that could be encoded; none if there is no cache.
+        known: the reward of each that could be encoded; None where it is to be computed.
+        unknown: token ids of those that are to be computed, what is shared next to each other.
+        places: for each of those, where its reward is in the answer to `unknown`.
+    """
+
+    encoded: list[Encoded | ScoreError]
+    keys: list[bytes]
+    known: list[float | None]
+    unknown: list[TokenIds]
+    places: list[int]
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of those whose reward was known."""
+        lengths = (item.num_tokens for item in self.encoded if isinstance(item, Encoded))
+        return sum(n for n, reward in zip(lengths, self.known, strict=True) if reward is not None)
+
+    def rewards(self, computed: Sequence[float | ScoreError]) -> list[float | ScoreError]:
+        """The reward of each that could be encoded, given those of `unknown`."""
+        fresh = (computed[place] for place in self.places)
+        return [next(fresh) if reward is None else reward for reward in self.known]
+
+
+def encode_slice(
+    conversations: Sequence[object],
+    truncation: Truncation,
+    encoder: ChatEncoder,
+    cache: ScoreCache | None,
+    fingerprint: Fingerprint,
+) -> Slice:
+    """Tokenize, and look up what the model of that fingerprint computed before."""
+    encoded = encoder.encode_all(conversations, truncation)
+    sequences = [item.input_ids for item in encoded if isinstance(item, Encoded)]
+    keys: list[bytes] = []
+    known: list[float | None] = [None] * len(sequences)
+    if cache is not None:
+        keys = cache_keys(fingerprint, sequences)
+        known = [cache.get(key) for key in keys]
+    wanted = [s for s, reward in zip(sequences, known, strict=True) if reward is None]
+    unknown = sorted(set(wanted))
+    places = {sequence: place for place, sequence in enumerate(unknown)}
+    return Slice(encoded, keys, known, unknown, [places[s] for s in wanted])
+
+
+def slices(conversations: Sequence[object]) -> Iterator[Sequence[object]]:
+    """The conversations in order, some at a time."""
+    start, characters = 0, 0
+    for place, conversation in enumerate(conversations):
+        characters += _characters(conversation)
+        if place + 1 - start == _SLICE or characters >= _SLICE_CHARACTERS:
+            yield conversations[start : place + 1]
+            start, characters = place + 1, 0
+    if start < len(conversations):
+        yield conversations[start:]
+
+
+def _characters(conversation: object) -> int:
+    """About how long it is; what has another shape is refused quickly."""
+    if not isinstance(conversation, Sequence):
+        return 0
+    contents = (m.get("content") for m in conversation if isinstance(m, dict))
+    return sum(len(content) for content in contents if isinstance(content, str))
