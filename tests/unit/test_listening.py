@@ -48,7 +48,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     check_address(Settings.of(port=port, tls_cert_file=str(cert), tls_key_file=str(key)))
     for wrong in (other, cert, tmp_path / "nowhere"):
         settings = Settings.of(port=port, tls_cert_file=str(cert), tls_key_file=str(wrong))
-        with pytest.raises(ModelLoadError, match="cannot be used: .*; both must be readable PEM"):
+        with pytest.raises(ModelLoadError, match=r"cannot be used: .*; both must be readable PEM"):
             check_address(settings)
 
 
