@@ -6,33 +6,43 @@
     skyreward serve                                    the same application, with its own signals
 
 A request goes gateway (`serve.gateway`: validate, tokenize, look up what is known, split) -> scorer
-(`serve.scorer`: batches from all requests, one at a time through the model) -> gateway (put back in
+(`serve.scorer`: one batch at a time through the model) -> gateway (put back in
 order, answer).
 """
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
 
-import re
 from typing import Any
 
 import ray
 import torch
 from ray import serve as ray_serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from serve.autoscaling import QueuedTokens
 from serve.backends import pin_revision
-from serve.gateway import Gateway
+from serve.gateway import Gateway, deployment_name
 from serve.model_settings import ModelSettings
+from serve.router import LeastLoadedRouter
 from serve.scorer import Scorer
 from serve.settings import Settings
 
 APP_NAME = "skyreward"
 
-# Gateways hold connections cheaply; the limit only has to be out of the way.
-_GATEWAY_MAX_ONGOING = 1024
-# A replica makes its batches from the calls that wait at it, so many small ones must be let in;
-# what is over this waits in the gateway, for whichever replica is free first.
+# Gateways hold connections cheaply and have limits of their own (`max_requests`), which answer more
+# politely: Serve's only has to be out of the way.
+_GATEWAY_MAX_ONGOING = 16_384
+# Gateways keep count of what each replica has to do; this only has to be out of the way too.
 _SCORER_MAX_ONGOING = 256
+# Serve replaces a replica after three failures.
+_HEALTH_CHECK_PERIOD_S = 5
+# Whatever is being answered may take as long as any request may, and then some to be sent.
+_AFTER_DEADLINE_S = 10
+# Scaling: up soon, since a queue is there already; down late, since models load slowly.
+_UPSCALE_DELAY_S = 10
+_DOWNSCALE_DELAY_S = 300
+_LOOK_BACK_S = 10
 
 
 def build(args: Settings) -> Application:
@@ -46,31 +56,58 @@ def build(args: Settings) -> Application:
     """
     # Else a push to the hub could give the gateway and each replica another revision.
     args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
-    scorers = {model.alias: _scorer(model, args.log_level) for model in args.models}
+    scorers = {model.alias: _scorer(model, args) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",
+        num_replicas=args.num_gateways,
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
+        **_until_stopped(args),
     )
-    application: Application = gateway.bind(args.model_dump(mode="json"), scorers)
+    application: Application = gateway.bind(args, scorers)
     return application
 
 
-def deployment_name(alias: str) -> str:
-    """Name of the deployment that serves a model, unique where aliases are."""
-    return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)
-
-
-def _scorer(model: ModelSettings, log_level: str) -> Any:
+def _scorer(model: ModelSettings, settings: Settings) -> Any:
     deployment = ray_serve.deployment(Scorer).options(
         name=deployment_name(model.alias),
-        num_replicas=model.num_replicas,
         max_ongoing_requests=_SCORER_MAX_ONGOING,
         # A refused checkpoint is refused again: trying twenty times only hides the reason.
         max_constructor_retry_count=1,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
         ray_actor_options={"num_cpus": 0, "num_gpus": _num_gpus(model)},
+        **_copies(model),
+        **_until_stopped(settings),
     )
-    return deployment.bind(model.model_dump(mode="json"), log_level)
+    return deployment.bind(model.model_dump(mode="json"), settings.log_level)
+
+
+def _copies(model: ModelSettings) -> dict[str, Any]:
+    if model.max_replicas is None or model.max_replicas == model.num_replicas:
+        return {"num_replicas": model.num_replicas}
+    policy = AutoscalingPolicy(
+        policy_function=QueuedTokens,
+        policy_kwargs={"target_queued_tokens": model.target_queued_tokens},
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=model.num_replicas,
+            max_replicas=model.max_replicas,
+            upscale_delay_s=_UPSCALE_DELAY_S,
+            downscale_delay_s=_DOWNSCALE_DELAY_S,
+            look_back_period_s=_LOOK_BACK_S,
+            policy=policy,
+        )
+    }
+
+
+def _until_stopped(settings: Settings) -> dict[str, Any]:
+    """How long a replica that is to stop may finish what it accepted, and how often it looks."""
+    return {
+        "graceful_shutdown_timeout_s": settings.request_timeout_s + _AFTER_DEADLINE_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
 
 
 def _num_gpus(model: ModelSettings) -> float:

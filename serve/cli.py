@@ -136,6 +136,20 @@ def main() -> None:
 @click.option("--local", is_flag=True, help="One process without Ray, for laptops and tests.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
+@click.option(
+    "--tls-cert",
+    "tls_cert_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="PEM certificates; with --tls-key, speak HTTPS.",
+)
+@click.option(
+    "--tls-key",
+    "tls_key_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="PEM key of the certificate.",
+)
 @_reported
 def serve(
     models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **place: Any

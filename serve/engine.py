@@ -92,10 +92,7 @@ class Engine:
             ReplicaRefusedError: nothing of it was tried; it can be scored elsewhere.
             ReplicaUnhealthyError: nothing of it may be trusted; it can be scored elsewhere.
         """
-        try:
-            self.check()
-        except ReplicaUnhealthyError as error:
-            raise ReplicaRefusedError(error.detail) from error
+        self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
             _submit(self._packing_thread, self._scorer.prepare, sequences)
         )
@@ -129,15 +126,18 @@ class Engine:
         future = asyncio.wrap_future(waiting)
         try:
             while not (await asyncio.wait([future], timeout=_LOOK_S))[0]:
-                self.check()  # whoever waits for a stuck thread must not be stuck with it
+                # Whoever waits for a stuck thread must not be stuck with it.
+                if waiting.running():
+                    self.check()
+                else:
+                    self._refuse_if_unhealthy()
             return future.result()
         finally:
             future.cancel()
 
     def _score(self, packing: Packing) -> EngineAnswer:
         """On the device's thread."""
-        if self._failure:
-            raise ReplicaUnhealthyError(f"the replica cannot score any more: {self._failure}")
+        self._refuse_if_unhealthy()
         started = time.perf_counter()
         self._running = (started, packing.num_tokens)
         try:
@@ -149,10 +149,15 @@ class Engine:
             self._fail(error.detail)
         finally:
             self._running = None
-        if self._failure:
-            raise ReplicaUnhealthyError(f"the replica cannot score any more: {self._failure}")
+        self.check()
         self._remember(packing.num_tokens, forward_s)
         return EngineAnswer(batch, forward_s, self._fingerprint)
+
+    def _refuse_if_unhealthy(self) -> None:
+        try:
+            self.check()
+        except ReplicaUnhealthyError as error:
+            raise ReplicaRefusedError(error.detail) from error
 
     def _probe(self) -> None:
         """Whether a conversation failed by itself, or would have with any other engine."""

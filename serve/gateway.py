@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +11,14 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from serve.backends import RayBackend
+from serve.changes import changed
+from serve.door import Restored
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.telemetry import configure_logging
+
+logger = logging.getLogger(__name__)
 
 
 @ray_serve.ingress()
@@ -20,25 +26,40 @@ class Gateway:
     """Validates, tokenizes, splits, gathers, answers.
 
     Args:
-        settings: `Settings` as plain data, already resolved by the process that built the app.
+        settings: already resolved by the process that built the app.
         scorers: handle of the scorer deployment of each model, by alias.
     """
 
-    def __init__(self, settings: dict[str, Any], scorers: Mapping[str, Any]) -> None:
-        self._settings = Settings.of(**settings)
-        configure_logging(self._settings.log_level)
-        self._service = ScoringService(
-            [
-                (model, RayBackend(model.alias, scorers[model.alias]))
-                for model in self._settings.models
-            ],
-            self._settings,
-        )
+    def __init__(self, settings: Settings, scorers: Mapping[str, Any]) -> None:
+        self._at_start = settings
+        configure_logging(settings.log_level)
+        backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
+        self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
+        self._app = create_app(self._service, settings, echo_request_id=False)
+        self._app.add_middleware(Restored)
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
 
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
+
+        The keys file is read again every time.
+
+        Raises:
+            ModelLoadError: a bad value, or a name that cannot be changed while this runs.
+        """
+        settings = changed(self._at_start, user_config)
+        configure_logging(settings.log_level)
+        self._app.state.settings = self._service.settings = settings
+        logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
-        return create_app(self._service, self._settings, echo_request_id=False)
+        return self._app
+
+
+def deployment_name(alias: str) -> str:
+    """Name of the deployment that serves a model, unique where aliases are."""
+    return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)

@@ -2,6 +2,7 @@
 
 Refuses a bad checkpoint before Ray starts where that can be seen from its files, shows progress,
 tells where to post once every model is ready, and finishes what was accepted on SIGTERM or Ctrl-C.
+What listens is chosen by `serve.ingress`; the way without Ray is `serve.local`.
 """
 
 from __future__ import annotations
@@ -12,28 +13,23 @@ import os
 import re
 import secrets
 import signal
-import socket
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
+from serve import ingress
+from serve.listening import check_address, own_client, ready_line
 from serve.settings import Settings
 
 Say = Callable[[str], None]
 
 _POLL_S = 0.3
-# Read by Ray when it is imported. A batch of more than 4 MiB would fail under Ray's own limit.
-_RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
-    # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
-    "RAY_worker_niceness": "0",
-}
 # `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
 # batches go by value.
 _OWN_CLUSTER: dict[str, Any] = {
@@ -49,13 +45,23 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
-    preflight(settings, say)
     own_cluster = not os.environ.get("RAY_ADDRESS")
-    _prepare_environment(own_cluster)
-    say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
+    chosen = ingress.choose(settings, own_cluster)
+    preflight(settings, say)
+    # Not under TMPDIR: the paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True) as made:
+        for name, value in ingress.RAY_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        if own_cluster:
+            os.environ.update(ingress.environment(chosen, settings, Path(made)))
+            _guard_with_a_token()
+        say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
+        _serve(settings, chosen, own_cluster, say)
+
+
+def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: Say) -> None:
     import ray
     from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
     from serve.app import APP_NAME, build
@@ -65,18 +71,20 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     stop = _Stop()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        ray_serve.start(
-            http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=quiet
-        )
+        ray_serve.start(http_options=_http_options(settings, chosen), logging_config=quiet)
         target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
         ray_serve.run_many([target], wait_for_applications_running=False)
         may_have_accepted = _await_ready(settings, stop, say, _failure_on_ray)
         stop.wait()
         say("stopping: finishing what was accepted (once more to stop at once)")
         if may_have_accepted:
-            # Before anything is deleted: Serve would stop gateway and scorers at the same moment.
-            ray_serve.get_app_handle(APP_NAME).drain.remote().result()
+            # Before anything is deleted: Serve would stop gateways and scorers at the same moment.
+            # One that dies meanwhile has nothing left to finish.
+            gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
+            gateways.results(return_exceptions=True)
         ray_serve.delete(APP_NAME)
+        if own_cluster:
+            ray_serve.shutdown()
     except SystemExit:  # the second signal; Ray makes one of its own of it, with another code
         raise SystemExit(stop.exit_code) from None
     finally:
@@ -88,12 +96,22 @@ def run_with_ray(settings: Settings, say: Say) -> None:
         stop.restore()
 
 
-def _prepare_environment(own_cluster: bool) -> None:
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if own_cluster and "RAY_AUTH_MODE" not in os.environ:
-        # Ray's own ports listen on every interface. A token that only this service's processes know
-        # guards them; by itself Ray would keep one in a file in the home folder.
+def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
+    from ray.serve.config import HTTPOptions
+
+    return HTTPOptions(
+        # HAProxy itself listens where the settings say; see `serve.haproxy`.
+        host=ingress.INSIDE_HOST if chosen == "haproxy" else settings.host,
+        port=settings.port,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_certfile=settings.tls_cert_file,
+    )
+
+
+def _guard_with_a_token() -> None:
+    """Ray's own ports listen on every interface; only this service's processes know the token."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        # By itself Ray would keep one in a file in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -104,39 +122,10 @@ def run_locally(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
-    import torch
-    import uvicorn
-
-    from serve.backends import LocalBackend, load_scorer, pin_revision
-    from serve.engine import Engine
-    from serve.http import create_app
-    from serve.service import ScoringService
-    from serve.telemetry import configure_logging
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                say(ready_line(settings))
+    from serve import local
 
     preflight(settings, say)
-    if copies := [model.alias for model in settings.models if model.num_replicas > 1]:
-        raise ModelLoadError(
-            f"{copies[0]} is to have several replicas, and --local is a single process; leave "
-            "num_replicas (--replicas) or --local out"
-        )
-    configure_logging(settings.log_level)
-    if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
-        torch.set_num_threads(max(threads))
-    models = []
-    for model in map(pin_revision, settings.models):
-        say(f"loading {model.alias} and warming it up")
-        models.append((model, LocalBackend(Engine(load_scorer(model), model.stuck_after_s))))
-    app = create_app(ScoringService(models, settings), settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops in order, then raises the signal again; that would spoil the exit code.
-        signal.signal(number, lambda _number, _frame: None)
-    Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning")).run()
+    local.run(settings, say)
 
 
 def preflight(settings: Settings, say: Say) -> None:
@@ -150,30 +139,7 @@ def preflight(settings: Settings, say: Say) -> None:
         config = model.model_loading()
         # A hub checkpoint's weights are fetched where they are needed: by the replicas.
         load_encoder(config, open_checkpoint(config, weights=not model.on_hub))
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
-        with closing(socket.socket(family, kind)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-    except OSError as error:
-        raise ModelLoadError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop what "
-            "runs there, or choose another --port or --host"
-        ) from error
-
-
-def address(settings: Settings) -> str:
-    """Where a client on this machine reaches the service."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
-def ready_line(settings: Settings) -> str:
-    """The one line that says where to post."""
-    models = ", ".join(model.alias for model in settings.models)
-    return f"ready: POST {address(settings)}/v1/score  (models: {models}; docs: /docs)"
+    check_address(settings)
 
 
 class _Stop:
@@ -204,7 +170,7 @@ def _await_ready(
 ) -> bool:
     """Return once all is ready, or a signal came; False if not even the gateway was up by then."""
     said, gateway_is_up = "", False
-    with httpx.Client(base_url=address(settings), timeout=5, trust_env=False) as client:
+    with own_client(settings) as client:
         while not stop.asked:
             if why := failure():
                 raise ModelLoadError(why)

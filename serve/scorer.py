@@ -1,4 +1,4 @@
-"""The scorer deployment: one model on one device, with the queue before it. No HTTP."""
+"""The scorer deployment: one model on one device. No HTTP, no queue: gateways send it batches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from rm_core import ScoredBatch
 from rm_core.packing import TokenIds
-from serve.backends import LocalBackend, load_scorer
+from serve.autoscaling import QUEUED_TOKENS, Backlog
+from serve.backends import load_scorer
+from serve.changes import ScorerChanges
+from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
 from serve.telemetry import configure_logging
 
 
 class Scorer:
-    """Owns a model, its queue and the single thread that may use it: `LocalBackend`, in a replica.
+    """An `Engine`, in a replica.
 
     Args:
         settings: `ModelSettings` as plain data.
@@ -29,16 +31,49 @@ class Scorer:
     def __init__(self, settings: dict[str, Any], log_level: str) -> None:
         configure_logging(log_level)
         self._settings = ModelSettings.model_validate(settings)
+        self._log_level = log_level
         torch.set_num_threads(self._settings.cpu_threads or self._fair_share())
-        self._backend = LocalBackend(load_scorer(self._settings))
+        self._engine = Engine(load_scorer(self._settings), self._settings.stuck_after_s)
+        self._backlog = Backlog()
 
-    async def score(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
-        """Reward i belongs to sequence i; the event loop stays free meanwhile."""
-        return await self._backend.score(sequences)
+    async def score_batch(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
+    ) -> EngineAnswer:
+        """Score one batch; the event loop stays free meanwhile.
+
+        Args:
+            sequences: token ids, none empty.
+            backlog_tokens: what waits in the gateway behind this batch.
+            gateway: which one that is.
+
+        Raises:
+            ReplicaUnhealthyError: nothing of it may be trusted; another replica can score it.
+        """
+        self._backlog.note(gateway, backlog_tokens)
+        return await self._engine.run(sequences)
 
     async def describe(self) -> dict[str, Any]:
         """Effective settings; answered only once the model is loaded and warmed up."""
-        return await self._backend.describe()
+        return self._engine.describe()
+
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica for which this raises."""
+        self._engine.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve, for `serve.autoscaling.QueuedTokens`."""
+        return {QUEUED_TOKENS: float(self._backlog.total())}
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
+
+        Raises:
+            ModelLoadError: an unknown name or a bad value.
+        """
+        changes = ScorerChanges.of(user_config)
+        configure_logging(changes.log_level or self._log_level)
+        self._engine.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
 
     def _fair_share(self) -> int:
-        return max(1, (os.cpu_count() or 1) // self._settings.num_replicas)
+        copies = self._settings.max_replicas or self._settings.num_replicas
+        return max(1, (os.cpu_count() or 1) // copies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from certificates import self_signed
 from checkpoints import SPECS, build_checkpoint, edit_config
 from conftest import free_port
 from safetensors.torch import load_file, save_file
@@ -146,12 +148,20 @@ def test_without_ray_the_same_rewards(
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_was_accepted_is_finished_before_the_end(
-    checkpoint_folder: Path, signals: int
+    checkpoint_folder: Path, tmp_path: Path, signals: int
 ) -> None:
-    """After one signal; a second one ends it at once, and the caller gets no answer of success."""
+    """After one signal; a second one ends it at once, and the caller gets no answer of success.
+
+    Once behind HAProxy, once with HTTPS, which Serve's own proxy speaks.
+    """
     port = free_port()
     folder = checkpoint_folder / "llama-v0.1"
-    process = start("--model", str(folder), "--port", str(port))
+    options, scheme, trust = [], "http", ssl.create_default_context()
+    if signals == 2:
+        cert, key = self_signed(tmp_path)
+        options, scheme = ["--tls-cert", str(cert), "--tls-key", str(key)], "https"
+        trust.load_verify_locations(cert)
+    process = start("--model", str(folder), "--port", str(port), *options)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -163,17 +173,20 @@ def test_what_was_accepted_is_finished_before_the_end(
     said = "".join(lines)
     assert "loading" in said
     assert "warming up" in said
-    assert f"POST http://127.0.0.1:{port}/v1/score" in said
+    url = f"{scheme}://127.0.0.1:{port}/v1/score"
+    assert f"POST {url}" in said
     answers: list[httpx.Response] = []
     num_sent = 400 if signals == 1 else 4000
     many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]
 
     def post() -> None:
         body = {"conversations": many}
-        url = f"http://127.0.0.1:{port}/v1/score"
         with contextlib.suppress(httpx.HTTPError):
-            answers.append(httpx.post(url, json=body, timeout=120, trust_env=False))
+            answers.append(httpx.post(url, json=body, timeout=120, trust_env=False, verify=trust))
 
+    small = {"conversations": [CONVERSATION]}
+    (result,) = httpx.post(url, json=small, trust_env=False, verify=trust).json()["results"]
+    assert "reward" in result
     poster = threading.Thread(target=post)
     poster.start()
     time.sleep(1.0)

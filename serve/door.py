@@ -1,0 +1,61 @@
+"""Before Serve sees a request, and behind it: what Serve must not act on by itself.
+
+Serve answers a deadline that passes with plain text, and at the moment at which the gateway would
+have answered; it stops looking whether the client is still there if a header says so; and header
+values that are no UTF-8 end in 500. `middlewares` runs in whatever process of Serve speaks HTTP
+(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `Restored` in the gateway. No rm_core here: a proxy
+needs no torch.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.telemetry import accept_request_id
+
+_ID = b"x-request-id"
+_DEADLINE = b"x-request-timeout-seconds"
+_CARRIED = b"x-skyreward-timeout-seconds"
+_DROPPED = frozenset({_ID, b"x-request-disconnect-disabled", b"serve-multiplexed-model-id"})
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve."""
+    return [Middleware(Hidden)]
+
+
+class Hidden:
+    """Outside of Serve: the request's id made fit to be echoed, other headers out of its sight."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `middlewares`."""
+        if scope["type"] == "http":
+            sent = dict(scope["headers"]).get(_ID)
+            identifier = accept_request_id(sent.decode("latin-1") if sent else None)
+            headers = [
+                (_CARRIED if name == _DEADLINE else name, value)
+                for name, value in scope["headers"]
+                if name.replace(b"_", b"-") not in _DROPPED
+            ]
+            scope = {**scope, "headers": [*headers, (_ID, identifier.encode())]}
+        await self._app(scope, receive, send)
+
+
+class Restored:
+    """In the gateway: the headers again as the client sent them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the module."""
+        if scope["type"] == "http":
+            headers = [
+                (_DEADLINE if name == _CARRIED else name, value) for name, value in scope["headers"]
+            ]
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)

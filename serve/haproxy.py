@@ -1,0 +1,118 @@
+"""Stands in for the HAProxy binary that Ray Serve starts, and becomes it.
+
+Ray writes HAProxy's configuration from a template of its own, whose statistics and Prometheus
+pages listen on every interface, and starts the binary anew for every change. This program edits
+what Ray has just written and then executes the binary: those pages move to sockets in a private
+folder, only the service's own address is listened on, and HAProxy's own errors have the shape of
+all others. Run by its path, by `serve.ingress.write_launcher`: standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Of a request's head; the body's time is the gateway's business.
+_HEAD_TIMEOUT_S = 30
+_RETRY_AFTER_S = 5
+
+_UNAVAILABLE = (503, "Service Unavailable", "overloaded_error", "gateway_unavailable")
+# By what HAProxy would have answered: 502 is a gateway that died with the request, 503 none there.
+_ERRORS = {
+    400: (400, "Bad Request", "invalid_request_error", "bad_request"),
+    408: (408, "Request Timeout", "invalid_request_error", "request_timeout"),
+    502: _UNAVAILABLE,
+    503: _UNAVAILABLE,
+    504: _UNAVAILABLE,
+}
+_MESSAGES = {
+    400: "this is no HTTP request that can be read",
+    408: "the request's head did not arrive in time",
+    503: "no gateway could answer; send the request again",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Edit the configuration and become HAProxy.
+
+    Args:
+        arguments: private folder, the binary, the address to listen on; then the binary's own, with
+            `-f FILE` among them.
+    """
+    folder, binary, listen, *rest = arguments
+    file = Path(rest[rest.index("-f") + 1])
+    try:
+        file.write_text(confined(file.read_text(), Path(folder), listen))
+    except ValueError as error:
+        sys.exit(f"skyreward: {error}")
+    os.execv(binary, [binary, *rest])
+
+
+def confined(config: str, folder: Path, listen: str) -> str:
+    """Ray's configuration with every listener in its place.
+
+    Args:
+        config: as Ray wrote it.
+        folder: private, for the sockets of pages that nobody outside may see.
+        listen: address and port of the service, as HAProxy's `bind` wants them.
+
+    Raises:
+        ValueError: it does not look as expected, so that something might be left open.
+    """
+    changes = (
+        (r"bind :\d+$", f"bind unix@{folder}/prometheus.sock mode 600"),
+        (r"bind \*:\d+$", f"bind unix@{folder}/statistics.sock mode 600"),
+        (r"bind 127\.0\.0\.1:\d+$", f"bind {listen}"),
+        (r"mode http\n    option log-health-checks$", _defaults(folder)),
+        # What Ray says while there is no application yet; trainers never repeat a 4xx.
+        (r"http-request return status 404 content-type .*$", "http-request deny deny_status 503"),
+    )
+    config = re.sub(r"^ +errorfile .*\n", "", config, flags=re.MULTILINE)
+    for pattern, replacement in changes:
+        config, count = re.subn(
+            rf"^( *){pattern}", rf"\g<1>{replacement}", config, flags=re.MULTILINE
+        )
+        if count != 1:
+            raise ValueError(
+                f"this version of Ray configures HAProxy in another way (`{pattern}` is there "
+                f"{count} times); use the setting `ingress: proxy`"
+            )
+    if (count := len(re.findall(r"^ *bind ", config, flags=re.MULTILINE))) != 3:
+        raise ValueError(
+            f"this version of Ray has HAProxy listen on {count} addresses instead of 3; use the "
+            "setting `ingress: proxy`"
+        )
+    return config
+
+
+def write_error_pages(folder: Path) -> None:
+    """Write what HAProxy answers by itself, in the shape of all other errors."""
+    for code, (status, reason, kind, name) in _ERRORS.items():
+        error = {"message": _MESSAGES[status], "type": kind, "param": None, "code": name}
+        body = json.dumps({"error": error})
+        head = [
+            f"HTTP/1.1 {status} {reason}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *([f"Retry-After: {_RETRY_AFTER_S}"] if status == 503 else []),
+            "Connection: close",
+        ]
+        (folder / f"{code}.http").write_bytes("\r\n".join([*head, "", body]).encode())
+
+
+def _defaults(folder: Path) -> str:
+    lines = [
+        "mode http",
+        "option log-health-checks",
+        f"timeout http-request {_HEAD_TIMEOUT_S}s",
+        *(f"errorfile {code} {folder}/{code}.http" for code in _ERRORS),
+    ]
+    return "\n    ".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

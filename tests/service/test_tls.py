@@ -1,0 +1,44 @@
+"""HTTPS by certificate files, without Ray; with it, see test_startup."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from certificates import self_signed
+from conftest import free_port
+
+BODY = {
+    "conversations": [
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+    ]
+}
+
+
+def test_https(tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "serve.cli", "serve", "--local", "--port", str(port)]
+    command += ["--tls-cert", str(cert), "--tls-key", str(key)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "ready: POST" in line)
+        assert f"https://127.0.0.1:{port}/v1/score" in said
+        trust = ssl.create_default_context(cafile=str(cert))
+        url = f"https://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, verify=trust, trust_env=False) as client:
+            (result,) = client.post("/v1/score", json=BODY, timeout=60).json()["results"]
+            assert isinstance(result["reward"], float)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,73 @@
+"""Scaling by queued tokens: what gateways say, what replicas report, what the policy wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serve.autoscaling import QUEUED_TOKENS, Backlog, wanted_replicas
+from serve.model_settings import ModelSettings
+
+
+def test_the_latest_word_of_each_gateway_counts_until_it_is_old() -> None:
+    backlog = Backlog()
+    assert backlog.total(0) == 0
+    backlog.note("a", 100, now=0)
+    backlog.note("b", 30, now=50)
+    backlog.note("a", 70, now=50)
+    assert backlog.total(51) == 100
+    backlog.note("b", 0, now=100)
+    assert backlog.total(105) == 70
+    assert backlog.total(111) == 0
+
+
+@pytest.mark.parametrize(
+    ("queued", "replicas"), [(0, 1), (1, 1), (1000, 1), (1001, 2), (9999, 10), (10_000, 10)]
+)
+def test_each_replica_is_to_have_the_target_waiting(queued: int, replicas: int) -> None:
+    assert wanted_replicas(queued, 1000) == replicas
+
+
+def context(reports: dict[str, float] | None, target: int = 2) -> Any:
+    """As Serve's controller makes it."""
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.config import AutoscalingContext
+
+    return AutoscalingContext(
+        deployment_id=DeploymentID("Scorer-demo", "skyreward"),
+        deployment_name="Scorer-demo",
+        app_name="skyreward",
+        current_num_replicas=target,
+        target_num_replicas=target,
+        running_replicas=[],
+        total_num_requests=1.0,
+        total_queued_requests=0.0,
+        aggregated_metrics=None if reports is None else {QUEUED_TOKENS: reports},  # type: ignore[dict-item]
+        raw_metrics=None,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=8,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=0.0,
+        config=None,
+    )
+
+
+def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
+    from serve.app import _copies
+
+    assert _copies(ModelSettings(name="demo", num_replicas=3)) == {"num_replicas": 3}
+    assert _copies(ModelSettings(name="demo", num_replicas=3, max_replicas=3)) == {
+        "num_replicas": 3
+    }
+    settings = ModelSettings(name="demo", num_replicas=1, max_replicas=8, target_queued_tokens=1000)
+    config = _copies(settings)["autoscaling_config"]
+    assert (config.min_replicas, config.max_replicas) == (1, 8)
+    policy = config.policy.get_policy()
+    # Both replicas hear of the same queues: the larger figure is the later one.
+    assert policy(context({"x": 4500.0, "y": 300.0}))[0] == 5
+    assert policy(context({"x": 0.0}))[0] == 1
+    assert policy(context({}))[0] == 2
+    assert policy(context(None))[0] == 2

