@@ -19,7 +19,7 @@ from serve.service import ScoringService
 from serve.settings import Settings
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
-INFO = {**FINGERPRINT, "max_batch_tokens": 20}
+INFO = {**FINGERPRINT, "max_batch_tokens": 200}
 
 
 class FakeBackend:
