@@ -46,7 +46,7 @@ def build(args: Settings) -> Application:
     """
     # Else a push to the hub could give the gateway and each replica another revision.
     args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
-    scorers = {model.alias: _scorer(model, args.log_level) for model in args.models}
+    scorers = {model.alias: _scorer(model, args) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
@@ -61,7 +61,7 @@ def deployment_name(alias: str) -> str:
     return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)
 
 
-def _scorer(model: ModelSettings, log_level: str) -> Any:
+def _scorer(model: ModelSettings, settings: Settings) -> Any:
     deployment = ray_serve.deployment(Scorer).options(
         name=deployment_name(model.alias),
         num_replicas=model.num_replicas,
@@ -70,7 +70,7 @@ def _scorer(model: ModelSettings, log_level: str) -> Any:
         max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": 0, "num_gpus": _num_gpus(model)},
     )
-    return deployment.bind(model.model_dump(mode="json"), log_level)
+    return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
 
 
 def _num_gpus(model: ModelSettings) -> float:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from serve.backends import RayBackend
+from serve.gateway_figures import AllGateways, Named, own_figures
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
@@ -26,7 +27,7 @@ class Gateway:
 
     def __init__(self, settings: dict[str, Any], scorers: Mapping[str, Any]) -> None:
         self._settings = Settings.of(**settings)
-        configure_logging(self._settings.log_level)
+        configure_logging(self._settings.log_level, self._settings.log_format)
         self._service = ScoringService(
             [
                 (model, RayBackend(model.alias, scorers[model.alias]))
@@ -38,6 +39,12 @@ class Gateway:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
 
+    async def metrics_snapshot(self) -> Named:
+        """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
+        return own_figures(self._service.metrics)
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
-        return create_app(self._service, self._settings, echo_request_id=False)
+        several = self._settings.num_gateways > 1
+        gather = AllGateways(self._service.metrics) if several else None
+        return create_app(self._service, self._settings, echo_request_id=False, gather=gather)

@@ -124,7 +124,7 @@ def run_locally(settings: Settings, say: Say) -> None:
             f"{copies[0]} is to have several replicas, and --local is a single process; leave "
             "num_replicas (--replicas) or --local out"
         )
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
         torch.set_num_threads(max(threads))
     models = []
@@ -135,7 +135,12 @@ def run_locally(settings: Settings, say: Say) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn stops in order, then raises the signal again; that would spoil the exit code.
         signal.signal(number, lambda _number, _frame: None)
-    Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning")).run()
+    # None: the format of the log is ours, uvicorn's lines too.
+    Server(
+        uvicorn.Config(
+            app, host=settings.host, port=settings.port, log_config=None, access_log=False
+        )
+    ).run()
 
 
 def preflight(settings: Settings, say: Say) -> None:

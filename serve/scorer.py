@@ -12,7 +12,7 @@ from rm_core import ScoredBatch
 from rm_core.packing import TokenIds
 from serve.backends import LocalBackend, load_scorer
 from serve.model_settings import ModelSettings
-from serve.telemetry import configure_logging
+from serve.telemetry import LogFormat, configure_logging
 
 
 class Scorer:
@@ -21,13 +21,14 @@ class Scorer:
     Args:
         settings: `ModelSettings` as plain data.
         log_level: of this process.
+        log_format: of this process.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
     """
 
-    def __init__(self, settings: dict[str, Any], log_level: str) -> None:
-        configure_logging(log_level)
+    def __init__(self, settings: dict[str, Any], log_level: str, log_format: LogFormat) -> None:
+        configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)
         torch.set_num_threads(self._settings.cpu_threads or self._fair_share())
         self._backend = LocalBackend(load_scorer(self._settings))

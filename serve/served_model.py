@@ -32,6 +32,7 @@ from rm_core import (
 from serve.backends import Backend
 from serve.model_settings import ModelSettings
 from serve.pieces import Pieces, split
+from serve.request_record import current
 
 logger = logging.getLogger(__name__)
 
@@ -147,32 +148,21 @@ class ServedModel:
         info = self.require_ready()
         plan = await self._on_thread(lambda: self._plan(conversations, truncation, info))
         planned = time.perf_counter()
+        current().tokenize_s = planned - started
         if fingerprint_of(self.require_ready()) != plan.fingerprint:
             raise NotReadyError(f"model {self.settings.alias!r} was just replaced; try again")
         computed = await self._compute(plan.pieces)
+        current().forward_s = time.perf_counter() - planned
         fresh = iter(computed.rewards)
         rewards = tuple(next(fresh) if reward is None else reward for reward in plan.known)
         self._remember(plan, rewards)
-        scores = Scores(
+        return Scores(
             model=self.settings.alias,
             results=combine(plan.encoded, ScoredBatch(rewards, computed.num_computed_tokens)),
             fingerprint=plan.fingerprint,
             num_computed_tokens=computed.num_computed_tokens,
             num_cached_tokens=plan.num_cached_tokens,
         )
-        logger.info(
-            "scored model=%s items=%d errors=%d tokens=%d computed=%d cached=%d tokenize_s=%.3f "
-            "score_s=%.3f",
-            scores.model,
-            len(scores.results),
-            sum(isinstance(result, ScoreError) for result in scores.results),
-            scores.num_tokens,
-            scores.num_computed_tokens,
-            scores.num_cached_tokens,
-            planned - started,
-            time.perf_counter() - planned,
-        )
-        return scores
 
     async def watch(self) -> None:
         """Keep `info` true; runs until cancelled."""

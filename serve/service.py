@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
+from serve.metrics import Metrics
 from serve.model_settings import ModelSettings
+from serve.model_states import states_of
 from serve.problems import BadRequestError, UnknownModelError
+from serve.request_record import current
 from serve.served_model import Scores, ServedModel
 
 
@@ -21,15 +24,23 @@ class ScoringService:
 
     Args:
         models: settings and backend of each.
+        metrics: where its work is counted; by default its own.
+
+    Attributes:
+        metrics: the same.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
     """
 
-    def __init__(self, models: Sequence[tuple[ModelSettings, Backend]]) -> None:
+    def __init__(
+        self, models: Sequence[tuple[ModelSettings, Backend]], metrics: Metrics | None = None
+    ) -> None:
+        self.metrics = metrics or Metrics()
         self._models = {
             settings.alias: ServedModel(settings, backend) for settings, backend in models
         }
+        self.metrics.add_models(self._models, lambda: states_of(self._models))
         self._num_running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -82,7 +93,7 @@ class ScoringService:
         Raises:
             UnknownModelError, BadRequestError: see `find`.
         """
-        model = self.find(name)
+        model = self._begin(name, conversations)
         return model, await model.encode(conversations, truncation)
 
     async def score(
@@ -95,15 +106,37 @@ class ScoringService:
             NotReadyError: the model is not loaded, or was lost on the way.
             OverloadedError: the service is stopping.
         """
-        model = self.find(name)
+        model = self._begin(name, conversations)
         model.require_ready()
         if self._draining:
             raise OverloadedError("the service is stopping; send the request again, or elsewhere")
         self._num_running += 1
         self._idle.clear()
         try:
-            return await model.score(conversations, truncation)
+            scores = await model.score(conversations, truncation)
+            self._count(scores)
+            return scores
         finally:
             self._num_running -= 1
             if self._num_running == 0:
                 self._idle.set()
+
+    def _begin(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
+        model = self.find(name)
+        record = current()
+        record.model = model.settings.alias
+        record.num_conversations = len(conversations)
+        return model
+
+    def _count(self, scores: Scores) -> None:
+        record = current()
+        record.num_errors = sum(isinstance(result, ScoreError) for result in scores.results)
+        record.num_tokens = scores.num_tokens
+        record.num_computed_tokens = scores.num_computed_tokens
+        record.num_cached_tokens = scores.num_cached_tokens
+        self.metrics.scored(
+            scores.model,
+            scores.results,
+            num_computed_tokens=scores.num_computed_tokens,
+            num_cached_tokens=scores.num_cached_tokens,
+        )

@@ -1,0 +1,31 @@
+"""The served models' states in the form that the metrics take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from rm_core import Fingerprint
+from serve.metric_collectors import ModelState
+from serve.served_model import ServedModel
+
+
+def states_of(models: Mapping[str, ServedModel]) -> dict[str, ModelState]:
+    """The state of each model at this moment, by alias."""
+    return {alias: _state(model) for alias, model in models.items()}
+
+
+def _state(model: ServedModel) -> ModelState:
+    queue = getattr(model, "queue", None)
+    info = model.info or {}
+    return ModelState(
+        ready=model.info is not None,
+        fingerprint={
+            field.name: str(info[field.name]) for field in fields(Fingerprint) if field.name in info
+        },
+        num_replicas=queue.num_replicas if queue else 0,
+        queued_tokens=queue.queued_tokens if queue else 0,
+        num_waiting=queue.num_waiting if queue else 0,
+        num_in_flight=queue.num_in_flight if queue else 0,
+        cache=model.cache.stats if model.cache is not None else None,
+    )
