@@ -33,6 +33,8 @@ _RAY_ENVIRONMENT = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
     "RAY_worker_niceness": "0",
+    # Ray would show one line for all that several gateways wrote and only numbers tell apart.
+    "RAY_DEDUP_LOGS": "0",
 }
 # `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
 # batches go by value.
@@ -52,6 +54,9 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     preflight(settings, say)
     own_cluster = not os.environ.get("RAY_ADDRESS")
     _prepare_environment(own_cluster)
+    if settings.log_format == "json":
+        # A line that starts with the name of its process is no JSON.
+        os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
     say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
     import ray
     from ray import serve as ray_serve
