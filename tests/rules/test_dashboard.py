@@ -43,7 +43,7 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(r"\bskyreward_\w+", text))
 
 
-@pytest.mark.parametrize(("panel", "expression"), expressions())
+@pytest.mark.parametrize(("panel", "expression"), list(expressions()))
 def test_what_it_asks_for_exists(
     labels_of: dict[str, set[str]], panel: str, expression: str
 ) -> None:
