@@ -80,7 +80,7 @@ def _scorer(model: ModelSettings, settings: Settings) -> Any:
         **_copies(model),
         **_until_stopped(settings),
     )
-    return deployment.bind(model.model_dump(mode="json"), settings.log_level)
+    return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
 
 
 def _copies(model: ModelSettings) -> dict[str, Any]:

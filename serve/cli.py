@@ -20,6 +20,18 @@ def _say(text: str) -> None:
     click.echo(f"skyreward: {text}", err=True)
 
 
+def _sayer(log_format: str) -> Callable[[str], None]:
+    """Progress as a person reads it, or as lines of the log for what reads the log."""
+    if log_format == "text":
+        return _say
+    import logging
+
+    from serve.telemetry import configure_logging
+
+    configure_logging("INFO", "json")
+    return logging.getLogger("serve.launch").info
+
+
 def _reported(command: F) -> F:
     """Errors of ours, and files that cannot be read or written, become one line and exit code 1."""
 
@@ -173,7 +185,7 @@ def serve(
             for m in settings.models
         ]
         settings = Settings.of(**(settings.model_dump() | {"models": copies}))
-    (run_locally if local else run_with_ray)(settings, _say)
+    (run_locally if local else run_with_ray)(settings, _sayer(settings.log_format))
 
 
 @main.command()

@@ -13,6 +13,7 @@ from ray import serve as ray_serve
 from serve.backends import RayBackend
 from serve.changes import changed
 from serve.door import Restored
+from serve.gateway_figures import AllGateways, Named, own_figures
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
@@ -32,15 +33,21 @@ class Gateway:
 
     def __init__(self, settings: Settings, scorers: Mapping[str, Any]) -> None:
         self._at_start = settings
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
-        self._app = create_app(self._service, settings, echo_request_id=False)
+        several = settings.num_gateways > 1
+        gather = AllGateways(self._service.metrics) if several else None
+        self._app = create_app(self._service, settings, echo_request_id=False, gather=gather)
         self._app.add_middleware(Restored)
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
+
+    async def metrics_snapshot(self) -> Named:
+        """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
+        return own_figures(self._service.metrics)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
@@ -51,7 +58,7 @@ class Gateway:
             ModelLoadError: a bad value, or a name that cannot be changed while this runs.
         """
         settings = changed(self._at_start, user_config)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 

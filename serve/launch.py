@@ -52,6 +52,9 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True) as made:
         for name, value in ingress.RAY_DEFAULTS.items():
             os.environ.setdefault(name, value)
+        if settings.log_format == "json":
+            # A line that starts with the name of its process is no JSON.
+            os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         if own_cluster:
             os.environ.update(ingress.environment(chosen, settings, Path(made)))
             _guard_with_a_token()

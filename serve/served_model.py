@@ -234,10 +234,6 @@ class ServedModel:
             num_cached_tokens=sum(one.num_cached_tokens for one in parts),
         )
         record = current()
-        record.num_errors += sum(isinstance(result, ScoreError) for result in results)
-        record.num_tokens += scores.num_tokens
-        record.num_computed_tokens += scores.num_computed_tokens
-        record.num_cached_tokens += scores.num_cached_tokens
         record.queue_s += answers[0].queue_s if answers else 0.0
         batches = {number: s for answer in answers for number, s in answer.batches.items()}
         record.forward_s += sum(batches.values())

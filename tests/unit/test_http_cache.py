@@ -155,5 +155,5 @@ def test_the_log_tells_how_much_was_known(
     num_tokens = score(client, A)["usage"]["num_tokens"]
     with caplog.at_level(logging.INFO, "serve"):
         score(client, A)
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "serve.served_model"]
-    assert f" tokens={num_tokens} computed=0 cached={num_tokens} " in line
+    (line,) = [vars(record)["fields"] for record in caplog.records if record.msg == "request"]
+    assert (line["tokens"], line["computed"], line["cached"]) == (num_tokens, 0, num_tokens)
