@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_core.conversations import Messages, checked_text, parse_conversation
 from rm_core.errors import ConversationTooLongError, InputError, ModelLoadError, TemplateError
+from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
 from rm_core.types import TRUNCATIONS, Encoded, ScoreError, Truncation
 
@@ -24,6 +25,9 @@ SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
     "conversation was scored with it all the same"
 )
+
+# A template's own message may quote the conversation.
+_MAX_REASON_LENGTH = 200
 
 
 def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
@@ -88,6 +92,7 @@ class ChatEncoder:
         # Llama 3.2's stock template writes today's date into a system header.
         self.depends_on_date = "strftime_now" in template
         self._strips_bos = self._tokenizer_adds_bos()
+        self._bound = TokenBound(tokenizer)
 
     def encode(self, conversation: object, truncation: Truncation = "error") -> Encoded:
         """Token ids and readout of one conversation.
@@ -105,6 +110,8 @@ class ChatEncoder:
         assert truncation in TRUNCATIONS
         messages = parse_conversation(conversation)
         text = self._render(messages)
+        if truncation == "error" and (more := self._bound.tokens_over(text, self.max_length)):
+            raise ConversationTooLongError(self._too_long(f"at least {more}"))
         input_ids = self._tokenize(text)
         warnings = self._warnings(messages, text)
         truncated = len(input_ids) > self.max_length
@@ -145,7 +152,7 @@ class ChatEncoder:
             )
         # A template is a program of the checkpoint's: it may raise anything on odd messages.
         except Exception as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = str(error).strip()[:_MAX_REASON_LENGTH] or type(error).__name__
             raise TemplateError(
                 f"the checkpoint's chat template refused the conversation: {reason}; change the "
                 "roles or their order to what the template allows"
@@ -185,7 +192,10 @@ class ChatEncoder:
     def _drop_oldest(self, messages: Messages, num_tokens: int) -> Messages:
         def size(candidate: Messages) -> int | None:
             try:
-                return len(self._tokenize(self._render(candidate)))
+                text = self._render(candidate)
+                # Only whether it fits is asked for, many times, of much that is far too long.
+                over = self._bound.tokens_over(text, self.max_length)
+                return over or len(self._tokenize(text))
             except TemplateError:
                 return None
 
@@ -197,7 +207,7 @@ class ChatEncoder:
             )
         return kept
 
-    def _too_long(self, num_tokens: int) -> str:
+    def _too_long(self, num_tokens: int | str) -> str:
         return (
             f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
             'shorten it, or ask for "truncation": "left" or "right"'

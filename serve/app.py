@@ -22,6 +22,7 @@ from ray.serve import Application
 
 from serve.backends import pin_revision
 from serve.gateway import Gateway
+from serve.keys import KeyRing
 from serve.model_settings import ModelSettings
 from serve.scorer import Scorer
 from serve.settings import Settings
@@ -42,8 +43,9 @@ def build(args: Settings) -> Application:
         args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
 
     Raises:
-        ModelLoadError: a hub checkpoint cannot be found.
+        ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
+    keys = KeyRing.of(args)
     # Else a push to the hub could give the gateway and each replica another revision.
     args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
     scorers = {model.alias: _scorer(model, args.log_level) for model in args.models}
@@ -52,7 +54,10 @@ def build(args: Settings) -> Application:
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
     )
-    application: Application = gateway.bind(args.model_dump(mode="json"), scorers)
+    # No key leaves this process: the gateway gets digests. An empty list rather than none, or it
+    # would look for keys in its own environment.
+    settings = args.model_dump(mode="json") | {"api_keys": []}
+    application: Application = gateway.bind(settings, scorers, keys.digests)
     return application
 
 

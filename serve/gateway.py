@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +10,7 @@ from ray import serve as ray_serve
 
 from serve.backends import RayBackend
 from serve.http import create_app
+from serve.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.telemetry import configure_logging
@@ -22,10 +23,14 @@ class Gateway:
     Args:
         settings: `Settings` as plain data, already resolved by the process that built the app.
         scorers: handle of the scorer deployment of each model, by alias.
+        key_digests: of the API keys, see `KeyRing.of_digests`.
     """
 
-    def __init__(self, settings: dict[str, Any], scorers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], scorers: Mapping[str, Any], key_digests: Sequence[str]
+    ) -> None:
         self._settings = Settings.of(**settings)
+        self._keys = KeyRing.of_digests(key_digests)
         configure_logging(self._settings.log_level)
         self._service = ScoringService(
             [
@@ -40,4 +45,4 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
-        return create_app(self._service, self._settings, echo_request_id=False)
+        return create_app(self._service, self._settings, self._keys, echo_request_id=False)

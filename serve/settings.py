@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,6 +117,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            # What browsers send, to the letter: `https://host` with a slash at its end never comes.
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write SCHEME://HOST or SCHEME://HOST:PORT without a "
+                    "path, such as https://lab.example.org, or * for every page"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
