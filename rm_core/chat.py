@@ -110,21 +110,24 @@ class ChatEncoder:
         assert truncation in TRUNCATIONS
         messages = parse_conversation(conversation)
         text = self._render(messages)
-        if truncation == "error" and (more := self._bound.tokens_over(text, self.max_length)):
-            raise ConversationTooLongError(self._too_long(f"at least {more}"))
-        input_ids = self._tokenize(text)
+        # The first tokens can only be known by tokenizing, however long the text is.
+        over = self._bound.tokens_over(text, self.max_length) if truncation != "right" else None
+        if over and truncation == "error":
+            raise ConversationTooLongError(self._too_long(f"at least {over}"))
+        input_ids = [] if over else self._tokenize(text)
         warnings = self._warnings(messages, text)
-        truncated = len(input_ids) > self.max_length
+        truncated = over is not None or len(input_ids) > self.max_length
         if truncated:
             if truncation == "right":
                 input_ids = input_ids[: self.max_length]
                 text = self._decode(input_ids)
             elif truncation == "left":
-                messages = self._drop_oldest(messages, len(input_ids))
+                whole = f"at least {over}" if over else str(len(input_ids))
+                messages = self._drop_oldest(messages, whole)
                 text = self._render(messages)
                 input_ids = self._tokenize(text)
             else:
-                raise ConversationTooLongError(self._too_long(len(input_ids)))
+                raise ConversationTooLongError(self._too_long(str(len(input_ids))))
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
@@ -189,7 +192,7 @@ class ChatEncoder:
         input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
         return input_ids[:1] == [self._tokenizer.bos_token_id]
 
-    def _drop_oldest(self, messages: Messages, num_tokens: int) -> Messages:
+    def _drop_oldest(self, messages: Messages, num_tokens: str) -> Messages:
         def size(candidate: Messages) -> int | None:
             try:
                 text = self._render(candidate)
@@ -207,7 +210,7 @@ class ChatEncoder:
             )
         return kept
 
-    def _too_long(self, num_tokens: int | str) -> str:
+    def _too_long(self, num_tokens: str) -> str:
         return (
             f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
             'shorten it, or ask for "truncation": "left" or "right"'

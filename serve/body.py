@@ -87,8 +87,8 @@ async def read_body(
         if deadline.at < latest:
             raise deadline.error() from None
         raise BodyTimeoutError(
-            f"after {settings.body_timeout_s:g} s only {len(body):,} bytes of the body had arrived; "
-            "send it faster, or in smaller posts"
+            f"only {len(body):,} bytes of the body arrived in {settings.body_timeout_s:g} s; send "
+            "it faster, or in smaller posts"
         ) from None
 
 
