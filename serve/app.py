@@ -23,6 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from serve.autoscaling import QueuedTokens
 from serve.backends import pin_revision
 from serve.gateway import Gateway, deployment_name
+from serve.keys import KeyRing
 from serve.model_settings import ModelSettings
 from serve.router import LeastLoadedRouter
 from serve.scorer import Scorer
@@ -52,8 +53,9 @@ def build(args: Settings) -> Application:
         args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
 
     Raises:
-        ModelLoadError: a hub checkpoint cannot be found.
+        ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
+    keys, listed_keys = KeyRing.of(args).digests, KeyRing.of_listed(args).digests
     # Else a push to the hub could give the gateway and each replica another revision.
     args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
     scorers = {model.alias: _scorer(model, args) for model in args.models}
@@ -64,7 +66,9 @@ def build(args: Settings) -> Application:
         ray_actor_options={"num_cpus": 0},
         **_until_stopped(args),
     )
-    application: Application = gateway.bind(args, scorers)
+    # No key leaves this process: gateways get digests.
+    without_keys = args.model_copy(update={"api_keys": ()})
+    application: Application = gateway.bind(without_keys, scorers, keys, listed_keys)
     return application
 
 

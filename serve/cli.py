@@ -145,6 +145,13 @@ def main() -> None:
     metavar="FILE",
     help="YAML with settings by name; options here win.",
 )
+@click.option(
+    "--api-keys",
+    "api_keys_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Keys, one a line, one of which every request must bring.  [default: open to all]",
+)
 @click.option("--local", is_flag=True, help="One process without Ray, for laptops and tests.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")

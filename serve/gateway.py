@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from serve.changes import changed
 from serve.door import Restored
 from serve.gateway_figures import AllGateways, Named, own_figures
 from serve.http import create_app
+from serve.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.telemetry import configure_logging
@@ -29,16 +30,30 @@ class Gateway:
     Args:
         settings: already resolved by the process that built the app.
         scorers: handle of the scorer deployment of each model, by alias.
+        keys: digests of the API keys, see `KeyRing.of_digests`.
+        listed_keys: those of them that no file has.
     """
 
-    def __init__(self, settings: Settings, scorers: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scorers: Mapping[str, Any],
+        keys: Sequence[str],
+        listed_keys: Sequence[str],
+    ) -> None:
         self._at_start = settings
+        self._listed_keys = listed_keys
         configure_logging(settings.log_level, settings.log_format)
         backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
         several = settings.num_gateways > 1
-        gather = AllGateways(self._service.metrics) if several else None
-        self._app = create_app(self._service, settings, echo_request_id=False, gather=gather)
+        self._app = create_app(
+            self._service,
+            settings,
+            KeyRing.of_digests(keys),
+            echo_request_id=False,
+            gather=AllGateways(self._service.metrics) if several else None,
+        )
         self._app.add_middleware(Restored)
 
     async def drain(self) -> None:
@@ -52,7 +67,7 @@ class Gateway:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
 
-        The keys file is read again every time.
+        A file of keys is read again every time.
 
         Raises:
             ModelLoadError: a bad value, or a name that cannot be changed while this runs.
@@ -60,6 +75,9 @@ class Gateway:
         settings = changed(self._at_start, user_config)
         configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
+        if settings.api_keys_file is not None:
+            read = KeyRing.of(settings).digests
+            self._app.state.keys = KeyRing.of_digests((*self._listed_keys, *read))
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -15,9 +15,17 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 
-from rm_core import OverloadedError, RewardError
-from serve import __version__
-from serve.problems import RETRY_AFTER_S, BadRequestError, error_body, error_object, problem_of
+from rm_core import RewardError
+from serve import __version__, guard, openapi
+from serve.keys import KeyRing
+from serve.problems import (
+    BadRequestError,
+    error_body,
+    error_object,
+    problem_of,
+    problem_response,
+    quoted,
+)
 from serve.request_log import RECORD, RequestLog
 from serve.request_record import begin, current, end
 from serve.routes import figures, native, status
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUTERS = (native.router, status.router, figures.router)
+_MAX_FINDINGS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
 
@@ -41,6 +50,7 @@ Nothing is cut unless `truncation` asks for it, and then the result says so."""
 def create_app(
     service: ScoringService,
     settings: Settings,
+    keys: KeyRing | None = None,
     *,
     echo_request_id: bool = True,
     gather: figures.Gather | None = None,
@@ -50,10 +60,15 @@ def create_app(
     Args:
         service: what scores; its models are watched while the application runs.
         settings: shown by `/info`.
+        keys: one of which every request must bring; default: those of the settings.
         echo_request_id: False where the server in front echoes `X-Request-Id` itself, as Ray
             Serve's proxy does.
         gather: asks all gateways for their figures, where there are several.
+
+    Raises:
+        ModelLoadError: the keys of the settings cannot be read or used.
     """
+    keys = KeyRing.of(settings) if keys is None else keys
     tracer = _tracer(settings.otlp_endpoint)
 
     @contextlib.asynccontextmanager
@@ -78,6 +93,7 @@ def create_app(
     )
     app.state.service = service
     app.state.settings = settings
+    app.state.keys = keys
     app.state.echo_request_id = echo_request_id
     app.state.gather = gather
     for router in _ROUTERS:
@@ -86,6 +102,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_malformed_body)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
+    guard.install(app, settings)
     # The last one is outermost: whatever another one refuses must be seen as well.
     app.add_middleware(
         RequestLog,
@@ -94,7 +111,7 @@ def create_app(
         templates=_templates(app),
         tracer=tracer,
     )
-    _document_400(app)
+    openapi.install(app, with_keys=bool(keys))
     return app
 
 
@@ -120,22 +137,24 @@ def _templates(app: FastAPI) -> set[str]:
 async def _on_reward_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RewardError)
     current().code = error.code
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, OverloadedError) else None
-    return JSONResponse(error_body(error), problem_of(error).status, headers)
+    return problem_response(error)
 
 
 async def _on_malformed_body(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    findings = [_finding(item) for item in error.errors()]
+    found = error.errors()
+    findings = [_finding(item) for item in found[:_MAX_FINDINGS]]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in findings)
+    if len(found) > _MAX_FINDINGS:
+        message += f"; and {len(found) - _MAX_FINDINGS} more like these"
     problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
     current().code = problem.code
-    return JSONResponse(error_body(problem, findings[0][0] or None), problem_of(problem).status)
+    return problem_response(problem, findings[0][0] or None)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {quoted(request.url.path)}: {error.detail}"
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
     current().code = f"http_{error.status_code}"
@@ -157,26 +176,7 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
 
 def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
     """Where in the body, and what is wrong there."""
-    if item["type"] == "json_invalid":
-        reason = item.get("ctx", {}).get("error", "not JSON")
-        return "", f"the body is no JSON: {reason} at character {item['loc'][-1]}"
-    place = ".".join(str(part) for part in item["loc"] if part != "body")
+    place = quoted(".".join(str(part) for part in item["loc"][1:]))
     if item["type"] == "extra_forbidden":
         return place, "there is no such field"
     return place, str(item["msg"])
-
-
-def _document_400(app: FastAPI) -> None:
-    """Take FastAPI's own 422 out of the OpenAPI document: malformed bodies are answered 400."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = make()
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            document.get("components", {}).get("schemas", {}).pop(name, None)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

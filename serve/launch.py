@@ -24,6 +24,7 @@ import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
 from serve import ingress
+from serve.keys import KeyRing
 from serve.listening import check_address, own_client, ready_line
 from serve.settings import Settings
 
@@ -135,8 +136,9 @@ def preflight(settings: Settings, say: Say) -> None:
     """Refuse what can be refused before anything is started.
 
     Raises:
-        ModelLoadError: a checkpoint's files are wrong, or the port is taken.
+        ModelLoadError: a checkpoint's files or the API keys are wrong, or the port is taken.
     """
+    KeyRing.of(settings)
     for model in settings.models:
         say(f"checking {model.alias}")
         config = model.model_loading()

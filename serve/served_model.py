@@ -26,7 +26,6 @@ from rm_core import (
     ScoreCache,
     ScoredBatch,
     ScoreError,
-    Truncation,
     combine,
     load_encoder,
 )
@@ -35,7 +34,7 @@ from serve.dispatch import Dispatcher
 from serve.model_settings import ModelSettings
 from serve.observer import Nobody, Observer
 from serve.request_record import current
-from serve.slices import Slice, encode_slice, slices
+from serve.slices import Reading, Slice, encode, encode_slice, slices
 from serve.waiting import Computed
 
 logger = logging.getLogger(__name__)
@@ -141,16 +140,16 @@ class ServedModel:
         raise error
 
     async def encode(
-        self, conversations: Sequence[object], truncation: Truncation
+        self, conversations: Sequence[object], reading: Reading
     ) -> list[Encoded | ScoreError]:
         """Render and tokenize only."""
         encoded: list[Encoded | ScoreError] = []
         for some in slices(conversations):
-            encoded += await self._on_thread(self.encoder.encode_all, some, truncation)
+            encoded += await self._on_thread(encode, some, reading, self.encoder)
         return encoded
 
     async def score(
-        self, conversations: Sequence[object], truncation: Truncation, priority: int = 0
+        self, conversations: Sequence[object], reading: Reading, priority: int = 0
     ) -> Scores:
         """Score conversations; result i belongs to conversation i.
 
@@ -160,7 +159,7 @@ class ServedModel:
         for _ in range(_ATTEMPTS):
             info = self.require_ready()
             self.queue.max_batch_tokens = info["max_batch_tokens"]
-            parts, answers = await self._compute(conversations, truncation, priority, info)
+            parts, answers = await self._compute(conversations, reading, priority, info)
             fingerprints = {f for answer in answers for f in answer.fingerprints}
             if any(one.num_cached_tokens for one in parts) or not fingerprints:
                 fingerprints.add(fingerprint_of(info))
@@ -193,12 +192,12 @@ class ServedModel:
     async def _compute(
         self,
         conversations: Sequence[object],
-        truncation: Truncation,
+        reading: Reading,
         priority: int,
         info: dict[str, Any],
     ) -> tuple[list[Slice], list[Computed]]:
         record = current()
-        how = (truncation, self.encoder, self.cache, fingerprint_of(info))
+        how = (reading, self.encoder, self.cache, fingerprint_of(info))
         done: list[Slice] = []
         tasks: list[asyncio.Task[Computed]] = []
         with self.queue.flow(record.client, priority) as flow:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
+from serve.limits import check_number
 from serve.metrics import Metrics
 from serve.model_settings import ModelSettings
 from serve.model_states import states_of
@@ -18,6 +19,7 @@ from serve.problems import BadRequestError, UnknownModelError
 from serve.request_record import current
 from serve.served_model import Scores, ServedModel
 from serve.settings import Settings
+from serve.slices import Reading
 
 
 class ScoringService:
@@ -97,10 +99,11 @@ class ScoringService:
         """Render and tokenize only.
 
         Raises:
-            UnknownModelError, BadRequestError: see `find`.
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
         """
         model = self._begin(name, conversations)
-        return model, await model.encode(conversations, truncation)
+        return model, await model.encode(conversations, self._reading(truncation))
 
     async def score(
         self,
@@ -118,7 +121,8 @@ class ScoringService:
             priority: whose requests go first: those of a lower number.
 
         Raises:
-            UnknownModelError, BadRequestError: see `find`.
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
             NotReadyError: the model is not loaded, or will not be again.
             OverloadedError: too much waits already, or the service is stopping.
         """
@@ -130,7 +134,7 @@ class ScoringService:
         self._num_running += 1
         self._idle.clear()
         try:
-            scores = await model.score(conversations, truncation, priority)
+            scores = await model.score(conversations, self._reading(truncation), priority)
             self._count(scores)
             return scores
         finally:
@@ -140,10 +144,14 @@ class ScoringService:
 
     def _begin(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
         model = self.find(name)
+        check_number(len(conversations), self.settings.max_conversations)
         record = current()
         record.model = model.settings.alias
         record.num_conversations = len(conversations)
         return model
+
+    def _reading(self, truncation: Truncation) -> Reading:
+        return Reading(truncation, self.settings.max_messages)
 
     def _count(self, scores: Scores) -> None:
         record = current()

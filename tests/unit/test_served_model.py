@@ -12,7 +12,7 @@ from fakes import INFO, FakeBackend, conversation
 from rm_core import NotReadyError, Reward
 from serve.model_settings import ModelSettings
 from serve.served_model import Scores, ServedModel
-from serve.slices import slices
+from serve.slices import Reading, slices
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]
@@ -25,7 +25,7 @@ def served(backend: FakeBackend) -> ServedModel:
 
 
 def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> Scores:
-    return asyncio.run(model.score(conversations, "error"))
+    return asyncio.run(model.score(conversations, Reading()))
 
 
 def rewards(scores: Scores) -> list[float | None]:
