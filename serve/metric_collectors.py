@@ -169,7 +169,7 @@ class Rewards:
             bounds: Sequence[float] = (*REWARD_BOUNDS, math.inf)
             total = 0
             for bound, total in zip(bounds, accumulate(distribution.counts), strict=True):
-                labels = {"model": model, "le": floatToGoString(bound)}
+                labels = {"model": model, "le": floatToGoString(bound)}  # type: ignore[no-untyped-call]
                 histogram.add_sample(f"{name}_bucket", labels, total)
             histogram.add_sample(f"{name}_count", {"model": model}, total)
             sums.add_metric([model, "positive"], distribution.positive)

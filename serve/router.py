@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
 
-class LeastLoadedRouter(FIFOMixin, RequestRouter):
+class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     """All replicas in one rank, of which Serve takes the one with the fewest running calls.
 
     A gateway sends a replica one batch, and the next one shortly before it is free. Drawing two
