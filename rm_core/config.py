@@ -23,6 +23,8 @@ class ModelConfig:
         dtype: of the decoder; `auto` is bfloat16 on CUDA and float32 on CPU.
         attention: backend; `auto` lets `rm_core.attention` choose and say why.
         device: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
+        num_devices: over how many CUDA devices the layers are spread, for models that do not fit
+            one; the first ones that there are.
         max_length: most tokens of one conversation; None for the checkpoint's own limit.
         chat_template: path of a Jinja file that replaces, or supplies, the chat template.
         known_as: another name under which the catalogue may know the checkpoint, for folders
@@ -41,6 +43,7 @@ class ModelConfig:
     dtype: DType = "auto"
     attention: Attention = "auto"
     device: str = "auto"
+    num_devices: int = 1
     max_length: int | None = None
     chat_template: str | None = None
     known_as: str | None = None
@@ -58,6 +61,13 @@ class ModelConfig:
         ):
             if value not in allowed:
                 raise ModelLoadError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+        if self.num_devices < 1:
+            raise ModelLoadError(f"num_devices is {self.num_devices}; give at least 1")
+        if self.num_devices > 1 and self.compile:
+            raise ModelLoadError(
+                "`compile` is for a model on one device, and it is spread over "
+                f"{self.num_devices}; leave one of them out"
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ModelLoadError(f"max_length is {self.max_length}; give at least 1, or nothing")
 

@@ -47,19 +47,27 @@ def _hidden_states(loaded: LoadedModel, tree: Tree, filling: int) -> torch.Tenso
     decoder: Any = loaded.model.get_submodule(loaded.model.base_model_prefix)
     device = loaded.device
     places = sorted(tree.ends)
-    readouts = torch.tensor(places).to(device, non_blocking=True)
-    plan = loaded.backend.plan(of_runs(tree), tree.num_tokens, device)
-    packed = PackedAttention(loaded.backend, plan, tree.num_tokens, tree.num_tokens)
-    if not loaded.deterministic:  # with it, shapes must not depend on the number of readouts
-        plan = loaded.backend.plan(of_tokens(tree, places), tree.num_tokens, device)
-        packed = replace(packed, readouts=readouts, readout_plan=plan)
+    packed = tuple(_packed(loaded, tree, places, on) for on in loaded.devices)
     hidden: torch.Tensor = decoder(
         input_ids=_row(_token_ids(tree), filling).to(device, non_blocking=True),
         position_ids=_row(_positions(tree), filling).to(device, non_blocking=True),
         use_cache=False,
-        packed=packed,
+        # Of several devices, each layer takes its own; see `rm_core.layer_split`.
+        packed=packed[0] if len(packed) == 1 else packed,
     ).last_hidden_state[0]
-    return hidden[readouts] if loaded.deterministic else hidden
+    return hidden[torch.tensor(places).to(hidden.device)] if loaded.deterministic else hidden
+
+
+def _packed(
+    loaded: LoadedModel, tree: Tree, places: list[int], device: torch.device
+) -> PackedAttention:
+    plan = loaded.backend.plan(of_runs(tree), tree.num_tokens, device)
+    packed = PackedAttention(loaded.backend, plan, tree.num_tokens, tree.num_tokens)
+    if loaded.deterministic:  # shapes must not depend on the number of readouts
+        return packed
+    plan = loaded.backend.plan(of_tokens(tree, places), tree.num_tokens, device)
+    readouts = torch.tensor(places).to(device, non_blocking=True)
+    return replace(packed, readouts=readouts, readout_plan=plan)
 
 
 def _row(values: Iterator[int], filling: int) -> torch.Tensor:

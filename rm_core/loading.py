@@ -26,8 +26,9 @@ from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import ModelConfig, Quantization
 from rm_core.errors import ModelLoadError
+from rm_core.layer_split import connect, place
 from rm_core.packed_linear import pack_linears
-from rm_core.placement import is_old_gpu, resolve_device, resolve_dtype
+from rm_core.placement import is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.types import Fingerprint
@@ -54,7 +55,7 @@ class LoadedModel:
         deterministic: whether a reward must not depend on its batch, to the last bit.
         quantized: whether its linear layers hold fewer bits than the dtype says.
         compiled: whether the decoder layers are compiled, which wants rows of few lengths.
-        device: where it runs.
+        devices: where it runs, in the order of its layers; one if it fits.
         fingerprint: what makes two rewards comparable.
         encoder: renders and tokenizes for it.
     """
@@ -68,9 +69,14 @@ class LoadedModel:
     deterministic: bool
     quantized: bool
     compiled: bool
-    device: torch.device
+    devices: tuple[torch.device, ...]
     fingerprint: Fingerprint
     encoder: ChatEncoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where a batch enters the model."""
+        return self.devices[0]
 
 
 def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> ChatEncoder:
@@ -110,11 +116,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """
     checkpoint = open_checkpoint(config)
     encoder = load_encoder(config, checkpoint)
-    device = resolve_device(config.device)
+    devices = resolve_devices(config.device, config.num_devices)
+    device = devices[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     choice = choose_attention(_placement(config, checkpoint, device, dtype), config.attention)
     check_quantization(config.quantization, device, deterministic=config.deterministic)
-    model = _on_device(read_weights(checkpoint, dtype), device, config.name)
+    model = _on_devices(read_weights(checkpoint, dtype), devices, config.name)
     attention, backend = proven_backend(
         choice, model, device, requested=config.attention, deterministic=config.deterministic
     )
@@ -123,6 +130,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     prepare_layers(
         model, config.quantization, compiled=config.compile, deterministic=config.deterministic
     )
+    if len(devices) > 1:
+        connect(model, devices)
     quantized = config.quantization != "none"
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
@@ -140,7 +149,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         config.name,
         checkpoint.revision,
         fingerprint.dtype,
-        device,
+        ", ".join(map(str, devices)),
         attention.name,
         attention.reason,
         encoder.max_length,
@@ -155,7 +164,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         deterministic=config.deterministic,
         quantized=quantized,
         compiled=config.compile,
-        device=device,
+        devices=devices,
         fingerprint=fingerprint,
         encoder=encoder,
     )
@@ -207,13 +216,15 @@ def _placement(
     )
 
 
-def _on_device(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
+def _on_devices(
+    model: PreTrainedModel, devices: tuple[torch.device, ...], name: str
+) -> PreTrainedModel:
     try:
-        model.to(device)  # type: ignore[arg-type]
+        place(model, devices)
     except RuntimeError as error:  # out of memory, or a device that is out of order
         raise ModelLoadError(
-            f"{name} as {_name(model.dtype)} cannot be put on {device}: {first_line(error)}; use "
-            "a device with more memory, or free this one"
+            f"{name} as {_name(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
+            f"{first_line(error)}; use devices with more memory, or several (setting `num_gpus`)"
         ) from error
     model.eval()
     return model

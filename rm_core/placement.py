@@ -39,6 +39,28 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_devices(name: str, number: int) -> tuple[torch.device, ...]:
+    """The devices that a model is spread over, its first layers on the first.
+
+    Args:
+        name: see `resolve_device`.
+        number: how many.
+
+    Raises:
+        ModelLoadError: there are not as many.
+    """
+    first = resolve_device(name)
+    if number == 1:
+        return (first,)
+    if first.type != "cuda" or first.index is not None or torch.cuda.device_count() < number:
+        raise ModelLoadError(
+            f"{number} devices were asked for, and device {name!r} with "
+            f"{torch.cuda.device_count()} CUDA device(s) in sight gives no such number; use 'auto' "
+            "where there are as many GPUs"
+        )
+    return tuple(torch.device("cuda", index) for index in range(number))
+
+
 def is_old_gpu(device: torch.device) -> bool:
     """Whether a CUDA device is older than FlashAttention-2 needs: compute capability 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)

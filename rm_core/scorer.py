@@ -48,13 +48,13 @@ class RewardScorer:
 
     def __init__(self, loaded: LoadedModel, batching: BatchConfig | None = None) -> None:
         self._loaded = loaded
-        self._budget = choose_budget(
-            (batching or BatchConfig()).max_batch_tokens,
-            loaded.model.config,
-            loaded.model.dtype,
-            loaded.device,
-            loaded.deterministic,
-        )
+        requested = (batching or BatchConfig()).max_batch_tokens
+        config, dtype = loaded.model.config, loaded.model.dtype
+        budgets = [
+            choose_budget(requested, config, dtype, device, loaded.deterministic)
+            for device in loaded.devices
+        ]
+        self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
 
     @classmethod
     def load(cls, config: ModelConfig, batching: BatchConfig | None = None) -> RewardScorer:
@@ -92,7 +92,7 @@ class RewardScorer:
             "template_depends_on_date": self.encoder.depends_on_date,
             "dtype": loaded.fingerprint.dtype,
             "head_dtype": str(loaded.head.dtype).removeprefix("torch."),
-            "device": str(loaded.device),
+            "device": ", ".join(map(str, loaded.devices)),
             "attention": loaded.attention.name,
             "attention_reason": loaded.attention.reason,
             "max_length": self.encoder.max_length,

@@ -56,7 +56,10 @@ class ModelSettings(BaseModel):
         "is expected of it, and at least 120",
     )
     num_gpus: float | None = Field(
-        default=None, ge=0, description="GPUs of a replica; default: 1 if the cluster has any"
+        default=None,
+        ge=0,
+        description="GPUs of a replica, over which the layers are spread if there are several; "
+        "default: 1 if the cluster has any",
     )
     cpu_threads: int | None = Field(
         default=None, ge=1, description="torch threads of a CPU replica; default: cores / replicas"
@@ -98,7 +101,17 @@ class ModelSettings(BaseModel):
             raise ValueError(
                 f"max_replicas {self.max_replicas} is less than num_replicas {self.num_replicas}"
             )
+        if (self.num_gpus or 0) > 1 and self.num_gpus != self.num_devices:
+            raise ValueError(
+                f"num_gpus {self.num_gpus} is more than one and no whole number; a replica shares "
+                "one GPU with others, or has several for itself"
+            )
         return self
+
+    @property
+    def num_devices(self) -> int:
+        """Over how many devices a replica's layers are spread."""
+        return max(1, int(self.num_gpus or 1))
 
     @property
     def on_hub(self) -> bool:
@@ -113,6 +126,7 @@ class ModelSettings(BaseModel):
             dtype=self.dtype,
             attention=self.attention,
             device=self.device,
+            num_devices=self.num_devices,
             max_length=self.max_length,
             chat_template=self.chat_template,
             known_as=self.alias,

@@ -161,7 +161,7 @@ def as_loaded(model: Any, name: str, backend: Backend, deterministic: bool = Fal
         "backend": backend,
         "deterministic": deterministic,
         "compiled": False,
-        "device": model.device,
+        "devices": (model.device,),
     }
     return LoadedModel(**{one.name: known.get(one.name) for one in fields(LoadedModel)})
 

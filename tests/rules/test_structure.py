@@ -23,7 +23,7 @@ RM_CORE_LAYERS = [
     ["rm_core.loading"],
     ["rm_core.weights"],
     ["rm_core.checkpoint", "rm_core.placement", "rm_core.quantization"],
-    ["rm_core.packed_linear", "rm_core.readout_layer"],
+    ["rm_core.packed_linear", "rm_core.readout_layer", "rm_core.layer_split"],
     ["rm_core.golden"],
     ["rm_core.catalog", "rm_core.chat", "rm_core.attention"],
     ["rm_core.token_bound"],
