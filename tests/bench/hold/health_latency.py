@@ -9,7 +9,6 @@ last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import sys

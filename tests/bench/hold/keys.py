@@ -2,8 +2,8 @@
 
 What is checked: a service that was started with a file of two keys, and every route in its OpenAPI
 document, the document itself and the pages that are not in it: without a key, with wrong keys of
-several kinds, with each right one. Only `/health`, `/ready` and `/metrics` may be open. The keys must
-stand neither in `/info` or `/metrics`, nor in the service's log. The last line is one JSON object.
+several kinds, with each right one. Only `/health`, `/ready` and `/metrics` may be open. No key may
+stand in `/info`, in `/metrics` or in the service's log. The last line is one JSON object.
 
     python tests/bench/hold/keys.py [--local]
 """
@@ -24,7 +24,7 @@ from started import parser_of, service_of
 from verdict import finish
 
 OPEN = ("/health", "/ready", "/metrics")
-PAGES = ("/", "/openapi.json", "/docs", "/redoc", "/no/such/route")
+PAGES = ("/", "/openapi.json", "/docs", "/redoc", "/metrics", "/no/such/route")
 
 
 def wrong_headers(key: str) -> dict[str, Mapping[str, str]]:
@@ -61,7 +61,7 @@ def wrong_in(http: httpx.Client, operation: Operation, keys: list[str]) -> list[
     for how, headers in wrong_headers(keys[0]).items():
         answer = send(http, operation, headers)
         if operation.path in OPEN:
-            if answer.status_code in (401, 403):
+            if not answer.is_success:
                 found.append(f"{name}, {how}: {answer.status_code}, and should be open")
         elif answer.status_code != 401:
             found.append(f"{name}, {how}: {answer.status_code} instead of 401")
@@ -110,7 +110,6 @@ def main() -> int:
     ]
     checks = {
         "every route but the open ones wants a right key": not wrong,
-        "the open ones are there": {o.path for o in operations} >= set(OPEN[:2]),
         "no key in /info, /metrics or the log": not leaks,
     }
     figures: dict[str, Any] = {
