@@ -49,5 +49,8 @@ def test_every_post_is_answered_though_the_scorer_is_killed(
         rewards = [result.get("reward") for result in answer.json()["results"]]
         expected = [reward.reward for reward in scorer.score(post) if isinstance(reward, Reward)]
         assert rewards == pytest.approx(expected, abs=1e-4)
+    # Not answered before there is another scorer.
+    more = http.post("/v1/score", json={"model": "llama", "conversations": post_of(NUM_POSTS)})
+    assert more.status_code == 200, more.text
     (after,) = replicas_of(pid, "Scorer-llama")
     assert after.pid != before.pid

@@ -34,7 +34,6 @@ from rm_core import Reward
 from serve.clients import ScoringClient, ServiceError
 
 TOLERANCE = 1e-4
-GATEWAYS = 2
 
 
 @dataclass
@@ -188,7 +187,7 @@ def phase(
     whom: str, service: Service, pool: list[Conversation], options: argparse.Namespace
 ) -> tuple[dict[str, bool], dict[str, Any]]:
     """Load, and kills; its checks and figures."""
-    if not service.settle(options.replicas, GATEWAYS):
+    if not service.settle(options.replicas, options.gateways):
         return {f"{whom}: all replicas are there before": False}, {}
     tally = Tally(undisturbed(service, pool))
     print(f"killing a {whom} every {options.every} s, {options.clients} clients", flush=True)
@@ -197,7 +196,7 @@ def phase(
     with Killer(service, whom, options.every, random.Random(options.seed)) as killer:
         run(service, pool, tally, options)
     took = time.perf_counter() - started
-    came_back = service.settle(options.replicas, GATEWAYS)
+    came_back = service.settle(options.replicas, options.gateways)
     retries = None
     with contextlib.suppress(Exception):  # a figure, no more
         retries = service.metric("skyreward_retries_total")
@@ -223,12 +222,13 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=10, help="seconds between kills")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--gateways", type=int, default=2)
     options = parser.parse_args()
     pool = Writer(options.seed).pool()
     checks: dict[str, bool] = {}
     figures: dict[str, Any] = {}
     model = {"cache_bytes": 0, "num_replicas": options.replicas}
-    with service_of(options, model=model, num_gateways=GATEWAYS) as service:
+    with service_of(options, model=model, num_gateways=options.gateways) as service:
         for whom in ("scorer", "gateway") if options.kill == "both" else (options.kill,):
             found, figures[whom] = phase(whom, service, pool, options)
             checks |= found

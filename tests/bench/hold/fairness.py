@@ -40,10 +40,10 @@ def tokens_of(service: Service, conversations: list[Conversation]) -> int:
 
 
 def batch_s(service: Service, options: argparse.Namespace) -> float:
-    """Seconds of posts that fill one batch each, alone."""
+    """Seconds of posts that nearly fill one batch each, alone."""
     writer = Writer(options.seed + 1)
     one = tokens_of(service, [writer.conversation(options.bytes) for _ in range(50)]) / 50
-    size = max(1, int(options.batch_tokens / one))
+    size = max(1, int(0.97 * options.batch_tokens / one))
     posts = [
         Post(body_of([writer.conversation(options.bytes) for _ in range(size)]), size)
         for _ in range(6)

@@ -19,6 +19,7 @@ from mixes import Writer, body_of
 
 _JSON = {"Content-Type": "application/json"}
 _TIMEOUT = httpx.Timeout(300.0)
+_AFTER_A_FAILURE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def unique_posts(seed: int, number: int, size: int, num_bytes: int) -> list[Post
 
 def connections() -> httpx.Limits:
     """As many as are needed, each kept."""
-    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Less than servers wait before they close an idle one: closing and posting at the same moment
+    # looks like a lost post.
+    return httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
 
 
 async def send(http: httpx.AsyncClient, post: Post, route: str = "/v1/score") -> Outcome:
@@ -116,6 +119,8 @@ async def closed_loop(
                 outcomes.append(outcome)
                 if seen:
                     seen(outcome)
+                if outcome.status != httpx.codes.OK:  # no storm of what is refused at once
+                    await asyncio.sleep(_AFTER_A_FAILURE_S)
 
         await asyncio.gather(*(client() for _ in range(clients)))
     return outcomes
