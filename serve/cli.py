@@ -199,10 +199,27 @@ def serve(
 @click.argument("input", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--url", help="Score with a running service instead of loading a model.")
+@click.option("--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of that service.")
+@click.option(
+    "--retry-s",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="Seconds to go on trying while that service is away or refuses.",
+)
 @_model_options
 @_truncation
 @_reported
-def score(input: Path, output: Path, url: str | None, truncation: Any, **model: Any) -> None:
+def score(
+    input: Path,
+    output: Path,
+    *,
+    url: str | None,
+    api_key: str | None,
+    retry_s: float,
+    truncation: Any,
+    **model: Any,
+) -> None:
     """Score a JSONL file, one record a line, into another.
 
     Records are {"messages"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"} or
@@ -225,7 +242,9 @@ def score(input: Path, output: Path, url: str | None, truncation: Any, **model: 
             f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
             "it starts; leave it out, or score with a model here"
         )
-    source = remote_scorer(url, name) if url else local_scorer(**model)
+    source = (
+        remote_scorer(url, name, api_key=api_key, retry_s=retry_s) if url else local_scorer(**model)
+    )
     with source as score_all:
         summary = score_file(input, output, score_all, truncation)
     _say(str(summary))

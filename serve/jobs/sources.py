@@ -39,12 +39,13 @@ def local_scorer(**model: Any) -> Iterator[ScoreAll]:
 
 
 @contextlib.contextmanager
-def remote_scorer(url: str, model: str | None) -> Iterator[ScoreAll]:
+def remote_scorer(url: str, model: str | None, **access: Any) -> Iterator[ScoreAll]:
     """A running service.
 
     Args:
         url: its address.
         model: which of its models; None if it serves one.
+        access: more arguments of `ScoringClient`.
     """
-    with ScoringClient(url, model) as client:
+    with ScoringClient(url, model, **access) as client:
         yield client.score
