@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -71,23 +72,13 @@ def create_app(
     keys = KeyRing.of(settings) if keys is None else keys
     tracer = _tracer(settings.otlp_endpoint)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(service.watch())
-        yield
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
-        if tracer is not None:
-            await asyncio.to_thread(tracer.close)
-
     # FastAPI's own /docs loads its scripts from another host; a machine with GPUs often sees none.
     app = FastAPIOffline(
         title="skyreward",
         version=__version__,
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=lifespan,
+        lifespan=functools.partial(_lifespan, service, tracer),
         # FastAPI's own would join a global provider, and sends what callers posted along.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
@@ -98,10 +89,8 @@ def create_app(
     app.state.gather = gather
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(RewardError, _on_reward_error)
-    app.add_exception_handler(RequestValidationError, _on_malformed_body)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
     guard.install(app, settings)
     # The last one is outermost: whatever another one refuses must be seen as well.
     app.add_middleware(
@@ -113,6 +102,19 @@ def create_app(
     )
     openapi.install(app, with_keys=bool(keys))
     return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(
+    service: ScoringService, tracer: OtlpTracer | None, _: FastAPI
+) -> AsyncIterator[None]:
+    watcher = asyncio.create_task(service.watch())
+    yield
+    watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watcher
+    if tracer is not None:
+        await asyncio.to_thread(tracer.close)
 
 
 def _tracer(endpoint: str | None) -> OtlpTracer | None:
@@ -172,6 +174,14 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     headers = {"X-Request-Id": record.id} if request.app.state.echo_request_id else None
     problem = RewardError("the service failed on this request; its log has the details")
     return JSONResponse(error_body(problem), problem_of(problem).status, headers)
+
+
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    RewardError: _on_reward_error,
+    RequestValidationError: _on_malformed_body,
+    HTTPException: _on_http_error,
+    Exception: _on_bug,
+}
 
 
 def _finding(item: Mapping[str, Any]) -> tuple[str, str]:

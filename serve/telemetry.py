@@ -55,6 +55,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line before any traceback."""
+        record.request_id = getattr(record, "request_id", "-")
         facts = (f" {name}={_text(value)}" for name, value in _fields(record).items())
         return super().formatMessage(record) + "".join(facts)
 

@@ -42,7 +42,7 @@ class FakeBackend:
             raise self.failure
         tokens = sum(len(ids) for ids in sequences)
         batch = ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
-        return Answer(batch, 0.01, fingerprint_of(self.info))
+        return Answer(batch, self.delay_s, fingerprint_of(self.info))
 
     async def describe(self) -> dict[str, Any]:
         if self.load_failure:

@@ -44,7 +44,8 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
     """Routes that echo, wait, and answer slowly, behind the guard with these settings."""
     app = FastAPI()
     settings = Settings.of(api_keys=keys, **chosen)
-    seen = Guarded(app, guard.install(app, settings, KeyRing.of(settings)))
+    app.state.settings, app.state.keys = settings, KeyRing.of(settings)
+    seen = Guarded(app, guard.install(app, settings))
     router = APIRouter()
 
     @router.post("/size")

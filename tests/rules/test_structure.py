@@ -34,6 +34,7 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
+    ["serve.options"],
     ["serve.launch", "serve.tables", "serve.jobs"],
     ["serve.app", "serve.local", "serve.ingress"],
     ["serve.gateway", "serve.scorer", "serve.clients"],

@@ -48,7 +48,7 @@ OTHER_PATHS = (
 
 def client_of(*keys: str, **chosen: Any) -> TestClient:
     settings = Settings.of(api_keys=keys, **chosen)
-    app = create_app(ScoringService([(settings.models[0], FakeBackend())]), settings)
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     return TestClient(app, raise_server_exceptions=False, follow_redirects=False)
 
 
@@ -287,7 +287,7 @@ def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
 def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
     backend = FakeBackend()
     settings = Settings.of()
-    app = create_app(ScoringService([(settings.models[0], backend)]), settings)
+    app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
         backend.delay_s = 30
@@ -301,7 +301,8 @@ def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
 
 
 def limited(**limits: int) -> Admission:
-    return Admission(Settings.of(**{"max_body_bytes": 1, **limits}))
+    settings = Settings.of(**{"max_body_bytes": 1, **limits})
+    return Admission(lambda: settings)
 
 
 def test_one_caller_is_told_to_wait_before_all_are() -> None:

@@ -109,7 +109,7 @@ def test_a_settings_file_that_cannot_be_read_is_told_without_its_text(tmp_path: 
 
 def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.of(api_keys=[KEY, OTHER_KEY])
-    app = create_app(ScoringService([(settings.models[0], FakeBackend())]), settings)
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with caplog.at_level(logging.DEBUG), TestClient(app) as client:
         headers = {"Authorization": f"Bearer {KEY}"}
         info = client.get("/info", headers=headers)

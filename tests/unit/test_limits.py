@@ -33,7 +33,7 @@ def test_messages_are_counted_in_what_is_a_conversation() -> None:
 
 def test_pairs_and_answers_count_before_they_are_put_together() -> None:
     settings = Settings.of(max_conversations=4, max_messages=3)
-    app = create_app(ScoringService([(settings.models[0], FakeBackend())]), settings)
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
         pair = {"chosen": conversation("4"), "rejected": conversation("5")}
@@ -54,7 +54,7 @@ def test_pairs_and_answers_count_before_they_are_put_together() -> None:
 
 def test_the_errors_of_a_prompt_come_once_for_each_answer() -> None:
     settings = Settings.of()
-    app = create_app(ScoringService([(settings.models[0], FakeBackend())]), settings)
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
         for prompt, says in (([], "empty"), (None, "there is no `prompt`"), (7, "number")):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from exposition import read, series
-from fakes import FakeBackend, conversation, ready, serving, until
+from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving, until
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -108,8 +108,10 @@ def test_every_request_is_a_line_without_what_the_caller_wrote(
 def test_overload_and_bugs_have_their_codes(
     client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    backend.failure = RuntimeError("broken")
+    model = client.app.state.service.models["demo"]
+    model.info = FINGERPRINT  # without the budget of a batch: a bug
     answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
+    model.info = backend.info
     assert answer.headers.get_list("x-request-id") == ["step-1"]
     backend.failure = NotReadyError("gone")
     client.post("/v1/score", json=BODY)
