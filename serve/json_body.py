@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, NoReturn
 
 from serve.problems import BadRequestError, quoted
@@ -50,8 +51,8 @@ _TOO_DEEP = f"the body has more than {MAX_DEPTH} lists and objects inside each o
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        counts = Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0]
         raise BadRequestError(
             f"an object has the key {quoted(twice)!r} twice, and which one counts cannot be "
             "known; leave one out"
