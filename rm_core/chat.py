@@ -28,6 +28,8 @@ SYSTEM_PROMPT_WARNING = (
 
 # A template's own message may quote the conversation.
 _MAX_REASON_LENGTH = 200
+# Characters; shorter ones are tokenized in some milliseconds, and told their exact length.
+_LONG_TEXT = 65_536
 
 
 def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
@@ -111,7 +113,7 @@ class ChatEncoder:
         messages = parse_conversation(conversation)
         text = self._render(messages)
         # The first tokens can only be known by tokenizing, however long the text is.
-        over = self._bound.tokens_over(text, self.max_length) if truncation != "right" else None
+        over = self._surely_over(text) if truncation != "right" else None
         if over and truncation == "error":
             raise ConversationTooLongError(self._too_long(f"at least {over}"))
         input_ids = [] if over else self._tokenize(text)
@@ -179,6 +181,12 @@ class ChatEncoder:
             raise TemplateError("the chat template rendered the conversation to nothing")
         return input_ids
 
+    def _surely_over(self, text: str) -> int | None:
+        """A number of tokens over the limit that a long text has at least; None if it may fit."""
+        if len(text) < _LONG_TEXT:
+            return None
+        return self._bound.tokens_over(text, self.max_length)
+
     def _decode(self, input_ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
@@ -197,8 +205,7 @@ class ChatEncoder:
             try:
                 text = self._render(candidate)
                 # Only whether it fits is asked for, many times, of much that is far too long.
-                over = self._bound.tokens_over(text, self.max_length)
-                return over or len(self._tokenize(text))
+                return self._surely_over(text) or len(self._tokenize(text))
             except TemplateError:
                 return None
 

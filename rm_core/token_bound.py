@@ -74,8 +74,7 @@ class TokenBound:
         at_least = self._tokens(text)
         if self._composes and at_least > limit and not text.isascii():
             at_least = -(-len(text) // (_MAX_COMPOSED * self._longest))
-            if at_least <= limit:
-                assert self._normalizer is not None
+            if at_least <= limit and self._normalizer is not None:
                 at_least = self._tokens(self._normalizer.normalize_str(text))
         return at_least if at_least > limit else None
 

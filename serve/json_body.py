@@ -51,9 +51,8 @@ _TOO_DEEP = f"the body has more than {MAX_DEPTH} lists and objects inside each o
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(
-            name for name, times in Counter(name for name, _ in pairs).items() if times > 1
-        )
+        counts = Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0]
         raise BadRequestError(
             f"an object has the key {quoted(twice)!r} twice, and which one counts cannot be "
             "known; leave one out"

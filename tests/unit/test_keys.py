@@ -120,14 +120,3 @@ def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFi
     shown = [info.text, wrong.text, document.text, caplog.text, repr(settings), str(vars(app))]
     shown += [settings.model_dump_json()]
     assert not any(KEY in text or OTHER_KEY in text for text in shown)
-
-
-def test_only_digests_go_to_the_gateway_on_ray() -> None:
-    from ray import cloudpickle
-
-    from serve.app import build
-
-    settings = Settings.of(api_keys=[KEY])
-    sent = cloudpickle.dumps(build(settings))
-    assert KeyRing.of(settings).digests[0].encode() in sent
-    assert KEY.encode() not in sent
