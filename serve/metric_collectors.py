@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.utils import floatToGoString
 
 from rm_core.cache import CacheStats
 
@@ -132,9 +131,10 @@ class Rewards:
     """A histogram of rewards by model, and their sums.
 
     A class of its own, because prometheus_client's histogram takes one value at a time (a
-    microsecond each, on the gateway's event loop, for posts of thousands) and leaves the sum out
-    where there may be negative values: such a sum can fall, which a counter must not. So there are
-    two sums that only grow, of the positive rewards and of the negative ones' absolute values.
+    microsecond each, on the gateway's event loop, for posts of thousands). OpenMetrics forbids sum
+    and count where values may be negative: such a sum can fall, which a counter must not. So there
+    are two sums that only grow, of the positive rewards and of the negative ones' absolute values;
+    the count is the bucket of `+Inf`.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -162,16 +162,15 @@ class Rewards:
         sums = CounterMetricFamily(
             f"{self._prefix}reward_sum",
             "Sum of the absolute values of the rewards of one sign. The mean reward is "
-            f"(positive - negative) / {name}_count, of the increases of each.",
+            f"(positive - negative) / {self._prefix}conversations_total of those scored, each as "
+            "its increase.",
             labels=["model", "sign"],
         )
         for model, distribution in self._models.items():
             bounds: Sequence[float] = (*REWARD_BOUNDS, math.inf)
-            total = 0
             for bound, total in zip(bounds, accumulate(distribution.counts), strict=True):
-                labels = {"model": model, "le": floatToGoString(bound)}  # type: ignore[no-untyped-call]
+                labels = {"model": model, "le": "+Inf" if bound == math.inf else str(float(bound))}
                 histogram.add_sample(f"{name}_bucket", labels, total)
-            histogram.add_sample(f"{name}_count", {"model": model}, total)
             sums.add_metric([model, "positive"], distribution.positive)
             sums.add_metric([model, "negative"], distribution.negative)
         yield histogram

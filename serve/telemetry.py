@@ -51,7 +51,10 @@ class TextFormatter(logging.Formatter):
     """`time LEVEL logger [request id] message name=value ...`."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s",
+            defaults={"request_id": "-"},
+        )
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line before any traceback."""

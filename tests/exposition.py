@@ -47,6 +47,11 @@ def series(name: str, **labels: str) -> Series:
     return name, frozenset(labels.items())
 
 
+def rewards_of(model: str) -> Series:
+    """The series that counts the rewards of a model."""
+    return series("skyreward_rewards_bucket", model=model, le="+Inf")
+
+
 def parse(text: str) -> dict[Series, float]:
     """Every series of a text exposition, by the parser that Prometheus' own library has."""
     return {
@@ -61,11 +66,16 @@ def read(families: Iterable[Family]) -> dict[Series, float]:
 
 
 def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict[Series, float]:
-    """By how much each series changed; buckets and times of histograms left out."""
+    """By how much each series changed; buckets and sums of histograms left out.
+
+    The count of rewards is their bucket of `+Inf`.
+    """
+    ignored = ("_bucket", "_sum")
     return {
         name: value - before.get(name, 0)
         for name, value in after.items()
-        if value != before.get(name, 0) and not name[0].endswith(("_bucket", "_sum"))
+        if value != before.get(name, 0)
+        and (not name[0].endswith(ignored) or name == rewards_of(dict(name[1]).get("model", "")))
     }
 
 

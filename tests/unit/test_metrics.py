@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from exposition import STATE, Batch, Series, eventful, moved, parse, read, series
+from exposition import STATE, Batch, Series, eventful, moved, parse, read, rewards_of, series
 from fakes import FakeBackend, conversation, ready, serving, until
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -85,7 +85,7 @@ def test_conversations(metrics: Metrics) -> None:
         series("skyreward_tokens_total", model="m", kind="received"): 35,
         series("skyreward_tokens_total", model="m", kind="cached"): 5,
         series("skyreward_tokens_total", model="m", kind="shared"): 12,
-        series("skyreward_rewards_count", model="m"): 3,
+        rewards_of("m"): 3,
         series("skyreward_reward_sum_total", model="m", sign="positive"): 3.0,
         series("skyreward_reward_sum_total", model="m", sign="negative"): 3.5,
     }
@@ -166,8 +166,9 @@ def test_rewards_fall_into_their_buckets(metrics: Metrics) -> None:
 
 def test_a_model_is_shown_before_its_first_request(metrics: Metrics) -> None:
     found = read(metrics.snapshot())
-    for name in ("batches_total", "truncated_total", "poisoned_total", "rewards_count"):
+    for name in ("batches_total", "truncated_total", "poisoned_total"):
         assert found[series(f"skyreward_{name}", model="m")] == 0
+    assert found[rewards_of("m")] == 0
     for outcome in ("scored", "error"):
         assert found[series("skyreward_conversations_total", model="m", outcome=outcome)] == 0
 
@@ -175,7 +176,7 @@ def test_a_model_is_shown_before_its_first_request(metrics: Metrics) -> None:
 def test_names_follow_the_conventions() -> None:
     for family in eventful().snapshot():
         assert family.name.startswith("skyreward_")
-        assert family.documentation[0].isupper()
+        assert family.documentation[0].isupper() or family.documentation[0] == "1"
         assert family.documentation.endswith("."), family.name
         assert family.figures, family.name
         labels = {name for figure in family.figures for name, _ in figure.labels}
@@ -195,7 +196,7 @@ def test_a_post_is_counted_once(client: TestClient) -> None:
         series("skyreward_tokenize_seconds_count", model="demo"): 1,
         series("skyreward_conversations_total", model="demo", outcome="scored"): 1,
         series("skyreward_tokens_total", model="demo", kind="received"): num_tokens,
-        series("skyreward_rewards_count", model="demo"): 1,
+        rewards_of("demo"): 1,
         series("skyreward_reward_sum_total", model="demo", sign="positive"): num_tokens,
         series("skyreward_cache_misses_total", model="demo"): 1,
         series("skyreward_cache_entries", model="demo"): 1,
