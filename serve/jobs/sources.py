@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from rm_core import ModelConfig, ModelLoadError, RewardScorer
 from serve.clients.http import ScoringClient
 from serve.jobs.jsonl import ScoreAll
-from serve.settings import ModelSettings, explain
+from serve.model_settings import ModelSettings
+from serve.settings import explain
 
 
 def model_config(model: str, **chosen: Any) -> ModelConfig:
