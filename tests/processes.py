@@ -67,9 +67,13 @@ def processes_of(service: int) -> list[Process]:
 
 
 def replicas_of(service: int, deployment: str) -> list[Process]:
-    """The Ray Serve replicas of a deployment, or of all whose names begin so."""
+    """The Ray Serve replicas of a deployment, or of all whose names begin so, that have started."""
     mark = f"ServeReplica:skyreward:{deployment}"
-    return [process for process in processes_of(service) if mark in process.title]
+    return [
+        process
+        for process in processes_of(service)
+        if mark in process.title and not process.title.endswith(".__init__")
+    ]
 
 
 def service_on(port: int, parent: int) -> int:
@@ -83,7 +87,8 @@ def service_on(port: int, parent: int) -> int:
 
 def kill(process: Process) -> bool:
     """SIGKILL, unless it is gone already or its id is another's by now."""
-    if _read(process.pid) != process:
+    now = _read(process.pid)
+    if now is None or (now.parent, now.session) != (process.parent, process.session):
         return False
     os.kill(process.pid, signal.SIGKILL)
     return True

@@ -98,14 +98,19 @@ class Tally:
 
 
 class Killer:
-    """Kills one of some processes every few seconds, from a thread of its own, until it is left."""
+    """Kills one of some processes every few seconds, from a thread of its own.
 
-    def __init__(self, service: Service, whom: str, every_s: float, chance: random.Random) -> None:
+    Not beyond the time of the load: clients wait for their last answers, and what is killed faster
+    than it starts never gives them.
+    """
+
+    def __init__(self, service: Service, whom: str, options: argparse.Namespace) -> None:
         self.killed: list[int] = []
         self._find = service.scorers if whom == "scorer" else service.gateways
         self._whom = whom
-        self._every_s = every_s
-        self._chance = chance
+        self._every_s = options.every
+        self._end = time.monotonic() + options.seconds
+        self._chance = random.Random(options.seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -118,12 +123,12 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(self._every_s):
+        while not self._over.wait(self._every_s) and time.monotonic() < self._end:
             alive = self._find()
             victim = self._chance.choice(alive) if alive else None
             if victim and kill(victim):
                 self.killed.append(victim.pid)
-                print(f"  killed {self._whom} {victim.pid}, one of {len(alive)}", flush=True)
+                print(f"  killed {self._whom} {victim.pid}, {len(alive) - 1} left", flush=True)
 
 
 def undisturbed(service: Service, pool: list[Conversation]) -> list[float]:
@@ -164,7 +169,7 @@ def with_retries(
                 try:
                     results = scoring.score([pool[place] for place in places])
                 except ServiceError as error:
-                    failure = error.detail[:120]
+                    failure = error.detail.split(" tries, request")[0][:160]
                 with lock:
                     tally.seconds.append(time.perf_counter() - started)
                     if failure:
@@ -193,7 +198,7 @@ def phase(
     print(f"killing a {whom} every {options.every} s, {options.clients} clients", flush=True)
     run = without_retries if whom == "scorer" else with_retries
     started = time.perf_counter()
-    with Killer(service, whom, options.every, random.Random(options.seed)) as killer:
+    with Killer(service, whom, options) as killer:
         run(service, pool, tally, options)
     took = time.perf_counter() - started
     came_back = service.settle(options.replicas, options.gateways)

@@ -1,7 +1,8 @@
 """Runs every script of this folder one after another, each with a service of its own.
 
 In short form, about 15 minutes on two cores, or with `--full` at the length that the figures in the
-README come from, about an hour. Each prints its own findings; the last line is one JSON object.
+README come from, about an hour. Each prints its own findings, the logs of their services go to
+`build/hold`; the last line is one JSON object.
 
     python tests/bench/hold/run_all.py [--only chaos,keys] [--full]
 """
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
+_LOGS = _FOLDER.parents[2] / "build" / "hold"
 # What makes each one short.
 SHORT = {
     "keys": [],
@@ -32,15 +34,18 @@ SHORT = {
 def run(name: str, options: list[str]) -> dict[str, object]:
     """Run one script, let it speak, and return its last line."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, str(_FOLDER / f"{name}.py"), *options], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    command = [sys.executable, str(_FOLDER / f"{name}.py"), *options]
+    _LOGS.mkdir(parents=True, exist_ok=True)
     last = ""
-    for line in process.stdout:
-        print(f"  {line}", end="", flush=True)
-        last = line.strip() or last
-    code = process.wait()
+    with (
+        (_LOGS / f"{name}.log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"  {line}", end="", flush=True)
+            last = line.strip() or last
+    code = process.returncode
     try:
         found = json.loads(last)
         passed = found["passed"] is True and code == 0

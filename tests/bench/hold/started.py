@@ -136,7 +136,7 @@ def service_of(
         options: of `parser_of`.
         flags: more for the command line of `skyreward serve`.
         model: settings of the model.
-        output: where the service's log goes; by default where ours does.
+        output: where the service's log goes; by default to standard error.
         settings: of the service.
     """
     local = "--local" in flags
@@ -148,7 +148,8 @@ def service_of(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(json.dumps(chosen))  # which is YAML as well
         file.flush()
-        with running_service("--config", file.name, *flags, output=output) as url:
+        log = output or sys.stderr.buffer
+        with running_service("--config", file.name, *flags, output=log) as url:
             port = httpx.URL(url).port
             assert port is not None
             yield Service(url, service_on(port, os.getpid()), not local)
