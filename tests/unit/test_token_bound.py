@@ -141,7 +141,7 @@ def test_ten_megabytes_are_refused_in_no_time() -> None:
 def test_what_fits_after_a_cut_is_found_as_without_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    history = [turn for i in range(8) for turn in asked(f"{i} is a number, " * 4_000)]
+    history = [turn for i in range(8) for turn in asked(f"{i} is a number, " * 1_000)]
     quick = encoder().encode(history, "left")
     monkeypatch.setattr(TokenBound, "tokens_over", lambda *_: None)
     assert encoder().encode(history, "left") == quick
