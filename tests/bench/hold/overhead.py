@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from load import Post, closed_loop, lone_latencies, unique_posts
+from load import JSON, Post, closed_loop, lone_latencies, unique_posts
 from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
 from verdict import finish, percentiles
 
@@ -58,9 +58,10 @@ def device_of(service: Service, big: Post) -> Device:
     taken = []
     for route in ("/v1/render", "/v1/score"):
         before = thread_cpu_s(scorer.pid)
-        httpx.post(
-            service.url + route, content=big.content, timeout=600, trust_env=False
-        ).raise_for_status()
+        answer = httpx.post(
+            service.url + route, content=big.content, headers=JSON, timeout=600, trust_env=False
+        )
+        answer.raise_for_status()
         after = thread_cpu_s(scorer.pid)
         taken.append({thread: s - before.get(thread, 0.0) for thread, s in after.items()})
     rendering, scoring = taken
