@@ -63,7 +63,7 @@ def forward_totals(service: Service) -> tuple[float, float] | None:
 async def beside(
     service: Service, big: Post, small: list[Post], every_s: float
 ) -> tuple[Outcome, list[Outcome]]:
-    """The big post, and the small ones that were answered while it ran."""
+    """The big post, and the small ones that were sent while it ran."""
     found: list[Outcome] = []
     async with httpx.AsyncClient(
         base_url=service.url, limits=connections(), timeout=None, trust_env=False
@@ -73,9 +73,7 @@ async def beside(
             done, _ = await asyncio.wait({running}, timeout=every_s)
             if done:
                 break
-            outcome = await send(http, post)
-            if not running.done():
-                found.append(outcome)
+            found.append(await send(http, post))
         return await running, found
 
 
