@@ -19,7 +19,7 @@ import sys
 from typing import Any
 
 import httpx
-from load import Outcome, Post, connections, lone_latencies, send, unique_posts
+from load import JSON, Outcome, Post, connections, lone_latencies, send, unique_posts
 from mixes import Conversation, Writer, body_of
 from started import Service, parser_of, service_of
 from verdict import finish, percentiles
@@ -34,7 +34,11 @@ _SUM, _COUNT = "skyreward_forward_seconds_sum", "skyreward_forward_seconds_count
 def tokens_of(service: Service, conversations: list[Conversation]) -> int:
     """Of all of them."""
     answer = httpx.post(
-        f"{service.url}/v1/render", content=body_of(conversations), timeout=60, trust_env=False
+        f"{service.url}/v1/render",
+        content=body_of(conversations),
+        headers=JSON,
+        timeout=60,
+        trust_env=False,
     )
     return sum(result["num_tokens"] for result in answer.json()["results"])
 
@@ -59,7 +63,7 @@ def forward_totals(service: Service) -> tuple[float, float] | None:
 async def beside(
     service: Service, big: Post, small: list[Post], every_s: float
 ) -> tuple[Outcome, list[Outcome]]:
-    """The big post, and the small ones that were answered while it ran."""
+    """The big post, and the small ones that were sent while it ran."""
     found: list[Outcome] = []
     async with httpx.AsyncClient(
         base_url=service.url, limits=connections(), timeout=None, trust_env=False
@@ -69,9 +73,7 @@ async def beside(
             done, _ = await asyncio.wait({running}, timeout=every_s)
             if done:
                 break
-            outcome = await send(http, post)
-            if not running.done():
-                found.append(outcome)
+            found.append(await send(http, post))
         return await running, found
 
 

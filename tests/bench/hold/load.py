@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from mixes import Writer, body_of
 
-_JSON = {"Content-Type": "application/json"}
+JSON = {"Content-Type": "application/json"}
 _TIMEOUT = httpx.Timeout(300.0)
 _AFTER_A_FAILURE_S = 0.1
 
@@ -90,7 +90,7 @@ async def send(http: httpx.AsyncClient, post: Post, route: str = "/v1/score") ->
     """Post once, whatever comes."""
     sent = time.perf_counter()
     try:
-        answer = await http.post(route, content=post.content, headers=_JSON)
+        answer = await http.post(route, content=post.content, headers=JSON)
     except httpx.HTTPError as error:
         seconds = time.perf_counter() - sent
         return Outcome(post, sent, seconds, 0, failure=f"{type(error).__name__}: {error}")
@@ -154,9 +154,10 @@ def full_rate(url: str, posts: list[Post], clients: int, seconds: float) -> floa
         raise SystemExit(
             f"the service does not do what is asked: {bad[0].status} {bad[0].body[:300]!r}"
         )
-    # Of the time in which every client was busy: what is under way at the end takes longer.
-    end = min(o.sent for o in outcomes) + seconds
-    return sum(o.post.size for o in outcomes if o.answered <= end) / seconds
+    # Not the first answers, which nothing came before, nor those after the last post was sent.
+    began = min(o.sent for o in outcomes)
+    start, end = began + seconds / 3, began + seconds
+    return sum(o.post.size for o in outcomes if start <= o.answered <= end) / (end - start)
 
 
 def lone_latencies(url: str, posts: Iterable[Post]) -> list[float]:
@@ -165,6 +166,6 @@ def lone_latencies(url: str, posts: Iterable[Post]) -> list[float]:
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
         for post in posts:
             started = time.perf_counter()
-            http.post("/v1/score", content=post.content, headers=_JSON).raise_for_status()
+            http.post("/v1/score", content=post.content, headers=JSON).raise_for_status()
             found.append(time.perf_counter() - started)
     return found

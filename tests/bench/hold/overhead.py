@@ -4,7 +4,8 @@ What is measured, on Ray and without, with one torch thread and no score cache:
 
 - CPU of all processes of the service for a post of 4 KB with one conversation, under 16 and 64
   clients, without the CPU of the thread that runs the model, and without what the service takes
-  when it is idle. That thread is found by its work: of the scorer's threads, the one that takes
+  when it is idle; with a model so small (`tiny.py`) that it is not the model that decides how many
+  posts share a batch. That thread is found by its work: of the scorer's threads, the one that takes
   most more CPU for scoring a big post than for rendering it. What else it does (laying out a
   batch, reading the rewards) counts as the model's.
 - The share of a lone post of 256 conversations that is not forward pass.
@@ -22,13 +23,16 @@ import argparse
 import asyncio
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
-from load import Post, closed_loop, lone_latencies, unique_posts
+from load import JSON, Post, closed_loop, lone_latencies, unique_posts
 from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
+from tiny import build_tiny
 from verdict import finish, percentiles
 
 CPU_MS = 3.0
@@ -58,9 +62,10 @@ def device_of(service: Service, big: Post) -> Device:
     taken = []
     for route in ("/v1/render", "/v1/score"):
         before = thread_cpu_s(scorer.pid)
-        httpx.post(
-            service.url + route, content=big.content, timeout=600, trust_env=False
-        ).raise_for_status()
+        answer = httpx.post(
+            service.url + route, content=big.content, headers=JSON, timeout=600, trust_env=False
+        )
+        answer.raise_for_status()
         after = thread_cpu_s(scorer.pid)
         taken.append({thread: s - before.get(thread, 0.0) for thread, s in after.items()})
     rendering, scoring = taken
@@ -140,29 +145,39 @@ def lone_small(service: Service, device: Device, posts: list[Post]) -> dict[str,
     }
 
 
-def measured(
-    way: str, service: Service, options: argparse.Namespace
-) -> tuple[dict[str, bool], dict[str, Any]]:
-    """One way of running the service."""
-    seed = options.seed + 100 * len(way)
-    device = device_of(service, unique_posts(seed, 1, _MANY, 1_000)[0])
-    checks, figures = {}, {"reported": service.metric(_FORWARD) is not None}
+Found = tuple[dict[str, bool], dict[str, Any]]
+
+
+def small_posts(way: str, service: Service, options: argparse.Namespace) -> Found:
+    """What the service costs; on the tiny model."""
+    device = device_of(service, unique_posts(options.seed, 1, _MANY, 1_000)[0])
+    checks, figures = {}, {}
     for clients in CLIENTS:
-        posts = unique_posts(seed + clients, options.most, 1, _SMALL_BYTES)
+        posts = unique_posts(options.seed + clients, options.most, 1, _SMALL_BYTES)
         found = cpu_of_small_posts(service, device, posts, clients, options)
         checks[f"{way}: own CPU of a 4 KB post at most {CPU_MS:g} ms, {clients} clients"] = (
             found["own_ms"] <= CPU_MS
         )
         figures[f"small_posts_{clients}_clients"] = found
-    big = outside_forward(service, device, unique_posts(seed + 1, options.big, _MANY, 1_000))
+    return checks, figures
+
+
+def times(way: str, service: Service, options: argparse.Namespace) -> Found:
+    """What is not forward pass; on a model of some weight."""
+    device = device_of(service, unique_posts(options.seed, 1, _MANY, 1_000)[0])
+    checks = {}
+    big = outside_forward(
+        service, device, unique_posts(options.seed + 1, options.big, _MANY, 1_000)
+    )
     checks[f"{way}: outside of the forward under {OUTSIDE:.0%}, {_MANY} conversations"] = (
         big["outside_share"] < OUTSIDE
     )
-    lone = lone_small(service, device, unique_posts(seed + 2, options.lone + 5, 1, 400))
+    lone = lone_small(service, device, unique_posts(options.seed + 2, options.lone + 5, 1, 400))
     checks[f"{way}: p50 of a lone small post at most forward + {BEYOND_MS:g} ms"] = (
         lone["beyond_p50_ms"] <= BEYOND_MS
     )
-    return checks, {**figures, "big_posts": big, "lone_posts": lone}
+    reported = service.metric(_FORWARD) is not None
+    return checks, {"forward_reported": reported, "big_posts": big, "lone_posts": lone}
 
 
 def main() -> int:
@@ -175,11 +190,17 @@ def main() -> int:
     options = parser.parse_args()
     checks: dict[str, bool] = {}
     figures: dict[str, Any] = {}
-    for way in (options.only,) if options.only else ("ray", "local"):
-        flags = ("--local",) if way == "local" else ()
-        with service_of(options, *flags, model={"cache_bytes": 0, "cpu_threads": 1}) as service:
-            found, figures[way] = measured(way, service, options)
-        checks |= found
+    settings = {"cache_bytes": 0, "cpu_threads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = {**settings, "name": str(build_tiny(Path(folder)))}
+        for way in (options.only,) if options.only else ("ray", "local"):
+            flags = ("--local",) if way == "local" else ()
+            figures[way] = {}
+            for model, measured in ((tiny, small_posts), (settings, times)):
+                with service_of(options, *flags, model=model) as service:
+                    found, told = measured(way, service, options)
+                checks |= found
+                figures[way] |= told
     return finish(checks, figures)
 
 
