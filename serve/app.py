@@ -41,7 +41,7 @@ _AFTER_DEADLINE_S = 10
 # Scaling: up soon, since a queue is there already; down late, since models load slowly.
 _UPSCALE_DELAY_S = 10
 _DOWNSCALE_DELAY_S = 300
-_LOOK_BACK_S = 10
+_LOOK_BACK_S = 15
 
 
 def build(args: Settings) -> Application:

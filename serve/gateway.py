@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -12,13 +14,15 @@ from ray import serve as ray_serve
 
 from serve.backends import RayBackend
 from serve.changes import changed
-from serve.door import Restored
+from serve.door import InFlight, Restored
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.telemetry import configure_logging
 
 logger = logging.getLogger(__name__)
+
+_LAST_ANSWERS_S = 10.0
 
 
 @ray_serve.ingress()
@@ -40,10 +44,15 @@ class Gateway:
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
         self._app = create_app(self._service, settings, echo_request_id=False)
         self._app.add_middleware(Restored)
+        self._answered = asyncio.Event()
+        self._app.add_middleware(InFlight, idle=self._answered)
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
+        # Of others, such as a client that still sends a body, nothing was accepted.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), _LAST_ANSWERS_S)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.

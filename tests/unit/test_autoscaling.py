@@ -55,6 +55,7 @@ def context(reports: dict[str, float] | None, target: int = 2) -> Any:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # of Ray's own
 def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
     from serve.app import _copies
 
