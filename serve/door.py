@@ -9,6 +9,8 @@ needs no torch.
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -59,3 +61,32 @@ class Restored:
             ]
             scope = {**scope, "headers": headers}
         await self._app(scope, receive, send)
+
+
+class InFlight:
+    """In the gateway: knows when every answer is out of the application's hands.
+
+    Args:
+        app: the application.
+        idle: set while no request is being answered.
+    """
+
+    def __init__(self, app: ASGIApp, idle: asyncio.Event) -> None:
+        self._app = app
+        self._idle = idle
+        self._number = 0
+        idle.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._number += 1
+        self._idle.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._number -= 1
+            if not self._number:
+                self._idle.set()

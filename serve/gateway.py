@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from ray import serve as ray_serve
 
 from serve.backends import RayBackend
 from serve.changes import changed
-from serve.door import Restored
+from serve.door import InFlight, Restored
 from serve.gateway_figures import AllGateways, Named, own_figures
 from serve.http import create_app
 from serve.keys import KeyRing
@@ -21,6 +23,8 @@ from serve.settings import Settings
 from serve.telemetry import configure_logging
 
 logger = logging.getLogger(__name__)
+
+_LAST_ANSWERS_S = 10.0
 
 
 @ray_serve.ingress()
@@ -55,10 +59,15 @@ class Gateway:
             gather=AllGateways(self._service.metrics) if several else None,
         )
         self._app.add_middleware(Restored)
+        self._answered = asyncio.Event()
+        self._app.add_middleware(InFlight, idle=self._answered)
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
+        # Of others, such as a client that still sends a body, nothing was accepted.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), _LAST_ANSWERS_S)
 
     async def metrics_snapshot(self) -> Named:
         """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""

@@ -9,9 +9,11 @@ all others. Run by its path, by `serve.ingress.write_launcher`: standard library
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 # Of a request's head; the body's time is the gateway's business.
 _HEAD_TIMEOUT_S = 30
 _RETRY_AFTER_S = 5
+_PR_SET_PDEATHSIG = 1
 
 _UNAVAILABLE = (503, "Service Unavailable", "overloaded_error", "gateway_unavailable")
 # By what HAProxy would have answered: 502 is a gateway that died with the request, 503 none there.
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         file.write_text(confined(file.read_text(), Path(folder), listen))
     except ValueError as error:
         sys.exit(f"skyreward: {error}")
+    # Ray's process that starts HAProxy may be killed: whoever listens then must end with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *rest])
 
 

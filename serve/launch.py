@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from serve.settings import Settings
 Say = Callable[[str], None]
 
 _POLL_S = 0.3
+# For what gateways have answered to leave what listens.
+_LAST_BYTES_S = 0.5
 # `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
 # batches go by value.
 _OWN_CLUSTER: dict[str, Any] = {
@@ -42,6 +45,8 @@ _OWN_CLUSTER: dict[str, Any] = {
 
 def run_with_ray(settings: Settings, say: Say) -> None:
     """Serve on Ray until a signal comes: on a cluster named by RAY_ADDRESS, else on one of our own.
+
+    Does not return: the process ends.
 
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
@@ -60,10 +65,19 @@ def run_with_ray(settings: Settings, say: Say) -> None:
             os.environ.update(ingress.environment(chosen, settings, Path(made)))
             _guard_with_a_token()
         say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
-        _serve(settings, chosen, own_cluster, say)
+        exit_code = _serve(settings, chosen, own_cluster, say)
+    # Nothing is left to do, and tearing down torch and Ray takes seconds.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
-def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: Say) -> None:
+def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: Say) -> int:
+    """Serve until a signal comes.
+
+    Returns:
+        The exit code.
+    """
     import ray
     from ray import serve as ray_serve
     from ray.serve.schema import LoggingConfig
@@ -86,11 +100,11 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
             # One that dies meanwhile has nothing left to finish.
             gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
             gateways.results(return_exceptions=True)
-        ray_serve.delete(APP_NAME)
-        if own_cluster:
-            ray_serve.shutdown()
+            time.sleep(_LAST_BYTES_S)
+        if not own_cluster:  # on our own all ends at once; 404 would be answered for a while
+            ray_serve.delete(APP_NAME)
     except SystemExit:  # the second signal; Ray makes one of its own of it, with another code
-        raise SystemExit(stop.exit_code) from None
+        pass
     finally:
         if not own_cluster:
             # Others use it: away with what is ours, this application, and with nothing else.
@@ -98,6 +112,7 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
                 ray_serve.delete(APP_NAME, _blocking=False)
         ray.shutdown()
         stop.restore()
+    return stop.exit_code
 
 
 def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:

@@ -55,7 +55,7 @@ def context(reports: dict[str, float] | None, target: int = 2) -> Any:
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, when it is imported
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # of Ray's own
 def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
     from serve.app import _copies
 
@@ -66,7 +66,7 @@ def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
     settings = ModelSettings(name="demo", num_replicas=1, max_replicas=8, target_queued_tokens=1000)
     config = _copies(settings)["autoscaling_config"]
     assert (config.min_replicas, config.max_replicas) == (1, 8)
-    policy = config.policy.get_policy()
+    policy = config.policy.get_policy()(**config.policy.policy_kwargs)
     # Both replicas hear of the same queues: the larger figure is the later one.
     assert policy(context({"x": 4500.0, "y": 300.0}))[0] == 5
     assert policy(context({"x": 0.0}))[0] == 1

@@ -44,7 +44,8 @@ def test_rewards_are_those_of_one_device(
 def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], Path]) -> None:
     """`meta` stands for the second device: mixing it with the CPU is an error in torch."""
     scorer = RewardScorer.load(
-        ModelConfig(str(checkpoint_of("qwen3")), device="cpu", attention="eager")
+        # Its linear layers are those of torch, not packed for the CPU.
+        ModelConfig(str(checkpoint_of("qwen3")), device="cpu", dtype="bfloat16", attention="eager")
     )
     model: Any = scorer.loaded.model
     place(model, (CPU, META))
