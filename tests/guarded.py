@@ -67,7 +67,7 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
         async def parts() -> AsyncIterator[bytes]:
             for part in (b"one ", b"two ", b"three"):
                 yield part
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.4)
 
         return StreamingResponse(parts())
 

@@ -53,7 +53,7 @@ def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
             connection.sendall(post("/size", b"Expect: 100-continue", length=10**9))
             started = time.monotonic()
             answer = connection.recv(65536)
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 5
             assert answer.startswith(b"HTTP/1.1 413 ")
             assert b"100 Continue" not in answer
         # httpx sends all of it before it reads.
@@ -66,7 +66,7 @@ def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
 
 
 def test_a_body_that_stops_coming_is_408() -> None:
-    seen = guarded(body_timeout_s=0.4, max_requests=1)
+    seen = guarded(body_timeout_s=1.5, max_requests=1)
     with live(seen.app) as port, connect(port) as slow:
         slow.sendall(post("/size", body=b"12", length=10))
         until(lambda: seen.admission.num_bytes == 2)
@@ -81,7 +81,7 @@ def test_a_body_that_stops_coming_is_408() -> None:
 
 
 def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
-    seen = guarded(body_timeout_s=5)
+    seen = guarded(body_timeout_s=20)
     with live(seen.app) as port, connect(port) as connection:
         connection.sendall(post("/size", length=5))
         for byte in b"12345":
@@ -135,7 +135,7 @@ def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
 
 
 def test_a_client_that_hangs_up_during_its_answer_spoils_nothing() -> None:
-    seen = guarded(request_timeout_s=0.3)
+    seen = guarded(request_timeout_s=1)
     with live(seen.app) as port:
         with connect(port) as connection:
             connection.sendall(post("/slowly", body=b"1"))
