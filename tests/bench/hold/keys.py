@@ -34,7 +34,7 @@ def wrong_headers(key: str) -> dict[str, Mapping[str, str]]:
         "another key": f"Bearer {secrets.token_urlsafe(32)}",
         "its beginning": f"Bearer {key[:-1]}",
         "more than it": f"Bearer {key}x",
-        "nothing after Bearer": "Bearer ",
+        "nothing after Bearer": "Bearer",
         "no scheme": key,
         "Basic": f"Basic {basic}",
         "bytes beyond ASCII": f"Bearer {key[:-1]}\xe9",

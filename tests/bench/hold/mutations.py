@@ -84,9 +84,11 @@ class Mutant:
 
     def shown(self) -> str:
         """Short enough to be printed."""
-        content = self.content
-        middle = repr(content if len(content) <= 400 else content[:300] + b" ... " + content[-80:])
-        return f"{self.path} {self.headers} {len(content)} bytes {middle}"
+        headers = {name: value[:40] for name, value in self.headers.items()}
+        content = repr(self.content[:4_000])
+        if len(content) > 400:
+            content = f"{content[:320]} ... {self.content[-40:]!r}"
+        return f"{self.path} {headers} {len(self.content)} bytes {content}"
 
 
 @dataclass

@@ -28,7 +28,9 @@ _WARM_UP_S = 300.0
 _CLIENTS = 8
 
 
-def compared(watch: MemoryWatch, start: float, end: float) -> dict[str, dict[str, Any]]:
+def compared(
+    watch: MemoryWatch, start: float, end: float, growth: float
+) -> dict[str, dict[str, Any]]:
     """Memory of each process at the beginning and the end of a stretch, by its name and id."""
     fifth = (end - start) / 5
     first = median_private(watch.between(start, start + fifth))
@@ -38,7 +40,7 @@ def compared(watch: MemoryWatch, start: float, end: float) -> dict[str, dict[str
             "first_mib": round(first[pid] / MIB, 1),
             "last_mib": round(last[pid] / MIB, 1),
             "growth": round(last[pid] / first[pid] - 1, 4),
-            "flat": last[pid] - first[pid] <= max(GROWTH * first[pid], SLACK),
+            "flat": last[pid] - first[pid] <= max(growth * first[pid], SLACK),
         }
         for pid in sorted(first.keys() & last.keys())
     }
@@ -51,6 +53,7 @@ def main() -> int:
     parser.add_argument("--measure", type=float, default=20, help="seconds for the full rate")
     parser.add_argument("--size", type=int, default=8, help="conversations of a post")
     parser.add_argument("--bytes", type=int, default=400, help="of each of them")
+    parser.add_argument("--growth", type=float, default=GROWTH, help="of memory, allowed")
     options = parser.parse_args()
     flags = ("--local",) if options.local else ()
     with service_of(options, *flags, model={"cache_bytes": MIB}) as service:
@@ -67,14 +70,14 @@ def main() -> int:
             started = time.perf_counter()
             outcomes = asyncio.run(open_loop(service.url, posts, rate, options.seconds))
         start = started + min(_WARM_UP_S, options.seconds / 4)
-        memory = compared(watch, start, started + options.seconds)
+        memory = compared(watch, start, started + options.seconds, options.growth)
         pids = {process.pid for process in service.processes()}
         began = set(watch.samples[0].private)
     bad = [o for o in outcomes if o.status != 200 or any("error" in r for r in o.results)]
     checks = {
         "no error": not bad and bool(outcomes),
         "the processes are the same as at the start": began <= pids,
-        f"memory of every process flat (within {GROWTH:.0%})": bool(memory)
+        f"memory of every process flat (within {options.growth:.0%})": bool(memory)
         and all(process["flat"] for process in memory.values()),
     }
     figures = {
