@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test check format bench gpu-check demo-model clean
+.PHONY: help demo serve test check format bench hold gpu-check demo-model clean
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -30,6 +30,9 @@ format: $(VENV)/dev ## let ruff mend what it can
 
 bench: $(VENV)/bench ## timings, side by side in one run; never part of the tests
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
+
+hold: $(VENV)/dev ## load, kills, overload and nonsense against the service, in short; HOLD=OPTIONS
+	$(BIN)/python tests/bench/hold/run_all.py $(HOLD)
 
 gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
 	$(PYTHON) tests/gpu/check.py

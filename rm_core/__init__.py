@@ -8,7 +8,13 @@ from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.chat import ChatEncoder, render_record
 from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import BatchConfig, ModelConfig
-from rm_core.conversations import join, parse_conversation, parse_pair, parse_prompt
+from rm_core.conversations import (
+    join,
+    join_parsed,
+    parse_conversation,
+    parse_pair,
+    parse_prompt,
+)
 from rm_core.errors import (
     ConversationTooLongError,
     DeviceFailedError,
@@ -60,6 +66,7 @@ __all__ = [
     "combine",
     "find_entry",
     "join",
+    "join_parsed",
     "load_catalog",
     "load_encoder",
     "load_not_served",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_core.conversations import Messages, checked_text, parse_conversation
 from rm_core.errors import ConversationTooLongError, InputError, ModelLoadError, TemplateError
+from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
 from rm_core.types import TRUNCATIONS, Encoded, ScoreError, Truncation
 
@@ -24,6 +25,11 @@ SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
     "conversation was scored with it all the same"
 )
+
+# A template's own message may quote the conversation.
+_MAX_REASON_LENGTH = 200
+# Characters; shorter ones are tokenized in some milliseconds, and told their exact length.
+_LONG_TEXT = 65_536
 
 
 def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
@@ -88,6 +94,7 @@ class ChatEncoder:
         # Llama 3.2's stock template writes today's date into a system header.
         self.depends_on_date = "strftime_now" in template
         self._strips_bos = self._tokenizer_adds_bos()
+        self._bound = TokenBound(tokenizer)
 
     def encode(self, conversation: object, truncation: Truncation = "error") -> Encoded:
         """Token ids and readout of one conversation.
@@ -105,19 +112,24 @@ class ChatEncoder:
         assert truncation in TRUNCATIONS
         messages = parse_conversation(conversation)
         text = self._render(messages)
-        input_ids = self._tokenize(text)
+        # The first tokens can only be known by tokenizing, however long the text is.
+        over = self._surely_over(text) if truncation != "right" else None
+        if over and truncation == "error":
+            raise ConversationTooLongError(self._too_long(f"at least {over}"))
+        input_ids = [] if over else self._tokenize(text)
         warnings = self._warnings(messages, text)
-        truncated = len(input_ids) > self.max_length
+        truncated = over is not None or len(input_ids) > self.max_length
         if truncated:
             if truncation == "right":
                 input_ids = input_ids[: self.max_length]
                 text = self._decode(input_ids)
             elif truncation == "left":
-                messages = self._drop_oldest(messages, len(input_ids))
+                whole = f"at least {over}" if over else str(len(input_ids))
+                messages = self._drop_oldest(messages, whole)
                 text = self._render(messages)
                 input_ids = self._tokenize(text)
             else:
-                raise ConversationTooLongError(self._too_long(len(input_ids)))
+                raise ConversationTooLongError(self._too_long(str(len(input_ids))))
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
@@ -145,7 +157,7 @@ class ChatEncoder:
             )
         # A template is a program of the checkpoint's: it may raise anything on odd messages.
         except Exception as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = str(error).strip()[:_MAX_REASON_LENGTH] or type(error).__name__
             raise TemplateError(
                 f"the checkpoint's chat template refused the conversation: {reason}; change the "
                 "roles or their order to what the template allows"
@@ -169,6 +181,12 @@ class ChatEncoder:
             raise TemplateError("the chat template rendered the conversation to nothing")
         return input_ids
 
+    def _surely_over(self, text: str) -> int | None:
+        """A number of tokens over the limit that a long text has at least; None if it may fit."""
+        if len(text) < _LONG_TEXT:
+            return None
+        return self._bound.tokens_over(text, self.max_length)
+
     def _decode(self, input_ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
@@ -182,10 +200,12 @@ class ChatEncoder:
         input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
         return input_ids[:1] == [self._tokenizer.bos_token_id]
 
-    def _drop_oldest(self, messages: Messages, num_tokens: int) -> Messages:
+    def _drop_oldest(self, messages: Messages, num_tokens: str) -> Messages:
         def size(candidate: Messages) -> int | None:
             try:
-                return len(self._tokenize(self._render(candidate)))
+                text = self._render(candidate)
+                # Only whether it fits is asked for, many times, of much that is far too long.
+                return self._surely_over(text) or len(self._tokenize(text))
             except TemplateError:
                 return None
 
@@ -197,7 +217,7 @@ class ChatEncoder:
             )
         return kept
 
-    def _too_long(self, num_tokens: int) -> str:
+    def _too_long(self, num_tokens: str) -> str:
         return (
             f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
             'shorten it, or ask for "truncation": "left" or "right"'

@@ -65,7 +65,15 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
                 f"make `{what}` a whole conversation (a list of messages)"
             )
         return parse_conversation(answer)
-    messages = parse_prompt(prompt)
+    return join_parsed(parse_prompt(prompt), answer, what)
+
+
+def join_parsed(messages: Messages, answer: object, what: str = "response") -> Messages:
+    """Like `join`, for a prompt that `parse_prompt` checked: once, where it has many answers.
+
+    Raises:
+        InvalidConversationError: with what came, what is allowed and what to do.
+    """
     if isinstance(answer, str):
         return [*messages, {"role": "assistant", "content": checked_text(answer, what)}]
     answers = _parse_messages(answer, what)
@@ -118,7 +126,7 @@ def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, A
     missing = [name for name in needed if value.get(name) is None]
     if missing:
         raise InvalidConversationError(
-            f"the {what} has no {_listed(missing)}; it has {_listed(sorted(map(str, value)))}"
+            f"the {what} has no {_listed(missing)}; it has {_few(sorted(map(str, value)))}"
         )
     return value
 
@@ -196,6 +204,12 @@ def _kind(value: object) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _few(names: list[str]) -> str:
+    """The first of a caller's own names, which may be many and of any length."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return _listed([name if len(name) <= 40 else name[:37] + "..." for name in names[:8]]) + more
 
 
 def _listed(names: object) -> str:

@@ -18,12 +18,14 @@ import ray
 import torch
 from ray import serve as ray_serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from serve.autoscaling import QueuedTokens
 from serve.backends import pin_revision
 from serve.gateway import Gateway, deployment_name
+from serve.keys import KeyRing
 from serve.model_settings import ModelSettings
+from serve.router import LeastLoadedRouter
 from serve.scorer import Scorer
 from serve.settings import Settings
 
@@ -51,8 +53,9 @@ def build(args: Settings) -> Application:
         args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
 
     Raises:
-        ModelLoadError: a hub checkpoint cannot be found.
+        ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
+    keys, listed_keys = KeyRing.of(args).digests, KeyRing.of_listed(args).digests
     # Else a push to the hub could give the gateway and each replica another revision.
     args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
     scorers = {model.alias: _scorer(model, args) for model in args.models}
@@ -63,7 +66,9 @@ def build(args: Settings) -> Application:
         ray_actor_options={"num_cpus": 0},
         **_until_stopped(args),
     )
-    application: Application = gateway.bind(args, scorers)
+    # No key leaves this process: gateways get digests.
+    without_keys = args.model_copy(update={"api_keys": ()})
+    application: Application = gateway.bind(without_keys, scorers, keys, listed_keys)
     return application
 
 
@@ -74,11 +79,12 @@ def _scorer(model: ModelSettings, settings: Settings) -> Any:
         # A refused checkpoint is refused again: trying twenty times only hides the reason.
         max_constructor_retry_count=1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
         ray_actor_options={"num_cpus": 0, "num_gpus": _num_gpus(model)},
         **_copies(model),
         **_until_stopped(settings),
     )
-    return deployment.bind(model.model_dump(mode="json"), settings.log_level)
+    return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
 
 
 def _copies(model: ModelSettings) -> dict[str, Any]:

@@ -150,15 +150,14 @@ class RayBackend:
 
     Args:
         alias: name of the model, for messages.
-        deployment: name of the deployment.
         handle: of the deployment. Calls go by value: a batch is small, and that costs half as much
             as going through the object store.
     """
 
-    def __init__(self, alias: str, deployment: str, handle: Any) -> None:
+    def __init__(self, alias: str, handle: Any) -> None:
         self.num_replicas = 0
         self._alias = alias
-        self._deployment = deployment
+        self._deployment = handle.deployment_name
         self._handle = handle.options(_by_reference=False)
         self._gateway = uuid.uuid4().hex
 

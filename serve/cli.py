@@ -2,101 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from serve import __version__
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _say(text: str) -> None:
-    click.echo(f"skyreward: {text}", err=True)
-
-
-def _reported(command: F) -> F:
-    """Errors of ours, and files that cannot be read or written, become one line and exit code 1."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        from rm_core import RewardError
-
-        try:
-            return command(*args, **kwargs)
-        except RewardError as error:
-            raise click.ClickException(error.detail) from error
-        except OSError as error:
-            raise click.ClickException(str(error)) from error
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _model_options(command: F) -> F:
-    """The options that choose how a single model is loaded."""
-    options = (
-        click.option(
-            "--model",
-            default="demo",
-            show_default=True,
-            metavar="NAME",
-            help="`demo`, a folder or a hub id; NAME@REVISION pins it.",
-        ),
-        click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        ),
-        click.option(
-            "--attention",
-            default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]),
-        ),
-        click.option(
-            "--quantization",
-            default="none",
-            show_default=True,
-            type=click.Choice(["none", "int8", "int8-weights", "fp8", "fp8-weights"]),
-            help="Fewer bits for the linear layers; `verify` says what it does to the ranking.",
-        ),
-        click.option(
-            "--deterministic",
-            is_flag=True,
-            help="The same reward to the last bit in any batch; slower.",
-        ),
-        click.option(
-            "--max-length",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Most tokens of one conversation.",
-        ),
-        click.option(
-            "--chat-template",
-            type=click.Path(exists=True, dir_okay=False),
-            metavar="FILE",
-            help="Jinja file that replaces or supplies the template.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_truncation = click.option(
-    "--truncation",
-    default="error",
-    show_default=True,
-    type=click.Choice(["error", "left", "right"]),
-    help="What to do with what is too long.",
-)
-
+from serve.options import model_options, reported, say, sayer, truncation_option
 
 _EXAMPLES = """\b
 Examples:
@@ -133,6 +47,13 @@ def main() -> None:
     metavar="FILE",
     help="YAML with settings by name; options here win.",
 )
+@click.option(
+    "--api-keys",
+    "api_keys_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Keys, one a line, one of which every request must bring.  [default: open to all]",
+)
 @click.option("--local", is_flag=True, help="One process without Ray, for laptops and tests.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
@@ -150,7 +71,7 @@ def main() -> None:
     metavar="FILE",
     help="PEM key of the certificate.",
 )
-@_reported
+@reported
 def serve(
     models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **place: Any
 ) -> None:
@@ -173,17 +94,34 @@ def serve(
             for m in settings.models
         ]
         settings = Settings.of(**(settings.model_dump() | {"models": copies}))
-    (run_locally if local else run_with_ray)(settings, _say)
+    (run_locally if local else run_with_ray)(settings, sayer(settings.log_format))
 
 
 @main.command()
 @click.argument("input", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--url", help="Score with a running service instead of loading a model.")
-@_model_options
-@_truncation
-@_reported
-def score(input: Path, output: Path, url: str | None, truncation: Any, **model: Any) -> None:
+@click.option("--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of that service.")
+@click.option(
+    "--retry-s",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="Seconds to go on trying while that service is away or refuses.",
+)
+@model_options
+@truncation_option
+@reported
+def score(
+    input: Path,
+    output: Path,
+    *,
+    url: str | None,
+    api_key: str | None,
+    retry_s: float,
+    truncation: Any,
+    **model: Any,
+) -> None:
     """Score a JSONL file, one record a line, into another.
 
     Records are {"messages"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"} or
@@ -206,10 +144,12 @@ def score(input: Path, output: Path, url: str | None, truncation: Any, **model: 
             f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
             "it starts; leave it out, or score with a model here"
         )
-    source = remote_scorer(url, name) if url else local_scorer(**model)
+    source = (
+        remote_scorer(url, name, api_key=api_key, retry_s=retry_s) if url else local_scorer(**model)
+    )
     with source as score_all:
         summary = score_file(input, output, score_all, truncation)
-    _say(str(summary))
+    say(str(summary))
     if summary.failed:
         sys.exit(3)
 
@@ -217,7 +157,7 @@ def score(input: Path, output: Path, url: str | None, truncation: Any, **model: 
 @main.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
-@_reported
+@reported
 def models(name: str | None, as_json: bool) -> None:
     """The catalogue of known checkpoints, or one of them in full.
 
@@ -233,9 +173,9 @@ def models(name: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.File("rb"))
-@_model_options
-@_truncation
-@_reported
+@model_options
+@truncation_option
+@reported
 def render(file: Any, truncation: Any, **model: Any) -> None:
     """Exactly what is scored of each conversation in a JSONL file, as JSON lines.
 
@@ -252,8 +192,8 @@ def render(file: Any, truncation: Any, **model: Any) -> None:
 
 
 @main.command()
-@_model_options
-@_reported
+@model_options
+@reported
 def verify(**model: Any) -> None:
     """Compare our rewards with plain transformers' and with published ones.
 
@@ -264,9 +204,9 @@ def verify(**model: Any) -> None:
     from serve.jobs.sources import model_config
     from serve.tables import print_checks
 
-    _say("loading the model")
+    say("loading the model")
     scorer = RewardScorer.load(model_config(**model))
-    checks = run_checks(scorer, _say)
+    checks = run_checks(scorer, say)
     print_checks(scorer.describe(), checks)
     if not checks or not all(check.passed for check in checks):
         sys.exit(1)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from rich.console import Console
@@ -44,11 +44,12 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def running_service(*options: str) -> Iterator[str]:
+def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
     """A service in a process of its own; gives its address once it is ready.
 
     Args:
         options: for `skyreward serve`; the port is chosen here.
+        output: where what it writes goes; None: where ours does.
 
     Raises:
         ServiceError: it did not become ready, or did not stop in order.
@@ -57,7 +58,7 @@ def running_service(*options: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "serve.cli", "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
         _await_ready(process, url)

@@ -26,7 +26,7 @@ from serve.batch_choice import choose, share_out, tree_size
 from serve.fair_order import Flow
 from serve.observer import BatchReport, Observer
 from serve.waiting import Computed, Entry, Pool
-from serve.work_rate import WorkRate
+from serve.work_rate import Ticket, WorkRate
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +142,7 @@ class Dispatcher:
             batch = self._next_batch()
             if not batch:
                 return
-            self._pool.take(batch, now)
-            task = asyncio.get_running_loop().create_task(self._run(batch, now))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._send(batch, now)
 
     def _next_batch(self) -> list[Entry]:
         for _ in range(len(self._again)):
@@ -161,11 +158,18 @@ class Dispatcher:
         chosen = choose(list(waiting), self.max_batch_tokens)
         return [waiting[sequence] for sequence in chosen.ordered]
 
-    async def _run(self, batch: list[Entry], now: float) -> None:
-        sequences = [entry.sequence for entry in batch]
+    def _send(self, batch: list[Entry], now: float) -> None:
+        self._pool.take(batch, now)
+        num_tokens = tree_size([entry.sequence for entry in batch])
+        ticket = self._rate.begin(now, num_tokens, self._num_devices)
+        self._suspect_is_running = self._suspect_is_running or _is_suspect(batch)
+        task = asyncio.get_running_loop().create_task(self._run(batch, ticket, now))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, batch: list[Entry], ticket: Ticket, now: float) -> None:
         is_suspect = _is_suspect(batch)
-        self._suspect_is_running = self._suspect_is_running or is_suspect
-        ticket = self._rate.begin(now, tree_size(sequences), self._num_devices)
+        sequences = [entry.sequence for entry in batch]
         try:
             answer = await self._backend.score(sequences, self._pool.num_tokens)
             assert len(answer.batch.rewards) == len(batch)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +15,9 @@ from ray import serve as ray_serve
 from serve.backends import RayBackend
 from serve.changes import changed
 from serve.door import InFlight, Restored
+from serve.gateway_figures import AllGateways, Named, own_figures
 from serve.http import create_app
+from serve.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.telemetry import configure_logging
@@ -32,17 +34,30 @@ class Gateway:
     Args:
         settings: already resolved by the process that built the app.
         scorers: handle of the scorer deployment of each model, by alias.
+        keys: digests of the API keys, see `KeyRing.of_digests`.
+        listed_keys: those of them that no file has.
     """
 
-    def __init__(self, settings: Settings, scorers: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scorers: Mapping[str, Any],
+        keys: Sequence[str],
+        listed_keys: Sequence[str],
+    ) -> None:
         self._at_start = settings
-        configure_logging(settings.log_level)
-        backends = (
-            RayBackend(model.alias, deployment_name(model.alias), scorers[model.alias])
-            for model in settings.models
-        )
+        self._listed_keys = listed_keys
+        configure_logging(settings.log_level, settings.log_format)
+        backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
-        self._app = create_app(self._service, settings, echo_request_id=False)
+        several = settings.num_gateways > 1
+        self._app = create_app(
+            self._service,
+            settings,
+            KeyRing.of_digests(keys),
+            echo_request_id=False,
+            gather=AllGateways(self._service.metrics) if several else None,
+        )
         self._app.add_middleware(Restored)
         self._answered = asyncio.Event()
         self._app.add_middleware(InFlight, idle=self._answered)
@@ -54,17 +69,24 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._answered.wait(), _LAST_ANSWERS_S)
 
+    async def metrics_snapshot(self) -> Named:
+        """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
+        return own_figures(self._service.metrics)
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
 
-        The keys file is read again every time.
+        A file of keys is read again every time.
 
         Raises:
             ModelLoadError: a bad value, or a name that cannot be changed while this runs.
         """
         settings = changed(self._at_start, user_config)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
+        if settings.api_keys_file is not None:
+            read = KeyRing.of(settings).digests
+            self._app.state.keys = KeyRing.of_digests((*self._listed_keys, *read))
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Mount, Route
 
-from rm_core import OverloadedError, RewardError
-from serve import __version__
-from serve.problems import RETRY_AFTER_S, BadRequestError, error_body, error_object, problem_of
-from serve.routes import native, status
+from rm_core import RewardError
+from serve import __version__, guard, openapi
+from serve.keys import KeyRing
+from serve.problems import (
+    BadRequestError,
+    error_body,
+    error_object,
+    problem_of,
+    problem_response,
+    quoted,
+)
+from serve.request_log import RECORD, RequestLog
+from serve.request_record import begin, current, end
+from serve.routes import figures, native, status
 from serve.service import ScoringService
 from serve.settings import Settings
-from serve.telemetry import accept_request_id, request_id
+
+if TYPE_CHECKING:
+    from serve.tracing import OtlpTracer
 
 logger = logging.getLogger(__name__)
 
-_ID = "skyreward.request_id"
+_ROUTERS = (native.router, status.router, figures.router)
+_MAX_FINDINGS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
 
@@ -35,24 +49,28 @@ Nothing is cut unless `truncation` asks for it, and then the result says so."""
 
 
 def create_app(
-    service: ScoringService, settings: Settings, *, echo_request_id: bool = True
+    service: ScoringService,
+    settings: Settings,
+    keys: KeyRing | None = None,
+    *,
+    echo_request_id: bool = True,
+    gather: figures.Gather | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
     Args:
         service: what scores; its models are watched while the application runs.
         settings: shown by `/info`.
+        keys: one of which every request must bring; default: those of the settings.
         echo_request_id: False where the server in front echoes `X-Request-Id` itself, as Ray
             Serve's proxy does.
-    """
+        gather: asks all gateways for their figures, where there are several.
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(service.watch())
-        yield
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+    Raises:
+        ModelLoadError: the keys of the settings cannot be read or used.
+    """
+    keys = KeyRing.of(settings) if keys is None else keys
+    tracer = _tracer(settings.otlp_endpoint)
 
     # FastAPI's own /docs loads its scripts from another host; a machine with GPUs often sees none.
     app = FastAPIOffline(
@@ -60,41 +78,88 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=lifespan,
+        lifespan=functools.partial(_lifespan, service, tracer),
+        # FastAPI's own would join a global provider, and sends what callers posted along.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
     app.state.settings = settings
+    app.state.keys = keys
     app.state.echo_request_id = echo_request_id
-    app.include_router(native.router)
-    app.include_router(status.router)
-    app.add_exception_handler(RewardError, _on_reward_error)
-    app.add_exception_handler(RequestValidationError, _on_malformed_body)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(_RequestIds, echo=echo_request_id)
-    _document_400(app)
+    app.state.gather = gather
+    for router in _ROUTERS:
+        app.include_router(router)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    guard.install(app, settings)
+    # The last one is outermost: whatever another one refuses must be seen as well.
+    app.add_middleware(
+        RequestLog,
+        metrics=service.metrics,
+        echo=echo_request_id,
+        templates=_templates(app),
+        tracer=tracer,
+    )
+    openapi.install(app, with_keys=bool(keys))
     return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(
+    service: ScoringService, tracer: OtlpTracer | None, _: FastAPI
+) -> AsyncIterator[None]:
+    watcher = asyncio.create_task(service.watch())
+    yield
+    watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watcher
+    if tracer is not None:
+        await asyncio.to_thread(tracer.close)
+
+
+def _tracer(endpoint: str | None) -> OtlpTracer | None:
+    if endpoint is None:
+        return None
+    # Here, so that the exporter is not even imported where nobody wants it.
+    from serve.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint)
+
+
+def _templates(app: FastAPI) -> set[str]:
+    """Of every route; those below a mount are told by `/*`."""
+    routes = [*app.routes, *(route for router in _ROUTERS for route in router.routes)]
+    return {
+        f"{route.path}/*" if isinstance(route, Mount) else route.path
+        for route in routes
+        if isinstance(route, Mount | Route)
+    }
 
 
 async def _on_reward_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RewardError)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, OverloadedError) else None
-    return JSONResponse(error_body(error), problem_of(error).status, headers)
+    current().code = error.code
+    return problem_response(error)
 
 
 async def _on_malformed_body(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    findings = [_finding(item) for item in error.errors()]
+    found = error.errors()
+    findings = [_finding(item) for item in found[:_MAX_FINDINGS]]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in findings)
+    if len(found) > _MAX_FINDINGS:
+        message += f"; and {len(found) - _MAX_FINDINGS} more like these"
     problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
-    return JSONResponse(error_body(problem, findings[0][0] or None), problem_of(problem).status)
+    current().code = problem.code
+    return problem_response(problem, findings[0][0] or None)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {quoted(request.url.path)}: {error.detail}"
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
+    current().code = f"http_{error.status_code}"
     body = error_object(message, "invalid_request_error", f"http_{error.status_code}")
     return JSONResponse(body, error.status_code, error.headers)
 
@@ -102,65 +167,26 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     # The border of the web layer. Starlette logs the traceback when it raises this again, and
     # calls this outside of every middleware: the id has to be put on by hand.
-    identifier = request.scope[_ID]
-    token = request_id.set(identifier)
+    record = request.scope[RECORD]
+    token = begin(record)
     logger.error("a request failed: %s", type(error).__name__)
-    request_id.reset(token)
-    headers = {"X-Request-Id": identifier} if request.app.state.echo_request_id else None
+    end(token)
+    headers = {"X-Request-Id": record.id} if request.app.state.echo_request_id else None
     problem = RewardError("the service failed on this request; its log has the details")
     return JSONResponse(error_body(problem), problem_of(problem).status, headers)
 
 
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    RewardError: _on_reward_error,
+    RequestValidationError: _on_malformed_body,
+    HTTPException: _on_http_error,
+    Exception: _on_bug,
+}
+
+
 def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
     """Where in the body, and what is wrong there."""
-    if item["type"] == "json_invalid":
-        reason = item.get("ctx", {}).get("error", "not JSON")
-        return "", f"the body is no JSON: {reason} at character {item['loc'][-1]}"
-    place = ".".join(str(part) for part in item["loc"] if part != "body")
+    place = quoted(".".join(str(part) for part in item["loc"][1:]))
     if item["type"] == "extra_forbidden":
         return place, "there is no such field"
     return place, str(item["msg"])
-
-
-def _document_400(app: FastAPI) -> None:
-    """Take FastAPI's own 422 out of the OpenAPI document: malformed bodies are answered 400."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = make()
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            document.get("components", {}).get("schemas", {}).pop(name, None)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-class _RequestIds:
-    """Takes or makes `X-Request-Id`, keeps it for the log, echoes it."""
-
-    def __init__(self, app: ASGIApp, echo: bool) -> None:
-        self._app = app
-        self._echo = echo
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        sent = dict(scope["headers"]).get(b"x-request-id")
-        identifier = accept_request_id(sent.decode("latin-1") if sent else None)
-        token = request_id.set(identifier)
-        scope[_ID] = identifier
-
-        async def send_with_id(message: Message) -> None:
-            if self._echo and message["type"] == "http.response.start":
-                header = (b"x-request-id", identifier.encode())
-                message = {**message, "headers": [*message.get("headers", ()), header]}
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            request_id.reset(token)

@@ -32,6 +32,8 @@ RAY_DEFAULTS = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
     "RAY_worker_niceness": "0",
+    # Ray would show one line for all that several gateways wrote and only numbers tell apart.
+    "RAY_DEDUP_LOGS": "0",
     # A replica whose thread is stuck would be waited for as long as for a healthy one.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",

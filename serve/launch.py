@@ -25,6 +25,7 @@ import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
 from serve import ingress
+from serve.keys import KeyRing
 from serve.listening import check_address, own_client, ready_line
 from serve.settings import Settings
 
@@ -57,6 +58,9 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True) as made:
         for name, value in ingress.RAY_DEFAULTS.items():
             os.environ.setdefault(name, value)
+        if settings.log_format == "json":
+            # A line that starts with the name of its process is no JSON.
+            os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         if own_cluster:
             os.environ.update(ingress.environment(chosen, settings, Path(made)))
             _guard_with_a_token()
@@ -147,8 +151,9 @@ def preflight(settings: Settings, say: Say) -> None:
     """Refuse what can be refused before anything is started.
 
     Raises:
-        ModelLoadError: a checkpoint's files are wrong, or the port is taken.
+        ModelLoadError: a checkpoint's files or the API keys are wrong, or the port is taken.
     """
+    KeyRing.of(settings)
     for model in settings.models:
         say(f"checking {model.alias}")
         config = model.model_loading()

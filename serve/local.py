@@ -32,7 +32,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         ModelLoadError: a model was refused.
     """
     _refuse_several(settings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
         torch.set_num_threads(max(threads))
     models, engines = [], []
@@ -45,7 +45,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         create_app(service, settings),
         host=settings.host,
         port=settings.port,
-        log_level="warning",
+        log_config=None,  # the format of the log is ours, for uvicorn's lines too
+        access_log=False,
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
     )

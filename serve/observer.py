@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
-RetryReason: TypeAlias = Literal["replica_lost", "replica_unhealthy", "overloaded"]
+RetryReason = Literal["replica_lost", "replica_unhealthy", "overloaded"]
 
 
 @dataclass(frozen=True, slots=True)

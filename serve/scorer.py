@@ -14,7 +14,7 @@ from serve.backends import load_scorer
 from serve.changes import ScorerChanges
 from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
-from serve.telemetry import configure_logging
+from serve.telemetry import LogFormat, configure_logging
 
 
 class Scorer:
@@ -23,15 +23,16 @@ class Scorer:
     Args:
         settings: `ModelSettings` as plain data.
         log_level: of this process.
+        log_format: of this process.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
     """
 
-    def __init__(self, settings: dict[str, Any], log_level: str) -> None:
-        configure_logging(log_level)
+    def __init__(self, settings: dict[str, Any], log_level: str, log_format: LogFormat) -> None:
+        configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)
-        self._log_level = log_level
+        self._log_level, self._log_format = log_level, log_format
         torch.set_num_threads(self._settings.cpu_threads or self._fair_share())
         self._engine = Engine(load_scorer(self._settings), self._settings.stuck_after_s)
         self._backlog = Backlog()
@@ -71,7 +72,7 @@ class Scorer:
             ModelLoadError: an unknown name or a bad value.
         """
         changes = ScorerChanges.of(user_config)
-        configure_logging(changes.log_level or self._log_level)
+        configure_logging(changes.log_level or self._log_level, self._log_format)
         self._engine.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
 
     def _fair_share(self) -> int:

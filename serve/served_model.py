@@ -7,12 +7,13 @@ tokenize the next slice meanwhile, put everything back in order. Knows neither H
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rm_core import (
     Encoded,
@@ -25,7 +26,6 @@ from rm_core import (
     ScoreCache,
     ScoredBatch,
     ScoreError,
-    Truncation,
     combine,
     load_encoder,
 )
@@ -34,11 +34,12 @@ from serve.dispatch import Dispatcher
 from serve.model_settings import ModelSettings
 from serve.observer import Nobody, Observer
 from serve.request_record import current
-from serve.slices import Slice, encode_slice, slices
+from serve.slices import Reading, Slice, encode, encode_slice, slices
 from serve.waiting import Computed
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _RETRY_S = 1.0
@@ -139,16 +140,16 @@ class ServedModel:
         raise error
 
     async def encode(
-        self, conversations: Sequence[object], truncation: Truncation
+        self, conversations: Sequence[object], reading: Reading
     ) -> list[Encoded | ScoreError]:
         """Render and tokenize only."""
         encoded: list[Encoded | ScoreError] = []
         for some in slices(conversations):
-            encoded += await self._on_thread(lambda s=some: self.encoder.encode_all(s, truncation))
+            encoded += await self._on_thread(encode, some, reading, self.encoder)
         return encoded
 
     async def score(
-        self, conversations: Sequence[object], truncation: Truncation, priority: int = 0
+        self, conversations: Sequence[object], reading: Reading, priority: int = 0
     ) -> Scores:
         """Score conversations; result i belongs to conversation i.
 
@@ -158,7 +159,7 @@ class ServedModel:
         for _ in range(_ATTEMPTS):
             info = self.require_ready()
             self.queue.max_batch_tokens = info["max_batch_tokens"]
-            parts, answers = await self._compute(conversations, truncation, priority, info)
+            parts, answers = await self._compute(conversations, reading, priority, info)
             fingerprints = {f for answer in answers for f in answer.fingerprints}
             if any(one.num_cached_tokens for one in parts) or not fingerprints:
                 fingerprints.add(fingerprint_of(info))
@@ -191,19 +192,19 @@ class ServedModel:
     async def _compute(
         self,
         conversations: Sequence[object],
-        truncation: Truncation,
+        reading: Reading,
         priority: int,
         info: dict[str, Any],
     ) -> tuple[list[Slice], list[Computed]]:
         record = current()
-        how = (truncation, self.encoder, self.cache, fingerprint_of(info))
+        how = (reading, self.encoder, self.cache, fingerprint_of(info))
         done: list[Slice] = []
         tasks: list[asyncio.Task[Computed]] = []
         with self.queue.flow(record.client, priority) as flow:
             try:
                 for some in slices(conversations):
                     started = time.perf_counter()
-                    one = await self._on_thread(lambda s=some: encode_slice(s, *how))
+                    one = await self._on_thread(encode_slice, some, *how)
                     record.tokenize_s += time.perf_counter() - started
                     done.append(one)
                     tasks.append(asyncio.create_task(self.queue.score(flow, one.unknown)))
@@ -232,10 +233,6 @@ class ServedModel:
             num_cached_tokens=sum(one.num_cached_tokens for one in parts),
         )
         record = current()
-        record.num_errors += sum(isinstance(result, ScoreError) for result in results)
-        record.num_tokens += scores.num_tokens
-        record.num_computed_tokens += scores.num_computed_tokens
-        record.num_cached_tokens += scores.num_cached_tokens
         record.queue_s += answers[0].queue_s if answers else 0.0
         batches = {number: s for answer in answers for number, s in answer.batches.items()}
         record.forward_s += sum(batches.values())
@@ -245,8 +242,9 @@ class ServedModel:
         """The model that answered is not the one that `info` tells of."""
         self.info = await self._backend.describe()
 
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _on_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
 def fingerprint_of(info: dict[str, Any]) -> Fingerprint:

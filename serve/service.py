@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
+from serve.limits import check_number
+from serve.metrics import Metrics
 from serve.model_settings import ModelSettings
-from serve.observer import Observer
+from serve.model_states import states_of
 from serve.problems import BadRequestError, UnknownModelError
 from serve.request_record import current
 from serve.served_model import Scores, ServedModel
 from serve.settings import Settings
+from serve.slices import Reading
 
 
 class ScoringService:
@@ -25,7 +28,10 @@ class ScoringService:
     Args:
         models: settings and backend of each.
         settings: its limits; may be replaced at any time.
-        observer: is told of every batch.
+        metrics: where its work is counted; by default its own.
+
+    Attributes:
+        metrics: the same.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
@@ -35,12 +41,14 @@ class ScoringService:
         self,
         models: Sequence[tuple[ModelSettings, Backend]],
         settings: Settings,
-        observer: Observer | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
+        self.metrics = metrics or Metrics()
         self._models = {
-            model.alias: ServedModel(model, backend, observer) for model, backend in models
+            model.alias: ServedModel(model, backend, self.metrics) for model, backend in models
         }
+        self.metrics.add_models(self._models, lambda: states_of(self._models))
         self._num_running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -91,10 +99,11 @@ class ScoringService:
         """Render and tokenize only.
 
         Raises:
-            UnknownModelError, BadRequestError: see `find`.
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
         """
-        model = self.find(name)
-        return model, await model.encode(conversations, truncation)
+        model = self._begin(name, conversations)
+        return model, await model.encode(conversations, self._reading(truncation))
 
     async def score(
         self,
@@ -112,14 +121,12 @@ class ScoringService:
             priority: whose requests go first: those of a lower number.
 
         Raises:
-            UnknownModelError, BadRequestError: see `find`.
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
             NotReadyError: the model is not loaded, or will not be again.
             OverloadedError: too much waits already, or the service is stopping.
         """
-        model = self.find(name)
-        record = current()
-        record.model = model.settings.alias
-        record.num_conversations += len(conversations)
+        model = self._begin(name, conversations)
         model.require_ready()
         model.require_room(self.settings.max_queued_tokens)
         if self._draining:
@@ -127,8 +134,34 @@ class ScoringService:
         self._num_running += 1
         self._idle.clear()
         try:
-            return await model.score(conversations, truncation, priority)
+            scores = await model.score(conversations, self._reading(truncation), priority)
+            self._count(scores)
+            return scores
         finally:
             self._num_running -= 1
             if self._num_running == 0:
                 self._idle.set()
+
+    def _begin(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
+        model = self.find(name)
+        check_number(len(conversations), self.settings.max_conversations)
+        record = current()
+        record.model = model.settings.alias
+        record.num_conversations = len(conversations)
+        return model
+
+    def _reading(self, truncation: Truncation) -> Reading:
+        return Reading(truncation, self.settings.max_messages)
+
+    def _count(self, scores: Scores) -> None:
+        record = current()
+        record.num_errors = sum(isinstance(result, ScoreError) for result in scores.results)
+        record.num_tokens = scores.num_tokens
+        record.num_computed_tokens = scores.num_computed_tokens
+        record.num_cached_tokens = scores.num_cached_tokens
+        self.metrics.scored(
+            scores.model,
+            scores.results,
+            num_computed_tokens=scores.num_computed_tokens,
+            num_cached_tokens=scores.num_cached_tokens,
+        )

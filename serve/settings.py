@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core.errors import ModelLoadError
@@ -23,7 +25,12 @@ from serve.model_settings import ModelSettings
 class Settings(BaseSettings):
     """Everything that can be chosen about a service."""
 
-    model_config = SettingsConfigDict(env_prefix="SKYREWARD_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="SKYREWARD_",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # a key may be in it
+    )
 
     models: Annotated[tuple[ModelSettings, ...], NoDecode] = Field(
         default=(ModelSettings(name="demo", alias="demo"),),
@@ -54,6 +61,11 @@ class Settings(BaseSettings):
         default=60, gt=0, description="most time for a body to arrive in full"
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="most bytes of a body")
+    max_buffered_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1,
+        description="most bytes of all bodies held at one time; more is refused for a while",
+    )
     max_conversations: int = Field(
         default=20_000, ge=1, description="most conversations of a request"
     )
@@ -106,12 +118,29 @@ class Settings(BaseSettings):
     def _absolute(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            # What browsers send, to the letter: `https://host` with a slash at its end never comes.
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write SCHEME://HOST or SCHEME://HOST:PORT without a "
+                    "path, such as https://lab.example.org, or * for every page"
+                )
+        return origins
+
     @model_validator(mode="after")
     def _whole(self) -> Settings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
         if self.tls_cert_file and self.ingress == "haproxy":
             raise ValueError("Ray's HAProxy speaks no TLS; with tls_cert_file use ingress: proxy")
+        if self.max_buffered_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_buffered_bytes {self.max_buffered_bytes} is less than max_body_bytes "
+                f"{self.max_body_bytes}: the largest allowed body would never be taken"
+            )
         return self
 
     @field_validator("models", mode="after")
@@ -148,6 +177,11 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, and that may hold a key
+        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ModelLoadError(
+            f"the settings file {path} cannot be read: {error.problem}{place}"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ModelLoadError(f"the settings file {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -165,7 +199,13 @@ def explain(error: ValidationError) -> str:
     """What is wrong with the settings, one finding a line."""
     lines = [
         f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-        + (f" (came: {item['input']!r})" if item["loc"] and item["type"] != "missing" else "")
+        + (f" (came: {item['input']!r})" if _may_be_shown(item) else "")
         for item in error.errors()
     ]
     return "bad settings\n  " + "\n  ".join(lines)
+
+
+def _may_be_shown(finding: ErrorDetails) -> bool:
+    # Not of an unknown setting: that may be a misspelt one for keys.
+    hidden = finding["type"] in ("missing", "extra_forbidden") or "api_keys" in finding["loc"]
+    return bool(finding["loc"]) and not hidden

@@ -15,11 +15,25 @@ from rm_core import (
     cache_keys,
 )
 from rm_core.packing import TokenIds
+from serve.limits import too_many_messages
 
 # Conversations are tokenized in slices of so many, or so many characters: the model starts on the
 # first one at once, and requests take turns in between.
 _SLICE = 64
 _SLICE_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How conversations are read.
+
+    Attributes:
+        truncation: what to do with those that are too long.
+        max_messages: most messages of one.
+    """
+
+    truncation: Truncation = "error"
+    max_messages: int = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +66,25 @@ class Slice:
         return [next(fresh) if reward is None else reward for reward in self.known]
 
 
+def encode(
+    conversations: Sequence[object], reading: Reading, encoder: ChatEncoder
+) -> list[Encoded | ScoreError]:
+    """Tokenize; an error stands in the place of what cannot be."""
+    refused = [too_many_messages(c, reading.max_messages) for c in conversations]
+    kept = [c for c, error in zip(conversations, refused, strict=True) if error is None]
+    encoded = iter(encoder.encode_all(kept, reading.truncation))
+    return [next(encoded) if error is None else error for error in refused]
+
+
 def encode_slice(
     conversations: Sequence[object],
-    truncation: Truncation,
+    reading: Reading,
     encoder: ChatEncoder,
     cache: ScoreCache | None,
     fingerprint: Fingerprint,
 ) -> Slice:
     """Tokenize, and look up what the model of that fingerprint computed before."""
-    encoded = encoder.encode_all(conversations, truncation)
+    encoded = encode(conversations, reading, encoder)
     sequences = [item.input_ids for item in encoded if isinstance(item, Encoded)]
     keys: list[bytes] = []
     known: list[float | None] = [None] * len(sequences)

@@ -1,28 +1,39 @@
-"""Log format and request ids. Nothing is configured at import; message text is never logged."""
+"""Log formats and request ids. Nothing is configured at import; message text is never logged.
+
+A line may carry facts as `extra={"fields": {...}}`: members of their own in JSON, `name=value`
+after the message in text.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import uuid
-from contextvars import ContextVar
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+from serve.request_record import current
+
+LogFormat = Literal["text", "json"]
 
 _ACCEPTABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+_BARE = re.compile(r"[\w.:/+@*-]+", re.ASCII)
+# uvicorn reports failures of requests and of the server through loggers of its own.
+_LOGGERS = ("serve", "rm_core", "uvicorn")
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, log_format: LogFormat = "text") -> None:
     """Send the project's own loggers to standard error, one line a record. Idempotent."""
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
-    )
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_with_request_id)
-    for name in ("serve", "rm_core"):
+    for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.setLevel(level)
+        # Its access log would tell every request a second time, with its raw path.
+        logger.setLevel(logging.WARNING if name == "uvicorn" else level)
         logger.propagate = False
 
 
@@ -36,6 +47,53 @@ def accept_request_id(sent: str | None) -> str:
     return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else new_id("req")
 
 
+class TextFormatter(logging.Formatter):
+    """`time LEVEL logger [request id] message name=value ...`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s",
+            defaults={"request_id": "-"},
+        )
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line before any traceback."""
+        record.request_id = getattr(record, "request_id", "-")
+        facts = (f" {name}={_text(value)}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + "".join(facts)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; a traceback is its member `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", "-"),
+        }
+        line |= {name: value for name, value in _fields(record).items() if name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line, default=str)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _text(value: object) -> str:
+    """A value as it stands in a line of text: quoted where it could be taken for something else."""
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text if _BARE.fullmatch(text) else json.dumps(text)
+
+
 def _with_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
+    record.request_id = current().id
     return True

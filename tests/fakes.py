@@ -11,44 +11,54 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from rm_core import ScoredBatch, ScoreError
+from rm_core.packing import TokenIds
+from serve.backends import Answer
 from serve.http import create_app
+from serve.served_model import fingerprint_of
 from serve.service import ScoringService
 from serve.settings import Settings
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
-INFO = {**FINGERPRINT, "max_batch_tokens": 20}
+INFO = {**FINGERPRINT, "max_batch_tokens": 200}
 
 
 class FakeBackend:
     """Answers the number of tokens as the reward, or raises what it is told to."""
 
     def __init__(self) -> None:
+        self.num_replicas = 1
         self.failure: Exception | None = None
         self.load_failure: Exception | None = None
+        self.refresh_failure: Exception | None = None
         self.batches: list[Sequence[Any]] = []
         self.delay_s = 0.0
         self.info: dict[str, Any] = INFO
         self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
 
-    async def score(self, sequences: Sequence[tuple[int, ...]]) -> ScoredBatch:
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         self.batches.append(sequences)
         await asyncio.sleep(self.delay_s)
         if self.failure:
             raise self.failure
         tokens = sum(len(ids) for ids in sequences)
-        return ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
+        batch = ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
+        return Answer(batch, self.delay_s, fingerprint_of(self.info))
 
     async def describe(self) -> dict[str, Any]:
         if self.load_failure:
             raise self.load_failure
         return self.info
 
+    async def refresh(self) -> None:
+        if self.refresh_failure:
+            raise self.refresh_failure
+
 
 @contextlib.contextmanager
 def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
     """A client of an application with one model, the demo's tokenizer before the backend."""
     settings = Settings.of(models=[{"name": "demo", **chosen}])
-    service = ScoringService([(settings.models[0], backend)])
+    service = ScoringService([(settings.models[0], backend)], settings)
     app = create_app(service, settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

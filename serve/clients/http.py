@@ -1,8 +1,11 @@
-"""A small synchronous client of the native routes."""
+"""A small synchronous client of the native routes, which tries again what may go away by itself."""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -11,10 +14,15 @@ import httpx
 
 from rm_core import Reward, RewardError, ScoreError, Truncation
 from rm_core.conversations import Messages
+from serve.clients.retries import Retries, is_ours
+
+logger = logging.getLogger(__name__)
 
 _CONVERSATIONS_PER_POST = 256
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_TIMEOUT_S = 600.0
+# For the answer that the deadline has passed to arrive.
+_GRACE_S = 30.0
 
 
 class ServiceError(RewardError):
@@ -26,25 +34,55 @@ class ServiceError(RewardError):
 class ScoringClient:
     """Posts to a running service. A context manager; not for use from several threads.
 
+    A request that is refused for a while, or lost with its connection, is sent again, under the
+    same `X-Request-Id`; each time is logged as a warning. Scoring twice is harmless.
+
     Args:
         url: address of the service, such as `http://127.0.0.1:8000`.
         model: which of its models; None if it serves one.
+        api_key: sent as `Authorization: Bearer`.
+        retry_s: seconds after a request's first failure in which it is tried again; 0: never.
+        timeout_s: deadline of each try, kept by the service; None: the service's own.
+
+    Attributes:
+        num_retries: times that something was sent again.
 
     Raises:
-        ServiceError: `url` is no address.
+        ServiceError: `url` is no address, or `api_key` no key.
     """
 
-    def __init__(self, url: str, model: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        retry_s: float = 300.0,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.num_retries = 0
         self._model = model
+        self._retry_s = retry_s
         try:
             address = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ServiceError(
                 f"{url!r} is no address ({error}); give one such as http://127.0.0.1:8000"
             ) from error
+        # Told in errors and logs: a password in the address must not be.
+        self._place = str(address.copy_with(username=None, password=None))
+        headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {_checked(api_key)}"
+        if timeout_s is not None:
+            headers["X-Request-Timeout-Seconds"] = f"{timeout_s:g}"
+        read_s = _TIMEOUT_S if timeout_s is None else timeout_s + _GRACE_S
         # No proxy stands between a machine and itself, whatever the environment says.
         self._http = httpx.Client(
-            base_url=address, timeout=_TIMEOUT, trust_env=address.host not in _LOOPBACK
+            base_url=address,
+            headers=headers,
+            timeout=httpx.Timeout(read_s, connect=10.0),
+            trust_env=address.host not in _LOOPBACK,
         )
 
     def score(
@@ -81,29 +119,47 @@ class ScoringClient:
         """
         if self._model is not None:
             body = {"model": self._model, **body}
-        try:
-            # Not httpx's own encoding: it raises on half of a surrogate pair and on NaN, and one
-            # bad message must not cost its neighbours their rewards.
-            response = self._http.post(
-                route,
-                content=json.dumps(body).encode(),
-                headers={"Content-Type": "application/json"},
-            )
-        except httpx.HTTPError as error:
-            raise ServiceError(
-                f"{self._http.base_url} did not answer: {type(error).__name__}: {error}; is the "
-                "service running there?"
-            ) from error
+        # Not httpx's own encoding: it raises on half of a surrogate pair and on NaN, and one bad
+        # message must not cost its neighbours their rewards.
+        response = self._send(route, json.dumps(body).encode())
         try:
             answer = response.json()
         except ValueError:
-            answer = {}
-        if response.is_success and isinstance(answer, dict):
-            return answer
-        said = answer.get("error", {}).get("message") if isinstance(answer, dict) else None
-        raise ServiceError(
-            f"{self._http.base_url} answered {response.status_code}: {said or response.text[:200]}"
-        )
+            answer = None
+        if not isinstance(answer, dict):
+            raise ServiceError(f"{self._place} answered no JSON object: {response.text[:200]}")
+        return answer
+
+    def _send(self, route: str, content: bytes) -> httpx.Response:
+        """The answer of success, of as many tries as it takes."""
+        retries = Retries(self._retry_s)
+        identifier = f"client-{uuid.uuid4().hex}"
+        while True:
+            failure: httpx.Response | httpx.HTTPError
+            try:
+                failure = self._http.post(
+                    route, content=content, headers={"X-Request-Id": identifier}
+                )
+                if failure.is_success:
+                    return failure
+            except httpx.HTTPError as error:
+                failure = error
+            wait = retries.wait(failure)
+            if wait is None:
+                tried = f" ({retries.tries} tries, request {identifier})"
+                raise ServiceError(self._told(failure) + tried)
+            logger.warning("%s; trying again in %.1f s", self._told(failure), wait)
+            self.num_retries += 1
+            time.sleep(wait)
+
+    def _told(self, failure: httpx.Response | httpx.HTTPError) -> str:
+        if isinstance(failure, httpx.HTTPError):
+            return (
+                f"{self._place} did not answer: {type(failure).__name__}: {failure}; is the "
+                "service running there?"
+            )
+        said = failure.json()["error"].get("message") if is_ours(failure) else None
+        return f"{self._place} answered {failure.status_code}: {said or failure.text[:200]}"
 
     def __enter__(self) -> ScoringClient:
         return self
@@ -115,6 +171,16 @@ class ScoringClient:
         trace: TracebackType | None,
     ) -> None:
         self._http.close()
+
+
+def _checked(api_key: str) -> str:
+    # Else the HTTP library refuses it, with an error that quotes it.
+    if not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
+        raise ServiceError(
+            "the API key is empty or has characters that no HTTP header can carry; give it as one "
+            "line of ASCII"
+        )
+    return api_key.strip()
 
 
 def _parts(conversations: Sequence[Messages]) -> Iterator[Sequence[Messages]]:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from rm_core import ModelConfig, ModelLoadError, RewardScorer
 from serve.clients.http import ScoringClient
 from serve.jobs.jsonl import ScoreAll
-from serve.settings import ModelSettings, explain
+from serve.model_settings import ModelSettings
+from serve.settings import explain
 
 
 def model_config(model: str, **chosen: Any) -> ModelConfig:
@@ -38,12 +39,13 @@ def local_scorer(**model: Any) -> Iterator[ScoreAll]:
 
 
 @contextlib.contextmanager
-def remote_scorer(url: str, model: str | None) -> Iterator[ScoreAll]:
+def remote_scorer(url: str, model: str | None, **access: Any) -> Iterator[ScoreAll]:
     """A running service.
 
     Args:
         url: its address.
         model: which of its models; None if it serves one.
+        access: more arguments of `ScoringClient`.
     """
-    with ScoringClient(url, model) as client:
+    with ScoringClient(url, model, **access) as client:
         yield client.score

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serve.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings
 
@@ -22,5 +23,12 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _keys(request: Request) -> KeyRing:
+    keys = request.app.state.keys
+    assert isinstance(keys, KeyRing)
+    return keys
+
+
 ServiceDep = Annotated[ScoringService, Depends(_service)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+KeysDep = Annotated[KeyRing, Depends(_keys)]

@@ -16,11 +16,15 @@ from rm_core import (
     Reward,
     ScoreError,
     join,
+    join_parsed,
     parse_pair,
+    parse_prompt,
     render_record,
 )
 from serve import problems
-from serve.routes.dependencies import ServiceDep
+from serve.limits import check_number, too_many_messages
+from serve.routes.dependencies import ServiceDep, SettingsDep
+from serve.routes.json_route import JsonRoute
 from serve.schemas import (
     CompareRequest,
     CompareResponse,
@@ -34,7 +38,7 @@ from serve.schemas import (
 from serve.served_model import Scores
 from serve.telemetry import new_id
 
-router = APIRouter(tags=["scoring"], responses=problems.responses())
+router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class=JsonRoute)
 
 
 @router.post("/v1/score", response_model=ScoreResponse, summary="Score conversations")
@@ -46,8 +50,9 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
 
 
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
-async def compare(body: CompareRequest, service: ServiceDep) -> JSONResponse:
+async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Margin and probability of each pair, and the share of pairs with a positive margin."""
+    check_number(2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)")
     parsed = [_parse_pair(pair) for pair in body.pairs]
     sides = [side for pair in parsed if not isinstance(pair, ScoreError) for side in pair]
     scores = await service.score(body.model, sides, body.truncation, body.priority)
@@ -66,9 +71,11 @@ async def compare(body: CompareRequest, service: ServiceDep) -> JSONResponse:
 
 
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
-async def rank(body: RankRequest, service: ServiceDep) -> JSONResponse:
+async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Answers in the order given, each with its rank; equal rewards share one."""
-    joined = [_join(body.prompt, response) for response in body.responses]
+    check_number(len(body.responses), settings.max_conversations, "responses")
+    prompt = too_many_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
+    joined = [_join(prompt, response) for response in body.responses]
     conversations = [item for item in joined if not isinstance(item, ScoreError)]
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
     rewards = iter(scores.results)
@@ -166,8 +173,17 @@ def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
         return ScoreError.of(error)
 
 
-def _join(prompt: object, response: object) -> Any | ScoreError:
+def _parse_prompt(prompt: object) -> Any | ScoreError:
     try:
-        return join(prompt, response)
+        return None if prompt is None else parse_prompt(prompt)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)
+
+
+def _join(prompt: Any | ScoreError, response: object) -> Any | ScoreError:
+    if isinstance(prompt, ScoreError):
+        return prompt
+    try:
+        return join(None, response) if prompt is None else join_parsed(prompt, response)
     except InvalidConversationError as error:
         return ScoreError.of(error)

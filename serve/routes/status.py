@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from rm_core import Fingerprint
 from serve import __version__
 from serve.problems import RETRY_AFTER_S
-from serve.routes.dependencies import ServiceDep, SettingsDep
+from serve.routes.dependencies import KeysDep, ServiceDep, SettingsDep
 from serve.served_model import ServedModel
 
 router = APIRouter(tags=["status"])
@@ -53,13 +53,13 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 
 
 @router.get("/info", summary="Effective settings")
-async def info(service: ServiceDep, settings: SettingsDep) -> dict[str, Any]:
+async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
     """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
     return {
         "service": "skyreward",
         "version": __version__,
         "ready": service.ready,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json") | {"api_keys": ["**********"] * len(keys)},
         "models": {
             alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()

@@ -111,9 +111,8 @@ def test_score_of_good_records_exits_with_0(jobs: Path, checkpoint_folder: Path)
 
 
 def test_score_with_nobody_at_the_address(jobs: Path) -> None:
-    done = run(
-        "score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"
-    )
+    where = ["score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"]
+    done = run(*where, "--retry-s", "0")
     assert done.returncode == 1
     assert "is the service running there?" in done.stderr
     assert not (jobs / "o").exists()

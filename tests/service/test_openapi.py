@@ -28,6 +28,7 @@ OPERATIONS = [
     ("/ready", "GET"),
     ("/v1/models", "GET"),
     ("/info", "GET"),
+    ("/metrics", "GET"),
 ]
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core import pack
-from serve.batch_choice import choose
+from serve import batch_choice
+from serve.batch_choice import share_out, tree_size
 
 Ids = tuple[int, ...]
 WAITING = st.lists(
@@ -15,6 +16,13 @@ WAITING = st.lists(
     max_size=20,
     unique=True,
 )
+
+
+def choose(waiting: list[Ids], budget: int) -> list[Ids]:
+    batch = batch_choice.choose(waiting, budget)
+    assert batch.ordered == sorted(batch.members)
+    assert batch.num_tokens == size(batch.ordered) == tree_size(batch.ordered)
+    return batch.ordered
 
 
 def size(batch: list[Ids]) -> int:
@@ -72,3 +80,25 @@ def test_a_group_over_the_budget_fills_its_batches() -> None:
 def test_one_over_the_budget_goes_alone() -> None:
     assert choose([(1,) * 30, (1,) * 3], 20) == [(1,) * 30]
     assert choose([(1,) * 3, (1,) * 30], 20) == [(1,) * 3]
+
+
+def test_turns_are_kept_where_little_is_shared() -> None:
+    """Neighbours in the order of the token ids are no reason to pass those that wait longer."""
+    waiting = [(5, 1, 1, 1), (9, 1, 1, 1), (1, 1, 1, 1), (5, 2, 2, 2), (5, 3, 3, 3)]
+    assert choose(waiting, 12) == sorted(waiting[:3])
+
+
+def test_a_start_that_everything_shares_makes_nobody_kin() -> None:
+    system = (7,) * 100
+    waiting = [(*system, *[i] * 20) for i in (5, 9, 1, 6, 4, 8, 2)]
+    assert choose(waiting, 165) == sorted(waiting[:3])
+
+
+@given(st.integers(0, 100), st.lists(st.integers(1, 9), min_size=1, max_size=9))
+def test_shares_are_whole_and_add_up(total: int, weights: list[int]) -> None:
+    parts = share_out(total, weights)
+    assert sum(parts) == total
+    whole = sum(weights)
+    assert all(
+        abs(part - total * weight / whole) < 1 for part, weight in zip(parts, weights, strict=True)
+    )

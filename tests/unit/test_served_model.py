@@ -9,66 +9,78 @@ from typing import Any
 import pytest
 from fakes import INFO, FakeBackend, conversation
 
-from rm_core import NotReadyError
+from rm_core import NotReadyError, Reward
 from serve.model_settings import ModelSettings
 from serve.served_model import Scores, ServedModel
+from serve.slices import Reading, slices
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
 
-def served(backend: FakeBackend, info: dict[str, Any] = INFO) -> ServedModel:
+def served(backend: FakeBackend) -> ServedModel:
     model = ServedModel(ModelSettings(name="demo", alias="demo"), backend)
-    model.info = info
+    model.info = backend.info
     return model
 
 
-def score(model: ServedModel) -> Scores:
-    return asyncio.run(model.score(CONVERSATIONS, "error"))
+def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> Scores:
+    return asyncio.run(model.score(conversations, Reading()))
 
 
-@pytest.mark.parametrize("now", [OTHER, None])
-def test_replaced_while_it_scores_nothing_is_remembered(now: dict[str, Any] | None) -> None:
+def rewards(scores: Scores) -> list[float | None]:
+    return [r.reward if isinstance(r, Reward) else None for r in scores.results]
+
+
+def test_replaced_under_way_it_is_scored_by_the_new_one_alone() -> None:
     backend = FakeBackend()
     model = served(backend)
-
-    def reward(ids: Sequence[int]) -> float:
-        model.info = now
-        return 1.0
-
-    backend.reward = reward
-    assert score(model).fingerprint.revision == INFO["revision"]
-    model.info = INFO
-    backend.reward = lambda _: 2.0
-    assert [result.reward for result in score(model).results] == [2.0, 2.0]
-    assert score(model).num_cached_tokens == score(model).num_tokens
-
-
-def test_replaced_while_it_tokenizes_the_caller_tries_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    backend = FakeBackend()
-    model = served(backend)
-    encode_all = model.encoder.encode_all
-
-    def replacing(*args: Any) -> Any:
-        model.info = OTHER
-        return encode_all(*args)
-
-    monkeypatch.setattr(model.encoder, "encode_all", replacing)
-    with pytest.raises(NotReadyError, match="just replaced; try again"):
-        score(model)
-    assert backend.batches == []
-    assert score(model).fingerprint.revision == "other"
+    first = rewards(score(model, CONVERSATIONS[:1]))
+    backend.info = OTHER  # the replica that comes next has another checkpoint
+    backend.reward = lambda _: 0.25
+    scores = score(model)
+    assert rewards(scores) == [0.25, 0.25]
+    assert rewards(scores)[:1] != first
+    assert scores.fingerprint.revision == "other"
+    assert scores.num_cached_tokens == 0
+    assert model.info == OTHER
 
 
 def test_what_another_model_computed_is_not_answered() -> None:
     backend = FakeBackend()
     model = served(backend)
-    score(model)
-    model.info = OTHER
+    before = rewards(score(model))
+    backend.info = OTHER
     backend.reward = lambda _: 0.25
-    assert [result.reward for result in score(model).results] == [0.25, 0.25]
-    model.info = INFO  # and back again: what it computed is still true
-    assert [result.reward for result in score(model).results] != [0.25, 0.25]
-    assert len(backend.batches) == 2
+    score(model)
+    backend.info = model.info = INFO  # and back again: what it computed is still true
+    again = score(model)
+    assert rewards(again) == before
+    assert again.num_cached_tokens == again.num_tokens
+    assert again.fingerprint.revision == INFO["revision"]
+
+
+def test_replicas_that_never_agree_are_not_mixed() -> None:
+    backend = FakeBackend()
+    model = served(backend)
+    infos = [INFO, OTHER]
+
+    def alternate(_: Sequence[int]) -> float:
+        infos.reverse()
+        backend.info = infos[0]
+        return 1.0
+
+    backend.reward = alternate
+    with pytest.raises(NotReadyError, match="being replaced; try again"):
+        score(model, [conversation("x " * n) for n in range(1, 30, 3)])
+
+
+def test_slices_keep_the_order_and_are_small() -> None:
+    short = [conversation(str(i)) for i in range(150)]
+    assert [len(some) for some in slices(short)] == [64, 64, 22]
+    assert [c for some in slices(short) for c in some] == short
+    long = [conversation("x" * 150_000), conversation("y" * 150_000), conversation("z")]
+    assert [len(some) for some in slices(long)] == [2, 1]
+    assert list(slices([])) == []
+    odd: list[object] = [None, 7, "text", [{"content": 5}], [3], {"a": 1}]
+    assert list(slices(odd)) == [odd]

@@ -1,0 +1,135 @@
+"""How long a request may take, and whether its client still waits for the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import BadRequestError, DeadlineExceededError, quoted
+
+HEADER = "X-Request-Timeout-Seconds"
+
+# Ray Serve reads the same header and would cut the request off with a plain text of its own. Its
+# clock starts first, so ours ends sooner, by more than the way from there to here takes. With posts
+# of 1 MB on two busy cores 20 ms were too few behind Serve's own proxy, and 50 ms enough.
+_MARGIN_SHARE = 0.1
+_MIN_MARGIN_S, _MAX_MARGIN_S = 0.05, 0.25
+# What clocks and timers of event loops can take; nobody waits for longer.
+_LONGEST_S = 30 * 24 * 3600.0
+
+
+class ClientGoneError(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a request is given up.
+
+    Attributes:
+        seconds: that it may take.
+        at: when they are over, by the clock of the running event loop.
+    """
+
+    seconds: float
+    at: float
+
+    @classmethod
+    def of(cls, sent: str | None, default_s: float) -> Deadline:
+        """The deadline of a request that has just come.
+
+        Args:
+            sent: value of the header `X-Request-Timeout-Seconds`, if it came.
+            default_s: setting `request_timeout_s`.
+
+        Raises:
+            BadRequestError: the header is no positive number.
+        """
+        seconds = min(default_s if sent is None else _positive(sent), _LONGEST_S)
+        margin = min(max(_MARGIN_SHARE * seconds, _MIN_MARGIN_S), _MAX_MARGIN_S, seconds / 2)
+        return cls(seconds, asyncio.get_running_loop().time() + seconds - margin)
+
+    def error(self) -> DeadlineExceededError:
+        """What a request is answered that did not keep it."""
+        return DeadlineExceededError(
+            f"the request was not done within {self.seconds:g} s and was given up; send fewer "
+            f"conversations at once, or give it more time with the header {HEADER}"
+        )
+
+
+async def run_until(
+    app: ASGIApp,
+    scope: Scope,
+    body: bytes,
+    streams: tuple[Receive, Send],
+    deadline: Deadline,
+    on_start: Callable[[], None],
+) -> None:
+    """Run an application on a body that was read, and cancel it when nobody needs its answer.
+
+    Once it answers it is left alone: an answer that has begun is never spoilt.
+
+    Args:
+        app: what answers.
+        scope: of the request.
+        body: all of it.
+        streams: the server's `receive` and `send`.
+        deadline: of the request.
+        on_start: called before the answer begins.
+
+    Raises:
+        DeadlineExceededError: it was cancelled at the deadline.
+        ClientGoneError: it was cancelled since the client hung up.
+    """
+    receive, send = streams
+    gone = asyncio.Event()
+    parts = [body]
+    limit = asyncio.timeout_at(deadline.at)
+
+    async def replay() -> Message:
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if not limit.expired():
+                limit.reschedule(None)
+            on_start()
+        await send(message)
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        if limit.when() is not None and not limit.expired():
+            limit.reschedule(0)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async with limit:
+            await app(scope, replay, tell)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise (ClientGoneError() if gone.is_set() else deadline.error()) from None
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+def _positive(sent: str) -> float:
+    try:
+        seconds = math.nan if "_" in sent else float(sent)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise BadRequestError(
+            f"the header {HEADER} is {quoted(sent)!r}; it must be a positive number of seconds"
+        )
+    return seconds

@@ -1,0 +1,118 @@
+"""What stands around the application: keys, sizes, numbers in flight, deadlines, hang-ups.
+
+Pure ASGI, the same with Ray and without. A request is refused as early as what is known of it
+allows: by its headers before its body is read, and before any of it is parsed.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rm_core import RewardError
+from serve.admission import Admission
+from serve.body import check_headers, read_body
+from serve.deadline import HEADER, ClientGoneError, Deadline, run_until
+from serve.keys import KeyRing
+from serve.problems import AuthenticationError, BodyTimeoutError
+from serve.refusal import ends_soon, refuse
+from serve.request_record import current
+from serve.settings import Settings
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Read by load balancers and Prometheus, which have no key."""
+
+_CLIENT = "skyreward.client"
+
+
+def install(app: FastAPI, settings: Settings) -> Admission:
+    """Put the guard around an application; what is added later stands outside of it.
+
+    Limits and keys are looked up for each request, in `app.state.settings` and `app.state.keys`.
+    """
+    admission = Admission(lambda: app.state.settings)
+    app.add_middleware(_Guard, admission=admission)
+    app.add_middleware(_KeyCheck)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    return admission
+
+
+class _KeyCheck:
+    """Lets nobody in without a key, if there are keys."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
+            try:
+                scope[_CLIENT] = current().client = _caller(scope, scope["app"].state.keys)
+            except AuthenticationError as error:
+                limit = scope["app"].state.settings.max_body_bytes
+                close = not ends_soon(Headers(scope=scope), limit)
+                await refuse(error, scope, receive, send, close=close)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Guard:
+    """Bounds what a post may cost, and for how long."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers, settings = Headers(scope=scope), scope["app"].state.settings
+        client = scope.get(_CLIENT, "anonymous")
+        is_read = False
+        with self._admission.ticket(client) as ticket:
+            try:
+                deadline = Deadline.of(headers.get(HEADER), settings.request_timeout_s)
+                check_headers(headers, settings.max_body_bytes)
+                self._admission.check(client)
+                body = await read_body(receive, ticket.add_bytes, settings, deadline)
+                is_read = True
+                ticket.start()  # only now: a slow body must not keep others out
+                streams = (receive, send)
+                await run_until(self._app, scope, body, streams, deadline, ticket.release)
+            except ClientGoneError:
+                current().code = "client_gone"
+            except RewardError as error:
+                ticket.release()
+                stuck = isinstance(error, BodyTimeoutError)
+                ends = is_read or (not stuck and ends_soon(headers, settings.max_body_bytes))
+                await refuse(error, scope, receive, send, close=not ends)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in OPEN_PATHS and scope["method"] in ("GET", "HEAD")
+
+
+def _caller(scope: Scope, keys: KeyRing) -> str:
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not sent:
+        raise AuthenticationError("there is no API key; send Authorization: Bearer KEY")
+    scheme, _, key = sent[0].partition(b" ")
+    if len(sent) > 1 or scheme.lower() != b"bearer":
+        raise AuthenticationError("the API key must come as: Authorization: Bearer KEY")
+    name = keys.name_of(key.strip())
+    if name is None:
+        raise AuthenticationError("the API key is wrong; ask the operator for one")
+    return name

@@ -1,0 +1,41 @@
+"""Limits of what one request may ask for. Knows neither HTTP nor models."""
+
+from __future__ import annotations
+
+from rm_core import InvalidConversationError, ScoreError
+from serve.problems import BadRequestError
+
+
+def check_number(number: int, limit: int, what: str = "conversations") -> None:
+    """Refuse a request with more conversations than one may have.
+
+    Args:
+        number: of conversations; a pair is two.
+        limit: setting `max_conversations`.
+        what: how the error calls them.
+
+    Raises:
+        BadRequestError: there are more.
+    """
+    if number > limit:
+        raise BadRequestError(
+            f"the request has {number:,} {what} and the limit is {limit:,}; split it into "
+            "several requests, or raise the service's setting `max_conversations`"
+        )
+
+
+def too_many_messages(conversation: object, limit: int) -> ScoreError | None:
+    """The error that a conversation gets in its place for having too many messages, if it has.
+
+    Args:
+        conversation: as it was sent, of whatever shape.
+        limit: setting `max_messages`.
+    """
+    if not isinstance(conversation, list | tuple) or len(conversation) <= limit:
+        return None
+    return ScoreError.of(
+        InvalidConversationError(
+            f"the conversation has {len(conversation):,} messages and the limit is {limit:,}; "
+            "drop the oldest ones, or raise the service's setting `max_messages`"
+        )
+    )

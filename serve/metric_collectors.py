@@ -1,0 +1,177 @@
+"""Two collectors of prometheus_client that are ours: states read when asked, and rewards.
+
+States of models come from a callable, so that nobody has to push them and none is ever stale.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from rm_core.cache import CacheStats
+
+# Raw logits: most lie within -30 to 30, and close decisions are made near 0.
+_POSITIVE_BOUNDS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12.5, 15, 17.5, 20, 25, 30, 40, 50, 60)
+REWARD_BOUNDS = (*(-bound for bound in reversed(_POSITIVE_BOUNDS)), 0.0, *_POSITIVE_BOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model as the gateway sees it at one moment.
+
+    Attributes:
+        ready: loaded and warmed up.
+        fingerprint: by field; empty until it is ready.
+        num_replicas: copies that answer.
+        queued_tokens: of the conversations that wait.
+        num_waiting: conversations that wait for a batch.
+        num_in_flight: batches that were sent and not answered.
+        cache: of its rewards; None if there is none.
+    """
+
+    ready: bool
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    num_replicas: int = 0
+    queued_tokens: int = 0
+    num_waiting: int = 0
+    num_in_flight: int = 0
+    cache: CacheStats | None = None
+
+
+ReadStates = Callable[[], Mapping[str, ModelState]]
+
+_GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
+    "model_ready": (
+        "1 if the model is loaded and warmed up as this gateway sees it, else 0.",
+        lambda state: state.ready,
+    ),
+    "replicas": (
+        "Replicas of the model that this gateway sends batches to; the same ones for every "
+        "gateway, so take the maximum.",
+        lambda state: state.num_replicas,
+    ),
+    "queue_tokens": (
+        "Tokens of the conversations that wait for a batch.",
+        lambda state: state.queued_tokens,
+    ),
+    "queue_conversations": (
+        "Conversations that wait for a batch.",
+        lambda state: state.num_waiting,
+    ),
+    "batches_in_flight": (
+        "Batches that were sent to a replica and are not answered yet.",
+        lambda state: state.num_in_flight,
+    ),
+}
+_CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
+    "hits": (CounterMetricFamily, "Rewards that were looked up in the cache and found."),
+    "misses": (CounterMetricFamily, "Rewards that were looked up in the cache and not found."),
+    "evictions": (CounterMetricFamily, "Rewards that left the cache to make room for others."),
+    "entries": (GaugeMetricFamily, "Rewards in the cache."),
+    "bytes": (GaugeMetricFamily, "Memory that the rewards in the cache are reckoned to take."),
+    "max_bytes": (GaugeMetricFamily, "Most memory that the cache may take (cache_bytes)."),
+}
+
+
+class ModelStates:
+    """Gauges of each model's queue, replicas and readiness, and the figures of its cache.
+
+    Args:
+        prefix: of the names.
+        read: called once each time the figures are asked for.
+    """
+
+    def __init__(self, prefix: str, read: ReadStates) -> None:
+        self._prefix = prefix
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks of every collector."""
+        states = self._read()
+        for name, (text, value) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"{self._prefix}{name}", text, labels=["model"])
+            for alias, state in states.items():
+                gauge.add_metric([alias], value(state))
+            yield gauge
+        for name, (kind, text) in _CACHE.items():
+            family = kind(f"{self._prefix}cache_{name}", text, labels=["model"])
+            for alias, state in states.items():
+                if state.cache is not None:
+                    family.add_metric([alias], getattr(state.cache, name))
+            yield family
+        yield self._info(states)
+
+    def _info(self, states: Mapping[str, ModelState]) -> Metric:
+        info = Metric(
+            f"{self._prefix}model_info",
+            "Always 1; what must be equal for rewards to be comparable stands in the labels.",
+            "gauge",
+        )
+        for alias, state in states.items():
+            if state.fingerprint:
+                info.add_sample(info.name, {"model": alias, **state.fingerprint}, 1)
+        return info
+
+
+@dataclass(slots=True)
+class _Distribution:
+    """Rewards of one model: how many in each bucket, and their sums by sign."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(REWARD_BOUNDS) + 1))
+    positive: float = 0.0
+    negative: float = 0.0
+
+
+class Rewards:
+    """A histogram of rewards by model, and their sums.
+
+    A class of its own, because prometheus_client's histogram takes one value at a time (a
+    microsecond each, on the gateway's event loop, for posts of thousands). OpenMetrics forbids sum
+    and count where values may be negative: such a sum can fall, which a counter must not. So there
+    are two sums that only grow, of the positive rewards and of the negative ones' absolute values;
+    the count is the bucket of `+Inf`.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._models: dict[str, _Distribution] = {}
+
+    def add_model(self, model: str) -> None:
+        """Show a model before it has scored anything."""
+        self._models.setdefault(model, _Distribution())
+
+    def observe(self, model: str, rewards: Iterable[float]) -> None:
+        """Count finite rewards of a model."""
+        distribution = self._models.setdefault(model, _Distribution())
+        for reward in rewards:
+            distribution.counts[bisect_left(REWARD_BOUNDS, reward)] += 1
+            if reward >= 0:
+                distribution.positive += reward
+            else:
+                distribution.negative -= reward
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks of every collector."""
+        name = f"{self._prefix}rewards"
+        histogram = Metric(name, "Raw rewards, by the model that gave them.", "histogram")
+        sums = CounterMetricFamily(
+            f"{self._prefix}reward_sum",
+            "Sum of the absolute values of the rewards of one sign. The mean reward is "
+            f"(positive - negative) / {self._prefix}conversations_total of those scored, each as "
+            "its increase.",
+            labels=["model", "sign"],
+        )
+        for model, distribution in self._models.items():
+            bounds: Sequence[float] = (*REWARD_BOUNDS, math.inf)
+            for bound, total in zip(bounds, accumulate(distribution.counts), strict=True):
+                labels = {"model": model, "le": "+Inf" if bound == math.inf else str(float(bound))}
+                histogram.add_sample(f"{name}_bucket", labels, total)
+            sums.add_metric([model, "positive"], distribution.positive)
+            sums.add_metric([model, "negative"], distribution.negative)
+        yield histogram
+        yield sums

@@ -1,0 +1,56 @@
+"""What the OpenAPI document says besides what FastAPI makes of the routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from serve.guard import OPEN_PATHS
+from serve.problems import PROBLEMS, AuthenticationError
+from serve.schemas import ErrorResponse
+
+_SCHEME = {"type": "http", "scheme": "bearer", "description": "one of the service's API keys"}
+
+
+def install(app: FastAPI, *, with_keys: bool) -> None:
+    """Let the document tell how malformed bodies and missing keys are answered.
+
+    Args:
+        app: with all its routes.
+        with_keys: whether requests must bring one.
+    """
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        _drop_422(document)
+        if with_keys:
+            _add_keys(document)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_422(document: dict[str, Any]) -> None:
+    """FastAPI's own, with its schemas: malformed bodies are answered 400."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document.get("components", {}).get("schemas", {}).pop(name, None)
+
+
+def _add_keys(document: dict[str, Any]) -> None:
+    components = document.setdefault("components", {})
+    components.setdefault("securitySchemes", {})["key"] = _SCHEME
+    schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
+    answer = {
+        "description": PROBLEMS[AuthenticationError].meaning,
+        "content": {"application/json": {"schema": schema}},
+    }
+    for name, path in document["paths"].items():
+        for operation in path.values():
+            operation["security"] = [] if name in OPEN_PATHS else [{"key": []}]
+            if name not in OPEN_PATHS:
+                operation["responses"].setdefault("401", answer)

@@ -1,0 +1,60 @@
+"""Keys of a service as an operator starts it, and what of them goes to Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from conftest import ROOT
+from guarded import KEY, OTHER_KEY
+
+from serve.demo import running_service
+
+
+def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# of the trainers\n{KEY}\n{OTHER_KEY}\n")
+    pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    with (
+        running_service("--local", "--api-keys", str(file)) as url,
+        httpx.Client(base_url=url, trust_env=False) as client,
+    ):
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 200
+        for headers, status in (
+            ({}, 401),
+            ({"Authorization": f"Bearer {KEY[1:]}"}, 401),
+            ({"Authorization": f"Bearer {KEY}"}, 200),
+            ({"Authorization": f"Bearer {OTHER_KEY}"}, 200),
+        ):
+            answer = client.post("/v1/compare", json={"pairs": [pair]}, headers=headers)
+            assert answer.status_code == status
+
+
+def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("pass\n")
+    command = [sys.executable, "-m", "serve.cli", "serve", "--api-keys", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert "line 1 of" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_only_digests_go_to_the_gateway() -> None:
+    code = """if True:
+        import sys
+        from ray import cloudpickle
+        from serve.app import build
+        from serve.keys import KeyRing
+        from serve.settings import Settings
+        settings = Settings.of(api_keys=sys.argv[1:])
+        sent = cloudpickle.dumps(build(settings))
+        print(KeyRing.of(settings).digests[0].encode() in sent, sys.argv[1].encode() in sent)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, KEY], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["True", "False"]

@@ -1,0 +1,63 @@
+"""Numbers of conversations and messages in one request."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeBackend, conversation, ready, until
+from fastapi.testclient import TestClient
+
+from rm_core import InvalidConversationError
+from serve.http import create_app
+from serve.limits import check_number, too_many_messages
+from serve.problems import BadRequestError
+from serve.service import ScoringService
+from serve.settings import Settings
+
+
+def test_conversations_are_counted() -> None:
+    check_number(20_000, 20_000)
+    with pytest.raises(
+        BadRequestError, match=r"20,001 conversations and the limit is 20,000; spli"
+    ):
+        check_number(20_001, 20_000)
+
+
+def test_messages_are_counted_in_what_is_a_conversation() -> None:
+    for odd in (None, 7, "x" * 100, {"role": "user"}, [], [{}] * 5, (1,) * 5):
+        assert too_many_messages(odd, 5) is None
+    error = too_many_messages([None] * 6, 5)
+    assert error is not None
+    assert error.code == InvalidConversationError.code
+    assert "6 messages and the limit is 5" in error.message
+
+
+def test_pairs_and_answers_count_before_they_are_put_together() -> None:
+    settings = Settings.of(max_conversations=4, max_messages=3)
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
+    with TestClient(app) as client:
+        until(lambda: ready(client))
+        pair = {"chosen": conversation("4"), "rejected": conversation("5")}
+        for number, status in ((2, 200), (3, 400)):
+            answer = client.post("/v1/compare", json={"pairs": [pair] * number})
+            assert answer.status_code == status
+        assert "6 conversations (two a pair)" in answer.json()["error"]["message"]
+        for number, status in ((4, 200), (5, 400)):
+            body = {"prompt": "2+2?", "responses": ["4"] * number}
+            answer = client.post("/v1/rank", json=body)
+            assert answer.status_code == status
+        assert "split it" in answer.json()["error"]["message"]
+        crowded = {"prompt": [{"role": "user", "content": "x"}] * 4, "responses": ["4", "5"]}
+        results = client.post("/v1/rank", json=crowded).json()["results"]
+        assert [r["error"]["code"] for r in results] == ["invalid_conversation"] * 2
+        assert "4 messages and the limit is 3" in results[0]["error"]["message"]
+
+
+def test_the_errors_of_a_prompt_come_once_for_each_answer() -> None:
+    settings = Settings.of()
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
+    with TestClient(app) as client:
+        until(lambda: ready(client))
+        for prompt, says in (([], "empty"), (None, "there is no `prompt`"), (7, "number")):
+            body = {"prompt": prompt, "responses": ["4", "5"]}
+            results = client.post("/v1/rank", json=body).json()["results"]
+            assert all(says in result["error"]["message"] for result in results)

@@ -1,0 +1,104 @@
+"""Both formats of the log, as they reach standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from serve.request_record import RequestRecord, begin, end
+from serve.telemetry import configure_logging
+
+LOGGERS = ("serve", "rm_core", "uvicorn")
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def _in_a_request() -> Iterator[None]:
+    token = begin(RequestRecord("step-7"))
+    yield
+    end(token)
+
+
+FACTS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}
+
+
+@pytest.mark.usefixtures("_in_a_request")
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    logging.getLogger("serve.x").info("request %d", 1, extra={"fields": FACTS})
+    logging.getLogger("rm_core.y").warning("two\nlines")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    time = datetime.fromisoformat(first.pop("time"))
+    offset = time.utcoffset()
+    assert offset is not None
+    assert not offset
+    assert first == {
+        "level": "INFO",
+        "logger": "serve.x",
+        "message": "request 1",
+        "request_id": "step-7",
+        **FACTS,
+    }
+    assert (second["level"], second["message"]) == ("WARNING", "two\nlines")
+
+
+def test_a_traceback_is_one_member(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("serve").exception("failed")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["request_id"]) == ("failed", "-")
+    assert line["exception"].startswith("Traceback")
+    assert line["exception"].endswith("ValueError: broken")
+
+
+def test_facts_cannot_take_the_place_of_the_line_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    logging.getLogger("serve").info("m", extra={"fields": {"level": "x", "other": None}})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["other"]) == ("INFO", None)
+
+
+@pytest.mark.usefixtures("_in_a_request")
+def test_text_has_the_facts_after_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "text")
+    logging.getLogger("serve.x").info("request", extra={"fields": FACTS})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        " INFO serve.x [step-7] request route=/v1/score status=200 total_s=0.2500 "
+        r'model="a \"b\"\nc"'
+    )
+
+
+def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        configure_logging("WARNING", "text")
+    logging.getLogger("serve").info("quiet")
+    logging.getLogger("serve").warning("loud")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_the_server_s_failures_are_in_our_format_and_its_access_log_is_not(
+    capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    configure_logging(level, "json")
+    logging.getLogger("uvicorn.access").info("GET /secret")
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application")
+    line = json.loads(capsys.readouterr().err)
+    assert line["logger"] == "uvicorn.error"

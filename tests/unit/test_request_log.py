@@ -1,0 +1,274 @@
+"""One line a request, whatever becomes of it: its id, its times, nothing that a caller wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from exposition import read, series
+from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving, until
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rm_core import NotReadyError
+from serve.metrics import Metrics
+from serve.request_log import RequestLog
+from serve.request_record import current
+from serve.telemetry import TextFormatter
+
+BODY = {"conversations": [conversation("4"), conversation("five"), []]}
+STAGES = ("x-tokenization-time", "x-queue-time", "x-inference-time", "x-total-time")
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    with serving(backend) as client:
+        until(lambda: ready(client))
+        yield client
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+    """The facts of every request line at INFO so far."""
+    caplog.set_level(logging.INFO, "serve")
+    return lambda: [vars(record)["fields"] for record in caplog.records if record.msg == "request"]
+
+
+def test_a_scored_request_is_one_line(
+    client: TestClient, lines: Callable[[], list[dict[str, Any]]], backend: FakeBackend
+) -> None:
+    backend.delay_s = 0.05
+    usage = client.post("/v1/score", json=BODY).json()["usage"]
+    (line,) = lines()
+    times = {name: line.pop(name) for name in ("tokenize_s", "queue_s", "forward_s", "total_s")}
+    assert line == {
+        "method": "POST",
+        "route": "/v1/score",
+        "status": 200,
+        "client": "anonymous",
+        "model": "demo",
+        "conversations": 3,
+        "errors": 1,
+        "tokens": usage["num_tokens"],
+        "computed": usage["num_computed_tokens"],
+        "cached": 0,
+    }
+    assert times["tokenize_s"] > 0
+    assert times["queue_s"] + times["forward_s"] >= 0.05
+    assert times["total_s"] >= sum(times.values()) - times["total_s"]
+
+
+def test_stage_times_are_on_scoring_answers_in_milliseconds(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    backend.delay_s = 0.05
+    headers = client.post("/v1/score", json=BODY).headers
+    times = {name: int(headers[name]) for name in STAGES}
+    assert 50 <= times["x-queue-time"] + times["x-inference-time"] <= times["x-total-time"] + 2
+    assert times["x-total-time"] < 5000
+    assert not set(STAGES) & set(client.get("/v1/models").headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "/v1/score", {"secret": 1}, ("/v1/score", 400, "bad_request")),
+        ("POST", "/v1/score", {**BODY, "model": "x"}, ("/v1/score", 404, "model_not_found")),
+        ("GET", "/v1/score", None, ("/v1/score", 405, "http_405")),
+        ("GET", "/secret", None, ("unmatched", 404, "http_404")),
+        ("GET", "/v1/models", None, ("/v1/models", 200, None)),
+        ("GET", "/static-offline-docs/secret", None, ("/static-offline-docs/*", 404, "http_404")),
+    ],
+)
+def test_every_request_is_a_line_without_what_the_caller_wrote(
+    client: TestClient,
+    caplog: pytest.LogCaptureFixture,
+    lines: Callable[[], list[dict[str, Any]]],
+    method: str,
+    path: str,
+    body: Any,
+    expected: tuple[str, int, str | None],
+) -> None:
+    client.request(method, path, json=body)
+    (line,) = lines()
+    assert (line["route"], line["status"], line.get("code")) == expected
+    assert all("secret" not in TextFormatter().format(r) for r in caplog.records)
+
+
+def test_overload_and_bugs_have_their_codes(
+    client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    model = client.app.state.service.models["demo"]
+    model.info = FINGERPRINT  # without the budget of a batch: a bug
+    answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
+    model.info = backend.info
+    assert answer.headers.get_list("x-request-id") == ["step-1"]
+    backend.failure = NotReadyError("gone")
+    client.post("/v1/score", json=BODY)
+    assert [(line["status"], line["code"]) for line in lines()] == [
+        (500, "internal_error"),
+        (503, "not_ready"),
+    ]
+
+
+def test_status_routes_are_told_at_debug_alone(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "serve")
+    caplog.clear()
+    for route in ("/health", "/ready", "/metrics"):
+        client.get(route)
+    told = [(r.levelno, vars(r)["fields"]["route"]) for r in caplog.records if r.msg == "request"]
+    assert told == [(logging.DEBUG, route) for route in ("/health", "/ready", "/metrics")]
+
+
+def test_message_text_is_not_in_the_log(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    body = {"conversations": [conversation("my-secret-answer", "my-secret-question")]}
+    for changed in (body, {**body, "truncation": "my-secret"}, {"my-secret": body}):
+        client.post("/v1/score", json=changed)
+    ours = [r for r in caplog.records if r.name.startswith(("serve", "rm_core"))]
+    assert len(ours) == 3
+    assert not any("my-secret" in TextFormatter().format(record) for record in ours)
+
+
+@pytest.mark.parametrize("sent", ["run-7/step:3", None, "a" * 129, "two words", "é", "a\tb"])
+def test_request_ids(client: TestClient, sent: str | None) -> None:
+    headers = {"X-Request-Id": sent.encode()} if sent else {}
+    (echoed,) = client.get("/v1/models", headers=headers).headers.get_list("x-request-id")
+    if sent == "run-7/step:3":
+        assert echoed == sent
+    else:
+        assert echoed.startswith("req-")
+
+
+def test_every_documented_route_is_known_by_its_template(client: TestClient) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+    (layer,) = [m for m in app.user_middleware if m.cls is RequestLog]
+    assert app.user_middleware[0] is layer, "it must be outermost"
+    templates = layer.kwargs["templates"]
+    assert isinstance(templates, set)
+    assert {*app.openapi()["paths"], "/", "/docs", "/openapi.json"} <= templates
+
+
+class Line:
+    """What became of one request to an application under `RequestLog`."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "serve")
+        self.metrics = Metrics()
+        self._caplog = caplog
+
+    async def of(
+        self, app: ASGIApp, receive: Receive, send: Send | None = None
+    ) -> tuple[int, str | None]:
+        async def ignore(_: Message) -> None:
+            return
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
+        layer = RequestLog(app, metrics=self.metrics, echo=True, templates={"/v1/score"})
+        with contextlib.suppress(asyncio.CancelledError, OSError, ZeroDivisionError):
+            await layer(scope, receive, send or ignore)
+        (record,) = [record for record in self._caplog.records if record.msg == "request"]
+        facts = vars(record)["fields"]
+        found = read(self.metrics.snapshot())
+        status = str(facts["status"])
+        assert found[series("skyreward_requests_total", route="/v1/score", status=status)] == 1
+        assert found[series("skyreward_requests_in_flight")] == 0
+        assert current().id == "-"
+        return facts["status"], facts.get("code")
+
+
+async def body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def disconnect() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def answer(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+GONE = (499, "client_closed_request")
+
+
+def test_a_client_that_has_gone_is_499(caplog: pytest.LogCaptureFixture) -> None:
+    async def answers_nobody(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await answer(send)
+
+    assert asyncio.run(Line(caplog).of(answers_nobody, disconnect)) == GONE
+
+
+def test_a_request_that_is_given_up_is_499(caplog: pytest.LogCaptureFixture) -> None:
+    async def cancelled(_: Scope, __: Receive, ___: Send) -> None:
+        raise asyncio.CancelledError
+
+    assert asyncio.run(Line(caplog).of(cancelled, body)) == GONE
+
+
+def test_an_answer_that_cannot_be_sent_is_499(caplog: pytest.LogCaptureFixture) -> None:
+    async def answers(_: Scope, __: Receive, send: Send) -> None:
+        await answer(send)
+
+    async def broken(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the connection is lost")
+
+    assert asyncio.run(Line(caplog).of(answers, body, broken)) == GONE
+
+
+def test_an_answer_that_breaks_off_is_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def breaks_off(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    assert asyncio.run(Line(caplog).of(breaks_off, body)) == (500, "internal_error")
+
+
+def test_a_client_that_leaves_after_its_answer_had_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def watches(_: Scope, receive: Receive, send: Send) -> None:
+        await answer(send)
+        await receive()
+
+    assert asyncio.run(Line(caplog).of(watches, disconnect)) == (200, None)
+
+
+def test_what_another_task_learns_is_in_the_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def in_a_task(_: Scope, __: Receive, send: Send) -> None:
+        async def handler() -> None:
+            current().code = "overloaded"
+            await answer(send)
+
+        await asyncio.create_task(handler())
+
+    assert asyncio.run(Line(caplog).of(in_a_task, body)) == (200, "overloaded")
+
+
+def test_what_is_no_request_passes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "serve")
+    seen: list[str] = []
+
+    async def app(scope: Scope, _: Receive, __: Send) -> None:
+        seen.append(scope["type"])
+
+    layer = RequestLog(app, metrics=Metrics(), echo=True, templates=())
+    send: Callable[[Message], Awaitable[None]] = lambda _: asyncio.sleep(0)  # noqa: E731
+    asyncio.run(layer({"type": "lifespan"}, body, send))
+    assert (seen, caplog.records) == (["lifespan"], [])

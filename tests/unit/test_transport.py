@@ -1,0 +1,217 @@
+"""The guard behind a real server: bodies in pieces, bodies that never come, clients that go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from guarded import JSON, KEY, connect, guarded, live, post, read_all, until
+
+CHUNKED = b"POST /size HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def test_a_body_in_pieces_is_put_together() -> None:
+    seen = guarded()
+    with live(seen.app) as port, connect(port) as connection:
+        connection.sendall(CHUNKED)
+        for _ in range(3):
+            connection.sendall(chunk(b'"abc"'))
+            time.sleep(0.05)
+        connection.sendall(chunk(b""))
+        assert connection.recv(65536).endswith(b"\r\n\r\n15")
+        seen.wait_until_free()
+
+
+def test_pieces_are_counted_as_they_arrive() -> None:
+    seen = guarded(max_body_bytes=1_000)
+    with live(seen.app) as port, connect(port) as connection:
+        connection.sendall(CHUNKED)
+        for _ in range(11):
+            connection.sendall(chunk(b" " * 100))
+        # The rest is still taken for a while, so that the answer is not lost on the way.
+        for _ in range(50):
+            connection.sendall(chunk(b" " * 10_000))
+        connection.sendall(chunk(b""))
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer.lower()
+    assert b'"body_too_large"' in answer
+    seen.wait_until_free()
+
+
+def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
+    seen = guarded(max_body_bytes=1_000)
+    with live(seen.app) as port:
+        with connect(port) as connection:
+            connection.sendall(post("/size", b"Expect: 100-continue", length=10**9))
+            started = time.monotonic()
+            answer = connection.recv(65536)
+            assert time.monotonic() - started < 1
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert b"100 Continue" not in answer
+        # httpx sends all of it before it reads.
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/size",
+            content=b" " * 20_000_000,
+            headers={"Content-Type": "application/json"},
+        )
+        assert answer.status_code == 413
+
+
+def test_a_body_that_stops_coming_is_408() -> None:
+    seen = guarded(body_timeout_s=0.4, max_requests=1)
+    with live(seen.app) as port, connect(port) as slow:
+        slow.sendall(post("/size", body=b"12", length=10))
+        until(lambda: seen.admission.num_bytes == 2)
+        # It holds bytes, but nobody's place.
+        url = f"http://127.0.0.1:{port}/size"
+        assert httpx.post(url, json=1).status_code == 200
+        answer = slow.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"body_timeout"' in answer
+        assert b"only 2 bytes" in answer
+        seen.wait_until_free()
+
+
+def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
+    seen = guarded(body_timeout_s=5)
+    with live(seen.app) as port, connect(port) as connection:
+        connection.sendall(post("/size", length=5))
+        for byte in b"12345":
+            time.sleep(0.05)
+            connection.sendall(bytes([byte]))
+        assert connection.recv(65536).endswith(b"\r\n\r\n5")
+
+
+def test_the_deadline_counts_for_the_body_too() -> None:
+    seen = guarded()
+    with live(seen.app) as port, connect(port) as connection:
+        connection.sendall(post("/size", b"X-Request-Timeout-Seconds: 0.3", length=5))
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"deadline_exceeded"' in answer
+
+
+def test_bodies_that_would_hold_too_much_together_are_503() -> None:
+    seen = guarded(max_body_bytes=1_000, max_buffered_bytes=1_500)
+    with live(seen.app) as port, connect(port) as slow:
+        slow.sendall(post("/size", body=b"1" * 900, length=1_000))
+        until(lambda: seen.admission.num_bytes == 900)
+        url, headers = f"http://127.0.0.1:{port}/size", {"Content-Type": "application/json"}
+        refused = httpx.post(url, content=b"1" * 700, headers=headers)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "overloaded"
+        assert int(refused.headers["retry-after"]) > 0
+        assert httpx.post(url, content=b"1" * 600, headers=headers).status_code == 200
+    seen.wait_until_free()
+
+
+def test_a_client_that_hangs_up_while_it_sends_holds_nothing() -> None:
+    seen = guarded()
+    with live(seen.app) as port:
+        with connect(port) as connection:
+            connection.sendall(post("/size", body=b"12", length=10))
+            until(lambda: seen.admission.num_bytes == 2)
+        seen.wait_until_free()
+
+
+def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
+    seen = guarded()
+    with live(seen.app) as port:
+        for number in range(3):
+            with connect(port) as connection:
+                connection.sendall(post("/wait", body=b"%d" % number))
+                until(lambda: len(seen.started) == number + 1)  # noqa: B023
+                assert seen.admission.num_running == 1
+            until(lambda: len(seen.cancelled) == number + 1)  # noqa: B023
+        seen.wait_until_free()
+
+
+def test_a_client_that_hangs_up_during_its_answer_spoils_nothing() -> None:
+    seen = guarded(request_timeout_s=0.3)
+    with live(seen.app) as port:
+        with connect(port) as connection:
+            connection.sendall(post("/slowly", body=b"1"))
+            assert b"one" in connection.recv(65536)
+        # Nor does its deadline, for those who stay.
+        answer = httpx.post(f"http://127.0.0.1:{port}/slowly", json=1)
+        assert answer.text == "one two three"
+        seen.wait_until_free()
+
+
+def test_requests_on_one_connection_are_answered_in_order() -> None:
+    seen = guarded(max_body_bytes=100)
+    with live(seen.app) as port, connect(port) as connection:
+        bad = post("/size", body=b"12").replace(b"application/json", b"text/plain")
+        sent = [
+            post("/size", body=b"1"),
+            bad,
+            post("/size", body=b"123"),
+            post("/nothing", body=b"1"),
+            post("/wait", b"X-Request-Timeout-Seconds: 0.2", body=b"1"),
+            post("/size", b"Connection: close", body=b"12345"),
+        ]
+        connection.sendall(b"".join(sent))
+        answer = read_all(connection)
+    statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"415", b"200", b"404", b"408", b"200"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "code"),
+    [
+        ({"max_requests": 2}, 503, "overloaded"),
+        ({"max_requests_per_key": 2}, 429, "too_many_requests"),
+    ],
+)
+def test_more_than_may_run_are_refused_at_once(
+    limits: dict[str, int], status: int, code: str
+) -> None:
+    seen = guarded(KEY, **limits)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with live(seen.app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with connect(port) as first, connect(port) as second:
+            for connection in (first, second):
+                connection.sendall(post("/wait", b"Authorization: Bearer " + KEY.encode()))
+            until(lambda: len(seen.started) == 2)
+            refused = client.post("/wait", json=1, headers=headers)
+            assert refused.status_code == status
+            assert refused.json()["error"]["code"] == code
+            assert int(refused.headers["retry-after"]) > 0
+            assert client.get("/other", headers=headers).status_code == 200
+            assert client.post("/wait", json=1).status_code == 401
+        seen.wait_until_free()
+        assert client.post("/size", json=1, headers=headers).status_code == 200
+
+
+def test_many_at_once_all_get_their_own_answer_and_nothing_is_left() -> None:
+    seen = guarded()
+    with live(seen.app) as port:
+        lock = threading.Lock()
+        wrong: list[object] = []
+
+        def work(number: int) -> None:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                for turn in range(10):
+                    size = 1 + (number * 37 + turn * 1_009) % 5_000
+                    body, headers = b"1" * size, {"Content-Type": "application/json"}
+                    answer = client.post("/size", content=body, headers=headers)
+                    late = client.post(
+                        "/wait", json=1, headers={"X-Request-Timeout-Seconds": "0.05"}
+                    )
+                    if (answer.text, late.status_code) != (str(size), 408):
+                        with lock:
+                            wrong.append((answer.text, late.text))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert wrong == []
+        assert len(seen.cancelled) == len(seen.started)
+        seen.wait_until_free()

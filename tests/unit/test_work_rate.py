@@ -1,0 +1,60 @@
+"""When a replica may be given its next batch: at once if it is free, shortly before it will be."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.work_rate import WorkRate
+
+
+def learnt() -> WorkRate:
+    rate = WorkRate(lead_s=0.5)
+    rate.learn(1000, 10.0)
+    return rate
+
+
+def test_without_knowledge_the_answer_is_waited_for() -> None:
+    rate = WorkRate(lead_s=0.5)
+    assert rate.seconds_for(100, 1) is None
+    assert rate.free_in(0.0, 1) == 0.0
+    ticket = rate.begin(0.0, 100, 1)
+    assert rate.free_in(50.0, 1) is None
+    rate.end(ticket)
+    assert rate.free_in(50.0, 1) == 0.0
+
+
+def test_the_next_batch_goes_shortly_before_the_end() -> None:
+    rate = learnt()
+    rate.begin(0.0, 200, 1)  # 2 s
+    assert rate.free_in(0.0, 1) == pytest.approx(1.5)
+    assert rate.free_in(1.6, 1) == 0.0
+    rate.begin(1.6, 300, 1)  # one runs, one waits
+    assert rate.free_in(1.6, 1) is None
+    assert rate.free_in(100.0, 1) is None
+
+
+def test_what_waits_ends_after_what_runs() -> None:
+    rate = learnt()
+    first = rate.begin(0.0, 200, 1)
+    rate.begin(1.6, 300, 1)
+    rate.end(first)
+    assert rate.free_in(2.0, 1) == pytest.approx(2.5)  # 2 s, then 3 s more, less the lead
+
+
+def test_every_replica_counts() -> None:
+    rate = learnt()
+    for num_tokens in (200, 400):
+        assert rate.free_in(0.0, 2) == 0.0
+        rate.begin(0.0, num_tokens, 2)
+    assert rate.free_in(0.0, 2) == pytest.approx(1.5)
+    rate.begin(1.5, 1000, 2)
+    assert rate.free_in(1.5, 2) == pytest.approx(2.0)  # the other one, at 4 s
+    assert rate.free_in(1.5, 3) == 0.0  # a third one came up
+    assert rate.seconds_for(400, 2) == pytest.approx(2.0)
+
+
+def test_the_latest_batches_count_most() -> None:
+    rate = learnt()
+    for _ in range(30):
+        rate.learn(1000, 1.0)
+    assert rate.seconds_for(1000, 1) == pytest.approx(1.0, rel=0.02)
