@@ -29,6 +29,9 @@ def place(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
         model: transformers' sequence classifier of one of the three families.
         devices: the embeddings go to the first one, final norm and head to the last.
     """
+    if len(devices) == 1:
+        model.to(devices[0])  # type: ignore[arg-type]
+        return
     decoder = model.get_submodule(model.base_model_prefix)
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)

@@ -224,7 +224,7 @@ def _on_devices(
     except RuntimeError as error:  # out of memory, or a device that is out of order
         raise ModelLoadError(
             f"{name} as {_name(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
-            f"{first_line(error)}; use devices with more memory, or several (setting `num_gpus`)"
+            f"{first_line(error)}; use a device with more memory, or several (`num_gpus`)"
         ) from error
     model.eval()
     return model
