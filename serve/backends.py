@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,6 +109,24 @@ class Backend(Protocol):
         """
         ...
 
+    def score_each(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[Answer | None]:
+        """Each alone through one replica, one after another.
+
+        Args:
+            sequences: as of `score`.
+            backlog_tokens: as of `score`.
+
+        Yields:
+            None once the replica begins with the first; then each answer as soon as it is there.
+
+        Raises:
+            ReplicaLostError: the one that would have come next was on the device, if it began.
+            ReplicaBusyError, RewardError: as of `score`.
+        """
+        ...
+
     async def describe(self) -> dict[str, Any]:
         """Effective settings of the loaded model; waits until it is loaded and warmed up.
 
@@ -134,7 +153,16 @@ class LocalBackend:
 
     async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         """See `Backend`."""
-        return Answer.of(await self._engine.run(sequences))
+        with _translated():
+            return Answer.of(await self._engine.run(sequences))
+
+    async def score_each(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[Answer | None]:
+        """See `Backend`."""
+        with _translated():
+            async for answer in self._engine.run_each(sequences):
+                yield None if answer is None else Answer.of(answer)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
@@ -163,41 +191,59 @@ class RayBackend:
 
     async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         """See `Backend`."""
-        method = self._handle.score_batch
-        return Answer.of(await self._call(method, list(sequences), backlog_tokens, self._gateway))
+        with _translated_from_ray(self._alias):
+            method = self._handle.score_batch
+            return Answer.of(await method.remote(list(sequences), backlog_tokens, self._gateway))
+
+    async def score_each(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[Answer | None]:
+        """See `Backend`."""
+        with _translated_from_ray(self._alias):
+            method = self._handle.options(stream=True).score_each
+            async for answer in method.remote(list(sequences), backlog_tokens, self._gateway):
+                yield None if answer is None else Answer.of(answer)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
-        answer: dict[str, Any] = await self._call(self._handle.describe)
-        return answer
+        with _translated_from_ray(self._alias):
+            answer: dict[str, Any] = await self._handle.describe.remote()
+            return answer
 
     async def refresh(self) -> None:
         """See `Backend`."""
         self.num_replicas = await asyncio.to_thread(_num_running, self._deployment)
 
-    async def _call(self, method: Any, *args: Any) -> Any:
-        from ray.exceptions import RayActorError
-        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-        try:
-            return await method.remote(*args)
-        except RayActorError as error:
-            replica = error.actor_id or uuid.uuid4().hex
-            raise ReplicaLostError.of(
-                f"replica {replica} is gone", replica, "replica_lost"
-            ) from error
-        except ReplicaRefusedError as error:
-            raise ReplicaBusyError(error.detail) from error
-        except ReplicaUnhealthyError as error:
-            raise ReplicaLostError.of(
-                error.detail, uuid.uuid4().hex, "replica_unhealthy"
-            ) from error
-        except BackPressureError as error:
-            raise ReplicaBusyError(f"model {self._alias!r} is at its limit; try again") from error
-        except DeploymentUnavailableError as error:
-            raise NotReadyError(
-                f"model {self._alias!r} has no replica and will get none until it is deployed again"
-            ) from error
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What an engine raises, as its gateway sees it."""
+    try:
+        yield
+    except ReplicaRefusedError as error:
+        raise ReplicaBusyError(error.detail) from error
+    except ReplicaUnhealthyError as error:
+        raise ReplicaLostError.of(error.detail, uuid.uuid4().hex, "replica_unhealthy") from error
+
+
+@contextmanager
+def _translated_from_ray(alias: str) -> Iterator[None]:
+    """What a call to a replica raises, as its gateway sees it."""
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    try:
+        with _translated():
+            yield
+    except RayActorError as error:
+        replica = error.actor_id or uuid.uuid4().hex
+        raise ReplicaLostError.of(f"replica {replica} is gone", replica, "replica_lost") from error
+    except BackPressureError as error:
+        raise ReplicaBusyError(f"model {alias!r} is at its limit; try again") from error
+    except DeploymentUnavailableError as error:
+        raise NotReadyError(
+            f"model {alias!r} has no replica and will get none until it is deployed again"
+        ) from error
 
 
 def _num_running(deployment: str) -> int:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import TypeAlias
 
 from rm_core import RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
@@ -29,6 +30,8 @@ from serve.waiting import Computed, Entry, Pool
 from serve.work_rate import Ticket, WorkRate
 
 logger = logging.getLogger(__name__)
+
+Score: TypeAlias = Callable[[list[Entry], float], Awaitable[None]]
 
 # A batch is chosen from what is to be taken next, of this many budgets: it bounds by how much the
 # young overtake the old, and the time that choosing takes.
@@ -59,10 +62,11 @@ class Dispatcher:
         self._backend = backend
         self._observer = observer
         self._pool = Pool()
-        # To be sent as they are, before all others: halves of what failed, and, alone and one at a
-        # time, what a replica was lost with.
+        # Both before all others: batches as they are, such as halves of one that failed; and what
+        # was on its way through a replica that was lost, each alone.
         self._again: deque[list[Entry]] = deque()
-        self._suspect_is_running = False
+        self._suspects: list[Entry] = []
+        self._suspects_are_running = False
         self._rate = WorkRate(_LEAD_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -139,36 +143,46 @@ class Dispatcher:
             if wait_s > 0:
                 self._pump_soon(wait_s)
                 return
-            batch = self._next_batch()
-            if not batch:
+            if suspects := self._next_suspects():
+                self._suspects_are_running = True
+                self._send(suspects, self._score_each, now)
+            elif batch := self._next_batch():
+                self._send(batch, self._score_together, now)
+            else:
                 return
-            self._send(batch, now)
+
+    def _next_suspects(self) -> list[Entry]:
+        if self._suspects_are_running:
+            return []
+        suspects, self._suspects = self._suspects, []
+        return [entry for entry in suspects if entry.is_wanted]
 
     def _next_batch(self) -> list[Entry]:
-        for _ in range(len(self._again)):
-            batch = [entry for entry in self._again.popleft() if entry.is_wanted]
-            if _is_suspect(batch) and self._suspect_is_running:
-                self._again.append(batch)
-            elif batch:
+        while self._again:
+            if batch := [entry for entry in self._again.popleft() if entry.is_wanted]:
                 return batch
-        held_back = (entry for batch in self._again for entry in batch)
-        waiting = self._pool.next_ones(_LOOK_AHEAD * self.max_batch_tokens, without=held_back)
+        waiting = self._pool.next_ones(_LOOK_AHEAD * self.max_batch_tokens, without=self._suspects)
         if not waiting:
             return []
         chosen = choose(list(waiting), self.max_batch_tokens)
         return [waiting[sequence] for sequence in chosen.ordered]
 
-    def _send(self, batch: list[Entry], now: float) -> None:
+    def _send(self, batch: list[Entry], score: Score, now: float) -> None:
         self._pool.take(batch, now)
-        num_tokens = tree_size([entry.sequence for entry in batch])
+        num_tokens = tree_size(sorted(entry.sequence for entry in batch))
         ticket = self._rate.begin(now, num_tokens, self._num_devices)
-        self._suspect_is_running = self._suspect_is_running or _is_suspect(batch)
-        task = asyncio.get_running_loop().create_task(self._run(batch, ticket, now))
+        task = asyncio.get_running_loop().create_task(self._run(batch, score, ticket, now))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, batch: list[Entry], ticket: Ticket, now: float) -> None:
-        is_suspect = _is_suspect(batch)
+    async def _run(self, batch: list[Entry], score: Score, ticket: Ticket, now: float) -> None:
+        try:
+            await score(batch, now)
+        finally:
+            self._rate.end(ticket)
+            self._pump_soon()
+
+    async def _score_together(self, batch: list[Entry], now: float) -> None:
         sequences = [entry.sequence for entry in batch]
         try:
             answer = await self._backend.score(sequences, self._pool.num_tokens)
@@ -185,15 +199,35 @@ class Dispatcher:
         except Exception as error:
             self._failed(batch, error)
         else:
-            self._observe(batch, answer, now)
-            self._finish(batch, answer)
-        finally:
-            self._rate.end(ticket)
-            if is_suspect:
-                self._suspect_is_running = False
-            self._pump_soon()
+            self._finish(batch, answer, now)
 
-    def _finish(self, batch: list[Entry], answer: Answer) -> None:
+    async def _score_each(self, suspects: list[Entry], now: float) -> None:
+        """Each alone: whichever is on the device when a replica is lost is to blame, no other."""
+        left, has_begun = deque(suspects), False
+        sequences = [entry.sequence for entry in suspects]
+        try:
+            async for answer in self._backend.score_each(sequences, self._pool.num_tokens):
+                if answer is None:
+                    has_begun = True
+                else:
+                    self._finish([left.popleft()], answer, now)
+        except ReplicaLostError as error:
+            if has_begun:
+                self._lost([left.popleft()], error)
+        except ReplicaBusyError:
+            await asyncio.sleep(_BUSY_S)
+        except RewardError as error:
+            self._pool.refuse(left, error)
+            left.clear()
+        except Exception as error:  # as above
+            self._failed([left.popleft()], error)
+        finally:
+            self._suspects_are_running = False
+            self._suspect(left)
+
+    def _finish(self, batch: list[Entry], answer: Answer, now: float) -> None:
+        self._rate.learn(answer.batch.num_computed_tokens, answer.forward_s)
+        self._observer.batch(self._report(batch, answer, now))
         number = next(self._numbers)
         for call in {call: None for entry in batch for call in entry.calls}:
             call.fingerprints.add(answer.fingerprint)
@@ -205,18 +239,18 @@ class Dispatcher:
             self._pool.settle(entry, reward)
 
     def _lost(self, batch: list[Entry], error: ReplicaLostError) -> None:
-        """The replica went with the batch: each goes to another one, alone, but not for ever."""
+        """The replica went with the batch: each goes to another one, but not for ever."""
         logger.warning(
             "model %s: a batch of %d conversations was lost: %s",
             self._alias,
             len(batch),
             error.detail,
         )
-        again: list[list[Entry]] = []
+        suspects = []
         for entry in batch:
             entry.lost_with.add(error.replica)
             if len(entry.lost_with) < _MAX_LOSSES:
-                again.append([entry])
+                suspects.append(entry)
                 continue
             self._observer.gave_up(self._alias, 1)
             gave_up = GaveUpError(
@@ -225,8 +259,14 @@ class Dispatcher:
                 "has the details"
             )
             self._pool.settle(entry, ScoreError.of(gave_up))
-        self._observer.retry(self._alias, error.reason, len(again))
-        self._send_again(again)
+        if suspects:
+            self._observer.retry(self._alias, error.reason, len(suspects))
+            self._suspect(suspects)
+
+    def _suspect(self, entries: Iterable[Entry]) -> None:
+        suspects = list(entries)
+        self._pool.put_back(suspects)
+        self._suspects += suspects
 
     def _failed(self, batch: list[Entry], error: Exception) -> None:
         """Something else went wrong: in halves, until what it is about stands alone."""
@@ -246,22 +286,14 @@ class Dispatcher:
             self._pool.put_back(batch)
         self._again.extend(batches)
 
-    def _observe(self, batch: list[Entry], answer: Answer, now: float) -> None:
-        self._rate.learn(answer.batch.num_computed_tokens, answer.forward_s)
-        self._observer.batch(
-            BatchReport(
-                model=self._alias,
-                num_sequences=len(batch),
-                num_tokens=sum(len(entry.sequence) for entry in batch),
-                num_computed_tokens=answer.batch.num_computed_tokens,
-                max_batch_tokens=self.max_batch_tokens,
-                waited_s=tuple(now - call.asked_at for entry in batch for call in entry.calls),
-                forward_s=answer.forward_s,
-                elapsed_s=asyncio.get_running_loop().time() - now,
-            )
+    def _report(self, batch: list[Entry], answer: Answer, now: float) -> BatchReport:
+        return BatchReport(
+            model=self._alias,
+            num_sequences=len(batch),
+            num_tokens=sum(len(entry.sequence) for entry in batch),
+            num_computed_tokens=answer.batch.num_computed_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            waited_s=tuple(now - call.asked_at for entry in batch for call in entry.calls),
+            forward_s=answer.forward_s,
+            elapsed_s=asyncio.get_running_loop().time() - now,
         )
-
-
-def _is_suspect(batch: list[Entry]) -> bool:
-    """Whether a replica was lost with one of them."""
-    return any(entry.lost_with for entry in batch)

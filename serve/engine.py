@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -97,6 +97,37 @@ class Engine:
             _submit(self._packing_thread, self._scorer.prepare, sequences)
         )
         return await self._outcome(_submit(self._device_thread, self._score, packing))
+
+    async def run_each(self, sequences: Sequence[TokenIds]) -> AsyncIterator[EngineAnswer | None]:
+        """Score token ids one after another with nothing in between, each as a batch of its own.
+
+        Args:
+            sequences: token ids, none empty.
+
+        Yields:
+            None once the device begins with the first; then each answer as soon as it is there:
+            if this process goes, whoever listens knows what it was at.
+
+        Raises:
+            ReplicaRefusedError: nothing more was tried; the rest can be scored elsewhere.
+            ReplicaUnhealthyError: this one may not be trusted; it can be scored elsewhere.
+        """
+        self._refuse_if_unhealthy()
+        began = _submit(self._device_thread, threading.current_thread)
+        # All at once: what comes later stands behind them.
+        jobs = [_submit(self._device_thread, self._score_alone, ids) for ids in sequences]
+        try:
+            await asyncio.wrap_future(began)
+            yield None
+            for job in jobs:
+                yield await self._outcome(job)
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    def _score_alone(self, sequence: TokenIds) -> EngineAnswer:
+        """On the device's thread."""
+        return self._score(self._scorer.prepare([sequence]))
 
     def describe(self) -> dict[str, Any]:
         """Effective settings of the loaded model.

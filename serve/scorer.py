@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,23 @@ class Scorer:
         """
         self._backlog.note(gateway, backlog_tokens)
         return await self._engine.run(sequences)
+
+    async def score_each(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
+    ) -> AsyncIterator[EngineAnswer | None]:
+        """Score each alone, one after another: see `Engine.run_each`.
+
+        Args:
+            sequences: token ids, none empty.
+            backlog_tokens: what waits in the gateway behind these.
+            gateway: which one that is.
+
+        Raises:
+            ReplicaUnhealthyError: see `score_batch`.
+        """
+        self._backlog.note(gateway, backlog_tokens)
+        async for answer in self._engine.run_each(sequences):
+            yield answer
 
     async def describe(self) -> dict[str, Any]:
         """Effective settings; answered only once the model is loaded and warmed up."""

@@ -7,7 +7,7 @@ its way, and each then either gets its reward (`settle`) or comes back (`put_bac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rm_core import Fingerprint, RewardError, ScoredBatch, ScoreError
@@ -172,7 +172,7 @@ class Pool:
                 call.future.set_result(None)
         self._drop(entry)
 
-    def refuse(self, batch: Sequence[Entry], error: RewardError) -> None:
+    def refuse(self, batch: Collection[Entry], error: RewardError) -> None:
         """There will be no rewards: whoever waits for one of these gets the error."""
         for call in {call: None for entry in batch for call in entry.calls}:
             if not call.future.done():
@@ -182,4 +182,5 @@ class Pool:
 
     def _drop(self, entry: Entry) -> None:
         entry.calls.clear()
+        entry.is_running = False
         self._entries.pop(entry.sequence, None)

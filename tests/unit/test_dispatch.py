@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ class Replicas:
         self.num_computed_tokens = 0
         self.most_at_once = 0
         self.failure_at: Callable[[Sequence[Ids]], Exception | None] = lambda _: None
+        self.failure_before: Callable[[], Exception | None] = lambda: None
         self.go = asyncio.Event()
         self.go.set()
         self._running = 0
@@ -55,6 +56,16 @@ class Replicas:
         num_tokens = pack(sequences, 10**6).num_tokens
         self.num_computed_tokens += num_tokens
         return Answer(ScoredBatch(tuple(map(reward_of, sequences)), num_tokens), 0.0, FINGERPRINT)
+
+    async def score_each(
+        self, sequences: Sequence[Ids], backlog_tokens: int
+    ) -> AsyncIterator[Answer | None]:
+        await self.go.wait()
+        if failure := self.failure_before():
+            raise failure
+        yield None
+        for sequence in sequences:
+            yield await self.score([sequence], backlog_tokens)
 
     async def describe(self) -> dict[str, Any]:
         return {"max_batch_tokens": BUDGET}
@@ -199,9 +210,9 @@ async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) 
     line.replicas.failure_at = hold_after_some
     line.release()
     await until(lambda: not line.replicas.go.is_set() and line.queue.num_in_flight == 2)
-    waiting, sent = line.queue.num_waiting, len(line.replicas.batches)
     small = line.ask((7, 7, 8))
-    await until(lambda: line.queue.num_waiting == waiting + 1)
+    await asyncio.sleep(0.05)
+    sent = len(line.replicas.batches)
     line.release()
     await rewards(small)
     assert (7, 7, 8) in line.replicas.batches[sent]
@@ -333,7 +344,32 @@ async def test_losing_the_same_replica_twice_counts_once(line: Line) -> None:
 
 
 @scenario
-async def test_suspects_go_one_at_a_time_while_others_go_on(line: Line) -> None:
+async def test_only_the_one_on_the_device_is_to_blame(line: Line) -> None:
+    """Two replicas are killed, the second one while it has reached the third conversation."""
+    losses = iter("ab")
+
+    def kill(batch: Sequence[Ids]) -> Exception | None:
+        name = next(losses, None) if len(batch) > 1 or batch == [(3,)] else None
+        return name and ReplicaLostError.of("killed", name, "replica_lost")  # type: ignore[return-value]
+
+    line.replicas.failure_at = kill
+    found = await rewards(line.ask(*[(i,) for i in range(1, 7)]))
+    assert [isinstance(f, ScoreError) for f in found] == [False, False, True, False, False, False]
+    assert line.replicas.batches[1:] == [[(1,)], [(2,)], [(3,)], [(4,)], [(5,)], [(6,)]]
+
+
+@scenario
+async def test_a_replica_lost_before_it_begins_proves_nothing(line: Line) -> None:
+    before = iter([ReplicaLostError.of("killed", f"r{i}", "replica_lost") for i in range(5)])
+    losses = iter([ReplicaLostError.of("killed", "first", "replica_lost")])
+    line.replicas.failure_at = lambda _: next(losses, None)
+    line.replicas.failure_before = lambda: next(before, None)
+    assert await rewards(line.ask((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
+    assert line.told.given_up == 0
+
+
+@scenario
+async def test_others_go_on_while_suspects_are_tried(line: Line) -> None:
     line.replicas.num_replicas = 2
     losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
 
@@ -347,12 +383,20 @@ async def test_suspects_go_one_at_a_time_while_others_go_on(line: Line) -> None:
     call = line.ask(*[(i,) for i in range(6)])
     await until(lambda: bool(line.told.retries))
     other = line.ask((50,))
-    await until(lambda: (50,) in [s for batch in line.replicas.batches for s in batch])
-    running = line.replicas.batches[1:]
-    assert sum(batch != [(50,)] for batch in running) == 1
+    await until(lambda: line.queue.num_in_flight == 2)
+    assert line.replicas.batches[1:] == [[(50,)]]
     line.release()
     assert len(await rewards(call)) == 6
     assert await rewards(other) == [reward_of((50,))]
+
+
+@scenario
+async def test_suspects_of_a_model_that_will_not_answer_are_refused(line: Line) -> None:
+    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    line.replicas.failure_at = lambda _: next(losses, None)
+    line.replicas.failure_before = lambda: NotReadyError("gone")
+    with pytest.raises(NotReadyError, match="gone"):
+        await line.ask((1,), (2,))
 
 
 @scenario

@@ -106,6 +106,32 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
     assert gate.seen == first + second
 
 
+def test_each_alone_with_nothing_in_between(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    gate = Gate(monkeypatch)
+    first, *suspects, last = (talk(scorer, str(i)) for i in range(5))
+
+    async def scenario() -> None:
+        running = asyncio.ensure_future(engine.run([first]))
+        await reached(gate)
+        answers = engine.run_each(suspects)
+        begun = asyncio.ensure_future(anext(answers))
+        await asyncio.sleep(0)
+        queued = asyncio.ensure_future(engine.run([last]))
+        await asyncio.sleep(0.05)
+        assert not begun.done()  # the device is at another batch
+        gate.open.set()
+        assert await begun is None
+        found = [answer async for answer in answers]
+        assert [a and a.batch for a in found] == [scorer.score_ids([s]) for s in suspects]
+        await asyncio.gather(running, queued)
+
+    asyncio.run(scenario())
+    assert gate.seen[:5] == [first, *suspects, last]
+
+
 def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
