@@ -1,13 +1,13 @@
 """Ten times the load that a service can take: does it go on working, and say no politely?
 
 What is measured: first what the service can do (clients that wait for their answers), and how long
-a lone small post takes; then posts arrive at ten times that rate, answered or not. What it lets
-in has to be answered at 90% of the full rate at least, from the first post to the last answer; all
-else has to be 429 or 503 with `Retry-After`;
-the memory of its processes must not grow; and within 5 s after the load a lone post has to be
-answered as fast as before. The score cache is off, and what may wait is a few seconds of work. The
-load comes from this machine too, and takes CPU from the service: `reached` is the rate that was
-sent, over what the service can do. The last line is one JSON object.
+a lone small post takes; then posts arrive at ten times that rate, answered or not. What it lets in
+has to be answered at 90% of the full rate at least, from the first post to the last answer; all
+else has to be 429 or 503 with `Retry-After`; the memory of its processes must not grow; and within
+5 s after the load a lone post has to be answered as fast as before. The score cache is off, and
+what may wait is a few seconds of work. The load comes from this machine too, and takes CPU from the
+service: `reached` is the rate that was sent, over what the service can do. The last line is one
+JSON object.
 
     python tests/bench/hold/overload.py [--times 10] [--seconds 60] [--local]
 """
