@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -164,22 +163,32 @@ def test_what_would_fail_again_is_not(server: Server, status: int, body: bytes) 
 
 
 def test_a_service_that_is_started_later() -> None:
-    """Refused connections, until somebody listens."""
+    """Refused at first; somebody listens once the client has said so in its log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    threads: list[threading.Thread] = []
 
-    def serve_one() -> None:
-        time.sleep(0.3)
-        with Server(port).http as late:
+    class Starts(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if not threads:
+                late = Server(port).http
+                threads.append(threading.Thread(target=serve_one, args=(late,)))
+                threads[0].start()
+
+    def serve_one(late: HTTPServer) -> None:
+        with late:
             late.handle_request()
 
-    thread = threading.Thread(target=serve_one)
-    thread.start()
-    with ScoringClient(f"http://127.0.0.1:{port}") as client:
-        assert reward(client) == 1.5
-        assert client.num_retries >= 1
-    thread.join()
+    log, starts = logging.getLogger("serve.clients.http"), Starts()
+    log.addHandler(starts)
+    try:
+        with ScoringClient(f"http://127.0.0.1:{port}") as client:
+            assert reward(client) == 1.5
+            assert client.num_retries == 1
+    finally:
+        log.removeHandler(starts)
+    threads[0].join()
 
 
 def test_every_request_has_an_id_of_its_own(server: Server) -> None:

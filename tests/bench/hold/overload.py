@@ -1,12 +1,13 @@
 """Ten times the load that a service can take: does it go on working, and say no politely?
 
 What is measured: first what the service can do (clients that wait for their answers), and how long
-a lone small post takes; then posts arrive at ten times that rate, answered or not. What it answers
-200 has to come at 90% of the full rate at least; all else has to be 429 or 503 with `Retry-After`;
-the memory of its processes must not grow; and within 5 s after the load a lone post has to be
-answered as fast as before. The score cache is off, and what may wait is a few seconds of work. The
-load comes from this machine too, and takes CPU from the service: `reached` is the rate that was
-sent, over what the service can do. The last line is one JSON object.
+a lone small post takes; then posts arrive at ten times that rate, answered or not. What it lets in
+has to be answered at 90% of the full rate at least, from the first post to the last answer; all
+else has to be 429 or 503 with `Retry-After`; the memory of its processes must not grow; and within
+5 s after the load a lone post has to be answered as fast as before. The score cache is off, and
+what may wait is a few seconds of work. The load comes from this machine too, and takes CPU from the
+service: `reached` is the rate that was sent, over what the service can do. The last line is one
+JSON object.
 
     python tests/bench/hold/overload.py [--times 10] [--seconds 60] [--local]
 """
@@ -29,7 +30,7 @@ from watching import MIB, MemoryWatch, median_total
 
 KEEPS = 0.9
 BACK_AFTER_S = 5.0
-GROWTH = 1.05
+GROWTH = 1.1
 _BUSY_CLIENTS = 6
 
 
@@ -68,13 +69,16 @@ def judged(
     # Work that was let in at first takes a while to come out.
     start = started + options.seconds / 6
     accepted = [o for o in outcomes if o.status == 200]
+    # Posts of one age end together: what counts is when all that was let in was done.
+    done = sum(o.post.size for o in accepted)
+    rate = done / (max((o.answered for o in accepted), default=end) - started)
     in_time = sum(o.post.size for o in accepted if start <= o.answered <= end) / (end - start)
     refused = [o for o in outcomes if o.refused_politely]
     others = [o for o in outcomes if o.status != 200 and not o.refused_politely]
     whole = all(len(o.results) == o.post.size and "reward" in o.results[0] for o in accepted)
     sent = sum(o.post.size for o in outcomes) / options.seconds
     checks = {
-        f"accepted work keeps {KEEPS:.0%} of the full rate": in_time >= KEEPS * full,
+        f"accepted work keeps {KEEPS:.0%} of the full rate": rate >= KEEPS * full,
         "what is accepted is answered in full": whole and bool(accepted),
         "the rest is refused with 429 or 503 and Retry-After": not others and bool(refused),
     }
@@ -82,7 +86,8 @@ def judged(
     figures = {
         "full_conversations_per_s": round(full, 1),
         "reached": round(sent / full, 2),
-        "accepted_of_full": round(in_time / full, 3),
+        "accepted_of_full": round(rate / full, 3),
+        "answered_during_the_load_of_full": round(in_time / full, 3),
         "statuses": dict(Counter(o.status for o in outcomes)),
         "retry_after_s": {"least": waits[0], "most": waits[-1]} if waits else None,
         "accepted_ms": percentiles(o.seconds for o in accepted),
@@ -101,7 +106,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=16, help="conversations of a post")
     parser.add_argument("--bytes", type=int, default=400, help="of each of them")
     parser.add_argument("--small-bytes", type=int, default=400, help="of the lone post's")
-    parser.add_argument("--queue", type=int, default=24_000, help="tokens that may wait")
+    parser.add_argument("--queue", type=int, default=16_000, help="tokens that may wait")
     options = parser.parse_args()
     flags = ("--local",) if options.local else ()
     with service_of(
