@@ -89,7 +89,15 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
     stop = _Stop()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        ray_serve.start(http_options=_http_options(settings, chosen), logging_config=quiet)
+        try:
+            ray_serve.start(http_options=_http_options(settings, chosen), logging_config=quiet)
+        except (
+            RuntimeError
+        ) as error:  # the port was taken after it was looked at, or HAProxy failed
+            raise ModelLoadError(
+                f"Ray Serve cannot listen on {settings.host}:{settings.port}: "
+                f"{str(error).strip().splitlines()[-1]}"
+            ) from error
         target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
         ray_serve.run_many([target], wait_for_applications_running=False)
         may_have_accepted = _await_ready(settings, stop, say, _failure_on_ray)

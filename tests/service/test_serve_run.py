@@ -33,6 +33,7 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
                 "args": {"models": [{"name": str(folder), "alias": "llama"}]},
+                "deployments": [{"name": "Gateway", "user_config": {"max_messages": 77}}],
             }
         ],
     }
@@ -62,6 +63,7 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
     )
     try:
         answer = score_when_ready(process, port)
+        info = httpx.get(f"http://127.0.0.1:{port}/info", trust_env=False).json()
     finally:
         # Not SIGINT: a shell's background job, and so its children, may have it ignored.
         process.send_signal(signal.SIGTERM)
@@ -75,6 +77,7 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
     ).json()
     assert answer["results"] == expected["results"]
     assert answer["fingerprint"] == expected["fingerprint"]
+    assert info["settings"]["max_messages"] == (1000 if how == "import path" else 77)
 
 
 def score_when_ready(process: subprocess.Popen[bytes], port: int) -> dict[str, object]:
