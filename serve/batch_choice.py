@@ -100,6 +100,25 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
     return batch
 
 
+def choose_beside(
+    small: Sequence[TokenIds], waiting: Sequence[TokenIds], max_batch_tokens: int
+) -> Batch:
+    """As `choose`; but what large requests add to small ones is at most half a batch.
+
+    Else a small request would wait for a whole batch of a large one, and then be in another.
+
+    Args:
+        small: those of `waiting` that belong to small requests, in the same order.
+        waiting: as of `choose`.
+        max_batch_tokens: as of `choose`.
+    """
+    if not small or len(small) == len(waiting) or small[0] != waiting[0]:
+        return choose(waiting, max_batch_tokens)
+    chosen = choose(small, max_batch_tokens)
+    half = max_batch_tokens // 2
+    return chosen if chosen.num_tokens >= half else choose(waiting, half)
+
+
 def _group(ordered: Sequence[TokenIds], place: int, common: int) -> Sequence[TokenIds]:
     """The sequences that go along with one of them, itself included, in their order."""
 

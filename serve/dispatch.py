@@ -23,7 +23,7 @@ from typing import TypeAlias
 from rm_core import RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
 from serve.backends import Answer, Backend, GaveUpError, ReplicaBusyError, ReplicaLostError
-from serve.batch_choice import choose, share_out, tree_size
+from serve.batch_choice import choose_beside, share_out, tree_size
 from serve.fair_order import Flow
 from serve.observer import BatchReport, Observer
 from serve.waiting import Computed, Entry, Pool
@@ -164,7 +164,9 @@ class Dispatcher:
         waiting = self._pool.next_ones(_LOOK_AHEAD * self.max_batch_tokens, without=self._suspects)
         if not waiting:
             return []
-        chosen = choose(list(waiting), self.max_batch_tokens)
+        half = self.max_batch_tokens // 2
+        small = [s for s, entry in waiting.items() if entry.calls[0].flow.num_tokens <= half]
+        chosen = choose_beside(small, list(waiting), self.max_batch_tokens)
         return [waiting[sequence] for sequence in chosen.ordered]
 
     def _send(self, batch: list[Entry], score: Score, now: float) -> None:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 # How much of what was learnt stays after another batch.
 _MEMORY = 0.8
+# Where a batch takes longer, a replica that is idle between two of them loses next to nothing, and
+# who comes meanwhile would wait long behind a batch that was sent ahead.
+_SHORT_S = 0.5
 
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A batch on its way, and when it is expected to be done."""
+    """A batch on its way: how long it should take, and when it should be done."""
 
+    seconds: float
     expected_end: float
 
 
@@ -19,7 +23,8 @@ class WorkRate:
     """Batches on their way through replicas that do one after another.
 
     Args:
-        lead_s: how long before a replica is expected to be free it may be given its next batch.
+        lead_s: how long before a replica is expected to be free it may be given its next batch, if
+            batches are short.
     """
 
     def __init__(self, lead_s: float) -> None:
@@ -43,9 +48,10 @@ class WorkRate:
         """A batch was sent; `end` has to follow."""
         start = now
         if len(self._running) >= num_replicas:
-            start = max(now, self._ends()[len(self._running) - num_replicas])
+            start = max(now, self._by_end()[len(self._running) - num_replicas].expected_end)
         seconds = self.seconds_for(num_tokens, 1)
-        ticket = Ticket(float("inf") if seconds is None else start + seconds)
+        seconds = float("inf") if seconds is None else seconds
+        ticket = Ticket(seconds, start + seconds)
         self._running.append(ticket)
         return ticket
 
@@ -60,8 +66,10 @@ class WorkRate:
             return 0.0
         if num_behind >= num_replicas:  # one is running and one waits at each of them
             return None
-        opens_at = self._ends()[num_behind] - self._lead_s
-        return None if opens_at == float("inf") else max(0.0, opens_at - now)
+        next_done = self._by_end()[num_behind]
+        if next_done.seconds > _SHORT_S:
+            return None
+        return max(0.0, next_done.expected_end - self._lead_s - now)
 
-    def _ends(self) -> list[float]:
-        return sorted(ticket.expected_end for ticket in self._running)
+    def _by_end(self) -> list[Ticket]:
+        return sorted(self._running, key=lambda ticket: ticket.expected_end)

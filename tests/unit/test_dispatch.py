@@ -215,8 +215,22 @@ async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) 
     sent = len(line.replicas.batches)
     line.release()
     await rewards(small)
-    assert (7, 7, 8) in line.replicas.batches[sent]
+    assert [(7, 7, 8) in batch for batch in line.replicas.batches].index(True) <= sent
     assert len(await rewards(big)) == 400
+
+
+@scenario
+async def test_what_a_large_request_adds_to_a_small_one_is_half_a_batch(line: Line) -> None:
+    await line.hold()
+    big = line.ask(*[(i, i, i, i, i) for i in range(20)])
+    small = line.ask((7, 7, 8))
+    await until(lambda: line.queue.num_waiting == 21)
+    line.release()
+    await asyncio.gather(big, small)
+    first, second = line.replicas.batches[1:3]
+    assert (7, 7, 8) in first
+    assert pack(first, 10**6).num_tokens <= BUDGET / 2
+    assert pack(second, 10**6).num_tokens == BUDGET
 
 
 @scenario

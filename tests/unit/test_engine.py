@@ -110,8 +110,9 @@ def test_each_alone_with_nothing_in_between(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
-    gate = Gate(monkeypatch)
     first, *suspects, last = (talk(scorer, str(i)) for i in range(5))
+    expected = [scorer.score_ids([suspect]) for suspect in suspects]
+    gate = Gate(monkeypatch)
 
     async def scenario() -> None:
         running = asyncio.ensure_future(engine.run([first]))
@@ -125,7 +126,7 @@ def test_each_alone_with_nothing_in_between(
         gate.open.set()
         assert await begun is None
         found = [answer async for answer in answers]
-        assert [a and a.batch for a in found] == [scorer.score_ids([s]) for s in suspects]
+        assert [answer and answer.batch for answer in found] == expected
         await asyncio.gather(running, queued)
 
     asyncio.run(scenario())
