@@ -23,7 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from serve.autoscaling import QueuedTokens
 from serve.backends import pin_revision
 from serve.gateway import Gateway, deployment_name
-from serve.keys import KeyRing
+from serve.guard.keys import KeyRing
 from serve.model_settings import ModelSettings
 from serve.router import LeastLoadedRouter
 from serve.scorer import Scorer

@@ -27,8 +27,8 @@ from rm_core import (
 from rm_core.packing import TokenIds
 from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
-from serve.observer import RetryReason
 from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
+from serve.queue.observer import RetryReason
 
 logger = logging.getLogger(__name__)
 

@@ -79,9 +79,9 @@ def serve(
 
     Example: skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
     """
-    from serve.launch import run_locally, run_with_ray
     from serve.model_settings import ModelSettings
     from serve.settings import Settings, read_settings_file
+    from serve.start.launch import run_locally, run_with_ray
 
     chosen = read_settings_file(config) if config else {}
     chosen |= {name: value for name, value in place.items() if value is not None}

@@ -14,13 +14,13 @@ from ray import serve as ray_serve
 
 from serve.backends import RayBackend
 from serve.changes import changed
-from serve.door import InFlight, Restored
-from serve.gateway_figures import AllGateways, Named, own_figures
+from serve.figures.gateways import AllGateways, Named, own_figures
+from serve.guard.keys import KeyRing
 from serve.http import create_app
-from serve.keys import KeyRing
+from serve.record.formats import configure_logging
 from serve.service import ScoringService
 from serve.settings import Settings
-from serve.telemetry import configure_logging
+from serve.start.door import InFlight, Restored
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 
 from rm_core import RewardError
-from serve import __version__, guard, openapi
-from serve.keys import KeyRing
+from serve import __version__
+from serve.guard import middleware as guard
+from serve.guard.keys import KeyRing
 from serve.problems import (
     BadRequestError,
     error_body,
@@ -27,14 +28,14 @@ from serve.problems import (
     problem_response,
     quoted,
 )
-from serve.request_log import RECORD, RequestLog
-from serve.request_record import begin, current, end
-from serve.routes import figures, native, status
+from serve.record.log import RECORD, RequestLog
+from serve.record.request import begin, current, end
+from serve.routes import figures, native, openapi, status
 from serve.service import ScoringService
 from serve.settings import Settings
 
 if TYPE_CHECKING:
-    from serve.tracing import OtlpTracer
+    from serve.record.tracing import OtlpTracer
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _tracer(endpoint: str | None) -> OtlpTracer | None:
     if endpoint is None:
         return None
     # Here, so that the exporter is not even imported where nobody wants it.
-    from serve.tracing import OtlpTracer
+    from serve.record.tracing import OtlpTracer
 
     return OtlpTracer(endpoint)
 

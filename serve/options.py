@@ -22,10 +22,10 @@ def sayer(log_format: str) -> Callable[[str], None]:
         return say
     import logging
 
-    from serve.telemetry import configure_logging
+    from serve.record.formats import configure_logging
 
     configure_logging("INFO", "json")
-    return logging.getLogger("serve.launch").info
+    return logging.getLogger("serve.start.launch").info
 
 
 def reported(command: F) -> F:

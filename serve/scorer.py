@@ -14,7 +14,7 @@ from serve.backends import load_scorer
 from serve.changes import ScorerChanges
 from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
-from serve.telemetry import LogFormat, configure_logging
+from serve.record.formats import LogFormat, configure_logging
 
 
 class Scorer:

@@ -30,12 +30,12 @@ from rm_core import (
     load_encoder,
 )
 from serve.backends import Backend
-from serve.dispatch import Dispatcher
 from serve.model_settings import ModelSettings
-from serve.observer import Nobody, Observer
-from serve.request_record import current
-from serve.slices import Reading, Slice, encode, encode_slice, slices
-from serve.waiting import Computed
+from serve.queue.dispatch import Dispatcher
+from serve.queue.observer import Nobody, Observer
+from serve.queue.slices import Reading, Slice, encode, encode_slice, slices
+from serve.queue.waiting import Computed
+from serve.record.request import current
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.backends import Backend
-from serve.limits import check_number
-from serve.metrics import Metrics
+from serve.figures.metrics import Metrics
+from serve.figures.states import states_of
+from serve.guard.limits import check_number
 from serve.model_settings import ModelSettings
-from serve.model_states import states_of
 from serve.problems import BadRequestError, UnknownModelError
-from serve.request_record import current
+from serve.queue.slices import Reading
+from serve.record.request import current
 from serve.served_model import Scores, ServedModel
 from serve.settings import Settings
-from serve.slices import Reading
 
 
 class ScoringService:

@@ -10,10 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rm_core import Reward, ScoreError
 from rm_core.cache import CacheStats
-from serve.metric_collectors import ModelState
-from serve.metric_merge import Collected, Family
-from serve.metrics import Metrics
-from serve.request_record import RequestRecord
+from serve.figures.collectors import ModelState
+from serve.figures.merge import Collected, Family
+from serve.figures.metrics import Metrics
+from serve.record.request import RequestRecord
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 

@@ -17,9 +17,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp
 
-from serve import guard
-from serve.admission import Admission
-from serve.keys import KeyRing
+from serve.guard import middleware as guard
+from serve.guard.admission import Admission
+from serve.guard.keys import KeyRing
 from serve.settings import Settings
 
 JSON = b"Content-Type: application/json\r\n"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from serve.keys import KeyRing
+from serve.guard.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client.exposition import choose_encoder
 
-from serve.metric_merge import Collected, Family, Figure, Snapshot, merge
-from serve.metrics import PREFIX
+from serve.figures.merge import Collected, Family, Figure, Snapshot, merge
+from serve.figures.metrics import PREFIX
 from serve.routes.dependencies import ServiceDep, SettingsDep
 
 # By gateway; asked for at every scrape.

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from serve.json_body import parse_json
+from serve.routes.json_body import parse_json
 
 # A larger body is read on a thread: it would hold up every other request for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10

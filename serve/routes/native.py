@@ -22,7 +22,8 @@ from rm_core import (
     render_record,
 )
 from serve import problems
-from serve.limits import check_number, too_many_messages
+from serve.guard.limits import check_number, too_many_messages
+from serve.record.formats import new_id
 from serve.routes.dependencies import ServiceDep, SettingsDep
 from serve.routes.json_route import JsonRoute
 from serve.schemas import (
@@ -36,7 +37,6 @@ from serve.schemas import (
     ScoreResponse,
 )
 from serve.served_model import Scores
-from serve.telemetry import new_id
 
 router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class=JsonRoute)
 

@@ -48,7 +48,7 @@ def test_only_digests_go_to_the_gateway() -> None:
         import sys
         from ray import cloudpickle
         from serve.app import build
-        from serve.keys import KeyRing
+        from serve.guard.keys import KeyRing
         from serve.settings import Settings
         settings = Settings.of(api_keys=sys.argv[1:])
         sent = cloudpickle.dumps(build(settings))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core import pack
-from serve import batch_choice
-from serve.batch_choice import share_out, tree_size
+from serve.queue import batch_choice
+from serve.queue.batch_choice import share_out, tree_size
 
 Ids = tuple[int, ...]
 WAITING = st.lists(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rm_core import Fingerprint, NotReadyError, ScoredBatch, ScoreError, pack
 from serve.backends import Answer, ReplicaBusyError, ReplicaLostError
-from serve.dispatch import Dispatcher
-from serve.observer import BatchReport, Nobody
-from serve.waiting import Computed
+from serve.queue.dispatch import Dispatcher
+from serve.queue.observer import BatchReport, Nobody
+from serve.queue.waiting import Computed
 
 Ids = tuple[int, ...]
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.fair_order import FairOrder, Flow
+from serve.queue.fair_order import FairOrder, Flow
 
 Item = tuple[str, int]  # of which request, and which one; each of SIZE tokens
 SIZE = 10

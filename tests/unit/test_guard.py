@@ -12,13 +12,13 @@ from guarded import KEY, OTHER_KEY, guarded
 from starlette.websockets import WebSocketDisconnect
 
 from rm_core import OverloadedError
-from serve import request_record
-from serve.admission import Admission
-from serve.guard import OPEN_PATHS
+from serve.guard.admission import Admission
+from serve.guard.keys import KeyRing
+from serve.guard.middleware import OPEN_PATHS
 from serve.http import create_app
-from serve.keys import KeyRing
 from serve.problems import TooManyRequestsError
-from serve.request_record import RequestRecord
+from serve.record import request as request_record
+from serve.record.request import RequestRecord
 from serve.service import ScoringService
 from serve.settings import Settings
 

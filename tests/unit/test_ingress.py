@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from rm_core import ModelLoadError
-from serve import ingress
-from serve.door import Hidden, Restored
-from serve.haproxy import confined, write_error_pages
 from serve.settings import Settings
+from serve.start import ingress
+from serve.start.door import Hidden, Restored
+from serve.start.haproxy import confined, write_error_pages
 
 HERE = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 importing_ray = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.json_body import MAX_DEPTH, parse_json
 from serve.problems import BadRequestError
+from serve.routes.json_body import MAX_DEPTH, parse_json
 
 ROUTES = ("/v1/score", "/v1/compare", "/v1/rank", "/v1/render")
 HEADERS = {"Content-Type": "application/json"}

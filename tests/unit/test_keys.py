@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from guarded import KEY, OTHER_KEY
 
 from rm_core import ModelLoadError
+from serve.guard.keys import KeyRing
 from serve.http import create_app
-from serve.keys import KeyRing
 from serve.service import ScoringService
 from serve.settings import Settings, read_settings_file
 

@@ -7,8 +7,8 @@ from fakes import FakeBackend, conversation, ready, until
 from fastapi.testclient import TestClient
 
 from rm_core import InvalidConversationError
+from serve.guard.limits import check_number, too_many_messages
 from serve.http import create_app
-from serve.limits import check_number, too_many_messages
 from serve.problems import BadRequestError
 from serve.service import ScoringService
 from serve.settings import Settings

@@ -9,8 +9,8 @@ import pytest
 from certificates import self_signed
 
 from rm_core import ModelLoadError
-from serve.listening import address, check_address, ready_line
 from serve.settings import Settings
+from serve.start.listening import address, check_address, ready_line
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from datetime import datetime
 
 import pytest
 
-from serve.request_record import RequestRecord, begin, end
-from serve.telemetry import configure_logging
+from serve.record.formats import configure_logging
+from serve.record.request import RequestRecord, begin, end
 
 LOGGERS = ("serve", "rm_core", "uvicorn")
 

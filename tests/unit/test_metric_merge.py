@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from exposition import eventful, read, series
 
-from serve.metric_merge import Family, Figure, merge
-from serve.metrics import Metrics
-from serve.request_record import RequestRecord
+from serve.figures.merge import Family, Figure, merge
+from serve.figures.metrics import Metrics
+from serve.record.request import RequestRecord
 
 REQUESTS = "skyreward_requests_total"
 

@@ -13,9 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from rm_core import Reward, ScoreError
 from serve import __version__
-from serve.metric_collectors import REWARD_BOUNDS
-from serve.metrics import RETRY_REASONS, Metrics
-from serve.request_record import RequestRecord
+from serve.figures.collectors import REWARD_BOUNDS
+from serve.figures.metrics import RETRY_REASONS, Metrics
+from serve.record.request import RequestRecord
 
 BODY = {"conversations": [conversation("4")]}
 

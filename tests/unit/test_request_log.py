@@ -16,10 +16,10 @@ from fastapi.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rm_core import NotReadyError
-from serve.metrics import Metrics
-from serve.request_log import RequestLog
-from serve.request_record import current
-from serve.telemetry import TextFormatter
+from serve.figures.metrics import Metrics
+from serve.record.formats import TextFormatter
+from serve.record.log import RequestLog
+from serve.record.request import current
 
 BODY = {"conversations": [conversation("4"), conversation("five"), []]}
 STAGES = ("x-tokenization-time", "x-queue-time", "x-inference-time", "x-total-time")

@@ -11,8 +11,8 @@ from fakes import INFO, FakeBackend, conversation
 
 from rm_core import NotReadyError, Reward
 from serve.model_settings import ModelSettings
+from serve.queue.slices import Reading, slices
 from serve.served_model import Scores, ServedModel
-from serve.slices import Reading, slices
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]

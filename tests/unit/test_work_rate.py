@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.work_rate import WorkRate
+from serve.queue.work_rate import WorkRate
 
 
 def learnt() -> WorkRate:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from rm_core import Fingerprint
-from serve.metric_collectors import ModelState
+from serve.figures.collectors import ModelState
 from serve.served_model import ServedModel
 
 

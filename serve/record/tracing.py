@@ -18,8 +18,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from serve import __version__
-from serve.request_log import Exchange
-from serve.request_record import RequestRecord
+from serve.record.log import Exchange
+from serve.record.request import RequestRecord
 
 _PATH = "/v1/traces"
 # A collector that does not answer must not hold up the end of the service.

@@ -9,9 +9,9 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from rm_core import RewardError
-from serve.body import has_body
+from serve.guard.body import has_body
 from serve.problems import problem_response
-from serve.request_record import current
+from serve.record.request import current
 
 # How much of a body is still read, so that its sender gets to see the answer, and for how long.
 _LINGER_BYTES = 256 * 2**20

@@ -17,10 +17,10 @@ from rm_core import ModelLoadError, OverloadedError
 from serve.backends import LocalBackend, load_scorer, pin_revision
 from serve.engine import Engine
 from serve.http import create_app
-from serve.listening import ready_line
+from serve.record.formats import configure_logging
 from serve.service import ScoringService
 from serve.settings import Settings
-from serve.telemetry import configure_logging
+from serve.start.listening import ready_line
 
 _POLL_S = 0.1
 

@@ -3,7 +3,8 @@
 As soon as a replica is free, or about to be, it gets the next batch, made of what waits then, from
 whatever request; nobody waits for a batch to fill. So conversations of one prompt come together
 across requests, those that are equal are scored once, and a large request is spread over all
-replicas. Whose turn it is: `serve.fair_order`; what goes well together: `serve.batch_choice`.
+replicas. Whose turn it is: `serve.queue.fair_order`; what goes well together:
+`serve.queue.batch_choice`.
 
 It stands in the gateway, not before the device, for three reasons: one call a batch costs less
 than one a request; what a lost replica had can be sent to another from here; and what nobody waits
@@ -23,11 +24,11 @@ from typing import TypeAlias
 from rm_core import RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
 from serve.backends import Answer, Backend, GaveUpError, ReplicaBusyError, ReplicaLostError
-from serve.batch_choice import choose_beside, share_out, tree_size
-from serve.fair_order import Flow
-from serve.observer import BatchReport, Observer
-from serve.waiting import Computed, Entry, Pool
-from serve.work_rate import Ticket, WorkRate
+from serve.queue.batch_choice import choose_beside, share_out, tree_size
+from serve.queue.fair_order import Flow
+from serve.queue.observer import BatchReport, Observer
+from serve.queue.waiting import Computed, Entry, Pool
+from serve.queue.work_rate import Ticket, WorkRate
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Dispatcher:
 
     @contextmanager
     def flow(self, client: str, priority: int) -> Iterator[Flow[Entry]]:
-        """What a request waits for as a whole; see `serve.fair_order`."""
+        """What a request waits for as a whole; see `serve.queue.fair_order`."""
         flow: Flow[Entry] = Flow(client, priority)
         try:
             yield flow
@@ -242,12 +243,7 @@ class Dispatcher:
 
     def _lost(self, batch: list[Entry], error: ReplicaLostError) -> None:
         """The replica went with the batch: each goes to another one, but not for ever."""
-        logger.warning(
-            "model %s: a batch of %d conversations was lost: %s",
-            self._alias,
-            len(batch),
-            error.detail,
-        )
+        logger.warning("%s: %d conversations lost: %s", self._alias, len(batch), error.detail)
         suspects = []
         for entry in batch:
             entry.lost_with.add(error.replica)

@@ -1,4 +1,4 @@
-"""Which of the waiting sequences make the next batch. Pure; the queue is in `serve.dispatch`.
+"""Which of the waiting sequences make the next batch. Pure; the queue is in `serve.queue.dispatch`.
 
 `rm_core.pack` cuts everything into batches at once, where least is shared; here only one batch is
 wanted, what waits comes in the order in which it is to be taken, and the cost must not grow with

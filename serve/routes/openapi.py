@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.guard import OPEN_PATHS
+from serve.guard.middleware import OPEN_PATHS
 from serve.problems import PROBLEMS, AuthenticationError
 from serve.schemas import ErrorResponse
 

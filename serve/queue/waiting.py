@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from rm_core import Fingerprint, RewardError, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
-from serve.fair_order import FairOrder, Flow
+from serve.queue.fair_order import FairOrder, Flow
 
 
 @dataclass(frozen=True, slots=True)

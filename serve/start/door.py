@@ -14,7 +14,7 @@ import asyncio
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.telemetry import accept_request_id
+from serve.record.formats import accept_request_id
 
 _ID = b"x-request-id"
 _DEADLINE = b"x-request-timeout-seconds"

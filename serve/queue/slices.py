@@ -15,7 +15,7 @@ from rm_core import (
     cache_keys,
 )
 from rm_core.packing import TokenIds
-from serve.limits import too_many_messages
+from serve.guard.limits import too_many_messages
 
 # Conversations are tokenized in slices of so many, or so many characters: the model starts on the
 # first one at once, and requests take turns in between.

@@ -9,7 +9,7 @@ from email.message import Message as Headed
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from serve.deadline import ClientGoneError, Deadline
+from serve.guard.deadline import ClientGoneError, Deadline
 from serve.problems import (
     BadRequestError,
     BodyTimeoutError,

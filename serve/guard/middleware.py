@@ -12,13 +12,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rm_core import RewardError
-from serve.admission import Admission
-from serve.body import check_headers, read_body
-from serve.deadline import HEADER, ClientGoneError, Deadline, run_until
-from serve.keys import KeyRing
+from serve.guard.admission import Admission
+from serve.guard.body import check_headers, read_body
+from serve.guard.deadline import HEADER, ClientGoneError, Deadline, run_until
+from serve.guard.keys import KeyRing
+from serve.guard.refusal import ends_soon, refuse
 from serve.problems import AuthenticationError, BodyTimeoutError
-from serve.refusal import ends_soon, refuse
-from serve.request_record import current
+from serve.record.request import current
 from serve.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})

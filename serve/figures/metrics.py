@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rm_core import Reward, ScoreError
 from serve import __version__
-from serve.metric_collectors import ModelStates, ReadStates, Rewards
-from serve.metric_merge import Family, snapshot_of
-from serve.observer import BatchReport, RetryReason
-from serve.request_record import RequestRecord
+from serve.figures.collectors import ModelStates, ReadStates, Rewards
+from serve.figures.merge import Family, snapshot_of
+from serve.queue.observer import BatchReport, RetryReason
+from serve.record.request import RequestRecord
 
 PREFIX = "skyreward_"
 RETRY_REASONS = get_args(RetryReason)

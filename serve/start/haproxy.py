@@ -4,7 +4,7 @@ Ray writes HAProxy's configuration from a template of its own, whose statistics 
 pages listen on every interface, and starts the binary anew for every change. This program edits
 what Ray has just written and then executes the binary: those pages move to sockets in a private
 folder, only the service's own address is listened on, and HAProxy's own errors have the shape of
-all others. Run by its path, by `serve.ingress.write_launcher`: standard library only.
+all others. Run by its path, by `serve.start.ingress.write_launcher`: standard library only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Refuses a bad checkpoint before Ray starts where that can be seen from its files, shows progress,
 tells where to post once every model is ready, and finishes what was accepted on SIGTERM or Ctrl-C.
-What listens is chosen by `serve.ingress`; the way without Ray is `serve.local`.
+What listens is chosen by `serve.start.ingress`; the way without Ray is `serve.start.local`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve import ingress
-from serve.keys import KeyRing
-from serve.listening import check_address, own_client, ready_line
+from serve.guard.keys import KeyRing
 from serve.settings import Settings
+from serve.start import ingress
+from serve.start.listening import check_address, own_client, ready_line
 
 Say = Callable[[str], None]
 
@@ -127,7 +127,7 @@ def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
     from ray.serve.config import HTTPOptions
 
     return HTTPOptions(
-        # HAProxy itself listens where the settings say; see `serve.haproxy`.
+        # HAProxy itself listens where the settings say; see `serve.start.haproxy`.
         host=ingress.INSIDE_HOST if chosen == "haproxy" else settings.host,
         port=settings.port,
         ssl_keyfile=settings.tls_key_file,
@@ -149,7 +149,7 @@ def run_locally(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
-    from serve import local
+    from serve.start import local
 
     preflight(settings, say)
     local.run(settings, say)

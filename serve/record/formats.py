@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from serve.request_record import current
+from serve.record.request import current
 
 LogFormat = Literal["text", "json"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray import serve as ray_serve
 
-from serve.metric_merge import Snapshot
-from serve.metrics import Metrics
+from serve.figures.merge import Snapshot
+from serve.figures.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.metrics import Metrics
-from serve.request_record import RequestRecord, begin, end
-from serve.telemetry import accept_request_id
+from serve.figures.metrics import Metrics
+from serve.record.formats import accept_request_id
+from serve.record.request import RequestRecord, begin, end
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Tracer(Protocol):
-    """What the middleware asks of `serve.tracing`."""
+    """What the middleware asks of `serve.record.tracing`."""
 
     def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Tell the collector of a request that is over."""
