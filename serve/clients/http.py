@@ -31,6 +31,12 @@ class ServiceError(RewardError):
     code = "service_error"
 
 
+_NO_JSON = ScoreError(
+    "invalid_conversation",
+    "a message has NaN or an infinite number, which JSON cannot carry; leave it out",
+)
+
+
 class ScoringClient:
     """Posts to a running service. A context manager; not for use from several threads.
 
@@ -95,8 +101,14 @@ class ScoringClient:
         """
         results: list[Reward | ScoreError] = []
         for some in _parts(conversations):
-            answer = self.post("/v1/score", {"conversations": list(some), "truncation": truncation})
-            results += [_result(item) for item in answer["results"]]
+            # NaN is no JSON. A place is kept, since one bad message must not cost its neighbours
+            # their rewards.
+            sent = [None if _has_nan(conversation) else conversation for conversation in some]
+            answer = self.post("/v1/score", {"conversations": sent, "truncation": truncation})
+            results += [
+                _NO_JSON if conversation is None else _result(item)
+                for conversation, item in zip(sent, answer["results"], strict=True)
+            ]
         if len(results) != len(conversations):
             raise ServiceError(
                 f"{len(conversations)} conversations were sent, {len(results)} results came back"
@@ -119,8 +131,7 @@ class ScoringClient:
         """
         if self._model is not None:
             body = {"model": self._model, **body}
-        # Not httpx's own encoding: it raises on half of a surrogate pair and on NaN, and one bad
-        # message must not cost its neighbours their rewards.
+        # Not httpx's own encoding, which raises on half of a surrogate pair.
         response = self._send(route, json.dumps(body).encode())
         try:
             answer = response.json()
@@ -181,6 +192,14 @@ def _checked(api_key: str) -> str:
             "line of ASCII"
         )
     return api_key.strip()
+
+
+def _has_nan(conversation: Messages) -> bool:
+    try:
+        json.dumps(conversation, allow_nan=False)
+    except ValueError:
+        return True
+    return False
 
 
 def _parts(conversations: Sequence[Messages]) -> Iterator[Sequence[Messages]]:
