@@ -105,14 +105,15 @@ class ScoringClient:
             # their rewards.
             sent = [None if _has_nan(conversation) else conversation for conversation in some]
             answer = self.post("/v1/score", {"conversations": sent, "truncation": truncation})
+            items = answer["results"]
+            if len(items) != len(sent):
+                raise ServiceError(
+                    f"{len(sent)} conversations were sent, {len(items)} results came back"
+                )
             results += [
                 _NO_JSON if conversation is None else _result(item)
-                for conversation, item in zip(sent, answer["results"], strict=True)
+                for conversation, item in zip(sent, items, strict=True)
             ]
-        if len(results) != len(conversations):
-            raise ServiceError(
-                f"{len(conversations)} conversations were sent, {len(results)} results came back"
-            )
         return results
 
     def compare(self, pairs: Sequence[Any], truncation: Truncation = "error") -> dict[str, Any]:
