@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         default=1_024, ge=1, description="most scoring requests at the same time"
     )
     max_requests_per_key: int = Field(
-        default=512, ge=1, description="most of them with one key; without keys: of everybody"
+        default=512, ge=1, description="most of them with one key, where there are keys"
     )
     max_queued_tokens: int = Field(
         default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rm_core import OverloadedError
 from serve.problems import TooManyRequestsError
+from serve.record.request import ANONYMOUS
 from serve.settings import Settings
 
 
@@ -46,7 +47,8 @@ class Admission:
             OverloadedError: all clients together have.
         """
         settings = self._settings()
-        if self._num_running[client] >= settings.max_requests_per_key:
+        # Without keys everybody is one caller, and trainers that never repeat a 4xx shall hear 503.
+        if client != ANONYMOUS and self._num_running[client] >= settings.max_requests_per_key:
             raise TooManyRequestsError(
                 f"{settings.max_requests_per_key:,} of your requests are running, the most of one "
                 "caller; wait for some of them, and put more conversations into each"

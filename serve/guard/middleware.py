@@ -18,7 +18,7 @@ from serve.guard.deadline import HEADER, ClientGoneError, Deadline, run_until
 from serve.guard.keys import KeyRing
 from serve.guard.refusal import ends_soon, refuse
 from serve.problems import AuthenticationError, BodyTimeoutError
-from serve.record.request import current
+from serve.record.request import ANONYMOUS, current
 from serve.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
@@ -79,7 +79,7 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         headers, settings = Headers(scope=scope), scope["app"].state.settings
-        client = scope.get(_CLIENT, "anonymous")
+        client = scope.get(_CLIENT, ANONYMOUS)
         is_read = False
         with self._admission.ticket(client) as ticket:
             try:

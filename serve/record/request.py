@@ -9,6 +9,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+ANONYMOUS = "anonymous"
+"""The client of all requests where there are no keys."""
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -31,7 +34,7 @@ class RequestRecord:
     """
 
     id: str
-    client: str = "anonymous"
+    client: str = ANONYMOUS
     model: str | None = None
     num_conversations: int = 0
     num_errors: int = 0

@@ -18,7 +18,7 @@ from serve.guard.middleware import OPEN_PATHS
 from serve.http import create_app
 from serve.problems import TooManyRequestsError
 from serve.record import request as request_record
-from serve.record.request import RequestRecord
+from serve.record.request import ANONYMOUS, RequestRecord
 from serve.service import ScoringService
 from serve.settings import Settings
 
@@ -323,6 +323,14 @@ def test_one_caller_is_told_to_wait_before_all_are() -> None:
     for ticket in (a1, a2, b1, b2):
         ticket.release()
     assert admission.num_running == 0
+
+
+def test_without_keys_only_the_number_of_all_counts() -> None:
+    admission = limited(max_requests=3, max_requests_per_key=1)
+    for _ in range(3):
+        admission.ticket(ANONYMOUS).start()
+    with pytest.raises(OverloadedError, match="3 requests are running"):
+        admission.check(ANONYMOUS)
 
 
 def test_bytes_of_all_bodies_are_bounded_together() -> None:
