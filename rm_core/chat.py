@@ -62,6 +62,7 @@ class ChatEncoder:
         max_length: most tokens of one conversation.
         chat_template: its text.
         template_sha256: of that text.
+        encoding_sha256: of that text and the tokenizer: equal where token ids are.
         depends_on_date: whether the template writes today's date, so that rewards change daily.
 
     Raises:
@@ -91,6 +92,9 @@ class ChatEncoder:
         self.max_length = max_length
         self.chat_template = template
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        self.encoding_sha256 = hashlib.sha256(
+            (template + tokenizer.backend_tokenizer.to_str()).encode()
+        ).hexdigest()
         # Llama 3.2's stock template writes today's date into a system header.
         self.depends_on_date = "strftime_now" in template
         self._strips_bos = self._tokenizer_adds_bos()

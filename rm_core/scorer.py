@@ -89,6 +89,7 @@ class RewardScorer:
             "family": loaded.checkpoint.family,
             "revision": loaded.fingerprint.revision,
             "template_sha256": loaded.fingerprint.template_sha256,
+            "encoding_sha256": self.encoder.encoding_sha256,
             "template_depends_on_date": self.encoder.depends_on_date,
             "dtype": loaded.fingerprint.dtype,
             "head_dtype": str(loaded.head.dtype).removeprefix("torch."),

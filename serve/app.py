@@ -109,7 +109,7 @@ def _copies(model: ModelSettings) -> dict[str, Any]:
 def _until_stopped(settings: Settings) -> dict[str, Any]:
     """How long a replica that is to stop may finish what it accepted, and how often it looks."""
     return {
-        "graceful_shutdown_timeout_s": settings.request_timeout_s + _AFTER_DEADLINE_S,
+        "graceful_shutdown_timeout_s": settings.max_request_timeout_s + _AFTER_DEADLINE_S,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
 

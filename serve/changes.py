@@ -24,6 +24,7 @@ CHANGEABLE = (
     "max_conversations",
     "max_messages",
     "max_queued_tokens",
+    "max_request_timeout_s",
     "max_requests",
     "max_requests_per_key",
     "request_timeout_s",

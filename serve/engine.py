@@ -26,6 +26,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOOK_S = 5.0
+# From an answer of `run_each` to the next conversation; and if nobody takes the answer.
+_ON_ITS_WAY_S = 0.005
+_ON_ITS_WAY_AT_MOST_S = 1.0
 # Until a batch counts as stuck: so many times what is expected of it, and at least so long. Layers
 # that are compiled wait for the compiler whenever a row has a new length.
 _STUCK_FACTOR = 20
@@ -113,17 +116,24 @@ class Engine:
             ReplicaUnhealthyError: this one may not be trusted; it can be scored elsewhere.
         """
         self._refuse_if_unhealthy()
+        # All at once: what comes later stands behind them. The device waits until an answer is on
+        # its way before it begins with the next, which might be the end of this process.
         began = _submit(self._device_thread, threading.current_thread)
-        # All at once: what comes later stands behind them.
-        jobs = [_submit(self._device_thread, self._score_alone, ids) for ids in sequences]
+        jobs, sent = [], [threading.Event() for _ in sequences]
+        for sequence, is_sent in zip(sequences, sent, strict=True):
+            jobs.append(_submit(self._device_thread, self._score_alone, sequence))
+            _submit(self._device_thread, is_sent.wait, _ON_ITS_WAY_AT_MOST_S)
         try:
-            await asyncio.wrap_future(began)
+            await self._outcome(began)
             yield None
-            for job in jobs:
+            for job, is_sent in zip(jobs, sent, strict=True):
                 yield await self._outcome(job)
+                await asyncio.sleep(_ON_ITS_WAY_S)
+                is_sent.set()
         finally:
-            for job in jobs:
+            for job, is_sent in zip(jobs, sent, strict=True):
                 job.cancel()
+                is_sent.set()
 
     def _score_alone(self, sequence: TokenIds) -> EngineAnswer:
         """On the device's thread."""
@@ -153,7 +163,7 @@ class Engine:
         self._packing_thread.shutdown(wait=False)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _outcome(self, waiting: Future[EngineAnswer]) -> EngineAnswer:
+    async def _outcome(self, waiting: Future[T]) -> T:
         future = asyncio.wrap_future(waiting)
         try:
             while not (await asyncio.wait([future], timeout=_LOOK_S))[0]:

@@ -84,9 +84,8 @@ class Gateway:
         settings = changed(self._at_start, user_config)
         configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
-        if settings.api_keys_file is not None:
-            read = KeyRing.of(settings).digests
-            self._app.state.keys = KeyRing.of_digests((*self._listed_keys, *read))
+        read = KeyRing.of(settings).digests
+        self._app.state.keys = KeyRing.of_digests((*self._listed_keys, *read))
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:

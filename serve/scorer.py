@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from serve.backends import load_scorer
 from serve.changes import ScorerChanges
 from serve.engine import Engine, EngineAnswer
 from serve.model_settings import ModelSettings
+from serve.problems import ReplicaRefusedError
 from serve.record.formats import LogFormat, configure_logging
+
+_REFUSE_AFTER_S = 1.0
 
 
 class Scorer:
@@ -51,7 +56,8 @@ class Scorer:
             ReplicaUnhealthyError: nothing of it may be trusted; another replica can score it.
         """
         self._backlog.note(gateway, backlog_tokens)
-        return await self._engine.run(sequences)
+        async with _not_looking_idle():
+            return await self._engine.run(sequences)
 
     async def score_each(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
@@ -67,8 +73,9 @@ class Scorer:
             ReplicaUnhealthyError: see `score_batch`.
         """
         self._backlog.note(gateway, backlog_tokens)
-        async for answer in self._engine.run_each(sequences):
-            yield answer
+        async with _not_looking_idle():
+            async for answer in self._engine.run_each(sequences):
+                yield answer
 
     async def describe(self) -> dict[str, Any]:
         """Effective settings; answered only once the model is loaded and warmed up."""
@@ -95,3 +102,13 @@ class Scorer:
     def _fair_share(self) -> int:
         copies = self._settings.max_replicas or self._settings.num_replicas
         return max(1, (os.cpu_count() or 1) // copies)
+
+
+@asynccontextmanager
+async def _not_looking_idle() -> AsyncIterator[None]:
+    """A replica that refuses at once would have the least to do, and get everything."""
+    try:
+        yield
+    except ReplicaRefusedError:
+        await asyncio.sleep(_REFUSE_AFTER_S)
+        raise

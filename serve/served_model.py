@@ -26,10 +26,11 @@ from rm_core import (
     ScoreCache,
     ScoredBatch,
     ScoreError,
+    cache_keys,
     combine,
     load_encoder,
 )
-from serve.backends import Backend
+from serve.backends import Backend, ReplicaBusyError, ReplicaLostError
 from serve.model_settings import ModelSettings
 from serve.queue.dispatch import Dispatcher
 from serve.queue.observer import Nobody, Observer
@@ -164,8 +165,11 @@ class ServedModel:
             if any(one.num_cached_tokens for one in parts) or not fingerprints:
                 fingerprints.add(fingerprint_of(info))
             if fingerprints == {fingerprint_of(info)}:
+                self._keep(parts, answers)
                 return self._scores(parts, answers, fingerprint_of(info))
-            await self._learn_again()
+            # The model that answered is not the one that `info` tells of.
+            self._keep(parts, answers)
+            self.info = await self._describe()
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
     async def watch(self) -> None:
@@ -174,7 +178,7 @@ class ServedModel:
         while True:
             try:
                 if self.info is None:
-                    self.info = await self._backend.describe()
+                    self.info = await self._describe()
                     self.failure = None
                 await self._backend.refresh()
             except ModelLoadError as error:
@@ -221,9 +225,6 @@ class ServedModel:
         results: list[Reward | ScoreError] = []
         for one, answer in zip(parts, answers, strict=True):
             rewards = one.rewards(answer.batch.rewards)
-            if self.cache is not None:
-                for key, reward in zip(one.keys, rewards, strict=True):
-                    self.cache.put(key, reward)
             results += combine(one.encoded, ScoredBatch(tuple(rewards), 0))
         scores = Scores(
             model=self.settings.alias,
@@ -238,9 +239,35 @@ class ServedModel:
         record.forward_s += sum(batches.values())
         return scores
 
-    async def _learn_again(self) -> None:
-        """The model that answered is not the one that `info` tells of."""
-        self.info = await self._backend.describe()
+    async def _describe(self) -> dict[str, Any]:
+        """Effective settings of a replica, which must read the token ids of this tokenizer.
+
+        Raises:
+            NotReadyError: it does not, or could not be asked.
+        """
+        try:
+            info = await self._backend.describe()
+        except (ReplicaBusyError, ReplicaLostError) as error:
+            raise NotReadyError(f"{error.detail}; try again") from error
+        if (
+            info.get("encoding_sha256", self.encoder.encoding_sha256)
+            != self.encoder.encoding_sha256
+        ):
+            raise NotReadyError(
+                f"the replicas of model {self.settings.alias!r} have another tokenizer or template "
+                "than this gateway: one of them is being replaced; try again"
+            )
+        return info
+
+    def _keep(self, parts: Sequence[Slice], answers: Sequence[Computed]) -> None:
+        """Put into the cache what each model computed, each under its own fingerprint."""
+        if self.cache is None:
+            return
+        for one, answer in zip(parts, answers, strict=True):
+            if len(answer.fingerprints) == 1:
+                keys = cache_keys(next(iter(answer.fingerprints)), one.unknown)
+                for key, reward in zip(keys, answer.batch.rewards, strict=True):
+                    self.cache.put(key, reward)
 
     async def _on_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(work, *args, **kwargs)

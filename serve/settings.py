@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=600, gt=0, description="deadline of a request that brings none of its own"
     )
+    max_request_timeout_s: float = Field(
+        default=3_600,
+        gt=0,
+        le=30 * 24 * 3600,
+        description="longest deadline that a request may bring, and longest that a stop takes",
+    )
     body_timeout_s: float = Field(
         default=60, gt=0, description="most time for a body to arrive in full"
     )
@@ -136,6 +142,11 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
         if self.tls_cert_file and self.ingress == "haproxy":
             raise ValueError("Ray's HAProxy speaks no TLS; with tls_cert_file use ingress: proxy")
+        if self.max_request_timeout_s < self.request_timeout_s:
+            raise ValueError(
+                f"max_request_timeout_s {self.max_request_timeout_s:g} is less than "
+                f"request_timeout_s {self.request_timeout_s:g}; raise it"
+            )
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_buffered_bytes {self.max_buffered_bytes} is less than max_body_bytes "

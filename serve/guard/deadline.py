@@ -19,8 +19,6 @@ HEADER = "X-Request-Timeout-Seconds"
 # Serve's own proxy bodies take so long that its 408 sometimes did.
 _MARGIN_SHARE = 0.1
 _MIN_MARGIN_S, _MAX_MARGIN_S = 0.05, 0.25
-# What clocks and timers of event loops can take; nobody waits for longer.
-_LONGEST_S = 30 * 24 * 3600.0
 
 
 class ClientGoneError(Exception):
@@ -40,17 +38,18 @@ class Deadline:
     at: float
 
     @classmethod
-    def of(cls, sent: str | None, default_s: float) -> Deadline:
+    def of(cls, sent: str | None, default_s: float, most_s: float) -> Deadline:
         """The deadline of a request that has just come.
 
         Args:
             sent: value of the header `X-Request-Timeout-Seconds`, if it came.
             default_s: setting `request_timeout_s`.
+            most_s: setting `max_request_timeout_s`; whoever asks for more gets this.
 
         Raises:
             BadRequestError: the header is no positive number.
         """
-        seconds = min(default_s if sent is None else _positive(sent), _LONGEST_S)
+        seconds = min(default_s if sent is None else _positive(sent), most_s)
         margin = min(max(_MARGIN_SHARE * seconds, _MIN_MARGIN_S), _MAX_MARGIN_S, seconds / 2)
         return cls(seconds, asyncio.get_running_loop().time() + seconds - margin)
 

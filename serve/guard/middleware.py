@@ -83,7 +83,9 @@ class _Guard:
         is_read = False
         with self._admission.ticket(client) as ticket:
             try:
-                deadline = Deadline.of(headers.get(HEADER), settings.request_timeout_s)
+                deadline = Deadline.of(
+                    headers.get(HEADER), settings.request_timeout_s, settings.max_request_timeout_s
+                )
                 check_headers(headers, settings.max_body_bytes)
                 self._admission.check(client)
                 body = await read_body(receive, ticket.add_bytes, settings, deadline)

@@ -14,6 +14,7 @@ for any more is dropped before it is sent. Lives on one event loop; no thread, n
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -26,8 +27,8 @@ from rm_core.packing import TokenIds
 from serve.backends import Answer, Backend, GaveUpError, ReplicaBusyError, ReplicaLostError
 from serve.queue.batch_choice import choose_beside, share_out, tree_size
 from serve.queue.fair_order import Flow
-from serve.queue.observer import BatchReport, Observer
-from serve.queue.waiting import Computed, Entry, Pool
+from serve.queue.observer import Observer
+from serve.queue.waiting import Computed, Entry, Pool, report_of
 from serve.queue.work_rate import Ticket, WorkRate
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ class Dispatcher:
         self._rate = WorkRate(_LEAD_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        # Batches belong to no request: in the context of one, Serve would cancel a batch of many
+        # when the client of that one hangs up.
+        self._context = contextvars.Context()
         self._numbers = count()
 
     @property
@@ -131,7 +135,8 @@ class Dispatcher:
         """Look for free replicas, after what else arrives at this moment."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._pump)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay_s, self._pump, context=self._context)
 
     def _pump(self) -> None:
         """Give free replicas batches until none is free or nothing waits."""
@@ -183,13 +188,16 @@ class Dispatcher:
             await score(batch, now)
         finally:
             self._rate.end(ticket)
+            # After a cancellation alone; in all other cases each has been dealt with.
+            if left := [entry for entry in batch if entry.is_running]:
+                self._send_again([left])
             self._pump_soon()
 
     async def _score_together(self, batch: list[Entry], now: float) -> None:
         sequences = [entry.sequence for entry in batch]
         try:
             answer = await self._backend.score(sequences, self._pool.num_tokens)
-            assert len(answer.batch.rewards) == len(batch)
+            self._finish(batch, answer, now)
         except ReplicaLostError as error:
             self._lost(batch, error)
         except ReplicaBusyError:
@@ -201,8 +209,6 @@ class Dispatcher:
         # The border of the batch: whatever happens belongs to its callers; others still wait.
         except Exception as error:
             self._failed(batch, error)
-        else:
-            self._finish(batch, answer, now)
 
     async def _score_each(self, suspects: list[Entry], now: float) -> None:
         """Each alone: whichever is on the device when a replica is lost is to blame, no other."""
@@ -213,9 +219,10 @@ class Dispatcher:
                 if answer is None:
                     has_begun = True
                 else:
-                    self._finish([left.popleft()], answer, now)
+                    self._finish([left[0]], answer, now)
+                    left.popleft()
         except ReplicaLostError as error:
-            if has_begun:
+            if has_begun and left:
                 self._lost([left.popleft()], error)
         except ReplicaBusyError:
             await asyncio.sleep(_BUSY_S)
@@ -223,14 +230,20 @@ class Dispatcher:
             self._pool.refuse(left, error)
             left.clear()
         except Exception as error:  # as above
-            self._failed([left.popleft()], error)
+            if left:
+                self._failed([left.popleft()], error)
         finally:
             self._suspects_are_running = False
             self._suspect(left)
 
     def _finish(self, batch: list[Entry], answer: Answer, now: float) -> None:
+        assert len(answer.batch.rewards) == len(batch)
         self._rate.learn(answer.batch.num_computed_tokens, answer.forward_s)
-        self._observer.batch(self._report(batch, answer, now))
+        elapsed_s = asyncio.get_running_loop().time() - now
+        budget = self.max_batch_tokens
+        self._observer.batch(
+            report_of(self._alias, batch, answer, budget, sent_at=now, elapsed_s=elapsed_s)
+        )
         number = next(self._numbers)
         for call in {call: None for entry in batch for call in entry.calls}:
             call.fingerprints.add(answer.fingerprint)
@@ -283,15 +296,3 @@ class Dispatcher:
         for batch in batches:
             self._pool.put_back(batch)
         self._again.extend(batches)
-
-    def _report(self, batch: list[Entry], answer: Answer, now: float) -> BatchReport:
-        return BatchReport(
-            model=self._alias,
-            num_sequences=len(batch),
-            num_tokens=sum(len(entry.sequence) for entry in batch),
-            num_computed_tokens=answer.batch.num_computed_tokens,
-            max_batch_tokens=self.max_batch_tokens,
-            waited_s=tuple(now - call.asked_at for entry in batch for call in entry.calls),
-            forward_s=answer.forward_s,
-            elapsed_s=asyncio.get_running_loop().time() - now,
-        )

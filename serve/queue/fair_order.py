@@ -31,7 +31,7 @@ class Flow(Generic[T]):
         priority: lower goes first.
         parts: what was asked for at once, each with the virtual time at which it would be done.
         done_at: the same time of the last of them.
-        num_tokens: of what waits.
+        num_tokens: of what it asked for and has not got; kept by whoever gives it.
         number: grows with age.
     """
 
@@ -66,7 +66,6 @@ class FairOrder(Generic[T]):
             self._flows[flow] = None
             self._num_flows[flow.client] += 1
         size = sum(map(self._size_of, items))
-        flow.num_tokens += size
         flow.done_at = max(flow.done_at, self._now) + size * self._num_flows[flow.client]
         flow.parts.append((flow.done_at, deque(items)))
 
@@ -97,11 +96,9 @@ class FairOrder(Generic[T]):
                 heapq.heappop(heap)
         return list(items)
 
-    def took(self, flow: Flow[T], item: T) -> None:
-        """An item of a flow was taken."""
-        size = self._size_of(item)
-        flow.num_tokens -= size
-        self._now += size / max(1, len(self._num_flows))
+    def took(self, item: T) -> None:
+        """An item was taken."""
+        self._now += self._size_of(item) / max(1, len(self._num_flows))
 
     def settle(self) -> None:
         """Forget the flows of which nothing waits any more."""

@@ -42,14 +42,12 @@ class Slice:
 
     Attributes:
         encoded: `[num_conversations]`.
-        keys: in the cache, of each that could be encoded; none if there is no cache.
         known: the reward of each that could be encoded; None where it is to be computed.
         unknown: token ids of those that are to be computed, what is shared next to each other.
         places: for each of those, where its reward is in the answer to `unknown`.
     """
 
     encoded: list[Encoded | ScoreError]
-    keys: list[bytes]
     known: list[float | None]
     unknown: list[TokenIds]
     places: list[int]
@@ -86,15 +84,13 @@ def encode_slice(
     """Tokenize, and look up what the model of that fingerprint computed before."""
     encoded = encode(conversations, reading, encoder)
     sequences = [item.input_ids for item in encoded if isinstance(item, Encoded)]
-    keys: list[bytes] = []
     known: list[float | None] = [None] * len(sequences)
     if cache is not None:
-        keys = cache_keys(fingerprint, sequences)
-        known = [cache.get(key) for key in keys]
+        known = [cache.get(key) for key in cache_keys(fingerprint, sequences)]
     wanted = [s for s, reward in zip(sequences, known, strict=True) if reward is None]
     unknown = sorted(set(wanted))
     places = {sequence: place for place, sequence in enumerate(unknown)}
-    return Slice(encoded, keys, known, unknown, [places[s] for s in wanted])
+    return Slice(encoded, known, unknown, [places[s] for s in wanted])
 
 
 def slices(conversations: Sequence[object]) -> Iterator[Sequence[object]]:

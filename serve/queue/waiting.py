@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from rm_core import Fingerprint, RewardError, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
+from serve.backends import Answer
 from serve.queue.fair_order import FairOrder, Flow
+from serve.queue.observer import BatchReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Pool:
                 self.num_tokens += len(sequence)
             entry.calls.append(call)
             entries.append(entry)
+            flow.num_tokens += len(sequence)
         self._order.add(flow, entries)
         return call
 
@@ -148,7 +151,7 @@ class Pool:
             assert entry.is_wanted
             entry.is_running = True
             self.num_tokens -= len(entry.sequence)
-            self._order.took(entry.calls[0].flow, entry)
+            self._order.took(entry)
             for call in entry.calls:
                 if call.taken_at is None:
                     call.taken_at = now
@@ -167,6 +170,7 @@ class Pool:
         """The reward of what was on its way, to all who wait for it."""
         for call in entry.calls:
             call.rewards[entry.sequence] = reward
+            call.flow.num_tokens -= len(entry.sequence)
             call.num_missing -= 1
             if not call.num_missing and not call.future.done():
                 call.future.set_result(None)
@@ -184,3 +188,25 @@ class Pool:
         entry.calls.clear()
         entry.is_running = False
         self._entries.pop(entry.sequence, None)
+
+
+def report_of(
+    model: str,
+    batch: Sequence[Entry],
+    answer: Answer,
+    max_batch_tokens: int,
+    *,
+    sent_at: float,
+    elapsed_s: float,
+) -> BatchReport:
+    """What there is to tell of a batch that came back and is not yet settled."""
+    return BatchReport(
+        model=model,
+        num_sequences=len(batch),
+        num_tokens=sum(len(entry.sequence) for entry in batch),
+        num_computed_tokens=answer.batch.num_computed_tokens,
+        max_batch_tokens=max_batch_tokens,
+        waited_s=tuple(sent_at - call.asked_at for entry in batch for call in entry.calls),
+        forward_s=answer.forward_s,
+        elapsed_s=elapsed_s,
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 _MEMORY = 0.8
 # Where a batch takes longer, a replica that is idle between two of them loses next to nothing, and
 # who comes meanwhile would wait long behind a batch that was sent ahead.
-_SHORT_S = 0.5
+_SHORT_S = 0.1
 
 
 @dataclass(eq=False, slots=True)

@@ -213,7 +213,8 @@ def _await_ready(
                 say(now)
                 said = now
             time.sleep(_POLL_S)
-    return gateway_is_up
+        # It may have come up since it was asked last.
+        return gateway_is_up or "models" in _readiness(client)
 
 
 def _readiness(client: httpx.Client) -> dict[str, Any]:

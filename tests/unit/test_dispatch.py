@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ class Replicas:
         self.num_computed_tokens = 0
         self.most_at_once = 0
         self.failure_at: Callable[[Sequence[Ids]], Exception | None] = lambda _: None
+        self.failure_after: Callable[[], Exception | None] = lambda: None
         self.failure_before: Callable[[], Exception | None] = lambda: None
         self.go = asyncio.Event()
         self.go.set()
@@ -66,6 +68,8 @@ class Replicas:
         yield None
         for sequence in sequences:
             yield await self.score([sequence], backlog_tokens)
+        if failure := self.failure_after():
+            raise failure
 
     async def describe(self) -> dict[str, Any]:
         return {"max_batch_tokens": BUDGET}
@@ -434,6 +438,40 @@ async def test_a_lost_call_that_nobody_waits_for_is_dropped(line: Line) -> None:
     await until(lambda: line.queue.num_in_flight == 0)
     await asyncio.sleep(0.01)
     assert len(line.replicas.batches) == 1
+
+
+@scenario
+async def test_a_batch_belongs_to_no_request(line: Line) -> None:
+    """Whoever hangs up takes no batch along: it runs in a context of its own."""
+    name: ContextVar[str] = ContextVar("name", default="nobody's")
+    seen: list[str] = []
+    line.replicas.failure_at = lambda _: seen.append(name.get())
+    token = name.set("the request's")
+    await rewards(line.ask(*[(i,) * 20 for i in range(5)]))
+    name.reset(token)
+    assert seen == ["nobody's"] * 5
+
+
+@scenario
+async def test_a_batch_that_is_cancelled_is_sent_again(line: Line) -> None:
+    line.replicas.go.clear()
+    call = line.ask((1,), (2,))
+    await until(lambda: len(line.replicas.batches) == 1)
+    (task,) = line.queue._tasks
+    task.cancel()
+    await asyncio.wait([task])
+    line.release()
+    assert await rewards(call) == [reward_of((1,)), reward_of((2,))]
+    assert line.replicas.batches == [[(1,), (2,)]] * 2
+
+
+@scenario
+async def test_a_replica_lost_behind_its_last_answer_costs_nothing(line: Line) -> None:
+    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    line.replicas.failure_at = lambda _: next(losses, None)
+    line.replicas.failure_after = lambda: ReplicaLostError.of("killed", "two", "replica_lost")
+    assert await rewards(line.ask((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
+    assert line.told.given_up == 0
 
 
 @scenario

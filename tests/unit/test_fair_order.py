@@ -32,7 +32,7 @@ class Line:
         items = self.order.first(number * SIZE)
         for item in items:
             self.taken[item] = None
-            self.order.took(self.flows[item[0]], item)
+            self.order.took(item)
         self.order.settle()
         return [name for name, _ in items]
 

@@ -10,6 +10,7 @@ import pytest
 from fakes import INFO, FakeBackend, conversation
 
 from rm_core import NotReadyError, Reward
+from serve.backends import ReplicaLostError
 from serve.model_settings import ModelSettings
 from serve.queue.slices import Reading, slices
 from serve.served_model import Scores, ServedModel
@@ -73,6 +74,25 @@ def test_replicas_that_never_agree_are_not_mixed() -> None:
     backend.reward = alternate
     with pytest.raises(NotReadyError, match="being replaced; try again"):
         score(model, [conversation("x " * n) for n in range(1, 30, 3)])
+
+
+def test_replicas_with_another_tokenizer_are_not_asked() -> None:
+    """Their token ids mean something else: a plausible reward would come back, of another text."""
+    backend = FakeBackend()
+    model = served(backend)
+    score(model)
+    backend.info = {**OTHER, "encoding_sha256": "of another"}
+    with pytest.raises(NotReadyError, match="another tokenizer"):
+        score(model, [conversation("new")])
+
+
+def test_a_replica_lost_while_it_is_asked_is_no_failure_of_the_service() -> None:
+    backend = FakeBackend()
+    model = served(backend)
+    backend.info = OTHER
+    backend.load_failure = ReplicaLostError.of("gone", "one", "replica_lost")
+    with pytest.raises(NotReadyError, match="gone; try again"):
+        score(model)
 
 
 def test_slices_keep_the_order_and_are_small() -> None:
