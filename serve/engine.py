@@ -127,7 +127,8 @@ class Engine:
             await self._outcome(began)
             yield None
             for job, is_sent in zip(jobs, sent, strict=True):
-                yield await self._outcome(job)
+                answer: EngineAnswer = await self._outcome(job)
+                yield answer
                 await asyncio.sleep(_ON_ITS_WAY_S)
                 is_sent.set()
         finally:

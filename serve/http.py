@@ -92,7 +92,7 @@ def create_app(
         app.include_router(router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    guard.install(app, settings)
+    guard.install(app, settings, service.require_some_room)
     # The last one is outermost: whatever another one refuses must be seen as well.
     app.add_middleware(
         RequestLog,

@@ -93,6 +93,21 @@ class ScoringService:
             return loaded_from_it[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
+    def require_some_room(self) -> None:
+        """Return if any model can queue something.
+
+        Raises:
+            OverloadedError: none can.
+        """
+        for model in self._models.values():
+            try:
+                model.require_room(self.settings.max_queued_tokens)
+            except OverloadedError as error:
+                full = error
+            else:
+                return
+        raise full
+
     async def encode(
         self, name: str | None, conversations: Sequence[object], truncation: Truncation
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:

@@ -6,6 +6,8 @@ allows: by its headers before its body is read, and before any of it is parsed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -27,13 +29,20 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _CLIENT = "skyreward.client"
 
 
-def install(app: FastAPI, settings: Settings) -> Admission:
+def install(
+    app: FastAPI, settings: Settings, require_room: Callable[[], None] = lambda: None
+) -> Admission:
     """Put the guard around an application; what is added later stands outside of it.
 
     Limits and keys are looked up for each request, in `app.state.settings` and `app.state.keys`.
+
+    Args:
+        app: the application.
+        settings: at the start.
+        require_room: raises `OverloadedError` while no post at all can be taken.
     """
     admission = Admission(lambda: app.state.settings)
-    app.add_middleware(_Guard, admission=admission)
+    app.add_middleware(_Guard, admission=admission, require_room=require_room)
     app.add_middleware(_KeyCheck)
     if settings.cors_origins:
         app.add_middleware(
@@ -70,9 +79,12 @@ class _KeyCheck:
 class _Guard:
     """Bounds what a post may cost, and for how long."""
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+    def __init__(
+        self, app: ASGIApp, admission: Admission, require_room: Callable[[], None]
+    ) -> None:
         self._app = app
         self._admission = admission
+        self._require_room = require_room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -88,6 +100,8 @@ class _Guard:
                 )
                 check_headers(headers, settings.max_body_bytes)
                 self._admission.check(client)
+                # Overload is worst where refusing costs as much as reading what is refused.
+                self._require_room()
                 body = await read_body(receive, ticket.add_bytes, settings, deadline)
                 is_read = True
                 ticket.start()  # only now: a slow body must not keep others out

@@ -239,11 +239,9 @@ class Dispatcher:
     def _finish(self, batch: list[Entry], answer: Answer, now: float) -> None:
         assert len(answer.batch.rewards) == len(batch)
         self._rate.learn(answer.batch.num_computed_tokens, answer.forward_s)
-        elapsed_s = asyncio.get_running_loop().time() - now
-        budget = self.max_batch_tokens
-        self._observer.batch(
-            report_of(self._alias, batch, answer, budget, sent_at=now, elapsed_s=elapsed_s)
-        )
+        times = {"sent_at": now, "elapsed_s": asyncio.get_running_loop().time() - now}
+        report = report_of(self._alias, batch, answer, self.max_batch_tokens, **times)
+        self._observer.batch(report)
         number = next(self._numbers)
         for call in {call: None for entry in batch for call in entry.calls}:
             call.fingerprints.add(answer.fingerprint)

@@ -258,6 +258,7 @@ def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
         "family": "qwen3",
         "revision": fingerprint.revision,
         "template_sha256": fingerprint.template_sha256,
+        "encoding_sha256": scorer.encoder.encoding_sha256,
         "template_depends_on_date": False,
         "dtype": "float32",
         "head_dtype": "float32",
