@@ -1,4 +1,7 @@
-"""What every route gets from the application it belongs to."""
+"""What every route gets from the application it belongs to.
+
+Coroutines, though they wait for nothing: FastAPI would call functions on a thread, at 0.7 ms each.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from serve.service import ScoringService
 from serve.settings import Settings
 
 
-def _service(request: Request) -> ScoringService:
+async def _service(request: Request) -> ScoringService:
     service = request.app.state.service
     assert isinstance(service, ScoringService)
     return service
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings = request.app.state.settings
     assert isinstance(settings, Settings)
     return settings
 
 
-def _keys(request: Request) -> KeyRing:
+async def _keys(request: Request) -> KeyRing:
     keys = request.app.state.keys
     assert isinstance(keys, KeyRing)
     return keys

@@ -71,7 +71,7 @@ def test_replicas_that_never_agree_are_not_mixed() -> None:
 
     backend.score = alternate  # type: ignore[method-assign]
     with pytest.raises(NotReadyError, match="being replaced; try again"):
-        score(model, [conversation("x " * n) for n in range(30, 60)])
+        score(model, [conversation("x " * n) for n in range(60, 90)])
 
 
 def test_replicas_with_another_tokenizer_are_not_asked() -> None:
