@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from rm_core import NotReadyError, Reward
 from serve.backends import Answer, ReplicaLostError
 from serve.model_settings import ModelSettings
 from serve.queue.slices import Reading, slices
-from serve.served_model import Scores, ServedModel
+from serve.served_model import Scores, ServedModel, fingerprint_of
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]
@@ -65,9 +67,10 @@ def test_replicas_that_never_agree_are_not_mixed() -> None:
     model = served(backend)
     score_batch = backend.score
 
+    in_turn = cycle([fingerprint_of(INFO), fingerprint_of(OTHER)])
+
     async def alternate(*batch: Any) -> Answer:
-        backend.info = INFO if backend.info == OTHER else OTHER
-        return await score_batch(*batch)
+        return replace(await score_batch(*batch), fingerprint=next(in_turn))
 
     backend.score = alternate  # type: ignore[method-assign]
     with pytest.raises(NotReadyError, match="being replaced; try again"):
