@@ -76,7 +76,7 @@ def send_raw(url: str, path: str, body: bytes, chance: random.Random) -> tuple[s
     received = b""
     with socket.create_connection((address.host, address.port or 80), timeout=_TIMEOUT_S) as raw:
         # Refused before all was sent: what has been answered can still be read.
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             raw.sendall(_WAYS[way](path, body[:100_000], chance))
             raw.shutdown(socket.SHUT_WR)
         try:
