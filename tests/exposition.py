@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,23 +13,23 @@ from rm_core.cache import CacheStats
 from serve.figures.collectors import ModelState
 from serve.figures.merge import Collected, Family
 from serve.figures.metrics import Metrics
+from serve.queue.observer import BatchReport
 from serve.record.request import RequestRecord
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A `BatchReport`."""
-
-    model: str = "m"
-    num_sequences: int = 3
-    num_tokens: int = 90
-    num_computed_tokens: int = 60
-    max_batch_tokens: int = 100
-    waited_s: tuple[float, ...] | float = (0.02, 0.03)
-    forward_s: float = 0.2
-    elapsed_s: float = 0.21
+Batch = functools.partial(
+    BatchReport,
+    model="m",
+    num_sequences=3,
+    num_tokens=90,
+    num_computed_tokens=60,
+    max_batch_tokens=100,
+    waited_s=(0.02, 0.03),
+    forward_s=0.2,
+    elapsed_s=0.21,
+)
 
 
 STATE = ModelState(
