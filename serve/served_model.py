@@ -164,11 +164,10 @@ class ServedModel:
             fingerprints = {f for answer in answers for f in answer.fingerprints}
             if any(one.num_cached_tokens for one in parts) or not fingerprints:
                 fingerprints.add(fingerprint_of(info))
+            self._keep(parts, answers)
             if fingerprints == {fingerprint_of(info)}:
-                self._keep(parts, answers)
                 return self._scores(parts, answers, fingerprint_of(info))
             # The model that answered is not the one that `info` tells of.
-            self._keep(parts, answers)
             self.info = await self._describe()
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
@@ -249,10 +248,8 @@ class ServedModel:
             info = await self._backend.describe()
         except (ReplicaBusyError, ReplicaLostError) as error:
             raise NotReadyError(f"{error.detail}; try again") from error
-        if (
-            info.get("encoding_sha256", self.encoder.encoding_sha256)
-            != self.encoder.encoding_sha256
-        ):
+        ours = self.encoder.encoding_sha256
+        if info.get("encoding_sha256", ours) != ours:
             raise NotReadyError(
                 f"the replicas of model {self.settings.alias!r} have another tokenizer or template "
                 "than this gateway: one of them is being replaced; try again"
