@@ -97,6 +97,9 @@ class ChatEncoder:
         ).hexdigest()
         # Llama 3.2's stock template writes today's date into a system header.
         self.depends_on_date = "strftime_now" in template
+        # Puts the file's own padding, truncation and treatment of special tokens aside for good.
+        tokenizer("", padding=False, truncation=False)
+        self._backend = tokenizer.backend_tokenizer
         self._strips_bos = self._tokenizer_adds_bos()
         self._bound = TokenBound(tokenizer)
 
@@ -172,15 +175,9 @@ class ChatEncoder:
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
 
     def _tokenize(self, text: str) -> list[int]:
-        encoding = self._tokenizer(
-            text,
-            add_special_tokens=True,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        input_ids: list[int] = encoding["input_ids"]
+        # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=True)
+        input_ids: list[int] = encoding.ids
         if not input_ids:
             raise TemplateError("the chat template rendered the conversation to nothing")
         return input_ids
@@ -231,8 +228,11 @@ class ChatEncoder:
         warnings = []
         if self._warn_on_system_prompt and any(m["role"] == "system" for m in messages):
             warnings.append(SYSTEM_PROMPT_WARNING)
-        rendered = _squeeze(text)
-        missing = [i for i, m in enumerate(messages) if _squeeze(m["content"]) not in rendered]
+        # Most stand there as they came; only the others are worth a closer look.
+        missing = [i for i, m in enumerate(messages) if m["content"].strip() not in text]
+        if missing:
+            rendered = _squeeze(text)
+            missing = [i for i in missing if _squeeze(messages[i]["content"]) not in rendered]
         if missing:
             warnings.append(
                 f"template_changed_content: the chat template left out or changed text of "

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,6 +20,7 @@ LogFormat = Literal["text", "json"]
 
 _ACCEPTABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _BARE = re.compile(r"[\w.:/+@*-]+", re.ASCII)
+_ids = random.Random()  # seeded by the system
 # uvicorn reports failures of requests and of the server through loggers of its own.
 _LOGGERS = ("serve", "rm_core", "uvicorn")
 
@@ -39,7 +40,8 @@ def configure_logging(level: str, log_format: LogFormat = "text") -> None:
 
 def new_id(prefix: str) -> str:
     """A fresh identifier, such as `score-5f0c...`."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    # Unique, not secret: no call of the system for each request.
+    return f"{prefix}-{_ids.getrandbits(128):032x}"
 
 
 def accept_request_id(sent: str | None) -> str:
