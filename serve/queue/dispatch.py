@@ -17,16 +17,17 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import TypeAlias
 
 from rm_core import RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
-from serve.backends import Answer, Backend, GaveUpError, ReplicaBusyError, ReplicaLostError
+from serve.backends import Answer, Backend, ReplicaBusyError, ReplicaLostError
 from serve.queue.batch_choice import choose_beside, share_out, tree_size
 from serve.queue.fair_order import Flow
+from serve.queue.losses import MAX_LOSSES, Losses, refusal_of
 from serve.queue.observer import Observer
 from serve.queue.waiting import Computed, Entry, Pool, report_of
 from serve.queue.work_rate import Ticket, WorkRate
@@ -42,8 +43,6 @@ _LOOK_AHEAD = 4
 # A replica gets its next batch this long before it is expected to be free: longer than the way
 # there takes, short enough for whoever comes meanwhile not to wait behind it.
 _LEAD_S = 0.05
-# What was at so many replicas when they were lost is not sent to another.
-_MAX_LOSSES = 2
 _BUSY_S = 0.1
 
 
@@ -70,6 +69,7 @@ class Dispatcher:
         self._again: deque[list[Entry]] = deque()
         self._suspects: list[Entry] = []
         self._suspects_are_running = False
+        self._losses = Losses()
         self._rate = WorkRate(_LEAD_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -118,6 +118,7 @@ class Dispatcher:
             RewardError: none of the model's replicas will answer.
         """
         call = self._pool.ask(flow, sequences)
+        self._recall(sequences)
         if call.num_missing:
             self._pump_soon()
         try:
@@ -251,32 +252,36 @@ class Dispatcher:
         for entry, reward, part in zip(batch, answer.batch.rewards, parts, strict=True):
             if entry.calls:
                 entry.calls[0].num_computed_tokens += part
+            self._losses.forget(entry.sequence)
             self._pool.settle(entry, reward)
+
+    def _recall(self, sequences: Sequence[TokenIds]) -> None:
+        """What was there when a replica was lost, and is posted again, is still under suspicion."""
+        for entry in self._pool.entries(sequences) if self._losses else ():
+            if (number := self._losses.of(entry.sequence)) >= MAX_LOSSES:
+                self._pool.take([entry], asyncio.get_running_loop().time())
+                self._give_up(entry)
+            elif number and entry not in self._suspects:
+                self._suspects.append(entry)
 
     def _lost(self, batch: list[Entry], error: ReplicaLostError) -> None:
         """The replica went with the batch: each goes to another one, but not for ever."""
         logger.warning("%s: %d conversations lost: %s", self._alias, len(batch), error.detail)
         suspects = []
         for entry in batch:
-            entry.lost_with.add(error.replica)
-            if len(entry.lost_with) < _MAX_LOSSES:
-                suspects.append(entry)
-                continue
-            self._observer.gave_up(self._alias, 1)
-            gave_up = GaveUpError(
-                f"this conversation of {len(entry.sequence)} tokens was with {_MAX_LOSSES} "
-                "replicas when they were lost, so it is not sent to another; the service's log "
-                "has the details"
-            )
-            self._pool.settle(entry, ScoreError.of(gave_up))
+            number = self._losses.add(entry.sequence, error.replica)
+            suspects.append(entry) if number < MAX_LOSSES else self._give_up(entry)
         if suspects:
             self._observer.retry(self._alias, error.reason, len(suspects))
             self._suspect(suspects)
 
-    def _suspect(self, entries: Iterable[Entry]) -> None:
-        suspects = list(entries)
-        self._pool.put_back(suspects)
-        self._suspects += suspects
+    def _give_up(self, entry: Entry) -> None:
+        self._observer.gave_up(self._alias, 1)
+        self._pool.settle(entry, refusal_of(entry.sequence))
+
+    def _suspect(self, entries: Collection[Entry]) -> None:
+        self._pool.put_back(entries)
+        self._suspects += entries
 
     def _failed(self, batch: list[Entry], error: Exception) -> None:
         """Something else went wrong: in halves, until what it is about stands alone."""
@@ -285,10 +290,8 @@ class Dispatcher:
             middle = len(batch) // 2
             self._send_again([batch[:middle], batch[middle:]])
             return
-        failure = ScoringError(
-            f"scoring failed on this conversation ({type(error).__name__}); the service's log has "
-            "the details"
-        )
+        what = f"scoring failed on this conversation ({type(error).__name__})"
+        failure = ScoringError(f"{what}; the service's log has the details")
         self._pool.settle(batch[0], ScoreError.of(failure))
 
     def _send_again(self, batches: list[list[Entry]]) -> None:

@@ -67,13 +67,11 @@ class Entry:
     Attributes:
         calls: that wait for it, oldest first.
         is_running: whether it is on its way through a replica.
-        lost_with: the replicas that were lost with it.
     """
 
     sequence: TokenIds
     calls: list[Call] = field(default_factory=list)
     is_running: bool = False
-    lost_with: set[str] = field(default_factory=set)
 
     @property
     def is_wanted(self) -> bool:
@@ -123,6 +121,11 @@ class Pool:
             flow.num_tokens += len(sequence)
         self._order.add(flow, entries)
         return call
+
+    def entries(self, sequences: Iterable[TokenIds]) -> list[Entry]:
+        """What is to be sent of these sequences, each once."""
+        found = (self._entries.get(sequence) for sequence in dict.fromkeys(sequences))
+        return [entry for entry in found if entry is not None and entry.is_wanted]
 
     def forget(self, call: Call) -> None:
         """Nobody waits for this call any more; what only it wanted is dropped."""

@@ -50,7 +50,7 @@ SERVE_LAYERS = [
     ["serve.figures.states"],
     ["serve.served_model"],
     ["serve.queue.dispatch", "serve.queue.slices"],
-    ["serve.queue.waiting"],
+    ["serve.queue.losses", "serve.queue.waiting"],
     ["serve.backends"],
     ["serve.engine"],
     ["serve.guard.limits", "serve.guard.keys", "serve.routes.json_body"],

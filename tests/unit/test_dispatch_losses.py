@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
 import pytest
@@ -23,6 +23,7 @@ from queue_line import (
 from rm_core import NotReadyError, ScoredBatch, ScoreError
 from serve.backends import Answer, ReplicaBusyError, ReplicaLostError
 from serve.queue.dispatch import Dispatcher
+from serve.queue.losses import Losses
 from serve.queue.observer import Nobody
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
@@ -64,14 +65,7 @@ async def test_a_lost_batch_goes_to_another_replica(line: Line) -> None:
 async def test_what_kills_its_replica_twice_does_not_take_a_third(line: Line) -> None:
     line.replicas.num_replicas = 3
     killed: list[str] = []
-
-    def kill(batch: Sequence[Ids]) -> Exception | None:
-        if (2,) not in batch:
-            return None
-        killed.append(f"replica {len(killed)}")
-        return ReplicaLostError.of("killed", killed[-1], "replica_lost")
-
-    line.replicas.failure_at = kill
+    line.replicas.failure_at = killers_of((2,), killed)
     found = await rewards(line.ask((1,), (2,), (3,), (4,)))
     assert len(killed) == 2
     assert isinstance(found[1], ScoreError)
@@ -166,6 +160,69 @@ async def test_a_lost_call_that_nobody_waits_for_is_dropped(line: Line) -> None:
     await until(lambda: line.queue.num_in_flight == 0)
     await asyncio.sleep(0.01)
     assert len(line.replicas.batches) == 1
+
+
+def killers_of(bad: Ids, killed: list[str]) -> Callable[[Sequence[Ids]], Exception | None]:
+    """Every replica that gets `bad` dies."""
+
+    def kill(batch: Sequence[Ids]) -> Exception | None:
+        if bad not in batch:
+            return None
+        killed.append(f"replica {len(killed)}")
+        return ReplicaLostError.of("killed", killed[-1], "replica_lost")
+
+    return kill
+
+
+@scenario
+async def test_losses_are_remembered_when_the_client_has_gone(line: Line) -> None:
+    killed: list[str] = []
+    line.replicas.failure_at = killers_of((2,), killed)
+    line.replicas.go.clear()
+    gone = line.ask((1,), (2,))
+    await until(lambda: line.queue.num_in_flight == 1)
+    gone.cancel()
+    await asyncio.wait([gone])
+    line.release()
+    await until(lambda: line.queue.num_in_flight == 0)
+    assert len(killed) == 1
+    again = await rewards(line.ask((1,), (2,), (3,)))
+    # The second loss is its own: what is under suspicion goes alone.
+    assert [again[0], again[2]] == [reward_of((1,)), reward_of((3,))]
+    assert again[1].code == "lost_replicas"  # type: ignore[union-attr]
+    assert len(killed) == 2
+    once_more = await rewards(line.ask((3,), (2,)))
+    assert once_more[0] == reward_of((3,))
+    assert once_more[1].code == "lost_replicas"  # type: ignore[union-attr]
+    assert len(killed) == 2
+    assert line.queue.queued_tokens == line.queue.num_waiting == 0
+
+
+@scenario
+async def test_what_was_scored_after_a_loss_is_under_no_suspicion(line: Line) -> None:
+    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    line.replicas.failure_at = lambda _: next(losses, None)
+    await rewards(line.ask((1,), (2,)))
+    await rewards(line.ask((1,), (2,)))
+    assert line.replicas.batches[-1] == [(1,), (2,)]
+
+
+def test_losses_are_counted_by_replica_and_forgotten_after_a_while() -> None:
+    now = 0.0
+    losses = Losses(lambda: now)
+    assert not losses
+    assert [losses.add((1, 2), replica) for replica in ("a", "a", "b")] == [1, 1, 2]
+    assert (losses.of((1, 2)), losses.of((1,))) == (2, 0)
+    now = 3_600.0
+    assert losses.of((1, 2)) == 0
+    assert not losses
+
+
+def test_no_more_losses_are_kept_than_memory_is_meant_for() -> None:
+    losses = Losses()
+    for number in range(10_001):
+        losses.add((number,), "a")
+    assert (losses.of((0,)), losses.of((1,))) == (0, 1)
 
 
 @scenario
