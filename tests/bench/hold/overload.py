@@ -5,9 +5,10 @@ a lone small post takes; then posts arrive at ten times that rate, answered or n
 has to be answered at 90% of the full rate at least, from the first post to the last answer; all
 else has to be 429 or 503 with `Retry-After`; the memory of its processes must not grow; and within
 5 s after the load a lone post has to be answered as fast as before. The score cache is off, and
-what may wait is a few seconds of work. The load comes from this machine too, and takes CPU from the
-service: `reached` is the rate that was sent, over what the service can do. The last line is one
-JSON object.
+what may wait is a few seconds of work. The load comes from this machine too: the model gets one
+thread, as it has a device of its own elsewhere, so that the clients do not take it from the model;
+with `--threads 0` it gets all cores. `reached` is the rate that was sent, over what the service can
+do. The last line is one JSON object.
 
     python tests/bench/hold/overload.py [--times 10] [--seconds 60] [--local]
 """
@@ -106,12 +107,12 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=16, help="conversations of a post")
     parser.add_argument("--bytes", type=int, default=400, help="of each of them")
     parser.add_argument("--small-bytes", type=int, default=400, help="of the lone post's")
+    parser.add_argument("--threads", type=int, default=1, help="of the model; 0: all cores")
     parser.add_argument("--queue", type=int, default=16_000, help="tokens that may wait")
     options = parser.parse_args()
     flags = ("--local",) if options.local else ()
-    with service_of(
-        options, *flags, model={"cache_bytes": 0}, max_queued_tokens=options.queue
-    ) as service:
+    model = {"cache_bytes": 0} | ({"cpu_threads": options.threads} if options.threads else {})
+    with service_of(options, *flags, model=model, max_queued_tokens=options.queue) as service:
         posts = unique_posts(options.seed, 300, options.size, options.bytes)
         lone_latencies(service.url, posts[:3])
         full = full_rate(service.url, posts, _BUSY_CLIENTS, options.measure)

@@ -1,6 +1,6 @@
 """Runs every script of this folder one after another, each with a service of its own.
 
-In short form, about 15 minutes on two cores, or with `--full` at the length that the figures in the
+In short form, about 20 minutes on two cores, or with `--full` at the length that the figures in the
 README come from, about an hour. Each prints its own findings, the logs of their services go to
 `build/hold`; the last line is one JSON object.
 
@@ -22,6 +22,7 @@ _LOGS = _FOLDER.parents[2] / "build" / "hold"
 SHORT = {
     "keys": [],
     "chaos": ["--seconds", "40", "--every", "8"],
+    "rolling": [],
     "overload": ["--seconds", "20", "--measure", "10"],
     "overhead": ["--seconds", "8", "--big", "3", "--lone", "50"],
     "fairness": ["--conversations", "1000"],
