@@ -17,7 +17,8 @@ serve: $(VENV)/base ## run the service in the foreground on the demo model
 	$(BIN)/skyreward serve
 
 test: check ## linters, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto tests/unit tests/rules tests/gpu
+	$(BIN)/python -m pytest tests/service
 
 check: $(VENV)/dev ## linters and types
 	$(BIN)/ruff check .
