@@ -39,7 +39,13 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: `pss` counts shared pages in parts, `private` leaves them out."""
+    """Bytes.
+
+    Attributes:
+        pss: shared pages count in parts.
+        private: what it has written for itself. Pages of files do not count: whether they are its
+            own depends on what other processes run.
+    """
 
     pss: int
     private: int
@@ -121,7 +127,7 @@ def memory_of(pid: int) -> Memory | None:
     except OSError:
         return None
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return Memory(sizes.get("Pss", 0), sizes.get("Private_Clean", 0) + sizes["Private_Dirty"])
+    return Memory(sizes.get("Pss", 0), sizes["Private_Dirty"])
 
 
 def _stat(pid: int) -> list[str]:
