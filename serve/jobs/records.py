@@ -16,6 +16,7 @@ from rm_core import (
     parse_pair,
 )
 from rm_core.conversations import Messages
+from serve.jobs.columns import AS_USUAL, Columns
 
 Shape = Literal["conversation", "pair", "group"]
 RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
@@ -38,8 +39,12 @@ class Work:
     conversations: tuple[Messages | ScoreError, ...]
 
 
-def parse_record(record: object) -> Work:
+def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
     """The conversations of a record.
+
+    Args:
+        record: of any known shape.
+        columns: where the caller said its parts are.
 
     Raises:
         InvalidConversationError: no known shape, or a conversation that cannot be scored.
