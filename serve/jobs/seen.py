@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class SeenStore:
     """
 
     def __init__(self, path: Path, job: str) -> None:
+        self._path = path
         is_new = not path.exists()
         self._connection = sqlite3.connect(path, isolation_level=None)
         try:
@@ -65,7 +67,6 @@ class SeenStore:
         except BaseException:
             self._connection.close()
             raise
-        self._path = path
 
     def _open(self, job: str, is_new: bool) -> None:
         run = self._connection.execute
@@ -88,14 +89,15 @@ class SeenStore:
     @property
     def num_chunks(self) -> int:
         """Chunks from the first on that it holds, as they were added in order."""
-        (last,) = self._connection.execute("SELECT max(chunk) FROM chunks").fetchone()
+        with _explained(self._path):
+            (last,) = self._connection.execute("SELECT max(chunk) FROM chunks").fetchone()
         return 0 if last is None else int(last) + 1
 
     def computed_tokens(self, chunk: int) -> int | None:
         """What a chunk cost when it was scored; None if it was not."""
-        found = self._connection.execute(
-            "SELECT num_computed_tokens FROM chunks WHERE chunk = ?", (chunk,)
-        ).fetchone()
+        query = "SELECT num_computed_tokens FROM chunks WHERE chunk = ?"
+        with _explained(self._path):
+            found = self._connection.execute(query, (chunk,)).fetchone()
         return int(found[0]) if found else None
 
     def find(self, digests: Sequence[Digest]) -> dict[Digest, Known]:
@@ -108,7 +110,7 @@ class SeenStore:
                 rows = self._connection.execute(
                     f"SELECT digest, chunk, result FROM seen WHERE digest IN ({marks})", some
                 )
-                found |= {key: Known(chunk, read(json.loads(text))) for key, chunk, text in rows}
+                found |= {key: Known(chunk, _checked(key, text)) for key, chunk, text in rows}
         return found
 
     def add(self, chunk: int, results: Mapping[Digest, Result], num_computed_tokens: int) -> None:
@@ -117,7 +119,7 @@ class SeenStore:
         Raises:
             DiskFullError: there is no room; nothing of it is kept.
         """
-        rows = ((key, chunk, json.dumps(plain(result))) for key, result in sorted(results.items()))
+        rows = ((key, chunk, _sealed(key, results[key])) for key in sorted(results))
         with self._transaction():
             self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", rows)
             self._connection.execute(
@@ -143,13 +145,20 @@ class SeenStore:
 
 def remove_store(path: Path) -> None:
     """Remove a store with what SQLite keeps beside it."""
-    for file in store_files(path):
-        file.unlink(missing_ok=True)
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
-def store_files(path: Path) -> Iterable[Path]:
-    """The names of a store's files."""
-    return (path.with_name(path.name + ending) for ending in ("", "-wal", "-shm"))
+def _sealed(key: Digest, result: Result) -> str:
+    """A result with a checksum: SQLite has none of its own."""
+    text = json.dumps(plain(result), separators=(",", ":"))
+    return f"{zlib.crc32(key + text.encode()):08x}{text}"
+
+
+def _checked(key: Digest, text: str) -> Result:
+    if f"{zlib.crc32(key + text[8:].encode()):08x}" != text[:8]:
+        raise DamagedError("a result is not as it was written")
+    return read(json.loads(text[8:]))
 
 
 @contextlib.contextmanager

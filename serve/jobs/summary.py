@@ -53,6 +53,16 @@ class Summary:
         """Tokens of the input a second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
+    def add(self, other: Summary) -> None:
+        """Count another part of the job too."""
+        self.num_rows += other.num_rows
+        self.errors.update(other.errors)
+        self.num_conversations += other.num_conversations
+        self.num_tokens += other.num_tokens
+        self.num_repeated_tokens += other.num_repeated_tokens
+        self.num_computed_tokens += other.num_computed_tokens
+        self.seconds += other.seconds
+
     def as_json(self) -> dict[str, Any]:
         """Plain data, for the manifest; `from_json` reads it."""
         return asdict(self)
