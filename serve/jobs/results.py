@@ -8,6 +8,12 @@ from typing import Any, NamedTuple
 from rm_core import Reward, ScoreError
 from serve.jobs.records import Shape, Work
 
+RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
+    "conversation": ("reward",),
+    "pair": ("chosen_reward", "rejected_reward", "margin"),
+    "group": ("rewards",),
+}
+
 
 class Outcome(NamedTuple):
     """What became of one row.
@@ -21,16 +27,60 @@ class Outcome(NamedTuple):
     columns: Mapping[str, Any]
 
 
-def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) -> Outcome:
+def outcome_of(work: Work, results: Sequence[Reward | ScoreError]) -> Outcome:
     """The result columns of one row.
 
     Args:
-        work: what `parse_record` made of the row, or why it could not.
-        results: of `work.conversations`, in order; empty for a `ScoreError`.
+        work: what `read_work` made of the row.
+        results: of `work.conversations`, in order: those that are errors already included.
     """
-    raise NotImplementedError
+    if work.error:
+        return Outcome(work.shape, _error(work.error))
+    error = next((r for r in results if isinstance(r, ScoreError)), None)
+    done = [r for r in results if isinstance(r, Reward)]
+    columns: dict[str, Any] = {}
+    if work.shape == "group":
+        columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in results]
+    elif error is None and work.shape == "pair":
+        chosen, rejected = (r.reward for r in done)
+        columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        columns["margin"] = chosen - rejected
+    elif error is None:
+        columns["reward"] = done[0].reward
+    if any(r.truncated for r in done):
+        columns["truncated"] = True
+    if warnings := list(dict.fromkeys(w for r in done for w in r.warnings)):
+        columns["warnings"] = warnings
+    return Outcome(work.shape, columns | (_error(error) if error else {}))
 
 
-def merged(record: object, outcome: Outcome) -> dict[str, Any]:
-    """The record with its results; columns of an earlier run are replaced."""
-    raise NotImplementedError
+def merged(record: object, outcome: Outcome, raw: str | None = None) -> dict[str, Any]:
+    """The record with its results; columns of an earlier run are replaced.
+
+    Args:
+        record: as it was read; one that is no object goes into a column `line`.
+        outcome: what became of it.
+        raw: stands for the record, where the line was no JSON.
+    """
+    if not isinstance(record, Mapping):
+        record = {"line": record if raw is None else raw}
+    replaced = replaced_columns(record, outcome.shape)
+    kept = {key: value for key, value in record.items() if key not in replaced}
+    return kept | dict(outcome.columns)
+
+
+def replaced_columns(names: Mapping[str, Any] | Sequence[str], shape: Shape | None) -> set[str]:
+    """Columns of an earlier run, among those of a record.
+
+    Args:
+        names: of the record's columns.
+        shape: of the record.
+    """
+    ours = {*RESULT_COLUMNS[shape], "error"} if shape else {"error"}
+    if any(column in names for column in ours):  # else these two are the caller's own
+        ours |= {"truncated", "warnings"}
+    return ours
+
+
+def _error(error: ScoreError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message}}

@@ -102,7 +102,7 @@ class Source(Protocol):
 
         Args:
             start: from `Row.after` of the same input.
-            decoded: False leaves `Row.record` of tables None, which is faster where `cells` do.
+            decoded: False leaves `Row.record` None: faster where only sizes or `cells` matter.
 
         Raises:
             JobInputError: a file is damaged, or shorter than the position.

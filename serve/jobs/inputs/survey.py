@@ -38,7 +38,6 @@ class Survey:
 
     Attributes:
         num_rows: rows to score, not more than the limit.
-        num_bytes: sum of their `Row.size`; what progress counts to.
         files: those that were read, in order: with a limit, none after the one it falls in.
         schema: columns of the input for a table as output; None unless asked for.
         shapes: what the rows may be, which decides the result columns of a table; empty unless
@@ -46,7 +45,6 @@ class Survey:
     """
 
     num_rows: int
-    num_bytes: int
     files: tuple[FileDigest, ...]
     schema: pa.Schema | None
     shapes: frozenset[Shape]
@@ -67,7 +65,8 @@ def survey(
         limit: rows to look at; None for all.
         tabular: also find `schema` and `shapes`; costs the parsing of every line of JSON.
         columns: where the caller said a record's parts are.
-        told: is told rows and bytes (of `files` as stored) so far, now and then.
+        told: is told rows and bytes (of `files` as stored) so far, now and
+            then.
 
     Raises:
         JobInputError: a file cannot be read.
