@@ -54,14 +54,12 @@ class Span:
         chunk: number of the chunk, from 0.
         first_row: number of its first row.
         num_rows: at least 1.
-        num_bytes: of the input, for the progress.
         end: the reader's position behind the last row.
     """
 
     chunk: int
     first_row: int
     num_rows: int
-    num_bytes: int
     end: Position
 
 

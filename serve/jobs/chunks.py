@@ -12,13 +12,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rm_core import InputError, Reward, ScoreError
+from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.chunk_files import Finished, Result, RowResults, Span
 from serve.jobs.columns import Columns
 from serve.jobs.inputs.source import Row
-from serve.jobs.records import Shape, parse_record
+from serve.jobs.records import Shape, read_work
 from serve.jobs.seen import Digest, Known, SeenStore, digest_of
 from serve.jobs.summary import Summary
 
@@ -132,15 +132,12 @@ def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
         chunk=number,
         first_row=rows[0].number,
         num_rows=len(rows),
-        num_bytes=sum(row.size for row in rows),
         end=rows[-1].after,
     )
     return Chunk(span, parsed, conversations)
 
 
-def send(
-    chunk: Chunk, seen: SeenStore, on_its_way: set[Digest], submit: Submit
-) -> Pending:
+def send(chunk: Chunk, seen: SeenStore, on_its_way: set[Digest], submit: Submit) -> Pending:
     """Have those conversations of a chunk scored that nobody has sent yet.
 
     Args:
@@ -172,12 +169,9 @@ def results_of(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]
 
 
 def _parse(row: Row, columns: Columns, conversations: dict[Digest, Messages]) -> ParsedRow:
-    if isinstance(row.record, ScoreError):
-        return ParsedRow(None, (), row.record)
-    try:
-        work = parse_record(row.record, columns)
-    except InputError as error:
-        return ParsedRow(None, (), ScoreError.of(error))
+    work = read_work(row.record, columns)
+    if work.error:
+        return ParsedRow(work.shape, (), work.error)
     marks: list[Digest | ScoreError] = []
     for conversation in work.conversations:
         if isinstance(conversation, ScoreError):

@@ -26,20 +26,17 @@ class Prefix:
     Attributes:
         num_chunks: how many.
         end: where the first row behind them begins.
-        num_bytes: of their rows.
         summary: their figures.
     """
 
     num_chunks: int = 0
     end: Position = START
-    num_bytes: int = 0
     summary: Summary = field(default_factory=Summary)
 
     def add(self, span: Span, figures: Summary) -> None:
         """One more is done."""
         self.num_chunks += 1
         self.end = span.end
-        self.num_bytes += span.num_bytes
         self.summary.add(figures)
 
 

@@ -1,156 +1,218 @@
 """A job from its first row to its output: start reading here.
 
 Rows are read in chunks, a carrier scores several of them at a time, and each that is done is kept
-on disk in order. When all are, the input is read once more and goes out with the results. Whatever
-ends a run, the next one begins behind the last chunk that is whole.
+on disk, in order. When all are, the input is read once more and goes out with the results.
+Whatever ends a run, the next one goes on behind the last chunk that is whole.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from rm_core import RewardError, Truncation
 from serve.jobs.carriers.carrier import Carrier
-from serve.jobs.chunk_files import DamagedError, Finished, RowResults, write_chunk
-from serve.jobs.chunks import Pending, cut, digests_of, parse_chunk
-from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.durable import is_no_room
-from serve.jobs.errors import BadRowError, DiskFullError, JobError, JobStoppedError
+from serve.jobs.chunk_files import DamagedError
+from serve.jobs.durable import is_no_room, sha256_of
+from serve.jobs.errors import (
+    DiskFullError,
+    JobError,
+    JobInputError,
+    JobOutputError,
+    JobRefusedError,
+)
 from serve.jobs.folder import JobFolder, Prefix
-from serve.jobs.inputs.source import Source
-from serve.jobs.manifest import Manifest
+from serve.jobs.inputs.survey import Survey, survey
+from serve.jobs.lock import locked
+from serve.jobs.manifest import Done, Manifest, require_same
+from serve.jobs.merging import write_output
+from serve.jobs.outputs.writer import is_tabular
+from serve.jobs.plan import Plan
 from serve.jobs.progress import Progress
-from serve.jobs.seen import Digest, SeenStore
+from serve.jobs.scoring import Scoring, require_good
 from serve.jobs.stopping import Stopping
+from serve.jobs.summary import RowSink, Summary
 
-_POLL_S = 0.2
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a job was asked to do.
+@dataclass(slots=True)
+class Job:
+    """One run of a job.
 
     Attributes:
-        source: its input.
-        output: where the rows with their rewards go.
-        truncation: what to do with what is too long.
-        columns: where the parts of a record are.
-        limit: how many rows to take; None for all.
-        chunk_rows: most rows of a chunk.
-        fail_fast: whether to end at the first row with an error.
-    """
-
-    source: Source
-    output: Path
-    truncation: Truncation = "error"
-    columns: Columns = AS_USUAL
-    limit: int | None = None
-    chunk_rows: int = 2_000
-    fail_fast: bool = False
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Those that decide the results or where chunks are cut: they are pinned."""
-        named = asdict(self.columns)
-        return {
-            "truncation": self.truncation,
-            "limit": self.limit,
-            "chunk_rows": self.chunk_rows,
-            **{f"{name}_column": list(v) if isinstance(v, tuple) else v for name, v in named.items()},
-        }
-
-
-class Scoring:
-    """The chunks of a job that are not done yet, through a carrier.
-
-    Args:
-        plan: of the job.
-        manifest: what it is pinned to.
-        folder: where chunks are kept.
-        prefix: those that are done; grows.
+        plan: what was asked for.
         carrier: scores.
+        say: tells a person a line.
+        progress: shows how far it is.
+        stopping: says when to stop.
+        sink: is told of every row once all are done; None for nobody.
+        prefix: the chunks that are done.
     """
 
-    def __init__(
-        self, plan: Plan, manifest: Manifest, folder: JobFolder, prefix: Prefix, carrier: Carrier
-    ) -> None:
-        self._plan = plan
-        self._manifest = manifest
-        self._folder = folder
-        self._prefix = prefix
-        self._carrier = carrier
-        self._on_its_way: set[Digest] = set()
+    plan: Plan
+    carrier: Carrier
+    say: Callable[[str], None]
+    progress: Progress
+    stopping: Stopping
+    sink: RowSink | None = None
+    prefix: Prefix = field(default_factory=Prefix)
 
-    def run(self, progress: Progress, stopping: Stopping) -> None:
-        """Score until all chunks are done.
+    def run(self) -> Summary:
+        """Do what is left of the job; returns the figures of all of it.
 
         Raises:
+            JobRefusedError: another job or another run is there.
             JobStoppedError: it was asked to stop.
-            BadRowError: a row has an error, and that is to end the job.
-            DiskFullError: there is no room for results.
-            RewardError: the carrier failed.
+            DiskFullError: there is no room for what it writes.
+            RewardError: it cannot go on for another reason.
         """
-        job, prefix = self._manifest.job, self._prefix
-        seen = self._folder.open_seen(job, prefix.num_chunks, self._rebuild)
-        pending: deque[Pending] = deque()
-        started = time.monotonic()
+        require_place(self.plan)
+        folder = JobFolder(self.plan.output, self.say)
         try:
-            chunks = self._chunks()
-            while True:
-                self._fill(pending, chunks, seen, stopping)
-                if not pending or not self._wait(pending, progress, stopping):
-                    break
-                one = pending.popleft()
-                finished, mine = one.finish(seen)
-                self._require_good(finished)
-                now = time.monotonic()
-                finished.figures.seconds, started = now - started, now
-                seen.add(one.span.chunk, mine, finished.figures.num_computed_tokens)
-                write_chunk(self._folder.chunks, job, finished)
-                self._on_its_way.difference_update(one.own)
-                prefix.add(finished.span, finished.figures)
-                progress.add(finished.span.num_bytes, finished.figures)
+            folder.path.mkdir(exist_ok=True)
+            with locked(folder.lock):
+                return self._run(folder)
         except DamagedError as error:
-            self._folder.discard_seen()
             raise JobError(
-                f"the store of scored conversations is damaged ({error}); run the same command "
-                "again, which makes it again"
+                f"a file in {folder.path} is damaged ({error}); run the same command again, which "
+                "makes it good"
+            ) from error
+        except (OSError, DiskFullError) as error:
+            if isinstance(error, OSError) and not is_no_room(error):
+                raise
+            raise DiskFullError(
+                f"there is no room left for what the job writes in {folder.path.parent} ({error}); "
+                "make room, then run the same command again, which goes on where this one ended"
             ) from error
         finally:
-            for one in pending:
-                if one.future:
-                    one.future.cancel()
-            seen.close()
-        if stopping.asked is not None:
-            raise JobStoppedError("stopped as asked")
+            if self.prefix.num_chunks:
+                done = self.prefix.summary
+                self.say(f"{done.num_rows:,} rows in {self.prefix.num_chunks} chunks are scored")
 
-    def _chunks(self) -> Iterator[Pending]:
-        """Chunks behind those that are done, not yet sent."""
-        limit = self._plan.limit
-        start = self._prefix.end
-        rows = self._plan.source.rows(start)
-        if limit is not None:
-            rows = islice(rows, max(0, limit - start.row))
-        first = self._prefix.num_chunks
-        for number, some in enumerate(cut(rows, self._plan.chunk_rows), start=first):
-            yield parse_chunk(number, some, self._plan.columns)
+    def _run(self, folder: JobFolder) -> Summary:
+        manifest = self._manifest(folder)
+        if manifest.done:
+            folder.remove_work()
+            self._require_output(manifest.done)
+            return manifest.done.summary
+        folder.sweep()
+        self.prefix = folder.check(manifest.job)
+        self._score(folder, manifest)
+        self._write(folder, manifest)
+        output = self.plan.output
+        stat = output.stat()
+        summary = self.prefix.summary
+        done = Done(stat.st_size, stat.st_mtime_ns, sha256_of(output), summary)
+        folder.write_manifest(replace(manifest, done=done))
+        folder.remove_work()
+        return summary
 
-    def _fill(
-        self,
-        pending: deque[Pending],
-        chunks: Iterator[Any],
-        seen: SeenStore,
-        stopping: Stopping,
-    ) -> None:
-        while len(pending) < self._carrier.capacity and stopping.asked is None:
-            chunk = next(chunks, None)
-            if chunk is None:
-                return
-            pending.append(self._send(chunk, seen))
+    def _manifest(self, folder: JobFolder) -> Manifest:
+        """How the job began, be it now."""
+        plan = self.plan
+        kept = None
+        if plan.overwrite:
+            folder.clear()
+        else:
+            kept = folder.read_manifest()
+            if kept is None and plan.output.exists() and not folder.chunks.exists():
+                raise JobRefusedError(
+                    f"{plan.output} is there already, and no job is known to have written it; give "
+                    "another output, or --overwrite to replace it"
+                )
+        if kept:
+            # Nothing is asked of a model or a service for a job that is done.
+            asks = not (kept.done and kept.asked == plan.asked)
+            model = self.carrier.identity() if asks else None
+            require_same(kept, plan.source.files, model, plan.options)
+            return kept
+        model = self.carrier.identity()
+        manifest = Manifest(self._survey(), model, plan.options, plan.asked)
+        folder.write_manifest(manifest)
+        return manifest
+
+    def _survey(self) -> Survey:
+        source = self.plan.source
+        total = sum(file.size for file in source.files)
+
+        def told(num_rows: int, num_bytes: int) -> None:
+            self.progress.reach(num_bytes)
+
+        self.progress.phase("reading", total=total, unit="bytes")
+        return survey(
+            source,
+            limit=self.plan.limit,
+            tabular=is_tabular(self.plan.output),
+            columns=self.plan.columns,
+            told=told,
+        )
+
+    def _score(self, folder: JobFolder, manifest: Manifest) -> None:
+        done, total = self.prefix.summary, manifest.survey
+        if self.plan.fail_fast and done.num_failed:
+            for finished in folder.finished(manifest.job, self.prefix.num_chunks):
+                require_good(finished)
+        if done.num_rows < total.num_rows:
+            if done.num_rows:
+                self.say(f"going on behind row {done.num_rows:,} of {total.num_rows:,}")
+            self.progress.phase(
+                "scoring",
+                total=total.num_rows,
+                done=done.num_rows,
+            )
+            Scoring(
+                plan=self.plan,
+                job=manifest.job,
+                folder=folder,
+                prefix=self.prefix,
+                progress=self.progress,
+                stopping=self.stopping,
+            ).run(self.carrier)
+        if self.prefix.summary.num_rows != total.num_rows:
+            raise JobInputError(
+                f"the input had {total.num_rows} rows when the job began and has "
+                f"{self.prefix.summary.num_rows} now; put it back as it was, or start afresh with "
+                "--overwrite"
+            )
+
+    def _write(self, folder: JobFolder, manifest: Manifest) -> None:
+        self.progress.phase("writing", total=manifest.survey.num_rows)
+        write_output(
+            self.plan,
+            manifest,
+            folder.finished(manifest.job, self.prefix.num_chunks),
+            sink=self.sink,
+            progress=self.progress,
+            stopping=self.stopping,
+        )
+        if self.sink:
+            self.sink.write(self.prefix.summary)
+
+    def _require_output(self, done: Done) -> None:
+        output = self.plan.output
+        if not output.exists():
+            found = "is gone"
+        elif output.stat().st_size != done.size:
+            found = f"had {done.size} bytes and has {output.stat().st_size}"
+        elif output.stat().st_mtime_ns != done.mtime_ns and sha256_of(output) != done.sha256:
+            found = "changed"
+        else:
+            self.say(f"{output} is done already")
+            return
+        raise JobRefusedError(
+            f"the job was done, but since then {output} {found}; put it back, or score all of it "
+            "again with --overwrite"
+        )
+
+
+def require_place(plan: Plan) -> None:
+    """Return if an output can be where it is asked for.
+
+    Raises:
+        JobOutputError: it cannot.
+    """
+    output = plan.output
+    if not output.parent.is_dir():
+        raise JobOutputError(f"there is no folder {output.parent}; make it first")
+    if output.exists() and not output.is_file():
+        raise JobOutputError(f"{output} is no file; give the name of a file as the output")
+    if output.resolve() in {file.path.resolve() for file in plan.source.files}:
+        raise JobOutputError(f"{output} is the input too; give another name as the output")

@@ -52,12 +52,14 @@ class Manifest:
         survey: of the input.
         model: the carrier's identity.
         options: by the names that a person gives them; as plain JSON data.
+        asked: how the model was asked for; may change where `model` does not.
         done: None while the job runs.
     """
 
     survey: Survey
     model: dict[str, Any]
     options: dict[str, Any]
+    asked: dict[str, Any]
     done: Done | None = None
 
     @property
@@ -74,6 +76,7 @@ class Manifest:
             "input": _plain_survey(self.survey),
             "model": self.model,
             "options": self.options,
+            "asked": self.asked,
             "done": self.done and {**asdict(self.done), "summary": self.done.summary.as_json()},
         }
         text = json.dumps(plain, indent=1, sort_keys=True)
@@ -106,19 +109,23 @@ class Manifest:
             survey=_survey(plain["input"]),
             model=plain["model"],
             options=plain["options"],
+            asked=plain["asked"],
             done=done and Done(**{**done, "summary": Summary.from_json(done["summary"])}),
         )
 
 
 def require_same(
-    kept: Manifest, files: Sequence[InputFile], model: dict[str, Any], options: dict[str, Any]
+    kept: Manifest,
+    files: Sequence[InputFile],
+    model: dict[str, Any] | None,
+    options: dict[str, Any],
 ) -> None:
     """Return if a job is what it was when it began.
 
     Args:
         kept: how it began.
         files: the input now.
-        model: the carrier's identity now.
+        model: the carrier's identity now; None where it need not be known.
         options: those given now.
 
     Raises:
@@ -127,7 +134,7 @@ def require_same(
     limited = kept.options.get("limit") is not None
     changes = [
         *input_changes(kept.survey.files, files, limited=limited),
-        *_changes(kept.model, model, "the model's {}"),
+        *(_changes(kept.model, model, "the model's {}") if model is not None else ()),
         *_changes(kept.options, options, "--{}"),
     ]
     if changes:
@@ -185,7 +192,6 @@ def _plain_survey(survey: Survey) -> dict[str, Any]:
     schema = survey.schema
     return {
         "num_rows": survey.num_rows,
-        "num_bytes": survey.num_bytes,
         "files": [asdict(file) for file in survey.files],
         "schema": schema and base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "shapes": sorted(survey.shapes),
@@ -196,7 +202,6 @@ def _survey(plain: dict[str, Any]) -> Survey:
     schema = plain["schema"]
     return Survey(
         num_rows=plain["num_rows"],
-        num_bytes=plain["num_bytes"],
         files=tuple(FileDigest(**file) for file in plain["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
         shapes=frozenset(plain["shapes"]),

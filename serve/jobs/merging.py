@@ -9,7 +9,6 @@ from pathlib import Path
 from serve.jobs.chunk_files import Finished, RowResults
 from serve.jobs.durable import replacing
 from serve.jobs.errors import JobInputError, JobStoppedError
-from serve.jobs.folder import JobFolder
 from serve.jobs.inputs.source import InputFile
 from serve.jobs.manifest import Manifest, input_changes
 from serve.jobs.outputs.writer import is_tabular, open_writer
@@ -59,16 +58,13 @@ def write_output(
                     writer.write(row, _outcome(results))
                     if sink:
                         sink.add(results.shape, results.results, results.failure)
-                progress.add(chunk.span.num_bytes, chunk.figures)
+                progress.add(chunk.figures)
         file.flush()
         _require_unchanged(plan, manifest)
 
 
 def _outcome(row: RowResults) -> Outcome:
-    if row.error:
-        return outcome_of(row.error, ())
-    assert row.shape
-    return outcome_of(Work(row.shape, ()), row.results)
+    return outcome_of(Work(row.shape, error=row.error), row.results)
 
 
 def _require_unchanged(plan: Plan, manifest: Manifest) -> None:

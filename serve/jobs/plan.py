@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Plan:
         chunk_rows: most rows of a chunk.
         fail_fast: whether to end at the first row with an error.
         overwrite: whether to start afresh, whatever is there.
+        asked: how the model was asked for, as JSON data. While that is the same, a job that is
+            done looks at no model and asks no service.
     """
 
     source: Source
@@ -36,6 +38,7 @@ class Plan:
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:

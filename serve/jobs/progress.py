@@ -37,36 +37,34 @@ class Progress:
         self._line_every_s = line_every_s
         self._bar = _bar() if shown else None
         self._task: TaskID | None = None
-        self._begin("", 0, 0, 0)
+        self._line_at = 0.0
+        self._begin("", 0, 0, "rows")
 
-    def phase(self, name: str, *, total_bytes: int, done_bytes: int = 0, done_rows: int = 0) -> None:
+    def phase(self, name: str, *, total: int, done: int = 0, unit: str = "rows") -> None:
         """Begin to count anew.
 
         Args:
             name: what is done now.
-            total_bytes: of the input, all in all.
-            done_bytes: of it, before this run.
-            done_rows: before this run.
+            total: of what there is to do.
+            done: of it, before this run.
+            unit: what is counted.
         """
-        self._begin(name, total_bytes, done_bytes, done_rows)
+        self._begin(name, total, done, unit)
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(
-                name, total=total_bytes, completed=done_bytes, told=self._told()
-            )
+            self._task = self._bar.add_task(name, total=total, completed=done, told=self._told())
 
-    def add(self, num_bytes: int, figures: Summary) -> None:
+    def add(self, figures: Summary) -> None:
         """Some rows are done."""
-        self.move(num_bytes, figures.num_rows, figures.num_tokens)
+        self._tokens += figures.num_tokens
+        self.reach(self._done + figures.num_rows)
 
-    def move(self, num_bytes: int, num_rows: int, num_tokens: int = 0) -> None:
-        """Bytes of the input, rows and tokens that are done since the last call."""
-        self._bytes += num_bytes
-        self._rows += num_rows
-        self._tokens += num_tokens
+    def reach(self, done: int) -> None:
+        """So much is done, in all."""
+        self._done = done
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=self._bytes, told=self._told())
+            self._bar.update(self._task, completed=done, told=self._told())
         self.tick()
 
     def tick(self) -> None:
@@ -75,26 +73,25 @@ class Progress:
         if self._bar or now - self._line_at < self._line_every_s:
             return
         self._line_at = now
-        share = 100 * self._bytes / self._total if self._total else 100.0
+        share = 100 * self._done / self._total if self._total else 100.0
         self._say(f"{self._name}: {share:.0f}%, {self._told()}{self._left(now)}")
 
-    def _begin(self, name: str, total: int, done_bytes: int, done_rows: int) -> None:
-        self._name, self._total = name, total
-        self._bytes = self._bytes_before = done_bytes
-        self._rows = done_rows
+    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._done_before = done
         self._tokens = 0
         self._started = self._line_at = time.monotonic()
 
     def _told(self) -> str:
         seconds = time.monotonic() - self._started
         rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds else ""
-        return f"{self._rows:,} rows{rate}"
+        return f"{self._done:,} {self._unit}{rate}"
 
     def _left(self, now: float) -> str:
-        done = self._bytes - self._bytes_before
+        done = self._done - self._done_before
         if done <= 0:
             return ""
-        seconds = (now - self._started) * (self._total - self._bytes) / done
+        seconds = (now - self._started) * (self._total - self._done) / done
         return f", {clock(max(0.0, seconds))} left"
 
     def __enter__(self) -> Progress:
@@ -129,4 +126,5 @@ def _bar() -> Bar:
         TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        speed_estimate_period=600,  # chunks come in jumps
     )

@@ -107,7 +107,7 @@ class Scoring:
         write_chunk(self.folder.chunks, self.job, finished)
         self._on_its_way.difference_update(one.own)
         self.prefix.add(finished.span, finished.figures)
-        self.progress.add(finished.span.num_bytes, finished.figures)
+        self.progress.add(finished.figures)
 
     def _chunks(self, start: Position, number: int) -> Iterator[Chunk]:
         for index, rows in enumerate(cut(self._rows(start), self.plan.chunk_rows), number):
