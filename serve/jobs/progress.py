@@ -58,7 +58,11 @@ class Progress:
     def add(self, figures: Summary) -> None:
         """Some rows are done."""
         self._tokens += figures.num_tokens
-        self.reach(self._done + figures.num_rows)
+        self.advance(figures.num_rows)
+
+    def advance(self, some: int) -> None:
+        """So much more is done."""
+        self.reach(self._done + some)
 
     def reach(self, done: int) -> None:
         """So much is done, in all."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rm_core import (
@@ -20,8 +21,10 @@ from rm_core import (
     ChatEncoder,
     Encoded,
     ModelConfig,
+    NotReadyError,
     Packing,
     RewardScorer,
+    ScoredBatch,
     ScoreError,
     Truncation,
     combine,
@@ -53,6 +56,7 @@ class LocalCarrier:
         # One thread each: neither a tokenizer nor a model is used by two at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._closing = Event()
         self._scorer: RewardScorer | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -80,9 +84,10 @@ class LocalCarrier:
         return [e if isinstance(e, ScoreError) else e.num_tokens for e in encoded]
 
     def close(self) -> None:
-        """Let go of the threads; what has not begun is cancelled."""
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
-        self._device.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads; no other batch is begun."""
+        self._closing.set()
+        self._tokenizing.shutdown(cancel_futures=True)
+        self._device.shutdown(cancel_futures=True)
 
     @cached_property
     def _encoder(self) -> ChatEncoder:
@@ -102,7 +107,13 @@ class LocalCarrier:
         assert self._scorer
         if not future.set_running_or_notify_cancel():
             return
-        batch = self._scorer.score_prepared(packing)
+        rewards: list[float | ScoreError] = []
+        for tree in packing.batches:  # one by one: a job that ends need not wait for all
+            if self._closing.is_set():
+                raise NotReadyError("the job ends; what was not scored is scored at its next start")
+            alone = Packing((tree,), tuple(range(len(tree.sequences))))
+            rewards += self._scorer.score_prepared(alone).rewards
+        batch = ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
         future.set_result(Scored(combine(encoded, batch), batch.num_computed_tokens))
 
     def _loaded(self) -> RewardScorer:
