@@ -57,7 +57,7 @@ def read_work(record: object, columns: Columns = AS_USUAL) -> Work:
     try:
         return parse_record(record, columns)
     except InputError as error:
-        shapes = _shapes_in(record, columns) if isinstance(record, Mapping) else []
+        shapes = shapes_in(record, columns) if isinstance(record, Mapping) else []
         return Work(shapes[0] if shapes else None, error=ScoreError.of(error))
 
 
@@ -75,7 +75,7 @@ def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
         raise InvalidConversationError(
             f"a record must be a JSON object, got {type(record).__name__}"
         )
-    shapes = _shapes_in(record, columns)
+    shapes = shapes_in(record, columns)
     if not shapes:
         raise InvalidConversationError(
             "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
@@ -120,7 +120,8 @@ def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> lis
     return shapes
 
 
-def _shapes_in(record: Mapping[str, Any], columns: Columns) -> list[Shape]:
+def shapes_in(record: Mapping[str, Any], columns: Columns) -> list[Shape]:
+    """Which shapes a record has by its columns, null ones left aside; see `shapes_among`."""
     return shapes_among(lambda name: record.get(name) is not None, columns)
 
 

@@ -27,13 +27,15 @@ class Outcome(NamedTuple):
     columns: Mapping[str, Any]
 
 
-def outcome_of(work: Work, results: Sequence[Reward | ScoreError]) -> Outcome:
+def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) -> Outcome:
     """The result columns of one row.
 
     Args:
-        work: what `read_work` made of the row.
+        work: what `read_work` made of the row; an error for a row of no known shape.
         results: of `work.conversations`, in order: those that are errors already included.
     """
+    if isinstance(work, ScoreError):
+        return Outcome(None, _error(work))
     if work.error:
         return Outcome(work.shape, _error(work.error))
     error = next((r for r in results if isinstance(r, ScoreError)), None)

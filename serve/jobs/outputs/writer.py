@@ -9,9 +9,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Protocol
 
+from serve.jobs.errors import JobOutputError
 from serve.jobs.inputs.source import Row
 from serve.jobs.inputs.survey import Survey
+from serve.jobs.outputs.lines import LinesWriter
+from serve.jobs.outputs.table import TableWriter
 from serve.jobs.results import Outcome
+
+_TABLES = (".parquet", ".pq")
+_PACKED = ".gz"
+_OTHERS = (".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
 
 
 class Writer(Protocol):
@@ -27,7 +34,13 @@ def is_tabular(output: Path) -> bool:
     Raises:
         JobOutputError: a name that asks for what is not written, such as `.csv`.
     """
-    raise NotImplementedError
+    suffix = output.suffix.lower()
+    if suffix in _OTHERS:
+        raise JobOutputError(
+            f"{output} has a name that ends in {suffix}, which is not written; let it end in "
+            ".jsonl, .jsonl.gz or .parquet"
+        )
+    return suffix in _TABLES
 
 
 def open_writer(output: Path, file: IO[bytes], survey: Survey) -> AbstractContextManager[Writer]:
@@ -39,5 +52,11 @@ def open_writer(output: Path, file: IO[bytes], survey: Survey) -> AbstractContex
         output: decides the format.
         file: where the bytes go; written from its beginning.
         survey: of the input; its schema and shapes decide the columns of a table.
+
+    Raises:
+        JobOutputError: as for `is_tabular`.
     """
-    raise NotImplementedError
+    if is_tabular(output):
+        assert survey.schema is not None, "the survey of a table's input has a schema"
+        return TableWriter(file, survey.schema, survey.shapes)
+    return LinesWriter(file, packed=output.suffix.lower() == _PACKED)
