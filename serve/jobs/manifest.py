@@ -77,7 +77,7 @@ class Manifest:
             "model": self.model,
             "options": self.options,
             "asked": self.asked,
-            "done": self.done and {**asdict(self.done), "summary": self.done.summary.as_json()},
+            "done": self.done and _plain_done(self.done),
         }
         text = json.dumps(plain, indent=1, sort_keys=True)
         write_durably(path, f"{text}\n{_digest(text)}\n".encode())
@@ -188,10 +188,20 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _plain_done(done: Done) -> dict[str, Any]:
+    return {
+        "size": done.size,
+        "mtime_ns": done.mtime_ns,
+        "sha256": done.sha256,
+        "summary": done.summary.as_json(),
+    }
+
+
 def _plain_survey(survey: Survey) -> dict[str, Any]:
     schema = survey.schema
     return {
         "num_rows": survey.num_rows,
+        "num_bytes": survey.num_bytes,
         "files": [asdict(file) for file in survey.files],
         "schema": schema and base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "shapes": sorted(survey.shapes),
@@ -202,6 +212,7 @@ def _survey(plain: dict[str, Any]) -> Survey:
     schema = plain["schema"]
     return Survey(
         num_rows=plain["num_rows"],
+        num_bytes=plain["num_bytes"],
         files=tuple(FileDigest(**file) for file in plain["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
         shapes=frozenset(plain["shapes"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from rm_core import Reward, ScoreError
@@ -65,7 +65,9 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, for the manifest; `from_json` reads it."""
-        return asdict(self)
+        # Not `asdict`, which makes a Counter into one of pairs.
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**plain, "errors": dict(self.errors)}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Summary:
