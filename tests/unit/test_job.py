@@ -162,7 +162,7 @@ def test_an_input_that_changes_under_way(source: Path, output: Path) -> None:
                 file.write(json.dumps({"messages": TURNS}) + "\n")
 
     carrier.before = append
-    with pytest.raises(JobInputError, match="changed|had 95 rows"):
+    with pytest.raises(JobInputError, match=r"changed|had 95 rows"):
         run_job(source, output, carrier)
     assert not output.exists()
 
