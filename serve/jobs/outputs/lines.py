@@ -8,7 +8,6 @@ import datetime
 import decimal
 import gzip
 import json
-from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from serve.jobs.inputs.source import Row
@@ -34,13 +33,8 @@ class LinesWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self._packed and error is None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self._packed and failure is None:
             self._packed.close()
         elif self._packed:
             with contextlib.suppress(OSError):  # what it holds back may find no room either

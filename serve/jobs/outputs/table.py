@@ -6,8 +6,8 @@ that memory is bounded and readers find groups of a useful size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import IO, Any, Self
 
 import pyarrow as pa
@@ -56,13 +56,8 @@ class TableWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
             self._gather()
             self._write_group()
             self._writer.close()
@@ -148,17 +143,12 @@ def _well_formed(value: Any) -> Any:
 
 def _cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
     """Columns of rows that Arrow has already; consecutive rows of a batch are taken at once."""
-    runs: list[pa.RecordBatch] = []
-    batch, first, count = None, 0, 0
-    for row in rows:
-        assert row.cells
-        if row.cells[0] is batch:
-            count += 1
-            continue
-        if batch is not None:
-            runs.append(batch.slice(first, count))
-        (batch, first), count = row.cells, 1
-    runs.append(batch.slice(first, count))
+    runs = []
+    for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
+        run = list(same)
+        assert run[0].cells
+        batch, first = run[0].cells
+        runs.append(batch.slice(first, len(run)))
     return [pa.concat_arrays([_column(run, field) for run in runs]) for field in schema]
 
 
