@@ -18,7 +18,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rm_core import (
     Encoded,
-    InputError,
     ModelConfig,
     Reward,
     ScoreError,
@@ -27,7 +26,8 @@ from rm_core import (
     render_record,
 )
 from rm_core.conversations import Messages
-from serve.jobs.records import Work, finish, parse_record
+from serve.jobs.records import Work, read_work
+from serve.jobs.results import merged, outcome_of
 
 ScoreAll: TypeAlias = Callable[[list[Messages], Truncation], list[Reward | ScoreError]]
 """Scores conversations; result i belongs to conversation i."""
@@ -101,8 +101,7 @@ def render_lines(
     numbered = enumerate(line for line in lines if line.strip())
     for index, line in numbered:
         _, work = _parse(line)
-        conversations = [work] if isinstance(work, ScoreError) else work.conversations
-        for conversation in conversations:
+        for conversation in [work.error] if work.error else work.conversations:
             encoded: Encoded | ScoreError
             if isinstance(conversation, ScoreError):
                 encoded = conversation
@@ -125,16 +124,13 @@ def _score_chunk(
     valid = [
         conversation
         for _, work in parsed
-        if not isinstance(work, ScoreError)
         for conversation in work.conversations
         if not isinstance(conversation, ScoreError)
     ]
     results = iter(score_all(valid, truncation))
     for record, work in parsed:
-        mine: list[Reward | ScoreError] = []
-        if not isinstance(work, ScoreError):
-            mine = [c if isinstance(c, ScoreError) else next(results) for c in work.conversations]
-        finished = finish(record, work, mine)
+        mine = [c if isinstance(c, ScoreError) else next(results) for c in work.conversations]
+        finished = merged(record, outcome_of(work, mine))
         summary.records += 1
         summary.tokens += sum(r.num_tokens for r in mine if isinstance(r, Reward))
         if error := finished.get("error"):
@@ -142,16 +138,14 @@ def _score_chunk(
         yield finished
 
 
-def _parse(line: bytes) -> tuple[Any, Work | ScoreError]:
+def _parse(line: bytes) -> tuple[Any, Work]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         text = line.decode("utf-8", "replace").rstrip("\n")
-        return text, ScoreError("invalid_json", f"the line is no JSON: {error}; one record a line")
-    try:
-        return record, parse_record(record)
-    except InputError as error:
-        return record, ScoreError.of(error)
+        problem = ScoreError("invalid_json", f"the line is no JSON: {error}; one record a line")
+        return text, Work(None, error=problem)
+    return record, read_work(record)
 
 
 def _line(record: Any) -> bytes:

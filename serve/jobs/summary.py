@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from rm_core import Reward, ScoreError
@@ -53,9 +53,21 @@ class Summary:
         """Tokens of the input a second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
+    def add(self, other: Summary) -> None:
+        """Count another part of the job too."""
+        self.num_rows += other.num_rows
+        self.errors.update(other.errors)
+        self.num_conversations += other.num_conversations
+        self.num_tokens += other.num_tokens
+        self.num_repeated_tokens += other.num_repeated_tokens
+        self.num_computed_tokens += other.num_computed_tokens
+        self.seconds += other.seconds
+
     def as_json(self) -> dict[str, Any]:
         """Plain data, for the manifest; `from_json` reads it."""
-        return asdict(self)
+        # Not `asdict`, which makes a Counter into one of pairs.
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**plain, "errors": dict(self.errors)}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Summary:

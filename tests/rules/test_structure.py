@@ -34,6 +34,7 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
+    ["serve.score_command"],
     ["serve.options"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
     ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
