@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from serve.jobs.errors import JobOutputError
 from serve.jobs.inputs.source import Row
+from serve.jobs.outputs.sink import Sink
 from serve.jobs.records import Shape
 from serve.jobs.results import RESULT_COLUMNS, Outcome, replaced_columns
 
@@ -47,7 +48,8 @@ class TableWriter:
         self._carried = _carried(schema, shapes)
         self._results = _results(shapes, self._carried.names)
         self._schema = pa.schema([*self._carried, *self._results], schema.metadata)
-        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._sink = Sink(file)
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []
         self._outcomes: list[Mapping[str, Any]] = []
         self._num_bytes = 0
@@ -62,7 +64,8 @@ class TableWriter:
             self._write_group()
             self._writer.close()
         else:
-            self._writer.is_open = False  # else it writes the end of the file when it is freed
+            self._sink.drop()
+            self._writer.close()
 
     def write(self, row: Row, outcome: Outcome) -> None:
         """See `Writer`."""
