@@ -57,6 +57,13 @@ def _where_options(command: F) -> F:
             help="Score on a Ray cluster, a model on each GPU; `auto` finds one, `local` starts "
             "one here.",
         ),
+        click.option(
+            "--ray-actors",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Models on that cluster; by default as many as it has room for, and more when it "
+            "grows.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -117,9 +124,11 @@ def score(input: str, output: Path | None, **options: Any) -> None:
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
     model = {name: options.pop(name) for name in _MODEL_OPTIONS}
-    urls, ray = options.pop("urls"), options.pop("ray")
+    urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
     if urls and ray:
         raise click.UsageError("--url and --ray are two ways to score; give one of them")
+    if ray_actors and not ray:
+        raise click.UsageError("--ray-actors is for a Ray cluster; give --ray ADDRESS too")
     given = _given(model)
     if urls and (useless := [option for option in given if option != "model"]):
         raise click.UsageError(
@@ -134,6 +143,7 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         api_key=options.pop("api_key"),
         retry_s=options.pop("retry_s"),
         ray=ray,
+        ray_actors=ray_actors,
     )
     columns = {name: options.pop(f"{name}_column") for name in _COLUMNS}
     sys.exit(run(input, output, ways, say=say, columns=columns, **options))

@@ -37,6 +37,7 @@ class Ways:
         api_key: of all of them.
         retry_s: seconds to go on trying.
         ray: address of a cluster.
+        ray_actors: how many models there; None for as many as it has room for.
     """
 
     model: dict[str, Any]
@@ -45,6 +46,7 @@ class Ways:
     api_key: str | None = None
     retry_s: float = 300.0
     ray: str | None = None
+    ray_actors: int | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -67,6 +69,10 @@ class Ways:
 
             return UrlsCarrier(self.urls, self.served, api_key=self.api_key, retry_s=self.retry_s)
         config = model_config(**self.model)
+        if self.ray:
+            from serve.jobs.carriers.ray_pool import RayPool
+
+            return RayPool(config, self.ray, self.ray_actors)
         from serve.jobs.carriers.local import LocalCarrier
 
         return LocalCarrier(config, folder and folder / "batches.json")
@@ -137,4 +143,8 @@ def run(
 
 
 def _sink(report: Path | None, plan: Plan) -> RowSink | None:
-    return None
+    if report is None:
+        return None
+    from serve.jobs.report import Report
+
+    return Report(report, plan.output.name)

@@ -47,6 +47,7 @@ def cluster() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    patch.setenv("RAY_agent_register_timeout_ms", "100000")  # on a machine with much else to do
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
@@ -120,7 +121,7 @@ def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
     pool = RayPool(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
     try:
         future = pool.submit([conversation("hi")], "error")
-        with pytest.raises(ModelLoadError, match="no actor of the pool can score.*nowhere"):
+        with pytest.raises(ModelLoadError, match=r"no actor of the pool can score.*nowhere"):
             future.result(120)
         with pytest.raises(ModelLoadError, match="nowhere"):
             pool.submit([conversation("later")], "error").result(120)

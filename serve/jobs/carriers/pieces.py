@@ -43,6 +43,12 @@ class Call:
     def __post_init__(self) -> None:
         self.results = [None] * len(self.conversations)
 
+    def begin(self) -> bool:
+        """Whether anybody waits for it; from now on it cannot be cancelled."""
+        return self.future.running() or (
+            not self.future.done() and self.future.set_running_or_notify_cancel()
+        )
+
     def fail(self, error: RewardError) -> None:
         """The whole way has failed."""
         with contextlib.suppress(InvalidStateError):  # cancelled, or known already

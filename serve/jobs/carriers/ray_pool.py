@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ from rm_core import (
 )
 from rm_core.conversations import Messages
 from serve.jobs.carriers.carrier import Scored
+from serve.jobs.carriers.local import local_identity
 from serve.jobs.carriers.pieces import Call, Piece
 from serve.jobs.carriers.ray_actor import ScorerActor
 from serve.jobs.carriers.ray_seats import Seat, Seats, reason_of
@@ -54,7 +56,7 @@ _LOOK_EVERY_S = 3.0
 
 
 class RayPool:
-    """The carrier that scores on Ray; connects when the first call is submitted.
+    """The carrier that scores on Ray; connects when it has to.
 
     Args:
         model: what every actor loads.
@@ -79,7 +81,21 @@ class RayPool:
         self._fresh: deque[Piece] = deque()
         self._suspects: deque[Piece] = deque()
         self._failure: RewardError | None = None
+        self._has_begun = False
         self._num_up = 0
+
+    def identity(self) -> dict[str, Any]:
+        """See `Carrier`; joins a cluster to see whether it has GPUs, which decide the dtype."""
+        if self._address == "local":
+            return local_identity(self._model)
+        kind: Future[str] = Future()
+        self._post(partial(self._tell_kind, kind))
+        # Here may be no GPU: what the files say is the same for both.
+        identity = local_identity(replace(self._model, device="cpu", num_devices=1))
+        if kind.result() == "GPU":
+            dtype = "bfloat16" if self._model.dtype == "auto" else self._model.dtype
+            identity |= {"device": "cuda", "dtype": dtype}
+        return identity
 
     @property
     def capacity(self) -> int:
@@ -89,10 +105,7 @@ class RayPool:
     def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
         """See `Carrier`."""
         call = Call(conversations, truncation)
-        self._events.put(partial(self._take, call))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ray-pool", daemon=True)
-            self._thread.start()
+        self._post(partial(self._take, call))
         return call.future
 
     def count_tokens(
@@ -109,13 +122,18 @@ class RayPool:
             self._thread.join()
             self._thread = None
 
+    def _post(self, event: Callable[[], None]) -> None:
+        self._events.put(event)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ray-pool", daemon=True)
+            self._thread.start()
+
     def _run(self) -> None:
         """The thread: connected until it is told to stop, or the whole way fails."""
         joined = False
         try:
             joined = connect(self._address)
             self._seats = Seats(self._model, self._num_actors, self._actor, self._loaded)
-            self._seats.look()
             self._serve_events(self._seats)
         except RewardError as error:
             self._fail(error)
@@ -130,14 +148,14 @@ class RayPool:
             call.future.cancel()
 
     def _serve_events(self, seats: Seats) -> None:
-        next_look = time.monotonic() + _LOOK_EVERY_S
+        next_look = 0.0
         while True:
-            try:
-                event = self._events.get(timeout=max(0.0, next_look - time.monotonic()))
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=max(0.01, next_look - time.monotonic()))
                 if event is None:
                     return
                 event()
-            except queue.Empty:
+            if self._has_begun and time.monotonic() >= next_look:
                 seats.look()
                 next_look = time.monotonic() + _LOOK_EVERY_S
             if why := seats.why_hopeless():
@@ -163,8 +181,15 @@ class RayPool:
         if self._failure is not None:
             call.fail(self._failure)
             return
+        self._has_begun = True
         self._calls.add(call)
         self._fresh.append(Piece.whole(call))
+
+    def _tell_kind(self, kind: Future[str]) -> None:
+        if self._failure is not None or self._seats is None:
+            kind.set_exception(self._failure or ScoringError("there is no pool of actors"))
+        else:
+            kind.set_result(self._seats.kind)
 
     def _loaded(self, seat: Seat, loading: Future[dict[str, Any]]) -> None:
         # On some thread of Ray's.
@@ -182,10 +207,13 @@ class RayPool:
         rest = free[len(self._suspects) :]
         for depth in range(_CALLS_PER_ACTOR):
             for seat in rest:
-                if self._fresh and len(seat.in_flight) == depth:
+                while self._fresh and len(seat.in_flight) == depth:
                     self._send(seat, self._fresh.popleft())
 
     def _send(self, seat: Seat, piece: Piece) -> None:
+        if not piece.call.begin():
+            self._calls.discard(piece.call)
+            return
         seat.in_flight.append(piece)
         answer = seat.actor.score.remote(piece.conversations, piece.call.truncation).future()
         answer.add_done_callback(

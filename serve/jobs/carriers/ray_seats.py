@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rm_core import Fingerprint, ModelConfig, RewardError
@@ -121,12 +122,17 @@ class Seats:
             __version__,
             None if on_gpu else self._need.amount,
         )
-        self._start = lambda: self._remote(actor, on_gpu).remote(settings)
+        self._start: Callable[[], Any] = partial(self._remote(actor, on_gpu).remote, settings)
 
     @property
     def up(self) -> list[Seat]:
         """Those that can score."""
         return [seat for seat in self._seats if seat.is_up]
+
+    @property
+    def kind(self) -> str:
+        """What actors take of a node: GPUs or CPUs."""
+        return self._need.kind
 
     @property
     def wanted(self) -> int:
