@@ -134,38 +134,40 @@ def read_chunk(folder: Path, job: str, chunk: int) -> Finished:
     return Finished(span, rows, figures)
 
 
-def plain(result: Result) -> Any:
-    """JSON data of a result. Rewards come back to the last bit: `repr` of a float does."""
+def result_text(result: Result) -> str:
+    """A result as JSON. Rewards come back to the last bit: `repr` of a float does."""
     if isinstance(result, ScoreError):
-        return {"code": result.code, "message": result.message}
+        return json.dumps({"code": result.code, "message": result.message})
     if result.truncated or result.warnings:
-        return [result.reward, result.num_tokens, result.truncated, list(result.warnings)]
-    return [result.reward, result.num_tokens]
+        return json.dumps(
+            [result.reward, result.num_tokens, result.truncated, list(result.warnings)]
+        )
+    return f"[{result.reward!r},{result.num_tokens}]"
 
 
-def read(value: Any) -> Result:
-    """What `plain` made."""
+def read_result(value: Any) -> Result:
+    """What `result_text` wrote, as `json` reads it."""
     if isinstance(value, dict):
         return ScoreError(**value)
-    reward, num_tokens, *more = value
-    if more:
-        return Reward(reward, num_tokens, more[0], tuple(more[1]))
-    return Reward(reward, num_tokens)
+    if len(value) == 2:
+        return Reward(value[0], value[1])
+    reward, num_tokens, truncated, warnings = value
+    return Reward(reward, num_tokens, truncated, tuple(warnings))
 
 
 def _body(rows: Sequence[RowResults]) -> bytes:
     """A JSON list, one row a line."""
-    lines = ",\n".join(json.dumps(_plain_row(row), separators=(",", ":")) for row in rows)
-    return f"[\n{lines}\n]\n".encode()
+    return "[\n{}\n]\n".format(",\n".join(map(_row_text, rows))).encode()
 
 
-def _plain_row(row: RowResults) -> list[Any]:
+def _row_text(row: RowResults) -> str:
+    shape = f'"{row.shape}"' if row.shape else "null"
     if row.error:
-        return [row.shape, plain(row.error), "row"]
-    return [row.shape, [plain(result) for result in row.results]]
+        return f"[{shape},{result_text(row.error)},true]"
+    return f"[{shape},[{','.join(map(result_text, row.results))}]]"
 
 
 def _read_row(value: list[Any]) -> RowResults:
     if len(value) == 3:
         return RowResults(value[0], [], ScoreError(**value[1]))
-    return RowResults(value[0], [read(result) for result in value[1]])
+    return RowResults(value[0], [read_result(result) for result in value[1]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
@@ -27,8 +27,7 @@ Submit: TypeAlias = Callable[[Sequence[Messages]], "Future[Scored]"]
 MAX_CHUNK_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRow:
+class ParsedRow(NamedTuple):
     """What is left of a row once its conversations are known by their digests.
 
     Attributes:

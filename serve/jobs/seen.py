@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rm_core.conversations import Messages
-from serve.jobs.chunk_files import DamagedError, Result, plain, read
+from serve.jobs.chunk_files import DamagedError, Result, read_result, result_text
 from serve.jobs.errors import DiskFullError
 
 Digest = bytes
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 _CACHE_KIB = 65_536
 _WAL_PAGES = 16_384  # of 4 KiB: a page that several chunks touch is written back once
@@ -41,8 +43,7 @@ class Known(NamedTuple):
 
 def digest_of(messages: Messages) -> Digest:
     """Equal for conversations that are the same to every template: 16 bytes."""
-    text = json.dumps(messages, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(_canonical(messages).encode(), digest_size=16).digest()
 
 
 class SeenStore:
@@ -151,14 +152,14 @@ def remove_store(path: Path) -> None:
 
 def _sealed(key: Digest, result: Result) -> str:
     """A result with a checksum: SQLite has none of its own."""
-    text = json.dumps(plain(result), separators=(",", ":"))
+    text = result_text(result)
     return f"{zlib.crc32(key + text.encode()):08x}{text}"
 
 
 def _checked(key: Digest, text: str) -> Result:
     if f"{zlib.crc32(key + text[8:].encode()):08x}" != text[:8]:
         raise DamagedError("a result is not as it was written")
-    return read(json.loads(text[8:]))
+    return read_result(json.loads(text[8:]))
 
 
 @contextlib.contextmanager

@@ -34,11 +34,7 @@ def read_array(
     with opened(path, start.offset, watch) as file:
         text = _Text(path, file, start.offset)
         number = start.row
-        if start.offset:
-            is_more = text.take() == ","
-        else:
-            text.begin()
-            is_more = text.next() != "]"
+        is_more = text.take() == "," if start.offset else text.begin()
         while is_more:
             before = text.offset
             record = text.element(number)
@@ -61,13 +57,16 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._is_all = False
 
-    def begin(self) -> None:
-        """Go behind the bracket that opens the array."""
+    def begin(self) -> bool:
+        """Go to the first element; False if there is none."""
         if self.next() == "\ufeff":
             self._go(self._at + 1)
         if self.next() != "[":
             raise self._damaged("it does not begin with an array")
         self._go(self._at + 1)
+        if is_empty := self.next() == "]":
+            self._go(self._at + 1)
+        return not is_empty
 
     def next(self) -> str:
         """Go to the next character that is no blank; empty at the end."""
@@ -90,15 +89,17 @@ class _Text:
                 if self._is_cut(error) and self._read():
                     continue
                 raise self._damaged(f"row {number} is no JSON: {error}") from None
-            # A number that ends with the block may go on in the next one.
-            if end < len(self._text) or not self._read():
+            # A number at the end of a block may go on in the next one.
+            mark = self._text[end : end + 1]
+            is_cut = not mark or (isinstance(value, int | float) and mark not in " \t\r\n,]")
+            if not (is_cut and self._read()):
                 self._go(end)
                 return value
 
     def take(self, number: int = 0) -> str:
         """Go behind the comma or bracket that follows an element; that character."""
         mark = self.next()
-        if mark not in (",", "]") or not mark:
+        if mark not in (",", "]"):
             raise self._damaged(f"after row {number - 1} comes {mark or 'the end'}, not a comma")
         self._go(self._at + 1)
         return mark

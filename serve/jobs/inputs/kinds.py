@@ -63,10 +63,13 @@ def is_data(name: str) -> bool:
 
     Hidden files are not, nor is what an earlier job keeps in a folder `....job`.
     """
-    folders = name.split("/")[:-1]
     is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-    is_kept = any(folder.endswith(".job") for folder in folders)
-    return kind_by_name(name) is not None and not is_hidden and not is_kept
+    return kind_by_name(name) is not None and not is_hidden and not is_kept(name)
+
+
+def is_kept(name: str) -> bool:
+    """Whether a path lies in a folder where a job keeps its state."""
+    return any(folder.endswith(".job") for folder in name.split("/")[:-1])
 
 
 def of_split(names: Sequence[str], split: str) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from serve.jobs.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.hub import HUB, fetch
-from serve.jobs.inputs.kinds import SUFFIXES, is_data, kind_of, of_split, splits_in
+from serve.jobs.inputs.kinds import SUFFIXES, is_data, is_kept, kind_of, of_split, splits_in
 from serve.jobs.inputs.saved_set import is_saved_set, saved_files
 from serve.jobs.inputs.source import InputFile, Kind
 from serve.jobs.inputs.tables import arrow_schema, parquet_schema
@@ -29,8 +29,8 @@ def open_source(name: str, *, split: str | None = None) -> FileSource:
         JobInputError: nothing there, several kinds, an unknown kind, or a split is to be chosen.
     """
     if name.startswith(HUB):
-        found = fetch(name, split)
-        return _source(found.name, found.paths)
+        fetched = fetch(name, split)
+        return _source(fetched.name, fetched.paths)
     path = Path(name)
     if path.is_dir():
         paths = saved_files(path, split) if is_saved_set(path) else _in_folder(path, split)
@@ -43,10 +43,11 @@ def open_source(name: str, *, split: str | None = None) -> FileSource:
     if path.exists():
         return _source(str(path.absolute()), [path])
     if glob.has_magic(name):
-        every = sorted(found for found in glob.glob(name, recursive=True) if os.path.isfile(found))
+        found = sorted(glob.glob(name, recursive=True))
+        every = [one for one in found if os.path.isfile(one) and not is_kept(one)]
         if not every:
             raise JobInputError(f"no file matches {name}")
-        return _source(os.path.abspath(name), [Path(found) for found in every])
+        return _source(os.path.abspath(name), [Path(one) for one in every])
     raise JobInputError(f"there is no file or folder {name}")
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime
 import decimal
 import gzip
 import json
-from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self
 
 from serve.jobs.inputs.source import Row
+from serve.jobs.outputs.sink import Sink
 from serve.jobs.results import Outcome, merged
 
 
@@ -24,27 +23,19 @@ class LinesWriter:
     """
 
     def __init__(self, file: IO[bytes], *, packed: bool) -> None:
-        self._file = file
-        self._packed: gzip.GzipFile | None = None
+        self._sink = Sink(file)
+        self._file: Sink | gzip.GzipFile = self._sink
         if packed:
             # No time and no name in it: the same rows give the same bytes.
-            self._packed = gzip.GzipFile("", "wb", 6, file, mtime=0)
-            self._file = cast(IO[bytes], self._packed)
+            self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self._packed and error is None:
-            self._packed.close()
-        elif self._packed:
-            with contextlib.suppress(OSError):  # what it holds back may find no room either
-                self._packed.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            self._sink.drop()
+        self._file.close()
 
     def write(self, row: Row, outcome: Outcome) -> None:
         """See `Writer`."""

@@ -6,8 +6,8 @@ that memory is bounded and readers find groups of a useful size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import IO, Any, Self
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from serve.jobs.errors import JobOutputError
 from serve.jobs.inputs.source import Row
+from serve.jobs.outputs.sink import Sink
 from serve.jobs.records import Shape
 from serve.jobs.results import RESULT_COLUMNS, Outcome, replaced_columns
 
@@ -47,7 +48,8 @@ class TableWriter:
         self._carried = _carried(schema, shapes)
         self._results = _results(shapes, self._carried.names)
         self._schema = pa.schema([*self._carried, *self._results], schema.metadata)
-        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._sink = Sink(file)
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []
         self._outcomes: list[Mapping[str, Any]] = []
         self._num_bytes = 0
@@ -56,18 +58,14 @@ class TableWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
             self._gather()
             self._write_group()
             self._writer.close()
         else:
-            self._writer.is_open = False  # else it writes the end of the file when it is freed
+            self._sink.drop()
+            self._writer.close()
 
     def write(self, row: Row, outcome: Outcome) -> None:
         """See `Writer`."""
@@ -148,17 +146,12 @@ def _well_formed(value: Any) -> Any:
 
 def _cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
     """Columns of rows that Arrow has already; consecutive rows of a batch are taken at once."""
-    runs: list[pa.RecordBatch] = []
-    batch, first, count = None, 0, 0
-    for row in rows:
-        assert row.cells
-        if row.cells[0] is batch:
-            count += 1
-            continue
-        if batch is not None:
-            runs.append(batch.slice(first, count))
-        (batch, first), count = row.cells, 1
-    runs.append(batch.slice(first, count))
+    runs = []
+    for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
+        run = list(same)
+        assert run[0].cells
+        batch, first = run[0].cells
+        runs.append(batch.slice(first, len(run)))
     return [pa.concat_arrays([_column(run, field) for run in runs]) for field in schema]
 
 
