@@ -98,7 +98,7 @@ def document(title: str, parts: Sequence[str]) -> str:
 def table(title: str, lines: Sequence[tuple[str, str]]) -> str:
     """Names and values."""
     rows = "".join(
-        f"<tr><td{' class="in"' if name.startswith(' ') else ''}>{escape(name.strip())}</td>"
+        f'<tr><td class="{"in" if name.startswith(" ") else "name"}">{escape(name.strip())}</td>'
         f"<td>{escape(value)}</td></tr>"
         for name, value in lines
     )

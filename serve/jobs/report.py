@@ -157,7 +157,7 @@ class Report:
 
 
 def _drawn(section: _Section) -> str:
-    rows = [("", *(_name(share) for share in _QUANTILES), "mean")]
+    rows = [("quantiles", *(f"{share:.0%}" for share in _QUANTILES), "mean")]
     for series in section.series:
         spread = series.spread
         if not spread.count:
@@ -172,10 +172,6 @@ def _drawn(section: _Section) -> str:
     return chart(
         Chart(section.title, section.about, section.axis, section.series, section.powers), rows
     )
-
-
-def _name(share: float) -> str:
-    return "median" if share == 0.5 else f"{share:.0%} below"
 
 
 def _number(value: float) -> str:
