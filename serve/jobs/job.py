@@ -69,7 +69,7 @@ class Job:
         try:
             folder.path.mkdir(exist_ok=True)
             with locked(folder.lock):
-                return self._run(folder)
+                return self._run_told(folder)
         except DamagedError as error:
             raise JobError(
                 f"a file in {folder.path} is damaged ({error}); run the same command again, which "
@@ -82,10 +82,18 @@ class Job:
                 f"there is no room left for what the job writes in {folder.path.parent} ({error}); "
                 "make room, then run the same command again, which goes on where this one ended"
             ) from error
-        finally:
+
+    def _run_told(self, folder: JobFolder) -> Summary:
+        try:
+            return self._run(folder)
+        except BaseException:
             if self.prefix.num_chunks:
                 done = self.prefix.summary
-                self.say(f"{done.num_rows:,} rows in {self.prefix.num_chunks} chunks are scored")
+                self.say(
+                    f"{done.num_rows:,} rows in {self.prefix.num_chunks:,} chunks are scored and "
+                    f"kept in {folder.path}"
+                )
+            raise
 
     def _run(self, folder: JobFolder) -> Summary:
         manifest = self._manifest(folder)
