@@ -55,7 +55,7 @@ class Ways:
             return {"urls": sorted(self.urls), "model": self.served}
         return {**self.model, "ray": bool(self.ray)}
 
-    def carrier(self, folder: Path | None) -> Carrier:
+    def carrier(self, folder: JobFolder | None) -> Carrier:
         """The way to score that was asked for.
 
         Args:
@@ -75,7 +75,7 @@ class Ways:
             return RayPool(config, self.ray, self.ray_actors)
         from serve.jobs.carriers.local import LocalCarrier
 
-        return LocalCarrier(config, folder and folder / "batches.json")
+        return LocalCarrier(config, folder and folder.batches)
 
 
 def run(
@@ -103,7 +103,7 @@ def run(
         RewardError: the job cannot begin or go on.
     """
     plan = _plan(input, output, ways, **options)
-    folder = None if dry_run else JobFolder(plan.output, say).path
+    folder = None if dry_run else JobFolder(plan.output, say)
     with Stopping(_NOTE) as stopping, Progress(say) as progress:
         carrier = ways.carrier(folder)
         try:
@@ -120,6 +120,9 @@ def run(
         finally:
             carrier.close()
     print_lines(lines)
+    if stopping.asked is not None and dry_run:
+        say("stopped: not all was counted")
+        return stopping.exit_code
     return SOME_FAILED if failed else 0
 
 

@@ -19,6 +19,7 @@ from serve.jobs.errors import (
     JobInputError,
     JobOutputError,
     JobRefusedError,
+    JobStoppedError,
 )
 from serve.jobs.folder import JobFolder, Prefix
 from serve.jobs.inputs.survey import Survey, survey
@@ -100,6 +101,8 @@ class Job:
         if manifest.done:
             folder.remove_work()
             self._require_output(manifest.done)
+            if self.sink:
+                self.say("a report is written when a job ends; --overwrite scores all of it again")
             return manifest.done.summary
         folder.sweep()
         self.prefix = folder.check(manifest.job)
@@ -133,6 +136,8 @@ class Job:
             require_same(kept, plan.source.files, model, plan.options)
             return kept
         model = self.carrier.identity()
+        if not folder.chunks.exists():
+            folder.clear()
         manifest = Manifest(self._survey(), model, plan.options, plan.asked)
         folder.write_manifest(manifest)
         return manifest
@@ -143,6 +148,8 @@ class Job:
 
         def told(num_rows: int, num_bytes: int) -> None:
             self.progress.reach(num_bytes)
+            if self.stopping.asked is not None:
+                raise JobStoppedError("stopped as asked")
 
         self.progress.phase("reading", total=total, unit="bytes")
         return survey(
