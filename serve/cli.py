@@ -129,8 +129,8 @@ def render(file: Any, truncation: Any, **model: Any) -> None:
 
     Example: skyreward render --model demo conversations.jsonl
     """
-    from serve.jobs.jsonl import render_lines
-    from serve.jobs.sources import model_config
+    from serve.jobs.model import model_config
+    from serve.jobs.render import render_lines
 
     failed = render_lines(file, model_config(**model), truncation, click.echo)
     if failed:
@@ -147,7 +147,7 @@ def verify(**model: Any) -> None:
     """
     from rm_core import RewardScorer
     from rm_core.verification import verify as run_checks
-    from serve.jobs.sources import model_config
+    from serve.jobs.model import model_config
     from serve.tables import print_checks
 
     say("loading the model")

@@ -15,10 +15,10 @@ from serve.jobs.errors import JobStoppedError
 from serve.jobs.folder import JobFolder
 from serve.jobs.inputs.opening import open_source
 from serve.jobs.job import Job
+from serve.jobs.model import model_config
 from serve.jobs.outputs.writer import is_tabular
 from serve.jobs.plan import Plan
 from serve.jobs.progress import Progress
-from serve.jobs.sources import model_config
 from serve.jobs.stopping import Stopping
 from serve.jobs.summary import RowSink
 from serve.jobs.table import print_lines, summary_lines

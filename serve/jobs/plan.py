@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_core import Truncation
 from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.inputs.source import Source
+from serve.jobs.inputs.files import FileSource
 
 CHUNK_ROWS = 2_000
 
@@ -30,7 +30,7 @@ class Plan:
             done looks at no model and asks no service.
     """
 
-    source: Source
+    source: FileSource
     output: Path
     truncation: Truncation = "error"
     columns: Columns = AS_USUAL

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import FakeCarrier, comparable, records, run_job, write_lines
+from job_runs import FakeCarrier, comparable, records, run_job, write_lines
 
 import serve.jobs.scoring
 from serve.jobs.summary import Summary

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import FakeCarrier, comparable, records, run_job, write_lines
+from job_runs import FakeCarrier, comparable, records, run_job, write_lines
 
 from serve.jobs.durable import replacing, write_durably
 from serve.jobs.errors import DiskFullError

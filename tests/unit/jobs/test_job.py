@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import FakeCarrier, comparable, records, reward_of, run_job, write_lines
+from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write_lines
 
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
