@@ -64,7 +64,8 @@ def connect(address: str) -> bool:
         raise ModelLoadError(
             f"no Ray cluster at {address!r}: {said[0] if said else type(error).__name__}; give "
             "`local` to start one here, `auto` for the one that runs on this machine or that "
-            "RAY_ADDRESS names, HOST:PORT or ray://HOST:PORT"
+            "RAY_ADDRESS names, HOST:PORT or ray://HOST:PORT; a cluster that has a token needs it "
+            "here too (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
         ) from error
     return True
 

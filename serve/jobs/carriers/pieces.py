@@ -99,7 +99,7 @@ class Piece:
         assert len(scored.results) == len(self)
         self.call.fill(self.start, scored)
 
-    def lost(self, why: str) -> list[Piece]:
+    def lost(self) -> list[Piece]:
         """The actor went with it.
 
         Returns:
@@ -116,7 +116,8 @@ class Piece:
         self._give_up(
             GaveUpError(
                 f"this conversation was alone with {_MAX_LOSSES} actors when they were lost, so it "
-                f"is not sent to another; the last one: {why}"
+                "is not sent to another; what the job said meanwhile, and Ray's logs, have the "
+                "details"
             )
         )
         return []

@@ -238,6 +238,6 @@ class RayPool:
     def _lost(self, seat: Seat, piece: Piece, why: str) -> None:
         assert self._seats is not None
         logger.warning("an actor was lost with %d conversations: %s", len(piece), why)
-        self._suspects += piece.lost(why)
+        self._suspects += piece.lost()
         self._seats.drop(seat)
         self._seats.fill()

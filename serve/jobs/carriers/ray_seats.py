@@ -238,4 +238,5 @@ def reason_of(error: BaseException) -> str:
     """The line of a Ray error that says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line or "exit" in line or "dead" in line]
-    return (telling or lines or [type(error).__name__])[-1][:400]
+    line = (telling or lines or [type(error).__name__])[-1]
+    return line.split(" Some common causes")[0][:300]

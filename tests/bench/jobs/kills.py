@@ -2,7 +2,8 @@
 
 What is measured: a job of random rows (conversations, pairs and groups, duplicates and bad rows
 among them) runs undisturbed; then the same job is killed with SIGKILL at moments drawn at random,
-from its start on, and started again each time, until it was killed often enough and is done. Each
+a quarter of them while it starts and the others while it scores, and started again each time, until
+it was killed often enough and is done. Each
 start has to go on behind the last chunk that was whole when the one before was killed, and the
 output has to be the same to the last byte. What is repeated then is at most what was in flight,
 whatever it is: the CPU time of all starts together says how much that was, with what starting costs
@@ -28,6 +29,7 @@ from running import Ended, Running, require, run, summary_of, write_rows
 from tiny import build_tiny
 from verdict import finish
 
+_EARLY = 0.25
 _WORDS = [f"word{number}" for number in range(500)]
 
 
@@ -77,7 +79,11 @@ def digest(path: Path) -> str:
 
 
 def killed(
-    arguments: list[str | Path], output: Path, longest_s: float, options: argparse.Namespace
+    arguments: list[str | Path],
+    output: Path,
+    starting_s: float,
+    scoring_s: float,
+    options: argparse.Namespace,
 ) -> tuple[list[Ended], int, int]:
     """Start, kill, and start again.
 
@@ -89,7 +95,12 @@ def killed(
     kills = astray = behind = 0
     while kills < options.kills:
         job = Running([*arguments, "-o", output], output.with_suffix(".log"))
-        alive = job.kill_after(chance.uniform(0, longest_s))
+        if chance.random() < _EARLY:
+            alive = job.kill_after(chance.uniform(0, starting_s), lambda: True)
+        else:
+            whole = behind // options.chunk_rows
+            moment = chance.uniform(0, 2 * scoring_s / options.kills)
+            alive = job.kill_after(moment, lambda whole=whole: chunks_in(output) > whole)
         ended = job.wait()
         starts.append(ended)
         kills += alive
@@ -118,9 +129,7 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, bool]
     scoring_s = summary_of(undisturbed)["seconds"]
     starting_s = whole.seconds - scoring_s
     print(f"undisturbed: {whole.seconds:.1f} s, {scoring_s:.1f} s of it scoring", flush=True)
-    # So that several kills fall into the start, and the others are spread over the job.
-    longest_s = starting_s + 2.5 * scoring_s / options.kills
-    starts, kills, astray = killed(arguments, output, longest_s, options)
+    starts, kills, astray = killed(arguments, output, starting_s, scoring_s, options)
     again = require(run([*arguments, "-o", output], folder / "again.log"))
     checks = {
         f"{options.kills} kills": kills >= options.kills,

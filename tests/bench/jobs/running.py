@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from serve.jobs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "bench" / "hold"))
@@ -51,13 +53,27 @@ class Running:
         with log.open("wb") as said:
             self._process = subprocess.Popen(command, stderr=said, env=environment, cwd=ROOT)
 
-    def kill_after(self, seconds: float) -> bool:
-        """SIGKILL at a moment from its start; False if it has ended by then."""
-        left = self._started + seconds - time.perf_counter()
-        if left > 0:
-            time.sleep(left)
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
         # It is not waited for yet, so the id is its own even if it has ended.
-        alive = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags) is None
+
+    def kill_after(self, seconds: float, begun: Callable[[], bool]) -> bool:
+        """SIGKILL at a moment.
+
+        Args:
+            seconds: after which it is killed.
+            begun: from when on they count.
+
+        Returns:
+            False if it has ended by then.
+        """
+        while self.is_alive and not begun():
+            time.sleep(0.02)
+        time.sleep(seconds)
+        alive = self.is_alive
         self._process.kill()
         return alive
 
@@ -104,6 +120,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def summary_of(output: Path) -> dict[str, Any]:
     """The figures that a finished job keeps."""
-    manifest = json.loads((output.parent / f"{output.name}.job" / "manifest.json").read_text())
-    figures: dict[str, Any] = manifest["done"]["summary"]
-    return figures
+    manifest = Manifest.read(output.parent / f"{output.name}.job" / "manifest.json")
+    assert manifest
+    assert manifest.done
+    return manifest.done.summary.as_json()

@@ -31,7 +31,7 @@ def played(size: int, deadly: set[int], raising: set[int]) -> tuple[Scored, int]
         numbers = [number_of(messages) for messages in piece.conversations]
         if deadly & set(numbers):
             num_lost += 1
-            waiting += piece.lost("signal 11")
+            waiting += piece.lost()
         elif raising & set(numbers):
             waiting += piece.failed(ValueError("no"))
         else:
@@ -70,10 +70,10 @@ def test_one_in_4000_costs_six_actors() -> None:
 
 def test_a_call_that_lost_two_actors_by_chance_gets_all_rewards() -> None:
     call = Call([conversation(0), conversation(1)], "error")
-    (again,) = Piece.whole(call).lost("the node went")
+    (again,) = Piece.whole(call).lost()
     assert again.alone
-    first, second = again.lost("the node went")
-    (first,) = first.lost("the node went")
+    first, second = again.lost()
+    (first,) = first.lost()
     for piece in (second, first):
         piece.done(Scored([Reward(1.0, 1)], 1))
     assert call.future.result(0).results == [Reward(1.0, 1)] * 2
