@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_core import Truncation
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
@@ -24,6 +23,7 @@ from serve.jobs.summary import RowSink
 from serve.jobs.table import print_lines, summary_lines
 
 SOME_FAILED = 3
+_NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Ways:
             return {"urls": sorted(self.urls), "model": self.served}
         return {**self.model, "ray": bool(self.ray)}
 
-    def carrier(self, folder: Path | None) -> Carrier:
+    def carrier(self, folder: JobFolder | None) -> Carrier:
         """The way to score that was asked for.
 
         Args:
@@ -75,7 +75,7 @@ class Ways:
             return RayPool(config, self.ray, self.ray_actors)
         from serve.jobs.carriers.local import LocalCarrier
 
-        return LocalCarrier(config, folder and folder / "batches.json")
+        return LocalCarrier(config, folder and folder.batches)
 
 
 def run(
@@ -84,46 +84,27 @@ def run(
     ways: Ways,
     *,
     say: Callable[[str], None],
-    columns: dict[str, Any],
-    truncation: Truncation,
-    split: str | None,
     dry_run: bool,
     report: Path | None,
     **options: Any,
 ) -> int:
-    """Run a job from its options.
+    """Run a job from its options; returns the exit code.
 
     Args:
         input: what to read.
         output: what to write; may be None for a dry run.
         ways: where to score.
         say: tells a person a line.
-        columns: arguments of `Columns`.
-        truncation: what to do with what is too long.
-        split: of a `datasets` folder.
         dry_run: whether to count and estimate only.
         report: where to write a report; None for none.
-        options: others of `Plan`.
-
-    Returns:
-        The exit code.
+        options: see `_plan`.
 
     Raises:
         RewardError: the job cannot begin or go on.
     """
-    if output:
-        is_tabular(output)  # a name that asks for an unknown format is refused before all else
-    plan = Plan(
-        source=open_source(input, split=split),
-        output=output or Path("dry-run.jsonl"),
-        truncation=truncation,
-        columns=Columns(**columns),
-        asked=ways.asked,
-        **options,
-    )
-    folder = None if dry_run else JobFolder(plan.output, say).path
-    note = "\nskyreward: stopping after what is in flight; once more to end at once\n"
-    with Stopping(note) as stopping, Progress(say) as progress:
+    plan = _plan(input, output, ways, **options)
+    folder = None if dry_run else JobFolder(plan.output, say)
+    with Stopping(_NOTE) as stopping, Progress(say) as progress:
         carrier = ways.carrier(folder)
         try:
             if dry_run:
@@ -139,7 +120,31 @@ def run(
         finally:
             carrier.close()
     print_lines(lines)
+    if stopping.asked is not None and dry_run:
+        say("stopped: not all was counted")
+        return stopping.exit_code
     return SOME_FAILED if failed else 0
+
+
+def _plan(
+    input: str,
+    output: Path | None,
+    ways: Ways,
+    *,
+    split: str | None,
+    columns: dict[str, Any],
+    **options: Any,
+) -> Plan:
+    """The plan of a job; `options` are fields of `Plan`."""
+    if output:
+        is_tabular(output)  # a name that asks for an unknown format is refused before all else
+    return Plan(
+        source=open_source(input, split=split),
+        output=output or Path("dry-run.jsonl"),
+        columns=Columns(**columns),
+        asked=ways.asked,
+        **options,
+    )
 
 
 def _sink(report: Path | None, plan: Plan) -> RowSink | None:

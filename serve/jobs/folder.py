@@ -61,6 +61,11 @@ class JobFolder:
         """The file that is locked while a run is at work."""
         return self.path / "lock"
 
+    @property
+    def batches(self) -> Path:
+        """Where a carrier keeps what it has to do in the same way at the next start."""
+        return self.path / "batches.json"
+
     def read_manifest(self) -> Manifest | None:
         """How the job began; None if there is no job, or nothing is left to tell.
 
@@ -78,10 +83,11 @@ class JobFolder:
         manifest.write(self._manifest)
 
     def clear(self) -> None:
-        """Forget the job, all but its lock."""
+        """Forget the job, all but its lock; the manifest, which says what the rest is, last."""
+        self.remove_work()
+        self.batches.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
         sync_folder(self.path)
-        self.remove_work()
 
     def remove_work(self) -> None:
         """Remove what a job needs only until it is done, and what a kill left behind."""

@@ -19,6 +19,7 @@ from serve.jobs.errors import (
     JobInputError,
     JobOutputError,
     JobRefusedError,
+    JobStoppedError,
 )
 from serve.jobs.folder import JobFolder, Prefix
 from serve.jobs.inputs.survey import Survey, survey
@@ -69,7 +70,7 @@ class Job:
         try:
             folder.path.mkdir(exist_ok=True)
             with locked(folder.lock):
-                return self._run(folder)
+                return self._run_told(folder)
         except DamagedError as error:
             raise JobError(
                 f"a file in {folder.path} is damaged ({error}); run the same command again, which "
@@ -82,16 +83,26 @@ class Job:
                 f"there is no room left for what the job writes in {folder.path.parent} ({error}); "
                 "make room, then run the same command again, which goes on where this one ended"
             ) from error
-        finally:
+
+    def _run_told(self, folder: JobFolder) -> Summary:
+        try:
+            return self._run(folder)
+        except BaseException:
             if self.prefix.num_chunks:
                 done = self.prefix.summary
-                self.say(f"{done.num_rows:,} rows in {self.prefix.num_chunks} chunks are scored")
+                self.say(
+                    f"{done.num_rows:,} rows in {self.prefix.num_chunks:,} chunks are scored and "
+                    f"kept in {folder.path}"
+                )
+            raise
 
     def _run(self, folder: JobFolder) -> Summary:
         manifest = self._manifest(folder)
         if manifest.done:
             folder.remove_work()
             self._require_output(manifest.done)
+            if self.sink:
+                self.say("a report is written when a job ends; --overwrite scores all of it again")
             return manifest.done.summary
         folder.sweep()
         self.prefix = folder.check(manifest.job)
@@ -125,6 +136,8 @@ class Job:
             require_same(kept, plan.source.files, model, plan.options)
             return kept
         model = self.carrier.identity()
+        if not folder.chunks.exists():
+            folder.clear()
         manifest = Manifest(self._survey(), model, plan.options, plan.asked)
         folder.write_manifest(manifest)
         return manifest
@@ -135,6 +148,8 @@ class Job:
 
         def told(num_rows: int, num_bytes: int) -> None:
             self.progress.reach(num_bytes)
+            if self.stopping.asked is not None:
+                raise JobStoppedError("stopped as asked")
 
         self.progress.phase("reading", total=total, unit="bytes")
         return survey(

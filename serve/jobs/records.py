@@ -90,7 +90,9 @@ def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
         )
     system = _system(record, columns)
     conversations = _READERS[shapes[0]](record, columns)
-    return Work(shapes[0], tuple(_with_system(c, system) for c in conversations))
+    if system is not None:
+        conversations = [_with_system(c, system) for c in conversations]
+    return Work(shapes[0], tuple(conversations))
 
 
 def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> list[Shape]:
@@ -202,7 +204,7 @@ def _only(record: Mapping[str, Any], names: tuple[str, ...], option: str) -> str
 def _system(record: Mapping[str, Any], columns: Columns) -> str | None:
     if columns.system:
         system = reach(record, columns.system)
-    elif any(record.get(name) is not None for name in ("messages", "prompt")):
+    elif record.get("messages") is not None or record.get("prompt") is not None:
         return None  # the service's own shapes have no such column: it is something else
     elif any(record.get(name) is not None for name in ("conversations", *PROMPTS)):
         system = record.get("system")
@@ -215,8 +217,8 @@ def _system(record: Mapping[str, Any], columns: Columns) -> str | None:
     return system or None
 
 
-def _with_system(messages: Messages | ScoreError, system: str | None) -> Messages | ScoreError:
-    if system is None or isinstance(messages, ScoreError) or messages[0]["role"] == "system":
+def _with_system(messages: Messages | ScoreError, system: str) -> Messages | ScoreError:
+    if isinstance(messages, ScoreError) or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": checked_text(system, "system")}, *messages]
 

@@ -15,6 +15,12 @@ RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
 }
 
 
+_OURS: Mapping[Shape | None, frozenset[str]] = {
+    None: frozenset(["error"]),
+    **{shape: frozenset([*names, "error"]) for shape, names in RESULT_COLUMNS.items()},
+}
+
+
 class Outcome(NamedTuple):
     """What became of one row.
 
@@ -67,21 +73,25 @@ def merged(record: object, outcome: Outcome, raw: str | None = None) -> dict[str
     if not isinstance(record, Mapping):
         record = {"line": record if raw is None else raw}
     replaced = replaced_columns(record, outcome.shape)
+    if replaced.isdisjoint(record):
+        return {**record, **outcome.columns}
     kept = {key: value for key, value in record.items() if key not in replaced}
-    return kept | dict(outcome.columns)
+    return {**kept, **outcome.columns}
 
 
-def replaced_columns(names: Mapping[str, Any] | Sequence[str], shape: Shape | None) -> set[str]:
+def replaced_columns(
+    names: Mapping[str, Any] | Sequence[str], shape: Shape | None
+) -> frozenset[str]:
     """Columns of an earlier run, among those of a record.
 
     Args:
         names: of the record's columns.
         shape: of the record.
     """
-    ours = {*RESULT_COLUMNS[shape], "error"} if shape else {"error"}
-    if any(column in names for column in ours):  # else these two are the caller's own
-        ours |= {"truncated", "warnings"}
-    return ours
+    ours = _OURS[shape]
+    if ours.isdisjoint(names):
+        return ours
+    return ours | {"truncated", "warnings"}  # else these two are the caller's own
 
 
 def _error(error: ScoreError) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 from rm_core import (
     BatchConfig,
     ChatEncoder,
+    DeviceMemoryError,
     Encoded,
     ModelConfig,
     NotReadyError,
@@ -35,6 +37,8 @@ from rm_core.conversations import Messages
 from rm_core.placement import resolve_devices, resolve_dtype
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.durable import sha256_of, write_durably
+
+logger = logging.getLogger(__name__)
 
 # One with the device, one ready for it, one being tokenized.
 _CAPACITY = 3
@@ -118,9 +122,22 @@ class LocalCarrier:
 
     def _loaded(self) -> RewardScorer:
         if self._scorer is None:
-            self._scorer = RewardScorer.load(self._config, BatchConfig(self._kept_budget()))
-            self._scorer.warm_up()
-            self._keep_budget(int(self._scorer.describe()["max_batch_tokens"]))
+            kept = self._kept_budget()
+            scorer = RewardScorer.load(self._config, BatchConfig(kept))
+            try:
+                scorer.warm_up()
+            except DeviceMemoryError:
+                if kept is None:
+                    raise
+                logger.warning(
+                    "the batches of %d tokens that this job began with no longer fit into the "
+                    "device's memory: with smaller ones, rewards may differ in their last bits",
+                    kept,
+                )
+                scorer = RewardScorer(scorer.loaded)
+                scorer.warm_up()
+            self._keep_budget(int(scorer.describe()["max_batch_tokens"]))
+            self._scorer = scorer
         return self._scorer
 
     def _kept_budget(self) -> int | None:
