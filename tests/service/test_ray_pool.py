@@ -49,8 +49,12 @@ def cluster() -> Iterator[Any]:
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("RAY_agent_register_timeout_ms", "100000")  # on a machine with much else to do
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray._raylet import AuthenticationTokenLoader, Config
     from ray.cluster_utils import Cluster
 
+    # Whoever imported Ray before in this process made it read these variables.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
     running = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +75,8 @@ class Running:
             time.sleep(0.02)
         time.sleep(seconds)
         alive = self.is_alive
-        self._process.kill()
+        # `Popen.kill` would take the exit code, and what it took with it.
+        os.kill(self._process.pid, signal.SIGKILL)
         return alive
 
     def wait(self) -> Ended:
