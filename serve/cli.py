@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from serve import __version__
 from serve.options import model_options, reported, say, sayer, truncation_option
+from serve.score_command import score
 
 _EXAMPLES = """\b
 Examples:
@@ -97,61 +97,7 @@ def serve(
     (run_locally if local else run_with_ray)(settings, sayer(settings.log_format))
 
 
-@main.command()
-@click.argument("input", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--url", help="Score with a running service instead of loading a model.")
-@click.option("--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of that service.")
-@click.option(
-    "--retry-s",
-    type=click.FloatRange(min=0),
-    default=300,
-    show_default=True,
-    help="Seconds to go on trying while that service is away or refuses.",
-)
-@model_options
-@truncation_option
-@reported
-def score(
-    input: Path,
-    output: Path,
-    *,
-    url: str | None,
-    api_key: str | None,
-    retry_s: float,
-    truncation: Any,
-    **model: Any,
-) -> None:
-    """Score a JSONL file, one record a line, into another.
-
-    Records are {"messages"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"} or
-    {"prompt", "responses"}; other columns are carried through. A record that cannot be scored
-    gets an `error`, and the exit code is 3 if there was one.
-
-    Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
-    """
-    from serve.jobs.jsonl import score_file
-    from serve.jobs.sources import local_scorer, remote_scorer
-
-    if not output.parent.is_dir():  # before a model is loaded for nothing
-        raise click.ClickException(f"there is no folder {output.parent}; make it first")
-    # A service has models of its own: only a model that was really named is asked for.
-    source_of = click.get_current_context().get_parameter_source
-    given = [option for option in model if source_of(option) is not ParameterSource.DEFAULT]
-    name = model["model"] if "model" in given else None
-    if url and (useless := [option for option in given if option != "model"]):
-        raise click.UsageError(
-            f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
-            "it starts; leave it out, or score with a model here"
-        )
-    source = (
-        remote_scorer(url, name, api_key=api_key, retry_s=retry_s) if url else local_scorer(**model)
-    )
-    with source as score_all:
-        summary = score_file(input, output, score_all, truncation)
-    say(str(summary))
-    if summary.failed:
-        sys.exit(3)
+main.add_command(score)
 
 
 @main.command()
@@ -183,8 +129,8 @@ def render(file: Any, truncation: Any, **model: Any) -> None:
 
     Example: skyreward render --model demo conversations.jsonl
     """
-    from serve.jobs.jsonl import render_lines
-    from serve.jobs.sources import model_config
+    from serve.jobs.model import model_config
+    from serve.jobs.render import render_lines
 
     failed = render_lines(file, model_config(**model), truncation, click.echo)
     if failed:
@@ -201,7 +147,7 @@ def verify(**model: Any) -> None:
     """
     from rm_core import RewardScorer
     from rm_core.verification import verify as run_checks
-    from serve.jobs.sources import model_config
+    from serve.jobs.model import model_config
     from serve.tables import print_checks
 
     say("loading the model")

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 
 from rm_core import Reward, RewardError, ScoreError, Truncation
 from rm_core.conversations import Messages
-from serve.clients.retries import Retries, is_ours
+from serve.clients.retries import Retries, is_ours, may_go_away
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,29 @@ _GRACE_S = 30.0
 
 
 class ServiceError(RewardError):
-    """The service refused the request, could not be reached, or answered something else."""
+    """The service refused the request, could not be reached, or answered something else.
+
+    Attributes:
+        may_pass: whether the same request may succeed later, or at another address.
+    """
 
     code = "service_error"
+    may_pass = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back of one request.
+
+    Attributes:
+        results: a reward or an error for each conversation, in order.
+        num_computed_tokens: tokens that went through the model for it.
+        fingerprint: what makes rewards comparable, as the service tells it.
+    """
+
+    results: list[Reward | ScoreError]
+    num_computed_tokens: int
+    fingerprint: dict[str, Any]
 
 
 _NO_JSON = ScoreError(
@@ -99,22 +120,30 @@ class ScoringClient:
         Raises:
             ServiceError: a whole request failed.
         """
-        results: list[Reward | ScoreError] = []
-        for some in _parts(conversations):
-            # NaN is no JSON. A place is kept, since one bad message must not cost its neighbours
-            # their rewards.
-            sent = [None if _has_nan(conversation) else conversation for conversation in some]
-            answer = self.post("/v1/score", {"conversations": sent, "truncation": truncation})
-            items = answer["results"]
-            if len(items) != len(sent):
-                raise ServiceError(
-                    f"{len(sent)} conversations were sent, {len(items)} results came back"
-                )
-            results += [
-                _NO_JSON if conversation is None else _result(item)
-                for conversation, item in zip(sent, items, strict=True)
-            ]
-        return results
+        parts = [self.ask(some, truncation) for some in _parts(conversations)]
+        return [result for part in parts for result in part.results]
+
+    def ask(self, conversations: Sequence[Messages], truncation: Truncation = "error") -> Answer:
+        """Score conversations in a single request.
+
+        Raises:
+            ServiceError: it failed.
+        """
+        # NaN is no JSON. A place is kept, since one bad message must not cost its neighbours
+        # their rewards.
+        sent = [None if _has_nan(conversation) else conversation for conversation in conversations]
+        answer = self.post("/v1/score", {"conversations": sent, "truncation": truncation})
+        items = answer["results"]
+        if len(items) != len(sent):
+            raise ServiceError(
+                f"{len(sent)} conversations were sent, {len(items)} results came back"
+            )
+        results = [
+            _NO_JSON if conversation is None else _result(item)
+            for conversation, item in zip(sent, items, strict=True)
+        ]
+        computed = answer.get("usage", {}).get("num_computed_tokens", 0)
+        return Answer(results, computed, answer.get("fingerprint", {}))
 
     def compare(self, pairs: Sequence[Any], truncation: Truncation = "error") -> dict[str, Any]:
         """The answer of `/v1/compare` as it is.
@@ -133,7 +162,21 @@ class ScoringClient:
         if self._model is not None:
             body = {"model": self._model, **body}
         # Not httpx's own encoding, which raises on half of a surrogate pair.
-        response = self._send(route, json.dumps(body).encode())
+        return self._object(self._send("POST", route, json.dumps(body).encode()))
+
+    def get(self, route: str) -> dict[str, Any]:
+        """What the service tells at a route.
+
+        Raises:
+            ServiceError: the request failed.
+        """
+        return self._object(self._send("GET", route))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def _object(self, response: httpx.Response) -> dict[str, Any]:
         try:
             answer = response.json()
         except ValueError:
@@ -142,15 +185,15 @@ class ScoringClient:
             raise ServiceError(f"{self._place} answered no JSON object: {response.text[:200]}")
         return answer
 
-    def _send(self, route: str, content: bytes) -> httpx.Response:
+    def _send(self, method: str, route: str, content: bytes | None = None) -> httpx.Response:
         """The answer of success, of as many tries as it takes."""
         retries = Retries(self._retry_s)
         identifier = f"client-{uuid.uuid4().hex}"
         while True:
             failure: httpx.Response | httpx.HTTPError
             try:
-                failure = self._http.post(
-                    route, content=content, headers={"X-Request-Id": identifier}
+                failure = self._http.request(
+                    method, route, content=content, headers={"X-Request-Id": identifier}
                 )
                 if failure.is_success:
                     return failure
@@ -159,7 +202,9 @@ class ScoringClient:
             wait = retries.wait(failure)
             if wait is None:
                 tried = f" ({retries.tries} tries, request {identifier})"
-                raise ServiceError(self._told(failure) + tried)
+                told = ServiceError(self._told(failure) + tried)
+                told.may_pass = may_go_away(failure)
+                raise told
             logger.warning("%s; trying again in %.1f s", self._told(failure), wait)
             self.num_retries += 1
             time.sleep(wait)
@@ -182,7 +227,7 @@ class ScoringClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._http.close()
+        self.close()
 
 
 def _checked(api_key: str) -> str:

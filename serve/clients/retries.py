@@ -38,7 +38,7 @@ class Retries:
 
     def wait(self, failure: httpx.Response | httpx.HTTPError) -> float | None:
         """Seconds to wait before the next try; None if there is to be none."""
-        if not _may_go_away(failure):
+        if not may_go_away(failure):
             return None
         now = time.monotonic()
         if self._deadline is None:
@@ -56,6 +56,15 @@ class Retries:
         return wait
 
 
+def may_go_away(failure: httpx.Response | httpx.HTTPError) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(failure, httpx.HTTPError):
+        return isinstance(failure, _LOST)
+    if failure.status_code in _UNLESS_OURS:
+        return not is_ours(failure)
+    return failure.status_code in _FOR_A_WHILE
+
+
 def is_ours(response: httpx.Response) -> bool:
     """Whether an error was written by the service itself rather than by a proxy before it."""
     try:
@@ -63,14 +72,6 @@ def is_ours(response: httpx.Response) -> bool:
     except ValueError:
         return False
     return isinstance(body, dict) and isinstance(body.get("error"), dict)
-
-
-def _may_go_away(failure: httpx.Response | httpx.HTTPError) -> bool:
-    if isinstance(failure, httpx.HTTPError):
-        return isinstance(failure, _LOST)
-    if failure.status_code in _UNLESS_OURS:
-        return not is_ours(failure)
-    return failure.status_code in _FOR_A_WHILE
 
 
 def _asked_for(failure: httpx.Response | httpx.HTTPError) -> float | None:

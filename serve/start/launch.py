@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import signal
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rm_core import ModelLoadError, load_encoder, open_checkpoint
 from serve.guard.keys import KeyRing
 from serve.settings import Settings
 from serve.start import ingress
+from serve.start.cluster import OWN_CLUSTER, guard_with_a_token
 from serve.start.listening import check_address, own_client, ready_line
 
 Say = Callable[[str], None]
@@ -34,13 +34,6 @@ Say = Callable[[str], None]
 _POLL_S = 0.3
 # For what gateways have answered to leave what listens.
 _LAST_BYTES_S = 0.5
-# `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
-# batches go by value.
-_OWN_CLUSTER: dict[str, Any] = {
-    "address": "local",
-    "include_dashboard": False,
-    "object_store_memory": 100 * 2**20,
-}
 
 
 def run_with_ray(settings: Settings, say: Say) -> None:
@@ -63,7 +56,7 @@ def run_with_ray(settings: Settings, say: Say) -> None:
             os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         if own_cluster:
             os.environ.update(ingress.environment(chosen, settings, Path(made)))
-            _guard_with_a_token()
+            guard_with_a_token()
         say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
         exit_code = _serve(settings, chosen, own_cluster, say)
     # Nothing is left to do, and tearing down torch and Ray takes seconds.
@@ -85,7 +78,7 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
     from serve.app import APP_NAME, build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(logging_level="ERROR", **(_OWN_CLUSTER if own_cluster else {}))
+    ray.init(logging_level="ERROR", **(OWN_CLUSTER if own_cluster else {}))
     stop = _Stop()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -133,14 +126,6 @@ def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
         ssl_keyfile=settings.tls_key_file,
         ssl_certfile=settings.tls_cert_file,
     )
-
-
-def _guard_with_a_token() -> None:
-    """Ray's own ports listen on every interface; only this service's processes know the token."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        # By itself Ray would keep one in a file in the home folder.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def run_locally(settings: Settings, say: Say) -> None:

@@ -34,9 +34,10 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
+    ["serve.score_command"],
     ["serve.options"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
-    ["serve.app", "serve.start.local", "serve.start.ingress"],
+    ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
     ["serve.figures.gateways", "serve.http"],
     ["serve.start.listening", "serve.start.haproxy", "serve.autoscaling", "serve.router"],
@@ -133,7 +134,7 @@ def test_flash_attn_is_known_to_the_attention_room_alone() -> None:
 
 def test_settings_are_the_only_reader_of_the_environment() -> None:
     """Launching sets variables for Ray before it starts; nobody else touches them."""
-    allowed = {"serve.settings", "serve.start.launch"}
+    allowed = {"serve.settings", "serve.start.launch", "serve.start.cluster"}
     for path in SOURCES:
         names = {
             node.attr

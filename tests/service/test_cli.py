@@ -53,7 +53,8 @@ def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) ->
     how = ["--model", str(folder)] if where == "model" else ["--url", service, "--model", "llama"]
     done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
     assert done.returncode == 3, done.stderr
-    assert "8 records, 4 with an error" in done.stderr
+    figures = dict(line.rsplit(maxsplit=1) for line in done.stderr.splitlines() if line.strip())
+    assert (figures["rows"], figures["with an error"]) == ("8", "4")
     reference = Reference(folder)
     paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
     out = [json.loads(line) for line in (jobs / "out.jsonl").read_text().splitlines()]
@@ -74,7 +75,10 @@ def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) ->
     assert again["reward"] == pytest.approx(lyon, abs=1e-4)
     assert "error" not in again
     assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
-    assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
+    again = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
+    assert again.returncode == 3
+    assert "is done already" in again.stderr
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
@@ -109,16 +113,23 @@ def test_what_strict_json_lacks_spoils_no_neighbour(
 def test_score_of_good_records_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
     (jobs / "in.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
     folder = checkpoint_folder / "qwen3"
-    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--model", str(folder))
+    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "o.jsonl"), "--model", str(folder))
     assert done.returncode == 0, done.stderr
 
 
 def test_score_with_nobody_at_the_address(jobs: Path) -> None:
-    where = ["score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"]
+    where = [
+        "score",
+        str(jobs / "in.jsonl"),
+        "-o",
+        str(jobs / "o.jsonl"),
+        "--url",
+        "http://127.0.0.1:9",
+    ]
     done = run(*where, "--retry-s", "0")
     assert done.returncode == 1
     assert "is the service running there?" in done.stderr
-    assert not (jobs / "o").exists()
+    assert not (jobs / "o.jsonl").exists()
 
 
 def test_render_equals_the_service(http: httpx.Client, checkpoint_folder: Path) -> None:
@@ -163,7 +174,7 @@ def test_models_in_full_also_where_not_served_yet() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score", "IN", "-o", "no/such/out"], "there is no folder no/such; make it first"),
+        (["score", "IN", "-o", "no/such/out.jsonl"], "there is no folder no/such; make it first"),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),
@@ -180,7 +191,14 @@ def test_mistakes_end_with_one_clear_line(jobs: Path, arguments: list[str], says
 
 
 def test_settings_of_a_model_here_are_none_of_a_service(jobs: Path) -> None:
-    where = ["score", str(jobs / "in.jsonl"), "-o", str(jobs / "o"), "--url", "http://127.0.0.1:9"]
+    where = [
+        "score",
+        str(jobs / "in.jsonl"),
+        "-o",
+        str(jobs / "o.jsonl"),
+        "--url",
+        "http://127.0.0.1:9",
+    ]
     done = run(*where, "--max-length", "20")
     assert done.returncode == 2
     assert "--max-length is a setting of the service" in done.stderr

@@ -6,18 +6,16 @@ from typing import Any
 
 import pytest
 
-from rm_core import InputError, Reward, ScoreError
-from serve.jobs.records import finish, parse_record
+from rm_core import Reward, ScoreError
+from serve.jobs.records import read_work
+from serve.jobs.results import merged, outcome_of
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine", "truncated": "no"}
 
 
 def scored(record: dict[str, Any], *results: Reward | ScoreError) -> Any:
-    try:
-        return finish(record, parse_record(record), results)
-    except InputError as error:
-        return finish(record, ScoreError.of(error), ())
+    return merged(record, outcome_of(read_work(record), results))
 
 
 def test_columns_of_other_shapes_are_the_callers_own() -> None:
@@ -43,6 +41,14 @@ def test_what_is_true_of_a_reward_is_told() -> None:
     out = scored({"messages": TURNS}, Reward(1.5, 9, True, ("system_prompt: ...",)))
     assert out["truncated"] is True
     assert out["warnings"] == ["system_prompt: ..."]
+
+
+def test_a_line_that_is_no_record_is_carried_as_text() -> None:
+    error = ScoreError("invalid_json", "no")
+    told = {"code": "invalid_json", "message": "no"}
+    out = merged(error, outcome_of(read_work(error), ()), '{"a": ')
+    assert out == {"line": '{"a": ', "error": told}
+    assert merged([1], outcome_of(error, ())) == {"line": [1], "error": told}
 
 
 @pytest.mark.parametrize("failing", [0, 1])

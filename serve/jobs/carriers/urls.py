@@ -1,0 +1,154 @@
+"""Running services, one or several addresses, with a few connections to each.
+
+What an address refuses or loses is sent to another; a job ends only when a part of it was refused
+for long enough by all. They have to serve one and the same model: that is asked at the start and
+looked at in every answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rm_core import ScoreError, Truncation
+from rm_core.conversations import Messages
+from serve.clients.http import ScoringClient, ServiceError
+from serve.jobs.carriers.carrier import Scored
+from serve.jobs.carriers.parts import PartQueue, split
+from serve.jobs.carriers.posting import Posting
+
+_CONNECTIONS = 4  # to each address: a service merges what waits, so few are enough to fill it
+_ASK_AGAIN_S = 1.0
+
+
+class UrlsCarrier:
+    """Scores with services.
+
+    Args:
+        urls: their addresses, at least one.
+        model: which of their models; None if each serves one.
+        api_key: of all of them; None if they are open.
+        retry_s: seconds for which a part that is refused is sent again.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], model: str | None, *, api_key: str | None, retry_s: float
+    ) -> None:
+        self._urls = list(dict.fromkeys(urls))
+        self._model = model
+        self._api_key = api_key
+        self._retry_s = retry_s
+        self._fingerprint: dict[str, Any] | None = None
+        self._queue = PartQueue()
+        self._threads: list[Posting] = []
+
+    def identity(self) -> dict[str, Any]:
+        """Fingerprint, tokenizer and limit of the model behind the addresses.
+
+        Raises:
+            ServiceError: none can be reached, or they do not serve the same.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        failure: ServiceError | None = None
+        for url in self._urls:
+            try:
+                found[url] = self._asked(url, self._retry_s if len(self._urls) == 1 else 0.0)
+            except ServiceError as error:
+                if not error.may_pass:
+                    raise
+                failure = error
+        if not found:
+            assert failure
+            raise failure
+        (first, identity), *others = found.items()
+        for url, other in others:
+            if other != identity:
+                differing = ", ".join(k for k in identity if identity[k] != other.get(k))
+                raise ServiceError(
+                    f"{first} and {url} differ in {differing}, so their rewards cannot be "
+                    "compared; give addresses that serve the same model in the same way"
+                )
+        self._fingerprint = identity["fingerprint"]
+        return identity
+
+    @property
+    def capacity(self) -> int:
+        """Enough calls that no connection waits while one is finished."""
+        return 1 + 2 * len(self._urls)
+
+    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+        """Begin to score; the future can be cancelled until the first part is sent."""
+        if not self._threads:
+            self._start()
+        return self._queue.add(conversations, truncation)
+
+    def count_tokens(
+        self, conversations: Sequence[Messages], truncation: Truncation
+    ) -> list[int | ScoreError]:
+        """Tokens of each conversation, as the first service that answers counts them."""
+        counts: list[int | ScoreError] = [0] * len(conversations)
+        with self._client(self._urls[0], self._retry_s) as client:
+            for places in split(conversations):
+                sent = [conversations[place] for place in places]
+                body = {"conversations": sent, "truncation": truncation}
+                items = client.post("/v1/render", body)["results"]
+                for place, item in zip(places, items, strict=True):
+                    error = item.get("error")
+                    counts[place] = (
+                        ScoreError(error["code"], error["message"]) if error else item["num_tokens"]
+                    )
+        return counts
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._queue.close()
+
+    def _start(self) -> None:
+        # Where there is another address, that is better than to wait.
+        several = len(self._urls) > 1
+        fingerprint = self._fingerprint or self.identity()["fingerprint"]
+        for url in self._urls:
+            for _ in range(_CONNECTIONS):
+                client = self._client(url, 0.0 if several else self._retry_s)
+                patience = self._retry_s if several else 0.0
+                thread = Posting(self._queue, client, url, fingerprint, patience)
+                thread.start()
+                self._threads.append(thread)
+
+    def _client(self, url: str, retry_s: float) -> ScoringClient:
+        return ScoringClient(url, self._model, api_key=self._api_key, retry_s=retry_s)
+
+    def _asked(self, url: str, retry_s: float) -> dict[str, Any]:
+        """What decides the rewards of one service, once its model is loaded."""
+        deadline = time.monotonic() + retry_s
+        with self._client(url, retry_s) as client:
+            while True:
+                name, model = _chosen(client.get("/info")["models"], self._model, url)
+                if model["state"] == "ready" and model.get("encoding_sha256"):
+                    return {
+                        "fingerprint": model["fingerprint"],
+                        "encoding_sha256": model["encoding_sha256"],
+                        "max_length": model["max_model_len"],
+                    }
+                if time.monotonic() > deadline:
+                    error = ServiceError(
+                        f"model {name!r} at {url} is {model['state']}; wait until it is ready, or "
+                        "look into the service's log"
+                    )
+                    error.may_pass = True
+                    raise error
+                time.sleep(_ASK_AGAIN_S)
+
+
+def _chosen(
+    models: dict[str, dict[str, Any]], name: str | None, url: str
+) -> tuple[str, dict[str, Any]]:
+    if name is None and len(models) == 1:
+        return next(iter(models.items()))
+    if name in models:
+        assert name is not None
+        return name, models[name]
+    wanted = "none was named" if name is None else f"{name!r} was asked for"
+    raise ServiceError(f"{url} serves {', '.join(models)} and {wanted}; choose one by --model")

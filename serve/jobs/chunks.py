@@ -1,0 +1,213 @@
+"""The rows of a job in chunks: where they are cut, what is scored of each, and what comes of it.
+
+Where a chunk ends is decided by the input alone, and so is what is scored for it: a conversation
+belongs to the first row of the job that has it, and its result is copied to all others. So a job
+that was killed gives a carrier the same calls again, and the same output to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from rm_core import Reward, ScoreError
+from rm_core.conversations import Messages
+from serve.jobs.carriers.carrier import Scored
+from serve.jobs.chunk_files import Finished, Result, RowResults, Span
+from serve.jobs.columns import Columns
+from serve.jobs.inputs.source import Row
+from serve.jobs.records import Shape, read_work
+from serve.jobs.seen import Digest, Known, SeenStore, digest_of
+from serve.jobs.summary import Summary
+
+Submit: TypeAlias = Callable[[Sequence[Messages]], "Future[Scored]"]
+
+MAX_CHUNK_BYTES = 8 * 2**20
+
+
+class ParsedRow(NamedTuple):
+    """What is left of a row once its conversations are known by their digests.
+
+    Attributes:
+        shape: of its record; None if it is not known.
+        conversations: the digest of each, or why it cannot be scored.
+        error: why the row has none.
+    """
+
+    shape: Shape | None
+    conversations: tuple[Digest | ScoreError, ...]
+    error: ScoreError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are scored together.
+
+    Attributes:
+        span: which rows.
+        rows: `[num_rows]`.
+        conversations: the distinct ones, in the order in which they come first.
+    """
+
+    span: Span
+    rows: tuple[ParsedRow, ...]
+    conversations: dict[Digest, Messages]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A chunk on its way.
+
+    Attributes:
+        span: which rows.
+        rows: `[num_rows]`.
+        own: conversations that this chunk is the first to have and that were sent to be scored.
+        known: those whose result was there already.
+        elsewhere: those that a chunk before this one, itself on its way, has sent.
+        future: answers for `own`; None where it is empty.
+    """
+
+    span: Span
+    rows: tuple[ParsedRow, ...]
+    own: tuple[Digest, ...]
+    known: dict[Digest, Known]
+    elsewhere: tuple[Digest, ...]
+    future: Future[Scored] | None = field(default=None)
+
+    def finish(self, seen: SeenStore) -> tuple[Finished, dict[Digest, Result]]:
+        """Wait for the results, put them into the rows, and keep them in the store.
+
+        Chunks are finished in the order of their numbers.
+
+        Args:
+            seen: has the results of all chunks before.
+
+        Returns:
+            The chunk, its time not yet known; and what it has to add to the store.
+
+        Raises:
+            RewardError: the carrier failed.
+        """
+        scored = self.future.result() if self.future else Scored([], 0)
+        mine: dict[Digest, Result] = dict(zip(self.own, scored.results, strict=True))
+        known = self.known | seen.find(self.elsewhere)
+        results = {digest: one.result for digest, one in known.items()} | mine
+        # Scored before by this very chunk, whose file was lost.
+        again = {digest for digest, one in known.items() if one.chunk == self.span.chunk}
+        rows = [_filled(row, results) for row in self.rows]
+        figures = _count(self.rows, rows, first=mine.keys() | again)
+        spent = seen.computed_tokens(self.span.chunk)
+        figures.num_computed_tokens = scored.num_computed_tokens if spent is None else spent
+        return Finished(self.span, rows, figures), mine
+
+
+def cut(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
+    """Rows in chunks: up to `max_rows`, and no more once they have `MAX_CHUNK_BYTES` together."""
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += row.size
+        if len(chunk) == max_rows or size >= MAX_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
+    """What is to be scored in some rows.
+
+    Args:
+        number: of the chunk.
+        rows: at least one.
+        columns: where the caller said a record's parts are.
+    """
+    conversations: dict[Digest, Messages] = {}
+    parsed = tuple(_parse(row, columns, conversations) for row in rows)
+    span = Span(
+        chunk=number,
+        first_row=rows[0].number,
+        num_rows=len(rows),
+        end=rows[-1].after,
+    )
+    return Chunk(span, parsed, conversations)
+
+
+def send(chunk: Chunk, seen: SeenStore, on_its_way: set[Digest], submit: Submit) -> Pending:
+    """Have those conversations of a chunk scored that nobody has sent yet.
+
+    Args:
+        chunk: the next one.
+        seen: has the results of the chunks that are finished.
+        on_its_way: conversations of the others; gets this chunk's own.
+        submit: of a carrier.
+    """
+    elsewhere = tuple(digest for digest in chunk.conversations if digest in on_its_way)
+    known = seen.find([digest for digest in chunk.conversations if digest not in on_its_way])
+    own = {
+        digest: conversation
+        for digest, conversation in chunk.conversations.items()
+        if digest not in on_its_way and digest not in known
+    }
+    on_its_way.update(own)
+    future = submit(list(own.values())) if own else None
+    return Pending(chunk.span, chunk.rows, tuple(own), known, elsewhere, future)
+
+
+def results_of(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]:
+    """The result of each conversation of a chunk that is done."""
+    return {
+        mark: result
+        for parsed, row in zip(chunk.rows, rows, strict=True)
+        for mark, result in zip(parsed.conversations, row.results, strict=True)
+        if isinstance(mark, bytes)
+    }
+
+
+def _parse(row: Row, columns: Columns, conversations: dict[Digest, Messages]) -> ParsedRow:
+    work = read_work(row.record, columns)
+    if work.error:
+        return ParsedRow(work.shape, (), work.error)
+    marks: list[Digest | ScoreError] = []
+    for conversation in work.conversations:
+        if isinstance(conversation, ScoreError):
+            marks.append(conversation)
+            continue
+        digest = digest_of(conversation)
+        conversations.setdefault(digest, conversation)
+        marks.append(digest)
+    return ParsedRow(work.shape, tuple(marks))
+
+
+def _filled(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
+    if row.error:
+        return RowResults(row.shape, [], row.error)
+    found = [c if isinstance(c, ScoreError) else results[c] for c in row.conversations]
+    return RowResults(row.shape, found)
+
+
+def _count(parsed: Iterable[ParsedRow], rows: list[RowResults], *, first: set[Digest]) -> Summary:
+    """Figures of a chunk but for what it cost.
+
+    Args:
+        parsed: its rows as they were read.
+        rows: the same, scored.
+        first: conversations that no chunk before has.
+    """
+    figures = Summary(num_rows=len(rows))
+    unmet = set(first)
+    for before, row in zip(parsed, rows, strict=True):
+        if failure := row.failure:
+            figures.errors[failure.code] += 1
+        for mark, result in zip(before.conversations, row.results, strict=True):
+            if isinstance(result, Reward):
+                figures.num_conversations += 1
+                figures.num_tokens += result.num_tokens
+                if mark not in unmet:
+                    figures.num_repeated_tokens += result.num_tokens
+            if isinstance(mark, bytes):
+                unmet.discard(mark)
+    return figures

@@ -1,0 +1,98 @@
+"""Where the parts of a record are, if the caller says so; paths with dots reach into structs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rm_core import InvalidConversationError
+from serve.jobs.errors import JobInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns by name; with none named, they are recognized.
+
+    `a.b` is the column of that name if there is one, else `b` within the struct `a`; in a list of
+    structs, `b` of each; `a.0` is the first of the list `a`.
+
+    Attributes:
+        messages: whole conversations.
+        prompt: text or messages.
+        response: one answer.
+        responses: answers of a group; several columns are put together in this order.
+        chosen: the better answer or conversation.
+        rejected: the worse one.
+        system: text of a system message that goes before the others.
+
+    Raises:
+        JobInputError: columns of more than one shape.
+    """
+
+    messages: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    responses: tuple[str, ...] = ()
+    chosen: str | None = None
+    rejected: str | None = None
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {
+            "--messages-column": bool(self.messages),
+            "--response-column": bool(self.response),
+            "--responses-column": bool(self.responses),
+            "--chosen-column and --rejected-column": bool(self.chosen or self.rejected),
+        }
+        named = [options for options, is_named in shapes.items() if is_named]
+        if len(named) > 1:
+            raise JobInputError(
+                f"{' and '.join(named)} name columns of different shapes; a job whose columns are "
+                "named has one: give those of one shape"
+            )
+        if self.messages and self.prompt:
+            raise JobInputError(
+                "--messages-column names whole conversations, which have no --prompt-column; "
+                "leave one out"
+            )
+
+
+AS_USUAL = Columns()
+
+
+def reach(record: Mapping[str, Any], path: str) -> Any:
+    """The value at a path; see `Columns`.
+
+    Raises:
+        InvalidConversationError: there is none, or it is null.
+    """
+    try:
+        value = _reach(record, path)
+    except (LookupError, TypeError):
+        value = None
+    if value is None:
+        raise InvalidConversationError(
+            f"the record has nothing at `{path}`, which an option names; it has {listed(record)}"
+        )
+    return value
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of a caller's own names, which may be many and of any length."""
+    every = [f"`{str(name)[:40]}`" for name in names]
+    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
+    return (", ".join(every[:8]) or "no columns") + more
+
+
+def _reach(value: Any, path: str) -> Any:
+    head, _, rest = path.partition(".")
+    if isinstance(value, Mapping):
+        if path in value:
+            return value[path]
+        return _reach(value[head], rest) if rest else value[head]
+    if isinstance(value, list):
+        if head.isdecimal():
+            return _reach(value[int(head)], rest) if rest else value[int(head)]
+        return [_reach(item, path) for item in value]
+    raise TypeError(path)

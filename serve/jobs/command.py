@@ -1,0 +1,157 @@
+"""What `skyreward score` does with its options: puts a job together, runs it, shows its figures."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.jobs.carriers.carrier import Carrier
+from serve.jobs.columns import Columns
+from serve.jobs.dry_run import estimate
+from serve.jobs.errors import JobStoppedError
+from serve.jobs.folder import JobFolder
+from serve.jobs.inputs.opening import open_source
+from serve.jobs.job import Job
+from serve.jobs.model import model_config
+from serve.jobs.outputs.writer import is_tabular
+from serve.jobs.plan import Plan
+from serve.jobs.progress import Progress
+from serve.jobs.stopping import Stopping
+from serve.jobs.summary import RowSink
+from serve.jobs.table import print_lines, summary_lines
+
+SOME_FAILED = 3
+_NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where a job is scored: by a model here, unless there are addresses or a cluster.
+
+    Attributes:
+        model: arguments of `model_config`.
+        urls: of services.
+        served: which of their models; None if each serves one.
+        api_key: of all of them.
+        retry_s: seconds to go on trying.
+        ray: address of a cluster.
+        ray_actors: how many models there; None for as many as it has room for.
+    """
+
+    model: dict[str, Any]
+    urls: tuple[str, ...] = ()
+    served: str | None = None
+    api_key: str | None = None
+    retry_s: float = 300.0
+    ray: str | None = None
+    ray_actors: int | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """How the model was asked for; without the key."""
+        if self.urls:
+            return {"urls": sorted(self.urls), "model": self.served}
+        return {**self.model, "ray": bool(self.ray)}
+
+    def carrier(self, folder: JobFolder | None) -> Carrier:
+        """The way to score that was asked for.
+
+        Args:
+            folder: of the job; None if it keeps nothing.
+
+        Raises:
+            RewardError: a model's option has a bad value, or an address is none.
+        """
+        if self.urls:
+            from serve.jobs.carriers.urls import UrlsCarrier
+
+            return UrlsCarrier(self.urls, self.served, api_key=self.api_key, retry_s=self.retry_s)
+        config = model_config(**self.model)
+        if self.ray:
+            from serve.jobs.carriers.ray_pool import RayPool
+
+            return RayPool(config, self.ray, self.ray_actors)
+        from serve.jobs.carriers.local import LocalCarrier
+
+        return LocalCarrier(config, folder.batches if folder else None)
+
+
+def run(
+    input: str,
+    output: Path | None,
+    ways: Ways,
+    *,
+    say: Callable[[str], None],
+    dry_run: bool,
+    report: Path | None,
+    **options: Any,
+) -> int:
+    """Run a job from its options; returns the exit code.
+
+    Args:
+        input: what to read.
+        output: what to write; may be None for a dry run.
+        ways: where to score.
+        say: tells a person a line.
+        dry_run: whether to count and estimate only.
+        report: where to write a report; None for none.
+        options: see `_plan`.
+
+    Raises:
+        RewardError: the job cannot begin or go on.
+    """
+    plan = _plan(input, output, ways, **options)
+    gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
+    folder = None if dry_run else JobFolder(plan.output, say)
+    with Stopping(_NOTE) as stopping, Progress(say) as progress:
+        carrier = ways.carrier(folder)
+        try:
+            if dry_run:
+                found = estimate(plan, carrier, progress, stopping)
+                lines, failed = found.lines(), bool(found.errors)
+            else:
+                job = Job(plan, carrier, say, progress, stopping, _sink(report, plan))
+                summary = job.run()
+                lines, failed = summary_lines(summary), bool(summary.num_failed)
+        except JobStoppedError as error:
+            say(f"{error.detail}; run the same command again to go on")
+            return stopping.exit_code
+        finally:
+            carrier.close()
+    print_lines(lines)
+    if stopping.asked is not None and dry_run:
+        say("stopped: not all was counted")
+        return stopping.exit_code
+    return SOME_FAILED if failed else 0
+
+
+def _plan(
+    input: str,
+    output: Path | None,
+    ways: Ways,
+    *,
+    split: str | None,
+    columns: dict[str, Any],
+    **options: Any,
+) -> Plan:
+    """The plan of a job; `options` are fields of `Plan`."""
+    if output:
+        is_tabular(output)  # a name that asks for an unknown format is refused before all else
+    return Plan(
+        source=open_source(input, split=split),
+        output=output or Path("dry-run.jsonl"),
+        columns=Columns(**columns),
+        asked=ways.asked,
+        **options,
+    )
+
+
+def _sink(report: Path | None, plan: Plan) -> RowSink | None:
+    if report is None:
+        return None
+    from serve.jobs.report import Report
+
+    return Report(report, plan.output.name)

@@ -1,0 +1,109 @@
+"""What a job would cost: rows and tokens counted, a few rows scored for their time; writes nothing.
+
+Conversations that occur again are not known in advance: the store that finds them is not made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from rm_core import Reward, ScoreError
+from rm_core.conversations import Messages
+from serve.jobs.carriers.carrier import Carrier
+from serve.jobs.chunks import Chunk, cut, parse_chunk
+from serve.jobs.plan import Plan
+from serve.jobs.progress import Progress, clock
+from serve.jobs.stopping import Stopping
+from serve.jobs.table import Line
+
+SAMPLE_ROWS = 64
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a job would be.
+
+    Attributes:
+        num_rows: to score.
+        errors: rows that would have an error, by its code, as far as that is known in advance.
+        num_conversations: that can be scored.
+        num_tokens: of all of them.
+        longest: tokens of the longest.
+        tokens_per_s: of the sample.
+    """
+
+    num_rows: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    num_conversations: int = 0
+    num_tokens: int = 0
+    longest: int = 0
+    tokens_per_s: float = 0.0
+
+    def lines(self) -> Iterable[Line]:
+        """Names and values for people."""
+        yield "rows", f"{self.num_rows:,}"
+        yield "with an error", f"{sum(self.errors.values()):,}"
+        for code, number in self.errors.most_common():
+            yield f"  {code}", f"{number:,}"
+        yield "conversations", f"{self.num_conversations:,}"
+        yield "tokens", f"{self.num_tokens:,}"
+        yield "longest conversation", f"{self.longest:,} tokens"
+        if self.tokens_per_s:
+            yield f"tokens/s ({SAMPLE_ROWS} rows scored)", f"{self.tokens_per_s:,.0f}"
+            yield "would take about", clock(self.num_tokens / self.tokens_per_s)
+
+
+def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stopping) -> Estimate:
+    """Count what a job has to score, and time a sample of it.
+
+    Args:
+        plan: of the job.
+        carrier: counts and scores.
+        progress: is told.
+        stopping: where it asks to stop, what was counted so far is the answer.
+
+    Raises:
+        RewardError: the carrier failed.
+    """
+    found = Estimate()
+    progress.phase("counting", total=sum(file.size for file in plan.source.files), unit="bytes")
+    rows = islice(plan.source.rows(), plan.limit)
+    for number, some in enumerate(cut(rows, plan.chunk_rows)):
+        chunk = parse_chunk(number, some, plan.columns)
+        if number == 0:
+            sample = list(parse_chunk(0, some[:SAMPLE_ROWS], plan.columns).conversations.values())
+            found.tokens_per_s = _rate(sample, plan, carrier) if sample else 0.0
+        _count(chunk, plan, carrier, found)
+        progress.advance(sum(row.size for row in some))
+        if stopping.asked is not None:
+            break
+    return found
+
+
+def _rate(sample: list[Messages], plan: Plan, carrier: Carrier) -> float:
+    # The first call also loads the model, or wakes a cluster.
+    carrier.submit(sample[:1], plan.truncation).result()
+    started = time.monotonic()
+    scored = carrier.submit(sample, plan.truncation).result()
+    seconds = time.monotonic() - started
+    return sum(r.num_tokens for r in scored.results if isinstance(r, Reward)) / seconds
+
+
+def _count(chunk: Chunk, plan: Plan, carrier: Carrier, found: Estimate) -> None:
+    distinct = list(chunk.conversations.values())
+    counted = carrier.count_tokens(distinct, plan.truncation) if distinct else []
+    counts = dict(zip(chunk.conversations, counted, strict=True))
+    for row in chunk.rows:
+        found.num_rows += 1
+        results = [c if isinstance(c, ScoreError) else counts[c] for c in row.conversations]
+        failures = [r for r in [row.error, *results] if isinstance(r, ScoreError)]
+        if failures:
+            found.errors[failures[0].code] += 1
+        tokens = [r for r in results if isinstance(r, int)]
+        found.num_conversations += len(tokens)
+        found.num_tokens += sum(tokens)
+        found.longest = max(found.longest, *tokens, 0)

@@ -1,0 +1,75 @@
+"""Files that are there whole or not at all, also after a kill or a loss of power.
+
+Each is written under a temporary name beside its own, forced to the disk and renamed. What a killed
+run leaves behind are temporary files alone, which the next one removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TEMPORARY = ".partial"
+# The last one is what a limit on the size of files gives.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_BYTES = 1 << 20
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Put `content` in the place of a file, at once.
+
+    Raises:
+        OSError: it cannot be written; the file is what it was before.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which takes the place of `path` if the block succeeds."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether the disk, a quota or a limit on sizes is what made a write fail."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def sha256_of(path: Path, told: Callable[[int], None] | None = None) -> str:
+    """Digest of a file.
+
+    Args:
+        path: the file.
+        told: the number of bytes of each piece that was read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            if told:
+                told(len(piece))
+    return digest.hexdigest()

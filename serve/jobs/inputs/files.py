@@ -1,0 +1,69 @@
+"""Several files of one kind, one after the other, as one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from serve.jobs.inputs.json_array import is_array, read_array
+from serve.jobs.inputs.lines import read_lines
+from serve.jobs.inputs.source import START, InputFile, Kind, Position, Row
+from serve.jobs.inputs.stored import Watcher
+from serve.jobs.inputs.tables import read_arrow, read_parquet
+
+
+def _read_json(
+    path: Path, start: Position, *, decoded: bool, watch: Watcher | None
+) -> Iterator[Row]:
+    # `.json` is both in use: one array, or one record a line.
+    is_json = path.name.lower().removesuffix(".gz").endswith(".json")
+    read = read_array if is_json and is_array(path) else read_lines
+    return read(path, start, decoded=decoded, watch=watch)
+
+
+_READERS: Mapping[Kind, Callable[..., Iterator[Row]]] = {
+    "jsonl": _read_json,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A `Source` of files.
+
+    Attributes:
+        name: what to pin and to show.
+        kind: of all files.
+        files: in the order they are read.
+        schema: columns of all files together; None for JSON.
+    """
+
+    name: str
+    kind: Kind
+    files: tuple[InputFile, ...]
+    schema: pa.Schema | None = None
+
+    def rows(self, start: Position = START, *, decoded: bool = True) -> Iterator[Row]:
+        """See `Source.rows`."""
+        for file in range(start.file, len(self.files)):
+            for row in self.rows_in(start, decoded=decoded):
+                start = row.after
+                yield row
+            start = Position(file + 1, 0, start.row)
+
+    def rows_in(
+        self, start: Position, *, decoded: bool = True, watch: Watcher | None = None
+    ) -> Iterator[Row]:
+        """Rows of the file that `start` is in.
+
+        Args:
+            start: where to begin.
+            decoded: see `Source.rows`.
+            watch: is told every byte of the file once, in order; of text as far as it is read.
+        """
+        reader = _READERS[self.kind]
+        return reader(self.files[start.file].path, start, decoded=decoded, watch=watch)

@@ -1,0 +1,134 @@
+"""How far a job is: a bar on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from serve.jobs.summary import Summary
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts one phase of a job after the other. A context manager.
+
+    Args:
+        say: writes a line where there is no terminal.
+        on_terminal: whether there is one; None to look.
+        line_every_s: seconds between two lines.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        on_terminal: bool | None = None,
+        line_every_s: float = _LINE_EVERY_S,
+    ) -> None:
+        shown = sys.stderr.isatty() if on_terminal is None else on_terminal
+        self._say = say
+        self._line_every_s = line_every_s
+        self._bar = _bar() if shown else None
+        self._task: TaskID | None = None
+        self._line_at = 0.0
+        self._begin("", 0, 0, "rows")
+
+    def phase(self, name: str, *, total: int, done: int = 0, unit: str = "rows") -> None:
+        """Begin to count anew.
+
+        Args:
+            name: what is done now.
+            total: of what there is to do.
+            done: of it, before this run.
+            unit: what is counted.
+        """
+        self._begin(name, total, done, unit)
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=total, completed=done, told=self._told())
+
+    def add(self, figures: Summary) -> None:
+        """Some rows are done."""
+        self._tokens += figures.num_tokens
+        self.advance(figures.num_rows)
+
+    def advance(self, some: int) -> None:
+        """So much more is done."""
+        self.reach(self._done + some)
+
+    def reach(self, done: int) -> None:
+        """So much is done, in all."""
+        self._done = done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, told=self._told())
+        self.tick()
+
+    def tick(self) -> None:
+        """Say a line if it is time; to be called often."""
+        now = time.monotonic()
+        if self._bar or now - self._line_at < self._line_every_s:
+            return
+        self._line_at = now
+        share = 100 * self._done / self._total if self._total else 100.0
+        self._say(f"{self._name}: {share:.0f}%, {self._told()}{self._left(now)}")
+
+    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._done_before = done
+        self._tokens = 0
+        self._started = self._line_at = time.monotonic()
+
+    def _told(self) -> str:
+        seconds = time.monotonic() - self._started
+        rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds else ""
+        return f"{self._done:,} {self._unit}{rate}"
+
+    def _left(self, now: float) -> str:
+        done = self._done - self._done_before
+        if done <= 0:
+            return ""
+        seconds = (now - self._started) * (self._total - self._done) / done
+        return f", {clock(max(0.0, seconds))} left"
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def clock(seconds: float) -> str:
+    """As people write a time: `1:02:03`, `2:03`, `3 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bar() -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        speed_estimate_period=600,  # chunks come in jumps
+    )

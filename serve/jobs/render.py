@@ -1,0 +1,42 @@
+"""What would be scored of each record of JSON lines: text and token ids, no rewards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import IO, Any
+
+from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, render_record
+from serve.jobs.inputs.lines import rows_of
+from serve.jobs.records import read_work
+
+
+def render_lines(
+    lines: IO[bytes], config: ModelConfig, truncation: Truncation, write: Callable[[str], None]
+) -> int:
+    """Write what would be scored of each record's conversations; returns the number of errors.
+
+    Args:
+        lines: JSONL of the same shapes as a job's.
+        config: the checkpoint whose tokenizer and template to use.
+        truncation: what to do with what is too long.
+        write: told one JSON line a conversation.
+    """
+    encoder = load_encoder(config)
+    failed = 0
+    for row in rows_of(lines):
+        work = read_work(row.record)
+        for conversation in [work.error] if work.error else work.conversations:
+            encoded: Encoded | ScoreError
+            if isinstance(conversation, ScoreError):
+                encoded = conversation
+            else:
+                (encoded,) = encoder.encode_all([conversation], truncation)
+            record: dict[str, Any] = {"line": row.number}
+            if isinstance(encoded, Encoded):
+                record |= render_record(encoded)
+            else:
+                failed += 1
+                record["error"] = {"code": encoded.code, "message": encoded.message}
+            write(json.dumps(record, ensure_ascii=False))
+    return failed

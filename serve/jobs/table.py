@@ -1,0 +1,43 @@
+"""The last thing a job shows: its figures as a table, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from serve.jobs.progress import clock
+from serve.jobs.summary import Summary
+
+Line = tuple[str, str]
+
+
+def summary_lines(summary: Summary) -> Iterable[Line]:
+    """What a job did, as names and values."""
+    yield "rows", f"{summary.num_rows:,}"
+    yield "scored", f"{summary.num_scored:,}"
+    yield "with an error", f"{summary.num_failed:,}"
+    for code, number in summary.errors.most_common():
+        yield f"  {code}", f"{number:,}"
+    yield "tokens", f"{summary.num_tokens:,}"
+    saved = summary.num_repeated_tokens + summary.num_shared_tokens
+    yield "not computed", _part(saved, summary.num_tokens)
+    yield "  same conversation as before", _part(summary.num_repeated_tokens, summary.num_tokens)
+    yield "  same start as another's", _part(summary.num_shared_tokens, summary.num_tokens)
+    yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
+    yield "scored in", clock(summary.seconds)
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Show names and values on standard error."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in lines:
+        table.add_row(name, value)
+    Console(stderr=True, highlight=False).print(table)
+
+
+def _part(some: int, whole: int) -> str:
+    return f"{some:,} ({100 * some / whole:.1f}%)" if whole else f"{some:,}"

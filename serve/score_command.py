@@ -1,0 +1,165 @@
+"""`skyreward score`: its options. What it does is in `serve.jobs.command`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from serve.options import F, model_options, reported, say, truncation_option
+
+_COLUMNS = {
+    "messages": "whole conversations",
+    "prompt": "the prompt, text or messages",
+    "response": "the only answer",
+    "responses": "the answers of a group; give it several times to put columns together",
+    "chosen": "the better answer or conversation",
+    "rejected": "the worse answer or conversation",
+    "system": "the system prompt",
+}
+
+
+def _column_options(command: F) -> F:
+    for name, what in reversed(_COLUMNS.items()):
+        command = click.option(
+            f"--{name}-column",
+            metavar="COLUMN",
+            multiple=name == "responses",
+            help=f"Column with {what}; A.B reaches into structs.",
+        )(command)
+    return command
+
+
+def _where_options(command: F) -> F:
+    options = (
+        click.option(
+            "--url",
+            "urls",
+            multiple=True,
+            help="Score with a running service instead of loading a model; several share the work.",
+        ),
+        click.option(
+            "--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of those services."
+        ),
+        click.option(
+            "--retry-s",
+            type=click.FloatRange(min=0),
+            default=300,
+            show_default=True,
+            help="Seconds to go on trying while a service is away or refuses.",
+        ),
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Score on a Ray cluster, a model on each GPU; `auto` finds one, `local` starts "
+            "one here.",
+        ),
+        click.option(
+            "--ray-actors",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Models on that cluster; by default as many as it has room for, and more when it "
+            "grows.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _job_options(command: F) -> F:
+    options = (
+        click.option("--split", help="Of a `datasets` folder or an hf:// set that has several."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N rows only."),
+        click.option(
+            "--chunk-rows",
+            type=click.IntRange(min=1),
+            default=2_000,
+            show_default=True,
+            metavar="N",
+            help="Rows that are scored and kept together.",
+        ),
+        click.option("--fail-fast", is_flag=True, help="End at the first row with an error."),
+        click.option("--overwrite", is_flag=True, help="Start afresh, whatever is there."),
+        click.option(
+            "--dry-run", is_flag=True, help="Count tokens, estimate the time, write nothing."
+        ),
+        click.option(
+            "--report",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Write a page of HTML with the distribution of rewards and margins.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("input")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+@_where_options
+@model_options
+@truncation_option
+@_column_options
+@_job_options
+@reported
+def score(input: str, output: Path | None, **options: Any) -> None:
+    """Score a file of any size into another; a second start goes on where the first one ended.
+
+    INPUT is JSONL (also .gz), Parquet, a folder or a quoted glob of these, a folder that
+    `datasets` saved, or hf://datasets/ORG/NAME; OUTPUT ends with .jsonl, .jsonl.gz or .parquet.
+    Rows are conversations, pairs or groups, told by their columns; other columns are carried
+    through. What is done is kept in OUTPUT.job. A row that cannot be scored gets an `error`, and
+    the exit code is 3 if there was one.
+
+    Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
+    """
+    from serve.jobs.command import Ways, run
+
+    if output is None and not options["dry_run"]:
+        raise click.UsageError("give an output: -o FILE")
+    model = {name: options.pop(name) for name in _MODEL_OPTIONS}
+    urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
+    if urls and ray:
+        raise click.UsageError("--url and --ray are two ways to score; give one of them")
+    if ray_actors and not ray:
+        raise click.UsageError("--ray-actors is for a Ray cluster; give --ray ADDRESS too")
+    given = _given(model)
+    if urls and (useless := [option for option in given if option != "model"]):
+        raise click.UsageError(
+            f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
+            "it starts; leave it out, or score with a model here"
+        )
+    ways = Ways(
+        model=model,
+        urls=urls,
+        # A service has models of its own: only a model that was really named is asked for.
+        served=model["model"] if "model" in given else None,
+        api_key=options.pop("api_key"),
+        retry_s=options.pop("retry_s"),
+        ray=ray,
+        ray_actors=ray_actors,
+    )
+    columns = {name: options.pop(f"{name}_column") for name in _COLUMNS}
+    sys.exit(run(input, output, ways, say=say, columns=columns, **options))
+
+
+_MODEL_OPTIONS = (
+    "model",
+    "dtype",
+    "attention",
+    "quantization",
+    "deterministic",
+    "max_length",
+    "chat_template",
+)
+
+
+def _given(model: dict[str, Any]) -> list[str]:
+    source_of = click.get_current_context().get_parameter_source
+    return [option for option in model if source_of(option) is not ParameterSource.DEFAULT]

@@ -1,0 +1,140 @@
+"""Jobs on small inputs with a carrier whose rewards are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rm_core import Reward, ScoreError, Truncation
+from rm_core.conversations import Messages
+from serve.jobs.carriers.carrier import Scored
+from serve.jobs.inputs.opening import open_source
+from serve.jobs.job import Job
+from serve.jobs.plan import Plan
+from serve.jobs.progress import Progress
+from serve.jobs.stopping import Stopping
+from serve.jobs.summary import RowSink, Summary
+
+WORDS = [f"word{number}" for number in range(300)]
+
+
+class FakeCarrier:
+    """Answers a number made from the text as the reward, on a thread of its own.
+
+    Args:
+        delay_s: how long a call takes.
+        fail_at: number of the call that fails with `failure`; later ones too.
+    """
+
+    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
+        self.calls: list[list[Messages]] = []
+        self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
+        self.num_asked = 0
+        self.failure: Exception = RuntimeError("the carrier failed")
+        self.before: Callable[[int], None] = lambda number: None
+        self.gate = threading.Event()
+        self.gate.set()
+        self._delay_s, self._fail_at = delay_s, fail_at
+        self._threads = ThreadPoolExecutor(1)
+
+    def identity(self) -> dict[str, Any]:
+        self.num_asked += 1
+        return self.model
+
+    @property
+    def capacity(self) -> int:
+        return 3
+
+    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+        assert conversations
+        texts = [json.dumps(conversation) for conversation in conversations]
+        assert len(set(texts)) == len(texts)
+        self.calls.append(list(conversations))
+        return self._threads.submit(self._score, len(self.calls) - 1, texts)
+
+    def count_tokens(
+        self, conversations: Sequence[Messages], truncation: Truncation
+    ) -> list[int | ScoreError]:
+        return [reward_of(json.dumps(c)).num_tokens for c in conversations]
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _score(self, number: int, texts: list[str]) -> Scored:
+        self.gate.wait()
+        self.before(number)
+        if self._fail_at is not None and number >= self._fail_at:
+            raise self.failure
+        time.sleep(self._delay_s)
+        results = [
+            ScoreError("conversation_too_long", "too long") if "HUGE" in text else reward_of(text)
+            for text in texts
+        ]
+        return Scored(results, sum(r.num_tokens for r in results if isinstance(r, Reward)))
+
+
+def reward_of(text: str) -> Reward:
+    """A float32 that depends on every character."""
+    digest = hashlib.sha256(text.encode()).digest()
+    (number,) = struct.unpack("<f", struct.pack("<f", int.from_bytes(digest[:4], "big") / 2**31))
+    truncated, warnings = digest[4] < 20, ("system_prompt",) if digest[5] < 20 else ()
+    return Reward(number, len(text) // 4, truncated, warnings)
+
+
+def records(num_rows: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of all shapes, some with errors; some conversations occur again and again."""
+    rng = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for index in range(num_rows):
+        question, answer = " ".join(rng.choices(WORDS, k=6)), rng.choice(WORDS[:40])
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        kind = rng.randrange(6)
+        record: dict[str, Any] = {"messages": turns}
+        if kind == 1:
+            record = {"prompt": question, "chosen": answer, "rejected": "no"}
+        elif kind == 2:
+            record = {"prompt": "2+2?", "responses": [answer, "4", 5 if index % 7 == 0 else "5"]}
+        elif kind == 3:
+            record = {"prompt": "2+2?", "response": answer}
+        elif kind == 4 and index % 3 == 0:
+            record = {"text": "no shape"} if index % 2 else {"prompt": "HUGE", "response": answer}
+        made.append({"id": index, **record})
+    return made
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_job(
+    source: Path,
+    output: Path,
+    carrier: FakeCarrier,
+    *,
+    told: list[str] | None = None,
+    stopping: Stopping | None = None,
+    sink: RowSink | None = None,
+    **options: Any,
+) -> Summary:
+    """One run, chunks of ten rows unless told otherwise."""
+    say = (told if told is not None else []).append
+    plan = Plan(open_source(str(source)), output, **{"chunk_rows": 10, **options})
+    try:
+        with Progress(say, on_terminal=False) as progress:
+            return Job(plan, carrier, say, progress, stopping or Stopping(""), sink).run()
+    finally:
+        carrier.close()
+
+
+def comparable(summary: Summary) -> dict[str, Any]:
+    """Figures without the time."""
+    return {**summary.as_json(), "seconds": 0}

@@ -1,0 +1,211 @@
+"""The pool of actors on a real cluster of two workers on this machine, with losses of every kind.
+
+One cluster and one pool for all tests, in the order of the file: Ray, and every actor, takes
+seconds to start.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+import pytest
+from processes import Process, kill, processes_of
+
+from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, Truncation
+from rm_core.conversations import Messages
+from serve.jobs.carriers.carrier import Scored
+from serve.jobs.carriers.ray_actor import ScorerActor
+from serve.jobs.carriers.ray_pool import RayPool
+
+# Sums of floats differ with the number of threads: 1.2e-6 measured.
+TOLERANCE = 1e-4
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+DEADLY = "the text that kills"
+
+
+def poisonable() -> type[ScorerActor]:
+    """An actor whose process ends like after a segmentation fault, on one conversation."""
+
+    # In a function: so it goes to the workers by value, which cannot import this module.
+    class PoisonableActor(ScorerActor):
+        def score(self, conversations: Sequence[Messages], truncation: Truncation) -> Scored:
+            if any(DEADLY in message["content"] for c in conversations for message in c):
+                os._exit(139)
+            return super().score(conversations, truncation)
+
+    return PoisonableActor
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two workers of one CPU each, and a head that is none."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "token")
+    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    patch.setenv("RAY_agent_register_timeout_ms", "100000")  # on a machine with much else to do
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray.cluster_utils import Cluster
+
+    # Whoever imported Ray before in this process made it read these variables.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+    running = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        running.add_node(**NODE)
+    try:
+        yield running
+    finally:
+        running.shutdown()
+        patch.undo()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Any) -> Iterator[RayPool]:
+    carrier = RayPool(ModelConfig("demo"), cluster.address, actor=poisonable())
+    try:
+        yield carrier
+    finally:
+        carrier.close()
+
+
+@pytest.fixture(scope="module")
+def scorer() -> RewardScorer:
+    return RewardScorer.load(ModelConfig("demo"))
+
+
+def conversation(text: str, answer: str = "Paris.") -> Messages:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def calls_of(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messages]]:
+    return [
+        [
+            conversation(
+                f"{name} {call}, what of {i}? " + "the capital of France " * 8, "Paris" * i
+            )
+            for i in range(1, size + 1)
+        ]
+        for call in range(num_calls)
+    ]
+
+
+def submitted(pool: RayPool, calls: list[list[Messages]]) -> list[Future[Scored]]:
+    return [pool.submit(call, "error") for call in calls]
+
+
+def assert_right(
+    futures: list[Future[Scored]], calls: list[list[Messages]], scorer: RewardScorer
+) -> None:
+    """All there, in order, and what a scorer here gives."""
+    for future, call in zip(futures, calls, strict=True):
+        got = [r.reward for r in future.result(120).results if isinstance(r, Reward)]
+        expected = [r.reward for r in scorer.score(call) if isinstance(r, Reward)]
+        assert got == pytest.approx(expected, abs=TOLERANCE)
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def actors() -> list[Process]:
+    return [p for p in processes_of(os.getpid()) if p.title.startswith("ray::PoisonableActor")]
+
+
+@pytest.mark.parametrize("address", ["nowhere", "ray://", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_is_said_at_once(address: str) -> None:
+    # Before there is one: a process that is in a cluster stays in it.
+    pool = RayPool(ModelConfig("demo"), address)
+    future = pool.submit([conversation("hi")], "error")
+    with pytest.raises(ModelLoadError, match=r"no Ray cluster at .*`local`"):
+        future.result(60)
+    pool.close()
+
+
+def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
+    pool = RayPool(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
+    try:
+        future = pool.submit([conversation("hi")], "error")
+        with pytest.raises(ModelLoadError, match=r"no actor of the pool can score.*nowhere"):
+            future.result(120)
+        with pytest.raises(ModelLoadError, match="nowhere"):
+            pool.submit([conversation("later")], "error").result(120)
+    finally:
+        pool.close()
+
+
+def test_calls_come_back_in_order(pool: RayPool, scorer: RewardScorer) -> None:
+    calls = calls_of("in order")
+    futures = submitted(pool, calls)
+    assert_right(futures, calls, scorer)
+    until(lambda: pool.capacity == 4, "two actors with two calls each")
+    assert len(actors()) == 2
+    computed = sum(future.result().num_computed_tokens for future in futures)
+    tokens = sum(r.num_tokens for f in futures for r in f.result().results)  # type: ignore[union-attr]
+    assert 0 < computed < tokens
+
+
+def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayPool) -> None:
+    long = conversation("word " * 30_000)
+    scored = pool.submit([long, conversation("short"), long], "error").result(120)
+    first, second, third = scored.results
+    assert isinstance(second, Reward)
+    assert isinstance(first, ScoreError)
+    assert isinstance(third, ScoreError)
+    assert {first.code, third.code} == {"conversation_too_long"}
+
+
+def test_a_killed_worker_costs_nothing_but_time(pool: RayPool, scorer: RewardScorer) -> None:
+    calls = calls_of("killed", 20)
+    futures = submitted(pool, calls)
+    wait(futures, return_when=FIRST_COMPLETED)
+    before = actors()
+    assert kill(before[0])
+    assert not all(future.done() for future in futures)
+    assert_right(futures, calls, scorer)
+    until(lambda: len({p.pid for p in actors()} - {before[0].pid}) == 2, "it is replaced")
+
+
+def test_a_conversation_that_kills_is_given_up_alone(pool: RayPool, scorer: RewardScorer) -> None:
+    around = calls_of("around", 6)
+    poisoned = [conversation("before"), conversation(DEADLY), conversation("after")]
+    futures = submitted(pool, around[:3])
+    deadly = pool.submit(poisoned, "error")
+    futures += submitted(pool, around[3:])
+    before, killer, after = deadly.result(120).results
+    assert isinstance(before, Reward)
+    assert isinstance(killer, ScoreError)
+    assert isinstance(after, Reward)
+    assert killer.code == "lost_replicas"
+    assert "alone with 2 actors" in killer.message
+    expected = scorer.score([poisoned[0], poisoned[2]])
+    assert [before.reward, after.reward] == pytest.approx(
+        [r.reward for r in expected if isinstance(r, Reward)], abs=TOLERANCE
+    )
+    assert_right(futures, around, scorer)
+
+
+def test_the_pool_grows_with_the_cluster_and_lives_with_less(
+    cluster: Any, pool: RayPool, scorer: RewardScorer
+) -> None:
+    until(lambda: pool.capacity == 4, "both actors are up")
+    added = cluster.add_node(**NODE)
+    calls = calls_of("grows", 4)
+    assert_right(submitted(pool, calls), calls, scorer)
+    until(lambda: pool.capacity == 6, "an actor on the new node")
+    calls = calls_of("shrinks", 24)
+    futures = submitted(pool, calls)
+    wait(futures, return_when=FIRST_COMPLETED)
+    cluster.remove_node(added, allow_graceful=False)
+    assert not all(future.done() for future in futures)
+    assert_right(futures, calls, scorer)
+    until(lambda: pool.capacity == 4, "the other two are left")

@@ -1,0 +1,275 @@
+"""The carriers of a job: a model in this process, and services at several addresses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
+from rm_core.conversations import Messages
+from serve.clients import ServiceError
+from serve.jobs.carriers.local import LocalCarrier
+from serve.jobs.carriers.parts import MAX_CONVERSATIONS, split
+from serve.jobs.carriers.urls import UrlsCarrier
+
+FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
+
+
+def turns(answer: str, question: str = "2+2?") -> Messages:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+MANY = [turns(f"answer {number}", f"question {number % 7}") for number in range(500)]
+
+
+class TestLocal:
+    def test_equals_the_scorer(
+        self, checkpoint_of: Callable[[str], Path], scorer_of: Callable[..., RewardScorer]
+    ) -> None:
+        carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+        try:
+            conversations = [turns("a"), turns("b"), turns("x " * 3_000), turns("c", "other?")]
+            scored = carrier.submit(conversations, "error").result(60)
+            assert scored.results == scorer_of("qwen3").score(conversations)
+            assert isinstance(scored.results[2], ScoreError)
+            tokens = [r.num_tokens for r in scored.results if isinstance(r, Reward)]
+            assert max(tokens) < scored.num_computed_tokens < sum(tokens)
+            counts = carrier.count_tokens(conversations, "error")
+            assert [c for c in counts if isinstance(c, int)] == tokens
+            assert counts[2] == scored.results[2]
+        finally:
+            carrier.close()
+
+    def test_batches_are_those_of_the_first_start(
+        self, checkpoint_of: Callable[[str], Path], tmp_path: Path
+    ) -> None:
+        config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
+        kept = tmp_path / "batches.json"
+        for content, expected in ((None, 4_096), ('{"max_batch_tokens": 77}', 77), ("{", 4_096)):
+            if content:
+                kept.write_text(content)
+            carrier = LocalCarrier(config, kept)
+            carrier.submit([turns("a")], "error").result(60)
+            carrier.close()
+            assert json.loads(kept.read_text()) == {"max_batch_tokens": expected}
+
+    def test_a_model_that_cannot_be_loaded_fails_the_call(self, tmp_path: Path) -> None:
+        carrier = LocalCarrier(ModelConfig(str(tmp_path)))
+        with pytest.raises(Exception, match=r"config\.json"):
+            carrier.identity()
+        with pytest.raises(Exception, match=r"config\.json"):
+            carrier.submit([turns("a")], "error").result(60)
+        carrier.close()
+
+    def test_closing_ends_what_is_on_its_way(self, checkpoint_of: Callable[[str], Path]) -> None:
+        carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+        carrier.submit([turns("a")], "error").result(60)
+        futures = [carrier.submit(MANY, "error") for _ in range(40)]
+        futures[-1].cancel()
+        carrier.close()
+        ended = [future for future in futures if future.done() and not future.cancelled()]
+        assert len(ended) < 40
+        assert all(isinstance(f.exception(), NotReadyError | None) for f in ended)
+        with pytest.raises(CancelledError):
+            futures[-1].result(0)
+
+    def test_identity_is_of_what_decides_the_rewards(
+        self, checkpoint_of: Callable[[str], Path], tmp_path: Path
+    ) -> None:
+        folder = str(checkpoint_of("qwen3"))
+        template = tmp_path / "template.jinja"
+        template.write_text("{{ messages[0]['content'] }}")
+        plain = LocalCarrier(ModelConfig(folder)).identity()
+        assert plain == LocalCarrier(ModelConfig(folder)).identity()
+        assert json.loads(json.dumps(plain)) == plain
+        for other in (
+            ModelConfig(str(checkpoint_of("qwen3-tied"))),
+            ModelConfig(folder, max_length=9),
+            ModelConfig(folder, dtype="bfloat16"),
+            ModelConfig(folder, deterministic=True),
+            ModelConfig(folder, chat_template=str(template)),
+        ):
+            assert LocalCarrier(other).identity() != plain
+
+
+class Service:
+    """Answers like the service; the reward is the length of the answer.
+
+    Attributes:
+        refuse: told each post; True refuses it with `status`.
+    """
+
+    def __init__(self) -> None:
+        self.fingerprint = dict(FINGERPRINT)
+        self.state = "ready"
+        self.status = 503
+        self.refuse: Callable[[int], bool] = lambda number: False
+        self.posts: list[int] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.answer(200, service.info())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.posts.append(len(body["conversations"]))
+                if service.refuse(len(service.posts)):
+                    self.answer(service.status, {"error": {"message": "not now"}})
+                else:
+                    self.answer(200, service.score(body["conversations"]))
+
+            def answer(self, status: int, body: Any) -> None:
+                content = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def info(self) -> Any:
+        model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
+        return {"models": {"demo": model | {"encoding_sha256": "e"}}}
+
+    def score(self, conversations: list[Messages]) -> Any:
+        results = [
+            {"reward": float(len(c[-1]["content"])), "num_tokens": 3, "truncated": False}
+            for c in conversations
+        ]
+        usage = {"num_computed_tokens": 2 * len(conversations)}
+        return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def services() -> Iterator[list[Service]]:
+    made = [Service(), Service()]
+    yield made
+    for service in made:
+        service.stop()
+
+
+def score(carrier: UrlsCarrier, calls: int = 1) -> list[Any]:
+    try:
+        carrier.identity()
+        futures: list[Future[Any]] = [carrier.submit(MANY, "error") for _ in range(calls)]
+        return [future.result(60) for future in futures]
+    finally:
+        carrier.close()
+
+
+def urls(services: list[Service], retry_s: float = 30) -> UrlsCarrier:
+    return UrlsCarrier([s.url for s in services], None, api_key=None, retry_s=retry_s)
+
+
+EXPECTED = [Reward(float(len(c[-1]["content"])), 3) for c in MANY]
+
+
+def test_parts_hold_every_conversation_once_and_neighbours_together() -> None:
+    parts = list(split(MANY))
+    assert sorted(place for part in parts for place in part) == list(range(500))
+    assert max(map(len, parts)) <= MAX_CONVERSATIONS
+    prompts = [MANY[place][0]["content"] for part in parts for place in part]
+    assert sum(a != b for a, b in itertools.pairwise(prompts)) == 6
+    assert list(split([turns("x" * 3_000_000), turns("y" * 3_000_000)])) == [[0], [1]]
+
+
+def test_several_addresses_share_the_work(services: list[Service]) -> None:
+    for scored in score(urls(services), calls=5):
+        assert scored.results == EXPECTED
+        assert scored.num_computed_tokens == 1_000
+    assert all(service.posts for service in services)
+    assert sum(map(sum, (service.posts for service in services))) == 2_500
+
+
+def test_what_one_refuses_goes_to_the_other(services: list[Service]) -> None:
+    services[0].refuse = lambda number: True
+    for scored in score(urls(services), calls=3):
+        assert scored.results == EXPECTED
+    assert 1 <= len(services[0].posts) <= 12
+
+
+def test_one_that_goes_away_under_way(services: list[Service]) -> None:
+    lost: list[threading.Thread] = []
+
+    def leave(number: int) -> bool:
+        if number == 2:
+            lost.append(threading.Thread(target=services[0].stop))
+            lost[0].start()
+        return number > 2
+
+    services[0].refuse = leave
+    try:
+        for scored in score(urls(services), calls=5):
+            assert scored.results == EXPECTED
+    finally:
+        for thread in lost:
+            thread.join()
+        services[0] = Service()
+
+
+def test_refused_by_all_for_long_enough(services: list[Service]) -> None:
+    for service in services:
+        service.refuse = lambda number: True
+    with pytest.raises(ServiceError, match="503"):
+        score(urls(services, retry_s=1))
+    services[0].status = services[1].status = 400
+    with pytest.raises(ServiceError, match="400"):
+        score(urls(services, retry_s=60))
+
+
+def test_mixed_models_are_refused(services: list[Service]) -> None:
+    services[1].fingerprint["revision"] = "other"
+    with pytest.raises(ServiceError, match="differ in fingerprint"):
+        urls(services).identity()
+
+
+def test_another_model_under_way_is_refused(services: list[Service]) -> None:
+    carrier = urls(services[:1])
+    carrier.identity()
+    services[0].fingerprint["revision"] = "other"
+    with pytest.raises(ServiceError, match="scores with another model than when the job began"):
+        carrier.submit(MANY, "error").result(60)
+    carrier.close()
+
+
+def test_an_address_that_is_away_at_the_start_is_left_to_later(services: list[Service]) -> None:
+    away = UrlsCarrier(["http://127.0.0.1:9", services[0].url], None, api_key=None, retry_s=30)
+    assert score(away)[0].results == EXPECTED
+    nobody = UrlsCarrier(["http://127.0.0.1:9"], None, api_key=None, retry_s=0)
+    with pytest.raises(ServiceError, match="is the service running there"):
+        nobody.identity()
+
+
+def test_a_model_that_is_loading_is_waited_for(services: list[Service]) -> None:
+    services[0].state = "loading"
+    with pytest.raises(ServiceError, match="is loading; wait until it is ready"):
+        urls(services[:1], retry_s=0).identity()
+    threading.Timer(0.3, lambda: setattr(services[0], "state", "ready")).start()
+    started = time.monotonic()
+    assert urls(services[:1], retry_s=30).identity()["encoding_sha256"] == "e"
+    assert time.monotonic() - started < 20
+    with pytest.raises(ServiceError, match="serves demo and 'nope' was asked for"):
+        UrlsCarrier([services[0].url], "nope", api_key=None, retry_s=0).identity()

@@ -1,0 +1,204 @@
+"""Shapes of records: those of the service, of ShareGPT, of plain prompts, and named columns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rm_core import InputError, InvalidConversationError, ScoreError
+from serve.jobs.columns import AS_USUAL, Columns
+from serve.jobs.errors import JobInputError
+from serve.jobs.records import parse_record, read_work
+
+USER = {"role": "user", "content": "2+2?"}
+FOUR = {"role": "assistant", "content": "4"}
+FIVE = {"role": "assistant", "content": "5"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+HUMAN = {"from": "human", "value": "2+2?"}
+GPT = {"from": "gpt", "value": "4"}
+
+ONE = ("conversation", ([USER, FOUR],))
+PAIR = ("pair", ([USER, FOUR], [USER, FIVE]))
+GROUP = ("group", ([USER, FOUR], [USER, FIVE]))
+
+SAME: list[tuple[dict[str, Any], Any]] = [
+    ({"messages": [USER, FOUR]}, ONE),
+    ({"conversations": [HUMAN, GPT]}, ONE),
+    ({"conversations": [USER, FOUR]}, ONE),
+    ({"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}}, ONE),
+    ({"messages": [USER | {"name": None, "tool_calls": None}, FOUR | {"name": None}]}, ONE),
+    ({"conversations": [HUMAN, GPT], "system": "Be brief."}, (ONE[0], ([SYSTEM, USER, FOUR],))),
+    ({"conversations": [HUMAN, GPT], "system": ""}, ONE),
+    ({"prompt": "2+2?", "response": "4"}, ONE),
+    ({"prompt": "2+2?", "completion": "4"}, ONE),
+    ({"prompt": [USER], "completion": [FOUR]}, ONE),
+    ({"prompt": [HUMAN], "output": GPT}, ONE),
+    ({"question": "2+2?", "answer": "4"}, ONE),
+    ({"instruction": "2+2?", "input": "", "output": "4"}, ONE),
+    (
+        {"instruction": "Add.", "input": "2+2?", "output": "4"},
+        (ONE[0], ([{"role": "user", "content": "Add.\n2+2?"}, FOUR],)),
+    ),
+    ({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, PAIR),
+    ({"chosen": [USER, FOUR], "rejected": [USER, FIVE]}, PAIR),
+    ({"chosen": [USER, FOUR], "rejected": [USER, FIVE], "question": "other"}, PAIR),
+    ({"prompt": "2+2?", "chosen": [USER, FOUR], "rejected": [FIVE]}, PAIR),
+    (
+        {"system": "Be brief.", "question": "2+2?", "chosen": "4", "rejected": "5"},
+        ("pair", ([SYSTEM, USER, FOUR], [SYSTEM, USER, FIVE])),
+    ),
+    (
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT | {"value": "5"}},
+        PAIR,
+    ),
+    ({"prompt": "2+2?", "responses": ["4", [FIVE]]}, GROUP),
+    ({"instruction": "2+2?", "responses": ["4", "5"]}, GROUP),
+    # What the service's own shapes do not have is the caller's.
+    ({"prompt": "2+2?", "response": "4", "system": "gpt-4"}, ONE),
+    ({"messages": [USER, FOUR], "output": "x", "prompt": "y", "rejected": False}, ONE),
+    ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "answer": "4"}, PAIR),
+    # Null is how a table says that a row has no such column.
+    ({"messages": None, "prompt": "2+2?", "chosen": "4", "rejected": "5"}, PAIR),
+]
+
+
+@pytest.mark.parametrize(("record", "expected"), SAME)
+def test_shapes_are_recognized(record: dict[str, Any], expected: Any) -> None:
+    work = parse_record(record)
+    assert (work.shape, work.conversations) == expected
+    assert read_work(record) == work
+
+
+NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
+    ({"chat": [USER, FOUR], "messages": 7}, Columns(messages="chat"), ONE),
+    ({"a.b": [USER, FOUR], "a": {"b": 1}}, Columns(messages="a.b"), ONE),
+    (
+        {"q": "2+2?", "good": {"answer": "4"}, "bad": {"answer": "5"}, "messages": [USER]},
+        Columns(prompt="q", chosen="good.answer", rejected="bad.answer"),
+        PAIR,
+    ),
+    ({"prompt": "2+2?", "chosen": "4", "bad": "5"}, Columns(rejected="bad"), PAIR),
+    ({"prompt": "2+2?", "chosen": ["4"], "rejected": ["5"]},
+     Columns(chosen="chosen.0", rejected="rejected.0"), PAIR),
+    (
+        {"prompt": [USER], "best": {"text": "4"}, "losers": [{"text": "5"}]},
+        Columns(responses=("best.text", "losers.text")),
+        GROUP,
+    ),
+    ({"question": "2+2?", "answer": "4", "response": "5"}, Columns(response="answer"), ONE),
+    ({"q": "2+2?", "response": "4"}, Columns(prompt="q"), ONE),
+    (
+        {"s": "Be brief.", "prompt": "2+2?", "response": "4"},
+        Columns(system="s"),
+        (ONE[0], ([SYSTEM, USER, FOUR],)),
+    ),
+    (
+        {"s": "Be brief.", "prompt": "2+2?", "responses": ["4", [SYSTEM, USER, FIVE]]},
+        Columns(system="s", prompt="prompt"),
+        None,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "columns", "expected"), NAMED)
+def test_columns_can_be_named(record: dict[str, Any], columns: Columns, expected: Any) -> None:
+    work = parse_record(record, columns)
+    if expected is not None:
+        assert (work.shape, work.conversations) == expected
+    else:  # an answer that is a whole conversation must begin with the prompt as it is
+        assert isinstance(work.conversations[1], ScoreError)
+        assert work.conversations[0] == [SYSTEM, USER, FOUR]
+
+
+REFUSED: list[tuple[Any, Columns, str | None, str]] = [
+    ([1], AS_USUAL, None, "must be a JSON object, got list"),
+    ({"text": "x"}, AS_USUAL, None, "no known shape.*this one has `text`"),
+    ({}, AS_USUAL, None, "this one has no columns"),
+    ({"messages": None}, AS_USUAL, None, "no known shape.*`messages`"),
+    ({"messages": [USER]}, AS_USUAL, "conversation", "last message has role 'user'"),
+    ({"prompt": "p", "chosen": "4"}, AS_USUAL, "pair", "no `rejected`; it has `prompt`, `chosen`"),
+    ({"chosen": "4", "rejected": "5"}, AS_USUAL, "pair", "there is no `prompt`"),
+    ({"response": "4"}, AS_USUAL, "conversation", "there is no `prompt`"),
+    ({"prompt": "p", "responses": []}, AS_USUAL, "group", "at least one response"),
+    ({"prompt": "p", "responses": "x"}, AS_USUAL, "group", "a list of at least one response"),
+    ({"responses": ["x"]}, AS_USUAL, "group", "needs a `prompt`"),
+    (
+        {"messages": [USER, FOUR], "chosen": "4", "rejected": "5", "prompt": "p"},
+        AS_USUAL,
+        "conversation",
+        "is a conversation and a pair at once; name the columns",
+    ),
+    (
+        {"prompt": "p", "response": "4", "answer": "5"},
+        AS_USUAL,
+        "conversation",
+        "`response`, `answer`, any of which may be meant; say which by --response-column",
+    ),
+    (
+        {"question": "p", "instruction": "q", "response": "4"},
+        AS_USUAL,
+        "conversation",
+        "say which by --prompt-column",
+    ),
+    ({"a": {"c": 1}}, Columns(messages="a.b"), "conversation", "nothing at `a.b`"),
+    ({"a": 1}, Columns(messages="a.b"), "conversation", "nothing at `a.b`.*it has `a`"),
+    ({"conversations": [HUMAN, GPT], "system": 7}, AS_USUAL, "conversation", "must be text"),
+    (
+        {"conversations": [HUMAN, {"from": "narrator", "value": "x"}]},
+        AS_USUAL,
+        "conversation",
+        "message 1 has the role 'narrator'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "columns", "shape", "says"), REFUSED)
+def test_what_cannot_be_scored_says_why(
+    record: Any, columns: Columns, shape: str | None, says: str
+) -> None:
+    with pytest.raises(InvalidConversationError) as caught:
+        parse_record(record, columns)
+    assert re.search(says, caught.value.detail), caught.value.detail
+    work = read_work(record, columns)
+    assert work.shape == shape
+    assert work.error == ScoreError.of(caught.value)
+    assert work.conversations == ()
+
+
+def test_a_bad_response_does_not_spoil_its_group() -> None:
+    work = parse_record({"prompt": "2+2?", "responses": ["4", 7, [{"role": "user"}]]})
+    assert work.conversations[0] == [USER, FOUR]
+    assert all(isinstance(c, ScoreError) for c in work.conversations[1:])
+
+
+def test_a_line_that_could_not_be_read_is_its_own_error() -> None:
+    error = ScoreError("invalid_json", "no")
+    assert read_work(error).error == error
+
+
+def test_keys_that_a_table_adds_are_left_out_within_tool_calls() -> None:
+    call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}, "id": None}
+    work = parse_record({"messages": [USER, FOUR | {"tool_calls": [call]}]})
+    message = work.conversations[0][1]  # type: ignore[index]
+    assert message["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": "a", "chosen": "b"},
+        {"response": "a", "responses": ("b",)},
+        {"messages": "a", "prompt": "b"},
+    ],
+)
+def test_columns_of_several_shapes_are_refused(columns: dict[str, Any]) -> None:
+    with pytest.raises(JobInputError, match=r"--messages-column|--response-column"):
+        Columns(**columns)
+
+
+def test_broken_unicode_in_a_system_message() -> None:
+    record = {"conversations": [HUMAN, GPT], "system": "\ud800"}
+    with pytest.raises(InputError, match="lone surrogate"):
+        parse_record(record)

@@ -1,0 +1,239 @@
+"""Outputs: the same rows with their results, types exact, the same bytes each time."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rm_core import Reward, ScoreError
+from serve.jobs.errors import JobOutputError
+from serve.jobs.inputs.opening import open_source
+from serve.jobs.inputs.source import Row
+from serve.jobs.inputs.survey import survey
+from serve.jobs.outputs import table as table_module
+from serve.jobs.outputs.writer import is_tabular, open_writer
+from serve.jobs.records import Work, read_work
+from serve.jobs.results import Outcome, outcome_of
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+TOLD = {"code": "invalid_conversation", "message": "no"}
+
+
+def scored(source: Path, output: Path, outcomes: list[Outcome] | None = None) -> bytes:
+    """What a job writes; rows are rewarded by their number unless outcomes are given."""
+    opened = open_source(str(source))
+    tabular = is_tabular(output)
+    found = survey(opened, tabular=tabular)
+    file = io.BytesIO()
+    with open_writer(output, file, found) as writer:
+        for row in opened.rows(decoded=not (tabular and opened.schema is not None)):
+            writer.write(row, outcomes[row.number] if outcomes else rewarded(row))
+    return file.getvalue()
+
+
+def rewarded(row: Row) -> Outcome:
+    return outcome_of(Work("conversation", (TURNS,)), [Reward(row.number / 3, 5)])
+
+
+def write_lines(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def read_table(content: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(content))
+
+
+def test_lines_go_out_as_they_came_in(tmp_path: Path) -> None:
+    text = '{"b": "é", "messages": 1, "a": NaN, "s": "\\ud800"}\n[1]\nnot json\n'
+    (tmp_path / "in.jsonl").write_text(text)
+    rows = open_source(str(tmp_path / "in.jsonl")).rows()
+    outcomes = [outcome_of(read_work(row.record), ()) for row in rows]
+    out = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outcomes).decode().splitlines()
+    assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": NaN, "s": "\\ud800", "error"')
+    assert json.loads(out[1])["line"] == [1]
+    assert json.loads(out[2])["line"] == "not json"
+    assert json.loads(out[2])["error"]["code"] == "invalid_json"
+
+
+def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", *[{"messages": TURNS, "n": n} for n in range(3000)])
+    plain = scored(source, tmp_path / "out.jsonl")
+    packed = scored(source, tmp_path / "out.jsonl.gz")
+    assert gzip.decompress(packed) == plain
+    for name in ("a.jsonl.gz", "b.parquet"):
+        assert scored(source, tmp_path / name) == scored(source, tmp_path / ("other" + name))
+    assert len(plain.splitlines()) == 3000
+    assert packed[4:8] == bytes(4)  # no time in it
+
+
+def test_lines_become_a_table_and_the_other_way_round(tmp_path: Path) -> None:
+    records = [
+        {"messages": TURNS, "n": 1, "meta": {"a": [1]}, "s": "half \ud800", "reward": "old"},
+        {"messages": TURNS, "x": 0.5, "n": None},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", *records)
+    content = scored(source, tmp_path / "out.parquet")
+    table = read_table(content)
+    carried = ["messages", "n", "meta", "s", "x"]
+    assert table.schema.names == [*carried, "reward", "error", "truncated", "warnings"]
+    assert table.column("reward").type == pa.float32()
+    first, second = table.to_pylist()
+    assert first["s"] == "half \\ud800"
+    assert (first["messages"], first["n"], first["meta"]) == (TURNS, 1, {"a": [1]})
+    assert (second["x"], second["meta"], second["error"]) == (0.5, None, None)
+    (tmp_path / "back.parquet").write_bytes(content)
+    lines = scored(tmp_path / "back.parquet", tmp_path / "out.jsonl").splitlines()
+    assert json.loads(lines[1])["reward"] == 1 / 3
+
+
+def test_columns_of_a_table_keep_their_types(tmp_path: Path) -> None:
+    size = 700
+    words = pa.array(["a", "b"] * (size // 2)).dictionary_encode()
+    table = pa.table(
+        {
+            "messages": [TURNS] * size,
+            "t": pa.array(range(size), pa.timestamp("ns", "Europe/Berlin")),
+            "d": pa.array([decimal.Decimal("1.10")] * size, pa.decimal128(9, 2)),
+            "small": pa.array([1] * size, pa.int8()),
+            "blob": pa.array([b"\xff\x00"] * size),
+            "word": words,
+            "vector": pa.array([[1.0, 2.0]] * size, pa.list_(pa.float32(), 2)),
+            "map": pa.array([[("k", 1)]] * size, pa.map_(pa.string(), pa.int64())),
+            "reward": ["old"] * size,
+            "truncated": [True] * size,
+        },
+        metadata={"about": "kept"},
+    )
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=500)
+    out = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
+    stays = [name for name in table.schema.names if name not in ("reward", "truncated")]
+    assert out.select(stays).schema.equals(
+        table.select(stays).schema.with_metadata({b"about": b"kept"})
+    )
+    assert out.select(stays).equals(table.select(stays))
+    assert out.schema.names == [*stays, "reward", "error", "truncated", "warnings"]
+    assert out.column("reward").to_pylist()[5] == pytest.approx(5 / 3)
+    assert out.schema.metadata[b"about"] == b"kept"
+
+
+def test_what_only_tables_have_becomes_text_in_lines(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, datetime.UTC)
+    table = pa.table(
+        {
+            "t": pa.array([moment], pa.timestamp("us", "UTC")),
+            "day": [moment.date()],
+            "clock": pa.array([datetime.time(1, 2)], pa.time32("s")),
+            "span": pa.array([datetime.timedelta(seconds=1.5)], pa.duration("ms")),
+            "d": [decimal.Decimal("1.10")],
+            "blob": [b"\xff\x00"],
+            "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    (line,) = scored(tmp_path / "in.parquet", tmp_path / "out.jsonl").splitlines()
+    assert json.loads(line) == {
+        "t": "2024-05-06T07:08:09.000010+00:00",
+        "day": "2024-05-06",
+        "clock": "01:02:00",
+        "span": 1.5,
+        "d": "1.10",
+        "blob": "/wA=",
+        "map": [["k", 1]],
+        "reward": 0.0,
+    }
+
+
+def test_results_of_every_shape(tmp_path: Path) -> None:
+    error = ScoreError(TOLD["code"], TOLD["message"])
+    pair, group = Work("pair", (TURNS, TURNS)), Work("group", (TURNS, TURNS))
+    records = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "responses": ["a", "b"]},
+        {"prompt": "p", "chosen": "a", "rejected": 1},
+    ]
+    low, high = Reward(0.1, 5, True, ("w",)), Reward(1e-9, 5)
+    outcomes = [
+        outcome_of(pair, [high, low]),
+        outcome_of(group, [low, error]),
+        outcome_of(Work("pair", error=error), ()),
+    ]
+    source = write_lines(tmp_path / "in.jsonl", *records)
+    with pytest.raises(JobOutputError, match="`rejected` has both text and whole numbers"):
+        scored(source, tmp_path / "out.parquet", outcomes)
+    records[2]["rejected"] = None
+    write_lines(source, *records)
+    rows = read_table(scored(source, tmp_path / "out.parquet", outcomes)).to_pylist()
+    assert rows[0]["margin"] == 1e-9 - 0.1
+    assert (rows[0]["truncated"], rows[0]["warnings"], rows[0]["error"]) == (True, ["w"], None)
+    assert rows[1]["rewards"] == [pytest.approx(0.1), None]
+    assert rows[1]["error"] == rows[2]["error"] == TOLD
+    assert rows[2]["margin"] is None
+    assert "reward" not in rows[0]
+
+
+def test_files_with_other_columns_are_one_table(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"n": [1], "s": [{"a": 1}]}), tmp_path / "in" / "0.parquet")
+    pq.write_table(pa.table({"n": [2.5], "b": [True]}), tmp_path / "in" / "1.parquet")
+    out = read_table(scored(tmp_path / "in", tmp_path / "out.parquet")).to_pylist()
+    assert [(row["n"], row["s"], row["b"]) for row in out] == [
+        (1.0, {"a": 1}, None),
+        (2.5, None, True),
+    ]
+
+
+def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "_GROUP_BYTES", 200_000)
+    source = write_lines(tmp_path / "in.jsonl", *[{"n": n, "t": "x" * 100} for n in range(9000)])
+    file = pq.ParquetFile(io.BytesIO(scored(source, tmp_path / "out.parquet")))
+    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    assert sum(sizes) == 9000
+    assert len(sizes) > 3
+    assert max(sizes[:-1]) < 4000
+
+
+def interrupted(source: Path, output: Path, file: IO[bytes], error: BaseException | None) -> None:
+    opened = open_source(str(source))
+    with open_writer(output, file, survey(opened, tabular=True)) as writer:
+        for row in opened.rows():
+            writer.write(row, rewarded(row))
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl.gz", "out.jsonl"])
+@pytest.mark.parametrize("rows", [10, 5000])
+def test_no_room(tmp_path: Path, name: str, rows: int) -> None:
+    """The error of the system comes through."""
+    source = write_lines(tmp_path / "in.jsonl", *[{"n": f"{n}" * 500} for n in range(rows)])
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        interrupted(source, tmp_path / name, full, None)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl.gz"])
+def test_an_error_leaves_the_file_without_its_end(tmp_path: Path, name: str) -> None:
+    source = write_lines(tmp_path / "in.jsonl", *[{"n": n} for n in range(100)])
+    file, whole = io.BytesIO(), io.BytesIO()
+    interrupted(source, tmp_path / name, whole, None)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(source, tmp_path / name, file, KeyboardInterrupt())
+    assert len(file.getvalue()) < len(whole.getvalue()) / 2
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl.zst", "out.arrow"])
+def test_formats_that_are_not_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(JobOutputError, match=r"let it end in \.jsonl, \.jsonl\.gz or \.parquet"):
+        is_tabular(tmp_path / name)
