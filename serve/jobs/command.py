@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Ways:
             return RayPool(config, self.ray, self.ray_actors)
         from serve.jobs.carriers.local import LocalCarrier
 
-        return LocalCarrier(config, folder and folder.batches)
+        return LocalCarrier(config, folder.batches if folder else None)
 
 
 def run(
@@ -103,6 +104,7 @@ def run(
         RewardError: the job cannot begin or go on.
     """
     plan = _plan(input, output, ways, **options)
+    gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
     folder = None if dry_run else JobFolder(plan.output, say)
     with Stopping(_NOTE) as stopping, Progress(say) as progress:
         carrier = ways.carrier(folder)

@@ -8,6 +8,7 @@ its last bits from what an undisturbed run gives.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -138,6 +139,7 @@ class LocalCarrier:
                 scorer.warm_up()
             self._keep_budget(int(scorer.describe()["max_batch_tokens"]))
             self._scorer = scorer
+            gc.freeze()  # the model stays: the collector need not go through it
         return self._scorer
 
     def _kept_budget(self) -> int | None:
