@@ -135,10 +135,11 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, bool]
         f"{options.kills} kills": kills >= options.kills,
         "output is the same to the last byte": digest(output) == digest(undisturbed),
         "every start went on behind the last whole chunk": astray == 0,
-        "nothing but the manifest is kept": {
-            path.name for path in (folder / "killed.jsonl.job").iterdir()
-        }
-        <= {"manifest.json", "lock"},
+        "neither chunks nor scored conversations are kept": not [
+            path
+            for path in (folder / "killed.jsonl.job").iterdir()
+            if path.name.startswith(("chunks", "seen")) or path.name.endswith(".partial")
+        ],
     }
     return checks, {
         "rows": options.rows,

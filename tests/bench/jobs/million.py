@@ -12,6 +12,7 @@ last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from running import Ended, require, run, summary_of, write_rows
 from tiny import build_tiny
 from verdict import finish
@@ -112,6 +114,9 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=10, help="of 2,000 rows, scored here")
     parser.add_argument("--report", action="store_true", help="with a report")
     options = parser.parse_args()
+    # One thread in both: several wait for each other by spinning, which is CPU time too.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         return finish(*measured(options, Path(folder)))
 
