@@ -12,6 +12,7 @@ last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -60,6 +61,9 @@ def job_of(number: int, folder: Path, model: str, *flags: str) -> tuple[Ended, d
 def scoring(model: str, num_chunks: int) -> tuple[float, float]:
     """Seconds and CPU seconds of a row in the scorer alone."""
     scorer = RewardScorer.load(ModelConfig(model))
+    # As the command does: else the collector looks through all of torch again and again.
+    gc.collect()
+    gc.freeze()
     rows = [row["messages"] for row in rows_of(_CHUNK * (num_chunks + 1))]
     scorer.score(rows[:_CHUNK])
     wall, cpu = time.perf_counter(), time.process_time()
