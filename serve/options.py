@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,7 +31,7 @@ def sayer(log_format: str) -> Callable[[str], None]:
 
 
 def reported(command: F) -> F:
-    """Errors of ours, and files that cannot be read or written, become one line and exit code 1."""
+    """Errors of ours, and files that cannot be used, become one line and exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -41,6 +43,9 @@ def reported(command: F) -> F:
             raise click.ClickException(error.detail) from error
         except OSError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:  # where a command does not listen to signals itself
+            say("stopped")
+            sys.exit(128 + signal.SIGINT)
 
     return wrapper  # type: ignore[return-value]
 

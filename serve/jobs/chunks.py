@@ -97,7 +97,7 @@ class Pending:
         # Scored before by this very chunk, whose file was lost.
         again = {digest for digest, one in known.items() if one.chunk == self.span.chunk}
         rows = [_filled(row, results) for row in self.rows]
-        figures = _count(self.rows, rows, first=mine.keys() | again)
+        figures = _count(self.rows, rows, self.span.first_row, first=mine.keys() | again)
         spent = seen.computed_tokens(self.span.chunk)
         figures.num_computed_tokens = scored.num_computed_tokens if spent is None else spent
         return Finished(self.span, rows, figures), mine
@@ -189,19 +189,22 @@ def _filled(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
     return RowResults(row.shape, found)
 
 
-def _count(parsed: Iterable[ParsedRow], rows: list[RowResults], *, first: set[Digest]) -> Summary:
+def _count(
+    parsed: Iterable[ParsedRow], rows: list[RowResults], first_row: int, *, first: set[Digest]
+) -> Summary:
     """Figures of a chunk but for what it cost.
 
     Args:
         parsed: its rows as they were read.
         rows: the same, scored.
+        first_row: number of the first of them.
         first: conversations that no chunk before has.
     """
     figures = Summary(num_rows=len(rows))
     unmet = set(first)
-    for before, row in zip(parsed, rows, strict=True):
+    for number, (before, row) in enumerate(zip(parsed, rows, strict=True), first_row):
         if failure := row.failure:
-            figures.errors[failure.code] += 1
+            figures.failed(number, failure)
         for mark, result in zip(before.conversations, row.results, strict=True):
             if isinstance(result, Reward):
                 figures.num_conversations += 1

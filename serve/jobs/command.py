@@ -11,17 +11,17 @@ from typing import Any
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
-from serve.jobs.errors import JobStoppedError
+from serve.jobs.errors import JobOutputError, JobStoppedError
 from serve.jobs.folder import JobFolder
 from serve.jobs.inputs.opening import open_source
-from serve.jobs.job import Job
+from serve.jobs.job import Job, require_report
 from serve.jobs.model import model_config
 from serve.jobs.outputs.writer import is_tabular
 from serve.jobs.plan import Plan
 from serve.jobs.progress import Progress
 from serve.jobs.stopping import Stopping
 from serve.jobs.summary import RowSink
-from serve.jobs.table import print_lines, summary_lines
+from serve.jobs.table import example_lines, print_lines, summary_lines
 
 SOME_FAILED = 3
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
@@ -104,6 +104,8 @@ def run(
         RewardError: the job cannot begin or go on.
     """
     plan = _plan(input, output, ways, **options)
+    if report:
+        require_report(report, plan)
     gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
     folder = None if dry_run else JobFolder(plan.output, say)
     with Stopping(_NOTE) as stopping, Progress(say) as progress:
@@ -116,6 +118,8 @@ def run(
                 job = Job(plan, carrier, say, progress, stopping, _sink(report, plan))
                 summary = job.run()
                 lines, failed = summary_lines(summary), bool(summary.num_failed)
+                for line in example_lines(summary):
+                    say(line)
         except JobStoppedError as error:
             say(f"{error.detail}; run the same command again to go on")
             return stopping.exit_code
@@ -139,9 +143,14 @@ def _plan(
 ) -> Plan:
     """The plan of a job; `options` are fields of `Plan`."""
     if output:
+        if str(output) == "-":
+            raise JobOutputError(
+                "a job keeps what is done beside its output, so that cannot be standard output; "
+                "give the name of a file"
+            )
         is_tabular(output)  # a name that asks for an unknown format is refused before all else
     return Plan(
-        source=open_source(input, split=split),
+        source=open_source(input, split=split, without=output),
         output=output or Path("dry-run.jsonl"),
         columns=Columns(**columns),
         asked=ways.asked,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.chunk_files import DamagedError
@@ -77,6 +78,11 @@ class Job:
                 "makes it good"
             ) from error
         except (OSError, DiskFullError) as error:
+            if isinstance(error, PermissionError):
+                raise JobOutputError(
+                    f"{folder.path.parent} cannot be written to ({error.strerror}); the output and "
+                    "what a job keeps beside it go there: choose another place for the output"
+                ) from error
             if isinstance(error, OSError) and not is_no_room(error):
                 raise
             raise DiskFullError(
@@ -215,6 +221,26 @@ class Job:
         raise JobRefusedError(
             f"the job was done, but since then {output} {found}; put it back, or score all of it "
             "again with --overwrite"
+        )
+
+
+def require_report(report: Path, plan: Plan) -> None:
+    """Return if a report can be where it is asked for, and takes the place of nothing else.
+
+    Raises:
+        JobOutputError: it cannot, or it does.
+    """
+    if not report.parent.is_dir():
+        raise JobOutputError(f"there is no folder {report.parent}; make it first")
+    others = {plan.output.resolve(), *(file.path.resolve() for file in plan.source.files)}
+    is_page = True
+    if report.is_file():
+        with report.open("rb") as file:
+            is_page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if report.resolve() in others or not is_page:
+        raise JobOutputError(
+            f"the report would replace {report}, which is no page of HTML but something else; give "
+            "another name, such as report.html"
         )
 
 

@@ -139,7 +139,7 @@ def require_same(
     ]
     if changes:
         raise JobRefusedError(
-            f"the job that is under way on this output was begun differently: {'; '.join(changes)}."
+            f"the job of this output was begun differently: {'; '.join(changes)}."
             " Give the same again to go on with it, another output, or --overwrite to start afresh"
         )
 

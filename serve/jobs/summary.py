@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from rm_core import Reward, ScoreError
 from serve.jobs.records import Shape
 
+_MAX_EXAMPLE = 300
+
 
 @dataclass(slots=True)
 class Summary:
@@ -23,6 +25,7 @@ class Summary:
         num_repeated_tokens: of those that were not scored, since one like it was.
         num_computed_tokens: that went through the model.
         seconds: in which chunks were scored; time between two starts does not count.
+        examples: the first row of each code, and what its error says.
     """
 
     num_rows: int = 0
@@ -32,6 +35,7 @@ class Summary:
     num_repeated_tokens: int = 0
     num_computed_tokens: int = 0
     seconds: float = 0.0
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
@@ -53,10 +57,21 @@ class Summary:
         """Tokens of the input a second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
+    def failed(self, row: int, error: ScoreError) -> None:
+        """Count a row with an error.
+
+        Args:
+            row: its number, from 0.
+            error: the first in it.
+        """
+        self.errors[error.code] += 1
+        self.examples.setdefault(error.code, f"row {row}: {error.message[:_MAX_EXAMPLE]}")
+
     def add(self, other: Summary) -> None:
         """Count another part of the job too."""
         self.num_rows += other.num_rows
         self.errors.update(other.errors)
+        self.examples = other.examples | self.examples
         self.num_conversations += other.num_conversations
         self.num_tokens += other.num_tokens
         self.num_repeated_tokens += other.num_repeated_tokens

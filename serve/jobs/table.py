@@ -29,6 +29,13 @@ def summary_lines(summary: Summary) -> Iterable[Line]:
     yield "scored in", clock(summary.seconds)
 
 
+def example_lines(summary: Summary) -> Iterable[str]:
+    """The first row with an error of each kind, rows counted from 0."""
+    for code, _ in summary.errors.most_common():
+        if example := summary.examples.get(code):
+            yield f"{code}, first in {example}"
+
+
 def print_lines(lines: Iterable[Line]) -> None:
     """Show names and values on standard error."""
     table = Table(box=None, show_header=False, pad_edge=False)

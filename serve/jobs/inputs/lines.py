@@ -12,6 +12,18 @@ from serve.jobs.inputs.source import START, Position, Row
 from serve.jobs.inputs.stored import Watcher, opened
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):  # of two equal ones `json` would drop the first without a word
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
+    return record
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_distinct).decode
+
+
 def read_lines(
     path: Path, start: Position, *, decoded: bool, watch: Watcher | None = None
 ) -> Iterator[Row]:
@@ -46,8 +58,18 @@ def rows_of(
 
 def _parse(line: bytes) -> tuple[Any, str | None]:
     try:
-        return json.loads(line), None
+        # As `json.loads` reads bytes: with a byte order mark, or half a surrogate pair.
+        return _decode(line.decode(json.detect_encoding(line), "surrogatepass")), None
     except (ValueError, RecursionError) as error:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
-        problem = f"the line is no JSON: {error}; write one record a line"
+        problem = f"the line cannot be read as JSON: {_told(error)}; write one record a line"
         return ScoreError("invalid_json", problem), text
+
+
+def _told(error: Exception) -> str:
+    # A place in the line alone: its number is always 1, which looks like one of the file.
+    return (
+        f"{error.msg} at character {error.pos}"
+        if isinstance(error, json.JSONDecodeError)
+        else str(error)
+    )

@@ -18,22 +18,28 @@ from serve.jobs.inputs.source import InputFile, Kind
 from serve.jobs.inputs.tables import arrow_schema, parquet_schema
 
 
-def open_source(name: str, *, split: str | None = None) -> FileSource:
+def open_source(name: str, *, split: str | None = None, without: Path | None = None) -> FileSource:
     """The input that NAME means.
 
     Args:
         name: path of a file or folder, a glob, or `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
         split: which split of a folder, a saved `datasets` set or a hub repository.
+        without: a file that is not of the input, though it may be in its folder: the output.
 
     Raises:
         JobInputError: nothing there, several kinds, an unknown kind, or a split is to be chosen.
     """
+    if name == "-":
+        raise JobInputError(
+            "a job reads its input twice, and again when it goes on, so it cannot be standard "
+            "input; save it to a file"
+        )
     if name.startswith(HUB):
         fetched = fetch(name, split)
         return _source(fetched.name, fetched.paths)
     path = Path(name)
     if path.is_dir():
-        paths = saved_files(path, split) if is_saved_set(path) else _in_folder(path, split)
+        paths = saved_files(path, split) if is_saved_set(path) else _in_folder(path, split, without)
         return _source(str(path.absolute()), paths)
     if split is not None:
         raise JobInputError(
@@ -44,15 +50,27 @@ def open_source(name: str, *, split: str | None = None) -> FileSource:
         return _source(str(path.absolute()), [path])
     if glob.has_magic(name):
         found = sorted(glob.glob(name, recursive=True))
-        every = [one for one in found if os.path.isfile(one) and not is_kept(one)]
+        every = [
+            one
+            for one in found
+            if os.path.isfile(one) and not is_kept(one) and not _is_same(Path(one), without)
+        ]
         if not every:
             raise JobInputError(f"no file matches {name}")
         return _source(os.path.abspath(name), [Path(one) for one in every])
     raise JobInputError(f"there is no file or folder {name}")
 
 
-def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    every = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+def _is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.resolve() == other.resolve()
+
+
+def _in_folder(folder: Path, split: str | None, without: Path | None) -> list[Path]:
+    every = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not _is_same(path, without)
+    )
     names = [name for name in every if is_data(name) and (folder / name).is_file()]
     if split is not None:
         there = ", ".join(splits_in(names)) or "none that names of files tell"

@@ -13,7 +13,10 @@ from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
 from serve.jobs.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
+from serve.jobs.inputs.opening import open_source
+from serve.jobs.job import require_report
 from serve.jobs.lock import locked
+from serve.jobs.plan import Plan
 from serve.jobs.stopping import Stopping
 from serve.jobs.summary import Summary
 
@@ -59,6 +62,30 @@ def test_every_row_in_order_with_its_reward(source: Path, output: Path) -> None:
         "lock",
         "manifest.json",
     ]
+
+
+def test_the_first_row_of_each_kind_of_error_is_told(source: Path, output: Path) -> None:
+    summary = run_job(source, output, FakeCarrier())
+    first: dict[str, int] = {}
+    for number, row in enumerate(read(output)):
+        if "error" in row:
+            first.setdefault(row["error"]["code"], number)
+    told = {code: text.split(":")[0] for code, text in summary.examples.items()}
+    assert told == {code: f"row {number}" for code, number in first.items()}
+    again = run_job(source, output, FakeCarrier())
+    assert again.examples == summary.examples
+
+
+def test_a_report_takes_the_place_of_nothing_else(source: Path, output: Path) -> None:
+    plan = Plan(open_source(str(source)), output)
+    page = source.with_name("page.html")
+    require_report(page, plan)
+    page.write_text("<!doctype html><p>old")
+    require_report(page, plan)
+    page.write_text("dear diary")
+    for report in (source, output, page, source.with_name("none") / "page.html"):
+        with pytest.raises(JobOutputError):
+            require_report(report, plan)
 
 
 def test_a_conversation_is_scored_once_in_the_whole_job(source: Path, output: Path) -> None:

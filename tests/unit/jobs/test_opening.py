@@ -50,6 +50,18 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     assert numbers(f"{tmp_path}/**/*.json*") == [9, 1, 2, 3, 4]  # named, so not left out
 
 
+def test_the_output_in_the_folder_of_the_input_is_no_input(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", 1)
+    output = write(tmp_path / "out.jsonl", 9)
+    for name in (str(tmp_path), f"{tmp_path}/*.jsonl"):
+        source = open_source(name, without=output)
+        assert [row.record["n"] for row in source.rows()] == [1]
+
+
+def test_standard_input_is_refused() -> None:
+    assert "save it to a file" in refused("-")
+
+
 def test_a_file_is_known_by_how_it_begins(tmp_path: Path) -> None:
     write(tmp_path / "in.parquet", 1, 2).rename(tmp_path / "in")
     assert numbers(tmp_path / "in") == [1, 2]

@@ -112,6 +112,15 @@ def test_a_damaged_array_says_where(tmp_path: Path, text: str, says: str) -> Non
     assert says in caught.value.detail
 
 
+def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
+    line = '{"id": 1, "messages": [{"role": "user", "role": "assistant"}]}'
+    (tmp_path / "in.jsonl").write_text(line + "\n")
+    (row,) = open_source(str(tmp_path / "in.jsonl")).rows()
+    assert isinstance(row.record, ScoreError)
+    assert "'role' stands twice" in row.record.message
+    assert row.raw == line
+
+
 def test_a_line_that_is_no_json_keeps_its_text(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": \n\xff\xfe\n[1]\n')
     rows = list(open_source(str(tmp_path / "in.jsonl")).rows())
