@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,3 +53,19 @@ def test_where_layers_are_packed(
     config = ModelConfig(str(checkpoint_of("llama-v0.2")), device="cpu", **settings)  # type: ignore[arg-type]
     modules = RewardScorer.load(config).loaded.model.modules()
     assert any(isinstance(module, PackedLinear) for module in modules) == packed
+
+
+def test_few_kernels_are_kept_unless_somebody_chose_how_many() -> None:
+    """Else the memory of a service grows with every new length of a row, for hours."""
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    code = f"import os, rm_core; print(*[os.environ[name] for name in {names}])"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    for chosen, kept in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | chosen,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.split() == kept.split()
