@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -56,34 +55,6 @@ def test_ids_are_those_of_the_model_card(
     for messages in CONVERSATIONS:
         expected = card_ids(checkpoint_of(name), messages, adds_bos=SPECS[name].tokenizer_bos)
         assert list(encoder_of(name).encode(messages).input_ids) == expected
-
-
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "llama-v0.2"])
-@given(content=st.text(max_size=60), answer=st.text(max_size=200))
-def test_ids_are_those_of_the_tokenizer_itself(
-    name: str, content: str, answer: str, encoder_of: EncoderOf, checkpoint_of: PathOf
-) -> None:
-    encoded = encoder_of(name).encode(
-        [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    )
-    tokenizer = _tokenizer(checkpoint_of(name))
-    assert list(encoded.input_ids) == tokenizer(encoded.text)["input_ids"]
-
-
-@functools.cache
-def _tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def test_nothing_in_the_tokenizer_file_cuts_or_pads(encoder_of: EncoderOf, copy_of: CopyOf) -> None:
-    folder = copy_of("qwen3")
-    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    file.enable_truncation(4)
-    file.enable_padding(length=64)
-    file.save(str(folder / "tokenizer.json"))
-    encoder = load_encoder(ModelConfig(str(folder)))
-    for messages in CONVERSATIONS:
-        assert encoder.encode(messages).input_ids == encoder_of("qwen3").encode(messages).input_ids
 
 
 @pytest.mark.parametrize("name", SPECS)

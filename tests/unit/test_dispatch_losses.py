@@ -23,7 +23,6 @@ from queue_line import (
 from rm_core import NotReadyError, ScoredBatch, ScoreError
 from serve.backends import Answer, ReplicaBusyError, ReplicaLostError
 from serve.queue.dispatch import Dispatcher
-from serve.queue.losses import Losses
 from serve.queue.observer import Nobody
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
@@ -205,24 +204,6 @@ async def test_what_was_scored_after_a_loss_is_under_no_suspicion(line: Line) ->
     await rewards(line.ask((1,), (2,)))
     await rewards(line.ask((1,), (2,)))
     assert line.replicas.batches[-1] == [(1,), (2,)]
-
-
-def test_losses_are_counted_by_replica_and_forgotten_after_a_while() -> None:
-    now = 0.0
-    losses = Losses(lambda: now)
-    assert not losses
-    assert [losses.add((1, 2), replica) for replica in ("a", "a", "b")] == [1, 1, 2]
-    assert (losses.of((1, 2)), losses.of((1,))) == (2, 0)
-    now = 3_600.0
-    assert losses.of((1, 2)) == 0
-    assert not losses
-
-
-def test_no_more_losses_are_kept_than_memory_is_meant_for() -> None:
-    losses = Losses()
-    for number in range(10_001):
-        losses.add((number,), "a")
-    assert (losses.of((0,)), losses.of((1,))) == (0, 1)
 
 
 @scenario
