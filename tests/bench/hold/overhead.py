@@ -7,7 +7,7 @@ What is measured, on Ray and without, with one torch thread and no score cache:
   when it is idle; with a model so small (`tiny.py`) that it is not the model that decides how many
   posts share a batch. That thread is found by its work: of the scorer's threads, the one that takes
   most more CPU for scoring a big post than for rendering it. What else it does (laying out a
-  batch, reading the rewards) counts as the model's.
+  batch, reading the rewards) counts as the model's. Beside it the machine's own limit (`floor.py`).
 - The share of a lone post of 256 conversations that is not forward pass.
 - The time of a lone small post beyond its forward pass.
 
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from floor import floor_of
 from load import JSON, Post, closed_loop, lone_latencies, unique_posts
 from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
 from tiny import build_tiny
@@ -89,7 +90,7 @@ def idle_share(service: Service, seconds: float) -> float:
 
 def cpu_of_small_posts(
     service: Service, device: Device, posts: list[Post], clients: int, options: argparse.Namespace
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Milliseconds a request."""
     idle = idle_share(service, options.seconds / 4)
     before, model_before, started = total_cpu_s(service), device.cpu_s(), time.perf_counter()
@@ -158,6 +159,8 @@ def small_posts(way: str, service: Service, options: argparse.Namespace) -> Foun
         checks[f"{way}: own CPU of a 4 KB post at most {CPU_MS:g} ms, {clients} clients"] = (
             found["own_ms"] <= CPU_MS
         )
+        floor = floor_of(posts, clients, options.seconds / 4)
+        found |= {"floor": floor, "times_the_floor": round(found["own_ms"] / floor["sum_ms"], 2)}
         figures[f"small_posts_{clients}_clients"] = found
     return checks, figures
 
