@@ -221,7 +221,7 @@ class ChatEncoder:
     def _too_long(self, num_tokens: str) -> str:
         return (
             f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
-            'shorten it, or ask for "truncation": "left" or "right"'
+            'shorten it, or choose truncation "left" or "right"'
         )
 
     def _warnings(self, messages: Messages, text: str) -> tuple[str, ...]:

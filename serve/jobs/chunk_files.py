@@ -18,6 +18,7 @@ from rm_core import Reward, ScoreError
 from serve.jobs.durable import write_durably
 from serve.jobs.inputs.source import Position
 from serve.jobs.records import Shape
+from serve.jobs.results import first_failure
 from serve.jobs.summary import Summary
 
 Result: TypeAlias = Reward | ScoreError
@@ -43,7 +44,7 @@ class RowResults(NamedTuple):
         """What the row's `error` column says: of the row, or of the first that failed in it."""
         if self.error:
             return self.error
-        return next((r for r in self.results if isinstance(r, ScoreError)), None)
+        return first_failure(self.shape, self.results)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) 
         return Outcome(None, _error(work))
     if work.error:
         return Outcome(work.shape, _error(work.error))
-    error = next((r for r in results if isinstance(r, ScoreError)), None)
+    error = first_failure(work.shape, results)
     done = [r for r in results if isinstance(r, Reward)]
     columns: dict[str, Any] = {}
     if work.shape == "group":
@@ -60,6 +60,23 @@ def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) 
     if warnings := list(dict.fromkeys(w for r in done for w in r.warnings)):
         columns["warnings"] = warnings
     return Outcome(work.shape, columns | (_error(error) if error else {}))
+
+
+def first_failure(
+    shape: Shape | None, results: Sequence[Reward | ScoreError]
+) -> ScoreError | None:
+    """The first error of a row, which says where in its record it is.
+
+    Args:
+        shape: of the record.
+        results: of its conversations, in order.
+    """
+    for place, result in enumerate(results):
+        if isinstance(result, ScoreError):
+            where = {"pair": ("chosen", "rejected")[place > 0], "group": f"responses[{place}]"}
+            named = f"`{where[shape]}`: " if shape in where else ""
+            return ScoreError(result.code, named + result.message)
+    return None
 
 
 def merged(record: object, outcome: Outcome, raw: str | None = None) -> dict[str, Any]:

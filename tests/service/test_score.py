@@ -84,7 +84,7 @@ BAD: list[tuple[Any, str, str]] = [
         "invalid_conversation",
         "only text is scored",
     ),
-    (conversation("word " * 3000, "ok"), "conversation_too_long", '"truncation": "left"'),
+    (conversation("word " * 3000, "ok"), "conversation_too_long", 'truncation "left"'),
 ]
 
 

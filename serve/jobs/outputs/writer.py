@@ -18,7 +18,7 @@ from serve.jobs.results import Outcome
 
 _TABLES = (".parquet", ".pq")
 _PACKED = ".gz"
-_OTHERS = (".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
+_OTHERS = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
 
 
 class Writer(Protocol):

@@ -43,6 +43,20 @@ def test_what_is_true_of_a_reward_is_told() -> None:
     assert out["warnings"] == ["system_prompt: ..."]
 
 
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "`rejected`: no"),
+        ({"prompt": "p", "responses": ["a", "b"]}, "`responses[1]`: no"),
+        ({"messages": TURNS}, "no"),
+    ],
+)
+def test_an_error_says_where_in_its_record_it_is(record: dict[str, Any], place: str) -> None:
+    error = ScoreError("template_error", "no")
+    results = [error] if "messages" in record else [Reward(1.5, 9), error]
+    assert scored(record, *results)["error"] == {"code": "template_error", "message": place}
+
+
 def test_a_line_that_is_no_record_is_carried_as_text() -> None:
     error = ScoreError("invalid_json", "no")
     told = {"code": "invalid_json", "message": "no"}

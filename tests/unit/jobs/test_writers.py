@@ -176,7 +176,8 @@ def test_results_of_every_shape(tmp_path: Path) -> None:
     assert rows[0]["margin"] == 1e-9 - 0.1
     assert (rows[0]["truncated"], rows[0]["warnings"], rows[0]["error"]) == (True, ["w"], None)
     assert rows[1]["rewards"] == [pytest.approx(0.1), None]
-    assert rows[1]["error"] == rows[2]["error"] == TOLD
+    assert rows[1]["error"] == TOLD | {"message": f"`responses[1]`: {TOLD['message']}"}
+    assert rows[2]["error"] == TOLD
     assert rows[2]["margin"] is None
     assert "reward" not in rows[0]
 
@@ -233,7 +234,7 @@ def test_an_error_leaves_the_file_without_its_end(tmp_path: Path, name: str) -> 
     assert len(file.getvalue()) < len(whole.getvalue()) / 2
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.jsonl.zst", "out.arrow"])
+@pytest.mark.parametrize("name", ["out.csv", "out.json", "out.jsonl.zst", "out.arrow"])
 def test_formats_that_are_not_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(JobOutputError, match=r"let it end in \.jsonl, \.jsonl\.gz or \.parquet"):
         is_tabular(tmp_path / name)
