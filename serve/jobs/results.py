@@ -62,9 +62,7 @@ def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) 
     return Outcome(work.shape, columns | (_error(error) if error else {}))
 
 
-def first_failure(
-    shape: Shape | None, results: Sequence[Reward | ScoreError]
-) -> ScoreError | None:
+def first_failure(shape: Shape | None, results: Sequence[Reward | ScoreError]) -> ScoreError | None:
     """The first error of a row, which says where in its record it is.
 
     Args:
