@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from rm_core.benchmarks.options import Options
 from rm_core.conversations import Messages
 
 Key = tuple[str, str]
@@ -138,12 +139,14 @@ class Benchmark(Protocol):
         title: as people write it.
         hub: its data sets.
         preparation: of the official runner.
+        options: which of the ways of computing it; `values` of it gives them by name.
     """
 
     name: str
     title: str
     hub: tuple[HubSet, ...]
     preparation: Preparation
+    options: Options
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """An item from a row as it is published.
