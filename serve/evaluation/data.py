@@ -46,12 +46,12 @@ class _Asked(NamedTuple):
     Attributes:
         name: path, glob or address.
         split: that was asked for.
-        official: the split that is the benchmark, where there are several.
+        official: the splits that are the benchmark, where there are more.
     """
 
     name: str
     split: str | None
-    official: str
+    official: tuple[str, ...]
 
 
 def load_data(
@@ -76,11 +76,7 @@ def load_data(
         BenchmarkDataError: a row is no row of the benchmark, is there twice, or there is none.
         JobInputError: nothing there, or it cannot be read.
     """
-    if given is None:
-        sets = [(HUB + f"datasets/{one.repository}", one.split) for one in benchmark.hub]
-        asked = [_Asked(name, split or official, official) for name, official in sets]
-    else:
-        asked = [_Asked(given, split, benchmark.hub[0].split if benchmark.hub else "")]
+    asked = _asked(benchmark, given, split)
     names: list[str] = []
     items: dict[Key, Item] = {}
     places: dict[Key, str] = {}
@@ -100,14 +96,27 @@ def load_data(
     return Data(", ".join(names), tuple(items.values()))
 
 
+def _asked(benchmark: Benchmark, given: str | None, split: str | None) -> list[_Asked]:
+    if given is not None:
+        return [_Asked(given, split, tuple(dict.fromkeys(one.split for one in benchmark.hub)))]
+    if not benchmark.hub:
+        raise BenchmarkDataError(
+            f"{benchmark.title} is not on the hub; get it from where it is published and give the "
+            "folder: --data PATH"
+        )
+    return [
+        _Asked(f"{HUB}datasets/{one.repository}", split or one.split, ()) for one in benchmark.hub
+    ]
+
+
 def _open(asked: _Asked, without: Path) -> FileSource:
     try:
         return open_source(asked.name, split=asked.split, without=without)
     except JobInputError:
-        if asked.split is None and asked.official:
+        if asked.split is None and len(asked.official) == 1:
             # A set with several splits can be read once one is chosen.
             with contextlib.suppress(JobInputError):
-                return open_source(asked.name, split=asked.official, without=without)
+                return open_source(asked.name, split=asked.official[0], without=without)
         raise
 
 
@@ -126,12 +135,13 @@ def _narrowed(
     if asked.split is None and asked.official and len(kept) > 1:
         root = _root(asked.name)
         inside = {os.path.relpath(name, root): name for name in kept}
-        kept = [inside[name] for name in of_split(list(inside), asked.official)] or kept
+        official = {name for split in asked.official for name in of_split(list(inside), split)}
+        kept = [inside[name] for name in inside if name in official] or kept
     if len(kept) == len(names):
         return source
     left = [os.path.basename(name) for name in names if name not in kept]
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    say(f"not read, since {benchmark} is in the others: {', '.join(left[:3])}{more}")
+    say(f"not read, since {benchmark} is in other files: {', '.join(left[:3])}{more}")
     return replace(source, files=tuple(names[name] for name in kept))
 
 

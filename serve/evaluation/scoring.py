@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -108,12 +108,26 @@ def write_items(items: Sequence[Item], folder: Path) -> Path:
         OSError: the folder cannot be written to.
     """
     path = folder / ITEMS
-    content = b"".join(_line(item) for item in items)
+    content = b"".join(item_lines(items))
     with contextlib.suppress(OSError):
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return path
     write_durably(path, content)
     return path
+
+
+def item_lines(items: Iterable[Item]) -> Iterator[bytes]:
+    """Each item as a line of JSON: a group of the job, and all else that makes it an item."""
+    for item in items:
+        plain = {
+            "id": item.id,
+            "subset": item.subset,
+            "prompt": item.prompt,
+            "responses": item.responses,
+            "preferences": item.preferences,
+            "facts": dict(item.facts),
+        }
+        yield json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_items(path: Path) -> list[Item]:
@@ -210,18 +224,6 @@ def _records(output: Path) -> Iterator[Mapping[str, Any]]:
     with output.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
-
-
-def _line(item: Item) -> bytes:
-    plain = {
-        "id": item.id,
-        "subset": item.subset,
-        "prompt": item.prompt,
-        "responses": item.responses,
-        "preferences": item.preferences,
-        "facts": dict(item.facts),
-    }
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _item(plain: Mapping[str, Any]) -> Item:

@@ -1,0 +1,69 @@
+"""Figures as tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from serve.evaluation.files import is_partial
+from serve.evaluation.published import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.result import Compared, Evaluation
+
+_WIDTH = 160
+
+
+def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """Overall, sections and difficulties of several models, and what is published of each."""
+    rows = [_figures(one) for one in evaluations]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    heads = [f"{one.model} (partial)" if is_partial(one) else one.model for one in evaluations]
+    print_table(
+        evaluations[0].benchmark.title,
+        ["accuracy, %", *heads],
+        ([name, *(percent(row.get(name)) for row in rows)] for name in names),
+    )
+    for one in evaluations:
+        if one.compared:
+            print_table(
+                f"{one.model}, as published",
+                ["figure", "here", "there", "difference", "source"],
+                (
+                    [c.metric, percent(c.ours), percent(c.published), *_difference(c), c.source]
+                    for c in one.compared
+                ),
+            )
+
+
+def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is never wrapped."""
+    table = Table(title=title, title_justify="left")
+    for index, head in enumerate(heads):
+        table.add_column(head, no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own; and nothing here is written in Rich's markup.
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def percent(value: float | None) -> str:
+    """A share as people write it."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _figures(one: Evaluation) -> Mapping[str, float | None]:
+    more: Mapping[str, Any] = one.figures.more
+    found: dict[str, float | None] = {OVERALL: one.figures.overall}
+    if MEAN_OF_SECTIONS in more:
+        found[MEAN_OF_SECTIONS] = more[MEAN_OF_SECTIONS]
+    found |= {name: part.score for name, part in one.figures.sections.items()}
+    found |= more.get(DIFFICULTY, {})
+    return found
+
+
+def _difference(one: Compared) -> list[str]:
+    return ["-" if one.ours is None else f"{100 * (one.ours - one.published):+.2f}"]
