@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rm_core.benchmarks.judgebench import JudgeBench, JudgeBenchOptions
 from rm_core.benchmarks.options import Option, Options
+from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
 from rm_core.benchmarks.records import Benchmark
 from rm_core.benchmarks.rewardbench import RewardBench, RewardBenchOptions
+from rm_core.benchmarks.rewardbench2 import RewardBench2, RewardBench2Options
+from rm_core.benchmarks.rm_bench import RMBench
+from rm_core.benchmarks.rmb import RMB
 from rm_core.errors import BenchmarkDataError
 
 
@@ -19,6 +24,12 @@ class _Entry(NamedTuple):
 
 _KNOWN: Mapping[str, _Entry] = {
     RewardBench.name: _Entry(RewardBench, RewardBenchOptions),
+    RewardBench2.name: _Entry(RewardBench2, RewardBench2Options),
+    RMBench.name: _Entry(RMBench, Options),
+    RMB.name: _Entry(RMB, Options),
+    JudgeBench.name: _Entry(JudgeBench, JudgeBenchOptions),
+    PPEPreference.name: _Entry(PPEPreference, Options),
+    PPECorrectness.name: _Entry(PPECorrectness, Options),
 }
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {name: entry.make(entry.options()) for name, entry in _KNOWN.items()}

@@ -75,8 +75,22 @@ class Row:
                 self._wrong(name, item, "texts", "an item of ")
         return tuple(self._checked(item, name) for item in value)
 
-    def items(self, name: str) -> Sequence[Any]:
-        """A column of a list, at least one item long.
+    def texts_inside(self, name: str, inner: str) -> tuple[str, ...]:
+        """A column of a list of objects, each with a text under the same name.
+
+        Raises:
+            BenchmarkDataError: it is missing, empty, or another thing.
+        """
+        texts = []
+        for item in self.items(name):
+            value = item.get(inner) if isinstance(item, Mapping) else item
+            if not isinstance(value, str):
+                self._wrong(f"{name}.{inner}", value, "text", "an item of ")
+            texts.append(self._checked(value, name))
+        return tuple(texts)
+
+    def items(self, name: str, *, may_be_empty: bool = False) -> Sequence[Any]:
+        """A column of a list, at least one item long unless it may be empty.
 
         Raises:
             BenchmarkDataError: it is missing, empty, or no list.
@@ -84,7 +98,7 @@ class Row:
         value = self.get(name)
         if not isinstance(value, list | tuple):
             self._wrong(name, value, "a list")
-        if not value:
+        if not value and not may_be_empty:
             self.refuse(f"the column `{name}` is an empty list")
         return value
 
