@@ -1,6 +1,4 @@
-"""`skyreward eval`, `compare-runs` and `leaderboard`: their options. The work is in
-`serve.evaluation`.
-"""
+"""`skyreward eval`, `compare-runs`, `leaderboard`: their options, no more."""
 
 from __future__ import annotations
 
@@ -110,8 +108,8 @@ def evaluate(
     if scores is not None:
         if models or urls:
             raise click.UsageError("--scores has the rewards already; leave --model and --url out")
-        for option in given_options(("truncation", "overwrite", *LOADING_OPTIONS)):
-            raise click.UsageError(f"--{option.replace('_', '-')} scores nothing with --scores")
+        for useless in given_options(("truncation", "overwrite", *LOADING_OPTIONS)):
+            raise click.UsageError(f"--{useless.replace('_', '-')} scores nothing with --scores")
         sys.exit(evaluate_scores(asked, scores, name))
     if name is not None:
         raise click.UsageError("--name is for --scores; name a model by --model ALIAS=NAME")
@@ -149,7 +147,8 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 
     Example: skyreward compare-runs results/base results/tuned
     """
-    from serve.evaluation.comparing import as_plain, compare, load_run, print_comparison
+    from serve.evaluation.comparing import compare, load_run
+    from serve.evaluation.comparison import as_plain, print_comparison
 
     first, second = (load_run(path, say=say, **options) for path in (a, b))
     comparison = compare(first, second)
@@ -187,10 +186,10 @@ def _benchmark(name: str, chosen: tuple[str, ...]) -> Any:
             click.echo(f"{option.name}={'|'.join(option.choices)}  {option.meaning}")
         sys.exit()
     pairs = [text.partition("=") for text in chosen]
-    for option, equals, _ in pairs:
+    for given, equals, _ in pairs:
         if not equals:
-            raise click.UsageError(f"--option {option} has no value; write NAME=VALUE, or `help`")
-    return benchmark(name, **{option: value for option, _, value in pairs})
+            raise click.UsageError(f"--option {given} has no value; write NAME=VALUE, or `help`")
+    return benchmark(name, **{given: value for given, _, value in pairs})
 
 
 def _ways(models: tuple[str, ...], urls: tuple[str, ...], options: dict[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rm_core.benchmarks.records import Part
 from serve.evaluation.errors import EvaluationError
-from serve.evaluation.published import DIFFICULTY, MEAN_OF_SECTIONS
+from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, named_figures
 from serve.evaluation.result import Evaluation
 from serve.evaluation.scores import SCORES, write_scores
 from serve.jobs.durable import write_durably
@@ -98,17 +98,19 @@ def read_summary(path: Path) -> dict[str, Any]:
 def model_card(evaluation: Evaluation) -> str:
     """The figures as a table of Markdown."""
     figures = evaluation.figures
-    rows = [(OVERALL_OF.get(evaluation.benchmark.name, "overall"), figures.overall)]
-    if MEAN_OF_SECTIONS in figures.more:
-        rows.append(("mean of the sections", figures.more[MEAN_OF_SECTIONS]))
-    rows += [(name, part.score) for name, part in figures.sections.items()]
-    rows += list(figures.more.get(DIFFICULTY, {}).items())
+    rows = named_figures(figures)
+    if MEAN_OF_SECTIONS in rows:
+        rows = {
+            "overall, of all items": rows.pop(OVERALL),
+            "mean of the sections": rows.pop(MEAN_OF_SECTIONS),
+            **rows,
+        }
     lines = [
         f"## {evaluation.benchmark.title}: {_escaped(evaluation.model)}",
         "",
         "| | accuracy, % |",
         "|---|--:|",
-        *(f"| {_escaped(name)} | {_percent(value)} |" for name, value in rows),
+        *(f"| {_escaped(name)} | {_percent(value)} |" for name, value in rows.items()),
         "",
         f"{len(evaluation.scored):,} items, scored with `skyreward`.",
     ]
@@ -132,10 +134,6 @@ def lacks(evaluation: Evaluation) -> list[str]:
     """What a partial result is without, a phrase each."""
     failed = f"{len(evaluation.failed):,} items could not be scored"
     return [failed] * bool(evaluation.failed) + list(evaluation.figures.missing)
-
-
-OVERALL_OF = {"judgebench": "overall (of all pairs)"}
-"""What `overall` is, where that is not plain."""
 
 
 def _percent(value: float | None) -> str:

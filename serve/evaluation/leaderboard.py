@@ -10,7 +10,8 @@ from typing import Any
 from rm_core.catalog import load_sources
 from serve.evaluation.errors import EvaluationError
 from serve.evaluation.files import read_summary
-from serve.evaluation.published import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, published_rows
+from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.published import published_rows
 from serve.evaluation.shown import percent, print_table
 
 LOCAL = "here"

@@ -12,11 +12,9 @@ from typing import NamedTuple
 from rm_core import find_entry, load_catalog, load_not_served
 from rm_core.benchmarks.records import Benchmark, Figures, Part
 from rm_core.catalog import CatalogEntry, Published, load_sources
+from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
 from serve.evaluation.result import Compared
 
-OVERALL = "overall"
-MEAN_OF_SECTIONS = "mean_of_sections"
-DIFFICULTY = "difficulty"
 _BEST_OF_N = "best-of-n"
 _SCALE = {"percent": 100.0, "fraction": 1.0}
 # What others print as a benchmark's figure, where ours has another name.

@@ -33,7 +33,7 @@ ITEMS = "items.jsonl"
 REWARDS = "rewards.jsonl"
 SCORED_BY = "scored_by.json"
 # Rows hold up to 32 responses: what a stop waits for, and a kill costs, should be little.
-_CHUNK_ROWS = 200
+_CHUNK_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +175,10 @@ def score_items(items: Path, folder: Path, ways: Ways, run: Run) -> Rewards:
             job = Job(plan, carrier, run.say, run.progress, run.stopping)
             summary = job.run()
         finally:
-            if model := carrier.model():
+            if model := carrier.scoring_model():
                 ScoredBy(model, run.truncation).write(kept)
         scored_by = ScoredBy.read(kept)
-        if scored_by is None and (model := carrier.model(ask=True)):
+        if scored_by is None and (model := carrier.scoring_model(ask=True)):
             scored_by = ScoredBy(model, run.truncation)
             scored_by.write(kept)
     finally:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from serve.evaluation.files import is_partial
-from serve.evaluation.published import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.names import named_figures
 from serve.evaluation.result import Compared, Evaluation
 
 _WIDTH = 160
@@ -18,7 +17,7 @@ _WIDTH = 160
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """Overall, sections and difficulties of several models, and what is published of each."""
-    rows = [_figures(one) for one in evaluations]
+    rows = [named_figures(one.figures) for one in evaluations]
     names = list(dict.fromkeys(name for row in rows for name in row))
     heads = [f"{one.model} (partial)" if is_partial(one) else one.model for one in evaluations]
     print_table(
@@ -53,16 +52,6 @@ def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]])
 def percent(value: float | None) -> str:
     """A share as people write it."""
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _figures(one: Evaluation) -> Mapping[str, float | None]:
-    more: Mapping[str, Any] = one.figures.more
-    found: dict[str, float | None] = {OVERALL: one.figures.overall}
-    if MEAN_OF_SECTIONS in more:
-        found[MEAN_OF_SECTIONS] = more[MEAN_OF_SECTIONS]
-    found |= {name: part.score for name, part in one.figures.sections.items()}
-    found |= more.get(DIFFICULTY, {})
-    return found
 
 
 def _difference(one: Compared) -> list[str]:

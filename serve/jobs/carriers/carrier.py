@@ -92,7 +92,7 @@ class Carrier(Protocol):
 class ModelCarrier(Carrier, Protocol):
     """A carrier that can tell which model it scores with."""
 
-    def model(self, *, ask: bool = False) -> ScoringModel | None:
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
         """What gives the rewards; None as long as that is not known.
 
         Args:

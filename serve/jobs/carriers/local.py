@@ -73,7 +73,7 @@ class LocalCarrier:
         """Enough that the device never waits for the tokenizer."""
         return _CAPACITY
 
-    def model(self, *, ask: bool = False) -> ScoringModel | None:
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
         """The model once it is loaded."""
         if self._scorer is None and not ask:
             return None

@@ -74,7 +74,7 @@ class UrlsCarrier:
         self._fingerprint = identity["fingerprint"]
         return identity
 
-    def model(self, *, ask: bool = False) -> ScoringModel | None:
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
         """The model of the first service that answered."""
         if self._served is None and ask:
             self.identity()
