@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from rm_core.benchmarks.options import Options
 from rm_core.conversations import Messages
 
 Key = tuple[str, str]
@@ -39,7 +40,8 @@ class Item:
         responses: answers, in the order of `rewards` in `scores.jsonl`.
         preferences: every pair of answers that the benchmark knows the better one of; a tie, if the
             row has one, is in none.
-        facts: what else figures need: a category, a label, a goal.
+        facts: what else figures need: a category, a label, a goal. Items of equal `cluster` belong
+            together: a figure is of all of them.
     """
 
     id: str
@@ -88,7 +90,8 @@ class Figures:
         overall: as the leaderboard has it, of the sections that are there; None without any.
         sections: by name, those that are there.
         subsets: by name, those that are there.
-        more: further figures, by name, as JSON data: `difficulty`, `mean_of_sections`, `matrices`.
+        more: further figures, by name, as JSON data: `difficulty`, `means`, `mean_of_sections`,
+            `matrices`, `best_of_n`.
         missing: what the whole benchmark has and these items have not, a phrase each; empty if the
             result is whole.
     """
@@ -98,6 +101,23 @@ class Figures:
     subsets: Mapping[str, Part]
     more: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+
+    def named(self, metric: str) -> float | None:
+        """A figure by the name it is published under; None where there is none.
+
+        Args:
+            metric: `overall`, a section, a subset, or a name under `difficulty` or `means` of
+                `more`.
+        """
+        if metric == "overall":
+            return self.overall
+        part = self.sections.get(metric) or self.subsets.get(metric)
+        if part is not None:
+            return part.score
+        for group in ("difficulty", "means"):
+            if metric in self.more.get(group, {}):
+                return float(self.more[group][metric])
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +158,14 @@ class Benchmark(Protocol):
         title: as people write it.
         hub: its data sets.
         preparation: of the official runner.
+        options: which of the ways of computing it; `values` of it gives them by name.
     """
 
     name: str
     title: str
     hub: tuple[HubSet, ...]
     preparation: Preparation
+    options: Options
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """An item from a row as it is published.
