@@ -65,7 +65,7 @@ class Report:
 
     def write(self, summary: Summary) -> None:
         """See `RowSink`."""
-        write_durably(self._path, self.page(summary).encode())
+        write_durably(self._path, self.page(summary).encode(errors="replace"))
 
     def page(self, summary: Summary) -> str:
         """The page as it is.

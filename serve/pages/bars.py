@@ -63,7 +63,7 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
     end = 1.0 if shares else longest
     top = 0.0
     for row in rows:
-        name = row.name
+        name = " ".join(row.name.split())
         if len(name) > _LONGEST_NAME:
             name = name[: _LONGEST_NAME - 1].rstrip() + "…"
         axes.text(0, top + _NAME - 5, name)

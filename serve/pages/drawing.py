@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from serve.pages.colours import LINE, SOFT, TEXT, VARIABLES
 
@@ -64,6 +66,8 @@ _HINT = "hint: "
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"\s*font-family:[^;]*;")
+# What the writer lets through and no reader takes: control characters, halves of pairs.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMALS = re.compile(r"\d+\.\d{2,}")
 
 
@@ -84,8 +88,13 @@ def drawn(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
         # A clipped line refers to its clip by an id; nothing here is drawn outside its axes.
         for artist in figure.findobj():
             artist.set_clip_on(False)
+            if isinstance(artist, Text):
+                artist.set_text(_readable(artist.get_text()))
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        # Names may be in any script: the reader's fonts have it even if matplotlib's has not.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(file, format="svg", metadata={"Date": None})
     return Markup('<div class="figure">{}</div>').format(_inline(file.getvalue(), label))
 
 
@@ -100,9 +109,13 @@ def hint(artist: Artist, text: str, alone: bool = False) -> None:
     artist.set_gid(_HINT + ("! " if alone else "") + text)
 
 
+def _readable(text: str) -> str:
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _inline(svg: str, label: str) -> Markup:
     # ElementTree writes names with their namespaces, which SVG inside HTML does not have.
-    root = ElementTree.fromstring(svg)
+    root = ElementTree.fromstring(_readable(svg))
     defined: dict[str, ElementTree.Element] = {}
     for element in root.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
@@ -110,21 +123,20 @@ def _inline(svg: str, label: str) -> Markup:
         if element.tag == "path" and "id" in element.attrib:
             defined["#" + element.attrib.pop("id")] = element
     _tidy(root, defined)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    text = ElementTree.tostring(root, encoding="unicode")
-    assert "url(" not in text
-    # Colours that are not ours would not follow the page.
-    text = _COLOUR.sub(lambda found: VARIABLES[found[0]], text)
-    return Markup(_DECIMALS.sub(lambda found: f"{float(found[0]):.1f}", text))
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": _readable(label)}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _tidy(element: ElementTree.Element, defined: Mapping[str, ElementTree.Element]) -> None:
     element.text, element.tail = (element.text or "").strip() or None, None
-    for attribute in ("d", "transform"):
-        if attribute in element.attrib:
-            element.set(attribute, " ".join(element.attrib[attribute].split()))
-    if "style" in element.attrib:
-        element.set("style", _FONT.sub("", element.attrib["style"]))
+    for name, value in element.attrib.items():
+        if name == "style":
+            # A colour that is not ours would not follow the page; it is an error.
+            value = _COLOUR.sub(lambda found: VARIABLES[found[0]], _FONT.sub("", value))
+        elif name != "id":
+            value = _DECIMALS.sub(lambda found: f"{float(found[0]):.1f}", " ".join(value.split()))
+        element.set(name, value)
+    assert "clip-path" not in element.attrib
     if element.attrib.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for child in list(element):
@@ -132,6 +144,7 @@ def _tidy(element: ElementTree.Element, defined: Mapping[str, ElementTree.Elemen
             element.remove(child)
         elif child.tag == "use":
             _place(child, defined[child.attrib["href"]])
+            _tidy(child, {})
         else:
             _tidy(child, defined)
             if child.tag == "g" and not len(child):
@@ -146,7 +159,7 @@ def _place(use: ElementTree.Element, path: ElementTree.Element) -> None:
     use.tag = "path"
     place = f"translate({use.attrib['x']} {use.attrib['y']})"
     use.attrib = {
-        "d": " ".join(path.attrib["d"].split()),
+        "d": path.attrib["d"],
         "transform": place,
         "style": use.attrib.get("style", ""),
     }

@@ -91,3 +91,16 @@ def test_bars_are_as_long_as_their_values() -> None:
 
     assert width(0.5) == pytest.approx(width(1.0) / 2, abs=0.2)
     assert width(1.01) == width(1.0)
+
+
+def test_numbers_and_colours_in_words_stay_as_they_are() -> None:
+    text = "0.0005 #00ff00 url(a)"
+    svg = str(bars(text, [Row(text, (Bar(1, text, None, text),))]))
+    assert svg.count(text) == 4
+
+
+def test_names_may_be_in_any_script_and_broken() -> None:
+    name = "\u8bed\u8a00 \x00\x0b\ud800\n\N{GRINNING FACE}"
+    page = document(name, [bars(name, [Row(name, (Bar(1, name),))])])
+    assert "\u8bed\u8a00 \ufffd \ufffd \N{GRINNING FACE}" in page
+    assert page.encode(errors="replace")
