@@ -49,6 +49,7 @@ SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
     ["serve.score_command"],
     ["serve.options"],
+    ["serve.evaluation"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
     ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
@@ -76,6 +77,7 @@ SERVE_LAYERS = [
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
     ["serve.model_settings", "serve.record.request"],
+    ["serve.pages"],
 ]
 
 
