@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rm_core.benchmarks.judgebench import JudgeBench
 from rm_core.benchmarks.records import Benchmark, Figures, Item, ScoredItem
 from rm_core.benchmarks.registry import benchmark as made
 from rm_core.benchmarks.registry import options_of
@@ -22,8 +21,6 @@ from serve.evaluation.errors import EvaluationError
 from serve.evaluation.files import SUMMARY, read_summary
 from serve.evaluation.scores import SCORES, read_scores
 from serve.evaluation.scoring import ITEMS, read_items
-
-_BY_COMPARISON = ("rm-bench", "ppe-correctness")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +168,10 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
         runs=(first, second),
         num_items=len(pairs),
         only=(len(first.scored) - len(pairs), len(second.scored) - len(pairs)),
-        unit="comparisons" if first.benchmark.name in _BY_COMPARISON else "items",
+        unit="items" if sum(counts) <= len(pairs) else "comparisons",
         counts=(both, only_first, only_second, neither),
         test=mcnemar(only_first, only_second),
-        agreement=(both + neither) / sum(counts),
+        agreement=(both + neither) / max(1, sum(counts)),
         correlation=_correlation(
             [float(reward) for a, _ in pairs for reward in a.rewards],
             [float(reward) for _, b in pairs for reward in b.rewards],
@@ -190,13 +187,13 @@ class _Unit(NamedTuple):
 
 def _units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
     """What is counted of an item."""
+    credit = run.benchmark.credit(one)
     margins = [one.rewards[p.better] - one.rewards[p.worse] for p in one.item.preferences]
-    if run.benchmark.name in _BY_COMPARISON:
+    if credit.total == len(margins) > 1:
         yield from (_Unit(margin > 0, margin) for margin in margins)
-    elif isinstance(run.benchmark, JudgeBench):  # where a tie may be right
-        yield _Unit(run.benchmark.credit(one) == 1, margins[0])
-    elif margins:
-        yield _Unit(min(margins) > 0, min(margins))
+    elif credit.total:
+        # Also where a tie is right, or right in part.
+        yield _Unit(credit.right == credit.total, min(margins))
 
 
 def _correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:

@@ -20,10 +20,10 @@ _OF_SCORING = (
     "max_length",
     "num_truncated",
     "bos",
-    "dtype",
-    "attention",
     "revision",
     "template_sha256",
+    "dtype",
+    "attention",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import benchmark_rows
 import pytest
 from job_runs import FakeCarrier
 
+import serve.evaluation.report
 from rm_core.benchmarks.registry import benchmark
 from serve.evaluation.command import Asked, evaluate_models, evaluate_scores
+from serve.evaluation.result import Evaluation
 from serve.jobs.command import Ways
 
 
@@ -31,7 +33,15 @@ Evaluate = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def evaluate(carriers: list[FakeCarrier], tmp_path: Path) -> Evaluate:
+def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]:
+    """What reports are asked for, by their paths; plots take seconds, so that none is written."""
+    asked: dict[Path, Sequence[Evaluation]] = {}
+    monkeypatch.setattr(serve.evaluation.report, "write_report", asked.__setitem__)
+    return asked
+
+
+@pytest.fixture
+def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Evaluate:
     """Evaluate into `tmp_path / output`, on the rows of `benchmark_rows` unless others are given.
 
     Returns the exit code and what was told.
