@@ -92,6 +92,7 @@ def evaluate_models(
             except JobStoppedError as error:
                 asked.say(f"{error.detail}; run the same command again to go on")
                 return stopping.exit_code
+            _tell_length(asked, rewards)
             evaluations.append(_evaluated(asked, data, rewards, _names(way, rewards)))
             _write(evaluations[-1], folder)
     return _finished(asked, evaluations)
@@ -166,6 +167,16 @@ def _finished(asked: Asked, evaluations: Sequence[Evaluation]) -> int:
             asked.say(f"not scored: {_named(item)}: {error.message}")
     asked.say(f"written to {asked.output}")
     return SOME_FAILED if any(one.failed for one in evaluations) else 0
+
+
+def _tell_length(asked: Asked, rewards: Rewards) -> None:
+    assert rewards.scored_by is not None
+    model, official = rewards.scored_by.model, asked.benchmark.preparation.max_length
+    if official is not None and model.max_length != official:
+        asked.say(
+            f"{model.name} takes at most {model.max_length} tokens, and the official runs at most "
+            f"{official}: what is longer may be scored differently"
+        )
 
 
 def _named(item: Item) -> str:
