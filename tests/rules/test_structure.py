@@ -47,7 +47,7 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
-    ["serve.score_command"],
+    ["serve.score_command", "serve.eval_command"],
     ["serve.options"],
     ["serve.evaluation"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
