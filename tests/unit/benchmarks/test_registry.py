@@ -7,7 +7,7 @@ import json
 import pytest
 from benchmark_rows import scored, whole
 
-from rm_core.benchmarks.records import Additive, Figures, Part
+from rm_core.benchmarks.records import Additive
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark, options_of
 from rm_core.errors import BenchmarkDataError, InputError
 
@@ -75,11 +75,3 @@ def test_more_is_json(name: str) -> None:
     figures = made.figures(scored(items, lambda item: [0.0] * len(item.responses)))
     again = json.loads(json.dumps(figures.more, allow_nan=False))
     assert again == figures.more
-
-
-def test_figures_by_their_published_names() -> None:
-    parts = {"Safety": Part(0.5, 2)}
-    more = {"difficulty": {"easy": 0.75}, "means": {"pairwise": 0.25}, "accuracy": 1.0}
-    figures = Figures(0.6, parts, {"hep-go": Part(0.0, 1)}, more)
-    names = ["overall", "Safety", "hep-go", "easy", "pairwise", "accuracy", "coding"]
-    assert [figures.named(name) for name in names] == [0.6, 0.5, 0.0, 0.75, 0.25, None, None]

@@ -35,7 +35,6 @@ def test_the_worked_example() -> None:
     }
     assert found.sections["chat"].score == 0.75
     assert found.overall == 0.75
-    assert found.named("hard") == pytest.approx(1.6 / 3, abs=1e-15)
 
 
 def test_overall_is_the_mean_of_domains_and_of_difficulties() -> None:

@@ -40,7 +40,7 @@ def test_the_published_log_of_rm_r1() -> None:
     assert found.overall is not None
     assert round(found.overall, 6) == 0.730136
     assert found.missing == ()
-    assert found.named("best-of-n") == (1372 / 2109 + 1111 / 1677) / 2
+    assert found.more["means"]["best-of-n"] == (1372 / 2109 + 1111 / 1677) / 2
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rm_core.benchmarks.statistics import (
     McNemar,
     accuracy_by,
-    bootstrap,
     calibration,
+    draws,
     even_edges,
     mcnemar,
+    percentiles,
     quantile,
     sigmoid,
     wilson,
@@ -68,22 +69,26 @@ def test_quantiles_lie_between_neighbours() -> None:
     assert quantile([7.0], 0.975) == 7.0
 
 
-def test_a_bootstrap_is_seeded_and_near_wilson() -> None:
+def test_draws_are_seeded_and_their_middle_is_near_wilson() -> None:
     items = [1.0] * 300 + [0.0] * 100
 
-    def mean(drawn: list[float]) -> float:
-        return sum(drawn) / len(drawn)
+    def means(seed: int) -> list[float]:
+        return [sum(one) / len(one) for one in draws([items], resamples=1000, seed=seed)]
 
-    found = bootstrap([items], mean)
+    assert means(0) == means(0)
+    assert means(0) != means(1)
+    found = percentiles(means(0))
     assert found is not None
-    assert found == bootstrap([items], mean)
-    spread = [float(n * n) for n in range(50)]
-    assert bootstrap([spread], mean) != bootstrap([spread], mean, seed=1)
     assert found.low == pytest.approx(wilson(300, 400).low, abs=0.01)
     assert found.high == pytest.approx(wilson(300, 400).high, abs=0.01)
-    # Strata are drawn from each by itself: nothing is left to chance here.
-    assert bootstrap([[1.0] * 3, [0.0]], mean) == (0.75, 0.75)
-    assert bootstrap([items], lambda drawn: None) is None
+    assert percentiles([]) is None
+
+
+def test_each_stratum_is_drawn_from_by_itself() -> None:
+    drawn = list(draws([[1, 2, 3], [7]], resamples=20, seed=0))
+    assert len(drawn) == 20
+    assert all(set(one[:3]) <= {1, 2, 3} and one[3:] == [7] for one in drawn)
+    assert len({tuple(one) for one in drawn}) > 5
 
 
 def test_calibration_of_margins_with_a_known_answer() -> None:
