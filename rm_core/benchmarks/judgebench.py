@@ -49,7 +49,7 @@ class JudgeBenchOptions(Options):
         "wrong, as it runs judges, once in each order",
     )
     pairs: str = choice(
-        "gpt-4o", "claude-3.5", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude"
+        "gpt", "claude", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude 3.5 Sonnet"
     )
 
 
@@ -67,8 +67,7 @@ class JudgeBench:
 
     def __init__(self, options: JudgeBenchOptions | None = None) -> None:
         self.options = options or JudgeBenchOptions()
-        split = "gpt" if self.options.pairs == "gpt-4o" else "claude"
-        self.hub = (HubSet("ScalerLab/JudgeBench", split),)
+        self.hub = (HubSet("ScalerLab/JudgeBench", self.options.pairs),)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """A pair: answer A, then answer B."""
@@ -97,7 +96,7 @@ class JudgeBench:
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """Accuracy over all pairs; `mean_of_sections`, which some publish, is in `more`."""
-        is_gpt = self.options.pairs == "gpt-4o"
+        is_gpt = self.options.pairs == "gpt"
         tallies = tallied(scored, self.credit)
         overall, sections = self.combine(tallies)
         more = {"mean_of_sections": mean_of(sections)} if sections else {}
@@ -123,7 +122,7 @@ class JudgeBench:
         for name, expected in GPT_COUNTS.items():
             section = pooled(one for source, one in tallies.items() if _category(source) == name)
             if section is not None:
-                is_gpt = self.options.pairs == "gpt-4o"
+                is_gpt = self.options.pairs == "gpt"
                 sections[name] = part_of(section, expected if is_gpt else None)
         everything = pooled(tallies.values())
         return Combined(part_of(everything).score if everything else None, sections)

@@ -135,23 +135,6 @@ class Figures:
     more: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
-    def named(self, metric: str) -> float | None:
-        """A figure by the name it is published under; None where there is none.
-
-        Args:
-            metric: `overall`, a section, a subset, or a name under `difficulty` or `means` of
-                `more`.
-        """
-        if metric == "overall":
-            return self.overall
-        part = self.sections.get(metric) or self.subsets.get(metric)
-        if part is not None:
-            return part.score
-        for group in ("difficulty", "means"):
-            if metric in self.more.get(group, {}):
-                return float(self.more[group][metric])
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class HubSet:

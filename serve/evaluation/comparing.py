@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rm_core.benchmarks.records import Benchmark, Figures, Item, ScoredItem
+from rm_core.benchmarks.records import Additive, Benchmark, Figures, Item, ScoredItem
 from rm_core.benchmarks.registry import benchmark as made
 from rm_core.benchmarks.registry import options_of
 from rm_core.benchmarks.statistics import McNemar, mcnemar
@@ -187,13 +187,16 @@ class _Unit(NamedTuple):
 
 def _units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
     """What is counted of an item."""
-    credit = run.benchmark.credit(one)
     margins = [one.rewards[p.better] - one.rewards[p.worse] for p in one.item.preferences]
-    if credit.total == len(margins) > 1:
-        yield from (_Unit(margin > 0, margin) for margin in margins)
-    elif credit.total:
-        # Also where a tie is right, or right in part.
-        yield _Unit(credit.right == credit.total, min(margins))
+    if isinstance(run.benchmark, Additive):
+        credit = run.benchmark.credit(one)
+        if credit.total == len(margins) > 1:
+            yield from (_Unit(margin > 0, margin) for margin in margins)
+        elif credit.total:
+            # Also where a tie is right, or right in part.
+            yield _Unit(credit.right == credit.total, min(margins))
+    elif margins:
+        yield _Unit(min(margins) > 0, min(margins))
 
 
 def _correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:

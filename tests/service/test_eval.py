@@ -18,6 +18,7 @@ from conftest import SHARED_DATA
 
 from serve.demo import running_service
 
+LENGTH = 1024
 RM_BENCH, RMB = SHARED_DATA / "rm-bench", SHARED_DATA / "rmb"
 NEEDS_ROWS = pytest.mark.skipif(
     not (RM_BENCH.is_dir() and RMB.is_dir()), reason="the published files are missing"
@@ -28,7 +29,7 @@ NEEDS_ROWS = pytest.mark.skipif(
 def local_service(checkpoint_folder: Path) -> Iterator[str]:
     """A service without Ray, with the longest length of the official runs."""
     config = checkpoint_folder / "eval.yaml"
-    model = {"name": str(checkpoint_folder / "qwen3"), "alias": "tiny", "max_length": 256}
+    model = {"name": str(checkpoint_folder / "qwen3"), "alias": "tiny", "max_length": LENGTH}
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
     with running_service("--local", "--config", str(config)) as url:
         yield url
@@ -46,19 +47,20 @@ def evaluated(*arguments: object, code: int = 0) -> str:
     return done.stderr
 
 
+def shortest(path: Path, num_rows: int) -> list[dict[str, Any]]:
+    """Rows of a published file whose texts fit into a small model."""
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return sorted(found, key=lambda row: len(json.dumps(row)))[:num_rows]
+
+
 def parts_of_rm_bench(folder: Path, num_rows: int) -> Path:
-    """The first rows of each published file."""
-    rows_of = {
-        path.name: json.loads(path.read_text())[:num_rows] for path in RM_BENCH.glob("*.json")
-    }
+    rows_of = {path.name: shortest(path, num_rows) for path in RM_BENCH.glob("*.json")}
     return benchmark_rows.write(folder, rows_of)
 
 
 def parts_of_rmb(folder: Path, num_rows: int) -> Path:
     files = sorted(RMB.glob("BoN_set/**/*.json"))[:3]
-    rows_of = {
-        path.relative_to(RMB).as_posix(): json.loads(path.read_text())[:num_rows] for path in files
-    }
+    rows_of = {path.relative_to(RMB).as_posix(): shortest(path, num_rows) for path in files}
     return benchmark_rows.write(folder, rows_of)
 
 
@@ -68,10 +70,10 @@ def test_here_and_by_a_service_the_same(
     benchmark: str, local_service: str, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
     make = parts_of_rm_bench if benchmark == "rm-bench" else parts_of_rmb
-    data = ("--data", make(tmp_path / "data", 3))
+    data = ("--data", make(tmp_path / "data", 2))
     model = f"tiny={checkpoint_folder / 'qwen3'}"
     here, there = tmp_path / "here", tmp_path / "there"
-    told = evaluated(benchmark, *data, "--model", model, "--max-length", 256, "-o", here)
+    told = evaluated(benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", here)
     assert "a partial result" in told
     evaluated(benchmark, *data, "--url", local_service, "-o", there)
     assert (here / "summary.json").read_bytes() == (there / "summary.json").read_bytes()
@@ -97,15 +99,15 @@ def test_a_service_with_another_length_is_told(local_service: str, tmp_path: Pat
     rows_of = {"filtered.jsonl": benchmark_rows.rewardbench()}
     data = benchmark_rows.write(tmp_path / "data", rows_of)
     told = evaluated("rewardbench", "--data", data, "--url", local_service, "-o", tmp_path / "out")
-    assert "takes at most 256 tokens" in told
+    assert f"takes at most {LENGTH} tokens" in told
     assert "2048" in told
 
 
 def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> None:
     """Ctrl-C keeps what is scored; the same command gives what an undisturbed one gives."""
-    many = benchmark_rows.rewardbench(2_000)
+    many = benchmark_rows.rewardbench(400)
     for row in many:
-        row["prompt"] *= 20
+        row["prompt"] *= 5
     data = benchmark_rows.write(tmp_path / "data", {"filtered.jsonl": many})
     how = ("rewardbench", "--data", data, "--model", checkpoint_folder / "qwen3")
     evaluated(*how, "-o", tmp_path / "whole")
