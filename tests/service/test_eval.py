@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows
+import benchmark_files
 import pytest
 from conftest import SHARED_DATA
 
@@ -55,13 +55,13 @@ def shortest(path: Path, num_rows: int) -> list[dict[str, Any]]:
 
 def parts_of_rm_bench(folder: Path, num_rows: int) -> Path:
     rows_of = {path.name: shortest(path, num_rows) for path in RM_BENCH.glob("*.json")}
-    return benchmark_rows.write(folder, rows_of)
+    return benchmark_files.write(folder, rows_of)
 
 
 def parts_of_rmb(folder: Path, num_rows: int) -> Path:
     files = sorted(RMB.glob("BoN_set/**/*.json"))[:3]
     rows_of = {path.relative_to(RMB).as_posix(): shortest(path, num_rows) for path in files}
-    return benchmark_rows.write(folder, rows_of)
+    return benchmark_files.write(folder, rows_of)
 
 
 @NEEDS_ROWS
@@ -96,8 +96,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_service_with_another_length_is_told(local_service: str, tmp_path: Path) -> None:
-    rows_of = {"filtered.jsonl": benchmark_rows.rewardbench()}
-    data = benchmark_rows.write(tmp_path / "data", rows_of)
+    rows_of = {"filtered.jsonl": benchmark_files.rewardbench()}
+    data = benchmark_files.write(tmp_path / "data", rows_of)
     told = evaluated("rewardbench", "--data", data, "--url", local_service, "-o", tmp_path / "out")
     assert f"takes at most {LENGTH} tokens" in told
     assert "2048" in told
@@ -105,10 +105,10 @@ def test_a_service_with_another_length_is_told(local_service: str, tmp_path: Pat
 
 def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> None:
     """Ctrl-C keeps what is scored; the same command gives what an undisturbed one gives."""
-    many = benchmark_rows.rewardbench(400)
+    many = benchmark_files.rewardbench(400)
     for row in many:
         row["prompt"] *= 5
-    data = benchmark_rows.write(tmp_path / "data", {"filtered.jsonl": many})
+    data = benchmark_files.write(tmp_path / "data", {"filtered.jsonl": many})
     how = ("rewardbench", "--data", data, "--model", checkpoint_folder / "qwen3")
     evaluated(*how, "-o", tmp_path / "whole")
     process = subprocess.Popen(
@@ -131,8 +131,8 @@ def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> No
 
 
 def test_several_models_in_one_call(checkpoint_folder: Path, tmp_path: Path) -> None:
-    rows_of = {"filtered.jsonl": benchmark_rows.rewardbench()}
-    data = benchmark_rows.write(tmp_path / "data", rows_of)
+    rows_of = {"filtered.jsonl": benchmark_files.rewardbench()}
+    data = benchmark_files.write(tmp_path / "data", rows_of)
     out = tmp_path / "out"
     models = [f"{name}={checkpoint_folder / spec}" for name, spec in
               (("a", "qwen3"), ("b", "llama-v0.1"))]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows
+import benchmark_files
 import pytest
 from job_runs import FakeCarrier
 
@@ -42,7 +42,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]
 
 @pytest.fixture
 def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Evaluate:
-    """Evaluate into `tmp_path / output`, on the rows of `benchmark_rows` unless others are given.
+    """Evaluate into `tmp_path / output`, on the rows of `benchmark_files` unless others are given.
 
     Returns the exit code and what was told.
     """
@@ -60,7 +60,7 @@ def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Ev
     ) -> tuple[int, list[str]]:
         told: list[str] = []
         if data is None:
-            data = benchmark_rows.write(tmp_path / "data" / name, benchmark_rows.EVERY[name])
+            data = benchmark_files.write(tmp_path / "data" / name, benchmark_files.EVERY[name])
         made = benchmark(name, **(options or {}))
         asked = Asked(made, str(data), None, tmp_path / output, told.append)
         if scores is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows
+import benchmark_files
 import pytest
 from job_runs import FakeCarrier
 
@@ -30,7 +30,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", list(benchmark_rows.EVERY))
+@pytest.mark.parametrize("name", list(benchmark_files.EVERY))
 def test_every_benchmark(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
     """Also: the figures of what was kept are the same, and so are those of the file of rewards."""
     code, told = evaluate(name)
@@ -61,9 +61,9 @@ def test_every_benchmark(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
 
 
 def test_the_same_rewards_give_the_same_bytes_wherever(evaluate: Evaluate, tmp_path: Path) -> None:
-    rows = {"filtered.parquet": benchmark_rows.rewardbench()}
+    rows = {"filtered.parquet": benchmark_files.rewardbench()}
     evaluate()
-    evaluate(output="else/where", data=benchmark_rows.write(tmp_path / "other", rows))
+    evaluate(output="else/where", data=benchmark_files.write(tmp_path / "other", rows))
     for name in ("summary.json", "scores.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (
             tmp_path / "else" / "where" / name
@@ -104,8 +104,8 @@ def test_a_second_run_scores_nothing(
 def test_goes_on_where_it_ended(
     evaluate: Evaluate, carriers: list[FakeCarrier], tmp_path: Path
 ) -> None:
-    rows = benchmark_rows.rewardbench(300)
-    data = benchmark_rows.write(tmp_path / "many", {"filtered.jsonl": rows})
+    rows = benchmark_files.rewardbench(300)
+    data = benchmark_files.write(tmp_path / "many", {"filtered.jsonl": rows})
     evaluate(data=data, output="undisturbed")
     broken, second = FakeCarrier(fail_at=2), FakeCarrier()
     carriers += [broken, second]
@@ -127,8 +127,8 @@ def test_other_data_or_another_truncation_is_refused(evaluate: Evaluate, tmp_pat
     evaluate()
     with pytest.raises(JobRefusedError, match="truncation"):
         evaluate(truncation="error")
-    other = {"filtered.jsonl": benchmark_rows.rewardbench(5, seed=1)}
-    data = benchmark_rows.write(tmp_path / "other", other)
+    other = {"filtered.jsonl": benchmark_files.rewardbench(5, seed=1)}
+    data = benchmark_files.write(tmp_path / "other", other)
     with pytest.raises(JobRefusedError, match=r"items\.jsonl"):
         evaluate(data=data)
     assert evaluate(data=data, overwrite=True)[0] == 0
@@ -138,9 +138,9 @@ def test_other_data_or_another_truncation_is_refused(evaluate: Evaluate, tmp_pat
 def test_an_item_that_cannot_be_scored_is_told_and_left_out(
     evaluate: Evaluate, tmp_path: Path
 ) -> None:
-    rows = benchmark_rows.rewardbench()
+    rows = benchmark_files.rewardbench()
     rows[4]["prompt"] = "HUGE"
-    data = benchmark_rows.write(tmp_path / "huge", {"filtered.jsonl": rows})
+    data = benchmark_files.write(tmp_path / "huge", {"filtered.jsonl": rows})
     code, told = evaluate(data=data)
     assert code == 3
     found = summary(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_errors_leave_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
         evaluate(scores=bad)
     rows = {"filtered.jsonl": [{"id": 1, "prompt": "2+2?"}]}
     with pytest.raises(BenchmarkDataError, match="no column `subset`"):
-        evaluate(data=benchmark_rows.write(tmp_path / "wrong", rows))
+        evaluate(data=benchmark_files.write(tmp_path / "wrong", rows))
     assert not (tmp_path / "out").exists()
 
 
@@ -203,12 +203,12 @@ def test_a_whole_judgebench_is_not_partial(evaluate: Evaluate, tmp_path: Path) -
     sources = [s for s, n in {**counts, "livecodebench": 42}.items() for _ in range(n)]
     rows = [
         {**row, "source": source}
-        for row, source in zip(benchmark_rows.judgebench(350), sources, strict=True)
+        for row, source in zip(benchmark_files.judgebench(350), sources, strict=True)
     ]
-    data = benchmark_rows.write(tmp_path / "whole", {"gpt.jsonl": rows})
+    data = benchmark_files.write(tmp_path / "whole", {"gpt.jsonl": rows})
     scores = tmp_path / "scores.jsonl"
     scores.write_text(
-        benchmark_rows.lines(
+        benchmark_files.lines(
             {"id": row["pair_id"], "rewards": [int(row["label"] == "A>B"), 0]} for row in rows
         )
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows
+import benchmark_files
 import pytest
 
 from serve.evaluation.comparing import Comparison, compare, load_run
@@ -28,7 +28,7 @@ def rescored(folder: Path, path: Path, change: Callable[[list[float]], list[floa
     for record in records:
         record["rewards"] = change(record["rewards"])
     path.parent.mkdir(exist_ok=True)
-    path.write_text(benchmark_rows.lines(records))
+    path.write_text(benchmark_files.lines(records))
     return path
 
 
@@ -130,8 +130,8 @@ def test_what_cannot_be_compared(evaluate: Evaluate, base: Path, tmp_path: Path)
     evaluate("judgebench", "judged")
     with pytest.raises(EvaluationError, match=r"of rewardbench and .* of judgebench"):
         compare(run_of(base), run_of(tmp_path / "judged"))
-    rows = {"filtered.jsonl": benchmark_rows.rewardbench(seed=1)}
-    evaluate(output="other", data=benchmark_rows.write(tmp_path / "rows", rows))
+    rows = {"filtered.jsonl": benchmark_files.rewardbench(seed=1)}
+    evaluate(output="other", data=benchmark_files.write(tmp_path / "rows", rows))
     with pytest.raises(EvaluationError, match="has other texts"):
         compare(run_of(base), run_of(tmp_path / "other"))
     alone = rescored(base, tmp_path / "alone" / "s.jsonl", lambda r: r)

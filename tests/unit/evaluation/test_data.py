@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows
+import benchmark_files
 import pyarrow as pa
 import pytest
 
@@ -15,7 +15,7 @@ from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 from serve.evaluation.data import Data, load_data
 from serve.jobs.errors import JobInputError
 
-REWARDBENCH = benchmark_rows.rewardbench()
+REWARDBENCH = benchmark_files.rewardbench()
 
 
 def load(name: str, given: Path | str | None, **options: Any) -> tuple[Data, list[str]]:
@@ -27,17 +27,17 @@ def load(name: str, given: Path | str | None, **options: Any) -> tuple[Data, lis
     return data, told
 
 
-@pytest.mark.parametrize("name", list(benchmark_rows.EVERY))
+@pytest.mark.parametrize("name", list(benchmark_files.EVERY))
 def test_every_benchmark_from_its_files(name: str, tmp_path: Path) -> None:
-    rows_of = benchmark_rows.EVERY[name]
-    data, told = load(name, benchmark_rows.write(tmp_path / "data", rows_of))
+    rows_of = benchmark_files.EVERY[name]
+    data, told = load(name, benchmark_files.write(tmp_path / "data", rows_of))
     assert len(data.items) == sum(len(rows) for rows in rows_of.values())
     assert data.name == str(tmp_path / "data")
     assert not told
 
 
 def test_all_names_are_tried() -> None:
-    assert list(benchmark_rows.EVERY) == list(BENCHMARKS)
+    assert list(benchmark_files.EVERY) == list(BENCHMARKS)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_all_names_are_tried() -> None:
 )
 def test_the_same_rows_in_any_kind_of_file(name: str, tmp_path: Path) -> None:
     expected, _ = load(
-        "rewardbench", benchmark_rows.write(tmp_path / "other", {"b.jsonl": REWARDBENCH})
+        "rewardbench", benchmark_files.write(tmp_path / "other", {"b.jsonl": REWARDBENCH})
     )
-    benchmark_rows.write(tmp_path, {name: REWARDBENCH})
+    benchmark_files.write(tmp_path, {name: REWARDBENCH})
     for given in (tmp_path / name, f"{tmp_path}/{name[:2]}*"):
         data, _ = load("rewardbench", given)
         assert data.items == expected.items
@@ -70,7 +70,7 @@ def test_a_set_that_datasets_saved(tmp_path: Path) -> None:
 
 
 def test_the_official_split_of_a_folder_with_several(tmp_path: Path) -> None:
-    folder = benchmark_rows.write(
+    folder = benchmark_files.write(
         tmp_path,
         {
             "data/raw-00000-of-00001.jsonl": REWARDBENCH,
@@ -86,11 +86,11 @@ def test_the_official_split_of_a_folder_with_several(tmp_path: Path) -> None:
 
 
 def test_rm_bench_with_the_total_file_beside_the_others(tmp_path: Path) -> None:
-    rows_of = benchmark_rows.rm_bench()
+    rows_of = benchmark_files.rm_bench()
     total = [
         {**row, "domain": name.split("_")[0]} for name, rows in rows_of.items() for row in rows
     ]
-    benchmark_rows.write(tmp_path, {**rows_of, "total_dataset.json": total})
+    benchmark_files.write(tmp_path, {**rows_of, "total_dataset.json": total})
     both, told = load("rm-bench", tmp_path)
     assert "total_dataset.json" in told[0]
     alone, _ = load("rm-bench", tmp_path / "total_dataset.json")
@@ -101,8 +101,8 @@ def test_rm_bench_with_the_total_file_beside_the_others(tmp_path: Path) -> None:
 
 
 def test_rmb_among_the_other_files_of_its_repository(tmp_path: Path) -> None:
-    benchmark_rows.write(tmp_path / "RMB_dataset", benchmark_rows.rmb())
-    benchmark_rows.write(tmp_path, {"eval/results.json": [{"accuracy": 1}]})
+    benchmark_files.write(tmp_path / "RMB_dataset", benchmark_files.rmb())
+    benchmark_files.write(tmp_path, {"eval/results.json": [{"accuracy": 1}]})
     data, told = load("rmb", tmp_path)
     assert len(data.items) == 8
     assert "results.json" in told[0]
@@ -115,11 +115,11 @@ def test_judgebench_is_the_pairs_of_gpt(tmp_path: Path) -> None:
         return f"dataset=judgebench,response_model={model}.jsonl"
 
     gpt, claude = "gpt-4o-2024-05-13", "claude-3-5-sonnet-20240620"
-    benchmark_rows.write(
+    benchmark_files.write(
         tmp_path,
         {
-            name(gpt): benchmark_rows.judgebench(),
-            name(claude): benchmark_rows.judgebench(4, model=claude),
+            name(gpt): benchmark_files.judgebench(),
+            name(claude): benchmark_files.judgebench(4, model=claude),
         },
     )
     data, told = load("judgebench", tmp_path)
@@ -128,7 +128,7 @@ def test_judgebench_is_the_pairs_of_gpt(tmp_path: Path) -> None:
 
 
 def test_what_is_written_into_the_folder_of_the_data_is_no_data(tmp_path: Path) -> None:
-    benchmark_rows.write(tmp_path, {"a.jsonl": REWARDBENCH, "results/scores.jsonl": [{"id": "x"}]})
+    benchmark_files.write(tmp_path, {"a.jsonl": REWARDBENCH, "results/scores.jsonl": [{"id": "x"}]})
     data, _ = load("rewardbench", tmp_path, without=tmp_path / "results")
     assert len(data.items) == len(REWARDBENCH)
 
@@ -147,7 +147,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
 
 def test_from_the_hub_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "allenai--reward-bench" / "snapshots" / "c0ffee" / "data"
-    benchmark_rows.write(
+    benchmark_files.write(
         snapshot,
         {
             "raw-00000-of-00001.parquet": REWARDBENCH,
@@ -167,8 +167,8 @@ def test_five_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     made = benchmark("ppe-correctness")
     for number, one in enumerate(made.hub):
         folder = tmp_path / one.repository.replace("/", "--") / "snapshots" / "c0ffee" / "data"
-        rows = benchmark_rows.ppe_correctness(number + 1, seed=number)
-        benchmark_rows.write(folder, {"train-00000-of-00001.parquet": rows})
+        rows = benchmark_files.ppe_correctness(number + 1, seed=number)
+        benchmark_files.write(folder, {"train-00000-of-00001.parquet": rows})
     fetched(monkeypatch, tmp_path)
     data, _ = load("ppe-correctness", None)
     sections = [item.facts["section"] for item in data.items]
@@ -192,7 +192,7 @@ def test_rmb_is_not_on_the_hub() -> None:
     ],
 )
 def test_what_is_wrong_names_file_and_row(rows: list[Any], message: str, tmp_path: Path) -> None:
-    folder = benchmark_rows.write(tmp_path / "data", {"a.jsonl": rows})
+    folder = benchmark_files.write(tmp_path / "data", {"a.jsonl": rows})
     with pytest.raises(BenchmarkDataError, match=message):
         load("rewardbench", folder)
 
@@ -200,7 +200,7 @@ def test_what_is_wrong_names_file_and_row(rows: list[Any], message: str, tmp_pat
 def test_rows_are_counted_in_each_file(tmp_path: Path) -> None:
     rows = {"a.jsonl": REWARDBENCH[:4], "b.jsonl": [*REWARDBENCH[4:6], {"id": 1}]}
     with pytest.raises(BenchmarkDataError, match=r"row 2 of data/b.jsonl"):
-        load("rewardbench", benchmark_rows.write(tmp_path / "data", rows))
+        load("rewardbench", benchmark_files.write(tmp_path / "data", rows))
 
 
 def test_broken_lines_and_no_rows(tmp_path: Path) -> None:

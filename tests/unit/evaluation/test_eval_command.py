@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import benchmark_rows
+import benchmark_files
 import pytest
 from click.testing import CliRunner, Result
 from conftest import SHARED_DATA
@@ -36,7 +36,7 @@ def raw_scores(path: Path, model: str) -> Path:
             }
             for row in csv.DictReader(file)
         ]
-    path.write_text(benchmark_rows.lines(rows))
+    path.write_text(benchmark_files.lines(rows))
     return path
 
 
