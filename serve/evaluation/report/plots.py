@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rm_core.benchmarks.statistics import Bin, accuracy_by, calibration, even_edges, wilson
 from serve.evaluation.report.pairs import Pair
-from serve.evaluation.report.wording import compact, percent
+from serve.evaluation.report.wording import compact, percent, row_names
 from serve.evaluation.result import Evaluation
 from serve.pages.curves import Curves, Point, Scale, curves, percent_scale
 from serve.pages.document import section
@@ -29,11 +29,11 @@ Judged = Sequence[Sequence[Pair]]
 def margins(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[Markup]:
     """The histogram of margins."""
     series = []
-    for one, pairs in zip(evaluations, judged, strict=True):
+    for name, pairs in zip(_names(evaluations, "margin"), judged, strict=True):
         spread = Spread()
         for pair in pairs:
             spread.add(pair.margin)
-        series.append(Series(one.model, spread))
+        series.append(Series(name, spread))
     if any(judged):
         about = "reward of the better response less that of the worse; at 0 and below it is wrong"
         yield histogram(Histogram("Margins", about, "margin", tuple(series)))
@@ -45,15 +45,15 @@ def calibrations(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[
     if not any(found):
         return
     lines = [_points(one.bins if one else (), "", by_mean=True) for one in found]
-    lowest = min(point.up for line in lines for point in line)
+    lowest = min(point.interval[0] for line in lines for point in line if point.interval)
     across = Scale(
         "sigmoid of the margin", 0.5, 1.0, [(n / 10, f"{n * 10}%") for n in range(5, 11)]
     )
     up = percent_scale("right", min(0.5, lowest))
     drawing = Curves("Calibration", lines, across, up, guides=(((0.5, 0.5), (1.0, 1.0)),))
     rows = [
-        [model.model, percent(one.ece), f"{one.brier:.4f}"]
-        for model, one in zip(evaluations, found, strict=True)
+        [name, percent(one.ece), f"{one.brier:.4f}"]
+        for name, one in zip(_names(evaluations, ""), found, strict=True)
         if one
     ]
     yield section(
@@ -76,16 +76,16 @@ def length_bias(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[M
     zero = edges.index(0.0) if 0.0 in edges else None
     rows = [
         [
-            one.model,
+            name,
             _share([pair for pair in pairs if pair.longer > 0]),
             _share([pair for pair in pairs if pair.longer < 0]),
         ]
-        for one, pairs in zip(evaluations, judged, strict=True)
+        for name, pairs in zip(_names(evaluations, "right"), judged, strict=True)
     ]
     yield section(
         "Length of responses",
         *_binned(evaluations, bins, edges, "characters: better less worse", zero),
-        table(["right where the better one is", "longer", "shorter"], rows),
+        table(["", "better one is longer", "shorter"], rows),
         about="how often the model is right, by how much longer the better response is; a model "
         "that likes length is right at the right and wrong at the left",
     )
@@ -137,7 +137,10 @@ def _binned(
     across = Scale(axis, 0.0, len(edges) - 1.0, ticks)
     yield legend([one.model for one in evaluations])
     yield curves(Curves(axis, lines, across, up, guides, apart=True))
-    head = [axis, *(name for one in evaluations for name in (f"pairs: {one.model}", "right"))]
+    head = [
+        axis,
+        *(text for name in _names(evaluations, "") for text in (_pairs_of(name), "right")),
+    ]
     rows = [
         [
             f"{printed(low, ',.0f')} to {printed(high, ',.0f')}",
@@ -175,6 +178,14 @@ def _edges_around_zero(numbers: Sequence[int]) -> list[float]:
     edges.append(0.0)
     edges += even_edges(above, _LENGTH_BINS)[1:] if above else []
     return edges if len(edges) > 1 else [0.0, 1.0]
+
+
+def _names(evaluations: Sequence[Evaluation], alone: str) -> list[str]:
+    return row_names([one.model for one in evaluations], alone)
+
+
+def _pairs_of(name: str) -> str:
+    return f"{name}: pairs" if name else "pairs"
 
 
 def _share(pairs: Sequence[Pair]) -> str:

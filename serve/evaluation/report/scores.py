@@ -17,7 +17,7 @@ from serve.pages.elements import legend
 
 _ABOUT = "thin lines: where a figure would lie with other items of the same kind, 95 times of 100"
 # More rows than these are cut in two drawings, side by side.
-_LONGEST = 8
+_LONGEST = 4
 
 
 def sections(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Iterator[Markup]:
