@@ -53,7 +53,7 @@ def calibrations(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[
     drawing = Curves("Calibration", lines, across, up, guides=(((0.5, 0.5), (1.0, 1.0)),))
     rows = [
         [name, percent(one.ece), f"{one.brier:.4f}"]
-        for name, one in zip(_names(evaluations, ""), found, strict=True)
+        for name, one in zip(_names(evaluations, "all pairs"), found, strict=True)
         if one
     ]
     yield section(
@@ -73,6 +73,7 @@ def length_bias(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[M
         return
     edges = _edges_around_zero(longer)
     bins = [accuracy_by([(pair.longer, pair.right) for pair in one], edges) for one in judged]
+    axis = "characters: better less worse"
     zero = edges.index(0.0) if 0.0 in edges else None
     rows = [
         [
@@ -84,8 +85,9 @@ def length_bias(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[M
     ]
     yield section(
         "Length of responses",
-        *_binned(evaluations, bins, edges, "characters: better less worse", zero),
+        _by_range(evaluations, bins, edges, axis, zero),
         table(["", "better one is longer", "shorter"], rows),
+        _range_table(evaluations, bins, edges, axis),
         about="how often the model is right, by how much longer the better response is; a model "
         "that likes length is right at the right and wrong at the left",
     )
@@ -96,11 +98,12 @@ def prompt_lengths(evaluations: Sequence[Evaluation], judged: Judged) -> Iterato
     lengths = [pair.prompt for pairs in judged for pair in pairs]
     if not lengths:
         return
-    edges = even_edges(lengths, _PROMPT_BINS)
+    edges, axis = even_edges(lengths, _PROMPT_BINS), "characters of the prompt"
     bins = [accuracy_by([(pair.prompt, pair.right) for pair in one], edges) for one in judged]
     yield section(
         "Length of prompts",
-        *_binned(evaluations, bins, edges, "characters of the prompt", None),
+        _by_range(evaluations, bins, edges, axis, None),
+        _range_table(evaluations, bins, edges, axis),
         about="how often the model is right, by how long the prompt is",
     )
 
@@ -121,13 +124,13 @@ def matrices(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
             )
 
 
-def _binned(
+def _by_range(
     evaluations: Sequence[Evaluation],
     bins: Sequence[Sequence[Bin]],
     edges: Sequence[float],
     axis: str,
     zero: int | None,
-) -> Iterator[Markup]:
+) -> Markup:
     """Ranges beside one another, each as wide, since most lengths are small and a few are huge."""
     lines = [_points(one, "characters") for one in bins]
     low = min(point.interval[0] for line in lines for point in line if point.interval)
@@ -135,8 +138,16 @@ def _binned(
     ticks = [(float(place), compact(edge)) for place, edge in enumerate(edges)]
     guides = () if zero is None else (((float(zero), up.start), (float(zero), up.end)),)
     across = Scale(axis, 0.0, len(edges) - 1.0, ticks)
-    yield legend([one.model for one in evaluations])
-    yield curves(Curves(axis, lines, across, up, guides, apart=True))
+    drawing = Curves(axis, lines, across, up, guides, apart=True)
+    return legend([one.model for one in evaluations]) + curves(drawing)
+
+
+def _range_table(
+    evaluations: Sequence[Evaluation],
+    bins: Sequence[Sequence[Bin]],
+    edges: Sequence[float],
+    axis: str,
+) -> Markup:
     head = [
         axis,
         *(text for name in _names(evaluations, "") for text in (_pairs_of(name), "right")),
@@ -152,7 +163,7 @@ def _binned(
         ]
         for place, (low, high) in enumerate(pairwise(edges))
     ]
-    yield folded("Figures", table(head, rows))
+    return folded("Figures", table(head, rows))
 
 
 def _points(bins: Sequence[Bin], what: str, by_mean: bool = False) -> list[Point]:

@@ -27,7 +27,7 @@ def warnings(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
             yield warning(title, one.figures.missing)
         if one.failed:
             number = counted(len(one.failed), "item")
-            yield warning(f"{whose}{number} could not be scored and so are in no figure.", [])
+            yield warning(f"{whose}{number} without rewards, left out of all figures.", [])
 
 
 def result(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Markup:
@@ -121,9 +121,10 @@ def _row(one: Evaluation, names: Sequence[str]) -> list[float | None]:
 def _compared(line: Compared) -> list[Cell | Markup | str]:
     difference = NOTHING
     if line.ours is not None:
-        difference = printed(100 * (line.ours - line.published), "+.2f")
+        # Plus 0, since there is a minus 0.
+        difference = printed(round(100 * (line.ours - line.published), 2) + 0.0, "+.2f")
     return [
-        line.metric,
+        line.metric.replace("_", " "),
         NOTHING if line.ours is None else f"{100 * line.ours:.2f}",
         # As many digits as were published.
         f"{round(100 * line.published, 4):g}",
