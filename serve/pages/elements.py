@@ -19,7 +19,8 @@ class Cell:
 
     Attributes:
         content: text, or markup.
-        kind: class of `page.css`: `text` for words, `best` for the best of its column, or neither.
+        kind: class of `page.css`: `text` for words, `best` for the best of its column, `name` for a
+            name that heads a column, or none of them.
     """
 
     content: Markup | str
@@ -47,7 +48,11 @@ def table(
         rows: from top to bottom.
     """
     body = Markup("").join(_row(row, "td") for row in rows)
-    top = Markup("<thead>{}</thead>").format(_row(head, "th")) if any(head) else ""
+    top = (
+        Markup("<thead>{}</thead>").format(_row(head, "th"))
+        if any(_is_filled(cell) for cell in head)
+        else ""
+    )
     return Markup('<div class="wide"><table>{}<tbody>{}</tbody></table></div>').format(top, body)
 
 
@@ -120,6 +125,10 @@ def warning(title: str, lines: Sequence[str], most: int = 6) -> Markup:
     return Markup('<aside class="warn" role="note"><strong>{}</strong>{}</aside>').format(
         title, shown
     )
+
+
+def _is_filled(cell: Cell | Markup | str) -> bool:
+    return bool(cell.content if isinstance(cell, Cell) else cell)
 
 
 def _points(lines: Sequence[str]) -> Markup:

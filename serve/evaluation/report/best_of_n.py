@@ -46,7 +46,7 @@ def _section(
     title = f"Best of n: {name}"
     names = row_names([one.model for one in evaluations], "truth")
     rows = [
-        [model, *(percent(value) for value in curve["reward"])]
+        [model, *(f"{value:.1%}" for value in curve["reward"])]
         for model, curve in zip(names, found, strict=True)
         if curve
     ]

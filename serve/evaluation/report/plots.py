@@ -28,8 +28,9 @@ Judged = Sequence[Sequence[Pair]]
 
 def margins(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[Markup]:
     """The histogram of margins."""
+    names = [one.model for one in evaluations] if len(evaluations) > 1 else ["margin"]
     series = []
-    for name, pairs in zip(_names(evaluations, "margin"), judged, strict=True):
+    for name, pairs in zip(names, judged, strict=True):
         spread = Spread()
         for pair in pairs:
             spread.add(pair.margin)

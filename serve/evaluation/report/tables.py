@@ -78,7 +78,7 @@ def further(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     # What has two names is of one section.
     details = [row for name, row in rows.items() if name.count(": ") > 1]
     if rows:
-        head = ["", *_models(evaluations)]
+        head = [Cell(""), *_models(evaluations)]
         yield section(
             "Further figures",
             table(head, [row for row in rows.values() if row not in details]),
@@ -92,7 +92,7 @@ def used(evaluations: Sequence[Evaluation]) -> Markup:
     for name in dict.fromkeys(name for one in evaluations for name in one.used):
         values = [plain(one.used.get(name)) for one in evaluations]
         rows.append([Cell(name, "first"), *(Cell(value, "text") for value in values)])
-    head = [Cell(""), *(Cell(name, "text") for name in _models(evaluations))]
+    head = [Cell(""), *(Cell(cell.content, "text") for cell in _models(evaluations))]
     took = [
         folded(f"What scoring took: {one.model}", facts(summary_lines(one.summary)))
         for one in evaluations
@@ -144,7 +144,7 @@ def _leaves(more: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, flo
             yield f"{above}{name}".replace("_", " "), value
 
 
-def _models(evaluations: Sequence[Evaluation]) -> list[Markup | str]:
+def _models(evaluations: Sequence[Evaluation]) -> list[Cell]:
     if len(evaluations) == 1:
-        return [""]
-    return [key(number) + one.model for number, one in enumerate(evaluations)]
+        return [Cell("")]
+    return [Cell(key(number) + one.model, "name") for number, one in enumerate(evaluations)]

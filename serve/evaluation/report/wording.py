@@ -59,13 +59,16 @@ def figure(name: str, value: float) -> str:
 
 
 def row_names(names: Sequence[str], alone: str) -> list[str]:
-    """Names of rows: of the models, or what the row is where there is only one.
+    """Names of rows: short ones of the models, or what the row is where there is only one.
 
     Args:
         names: of the models.
         alone: what the row is.
     """
-    return list(names) if len(names) > 1 else [alone]
+    if len(names) == 1:
+        return [alone]
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def compact(value: float) -> str:
