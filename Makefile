@@ -53,4 +53,6 @@ $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
+# Its scoring functions are compared with ours; what it depends on is heavy and not needed for that.
+	$(BIN)/pip install --quiet --no-deps rewardbench
 	@touch $@

@@ -5,7 +5,6 @@ Pure functions of numbers; no benchmark is known here.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,22 +33,11 @@ def curve(prompts: Sequence[Candidates]) -> dict[str, Any]:
     """
     smallest = min(len(prompt.rewards) for prompt in prompts)
     sizes = [n for n in CURVE_SIZES if n <= smallest]
-    curves = [_curves(tuple(one.rewards), tuple(one.truth)) for one in prompts]
-    means: dict[str, Any] = {"n": sizes}
-    for row, name in enumerate(("reward", "best", "worst")):
-        means[name] = [
-            math.fsum(curve[row][place] for curve in curves) / len(curves)
-            for place in range(len(sizes))
-        ]
+    means: dict[str, Any] = {"n": sizes, "reward": [], "best": [], "worst": []}
+    for n in sizes:
+        for name, value in (("reward", _by_reward), ("best", _best), ("worst", _worst)):
+            means[name].append(math.fsum(value(one, n) for one in prompts) / len(prompts))
     return means
-
-
-# Drawn again and again for intervals, prompts are the same.
-@functools.lru_cache(maxsize=16_384)
-def _curves(rewards: tuple[float, ...], truth: tuple[float, ...]) -> tuple[list[float], ...]:
-    sizes = [n for n in CURVE_SIZES if n <= len(rewards)]
-    orders = (rewards, truth, tuple(-value for value in truth))
-    return tuple([expected_best(order, truth, n) for n in sizes] for order in orders)
 
 
 def expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> float:
@@ -73,3 +61,15 @@ def expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> f
         terms.append(ways / all_ways * group)
         start = end
     return math.fsum(terms)
+
+
+def _by_reward(one: Candidates, n: int) -> float:
+    return expected_best(one.rewards, one.truth, n)
+
+
+def _best(one: Candidates, n: int) -> float:
+    return expected_best(one.truth, one.truth, n)
+
+
+def _worst(one: Candidates, n: int) -> float:
+    return expected_best([-value for value in one.truth], one.truth, n)

@@ -7,12 +7,14 @@ interval is of the same benchmark with other items, not of another mixture of su
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rm_core.benchmarks.records import Benchmark, Figures, Item, Part, ScoredItem
+from rm_core.benchmarks.records import Additive, Benchmark, Figures, Part, ScoredItem
 from rm_core.benchmarks.statistics import CONFIDENCE, Interval, draws, percentiles, wilson
+from rm_core.benchmarks.tallies import by_subset, parts_of, tally
 
 RESAMPLES = 200
 
@@ -49,15 +51,15 @@ def intervals(
         resamples: how often the figures are computed again.
         seed: of the draws.
     """
-    strata = _strata(scored)
-    again = [
-        benchmark.figures(_copies(drawn)) for drawn in draws(strata, resamples=resamples, seed=seed)
-    ]
+    if isinstance(benchmark, Additive):
+        again = _sums_again(benchmark, scored, resamples, seed)
+    else:
+        again = _figures_again(benchmark, scored, resamples, seed)
     overall = percentiles([one.overall for one in again if one.overall is not None])
     return Intervals(
         overall,
-        _of_parts(figures.sections, again, lambda one: one.sections),
-        _of_parts(figures.subsets, again, lambda one: one.subsets),
+        _of_parts(figures.sections, [one.sections for one in again]),
+        _of_parts(figures.subsets, [one.subsets for one in again]),
     )
 
 
@@ -70,39 +72,58 @@ def is_share(part: Part) -> bool:
 
 
 def _of_parts(
-    parts: Mapping[str, Part],
-    again: Sequence[Figures],
-    pick: Callable[[Figures], Mapping[str, Part]],
+    parts: Mapping[str, Part], again: Sequence[Mapping[str, Part]]
 ) -> dict[str, Interval]:
     found = {}
     for name, part in parts.items():
         if is_share(part):
             found[name] = wilson(part.num_correct or 0.0, part.num_items, CONFIDENCE)
             continue
-        interval = percentiles([pick(one)[name].score for one in again if name in pick(one)])
+        interval = percentiles([parts[name].score for parts in again if name in parts])
         if interval is not None:
             found[name] = interval
     return found
 
 
-def _strata(scored: Sequence[ScoredItem]) -> list[list[list[ScoredItem]]]:
-    """Clusters of each subset, all in the order of their keys."""
+def _sums_again(
+    benchmark: Additive, scored: Sequence[ScoredItem], resamples: int, seed: int
+) -> list[Figures]:
+    """What an item adds is known before the draws, which are sums alone."""
+    groups = sorted(by_subset(scored).items())
+    credits = {name: sorted(benchmark.credit(one) for one in group) for name, group in groups}
+    chance, again = random.Random(seed), []
+    for _ in range(resamples):
+        drawn = {
+            name: tally(chance.choices(group, k=len(group))) for name, group in credits.items()
+        }
+        tallies = {name: one for name, one in drawn.items() if one.total}
+        overall, sections = benchmark.combine(tallies)
+        again.append(Figures(overall, sections, parts_of(tallies, {})))
+    return again
+
+
+def _figures_again(
+    benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
+) -> list[Figures]:
+    """All figures of each draw; clusters stay whole."""
     strata: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
     for one in sorted(scored, key=lambda one: one.item.key):
         item = one.item
         strata[item.subset][item.facts.get("cluster", item.key)].append(one)
-    return [list(clusters.values()) for _, clusters in sorted(strata.items())]
+    clusters = [list(group.values()) for _, group in sorted(strata.items())]
+    drawn = draws(clusters, resamples=resamples, seed=seed)
+    return [benchmark.figures(_copies(one)) for one in drawn]
 
 
 def _copies(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:
     """The items of clusters; one that was drawn twice is two clusters."""
-    copies = []
-    for number, cluster in enumerate(clusters):
-        for one in cluster:
-            item = _of_cluster(one.item, number) if "cluster" in one.item.facts else one.item
-            copies.append(ScoredItem(item, one.rewards))
-    return copies
+    return [
+        _of_cluster(one, number) if "cluster" in one.item.facts else one
+        for number, cluster in enumerate(clusters)
+        for one in cluster
+    ]
 
 
-def _of_cluster(item: Item, number: int) -> Item:
-    return dataclasses.replace(item, facts={**item.facts, "cluster": number})
+def _of_cluster(one: ScoredItem, number: int) -> ScoredItem:
+    facts = {**one.item.facts, "cluster": number}
+    return ScoredItem(dataclasses.replace(one.item, facts=facts), one.rewards)

@@ -13,16 +13,18 @@ from typing import Any
 
 from rm_core.benchmarks.options import Options, choice
 from rm_core.benchmarks.records import (
+    Combined,
+    Credit,
     Figures,
     HubSet,
     Item,
-    Part,
     Preference,
     Preparation,
     ScoredItem,
+    Tally,
 )
 from rm_core.benchmarks.rows import Row, quoted
-from rm_core.benchmarks.shares import lacks, mean_of, share, shares
+from rm_core.benchmarks.tallies import counts, lacks, mean_of, part_of, parts_of, pooled, tallied
 
 CATEGORIES: Mapping[str, str] = {
     "mmlu-pro": "knowledge",
@@ -47,7 +49,7 @@ class JudgeBenchOptions(Options):
         "wrong, as it runs judges, once in each order",
     )
     pairs: str = choice(
-        "gpt-4o", "claude-3.5", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude"
+        "gpt", "claude", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude 3.5 Sonnet"
     )
 
 
@@ -65,15 +67,13 @@ class JudgeBench:
 
     def __init__(self, options: JudgeBenchOptions | None = None) -> None:
         self.options = options or JudgeBenchOptions()
-        split = "gpt" if self.options.pairs == "gpt-4o" else "claude"
-        self.hub = (HubSet("ScalerLab/JudgeBench", split),)
+        self.hub = (HubSet("ScalerLab/JudgeBench", self.options.pairs),)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """A pair: answer A, then answer B."""
         columns = Row(row, origin, "pair_id")
         source = columns.text("source")
-        start = next((name for name in CATEGORIES if source.startswith(name)), None)
-        if start is None:
+        if _category(source) is None:
             columns.refuse(
                 f"the column `source` is {quoted(source)}; it must start with "
                 f"{', '.join(CATEGORIES)}"
@@ -91,32 +91,42 @@ class JudgeBench:
             prompt=columns.question("question"),
             responses=(columns.text("response_A"), columns.text("response_B")),
             preferences=(Preference(0, 1) if a_is_better else Preference(1, 0),),
-            facts={"category": CATEGORIES[start]},
+            facts={"category": _category(source)},
         )
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """Accuracy over all pairs; `mean_of_sections`, which some publish, is in `more`."""
-        is_gpt = self.options.pairs == "gpt-4o"
-        sections: dict[str, Part] = {}
-        for name, expected in GPT_COUNTS.items():
-            credits = [self.credit(one) for one in scored if one.item.facts["category"] == name]
-            if credits:
-                sections[name] = share(credits, expected if is_gpt else None)
-        subsets = shares(scored, {}, self.credit)
-        overall = share([self.credit(one) for one in scored]).score if scored else None
+        is_gpt = self.options.pairs == "gpt"
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
         more = {"mean_of_sections": mean_of(sections)} if sections else {}
         if is_gpt:
-            missing = lacks(sections, GPT_COUNTS, "section")
+            missing = lacks(counts(sections), GPT_COUNTS, "section")
         else:
             missing = [f"section {name}: no items" for name in GPT_COUNTS if name not in sections]
             if len(scored) != CLAUDE_COUNT:
                 missing.append(f"{len(scored)} of {CLAUDE_COUNT} items")
-        return Figures(overall, sections, subsets, more, tuple(missing))
+        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
 
-    def credit(self, one: ScoredItem) -> float:
-        """1 if the pair is right, else 0."""
+    def credit(self, one: ScoredItem) -> Credit:
+        """Right if the answer that the label says has the higher reward."""
         a_reward, b_reward = one.rewards
         label_is_a = one.item.preferences[0].better == 0
         if a_reward == b_reward:
-            return float(self.options.orders == "one" and not label_is_a)
-        return float((a_reward > b_reward) == label_is_a)
+            return Credit(self.options.orders == "one" and not label_is_a, 1)
+        return Credit((a_reward > b_reward) == label_is_a, 1)
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """Four categories, and the accuracy over all pairs."""
+        sections = {}
+        for name, expected in GPT_COUNTS.items():
+            section = pooled(one for source, one in tallies.items() if _category(source) == name)
+            if section is not None:
+                is_gpt = self.options.pairs == "gpt"
+                sections[name] = part_of(section, expected if is_gpt else None)
+        everything = pooled(tallies.values())
+        return Combined(part_of(everything).score if everything else None, sections)
+
+
+def _category(source: str) -> str | None:
+    return next((name for start, name in CATEGORIES.items() if source.startswith(start)), None)

@@ -13,16 +13,18 @@ from typing import Any
 from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, curve
 from rm_core.benchmarks.options import Options
 from rm_core.benchmarks.records import (
+    Combined,
+    Credit,
     Figures,
     HubSet,
     Item,
-    Part,
     Preference,
     Preparation,
     ScoredItem,
+    Tally,
 )
 from rm_core.benchmarks.rows import Row
-from rm_core.benchmarks.shares import by_subset, mean, mean_of, share
+from rm_core.benchmarks.tallies import fraction, mean, mean_of, part_of, parts_of, pooled, tallied
 
 NUM_VOTES = 16038
 NUM_PROMPTS = 2555
@@ -74,13 +76,21 @@ class PPEPreference:
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """The share of votes for one of the two that the model agrees with."""
-        decided = [one for one in scored if one.item.preferences]
-        groups = by_subset(decided)
-        subsets = {name: share([_right(one) for one in groups[name]]) for name in sorted(groups)}
-        sections = {"votes": share([_right(one) for one in decided])} if decided else {}
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
         missing = [] if len(scored) == NUM_VOTES else [f"{len(scored)} of {NUM_VOTES} votes"]
-        more = {"num_ties": len(scored) - len(decided)}
-        return Figures(mean_of(sections), sections, subsets, more, tuple(missing))
+        more = {"num_ties": sum(not one.item.preferences for one in scored)}
+        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """Right if the answer that was voted for has the higher reward."""
+        return _credit(one)
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """All votes, whatever the language."""
+        votes = pooled(tallies.values())
+        sections = {"votes": part_of(votes)} if votes else {}
+        return Combined(mean_of(sections), sections)
 
 
 class PPECorrectness:
@@ -122,22 +132,37 @@ class PPECorrectness:
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """Pairs of five sets, their plain mean, and curves of best of n."""
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
         groups: dict[str, list[ScoredItem]] = {}
         for name in SETS:
             there = [one for one in scored if one.item.facts["section"] == name]
             if there:
                 groups[name] = there
-        sections = _parts(groups)
-        subsets = _parts(dict(sorted(by_subset(scored).items())))
         more: dict[str, Any] = {}
+        everything = pooled(tallies.values())
+        if everything is not None:
+            more["accuracy"] = part_of(everything).score
         if groups:
             curves = {name: _curve(there) for name, there in groups.items()}
-            more["accuracy"] = _pairs(scored)
             more["best_of_n"] = {"overall": _mean_curve(list(curves.values())), **curves}
         missing = [f"section {name}: no items" for name in SETS if name not in groups]
         if len(scored) != NUM_PROMPTS:
             missing.append(f"{len(scored)} of {NUM_PROMPTS} prompts")
-        return Figures(mean_of(sections), sections, subsets, more, tuple(missing))
+        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """As many comparisons as there are sampled pairs."""
+        return _credit(one)
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """Five sets, each flat over its pairs, and their plain mean."""
+        sections = {}
+        for name in SETS:
+            section = pooled(one for subset, one in tallies.items() if _set_of(subset) == name)
+            if section is not None:
+                sections[name] = part_of(section)
+        return Combined(mean_of(sections), sections)
 
 
 def _prompt(columns: Row) -> list[dict[str, Any]]:
@@ -146,9 +171,13 @@ def _prompt(columns: Row) -> list[dict[str, Any]]:
     return columns.question("prompt")
 
 
-def _right(one: ScoredItem) -> float:
-    better, worse = one.item.preferences[0]
-    return float(one.rewards[better] > one.rewards[worse])
+def _credit(one: ScoredItem) -> Credit:
+    rewards = one.rewards
+    return fraction([rewards[better] > rewards[worse] for better, worse in one.item.preferences])
+
+
+def _set_of(subset: str) -> str:
+    return subset.split("/")[0]
 
 
 def _conflict(columns: Row, pair: object, truth: Sequence[float]) -> Preference | None:
@@ -178,24 +207,6 @@ def _section(columns: Row, origin: str) -> str:
         "which set the row is of is told by the name of its file or folder, or by a column "
         f"`benchmark`; one of them must contain {', '.join(SETS)}"
     )
-
-
-def _pairs(scored: Sequence[ScoredItem]) -> float | None:
-    """The share of pairs that are right."""
-    return mean(
-        float(one.rewards[pair.better] > one.rewards[pair.worse])
-        for one in scored
-        for pair in one.item.preferences
-    )
-
-
-def _parts(groups: Mapping[str, Sequence[ScoredItem]]) -> dict[str, Part]:
-    parts = {}
-    for name, scored in groups.items():
-        accuracy = _pairs(scored)
-        if accuracy is not None:
-            parts[name] = Part(accuracy, len(scored))
-    return parts
 
 
 def _curve(scored: Sequence[ScoredItem]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rm_core.benchmarks.options import Options
 from rm_core.conversations import Messages
@@ -64,6 +64,39 @@ class ScoredItem(NamedTuple):
     rewards: Sequence[float]
 
 
+class Credit(NamedTuple):
+    """What one item adds to its subset.
+
+    Attributes:
+        right: of its comparisons; may be a fraction.
+        total: its comparisons; 0 if it does not count.
+    """
+
+    right: float
+    total: int
+
+
+class Tally(NamedTuple):
+    """The sum of credits.
+
+    Attributes:
+        right: of all comparisons; may be a fraction.
+        total: comparisons.
+        num_items: that count.
+    """
+
+    right: float
+    total: int
+    num_items: int
+
+
+class Combined(NamedTuple):
+    """What subsets come to; as in `Figures`."""
+
+    overall: float | None
+    sections: Mapping[str, Part]
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A figure of a section or a subset.
@@ -101,23 +134,6 @@ class Figures:
     subsets: Mapping[str, Part]
     more: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
-
-    def named(self, metric: str) -> float | None:
-        """A figure by the name it is published under; None where there is none.
-
-        Args:
-            metric: `overall`, a section, a subset, or a name under `difficulty` or `means` of
-                `more`.
-        """
-        if metric == "overall":
-            return self.overall
-        part = self.sections.get(metric) or self.subsets.get(metric)
-        if part is not None:
-            return part.score
-        for group in ("difficulty", "means"):
-            if metric in self.more.get(group, {}):
-                return float(self.more[group][metric])
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +199,21 @@ class Benchmark(Protocol):
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """The benchmark's figures, in any order of items."""
+        ...
+
+
+@runtime_checkable
+class Additive(Benchmark, Protocol):
+    """A benchmark whose figures are made of sums over the items of each subset."""
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """What an item adds to its subset."""
+        ...
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """The overall figure and the sections.
+
+        Args:
+            tallies: of the subsets that are there, by name.
+        """
         ...

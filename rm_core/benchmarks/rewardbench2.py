@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rm_core.benchmarks.options import Options, choice
 from rm_core.benchmarks.records import (
+    Credit,
     Figures,
     HubSet,
     Item,
@@ -23,7 +24,7 @@ from rm_core.benchmarks.records import (
     ScoredItem,
 )
 from rm_core.benchmarks.rows import Row, few, quoted
-from rm_core.benchmarks.shares import by_subset, lacks, mean, mean_of, shares
+from rm_core.benchmarks.tallies import by_subset, counts, lacks, mean, mean_of, parts_of, tallied
 
 TIES = "Ties"
 SUBSETS: Mapping[str, int] = {
@@ -119,12 +120,11 @@ class RewardBench2:
         groups = by_subset(scored)
         ties = groups.pop(TIES, [])
         best = [one for group in groups.values() for one in group]
-        parts = shares(best, {name: SUBSETS[name] for name in groups}, shared_best)
-        parts = {name: parts[name] for name in SUBSETS if name in parts}
+        parts = parts_of(tallied(best, shared_best), SUBSETS)
         terms, unpaired = self._ties(ties)
         if terms:
             parts[TIES] = Part(terms["score"], len(ties), SUBSETS[TIES])
-        missing = lacks({**parts, **_there(ties)}, SUBSETS, "subset")
+        missing = lacks({**counts(parts), TIES: len(ties)}, SUBSETS, "subset")
         if ties and not terms:
             missing.append("subset Ties: no number that is both a ref and a tied row, so no score")
         elif unpaired:
@@ -175,10 +175,12 @@ class RewardBench2:
         return mean(values) or 0.0
 
 
-def shared_best(one: ScoredItem) -> float:
+def shared_best(one: ScoredItem) -> Credit:
     """1 if the first answer alone has the highest reward, its share if several have it, else 0."""
     best = max(one.rewards)
-    return 1.0 / sum(reward == best for reward in one.rewards) if one.rewards[0] == best else 0.0
+    if one.rewards[0] < best:
+        return Credit(0, 1)
+    return Credit(1 / sum(reward == best for reward in one.rewards), 1)
 
 
 def spread_of(rewards: Sequence[float], num_correct: int) -> Spread:
@@ -190,7 +192,3 @@ def spread_of(rewards: Sequence[float], num_correct: int) -> Spread:
 
 def _mean(values: Iterable[bool]) -> float:
     return mean(float(value) for value in values) or 0.0
-
-
-def _there(ties: Sequence[ScoredItem]) -> dict[str, Part]:
-    return {TIES: Part(0.0, len(ties))} if ties else {}

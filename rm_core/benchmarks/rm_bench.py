@@ -12,16 +12,29 @@ from typing import Any
 
 from rm_core.benchmarks.options import Options
 from rm_core.benchmarks.records import (
+    Combined,
+    Credit,
     Figures,
     HubSet,
     Item,
-    Part,
     Preference,
     Preparation,
     ScoredItem,
+    Tally,
 )
 from rm_core.benchmarks.rows import Row, quoted
-from rm_core.benchmarks.shares import by_subset, lacks, mean, mean_of
+from rm_core.benchmarks.tallies import (
+    by_subset,
+    counts,
+    fraction,
+    lacks,
+    mean,
+    mean_of,
+    part_of,
+    parts_of,
+    pooled,
+    tallied,
+)
 
 SUBSETS: Mapping[str, int] = {
     "chat": 129,
@@ -76,20 +89,14 @@ class RMBench:
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """Four domains, easy, normal and hard, and their mean, which is the same both ways."""
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
+        subsets = parts_of(tallies, SUBSETS)
         groups = by_subset(scored)
-        subsets = {
-            name: Part(score(matrix(groups[name])), len(groups[name]), expected)
-            for name, expected in SUBSETS.items()
-            if name in groups
+        matrices = {
+            domain: matrix([one for name in DOMAINS[domain] for one in groups.get(name, ())])
+            for domain in sections
         }
-        matrices: dict[str, Matrix] = {}
-        sections: dict[str, Part] = {}
-        for domain, names in DOMAINS.items():
-            pooled = [one for name in names for one in groups.get(name, ())]
-            if pooled:
-                matrices[domain] = matrix(pooled)
-                expected = sum(SUBSETS[name] for name in names)
-                sections[domain] = Part(score(matrices[domain]), len(pooled), expected)
         levels = {domain: difficulty(found) for domain, found in matrices.items()}
         more: dict[str, Any] = {}
         if levels:
@@ -99,8 +106,22 @@ class RMBench:
             }
             more["difficulty_by_domain"] = levels
             more["matrices"] = matrices
-        missing = lacks(subsets, SUBSETS, "subset")
-        return Figures(mean_of(sections), sections, subsets, more, tuple(missing))
+        missing = lacks(counts(subsets), SUBSETS, "subset")
+        return Figures(overall, sections, subsets, more, tuple(missing))
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """Nine comparisons."""
+        chosen, rejected = one.rewards[:SIZE], one.rewards[SIZE:]
+        return fraction([better > worse for better in chosen for worse in rejected])
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """Four domains and their mean; the two subsets of safety are pooled."""
+        sections = {}
+        for domain, names in DOMAINS.items():
+            section = pooled(tallies[name] for name in names if name in tallies)
+            if section is not None:
+                sections[domain] = part_of(section, sum(SUBSETS[name] for name in names))
+        return Combined(mean_of(sections), sections)
 
 
 def matrix(scored: Sequence[ScoredItem]) -> Matrix:
@@ -121,11 +142,6 @@ def difficulty(found: Matrix) -> dict[str, float]:
         "hard": [found[i][j] for i in range(SIZE) for j in range(i + 1, SIZE)],
     }
     return {name: mean(values) or 0.0 for name, values in cells.items()}
-
-
-def score(found: Matrix) -> float:
-    """The mean of the nine cells."""
-    return mean(cell for row in found for cell in row) or 0.0
 
 
 def _subset(columns: Row, origin: str) -> str:

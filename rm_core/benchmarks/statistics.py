@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
@@ -44,29 +44,8 @@ def wilson(num_correct: float, num_items: int, confidence: float = CONFIDENCE) -
     return Interval(max(0.0, low), min(1.0, high))
 
 
-def bootstrap(
-    strata: Sequence[Sequence[T]],
-    score: Callable[[list[T]], float | None],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-) -> Interval | None:
-    """Percentile interval of a score that is no plain share; None if it is never there.
-
-    Args:
-        strata: as in `draws`.
-        score: of one draw; draws for which it is None do not count.
-        resamples: how many draws.
-        seed: equal seeds and strata give equal intervals.
-        confidence: 0 to 1, both exclusive.
-    """
-    scores = [score(drawn) for drawn in draws(strata, resamples=resamples, seed=seed)]
-    return percentiles([value for value in scores if value is not None], confidence)
-
-
 def draws(strata: Sequence[Sequence[T]], *, resamples: int, seed: int) -> Iterator[list[T]]:
-    """As many things again, drawn with replacement, over and over.
+    """As many things again, drawn with replacement, over and over: a bootstrap.
 
     Args:
         strata: what is drawn from, each by itself: items of a subset, or whole clusters of items

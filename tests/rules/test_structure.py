@@ -27,7 +27,7 @@ RM_CORE_LAYERS = [
         "rm_core.benchmarks.judgebench",
         "rm_core.benchmarks.ppe",
     ],
-    ["rm_core.benchmarks.shares", "rm_core.benchmarks.statistics", "rm_core.benchmarks.best_of_n"],
+    ["rm_core.benchmarks.tallies", "rm_core.benchmarks.statistics", "rm_core.benchmarks.best_of_n"],
     ["rm_core.benchmarks.rows"],
     ["rm_core.benchmarks.records"],
     ["rm_core.benchmarks.options"],
