@@ -97,8 +97,8 @@ def _draw_bar(axes: Axes, bar: Bar, number: int, place: tuple[float, float, floa
     drawn_bar = axes.barh(middle, min(bar.value, end), thick, color=series_colour(number))
     if bar.hint:
         hint(drawn_bar[0], bar.hint)
-    if bar.interval:
-        low, high = (min(value, end) for value in bar.interval)
+    low, high = (min(value, end) for value in bar.interval or (0.0, 0.0))
+    if low < high:
         axes.plot([low, high], [middle, middle], color=TEXT, linewidth=1.3)
         for edge in (low, high):
             axes.plot([edge, edge], [middle - 3, middle + 3], color=TEXT, linewidth=1.3)

@@ -61,7 +61,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize(
     ("name", "plots"),
-    [("job", 3), ("rewardbench", 7), ("rewardbench2", 5), ("rm-bench", 7), ("ppe-correctness", 12)],
+    [("job", 3), ("rewardbench", 7), ("rewardbench2", 5), ("rm-bench", 7), ("ppe-correctness", 11)],
 )
 def test_pages_are_drawn_whole(
     browser: Chromium, pages: dict[str, Path], name: str, plots: int, width: int, dark: bool
