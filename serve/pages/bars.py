@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from serve.pages.colours import SOFT, TEXT, series_colour
 from serve.pages.drawing import SMALL, WIDTH, drawn, hint
 
-# Pixels: a name, a bar, room after a row, the axis, and what numbers get at the right.
-_NAME, _BAR, _GAP, _AXIS, _NUMBER = 18, 11, 7, 22, 58
+# Pixels: a name, a bar alone, one of several, room after a row, the axis, numbers at the right.
+_NAME, _ALONE, _BAR, _GAP, _AXIS, _NUMBER = 18, 11, 14, 7, 22, 58
 _LONGEST_NAME = 48
 
 
@@ -50,8 +50,13 @@ def bars(label: str, rows: Sequence[Row], shares: bool = False) -> Markup:
         rows: from top to bottom; at least one.
         shares: whether the values are shares of 1, drawn on an axis in percent from 0 to 100.
     """
-    height = sum(_NAME + _BAR * len(row.bars) + _GAP for row in rows) + (_AXIS if shares else 0)
+    height = sum(_NAME + _thick(row) * len(row.bars) + _GAP for row in rows)
+    height += _AXIS if shares else 0
     return drawn(label, height, lambda figure: _draw(figure, rows, height, shares))
+
+
+def _thick(row: Row) -> int:
+    return _ALONE if len(row.bars) == 1 else _BAR
 
 
 def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> None:
@@ -68,10 +73,11 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
             name = name[: _LONGEST_NAME - 1].rstrip() + "…"
         axes.text(0, top + _NAME - 5, name)
         top += _NAME
+        thick = _thick(row)
         for number, bar in enumerate(row.bars):
             if bar:
-                _draw_bar(axes, bar, number, (top + _BAR / 2, end))
-            top += _BAR
+                _draw_bar(axes, bar, number, (top + thick / 2, thick - 2, end))
+            top += thick
         top += _GAP
     axes.set_xlim(0, end)
     axes.set_ylim(top, 0)
@@ -86,13 +92,13 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
         axes.set_xticks([])
 
 
-def _draw_bar(axes: Axes, bar: Bar, number: int, place: tuple[float, float]) -> None:
-    middle, end = place
-    drawn_bar = axes.barh(middle, min(bar.value, end), _BAR - 2, color=series_colour(number))
+def _draw_bar(axes: Axes, bar: Bar, number: int, place: tuple[float, float, float]) -> None:
+    middle, thick, end = place
+    drawn_bar = axes.barh(middle, min(bar.value, end), thick, color=series_colour(number))
     if bar.hint:
         hint(drawn_bar[0], bar.hint)
-    if bar.interval:
-        low, high = (min(value, end) for value in bar.interval)
+    low, high = (min(value, end) for value in bar.interval or (0.0, 0.0))
+    if low < high:
         axes.plot([low, high], [middle, middle], color=TEXT, linewidth=1.3)
         for edge in (low, high):
             axes.plot([edge, edge], [middle - 3, middle + 3], color=TEXT, linewidth=1.3)

@@ -61,7 +61,7 @@ def section(title: str, *parts: Markup | str, about: str = "") -> Markup:
 
 
 def columns(parts: Iterable[Markup]) -> Markup:
-    """Parts side by side, where there is room."""
+    """Parts in two columns where there is room, one below another where there is not."""
     return Markup('<div class="columns">{}</div>').format(Markup("\n").join(parts))
 
 

@@ -23,7 +23,7 @@ from matplotlib.text import Text
 
 from serve.pages.colours import LINE, SOFT, TEXT, VARIABLES
 
-WIDTH = 420
+WIDTH = 400
 """Of a drawing, in pixels."""
 SMALL = 11
 """Size of the numbers of an axis, in pixels."""

@@ -19,7 +19,8 @@ class Cell:
 
     Attributes:
         content: text, or markup.
-        kind: class of `page.css`: `text` for words, `best` for the best of its column, or neither.
+        kind: class of `page.css`: `text` for words, `best` for the best of its column, `name` for a
+            name that heads a column, or none of them.
     """
 
     content: Markup | str
@@ -40,11 +41,19 @@ def facts(lines: Iterable[tuple[str, str]]) -> Markup:
 def table(
     head: Sequence[Cell | Markup | str], rows: Iterable[Sequence[Cell | Markup | str]]
 ) -> Markup:
-    """A table that scrolls by itself where it is too wide; the first column is words."""
+    """A table that scrolls by itself where it is too wide; the first column is words.
+
+    Args:
+        head: of the columns; if all are empty, there is none.
+        rows: from top to bottom.
+    """
     body = Markup("").join(_row(row, "td") for row in rows)
-    return Markup(
-        '<div class="wide"><table><thead>{}</thead><tbody>{}</tbody></table></div>'
-    ).format(_row(head, "th"), body)
+    top = (
+        Markup("<thead>{}</thead>").format(_row(head, "th"))
+        if any(_is_filled(cell) for cell in head)
+        else ""
+    )
+    return Markup('<div class="wide"><table>{}<tbody>{}</tbody></table></div>').format(top, body)
 
 
 def printed(value: float, form: str) -> str:
@@ -55,6 +64,11 @@ def printed(value: float, form: str) -> str:
         form: as in `format`.
     """
     return format(value, form).replace("-", "\N{MINUS SIGN}")
+
+
+def counted(number: int, what: str) -> str:
+    """Such as "1 item" and "2,000 items"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def legend(names: Sequence[str]) -> Markup:
@@ -105,12 +119,16 @@ def warning(title: str, lines: Sequence[str], most: int = 6) -> Markup:
         lines: one a point.
         most: points that are not folded away.
     """
-    shown = _points(lines[:most])
+    shown = _points(lines[:most]) if lines else Markup()
     if len(lines) > most:
         shown += folded(f"and {len(lines) - most:,} more", _points(lines[most:]))
     return Markup('<aside class="warn" role="note"><strong>{}</strong>{}</aside>').format(
         title, shown
     )
+
+
+def _is_filled(cell: Cell | Markup | str) -> bool:
+    return bool(cell.content if isinstance(cell, Cell) else cell)
 
 
 def _points(lines: Sequence[str]) -> Markup:

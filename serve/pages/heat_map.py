@@ -15,9 +15,9 @@ from serve.pages.colours import BACK, series_colour
 from serve.pages.drawing import SMALL, drawn, hint
 
 _ACROSS = 2
-_HEIGHT = 205
+_HEIGHT = 190
 # So that a number can be read on it in light and dark.
-_STRONGEST = 0.55
+_STRONGEST = 0.6
 
 
 class Grid(NamedTuple):
@@ -62,12 +62,16 @@ def heat_maps(label: str, grids: Sequence[Grid], sides: Sides, series: int = 0) 
     def draw(figure: Figure) -> None:
         places = figure.subplots(down, _ACROSS, squeeze=False).flat
         for place, axes in enumerate(places):
-            if place < len(grids):
-                _draw(axes, grids[place], sides, series)
-            else:
+            if place >= len(grids):
                 axes.set_axis_off()
-        figure.supxlabel(sides.column, fontsize=SMALL)
-        figure.supylabel(sides.row, fontsize=SMALL)
+                continue
+            _draw(axes, grids[place], sides, series)
+            if place % _ACROSS:
+                axes.set_yticks([])
+            else:
+                axes.set_ylabel(sides.row, fontsize=SMALL)
+            if place + _ACROSS >= len(grids):
+                axes.set_xlabel(sides.column, fontsize=SMALL)
 
     return drawn(label, _HEIGHT * down, draw)
 
@@ -90,6 +94,7 @@ def _draw(axes: Axes, grid: Grid, sides: Sides, series: int) -> None:
     axes.set_ylim(len(sides.rows), 0)
     axes.set_xticks([place + 0.5 for place in range(len(sides.columns))], list(sides.columns))
     axes.set_yticks([place + 0.5 for place in range(len(sides.rows))], list(sides.rows))
+    axes.tick_params(axis="x", labelsize=SMALL - 1)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_title(grid.title, fontsize=12)

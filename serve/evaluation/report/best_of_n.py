@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from serve.evaluation.report.wording import percent
+from serve.evaluation.report.wording import percent, row_names
 from serve.evaluation.result import Evaluation
 from serve.pages.curves import Curves, Point, Scale, curves, percent_scale
 from serve.pages.document import section
@@ -44,9 +44,10 @@ def _section(
     ticks = [(at, str(size)) for size, at in place.items()]
     across = Scale("n", -0.3, len(sizes) - 0.7, ticks)
     title = f"Best of n: {name}"
+    names = row_names([one.model for one in evaluations], "truth")
     rows = [
-        [one.model, *(percent(value) for value in curve["reward"])]
-        for one, curve in zip(evaluations, found, strict=True)
+        [model, *(f"{value:.1%}" for value in curve["reward"])]
+        for model, curve in zip(names, found, strict=True)
         if curve
     ]
     return section(

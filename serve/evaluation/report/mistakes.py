@@ -9,7 +9,7 @@ from markupsafe import Markup
 from serve.evaluation.report.pairs import Pair, content_of
 from serve.evaluation.result import Evaluation
 from serve.pages.document import section
-from serve.pages.elements import folded, printed, table, words
+from serve.pages.elements import counted, folded, printed, table, words
 
 _MOST = 20
 _FAILED_SHOWN = 200
@@ -49,7 +49,7 @@ def failed(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
             about = ""
             if len(one.failed) > _FAILED_SHOWN:
                 about = f"the first {_FAILED_SHOWN} of {len(one.failed):,}"
-            title = f"{len(one.failed):,} items that could not be scored"
+            title = f"{counted(len(one.failed), 'item')} without rewards"
             yield section(f"Not scored{whose}", folded(title, shown), about=about)
 
 

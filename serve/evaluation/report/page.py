@@ -35,7 +35,7 @@ def _parts(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     yield from tables.warnings(evaluations)
     yield tables.result(evaluations, within)
     yield from tables.compared(evaluations)
-    yield columns([*scores.sections(evaluations, within), *tables.further(evaluations)])
+    yield columns([*scores.few(evaluations, within), *tables.further(evaluations)])
     judged = [pairs.judged(one.scored) for one in evaluations]
     yield columns(
         [
@@ -47,7 +47,7 @@ def _parts(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
             *best_of_n.curves_of(evaluations),
         ]
     )
-    yield from scores.subsets(evaluations, within)
+    yield from scores.many(evaluations, within)
     yield from mistakes.worst(evaluations, judged)
     yield from mistakes.failed(evaluations)
     yield tables.used(evaluations)

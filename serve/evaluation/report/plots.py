@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rm_core.benchmarks.statistics import Bin, accuracy_by, calibration, even_edges, wilson
 from serve.evaluation.report.pairs import Pair
-from serve.evaluation.report.wording import compact, percent
+from serve.evaluation.report.wording import compact, percent, row_names
 from serve.evaluation.result import Evaluation
 from serve.pages.curves import Curves, Point, Scale, curves, percent_scale
 from serve.pages.document import section
@@ -28,12 +28,13 @@ Judged = Sequence[Sequence[Pair]]
 
 def margins(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[Markup]:
     """The histogram of margins."""
+    names = [one.model for one in evaluations] if len(evaluations) > 1 else ["margin"]
     series = []
-    for one, pairs in zip(evaluations, judged, strict=True):
+    for name, pairs in zip(names, judged, strict=True):
         spread = Spread()
         for pair in pairs:
             spread.add(pair.margin)
-        series.append(Series(one.model, spread))
+        series.append(Series(name, spread))
     if any(judged):
         about = "reward of the better response less that of the worse; at 0 and below it is wrong"
         yield histogram(Histogram("Margins", about, "margin", tuple(series)))
@@ -45,15 +46,15 @@ def calibrations(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[
     if not any(found):
         return
     lines = [_points(one.bins if one else (), "", by_mean=True) for one in found]
-    lowest = min(point.up for line in lines for point in line)
+    lowest = min(point.interval[0] for line in lines for point in line if point.interval)
     across = Scale(
         "sigmoid of the margin", 0.5, 1.0, [(n / 10, f"{n * 10}%") for n in range(5, 11)]
     )
     up = percent_scale("right", min(0.5, lowest))
     drawing = Curves("Calibration", lines, across, up, guides=(((0.5, 0.5), (1.0, 1.0)),))
     rows = [
-        [model.model, percent(one.ece), f"{one.brier:.4f}"]
-        for model, one in zip(evaluations, found, strict=True)
+        [name, percent(one.ece), f"{one.brier:.4f}"]
+        for name, one in zip(_names(evaluations, "all pairs"), found, strict=True)
         if one
     ]
     yield section(
@@ -73,19 +74,21 @@ def length_bias(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[M
         return
     edges = _edges_around_zero(longer)
     bins = [accuracy_by([(pair.longer, pair.right) for pair in one], edges) for one in judged]
+    axis = "characters: better less worse"
     zero = edges.index(0.0) if 0.0 in edges else None
     rows = [
         [
-            one.model,
+            name,
             _share([pair for pair in pairs if pair.longer > 0]),
             _share([pair for pair in pairs if pair.longer < 0]),
         ]
-        for one, pairs in zip(evaluations, judged, strict=True)
+        for name, pairs in zip(_names(evaluations, "right"), judged, strict=True)
     ]
     yield section(
         "Length of responses",
-        *_binned(evaluations, bins, edges, "characters: better less worse", zero),
-        table(["right where the better one is", "longer", "shorter"], rows),
+        _by_range(evaluations, bins, edges, axis, zero),
+        table(["", "better one is longer", "shorter"], rows),
+        _range_table(evaluations, bins, edges, axis),
         about="how often the model is right, by how much longer the better response is; a model "
         "that likes length is right at the right and wrong at the left",
     )
@@ -96,11 +99,12 @@ def prompt_lengths(evaluations: Sequence[Evaluation], judged: Judged) -> Iterato
     lengths = [pair.prompt for pairs in judged for pair in pairs]
     if not lengths:
         return
-    edges = even_edges(lengths, _PROMPT_BINS)
+    edges, axis = even_edges(lengths, _PROMPT_BINS), "characters of the prompt"
     bins = [accuracy_by([(pair.prompt, pair.right) for pair in one], edges) for one in judged]
     yield section(
         "Length of prompts",
-        *_binned(evaluations, bins, edges, "characters of the prompt", None),
+        _by_range(evaluations, bins, edges, axis, None),
+        _range_table(evaluations, bins, edges, axis),
         about="how often the model is right, by how long the prompt is",
     )
 
@@ -121,13 +125,13 @@ def matrices(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
             )
 
 
-def _binned(
+def _by_range(
     evaluations: Sequence[Evaluation],
     bins: Sequence[Sequence[Bin]],
     edges: Sequence[float],
     axis: str,
     zero: int | None,
-) -> Iterator[Markup]:
+) -> Markup:
     """Ranges beside one another, each as wide, since most lengths are small and a few are huge."""
     lines = [_points(one, "characters") for one in bins]
     low = min(point.interval[0] for line in lines for point in line if point.interval)
@@ -135,9 +139,20 @@ def _binned(
     ticks = [(float(place), compact(edge)) for place, edge in enumerate(edges)]
     guides = () if zero is None else (((float(zero), up.start), (float(zero), up.end)),)
     across = Scale(axis, 0.0, len(edges) - 1.0, ticks)
-    yield legend([one.model for one in evaluations])
-    yield curves(Curves(axis, lines, across, up, guides, apart=True))
-    head = [axis, *(name for one in evaluations for name in (f"pairs: {one.model}", "right"))]
+    drawing = Curves(axis, lines, across, up, guides, apart=True)
+    return legend([one.model for one in evaluations]) + curves(drawing)
+
+
+def _range_table(
+    evaluations: Sequence[Evaluation],
+    bins: Sequence[Sequence[Bin]],
+    edges: Sequence[float],
+    axis: str,
+) -> Markup:
+    head = [
+        axis,
+        *(text for name in _names(evaluations, "") for text in (_pairs_of(name), "right")),
+    ]
     rows = [
         [
             f"{printed(low, ',.0f')} to {printed(high, ',.0f')}",
@@ -149,7 +164,7 @@ def _binned(
         ]
         for place, (low, high) in enumerate(pairwise(edges))
     ]
-    yield folded("Figures", table(head, rows))
+    return folded("Figures", table(head, rows))
 
 
 def _points(bins: Sequence[Bin], what: str, by_mean: bool = False) -> list[Point]:
@@ -175,6 +190,14 @@ def _edges_around_zero(numbers: Sequence[int]) -> list[float]:
     edges.append(0.0)
     edges += even_edges(above, _LENGTH_BINS)[1:] if above else []
     return edges if len(edges) > 1 else [0.0, 1.0]
+
+
+def _names(evaluations: Sequence[Evaluation], alone: str) -> list[str]:
+    return row_names([one.model for one in evaluations], alone)
+
+
+def _pairs_of(name: str) -> str:
+    return f"{name}: pairs" if name else "pairs"
 
 
 def _share(pairs: Sequence[Pair]) -> str:

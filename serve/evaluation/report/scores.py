@@ -16,30 +16,37 @@ from serve.pages.document import columns, section
 from serve.pages.elements import legend
 
 _ABOUT = "thin lines: where a figure would lie with other items of the same kind, 95 times of 100"
-# More rows than these are cut in two drawings, side by side.
-_LONGEST = 8
+_FEW = 8
 
 
-def sections(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Iterator[Markup]:
-    """The sections, if there are any."""
+def few(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Iterator[Markup]:
+    """Sections, and subsets where there are few: sections of a page's columns."""
     rows = _rows(evaluations, lambda one: one.sections, [one.sections for one in within])
     if rows:
-        names = legend([one.model for one in evaluations])
-        yield section("Sections", names, bars("Sections", rows, shares=True), about=_ABOUT)
+        yield _section("Sections", evaluations, bars("Sections", rows, shares=True))
+    rows = _subsets(evaluations, within)
+    if 0 < len(rows) <= _FEW:
+        yield _section("Subsets", evaluations, bars("Subsets", rows, shares=True))
 
 
-def subsets(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Iterator[Markup]:
-    """The subsets, where they are not the sections."""
+def many(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Iterator[Markup]:
+    """Subsets where there are many: a section over the whole width."""
+    rows = _subsets(evaluations, within)
+    if len(rows) > _FEW:
+        half = (len(rows) + 1) // 2
+        first = bars("Subsets, first half", rows[:half], shares=True)
+        second = bars("Subsets, second half", rows[half:], shares=True)
+        yield _section("Subsets", evaluations, columns([first, second]))
+
+
+def _section(title: str, evaluations: Sequence[Evaluation], drawn: Markup) -> Markup:
+    return section(title, legend([one.model for one in evaluations]), drawn, about=_ABOUT)
+
+
+def _subsets(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> list[Row]:
     if all(one.figures.subsets == one.figures.sections for one in evaluations):
-        return
-    rows = _rows(evaluations, lambda one: one.subsets, [one.subsets for one in within])
-    half = len(rows) if len(rows) <= _LONGEST else (len(rows) + 1) // 2
-    drawn = [
-        bars(f"Subsets, part {part + 1}", piece, shares=True)
-        for part, piece in enumerate((rows[:half], rows[half:]))
-        if piece
-    ]
-    yield section("Subsets", legend([one.model for one in evaluations]), columns(drawn))
+        return []
+    return _rows(evaluations, lambda one: one.subsets, [one.subsets for one in within])
 
 
 def _rows(

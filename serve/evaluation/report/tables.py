@@ -12,7 +12,7 @@ from serve.evaluation.report.wording import NOTHING, between, figure, percent, p
 from serve.evaluation.result import Compared, Evaluation
 from serve.jobs.table import summary_lines
 from serve.pages.document import section
-from serve.pages.elements import Cell, facts, folded, key, printed, table, tiles, warning
+from serve.pages.elements import Cell, counted, facts, folded, key, printed, table, tiles, warning
 
 # Drawn as plots.
 _DRAWN = ("matrices", "best_of_n")
@@ -23,11 +23,11 @@ def warnings(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     for one in evaluations:
         whose = f"{one.model}: " if len(evaluations) > 1 else ""
         if one.figures.missing:
-            title = f"{whose}a partial result, which does not compare with a leaderboard's"
+            title = f"{whose}Partial result. It does not compare with those of a leaderboard."
             yield warning(title, one.figures.missing)
         if one.failed:
-            title = f"{whose}{len(one.failed):,} items could not be scored and are in no figure"
-            yield warning(title, [])
+            number = counted(len(one.failed), "item")
+            yield warning(f"{whose}{number} without rewards, left out of all figures.", [])
 
 
 def result(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> Markup:
@@ -68,12 +68,22 @@ def further(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     """Figures beside those of the leaderboard, where the benchmark has any."""
     each = [dict(_leaves(one.figures.more)) for one in evaluations]
     names = list(dict.fromkeys(name for leaves in each for name in leaves))
-    if names:
-        rows = [
-            [name, *(figure(name, leaves[name]) if name in leaves else NOTHING for leaves in each)]
-            for name in names
+    rows = {
+        name: [
+            name,
+            *(figure(name, leaves[name]) if name in leaves else NOTHING for leaves in each),
         ]
-        yield section("Further figures", table(["", *_models(evaluations)], rows))
+        for name in names
+    }
+    # What has two names is of one section.
+    details = [row for name, row in rows.items() if name.count(": ") > 1]
+    if rows:
+        head = [Cell(""), *_models(evaluations)]
+        yield section(
+            "Further figures",
+            table(head, [row for row in rows.values() if row not in details]),
+            folded("By section", table(head, details)) if details else "",
+        )
 
 
 def used(evaluations: Sequence[Evaluation]) -> Markup:
@@ -82,7 +92,7 @@ def used(evaluations: Sequence[Evaluation]) -> Markup:
     for name in dict.fromkeys(name for one in evaluations for name in one.used):
         values = [plain(one.used.get(name)) for one in evaluations]
         rows.append([Cell(name, "first"), *(Cell(value, "text") for value in values)])
-    head = [Cell(""), *(Cell(name, "text") for name in _models(evaluations))]
+    head = [Cell(""), *(Cell(cell.content, "text") for cell in _models(evaluations))]
     took = [
         folded(f"What scoring took: {one.model}", facts(summary_lines(one.summary)))
         for one in evaluations
@@ -93,12 +103,10 @@ def used(evaluations: Sequence[Evaluation]) -> Markup:
 
 def _tiles(one: Evaluation, within: Intervals) -> Markup:
     figures = one.figures
-    expected = [part.num_expected for part in figures.sections.values()]
-    of = "" if None in expected or not figures.missing else f" of {sum(filter(None, expected)):,}"
     shown = [(percent(figures.overall), "overall")]
     if within.overall:
         shown.append((between(within.overall), "95% interval"))
-    shown.append((f"{len(one.scored):,}{of}", "items"))
+    shown.append((f"{len(one.scored):,}", "items"))
     return section("Result", tiles(shown))
 
 
@@ -113,9 +121,10 @@ def _row(one: Evaluation, names: Sequence[str]) -> list[float | None]:
 def _compared(line: Compared) -> list[Cell | Markup | str]:
     difference = NOTHING
     if line.ours is not None:
-        difference = printed(100 * (line.ours - line.published), "+.2f")
+        # Plus 0, since there is a minus 0.
+        difference = printed(round(100 * (line.ours - line.published), 2) + 0.0, "+.2f")
     return [
-        line.metric,
+        line.metric.replace("_", " "),
         NOTHING if line.ours is None else f"{100 * line.ours:.2f}",
         # As many digits as were published.
         f"{round(100 * line.published, 4):g}",
@@ -135,7 +144,7 @@ def _leaves(more: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, flo
             yield f"{above}{name}".replace("_", " "), value
 
 
-def _models(evaluations: Sequence[Evaluation]) -> list[Markup | str]:
+def _models(evaluations: Sequence[Evaluation]) -> list[Cell]:
     if len(evaluations) == 1:
-        return [""]
-    return [key(number) + one.model for number, one in enumerate(evaluations)]
+        return [Cell("")]
+    return [Cell(key(number) + one.model, "name") for number, one in enumerate(evaluations)]

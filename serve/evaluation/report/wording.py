@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_core.benchmarks.records import Part
@@ -56,6 +56,19 @@ def figure(name: str, value: float) -> str:
         return f"{value:,}"
     is_share = name.startswith(("difficulty", "mean", "accuracy"))
     return percent(value) if is_share else printed(value, ".4f")
+
+
+def row_names(names: Sequence[str], alone: str) -> list[str]:
+    """Names of rows: short ones of the models, or what the row is where there is only one.
+
+    Args:
+        names: of the models.
+        alone: what the row is.
+    """
+    if len(names) == 1:
+        return [alone]
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def compact(value: float) -> str:
