@@ -18,6 +18,7 @@ from conftest import SHARED_DATA
 
 from serve.demo import running_service
 
+# The tokenizer of small models takes a letter as a token: some answers are too long, both ways.
 LENGTH = 1024
 RM_BENCH, RMB = SHARED_DATA / "rm-bench", SHARED_DATA / "rmb"
 NEEDS_ROWS = pytest.mark.skipif(
@@ -39,11 +40,11 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "serve.cli", "eval", *map(str, arguments)]
 
 
-def evaluated(*arguments: object, code: int = 0) -> str:
+def evaluated(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == code, done.stderr
+    assert done.returncode in codes, done.stderr
     return done.stderr
 
 
@@ -69,13 +70,16 @@ def parts_of_rmb(folder: Path, num_rows: int) -> Path:
 def test_here_and_by_a_service_the_same(
     benchmark: str, local_service: str, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
+    """Also what could not be scored."""
     make = parts_of_rm_bench if benchmark == "rm-bench" else parts_of_rmb
     data = ("--data", make(tmp_path / "data", 2))
     model = f"tiny={checkpoint_folder / 'qwen3'}"
     here, there = tmp_path / "here", tmp_path / "there"
-    told = evaluated(benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", here)
+    told = evaluated(
+        benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", here, codes=(0, 3)
+    )
     assert "a partial result" in told
-    evaluated(benchmark, *data, "--url", local_service, "-o", there)
+    evaluated(benchmark, *data, "--url", local_service, "-o", there, codes=(0, 3))
     assert (here / "summary.json").read_bytes() == (there / "summary.json").read_bytes()
     summary = json.loads((here / "summary.json").read_text())
     assert summary["model"] == "tiny"
