@@ -24,7 +24,8 @@ class Bar:
     Attributes:
         value: its length; from 0.
         text: the number that stands at its right.
-        interval: in which the value would lie if it were measured again; None if unknown.
+        interval: in which the value would lie if it were measured again, drawn as far as the axis
+            goes; None if unknown.
         hint: what is shown at the pointer; may be empty.
     """
 
@@ -94,10 +95,10 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
 
 def _draw_bar(axes: Axes, bar: Bar, number: int, place: tuple[float, float, float]) -> None:
     middle, thick, end = place
-    drawn_bar = axes.barh(middle, min(bar.value, end), thick, color=series_colour(number))
+    drawn_bar = axes.barh(middle, min(max(bar.value, 0.0), end), thick, color=series_colour(number))
     if bar.hint:
         hint(drawn_bar[0], bar.hint)
-    low, high = (min(value, end) for value in bar.interval or (0.0, 0.0))
+    low, high = (min(max(value, 0.0), end) for value in bar.interval or (0.0, 0.0))
     if low < high:
         axes.plot([low, high], [middle, middle], color=TEXT, linewidth=1.3)
         for edge in (low, high):

@@ -16,6 +16,7 @@ from serve.pages.elements import Cell, counted, facts, folded, key, printed, tab
 
 # Drawn as plots.
 _DRAWN = ("matrices", "best_of_n")
+_FEW = 4
 
 
 def warnings(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
@@ -68,22 +69,30 @@ def further(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     """Figures beside those of the leaderboard, where the benchmark has any."""
     each = [dict(_leaves(one.figures.more)) for one in evaluations]
     names = list(dict.fromkeys(name for leaves in each for name in leaves))
-    rows = {
-        name: [
-            name,
-            *(figure(name, leaves[name]) if name in leaves else NOTHING for leaves in each),
-        ]
-        for name in names
-    }
     # What has two names is of one section.
-    details = [row for name, row in rows.items() if name.count(": ") > 1]
-    if rows:
-        head = [Cell(""), *_models(evaluations)]
-        yield section(
-            "Further figures",
-            table(head, [row for row in rows.values() if row not in details]),
-            folded("By section", table(head, details)) if details else "",
-        )
+    details = [name for name in names if name.count(": ") > 1]
+    first = [name for name in names if name not in details]
+    if names:
+        below = folded("By section", _figures(evaluations, each, details)) if details else ""
+        yield section("Further figures", _figures(evaluations, each, first), below)
+
+
+def _figures(
+    evaluations: Sequence[Evaluation], each: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> Markup:
+    """Few figures of several models as columns, many as rows."""
+    columns = [
+        [figure(name, leaves[name]) if name in leaves else NOTHING for name in names]
+        for leaves in each
+    ]
+    models = _models(evaluations)
+    if len(evaluations) > 1 and len(names) <= _FEW:
+        rows = [[model.content, *values] for model, values in zip(models, columns, strict=True)]
+        return table(["", *names], rows)
+    by_name = zip(*columns, strict=True)
+    return table(
+        [Cell(""), *models], [[name, *values] for name, values in zip(names, by_name, strict=True)]
+    )
 
 
 def used(evaluations: Sequence[Evaluation]) -> Markup:

@@ -104,3 +104,14 @@ def test_names_may_be_in_any_script_and_broken() -> None:
     page = document(name, [bars(name, [Row(name, (Bar(1, name),))])])
     assert "\u8bed\u8a00 \ufffd \ufffd \N{GRINNING FACE}" in page
     assert page.encode(errors="replace")
+
+
+def test_an_interval_ends_where_the_axis_does() -> None:
+    def lines(low: float, high: float) -> int:
+        svg = bars("bar", [Row("", (Bar(0.5, "", (low, high)),))], shares=True)
+        assert svg.count("<path d=") == svg.count("<path")
+        return svg.count("stroke-width: 1.3")
+
+    # Its length and two ends; nothing of one that has no length.
+    assert lines(-0.01, 0.2) == lines(0.4, 1.01) == lines(0.4, 0.6) == 3
+    assert lines(-0.02, -0.01) == lines(0.5, 0.5) == 0
