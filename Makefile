@@ -29,7 +29,7 @@ format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/bench ## timings, side by side in one run; never part of the tests
+bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
 hold: $(VENV)/dev ## load, kills, overload and nonsense against the service, in short; HOLD=OPTIONS
@@ -53,8 +53,6 @@ $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@touch $@
-
-$(VENV)/bench: $(VENV)/base
-	$(BIN)/pip install --quiet --editable '.[bench]'
+# Its scoring functions are compared with ours; what it depends on is heavy and not needed for that.
+	$(BIN)/pip install --quiet --no-deps rewardbench
 	@touch $@

@@ -16,6 +16,7 @@ from rm_core.conversations import (
     parse_prompt,
 )
 from rm_core.errors import (
+    BenchmarkDataError,
     ConversationTooLongError,
     DeviceFailedError,
     DeviceMemoryError,
@@ -37,6 +38,7 @@ from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError,
 
 __all__ = [
     "BatchConfig",
+    "BenchmarkDataError",
     "ChatEncoder",
     "Checkpoint",
     "ConversationTooLongError",

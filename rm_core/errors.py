@@ -4,7 +4,8 @@ RewardError                       `code`: a stable snake_case word; `detail`: sa
 ├── InputError                    the caller can fix it
 │   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
 │   │   └── TemplateError             the checkpoint's own chat template refused it
-│   └── ConversationTooLongError    says how long it is and what is allowed
+│   ├── ConversationTooLongError    says how long it is and what is allowed
+│   └── BenchmarkDataError          rows or options that are not the benchmark's
 ├── OverloadedError               try again later
 │   └── NotReadyError               the model is still loading, or failed to load
 └── ModelError                    the operator can fix it
@@ -59,6 +60,12 @@ class ConversationTooLongError(InputError):
     """More tokens than the model takes, and the caller did not ask to cut."""
 
     code = "conversation_too_long"
+
+
+class BenchmarkDataError(InputError):
+    """A row, a file of rewards or an option is not what the benchmark has."""
+
+    code = "benchmark_data"
 
 
 class OverloadedError(RewardError):

@@ -18,6 +18,19 @@ SOURCES = sorted([*ROOT.glob("rm_core/**/*.py"), *ROOT.glob("serve/**/*.py")])
 # Files later in a list may be imported by earlier ones, never the other way round.
 RM_CORE_LAYERS = [
     ["rm_core.verification"],
+    ["rm_core.benchmarks.registry", "rm_core.benchmarks.intervals"],
+    [
+        "rm_core.benchmarks.rewardbench",
+        "rm_core.benchmarks.rewardbench2",
+        "rm_core.benchmarks.rm_bench",
+        "rm_core.benchmarks.rmb",
+        "rm_core.benchmarks.judgebench",
+        "rm_core.benchmarks.ppe",
+    ],
+    ["rm_core.benchmarks.tallies", "rm_core.benchmarks.statistics", "rm_core.benchmarks.best_of_n"],
+    ["rm_core.benchmarks.rows"],
+    ["rm_core.benchmarks.records"],
+    ["rm_core.benchmarks.options"],
     ["rm_core.scorer"],
     ["rm_core.forward", "rm_core.memory"],
     ["rm_core.loading"],
@@ -34,8 +47,9 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
-    ["serve.score_command"],
+    ["serve.score_command", "serve.eval_command"],
     ["serve.options"],
+    ["serve.evaluation"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
     ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
@@ -63,6 +77,7 @@ SERVE_LAYERS = [
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
     ["serve.model_settings", "serve.record.request"],
+    ["serve.pages"],
 ]
 
 
