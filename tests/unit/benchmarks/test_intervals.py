@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from benchmark_rows import read, rewardbench2_row, rm_bench_row, scored, whole
+from published_rows import read, rewardbench2_row, rm_bench_row, scored, whole
 
 from rm_core.benchmarks.intervals import intervals, is_share
 from rm_core.benchmarks.records import Item, Part, ScoredItem

@@ -6,8 +6,8 @@ import csv
 import json
 
 import pytest
-from benchmark_rows import judgebench_row, read, scored, whole
 from conftest import SHARED_DATA
+from published_rows import judgebench_row, read, scored, whole
 
 from rm_core.benchmarks.records import Item, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
+from published_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
 
 from rm_core.benchmarks.records import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark

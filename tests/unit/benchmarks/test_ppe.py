@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmark_rows import graded_row, read, scored, vote_row, whole
+from published_rows import graded_row, read, scored, vote_row, whole
 
 from rm_core.benchmarks.ppe import SETS
 from rm_core.benchmarks.records import ScoredItem

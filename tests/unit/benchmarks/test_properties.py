@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
-from benchmark_rows import read, whole
 from hypothesis import given
 from hypothesis import strategies as st
+from published_rows import read, whole
 
 from rm_core.benchmarks.records import Figures, Item, Part, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark

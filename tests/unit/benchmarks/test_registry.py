@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmark_rows import scored, whole
+from published_rows import scored, whole
 
 from rm_core.benchmarks.records import Additive
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark, options_of

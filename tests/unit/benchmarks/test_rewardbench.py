@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmark_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, scored, whole
 from conftest import SHARED_DATA
+from published_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, scored, whole
 
 from rm_core.benchmarks.records import Figures, Item
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark

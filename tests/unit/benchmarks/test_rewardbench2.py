@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmark_rows import read, rewardbench2_row, scored, whole
+from published_rows import read, rewardbench2_row, scored, whole
 
 from rm_core.benchmarks.records import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark

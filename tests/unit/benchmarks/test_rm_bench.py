@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmark_rows import read, rm_bench_row, scored, whole
 from conftest import SHARED_DATA
+from published_rows import read, rm_bench_row, scored, whole
 
 from rm_core.benchmarks.records import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
