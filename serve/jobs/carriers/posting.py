@@ -6,7 +6,8 @@ import threading
 import time
 from typing import Any
 
-from serve.clients.http import Answer, ScoringClient, ServiceError
+from serve.clients import ScoringClient, ServiceError
+from serve.clients.answers import Answer
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.carriers.parts import Part, PartQueue
 
