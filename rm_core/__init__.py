@@ -15,10 +15,12 @@ from rm_core.conversations import (
     parse_pair,
     parse_prompt,
 )
+from rm_core.dialects import DialectName, read_turns, without_end
 from rm_core.errors import (
     ConversationTooLongError,
     DeviceFailedError,
     DeviceMemoryError,
+    ForeignTemplateError,
     InputError,
     InvalidConversationError,
     ModelError,
@@ -33,7 +35,16 @@ from rm_core.errors import (
 from rm_core.loading import load_encoder
 from rm_core.packing import Packing, pack
 from rm_core.scorer import RewardScorer, combine
-from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+from rm_core.types import (
+    Encoded,
+    Fingerprint,
+    Rendered,
+    Reward,
+    ScoredBatch,
+    ScoreError,
+    Tokens,
+    Truncation,
+)
 
 __all__ = [
     "BatchConfig",
@@ -42,8 +53,10 @@ __all__ = [
     "ConversationTooLongError",
     "DeviceFailedError",
     "DeviceMemoryError",
+    "DialectName",
     "Encoded",
     "Fingerprint",
+    "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
     "ModelConfig",
@@ -53,6 +66,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
+    "Rendered",
     "Reward",
     "RewardError",
     "RewardScorer",
@@ -61,6 +75,7 @@ __all__ = [
     "ScoredBatch",
     "ScoringError",
     "TemplateError",
+    "Tokens",
     "Truncation",
     "cache_keys",
     "combine",
@@ -75,6 +90,8 @@ __all__ = [
     "parse_conversation",
     "parse_pair",
     "parse_prompt",
+    "read_turns",
     "render_record",
     "seeds_dir",
+    "without_end",
 ]
