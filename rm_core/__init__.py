@@ -21,10 +21,12 @@ from rm_core.conversations import (
     parse_pair,
     parse_prompt,
 )
+from rm_core.dialects import DialectName, read_turns, without_end
 from rm_core.errors import (
     ConversationTooLongError,
     DeviceFailedError,
     DeviceMemoryError,
+    ForeignTemplateError,
     InputError,
     InvalidConversationError,
     ModelError,
@@ -37,7 +39,16 @@ from rm_core.errors import (
     TemplateError,
 )
 from rm_core.packing import Packing, pack
-from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+from rm_core.types import (
+    Encoded,
+    Fingerprint,
+    Rendered,
+    Reward,
+    ScoredBatch,
+    ScoreError,
+    Tokens,
+    Truncation,
+)
 
 if TYPE_CHECKING:
     from rm_core.checkpoint import Checkpoint, open_checkpoint
@@ -51,8 +62,10 @@ __all__ = [
     "ConversationTooLongError",
     "DeviceFailedError",
     "DeviceMemoryError",
+    "DialectName",
     "Encoded",
     "Fingerprint",
+    "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
     "ModelConfig",
@@ -62,6 +75,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
+    "Rendered",
     "Reward",
     "RewardError",
     "RewardScorer",
@@ -70,6 +84,7 @@ __all__ = [
     "ScoredBatch",
     "ScoringError",
     "TemplateError",
+    "Tokens",
     "Truncation",
     "cache_keys",
     "combine",
@@ -84,8 +99,10 @@ __all__ = [
     "parse_conversation",
     "parse_pair",
     "parse_prompt",
+    "read_turns",
     "render_record",
     "seeds_dir",
+    "without_end",
 ]
 
 _WITH_TORCH = {
