@@ -1,4 +1,4 @@
-"""The one settings class of the service, and the only reader of the environment.
+"""The one settings class of the service, and its only reader of the environment.
 
 Values come, first wins, from arguments (command line, Serve YAML `args`), from `SKYREWARD_*`
 variables, then from the defaults here. An unknown name or a bad value stops the start. Nothing
@@ -99,7 +99,10 @@ class Settings(BaseSettings):
         prefix = cls.model_config["env_prefix"]
         known = {prefix + name.upper() for name in cls.model_fields}
         for variable in sorted(os.environ):
-            if variable.upper().startswith(prefix) and variable.upper() not in known:
+            name = variable.upper()
+            # Trainers on the same machine have settings of their own: `serve.clients.settings`.
+            of_clients = name.startswith(prefix + "CLIENT_")
+            if name.startswith(prefix) and name not in known and not of_clients:
                 raise ValueError(
                     f"the environment has {variable}, which is no setting; there are: "
                     + ", ".join(sorted(known))

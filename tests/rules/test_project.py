@@ -12,6 +12,7 @@ import tomllib
 import yaml
 from conftest import ROOT
 
+from serve.clients.settings import ClientSettings
 from serve.model_settings import ModelSettings
 from serve.settings import Settings
 
@@ -51,7 +52,8 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    for name in [*Settings.model_fields, *ModelSettings.model_fields]:
+    fields = [*Settings.model_fields, *ModelSettings.model_fields, *ClientSettings.model_fields]
+    for name in fields:
         assert f"| `{name}` |" in README, name
 
 

@@ -138,6 +138,7 @@ def test_settings_are_the_only_reader_of_the_environment() -> None:
     allowed = {
         "rm_core.packed_linear",
         "serve.settings",
+        "serve.clients.settings",
         "serve.start.launch",
         "serve.start.cluster",
     }
