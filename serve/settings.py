@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rm_core.dialects import DialectName
 from rm_core.errors import ModelLoadError
 from serve.model_settings import ModelSettings
 
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
     )
     max_queued_tokens: int = Field(
         default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"
+    )
+    policy_template: Literal["none", DialectName] = Field(
+        default="none",
+        description="chat template of the policy whose own texts trainers post (OpenRLHF, slime): "
+        "these are read back into turns and rendered anew; none: they must be in the model's own",
     )
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of the service's log"
