@@ -10,38 +10,30 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from rm_core import (
-    DIALECTS,
-    Dialect,
+    DialectName,
     InvalidConversationError,
     Reward,
     ScoreError,
     Truncation,
     read_turns,
+    without_end,
 )
 from rm_core.dialects import markers_in
 from rm_core.types import Conversation
 from serve.clients.async_http import AsyncScoringClient
 from serve.clients.errors import ScoringFailedError, ServiceError
 from serve.clients.http import ScoringClient
-from serve.clients.settings import ClientSettings
+from serve.clients.settings import ClientSettings, PolicyTemplate
 
 logger = logging.getLogger("serve.clients")
 
 Item: TypeAlias = Conversation | ScoreError
 
 _MAX_TOLD = 5
-# Of a prompt that no template wrote: what decoding left behind the answer is all that is taken off.
-_PLAIN = Dialect(
-    "plain",
-    (),
-    r"(?!)(?P<role>)",
-    tuple(dict.fromkeys(end for dialect in DIALECTS.values() for end in dialect.ends)),
-    False,
-    {},
-)
+TEMPLATES: tuple[str, ...] = ("none", *get_args(DialectName))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +43,26 @@ class Reading:
     Attributes:
         truncation: what to do with conversations that are too long.
         policy_template: how the policy's chat template writes the prompts, where they are text
-            that it rendered: `chatml`, `llama3`, `gemma` or `mistral`; None: they are plain.
+            that it rendered: `chatml`, `llama3`, `gemma` or `mistral`; `none`: they are plain.
         failed_reward: for a conversation that cannot be scored; None: an error.
     """
 
     truncation: Truncation = "error"
-    policy_template: str | None = None
+    policy_template: PolicyTemplate = "none"
     failed_reward: float | None = None
 
     def __post_init__(self) -> None:
-        if self.policy_template is not None and self.policy_template not in DIALECTS:
+        if self.policy_template not in TEMPLATES:
             raise ServiceError(
-                f"policy_template {self.policy_template!r} is not known; give one of "
-                f"{', '.join(DIALECTS)}, or None for prompts that no template wrote"
+                f"policy_template {self.policy_template!r} is not known; there are: "
+                f"{', '.join(TEMPLATES)}"
             )
 
     def conversation(self, prompt: Any, answer: Any) -> Item:
         """A prompt and the answer to it, each text or messages."""
         prompt, answer = _plain(prompt), _plain(answer)
         if isinstance(prompt, str) and isinstance(answer, str):
-            if self.policy_template is not None:
+            if self.policy_template != "none":
                 return self.conversation_of_text(prompt + answer, prompt)
             if refused := _refused(prompt):
                 return refused
@@ -78,13 +70,16 @@ class Reading:
 
     def conversation_of_text(self, text: str, prompt: str) -> Item:
         """The conversation in a text that begins with its prompt, special tokens and all."""
-        if self.policy_template is None and (refused := _refused(prompt)):
-            return refused
-        dialect = DIALECTS[self.policy_template] if self.policy_template else _PLAIN
         try:
-            return read_turns(text, prompt, dialect)
+            if self.policy_template != "none":
+                return read_turns(text, prompt, self.policy_template)
         except InvalidConversationError as error:
             return ScoreError.of(error)
+        if refused := _refused(prompt):
+            return refused
+        if not prompt or not text.startswith(prompt):
+            return ScoreError("invalid_conversation", "the text does not begin with its prompt")
+        return self.conversation(prompt, without_end(text.removeprefix(prompt)))
 
     def rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
         """The number for each result, in order.
@@ -193,6 +188,6 @@ def _refused(prompt: str) -> ScoreError | None:
     return ScoreError(
         "foreign_template",
         f"the prompt has {', '.join(markers)}: the policy's chat template rendered it. Say how by "
-        f"policy_template ({', '.join(DIALECTS)}), so that its turns can be read, or give prompts "
-        "as messages",
+        f"policy_template ({', '.join(TEMPLATES[1:])}), so that its turns can be read, or give "
+        "prompts as messages",
     )

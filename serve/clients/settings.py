@@ -7,13 +7,15 @@ everything by arguments and read nothing.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rm_core import DIALECTS, Truncation
+from rm_core import DialectName, Truncation
 from serve.clients.errors import ServiceError
+
+PolicyTemplate: TypeAlias = Literal["none"] | DialectName
 
 
 class ClientSettings(BaseSettings):
@@ -41,8 +43,8 @@ class ClientSettings(BaseSettings):
     truncation: Truncation = Field(
         default="error", description="what to do with conversations that are too long"
     )
-    policy_template: str | None = Field(
-        default=None, description="how the policy's chat template writes prompts that are text"
+    policy_template: PolicyTemplate = Field(
+        default="none", description="how the policy's chat template writes prompts that are text"
     )
     failed_reward: float | None = Field(
         default=None,
@@ -57,13 +59,6 @@ class ClientSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
-
-    @field_validator("policy_template")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in DIALECTS:
-            raise ValueError(f"{name!r} is none of {', '.join(DIALECTS)}")
-        return name
 
     @classmethod
     def of(cls, **chosen: Any) -> ClientSettings:

@@ -1,4 +1,4 @@
-"""What an evaluation found: made by `serve.evaluation.command`, shown by the report and the files."""
+"""What an evaluation found: made by `serve.evaluation.command`, shown by files and the report."""
 
 from __future__ import annotations
 
