@@ -34,6 +34,7 @@ from rm_core.errors import (
 )
 from rm_core.loading import load_encoder
 from rm_core.packing import Packing, pack
+from rm_core.prepared import PreparedReader
 from rm_core.scorer import RewardScorer, combine
 from rm_core.types import (
     Encoded,
@@ -66,6 +67,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
+    "PreparedReader",
     "Rendered",
     "Reward",
     "RewardError",
