@@ -39,6 +39,7 @@ from rm_core.errors import (
     TemplateError,
 )
 from rm_core.packing import Packing, pack
+from rm_core.prepared import PreparedReader
 from rm_core.types import (
     Encoded,
     Fingerprint,
@@ -75,6 +76,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
+    "PreparedReader",
     "Rendered",
     "Reward",
     "RewardError",

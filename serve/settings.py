@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -21,6 +21,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rm_core.dialects import DialectName
 from rm_core.errors import ModelLoadError
 from serve.model_settings import ModelSettings
+
+PolicyTemplate: TypeAlias = Literal["none"] | DialectName
 
 
 class Settings(BaseSettings):
@@ -86,7 +88,7 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"
     )
-    policy_template: Literal["none", DialectName] = Field(
+    policy_template: PolicyTemplate = Field(
         default="none",
         description="chat template of the policy whose own texts trainers post (OpenRLHF, slime): "
         "these are read back into turns and rendered anew; none: they must be in the model's own",

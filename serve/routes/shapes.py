@@ -132,6 +132,7 @@ SHAPES: Mapping[str, Shape] = {
     "/v2/rerank": vllm,
     "/v1/embeddings": sglang,
     "/predict": tei,
+    "/": tei,
     "/v1/score/evaluation": llamafactory,
     "/get_reward": openai,
     "/remote_rm": openai,

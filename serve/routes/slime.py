@@ -12,11 +12,12 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
-from rm_core import Rendered, join, read_turns, without_end
+from rm_core import PreparedReader, Rendered, join, read_turns, without_end
 from serve.problems import shaped_responses
 from serve.routes.dependencies import ServiceDep, SettingsDep
 from serve.routes.json_route import JsonRoute
 from serve.routes.peers import INPUT_HEADER, How, ModelInQuery, PeerBody, answer, score_all
+from serve.settings import PolicyTemplate
 
 router = APIRouter(tags=["slime"], responses=shaped_responses(), route_class=JsonRoute)
 
@@ -41,20 +42,23 @@ async def remote_rm(
 ) -> JSONResponse:
     """The raw reward, a bare number."""
     name = model if model is not None else body.model
-    templated = isinstance(body.prompt, str) and service.find(name).encoder.prepared.is_templated(
-        body.prompt
-    )
-    policy = settings.policy_template
-    item: Any
-    if isinstance(body.prompt, str) and templated and policy == "none":
-        item, said = Rendered(body.prompt + body.response, close=True), None
-    elif isinstance(body.prompt, str) and templated:
-        item = read_turns(body.prompt + body.response, body.prompt, policy)
-        said = f"conversation:from-{policy}"
-    else:
-        item = join(body.prompt, without_end(body.response))
-        said = "conversation" + (":prompt-as-user" if isinstance(body.prompt, str) else "")
+    item, said = _item(body, service.find(name).encoder.prepared, settings.policy_template)
     scored = await score_all(service, name, [item], How(hint=_HINT))
     if said:
         scored.headers[INPUT_HEADER] = said
     return answer(scored.results[0].reward, scored)
+
+
+def _item(
+    body: SampleBody, reader: PreparedReader, policy: PolicyTemplate
+) -> tuple[object, str | None]:
+    """What is scored, and what it was taken for, where the text itself does not tell."""
+    if not isinstance(body.prompt, str):
+        return join(body.prompt, without_end(body.response)), "conversation"
+    text = body.prompt + body.response
+    if not reader.is_templated(body.prompt):
+        turns = join(body.prompt, without_end(body.response))
+        return turns, "conversation:prompt-as-user"
+    if policy == "none":
+        return Rendered(text, close=True), None
+    return read_turns(text, body.prompt, policy), f"conversation:from-{policy}"

@@ -84,6 +84,7 @@ class PredictBody(PeerBody):
     )
 
 
+@router.post("/", include_in_schema=False)  # as there, for clients that are given the address alone
 @router.post("/predict", summary="Score as text-embeddings-inference does")
 async def predict(
     body: PredictBody, service: ServiceDep, model: ModelInQuery = None
