@@ -17,12 +17,13 @@ class Answer:
     Attributes:
         results: a reward or an error for each conversation, in order.
         num_computed_tokens: tokens that went through the model for it.
-        fingerprint: what makes rewards comparable, as the service tells it.
+        fingerprint: what makes rewards comparable, as the service tells it; None if there was
+            nothing that could be sent.
     """
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

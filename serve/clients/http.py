@@ -121,7 +121,7 @@ class ScoringClient(Client):
         work = self._work(CONVERSATIONS, conversations, truncation)
         for part in work.parts(len(conversations), 2**62):
             self._run(work.steps(part, self._sender))
-        fingerprint = work.fingerprints[0] if work.fingerprints else {}
+        fingerprint = work.fingerprints[0] if work.fingerprints else None
         return Answer(work.done(), work.num_computed_tokens, fingerprint)
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
