@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Also for the build's own requirements, which `pip install -c` does not reach.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Trainers whose client code the tests run; what they need themselves has no place beside us.
+PEERS := llamafactory ms-swift openrlhf verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo serve test check format bench hold gpu-check demo-model clean
@@ -55,4 +57,7 @@ $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
 # Its scoring functions are compared with ours; what it depends on is heavy and not needed for that.
 	$(BIN)/pip install --quiet --no-deps rewardbench
+	@for peer in $(PEERS); do \
+	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer 2>/dev/null \
+	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done
 	@touch $@

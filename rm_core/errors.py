@@ -3,7 +3,8 @@
 RewardError                       `code`: a stable snake_case word; `detail`: safe to show a caller
 ├── InputError                    the caller can fix it
 │   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
-│   │   └── TemplateError             the checkpoint's own chat template refused it
+│   │   ├── TemplateError             the checkpoint's own chat template refused it
+│   │   └── ForeignTemplateError      text that another model's chat template has written
 │   ├── ConversationTooLongError    says how long it is and what is allowed
 │   └── BenchmarkDataError          rows or options that are not the benchmark's
 ├── OverloadedError               try again later
@@ -54,6 +55,12 @@ class TemplateError(InvalidConversationError):
     """The checkpoint's chat template raised on this conversation."""
 
     code = "template_error"
+
+
+class ForeignTemplateError(InvalidConversationError):
+    """A text came that was rendered by another model's chat template."""
+
+    code = "foreign_template"
 
 
 class ConversationTooLongError(InputError):

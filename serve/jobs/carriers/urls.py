@@ -14,7 +14,7 @@ from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.conversations import Messages
-from serve.clients.http import ScoringClient, ServiceError
+from serve.clients import ScoringClient, ServiceError
 from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.carriers.parts import PartQueue, split
 from serve.jobs.carriers.posting import Posting
