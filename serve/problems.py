@@ -160,7 +160,7 @@ def shape_of(scope: Mapping[str, Any]) -> Shape:
         return shape
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     shapes: Mapping[str, Shape] = getattr(scope["app"].state, "shapes", {})
-    return shapes.get(path, native)
+    return shapes.get(path, native) if scope["method"] == "POST" else native
 
 
 def failure_of(

@@ -135,6 +135,19 @@ class PairsResponse(BaseModel):
     usage: dict[str, Any]
 
 
+class _PairsErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class PairsErrorResponse(BaseModel):
+    """An error in vLLM's shape: its code is the status."""
+
+    error: _PairsErrorBody
+
+
 async def score_pairs(body: Pairs, service: ScoringService) -> JSONResponse:
     """The reward of each pair."""
     scored = await _score(service, body, *body.sides())

@@ -138,4 +138,4 @@ SHAPES: Mapping[str, Shape] = {
     "/remote_rm": openai,
     "/v1/chat/completions": openai,
 }
-"""By path. What is not here has our own."""
+"""Of posts, by path. What is not here has our own."""

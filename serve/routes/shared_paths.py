@@ -18,7 +18,7 @@ from serve.routes import native, rerank, sglang, shapes, vllm
 from serve.routes.dependencies import ServiceDep
 from serve.routes.json_route import JsonRoute
 from serve.routes.peers import FORM, ModelInQuery
-from serve.schemas import ScoreRequest, ScoreResponse
+from serve.schemas import ErrorResponse, ScoreRequest, ScoreResponse
 
 _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -50,6 +50,12 @@ Score = Annotated[
 ]
 
 
+def _either_error() -> dict[int | str, dict[str, Any]]:
+    """The error answers of `/v1/score`, whose shape goes by the form of the body."""
+    model = ErrorResponse | rerank.PairsErrorResponse
+    return {status: {**row, "model": model} for status, row in problems.responses().items()}
+
+
 class _ClassifyRoute(JsonRoute):
     def shape_for(self, body: Any) -> Shape | None:
         ours = _form_of_classify(body) == FORM + "sglang"
@@ -76,7 +82,7 @@ async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = No
 @native_router.post(
     "/v1/score",
     response_model=ScoreResponse | rerank.PairsResponse,
-    responses=problems.responses(),
+    responses=_either_error(),
     summary="Score conversations",
 )
 async def score(body: Score, service: ServiceDep) -> JSONResponse:

@@ -6,7 +6,7 @@ beside theirs, the status of each bad body, and the largest difference of a raw 
 line is one JSON object; `passed` means that no field is missing here and no reward differs by more
 than 1e-3.
 
-    python tests/bench/vllm_parity.py --vllm ../shared/peers/vllm-cpu.sh --venv FOLDER
+    python tests/bench/vllm_parity.py --vllm path/to/vllm-cpu.sh --venv FOLDER
 """
 
 from __future__ import annotations

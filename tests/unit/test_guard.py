@@ -49,7 +49,7 @@ OTHER_PATHS = (
 
 def is_refusal(path: str, body: Any) -> bool:
     """Whether a body says that the key is wrong, as clients of that path know it."""
-    if path in ("/predict", "/"):
+    if path == "/predict":
         return set(body) == {"error", "error_type"} and "API key" in body["error"]
     if path == "/v1/score/evaluation":
         return bool(body == {"detail": "Invalid API key."})
