@@ -30,7 +30,7 @@ from serve.problems import (
 )
 from serve.record.log import RECORD, RequestLog
 from serve.record.request import begin, current, end
-from serve.routes import figures, native, openapi, status
+from serve.routes import figures, native, openapi, playground, status
 from serve.service import ScoringService
 from serve.settings import Settings
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUTERS = (native.router, status.router, figures.router)
+_ROUTERS = (native.router, status.router, figures.router, playground.router)
 _MAX_FINDINGS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.

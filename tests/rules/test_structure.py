@@ -42,7 +42,10 @@ SERVE_LAYERS = [
     ["serve.figures.gateways", "serve.http"],
     ["serve.start.listening", "serve.start.haproxy", "serve.autoscaling", "serve.router"],
     ["serve.routes.openapi", "serve.guard.middleware"],
-    ["serve.routes.native", "serve.routes.status", "serve.routes.figures", "serve.record.tracing"],
+    [
+        "serve.routes.native", "serve.routes.status", "serve.routes.figures",
+        "serve.routes.playground", "serve.record.tracing",
+    ],
     ["serve.routes.dependencies", "serve.routes.json_route"],
     ["serve.guard.refusal"],
     ["serve.guard.body"],
@@ -62,7 +65,7 @@ SERVE_LAYERS = [
     ["serve.queue.observer"],
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
-    ["serve.model_settings", "serve.record.request"],
+    ["serve.model_settings", "serve.record.request", "serve.web"],
 ]
 
 
