@@ -58,7 +58,7 @@ def install(
 
 
 class _KeyCheck:
-    """Lets nobody in without a key, if there are keys; people are told by a page that asks for it."""
+    """Lets nobody in without a key, if there are keys; a person is asked for it by a page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
