@@ -95,11 +95,11 @@ class Visitor(Chromium):
         self.press(*["ArrowDown" if steps > 0 else "ArrowUp"] * abs(steps))
 
     def drop(self, file: Path, selector: str) -> None:
-        """Drag a file from outside onto an element."""
+        """Drag a file from outside onto an element, where that is in the window."""
         x, y = self.run(f"""(() => {{
             const {{x, y, width, height}} = document.querySelector({json.dumps(selector)})
                 .getBoundingClientRect();
-            return [x + width / 2, y + height / 2];
+            return [x + width / 2, Math.min(Math.max(y, 0) + height / 2, innerHeight / 2)];
         }})()""")
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):

@@ -23,10 +23,11 @@ from serve.demo import running_service
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
 CAPITAL = "fact-capital-01"
-LOOKS = [(1280, False), (1280, True), (360, False), (360, True)]
+LOOKS = [(1280, False), (1280, True), (360, False)]
 READY = "document.querySelector('#model').value"
 RENDERED = "document.querySelector('#readout')"
 DONE = "document.querySelector('#save')"
+LONG = "word " * 17_000  # the demo model takes 16,384 tokens; it is not scored
 LINES = [
     '{"id": 1, "prompt": "2+2?", "chosen": "4", "rejected": "I would rather not say."}',
     "",
@@ -39,8 +40,11 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_service("--local") as address:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service of the demo model, and of the same for short conversations alone."""
+    config = tmp_path_factory.mktemp("config") / "models.yaml"
+    config.write_text("models: [{name: demo}, {name: demo, alias: short, max_length: 64}]")
+    with running_service("--local", "--config", str(config)) as address:
         yield address
 
 
@@ -57,7 +61,8 @@ def page(browser: Visitor, url: str) -> Iterator[Visitor]:
     browser.visit(url)
     browser.wait(READY)
     yield browser
-    assert browser.complaints == []
+    # What is not waited for any more is given up.
+    assert {*browser.complaints} <= {"not loaded: net::ERR_ABORTED"}
     assert {re.match(r"(?:http://[^/]+|blob|data)", a)[0] for a in browser.asked} <= {url, "data"}  # type: ignore[index]
 
 
@@ -69,7 +74,7 @@ def file(tmp_path: Path) -> Path:
 
 def start(page: Visitor, example: str = CAPITAL) -> None:
     page.click(f"[data-example={example}]")
-    page.wait(RENDERED)
+    page.wait("!document.querySelector('#scored-text').hidden")
 
 
 def number(text: str) -> float:
@@ -82,7 +87,7 @@ def rewards(page: Visitor) -> list[float]:
 
 
 def ranked(url: str, prompt: object, responses: list[str]) -> list[Any]:
-    body = {"prompt": prompt, "responses": responses}
+    body = {"model": "demo", "prompt": prompt, "responses": responses}
     return list(httpx.post(f"{url}/v1/rank", json=body, timeout=60).json()["results"])
 
 
@@ -103,7 +108,7 @@ def test_every_state_is_fit_for_everybody(
     start(browser)
     check()
     browser.click("#add-answer")
-    browser.write("word " * 20_000)
+    browser.write(LONG)
     browser.press("Enter", modifiers=CTRL)
     browser.wait("document.querySelector('.bars .bad')")
     check()
@@ -156,8 +161,9 @@ def test_the_text_that_was_scored_with_its_readout(page: Visitor, url: str) -> N
         {"role": "user", "content": drafts[0]},
         {"role": "assistant", "content": drafts[1]},
     ]
-    body = {"conversations": [conversation], "offsets": True}
-    (shown,) = httpx.post(f"{url}/v1/render", json=body).json()["results"]
+    other = [conversation[0], {"role": "assistant", "content": drafts[2]}]
+    body = {"model": "demo", "conversations": [conversation, other], "offsets": True}
+    shown, second = httpx.post(f"{url}/v1/render", json=body).json()["results"]
     begin, end = shown["offsets"][shown["readout_position"]]
     assert page.run("document.querySelector('#readout').textContent") == json.dumps(
         shown["text"][begin:end]
@@ -171,7 +177,8 @@ def test_the_text_that_was_scored_with_its_readout(page: Visitor, url: str) -> N
     pieces = page.run("document.querySelectorAll('.bounded > *').length")
     assert abs(pieces - shown["num_tokens"]) <= 2
     page.click("label[for=shown-1]")
-    assert page.run("document.querySelector('pre.scored').textContent.length") != len(shown["text"])
+    text = page.run("document.querySelector('pre.scored').textContent").removesuffix(r"\n")
+    assert text == second["text"].removesuffix("\n") != shown["text"].removesuffix("\n")
 
 
 def test_turns_are_added_moved_and_removed_and_the_focus_stays(page: Visitor) -> None:
@@ -217,17 +224,20 @@ def test_three_answers_stand_against_each_other(page: Visitor) -> None:
 
 
 def test_what_cannot_be_scored_is_told_in_its_place(page: Visitor) -> None:
+    page.choose("#model", "short")
+    assert "up to 64 tokens" in page.shown("#facts")
     start(page)
-    page.click("#add-answer")
-    page.write("word " * 20_000)
-    page.click("#score")
     page.wait("document.querySelector('.bars .bad')")
-    assert len(rewards(page)) == 2
+    assert len(rewards(page)) == 1
     assert "conversation_too_long" in page.shown(".bars .bad")
+    assert "conversation_too_long" in page.shown("#scored-text")
     page.choose("#truncation", "right")
     page.click("#score")
-    page.wait("document.querySelectorAll('.bars .reward').length === 3")
-    assert "cut to fit" in page.shown(".bars li:nth-child(3)")
+    page.wait("document.querySelectorAll('.bars .reward').length === 2")
+    assert "cut to fit" in page.shown(".bars li:nth-child(1)")
+    page.wait("document.querySelector('#scored-text .flag')")
+    assert "cut to fit" in page.shown("#scored-text")
+    assert "cut to fit" not in page.shown(".bars li:nth-child(2)")
 
 
 def test_nothing_is_not_scored(page: Visitor) -> None:
@@ -358,7 +368,7 @@ def test_rows_are_filtered_sorted_and_opened(page: Visitor) -> None:
     assert page.focused() == "tab-file"
     page.click("#sample-file")
     page.wait(DONE)
-    numbers = "[...document.querySelectorAll('.rows tbody tr')].map(r => r.cells[4].innerText)"
+    numbers = "[...document.querySelectorAll('.rows tbody tr')].map(r => r.cells[3].innerText)"
     assert len(page.run(numbers)) == 28
     page.run("document.querySelector('#sort-margin').focus()")
     page.press("Enter")

@@ -1,5 +1,4 @@
 // How numbers are spread, as a drawing and in words.
-const WIDTH = 520;
 const HEIGHT = 170;
 const FOOT = 22; // of it, for the numbers below
 
@@ -48,20 +47,21 @@ function histogram(title, all) {
   const binned = shown.map(({ values }) => counts(values, edges));
   const top = Math.max(...binned.flat());
   const span = edges.at(-1) - edges[0];
-  const x = (value) => ((value - edges[0]) / span) * WIDTH;
+  const wide = innerWidth < 640 ? 300 : 520; // so that its numbers are of about one size
+  const x = (value) => ((value - edges[0]) / span) * wide;
   const y = (many) => HEIGHT - FOOT - (many / top) * (HEIGHT - FOOT - 8);
   const words = shown.map(({ name, values }) => `${name}: ${things(values.length, "value")}, ${summary(values)}`);
-  const picture = draw("svg", { viewBox: `-8 0 ${WIDTH + 16} ${HEIGHT}`, role: "img", "aria-label": `${title}. ${words.join(". ")}.` });
+  const picture = draw("svg", { viewBox: `-8 0 ${wide + 16} ${HEIGHT}`, role: "img", "aria-label": `${title}. ${words.join(". ")}.` });
   binned.forEach((bins, s) => bins.forEach((many, i) => {
     if (!many) return;
-    const width = (WIDTH / bins.length - 2) / shown.length; // series stand side by side
+    const width = (wide / bins.length - 2) / shown.length; // series stand side by side
     const about = draw("title");
     about.textContent = `${shown[s].name}, ${round(edges[i])} to ${round(edges[i + 1])}: ${many}`;
     picture.append(draw("rect", {
       x: x(edges[i]) + 1 + s * width, y: y(many), width, height: HEIGHT - FOOT - y(many), class: `s${shown[s].series}`,
     }, about));
   }));
-  picture.append(draw("line", { x1: 0, x2: WIDTH, y1: HEIGHT - FOOT, y2: HEIGHT - FOOT, class: "axis" }));
+  picture.append(draw("line", { x1: 0, x2: wide, y1: HEIGHT - FOOT, y2: HEIGHT - FOOT, class: "axis" }));
   if (edges[0] < 0 && edges.at(-1) > 0) {
     picture.append(draw("line", { x1: x(0), x2: x(0), y1: 2, y2: HEIGHT - FOOT, class: "axis zero-line" }));
   }

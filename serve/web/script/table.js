@@ -48,8 +48,8 @@ function showTable(place, rows) {
     el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Rows of the file" },
       el("table", { class: "rows" },
         el("thead", {}, el("tr", {},
-          sortHead("number", again), el("th", { scope: "col" }, "Text"), sortHead("reward", again),
-          el("th", { scope: "col", class: "num" }, "Others"), sortHead("margin", again),
+          sortHead("number", again), sortHead("reward", again), el("th", { scope: "col", class: "num" }, "Others"),
+          sortHead("margin", again), el("th", { scope: "col" }, "Text"),
           el("th", { scope: "col" }, el("span", { class: "unseen" }, "Open")),
         )),
         el("tbody", {}, found.slice(0, view.shown).map(tableRow)),
@@ -79,14 +79,14 @@ function tableRow(row) {
   const flags = [...(row.truncated ? ["cut to fit"] : []), ...(row.warnings ?? [])];
   return el("tr", { class: row.error ? "failed" : "" },
     el("td", { class: "num soft" }, count(row.number)),
+    el("td", { class: "num" }, row.reward === undefined ? "" : number(row.reward)),
+    el("td", { class: "num soft" }, (row.others ?? []).map((reward) => (reward === null ? "–" : number(reward))).join(", ")),
+    el("td", { class: row.margin <= 0 ? "num wrong" : "num" }, row.margin === undefined ? "" : number(row.margin, { signed: true })),
     el("td", {},
       el("div", { class: "snippet" }, snippetOf(row).slice(0, 300)),
       row.error ? el("p", { class: "bad small" }, el("code", {}, row.error.code), ` ${row.error.message}`) : "",
       flags.map((flag) => el("p", { class: "note small" }, flag)),
     ),
-    el("td", { class: "num" }, row.reward === undefined ? "" : number(row.reward)),
-    el("td", { class: "num soft" }, (row.others ?? []).map((reward) => (reward === null ? "–" : number(reward))).join(", ")),
-    el("td", { class: row.margin <= 0 ? "num wrong" : "num" }, row.margin === undefined ? "" : number(row.margin, { signed: true })),
     el("td", {}, row.kind ? el("button", { type: "button", class: "quiet", "aria-label": `Open line ${row.number}`, onclick: () => openRow(row) }, "Open") : ""),
   );
 }
