@@ -1,4 +1,4 @@
-"""A person at a browser: clicks where things are, presses keys, drops files, reads what is shown."""
+"""A person at a browser: clicks where things are, presses keys, drops files, reads."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ class Visitor(Chromium):
     def violations(self) -> list[str]:
         """What axe-core finds wrong with the page for people who cannot see or use a mouse."""
         found = importlib.util.find_spec("axe_playwright_python")
-        assert found and found.origin
+        assert found
+        assert found.origin
         # In a world of its own: the page's policy lets no other scripts in.
         frame = self._call("Page.getFrameTree")["frameTree"]["frame"]["id"]
         world = self._call("Page.createIsolatedWorld", frameId=frame)["executionContextId"]

@@ -43,8 +43,11 @@ SERVE_LAYERS = [
     ["serve.start.listening", "serve.start.haproxy", "serve.autoscaling", "serve.router"],
     ["serve.routes.openapi", "serve.guard.middleware"],
     [
-        "serve.routes.native", "serve.routes.status", "serve.routes.figures",
-        "serve.routes.playground", "serve.record.tracing",
+        "serve.routes.native",
+        "serve.routes.status",
+        "serve.routes.figures",
+        "serve.routes.playground",
+        "serve.record.tracing",
     ],
     ["serve.routes.dependencies", "serve.routes.json_route"],
     ["serve.guard.refusal"],

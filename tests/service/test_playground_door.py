@@ -95,8 +95,8 @@ def test_the_right_key_opens_the_page_and_scores(browser: Visitor, served: Serve
     assert browser.run("document.querySelectorAll('.bars .reward').length") == 2
     assert "$SKYREWARD_API_KEY" in browser.shown("#code")
     assert browser.run("document.querySelector('#docs').hidden") is True
-    page = browser.run("document.documentElement.outerHTML + location + JSON.stringify(localStorage)")
-    assert KEY not in page
+    page = "document.documentElement.outerHTML + location + JSON.stringify(localStorage)"
+    assert KEY not in browser.run(page)
     assert not any(KEY in address for address in browser.asked)
     assert browser.run("document.cookie") == ""
 
