@@ -183,7 +183,7 @@ def test_a_service_that_is_gone_is_told(browser: Visitor, playground_url: str) -
     browser.wait(READY)
     browser.cut_off(yes=True)
     try:
-        browser.click(f"[data-example={CAPITAL}]")
+        browser.click("[data-example=fact-capital-01]")
         browser.wait("document.querySelector('#alert').textContent")
         assert "cannot be reached" in browser.shown("#alert")
         assert browser.violations() == []
@@ -201,8 +201,10 @@ def test_a_service_that_is_gone_is_told(browser: Visitor, playground_url: str) -
         ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "a", "b,c"),
         ('{"prompt": "a", "responses": ["b", "c", "d"]}\n{"prompt": "z"}', "a", "b,c,d"),
         (
-            '{"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],'
-            '"rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]}',
+            '{"prompt": [{"role": "user", "content": "a"}],'
+            '"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],'
+            '"rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]'
+            "}",
             "a",
             "b,c",
         ),

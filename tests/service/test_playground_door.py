@@ -36,12 +36,6 @@ class Served:
         self.url = ""
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    with Visitor(tmp_path_factory.mktemp("browser")) as visitor:
-        yield visitor
-
-
 @pytest.fixture
 def served(browser: Visitor) -> Iterator[Served]:
     served = Served()
