@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Also for the build's own requirements, which `pip install -c` does not reach.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-# Trainers whose client code the tests run; what they need themselves has no place beside us.
-PEERS := llamafactory ms-swift openrlhf verl
+# Whose own code the tests run: clients, axe-core, a benchmark. What they need has no place beside us.
+PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo serve test check format bench hold gpu-check demo-model clean
@@ -55,8 +55,6 @@ $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
-# Its scoring functions are compared with ours; what it depends on is heavy and not needed for that.
-	$(BIN)/pip install --quiet --no-deps rewardbench
 	@for peer in $(PEERS); do \
 	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer 2>/dev/null \
 	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done

@@ -154,6 +154,15 @@ class ChatEncoder:
             warnings=warnings,
         )
 
+    def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
+        """Where in `encoded.text` each of its tokens stands: start and end, in characters.
+
+        A BOS that the tokenizer added stands nowhere and has equal ends; bytes of one character
+        share it. None where `right` cut the text so that what is left has other tokens.
+        """
+        encoding = self._backend.encode(encoded.text, add_special_tokens=True)
+        return encoding.offsets if tuple(encoding.ids) == encoded.input_ids else None
+
     def encode_all(
         self,
         conversations: Iterable[object],

@@ -36,6 +36,7 @@ from serve.routes import (
     native,
     openapi,
     openrlhf,
+    playground,
     rerank,
     sglang,
     shared_paths,
@@ -68,6 +69,7 @@ _ROUTERS = (
     slime.router,
     chat.router,
     rerank.router,
+    playground.router,
 )
 _MAX_FINDINGS = 5
 

@@ -131,6 +131,10 @@ class RankRequest(_Body):
 class RenderRequest(ScoreRequest):
     """Conversations to render and tokenize, without scoring them."""
 
+    offsets: bool = Field(
+        default=False, description="also tell where in the text each token stands"
+    )
+
 
 class ItemError(BaseModel):
     """Why one item could not be scored."""
@@ -227,6 +231,11 @@ class Rendered(BaseModel):
     input_ids: list[int] | None = None
     num_tokens: int | None = None
     readout_position: int | None = None
+    offsets: list[tuple[int, int]] | None = Field(
+        default=None,
+        description="start and end of each token in `text`, in characters (code points), where "
+        "asked for; null where a text that was cut on the right has other tokens",
+    )
     truncated: bool | None = None
     warnings: list[str] | None = None
     error: ItemError | None = None

@@ -149,6 +149,10 @@ class ServedModel:
             encoded += await self._on_thread(encode, some, reading, self.encoder)
         return encoded
 
+    async def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
+        """Where its tokens stand in its text; see `ChatEncoder.offsets`."""
+        return await self._on_thread(self.encoder.offsets, encoded)
+
     async def score(
         self, conversations: Sequence[object], reading: Reading, priority: int = 0
     ) -> Scores:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rm_core import RewardError
@@ -19,9 +20,10 @@ from serve.guard.body import check_headers, read_body
 from serve.guard.deadline import HEADER, ClientGoneError, Deadline, run_until
 from serve.guard.keys import KeyRing
 from serve.guard.refusal import ends_soon, refuse
-from serve.problems import AuthenticationError, BodyTimeoutError
+from serve.problems import AuthenticationError, BodyTimeoutError, problem_response
 from serve.record.request import ANONYMOUS, current
 from serve.settings import Settings
+from serve.web.page import door, page_headers
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Read by load balancers and Prometheus, which have no key."""
@@ -56,7 +58,7 @@ def install(
 
 
 class _KeyCheck:
-    """Lets nobody in without a key, if there are keys."""
+    """Lets nobody in without a key, if there are keys; a person is asked for it by a page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,7 +73,8 @@ class _KeyCheck:
             except AuthenticationError as error:
                 limit = scope["app"].state.settings.max_body_bytes
                 close = not ends_soon(Headers(scope=scope), limit)
-                await refuse(error, scope, receive, send, close=close)
+                page = _door(error) if _asks_for_page(scope) else None
+                await refuse(error, scope, receive, send, close=close, page=page)
                 return
         await self._app(scope, receive, send)
 
@@ -119,6 +122,19 @@ class _Guard:
 def _is_open(scope: Scope) -> bool:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     return path in OPEN_PATHS and scope["method"] in ("GET", "HEAD")
+
+
+def _asks_for_page(scope: Scope) -> bool:
+    """Whether a browser opens the playground, or its door asks for it."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    wants_html = "text/html" in Headers(scope=scope).get("accept", "")
+    return path == "/" and scope["method"] == "GET" and wants_html
+
+
+def _door(error: RewardError) -> Response:
+    refused = problem_response(error)
+    headers = {"WWW-Authenticate": refused.headers["WWW-Authenticate"], **page_headers()}
+    return Response(door(), refused.status_code, headers)
 
 
 def _caller(scope: Scope, keys: KeyRing) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rm_core import RewardError
@@ -19,7 +20,13 @@ _LINGER_S = 5.0
 
 
 async def refuse(
-    error: RewardError, scope: Scope, receive: Receive, send: Send, *, close: bool
+    error: RewardError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    close: bool,
+    page: Response | None = None,
 ) -> None:
     """Answer a request with an error.
 
@@ -30,9 +37,10 @@ async def refuse(
         send: of the server.
         close: whether the connection ends with the answer. If not, the server reads the rest of
             the body, for the sake of the next request.
+        page: sent in place of the error's own body.
     """
     current().code = error.code
-    response = problem_response(error, scope)
+    response = page or problem_response(error, scope)
     if not close:
         await response(scope, receive, send)
         return

@@ -92,10 +92,12 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     """Text, token ids and readout position of each conversation; nothing is scored."""
     model, encoded = await service.encode(body.model, body.conversations, body.truncation)
-    results = [
-        {"index": i, **(render_record(e) if isinstance(e, Encoded) else _error(e))}
-        for i, e in enumerate(encoded)
-    ]
+    results: list[dict[str, Any]] = []
+    for index, one in enumerate(encoded):
+        record = render_record(one) if isinstance(one, Encoded) else _error(one)
+        if body.offsets and isinstance(one, Encoded):
+            record["offsets"] = await model.offsets(one)
+        results.append({"index": index, **record})
     return JSONResponse(
         {
             "id": new_id("render"),

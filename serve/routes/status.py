@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 
 from rm_core import Fingerprint
 from serve import __version__
@@ -17,12 +17,6 @@ from serve.service import ScoringService
 from serve.settings import Settings
 
 router = APIRouter(tags=["status"])
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """To the interactive documentation."""
-    return RedirectResponse("docs")
 
 
 @router.get("/health", summary="Alive")

@@ -69,7 +69,13 @@ SERVE_LAYERS = [
         "serve.routes.rerank",
     ],
     ["serve.routes.peers"],
-    ["serve.routes.native", "serve.routes.status", "serve.routes.figures", "serve.record.tracing"],
+    [
+        "serve.routes.native",
+        "serve.routes.status",
+        "serve.routes.figures",
+        "serve.routes.playground",
+        "serve.record.tracing",
+    ],
     ["serve.routes.dependencies", "serve.routes.json_route", "serve.routes.shapes"],
     ["serve.guard.refusal"],
     ["serve.guard.body"],
@@ -89,7 +95,7 @@ SERVE_LAYERS = [
     ["serve.queue.observer"],
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
-    ["serve.model_settings", "serve.record.request"],
+    ["serve.model_settings", "serve.record.request", "serve.web"],
     ["serve.pages"],
 ]
 

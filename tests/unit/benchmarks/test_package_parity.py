@@ -7,16 +7,15 @@ and mostly unused by them; in its place stand a table with the few methods they 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer_path
 from published_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
 
 from rm_core.benchmarks.records import ScoredItem
@@ -91,10 +90,7 @@ class Pandas:
 @pytest.fixture(scope="module")
 def package() -> dict[str, Any]:
     """Its scoring functions and constants, by name."""
-    found = importlib.util.find_spec("rewardbench")
-    if found is None or found.origin is None:
-        pytest.skip("the package `rewardbench` is not installed; `make check` installs it")
-    folder = Path(found.origin).parent
+    folder = peer_path("rewardbench")
     names: dict[str, Any] = {"np": np, "pd": Pandas, "Dataset": Table, "math": math}
     names["defaultdict"] = defaultdict
     exec((folder / "constants.py").read_text(encoding="utf-8"), names)

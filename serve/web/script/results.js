@@ -1,0 +1,171 @@
+// Rewards as bars, and what they say about one another.
+let scored = null; // the body that was scored, what came back of it, and how long that took
+let running = null;
+
+/** Whether what is shown belongs to what stands in the fields. */
+function markStale() {
+  if (!scored) return;
+  const now = JSON.stringify(rankBody());
+  $("stale").hidden = now === JSON.stringify(scored.body);
+  $("bars").classList.toggle("stale", !$("stale").hidden);
+}
+
+/** Score the draft, and show everything about it. */
+async function scoreDraft() {
+  if (!rankBody().responses.length) {
+    complain("There is no answer to score yet.");
+    $("answers").querySelector("textarea").focus();
+    return;
+  }
+  running?.abort();
+  const mine = (running = new AbortController());
+  const { signal } = mine;
+  complain("");
+  busy(true);
+  await modelsThere;
+  const body = rankBody();
+  const started = performance.now();
+  try {
+    const answer = await call("v1/rank", body, { signal });
+    const milliseconds = performance.now() - started;
+    scored = { body, answer, milliseconds };
+    showScores();
+    const { model, truncation } = body;
+    const shown = await call("v1/render", { model, truncation, offsets: true, conversations: conversations(body) }, { signal });
+    showRendered(shown.results);
+  } catch (error) {
+    if (error.name !== "AbortError") complainOf(error);
+  } finally {
+    if (running === mine) busy(false);
+  }
+}
+
+function busy(is) {
+  $("results").setAttribute("aria-busy", String(is));
+  $("score").classList.toggle("busy", is);
+}
+
+function showScores() {
+  const { body, answer, milliseconds } = scored;
+  const { results } = answer;
+  $("empty").hidden = true;
+  const rewards = results.filter((result) => result.reward !== undefined);
+  const best = rewards.length ? Math.max(...rewards.map((result) => result.reward)) : null;
+  $("bars").replaceChildren(
+    ...(results.length === 2 && rewards.length === 2 ? [verdict(results)] : []),
+    barList(results, best),
+    ...(rewards.length > 2 ? [matrix(results)] : []),
+    cost(answer, milliseconds),
+  );
+  markStale();
+  showCode(body);
+  say(spoken(results, best));
+  const { top } = $("results").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) $("results").scrollIntoView({ block: "start" });
+}
+
+function spoken(results, best) {
+  const failed = results.filter((result) => result.error).length;
+  const told = results.length - failed === 0 ? "" : results
+    .map((result, i) => (result.reward === best ? `${letter(i)} is best, with ${number(best)}. ` : "")).join("");
+  return `Scored ${things(results.length - failed, "answer")}. ${told}${failed ? `${failed} could not be scored.` : ""}`;
+}
+
+/** Of two answers: which is preferred, by how much, how surely. */
+function verdict(results) {
+  const margin = results[0].reward - results[1].reward;
+  const first = sigmoid(margin);
+  const winner = margin >= 0 ? 0 : 1;
+  const split = el("div", { class: "split", "aria-hidden": "true" });
+  for (const [i, share] of [first, 1 - first].entries()) {
+    const part = el("span");
+    part.style.width = `${100 * share}%`;
+    part.style.background = colour(i);
+    split.append(part);
+  }
+  const words = margin === 0
+    ? ["Both have the same reward"]
+    : [chip(winner), " preferred over ", chip(1 - winner)];
+  return el("div", { class: "verdict" },
+    el("p", { class: "lead" }, words),
+    el("dl", { class: "tiles" },
+      tile("Margin", number(Math.abs(margin), { signed: true })),
+      tile("Probability", percent(Math.max(first, 1 - first))),
+    ),
+    split,
+  );
+}
+
+const tile = (name, value) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, value));
+
+function barList(results, best) {
+  const rewards = results.map((result) => result.reward).filter((reward) => reward !== undefined);
+  const low = Math.min(0, ...rewards);
+  const span = Math.max(0, ...rewards) - low || 1;
+  return el("ol", { class: "bars", "aria-label": "Rewards of the answers" },
+    results.map((result, i) => (result.error ? failedItem(result, i) : barItem(result, i, { low, span, best }))),
+  );
+}
+
+function failedItem(result, i) {
+  return el("li", {},
+    chip(i),
+    el("div", { class: "bad" }, el("code", {}, result.error.code), ` ${result.error.message}`),
+  );
+}
+
+function barItem(result, i, { low, span, best }) {
+  const { reward } = result;
+  const bar = el("span", { class: "bar" });
+  bar.style.left = `${(100 * (Math.min(0, reward) - low)) / span}%`;
+  bar.style.width = `${(100 * Math.abs(reward)) / span}%`;
+  bar.style.background = colour(i);
+  const zero = el("span", { class: "zero" });
+  zero.style.left = `${(-100 * low) / span}%`;
+  const behind = best - reward;
+  const facts = [
+    behind === 0 ? el("strong", {}, "best") : `${number(-behind, { signed: true })} to the best`,
+    things(result.num_tokens, "token"),
+  ];
+  if (result.truncated) facts.push(el("strong", { class: "flag" }, "cut to fit"));
+  return el("li", {},
+    chip(i),
+    el("div", { class: "track", "aria-hidden": "true" }, zero, bar),
+    el("span", { class: "reward", title: String(reward) }, number(reward)),
+    el("p", { class: "about soft small" }, facts.flatMap((fact, j) => (j ? [" · ", fact] : [fact]))),
+    (result.warnings ?? []).map((warning) => el("p", { class: "about note small" }, warning)),
+  );
+}
+
+/** Of three and more: how probably each is preferred over each other. */
+function matrix(results) {
+  const places = results.flatMap((result, i) => (result.error ? [] : [i]));
+  const head = el("tr", {}, el("td", {}), places.map((i) => el("th", { scope: "col" }, chip(i))));
+  const rows = places.map((row) => el("tr", {},
+    el("th", { scope: "row" }, chip(row)),
+    places.map((column) => {
+      if (row === column) return el("td", { class: "soft" }, "·");
+      const share = sigmoid(results[row].reward - results[column].reward);
+      const cell = el("td", { class: "share" }, percent(share));
+      cell.style.setProperty("--share", `${Math.round(70 * Math.max(0, share - 0.5))}%`);
+      return cell;
+    }),
+  ));
+  return el("details", { class: "matrix", open: places.length <= 6 },
+    el("summary", {}, "Each against each"),
+    el("p", { class: "soft small" }, "Probability that the row's answer is preferred over the column's:"),
+    el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Each against each" }, el("table", {},
+      el("thead", {}, head), el("tbody", {}, rows),
+    )),
+  );
+}
+
+function cost({ usage, fingerprint }, milliseconds) {
+  return el("details", { class: "cost" },
+    el("summary", { class: "soft small" },
+      `${things(usage.num_tokens, "token")}: ${count(usage.num_computed_tokens)} computed, ${count(usage.num_cached_tokens)} cached · ${Math.round(milliseconds)} ms`),
+    el("dl", { class: "facts-list small" },
+      Object.entries(fingerprint).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, el("code", {}, String(value)))]),
+    ),
+  );
+}

@@ -1,0 +1,47 @@
+"""A browser, and the service whose playground it opens; each started once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playground import LINES, READY
+from visitor import Visitor
+
+from serve.demo import running_service
+
+
+@pytest.fixture(scope="session")
+def playground_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service of the demo model, and of the same for short conversations alone."""
+    config = tmp_path_factory.mktemp("config") / "models.yaml"
+    config.write_text("models: [{name: demo}, {name: demo, alias: short, max_length: 64}]")
+    with running_service("--local", "--config", str(config)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    with Visitor(tmp_path_factory.mktemp("browser")) as visitor:
+        visitor.allow_copying()
+        yield visitor
+
+
+@pytest.fixture
+def page(browser: Visitor, playground_url: str) -> Iterator[Visitor]:
+    """The page, just opened; nothing on it may have complained, nor asked another host."""
+    browser.visit(playground_url)
+    browser.wait(READY)
+    yield browser
+    # What is not waited for any more is given up.
+    assert {*browser.complaints} <= {"not loaded: net::ERR_ABORTED"}
+    hosts = {re.sub(r"^(http://[^/]+|data|blob).*", r"\1", address) for address in browser.asked}
+    assert hosts <= {playground_url, "data", "blob"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "mixed.jsonl").write_text("\n".join(LINES) + "\n")
+    return tmp_path / "mixed.jsonl"
