@@ -141,9 +141,7 @@ def _of_entry(entry: CatalogEntry) -> ModelShape:
     )
 
 
-def _of_config(
-    name: str, family: Family, config: Mapping[str, Any], max_length: int
-) -> ModelShape:
+def _of_config(name: str, family: Family, config: Mapping[str, Any], max_length: int) -> ModelShape:
     heads = int(config["num_attention_heads"])
     return ModelShape(
         name=name,
