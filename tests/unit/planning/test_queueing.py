@@ -9,7 +9,7 @@ import pytest
 
 from serve.planning.queueing import Outcome, Post, Station, simulate
 
-POSTS = 30_000
+POSTS = 20_000
 TOKENS = 1_000
 
 
@@ -87,7 +87,7 @@ def test_batches_grow_with_the_load_and_carry_it() -> None:
 
 
 def test_a_long_post_is_cut_into_batches_and_spread() -> None:
-    """Eight conversations, two to a batch with their prompt: one replica four times, or four once."""
+    """Eight conversations, two to a batch with their prompt: one replica, then four."""
 
     def post(_: random.Random) -> Post:
         return Post(100, [450] * 8)

@@ -27,10 +27,10 @@ def test_8b_on_one_h200() -> None:
 
 
 def test_the_batch_is_the_one_that_the_engine_would_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = memory_of(LLAMA, DEVICES["l4"], torch.bfloat16)
+    memory = memory_of(GEMMA, DEVICES["l4"], torch.bfloat16, 3)
     free = DEVICES["l4"].memory_bytes - memory.weights_bytes - RUNTIME_BYTES
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 0))
-    chosen = choose_budget(None, LLAMA, torch.bfloat16, torch.device("cuda"))
+    chosen = choose_budget(None, GEMMA, torch.bfloat16, torch.device("cuda"))
     assert memory.max_batch_tokens == chosen.max_batch_tokens < CUDA_TOKENS
     assert memory.peak_bytes < memory.device_bytes
 
