@@ -10,8 +10,10 @@ RUN python3 -m venv /opt/skyreward
 ENV PATH=/opt/skyreward/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
+# Every version is pinned there, also what the build itself needs.
 ENV PIP_CONSTRAINT=/src/constraints.txt
 ARG TORCH_INDEX=
+# hadolint ignore=DL3013
 RUN pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY LICENSE README.md pyproject.toml ./
 COPY rm_core rm_core

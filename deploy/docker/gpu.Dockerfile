@@ -17,17 +17,21 @@ RUN python3 -m venv /opt/skyreward
 ENV PATH=/opt/skyreward/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
+# Every version is pinned there, also what the build itself needs.
 ENV PIP_CONSTRAINT=/src/constraints.txt
+# hadolint ignore=DL3013
 RUN pip install torch packaging setuptools wheel ninja psutil einops
 # Of the GPUs that are built for: A100 8.0, A10G 8.6, L4 and L40S 8.9, H100 and H200 9.0, B200 10.0.
 ARG FLASH_ATTN_ARCHS="80;90;100"
 ARG MAX_JOBS=4
+# hadolint ignore=DL3013
 RUN FLASH_ATTN_CUDA_ARCHS="${FLASH_ATTN_ARCHS}" FLASH_ATTENTION_FORCE_BUILD=TRUE \
     MAX_JOBS="${MAX_JOBS}" pip install --no-build-isolation --no-deps flash-attn
 COPY LICENSE README.md pyproject.toml ./
 COPY rm_core rm_core
 COPY serve serve
 COPY seeds seeds
+# hadolint ignore=DL3013
 RUN pip install '.[flash,quantization]'
 
 FROM nvidia/cuda:${CUDA}-base-ubuntu24.04
