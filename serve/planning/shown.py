@@ -37,7 +37,7 @@ def _replica(plan: Plan) -> Table:
     table = _rows(f"One replica of {plan.model}")
     several = f"{plan.gpus_per_replica} x " if plan.gpus_per_replica > 1 else ""
     table.add_row("device", f"{several}{plan.device}", "")
-    table.add_row("parameters", f"{plan.num_parameters / 1e9:.3f} billion", plan.sizes_from)
+    table.add_row("parameters", _parameters(plan.num_parameters), plan.sizes_from)
     table.add_row("weights", _gib(memory.weights_bytes), "on the fullest device" * bool(several))
     if memory.device_bytes:
         table.add_row("CUDA itself", _gib(memory.runtime_bytes), "inferred")
@@ -108,4 +108,10 @@ def _rows(title: str) -> Table:
 
 
 def _gib(num_bytes: int) -> str:
+    if num_bytes < _GIB / 10:
+        return f"{num_bytes / 2**20:,.1f} MiB"
     return f"{num_bytes / _GIB:,.1f} GiB"
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.3f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"
