@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Also for the build's own requirements, which `pip install -c` does not reach.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Trainers whose client code the tests run; what they need themselves has no place beside us.
+PEERS := llamafactory ms-swift openrlhf verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo serve test check format bench hold gpu-check demo-model clean
@@ -29,7 +31,7 @@ format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/bench ## timings, side by side in one run; never part of the tests
+bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
 hold: $(VENV)/dev ## load, kills, overload and nonsense against the service, in short; HOLD=OPTIONS
@@ -53,8 +55,9 @@ $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@touch $@
-
-$(VENV)/bench: $(VENV)/base
-	$(BIN)/pip install --quiet --editable '.[bench]'
+# Its scoring functions are compared with ours; what it depends on is heavy and not needed for that.
+	$(BIN)/pip install --quiet --no-deps rewardbench
+	@for peer in $(PEERS); do \
+	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer 2>/dev/null \
+	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done
 	@touch $@

@@ -1,12 +1,18 @@
 """The scoring engine: conversations in, rewards out. Needs torch and transformers, nothing else.
 
 Start reading at `rm_core.scorer.RewardScorer`.
+
+Names that need torch are imported when they are first used: a client of a service needs none of it.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from rm_core.cache import ScoreCache, cache_keys
 from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.chat import ChatEncoder, render_record
-from rm_core.checkpoint import Checkpoint, open_checkpoint
 from rm_core.config import BatchConfig, ModelConfig
 from rm_core.conversations import (
     join,
@@ -15,10 +21,13 @@ from rm_core.conversations import (
     parse_pair,
     parse_prompt,
 )
+from rm_core.dialects import DialectName, read_turns, without_end
 from rm_core.errors import (
+    BenchmarkDataError,
     ConversationTooLongError,
     DeviceFailedError,
     DeviceMemoryError,
+    ForeignTemplateError,
     InputError,
     InvalidConversationError,
     ModelError,
@@ -30,20 +39,36 @@ from rm_core.errors import (
     ScoringError,
     TemplateError,
 )
-from rm_core.loading import load_encoder
 from rm_core.packing import Packing, pack
-from rm_core.scorer import RewardScorer, combine
-from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+from rm_core.prepared import PreparedReader
+from rm_core.types import (
+    Encoded,
+    Fingerprint,
+    Rendered,
+    Reward,
+    ScoredBatch,
+    ScoreError,
+    Tokens,
+    Truncation,
+)
+
+if TYPE_CHECKING:
+    from rm_core.checkpoint import Checkpoint, open_checkpoint
+    from rm_core.loading import load_encoder
+    from rm_core.scorer import RewardScorer, combine
 
 __all__ = [
     "BatchConfig",
+    "BenchmarkDataError",
     "ChatEncoder",
     "Checkpoint",
     "ConversationTooLongError",
     "DeviceFailedError",
     "DeviceMemoryError",
+    "DialectName",
     "Encoded",
     "Fingerprint",
+    "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
     "ModelConfig",
@@ -53,6 +78,8 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
+    "PreparedReader",
+    "Rendered",
     "Reward",
     "RewardError",
     "RewardScorer",
@@ -61,6 +88,7 @@ __all__ = [
     "ScoredBatch",
     "ScoringError",
     "TemplateError",
+    "Tokens",
     "Truncation",
     "cache_keys",
     "combine",
@@ -75,6 +103,24 @@ __all__ = [
     "parse_conversation",
     "parse_pair",
     "parse_prompt",
+    "read_turns",
     "render_record",
     "seeds_dir",
+    "without_end",
 ]
+
+_WITH_TORCH = {
+    "Checkpoint": "rm_core.checkpoint",
+    "RewardScorer": "rm_core.scorer",
+    "combine": "rm_core.scorer",
+    "load_encoder": "rm_core.loading",
+    "open_checkpoint": "rm_core.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WITH_TORCH[name]), name)
+    globals()[name] = value
+    return value

@@ -12,19 +12,16 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rm_core.advice import warnings_of
 from rm_core.conversations import Messages, checked_text, parse_conversation
 from rm_core.errors import ConversationTooLongError, InputError, ModelLoadError, TemplateError
+from rm_core.prepared import PROBE, PreparedReader
 from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
-from rm_core.types import TRUNCATIONS, Encoded, ScoreError, Truncation
+from rm_core.types import TRUNCATIONS, Encoded, Rendered, ScoreError, Tokens, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SYSTEM_PROMPT_WARNING = (
-    "system_prompt: the authors of this checkpoint advise against system prompts; the "
-    "conversation was scored with it all the same"
-)
 
 # A template's own message may quote the conversation.
 _MAX_REASON_LENGTH = 200
@@ -63,6 +60,7 @@ class ChatEncoder:
         chat_template: its text.
         template_sha256: of that text.
         encoding_sha256: of that text and the tokenizer: equal where token ids are.
+        prepared: reads what clients rendered themselves.
         depends_on_date: whether the template writes today's date, so that rewards change daily.
 
     Raises:
@@ -102,41 +100,52 @@ class ChatEncoder:
         self._backend = tokenizer.backend_tokenizer
         self._strips_bos = self._tokenizer_adds_bos()
         self._bound = TokenBound(tokenizer)
+        self.prepared = PreparedReader(tokenizer, self._render_probe(), self._strips_bos)
 
-    def encode(self, conversation: object, truncation: Truncation = "error") -> Encoded:
+    def encode(
+        self,
+        conversation: object,
+        truncation: Truncation = "error",
+        max_length: int | None = None,
+    ) -> Encoded:
         """Token ids and readout of one conversation.
 
         Args:
-            conversation: messages, the last one the assistant's.
-            truncation: `error` refuses what is over `max_length`; `left` drops the oldest turns
-                and keeps the markers of the template and the last turn whole; `right` keeps the
-                first `max_length` tokens.
+            conversation: messages, the last one the assistant's; or `Rendered` or `Tokens`.
+            truncation: `error` refuses what is over the limit; `left` drops the oldest turns and
+                keeps the markers of the template and the last turn whole, of `Rendered` and
+                `Tokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
+            max_length: a limit below that of the model.
 
         Raises:
             InvalidConversationError: the shape is wrong, or the template refuses it.
-            ConversationTooLongError: over `max_length` and not to be cut, or not cuttable.
+            ForeignTemplateError: another model's template has rendered it.
+            ConversationTooLongError: over the limit and not to be cut, or not cuttable.
         """
         assert truncation in TRUNCATIONS
+        limit = min(self.max_length, max_length or self.max_length)
+        if isinstance(conversation, Rendered | Tokens):
+            return self._encode_prepared(conversation, truncation, limit)
         messages = parse_conversation(conversation)
         text = self._render(messages)
         # The first tokens can only be known by tokenizing, however long the text is.
-        over = self._surely_over(text) if truncation != "right" else None
+        over = self._surely_over(text, limit) if truncation != "right" else None
         if over and truncation == "error":
-            raise ConversationTooLongError(self._too_long(f"at least {over}"))
+            raise ConversationTooLongError(_too_long(f"at least {over}", limit))
         input_ids = [] if over else self._tokenize(text)
-        warnings = self._warnings(messages, text)
-        truncated = over is not None or len(input_ids) > self.max_length
+        warnings = warnings_of(messages, text, self._warn_on_system_prompt)
+        truncated = over is not None or len(input_ids) > limit
         if truncated:
             if truncation == "right":
-                input_ids = input_ids[: self.max_length]
+                input_ids = input_ids[:limit]
                 text = self._decode(input_ids)
             elif truncation == "left":
                 whole = f"at least {over}" if over else str(len(input_ids))
-                messages = self._drop_oldest(messages, whole)
+                messages = self._drop_oldest(messages, whole, limit)
                 text = self._render(messages)
                 input_ids = self._tokenize(text)
             else:
-                raise ConversationTooLongError(self._too_long(str(len(input_ids))))
+                raise ConversationTooLongError(_too_long(str(len(input_ids)), limit))
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
@@ -146,18 +155,59 @@ class ChatEncoder:
         )
 
     def encode_all(
-        self, conversations: Iterable[object], truncation: Truncation = "error"
+        self,
+        conversations: Iterable[object],
+        truncation: Truncation = "error",
+        max_length: int | None = None,
     ) -> list[Encoded | ScoreError]:
         """Like `encode` for each, in order; one that cannot be encoded becomes its error."""
         encoded: list[Encoded | ScoreError] = []
         for conversation in conversations:
             try:
-                encoded.append(self.encode(conversation, truncation))
+                encoded.append(self.encode(conversation, truncation, max_length))
             except InputError as error:
                 encoded.append(ScoreError.of(error))
         return encoded
 
+    def _encode_prepared(
+        self, conversation: Rendered | Tokens, truncation: Truncation, limit: int
+    ) -> Encoded:
+        read = self.prepared.read(conversation)
+        text, input_ids = read.text, read.input_ids
+        if text is not None:
+            over = self._surely_over(text, limit) if truncation == "error" else None
+            if over:
+                raise ConversationTooLongError(_too_long(f"at least {over}", limit))
+            input_ids = self._tokenize(text)
+        truncated = len(input_ids) > limit
+        if truncated:
+            if truncation == "error":
+                raise ConversationTooLongError(_too_long(str(len(input_ids)), limit))
+            bos = self._tokenizer.bos_token_id
+            num_kept = int(truncation == "left" and bos is not None and input_ids[0] == bos)
+            start = num_kept + len(input_ids) - limit if truncation == "left" else 0
+            input_ids = (input_ids[:num_kept] + input_ids[start:])[:limit]
+        return Encoded(
+            text=self._decode(input_ids) if text is None or truncated else text,
+            input_ids=tuple(input_ids),
+            readout=readout_position(input_ids, self._pad_token_id),
+            truncated=truncated,
+            recognised=read.recognised,
+        )
+
+    def _render_probe(self) -> str:
+        try:
+            return self._apply_template([*PROBE])
+        # Then nothing is known of what it writes.
+        except TemplateError:
+            return ""
+
     def _render(self, messages: Messages) -> str:
+        text = self._apply_template(messages)
+        bos = self._tokenizer.bos_token
+        return text.removeprefix(str(bos)) if bos and self._strips_bos else text
+
+    def _apply_template(self, messages: Messages) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=False
@@ -170,9 +220,8 @@ class ChatEncoder:
                 "roles or their order to what the template allows"
             ) from error
         assert isinstance(text, str)
-        checked_text(text, "the rendered conversation")  # keys beside `content` come unchecked
-        bos = self._tokenizer.bos_token
-        return text.removeprefix(str(bos)) if bos and self._strips_bos else text
+        # Keys beside `content` come unchecked.
+        return checked_text(text, "the rendered conversation")
 
     def _tokenize(self, text: str) -> list[int]:
         # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
@@ -182,11 +231,11 @@ class ChatEncoder:
             raise TemplateError("the chat template rendered the conversation to nothing")
         return input_ids
 
-    def _surely_over(self, text: str) -> int | None:
+    def _surely_over(self, text: str, limit: int) -> int | None:
         """A number of tokens over the limit that a long text has at least; None if it may fit."""
         if len(text) < _LONG_TEXT:
             return None
-        return self._bound.tokens_over(text, self.max_length)
+        return self._bound.tokens_over(text, limit)
 
     def _decode(self, input_ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
@@ -201,49 +250,29 @@ class ChatEncoder:
         input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
         return input_ids[:1] == [self._tokenizer.bos_token_id]
 
-    def _drop_oldest(self, messages: Messages, num_tokens: str) -> Messages:
+    def _drop_oldest(self, messages: Messages, num_tokens: str, limit: int) -> Messages:
         def size(candidate: Messages) -> int | None:
             try:
                 text = self._render(candidate)
                 # Only whether it fits is asked for, many times, of much that is far too long.
-                return self._surely_over(text) or len(self._tokenize(text))
+                return self._surely_over(text, limit) or len(self._tokenize(text))
             except TemplateError:
                 return None
 
-        kept = drop_oldest(messages, size, self.max_length)
+        kept = drop_oldest(messages, size, limit)
         if kept is None:
             raise ConversationTooLongError(
-                self._too_long(num_tokens)
+                _too_long(num_tokens, limit)
                 + "; `left` never cuts the last turn, and here it alone is too long"
             )
         return kept
 
-    def _too_long(self, num_tokens: str) -> str:
-        return (
-            f"the conversation has {num_tokens} tokens and the limit is {self.max_length}; "
-            'shorten it, or choose truncation "left" or "right"'
-        )
 
-    def _warnings(self, messages: Messages, text: str) -> tuple[str, ...]:
-        warnings = []
-        if self._warn_on_system_prompt and any(m["role"] == "system" for m in messages):
-            warnings.append(SYSTEM_PROMPT_WARNING)
-        # Most stand there as they came; only the others are worth a closer look.
-        missing = [i for i, m in enumerate(messages) if m["content"].strip() not in text]
-        if missing:
-            rendered = _squeeze(text)
-            missing = [i for i in missing if _squeeze(messages[i]["content"]) not in rendered]
-        if missing:
-            warnings.append(
-                f"template_changed_content: the chat template left out or changed text of "
-                f"message(s) {', '.join(map(str, missing))}; /v1/render shows what was scored"
-            )
-        return tuple(warnings)
-
-
-def _squeeze(text: str) -> str:
-    # Templates trim and reflow white space; only lost words are worth a warning.
-    return "".join(text.split())
+def _too_long(num_tokens: str, limit: int) -> str:
+    return (
+        f"the conversation has {num_tokens} tokens and the limit is {limit}; "
+        'shorten it, or choose truncation "left" or "right"'
+    )
 
 
 def render_record(encoded: Encoded) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 RewardError                       `code`: a stable snake_case word; `detail`: safe to show a caller
 ├── InputError                    the caller can fix it
 │   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
-│   │   └── TemplateError             the checkpoint's own chat template refused it
-│   └── ConversationTooLongError    says how long it is and what is allowed
+│   │   ├── TemplateError             the checkpoint's own chat template refused it
+│   │   └── ForeignTemplateError      text that another model's chat template has written
+│   ├── ConversationTooLongError    says how long it is and what is allowed
+│   └── BenchmarkDataError          rows or options that are not the benchmark's
 ├── OverloadedError               try again later
 │   └── NotReadyError               the model is still loading, or failed to load
 └── ModelError                    the operator can fix it
@@ -55,10 +57,22 @@ class TemplateError(InvalidConversationError):
     code = "template_error"
 
 
+class ForeignTemplateError(InvalidConversationError):
+    """A text came that was rendered by another model's chat template."""
+
+    code = "foreign_template"
+
+
 class ConversationTooLongError(InputError):
     """More tokens than the model takes, and the caller did not ask to cut."""
 
     code = "conversation_too_long"
+
+
+class BenchmarkDataError(InputError):
+    """A row, a file of rewards or an option is not what the benchmark has."""
+
+    code = "benchmark_data"
 
 
 class OverloadedError(RewardError):

@@ -234,7 +234,7 @@ def combine(
         results.append(
             reward
             if isinstance(reward, ScoreError)
-            else Reward(reward, item.num_tokens, item.truncated, item.warnings)
+            else Reward(reward, item.num_tokens, item.truncated, item.warnings, item.recognised)
         )
     assert next(rewards, None) is None
     return results

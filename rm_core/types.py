@@ -21,6 +21,31 @@ TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "right")
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation that its sender rendered with the checkpoint's chat template.
+
+    Attributes:
+        text: the rendering, with or without BOS.
+        close: end it as the template ends an answer: what a generation leaves behind an answer
+            (an end marker, padding, or nothing where it was cut off) gives way to that.
+    """
+
+    text: str
+    close: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A conversation that its sender rendered and tokenized.
+
+    Attributes:
+        input_ids: with or without BOS.
+    """
+
+    input_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One conversation, ready for the model.
 
@@ -30,6 +55,8 @@ class Encoded:
         readout: index into `input_ids` of the token whose hidden state becomes the reward.
         truncated: whether anything of the conversation was cut off.
         warnings: what the caller should know although the conversation is scored.
+        recognised: of `Rendered` and `Tokens`, what was made of them, such as `text:bos-added`,
+            `text:bos-kept`, `tokens:bos-stripped`, `text:no-template,bos-added`; else empty.
     """
 
     text: str
@@ -37,6 +64,7 @@ class Encoded:
     readout: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+    recognised: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -53,12 +81,14 @@ class Reward:
         num_tokens: tokens of the conversation as it was scored.
         truncated: whether anything of the conversation was cut off.
         warnings: what the caller should know although the conversation was scored.
+        recognised: see `Encoded`.
     """
 
     reward: float
     num_tokens: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+    recognised: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from serve import __version__
+from serve.eval_command import compare_runs, evaluate, leaderboard
 from serve.options import model_options, reported, say, sayer, truncation_option
 from serve.plan_command import plan
 from serve.score_command import score
@@ -17,6 +18,7 @@ _EXAMPLES = """\b
 Examples:
   skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
   skyreward score pairs.jsonl -o scored.jsonl --model demo
+  skyreward eval rm-bench --data rm-bench/ --model demo -o results/
   skyreward models Skywork-Reward-V2-Qwen3-0.6B
   skyreward render --model demo conversations.jsonl
   skyreward verify --model Skywork/Skywork-Reward-V2-Llama-3.1-8B
@@ -100,6 +102,9 @@ def serve(
 
 
 main.add_command(score)
+main.add_command(evaluate)
+main.add_command(compare_runs)
+main.add_command(leaderboard)
 main.add_command(plan)
 
 

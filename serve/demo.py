@@ -33,9 +33,10 @@ def main() -> int:
     pairs = [json.loads(line) for line in lines]
     try:
         with running_service() as url, ScoringClient(url) as client:
-            answer = client.compare(
-                [{key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs]
-            )
+            sent = [
+                {key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs
+            ]
+            answer = client.post("/v1/compare", {"pairs": sent})
     except RewardError as error:
         print(f"demo: {error.detail}", file=sys.stderr)
         return 1

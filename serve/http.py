@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
@@ -22,15 +21,31 @@ from serve.guard import middleware as guard
 from serve.guard.keys import KeyRing
 from serve.problems import (
     BadRequestError,
-    error_body,
-    error_object,
-    problem_of,
+    Failure,
+    failure_of,
+    failure_response,
     problem_response,
     quoted,
 )
 from serve.record.log import RECORD, RequestLog
 from serve.record.request import begin, current, end
-from serve.routes import figures, native, openapi, status
+from serve.routes import (
+    chat,
+    figures,
+    llamafactory,
+    native,
+    openapi,
+    openrlhf,
+    rerank,
+    sglang,
+    shared_paths,
+    slime,
+    status,
+    tei,
+    vllm,
+)
+from serve.routes.peers import FORM
+from serve.routes.shapes import SHAPES
 from serve.service import ScoringService
 from serve.settings import Settings
 
@@ -39,7 +54,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUTERS = (native.router, status.router, figures.router)
+_ROUTERS = (
+    native.router,
+    shared_paths.native_router,
+    status.router,
+    figures.router,
+    shared_paths.router,
+    vllm.router,
+    sglang.router,
+    openrlhf.router,
+    tei.router,
+    llamafactory.router,
+    slime.router,
+    chat.router,
+    rerank.router,
+)
 _MAX_FINDINGS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
@@ -88,6 +117,7 @@ def create_app(
     app.state.keys = keys
     app.state.echo_request_id = echo_request_id
     app.state.gather = gather
+    app.state.shapes = SHAPES
     for router in _ROUTERS:
         app.include_router(router)
     for kind, handler in _HANDLERS.items():
@@ -137,13 +167,13 @@ def _templates(app: FastAPI) -> set[str]:
     }
 
 
-async def _on_reward_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_reward_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RewardError)
     current().code = error.code
-    return problem_response(error)
+    return problem_response(error, request.scope)
 
 
-async def _on_malformed_body(_: Request, error: Exception) -> JSONResponse:
+async def _on_malformed_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     findings = [_finding(item) for item in found[:_MAX_FINDINGS]]
@@ -152,29 +182,34 @@ async def _on_malformed_body(_: Request, error: Exception) -> JSONResponse:
         message += f"; and {len(found) - _MAX_FINDINGS} more like these"
     problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
     current().code = problem.code
-    return problem_response(problem, findings[0][0] or None)
+    return failure_response(failure_of(problem, findings[0][0] or None, findings), request.scope)
 
 
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {quoted(request.url.path)}: {error.detail}"
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
     current().code = f"http_{error.status_code}"
-    body = error_object(message, "invalid_request_error", f"http_{error.status_code}")
-    return JSONResponse(body, error.status_code, error.headers)
+    code = f"http_{error.status_code}"
+    failure = Failure(error.status_code, "invalid_request_error", code, message)
+    response = failure_response(failure, request.scope)
+    response.headers.update(error.headers or {})
+    return response
 
 
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+async def _on_bug(request: Request, error: Exception) -> Response:
     # The border of the web layer. Starlette logs the traceback when it raises this again, and
     # calls this outside of every middleware: the id has to be put on by hand.
     record = request.scope[RECORD]
     token = begin(record)
     logger.error("a request failed: %s", type(error).__name__)
     end(token)
-    headers = {"X-Request-Id": record.id} if request.app.state.echo_request_id else None
     problem = RewardError("the service failed on this request; its log has the details")
-    return JSONResponse(error_body(problem), problem_of(problem).status, headers)
+    response = problem_response(problem, request.scope)
+    if request.app.state.echo_request_id:
+        response.headers["X-Request-Id"] = record.id
+    return response
 
 
 _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
@@ -187,7 +222,8 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Res
 
 def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
     """Where in the body, and what is wrong there."""
-    place = quoted(".".join(str(part) for part in item["loc"][1:]))
+    parts = [str(part) for part in item["loc"][1:]]
+    place = quoted(".".join(part for part in parts if not part.startswith(FORM)))
     if item["type"] == "extra_forbidden":
         return place, "there is no such field"
-    return place, str(item["msg"])
+    return place, str(item["msg"]).removeprefix("Value error, ")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,15 +52,19 @@ def reported(command: F) -> F:
 
 
 def model_options(command: F) -> F:
-    """The options that choose how a single model is loaded."""
+    """The options that choose a single model, and how it is loaded."""
+    return click.option(
+        "--model",
+        default="demo",
+        show_default=True,
+        metavar="NAME",
+        help="`demo`, a folder or a hub id; NAME@REVISION pins it.",
+    )(loading_options(command))
+
+
+def loading_options(command: F) -> F:
+    """The options that choose how models are loaded."""
     options = (
-        click.option(
-            "--model",
-            default="demo",
-            show_default=True,
-            metavar="NAME",
-            help="`demo`, a folder or a hub id; NAME@REVISION pins it.",
-        ),
         click.option(
             "--dtype",
             default="auto",
@@ -101,6 +106,60 @@ def model_options(command: F) -> F:
         command = option(command)
     return command
 
+
+def service_options(command: F) -> F:
+    """The options that name running services instead of a model here."""
+    options = (
+        click.option(
+            "--url",
+            "urls",
+            multiple=True,
+            help="Score with a running service instead of loading a model; several share the work.",
+        ),
+        click.option(
+            "--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of those services."
+        ),
+        click.option(
+            "--retry-s",
+            type=click.FloatRange(min=0),
+            default=300,
+            show_default=True,
+            help="Seconds to go on trying while a service is away or refuses.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def given_options(names: Iterable[str]) -> list[str]:
+    """Those of the command's options that were not left at their defaults."""
+    source_of = click.get_current_context().get_parameter_source
+    return [name for name in names if source_of(name) is not ParameterSource.DEFAULT]
+
+
+def refuse_with_url(names: Iterable[str]) -> None:
+    """End the command if a service was to be given settings that are its own.
+
+    Raises:
+        click.UsageError: names the first of them.
+    """
+    for name in names:
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} is a setting of the service at --url, chosen when "
+            "it starts; leave it out, or score with a model here"
+        )
+
+
+LOADING_OPTIONS = (
+    "dtype",
+    "attention",
+    "quantization",
+    "deterministic",
+    "max_length",
+    "chat_template",
+)
+"""Names of `loading_options`."""
 
 truncation_option = click.option(
     "--truncation",

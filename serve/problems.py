@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.responses import JSONResponse
 
-from rm_core.errors import InputError, ModelError, OverloadedError, RewardError
+from rm_core import ScoreError
+from rm_core.errors import InputError, ModelError, OverloadedError, RewardError, ScoringError
 from serve.schemas import ErrorResponse
 
 RETRY_AFTER_S = 5
@@ -114,15 +117,92 @@ def problem_of(error: RewardError) -> Problem:
     return next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
 
 
-def problem_response(error: RewardError, param: str | None = None) -> JSONResponse:
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that failed as a whole, before its answer gets the shape that its client knows.
+
+    Attributes:
+        status: of the native answer.
+        type: of the native answer.
+        code: stable snake_case word.
+        message: for a person.
+        param: the field that is wrong, where one is.
+        findings: of a malformed body: the place of each field that is wrong, and what is.
+        error: what was raised, where it was one of ours.
+    """
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    findings: Sequence[tuple[str, str]] = ()
+    error: RewardError | None = None
+
+
+Shape: TypeAlias = Callable[[Failure], tuple[int, Any]]
+"""Status and body of a failure, as the clients of a wire format know them."""
+
+SHAPE = "skyreward.shape"
+"""Of a request's scope: the shape of its errors, where its path alone does not tell."""
+
+
+def native(failure: Failure) -> tuple[int, Any]:
+    """The shape of our own errors."""
+    body = error_object(failure.message, failure.type, failure.code, failure.param)
+    return failure.status, body
+
+
+def shape_of(scope: Mapping[str, Any]) -> Shape:
+    """The shape of a request's errors, known before its body is."""
+    if SHAPE in scope:
+        shape: Shape = scope[SHAPE]
+        return shape
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    shapes: Mapping[str, Shape] = getattr(scope["app"].state, "shapes", {})
+    return shapes.get(path, native)
+
+
+def failure_of(
+    error: RewardError, param: str | None = None, findings: Sequence[tuple[str, str]] = ()
+) -> Failure:
+    """What an error means for the whole request."""
+    row = problem_of(error)
+    return Failure(row.status, row.type, error.code, error.detail, param, findings, error)
+
+
+def problem_response(error: RewardError, scope: Mapping[str, Any]) -> JSONResponse:
     """The answer to a request that failed as a whole."""
+    return failure_response(failure_of(error), scope)
+
+
+def failure_response(failure: Failure, scope: Mapping[str, Any]) -> JSONResponse:
+    """The same, for what is not only an error of ours."""
+    status, body = shape_of(scope)(failure)
     headers = {}
-    if isinstance(error, OverloadedError):
-        seconds = getattr(error, "retry_after_s", None) or RETRY_AFTER_S
+    if status in (429, 503):
+        seconds = getattr(failure.error, "retry_after_s", None) or RETRY_AFTER_S
         headers["Retry-After"] = str(math.ceil(seconds))
-    if isinstance(error, AuthenticationError):
+    if isinstance(failure.error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error, param), problem_of(error).status, headers)
+    return JSONResponse(body, status, headers)
+
+
+def error_of(error: ScoreError, where: str = "") -> RewardError:
+    """The error to raise where one conversation fails the whole request, as some formats want."""
+    cls = _classes_by_code().get(error.code, ScoringError)
+    return cls(f"{where}: {error.message}" if where else error.message)
+
+
+@functools.cache
+def _classes_by_code() -> dict[str, type[RewardError]]:
+    def walk(cls: type[RewardError]) -> Iterator[type[RewardError]]:
+        yield cls
+        for sub in cls.__subclasses__():
+            yield from walk(sub)
+
+    # The most general one of a code, and nothing that means something else to a client.
+    return {cls.code: cls for cls in reversed([*walk(InputError), *walk(ModelError)])}
 
 
 def error_body(error: RewardError, param: str | None = None) -> dict[str, Any]:
@@ -142,6 +222,13 @@ def quoted(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
     if len(text) > limit:
         text = f"{text[:limit]}... ({len(text)} characters)"
     return text.encode(errors="backslashreplace").decode()
+
+
+def shaped_responses() -> dict[int | str, dict[str, Any]]:
+    """Those of a route whose errors have the shape of another service's."""
+    meanings = {p.status: p.meaning for p in reversed(PROBLEMS.values())}
+    meanings |= {422: "as 400, for clients that know this one", 424: "as 500, likewise"}
+    return {status: {"description": meaning} for status, meaning in sorted(meanings.items())}
 
 
 def responses() -> dict[int | str, dict[str, Any]]:

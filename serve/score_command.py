@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from serve.options import F, model_options, reported, say, truncation_option
+from serve.options import (
+    LOADING_OPTIONS,
+    F,
+    given_options,
+    model_options,
+    refuse_with_url,
+    reported,
+    say,
+    service_options,
+    truncation_option,
+)
 
 _COLUMNS = {
     "messages": "whole conversations",
@@ -33,24 +42,8 @@ def _column_options(command: F) -> F:
     return command
 
 
-def _where_options(command: F) -> F:
+def _ray_options(command: F) -> F:
     options = (
-        click.option(
-            "--url",
-            "urls",
-            multiple=True,
-            help="Score with a running service instead of loading a model; several share the work.",
-        ),
-        click.option(
-            "--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of those services."
-        ),
-        click.option(
-            "--retry-s",
-            type=click.FloatRange(min=0),
-            default=300,
-            show_default=True,
-            help="Seconds to go on trying while a service is away or refuses.",
-        ),
         click.option(
             "--ray",
             metavar="ADDRESS",
@@ -102,7 +95,8 @@ def _job_options(command: F) -> F:
 @click.command()
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
-@_where_options
+@service_options
+@_ray_options
 @model_options
 @truncation_option
 @_column_options
@@ -123,18 +117,15 @@ def score(input: str, output: Path | None, **options: Any) -> None:
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
-    model = {name: options.pop(name) for name in _MODEL_OPTIONS}
+    model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}
     urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
     if urls and ray:
         raise click.UsageError("--url and --ray are two ways to score; give one of them")
     if ray_actors and not ray:
         raise click.UsageError("--ray-actors is for a Ray cluster; give --ray ADDRESS too")
-    given = _given(model)
-    if urls and (useless := [option for option in given if option != "model"]):
-        raise click.UsageError(
-            f"--{useless[0].replace('_', '-')} is a setting of the service at --url, chosen when "
-            "it starts; leave it out, or score with a model here"
-        )
+    given = given_options(model)
+    if urls:
+        refuse_with_url(option for option in given if option != "model")
     ways = Ways(
         model=model,
         urls=urls,
@@ -147,19 +138,3 @@ def score(input: str, output: Path | None, **options: Any) -> None:
     )
     columns = {name: options.pop(f"{name}_column") for name in _COLUMNS}
     sys.exit(run(input, output, ways, say=say, columns=columns, **options))
-
-
-_MODEL_OPTIONS = (
-    "model",
-    "dtype",
-    "attention",
-    "quantization",
-    "deterministic",
-    "max_length",
-    "chat_template",
-)
-
-
-def _given(model: dict[str, Any]) -> list[str]:
-    source_of = click.get_current_context().get_parameter_source
-    return [option for option in model if source_of(option) is not ParameterSource.DEFAULT]

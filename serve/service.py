@@ -118,7 +118,7 @@ class ScoringService:
             BadRequestError: see `find`; or there are too many conversations.
         """
         model = self._begin(name, conversations)
-        return model, await model.encode(conversations, self._reading(truncation))
+        return model, await model.encode(conversations, self._reading(truncation, None))
 
     async def score(
         self,
@@ -126,14 +126,16 @@ class ScoringService:
         conversations: Sequence[object],
         truncation: Truncation,
         priority: int = 0,
+        max_length: int | None = None,
     ) -> Scores:
         """Score conversations; result i belongs to conversation i.
 
         Args:
             name: of the model; see `find`.
-            conversations: as they came.
+            conversations: as they came; or `Rendered` or `Tokens` in the place of any.
             truncation: what to do with those that are too long.
             priority: whose requests go first: those of a lower number.
+            max_length: most tokens of a conversation, where that is less than the model's limit.
 
         Raises:
             UnknownModelError: see `find`.
@@ -149,7 +151,9 @@ class ScoringService:
         self._num_running += 1
         self._idle.clear()
         try:
-            scores = await model.score(conversations, self._reading(truncation), priority)
+            scores = await model.score(
+                conversations, self._reading(truncation, max_length), priority
+            )
             self._count(scores)
             return scores
         finally:
@@ -165,8 +169,8 @@ class ScoringService:
         record.num_conversations = len(conversations)
         return model
 
-    def _reading(self, truncation: Truncation) -> Reading:
-        return Reading(truncation, self.settings.max_messages)
+    def _reading(self, truncation: Truncation, max_length: int | None) -> Reading:
+        return Reading(truncation, self.settings.max_messages, max_length)
 
     def _count(self, scores: Scores) -> None:
         record = current()

@@ -1,4 +1,4 @@
-"""The one settings class of the service, and the only reader of the environment.
+"""The one settings class of the service, and its only reader of the environment.
 
 Values come, first wins, from arguments (command line, Serve YAML `args`), from `SKYREWARD_*`
 variables, then from the defaults here. An unknown name or a bad value stops the start. Nothing
@@ -11,15 +11,18 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rm_core.dialects import DialectName
 from rm_core.errors import ModelLoadError
 from serve.model_settings import ModelSettings
+
+PolicyTemplate: TypeAlias = Literal["none"] | DialectName
 
 
 class Settings(BaseSettings):
@@ -85,6 +88,11 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"
     )
+    policy_template: PolicyTemplate = Field(
+        default="none",
+        description="chat template of the policy whose own texts trainers post (OpenRLHF, slime): "
+        "these are read back into turns and rendered anew; none: they must be in the model's own",
+    )
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of the service's log"
     )
@@ -99,7 +107,10 @@ class Settings(BaseSettings):
         prefix = cls.model_config["env_prefix"]
         known = {prefix + name.upper() for name in cls.model_fields}
         for variable in sorted(os.environ):
-            if variable.upper().startswith(prefix) and variable.upper() not in known:
+            name = variable.upper()
+            # Trainers on the same machine have settings of their own: `serve.clients.settings`.
+            of_clients = name.startswith(prefix + "CLIENT_")
+            if name.startswith(prefix) and name not in known and not of_clients:
                 raise ValueError(
                     f"the environment has {variable}, which is no setting; there are: "
                     + ", ".join(sorted(known))

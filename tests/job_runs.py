@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rm_core import Reward, ScoreError, Truncation
+from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.conversations import Messages
-from serve.jobs.carriers.carrier import Scored
+from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.inputs.opening import open_source
 from serve.jobs.job import Job
 from serve.jobs.plan import Plan
@@ -48,6 +48,11 @@ class FakeCarrier:
     def identity(self) -> dict[str, Any]:
         self.num_asked += 1
         return self.model
+
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+        if not (ask or self.calls):
+            return None
+        return ScoringModel("fake", Fingerprint("r1", "t1", "float32", "sdpa"), 100)
 
     @property
     def capacity(self) -> int:

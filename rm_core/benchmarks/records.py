@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from rm_core.benchmarks.options import Options
 from rm_core.conversations import Messages
 
 Key = tuple[str, str]
@@ -39,7 +40,8 @@ class Item:
         responses: answers, in the order of `rewards` in `scores.jsonl`.
         preferences: every pair of answers that the benchmark knows the better one of; a tie, if the
             row has one, is in none.
-        facts: what else figures need: a category, a label, a goal.
+        facts: what else figures need: a category, a label, a goal. Items of equal `cluster` belong
+            together: a figure is of all of them.
     """
 
     id: str
@@ -60,6 +62,39 @@ class ScoredItem(NamedTuple):
 
     item: Item
     rewards: Sequence[float]
+
+
+class Credit(NamedTuple):
+    """What one item adds to its subset.
+
+    Attributes:
+        right: of its comparisons; may be a fraction.
+        total: its comparisons; 0 if it does not count.
+    """
+
+    right: float
+    total: int
+
+
+class Tally(NamedTuple):
+    """The sum of credits.
+
+    Attributes:
+        right: of all comparisons; may be a fraction.
+        total: comparisons.
+        num_items: that count.
+    """
+
+    right: float
+    total: int
+    num_items: int
+
+
+class Combined(NamedTuple):
+    """What subsets come to; as in `Figures`."""
+
+    overall: float | None
+    sections: Mapping[str, Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +123,8 @@ class Figures:
         overall: as the leaderboard has it, of the sections that are there; None without any.
         sections: by name, those that are there.
         subsets: by name, those that are there.
-        more: further figures, by name, as JSON data: `difficulty`, `mean_of_sections`, `matrices`.
+        more: further figures, by name, as JSON data: `difficulty`, `means`, `mean_of_sections`,
+            `matrices`, `best_of_n`.
         missing: what the whole benchmark has and these items have not, a phrase each; empty if the
             result is whole.
     """
@@ -138,12 +174,14 @@ class Benchmark(Protocol):
         title: as people write it.
         hub: its data sets.
         preparation: of the official runner.
+        options: which of the ways of computing it; `values` of it gives them by name.
     """
 
     name: str
     title: str
     hub: tuple[HubSet, ...]
     preparation: Preparation
+    options: Options
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """An item from a row as it is published.
@@ -161,4 +199,21 @@ class Benchmark(Protocol):
 
     def figures(self, scored: Sequence[ScoredItem]) -> Figures:
         """The benchmark's figures, in any order of items."""
+        ...
+
+
+@runtime_checkable
+class Additive(Benchmark, Protocol):
+    """A benchmark whose figures are made of sums over the items of each subset."""
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """What an item adds to its subset."""
+        ...
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """The overall figure and the sections.
+
+        Args:
+            tallies: of the subsets that are there, by name.
+        """
         ...

@@ -1,5 +1,15 @@
-"""Python clients of the service."""
+"""Python clients of the service, and reward functions for trainers. Imports no torch."""
 
-from serve.clients.http import ScoringClient, ServiceError
+from serve.clients.answers import Comparison, Ranking
+from serve.clients.async_http import AsyncScoringClient
+from serve.clients.errors import ScoringFailedError, ServiceError
+from serve.clients.http import ScoringClient
 
-__all__ = ["ScoringClient", "ServiceError"]
+__all__ = [
+    "AsyncScoringClient",
+    "Comparison",
+    "Ranking",
+    "ScoringClient",
+    "ScoringFailedError",
+    "ServiceError",
+]

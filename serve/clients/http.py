@@ -1,168 +1,137 @@
-"""A small synchronous client of the native routes, which tries again what may go away by itself."""
+"""The synchronous client of the native routes."""
 
 from __future__ import annotations
 
-import json
-import logging
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import concurrent.futures
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from rm_core import Reward, RewardError, ScoreError, Truncation
-from rm_core.conversations import Messages
-from serve.clients.retries import Retries, is_ours, may_go_away
+from rm_core import Reward, ScoreError, Truncation
+from rm_core.types import Conversation
+from serve.clients.answers import Answer, Comparison, Ranking
+from serve.clients.client import Client, options_of
+from serve.clients.errors import ServiceError
+from serve.clients.exchange import Pause, Steps, encoded
+from serve.clients.progress import bar
+from serve.clients.work import CONVERSATIONS, PAIRS, RESPONSES, Part, Work
 
-logger = logging.getLogger(__name__)
-
-_CONVERSATIONS_PER_POST = 256
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_TIMEOUT_S = 600.0
-# For the answer that the deadline has passed to arrive.
-_GRACE_S = 30.0
-
-
-class ServiceError(RewardError):
-    """The service refused the request, could not be reached, or answered something else.
-
-    Attributes:
-        may_pass: whether the same request may succeed later, or at another address.
-    """
-
-    code = "service_error"
-    may_pass = False
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back of one request.
+class ScoringClient(Client):
+    """Posts to one or several running services that serve the same model. A context manager.
 
-    Attributes:
-        results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens that went through the model for it.
-        fingerprint: what makes rewards comparable, as the service tells it.
-    """
-
-    results: list[Reward | ScoreError]
-    num_computed_tokens: int
-    fingerprint: dict[str, Any]
-
-
-_NO_JSON = ScoreError(
-    "invalid_conversation",
-    "a message has NaN or an infinite number, which JSON cannot carry; leave it out",
-)
-
-
-class ScoringClient:
-    """Posts to a running service. A context manager; not for use from several threads.
-
-    A request that is refused for a while, or lost with its connection, is sent again, under the
-    same `X-Request-Id`; each time is logged as a warning. Scoring twice is harmless.
+    A request that is refused for a while, or lost with its connection, is sent again, to another
+    address if there is one, under the same `X-Request-Id`; each time is logged as a warning.
+    Scoring twice is harmless. May be used from several threads and in forked processes, and
+    pickled; the connections are shared by threads and never by processes.
 
     Args:
-        url: address of the service, such as `http://127.0.0.1:8000`.
+        url: address of the service, such as `http://127.0.0.1:8000`, or several.
         model: which of its models; None if it serves one.
-        api_key: sent as `Authorization: Bearer`.
-        retry_s: seconds after a request's first failure in which it is tried again; 0: never.
-        timeout_s: deadline of each try, kept by the service; None: the service's own.
-
-    Attributes:
-        num_retries: times that something was sent again.
+        options: the other fields of `Options`, by name: `api_key`, `retry_s`, `timeout_s`, ...
 
     Raises:
         ServiceError: `url` is no address, or `api_key` no key.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str | None = None,
-        *,
-        api_key: str | None = None,
-        retry_s: float = 300.0,
-        timeout_s: float | None = None,
-    ) -> None:
-        self.num_retries = 0
-        self._model = model
-        self._retry_s = retry_s
-        try:
-            address = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise ServiceError(
-                f"{url!r} is no address ({error}); give one such as http://127.0.0.1:8000"
-            ) from error
-        # Told in errors and logs: a password in the address must not be.
-        self._place = str(address.copy_with(username=None, password=None))
-        headers = {"Content-Type": "application/json"}
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {_checked(api_key)}"
-        if timeout_s is not None:
-            headers["X-Request-Timeout-Seconds"] = f"{timeout_s:g}"
-        read_s = _TIMEOUT_S if timeout_s is None else timeout_s + _GRACE_S
-        # No proxy stands between a machine and itself, whatever the environment says.
-        self._http = httpx.Client(
-            base_url=address,
-            headers=headers,
-            timeout=httpx.Timeout(read_s, connect=10.0),
-            trust_env=address.host not in _LOOPBACK,
-        )
+    _pool: httpx.Client | None
+    _owner: int
+
+    def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
+        super().__init__(options_of(url, model, **options))
+        self._open()
 
     def score(
-        self, conversations: Sequence[Messages], truncation: Truncation = "error"
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
+    ) -> list[float]:
+        """The reward of each conversation, in order.
+
+        Raises:
+            ScoringFailedError: some have none; it says which, and has the others' rewards.
+            ServiceError: a whole request failed.
+        """
+        work = self._work(CONVERSATIONS, conversations, truncation)
+        return [result.reward for result in self._done(work, progress).all_good()]
+
+    def results(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
     ) -> list[Reward | ScoreError]:
-        """A reward or an error for each conversation, in order.
+        """A reward or an error for each conversation, in order; an error among them stays.
 
         Raises:
             ServiceError: a whole request failed.
         """
-        parts = [self.ask(some, truncation) for some in _parts(conversations)]
-        return [result for part in parts for result in part.results]
+        return self._done(self._work(CONVERSATIONS, conversations, truncation), progress).done()
 
-    def ask(self, conversations: Sequence[Messages], truncation: Truncation = "error") -> Answer:
+    def compare(
+        self,
+        pairs: Sequence[Mapping[str, Any]],
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
+    ) -> list[Comparison]:
+        """Both rewards of each pair (`prompt`, `chosen`, `rejected`), in order.
+
+        Raises:
+            ScoringFailedError: some pairs have none; it says which, and has the others' rewards.
+            ServiceError: a whole request failed.
+        """
+        return self._done(self._work(PAIRS, pairs, truncation), progress).all_good()
+
+    def rank(
+        self,
+        prompt: str | Conversation | None,
+        responses: Sequence[str | Conversation],
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
+    ) -> Ranking:
+        """Rewards and ranks of the answers to one prompt, in the order in which they are given.
+
+        Raises:
+            ScoringFailedError: some have no reward; it says which, and has the others'.
+            ServiceError: a whole request failed.
+        """
+        work = self._work(RESPONSES, responses, truncation, prompt=prompt)
+        return Ranking.of([r.reward for r in self._done(work, progress).all_good()])
+
+    def ask(self, conversations: Sequence[Any], truncation: Truncation = "error") -> Answer:
         """Score conversations in a single request.
 
         Raises:
             ServiceError: it failed.
         """
-        # NaN is no JSON. A place is kept, since one bad message must not cost its neighbours
-        # their rewards.
-        sent = [None if _has_nan(conversation) else conversation for conversation in conversations]
-        answer = self.post("/v1/score", {"conversations": sent, "truncation": truncation})
-        items = answer["results"]
-        if len(items) != len(sent):
-            raise ServiceError(
-                f"{len(sent)} conversations were sent, {len(items)} results came back"
-            )
-        results = [
-            _NO_JSON if conversation is None else _result(item)
-            for conversation, item in zip(sent, items, strict=True)
-        ]
-        computed = answer.get("usage", {}).get("num_computed_tokens", 0)
-        return Answer(results, computed, answer.get("fingerprint", {}))
-
-    def compare(self, pairs: Sequence[Any], truncation: Truncation = "error") -> dict[str, Any]:
-        """The answer of `/v1/compare` as it is.
-
-        Raises:
-            ServiceError: the request failed.
-        """
-        return self.post("/v1/compare", {"pairs": list(pairs), "truncation": truncation})
+        work = self._work(CONVERSATIONS, conversations, truncation)
+        for part in work.parts(len(conversations), 2**62):
+            self._run(work.steps(part, self._sender))
+        fingerprint = work.fingerprints[0] if work.fingerprints else None
+        return Answer(work.done(), work.num_computed_tokens, fingerprint)
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post a body, `model` added, and return the answer.
+        """Post a body, `model` added, and return the answer as it is.
 
         Raises:
             ServiceError: the request failed.
         """
-        if self._model is not None:
-            body = {"model": self._model, **body}
-        # Not httpx's own encoding, which raises on half of a surrogate pair.
-        return self._object(self._send("POST", route, json.dumps(body).encode()))
+        content = encoded(self._body(body)).encode()
+        return self._run(self._sender.ask("POST", route, content))
 
     def get(self, route: str) -> dict[str, Any]:
         """What the service tells at a route.
@@ -170,53 +139,69 @@ class ScoringClient:
         Raises:
             ServiceError: the request failed.
         """
-        return self._object(self._send("GET", route))
+        return self._run(self._sender.ask("GET", route))
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._http.close()
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._owner == os.getpid():
+            pool.close()
 
-    def _object(self, response: httpx.Response) -> dict[str, Any]:
+    def _open(self) -> None:
+        self._pool = None
+        self._owner = os.getpid()
+
+    def _connections(self) -> httpx.Client:
+        with self._lock:
+            if self._owner != os.getpid():
+                # Of the process that this one was forked from: its connections are its own.
+                self._open()
+            if self._pool is None:
+                self._pool = httpx.Client(**self.options.transport())
+            return self._pool
+
+    def _done(self, work: Work[R], progress: bool) -> Work[R]:
+        num_items = len(work.results)
+        parts = work.parts(self._most_items(num_items), self.options.max_bytes)
+        first, second = next(parts, None), next(parts, None)
+        queue = _Queue(itertools.chain(filter(None, (first, second)), parts))
+        with bar(num_items, progress) as show:
+
+            def take_parts() -> None:
+                for part in queue:
+                    self._run(work.steps(part, self._sender), queue.stopped.wait)
+                    show(len(part.places))
+
+            if second is None:
+                take_parts()
+            else:
+                _in_threads(take_parts, self._num_posts(), queue)
+        return self._check(work)
+
+    def _run(self, steps: Steps[T], wait: Callable[[float], object] | None = None) -> T:
+        wait = wait or threading.Event().wait
+        pool = self._connections()
+        came: httpx.Response | httpx.HTTPError | None = None
         try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ServiceError(f"{self._place} answered no JSON object: {response.text[:200]}")
-        return answer
-
-    def _send(self, method: str, route: str, content: bytes | None = None) -> httpx.Response:
-        """The answer of success, of as many tries as it takes."""
-        retries = Retries(self._retry_s)
-        identifier = f"client-{uuid.uuid4().hex}"
-        while True:
-            failure: httpx.Response | httpx.HTTPError
-            try:
-                failure = self._http.request(
-                    method, route, content=content, headers={"X-Request-Id": identifier}
-                )
-                if failure.is_success:
-                    return failure
-            except httpx.HTTPError as error:
-                failure = error
-            wait = retries.wait(failure)
-            if wait is None:
-                tried = f" ({retries.tries} tries, request {identifier})"
-                told = ServiceError(self._told(failure) + tried)
-                told.may_pass = may_go_away(failure)
-                raise told
-            logger.warning("%s; trying again in %.1f s", self._told(failure), wait)
-            self.num_retries += 1
-            time.sleep(wait)
-
-    def _told(self, failure: httpx.Response | httpx.HTTPError) -> str:
-        if isinstance(failure, httpx.HTTPError):
-            return (
-                f"{self._place} did not answer: {type(failure).__name__}: {failure}; is the "
-                "service running there?"
-            )
-        said = failure.json()["error"].get("message") if is_ours(failure) else None
-        return f"{self._place} answered {failure.status_code}: {said or failure.text[:200]}"
+            while True:
+                step = steps.send(came)
+                if isinstance(step, Pause):
+                    if wait(step.seconds):
+                        raise ServiceError("another part of the same call failed; given up")
+                    came = None
+                    continue
+                try:
+                    came = pool.request(
+                        step.method, step.url, content=step.content, headers=step.headers
+                    )
+                except httpx.HTTPError as error:
+                    came = error
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        finally:
+            steps.close()
 
     def __enter__(self) -> ScoringClient:
         return self
@@ -230,35 +215,40 @@ class ScoringClient:
         self.close()
 
 
-def _checked(api_key: str) -> str:
-    # Else the HTTP library refuses it, with an error that quotes it.
-    if not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
-        raise ServiceError(
-            "the API key is empty or has characters that no HTTP header can carry; give it as one "
-            "line of ASCII"
-        )
-    return api_key.strip()
+class _Queue(Iterator[Part]):
+    """Parts for several threads, until there are no more or one of them failed."""
+
+    def __init__(self, parts: Iterator[Part]) -> None:
+        self.stopped = threading.Event()
+        self._parts = parts
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Part:
+        with self._lock:
+            if self.stopped.is_set():
+                raise StopIteration
+            return next(self._parts)
 
 
-def _has_nan(conversation: Messages) -> bool:
+def _in_threads(function: Callable[[], None], number: int, queue: _Queue) -> None:
+    """Run a function in threads; the first failure stops the queue and is raised."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failures.append(error)
+            queue.stopped.set()
+
+    pool = ThreadPoolExecutor(number, thread_name_prefix="score")
     try:
-        json.dumps(conversation, allow_nan=False)
-    except ValueError:
-        return True
-    return False
-
-
-def _parts(conversations: Sequence[Messages]) -> Iterator[Sequence[Messages]]:
-    for start in range(0, len(conversations), _CONVERSATIONS_PER_POST):
-        yield conversations[start : start + _CONVERSATIONS_PER_POST]
-
-
-def _result(item: dict[str, Any]) -> Reward | ScoreError:
-    if error := item.get("error"):
-        return ScoreError(error["code"], error["message"])
-    return Reward(
-        reward=item["reward"],
-        num_tokens=item["num_tokens"],
-        truncated=item["truncated"],
-        warnings=tuple(item.get("warnings", ())),
-    )
+        concurrent.futures.wait([pool.submit(guarded) for _ in range(number)])
+    except BaseException:
+        # Ctrl-C: what is in flight ends by itself, nobody waits for it.
+        queue.stopped.set()
+        pool.shutdown(wait=False)
+        raise
+    pool.shutdown()
+    if failures:
+        raise failures[0]

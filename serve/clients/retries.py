@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long to wait before that.
+"""When a request is sent again.
 
 Scoring is pure: a request that was sent twice is at worst computed twice. So everything is tried
 again that may go away by itself: a service that refuses for now, one that is being started or
@@ -8,7 +8,6 @@ replaced, and a gateway that died with the request in its hands.
 from __future__ import annotations
 
 import random
-import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -22,38 +21,6 @@ _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _SHORTEST_WAIT_S = 0.1
-
-
-class Retries:
-    """The tries of one request.
-
-    Args:
-        seconds: after the first failure, in which to try again; 0: never.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self.tries = 1
-
-    def wait(self, failure: httpx.Response | httpx.HTTPError) -> float | None:
-        """Seconds to wait before the next try; None if there is to be none."""
-        if not may_go_away(failure):
-            return None
-        now = time.monotonic()
-        if self._deadline is None:
-            # From here: the first try may have taken as long as its work does.
-            self._deadline = now + self._seconds
-        wait = _asked_for(failure)
-        if wait is None:
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (self.tries - 1))
-            wait *= random.uniform(0.5, 1.0)
-        else:  # never sooner than asked, and not all clients at once
-            wait = max(wait, _SHORTEST_WAIT_S) * random.uniform(1.0, 1.2)
-        if now + wait > self._deadline:
-            return None
-        self.tries += 1
-        return wait
 
 
 def may_go_away(failure: httpx.Response | httpx.HTTPError) -> bool:
@@ -72,6 +39,20 @@ def is_ours(response: httpx.Response) -> bool:
     except ValueError:
         return False
     return isinstance(body, dict) and isinstance(body.get("error"), dict)
+
+
+def wait_after(failure: httpx.Response | httpx.HTTPError, num_before: int) -> float:
+    """Seconds to leave an address alone that has failed.
+
+    Args:
+        failure: what came.
+        num_before: how often it failed before, one time after another.
+    """
+    asked = _asked_for(failure)
+    if asked is not None:  # never sooner than asked, and not all clients at once
+        return max(asked, _SHORTEST_WAIT_S) * random.uniform(1.0, 1.2)
+    wait: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(num_before, 16))
+    return wait * random.uniform(0.5, 1.0)
 
 
 def _asked_for(failure: httpx.Response | httpx.HTTPError) -> float | None:

@@ -1,4 +1,4 @@
-"""What an evaluation found: made by `serve.evaluation.command`, shown by files and the report."""
+"""What an evaluation found: made by `serve.evaluation.command`, shown by report and files."""
 
 from __future__ import annotations
 

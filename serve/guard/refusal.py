@@ -32,7 +32,7 @@ async def refuse(
             the body, for the sake of the next request.
     """
     current().code = error.code
-    response = problem_response(error)
+    response = problem_response(error, scope)
     if not close:
         await response(scope, receive, send)
         return

@@ -1,10 +1,7 @@
 """The page that `--report` writes: how rewards, margins and lengths of a job are spread.
 
-One file that needs nothing else: no script, no font, no picture from anywhere. Bars are drawn here,
-as SVG whose colours are the page's own variables, so that it is readable in light and dark; numbers
-beside them are HTML, so that they keep their size on a narrow screen. What it is told of each row
-goes into `serve.jobs.spread` at once, so memory stays bounded. The page itself is put together in
-`serve.jobs.page`.
+What it is told of each row goes into a `Spread` at once, so memory stays bounded. How a page is put
+together and drawn is in `serve.pages`.
 """
 
 from __future__ import annotations
@@ -12,29 +9,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from markupsafe import Markup
 
 from rm_core import Reward, ScoreError
 from serve.jobs.durable import write_durably
-from serve.jobs.page import Chart, Series, bar_list, chart, document, table
 from serve.jobs.records import Shape
-from serve.jobs.spread import Spread
 from serve.jobs.summary import Summary
 from serve.jobs.table import summary_lines
-
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A histogram, and what to say about it."""
-
-    title: str
-    about: str
-    axis: str
-    series: tuple[Series, ...]
-    powers: bool = False
+from serve.pages.bars import Bar, Row, bars
+from serve.pages.document import columns, document, section
+from serve.pages.elements import facts
+from serve.pages.histogram import Histogram, Series, histogram
+from serve.pages.spread import Spread
 
 
 class Report:
@@ -77,7 +65,7 @@ class Report:
 
     def write(self, summary: Summary) -> None:
         """See `RowSink`."""
-        write_durably(self._path, self.page(summary).encode())
+        write_durably(self._path, self.page(summary).encode(errors="replace"))
 
     def page(self, summary: Summary) -> str:
         """The page as it is.
@@ -85,14 +73,14 @@ class Report:
         Args:
             summary: of the whole job.
         """
-        parts = [
-            table("What was done", list(summary_lines(summary))),
-            table("What there was", list(self._counts())),
-            *(_drawn(section) for section in self._sections()),
+        tables = [
+            section("What was done", facts(summary_lines(summary))),
+            section("What there was", facts(self._counts())),
         ]
+        plots = [histogram(what) for what in self._histograms()]
         if summary.errors:
-            parts.append(bar_list("Errors by kind", summary.errors.most_common()))
-        return document(f"Rewards of {self._title}", parts)
+            plots.append(section("Errors by kind", _errors(summary)))
+        return document(f"Rewards of {self._title}", [columns(tables), columns(plots)])
 
     def _add_pair(self, results: Sequence[Reward | ScoreError]) -> None:
         for result, spread in zip(results, (self._chosen, self._rejected), strict=False):
@@ -117,37 +105,37 @@ class Report:
         if self._warned:
             yield "conversations with a warning", f"{self._warned:,}"
 
-    def _sections(self) -> Iterator[_Section]:
+    def _histograms(self) -> Iterator[Histogram]:
         if self._rewards.count:
-            yield _Section(
+            yield Histogram(
                 "Rewards",
                 "of conversations, and of the responses of groups",
                 "reward",
                 (Series("reward", self._rewards),),
             )
         if self._chosen.count or self._rejected.count:
-            yield _Section(
+            yield Histogram(
                 "Rewards of pairs",
                 "the chosen ones and the rejected ones",
                 "reward",
                 (Series("chosen", self._chosen), Series("rejected", self._rejected)),
             )
         if self._margins.count:
-            yield _Section(
+            yield Histogram(
                 "Margins of pairs",
                 "reward of the chosen one, less that of the rejected one: below 0 they disagree",
                 "margin",
                 (Series("margin", self._margins),),
             )
         if self._leads.count:
-            yield _Section(
+            yield Histogram(
                 "Leads in groups",
                 "by how much the best response of a group is ahead of the second",
                 "lead",
                 (Series("lead", self._leads),),
             )
         if self._lengths.count:
-            yield _Section(
+            yield Histogram(
                 "Lengths",
                 "tokens of a conversation; each step of the scale is twice as long",
                 "tokens",
@@ -156,23 +144,7 @@ class Report:
             )
 
 
-def _drawn(section: _Section) -> str:
-    rows = [("quantiles", *(f"{share:.0%}" for share in _QUANTILES), "mean")]
-    for series in section.series:
-        spread = series.spread
-        if not spread.count:
-            continue
-        values = [spread.quantile(share) for share in _QUANTILES]
-        # The mean of logarithms is no mean of what they stand for.
-        mean = "" if section.powers else _number(spread.mean)
-        texts = [f"{2**v:,.0f}" if section.powers else _number(v) for v in values]
-        rows.append((series.name, *texts, mean))
-    if section.powers:
-        rows = [row[:-1] for row in rows]
-    return chart(
-        Chart(section.title, section.about, section.axis, section.series, section.powers), rows
-    )
-
-
-def _number(value: float) -> str:
-    return f"{value:,.3f}"
+def _errors(summary: Summary) -> Markup:
+    kinds = summary.errors.most_common()
+    rows = [Row(kind, (Bar(number, f"{number:,}"),)) for kind, number in kinds]
+    return bars("Errors by kind", rows)

@@ -9,6 +9,7 @@ from rm_core import (
     ChatEncoder,
     Encoded,
     Fingerprint,
+    Rendered,
     ScoreCache,
     ScoreError,
     Truncation,
@@ -30,10 +31,12 @@ class Reading:
     Attributes:
         truncation: what to do with those that are too long.
         max_messages: most messages of one.
+        max_length: most tokens of one, where that is less than the model's limit.
     """
 
     truncation: Truncation = "error"
     max_messages: int = 1_000
+    max_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def encode(
     """Tokenize; an error stands in the place of what cannot be."""
     refused = [too_many_messages(c, reading.max_messages) for c in conversations]
     kept = [c for c, error in zip(conversations, refused, strict=True) if error is None]
-    encoded = iter(encoder.encode_all(kept, reading.truncation))
+    encoded = iter(encoder.encode_all(kept, reading.truncation, reading.max_length))
     return [next(encoded) if error is None else error for error in refused]
 
 
@@ -107,6 +110,8 @@ def slices(conversations: Sequence[object]) -> Iterator[Sequence[object]]:
 
 def _characters(conversation: object) -> int:
     """About how long it is; what has another shape is refused quickly."""
+    if isinstance(conversation, Rendered):
+        return len(conversation.text)
     if not isinstance(conversation, Sequence):
         return 0
     contents = (m.get("content") for m in conversation if isinstance(m, dict))

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from serve.problems import SHAPE, Shape
 from serve.routes.json_body import parse_json
 
 # A larger body is read on a thread: it would hold up every other request for milliseconds.
@@ -30,9 +31,17 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         return self._value
 
+    @property
+    def value(self) -> Any:
+        return self._value
+
 
 class JsonRoute(APIRoute):
     """A route with a JSON body; errors in it are those of `parse_json`."""
+
+    def shape_for(self, body: Any) -> Shape | None:
+        """The shape of errors, where it goes by the body; None where it goes by the path."""
+        return None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, given the parsed body."""
@@ -42,6 +51,8 @@ class JsonRoute(APIRoute):
             # Here, and not in `json`: FastAPI would make one unclear error of all that it raises.
             request = _JsonRequest(request.scope, request.receive)
             await request.parse()
+            if shape := self.shape_for(request.value):
+                request.scope[SHAPE] = shape
             return await handle(request)
 
         return parsed

@@ -34,16 +34,14 @@ from serve.schemas import (
     RenderRequest,
     RenderResponse,
     ScoreRequest,
-    ScoreResponse,
 )
 from serve.served_model import Scores
 
 router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class=JsonRoute)
 
 
-@router.post("/v1/score", response_model=ScoreResponse, summary="Score conversations")
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
-    """Rewards in the order of the conversations; one that cannot be scored gets an `error`."""
+    """`POST /v1/score`, which is routed by `serve.routes.shared_paths`."""
     scores = await service.score(body.model, body.conversations, body.truncation, body.priority)
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
     return JSONResponse({**_envelope("score", scores), "results": results})

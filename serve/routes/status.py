@@ -13,6 +13,8 @@ from serve import __version__
 from serve.problems import RETRY_AFTER_S
 from serve.routes.dependencies import KeysDep, ServiceDep, SettingsDep
 from serve.served_model import ServedModel
+from serve.service import ScoringService
+from serve.settings import Settings
 
 router = APIRouter(tags=["status"])
 
@@ -55,7 +57,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 @router.get("/info", summary="Effective settings")
 async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
     """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
-    return {
+    return _as_tei(service, settings) | {
         "service": "skyreward",
         "version": __version__,
         "ready": service.ready,
@@ -64,6 +66,26 @@ async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dic
             alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()
         },
+    }
+
+
+def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
+    """What clients of text-embeddings-inference look for, of the first model."""
+    model = next(iter(service.models.values()))
+    effective = model.info or {}
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return {
+        "model_id": model.settings.name,
+        "model_sha": effective.get("revision"),
+        "model_dtype": effective.get("dtype"),
+        "model_type": {"classifier": labels},
+        "max_concurrent_requests": settings.max_requests,
+        "max_input_length": model.encoder.max_length,
+        "max_batch_tokens": effective.get("max_batch_tokens"),
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_conversations,
+        "auto_truncate": False,
+        "tokenization_workers": 1,
     }
 
 

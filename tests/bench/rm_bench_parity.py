@@ -63,7 +63,7 @@ def run(data: Path, url: str, model: str | None, folder: Path) -> Outcome:
     tokens = 0
     with ScoringClient(url, model) as client:
         for start in range(0, len(pairs), 48):
-            answer = client.compare(pairs[start : start + 48])
+            answer = client.post("/v1/compare", {"pairs": pairs[start : start + 48]})
             results += answer["results"]
             tokens += answer["usage"]["num_tokens"]
     served = time.perf_counter()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import serve.clients
+import serve.evaluation.errors
 import serve.tables
 from rm_core import RewardError
 from serve import problems

@@ -18,6 +18,19 @@ SOURCES = sorted([*ROOT.glob("rm_core/**/*.py"), *ROOT.glob("serve/**/*.py")])
 # Files later in a list may be imported by earlier ones, never the other way round.
 RM_CORE_LAYERS = [
     ["rm_core.verification"],
+    ["rm_core.benchmarks.registry", "rm_core.benchmarks.intervals"],
+    [
+        "rm_core.benchmarks.rewardbench",
+        "rm_core.benchmarks.rewardbench2",
+        "rm_core.benchmarks.rm_bench",
+        "rm_core.benchmarks.rmb",
+        "rm_core.benchmarks.judgebench",
+        "rm_core.benchmarks.ppe",
+    ],
+    ["rm_core.benchmarks.tallies", "rm_core.benchmarks.statistics", "rm_core.benchmarks.best_of_n"],
+    ["rm_core.benchmarks.rows"],
+    ["rm_core.benchmarks.records"],
+    ["rm_core.benchmarks.options"],
     ["rm_core.scorer"],
     ["rm_core.forward", "rm_core.memory"],
     ["rm_core.loading"],
@@ -26,7 +39,8 @@ RM_CORE_LAYERS = [
     ["rm_core.packed_linear", "rm_core.readout_layer", "rm_core.layer_split"],
     ["rm_core.golden"],
     ["rm_core.catalog", "rm_core.chat", "rm_core.attention"],
-    ["rm_core.token_bound"],
+    ["rm_core.token_bound", "rm_core.prepared", "rm_core.advice"],
+    ["rm_core.dialects"],
     ["rm_core.packing"],
     ["rm_core.records", "rm_core.truncation", "rm_core.conversations", "rm_core.cache"],
     ["rm_core.types", "rm_core.config"],
@@ -34,21 +48,34 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
-    ["serve.score_command", "serve.plan_command"],
+    ["serve.score_command", "serve.eval_command", "serve.plan_command"],
     ["serve.planning.shown"],
     ["serve.planning.plan"],
     ["serve.planning.fleet", "serve.planning.measure"],
     ["serve.planning.replica", "serve.planning.queueing"],
     ["serve.planning.devices", "serve.planning.load", "serve.planning.shape"],
     ["serve.options"],
+    ["serve.evaluation"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],
     ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
     ["serve.figures.gateways", "serve.http"],
     ["serve.start.listening", "serve.start.haproxy", "serve.autoscaling", "serve.router"],
     ["serve.routes.openapi", "serve.guard.middleware"],
+    ["serve.routes.shared_paths"],
+    [
+        "serve.routes.vllm",
+        "serve.routes.sglang",
+        "serve.routes.openrlhf",
+        "serve.routes.tei",
+        "serve.routes.llamafactory",
+        "serve.routes.slime",
+        "serve.routes.chat",
+        "serve.routes.rerank",
+    ],
+    ["serve.routes.peers"],
     ["serve.routes.native", "serve.routes.status", "serve.routes.figures", "serve.record.tracing"],
-    ["serve.routes.dependencies", "serve.routes.json_route"],
+    ["serve.routes.dependencies", "serve.routes.json_route", "serve.routes.shapes"],
     ["serve.guard.refusal"],
     ["serve.guard.body"],
     ["serve.guard.admission", "serve.guard.deadline"],
@@ -68,6 +95,7 @@ SERVE_LAYERS = [
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
     ["serve.model_settings", "serve.record.request"],
+    ["serve.pages"],
 ]
 
 
@@ -142,6 +170,7 @@ def test_settings_are_the_only_reader_of_the_environment() -> None:
     allowed = {
         "rm_core.packed_linear",
         "serve.settings",
+        "serve.clients.settings",
         "serve.start.launch",
         "serve.start.cluster",
     }

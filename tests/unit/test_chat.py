@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from rm_core import ChatEncoder, Encoded, ModelConfig, ModelLoadError, ScoreError, load_encoder
-from rm_core.chat import SYSTEM_PROMPT_WARNING, readout_position, render_record
+from rm_core.advice import SYSTEM_PROMPT_WARNING
+from rm_core.chat import readout_position, render_record
 from rm_core.errors import InvalidConversationError, TemplateError
 
 EncoderOf = Callable[[str], ChatEncoder]

@@ -152,7 +152,8 @@ def test_every_route_with_a_body_reads_it_strictly(client: TestClient) -> None:
     assert set(routes) >= set(ROUTES)
     for route in routes:  # those of `JsonRoute` alone say it so
         answer = client.post(route, content=b'{"x": NaN}', headers=HEADERS)
-        assert "NaN, and JSON knows finite numbers only" in answer.json()["error"]["message"]
+        assert answer.status_code in (400, 422)
+        assert "NaN, and JSON knows finite numbers only" in str(answer.json())
 
 
 JSON = st.recursive(

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rm_core import Reward, ScoreError, Truncation
+from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.conversations import Messages
 
 
@@ -27,6 +27,21 @@ class Scored:
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringModel:
+    """What gives the rewards.
+
+    Attributes:
+        name: as it is called in requests.
+        fingerprint: what makes two rewards comparable.
+        max_length: most tokens of a conversation.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    max_length: int
 
 
 class Carrier(Protocol):
@@ -71,4 +86,19 @@ class Carrier(Protocol):
 
     def close(self) -> None:
         """Let go of models and connections; calls that have not begun are cancelled."""
+        ...
+
+
+class ModelCarrier(Carrier, Protocol):
+    """A carrier that can tell which model it scores with."""
+
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+        """What gives the rewards; None as long as that is not known.
+
+        Args:
+            ask: whether to load the model, or to ask the service, where it is not known yet.
+
+        Raises:
+            RewardError: as for `identity`, if it was to be asked.
+        """
         ...

@@ -36,7 +36,7 @@ from rm_core import (
 )
 from rm_core.conversations import Messages
 from rm_core.placement import resolve_devices, resolve_dtype
-from serve.jobs.carriers.carrier import Scored
+from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.durable import sha256_of, write_durably
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,14 @@ class LocalCarrier:
     def capacity(self) -> int:
         """Enough that the device never waits for the tokenizer."""
         return _CAPACITY
+
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+        """The model once it is loaded."""
+        if self._scorer is None and not ask:
+            return None
+        scorer = self._loaded()
+        name = self._config.known_as or self._config.name
+        return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
     def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
         """Begin to score; the future can be cancelled until the device has the conversations."""

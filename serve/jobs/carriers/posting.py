@@ -6,7 +6,8 @@ import threading
 import time
 from typing import Any
 
-from serve.clients.http import Answer, ScoringClient, ServiceError
+from serve.clients import ScoringClient, ServiceError
+from serve.clients.answers import Answer
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.carriers.parts import Part, PartQueue
 
@@ -71,7 +72,7 @@ class Posting(threading.Thread):
             self._queue.finish(part, Scored(answer.results, answer.num_computed_tokens))
 
     def _require_same(self, answer: Answer) -> None:
-        if answer.fingerprint != self._fingerprint:
+        if answer.fingerprint not in (None, self._fingerprint):
             raise ServiceError(
                 f"{self._url} scores with another model than when the job began: it was "
                 f"{self._fingerprint} and is {answer.fingerprint}; put the first one back and run "

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from rm_core import ScoreError, Truncation
+from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.conversations import Messages
-from serve.clients.http import ScoringClient, ServiceError
-from serve.jobs.carriers.carrier import Scored
+from serve.clients import ScoringClient, ServiceError
+from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.carriers.parts import PartQueue, split
 from serve.jobs.carriers.posting import Posting
 
@@ -41,6 +41,7 @@ class UrlsCarrier:
         self._api_key = api_key
         self._retry_s = retry_s
         self._fingerprint: dict[str, Any] | None = None
+        self._served: ScoringModel | None = None
         self._queue = PartQueue()
         self._threads: list[Posting] = []
 
@@ -72,6 +73,12 @@ class UrlsCarrier:
                 )
         self._fingerprint = identity["fingerprint"]
         return identity
+
+    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+        """The model of the first service that answered."""
+        if self._served is None and ask:
+            self.identity()
+        return self._served
 
     @property
     def capacity(self) -> int:
@@ -127,10 +134,12 @@ class UrlsCarrier:
             while True:
                 name, model = _chosen(client.get("/info")["models"], self._model, url)
                 if model["state"] == "ready" and model.get("encoding_sha256"):
+                    fingerprint, max_length = model["fingerprint"], model["max_model_len"]
+                    self._served = ScoringModel(name, Fingerprint(**fingerprint), max_length)
                     return {
-                        "fingerprint": model["fingerprint"],
+                        "fingerprint": fingerprint,
                         "encoding_sha256": model["encoding_sha256"],
-                        "max_length": model["max_model_len"],
+                        "max_length": max_length,
                     }
                 if time.monotonic() > deadline:
                     error = ServiceError(

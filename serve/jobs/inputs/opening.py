@@ -24,7 +24,8 @@ def open_source(name: str, *, split: str | None = None, without: Path | None = N
     Args:
         name: path of a file or folder, a glob, or `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
         split: which split of a folder, a saved `datasets` set or a hub repository.
-        without: a file that is not of the input, though it may be in its folder: the output.
+        without: a file or a folder that is not of the input, though it may be in its folder: the
+            output.
 
     Raises:
         JobInputError: nothing there, several kinds, an unknown kind, or a split is to be chosen.
@@ -53,7 +54,7 @@ def open_source(name: str, *, split: str | None = None, without: Path | None = N
         every = [
             one
             for one in found
-            if os.path.isfile(one) and not is_kept(one) and not _is_same(Path(one), without)
+            if os.path.isfile(one) and not is_kept(one) and not _is_of(Path(one), without)
         ]
         if not every:
             raise JobInputError(f"no file matches {name}")
@@ -61,15 +62,15 @@ def open_source(name: str, *, split: str | None = None, without: Path | None = N
     raise JobInputError(f"there is no file or folder {name}")
 
 
-def _is_same(path: Path, other: Path | None) -> bool:
-    return other is not None and path.resolve() == other.resolve()
+def _is_of(path: Path, other: Path | None) -> bool:
+    return other is not None and path.resolve().is_relative_to(other.resolve())
 
 
 def _in_folder(folder: Path, split: str | None, without: Path | None) -> list[Path]:
     every = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if not _is_same(path, without)
+        if not _is_of(path, without)
     )
     names = [name for name in every if is_data(name) and (folder / name).is_file()]
     if split is not None:

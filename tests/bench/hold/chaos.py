@@ -134,7 +134,7 @@ class Killer:
 def undisturbed(service: Service, pool: list[Conversation]) -> list[float]:
     """The reward of every conversation, before anything is killed."""
     with ScoringClient(service.url) as client:
-        results = client.score(pool)
+        results = client.results(pool)
     if bad := [result for result in results if not isinstance(result, Reward)]:
         raise SystemExit(f"not scored even before: {bad[0]}")
     return [result.reward for result in results]  # type: ignore[union-attr]
@@ -167,7 +167,7 @@ def with_retries(
                     break
                 failure, results = "", []
                 try:
-                    results = scoring.score([pool[place] for place in places])
+                    results = scoring.results([pool[place] for place in places])
                 except ServiceError as error:
                     failure = error.detail.split(" tries, request")[0][:160]
                 with lock:

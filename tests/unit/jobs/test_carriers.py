@@ -196,6 +196,19 @@ def test_parts_hold_every_conversation_once_and_neighbours_together() -> None:
     assert list(split([turns("x" * 3_000_000), turns("y" * 3_000_000)])) == [[0], [1]]
 
 
+def test_what_no_json_can_carry_is_no_failure_of_a_service(services: list[Service]) -> None:
+    carrier = urls(services)
+    try:
+        carrier.identity()
+        bad = [{"role": "user", "content": "?", "weight": float("nan")}]
+        (result,) = carrier.submit([bad], "error").result(60).results
+    finally:
+        carrier.close()
+    assert isinstance(result, ScoreError)
+    assert "NaN" in result.message
+    assert not any(service.posts for service in services)
+
+
 def test_several_addresses_share_the_work(services: list[Service]) -> None:
     for scored in score(urls(services), calls=5):
         assert scored.results == EXPECTED

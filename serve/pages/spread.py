@@ -16,7 +16,7 @@ _FINEST = -20
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """What to draw.
+    """Bars of a histogram.
 
     Attributes:
         start: where the first bar begins.
@@ -29,9 +29,9 @@ class Bars:
     counts: tuple[int, ...]
 
     @property
-    def end(self) -> float:
-        """Where the last bar ends."""
-        return self.start + self.width * len(self.counts)
+    def edges(self) -> tuple[float, ...]:
+        """Where bars begin, and where the last one ends."""
+        return tuple(self.start + self.width * place for place in range(len(self.counts) + 1))
 
 
 class Spread:

@@ -1,0 +1,129 @@
+"""Confidence intervals of all figures of a result: Wilson's for shares, bootstrap for the rest.
+
+Items are drawn again within their subsets, whole clusters where items belong together, so that an
+interval is of the same benchmark with other items, not of another mixture of subsets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rm_core.benchmarks.records import Additive, Benchmark, Figures, Part, ScoredItem
+from rm_core.benchmarks.statistics import CONFIDENCE, Interval, draws, percentiles, wilson
+from rm_core.benchmarks.tallies import by_subset, parts_of, tally
+
+RESAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Where figures may lie, under the names that the figures have.
+
+    Attributes:
+        overall: of the overall figure; None where there is none.
+        sections: of each section.
+        subsets: of each subset.
+    """
+
+    overall: Interval | None
+    sections: Mapping[str, Interval]
+    subsets: Mapping[str, Interval]
+
+
+def intervals(
+    benchmark: Benchmark,
+    scored: Sequence[ScoredItem],
+    figures: Figures,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Intervals:
+    """The intervals of a result; the same for the same items in any order.
+
+    Args:
+        benchmark: whose figures they are.
+        scored: what the figures were made of.
+        figures: of those.
+        resamples: how often the figures are computed again.
+        seed: of the draws.
+    """
+    if isinstance(benchmark, Additive):
+        again = _sums_again(benchmark, scored, resamples, seed)
+    else:
+        again = _figures_again(benchmark, scored, resamples, seed)
+    overall = percentiles([one.overall for one in again if one.overall is not None])
+    return Intervals(
+        overall,
+        _of_parts(figures.sections, [one.sections for one in again]),
+        _of_parts(figures.subsets, [one.subsets for one in again]),
+    )
+
+
+def is_share(part: Part) -> bool:
+    """Whether the score is a plain share of items, each right or wrong."""
+    right = part.num_correct
+    if right is None or not float(right).is_integer():
+        return False
+    return abs(part.score - right / part.num_items) < 1e-12
+
+
+def _of_parts(
+    parts: Mapping[str, Part], again: Sequence[Mapping[str, Part]]
+) -> dict[str, Interval]:
+    found = {}
+    for name, part in parts.items():
+        if is_share(part):
+            found[name] = wilson(part.num_correct or 0.0, part.num_items, CONFIDENCE)
+            continue
+        interval = percentiles([parts[name].score for parts in again if name in parts])
+        if interval is not None:
+            found[name] = interval
+    return found
+
+
+def _sums_again(
+    benchmark: Additive, scored: Sequence[ScoredItem], resamples: int, seed: int
+) -> list[Figures]:
+    """What an item adds is known before the draws, which are sums alone."""
+    groups = sorted(by_subset(scored).items())
+    credits = {name: sorted(benchmark.credit(one) for one in group) for name, group in groups}
+    chance, again = random.Random(seed), []
+    for _ in range(resamples):
+        drawn = {
+            name: tally(chance.choices(group, k=len(group))) for name, group in credits.items()
+        }
+        tallies = {name: one for name, one in drawn.items() if one.total}
+        overall, sections = benchmark.combine(tallies)
+        again.append(Figures(overall, sections, parts_of(tallies, {})))
+    return again
+
+
+def _figures_again(
+    benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
+) -> list[Figures]:
+    """All figures of each draw; clusters stay whole."""
+    strata: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
+    for one in sorted(scored, key=lambda one: one.item.key):
+        item = one.item
+        strata[item.subset][item.facts.get("cluster", item.key)].append(one)
+    clusters = [list(group.values()) for _, group in sorted(strata.items())]
+    drawn = draws(clusters, resamples=resamples, seed=seed)
+    return [benchmark.figures(_copies(one)) for one in drawn]
+
+
+def _copies(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:
+    """The items of clusters; one that was drawn twice is two clusters."""
+    return [
+        _of_cluster(one, number) if "cluster" in one.item.facts else one
+        for number, cluster in enumerate(clusters)
+        for one in cluster
+    ]
+
+
+def _of_cluster(one: ScoredItem, number: int) -> ScoredItem:
+    facts = {**one.item.facts, "cluster": number}
+    return ScoredItem(dataclasses.replace(one.item, facts=facts), one.rewards)

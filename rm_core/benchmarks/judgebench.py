@@ -1,0 +1,132 @@
+"""JudgeBench: pairs of answers to hard questions, one right and one wrong, in four categories.
+
+Rules are those of github.com/ScalerLab/JudgeBench at e2c52c2, `utils/judges.py` and
+`utils/metrics.py`. A reward model that gives both answers the same reward is taken to have said
+that B is better, and may be right by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_core.benchmarks.options import Options, choice
+from rm_core.benchmarks.records import (
+    Combined,
+    Credit,
+    Figures,
+    HubSet,
+    Item,
+    Preference,
+    Preparation,
+    ScoredItem,
+    Tally,
+)
+from rm_core.benchmarks.rows import Row, quoted
+from rm_core.benchmarks.tallies import counts, lacks, mean_of, part_of, parts_of, pooled, tallied
+
+CATEGORIES: Mapping[str, str] = {
+    "mmlu-pro": "knowledge",
+    "livebench-reasoning": "reasoning",
+    "livebench-math": "math",
+    "livecodebench": "coding",
+}
+"""By the start of `source`."""
+GPT_COUNTS: Mapping[str, int] = {"knowledge": 154, "reasoning": 98, "math": 56, "coding": 42}
+CLAUDE_COUNT = 270
+LABELS = ("A>B", "B>A")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeBenchOptions(Options):
+    """Where published figures differ."""
+
+    orders: str = choice(
+        "one",
+        "both",
+        meaning="equal rewards are B>A, as the benchmark runs reward models, or a draw, which is "
+        "wrong, as it runs judges, once in each order",
+    )
+    pairs: str = choice(
+        "gpt", "claude", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude 3.5 Sonnet"
+    )
+
+
+class JudgeBench:
+    """JudgeBench."""
+
+    name = "judgebench"
+    title = "JudgeBench"
+    preparation = Preparation(
+        max_length=None,
+        truncation="error",
+        dtype="bfloat16",
+        source="ScalerLab/JudgeBench@e2c52c2 utils/judges.py",
+    )
+
+    def __init__(self, options: JudgeBenchOptions | None = None) -> None:
+        self.options = options or JudgeBenchOptions()
+        self.hub = (HubSet("ScalerLab/JudgeBench", self.options.pairs),)
+
+    def read(self, row: Mapping[str, Any], origin: str) -> Item:
+        """A pair: answer A, then answer B."""
+        columns = Row(row, origin, "pair_id")
+        source = columns.text("source")
+        if _category(source) is None:
+            columns.refuse(
+                f"the column `source` is {quoted(source)}; it must start with "
+                f"{', '.join(CATEGORIES)}"
+            )
+        model = columns.get("response_model")
+        if isinstance(model, str) and not model.startswith(self.options.pairs):
+            columns.refuse(
+                f"the pair is of answers by {quoted(model)}, and the option `pairs` is "
+                f"{self.options.pairs}; figures of different pairs do not compare"
+            )
+        a_is_better = columns.choice("label", LABELS) == LABELS[0]
+        return Item(
+            id=columns.id,
+            subset=source,
+            prompt=columns.question("question"),
+            responses=(columns.text("response_A"), columns.text("response_B")),
+            preferences=(Preference(0, 1) if a_is_better else Preference(1, 0),),
+            facts={"category": _category(source)},
+        )
+
+    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+        """Accuracy over all pairs; `mean_of_sections`, which some publish, is in `more`."""
+        is_gpt = self.options.pairs == "gpt"
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
+        more = {"mean_of_sections": mean_of(sections)} if sections else {}
+        if is_gpt:
+            missing = lacks(counts(sections), GPT_COUNTS, "section")
+        else:
+            missing = [f"section {name}: no items" for name in GPT_COUNTS if name not in sections]
+            if len(scored) != CLAUDE_COUNT:
+                missing.append(f"{len(scored)} of {CLAUDE_COUNT} items")
+        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """Right if the answer that the label says has the higher reward."""
+        a_reward, b_reward = one.rewards
+        label_is_a = one.item.preferences[0].better == 0
+        if a_reward == b_reward:
+            return Credit(self.options.orders == "one" and not label_is_a, 1)
+        return Credit((a_reward > b_reward) == label_is_a, 1)
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """Four categories, and the accuracy over all pairs."""
+        sections = {}
+        for name, expected in GPT_COUNTS.items():
+            section = pooled(one for source, one in tallies.items() if _category(source) == name)
+            if section is not None:
+                is_gpt = self.options.pairs == "gpt"
+                sections[name] = part_of(section, expected if is_gpt else None)
+        everything = pooled(tallies.values())
+        return Combined(part_of(everything).score if everything else None, sections)
+
+
+def _category(source: str) -> str | None:
+    return next((name for start, name in CATEGORIES.items() if source.startswith(start)), None)

@@ -1,0 +1,63 @@
+"""All benchmarks, by their names on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from rm_core.benchmarks.judgebench import JudgeBench, JudgeBenchOptions
+from rm_core.benchmarks.options import Option, Options
+from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
+from rm_core.benchmarks.records import Benchmark
+from rm_core.benchmarks.rewardbench import RewardBench, RewardBenchOptions
+from rm_core.benchmarks.rewardbench2 import RewardBench2, RewardBench2Options
+from rm_core.benchmarks.rm_bench import RMBench
+from rm_core.benchmarks.rmb import RMB
+from rm_core.errors import BenchmarkDataError
+
+
+class _Entry(NamedTuple):
+    make: Any
+    options: type[Options]
+
+
+_KNOWN: Mapping[str, _Entry] = {
+    RewardBench.name: _Entry(RewardBench, RewardBenchOptions),
+    RewardBench2.name: _Entry(RewardBench2, RewardBench2Options),
+    RMBench.name: _Entry(RMBench, Options),
+    RMB.name: _Entry(RMB, Options),
+    JudgeBench.name: _Entry(JudgeBench, JudgeBenchOptions),
+    PPEPreference.name: _Entry(PPEPreference, Options),
+    PPECorrectness.name: _Entry(PPECorrectness, Options),
+}
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {name: entry.make(entry.options()) for name, entry in _KNOWN.items()}
+)
+"""Each the official way."""
+
+
+def benchmark(name: str, **options: str) -> Benchmark:
+    """A benchmark the way that these options say; without any, the official way.
+
+    Raises:
+        BenchmarkDataError: the name, an option or its value is unknown; says what there is.
+    """
+    entry = _entry(name)
+    made: Benchmark = entry.make(entry.options.of(options))
+    return made
+
+
+def options_of(name: str) -> tuple[Option, ...]:
+    """The options of a benchmark: names, choices (the first is the default), meanings.
+
+    Raises:
+        BenchmarkDataError: the name is unknown.
+    """
+    return _entry(name).options.known()
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _KNOWN:
+        raise BenchmarkDataError(f"there is no benchmark {name!r}; there is {', '.join(_KNOWN)}")
+    return _KNOWN[name]

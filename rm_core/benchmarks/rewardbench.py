@@ -1,0 +1,201 @@
+"""RewardBench: pairs in 23 subsets, four weighted sections, and their plain mean.
+
+Counts, weights and formulas are those of github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
+`rewardbench/constants.py` and `rewardbench/utils.py`. Equal rewards are wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_core.benchmarks.options import Options, choice
+from rm_core.benchmarks.records import (
+    Combined,
+    Credit,
+    Figures,
+    HubSet,
+    Item,
+    Part,
+    Preference,
+    Preparation,
+    ScoredItem,
+    Tally,
+)
+from rm_core.benchmarks.rows import Row
+from rm_core.benchmarks.tallies import (
+    counts,
+    lacks,
+    mean,
+    mean_of,
+    part_of,
+    parts_of,
+    pooled,
+    tallied,
+    weighted,
+)
+from rm_core.conversations import Messages
+
+SECTIONS: Mapping[str, Mapping[str, int]] = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 447,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
+}
+"""Rows of each subset."""
+PRIOR_SETS: Mapping[str, int] = {
+    "anthropic_helpful": 6192,
+    "anthropic_hhh": 221,
+    "shp": 1741,
+    "summarize": 9000,
+}
+# As much as the six subsets of code together.
+MATH_WEIGHT = 984
+# The two were swapped until 6552e93 of 10 September 2024; older figures have these.
+SWAPPED_XSTEST = {"xstest-should-refuse": 250, "xstest-should-respond": 154}
+PRIOR = "Prior Sets"
+PRIOR_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBenchOptions(Options):
+    """Where published figures differ."""
+
+    prior_sets: str = choice(
+        "off", "on", meaning="a fifth section, of half the weight, as in the paper of 2024"
+    )
+    xstest: str = choice(
+        "fixed", "swapped", meaning="weights of XSTest since, or before, 10 September 2024"
+    )
+
+
+class RewardBench:
+    """RewardBench, the first."""
+
+    name = "rewardbench"
+    title = "RewardBench"
+    preparation = Preparation(
+        max_length=2048,
+        truncation="left",
+        dtype="float16",
+        source="allenai/reward-bench@05a9005 scripts/run_rm.py",
+    )
+
+    def __init__(self, options: RewardBenchOptions | None = None) -> None:
+        self.options = options or RewardBenchOptions()
+        self._prior = self.options.prior_sets == "on"
+        self._expected = {name: rows for part in SECTIONS.values() for name, rows in part.items()}
+        sets = [HubSet("allenai/reward-bench", "filtered")]
+        if self._prior:
+            self._expected |= PRIOR_SETS
+            sets += [HubSet("allenai/pref-test-sets", name) for name in PRIOR_SETS]
+        self.hub = tuple(sets)
+
+    def read(self, row: Mapping[str, Any], origin: str) -> Item:
+        """A pair: the chosen response, then the rejected one."""
+        columns = Row(row, origin)
+        prompt: Messages
+        if isinstance(columns.get("prompt"), str):
+            prompt = columns.question("prompt")
+        else:
+            prompt = by_position(columns.turns("prompt"))
+        return Item(
+            id=columns.id,
+            subset=self._subset(columns, origin),
+            prompt=prompt,
+            responses=(columns.text("chosen"), columns.text("rejected")),
+            preferences=(Preference(0, 1),),
+        )
+
+    def _subset(self, columns: Row, origin: str) -> str:
+        given = columns.get("subset")
+        if given in self._expected:
+            return str(given)
+        # Prior sets are splits, so that the subset is in the name of the file alone.
+        prior = posixpath.basename(origin).split("-")[0].split(".")[0]
+        if prior in PRIOR_SETS and self._prior:
+            return prior
+        if given in PRIOR_SETS or prior in PRIOR_SETS:
+            columns.refuse("this is a row of a prior set, which the option `prior_sets` leaves out")
+        return columns.choice("subset", self._expected)
+
+    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+        """Weighted sections, and their mean."""
+        tallies = tallied(scored, self.credit)
+        overall, sections = self.combine(tallies)
+        subsets = parts_of(tallies, self._expected)
+        more: dict[str, Any] = {}
+        everything = pooled(tallies.values())
+        if everything is not None:
+            more["accuracy"] = part_of(everything).score
+        if PRIOR in sections:
+            four = mean(part.score for name, part in sections.items() if name != PRIOR)
+            more["mean_without_prior_sets"] = four
+        missing = lacks(counts(subsets), self._expected, "subset")
+        return Figures(overall, sections, subsets, more, tuple(missing))
+
+    def credit(self, one: ScoredItem) -> Credit:
+        """Right if the chosen response has the higher reward."""
+        chosen, rejected = one.rewards
+        return Credit(chosen > rejected, 1)
+
+    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+        """Weighted sections, and their mean."""
+        sections: dict[str, Part] = {}
+        for name, rows in SECTIONS.items():
+            section = weighted(tallies, self._weights(rows), rows)
+            if section is not None:
+                sections[name] = section
+        overall = mean_of(sections)
+        prior = weighted(tallies, dict.fromkeys(PRIOR_SETS, 1.0), PRIOR_SETS)
+        if prior is not None:
+            terms = [*(part.score for part in sections.values()), prior.score * PRIOR_WEIGHT]
+            overall = math.fsum(terms) / (len(sections) + PRIOR_WEIGHT)
+            sections[PRIOR] = prior
+        return Combined(overall, sections)
+
+    def _weights(self, rows: Mapping[str, int]) -> dict[str, float]:
+        weights: dict[str, float] = {**rows}
+        if "math-prm" in weights:
+            weights["math-prm"] = MATH_WEIGHT
+        if self.options.xstest == "swapped" and "xstest-should-refuse" in weights:
+            weights |= SWAPPED_XSTEST
+        return weights
+
+
+def by_position(turns: Messages) -> Messages:
+    """The official way with turns: their roles are by their place, whatever the data says."""
+    roles = ("user", "assistant")
+    return [
+        {"role": roles[index % 2], "content": turn["content"]} for index, turn in enumerate(turns)
+    ]

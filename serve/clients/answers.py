@@ -1,0 +1,105 @@
+"""What comes back of conversations, pairs and groups, read from the service's JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_core import Reward, ScoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back of one request.
+
+    Attributes:
+        results: a reward or an error for each conversation, in order.
+        num_computed_tokens: tokens that went through the model for it.
+        fingerprint: what makes rewards comparable, as the service tells it; None if there was
+            nothing that could be sent.
+    """
+
+    results: list[Reward | ScoreError]
+    num_computed_tokens: int
+    fingerprint: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The rewards of one pair.
+
+    Attributes:
+        chosen_reward: raw logit of the chosen answer.
+        rejected_reward: raw logit of the rejected one.
+        margin: their difference.
+        probability: sigmoid of the margin.
+        truncated: whether anything of either was cut off.
+        warnings: of either.
+    """
+
+    chosen_reward: float
+    rejected_reward: float
+    margin: float
+    probability: float
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The rewards of the answers to one prompt, in the order in which they were given.
+
+    Attributes:
+        rewards: raw logits.
+        ranks: 1 is the best; equal rewards share one.
+    """
+
+    rewards: list[float]
+    ranks: list[int]
+
+    @property
+    def best_index(self) -> int:
+        """Of the (first) best."""
+        return self.ranks.index(1)
+
+    @classmethod
+    def of(cls, rewards: Sequence[float]) -> Ranking:
+        """The ranking that rewards make."""
+        best_first = sorted(rewards, reverse=True)
+        return cls(list(rewards), [best_first.index(reward) + 1 for reward in rewards])
+
+
+def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
+    """A result of `/v1/score` or `/v1/rank`."""
+    return read_error(item) or Reward(
+        reward=_number(item["reward"]),
+        num_tokens=item["num_tokens"],
+        truncated=item["truncated"],
+        warnings=tuple(item.get("warnings", ())),
+    )
+
+
+def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
+    """A result of `/v1/compare`."""
+    return read_error(item) or Comparison(
+        chosen_reward=_number(item["chosen_reward"]),
+        rejected_reward=_number(item["rejected_reward"]),
+        margin=_number(item["margin"]),
+        probability=_number(item["probability"]),
+        truncated=item["truncated"],
+        warnings=tuple(item.get("warnings", ())),
+    )
+
+
+def read_error(item: Mapping[str, Any]) -> ScoreError | None:
+    """The error in the place of a result, if there is one."""
+    error = item.get("error")
+    return ScoreError(error["code"], error["message"]) if error else None
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no reward")
+    return float(value)

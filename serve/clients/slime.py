@@ -1,0 +1,21 @@
+"""slime: `--custom-rm-path serve.clients.slime.custom_rm`, also with `--group-rm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve.clients.rewards import scoring
+
+
+async def custom_rm(args: Any, sample: Any, **_: Any) -> float | list[float]:
+    """The raw reward of a sample, or of each of a list of samples, in order."""
+    chosen = scoring()
+    samples = sample if isinstance(sample, list) else [sample]
+    items = [
+        chosen.reading.conversation_of_text(one.prompt + one.response, one.prompt)
+        if isinstance(one.prompt, str)
+        else chosen.reading.conversation(one.prompt, one.response)
+        for one in samples
+    ]
+    rewards = await chosen.score_async(items)
+    return rewards if isinstance(sample, list) else rewards[0]

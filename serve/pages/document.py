@@ -1,0 +1,70 @@
+"""The shell of a page: head, style, heading, and the parts below one another or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from markupsafe import Markup
+
+_SHELL = Markup("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1>{about}</header>
+<main>
+{parts}
+</main>
+</body>
+</html>
+""")
+
+
+def document(title: str, parts: Iterable[Markup], about: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: its heading, and the name of its tab.
+        parts: from top to bottom.
+        about: a line under the heading.
+    """
+    return str(
+        _SHELL.format(
+            title=title,
+            style=_style(),
+            about=Markup('<p class="about">{}</p>').format(about) if about else "",
+            parts=Markup("\n").join(parts),
+        )
+    )
+
+
+def section(title: str, *parts: Markup | str, about: str = "") -> Markup:
+    """A frame with a heading.
+
+    Args:
+        title: the heading.
+        parts: what it holds; what is no markup is escaped.
+        about: a line under the heading.
+    """
+    return Markup("<section><h2>{}</h2>{}{}</section>").format(
+        title,
+        Markup('<p class="about">{}</p>').format(about) if about else "",
+        Markup("").join(parts),
+    )
+
+
+def columns(parts: Iterable[Markup]) -> Markup:
+    """Parts in two columns where there is room, one below another where there is not."""
+    return Markup('<div class="columns">{}</div>').format(Markup("\n").join(parts))
+
+
+@cache
+def _style() -> Markup:
+    return Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))

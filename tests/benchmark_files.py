@@ -1,0 +1,197 @@
+"""Rows of benchmarks in their published form, made up, and files of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RowsOf = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Rows by the name of their file."""
+
+_WORDS = [f"word{number}" for number in range(200)]
+
+
+def text(rng: random.Random) -> str:
+    return " ".join(rng.choices(_WORDS, k=rng.randint(3, 12)))
+
+
+def rewardbench(num_rows: int = 12, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    subsets = ["alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm", "hep-rust"]
+    return [
+        {
+            "prompt": text(rng),
+            "chosen": text(rng),
+            "chosen_model": "one",
+            "rejected": text(rng),
+            "rejected_model": "another",
+            "subset": subsets[index % len(subsets)],
+            "id": index,
+        }
+        for index in range(num_rows)
+    ]
+
+
+def rewardbench2(seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    rows = [
+        {
+            "id": str(index),
+            "prompt": text(rng),
+            "chosen": [text(rng)],
+            "rejected": [text(rng) for _ in range(3)],
+            "num_correct": 1,
+            "subset": subset,
+        }
+        for index, subset in enumerate(["Factuality", "Focus", "Math", "Precise IF", "Safety"])
+    ]
+    for kind, right in (("ref", 1), ("tied", 3)):
+        rows.append(
+            {
+                "id": f"{kind}:7",
+                "prompt": text(rng),
+                "chosen": [text(rng) for _ in range(right)],
+                "rejected": [text(rng) for _ in range(2)],
+                "num_correct": right,
+                "subset": "Ties",
+            }
+        )
+    return rows
+
+
+def rm_bench(num_rows: int = 3, seed: int = 0) -> RowsOf:
+    """The files of the repository; ids repeat in all of them."""
+    rng = random.Random(seed)
+
+    def rows() -> list[dict[str, Any]]:
+        return [
+            {
+                "id": index,
+                "subset": "alpacaeval",
+                "prompt": text(rng),
+                "chosen": [text(rng) for _ in range(3)],
+                "rejected": [text(rng) for _ in range(3)],
+            }
+            for index in range(num_rows)
+        ]
+
+    names = ("chat", "code", "math", "safety-refuse", "safety-response")
+    return {f"{name}_filtered.json": rows() for name in names}
+
+
+def rmb(seed: int = 0) -> RowsOf:
+    rng = random.Random(seed)
+
+    def turns() -> list[dict[str, str]]:
+        return [{"role": "user", "content": text(rng), "language": "English"}]
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for goal, scenario in (("Helpfulness", "Chat/Discussion"), ("Harmlessness", "S1")):
+        pairs, groups = f"Pairwise_set/{goal}/{scenario}", f"BoN_set/{goal}/{scenario}"
+        found[f"{pairs}.json"] = [
+            {
+                "pair_uid": str(index),
+                "conversation_input": turns(),
+                "chosen": {"answer": text(rng)},
+                "reject": {"answer": text(rng)},
+                "category_path": pairs,
+            }
+            for index in range(2)
+        ]
+        found[f"{groups}.json"] = [
+            {
+                "bon_uid": str(index),
+                "conversation_input": turns(),
+                "bon_best": {"answer": text(rng)},
+                "loser_list": [{"answer": text(rng)} for _ in range(2 + index)],
+                "category_path": groups,
+            }
+            for index in range(2)
+        ]
+    return found
+
+
+def judgebench(num_rows: int = 6, seed: int = 0, model: str = "gpt-4o-2024-05-13") -> list[Any]:
+    rng = random.Random(seed)
+    sources = ["mmlu-pro-law", "livebench-math", "livecodebench", "livebench-reasoning"]
+    return [
+        {
+            "pair_id": f"{model}-{index}",
+            "source": sources[index % len(sources)],
+            "question": text(rng),
+            "response_model": model,
+            "response_A": text(rng),
+            "response_B": text(rng),
+            "label": "A>B" if index % 2 else "B>A",
+        }
+        for index in range(num_rows)
+    ]
+
+
+def ppe_preference(num_rows: int = 6, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    winners = ["model_a", "model_b", "tie"]
+    return [
+        {
+            "question_id": f"v{index}",
+            "prompt": text(rng),
+            "response_1": text(rng),
+            "response_2": text(rng),
+            "winner": winners[index % 3],
+            "language": "English",
+        }
+        for index in range(num_rows)
+    ]
+
+
+def ppe_correctness(num_rows: int = 3, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    return [
+        {
+            "question_id": f"q{index}",
+            "prompt": text(rng),
+            **{f"response_{number}": text(rng) for number in range(1, 5)},
+            "scores": [True, False, True, False],
+            "sampled_conflict_pairs": [[0, 1], [3, 2]],
+            "model_name": "a-model",
+        }
+        for index in range(num_rows)
+    ]
+
+
+EVERY: dict[str, RowsOf] = {
+    "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
+    "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
+    "rm-bench": rm_bench(),
+    "rmb": rmb(),
+    "judgebench": {"dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl": judgebench()},
+    "ppe-preference": {"test-00000-of-00001.jsonl": ppe_preference()},
+    "ppe-correctness": {"PPE-GPQA-Best-of-K/train-00000-of-00001.jsonl": ppe_correctness()},
+}
+
+
+def write(folder: Path, rows_of: RowsOf) -> Path:
+    """Each file as its name says; returns the folder."""
+    for name, rows in rows_of.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(list(rows)), path)
+            continue
+        written = json.dumps(rows) if ".json" in path.suffixes else lines(rows)
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress(written.encode()))
+        else:
+            path.write_text(written)
+    return folder
+
+
+def lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

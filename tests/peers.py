@@ -1,0 +1,59 @@
+"""The code of other projects' clients, loaded from where it was installed without what it needs.
+
+Packages of trainers pull in engines and kernels that have no place beside ours. Their client code
+needs next to none of it: single modules are imported as they are, while `__init__` files of the
+packages around them are not run and named modules are stood in for. What is not installed skips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+# `make .venv/dev` fills the first one; what is on no package index may be laid into either.
+PLACES = (Path(sys.prefix) / "peers", ROOT.parent / "shared" / "peers")
+
+
+def peer_path(name: str) -> Path:
+    """A file or folder of a peer; skips where there is none."""
+    for place in PLACES:
+        if (place / name).exists():
+            return place / name
+    pytest.skip(f"there is no {name} in {' or '.join(map(str, PLACES))}")
+
+
+@contextlib.contextmanager
+def peer_module(name: str, stand_ins: Mapping[str, Mapping[str, Any]]) -> Iterator[ModuleType]:
+    """A module of a peer; while it is in use, what it imports is found.
+
+    Args:
+        name: with its packages.
+        stand_ins: attributes of modules that are not to be imported, by name.
+    """
+    top = name.split(".")[0]
+    place = peer_path(top).parent
+    before = set(sys.modules)
+    parts = name.split(".")
+    packages = {".".join(parts[:number]) for number in range(1, len(parts))}
+    for package in packages | set(stand_ins):
+        module = ModuleType(package)
+        module.__path__ = [str(place.joinpath(*package.split(".")))]
+        vars(module).update(stand_ins.get(package, {}))
+        sys.modules[package] = module
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their code, at import
+            yield importlib.import_module(name)
+    finally:
+        for added in set(sys.modules) - before:
+            if added in stand_ins or added.split(".")[0] == top:
+                del sys.modules[added]

@@ -1,0 +1,202 @@
+"""Rows as benchmarks publish them, with made-up texts, and rewards that are right as often as told.
+
+`whole(NAME)` is a whole benchmark, of the published counts of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rm_core.benchmarks import judgebench, ppe, rewardbench, rewardbench2, rm_bench, rmb
+from rm_core.benchmarks.records import Benchmark, Item, ScoredItem
+
+Row = dict[str, Any]
+Rewards = Sequence[float]
+RIGHT, WRONG = (1.0, 0.0), (0.0, 1.0)
+
+REWARDBENCH = {name: n for rows in rewardbench.SECTIONS.values() for name, n in rows.items()}
+# Numbers of Ties, each with a ref and a tied row: 102 rows.
+NUM_PAIRED_TIES = 51
+
+
+def read(benchmark: Benchmark, rows: Iterable[tuple[Row, str]]) -> list[Item]:
+    return [benchmark.read(row, origin) for row, origin in rows]
+
+
+def scored(items: Iterable[Item], rewards: Callable[[Item], Rewards]) -> list[ScoredItem]:
+    return [ScoredItem(item, rewards(item)) for item in items]
+
+
+def rewardbench_row(number: int, subset: str) -> Row:
+    return {
+        "id": number,
+        "subset": subset,
+        "prompt": f"Question {number}?",
+        "chosen": "A good answer.",
+        "chosen_model": "someone",
+        "rejected": "A bad one.",
+        "rejected_model": "somebody",
+    }
+
+
+def rewardbench2_row(row_id: str, subset: str, right: int = 1, wrong: int = 3) -> Row:
+    return {
+        "id": row_id,
+        "subset": subset,
+        "prompt": f"Question {row_id}?",
+        "chosen": [f"Right {i}." for i in range(right)],
+        "rejected": [f"Wrong {i}." for i in range(wrong)],
+        "num_correct": right,
+        "num_incorrect": wrong,
+        "total_completions": right + wrong,
+        "models": ["someone"] * (right + wrong),
+        "additional_metadata": None,
+    }
+
+
+def rm_bench_row(number: int) -> Row:
+    return {
+        "id": number,
+        "prompt": f"Question {number}?",
+        "chosen": ["Plain.", "More words.", "**More** words."],
+        "rejected": ["Wrong.", "Wrong words.", "**Wrong** words."],
+        "subset": "alpacaeval",
+    }
+
+
+def rmb_pair(number: int, path: str) -> Row:
+    return {
+        "pair_uid": str(number),
+        "conversation_input": [{"role": "user", "content": "Why?", "language": "English"}],
+        "chosen": {"llm_name": "someone", "answer": "Because."},
+        "reject": {"llm_name": "somebody", "answer": "Why not?"},
+        "category_path": path,
+    }
+
+
+def rmb_group(number: int, path: str, num_losers: int = 2) -> Row:
+    return {
+        "bon_uid": number,
+        "conversation_input": [
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "Because."},
+            {"role": "user", "content": "And then?"},
+        ],
+        "bon_best": {"llm_name": "someone", "answer": "The best."},
+        "loser_list": [{"llm_name": "x", "answer": f"Loser {i}."} for i in range(num_losers)],
+        "category_path": path,
+    }
+
+
+def judgebench_row(number: int, source: str, label: str = "A>B") -> Row:
+    return {
+        "pair_id": f"pair-{number}",
+        "original_id": str(number),
+        "source": source,
+        "question": "Which?",
+        "response_model": "gpt-4o-2024-05-13",
+        "response_A": "This.",
+        "response_B": "That.",
+        "label": label,
+    }
+
+
+def vote_row(number: int, winner: str, language: str = "English") -> Row:
+    return {
+        "question_id": f"vote-{number}",
+        "prompt": "Which?",
+        "response_1": "This.",
+        "response_2": "That.",
+        "model_a": "someone",
+        "model_b": "somebody",
+        "winner": winner,
+        "language": language,
+    }
+
+
+def graded_row(number: int, scores: Sequence[float], pairs: Sequence[Sequence[int]]) -> Row:
+    row: Row = {
+        "question_id": f"question-{number}",
+        "prompt": "How much?",
+        "scores": list(scores),
+        "sampled_conflict_pairs": [list(pair) for pair in pairs],
+        "model_name": "someone",
+    }
+    return row | {f"response_{i + 1}": f"Answer {i}." for i in range(len(scores))}
+
+
+def whole(name: str) -> list[tuple[Row, str]]:
+    """All rows of a benchmark, each with the path of its file."""
+    return list(_WHOLE[name]())
+
+
+def _rewardbench() -> Iterator[tuple[Row, str]]:
+    for subset, count in REWARDBENCH.items():
+        for number in range(count):
+            yield rewardbench_row(number, subset), "filtered-00000-of-00001.parquet"
+
+
+def _rewardbench2() -> Iterator[tuple[Row, str]]:
+    origin = "test-00000-of-00001.parquet"
+    for subset, count in rewardbench2.SUBSETS.items():
+        if subset != rewardbench2.TIES:
+            for number in range(count):
+                yield rewardbench2_row(f"{subset}-{number}", subset), origin
+    for number in range(NUM_PAIRED_TIES):
+        yield rewardbench2_row(f"ref:{number}", "Ties", 1, 4), origin
+        yield rewardbench2_row(f"tied:{number}", "Ties", 3, 4), origin
+
+
+def _rm_bench() -> Iterator[tuple[Row, str]]:
+    for subset, count in rm_bench.SUBSETS.items():
+        for number in range(count):
+            yield rm_bench_row(number), f"data/{subset}_filtered.json"
+
+
+def _rmb() -> Iterator[tuple[Row, str]]:
+    for section, count in rmb.SECTIONS.items():
+        kind, goal = section.split("/")
+        path = f"{'Pairwise_set' if kind == 'pairwise' else 'BoN_set'}/{goal.capitalize()}/S"
+        make = rmb_pair if kind == "pairwise" else rmb_group
+        for number in range(count):
+            scenario = f"{path}{number % 3}"
+            yield make(number, scenario), f"{scenario}.json"
+
+
+def _judgebench() -> Iterator[tuple[Row, str]]:
+    sources = {name: start for start, name in judgebench.CATEGORIES.items()}
+    number = 0
+    for category, count in judgebench.GPT_COUNTS.items():
+        for _ in range(count):
+            source = sources[category] + ("-law" if category == "knowledge" else "")
+            yield judgebench_row(number, source, ("A>B", "B>A")[number % 2]), "gpt.jsonl"
+            number += 1
+
+
+def _votes() -> Iterator[tuple[Row, str]]:
+    winners = ("model_a", "model_b", "tie", "tie (bothbad)")
+    for number in range(ppe.NUM_VOTES):
+        language = ("English", "Chinese")[number % 3 == 0]
+        yield vote_row(number, winners[number % 4], language), "test-00000-of-00001.parquet"
+
+
+def _graded() -> Iterator[tuple[Row, str]]:
+    for name in ppe.SETS:
+        for number in range(ppe.NUM_PROMPTS // len(ppe.SETS)):
+            scores = [(number + place) % 3 == 0 for place in range(32)]
+            right = [place for place, score in enumerate(scores) if score]
+            wrong = [place for place, score in enumerate(scores) if not score]
+            pairs = [(right[0], wrong[0]), (wrong[1], right[1])]
+            yield graded_row(number, scores, pairs), f"PPE-{name}-Best-of-K/train.parquet"
+
+
+_WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
+    "rewardbench": _rewardbench,
+    "rewardbench2": _rewardbench2,
+    "rm-bench": _rm_bench,
+    "rmb": _rmb,
+    "judgebench": _judgebench,
+    "ppe-preference": _votes,
+    "ppe-correctness": _graded,
+}

@@ -1,0 +1,83 @@
+"""Reports in a real browser: no complaint, every plot has a size, nothing sticks out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import PROGRAM, Chromium
+from evaluations import evaluation
+
+from rm_core import Reward
+from serve.evaluation.report import write_report
+from serve.jobs.report import Report
+from serve.jobs.summary import Summary
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
+
+_LONG = "Skywork/Skywork-Reward-" + "V2-" * 25 + "8B"
+# A plot is drawn if its lines and letters have a place within it.
+_DRAWN = """[...document.querySelectorAll('svg')].map(svg => {
+  const box = svg.getBoundingClientRect(), shapes = [...svg.querySelectorAll('path, text')];
+  const seen = shapes.filter(one => {
+    const its = one.getBoundingClientRect();
+    return its.width + its.height > 0 && its.left >= box.left - 8 && its.right <= box.right + 8;
+  });
+  return [box.width, box.height, shapes.length, seen.length];
+})"""
+_CUT_OFF = """[...document.querySelectorAll('body *')].filter(one => {
+  const box = one.getBoundingClientRect();
+  return box.width && box.right > document.documentElement.clientWidth + 1
+    && !one.closest('.wide');
+}).map(one => one.outerHTML.slice(0, 90))"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each kind, with the number of its plots in mind."""
+    folder = tmp_path_factory.mktemp("pages")
+    names = ("job", "rewardbench", "rewardbench2", "rm-bench", "ppe-correctness")
+    found = {name: folder / f"{name}.html" for name in names}
+    report = Report(found["job"], "<scored>.jsonl")
+    for number in range(200):
+        report.add("pair", [Reward(number / 7 % 9, number + 5), Reward(number / 3 % 5, 50)], None)
+    report.write(Summary(num_rows=200, num_tokens=1_000, seconds=2.0))
+    for name in names[1:]:
+        models = [_LONG, "b"] if name in ("rewardbench", "ppe-correctness") else [_LONG]
+        write_report(
+            found[name], [evaluation(name, model, seed=n) for n, model in enumerate(models)]
+        )
+    return found
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(
+    ("name", "plots"),
+    [("job", 3), ("rewardbench", 7), ("rewardbench2", 5), ("rm-bench", 7), ("ppe-correctness", 11)],
+)
+def test_pages_are_drawn_whole(
+    browser: Chromium, pages: dict[str, Path], name: str, plots: int, width: int, dark: bool
+) -> None:
+    page = pages[name]
+    browser.open(page, width, dark)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(_CUT_OFF) == []
+    drawn = browser.run(_DRAWN)
+    assert len(drawn) == plots
+    for across, down, shapes, seen in drawn:
+        assert across > 0.7 * min(width, 560)
+        assert down > 40
+        assert shapes == seen > 3
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, background[4:-1].split(","))) < 60) == dark
+    assert browser.complaints == []
+    assert browser.asked == [page.resolve().as_uri()]

@@ -1,0 +1,143 @@
+"""TRL's trainers on a tiny random policy, with rewards of a real service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import SPECS, build_tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from serve.clients import AsyncScoringClient, ScoringClient, ScoringFailedError
+from serve.clients.trl import AsyncTRLReward, TRLReward
+from serve.demo import running_service
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and torch's, about each other
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+QUESTIONS = ["What is the capital of France?", "2+2?"]
+DATA = {
+    "text": [{"prompt": question, "solution": "x"} for question in QUESTIONS],
+    "conversational": [
+        {"prompt": [{"role": "user", "content": question}], "solution": "x"}
+        for question in QUESTIONS
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service("--local", "--model", "demo") as address:
+        yield address
+
+
+class Seen:
+    """A reward function that keeps what it was asked and what it said."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.calls: list[tuple[list[Any], list[Any], list[float]]] = []
+        self.__name__ = function.__name__
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        assert set(columns["solution"]) == {"x"}
+        rewards: list[float] = self.function(prompts=prompts, completions=completions, **columns)
+        self.calls.append((prompts, completions, rewards))
+        return rewards
+
+
+class SeenAsync(Seen):
+    async def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
+        rewards = await self.function(prompts=prompts, completions=completions, **columns)
+        self.calls.append((prompts, completions, rewards))
+        return rewards
+
+
+def policy(folder: Path) -> PreTrainedTokenizerFast:
+    """Written to a folder, since a trainer reads it once more as the reference model."""
+    tokenizer = build_tokenizer(SPECS["qwen3"])
+    tokenizer.padding_side = "left"
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return tokenizer
+
+
+def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Path) -> Any:
+    chosen = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    tokenizer = policy(folder / "policy")
+    trainer = getattr(trl, f"{algorithm}Trainer")(
+        model=str(folder / "policy"),
+        reward_funcs=function,
+        args=getattr(trl, f"{algorithm}Config")(**chosen),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
+
+
+def conversations(prompts: list[Any], completions: list[Any]) -> list[Any]:
+    if isinstance(prompts[0], str):
+        return [
+            [{"role": "user", "content": p}, {"role": "assistant", "content": c}]
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+    return [p + c for p, c in zip(prompts, completions, strict=True)]
+
+
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+@pytest.mark.parametrize("rows", ["conversational", "text"])
+def test_steps_with_our_rewards(url: str, algorithm: str, rows: str, tmp_path: Path) -> None:
+    with ScoringClient(url) as client:
+        function = Seen(TRLReward(client))
+        trainer = train(algorithm, function, DATA[rows], tmp_path)
+        assert len(function.calls) == 2
+        logs = [log for log in trainer.state.log_history if "rewards/skyreward/mean" in log]
+        for (prompts, completions, rewards), log in zip(function.calls, logs, strict=True):
+            assert len(rewards) == 4
+            assert rewards == client.score(conversations(prompts, completions))
+            assert log["rewards/skyreward/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
+
+
+def test_steps_with_asynchronous_rewards(url: str, tmp_path: Path) -> None:
+    client = AsyncScoringClient(url)
+    function = SeenAsync(AsyncTRLReward(client, name="remote"))
+    trainer = train("GRPO", function, DATA["conversational"], tmp_path)
+    asyncio.run_coroutine_threadsafe(client.close(), trainer.async_loop).result(30)
+    assert len(function.calls) == 2
+    with ScoringClient(url) as blocking:
+        for prompts, completions, rewards in function.calls:
+            assert rewards == blocking.score(conversations(prompts, completions))
+    assert any("rewards/remote/mean" in log for log in trainer.state.log_history)
+
+
+def test_what_cannot_be_scored_ends_the_run(url: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "<|im_start|>user\n2+2?", "solution": "x"}] * 2
+    with ScoringClient(url) as client, pytest.raises(ScoringFailedError, match="4 of 4 conv"):
+        train("GRPO", TRLReward(client), rows, tmp_path)

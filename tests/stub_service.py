@@ -1,0 +1,140 @@
+"""A service for tests of clients: real HTTP, rewards known beforehand, trouble on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+FINGERPRINT = {"revision": "r"}
+
+
+def reward_of(conversation: Any) -> float:
+    """What the stub gives: the number in the last message."""
+    last = conversation[-1] if isinstance(conversation, list) else {"content": conversation}
+    return float(last["content"])
+
+
+def conversation(number: float, padding: str = "") -> list[dict[str, str]]:
+    """One whose reward is known."""
+    return [
+        {"role": "user", "content": f"2+2?{padding}"},
+        {"role": "assistant", "content": str(number)},
+    ]
+
+
+class StubService:
+    """Answers `/v1/score`, `/v1/compare` and `/v1/rank`.
+
+    Attributes:
+        max_bytes: larger bodies are 413.
+        refusals: answers for the next requests: a status, headers.
+        delay_s: before each answer.
+        fingerprint: in every answer.
+        bodies: that came.
+        headers: that came with them.
+        peers: ports of the connections that they came on.
+        most_at_a_time: requests in flight.
+    """
+
+    def __init__(self) -> None:
+        self.max_bytes = 2**40
+        self.refusals: list[tuple[int, dict[str, str]]] = []
+        self.delay_s = 0.0
+        self.fingerprint: dict[str, Any] = dict(FINGERPRINT)
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.peers: list[int] = []
+        self.most_at_a_time = 0
+        self._running = 0
+        self._lock = threading.Lock()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                with stub._lock:
+                    stub._running += 1
+                    stub.most_at_a_time = max(stub.most_at_a_time, stub._running)
+                    stub.peers.append(self.client_address[1])
+                    stub.headers.append(dict(self.headers))
+                time.sleep(stub.delay_s)
+                status, body, headers = stub._answer(self.path, content)
+                with stub._lock:
+                    stub._running -= 1
+                sent = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(sent)))
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(sent)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def _answer(self, route: str, content: bytes) -> tuple[int, dict[str, Any], dict[str, str]]:
+        with self._lock:
+            if self.refusals:
+                status, headers = self.refusals.pop(0)
+                return status, _error("refused", "not now"), headers
+        if len(content) > self.max_bytes:
+            return 413, _error("body_too_large", "split it"), {}
+        body = json.loads(content)
+        with self._lock:
+            self.bodies.append(body)
+        if route == "/v1/compare":
+            results = [self._pair(pair) for pair in body["pairs"]]
+        elif route not in ("/v1/score", "/v1/rank"):
+            return 404, _error("http_404", f"no route {route}"), {}
+        else:
+            field = {"/v1/score": "conversations", "/v1/rank": "responses"}[route]
+            results = [self._single(item) for item in body[field]]
+        return 200, {"results": results, "fingerprint": self.fingerprint}, {}
+
+    def _single(self, item: Any) -> dict[str, Any]:
+        try:
+            reward = reward_of(item)
+        except ValueError:
+            return _error("invalid_conversation", "that is no number")
+        return {"reward": reward, "num_tokens": 1, "truncated": False}
+
+    def _pair(self, pair: dict[str, Any]) -> dict[str, Any]:
+        chosen, rejected = self._single(pair["chosen"]), self._single(pair["rejected"])
+        if error := next((side for side in (chosen, rejected) if "error" in side), None):
+            return error
+        return {
+            "chosen_reward": chosen["reward"],
+            "rejected_reward": rejected["reward"],
+            "margin": chosen["reward"] - rejected["reward"],
+            "probability": 0.5,
+            "truncated": False,
+        }
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "type": "t", "param": None}}
+
+
+@contextlib.contextmanager
+def stub_service() -> Iterator[StubService]:
+    """One that runs."""
+    stub = StubService()
+    with stub.http:
+        thread = threading.Thread(target=stub.http.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield stub
+        finally:
+            stub.http.shutdown()
+            thread.join()

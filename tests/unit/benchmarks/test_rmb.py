@@ -1,0 +1,113 @@
+"""RMB: pairs, groups in which the best must beat all, and four parts of equal weight."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import SHARED_DATA
+from published_rows import read, rmb_group, rmb_pair, scored, whole
+
+from rm_core.benchmarks.records import Item
+from rm_core.benchmarks.registry import BENCHMARKS
+from rm_core.errors import BenchmarkDataError
+
+ORIGINAL = BENCHMARKS["rmb"]
+DATA = SHARED_DATA / "rmb"
+PATH = "Pairwise_set/Helpfulness/Code/Documentation"
+
+
+def test_the_published_log_of_rm_r1() -> None:
+    right = {
+        "Pairwise_set/Helpfulness": 8071,
+        "Pairwise_set/Harmlessness": 5692,
+        "BoN_set/Helpfulness": 1372,
+        "BoN_set/Harmlessness": 1111,
+    }
+
+    def rewards(item: Item) -> list[float]:
+        best = float(int(item.id) < right["/".join(item.subset.split("/")[:2])])
+        return [best, *[0.5] * (len(item.responses) - 1)]
+
+    found = ORIGINAL.figures(scored(read(ORIGINAL, whole("rmb")), rewards))
+    assert {name: round(part.score, 6) for name, part in found.sections.items()} == {
+        "pairwise/helpfulness": round(8071 / 10067, 6),
+        "pairwise/harmlessness": 0.805776,
+        "best-of-n/helpfulness": 0.650545,
+        "best-of-n/harmlessness": 0.662493,
+    }
+    assert abs(found.sections["pairwise/helpfulness"].score - 0.801728) < 1e-6
+    assert found.overall is not None
+    assert round(found.overall, 6) == 0.730136
+    assert found.missing == ()
+    assert found.more["means"]["best-of-n"] == (1372 / 2109 + 1111 / 1677) / 2
+
+
+@pytest.mark.parametrize(
+    ("rewards", "right"),
+    [((2, 1, 0), 1), ((2, 2, 0), 0), ((2, 0, 2), 0), ((1, 0, 2), 0), ((0, 0, 0), 0)],
+)
+def test_the_best_must_beat_every_other(rewards: tuple[float, ...], right: int) -> None:
+    item = ORIGINAL.read(rmb_group(1, "BoN_set/Harmlessness/S1"), "S1.json")
+    found = ORIGINAL.figures(scored([item], lambda item: rewards))
+    assert found.overall == right
+    assert found.subsets["BoN_set/Harmlessness/S1"].num_correct == right
+    assert "section best-of-n/harmlessness: 1 of 1677 items" in found.missing
+    assert len(found.missing) == 4
+
+
+def test_parts_are_flat_over_scenarios() -> None:
+    rows = [(rmb_pair(n, PATH), "") for n in range(3)]
+    rows += [(rmb_pair(9, "Pairwise_set/Helpfulness/Chat/Discussion"), "")]
+    items = read(ORIGINAL, rows)
+    found = ORIGINAL.figures(scored(items, lambda item: (float(item.subset == PATH), 0.5)))
+    assert found.overall == 0.75
+    assert found.subsets[PATH].score == 1.0
+
+
+def test_the_scenario_may_be_in_the_path_alone() -> None:
+    row = rmb_pair(1, PATH)
+    del row["category_path"]
+    item = ORIGINAL.read(row, f"RMB_dataset/{PATH}.json")
+    assert item.subset == PATH
+    assert item.responses == ("Because.", "Why not?")
+    assert item.prompt == [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (rmb_pair(1, "Code/Documentation"), "the scenario is 'Code/Documentation', by the column"),
+        (rmb_pair(1, "BoN_set/Helpfulness/Code"), "the row is a pair, but is of BoN_set/"),
+        (rmb_group(1, "Pairwise_set/Helpfulness/Code"), "the row is a group, but is of Pairwise"),
+        (rmb_group(1, "BoN_set/Helpfulness/Code", 0), "`loser_list` is an empty list"),
+        (rmb_pair(1, PATH) | {"reject": {}}, "the column `reject.answer` is null"),
+        (rmb_pair(1, PATH) | {"pair_uid": None}, "the column `pair_uid` is null"),
+        (
+            rmb_group(1, "BoN_set/Helpfulness/Code") | {"loser_list": [{}]},
+            "an item of the column `loser_list.answer` is null",
+        ),
+        (
+            rmb_pair(1, PATH) | {"conversation_input": [{"role": "user"}]},
+            "must be messages with `role` and `content`",
+        ),
+    ],
+)
+def test_rows_that_are_refused(row: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchmarkDataError, match=message):
+        ORIGINAL.read(row, "a.json")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"RMB is not at hand: {DATA} is missing")
+def test_files_as_they_are_published() -> None:
+    rows = [
+        (row, file.relative_to(DATA).as_posix())
+        for file in sorted(DATA.rglob("*.json"))
+        for row in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    items = read(ORIGINAL, rows)
+    assert len({item.key for item in items}) == len(items) == 5113
+    found = ORIGINAL.figures(scored(items, lambda item: [1.0, *[0.0] * (len(item.responses) - 1)]))
+    assert found.overall == 1.0
+    assert set(found.sections) == {"pairwise/helpfulness", "best-of-n/helpfulness"}
+    assert "section best-of-n/helpfulness: 1941 of 2109 items" in found.missing

@@ -1,0 +1,153 @@
+"""Statistics against published values, brute force, and what must hold for any numbers."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_core.benchmarks.statistics import (
+    McNemar,
+    accuracy_by,
+    calibration,
+    draws,
+    even_edges,
+    mcnemar,
+    percentiles,
+    quantile,
+    sigmoid,
+    wilson,
+)
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29.
+    expected = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, count), (low, high) in expected.items():
+        found = wilson(right, count)
+        assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+
+
+@given(st.integers(1, 3000), st.data())
+def test_wilson_holds_the_share(count: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, count))
+    low, high = wilson(right, count)
+    assert 0 <= low <= right / count <= high <= 1
+    mirrored = wilson(count - right, count)
+    assert mirrored.low == pytest.approx(1 - high, abs=1e-12)
+    assert wilson(10 * right, 10 * count).low >= low - 1e-12
+
+
+def test_mcnemar_against_the_binomial_and_an_example() -> None:
+    # Agresti, Categorical Data Analysis: 150 and 86 differing answers.
+    found = mcnemar(150, 86)
+    assert found.chi_square == 63**2 / 236
+    assert found.chi_square_p == pytest.approx(4.115e-5, rel=1e-3)
+    for first in range(9):
+        for second in range(9):
+            n = first + second
+            both = [math.comb(n, k) / 2**n for k in range(n + 1)]
+            exact = min(1.0, 2 * sum(both[: min(first, second) + 1])) if n else 1.0
+            assert mcnemar(first, second).exact_p == pytest.approx(exact, abs=1e-12)
+            assert mcnemar(first, second)[2:] == mcnemar(second, first)[2:]
+    assert mcnemar(0, 0) == McNemar(0, 0, 1.0, 0.0, 1.0)
+    assert mcnemar(5000, 0).exact_p == 0.0
+    assert 0 < mcnemar(5100, 4900).exact_p < 0.05
+
+
+def test_quantiles_lie_between_neighbours() -> None:
+    assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0
+    assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0
+    assert quantile([7.0], 0.975) == 7.0
+
+
+def test_draws_are_seeded_and_their_middle_is_near_wilson() -> None:
+    items = [1.0] * 300 + [0.0] * 100
+
+    def means(seed: int) -> list[float]:
+        return [sum(one) / len(one) for one in draws([items], resamples=1000, seed=seed)]
+
+    assert means(0) == means(0)
+    assert means(0) != means(1)
+    found = percentiles(means(0))
+    assert found is not None
+    assert found.low == pytest.approx(wilson(300, 400).low, abs=0.01)
+    assert found.high == pytest.approx(wilson(300, 400).high, abs=0.01)
+    assert percentiles([]) is None
+
+
+def test_each_stratum_is_drawn_from_by_itself() -> None:
+    drawn = list(draws([[1, 2, 3], [7]], resamples=20, seed=0))
+    assert len(drawn) == 20
+    assert all(set(one[:3]) <= {1, 2, 3} and one[3:] == [7] for one in drawn)
+    assert len({tuple(one) for one in drawn}) > 5
+
+
+def test_calibration_of_margins_with_a_known_answer() -> None:
+    # sigmoid(ln 3) is 3/4: right three times of four, and so on.
+    third, ninth = math.log(3), math.log(9)
+    found = calibration([third] * 3 + [-third] + [ninth] * 9 + [-ninth])
+    assert found is not None
+    assert found.ece == pytest.approx(0.0, abs=1e-12)
+    assert [(one.num_pairs, one.accuracy) for one in found.bins] == [(4, 0.75), (10, 0.9)]
+    assert found.brier == pytest.approx((4 * 3 / 16 + 10 * 0.09) / 14, abs=1e-12)
+    wrong = calibration([-50.0] * 4)
+    assert wrong is not None
+    assert (wrong.ece, wrong.brier) == (pytest.approx(1.0), pytest.approx(1.0))
+    equal = calibration([0.0, 0.0])
+    assert equal is not None
+    assert (equal.ece, equal.brier, equal.bins[0].accuracy) == (0.0, 0.25, 0.5)
+    assert calibration([]) is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.randoms(use_true_random=False))
+def test_calibration_is_bounded_and_knows_no_order(
+    margins: list[float], chance: random.Random
+) -> None:
+    found = calibration(margins)
+    assert found is not None
+    assert 0 <= found.ece <= 1
+    assert 0 <= found.brier <= 1
+    assert sum(one.num_pairs for one in found.bins) == len(margins)
+    chance.shuffle(margins)
+    assert calibration(margins) == found
+
+
+def test_sigmoid_of_any_size() -> None:
+    assert sigmoid(0) == 0.5
+    assert sigmoid(1e300) == 1.0
+    assert sigmoid(-1e300) == 0.0
+    assert sigmoid(-3) == pytest.approx(1 - sigmoid(3), abs=1e-15)
+
+
+def test_bins_take_each_number_once() -> None:
+    pairs = [(-9.0, 1.0), (0.0, 0.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.0), (99.0, 0.0)]
+    bins = accuracy_by(pairs, [0.0, 1.0, 2.0, 2.0 + 1e-9])
+    assert [one.num_pairs for one in bins] == [2, 1, 3]
+    assert bins[1].accuracy == 1.0
+    empty = accuracy_by([], [0.0, 1.0])[0]
+    assert (empty.num_pairs, empty.mean, empty.accuracy) == (0, 0.0, 0.0)
+
+
+@given(st.lists(st.integers(-5, 5).map(float), max_size=60))
+def test_even_edges_hold_all_numbers(numbers: list[float]) -> None:
+    edges = even_edges(numbers, 4)
+    assert len(edges) >= 2
+    assert edges == sorted(set(edges))
+    bins = accuracy_by([(number, 1.0) for number in numbers], edges)
+    assert sum(one.num_pairs for one in bins) == len(numbers)
+    assert all(edges[0] <= number <= edges[-1] for number in numbers)
+
+
+def test_even_edges_share_numbers_evenly() -> None:
+    edges = even_edges([float(n) for n in range(100)], 4)
+    bins = accuracy_by([(float(n), 1.0) for n in range(100)], edges)
+    assert [one.num_pairs for one in bins] == [25, 25, 25, 25]

@@ -1,0 +1,71 @@
+"""Evaluations with a carrier whose rewards are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import benchmark_files
+import pytest
+from job_runs import FakeCarrier
+
+import serve.evaluation.report
+from rm_core.benchmarks.registry import benchmark
+from serve.evaluation.command import Asked, evaluate_models, evaluate_scores
+from serve.evaluation.result import Evaluation
+from serve.jobs.command import Ways
+
+
+@pytest.fixture
+def carriers(monkeypatch: pytest.MonkeyPatch) -> list[FakeCarrier]:
+    """Those that score, in the order in which they are needed; one is made where there is none."""
+    waiting: list[FakeCarrier] = []
+
+    def carrier(self: Ways, folder: object) -> FakeCarrier:
+        return waiting.pop(0) if waiting else FakeCarrier()
+
+    monkeypatch.setattr(Ways, "carrier", carrier)
+    return waiting
+
+
+Evaluate = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]:
+    """What reports are asked for, by their paths; plots take seconds, so that none is written."""
+    asked: dict[Path, Sequence[Evaluation]] = {}
+    monkeypatch.setattr(serve.evaluation.report, "write_report", asked.__setitem__)
+    return asked
+
+
+@pytest.fixture
+def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Evaluate:
+    """Evaluate into `tmp_path / output`, on the rows of `benchmark_files` unless others are given.
+
+    Returns the exit code and what was told.
+    """
+
+    def run(
+        name: str = "rewardbench",
+        output: str = "out",
+        *,
+        models: tuple[str, ...] = ("demo",),
+        data: Path | None = None,
+        scores: Path | None = None,
+        called: str | None = None,
+        options: dict[str, str] | None = None,
+        **how: Any,
+    ) -> tuple[int, list[str]]:
+        told: list[str] = []
+        if data is None:
+            data = benchmark_files.write(tmp_path / "data" / name, benchmark_files.EVERY[name])
+        made = benchmark(name, **(options or {}))
+        asked = Asked(made, str(data), None, tmp_path / output, told.append)
+        if scores is not None:
+            return evaluate_scores(asked, scores, called), told
+        ways = [Ways({"model": model}) for model in models]
+        return evaluate_models(asked, ways, **{"truncation": None, "overwrite": False, **how}), told
+
+    return run

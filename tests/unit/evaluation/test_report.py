@@ -1,0 +1,137 @@
+"""The page of an evaluation: everything is there, in its place, and text is only text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from evaluations import NASTY, evaluation
+from html_pages import check_page, text_of
+
+from rm_core.benchmarks.records import ScoredItem
+from serve.evaluation.report import write_report
+from serve.evaluation.report.pairs import judged
+from serve.evaluation.result import Evaluation
+
+
+def page_of(folder: Path, *evaluations: Evaluation) -> str:
+    write_report(folder / "report.html", evaluations)
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        # Sections and subsets (many: in two halves), margins, calibration, two lengths.
+        ("rewardbench", {"Sections", "Subsets, first half", "Subsets, second half"}),
+        ("rewardbench2", {"Sections"}),
+        ("rm-bench", {"Sections", "Subsets", "Styles"}),
+        ("ppe-correctness", {"Sections", "Best of n: overall", "Best of n: MATH"}),
+    ],
+)
+def test_every_part_is_there(tmp_path: Path, name: str, drawn: set[str]) -> None:
+    one = evaluation(name)
+    page = page_of(tmp_path, one)
+    check_page(page)
+    labels = {label.split(":")[0] if "Best" not in label else label for label in _labels(page)}
+    always = {"Margins", "Calibration", "characters", "characters of the prompt"}
+    assert drawn | always <= labels
+    text = text_of(page)
+    assert one.figures.overall is not None
+    for said in (
+        f"{one.figures.overall:.2%} overall", "95% interval", "Partial result.",
+        "1 item without rewards, left out of all figures.", "Compared with what is published",
+        f"{100 * one.figures.overall:.2f} 94.3", "calibration error (ECE)", "Brier score",
+        "better one is longer", "Worst mistakes", "Not scored", "conversation_too_long",
+        "max_length 2,048", "What scoring took: demo",
+    ):  # fmt: skip
+        assert said in text, said
+    for lack in one.figures.missing[:6]:
+        assert lack in text
+    for part in one.figures.sections:
+        assert part in text
+
+
+def _labels(page: str) -> list[str]:
+    return re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
+
+
+def test_equal_evaluations_give_equal_bytes_and_text_is_only_text(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = evaluation("rm-bench", model=NASTY + "\ud800")
+    page = page_of(tmp_path / "a", one, evaluation("rm-bench", model="other", seed=1))
+    again = page_of(
+        tmp_path / "b",
+        evaluation("rm-bench", model=NASTY + "\ud800"),
+        evaluation("rm-bench", model="other", seed=1),
+    )
+    assert page == again
+    check_page(page)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_models_stand_beside_one_another(tmp_path: Path) -> None:
+    both = [evaluation("rm-bench", model=f"model-{n}", seed=n) for n in range(2)]
+    page = page_of(tmp_path, *both)
+    text = text_of(page)
+    for one in both:
+        assert one.figures.overall is not None
+        assert f"{one.model} {one.figures.overall:.2%}" in text
+        assert f"Worst mistakes: {one.model}" in text
+        assert f"Styles: {one.model}" in text
+        assert f"{one.model}: Partial result." in text
+    best = max(one.figures.overall or 0.0 for one in both)
+    assert f'<td class="best">{best:.2%}</td>' in page
+
+
+def test_the_worst_mistakes_are_the_largest_wrong_margins_one_an_item(tmp_path: Path) -> None:
+    one = evaluation("rm-bench", size=30)
+    page = page_of(tmp_path, one)
+    worst: dict[object, float] = {}
+    for pair in judged(one.scored):
+        if pair.margin <= 0:
+            worst[pair.one.item.key] = min(pair.margin, worst.get(pair.one.item.key, 0.0))
+    expected = [f"{margin:.2f}".replace("-", "\N{MINUS SIGN}") for margin in sorted(worst.values())]
+    assert len(expected) > 20
+    assert re.findall(r'<span class="number">([^<]*)</span>', page) == expected[:20]
+
+
+def test_a_pair_is_measured_from_its_better_response() -> None:
+    one = evaluation("ppe-correctness")
+    item, rewards = one.scored[0]
+    first, second = judged([ScoredItem(item, rewards)])
+    # Of the two sampled pairs, which are one and the same, the better response is the second.
+    assert first.preference == second.preference == (1, 0)
+    assert first.margin == rewards[1] - rewards[0]
+    assert first.longer == len(item.responses[1]) - len(item.responses[0])
+    assert first.prompt == len(NASTY)
+    assert first.right == float(rewards[1] > rewards[0])
+
+
+def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
+    full = evaluation("rewardbench", size=1)
+    nothing = Evaluation(full.benchmark, "demo", full.benchmark.figures([]), ())
+    page = page_of(tmp_path, nothing)
+    check_page(page)
+    assert "Partial result." in page
+    assert "\N{EM DASH} overall" in text_of(page)
+
+
+def test_a_whole_right_result_has_no_warning_and_no_mistakes(tmp_path: Path) -> None:
+    one = evaluation("rewardbench", size=2)
+    scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored)
+    figures = one.benchmark.figures(scored)
+    whole = type(figures)(figures.overall, figures.sections, figures.subsets, figures.more)
+    page = page_of(tmp_path, Evaluation(one.benchmark, "demo", whole, scored))
+    assert "Partial" not in page
+    assert "Worst mistakes" not in page
+    assert "100.00% overall" in text_of(page)
+
+
+def test_benchmarks_are_not_mixed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one benchmark"):
+        write_report(tmp_path / "x.html", [evaluation("rewardbench"), evaluation("rm-bench")])

@@ -1,0 +1,230 @@
+"""Text and ids that a client made itself: BOS once, whichever way it did that, and whose text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from checkpoints import SPECS, build_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm_core import (
+    ChatEncoder,
+    ConversationTooLongError,
+    ForeignTemplateError,
+    InvalidConversationError,
+    Rendered,
+    ScoreError,
+    Tokens,
+    read_turns,
+    without_end,
+)
+
+EncoderOf = Callable[[str], ChatEncoder]
+TOKENIZERS = {name: build_tokenizer(spec) for name, spec in SPECS.items()}
+HAVE_BOS = [name for name, spec in SPECS.items() if spec.tokenizer_bos or spec.template_bos]
+HELLO = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+contents = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
+conversations = st.lists(st.tuples(contents, contents), min_size=1, max_size=3).map(
+    lambda turns: [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+)
+
+
+def bare(name: str, messages: list[dict[str, str]]) -> str:
+    """What the template writes, without BOS."""
+    text = TOKENIZERS[name].apply_chat_template(messages, tokenize=False)
+    assert isinstance(text, str)
+    return text.removeprefix("<bos>")
+
+
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=40)
+@given(messages=conversations, times=st.integers(0, 3))
+def test_bos_stands_as_in_a_conversation_whatever_the_client_did(
+    name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int
+) -> None:
+    encoder = encoder_of(name)
+    expected = encoder.encode(messages)
+    if name not in HAVE_BOS:
+        times = 0  # there is no such token: it would be part of the text
+    text = encoder.encode(Rendered("<bos>" * times + bare(name, messages)))
+    assert (text.input_ids, text.readout) == (expected.input_ids, expected.readout)
+    bos = TOKENIZERS[name].bos_token_id
+    without = expected.input_ids[1:] if name in HAVE_BOS else expected.input_ids
+    ids = encoder.encode(Tokens((bos,) * times + without))
+    assert (ids.input_ids, ids.readout) == (expected.input_ids, expected.readout)
+    word = {0: ":bos-added", 1: ":bos-kept"}.get(times, ":bos-stripped")
+    word = word if name in HAVE_BOS else ""
+    assert (text.recognised, ids.recognised) == ("text" + word, "tokens" + word)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=40)
+@given(messages=conversations, times=st.integers(0, 2), end=st.sampled_from(["cut", "pad", "eos"]))
+def test_a_generation_is_ended_as_the_template_ends_an_answer(
+    name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int, end: str
+) -> None:
+    messages = [{**m, "content": m["content"].strip() or "x"} for m in messages]
+    tokenizer = TOKENIZERS[name]
+    marker = {"llama": "<|eot_id|>", "qwen3": "<|im_end|>", "gemma2": "<end_of_turn>"}
+    text = bare(name, messages).rstrip().removesuffix(marker[SPECS[name].family])
+    text += {"cut": "", "pad": "<pad><pad>", "eos": tokenizer.eos_token}[end]
+    text = "<pad>" * times + ("<bos>" if name in HAVE_BOS else "") + text
+    if SPECS[name].pad != "<pad>":
+        text = text.replace("<pad>", SPECS[name].pad)
+    encoded = encoder_of(name).encode(Rendered(text, close=True))
+    assert encoded.input_ids == encoder_of(name).encode(messages).input_ids
+
+
+FOREIGN = {
+    "chatml": "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n4<|eot_id|>",
+    "gemma": "<bos><start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n",
+    "mistral": "<s>[INST] 2+2? [/INST] 4</s>",
+}
+
+
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("dialect", FOREIGN)
+def test_text_of_another_models_template_is_refused(
+    name: str, dialect: str, encoder_of: EncoderOf
+) -> None:
+    own = {"llama-v0.2": "llama3", "qwen3": "chatml", "gemma2": "gemma"}[name]
+    first, second, third = encoder_of(name).encode_all([HELLO, Rendered(FOREIGN[dialect]), HELLO])
+    assert first == third
+    if dialect == own:
+        assert not isinstance(second, ScoreError)
+        return
+    assert isinstance(second, ScoreError)
+    assert second.code == "foreign_template" == ForeignTemplateError.code
+    assert "Render it with this model's tokenizer, or send messages" in second.message
+
+
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+def test_what_an_answer_says_about_templates_is_no_template(
+    name: str, encoder_of: EncoderOf
+) -> None:
+    about = [HELLO[0], {"role": "assistant", "content": "".join(FOREIGN.values())}]
+    text = bare(name, about)
+    assert encoder_of(name).encode(Rendered(text)).input_ids == (
+        encoder_of(name).encode(about).input_ids
+    )
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_plain_text_is_scored_and_told(name: str, encoder_of: EncoderOf) -> None:
+    plain = Rendered("The capital of France is Paris.")
+    encoded = encoder_of(name).encode(plain)
+    word = ",bos-added" if name in HAVE_BOS else ""
+    assert encoded.recognised == "text:no-template" + word
+    tokenizer = TOKENIZERS[name]
+    expected = tokenizer(plain.text, add_special_tokens=False).input_ids
+    assert list(encoded.input_ids) == [tokenizer.bos_token_id] * (name in HAVE_BOS) + expected
+
+
+def test_a_block_of_thoughts_does_not_make_a_text_ours(encoder_of: EncoderOf) -> None:
+    text = "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\n</think>4"
+    with pytest.raises(ForeignTemplateError):
+        encoder_of("qwen3").encode(Rendered(text))
+
+
+@pytest.mark.parametrize("name", ["llama-v0.1", "llama-v0.2", "qwen3"])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_what_is_too_long_is_refused_or_cut_on_request(
+    name: str, as_ids: bool, encoder_of: EncoderOf
+) -> None:
+    encoder = encoder_of(name)
+    whole = encoder.encode([HELLO[0], {"role": "assistant", "content": "word " * 30}])
+    sent = Tokens(whole.input_ids) if as_ids else Rendered(whole.text)
+    limit, bos = 20, int(name in HAVE_BOS)
+    with pytest.raises(ConversationTooLongError, match=f"{whole.num_tokens} tokens .* is 20"):
+        encoder.encode(sent, max_length=limit)
+    left = encoder.encode(sent, "left", limit)
+    assert left.input_ids == whole.input_ids[:bos] + whole.input_ids[bos - limit :]
+    right = encoder.encode(sent, "right", limit)
+    assert right.input_ids == whole.input_ids[:limit]
+    assert left.truncated
+    assert right.truncated
+    one = encoder.encode(sent, "left", 1)
+    assert one.num_tokens == 1
+    assert not encoder.encode(sent, "left", whole.num_tokens).truncated
+
+
+def test_the_limit_of_a_request_holds_for_conversations_too(encoder_of: EncoderOf) -> None:
+    long = [{"role": "user", "content": "word " * 50}, HELLO[1]]
+    encoder = encoder_of("qwen3")
+    with pytest.raises(ConversationTooLongError, match="the limit is 40"):
+        encoder.encode(long, max_length=40)
+    assert encoder.encode(long, "left", 40).num_tokens <= 40
+    assert encoder.encode(long, "right", 40).num_tokens == 40
+    assert encoder.encode(long, max_length=10**9) == encoder.encode(long)
+
+
+def test_a_text_far_too_long_is_refused_without_tokenizing_it(encoder_of: EncoderOf) -> None:
+    with pytest.raises(ConversationTooLongError, match="at least"):
+        encoder_of("qwen3").encode(Rendered("<|im_start|>" + "a b" * 500_000))
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (Rendered(""), "the text is empty"),
+        (Rendered("<bos> \n"), "the text is empty"),
+        (Rendered("\ud83d"), "surrogate"),
+        (Tokens(()), "no token ids"),
+        (Tokens((1,)), "no token ids but BOS"),
+        (Tokens((5, -1)), "token id 1 is -1"),
+        (Tokens((5, 10**6)), "another model's tokenizer"),
+        (Tokens((5, True)), "token id 1 is True"),
+        (Tokens((5, 1.5)), "token id 1 is 1.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_text_and_no_tokens(
+    sent: Rendered | Tokens, says: str, encoder_of: EncoderOf
+) -> None:
+    assert TOKENIZERS["llama-v0.1"].bos_token_id == 1
+    with pytest.raises(InvalidConversationError, match=says):
+        encoder_of("llama-v0.1").encode(sent)
+
+
+@pytest.mark.parametrize("dialect", FOREIGN)
+def test_a_policys_text_is_read_back_into_turns(dialect: str) -> None:
+    text = FOREIGN[dialect]
+    prompt = text[: text.rindex("4")]
+    assert read_turns(text, prompt, dialect) == HELLO  # type: ignore[arg-type]
+    cut = text[: text.rindex("4") + 1]
+    assert read_turns(cut, prompt, dialect) == HELLO  # type: ignore[arg-type]
+
+
+def test_several_turns_are_read_back() -> None:
+    turns = [("system", "Be brief."), ("user", "a\n\nb "), ("assistant", "c"), ("user", "d")]
+    prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+    prompt += "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    found = read_turns(f"<|endoftext|>{prompt} e \n<|im_end|><|endoftext|>", prompt, "chatml")
+    assert [(m["role"], m["content"]) for m in found] == [
+        *turns, ("assistant", "<think>\n\n</think>\n\n e \n"),
+    ]  # fmt: skip
+
+
+def test_a_prompt_without_markers_is_the_users() -> None:
+    assert read_turns("2+2?4<|im_end|>", "2+2?", "chatml") == HELLO
+
+
+@pytest.mark.parametrize("prompt", ["", "another", "<|im_start|>bard\nx<|im_end|>\n"])
+def test_a_text_without_its_prompt_is_refused(prompt: str) -> None:
+    text = prompt + "4" if "bard" in prompt else FOREIGN["chatml"]
+    with pytest.raises(InvalidConversationError, match=r"begin with its prompt|role 'bard'"):
+        read_turns(text, prompt, "chatml")
+
+
+def test_only_markers_are_taken_from_the_end() -> None:
+    assert without_end("4 \n<|im_end|>\n<|endoftext|> ") == "4 \n"
+    assert without_end("4 \n") == "4 \n"
+    assert without_end("<|im_end|> 4") == "<|im_end|> 4"
