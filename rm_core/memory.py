@@ -83,10 +83,24 @@ def choose_budget(
     if device.type != "cuda":
         tokens = DETERMINISTIC_CPU_TOKENS if deterministic else CPU_TOKENS
         return BatchBudget(tokens, "larger rows were not faster on CPUs", chosen=True)
-    most = DETERMINISTIC_CUDA_TOKENS if deterministic else CUDA_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
-    fitting = int(free * _USABLE) // bytes_per_token(config, dtype)
-    reason = f"{free / 2**30:.1f} GiB free after loading hold {fitting} tokens"
+    return budget_within(free, config, dtype, deterministic)
+
+
+def budget_within(
+    free_bytes: int, config: Any, dtype: torch.dtype, deterministic: bool = False
+) -> BatchBudget:
+    """The batch budget of a CUDA device, from what is free there once the model is loaded.
+
+    Args:
+        free_bytes: on the device.
+        config: of transformers, or anything with the same sizes.
+        dtype: of the decoder.
+        deterministic: whether every row is filled up to the budget.
+    """
+    most = DETERMINISTIC_CUDA_TOKENS if deterministic else CUDA_TOKENS
+    fitting = int(free_bytes * _USABLE) // bytes_per_token(config, dtype)
+    reason = f"{free_bytes / 2**30:.1f} GiB free after loading hold {fitting} tokens"
     if fitting >= most:
         return BatchBudget(most, f"{reason}; larger rows are not faster", chosen=True)
     return BatchBudget(max(FEWEST_TOKENS, fitting // 256 * 256), reason, chosen=True)

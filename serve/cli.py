@@ -11,6 +11,7 @@ import click
 from serve import __version__
 from serve.eval_command import compare_runs, evaluate, leaderboard
 from serve.options import model_options, reported, say, sayer, truncation_option
+from serve.plan_command import plan
 from serve.score_command import score
 
 _EXAMPLES = """\b
@@ -21,6 +22,7 @@ Examples:
   skyreward models Skywork-Reward-V2-Qwen3-0.6B
   skyreward render --model demo conversations.jsonl
   skyreward verify --model Skywork/Skywork-Reward-V2-Llama-3.1-8B
+  skyreward plan --model Skywork-Reward-V2-Llama-3.1-8B --gpu h200
 """
 
 
@@ -103,6 +105,7 @@ main.add_command(score)
 main.add_command(evaluate)
 main.add_command(compare_runs)
 main.add_command(leaderboard)
+main.add_command(plan)
 
 
 @main.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from fakes import FakeBackend, serving
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -91,3 +93,17 @@ def eventful() -> Metrics:
     metrics.retry("m", "replica_lost", 3)
     metrics.gave_up("m", 1)
     return metrics
+
+
+def known_labels() -> dict[str, set[str]]:
+    """Labels of every series that Prometheus would hold, by its name."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for family in eventful().snapshot():
+        for figure in family.figures:
+            found[figure.name] |= {name for name, _ in figure.labels}
+    with serving(FakeBackend()) as client:
+        for shown in text_string_to_metric_families(client.get("/metrics").text):
+            for sample in shown.samples:
+                found[sample.name] |= {*sample.labels}
+    found["skyreward_model_info"] |= {"template_sha256", "attention"}
+    return found

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
-from exposition import eventful
-from fakes import FakeBackend, serving
-from prometheus_client.parser import text_string_to_metric_families
+from exposition import eventful, known_labels
 
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "skyreward.json").read_text())
 # A label of figures that come from several gateways.
@@ -26,17 +23,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def labels_of() -> dict[str, set[str]]:
-    """Of every series that Prometheus would hold, by its name."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for family in eventful().snapshot():
-        for figure in family.figures:
-            found[figure.name] |= {name for name, _ in figure.labels}
-    with serving(FakeBackend()) as client:
-        for shown in text_string_to_metric_families(client.get("/metrics").text):
-            for sample in shown.samples:
-                found[sample.name] |= {*sample.labels}
-    found["skyreward_model_info"] |= {"template_sha256", "attention"}
-    return found
+    return known_labels()
 
 
 def names_in(text: str) -> set[str]:

@@ -109,12 +109,3 @@ def test_python_in_the_readme_runs() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "invalid_conversation" in done.stdout
-
-
-def test_configurations_in_deploy_load_through_the_settings() -> None:
-    files = sorted(ROOT.glob("deploy/**/*.yaml"))
-    assert files
-    for file in files:
-        for application in yaml.safe_load(file.read_text())["applications"]:
-            assert application["import_path"] == "serve.app:build"
-            assert Settings.of(**application["args"])

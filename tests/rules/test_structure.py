@@ -48,7 +48,12 @@ RM_CORE_LAYERS = [
 ]
 SERVE_LAYERS = [
     ["serve.cli", "serve.demo"],
-    ["serve.score_command", "serve.eval_command"],
+    ["serve.score_command", "serve.eval_command", "serve.plan_command"],
+    ["serve.planning.shown"],
+    ["serve.planning.plan"],
+    ["serve.planning.fleet", "serve.planning.measure"],
+    ["serve.planning.replica", "serve.planning.queueing"],
+    ["serve.planning.devices", "serve.planning.load", "serve.planning.shape"],
     ["serve.options"],
     ["serve.evaluation"],
     ["serve.start.launch", "serve.tables", "serve.jobs"],

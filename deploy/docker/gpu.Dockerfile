@@ -1,0 +1,62 @@
+# syntax=docker/dockerfile:1
+# skyreward on NVIDIA GPUs. From the top of the checkout:
+#   docker build -f deploy/docker/gpu.Dockerfile -t skyreward:0.1.0-gpu .
+# The machine needs NVIDIA's driver for CUDA 13 and its container toolkit. Weights are not inside:
+# mount a folder, or let the start fetch a pinned revision into the volume /models.
+ARG CUDA=13.0.1
+
+# FlashAttention has wheels for few pairs of torch and CUDA; here it is built for the pinned one.
+FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3-venv python3-dev build-essential \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/skyreward
+ENV PATH=/opt/skyreward/bin:$PATH
+WORKDIR /src
+COPY constraints.txt ./
+# Every version is pinned there, also what the build itself needs.
+ENV PIP_CONSTRAINT=/src/constraints.txt
+# hadolint ignore=DL3013
+RUN pip install torch packaging setuptools wheel ninja psutil einops
+# Of the GPUs that are built for: A100 8.0, A10G 8.6, L4 and L40S 8.9, H100 and H200 9.0, B200 10.0.
+ARG FLASH_ATTN_ARCHS="80;90;100"
+ARG MAX_JOBS=4
+# hadolint ignore=DL3013
+RUN FLASH_ATTN_CUDA_ARCHS="${FLASH_ATTN_ARCHS}" FLASH_ATTENTION_FORCE_BUILD=TRUE \
+    MAX_JOBS="${MAX_JOBS}" pip install --no-build-isolation --no-deps flash-attn
+COPY LICENSE README.md pyproject.toml ./
+COPY rm_core rm_core
+COPY serve serve
+COPY seeds seeds
+# hadolint ignore=DL3013
+RUN pip install '.[flash,quantization]'
+
+FROM nvidia/cuda:${CUDA}-base-ubuntu24.04
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive
+# gcc and Python's headers: Triton compiles launchers for FlexAttention and `compile`. wget: KubeRay's
+# probes. tini: reaps what Ray leaves behind, and hands SIGTERM on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-dev gcc libc6-dev wget tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin skyreward \
+    && install -d -o skyreward -g skyreward /models
+COPY --from=build /opt/skyreward /opt/skyreward
+ENV PATH=/opt/skyreward/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/models/hub \
+    RAY_USAGE_STATS_ENABLED=0
+USER 10001:10001
+WORKDIR /home/skyreward
+VOLUME /models
+EXPOSE 8000
+# Ready once every model is loaded; the first start may fetch weights for a long time.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=6 \
+    CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/ready"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/bin/tini", "--", "skyreward"]
+CMD ["serve", "--host", "0.0.0.0"]

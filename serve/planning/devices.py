@@ -1,0 +1,90 @@
+"""The devices that a plan can be made for, and what share of their rate the engine reaches.
+
+Rates are those of the vendor's data sheets. What the engine makes of them on a GPU is inferred: it
+was measured on CPUs alone, so plans give a range. `make gpu-check` and `skyreward plan --measure`
+tell what is true of a device at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Status: TypeAlias = Literal["measured", "inferred", "data sheet", "given"]
+
+_GIB = 2**30
+_TERA = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU.
+
+    Attributes:
+        name: for people.
+        memory_bytes: as CUDA shows it, which is less than the data sheet has.
+        peak_flops: operations per second of dense bfloat16 products, by the data sheet.
+    """
+
+    name: str
+    memory_bytes: int
+    peak_flops: float
+
+
+def _device(name: str, gib: float, teraflops: float) -> Device:
+    return Device(name, int(gib * _GIB), teraflops * _TERA)
+
+
+DEVICES: Mapping[str, Device] = {
+    "b200": _device("NVIDIA B200", 178.0, 2_250),
+    "h200": _device("NVIDIA H200 SXM", 139.8, 989.4),
+    "h100": _device("NVIDIA H100 SXM 80 GB", 79.1, 989.4),
+    "h100-pcie": _device("NVIDIA H100 PCIe 80 GB", 79.1, 756),
+    "a100-80gb": _device("NVIDIA A100 80 GB", 79.1, 312),
+    "a100-40gb": _device("NVIDIA A100 40 GB", 39.4, 312),
+    "l40s": _device("NVIDIA L40S", 44.4, 362),
+    "a10g": _device("NVIDIA A10G", 22.1, 70),
+    "l4": _device("NVIDIA L4", 22.0, 121),
+    "rtx-4090": _device("NVIDIA GeForce RTX 4090", 23.5, 165.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of something, and how surely.
+
+    Attributes:
+        value: what is reckoned with.
+        low: the least that is likely.
+        high: the most that is likely.
+        status: how it is known.
+        note: where from.
+    """
+
+    value: float
+    low: float
+    high: float
+    status: Status
+    note: str
+
+
+# Large products on hot GPUs stay below the data sheet: power and clocks.
+MATRIX_SHARE = Share(
+    0.70, 0.55, 0.80, "inferred", "large bfloat16 products against the data sheet's rate"
+)
+# Of the rate of the device's own matrix products, on distinct tokens. On two CPU cores 0.67 to 0.82
+# were measured in process, 0.70 to 0.82 over HTTP, 0.47 for groups of 16 over HTTP (README,
+# "Measured"); on a GPU launches count for more the smaller the products are.
+_BY_HIDDEN_SIZE = (
+    (4_096, Share(0.65, 0.50, 0.80, "inferred", "hidden size of 4,096 and more")),
+    (2_048, Share(0.55, 0.35, 0.75, "inferred", "hidden size of 2,048 and more")),
+    (0, Share(0.40, 0.20, 0.65, "inferred", "hidden size below 2,048")),
+)
+# Of a batch, however small: transformers launches about a dozen kernels a layer.
+LAUNCH_S_PER_LAYER = 6e-4
+
+
+def engine_share(hidden_size: int) -> Share:
+    """Of the device's matrix rate, what the engine is expected to reach with full batches."""
+    return next(share for least, share in _BY_HIDDEN_SIZE if hidden_size >= least)

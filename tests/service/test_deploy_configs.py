@@ -1,0 +1,52 @@
+"""Configs of `deploy/` really started, with a test checkpoint in the place of each real one.
+
+In one process without Ray, so what only Ray has (copies, GPUs, several gateways) is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT
+
+from rm_core import find_entry
+from serve.demo import running_service
+
+STAND_INS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
+OF_RAY = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}
+CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def with_stand_ins(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    entry = find_entry(model["name"])
+    assert entry is not None
+    kept = {name: value for name, value in model.items() if name not in OF_RAY}
+    return {**kept, "name": str(folder / STAND_INS[entry.family])}
+
+
+@pytest.mark.parametrize("name", ["several-models", "gemma-2-27b-two-gpus"])
+def test_it_starts_and_scores(name: str, checkpoint_folder: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "models" / f"{name}.yaml").read_text())
+    settings = config["applications"][0]["args"]
+    settings.pop("num_gateways")
+    settings["models"] = [with_stand_ins(m, checkpoint_folder) for m in settings["models"]]
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with (
+        running_service("--local", "--config", str(file)) as url,
+        httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
+    ):
+        info = client.get("/info").json()
+        for model in settings["models"]:
+            body = {"model": model["alias"], "conversations": [CONVERSATION]}
+            answer = client.post("/v1/score", json=body).json()
+            assert answer["model"] == model["alias"]
+            assert isinstance(answer["results"][0]["reward"], float)
+            if "max_batch_tokens" in model:
+                asked = info["settings"]["models"]
+                mine = next(m for m in asked if m["alias"] == model["alias"])
+                assert mine["max_batch_tokens"] == model["max_batch_tokens"]
