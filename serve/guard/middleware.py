@@ -73,7 +73,7 @@ class _KeyCheck:
             except AuthenticationError as error:
                 limit = scope["app"].state.settings.max_body_bytes
                 close = not ends_soon(Headers(scope=scope), limit)
-                page = _door(error) if _asks_for_page(scope) else None
+                page = _door(error, scope) if _asks_for_page(scope) else None
                 await refuse(error, scope, receive, send, close=close, page=page)
                 return
         await self._app(scope, receive, send)
@@ -131,8 +131,8 @@ def _asks_for_page(scope: Scope) -> bool:
     return path == "/" and scope["method"] == "GET" and wants_html
 
 
-def _door(error: RewardError) -> Response:
-    refused = problem_response(error)
+def _door(error: RewardError, scope: Scope) -> Response:
+    refused = problem_response(error, scope)
     headers = {"WWW-Authenticate": refused.headers["WWW-Authenticate"], **page_headers()}
     return Response(door(), refused.status_code, headers)
 
