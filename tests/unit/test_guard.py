@@ -302,7 +302,7 @@ def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
-        backend.delay_s = 30
+        backend.delay_s = 3
         body = {"conversations": [conversation("4")]}
         headers = {"X-Request-Timeout-Seconds": "0.3", "X-Request-Id": "late"}
         answer = client.post("/v1/score", json=body, headers=headers)
