@@ -20,7 +20,7 @@ serve: $(VENV)/base ## run the service in the foreground on the demo model
 
 test: check ## linters, types and all tests
 	$(BIN)/python -m pytest -n auto tests/unit tests/rules tests/gpu
-	$(BIN)/python -m pytest tests/service
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/service
 
 check: $(VENV)/dev ## linters and types
 	$(BIN)/ruff check .

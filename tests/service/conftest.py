@@ -1,4 +1,4 @@
-"""A browser, and the service whose playground it opens; each started once."""
+"""Who runs which tests, a browser, and the service whose playground it opens; each started once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,31 @@ from playground import LINES, READY
 from visitor import Visitor
 
 from serve.demo import running_service
+
+
+# Files whose services are single processes. All others are for one worker, one after the other:
+# Ray is started once, and `serve run` would join the cluster of another worker.
+WITHOUT_RAY = (
+    "test_deploy_configs",
+    "test_eval",
+    "test_keys",
+    "test_pages",
+    "test_peers",
+    "test_playground",
+    "test_playground_door",
+    "test_playground_file",
+    "test_readme",
+    "test_tls",
+    "test_trl",
+    "test_wire_formats",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `--dist loadgroup`: tests of a group share a worker, so also their service."""
+    for item in items:
+        group = item.path.stem if item.path.stem in WITHOUT_RAY else "ray"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
