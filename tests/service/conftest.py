@@ -12,7 +12,6 @@ from visitor import Visitor
 
 from serve.demo import running_service
 
-
 # Files whose services are single processes. All others are for one worker, one after the other:
 # Ray is started once, and `serve run` would join the cluster of another worker.
 WITHOUT_RAY = (

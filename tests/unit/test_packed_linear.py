@@ -58,7 +58,8 @@ def test_where_layers_are_packed(
 def test_few_kernels_are_kept_unless_somebody_chose_how_many() -> None:
     """Else the memory of a service grows with every new length of a row, for hours."""
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-    code = f"import os; from rm_core import RewardScorer; print(*[os.environ[name] for name in {names}])"
+    shown = f"print(*[os.environ[name] for name in {names}])"
+    code = f"import os; from rm_core import RewardScorer; {shown}"
     environment = {name: value for name, value in os.environ.items() if name not in names}
     for chosen, kept in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
         out = subprocess.run(
