@@ -85,7 +85,7 @@ def _data_options(command: F) -> F:
     help="What to do with what is too long.  [default: as the benchmark's own runner]",
 )
 @loading_options
-@click.option("--overwrite", is_flag=True, help="Score afresh what is scored.")
+@click.option("--overwrite", is_flag=True, help="Score afresh, whatever DIR has.")
 @reported
 def evaluate(
     benchmark: str, chosen: tuple[str, ...], scores: Path | None, name: str | None, **options: Any
@@ -108,9 +108,9 @@ def evaluate(
     if scores is not None:
         if models or urls:
             raise click.UsageError("--scores has the rewards already; leave --model and --url out")
-        for useless in given_options(("truncation", "overwrite", *LOADING_OPTIONS)):
+        for useless in given_options(("truncation", *LOADING_OPTIONS)):
             raise click.UsageError(f"--{useless.replace('_', '-')} scores nothing with --scores")
-        sys.exit(evaluate_scores(asked, scores, name))
+        sys.exit(evaluate_scores(asked, scores, name, overwrite=options["overwrite"]))
     if name is not None:
         raise click.UsageError("--name is for --scores; name a model by --model ALIAS=NAME")
     if not (models or urls):
@@ -147,9 +147,11 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 
     Example: skyreward compare-runs results/base results/tuned
     """
-    from serve.evaluation.comparing import compare, load_run
+    from serve.evaluation.comparing import benchmark_of, compare, load_run
     from serve.evaluation.comparison import as_plain, print_comparison
 
+    if options["benchmark"] is None:
+        options["benchmark"] = benchmark_of(a) or benchmark_of(b)
     first, second = (load_run(path, say=say, **options) for path in (a, b))
     comparison = compare(first, second)
     if as_json:

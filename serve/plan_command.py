@@ -153,7 +153,7 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     print_plan(made, as_json)
     if output is not None:
         output.write_text(yaml.safe_dump(dict(made.config), sort_keys=False), encoding="utf-8")
-        say(f"wrote {output}")
+        say(f"wrote {output}: it listens on every interface; give it `api_keys_file`")
 
 
 def _given(*names: str) -> bool:

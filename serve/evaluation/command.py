@@ -79,7 +79,7 @@ def evaluate_models(
     folders = _folders(asked.output, ways)
     data = asked.load()
     asked.output.mkdir(parents=True, exist_ok=True)
-    items = write_items(data.items, asked.output)
+    items = write_items(data.items, asked.output, overwrite=overwrite)
     cut: Truncation = truncation or official.truncation  # type: ignore[assignment]
     gc.freeze()
     evaluations: list[Evaluation] = []
@@ -98,7 +98,9 @@ def evaluate_models(
     return _finished(asked, evaluations)
 
 
-def evaluate_scores(asked: Asked, scores: Path, name: str | None) -> int:
+def evaluate_scores(
+    asked: Asked, scores: Path, name: str | None, *, overwrite: bool = False
+) -> int:
     """Compute the figures of a file of rewards, and write what was found; returns the exit code.
 
     Args:
@@ -106,6 +108,7 @@ def evaluate_scores(asked: Asked, scores: Path, name: str | None) -> int:
         scores: a `scores.jsonl`.
         name: of the model that gave them, as the catalogue may know it; by default what the
             evaluation says that the file is of, else the file's name.
+        overwrite: whether to replace an evaluation of other items.
 
     Raises:
         RewardError: the data or the file cannot be read, or they do not go together.
@@ -115,7 +118,7 @@ def evaluate_scores(asked: Asked, scores: Path, name: str | None) -> int:
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
     rewards = Rewards(by_key=read_scores(scores, data.items))
     asked.output.mkdir(parents=True, exist_ok=True)
-    write_items(data.items, asked.output)
+    write_items(data.items, asked.output, overwrite=overwrite)
     evaluation = _evaluated(asked, data, rewards, [name], carried_over(earlier))
     _write(evaluation, asked.output)
     return _finished(asked, [evaluation])

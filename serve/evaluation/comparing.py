@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class LoadedRun:
 
     @property
     def figures(self) -> Figures:
-        """Of all its items."""
+        """Of its items."""
         return self.benchmark.figures(self.scored)
 
 
@@ -92,6 +92,14 @@ class Comparison:
     changed: tuple[Changed, ...]
 
 
+def benchmark_of(path: Path) -> str | None:
+    """The name of the benchmark that a folder or a file of rewards is of, where a summary tells."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / SUMMARY).is_file():
+        return None
+    return str(read_summary(folder)["benchmark"])
+
+
 def load_run(
     path: Path,
     *,
@@ -117,7 +125,7 @@ def load_run(
     summary: Mapping[str, Any] = {}
     if path.is_dir() or (folder / SUMMARY).is_file():
         summary = read_summary(folder)
-    name = benchmark or summary.get("benchmark")
+    name = benchmark or benchmark_of(path)
     if name is None:
         raise EvaluationError(f"{path} does not tell its benchmark; give --benchmark NAME")
     if summary and summary["benchmark"] != name:
@@ -165,7 +173,11 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     changed.sort(key=lambda one: -abs(one.shift))
     both, only_first, only_second, neither = counts
     return Comparison(
-        runs=(first, second),
+        # Figures too are of what both have: else a half would seem to differ from its whole.
+        runs=(
+            replace(first, scored=tuple(a for a, _ in pairs)),
+            replace(second, scored=tuple(b for _, b in pairs)),
+        ),
         num_items=len(pairs),
         only=(len(first.scored) - len(pairs), len(second.scored) - len(pairs)),
         unit="items" if sum(counts) <= len(pairs) else "comparisons",

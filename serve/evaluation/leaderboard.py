@@ -85,7 +85,11 @@ def print_board(title: str, benchmark: str, places: Sequence[Place]) -> None:
         title,
         ["model", *(name.replace("_", " ") for name in names), "source"],
         (
-            [_called(place), *(percent(place.figures.get(n)) for n in names), place.source]
+            [
+                _called(place),
+                *(percent(place.figures.get(n)) for n in names),
+                place.folder or place.source,
+            ]
             for place in places
         ),
     )

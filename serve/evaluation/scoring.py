@@ -101,17 +101,28 @@ class Run:
     stopping: Stopping
 
 
-def write_items(items: Sequence[Item], folder: Path) -> Path:
+def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path:
     """Keep the items as the input of a job; a file that holds them already stays as it is.
 
+    Args:
+        items: of the benchmark.
+        folder: of the evaluation.
+        overwrite: whether other items may be replaced.
+
     Raises:
+        EvaluationError: the folder has the evaluation of other items.
         OSError: the folder cannot be written to.
     """
     path = folder / ITEMS
     content = b"".join(item_lines(items))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return path
+        if not overwrite:
+            raise EvaluationError(
+                f"{folder} has an evaluation of other items; give another folder, or --overwrite "
+                "to replace it"
+            )
     write_durably(path, content)
     return path
 

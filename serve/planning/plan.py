@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rm_core import ModelConfig
+from rm_core import ModelConfig, find_entry
 from serve.planning.devices import DEVICES
 from serve.planning.fleet import Fleet, Point, Site, fleet_for, latency_curve
 from serve.planning.load import Load, PlanError
@@ -94,9 +94,16 @@ def make_plan(wanted: Wanted) -> Plan:
         conversations_per_s_per_replica=one,
         fleet=fleet,
         curve=latency_curve(load, rate, memory, fleet),
-        command=start_command(wanted.model, fleet, wanted.site),
-        config=serve_config(wanted.model, fleet, wanted.site),
+        command=start_command(_startable(wanted.model), fleet, wanted.site),
+        config=serve_config(_startable(wanted.model), fleet, wanted.site),
     )
+
+
+def _startable(model: str) -> str:
+    """The name that a service can load it by: the catalogue knows short ones too."""
+    name, at, revision = model.partition("@")
+    entry = None if "/" in name else find_entry(name)
+    return f"{entry.id}{at}{revision}" if entry else model
 
 
 def _replica(wanted: Wanted, shape: ModelShape, load: Load) -> tuple[str, Memory, Rate]:

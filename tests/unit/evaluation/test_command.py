@@ -129,8 +129,10 @@ def test_other_data_or_another_truncation_is_refused(evaluate: Evaluate, tmp_pat
         evaluate(truncation="error")
     other = {"filtered.jsonl": benchmark_files.rewardbench(5, seed=1)}
     data = benchmark_files.write(tmp_path / "other", other)
-    with pytest.raises(JobRefusedError, match=r"items\.jsonl"):
+    before = (tmp_path / "out" / "items.jsonl").read_bytes()
+    with pytest.raises(EvaluationError, match="an evaluation of other items"):
         evaluate(data=data)
+    assert (tmp_path / "out" / "items.jsonl").read_bytes() == before
     assert evaluate(data=data, overwrite=True)[0] == 0
     assert summary(tmp_path / "out")["num_items"] == 5
 

@@ -77,6 +77,7 @@ def test_ties_are_wrong_and_items_that_one_lacks_are_left_out(base: Path, tmp_pa
     found = compare(run_of(base), run_of(other, benchmark="rewardbench", data=data))
     assert found.num_items == 7
     assert found.only == (5, 0)
+    assert [len(run.scored) for run in found.runs] == [7, 7]
     assert found.counts[0] == found.counts[2] == 0
     assert found.correlation is None
 

@@ -47,7 +47,7 @@ def test_one_replica_without_a_load() -> None:
     assert made["fleet"]["num_replicas"] == 1
     one = made["conversations_per_s_per_replica"]
     assert made["load"]["conversations_per_s"] == pytest.approx(one / 2)
-    assert made["command"] == f"skyreward serve --model {MODEL}"
+    assert made["command"] == f"skyreward serve --model Skywork/{MODEL}"
 
 
 def test_its_command_and_its_config(tmp_path: Path) -> None:
@@ -55,11 +55,13 @@ def test_its_command_and_its_config(tmp_path: Path) -> None:
     made = as_json("--model", MODEL, "--conversations-per-s", "100", "-o", str(file))
     replicas, gateways = made["fleet"]["num_replicas"], made["fleet"]["num_gateways"]
     assert made["command"] == (
-        f"SKYREWARD_NUM_GATEWAYS={gateways} skyreward serve --model {MODEL} --replicas {replicas}"
+        f"SKYREWARD_NUM_GATEWAYS={gateways} skyreward serve --model Skywork/{MODEL} "
+        f"--replicas {replicas}"
     )
     (application,) = yaml.safe_load(file.read_text())["applications"]
     settings = Settings.of(**application["args"])
     assert (settings.num_gateways, settings.models[0].num_replicas) == (gateways, replicas)
+    assert settings.models[0].name == f"Skywork/{MODEL}"  # a name that can be loaded
 
 
 def test_what_gpu_check_measured_takes_the_place_of_what_was_inferred() -> None:
