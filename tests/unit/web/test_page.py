@@ -169,7 +169,7 @@ def test_with_keys_a_browser_gets_the_door_and_programs_an_error() -> None:
             assert asked.headers["cache-control"] == "no-store"
             assert asked.text == door()
         assert client.get("/").json()["error"]["code"] == "invalid_api_key"
-        for method, path in (("POST", "/"), ("GET", "/v1/models"), ("GET", "/docs")):
+        for method, path in (("POST", "/v1/score"), ("GET", "/v1/models"), ("GET", "/docs")):
             refused = client.request(method, path, headers=BROWSER)
             assert refused.status_code == 401
             assert refused.json()["error"]["code"] == "invalid_api_key"
