@@ -12,8 +12,8 @@ from visitor import Visitor
 
 from serve.demo import running_service
 
-# Files whose services are single processes. All others are for one worker, one after the other:
-# Ray is started once, and `serve run` would join the cluster of another worker.
+# Files whose services are single processes, so that they may run beside each other. All others are
+# for one process: Ray is started once, and `serve run` would join the cluster of another one.
 WITHOUT_RAY = (
     "test_deploy_configs",
     "test_eval",
@@ -30,11 +30,12 @@ WITHOUT_RAY = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: tests of a group share a worker, so also their service."""
+    """Mark the tests that need no Ray."""
     for item in items:
-        group = item.path.stem if item.path.stem in WITHOUT_RAY else "ray"
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.path.stem in WITHOUT_RAY:
+            item.add_marker(pytest.mark.without_ray)
 
 
 @pytest.fixture(scope="session")
