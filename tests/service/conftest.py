@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import SPECS, build_checkpoint
+from peer_service import Served
 from playground import LINES, READY
 from visitor import Visitor
 
+from rm_core import seeds_dir
+from serve.clients import rewards as rewards_module
 from serve.demo import running_service
 
 # Files whose services are single processes, so that they may run beside each other. All others are
@@ -19,6 +23,7 @@ WITHOUT_RAY = (
     "test_eval",
     "test_keys",
     "test_pages",
+    "test_peer_trainers",
     "test_peers",
     "test_playground",
     "test_playground_door",
@@ -70,3 +75,21 @@ def page(browser: Visitor, playground_url: str) -> Iterator[Visitor]:
 def file(tmp_path: Path) -> Path:
     (tmp_path / "mixed.jsonl").write_text("\n".join(LINES) + "\n")
     return tmp_path / "mixed.jsonl"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = build_checkpoint(tmp_path_factory.mktemp("llama"), SPECS["llama-v0.2"])
+    with running_service("--local", "--model", "demo", "--model", f"llama={folder}") as url:
+        yield Served(url, {"demo": seeds_dir() / "demo", "llama": folder})
+
+
+@pytest.fixture
+def chosen(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Settings of our reward functions."""
+    monkeypatch.setenv("SKYREWARD_CLIENT_URLS", served.url)
+    monkeypatch.setenv("SKYREWARD_CLIENT_MODEL", "llama")
+    rewards_module._scoring.cache_clear()
+    yield monkeypatch
+    rewards_module.scoring().client.close()
+    rewards_module._scoring.cache_clear()

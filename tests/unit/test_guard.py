@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, conversation, ready, until
+from fakes import FakeBackend, ready, until
 from fastapi.testclient import TestClient
 from guarded import KEY, OTHER_KEY, guarded
 from starlette.websockets import WebSocketDisconnect
 
-from rm_core import OverloadedError
-from serve.guard.admission import Admission
 from serve.guard.keys import KeyRing
 from serve.guard.middleware import OPEN_PATHS
 from serve.http import create_app
-from serve.problems import TooManyRequestsError
 from serve.record import request as request_record
-from serve.record.request import ANONYMOUS, RequestRecord
+from serve.record.request import RequestRecord
 from serve.routes.shapes import SHAPES, sglang, vllm
 from serve.service import ScoringService
 from serve.settings import Settings
@@ -276,91 +273,6 @@ def test_any_positive_deadline_is_taken(client: TestClient, sent: str) -> None:
     headers = {**RIGHT, "X-Request-Timeout-Seconds": sent}
     answer = client.post("/v1/score", json={"conversations": []}, headers=headers)
     assert answer.status_code == 200
-
-
-def test_a_deadline_that_passes_is_408_and_the_work_is_given_up() -> None:
-    seen = guarded()
-    with TestClient(seen.app) as client:
-        headers = {"X-Request-Timeout-Seconds": "0.3"}
-        answer = client.post("/wait", json="a", headers=headers)
-        assert answer.status_code == 408
-        assert answer.json()["error"]["code"] == "deadline_exceeded"
-        assert seen.cancelled == ['"a"']
-        assert (seen.admission.num_running, seen.admission.num_bytes) == (0, 0)
-
-
-def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
-    with TestClient(guarded(request_timeout_s=0.2).app) as client:
-        assert client.post("/wait", json="a").status_code == 408
-        slow = client.post("/slowly", json={}, headers={"X-Request-Timeout-Seconds": "1"})
-        assert (slow.status_code, slow.text) == (200, "one two three")
-
-
-def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
-    backend = FakeBackend()
-    settings = Settings.of()
-    app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
-    with TestClient(app) as client:
-        until(lambda: ready(client))
-        backend.delay_s = 3
-        body = {"conversations": [conversation("4")]}
-        headers = {"X-Request-Timeout-Seconds": "0.3", "X-Request-Id": "late"}
-        answer = client.post("/v1/score", json=body, headers=headers)
-        assert answer.status_code == 408
-        assert answer.headers["x-request-id"] == "late"
-        backend.delay_s = 0
-        assert client.post("/v1/score", json=body).status_code == 200
-
-
-def limited(**limits: int) -> Admission:
-    settings = Settings.of(**{"max_body_bytes": 1, **limits})
-    return Admission(lambda: settings)
-
-
-def test_one_caller_is_told_to_wait_before_all_are() -> None:
-    admission = limited(max_requests=3, max_requests_per_key=2)
-    a1, a2, b1, b2 = (admission.ticket(name) for name in "aabb")
-    a1.start()
-    a2.start()
-    with pytest.raises(TooManyRequestsError, match="2 of your requests"):
-        admission.check("a")
-    b1.start()
-    with pytest.raises(OverloadedError, match="3 requests are running") as caught:
-        b2.start()
-    assert not isinstance(caught.value, TooManyRequestsError)
-    a1.release()
-    b2.start()
-    a1.release()
-    assert admission.num_running == 3
-    for ticket in (a1, a2, b1, b2):
-        ticket.release()
-    assert admission.num_running == 0
-
-
-def test_without_keys_only_the_number_of_all_counts() -> None:
-    admission = limited(max_requests=3, max_requests_per_key=1)
-    for _ in range(3):
-        admission.ticket(ANONYMOUS).start()
-    with pytest.raises(OverloadedError, match="3 requests are running"):
-        admission.check(ANONYMOUS)
-
-
-def test_bytes_of_all_bodies_are_bounded_together() -> None:
-    admission = limited(max_buffered_bytes=10)
-    first = admission.ticket("a")
-    first.add_bytes(6)
-    with admission.ticket("b") as second:
-        second.add_bytes(4)
-        with pytest.raises(OverloadedError, match="bodies of 10 bytes"):
-            second.add_bytes(1)
-        assert admission.num_bytes == 10
-    assert admission.num_bytes == 6
-    first.add_bytes(4)
-
-
-def test_the_largest_body_must_fit_into_what_is_held() -> None:
-    with pytest.raises(Exception, match="max_buffered_bytes 5 is less than max_body_bytes 6"):
-        Settings.of(max_buffered_bytes=5, max_body_bytes=6)
 
 
 @pytest.mark.parametrize("origin", ["lab.example.org", "https://lab.example.org/", "http://", "**"])

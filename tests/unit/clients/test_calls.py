@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
-import multiprocessing
 import pickle
-import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from stub_service import StubService, conversation, stub_service
+from stub_service import StubService, conversation
 
 from rm_core import Reward, ScoreError
-from serve.clients import AsyncScoringClient, ScoringClient, ScoringFailedError, ServiceError
+from serve.clients import ScoringFailedError, ServiceError
 
-MAKERS = ["sync", "async"]
 DEAD = "http://127.0.0.1:9"
-
-
-class Blocking:
-    """An asynchronous client, called as the other is."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.client = AsyncScoringClient(*args, **options)
-        self._runner = asyncio.Runner()
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.client, name)
-        if not callable(value):
-            return value
-        return lambda *args, **options: self._runner.run(value(*args, **options))
-
-    def end(self) -> None:
-        self._runner.run(self.client.close())
-        self._runner.close()
-
-
-@pytest.fixture
-def stub() -> Iterator[StubService]:
-    with stub_service() as service:
-        yield service
-
-
-@pytest.fixture
-def other() -> Iterator[StubService]:
-    with stub_service() as service:
-        yield service
-
-
-@pytest.fixture(params=MAKERS)
-def client_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def make(*args: Any, **options: Any) -> Any:
-        made.append((ScoringClient if request.param == "sync" else Blocking)(*args, **options))
-        return made[-1]
-
-    yield make
-    for client in made:
-        if isinstance(client, Blocking):
-            client.end()
-        else:
-            client.close()
 
 
 def numbers(stub: StubService) -> list[list[float]]:
@@ -260,118 +208,3 @@ def test_progress_is_shown_on_request_alone(
     shown = capfd.readouterr()
     assert shown.out == ""
     assert "5/5" in shown.err
-
-
-def test_what_travels_is_where_it_posts(stub: StubService, client_of: Callable[..., Any]) -> None:
-    made = client_of([stub.url], "rm", api_key="sk-secret", timeout_s=5, retry_s=7)
-    made.score([conversation(1)])
-    client = made.client if isinstance(made, Blocking) else made
-    assert "sk-secret" not in repr(client)
-    again = pickle.loads(pickle.dumps(client))
-    assert again.options == client.options
-    assert type(again) is type(client)
-    if isinstance(again, ScoringClient):
-        assert again.score([conversation(2)]) == [2]
-        again.close()
-    else:
-        asyncio.run(scored_and_closed(again))
-    assert len(stub.headers) == 2
-    assert {h["Authorization"] for h in stub.headers} == {"Bearer sk-secret"}
-
-
-async def scored_and_closed(client: AsyncScoringClient) -> None:
-    async with client:
-        assert await client.score([conversation(2)]) == [2]
-
-
-def test_one_pool_is_shared_by_threads(stub: StubService) -> None:
-    found: dict[int, list[float]] = {}
-    with ScoringClient(stub.url) as client:
-
-        def use(number: int) -> None:
-            found[number] = [client.score([conversation(number)])[0] for _ in range(10)]
-
-        threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert found == {number: [number] * 10 for number in range(8)}
-    assert len(set(stub.peers)) <= 8
-
-
-def test_one_client_in_one_loop_after_another(stub: StubService) -> None:
-    client = AsyncScoringClient(stub.url)
-
-    async def use() -> list[float]:
-        async with client:
-            return [r for n in range(3) for r in await client.score([conversation(n)])]
-
-    assert [asyncio.run(use()) for _ in range(3)] == [[0, 1, 2]] * 3
-    assert len(set(stub.peers)) == 3
-
-
-def test_a_cancelled_call_leaves_nothing_behind(stub: StubService) -> None:
-    async def use() -> None:
-        async with AsyncScoringClient(stub.url, max_items=1) as client:
-            stub.delay_s = 0.5
-            call = asyncio.create_task(client.score([conversation(n) for n in range(20)]))
-            await asyncio.sleep(0.2)
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            stub.delay_s = 0.0
-            assert await client.score([conversation(3)]) == [3]
-            address = client._sender.addresses.begin()
-            assert address.num_running == 1
-
-    asyncio.run(use())
-    assert len(stub.headers) < 20
-
-
-def test_bad_options_are_told() -> None:
-    with pytest.raises(ServiceError, match="no address was given"):
-        ScoringClient([])
-    with pytest.raises(ServiceError, match="max_items is 0; give at least 1"):
-        ScoringClient("http://127.0.0.1:1", max_items=0)
-    for url in ("127.0.0.1:8000", "ftp://h", "http://"):
-        with pytest.raises(ServiceError, match="is no address"):
-            ScoringClient(url)
-    with pytest.raises(TypeError, match="nonsense"):
-        ScoringClient("http://127.0.0.1:1", nonsense=1)
-
-
-def test_a_service_below_a_path(stub: StubService) -> None:
-    for url in (f"{stub.url}/rm", f"{stub.url}/rm/"):
-        with (
-            ScoringClient(url) as client,
-            pytest.raises(ServiceError, match="404: no route /rm/v1/score") as caught,
-        ):
-            client.score([conversation(1)])
-        assert caught.value.status == 404
-
-
-def test_a_forked_process_has_connections_of_its_own(stub: StubService) -> None:
-    with ScoringClient(stub.url) as client:
-        client.score([conversation(1)])
-        here, there = multiprocessing.get_context("fork").Pipe()
-        child = multiprocessing.get_context("fork").Process(target=score_in, args=(client, there))
-        child.start()
-        assert here.recv() == [2]
-        child.join()
-        assert client.score([conversation(3)]) == [3]
-    first, second, third = stub.peers
-    assert first == third != second
-
-
-def score_in(client: ScoringClient, there: Connection) -> None:
-    there.send(client.score([conversation(2)]))
-
-
-def test_bodies_are_what_json_makes_of_them(stub: StubService) -> None:
-    sent = [{"role": "user", "content": 'a"\n\u2028é'}, conversation(1)[1]]
-    with ScoringClient(stub.url) as client:
-        client.score([sent, conversation(2)], "left")
-    assert stub.bodies == [
-        json.loads(json.dumps({"truncation": "left", "conversations": [sent, conversation(2)]}))
-    ]

@@ -1,48 +1,20 @@
-"""What each wire format says of rewards, what its options do, and what its headers tell."""
+"""What each wire format says of rewards, and what its options do."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import math
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fakes import INFO, FakeBackend, conversation, ready, serving, until
 from fastapi.testclient import TestClient
+from wire_texts import LONGER, LONGER_REWARD, MESSAGES, REWARD, TEXT
 
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
-
-TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-LONGER = TEXT.replace("4<", "4 4 4 4<")
-MESSAGES = conversation("4")
-REWARD, LONGER_REWARD = 1.25, -3.1415927410125732
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    backend = FakeBackend()
-    with serving(backend) as client:
-        until(lambda: ready(client))
-        backend.reward = lambda ids: float(len(ids))
-        short = client.post("/tokenize", json={"prompt": TEXT}).json()["count"]
-        backend.reward = lambda ids: REWARD if len(ids) == short else LONGER_REWARD
-        yield client
-
-
-@contextlib.contextmanager
-def serving_two(**chosen: Any) -> Iterator[TestClient]:
-    settings = Settings.of(models=["one=demo", "two=demo"], **chosen)
-    backends = [FakeBackend(), FakeBackend()]
-    backends[1].reward = lambda ids: -float(len(ids))
-    service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
-    with TestClient(create_app(service, settings)) as client:
-        until(lambda: ready(client))
-        yield client
 
 
 def usage(num_tokens: int, *more: str) -> dict[str, Any]:
@@ -297,96 +269,3 @@ def test_nvidias_chat_completions(client: TestClient) -> None:
     (token,) = choice["logprobs"]["content"]
     assert (token["token"], token["logprob"]) == ("reward", LONGER_REWARD)
     assert (answer["object"], answer["model"]) == ("chat.completion", "demo")
-
-
-PAIRS = [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")]
-
-
-@pytest.mark.parametrize("path", ["/score", "/v1/score"])
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_vllm_score(client: TestClient, path: str, first: str, second: str) -> None:
-    parts = {"content": [{"type": "text", "text": "4"}]}
-    for queries, documents, rewards in (
-        ("2+2?", "4", [REWARD]),
-        ("2+2?", ["4", "4 4 4 4", parts], [REWARD, LONGER_REWARD, REWARD]),
-        (["2+2?", {"content": "2+2?"}], ["4", "4 4 4 4"], [REWARD, LONGER_REWARD]),
-    ):
-        answer = client.post(path, json={first: queries, second: documents})
-        body = answer.json()
-        assert body["data"] == [
-            {"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)
-        ]
-        said = "conversation:query-as-user,document-as-assistant"
-        assert answer.headers["x-skyreward-input"] == said
-
-
-@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_vllm_rerank_sorts_the_best_first(client: TestClient, path: str) -> None:
-    body = {"query": "2+2?", "documents": ["4 4 4 4", "4", {"text": "4"}]}
-    answer = client.post(path, json=body).json()
-    assert [r["index"] for r in answer["results"]] == [1, 2, 0]
-    assert answer["results"][0] == {
-        "index": 1, "document": {"text": "4", "multi_modal": None}, "relevance_score": REWARD,
-    }  # fmt: skip
-    assert len(client.post(path, json=body | {"top_n": 2}).json()["results"]) == 2
-
-
-def test_native_bodies_of_the_shared_path_are_as_before(client: TestClient) -> None:
-    answer = client.post("/v1/score", json={"conversations": [MESSAGES]}).json()
-    assert answer["results"][0]["reward"] == REWARD
-    wrong = client.post("/v1/score", json={"conversations": [], "text": "x"}).json()["error"]
-    assert (wrong["code"], wrong["param"]) == ("bad_request", "text")
-    both = client.post("/v1/score", json={"conversations": [], "text_1": "x"}).json()["error"]
-    assert both["param"] == "text_1"
-
-
-NAMELESS = [
-    ("/classify", {"text": TEXT}, lambda a: a["embedding"][0]),
-    ("/v1/embeddings", {"input": TEXT}, lambda a: a["data"][0]["embedding"][0]),
-    ("/get_reward", {"query": TEXT}, lambda a: a["rewards"][0]),
-    ("/predict", {"inputs": TEXT}, lambda a: a[0]["score"]),
-    ("/v1/score/evaluation", {"messages": [TEXT]}, lambda a: a["scores"][0]),
-    ("/remote_rm", {"prompt": "2+2?", "response": "4"}, lambda a: a),
-]
-
-
-@pytest.mark.parametrize(("path", "body", "read"), NAMELESS)
-def test_of_several_models_the_address_may_name_one(path: str, body: Any, read: Any) -> None:
-    with serving_two() as client:
-        assert client.post(path, json=body).status_code in (400, 422)
-        one, two = (client.post(f"{path}?model={name}", json=body) for name in ("one", "two"))
-        assert read(one.json()) == -read(two.json()) > 0
-        assert two.headers["x-skyreward-model"] == "two"
-        assert read(client.post(path, json=body | {"model": "two"}).json()) < 0
-        assert client.post(path, json=body | {"model": "nope"}).status_code == 404
-
-
-def test_a_name_that_its_own_service_ignores_is_ignored_where_one_model_is_served(
-    client: TestClient,
-) -> None:
-    for path, body, read in NAMELESS:
-        answer = client.post(path, json=body | {"model": "anything"})
-        if path in ("/classify", "/v1/embeddings", "/v1/score/evaluation"):
-            assert read(answer.json()) == REWARD
-        else:
-            assert answer.status_code == 404
-
-
-def test_plain_text_is_scored_and_said(client: TestClient) -> None:
-    answer = client.post("/classify", json={"input": ["no template", TEXT]})
-    assert answer.headers["x-skyreward-input"] == "text:no-template; text"
-
-
-def test_names_beyond_ascii_do_not_break_headers() -> None:
-    with serving(FakeBackend(), alias="奖励") as client:
-        until(lambda: ready(client))
-        answer = client.post("/classify", json={"input": TEXT})
-        assert answer.status_code == 200
-        assert answer.json()["model"] == "奖励"
-        assert answer.headers["x-skyreward-model"] == "\\u5956\\u52b1"
-
-
-def test_priorities_of_vllm_are_taken(client: TestClient) -> None:
-    for priority in (-(2**63), 0, 2**63 - 1):
-        answer = client.post("/classify", json={"input": TEXT, "priority": priority})
-        assert answer.status_code == 200

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from error_shapes import fits, flat, openai, tei, vllm
 from fakes import FakeBackend, conversation, ready, serving, until
 from fastapi.testclient import TestClient
 
@@ -51,37 +52,6 @@ def client(backend: FakeBackend) -> Iterator[TestClient]:
     with serving(backend, cache_bytes=0, max_length=200) as client:
         until(lambda: ready(client))
         yield client
-
-
-def vllm(status: int, kind: str, param: str | None = None) -> tuple[int, Any]:
-    return status, {"error": {"message": str, "type": kind, "param": param, "code": status}}
-
-
-def flat(status: int, kind: str, param: str | None = None) -> tuple[int, Any]:
-    return status, {
-        "object": "error", "message": str, "type": kind, "param": param, "code": status,
-    }  # fmt: skip
-
-
-def openai(status: int, kind: str, code: str, param: str | None = None) -> tuple[int, Any]:
-    return status, {"error": {"message": str, "type": kind, "param": param, "code": code}}
-
-
-def tei(status: int, kind: str) -> tuple[int, Any]:
-    return status, {"error": str, "error_type": kind}
-
-
-def fits(body: Any, shape: Any) -> bool:
-    """Whether a body has a shape: a type stands for any value of it."""
-    if isinstance(shape, dict):
-        return (
-            isinstance(body, dict)
-            and body.keys() == shape.keys()
-            and all(fits(body[key], shape[key]) for key in shape)
-        )
-    if isinstance(shape, list):
-        return isinstance(body, list) and all(fits(b, s) for b, s in zip(body, shape, strict=True))
-    return isinstance(body, shape) if isinstance(shape, type) else bool(body == shape)
 
 
 BAD_REQUEST = vllm(400, "BadRequestError")
