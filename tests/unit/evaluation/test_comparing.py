@@ -9,7 +9,9 @@ from typing import Any
 
 import benchmark_files
 import pytest
+from click.testing import CliRunner
 
+from serve.cli import main
 from serve.evaluation.comparing import Comparison, compare, load_run
 from serve.evaluation.comparison import as_plain, print_comparison
 from serve.evaluation.errors import EvaluationError
@@ -125,6 +127,18 @@ def test_shown_and_as_data(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert plain["right_in_first_only"] == found.counts[1]
     assert plain["figures"]["overall"] == [run.figures.overall for run in found.runs]
     assert len(plain["changed"]) == 12
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_is_of_the_benchmark_of_the_other_run(
+    base: Path, tmp_path: Path, turned: bool
+) -> None:
+    other = rescored(base, tmp_path / "b" / "scores.jsonl", lambda r: r)
+    runs = [str(other), str(base)] if turned else [str(base), str(other)]
+    data = str(tmp_path / "data" / "rewardbench")
+    done = CliRunner().invoke(main, ["compare-runs", *runs, "--data", data, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["agreement"] == 1
 
 
 def test_what_cannot_be_compared(evaluate: Evaluate, base: Path, tmp_path: Path) -> None:

@@ -149,6 +149,17 @@ def test_a_board_with_local_results_sorted_in(
     assert "half (partial): subset x: none of 3" in shown
 
 
+def test_two_results_of_one_model_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [local(Path(name), "ppe-preference", "mine", 0.5) for name in ("left", "right")]
+    print_board("PPE", "ppe-preference", board("ppe-preference", folders))
+    shown = capsys.readouterr().out
+    assert "left" in shown
+    assert "right" in shown
+
+
 def test_a_board_of_judgebench_goes_by_the_mean(tmp_path: Path) -> None:
     ours = local(tmp_path / "a", "judgebench", "mine", 0.99, mean_of_sections=0.7)
     places = board("judgebench", [tmp_path])
