@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import pickle
@@ -65,6 +66,16 @@ def test_one_client_in_one_loop_after_another(stub: StubService) -> None:
 
     assert [asyncio.run(use()) for _ in range(3)] == [[0, 1, 2]] * 3
     assert len(set(stub.peers)) == 3
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what an ended loop leaves open
+def test_connections_of_loops_that_ended_are_let_go(stub: StubService) -> None:
+    client = AsyncScoringClient(stub.url)
+    for number in range(3):
+        assert asyncio.run(client.score([conversation(number)])) == [number]
+    assert len(client._pools) == 1
+    del client
+    gc.collect()
 
 
 def test_a_cancelled_call_leaves_nothing_behind(stub: StubService) -> None:
