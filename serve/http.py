@@ -192,8 +192,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {quoted(request.url.path)}: {error.detail}"
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
-    current().code = f"http_{error.status_code}"
-    code = f"http_{error.status_code}"
+    code = current().code = f"http_{error.status_code}"
     failure = Failure(error.status_code, "invalid_request_error", code, message)
     response = failure_response(failure, request.scope)
     response.headers.update(error.headers or {})
