@@ -20,8 +20,8 @@ serve: $(VENV)/base ## run the service in the foreground on the demo model
 
 test: check ## linters, types and all tests
 	$(BIN)/python -m pytest -n auto tests/unit tests/rules tests/gpu
-	$(BIN)/python -m pytest -m 'not without_ray' tests/service
-	$(BIN)/python -m pytest -n auto --dist loadfile -m without_ray tests/service
+	$(BIN)/python -m pytest -m ray tests/service
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not ray' tests/service
 
 check: $(VENV)/dev ## linters and types
 	$(BIN)/ruff check .

@@ -58,7 +58,9 @@ def install(model: PreTrainedModel) -> None:
     """Let a model's layers attend through the row that is passed to its decoder as `packed`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, _attend)
+    # Its loops over segments differ from batch to batch: nothing to compile. Not a decorator: that
+    # would load the compiler, for seconds, wherever this package is imported.
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(NAME, _no_mask)
     model.set_attn_implementation(NAME)
     assert model.config._attn_implementation == NAME
@@ -68,8 +70,6 @@ def _no_mask(*_: Any, **__: Any) -> None:
     return None
 
 
-# Its loops over segments differ from batch to batch: nothing to compile.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -16,31 +16,18 @@ from rm_core import seeds_dir
 from serve.clients import rewards as rewards_module
 from serve.demo import running_service
 
-# Files whose services are single processes, so that they may run beside each other. All others are
-# for one process: Ray is started once, and `serve run` would join the cluster of another one.
-WITHOUT_RAY = (
-    "test_deploy_configs",
-    "test_eval",
-    "test_keys",
-    "test_pages",
-    "test_peer_trainers",
-    "test_peers",
-    "test_playground",
-    "test_playground_door",
-    "test_playground_file",
-    "test_readme",
-    "test_tls",
-    "test_trl",
-    "test_wire_formats",
-)
+# Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
+# started once, and `serve run` would join the cluster of another one. All others, whose services
+# are single processes, may run beside each other.
+ON_RAY = ("test_demo", "test_ray_pool", "test_serve_run", "test_startup_on_ray")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need no Ray."""
+    """Mark the tests that need Ray."""
     for item in items:
-        if item.path.stem in WITHOUT_RAY:
-            item.add_marker(pytest.mark.without_ray)
+        if item.path.stem in ON_RAY or "service" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")

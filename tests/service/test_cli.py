@@ -1,4 +1,4 @@
-"""The command line as a person uses it: score, render, models, verify, demo."""
+"""The command line as a person uses it: score, render, models, verify."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from peer_service import Served
 from reference import Reference
 
 from rm_core import load_catalog, load_not_served
@@ -40,6 +41,12 @@ def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProces
     )
 
 
+def model_at(where: str, served: Served) -> list[str]:
+    if where == "url":
+        return ["--url", served.url, "--model", "llama"]
+    return ["--model", str(served.folders["llama"])]
+
+
 @pytest.fixture
 def jobs(tmp_path: Path) -> Path:
     lines = [json.dumps(record, ensure_ascii=False) for record in RECORDS]
@@ -48,14 +55,16 @@ def jobs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
-def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) -> None:
-    folder = checkpoint_folder / "llama-v0.1"
-    how = ["--model", str(folder)] if where == "model" else ["--url", service, "--model", "llama"]
+def test_score(jobs: Path, served: Served, where: str) -> None:
+    folder = served.folders["llama"]
+    how = (
+        ["--model", str(folder)] if where == "model" else ["--url", served.url, "--model", "llama"]
+    )
     done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
     assert done.returncode == 3, done.stderr
     figures = dict(line.rsplit(maxsplit=1) for line in done.stderr.splitlines() if line.strip())
     assert (figures["rows"], figures["with an error"]) == ("8", "4")
-    reference = Reference(folder)
+    reference = Reference(served.folders["llama"])
     paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
     out = [json.loads(line) for line in (jobs / "out.jsonl").read_text().splitlines()]
     first, pair, preference, group, broken, shapeless, unanswered, again = out
@@ -83,7 +92,7 @@ def test_score(jobs: Path, checkpoint_folder: Path, service: str, where: str) ->
 
 @pytest.mark.parametrize("where", ["model", "url"])
 def test_what_strict_json_lacks_spoils_no_neighbour(
-    tmp_path: Path, checkpoint_folder: Path, service: str, where: str
+    tmp_path: Path, served: Served, where: str
 ) -> None:
     """NaN in a column and half of an emoji, in a column, a key of a message and a text."""
     half = {"role": "user", "content": "Hi \ud83d"}
@@ -94,8 +103,10 @@ def test_what_strict_json_lacks_spoils_no_neighbour(
         {"messages": [QUESTION, LYON]},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    folder = checkpoint_folder / "llama-v0.1"
-    how = ["--model", str(folder)] if where == "model" else ["--url", service, "--model", "llama"]
+    folder = served.folders["llama"]
+    how = (
+        ["--model", str(folder)] if where == "model" else ["--url", served.url, "--model", "llama"]
+    )
     done = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *how)
     assert done.returncode == 3, done.stderr
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -132,18 +143,17 @@ def test_score_with_nobody_at_the_address(jobs: Path) -> None:
     assert not (jobs / "o.jsonl").exists()
 
 
-def test_render_equals_the_service(http: httpx.Client, checkpoint_folder: Path) -> None:
-    folder = checkpoint_folder / "llama-v0.1"
+def test_render_equals_the_service(served: Served) -> None:
+    folder = served.folders["llama"]
     lines = "\n".join(json.dumps(r) for r in (RECORDS[0], RECORDS[2], RECORDS[4]))
     done = run("render", "-", "--model", str(folder), stdin=lines)
     assert done.returncode == 3
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
-    served = http.post(
-        "/v1/render", json={"model": "llama", "conversations": conversations}
-    ).json()["results"]
+    body = {"model": "llama", "conversations": conversations}
+    answer = httpx.post(f"{served.url}/v1/render", json=body, trust_env=False).json()
     assert [s.pop("line") for s in shown] == [0, 1, 1, 2]
-    assert shown[:3] == [{k: v for k, v in s.items() if k != "index"} for s in served]
+    assert shown[:3] == [{k: v for k, v in s.items() if k != "index"} for s in answer["results"]]
     assert "error" in shown[3]
 
 
@@ -211,21 +221,6 @@ def test_verify(checkpoint_folder: Path) -> None:
     refused = run("verify", "--model", "no/such/folder")
     assert refused.returncode == 1
     assert "Error: " in refused.stderr
-
-
-def test_demo() -> None:
-    """What `make demo` runs, once the environment is there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "serve.demo"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    positive, total = done.stdout.split(" margins are positive")[0].split()[-3::2]
-    assert int(total) >= 24
-    assert int(positive) / int(total) >= 20 / 24
 
 
 @pytest.mark.parametrize("command", ["serve", "score", "models", "render", "verify"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from peer_service import Served
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -46,8 +47,8 @@ OPERATIONS = [
 
 
 @pytest.fixture(scope="session")
-def schema(service: str) -> schemathesis.BaseSchema:
-    return schemathesis.openapi.from_url(f"{service}/openapi.json")
+def schema(served: Served) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
 
 
 def test_every_operation_is_listed_here(schema: schemathesis.BaseSchema) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from job_runs import records, write_lines
+from peer_service import Served
 
 NUM_ROWS = 1_500
 
@@ -106,16 +107,16 @@ def test_a_dry_run_writes_nothing(source: Path, checkpoint_folder: Path, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_table_by_a_service(service: str, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
     """Here and by the service, in JSON and as a table: the same rewards."""
     rows = [row for row in records(120) if "messages" in row]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    here = finish(command(source, tmp_path / "here.jsonl", checkpoint_folder / "llama-v0.1"))
+    here = finish(command(source, tmp_path / "here.jsonl", served.folders["llama"]))
     assert here.returncode == 0, here.stderr
     there = finish(
         [
             *(sys.executable, "-m", "serve.cli", "score", str(source)),
-            *("-o", str(tmp_path / "there.parquet"), "--url", service, "--model", "llama"),
+            *("-o", str(tmp_path / "there.parquet"), "--url", served.url, "--model", "llama"),
         ]
     )
     assert there.returncode == 0, there.stderr

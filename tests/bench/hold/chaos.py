@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,20 +147,22 @@ def posts_of(pool: list[Conversation], seed: int) -> Iterator[Post]:
 
 
 def without_retries(
-    service: Service, pool: list[Conversation], tally: Tally, options: argparse.Namespace
+    urls: Sequence[str], pool: list[Conversation], tally: Tally, options: argparse.Namespace
 ) -> None:
+    """Clients of the first address that send nothing twice."""
     posts = posts_of(pool, options.seed)
-    asyncio.run(closed_loop(service.url, posts, options.clients, options.seconds, tally.seen))
+    asyncio.run(closed_loop(urls[0], posts, options.clients, options.seconds, tally.seen))
 
 
 def with_retries(
-    service: Service, pool: list[Conversation], tally: Tally, options: argparse.Namespace
+    urls: Sequence[str], pool: list[Conversation], tally: Tally, options: argparse.Namespace
 ) -> None:
+    """The Python client, which knows all addresses."""
     end = time.perf_counter() + options.seconds
     lock = threading.Lock()
 
     def client(number: int) -> None:
-        with ScoringClient(service.url) as scoring:
+        with ScoringClient(urls) as scoring:
             for places in picks(random.Random(options.seed * 1000 + number), len(pool)):
                 started = time.perf_counter()
                 if started >= end:
@@ -199,7 +201,7 @@ def phase(
     run = without_retries if whom == "scorer" else with_retries
     started = time.perf_counter()
     with Killer(service, whom, options) as killer:
-        run(service, pool, tally, options)
+        run([service.url], pool, tally, options)
     took = time.perf_counter() - started
     came_back = service.settle(options.replicas, options.gateways)
     retries = None

@@ -1,11 +1,11 @@
 """Replicas are added, taken away and replaced by others under load: is any post lost?
 
-What is measured: the application on Ray, behind the ingress that `skyreward serve` would choose,
-and clients that post without end and never send anything twice. Meanwhile it is deployed again and
-again, as an operator does with `serve deploy`: with more scorers, with fewer, and with other
-settings of model and service, for which Serve replaces every scorer and every gateway. Every post
-has to be answered 200, whole, in order and with the rewards of before. The score cache is off. The
-last line is one JSON object.
+What is measured: a Ray node behind the ingress that `skyreward serve` would choose, and clients
+that post without end and never send anything twice. Meanwhile the command `serve deploy` gives it
+one configuration after another, as an operator does: more scorers, fewer, another model setting,
+for which Serve replaces every scorer and every gateway, and a limit that gateways take over in
+place. Every post has to be answered 200, whole, in order and with the rewards of before. The score
+cache is off. The last line is one JSON object.
 
     python tests/bench/hold/rolling.py [--clients 6] [--ingress haproxy|proxy]
 """
@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from chaos import TOLERANCE, Tally, posts_of, undisturbed
 from load import Post, closed_loop
 from mixes import Conversation, Writer
@@ -32,18 +37,39 @@ from verdict import finish
 
 from serve.settings import Settings
 from serve.start import ingress
+from serve.start.cluster import guard_with_a_token
 
 _QUIET_S = 6.0
-# What is deployed, one after the other: the model's settings, then the service's.
-STEPS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
-    ("more scorers", {"num_replicas": 3}, {}),
-    ("fewer scorers", {"num_replicas": 1}, {}),
-    ("another model setting", {"num_replicas": 2, "max_batch_tokens": 3_000}, {}),
-    (
-        "another service setting",
-        {"num_replicas": 2, "max_batch_tokens": 3_000},
-        {"max_messages": 99},
-    ),
+_DEPLOYED_S = 300.0
+_PROGRAMS = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One configuration.
+
+    Attributes:
+        name: what is new.
+        scorers: how many.
+        model: settings of the model.
+        limits: settings that gateways take over.
+        replaces: whether processes come or go.
+    """
+
+    name: str
+    scorers: int
+    model: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    replaces: bool = True
+
+
+_SMALLER = {"max_batch_tokens": 3_000}
+FIRST = Step("the first", 2)
+STEPS = (
+    Step("more scorers", 3),
+    Step("fewer scorers", 1),
+    Step("a model setting", 2, _SMALLER),
+    Step("a limit", 2, _SMALLER, {"max_messages": 99}, replaces=False),
 )
 
 
@@ -74,40 +100,81 @@ class Load:
         self._thread.join()
 
 
-def deploy(settings: Settings) -> float:
-    """As `serve deploy` does; seconds until all of it runs."""
-    from ray import serve as ray_serve
-    from ray.serve.schema import LoggingConfig
+class Node:
+    """A Ray node with a dashboard, which `serve deploy` talks to.
 
-    from serve.app import APP_NAME, build
+    Args:
+        options: of the command line.
+        folder: private, with a short path.
+    """
 
-    started = time.perf_counter()
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
-    ray_serve.run_many([target], wait_for_applications_running=True)
-    return round(time.perf_counter() - started, 1)
+    def __init__(self, options: argparse.Namespace, folder: str) -> None:
+        self._options = options
+        self._file = Path(folder) / "serve.yaml"
+        self.port, dashboard = free_port(), free_port()
+        settings = Settings.of(port=self.port, ingress=options.ingress)
+        self._chosen = ingress.choose(settings, own_cluster=True)
+        os.environ.update(ingress.RAY_DEFAULTS)
+        os.environ.update(ingress.environment(self._chosen, settings, Path(folder)))
+        guard_with_a_token()
+        self._dashboard = f"http://127.0.0.1:{dashboard}"
+        command = [str(_PROGRAMS / "ray"), "start", "--head", "--block", "--port=0"]
+        command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true"]
+        command += [f"--dashboard-port={dashboard}", f"--temp-dir={folder}/ray"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        self.service = Service(f"http://127.0.0.1:{self.port}", self._process.pid, ray=True)
 
+    def deploy(self, step: Step) -> float:
+        """As an operator does; seconds until all of it runs."""
+        started = time.perf_counter()
+        self._file.write_text(json.dumps(self._configuration(step)))  # which is YAML as well
+        command = [str(_PROGRAMS / "serve"), "deploy", "-a", self._dashboard, str(self._file)]
+        while subprocess.run(command, capture_output=True, check=False).returncode:
+            if time.perf_counter() - started > _DEPLOYED_S:
+                raise SystemExit("`serve deploy` does not reach the node")
+        while not self._runs(step):
+            if time.perf_counter() - started > _DEPLOYED_S:
+                raise SystemExit(f"{step.name}: not deployed after {_DEPLOYED_S:.0f} s")
+            time.sleep(0.5)
+        return round(time.perf_counter() - started, 1)
 
-def start_ray(settings: Settings, folder: str) -> None:
-    """With the ingress of these settings, as `skyreward serve` starts it."""
-    chosen = ingress.choose(settings, own_cluster=True)
-    os.environ.update(ingress.RAY_DEFAULTS)
-    os.environ.update(ingress.environment(chosen, settings, Path(folder)))
-    import ray
-    from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions
+    def stop(self) -> None:
+        """End it with all that it has started."""
+        self._process.terminate()
+        self._process.wait(60)
 
-    ray.init(address="local", logging_level="ERROR", include_dashboard=False)
-    host = ingress.INSIDE_HOST if chosen == "haproxy" else settings.host
-    ray_serve.start(http_options=HTTPOptions(host=host, port=settings.port))
+    def _configuration(self, step: Step) -> dict[str, Any]:
+        host = ingress.INSIDE_HOST if self._chosen == "haproxy" else "127.0.0.1"
+        model = {"name": self._options.model, "alias": "demo", "cache_bytes": 0, **step.model}
+        application = {
+            "name": "skyreward",
+            "route_prefix": "/",
+            "import_path": "serve.app:build",
+            "args": {"models": [model], "num_gateways": 2, "log_level": "WARNING"},
+            "deployments": [
+                {"name": "Scorer-demo", "num_replicas": step.scorers},
+                {"name": "Gateway", "user_config": step.limits},
+            ],
+        }
+        http = {"host": host, "port": self.port}
+        return {"http_options": http, "applications": [application]}
 
+    def _runs(self, step: Step) -> bool:
+        """Whether Serve says so, the processes are there, and gateways have their settings."""
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-def settings_of(
-    options: argparse.Namespace, port: int, model: dict[str, Any], service: dict[str, Any]
-) -> Settings:
-    models = [{"name": options.model, "alias": "demo", "cache_bytes": 0, **model}]
-    common = {"port": port, "num_gateways": 2, "log_level": "WARNING", "ingress": options.ingress}
-    return Settings.of(models=models, **common, **service)
+        details = ServeSubmissionClient(self._dashboard).get_serve_details()
+        application = details["applications"].get("skyreward", {})
+        if application.get("status") != "RUNNING":
+            return False
+        states = {d["status"] for d in application["deployments"].values()}
+        if states != {"HEALTHY"} or len(self.service.scorers()) != step.scorers:
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            settings = self.service.get("/info").json()["settings"]
+            wanted = [(settings, step.limits), (settings["models"][0], step.model)]
+            return all(had[key] == value for had, new in wanted for key, value in new.items())
+        return False
 
 
 def free_port() -> int:
@@ -123,35 +190,33 @@ def main() -> int:
     options = parser.parse_args()
     if options.url:
         parser.error("this deploys by itself: leave --url out")
-    port = free_port()
-    first = settings_of(options, port, {"num_replicas": 2}, {})
     took: dict[str, float] = {}
-    replaced: dict[str, bool] = {}
-    with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp") as folder:
-        start_ray(first, folder)
-        deploy(first)
-        service = Service(f"http://127.0.0.1:{port}", os.getpid(), ray=True)
-        if not service.settle(2, 2):
-            raise SystemExit("the service did not become ready")
-        with Load(service, Writer(options.seed).pool(), options) as load:
-            time.sleep(_QUIET_S)
-            for name, model, changes in STEPS:
-                before = {p.pid for p in (*service.scorers(), *service.gateways())}
-                took[name] = deploy(settings_of(options, port, model, changes))
+    as_meant: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True) as made:
+        node = Node(options, made)
+        service = node.service
+        try:
+            took[FIRST.name] = node.deploy(FIRST)
+            if not service.settle(2, 2):
+                raise SystemExit("the service did not become ready")
+            with Load(service, Writer(options.seed).pool(), options) as load:
                 time.sleep(_QUIET_S)
-                after = {p.pid for p in (*service.scorers(), *service.gateways())}
-                replaced[name] = before != after
-                print(f"{name}: {took[name]} s, {load.tally.posts} posts so far", flush=True)
-        tally = load.tally
-        import ray
-
-        ray.shutdown()
+                for step in STEPS:
+                    before = {p.pid for p in (*service.scorers(), *service.gateways())}
+                    took[step.name] = node.deploy(step)
+                    time.sleep(_QUIET_S)
+                    after = {p.pid for p in (*service.scorers(), *service.gateways())}
+                    as_meant[step.name] = (before != after) == step.replaces
+                    print(f"{step.name}: {took[step.name]} s, {load.tally.posts} posts so far")
+        finally:
+            node.stop()
+    tally = load.tally
     checks = {
-        "every step changed the processes": all(replaced.values()),
+        "every step replaced what it had to, and nothing else": all(as_meant.values()),
         "every post answered 200, whole and in order": not tally.wrong and tally.posts > 0,
         f"every reward equals that of before to {TOLERANCE:g}": tally.off == 0,
     }
-    return finish(checks, {**tally.figures(), "deploy_s": took, "replaced": replaced})
+    return finish(checks, {**tally.figures(), "deploy_s": took, "as_meant": as_meant})
 
 
 if __name__ == "__main__":

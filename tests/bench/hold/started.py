@@ -42,6 +42,8 @@ __all__ = [
     "kill",
     "memory_of",
     "parser_of",
+    "processes_of",
+    "replicas_of",
     "service_of",
     "thread_cpu_s",
 ]

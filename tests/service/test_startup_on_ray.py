@@ -1,0 +1,116 @@
+"""Starting and stopping on Ray, and stopping without: nothing that was accepted is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from certificates import self_signed
+from conftest import free_port
+from starting import assert_refused, start
+
+CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_a_checkpoint_that_a_replica_refuses(tmp_path: Path) -> None:
+    output = assert_refused(tmp_path / "checkpoint", "NaN", "holds NaN or infinity")
+    assert "starting Ray" in output
+
+
+@pytest.fixture
+def local_service(checkpoint_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = free_port()
+    folder = checkpoint_folder / "llama-v0.1"
+    process = start("--local", "--model", str(folder), "--port", str(port))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "ready: POST" in line:
+            break
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+    process.communicate()
+
+
+def test_without_ray_the_same_rewards(
+    local_service: tuple[subprocess.Popen[str], str], http: httpx.Client
+) -> None:
+    process, url = local_service
+    with httpx.Client(base_url=url, trust_env=False) as local:
+        here = local.post("/v1/score", json={"conversations": [CONVERSATION]}).json()
+        echoed = local.get("/health", headers={"x-request-id": "abc"}).headers
+    there = http.post("/v1/score", json={"model": "llama", "conversations": [CONVERSATION]}).json()
+    assert here["results"] == there["results"]
+    assert here["fingerprint"] == there["fingerprint"]
+    assert echoed.get_list("x-request-id") == ["abc"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_was_accepted_is_finished_before_the_end(
+    checkpoint_folder: Path, tmp_path: Path, signals: int
+) -> None:
+    """After one signal; a second one ends it at once, and the caller gets no answer of success.
+
+    Once behind HAProxy, once with HTTPS, which Serve's own proxy speaks.
+    """
+    port = free_port()
+    folder = checkpoint_folder / "llama-v0.1"
+    options, scheme, trust = [], "http", ssl.create_default_context()
+    if signals == 2:
+        cert, key = self_signed(tmp_path)
+        options, scheme = ["--tls-cert", str(cert), "--tls-key", str(key)], "https"
+        trust.load_verify_locations(cert)
+    process = start("--model", str(folder), "--port", str(port), *options)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "ready: POST" in line:
+            break
+    drain = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+    drain.start()
+    said = "".join(lines)
+    assert "loading" in said
+    assert "warming up" in said
+    url = f"{scheme}://127.0.0.1:{port}/v1/score"
+    assert f"POST {url}" in said
+    answers: list[httpx.Response] = []
+    num_sent = 400 if signals == 1 else 4000
+    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]
+
+    def post() -> None:
+        body = {"conversations": many}
+        with contextlib.suppress(httpx.HTTPError):
+            answers.append(httpx.post(url, json=body, timeout=120, trust_env=False, verify=trust))
+
+    small = {"conversations": [CONVERSATION]}
+    (result,) = httpx.post(url, json=small, trust_env=False, verify=trust).json()["results"]
+    assert "reward" in result
+    poster = threading.Thread(target=post)
+    poster.start()
+    time.sleep(1.0)
+    for _ in range(signals):
+        assert not answers, "nothing was in flight when the signal came"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    poster.join()
+    code = process.wait(60)
+    drain.join()
+    process.stdout.close()
+    if signals == 2:
+        assert code == 128 + signal.SIGTERM, "".join(lines)
+        assert [answer.status_code for answer in answers] != [200]
+        return
+    assert code == 0, "".join(lines)
+    (answer,) = answers
+    assert answer.status_code == 200
+    assert sum("reward" in result for result in answer.json()["results"]) == num_sent
