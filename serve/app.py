@@ -36,6 +36,9 @@ APP_NAME = "skyreward"
 _GATEWAY_MAX_ONGOING = 16_384
 # Gateways keep count of what each replica has to do; this only has to be out of the way too.
 _SCORER_MAX_ONGOING = 256
+# What needs nothing Ray places by lot; what needs something, if next to nothing, it spreads over
+# its nodes, so that losing one does not lose all gateways.
+_NUM_CPUS = 0.01
 # Serve replaces a replica after three failures.
 _HEALTH_CHECK_PERIOD_S = 5
 # Whatever is being answered may take as long as any request may, and then some to be sent.
@@ -63,7 +66,7 @@ def build(args: Settings) -> Application:
         name="Gateway",
         num_replicas=args.num_gateways,
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": _NUM_CPUS},
         **_until_stopped(args),
     )
     # No key leaves this process: gateways get digests.
@@ -80,7 +83,7 @@ def _scorer(model: ModelSettings, settings: Settings) -> Any:
         max_constructor_retry_count=1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
-        ray_actor_options={"num_cpus": 0, "num_gpus": _num_gpus(model)},
+        ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": _num_gpus(model)},
         **_copies(model),
         **_until_stopped(settings),
     )

@@ -238,6 +238,13 @@ def _translated_from_ray(alias: str) -> Iterator[None]:
     except RayActorError as error:
         replica = error.actor_id or uuid.uuid4().hex
         raise ReplicaLostError.of(f"replica {replica} is gone", replica, "replica_lost") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not we: the connection was closed, by `serve.router`.
+        told = "the machine of a replica is gone"
+        raise ReplicaLostError.of(told, uuid.uuid4().hex, "replica_lost") from error
     except BackPressureError as error:
         raise ReplicaBusyError(f"model {alias!r} is at its limit; try again") from error
     except DeploymentUnavailableError as error:

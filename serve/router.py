@@ -1,16 +1,35 @@
-"""Which replica gets a batch: the one with the least to do. Serve's own router draws two by lot."""
+"""Which replica gets a batch: the one with the least to do; and no call waits for a dead one."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from typing import Any
+
+import ray
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
+
+logger = logging.getLogger(__name__)
+
+_NAMESPACE = "serve"
+_LOOK_S = 2.0
 
 
 class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     """All replicas in one rank, of which Serve takes the one with the fewest running calls.
 
     A gateway sends a replica one batch, and the next one shortly before it is free. Drawing two
-    replicas by lot would put a batch behind another one while a third replica stands idle.
+    replicas by lot, as Serve's own router does, would put a batch behind another one while a third
+    replica stands idle.
+
+    A machine that is cut off says nothing: connections to it stay open, and calls would wait for
+    the minutes of Ray's keepalive (7 by default). So whatever is still under way to a replica ends
+    as soon as Ray knows that its actor is dead, and is sent to another one.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._partings: set[asyncio.Task[None]] = set()
 
     async def choose_replicas(
         self,
@@ -22,3 +41,33 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
             # Else Serve asks again without a pause while every replica is at its limit.
             pending_request.routing_context.should_backoff = True
         return [candidate_replicas] if candidate_replicas else []
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """See `RequestRouter`; called on the router's event loop."""
+        before = dict(self.curr_replicas)
+        super().update_replicas(replicas)
+        for replica_id, replica in before.items():
+            if replica_id not in self.curr_replicas:
+                task = asyncio.get_running_loop().create_task(_part_from(replica))
+                self._partings.add(task)
+                task.add_done_callback(self._partings.discard)
+
+
+async def _part_from(replica: RunningReplica) -> None:
+    """Close the connection to a replica once it is dead; until then it may finish its work."""
+    name = replica.replica_id.to_full_id_str()
+    while await asyncio.to_thread(_exists, name):
+        await asyncio.sleep(_LOOK_S)
+    channel = getattr(replica, "_channel", None)
+    if channel is not None:
+        await channel.close()
+
+
+def _exists(actor: str) -> bool:
+    try:
+        ray.get_actor(actor, _NAMESPACE)
+    except ValueError:
+        return False
+    except Exception as error:  # Ray's head does not answer: nothing is known
+        logger.warning("cannot find out whether %s is dead: %s", actor, error)
+    return True

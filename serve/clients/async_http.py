@@ -109,7 +109,9 @@ class AsyncScoringClient(Client):
             # Those of loops that have ended can be neither used nor closed any more.
             self._pools = {o: pool for o, pool in self._pools.items() if not o.is_closed()}
             if loop not in self._pools:
-                self._pools[loop] = httpx.AsyncClient(**self.options.transport())
+                self._pools[loop] = httpx.AsyncClient(
+                    **self.options.transport(httpx.AsyncHTTPTransport)
+                )
             return self._pools[loop]
 
     async def _done(self, work: Work[R], progress: bool) -> Work[R]:

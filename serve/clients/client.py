@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import httpx
 
@@ -21,6 +23,18 @@ R = TypeVar("R")
 _TIMEOUT_S = 600.0
 # For the answer that the deadline has passed to arrive.
 _GRACE_S = 30.0
+# A machine that is cut off says nothing: asked after 15 s of silence, it is given up after 30.
+# Names as far as the system has them.
+_KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in {
+        "TCP_KEEPIDLE": 15,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 30_000,
+    }.items()
+    if hasattr(socket, name)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +62,28 @@ class Options:
     max_items: int = MOST_PER_POST
     max_bytes: int = MOST_BYTES_PER_POST
 
-    def transport(self) -> dict[str, Any]:
-        """Arguments of an httpx client."""
+    def transport(
+        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
+    ) -> dict[str, Any]:
+        """Arguments of an httpx client whose transports are of this type."""
         headers = {"Content-Type": "application/json"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if self.timeout_s is not None:
             headers["X-Request-Timeout-Seconds"] = f"{self.timeout_s:g}"
         read_s = _TIMEOUT_S if self.timeout_s is None else self.timeout_s + _GRACE_S
+        limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+        # No proxy stands between a machine and itself, whatever the environment says.
+        mounts: dict[str, Any] = {
+            f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK
+        }
+        if "all" not in getproxies():
+            mounts["all://"] = made(limits=limits, socket_options=_KEEPALIVE)
         return {
             "headers": headers,
             "timeout": httpx.Timeout(read_s, connect=10.0, pool=None),
-            "limits": httpx.Limits(max_connections=256, max_keepalive_connections=64),
-            # No proxy stands between a machine and itself, whatever the environment says.
-            "mounts": {f"all://{f'[{h}]' if ':' in h else h}": None for h in LOOPBACK},
+            "limits": limits,
+            "mounts": mounts,
         }
 
 

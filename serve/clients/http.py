@@ -158,7 +158,7 @@ class ScoringClient(Client):
                 # Of the process that this one was forked from: its connections are its own.
                 self._open()
             if self._pool is None:
-                self._pool = httpx.Client(**self.options.transport())
+                self._pool = httpx.Client(**self.options.transport(httpx.HTTPTransport))
             return self._pool
 
     def _done(self, work: Work[R], progress: bool) -> Work[R]:

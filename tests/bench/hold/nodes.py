@@ -20,8 +20,7 @@ from started import Process, kill, processes_of, replicas_of
 
 HEAD, WORKER = "10.213.0.1", "10.213.0.2"
 PORT = 6379
-_INSIDE = "SKYREWARD_BENCH_ISOLATED"
-_START_S = 60.0
+_INSIDE = "_TWO_NODES_ISOLATED"
 _RAY = str(Path(sys.executable).with_name("ray"))
 _COMMON = ("--block", "--disable-usage-stats", "--num-cpus=2", "--object-store-memory=100000000")
 
@@ -39,6 +38,16 @@ def isolate() -> None:
     _run("ip", "link", "set", "lo", "up")
 
 
+def wait_for(true: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Wait until something is true, or for so long; whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.3)
+    return True
+
+
 class Cluster:
     """A head and a worker, joined by a cable.
 
@@ -49,9 +58,8 @@ class Cluster:
     def __init__(self, folder: str) -> None:
         space = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         self._space = str(space.pid)
-        _wait_for(
-            lambda: os.readlink(f"/proc/{space.pid}/ns/net") != os.readlink("/proc/self/ns/net")
-        )
+        ours = os.readlink("/proc/self/ns/net")
+        wait_for(lambda: os.readlink(f"/proc/{space.pid}/ns/net") != ours)
         _run("ip", "link", "add", "head0", "type", "veth", "peer", "name", "worker0")
         _run("ip", "link", "set", "worker0", "netns", self._space)
         for inside, device, address in ((False, "head0", HEAD), (True, "worker0", WORKER)):
@@ -69,7 +77,8 @@ class Cluster:
     def lose(self, how: str) -> None:
         """Lose the worker: all its processes at once (`kill`), or the cable to it (`cut`)."""
         if how == "cut":
-            _run("ip", "link", "set", "head0", "down")
+            # At the worker's end: the head must still reach itself by its address.
+            _run(*self._enter(), "ip", "link", "set", "worker0", "down")
             return
         for process in processes_of(self.worker.pid):
             kill(process)
@@ -84,7 +93,8 @@ def cluster(folder: str) -> Iterator[Cluster]:
     made = Cluster(folder)
     os.environ["RAY_ADDRESS"] = f"{HEAD}:{PORT}"
     try:
-        _wait_for(_whole)
+        if not wait_for(_whole):
+            raise SystemExit("the nodes did not come up")
         yield made
     finally:
         del os.environ["RAY_ADDRESS"]
@@ -110,11 +120,3 @@ def _whole() -> bool:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True)
-
-
-def _wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START_S
-    while not true():
-        if time.monotonic() > deadline:
-            raise SystemExit("the nodes did not come up")
-        time.sleep(0.2)

@@ -15,19 +15,17 @@ from __future__ import annotations
 import sys
 import tempfile
 import threading
-import time
 
 import httpx
 from chaos import TOLERANCE, Tally, undisturbed, with_retries, without_retries
 from mixes import Writer
-from nodes import HEAD, WORKER, Cluster, cluster, isolate
-from started import Service, parser_of, service_of
+from nodes import HEAD, WORKER, Cluster, cluster, isolate, wait_for
+from started import parser_of, service_of
 from verdict import finish
 
 from serve.start.cluster import guard_with_a_token
 
 _KINDS = ("Scorer", "Gateway")
-_WHOLE_AGAIN_S = 120.0
 
 
 def spread(nodes: Cluster) -> dict[str, dict[str, int]]:
@@ -39,15 +37,12 @@ def spread(nodes: Cluster) -> dict[str, dict[str, int]]:
     }
 
 
-def whole_again(nodes: Cluster, service: Service) -> bool:
-    """Wait until the node that stayed has all replicas, and says that it is ready."""
-    deadline = time.monotonic() + _WHOLE_AGAIN_S
-    while time.monotonic() < deadline:
-        there = spread(nodes)["head"]
-        if min(there.values()) >= 2 and service.get("/ready").is_success:
-            return True
-        time.sleep(0.5)
-    return False
+def answers(url: str) -> bool:
+    """Whether it says that it is ready."""
+    try:
+        return httpx.get(f"{url}/ready", timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def main() -> int:
@@ -69,9 +64,11 @@ def main() -> int:
     ):
         port = httpx.URL(service.url).port
         stays, goes = f"http://{HEAD}:{port}", f"http://{WORKER}:{port}"
+        # "Ready" takes one gateway.
+        whole = wait_for(lambda: all(min(kinds.values()) >= 1 for kinds in spread(nodes).values()))
         before = spread(nodes)
         print(f"replicas: {before}", flush=True)
-        reached = httpx.get(f"{goes}/ready", trust_env=False).is_success
+        reached = wait_for(lambda: answers(goes))
         expected = undisturbed(service, pool)
         retrying, lone = Tally(expected), Tally(expected)
         loss = threading.Timer(options.seconds / 3, nodes.lose, [options.how])
@@ -81,13 +78,12 @@ def main() -> int:
         with_retries([goes, stays], pool, retrying, options)
         other.join()
         loss.join()
-        again = whole_again(nodes, service)
+        # Replicas start on the node that stayed, one after another.
+        again = wait_for(lambda: min(spread(nodes)["head"].values()) >= 2 and answers(stays))
         after = spread(nodes)
     both = (retrying, lone)
     checks = {
-        "each node had a scorer and a gateway": all(
-            number >= 1 for node in before.values() for number in node.values()
-        ),
+        "each node had a scorer and a gateway": whole,
         "both nodes answered": reached,
         "clients that try again: every post answered 200, whole and in order": not retrying.wrong
         and retrying.posts > 0,

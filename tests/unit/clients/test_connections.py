@@ -7,16 +7,21 @@ import gc
 import json
 import multiprocessing
 import pickle
+import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import httpx
 import pytest
 from blocking_client import Blocking
 from stub_service import StubService, conversation
 
 from serve.clients import AsyncScoringClient, ScoringClient, ServiceError
+from serve.clients.client import Options
 
 
 def test_what_travels_is_where_it_posts(stub: StubService, client_of: Callable[..., Any]) -> None:
@@ -142,3 +147,32 @@ def test_bodies_are_what_json_makes_of_them(stub: StubService) -> None:
     assert stub.bodies == [
         json.loads(json.dumps({"truncation": "left", "conversations": [sent, conversation(2)]}))
     ]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has all of them")
+def test_a_machine_that_is_cut_off_would_be_noticed() -> None:
+    """The kernel asks whether the other side is there, where a connection leaves the machine."""
+    with (
+        socket.create_server(("127.0.0.2", 0)) as listening,  # not where a machine calls itself
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(answer_once, listening)
+        options = Options((f"http://127.0.0.2:{listening.getsockname()[1]}",))
+        with (
+            httpx.Client(**options.transport(httpx.HTTPTransport), trust_env=False) as http,
+            http.stream("GET", options.urls[0]) as answer,
+        ):
+            connection = answer.extensions["network_stream"].get_extra_info("socket")
+            kernel = partial(connection.getsockopt, socket.IPPROTO_TCP)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            after = kernel(socket.TCP_KEEPIDLE)
+            after += kernel(socket.TCP_KEEPINTVL) * kernel(socket.TCP_KEEPCNT)
+            assert after == 30
+            assert kernel(socket.TCP_USER_TIMEOUT) == 30_000
+
+
+def answer_once(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(10_000)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
