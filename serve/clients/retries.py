@@ -7,6 +7,7 @@ replaced, and a gateway that died with the request in its hands.
 
 from __future__ import annotations
 
+import errno
 import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,10 +27,20 @@ _SHORTEST_WAIT_S = 0.1
 def may_go_away(failure: httpx.Response | httpx.HTTPError) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(failure, httpx.HTTPError):
-        return isinstance(failure, _LOST)
+        return isinstance(failure, _LOST) or _was_cut_off(failure)
     if failure.status_code in _UNLESS_OURS:
         return not is_ours(failure)
     return failure.status_code in _FOR_A_WHILE
+
+
+def _was_cut_off(failure: httpx.HTTPError) -> bool:
+    """Whether the system found the other side gone; to httpx that is a timeout like our own."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def is_ours(response: httpx.Response) -> bool:

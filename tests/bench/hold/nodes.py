@@ -99,10 +99,8 @@ def cluster(folder: str) -> Iterator[Cluster]:
     finally:
         del os.environ["RAY_ADDRESS"]
         for node in (made.worker, made.head):
-            node.terminate()
-        for node in (made.worker, made.head):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                node.wait(20)
+            for process in processes_of(node.pid):
+                kill(process)
 
 
 def _node(address: str, *options: str, enter: list[str] | None = None) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import multiprocessing
@@ -22,6 +23,7 @@ from stub_service import StubService, conversation
 
 from serve.clients import AsyncScoringClient, ScoringClient, ServiceError
 from serve.clients.client import Options
+from serve.clients.retries import may_go_away
 
 
 def test_what_travels_is_where_it_posts(stub: StubService, client_of: Callable[..., Any]) -> None:
@@ -176,3 +178,15 @@ def answer_once(listening: socket.socket) -> None:
     with connection:
         connection.recv(10_000)
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+
+def test_what_the_system_gave_up_may_go_away_and_our_own_timeout_not() -> None:
+    """To httpx both are timeouts of reading."""
+    for cause, again in (
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), True),
+        (TimeoutError("timed out"), False),
+    ):
+        failure = httpx.ReadTimeout(str(cause))
+        failure.__cause__ = RuntimeError()
+        failure.__cause__.__cause__ = cause
+        assert may_go_away(failure) is again
