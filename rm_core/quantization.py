@@ -54,6 +54,15 @@ def check_quantization(
         )
 
 
+def import_quietly() -> None:
+    """Where torchao is installed, transformers imports it with its models: nothing wrong is told.
+
+    Of optional parts that are not there, and of what torch will deprecate.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def quantize(layers: nn.Module, quantization: Quantization) -> None:
     """Replace the weights of all linear layers, in place, on the device where they are.
 
@@ -63,8 +72,6 @@ def quantize(layers: nn.Module, quantization: Quantization) -> None:
     """
     if quantization == "none":
         return
-    # Importing it tells of optional parts that are not there, and of what torch will deprecate.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
     import torchao.quantization
 
     config: Any = getattr(torchao.quantization, _CONFIGS[quantization])

@@ -11,6 +11,7 @@ import torch
 
 from rm_core.checkpoint import Checkpoint
 from rm_core.errors import ModelLoadError
+from rm_core.quantization import import_quietly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ModelLoadError: they are not those of the config, or not finite.
     """
+    import_quietly()
     from transformers import AutoModelForSequenceClassification
 
     try:
