@@ -57,10 +57,17 @@ def _checked(value: object) -> object:
     raise ValueError('must be a string, {"content": [text parts]}, or a list of these')
 
 
+def _one(value: object) -> object:
+    if _is_text(value):
+        return value
+    raise ValueError('must be one text: a string, or {"content": [text parts]}')
+
+
 _TEXT: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 _ONE_OR_MANY: dict[str, Any] = {
     "anyOf": [*_TEXT["anyOf"], {"type": "array", "items": _TEXT, "minItems": 1}]
 }
+Text = Annotated[Any, AfterValidator(_one), WithJsonSchema(_TEXT)]
 Texts = Annotated[Any, AfterValidator(_checked), WithJsonSchema(_ONE_OR_MANY)]
 
 
@@ -111,7 +118,7 @@ class RerankBody(Truncating):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "2+2?", "documents": ["5", "4"]}]}
     )
-    query: Texts
+    query: Text
     documents: Texts = Field(description="each a text, or an object with one")
     top_n: int = Field(default=0, description="how many of the best are answered; 0: all")
 
@@ -173,7 +180,7 @@ async def rerank(body: RerankBody, service: ServiceDep) -> JSONResponse:
     documents = _listed(body.documents)
     if not documents:
         raise EmptyInputError("At least one document must be given")
-    scored = await _score(service, body, _listed(body.query) * len(documents), documents)
+    scored = await _score(service, body, [body.query] * len(documents), documents)
     results = [
         {
             "index": i,

@@ -56,10 +56,10 @@ class Restored:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the module."""
         if scope["type"] == "http":
-            headers = [
+            # In place: what is noted in the scope further in has to be there further out.
+            scope["headers"] = [
                 (_DEADLINE if name == _CARRIED else name, value) for name, value in scope["headers"]
             ]
-            scope = {**scope, "headers": headers}
         await self._app(scope, receive, send)
 
 

@@ -15,6 +15,7 @@ from serve.http import create_app
 from serve.problems import UnknownModelError
 from serve.service import ScoringService
 from serve.settings import Settings
+from serve.start.door import Restored
 
 BODY = {"conversations": [conversation(text) for text in ("4", "five", "4")]}
 
@@ -155,6 +156,22 @@ def test_a_bug_is_a_500_without_internals(
     again = client.post("/v1/score", json=BODY, headers={"x-request-id": "step-7"})
     assert again.headers.get_list("x-request-id") == ["step-7"]
     assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+def test_a_bug_behind_serve_keeps_its_shape(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is more around the application there."""
+    settings = Settings.of()
+    app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
+    app.add_middleware(Restored)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        until(lambda: ready(client))
+        monkeypatch.setattr(ScoringService, "find", lambda *_: 1 / 0)
+        answer = client.post("/v1/score", json=BODY, headers={"x-request-id": "step-7"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers.get_list("x-request-id") == ["step-7"]
 
 
 def test_a_bug_of_the_backend_stays_with_its_conversation(

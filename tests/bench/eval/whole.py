@@ -51,7 +51,7 @@ def one_by_one(way: Way, folder: Path, number: int, seed: int) -> dict[str, Any]
     started = time.perf_counter()
     for place, response, messages in drawn:
         length = len(reference.input_ids(messages))
-        if length <= longest:
+        if length <= longest and rewards[place]:
             found = reference.reward(messages)
             largest = max(largest, abs(found - rewards[place][response]))
             tokens, compared = tokens + length, compared + 1
@@ -83,13 +83,16 @@ def measured(
     summary = json.loads(here.summary)
     return {
         f"{benchmark}: summary.json is the same byte for byte": here.summary == there.summary,
-        f"{benchmark}: every item has rewards": not summary["failed"],
+        f"{benchmark}: every item has rewards, but for turns that alone are too long": all(
+            "too_long" in error["code"] for error in summary["failed"]
+        ),
         f"{benchmark}: rewards are those of transformers, to {TOLERANCE:g}": alone[
             "largest_difference"
         ]
         <= TOLERANCE,
     }, {
         "items": summary["num_items"],
+        "failed": len(summary["failed"]),
         "overall": summary["overall"],
         "sections": summary["sections"],
         "here": took,

@@ -72,9 +72,19 @@ def wrong_with(answer: httpx.Response) -> str:
         body = json.loads(answer.content, parse_constant=no_constant)
     except ValueError as error:
         return f"{answer.status_code} without JSON ({error}): {answer.text[:200]}"
-    if answer.status_code >= 400 and not body.get("error", {}).get("message"):
-        return f"{answer.status_code} without our error: {answer.text[:200]}"
+    if answer.status_code >= 400 and not told_by(body):
+        return f"{answer.status_code} without a reason: {answer.text[:200]}"
     return ""
+
+
+def told_by(body: Any) -> Any:
+    """Why a request was refused, in the shape of whichever client the route is for."""
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error")
+    if isinstance(error, dict):  # ours, vLLM's, OpenAI's
+        return error.get("message")
+    return error or body.get("message") or body.get("detail")  # TEI's, SGLang's, FastAPI's
 
 
 def send(http: httpx.Client, sent: Mutant, found: Found) -> None:

@@ -102,6 +102,10 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, Any]]] = [
     ("/score", {"queries": [], "documents": []}, BAD_REQUEST),
     ("/rerank", {"query": "a", "documents": []}, BAD_REQUEST),
     ("/rerank", {"query": "a", "documents": 5}, vllm(400, "Bad Request", "body.documents")),
+    ("/rerank", {"query": [], "documents": ["b", "c"]},
+     vllm(400, "Bad Request", "body.query")),
+    ("/rerank", {"query": ["a", "b"], "documents": ["c"]},
+     vllm(400, "Bad Request", "body.query")),
     ("/v1/score", {"text_1": 5, "text_2": "b"}, vllm(400, "Bad Request", "body.text_1")),
     ("/v1/score", {"conversations": 5}, openai(400, *INVALID, "conversations")),
     # SGLang
