@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
 from rm_core import Rendered
-from serve.problems import shaped_responses
+from serve.problems import quoted, shaped_responses
 from serve.record.formats import new_id
 from serve.routes.dependencies import ServiceDep
 from serve.routes.json_route import JsonRoute
@@ -53,7 +53,7 @@ async def evaluation(
     content = {
         "id": new_id("scoreval"),
         "object": "score.evaluation",
-        "model": body.model or scored.model,
+        "model": quoted(body.model) if body.model else scored.model,
         "scores": [result.reward for result in scored.results],
     }
     return answer(content, scored)

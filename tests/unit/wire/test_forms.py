@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import struct
 from typing import Any
@@ -205,6 +206,11 @@ def test_llamafactory(client: TestClient) -> None:
     assert answer == {
         "object": "score.evaluation", "model": "model", "scores": [REWARD, LONGER_REWARD],
     }  # fmt: skip
+    content = json.dumps(body | {"model": "\ud800"})
+    odd = client.post(
+        "/v1/score/evaluation", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert odd.json()["model"] == r"\ud800"
     cut = client.post("/v1/score/evaluation", json=body | {"max_length": 18})
     assert cut.headers["x-skyreward-truncated"] == "1"
 
