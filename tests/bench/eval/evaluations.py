@@ -35,9 +35,11 @@ class Way:
         return (self.folder / "summary.json").read_bytes()
 
     @property
-    def rewards(self) -> list[list[float]]:
+    def rewards(self) -> dict[tuple[str, str], list[float]]:
+        """By subset and id, of the items that have any."""
         lines = (self.folder / "scores.jsonl").read_text().splitlines()
-        return [json.loads(line)["rewards"] for line in lines]
+        rows = [json.loads(line) for line in lines]
+        return {(row["subset"], row["id"]): row["rewards"] for row in rows}
 
     @property
     def max_length(self) -> int:

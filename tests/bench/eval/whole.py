@@ -34,11 +34,15 @@ FILES = {"rm-bench": "rm-bench", "rmb": "rmb/BoN_set", "judgebench": "judgebench
 TOLERANCE = 1e-4
 
 
-def conversations(items: Sequence[Item]) -> Iterator[tuple[int, int, list[Any]]]:
-    """Every conversation, with the places of its item and its response."""
-    for place, item in enumerate(items):
+def conversations(items: Sequence[Item]) -> Iterator[tuple[tuple[str, str], int, list[Any]]]:
+    """Every conversation, with its item's subset and id, and the place of its response."""
+    for item in items:
         for number, response in enumerate(item.responses):
-            yield place, number, [*item.prompt, {"role": "assistant", "content": response}]
+            yield (
+                (item.subset, item.id),
+                number,
+                [*item.prompt, {"role": "assistant", "content": response}],
+            )
 
 
 def one_by_one(way: Way, folder: Path, number: int, seed: int) -> dict[str, Any]:
@@ -49,11 +53,11 @@ def one_by_one(way: Way, folder: Path, number: int, seed: int) -> dict[str, Any]
     longest = way.max_length
     tokens, largest, compared = 0, 0.0, 0
     started = time.perf_counter()
-    for place, response, messages in drawn:
+    for name, response, messages in drawn:
         length = len(reference.input_ids(messages))
-        if length <= longest and rewards[place]:
+        if length <= longest and name in rewards:
             found = reference.reward(messages)
-            largest = max(largest, abs(found - rewards[place][response]))
+            largest = max(largest, abs(found - rewards[name][response]))
             tokens, compared = tokens + length, compared + 1
     seconds = time.perf_counter() - started
     return {
@@ -74,8 +78,8 @@ def measured(
         there = evaluated(benchmark, data, folder / "there", "--url", service.url)
     differences = [
         abs(ours - theirs)
-        for one, other in zip(here.rewards, there.rewards, strict=True)
-        for ours, theirs in zip(one, other, strict=True)
+        for name, rewards in here.rewards.items()
+        for ours, theirs in zip(rewards, there.rewards[name], strict=True)
     ]
     checkpoint = seeds_dir() / "demo" if options.model == "demo" else Path(options.model)
     alone = one_by_one(here, checkpoint, options.alone, options.seed)
