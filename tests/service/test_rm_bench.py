@@ -1,4 +1,4 @@
-"""All of RM-Bench's chat items through a running service, against plain transformers."""
+"""RM-Bench's chat items through a running service, a part of them against plain transformers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def load_bench() -> ModuleType:
 
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"RM-Bench is not at hand: {DATA} is missing")
-def test_every_item_equals_plain_transformers(service: str) -> None:
-    outcome = load_bench().run(DATA, service, "demo", seeds_dir() / "demo")
+def test_items_equal_plain_transformers(service: str) -> None:
+    # All of them, one by one, take minutes: that is what the script is for.
+    outcome = load_bench().run(DATA, service, "demo", seeds_dir() / "demo", every=8)
     assert outcome.items == 129
     assert outcome.pairs == 387
-    assert outcome.conversations == 774
+    assert outcome.conversations == 2 * 49
     assert outcome.errors == 0
     assert outcome.largest_difference <= 1e-4
