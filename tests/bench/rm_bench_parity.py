@@ -57,7 +57,7 @@ def read_pairs(path: Path) -> tuple[int, list[dict[str, str]]]:
 
 
 def run(data: Path, url: str, model: str | None, folder: Path, every: int = 1) -> Outcome:
-    """Post all pairs, and score every so-manieth one by plain transformers too."""
+    """Post all pairs; every n-th one is scored by plain transformers too."""
     num_items, pairs = read_pairs(data)
     started = time.perf_counter()
     results: list[dict[str, Any]] = []
