@@ -54,10 +54,10 @@ def check_quantization(
         )
 
 
-def import_quietly() -> None:
-    """Where torchao is installed, transformers imports it with its models: nothing wrong is told.
+def silence_torchao() -> None:
+    """Keep the import of torchao from telling of parts that are not there; nothing is wrong.
 
-    Of optional parts that are not there, and of what torch will deprecate.
+    Where it is installed, transformers imports it together with any model.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ import torch
 
 from rm_core.checkpoint import Checkpoint
 from rm_core.errors import ModelLoadError
-from rm_core.quantization import import_quietly
+from rm_core.quantization import silence_torchao
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ModelLoadError: they are not those of the config, or not finite.
     """
-    import_quietly()
+    silence_torchao()
     from transformers import AutoModelForSequenceClassification
 
     try:

@@ -64,6 +64,31 @@ def test_who_was_never_called_has_no_connection(
     asyncio.run(router._part_from(replica_with(None)))
 
 
+def test_whoever_runs_no_more_is_parted_from(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that Serve takes off the list, once each; nobody else."""
+    left: list[object] = []
+
+    async def part_from(replica: object) -> None:
+        left.append(replica)
+
+    def update(self: Any, replicas: list[str]) -> None:
+        self._replicas = {name: name for name in replicas}
+
+    monkeypatch.setattr(router, "_part_from", part_from)
+    monkeypatch.setattr(router.RequestRouter, "update_replicas", update)
+
+    async def updates() -> None:
+        made = object.__new__(router.LeastLoadedRouter)
+        made._partings, made._replicas = set(), {}
+        for running in (["a", "b"], ["b", "c"], ["b", "c"]):
+            made.update_replicas(running)
+            await asyncio.sleep(0)
+        assert not made._partings
+
+    asyncio.run(updates())
+    assert left == ["a"]
+
+
 class Handle:
     """Of a deployment whose calls never end by themselves."""
 
