@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -187,9 +187,20 @@ class RewardScorer:
         read = [ids[: readout_position(ids, self._loaded.pad_token_id) + 1] for ids in sequences]
         return pack(read, self._budget.max_batch_tokens)
 
-    def score_prepared(self, packing: Packing) -> ScoredBatch:
-        """The other half of `score_ids`: the batches through the model."""
-        rewards = [r for tree in packing.batches for r in self._score_batch(tree)]
+    def score_prepared(
+        self, packing: Packing, begin: Callable[[int], None] | None = None
+    ) -> ScoredBatch:
+        """The other half of `score_ids`: the batches through the model.
+
+        Args:
+            packing: what `prepare` made.
+            begin: told the number of tokens of each batch before it goes to the device.
+        """
+        rewards: list[float | ScoreError] = []
+        for tree in packing.batches:
+            if begin is not None:
+                begin(tree.num_tokens)
+            rewards += self._score_batch(tree)
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
     def _score_batch(self, tree: Tree) -> list[float | ScoreError]:

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from rm_core import DeviceFailedError, ModelError, Packing, RewardScorer, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
+from serve.batch_clock import BatchClock
 from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,6 @@ _LOOK_S = 5.0
 # From an answer of `run_each` to the next conversation; and if nobody takes the answer.
 _ON_ITS_WAY_S = 0.005
 _ON_ITS_WAY_AT_MOST_S = 1.0
-# Until a batch counts as stuck: so many times what is expected of it, and at least so long. Layers
-# that are compiled wait for the compiler whenever a row has a new length.
-_STUCK_FACTOR = 20
-_STUCK_AT_LEAST_S = 120.0
-_STUCK_AT_LEAST_COMPILED_S = 900.0
-# Of one batch to the next, in the mean rate that expectations come from.
-_FORGET = 0.9
 # Errors of a conversation that may as well be the device's fault: the probe finds out.
 _SUSPICIOUS = frozenset({"non_finite_reward", "scoring_failed"})
 
@@ -60,30 +54,28 @@ class Engine:
 
     Args:
         scorer: loaded and warmed up; used by nobody else from now on.
-        stuck_after_s: seconds after which a batch that still runs makes the engine unhealthy;
-            None: 20 times what is expected of it from the batches before it, at least 120.
+        stuck_after_s: seconds after which a batch that still runs makes the engine unhealthy; None:
+            see `BatchClock`.
 
     Attributes:
-        stuck_after_s: as above; may be changed at any time.
+        clock: of its batches.
 
     Raises:
         ModelError: it cannot score the warm-up conversation.
     """
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
-        self.stuck_after_s = stuck_after_s
+        self.clock = BatchClock(compiled=scorer.loaded.compiled, stuck_after_s=stuck_after_s)
         self._scorer = scorer
         self._fingerprint: dict[str, str] = asdict(scorer.fingerprint)
         self._failure: str | None = None
-        self._running: tuple[float, int] | None = None  # since when, and with how many tokens
-        self._tokens, self._seconds = 0.0, 0.0  # of the batches before, the latest count most
         self._packing_thread = ThreadPoolExecutor(1, thread_name_prefix="packing")
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._thread = self._device_thread.submit(threading.current_thread).result()
         started = time.perf_counter()
         probed = self._device_thread.submit(scorer.probe).result()
         self._expected = probed.reward
-        self._remember(probed.num_tokens, time.perf_counter() - started)
+        self.clock.learn(probed.num_tokens, time.perf_counter() - started)
 
     async def run(self, sequences: Sequence[TokenIds]) -> EngineAnswer:
         """Score token ids; one that is cancelled before its turn never reaches the device.
@@ -156,7 +148,7 @@ class Engine:
             ReplicaUnhealthyError: its thread is dead or stuck, its device failed, or it computes
                 something else than when it was loaded.
         """
-        if why := self._failure or self._dead() or self._stuck():
+        if why := self._failure or self._dead() or self.clock.why_stuck():
             raise ReplicaUnhealthyError(f"the replica cannot score any more: {why}")
 
     def close(self) -> None:
@@ -181,18 +173,18 @@ class Engine:
         """On the device's thread."""
         self._refuse_if_unhealthy()
         started = time.perf_counter()
-        self._running = (started, packing.num_tokens)
+        self.clock.begin(packing.num_tokens)
         try:
             batch = self._scorer.score_prepared(packing)
             forward_s = time.perf_counter() - started
             if any(isinstance(r, ScoreError) and r.code in _SUSPICIOUS for r in batch.rewards):
                 self._probe()
+            self.clock.done()
         except DeviceFailedError as error:
             self._fail(error.detail)
         finally:
-            self._running = None
+            self.clock.stop()
         self.check()
-        self._remember(packing.num_tokens, forward_s)
         return EngineAnswer(batch, forward_s, self._fingerprint)
 
     def _refuse_if_unhealthy(self) -> None:
@@ -223,26 +215,6 @@ class Engine:
 
     def _dead(self) -> str | None:
         return None if self._thread.is_alive() else "its thread ended"
-
-    def _stuck(self) -> str | None:
-        if (running := self._running) is None:
-            return None
-        since, num_tokens = running
-        seconds, limit = time.perf_counter() - since, self._limit(num_tokens)
-        if seconds <= limit:
-            return None
-        return f"a batch of {num_tokens} tokens runs for {seconds:.0f} s (limit: {limit:.0f} s)"
-
-    def _limit(self, num_tokens: int) -> float:
-        if self.stuck_after_s is not None:
-            return self.stuck_after_s
-        compiled = self._scorer.loaded.compiled
-        at_least = _STUCK_AT_LEAST_COMPILED_S if compiled else _STUCK_AT_LEAST_S
-        return max(at_least, _STUCK_FACTOR * num_tokens * self._seconds / self._tokens)
-
-    def _remember(self, num_tokens: int, seconds: float) -> None:
-        self._tokens = _FORGET * self._tokens + num_tokens
-        self._seconds = _FORGET * self._seconds + seconds
 
 
 def _submit(

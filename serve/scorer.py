@@ -97,7 +97,7 @@ class Scorer:
         """
         changes = ScorerChanges.of(user_config)
         configure_logging(changes.log_level or self._log_level, self._log_format)
-        self._engine.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
+        self._engine.clock.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
 
     def _fair_share(self) -> int:
         copies = self._settings.max_replicas or self._settings.num_replicas

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import Process, kill, processes_of
 
+import rm_core.scorer
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, Truncation
 from rm_core.conversations import Messages
+from serve.jobs.carriers import ray_seats
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.carriers.ray_actor import ScorerActor
 from serve.jobs.carriers.ray_pool import RayPool
@@ -26,16 +30,34 @@ from serve.jobs.carriers.ray_pool import RayPool
 TOLERANCE = 1e-4
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 DEADLY = "the text that kills"
+HANGS_WITHOUT = "the device hangs unless there is the file "
+STUCK_AFTER_S = 5.0
 
 
 def poisonable() -> type[ScorerActor]:
-    """An actor whose process ends like after a segmentation fault, on one conversation."""
+    """An actor whose process ends like after a segmentation fault on one conversation.
+
+    And whose device hangs on another one, unless it has hung on it before.
+    """
 
     # In a function: so it goes to the workers by value, which cannot import this module.
     class PoisonableActor(ScorerActor):
+        stuck_after_s = STUCK_AFTER_S
+
         def score(self, conversations: Sequence[Messages], truncation: Truncation) -> Scored:
-            if any(DEADLY in message["content"] for c in conversations for message in c):
+            texts = [message["content"] for c in conversations for message in c]
+            if any(DEADLY in text for text in texts):
                 os._exit(139)
+            for text in texts:
+                file = Path(text.removeprefix(HANGS_WITHOUT))
+                if text.startswith(HANGS_WITHOUT) and not file.exists():
+                    file.touch()
+                    forward = rm_core.scorer.forward_batch
+                    rm_core.scorer.forward_batch = lambda *_: time.sleep(3600)
+                    try:
+                        return super().score(conversations, truncation)
+                    finally:
+                        rm_core.scorer.forward_batch = forward
             return super().score(conversations, truncation)
 
     return PoisonableActor
@@ -192,6 +214,38 @@ def test_a_conversation_that_kills_is_given_up_alone(pool: RayPool, scorer: Rewa
         [r.reward for r in expected if isinstance(r, Reward)], abs=TOLERANCE
     )
     assert_right(futures, around, scorer)
+
+
+def test_a_device_that_hangs_is_left_for_another(
+    pool: RayPool, scorer: RewardScorer, tmp_path: Path
+) -> None:
+    calls = calls_of("hangs", 4)
+    file = tmp_path / "has-hung"
+    calls[1] = [*calls[1], conversation(f"{HANGS_WITHOUT}{file}")]
+    before = {process.pid for process in actors()}
+    futures = submitted(pool, calls)
+    assert_right(futures, calls, scorer)
+    assert file.exists()
+    until(lambda: len({p.pid for p in actors()} - before) == 1, "one is replaced, and ended")
+    until(lambda: len(actors()) == 2, "it is ended")
+
+
+def test_a_process_that_says_nothing_is_left_for_another(
+    pool: RayPool, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_seats, "_SILENT_S", 3.0)
+    until(lambda: pool.capacity == 4, "both actors are up")
+    calls = calls_of("silent", 20)
+    futures = submitted(pool, calls)
+    wait(futures, return_when=FIRST_COMPLETED)
+    silent = actors()[0]
+    os.kill(silent.pid, signal.SIGSTOP)
+    try:
+        assert not all(future.done() for future in futures)
+        assert_right(futures, calls, scorer)
+        until(lambda: silent.pid not in {p.pid for p in actors()}, "it is ended")
+    finally:
+        kill(silent)
 
 
 def test_the_pool_grows_with_the_cluster_and_lives_with_less(

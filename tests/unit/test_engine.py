@@ -182,17 +182,6 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
     assert len(gate.seen) == 1
 
 
-def test_a_batch_is_given_20_times_what_it_should_take(
-    scorer: RewardScorer, engine_of: Make
-) -> None:
-    engine = engine_of(scorer)
-    assert engine._limit(100) == 120
-    engine._tokens, engine._seconds = 1000.0, 50.0
-    assert engine._limit(4096) == 20 * 4096 * 0.05
-    engine.stuck_after_s = 3.0
-    assert engine._limit(4096) == 3
-
-
 def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None:
     engine = engine_of(scorer)
     engine._device_thread.shutdown()

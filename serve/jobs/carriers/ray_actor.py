@@ -6,9 +6,10 @@ Knows nothing of Ray, and of the job only what it is sent.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +24,7 @@ from rm_core import (
 )
 from rm_core.conversations import Messages
 from serve import __version__
+from serve.batch_clock import BatchClock
 from serve.jobs.carriers.carrier import Scored
 
 
@@ -45,11 +47,17 @@ class ScorerActor:
     """A `RewardScorer` that tokenizes the next call while one is on the device.
 
     Made at once and loaded by a call, so that what goes wrong then arrives as it was raised.
+
+    Attributes:
+        stuck_after_s: see `BatchClock`.
     """
+
+    stuck_after_s: ClassVar[float | None] = None
 
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._scorer: RewardScorer | None = None
+        self._clock: BatchClock | None = None
         self._encoding = threading.Lock()
         self._device = threading.Lock()
 
@@ -71,7 +79,10 @@ class ScorerActor:
             torch.set_num_threads(self._settings.num_threads)
         scorer = RewardScorer.load(self._settings.model)
         scorer.warm_up()
-        self._scorer = scorer
+        clock = BatchClock(compiled=scorer.loaded.compiled, stuck_after_s=self.stuck_after_s)
+        started = time.perf_counter()
+        clock.learn(scorer.probe().num_tokens, time.perf_counter() - started)
+        self._scorer, self._clock = scorer, clock
         return asdict(scorer.fingerprint)
 
     def score(self, conversations: Sequence[Messages], truncation: Truncation) -> Scored:
@@ -81,13 +92,22 @@ class ScorerActor:
             DeviceFailedError: this process will not score again.
         """
         assert self._scorer is not None, "loaded before anything is scored"
+        assert self._clock is not None
         with self._encoding:
             encoded = self._scorer.encoder.encode_all(conversations, truncation)
             ids = [item.input_ids for item in encoded if isinstance(item, Encoded)]
             packing = self._scorer.prepare(ids)
         with self._device:
-            batch = self._scorer.score_prepared(packing)
+            try:
+                batch = self._scorer.score_prepared(packing, self._clock.begin)
+                self._clock.done()
+            finally:
+                self._clock.stop()
         return Scored(combine(encoded, batch), batch.num_computed_tokens)
+
+    def why_stuck(self) -> str | None:
+        """Why it will not answer, as far as it can tell itself; None while all is well."""
+        return self._clock.why_stuck() if self._clock else None
 
 
 def why_not_together(first: Fingerprint, other: Fingerprint) -> str | None:

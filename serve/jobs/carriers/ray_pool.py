@@ -11,8 +11,8 @@ folder that all nodes see. Actors of another version or checkpoint are refused; 
 model go to them by value.
 
 One thread owns all state (`_run`); it waits for events: a call, an answer, an actor that is
-loaded or lost. What it does about lost ones: `serve.jobs.carriers.pieces`; how many there are:
-`serve.jobs.carriers.ray_seats`.
+loaded, lost or stuck. What it does about lost ones: `serve.jobs.carriers.pieces`; how many there
+are: `serve.jobs.carriers.ray_seats`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class RayPool:
         joined = False
         try:
             joined = connect(self._address)
-            self._seats = Seats(self._model, self._num_actors, self._actor, self._loaded)
+            self._seats = Seats(
+                self._model, self._num_actors, self._actor, self._loaded, self._told
+            )
             self._serve_events(self._seats)
         except RewardError as error:
             self._fail(error)
@@ -157,6 +159,8 @@ class RayPool:
                 event()
             if self._has_begun and time.monotonic() >= next_look:
                 seats.look()
+                for seat in seats.ask():
+                    self._give_up(seat, "it does not answer")
                 next_look = time.monotonic() + _LOOK_EVERY_S
             if why := seats.why_hopeless():
                 raise ModelLoadError(f"no actor of the pool can score: {why}")
@@ -195,6 +199,20 @@ class RayPool:
         # On some thread of Ray's.
         self._events.put(lambda: self._seats.settle(seat, loading) if self._seats else None)
 
+    def _told(self, seat: Seat, answer: Future[str | None]) -> None:
+        # On some thread of Ray's.
+        self._events.put(lambda: self._heard(seat, answer))
+
+    def _heard(self, seat: Seat, answer: Future[str | None]) -> None:
+        """Whether an actor is stuck."""
+        from ray.exceptions import RayError
+
+        seat.asked_at = None
+        # If it is dead, the calls that it has tell so.
+        with contextlib.suppress(RayError):
+            if why := answer.result():
+                self._give_up(seat, why)
+
     def _pump(self, seats: Seats) -> None:
         """Give work to whoever can take some: suspects first, to actors that have nothing."""
         free = sorted(
@@ -223,6 +241,8 @@ class RayPool:
     def _answered(self, seat: Seat, piece: Piece, answer: Future[Scored]) -> None:
         from ray.exceptions import RayError, RayTaskError
 
+        if piece not in seat.in_flight:  # it was given up
+            return
         seat.in_flight.remove(piece)
         try:
             piece.done(answer.result())
@@ -239,5 +259,16 @@ class RayPool:
         assert self._seats is not None
         logger.warning("an actor was lost with %d conversations: %s", len(piece), why)
         self._suspects += piece.lost()
+        self._seats.drop(seat)
+        self._seats.fill()
+
+    def _give_up(self, seat: Seat, why: str) -> None:
+        """Let go of an actor that lives and will not answer; what it has goes to others."""
+        assert self._seats is not None
+        pieces, seat.in_flight = seat.in_flight, []
+        for piece in pieces:
+            self._lost(seat, piece, why)
+            if piece.call.future.done():
+                self._calls.discard(piece.call)
         self._seats.drop(seat)
         self._seats.fill()

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _MAX_BAD_STARTS = 3
 _RETRY_S = 5.0
 _SAY_AFTER_S = 60.0
+# An actor that does not even say whether it is stuck is.
+_SILENT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,14 @@ class Seat:
         in_flight: what it has, oldest first.
         is_up: its model is loaded.
         refused: why it will never be; it keeps its place, so that no other tries in vain there.
+        asked_at: when it was asked whether it is stuck; None once it has answered.
     """
 
     actor: Any
     in_flight: list[Piece] = field(default_factory=list)
     is_up: bool = False
     refused: str | None = None
+    asked_at: float | None = None
 
     @property
     def is_reserved(self) -> bool:
@@ -95,6 +99,7 @@ class Seats:
         num_actors: see `need_of`.
         actor: their class.
         loaded: is told, on some thread, when one has loaded or failed to.
+        told: is told, on some thread, why one is stuck, or None.
     """
 
     def __init__(
@@ -103,12 +108,13 @@ class Seats:
         num_actors: int | None,
         actor: type[ScorerActor],
         loaded: Callable[[Seat, Future[dict[str, Any]]], None],
+        told: Callable[[Seat, Future[str | None]], None],
     ) -> None:
         import ray
 
         self._ray = ray
         self._num_actors = num_actors
-        self._loaded = loaded
+        self._loaded, self._told = loaded, told
         self._seats: list[Seat] = []
         self._first: Fingerprint | None = None
         self._bad_starts, self._why, self._not_before = 0, "", 0.0
@@ -165,6 +171,22 @@ class Seats:
             self._seats.append(seat)
             loading = seat.actor.load.remote().future()
             loading.add_done_callback(lambda future, seat=seat: self._loaded(seat, future))
+
+    def ask(self) -> list[Seat]:
+        """Ask those that can score whether they are stuck.
+
+        Returns:
+            Those that were asked long ago and have not answered.
+        """
+        now, silent = time.monotonic(), []
+        for seat in self.up:
+            if seat.asked_at is None:
+                seat.asked_at = now
+                asked = seat.actor.why_stuck.remote().future()
+                asked.add_done_callback(lambda future, seat=seat: self._told(seat, future))
+            elif now - seat.asked_at > _SILENT_S:
+                silent.append(seat)
+        return silent
 
     def settle(self, seat: Seat, loading: Future[dict[str, Any]]) -> None:
         """What became of one that was loading."""
@@ -225,7 +247,7 @@ class Seats:
         return self._ray.remote(actor).options(
             num_gpus=self._need.amount if on_gpu else 0,
             num_cpus=0 if on_gpu else self._need.amount,
-            max_concurrency=2,
+            max_concurrency=3,  # two to score, and one to say whether they are stuck
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )

@@ -7,7 +7,8 @@ What is measured, on Ray and without, with one torch thread and no score cache:
   when it is idle; with a model so small (`tiny.py`) that it is not the model that decides how many
   posts share a batch. That thread is found by its work: of the scorer's threads, the one that takes
   most more CPU for scoring a big post than for rendering it. What else it does (laying out a
-  batch, reading the rewards) counts as the model's. Beside it the machine's own limit (`floor.py`).
+  batch, reading the rewards) counts as the model's. Beside it the machine's own limits: `floor.py`,
+  and on Ray `floor_on_ray.py`.
 - The share of a lone post of 256 conversations that is not forward pass.
 - The time of a lone small post beyond its forward pass.
 
@@ -31,6 +32,7 @@ from typing import Any
 
 import httpx
 from floor import floor_of
+from floor_on_ray import floor_on_ray
 from load import JSON, Post, closed_loop, lone_latencies, unique_posts
 from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
 from tiny import build_tiny
@@ -42,6 +44,7 @@ BEYOND_MS = 10.0
 CLIENTS = (16, 64)
 _FORWARD = "skyreward_forward_seconds_sum"
 _SMALL_BYTES = 3_900  # of text: the braces and names around it make 4 KB of it
+_LONE_BYTES = 400
 _MANY = 256
 
 
@@ -175,12 +178,21 @@ def times(way: str, service: Service, options: argparse.Namespace) -> Found:
     checks[f"{way}: outside of the forward under {OUTSIDE:.0%}, {_MANY} conversations"] = (
         big["outside_share"] < OUTSIDE
     )
-    lone = lone_small(service, device, unique_posts(options.seed + 2, options.lone + 5, 1, 400))
+    lone = lone_small(
+        service, device, unique_posts(options.seed + 2, options.lone + 5, 1, _LONE_BYTES)
+    )
     checks[f"{way}: p50 of a lone small post at most forward + {BEYOND_MS:g} ms"] = (
         lone["beyond_p50_ms"] <= BEYOND_MS
     )
     reported = service.metric(_FORWARD) is not None
     return checks, {"forward_reported": reported, "big_posts": big, "lone_posts": lone}
+
+
+def floor_on_ray_of(options: argparse.Namespace) -> dict[str, Any]:
+    """For posts as those of `small_posts` and `times`."""
+    posts = unique_posts(options.seed, 500, 1, _SMALL_BYTES)
+    lone = unique_posts(options.seed, options.lone, 1, _LONE_BYTES)
+    return floor_on_ray(posts, lone, CLIENTS[0], options.seconds / 4)
 
 
 def main() -> int:
@@ -198,7 +210,7 @@ def main() -> int:
         tiny = {**settings, "name": str(build_tiny(Path(folder)))}
         for way in (options.only,) if options.only else ("ray", "local"):
             flags = ("--local",) if way == "local" else ()
-            figures[way] = {}
+            figures[way] = {"floor": floor_on_ray_of(options)} if way == "ray" else {}
             for model, measured in ((tiny, small_posts), (settings, times)):
                 with service_of(options, *flags, model=model) as service:
                     found, told = measured(way, service, options)
