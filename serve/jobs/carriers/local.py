@@ -27,7 +27,6 @@ from rm_core import (
     NotReadyError,
     Packing,
     RewardScorer,
-    ScoredBatch,
     ScoreError,
     Truncation,
     combine,
@@ -120,14 +119,13 @@ class LocalCarrier:
         assert self._scorer
         if not future.set_running_or_notify_cancel():
             return
-        rewards: list[float | ScoreError] = []
-        for tree in packing.batches:  # one by one: a job that ends need not wait for all
-            if self._closing.is_set():
-                raise NotReadyError("the job ends; what was not scored is scored at its next start")
-            alone = Packing((tree,), tuple(range(len(tree.sequences))))
-            rewards += self._scorer.score_prepared(alone).rewards
-        batch = ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
+        batch = self._scorer.score_prepared(packing, self._begin)
         future.set_result(Scored(combine(encoded, batch), batch.num_computed_tokens))
+
+    def _begin(self, _num_tokens: int) -> None:
+        # Before each batch: a job that ends need not wait for all.
+        if self._closing.is_set():
+            raise NotReadyError("the job ends; what was not scored is scored at its next start")
 
     def _loaded(self) -> RewardScorer:
         if self._scorer is None:

@@ -7,8 +7,8 @@ What is measured, on Ray and without, with one torch thread and no score cache:
   when it is idle; with a model so small (`tiny.py`) that it is not the model that decides how many
   posts share a batch. That thread is found by its work: of the scorer's threads, the one that takes
   most more CPU for scoring a big post than for rendering it. What else it does (laying out a
-  batch, reading the rewards) counts as the model's. Beside it the machine's own limits: `floor.py`,
-  and on Ray `floor_on_ray.py`.
+  batch, reading the rewards) counts as the model's. Beside it the machine's own limits (`floor.py`,
+  on Ray `floor_on_ray.py`), and our code without server and model (`in_process.py`).
 - The share of a lone post of 256 conversations that is not forward pass.
 - The time of a lone small post beyond its forward pass.
 
@@ -33,6 +33,7 @@ from typing import Any
 import httpx
 from floor import floor_of
 from floor_on_ray import floor_on_ray
+from in_process import in_process
 from load import JSON, Post, closed_loop, lone_latencies, unique_posts
 from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
 from tiny import build_tiny
@@ -46,6 +47,7 @@ _FORWARD = "skyreward_forward_seconds_sum"
 _SMALL_BYTES = 3_900  # of text: the braces and names around it make 4 KB of it
 _LONE_BYTES = 400
 _MANY = 256
+_SHORT_RUN = 100
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,8 @@ def main() -> int:
                     found, told = measured(way, service, options)
                 checks |= found
                 figures[way] |= told
+    posts = unique_posts(options.seed, _SHORT_RUN, 1, _SMALL_BYTES)
+    figures["in_process"] = {str(clients): in_process(posts, clients) for clients in (1, *CLIENTS)}
     return finish(checks, figures)
 
 
