@@ -233,7 +233,7 @@ def test_a_device_that_hangs_is_left_for_another(
 def test_a_process_that_says_nothing_is_left_for_another(
     pool: RayPool, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_seats, "_SILENT_S", 3.0)
+    monkeypatch.setattr(ray_seats, "_MAX_SILENT_LOOKS", 2)
     until(lambda: pool.capacity == 4, "both actors are up")
     calls = calls_of("silent", 20)
     futures = submitted(pool, calls)

@@ -207,7 +207,7 @@ class RayPool:
         """Whether an actor is stuck."""
         from ray.exceptions import RayError
 
-        seat.asked_at = None
+        seat.num_silent_looks = 0
         # If it is dead, the calls that it has tell so.
         with contextlib.suppress(RayError):
             if why := answer.result():

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 _MAX_BAD_STARTS = 3
 _RETRY_S = 5.0
 _SAY_AFTER_S = 60.0
-# An actor that does not even say whether it is stuck is.
-_SILENT_S = 120.0
+# An actor that has not said by so many looks, some seconds apart, whether it is stuck is stuck. Not
+# by a clock: all of them would be, once this process was suspended.
+_MAX_SILENT_LOOKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,14 @@ class Seat:
         in_flight: what it has, oldest first.
         is_up: its model is loaded.
         refused: why it will never be; it keeps its place, so that no other tries in vain there.
-        asked_at: when it was asked whether it is stuck; None once it has answered.
+        num_silent_looks: how often it was looked at since it was asked whether it is stuck.
     """
 
     actor: Any
     in_flight: list[Piece] = field(default_factory=list)
     is_up: bool = False
     refused: str | None = None
-    asked_at: float | None = None
+    num_silent_looks: int = 0
 
     @property
     def is_reserved(self) -> bool:
@@ -176,17 +177,14 @@ class Seats:
         """Ask those that can score whether they are stuck.
 
         Returns:
-            Those that were asked long ago and have not answered.
+            Those that have not answered for too long.
         """
-        now, silent = time.monotonic(), []
         for seat in self.up:
-            if seat.asked_at is None:
-                seat.asked_at = now
+            if not seat.num_silent_looks:
                 asked = seat.actor.why_stuck.remote().future()
                 asked.add_done_callback(lambda future, seat=seat: self._told(seat, future))
-            elif now - seat.asked_at > _SILENT_S:
-                silent.append(seat)
-        return silent
+            seat.num_silent_looks += 1
+        return [seat for seat in self.up if seat.num_silent_looks > _MAX_SILENT_LOOKS]
 
     def settle(self, seat: Seat, loading: Future[dict[str, Any]]) -> None:
         """What became of one that was loading."""
