@@ -226,8 +226,8 @@ def test_a_device_that_hangs_is_left_for_another(
     futures = submitted(pool, calls)
     assert_right(futures, calls, scorer)
     assert file.exists()
-    until(lambda: len({p.pid for p in actors()} - before) == 1, "one is replaced, and ended")
-    until(lambda: len(actors()) == 2, "it is ended")
+    until(lambda: len({p.pid for p in actors()} - before) == 1, "one is replaced")
+    until(lambda: len(actors()) == 2, "the one that hangs is ended")
 
 
 def test_a_process_that_says_nothing_is_left_for_another(

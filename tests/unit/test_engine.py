@@ -16,6 +16,7 @@ import torch
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.forward import forward_batch
 from rm_core.packing import TokenIds, Tree
+from serve.batch_clock import BatchClock
 from serve.engine import Engine
 from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
 
@@ -180,6 +181,27 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
 
     asyncio.run(stuck())
     assert len(gate.seen) == 1
+
+
+def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[int] = []
+    monkeypatch.setattr(BatchClock, "learn", lambda _, number, seconds: learnt.append(number))
+    engine = engine_of(scorer)
+    probe = scorer.probe().num_tokens
+    assert learnt == [probe]
+    answer = asyncio.run(engine.run([talk(scorer, "4"), talk(scorer, "5")]))
+    assert learnt == [probe, answer.batch.num_computed_tokens]
+
+    def failing(*_: Any) -> list[float]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    with pytest.raises(ReplicaUnhealthyError):
+        asyncio.run(engine.run([talk(scorer, "6")]))
+    assert len(learnt) == 2
+    assert engine.clock.why_stuck() is None
 
 
 def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None:

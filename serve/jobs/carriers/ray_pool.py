@@ -247,28 +247,29 @@ class RayPool:
         try:
             piece.done(answer.result())
         except DeviceFailedError as error:
-            self._lost(seat, piece, error.detail)
+            self._lost(seat, [piece], error.detail)
         except RayTaskError as error:
             self._suspects += piece.failed(error)
         except RayError as error:
-            self._lost(seat, piece, reason_of(error))
-        if piece.call.future.done():
-            self._calls.discard(piece.call)
-
-    def _lost(self, seat: Seat, piece: Piece, why: str) -> None:
-        assert self._seats is not None
-        logger.warning("an actor was lost with %d conversations: %s", len(piece), why)
-        self._suspects += piece.lost()
-        self._seats.drop(seat)
-        self._seats.fill()
+            self._lost(seat, [piece], reason_of(error))
+        self._forget_if_done(piece.call)
 
     def _give_up(self, seat: Seat, why: str) -> None:
-        """Let go of an actor that lives and will not answer; what it has goes to others."""
-        assert self._seats is not None
+        """Let go of an actor that lives and will not answer."""
         pieces, seat.in_flight = seat.in_flight, []
+        self._lost(seat, pieces, why)
         for piece in pieces:
-            self._lost(seat, piece, why)
-            if piece.call.future.done():
-                self._calls.discard(piece.call)
+            self._forget_if_done(piece.call)
+
+    def _lost(self, seat: Seat, pieces: Sequence[Piece], why: str) -> None:
+        """What an actor had goes to others, and another comes in its place."""
+        assert self._seats is not None
+        logger.warning("an actor was lost with %d conversations: %s", sum(map(len, pieces)), why)
+        for piece in pieces:
+            self._suspects += piece.lost()
         self._seats.drop(seat)
         self._seats.fill()
+
+    def _forget_if_done(self, call: Call) -> None:
+        if call.future.done():
+            self._calls.discard(call)

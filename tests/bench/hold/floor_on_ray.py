@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 import torch
 from load import Post, closed_loop, lone_latencies, lone_posts
-from started import Service, cpu_s
+from started import Service
 
 _START_S = 120.0
 _ANSWER = b'{"results": [{"index": 0, "reward": 1.25}], "usage": {"num_tokens": 130}}'
@@ -146,18 +146,12 @@ def floor_on_ray(
         clients: that post at the same time.
         seconds: for which they do.
     """
-
-    def total_cpu_s(service: Service) -> float:
-        return sum(cpu_s(process.pid) for process in service.processes())
-
     with _bare() as service:
-        before = total_cpu_s(service)
-        time.sleep(seconds / 2)
-        idle = (total_cpu_s(service) - before) / (seconds / 2)
-        before, started = total_cpu_s(service), time.perf_counter()
+        idle = service.idle_cpu(seconds / 2)
+        before, started = service.cpu_s(), time.perf_counter()
         endless = itertools.cycle(posts)
         outcomes = asyncio.run(closed_loop(service.url, endless, clients, seconds, route="/http"))
-        taken = total_cpu_s(service) - before - idle * (time.perf_counter() - started)
+        taken = service.cpu_s() - before - idle * (time.perf_counter() - started)
         lone_s = lone_latencies(service.url, lone, "/http")
         beyond_s = [s - float(forward) for s, forward in lone_posts(service.url, lone, "/call")]
         return {

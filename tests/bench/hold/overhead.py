@@ -35,7 +35,7 @@ from floor import floor_of
 from floor_on_ray import floor_on_ray
 from in_process import in_process
 from load import JSON, Post, closed_loop, lone_latencies, unique_posts
-from started import Service, cpu_s, parser_of, service_of, thread_cpu_s
+from started import Service, parser_of, service_of, thread_cpu_s
 from tiny import build_tiny
 from verdict import finish, percentiles
 
@@ -82,26 +82,15 @@ def device_of(service: Service, big: Post) -> Device:
     return Device(scorer.pid, thread)
 
 
-def total_cpu_s(service: Service) -> float:
-    return sum(cpu_s(process.pid) for process in service.processes())
-
-
-def idle_share(service: Service, seconds: float) -> float:
-    """CPU seconds a second when nothing is posted."""
-    before = total_cpu_s(service)
-    time.sleep(seconds)
-    return (total_cpu_s(service) - before) / seconds
-
-
 def cpu_of_small_posts(
     service: Service, device: Device, posts: list[Post], clients: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Milliseconds a request."""
-    idle = idle_share(service, options.seconds / 4)
-    before, model_before, started = total_cpu_s(service), device.cpu_s(), time.perf_counter()
+    idle = service.idle_cpu(options.seconds / 4)
+    before, model_before, started = service.cpu_s(), device.cpu_s(), time.perf_counter()
     outcomes = asyncio.run(closed_loop(service.url, posts, clients, options.seconds))
     took = time.perf_counter() - started
-    total, model = total_cpu_s(service) - before, device.cpu_s() - model_before
+    total, model = service.cpu_s() - before, device.cpu_s() - model_before
     if bad := [o for o in outcomes if o.status != 200]:
         raise SystemExit(f"{bad[0].status} {bad[0].failure}{bad[0].body[:300]!r}")
     number = len(outcomes)
@@ -212,7 +201,8 @@ def main() -> int:
         tiny = {**settings, "name": str(build_tiny(Path(folder)))}
         for way in (options.only,) if options.only else ("ray", "local"):
             flags = ("--local",) if way == "local" else ()
-            figures[way] = {"floor": floor_on_ray_of(options)} if way == "ray" else {}
+            own_ray = way == "ray" and not options.url
+            figures[way] = {"floor": floor_on_ray_of(options)} if own_ray else {}
             for model, measured in ((tiny, small_posts), (settings, times)):
                 with service_of(options, *flags, model=model) as service:
                     found, told = measured(way, service, options)

@@ -77,6 +77,16 @@ class Service:
         """Those that speak HTTP with clients."""
         return replicas_of(self._known(), "Gateway") if self.ray else self._first()
 
+    def cpu_s(self) -> float:
+        """CPU time of all of them so far."""
+        return sum(cpu_s(process.pid) for process in self.processes())
+
+    def idle_cpu(self, seconds: float) -> float:
+        """CPU seconds a second when nothing is posted, over so many seconds."""
+        before = self.cpu_s()
+        time.sleep(seconds)
+        return (self.cpu_s() - before) / seconds
+
     def get(self, route: str) -> httpx.Response:
         """One answer to a GET."""
         return httpx.get(self.url + route, timeout=60, trust_env=False)
