@@ -16,6 +16,8 @@ import pytest
 
 from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
 from rm_core.conversations import Messages
+from rm_core.forward import forward_batch
+from rm_core.packing import Tree
 from serve.clients import ServiceError
 from serve.jobs.carriers.local import LocalCarrier
 from serve.jobs.carriers.parts import MAX_CONVERSATIONS, split
@@ -78,6 +80,32 @@ class TestLocal:
         carrier.close()
         ended = [future for future in futures if future.done() and not future.cancelled()]
         assert len(ended) < 40
+
+    def test_closing_does_not_wait_for_all_batches_of_a_call(
+        self, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+        carrier.submit([turns("a")], "error").result(60)
+        sizes: list[int] = []
+        reached, let_go = threading.Event(), threading.Event()
+
+        def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+            sizes.append(tree.num_tokens)
+            reached.set()
+            assert let_go.wait(20)
+            return forward_batch(loaded, tree)
+
+        monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+        future = carrier.submit(MANY, "error")
+        assert reached.wait(20)
+        closing = threading.Thread(target=carrier.close)
+        closing.start()
+        time.sleep(0.1)
+        let_go.set()
+        closing.join(60)
+        with pytest.raises(NotReadyError, match="the job ends"):
+            future.result(0)
+        assert len(sizes) == 1
         assert all(isinstance(f.exception(), NotReadyError | None) for f in ended)
         with pytest.raises(CancelledError):
             futures[-1].result(0)
