@@ -194,7 +194,8 @@ class RewardScorer:
 
         Args:
             packing: what `prepare` made.
-            begin: told the number of tokens of each batch before it goes to the device.
+            begin: told the number of tokens of each batch before it goes to the device; what it
+                raises ends this.
         """
         rewards: list[float | ScoreError] = []
         for tree in packing.batches:

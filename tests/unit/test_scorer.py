@@ -128,17 +128,6 @@ def test_batches_keep_the_budget_and_score_nothing_twice(
     assert max(len(tree.sequences) for tree in seen) > 1
     computed = sum(tree.num_tokens for tree in seen)
     assert scored.num_computed_tokens == computed < sum(map(len, set(sequences)))
-    # Whoever wants to know is told of each before it begins.
-    told: list[int] = []
-    known = len(seen)
-    packing = scorer.prepare(sequences)
-
-    def begin(num_tokens: int) -> None:
-        assert len(seen) == known + len(told)
-        told.append(num_tokens)
-
-    assert scorer.score_prepared(packing, begin) == scored
-    assert told == [tree.num_tokens for tree in packing.batches]
 
 
 def test_a_forward_pass_that_raises_costs_one_reward(
