@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from rm_core import ChatEncoder, ModelConfig, RewardScorer, load_encoder
 
 # The same examples everywhere, and no clock in the verdict: test machines are small and shared.
-settings.register_profile("repository", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "repository",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
 settings.load_profile("repository")
 
 
