@@ -33,6 +33,8 @@ class ModelConfig:
             in any order; slower.
         quantization: of the decoder's linear layers, by torchao; lossy, so never automatic.
         compile: compile the decoder layers (`torch.compile`); the first batches wait for it.
+        self_check: compare the engine with plain transformers at load, and refuse a model whose
+            rewards differ by more than rounding.
 
     Raises:
         ModelLoadError: for a value that is not allowed.
@@ -50,6 +52,7 @@ class ModelConfig:
     deterministic: bool = False
     quantization: Quantization = "none"
     compile: bool = False
+    self_check: bool = True
 
     def __post_init__(self) -> None:
         if not self.name.strip():

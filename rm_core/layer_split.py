@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rm_core.attention import PackedAttention
 
@@ -43,20 +44,26 @@ def place(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
     model.get_submodule("score").to(devices[-1])
 
 
-def connect(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+def connect(model: PreTrainedModel, devices: Sequence[torch.device]) -> list[RemovableHandle]:
     """Let layers take what comes from another device; after everything else was done to them.
 
     Args:
-        model: placed; its decoder is called with `packed`, a `Stages`.
+        model: placed; its decoder may be called with `packed`, a `Stages`.
         devices: as for `place`.
+
+    Returns:
+        A handle for each layer, which takes the connection away again.
     """
     decoder = model.get_submodule(model.base_model_prefix)
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)
     borders = [_Border(stage, device) for stage, device in enumerate(devices)]
-    for index, layer in enumerate(layers):
-        border = borders[stage_of(index, len(layers), len(devices))]
-        layer.register_forward_pre_hook(border, with_kwargs=True)
+    return [
+        layer.register_forward_pre_hook(
+            borders[stage_of(index, len(layers), len(devices))], with_kwargs=True
+        )
+        for index, layer in enumerate(layers)
+    ]
 
 
 def stage_of(index: int, num_layers: int, num_stages: int) -> int:

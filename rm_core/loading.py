@@ -24,13 +24,14 @@ from rm_core.attention import (
 )
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
-from rm_core.config import ModelConfig, Quantization
+from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
 from rm_core.layer_split import connect, place
 from rm_core.packed_linear import pack_linears
 from rm_core.placement import is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
+from rm_core.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
 from rm_core.types import Fingerprint
 from rm_core.weights import first_line, read_weights
 
@@ -58,6 +59,7 @@ class LoadedModel:
         devices: where it runs, in the order of its layers; one if it fits.
         fingerprint: what makes two rewards comparable.
         encoder: renders and tokenizes for it.
+        self_check: the rewards that the engine has to reproduce; None if that is switched off.
     """
 
     model: PreTrainedModel
@@ -72,6 +74,7 @@ class LoadedModel:
     devices: tuple[torch.device, ...]
     fingerprint: Fingerprint
     encoder: ChatEncoder
+    self_check: SelfCheck | None
 
     @property
     def device(self) -> torch.device:
@@ -127,8 +130,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
+    self_check = _quantize(model, config, devices, encoder)
     prepare_layers(
-        model, config.quantization, compiled=config.compile, deterministic=config.deterministic
+        model,
+        quantized=config.quantization != "none",
+        compiled=config.compile,
+        deterministic=config.deterministic,
     )
     if len(devices) > 1:
         connect(model, devices)
@@ -167,13 +174,35 @@ def load_model(config: ModelConfig) -> LoadedModel:
         devices=devices,
         fingerprint=fingerprint,
         encoder=encoder,
+        self_check=self_check,
     )
+
+
+def _quantize(
+    model: PreTrainedModel,
+    config: ModelConfig,
+    devices: tuple[torch.device, ...],
+    encoder: ChatEncoder,
+) -> SelfCheck | None:
+    """Quantize the layers in place, and let plain transformers score before and after."""
+    quantized = config.quantization != "none"
+    samples = encode_samples(encoder) if config.self_check else ()
+    unquantized = score_plainly(model, devices, samples) if samples and quantized else None
+    quantize(decoder_layers(model), config.quantization)
+    return build_self_check(model, devices, samples, unquantized) if samples else None
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder's layers, in their order."""
+    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    return layers
 
 
 def prepare_layers(
     model: PreTrainedModel,
-    quantization: Quantization = "none",
     *,
+    quantized: bool = False,
     compiled: bool = False,
     deterministic: bool = False,
 ) -> None:
@@ -181,17 +210,15 @@ def prepare_layers(
 
     Args:
         model: transformers' sequence classifier of one of the three families.
-        quantization: of its linear layers.
+        quantized: whether its linear layers are quantized.
         compiled: whether to compile the layers, all but the last.
         deterministic: whether torch's own linear layers stay, whose results for a row do not
             depend on the other rows.
     """
     install(model)
-    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
-    assert isinstance(layers, torch.nn.ModuleList)
-    quantize(layers, quantization)
+    layers = decoder_layers(model)
     # Compilers do not know the packed layout, and lay weights out themselves.
-    plain = quantization == "none" and not deterministic and not compiled
+    plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
         pack_linears(layers)
     if compiled:

@@ -63,7 +63,17 @@ class RewardScorer:
         Raises:
             ModelLoadError: it cannot be loaded, or would score wrongly.
         """
-        return cls(load_model(config), batching)
+        scorer = cls(load_model(config), batching)
+        scorer._compare_with_plain_transformers()
+        return scorer
+
+    def _compare_with_plain_transformers(self) -> None:
+        check = self._loaded.self_check
+        if check is None:
+            logger.warning("the self-check is switched off: nothing compares rewards at load")
+            return
+        largest = check.compare(self.score_ids(check.sequences).rewards)
+        logger.info("self-check: largest difference from plain transformers %.2g", largest)
 
     @property
     def encoder(self) -> ChatEncoder:
@@ -101,6 +111,7 @@ class RewardScorer:
             "max_batch_tokens_reason": self._budget.reason,
             "deterministic": loaded.deterministic,
             "compiled": loaded.compiled,
+            "self_check": loaded.self_check is not None,
         }
 
     def warm_up(self, largest_batch: bool | None = None) -> None:

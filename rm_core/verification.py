@@ -18,15 +18,12 @@ import torch
 from rm_core.catalog import seeds_dir
 from rm_core.conversations import Messages, parse_pair
 from rm_core.golden import golden_for
+from rm_core.rounding import allowed_difference, bfloat16_step
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError
 
-FLOAT32_TOLERANCE = 1e-4
 # Published rewards come from bfloat16 runs; other engines were seen 1 to 5 steps away from them.
 GOLDEN_STEPS = 4
-# In bfloat16 on CPUs, the largest difference of SDPA from eager over the built-in conversations was
-# 2.1 to 3.5 times the mean distance of eager from float32 (three models). Not measured on CUDA.
-ROUNDING = 6.0
 # Of lower precision: share of pairs in the same order, and difference relative to the spread.
 PAIR_AGREEMENT = 0.9
 MEAN_DIFFERENCE = 0.1
@@ -100,11 +97,6 @@ class Check:
     def difference(self) -> float | None:
         """Signed difference, ours - expected."""
         return None if self.ours is None else self.ours - self.expected
-
-
-def bfloat16_step(reward: float) -> float:
-    """Distance of neighbouring bfloat16 numbers at a reward: 0.03125 from 4 to 8, and so on."""
-    return math.ldexp(1.0, math.frexp(reward)[1] - 8)
 
 
 def sample_conversations() -> list[tuple[str, Messages]]:
@@ -193,9 +185,9 @@ def _references(
 ) -> tuple[list[float], list[float], list[float]]:
     """Plain transformers' reward of each conversation, and how far ours may be from it.
 
-    1e-4 in float32. In half precision one bfloat16 step at the reward's size under eager
-    attention. Another kernel rounds otherwise all the way through, so there it may be as far away
-    as rounding takes plain transformers itself from float32: `ROUNDING` times the mean of that.
+    See `allowed_difference`. In half precision under eager attention kernels round alike: one
+    bfloat16 step. Another kernel rounds otherwise all the way through, so there the error of plain
+    transformers itself counts.
     Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
 
     Returns:
@@ -213,13 +205,12 @@ def _references(
     exact = expected if dtype == torch.float32 else rewards(torch.float32)
     if loaded.quantized:
         return expected, [math.inf] * len(expected), exact
-    if dtype == torch.float32:
-        return expected, [FLOAT32_TOLERANCE] * len(expected), []
-    rounding = 0.0
-    if scorer.fingerprint.attention != "eager" and expected:
+    mean_error = 0.0
+    if dtype != torch.float32 and scorer.fingerprint.attention != "eager" and expected:
         differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
-        rounding = ROUNDING * sum(differences) / len(differences)
-    return expected, [max(bfloat16_step(reward), rounding) for reward in expected], exact
+        mean_error = statistics.mean(differences)
+    tolerances = [allowed_difference(reward, dtype, mean_error) for reward in expected]
+    return expected, tolerances, [] if dtype == torch.float32 else exact
 
 
 def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:

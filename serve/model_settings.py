@@ -34,6 +34,11 @@ class ModelSettings(BaseModel):
         default="none", description="of the linear layers, by torchao; lossy"
     )
     compile: bool = Field(default=False, description="torch.compile of the decoder layers")
+    self_check: bool = Field(
+        default=True,
+        description="Compare the engine with plain transformers at load, and refuse a model whose "
+        "rewards differ by more than rounding.",
+    )
     max_batch_tokens: int | None = Field(
         default=None, ge=1, description="most tokens of one batch; default: by free memory"
     )
@@ -133,6 +138,7 @@ class ModelSettings(BaseModel):
             deterministic=self.deterministic,
             quantization=self.quantization,
             compile=self.compile,
+            self_check=self.self_check,
         )
 
     def batching(self) -> BatchConfig:

@@ -101,6 +101,13 @@ def loading_options(command: F) -> F:
             metavar="FILE",
             help="Jinja file that replaces or supplies the template.",
         ),
+        click.option(
+            "--self-check/--no-self-check",
+            default=True,
+            show_default=True,
+            help="Compare the engine with plain transformers at load, and refuse a model whose "
+            "rewards differ by more than rounding.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -158,6 +165,7 @@ LOADING_OPTIONS = (
     "deterministic",
     "max_length",
     "chat_template",
+    "self_check",
 )
 """Names of `loading_options`."""
 

@@ -270,6 +270,7 @@ def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
         "max_batch_tokens_reason": "asked for by the setting `max_batch_tokens`",
         "deterministic": False,
         "compiled": False,
+        "self_check": True,
     }
     assert fingerprint.template_sha256 == scorer.encoder.template_sha256
     assert (fingerprint.dtype, fingerprint.attention) == ("float32", "sdpa")

@@ -12,7 +12,8 @@ from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.conversations import Messages
 from rm_core.forward import forward_batch
 from rm_core.packing import Tree
-from rm_core.verification import Check, bfloat16_step, sample_conversations, verify
+from rm_core.rounding import bfloat16_step
+from rm_core.verification import Check, sample_conversations, verify
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]

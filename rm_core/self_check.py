@@ -1,0 +1,248 @@
+"""Compares the engine with plain transformers on three short conversations, at every load.
+
+A switch in config.json that changes what plain transformers computes, and that the packed engine
+does not follow, would give plausible and wrong rewards. Before the engine's hooks are installed,
+the model that was just loaded scores the conversations by its own forward pass: eager attention,
+one conversation at a time, on the device and in the dtype that will serve. The engine scores the
+same token ids afterwards, whole and cut at several places, and the model is refused where rewards
+differ by more than rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rm_core.chat import ChatEncoder
+from rm_core.errors import InvalidConversationError, ModelLoadError
+from rm_core.layer_split import connect
+from rm_core.packing import TokenIds
+from rm_core.rounding import allowed_difference
+from rm_core.types import Rendered, ScoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_QUESTION = {"role": "user", "content": "Which river flows through Paris, and where does it end?"}
+# Two answers to one prompt, so that the engine shares a run between them; and several turns, longer
+# than the blocks of 128 tokens in which kernels compute masks.
+CONVERSATIONS = (
+    [
+        _QUESTION,
+        {"role": "assistant", "content": "The Seine. It ends at Le Havre, in the Channel."},
+    ],
+    [_QUESTION, {"role": "assistant", "content": "I don't know."}],
+    [
+        _QUESTION,
+        {"role": "assistant", "content": "The Seine."},
+        {"role": "user", "content": "And the Loire? Name three towns on it, and where it ends."},
+        {
+            "role": "assistant",
+            "content": "Orléans, Tours and Nantes lie on the Loire. It is 1,006 kilometres long, "
+            "the longest river of France, and ends at Saint-Nazaire, in the Atlantic.\n\n- source: "
+            "Mont Gerbier-de-Jonc\n- largest tributary: Allier",
+        },
+    ],
+)
+"""Messages of each conversation; every chat template of the three families takes them."""
+
+# A prefix ends behind every so many tokens. Plain transformers computes the logits of all of them
+# in one pass, the engine in one batch.
+_PREFIX_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """Rewards of the built-in conversations and of some of their prefixes by plain transformers.
+
+    Attributes:
+        sequences: token ids; the whole conversations first.
+        rewards: raw logits of plain transformers, one for each sequence.
+        tolerances: largest allowed absolute difference, one for each sequence.
+        description: of the reference, for messages: its dtype and attention.
+    """
+
+    sequences: tuple[TokenIds, ...]
+    rewards: tuple[float, ...]
+    tolerances: tuple[float, ...]
+    description: str
+
+    def compare(self, rewards: Sequence[float | ScoreError]) -> float:
+        """The largest difference of the engine from plain transformers.
+
+        Args:
+            rewards: the engine's, one for each sequence.
+
+        Returns:
+            An absolute difference; 0 if plain transformers computed no finite reward.
+
+        Raises:
+            ModelLoadError: a reward differs by more than its tolerance.
+        """
+        largest = 0.0
+        for reward, expected, allowed in zip(rewards, self.rewards, self.tolerances, strict=True):
+            if not math.isfinite(expected):
+                continue  # the engine answers such a conversation with an error
+            if isinstance(reward, ScoreError):
+                raise ModelLoadError(
+                    f"the self-check failed: {self.description} gives {expected:.6g} to a built-in "
+                    f"conversation that the engine cannot score: {reward.message}"
+                )
+            difference = abs(reward - expected)
+            if not difference <= allowed:
+                raise ModelLoadError(
+                    f"the self-check failed: {self.description} gives {expected:.6g} to a built-in "
+                    f"conversation, the engine gives {reward:.6g} (allowed difference "
+                    f"{allowed:.2g}). config.json probably has a setting that the engine does not "
+                    "follow, such as another attention mask or other rotary embeddings; remove "
+                    "it if the model was trained without it, else the model cannot be served"
+                )
+            largest = max(largest, difference)
+        return largest
+
+
+def encode_samples(encoder: ChatEncoder) -> tuple[TokenIds, ...]:
+    """Token ids of the built-in conversations, cut where the model's limit is below them."""
+    return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
+
+
+def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, str]]) -> TokenIds:
+    try:
+        return encoder.encode(messages, "right").input_ids
+    except InvalidConversationError:
+        # The template refuses ordinary turns. Any tokens show what the forward pass computes.
+        text = "\n".join(message["content"] for message in messages)
+        return encoder.encode(Rendered(text), "right").input_ids
+
+
+@dataclass(frozen=True, slots=True)
+class PlainScores:
+    """Plain transformers' logits of one sequence.
+
+    Attributes:
+        reward: the logit that its classifier reads.
+        logits: float32 `[num_tokens]`, the head's at every token.
+    """
+
+    reward: float
+    logits: torch.Tensor
+
+
+@torch.inference_mode()
+def score_plainly(
+    model: PreTrainedModel, devices: Sequence[torch.device], sequences: Sequence[TokenIds]
+) -> list[PlainScores]:
+    """Scores by the model's own forward pass, one sequence at a time.
+
+    Args:
+        model: a sequence classifier as transformers loaded it, eager, without hooks of the engine.
+        devices: over which its layers are spread.
+        sequences: token ids.
+    """
+    logits: list[torch.Tensor] = []
+    head = model.get_submodule("score")
+    handles = [head.register_forward_hook(lambda _m, _args, out: logits.append(out[0, :, 0]))]
+    if len(devices) > 1:
+        handles += connect(model, devices)
+    try:
+        rewards = []
+        for ids in sequences:
+            out = model(input_ids=torch.tensor([ids], device=devices[0]))
+            rewards.append(float(out.logits[0, 0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        PlainScores(reward, values.float().cpu())
+        for reward, values in zip(rewards, logits, strict=True)
+    ]
+
+
+def build_self_check(
+    model: PreTrainedModel,
+    devices: Sequence[torch.device],
+    sequences: Sequence[TokenIds],
+    unquantized: Sequence[PlainScores] | None = None,
+) -> SelfCheck:
+    """The rewards that the engine has to reproduce, and how closely.
+
+    Rounding is measured where it is more than float32's: plain transformers in half precision is
+    compared with itself in float32, and with quantized layers with itself without.
+
+    Args:
+        model: as for `score_plainly`, on its devices; its linear layers may be quantized.
+        devices: over which its layers are spread.
+        sequences: from `encode_samples`.
+        unquantized: scores of the same sequences before the layers were quantized.
+    """
+    scores = score_plainly(model, devices, sequences)
+    mean_error = 0.0
+    if unquantized is not None:
+        mean_error = _mean_difference(scores, unquantized)
+    elif model.dtype != torch.float32:
+        longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
+        with _float32_products(model):
+            exact = score_plainly(model, devices, [sequences[longest]])
+        mean_error = _mean_difference([scores[longest]], exact)
+    expected = {tuple(ids): score.reward for ids, score in zip(sequences, scores, strict=True)}
+    for ids, score in zip(sequences, scores, strict=True):
+        for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
+            if ids[end - 1] != model.config.pad_token_id:  # it would be read before that
+                expected.setdefault(tuple(ids[:end]), float(score.logits[end - 1]))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return SelfCheck(
+        sequences=tuple(expected),
+        rewards=tuple(expected.values()),
+        tolerances=tuple(
+            allowed_difference(reward, model.dtype, mean_error) for reward in expected.values()
+        ),
+        description=f"plain transformers (eager, {dtype})",
+    )
+
+
+def _mean_difference(ours: Sequence[PlainScores], exact: Sequence[PlainScores]) -> float:
+    """Mean over all tokens of all sequences; 0 where the numbers are not finite."""
+    pairs = zip(ours, exact, strict=True)
+    difference = torch.cat([(a.logits - b.logits).abs() for a, b in pairs])
+    finite = difference[difference.isfinite()]
+    return float(finite.mean()) if len(finite) else 0.0
+
+
+@contextlib.contextmanager
+def _float32_products(model: nn.Module) -> Iterator[None]:
+    """Let a half-precision model compute in float32, one weight at a time in memory as float32.
+
+    The embeddings become float32, norms follow their input, and each linear layer takes a float32
+    copy of its weight for the time of its product.
+    """
+    narrow: dict[nn.Parameter, torch.Tensor] = {}
+
+    def widen(linear: nn.Module, _args: Any) -> None:
+        for parameter in linear.parameters():
+            narrow[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def restore(linear: nn.Module, _args: Any, _out: Any) -> None:
+        for parameter in linear.parameters():
+            parameter.data = narrow.pop(parameter)
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            handles += [
+                module.register_forward_pre_hook(widen),
+                module.register_forward_hook(restore, always_call=True),
+            ]
+        elif isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _m, _args, out: out.float()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

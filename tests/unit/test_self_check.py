@@ -1,0 +1,253 @@
+"""Every load compares the engine with plain transformers, and refuses a model where they differ."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import SPECS, build_checkpoint, edit_config, edit_weights
+from reference import Reference
+
+import rm_core.loading
+from rm_core import ModelConfig, ModelLoadError, RewardScorer
+from rm_core.self_check import (
+    CONVERSATIONS,
+    build_self_check,
+    encode_samples,
+    score_plainly,
+)
+from rm_core.weights import read_weights
+
+PathOf = Callable[[str], Path]
+
+CPU = torch.device("cpu")
+FAMILIES = ["llama-v0.2", "qwen3", "gemma2"]
+
+
+def modeling(name: str) -> Any:
+    family = SPECS[name].family
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def load(folder: Path, **settings: Any) -> RewardScorer:
+    return RewardScorer.load(ModelConfig(str(folder), device="cpu", **settings))
+
+
+def numbers_in_refusal(folder: Path, **settings: Any) -> tuple[float, float]:
+    """Plain transformers' reward and the engine's, from the message of a refused load."""
+    with pytest.raises(ModelLoadError, match="the self-check failed") as caught:
+        load(folder, **settings)
+    found = re.search(
+        r"gives (\S+) to a built-in conversation, the engine gives (\S+) ", caught.value.detail
+    )
+    assert found, caught.value.detail
+    return float(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attention": "eager"},
+        {"dtype": "bfloat16"},
+        {"deterministic": True},
+        {"quantization": "int8-weights"},
+        {"quantization": "int8"},
+        {"dtype": "bfloat16", "quantization": "int8-weights"},
+        {"max_length": 7},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_passes_in_every_mode(
+    name: str, settings: dict[str, Any], checkpoint_of: PathOf
+) -> None:
+    scorer = load(checkpoint_of(name), **settings)
+    check = scorer.loaded.self_check
+    assert check is not None
+    assert scorer.describe()["self_check"] is True
+    assert len(check.sequences) == len(check.rewards) >= (1 if "max_length" in settings else 10)
+    assert all(allowed > 0 for allowed in check.tolerances)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_self_check_has_the_rewards_of_plain_transformers(name: str, checkpoint_of: PathOf) -> None:
+    folder = checkpoint_of(name)
+    check = load(folder).loaded.self_check
+    assert check is not None
+    reference = Reference(folder)
+    expected = [reference.reward(messages) for messages in CONVERSATIONS]
+    assert check.rewards[:3] == pytest.approx(expected, abs=1e-6)
+    assert max(expected) - min(expected) > 100 * max(check.tolerances)
+    assert min(check.tolerances) == 1e-4
+    assert max(check.tolerances) < 2e-4
+    # Prefixes: as if their tokens were the whole conversation.
+    for ids, reward in zip(check.sequences[3:], check.rewards[3:], strict=True):
+        with torch.inference_mode():
+            alone = reference.model(input_ids=torch.tensor([ids])).logits[0, 0]
+        assert reward == pytest.approx(float(alone), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_refuses_a_bidirectional_mask(
+    name: str, dtype: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_causal: false` as plain transformers sees it, past the refusal of its name."""
+
+    def read(*args: Any) -> Any:
+        model = read_weights(*args)
+        model.config.is_causal = False
+        return model
+
+    monkeypatch.setattr(rm_core.loading, "read_weights", read)
+    plain, ours = numbers_in_refusal(checkpoint_of(name), dtype=dtype)
+    assert abs(plain - ours) > 1e-3
+    if dtype == "float32":
+        reference = Reference(checkpoint_of(name), is_causal=False)
+        assert plain == pytest.approx(reference.reward(CONVERSATIONS[0]), abs=1e-3)
+
+
+def obey_made_up_switch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plain transformers read a config key after which no token sees those long before it."""
+    module = modeling(name)
+
+    def obeying(create: Callable[..., Any]) -> Callable[..., Any]:
+        def create_mask(*, config: Any, **kwargs: Any) -> Any:
+            mask = create(config=config, **kwargs)
+            if mask is None or not getattr(config, "forgetful", False):
+                return mask
+            size = mask.shape[-1]
+            distance = torch.arange(size)[:, None] - torch.arange(size)
+            return mask.masked_fill(distance >= 8, torch.finfo(mask.dtype).min)
+
+        return create_mask
+
+    for function in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        if hasattr(module, function):
+            monkeypatch.setattr(module, function, obeying(getattr(module, function)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "int8-weights"}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_refuses_a_mask_switch_that_the_engine_does_not_know(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obey_made_up_switch(name, monkeypatch)
+    folder = build_checkpoint(tmp_path, SPECS[name])
+    assert load(folder, **settings).loaded.self_check is not None
+    edit_config(folder, forgetful=True)
+    plain, ours = numbers_in_refusal(folder, **settings)
+    assert abs(plain - ours) > 1e-3
+    assert load(folder, **settings, self_check=False).describe()["self_check"] is False
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_refuses_rotary_embeddings_that_the_engine_does_not_know(
+    name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbouring dimensions rotated together, as GPT-J does, in place of halves."""
+
+    def rotate_pairs(tensor: torch.Tensor) -> torch.Tensor:
+        even, odd = tensor[..., ::2], tensor[..., 1::2]
+        return torch.stack((-odd, even), dim=-1).flatten(-2)
+
+    monkeypatch.setattr(modeling(name), "rotate_half", rotate_pairs)
+    plain, ours = numbers_in_refusal(checkpoint_of(name))
+    assert abs(plain - ours) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_refuses_a_rotary_setting_that_depends_on_the_length(
+    name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions scaled by the length of the row, which is another one where rows are packed."""
+    names = {"llama": "LlamaRotaryEmbedding", "qwen3": "Qwen3RotaryEmbedding"}
+    rotary = getattr(modeling(name), names.get(SPECS[name].family, "Gemma2RotaryEmbedding"))
+    forward = rotary.forward
+
+    def stretched(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return forward(self, x, position_ids * (1 + position_ids.shape[1] / 64))
+
+    monkeypatch.setattr(rotary, "forward", stretched)
+    plain, ours = numbers_in_refusal(checkpoint_of(name))
+    assert abs(plain - ours) > 1e-3
+
+
+def test_self_check_refuses_wrong_positions_of_shared_runs(
+    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "rm_core.forward._positions",
+        lambda tree: (index for run in tree.runs for index in range(len(run.token_ids))),
+    )
+    numbers_in_refusal(checkpoint_of("qwen3"))
+
+
+def test_self_check_is_switched_off_by_its_setting_alone(
+    checkpoint_of: PathOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        scorer = load(checkpoint_of("qwen3"), self_check=False)
+    assert scorer.describe()["self_check"] is False
+    assert "self-check is switched off" in caplog.text
+
+
+def test_self_check_skips_conversations_without_a_finite_reward(tmp_path: Path) -> None:
+    """The engine answers them with an error of each conversation, as before."""
+    folder = build_checkpoint(tmp_path, SPECS["qwen3"])
+    edit_weights(folder, lambda weights: weights["score.weight"].fill_(3e38))
+    scorer = load(folder)
+    (result,) = scorer.score(CONVERSATIONS[:1])
+    assert result.code == "non_finite_reward"  # type: ignore[union-attr]
+
+
+def test_self_check_needs_no_template_that_takes_its_conversations(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, SPECS["qwen3"])
+    template = tmp_path / "strict.jinja"
+    template.write_text("{{ raise_exception('not these turns') }}")
+    check = load(folder, chat_template=str(template)).loaded.self_check
+    assert check is not None
+    assert len(set(check.sequences[:3])) == 3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_is_measured_against_float32_and_left_as_it_was(
+    name: str, checkpoint_of: PathOf, tmp_path: Path
+) -> None:
+    """The float32 pass over bfloat16 weights equals a model that was loaded as float32."""
+    folder = checkpoint_of(name)
+    loaded = load(folder, dtype="bfloat16").loaded
+    narrow = read_weights(loaded.checkpoint, torch.bfloat16).eval()
+    before = {key: value.clone() for key, value in narrow.state_dict().items()}
+    samples = encode_samples(loaded.encoder)
+    check = build_self_check(narrow, (CPU,), samples)
+    after = narrow.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    wide = read_weights(loaded.checkpoint, torch.bfloat16).float().eval()
+    plain = score_plainly(narrow, (CPU,), samples[2:])
+    exact = score_plainly(wide, (CPU,), samples[2:])
+    error = float((plain[0].logits - exact[0].logits).abs().mean())
+    assert error > 0
+    assert max(check.tolerances) >= 6 * error * 0.999
+    assert max(check.tolerances) < 1  # far below what a wrong mask does
+
+
+def test_layers_on_several_devices_are_scored_plainly_too(checkpoint_of: PathOf) -> None:
+    loaded = load(checkpoint_of("gemma2")).loaded
+    samples = encode_samples(loaded.encoder)
+    model = read_weights(loaded.checkpoint, torch.float32).eval()
+    one = build_self_check(model, (CPU,), samples)
+    two = build_self_check(model, (CPU, CPU), samples)
+    assert one == two
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
