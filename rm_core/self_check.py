@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _QUESTION = {"role": "user", "content": "Which river flows through Paris, and where does it end?"}
-# Two answers to one prompt, so that the engine shares a run between them; and several turns, longer
-# than the blocks of 128 tokens in which kernels compute masks.
+# Two answers to one prompt, so that the engine shares a run between them; and several turns.
 CONVERSATIONS = (
     [
         _QUESTION,
@@ -41,12 +40,11 @@ CONVERSATIONS = (
     [
         _QUESTION,
         {"role": "assistant", "content": "The Seine."},
-        {"role": "user", "content": "And the Loire? Name three towns on it, and where it ends."},
+        {"role": "user", "content": "And the Loire? Name three towns on it."},
         {
             "role": "assistant",
-            "content": "Orléans, Tours and Nantes lie on the Loire. It is 1,006 kilometres long, "
-            "the longest river of France, and ends at Saint-Nazaire, in the Atlantic.\n\n- source: "
-            "Mont Gerbier-de-Jonc\n- largest tributary: Allier",
+            "content": "Orléans, Tours and Nantes. It is 1,006 kilometres long:\n- source: Mont "
+            "Gerbier-de-Jonc\n- mouth: Saint-Nazaire",
         },
     ],
 )
