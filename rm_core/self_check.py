@@ -60,12 +60,14 @@ class SelfCheck:
     """Rewards of the built-in conversations and of some of their prefixes by plain transformers.
 
     Attributes:
+        model: name or folder, for messages.
         sequences: token ids; the whole conversations first.
         rewards: raw logits of plain transformers, one for each sequence.
         tolerances: largest allowed absolute difference, one for each sequence.
         description: of the reference, for messages: its dtype and attention.
     """
 
+    model: str
     sequences: tuple[TokenIds, ...]
     rewards: tuple[float, ...]
     tolerances: tuple[float, ...]
@@ -89,17 +91,19 @@ class SelfCheck:
                 continue  # the engine answers such a conversation with an error
             if isinstance(reward, ScoreError):
                 raise ModelLoadError(
-                    f"the self-check failed: {self.description} gives {expected:.6g} to a built-in "
-                    f"conversation that the engine cannot score: {reward.message}"
+                    f"the self-check of {self.model} failed: {self.description} gives "
+                    f"{expected:.6g} to a built-in conversation that the engine cannot score: "
+                    f"{reward.message}"
                 )
             difference = abs(reward - expected)
             if not difference <= allowed:
                 raise ModelLoadError(
-                    f"the self-check failed: {self.description} gives {expected:.6g} to a built-in "
-                    f"conversation, the engine gives {reward:.6g} (allowed difference "
-                    f"{allowed:.2g}). config.json probably has a setting that the engine does not "
-                    "follow, such as another attention mask or other rotary embeddings; remove "
-                    "it if the model was trained without it, else the model cannot be served"
+                    f"the self-check of {self.model} failed: {self.description} gives "
+                    f"{expected:.6g} to a built-in conversation, the engine gives {reward:.6g} "
+                    f"(allowed difference {allowed:.2g}). config.json probably has a setting "
+                    "that the engine does not follow, such as another attention mask or other "
+                    "rotary embeddings; remove it if the model was trained without it, else the "
+                    "model cannot be served"
                 )
             largest = max(largest, difference)
         return largest
@@ -195,6 +199,7 @@ def build_self_check(
                 expected.setdefault(tuple(ids[:end]), float(score.logits[end - 1]))
     dtype = str(model.dtype).removeprefix("torch.")
     return SelfCheck(
+        model=str(model.name_or_path),
         sequences=tuple(expected),
         rewards=tuple(expected.values()),
         tolerances=tuple(
