@@ -16,7 +16,7 @@ from rm_core import ScoreError
 from rm_core.benchmarks.records import Item, Key, ScoredItem
 from serve.evaluation.errors import ScoresError
 from serve.jobs.durable import write_durably
-from serve.jobs.inputs.lines import rows_of
+from serve.jobs.inputs.lines import parse_line, split_lines, too_long
 from serve.jobs.inputs.stored import opened
 
 SCORES = "scores.jsonl"
@@ -54,11 +54,11 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[Key, list[float]]:
     lines: dict[Key, int] = {}
     number = 0
     with opened(path, 0) as file:
-        for number, line in enumerate(file, 1):
+        for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue
             place = f"{path}, line {number}"
-            record = _record(line, place)
+            record = _record(line, size, place)
             item = _item(record, items_by_id, place)
             if item.key in rewards:
                 raise ScoresError(
@@ -72,20 +72,22 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[Key, list[float]]:
     return rewards
 
 
-def _record(line: bytes, place: str) -> Mapping[str, Any]:
-    (row,) = rows_of([line])
-    if isinstance(row.record, ScoreError):
-        raise ScoresError(f"{place}: {row.record.message}")
-    if not isinstance(row.record, Mapping):
+def _record(line: bytes, size: int, place: str) -> Mapping[str, Any]:
+    # NaN is read, for a message that names the item.
+    parsed = too_long("line", line, size) if size > len(line) else parse_line(line, finite=False)
+    record = parsed[0]
+    if isinstance(record, ScoreError):
+        raise ScoresError(f"{place}: {record.message}")
+    if not isinstance(record, Mapping):
         raise ScoresError(
             f"{place}: it must be an object with `id`, `subset` and `rewards`, and is "
-            f"{_shown(row.record)}"
+            f"{_shown(record)}"
         )
     for name in ("id", "rewards"):
-        if row.record.get(name) is None:
-            there = ", ".join(f"`{key}`" for key in row.record) or "nothing"
+        if record.get(name) is None:
+            there = ", ".join(f"`{key}`" for key in record) or "nothing"
             raise ScoresError(f"{place}: there is no `{name}`; there is {there}")
-    return row.record
+    return record
 
 
 def _item(record: Mapping[str, Any], items_by_id: Mapping[str, list[Item]], place: str) -> Item:

@@ -1,24 +1,31 @@
 """A `.json` file that holds one array of records, read element by element.
 
 Memory holds the element at hand and the block it is in, whatever the size of the file. An element
-that is no JSON ends the reading: there is no telling where the next one begins.
+that is no strict JSON, or too long, is an error of its row. One that is no JSON at all ends the
+reading: there is no telling where the next one begins.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from rm_core import ScoreError
 from serve.jobs.errors import JobInputError
-from serve.jobs.inputs.source import Position, Row
+from serve.jobs.inputs import lines
+from serve.jobs.inputs.lines import not_utf8, too_long
+from serve.jobs.inputs.source import Decoded, Position, Row
 from serve.jobs.inputs.stored import Watcher, opened
+from serve.jobs.inputs.strict_json import decode_strict, describe, require_depth
 
-_BLOCK_BYTES = 1 << 18
+_BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
 _LONGEST_TOKEN = 16  # an error this close to the end of a block may be a token cut in two
-_decode = json.JSONDecoder().raw_decode
+_STRUCTURE, _IN_TEXT = re.compile(r'["\[\]{}]'), re.compile(r'["\\]')
+_END_OF_SCALAR = re.compile(r"[\s,\]]")
 
 
 def is_array(path: Path) -> bool:
@@ -28,7 +35,7 @@ def is_array(path: Path) -> bool:
 
 
 def read_array(
-    path: Path, start: Position, *, decoded: bool, watch: Watcher | None = None
+    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
 ) -> Iterator[Row]:
     """Rows of a file; arguments as for `FileSource.rows_in`. A row ends where its element does."""
     with opened(path, start.offset, watch) as file:
@@ -37,16 +44,38 @@ def read_array(
         is_more = text.take() == "," if start.offset else text.begin()
         while is_more:
             before = text.offset
-            record = text.element(number)
+            record, raw, content = text.element(number)
             end = text.offset
-            yield Row(number, end - before, record if decoded else None, None, start.file, end)
+            is_wanted = decoded is not False
+            if callable(decoded) and content is not None:
+                is_wanted = decoded(content)
+            if not is_wanted:
+                record = raw = None
+            yield Row(number, end - before, record, raw, start.file, end)
             number += 1
             is_more = text.take(number) == ","
         text.finish()
 
 
+class _Element(NamedTuple):
+    """An element of the array.
+
+    Attributes:
+        record: its value, or a `ScoreError`.
+        raw: its text, or the beginning of it, where the record is an error.
+        content: its bytes; None where it is too long.
+    """
+
+    record: Any
+    raw: str | None
+    content: bytes | None
+
+
 class _Text:
-    """The file's text from a place on, and how far it was read."""
+    """The file's text from a place on, and how far it was read.
+
+    Bytes that are not UTF-8 are in it as half surrogate pairs, which UTF-8 cannot hold.
+    """
 
     def __init__(self, path: Path, file: IO[bytes], offset: int) -> None:
         self.offset = offset  # of `_at`, in bytes
@@ -54,7 +83,7 @@ class _Text:
         self._file = file
         self._text = ""
         self._at = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._is_all = False
 
     def begin(self) -> bool:
@@ -79,28 +108,42 @@ class _Text:
             if not rest and not self._read():
                 return ""
 
-    def element(self, number: int) -> Any:
+    def element(self, number: int) -> _Element:
         """Read one value and go behind it."""
         self.next()
+        problem: Exception | None = None
+        value: Any = None
+        end: int | None
         while True:
             try:
-                value, end = _decode(self._text, self._at)
-            except (ValueError, RecursionError) as error:
-                if self._is_cut(error) and self._read():
+                value, end = decode_strict(self._text, self._at)
+            except json.JSONDecodeError as error:
+                is_cut = self._is_cut(error)
+                if self._is_too_long() and (is_cut or error.pos - self._at > lines.MAX_ROW_BYTES):
+                    return self._skip(number)
+                if is_cut and self._read():
                     continue
-                raise self._damaged(f"row {number} is no JSON: {error}") from None
+                hint = "; it may be ISO-2022 text: save it as UTF-8" if "\x1b" in self._text else ""
+                raise self._damaged(f"row {number} is no JSON: {error}{hint}") from None
+            except (ValueError, RecursionError) as error:
+                problem = error
+                end = self._find_end(number)
+                if end is None:
+                    return self._skip(number)
+                break
             # A number at the end of a block may go on in the next one.
             mark = self._text[end : end + 1]
             is_cut = not mark or (isinstance(value, int | float) and mark not in " \t\r\n,]")
             if not (is_cut and self._read()):
-                self._go(end)
-                return value
+                break
+        return self._finished(value, problem, end)
 
     def take(self, number: int = 0) -> str:
         """Go behind the comma or bracket that follows an element; that character."""
         mark = self.next()
         if mark not in (",", "]"):
-            raise self._damaged(f"after row {number - 1} comes {mark or 'the end'}, not a comma")
+            came = mark.encode(errors="backslashreplace").decode() or "the end"
+            raise self._damaged(f"after row {number - 1} comes {came}, not a comma")
         self._go(self._at + 1)
         return mark
 
@@ -109,13 +152,66 @@ class _Text:
         if self.next():
             raise self._damaged("something follows the array")
 
+    def _finished(self, value: Any, problem: Exception | None, end: int) -> _Element:
+        text = self._text[self._at : end]
+        content = text.encode(errors="surrogateescape")
+        self.offset += len(content)
+        self._at = end
+        if len(content) > lines.MAX_ROW_BYTES:
+            return _Element(*too_long("element", content[: lines.SHOWN_BYTES], len(content)), None)
+        try:
+            if not text.isascii():
+                content.decode()
+            if problem is None:
+                require_depth(value, text)
+        except UnicodeDecodeError as error:
+            return _Element(*not_utf8("element", content, error), content)
+        except ValueError as error:
+            problem = error
+        if problem is None:
+            return _Element(value, None, content)
+        told = f"the element is not strict JSON: {describe(problem)}"
+        return _Element(ScoreError("invalid_json", told), text, content)
+
+    def _find_end(self, number: int) -> int | None:
+        """Index behind the element; None where it is too long to be held.
+
+        Raises:
+            JobInputError: the file ends before it.
+        """
+        scanner = _Scanner(self._text[self._at])
+        scanned = 0  # characters of the element
+        while (end := scanner.find_end(self._text, self._at + scanned)) is None:
+            if self._is_too_long():
+                return None
+            scanned = len(self._text) - self._at
+            self._require_more(number)
+        return end
+
+    def _skip(self, number: int) -> _Element:
+        """Go behind an element that is too long, and forget it on the way."""
+        scanner = _Scanner(self._text[self._at])
+        head = self._text[self._at : self._at + lines.SHOWN_BYTES].encode(errors="surrogateescape")
+        before = self.offset
+        while (end := scanner.find_end(self._text, self._at)) is None:
+            self._go(len(self._text))
+            self._require_more(number)
+        self._go(end)
+        return _Element(*too_long("element", head, self.offset - before), None)
+
+    def _require_more(self, number: int) -> None:
+        if not self._read():
+            raise self._damaged(f"row {number} is cut off: it has no end")
+
+    def _is_too_long(self) -> bool:
+        # A character has at least one byte.
+        return len(self._text) - self._at > lines.MAX_ROW_BYTES
+
     def _go(self, end: int) -> None:
-        self.offset += len(self._text[self._at : end].encode())
+        self.offset += len(self._text[self._at : end].encode(errors="surrogateescape"))
         self._at = end
 
-    def _is_cut(self, error: Exception) -> bool:
-        if not isinstance(error, json.JSONDecodeError):
-            return False
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
         is_near_end = error.pos >= len(self._text) - _LONGEST_TOKEN
         return is_near_end or error.msg.startswith("Unterminated string")
 
@@ -123,13 +219,10 @@ class _Text:
         if self._is_all:
             return False
         # Twice as much where an element is longer than a block: each is looked at few times.
-        block = self._file.read(max(_BLOCK_BYTES, len(self._text) - self._at))
+        more = min(max(_BLOCK_BYTES, len(self._text) - self._at), _LARGEST_READ)
+        block = self._file.read(more)
         self._is_all = not block
-        try:
-            more = self._decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise self._damaged(f"it is not UTF-8: {error}") from None
-        self._text = self._text[self._at :] + more
+        self._text = self._text[self._at :] + self._decoder.decode(block, self._is_all)
         self._at = 0
         return bool(block)
 
@@ -138,3 +231,43 @@ class _Text:
             f"{self._path} is no array of JSON records ({reason}, near byte {self.offset}); mend "
             "it, or write one record a line into a .jsonl file"
         )
+
+
+class _Scanner:
+    """Finds the end of a JSON value by its brackets and quotes, block by block.
+
+    Args:
+        first: the value's first character.
+    """
+
+    def __init__(self, first: str) -> None:
+        self._is_scalar = first not in '{["'
+        self._depth = 0
+        self._is_in_text = self._is_escaped = False
+
+    def find_end(self, text: str, start: int) -> int | None:
+        """Index behind the value; None where the text ends before it.
+
+        Args:
+            text: that goes on where the text of the call before ended.
+            start: index to go on at.
+        """
+        if self._is_scalar:
+            found = _END_OF_SCALAR.search(text, start)
+            return found.start() if found else None
+        if self._is_escaped and start < len(text):
+            self._is_escaped = False
+            start += 1
+        while found := (_IN_TEXT if self._is_in_text else _STRUCTURE).search(text, start):
+            mark, start = found[0], found.end()
+            if mark == "\\":
+                self._is_escaped = start == len(text)
+                start += 1
+                continue
+            if mark == '"':
+                self._is_in_text = not self._is_in_text
+            else:
+                self._depth += 1 if mark in "[{" else -1
+            if not self._is_in_text and self._depth <= 0:
+                return start
+        return None

@@ -6,16 +6,19 @@ file has a reader of its own; this file holds what they share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
 Kind = Literal["jsonl", "parquet", "arrow"]
 Cells = tuple[pa.RecordBatch, int]
 """A row as Arrow has it: the batch and the row's index in it."""
+
+Decoded: TypeAlias = bool | Callable[[bytes], bool]
+"""Whether to decode rows; a function is called with the text of each row of JSON and decides."""
 
 
 class Position(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from serve.jobs.errors import JobInputError
+from serve.jobs.inputs.encodings import HEAD_BYTES, require_utf8
 
 Watcher: TypeAlias = Callable[[memoryview], None]
 """Is told bytes of a file, in order."""
@@ -22,7 +23,7 @@ _GZIP = b"\x1f\x8b"
 
 @contextlib.contextmanager
 def opened(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO[bytes]]:
-    """What a file holds, whether compressed or not, from a place in it on.
+    """The text that a file holds, whether compressed or not, from a place in it on.
 
     Compressed files are unpacked again from their beginning to reach the place.
 
@@ -32,9 +33,19 @@ def opened(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO
         watch: is told the bytes as they are stored, from the first one on; needs offset 0.
 
     Raises:
-        JobInputError: it is damaged, also while it is read, or ends before the place.
+        JobInputError: it is damaged, also while it is read, or ends before the place, or is
+            text in UTF-16 or another encoding that shows in its first bytes.
     """
     assert watch is None or not offset
+    if not offset:
+        with _unpacked(path, 0, None) as file:
+            require_utf8(file.read(HEAD_BYTES), path)
+    with _unpacked(path, offset, watch) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[bytes]]:
     with _Watched(path, watch) as raw, io.BufferedReader(raw, _BLOCK_BYTES) as stored:
         file: IO[bytes] = stored
         try:

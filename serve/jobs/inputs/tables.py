@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.jobs.errors import JobInputError
-from serve.jobs.inputs.source import Position, Row
+from serve.jobs.inputs.source import Decoded, Position, Row
 from serve.jobs.inputs.stored import Watcher, too_short, watched
 
 _BATCH_ROWS = 256  # 1024 take as long a row (0.43 us, nested text), and four times the memory
@@ -25,23 +25,23 @@ _ARROW_FILE = b"ARROW1"
 
 
 def read_parquet(
-    path: Path, start: Position, *, decoded: bool, watch: Watcher | None = None
+    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
 ) -> Iterator[Row]:
     """Rows of a file; arguments as for `FileSource.rows_in`."""
     if watch:
         watched(path, watch)
     with _explained(path), open_parquet(path) as file:
-        yield from _rows(path, _parquet_batches(file, start.offset), start, decoded)
+        yield from _rows(path, _parquet_batches(file, start.offset), start, decoded is True)
 
 
 def read_arrow(
-    path: Path, start: Position, *, decoded: bool, watch: Watcher | None = None
+    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
 ) -> Iterator[Row]:
     """Rows of an IPC file or stream; arguments as for `FileSource.rows_in`."""
     if watch:
         watched(path, watch)
     with _explained(path), pa.OSFile(str(path)) as file:
-        yield from _rows(path, _arrow_batches(file), start, decoded)
+        yield from _rows(path, _arrow_batches(file), start, decoded is True)
 
 
 def parquet_schema(path: Path) -> pa.Schema:

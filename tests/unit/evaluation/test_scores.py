@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from rm_core.benchmarks.records import Item, Preference, ScoredItem
 from serve.evaluation.errors import ScoresError
 from serve.evaluation.scores import read_scores, write_scores
+from serve.jobs.errors import JobInputError
+from serve.jobs.inputs import lines
 
 
 def item(id: str, subset: str = "chat", num_responses: int = 2) -> Item:
@@ -78,7 +80,7 @@ def test_lines_in_any_order_some_missing_compressed_or_with_more_in_them(tmp_pat
         ({"id": [3], "rewards": [0, 1, 2]}, "`id` must be text or a whole number"),
         ([1, 2], "must be an object"),
         ('{"id": "3", ', "cannot be read as JSON"),
-        ('{"id": "3", "id": "1", "rewards": [1]}', "'id' stands twice"),
+        ('{"id": "3", "id": "1", "rewards": [1]}', "'id' occurs twice"),
     ],
 )
 def test_what_is_wrong_with_a_line(line: object, message: str, tmp_path: Path) -> None:
@@ -90,3 +92,20 @@ def test_what_is_wrong_with_a_line(line: object, message: str, tmp_path: Path) -
 def test_no_rewards_at_all(tmp_path: Path) -> None:
     with pytest.raises(ScoresError, match="no rewards"):
         read_scores(written(tmp_path / "scores.jsonl", "", ""), ITEMS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_rewards_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in GOOD), encoding=encoding)
+    with pytest.raises(JobInputError, match=r"is UTF-(16|32).*only UTF-8 is read"):
+        read_scores(path, ITEMS)
+
+
+def test_a_line_of_rewards_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 100)
+    path = written(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
+    with pytest.raises(ScoresError, match=r"line 3: the line has \d+ bytes and may have 100"):
+        read_scores(path, ITEMS)

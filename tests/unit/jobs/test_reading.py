@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from rm_core import ScoreError
 from serve.jobs.errors import JobInputError
-from serve.jobs.inputs import json_array
+from serve.jobs.inputs import json_array, lines
 from serve.jobs.inputs.opening import open_source
 from serve.jobs.inputs.source import START, Position, Row
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -102,7 +106,7 @@ def test_lines_in_a_file_that_is_called_json(tmp_path: Path) -> None:
         ('[{"a": 1}, ]', "row 1 is no JSON"),
         ('[{"a": 1}]\n[2]', "something follows"),
         ('[{"a": nonsense}]', "row 0 is no JSON"),
-        ("[" * 100_000, "row 0 is no JSON"),
+        ("[" * 100_000, "row 0 is cut off"),
     ],
 )
 def test_a_damaged_array_says_where(tmp_path: Path, text: str, says: str) -> None:
@@ -112,12 +116,151 @@ def test_a_damaged_array_says_where(tmp_path: Path, text: str, says: str) -> Non
     assert says in caught.value.detail
 
 
+GOOD = '{"id": 1, "text": "[{\\\\\\" \\u00e9 é 😀"}'
+NOT_STRICT = [
+    ('{"a": {"b": 1, "b": 2}}', "'b' occurs twice"),
+    ('{"a": 1, "x": "]}", "a": [2]}', "'a' occurs twice"),
+    ('{"a": 1, "\\u0061": 2}', "'a' occurs twice"),
+    ('{"a": [NaN]}', "it has NaN"),
+    ('{"a": -Infinity}', "it has -Infinity"),
+    ('{"a": {"b": [1e400]}}', "1e400 is too large"),
+    ("-1E+999", "is too large"),
+    ('{"a": ' + "9" * 5000 + "}", "more than 4,300 digits"),
+    ('{"a": ' + "[" * 100 + "]" * 100 + "}", "more than 100 lists and objects"),
+    ('{"a": ' + "[" * 9000 + "]" * 9000 + "}", "more than 100 lists and objects"),
+]
+STRICT = [
+    ('{"a": 1e-400}', {"a": 0.0}),
+    ('{"a": -0.0}', {"a": -0.0}),
+    ('{"a": ' + "9" * 400 + "}", {"a": 10**400 - 1}),
+    ('{"a": "\\ud83d"}', {"a": "\ud83d"}),
+    ('{"a": ' + "[" * 99 + "]" * 99 + "}", None),
+    ('{"a": "' + "[" * 500 + '"}', {"a": "[" * 500}),
+]
+
+
+def write_rows(folder: Path, name: str, texts: list[str]) -> Path:
+    path = folder / name
+    array = "[" + ",\n ".join(texts) + "]"
+    content = (array if ".json" in name and "jsonl" not in name else "\n".join(texts)).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.json.gz"])
+@pytest.mark.parametrize("block", [3, 50, 1 << 18])
+def test_what_is_not_strict_json_is_an_error_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
+) -> None:
+    monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
+    texts = [text for bad, _ in NOT_STRICT for text in (GOOD, bad)]
+    path = write_rows(tmp_path, name, [*texts, *(text for text, _ in STRICT)])
+    rows = assert_resumes_anywhere(path)
+    assert len(rows) == len(texts) + len(STRICT)
+    for good, row, (text, says) in zip(rows[::2], rows[1::2], NOT_STRICT, strict=False):
+        assert good.record == json.loads(GOOD)
+        assert isinstance(row.record, ScoreError)
+        assert row.record.code == "invalid_json"
+        assert says in row.record.message
+        assert row.raw == text
+    for row, (_, value) in zip(rows[len(texts) :], STRICT, strict=True):
+        assert value is None or str(row.record) == str(value)
+        assert isinstance(row.record, dict)
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.json", "in.json.gz"])
+@pytest.mark.parametrize("block", [7, 300, 1 << 18])
+def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
+) -> None:
+    for module, constant in ((json_array, "_BLOCK_BYTES"), (lines, "_BLOCK_BYTES")):
+        monkeypatch.setattr(module, constant, block)
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(lines, "SHOWN_BYTES", 20)
+    texts = []
+    for size in (380, 395, 399, 400, 401, 402, 405, 1000, 5000):
+        filler = 'é\\"]}' * 3
+        padding = size - len(f'{{"a": "{filler}"}}'.encode())
+        texts += [f'{{"a": "{filler}{"x" * padding}"}}', GOOD]
+    # Of an array also scalars, whose end no bracket shows, and what is no strict JSON.
+    texts += ["1" * 500, GOOD, '"' + "y" * 500 + '"', GOOD]
+    texts += ['{"a": [' + "NaN, " * 200 + "1]}", GOOD, "[" * 300 + "]" * 300, GOOD]
+    rows = assert_resumes_anywhere(write_rows(tmp_path, name, texts))
+    assert [row.record for row in rows[1::2]] == [json.loads(GOOD)] * (len(texts) // 2)
+    ends = 0 if name.startswith("in.json") and "jsonl" not in name else 1
+    for row, text in zip(rows[::2], texts[::2], strict=True):
+        if len(text.encode()) + ends <= 400:
+            assert row.record == json.loads(text)
+        else:
+            assert isinstance(row.record, ScoreError)
+            assert "bytes and may have 400" in row.record.message
+            assert row.raw is not None
+            assert len(row.raw.encode()) <= 20 * 4
+
+
+def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
+    (tmp_path / "in.jsonl").write_text(f'{{"a": 1}}\n{" " * 5000}\n{{"a": 2}}\n{" " * 5000}')
+    rows = assert_resumes_anywhere(tmp_path / "in.jsonl")
+    assert [row.record for row in rows] == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("text", ["[" + '{"a": "' + "x" * 900, "[" + "[" * 900, "[" + "1" * 900])
+def test_a_long_element_without_an_end_ends_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
+    (tmp_path / "in.json").write_text(text)
+    with pytest.raises(JobInputError, match="no array of JSON records"):
+        list(open_source(str(tmp_path / "in.json")).rows())
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
+def test_a_row_that_is_not_utf8_spoils_no_neighbour(tmp_path: Path, name: str) -> None:
+    path = write_rows(tmp_path, name, [GOOD, '{"a": "caf!", "b": "é"}', GOOD])
+    path.write_bytes(path.read_bytes().replace(b"!", b"\xe9"))
+    rows = assert_resumes_anywhere(path)
+    assert isinstance(rows[1].record, ScoreError)
+    assert "not UTF-8: byte 0xe9 at" in rows[1].record.message
+    assert rows[1].raw == '{"a": "caf\\xe9", "b": "é"}'
+    assert rows[0].record == rows[2].record == json.loads(GOOD)
+
+
+WIDE = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.json", "in.json.gz", "in"])
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("start", ["", "\n", "漢字漢字 "])
+def test_wide_encodings_are_refused_by_name(
+    tmp_path: Path, name: str, encoding: str, start: str
+) -> None:
+    text = json.dumps([{"a": "ਅĊ"}] * 3, ensure_ascii=False)
+    if "jsonl" in name or name == "in":
+        text = text[1:-1].replace("}, ", "}\r\n")
+    content = (start + text).encode(encoding)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(JobInputError, match=rf"is UTF-{encoding[4:6]}.*only UTF-8 is read.*iconv"):
+        list(open_source(str(path)).rows())
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [(b"\x28\xb5\x2f\xfd\x00", "zstd"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ\x00", "xz")],
+)
+def test_other_compressions_are_refused_by_name(tmp_path: Path, start: bytes, says: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(start + b"\x80\n" * 50)
+    with pytest.raises(JobInputError, match=rf"is compressed \({says}\)"):
+        list(open_source(str(tmp_path / "in.jsonl")).rows())
+
+
 def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
     line = '{"id": 1, "messages": [{"role": "user", "role": "assistant"}]}'
     (tmp_path / "in.jsonl").write_text(line + "\n")
     (row,) = open_source(str(tmp_path / "in.jsonl")).rows()
     assert isinstance(row.record, ScoreError)
-    assert "'role' stands twice" in row.record.message
+    assert "'role' occurs twice" in row.record.message
     assert row.raw == line
 
 

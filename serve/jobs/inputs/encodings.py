@@ -1,0 +1,160 @@
+"""The encoding of a text file: only UTF-8 is read, and other encodings are refused by name.
+
+UTF-16 and UTF-32 show in the first bytes. Encodings such as Windows-1252 or Shift-JIS show only in
+the lines that are not ASCII, so these are counted; a few damaged lines of a UTF-8 file are errors
+of their rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.jobs.errors import JobInputError
+
+HEAD_BYTES = 4096
+"""Enough of a file for `require_utf8`."""
+_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x84\x31\x95\x33", "GB18030"),
+    (b"+/v", "UTF-7"),
+)
+_PACKED = (
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+# Other encodings in use, those that are used most first.
+_NARROW = (
+    "cp1252",
+    "shift_jis",
+    "gb18030",
+    "cp1251",
+    "euc_kr",
+    "big5",
+    "euc_jp",
+    "cp1250",
+    "koi8_r",
+    "cp1254",
+    "cp1253",
+    "cp1256",
+    "cp1255",
+    "cp1257",
+    "cp1258",
+    "cp874",
+    "iso2022_jp",
+    "iso2022_kr",
+    "cp949",
+    "cp932",
+)
+_SAMPLE_BYTES = 1 << 16
+_MOSTLY, _SOME = 0.9, 0.1  # share of characters that have a NUL at a place
+_FEWEST_PER_ROWS = 100  # fewer lines than one in so many are damage, not an encoding
+
+
+def require_utf8(head: bytes, path: Path | str) -> None:
+    """Refuse a file whose first bytes are not those of UTF-8 text.
+
+    Args:
+        head: at least the first 4 bytes, unpacked; `HEAD_BYTES` are enough.
+        path: named in the error.
+
+    Raises:
+        JobInputError: names the encoding that was found.
+    """
+    for magic, name in _PACKED:
+        if head.startswith(magic):
+            raise JobInputError(f"{path} is compressed ({name}); unpack it, or compress it by gzip")
+    if encoding := _wide_encoding(head):
+        raise JobInputError(
+            f"{path} is {encoding} text, and only UTF-8 is read; save it as UTF-8, for example by "
+            f"`iconv -f {encoding} -t UTF-8`"
+        )
+
+
+class EncodingCount:
+    """Counts the lines of a file that are UTF-8 and those that are not."""
+
+    def __init__(self) -> None:
+        self._num_good = self._num_bad = 0
+        self._sample = bytearray()
+
+    def add(self, line: bytes) -> None:
+        """Count one line."""
+        if line.isascii() and b"\x1b" not in line:  # ISO 2022 is ASCII with escape characters
+            return
+        if b"\x1b" not in line:
+            try:
+                line.decode("utf-8", "surrogatepass")
+            except UnicodeDecodeError:
+                pass
+            else:
+                self._num_good += 1
+                return
+        self._num_bad += 1
+        self._sample += line[: _SAMPLE_BYTES - len(self._sample)]
+
+    def require_utf8(self, path: Path | str, num_rows: int) -> None:
+        """Refuse a file in another encoding; call this when all lines are counted.
+
+        Args:
+            path: named in the error.
+            num_rows: of the file.
+
+        Raises:
+            JobInputError: names the encoding that the lines seem to have.
+        """
+        bad = self._num_bad
+        is_common = bad == num_rows or (bad > 1 and bad * _FEWEST_PER_ROWS >= num_rows)
+        if bad > self._num_good and is_common:
+            encoding = guess_encoding(bytes(self._sample))
+            raise JobInputError(
+                f"{path} is not UTF-8: {bad} of its {num_rows} rows are in another encoding"
+                + (
+                    f", perhaps {encoding}; save it as UTF-8, for example by `iconv -f {encoding} "
+                    "-t UTF-8`, and look at the letters that are not ASCII"
+                    if encoding
+                    else "; save it as UTF-8"
+                )
+            )
+
+
+def guess_encoding(text: bytes) -> str | None:
+    """Guess the encoding of a text that is not UTF-8; None where nothing fits.
+
+    A guess from few letters may name a close relative, such as cp1250 for cp1252.
+    """
+    # Slow to import, and needed only where something is wrong.
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(text, cp_isolation=list(_NARROW)).best()
+    if best is None:
+        return None
+    # Where several give the same text, the one that is used most.
+    same = {best.encoding, *best.could_be_from_charset}
+    found = next((name for name in _NARROW if name in same), best.encoding)
+    return found.replace("_", "-")
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if marked or b"\x00" not in head:
+        return marked
+    # Of UTF-16 and UTF-32, characters of ASCII alone (all of JSON but its texts) show where NUL is.
+    num_units = max(1, len(head) // 4)
+    shares = [head[place::4].count(0) / num_units for place in range(4)]
+    match [share > _MOSTLY for share in shares]:
+        case [True, True, _, False]:
+            return "UTF-32BE"
+        case [False, _, True, True]:
+            return "UTF-32LE"
+    evens, odds = shares[0] + shares[2], shares[1] + shares[3]
+    if odds > _SOME and odds > 8 * evens:
+        return "UTF-16LE"
+    if evens > _SOME and evens > 8 * odds:
+        return "UTF-16BE"
+    return None

@@ -1,0 +1,117 @@
+"""JSON of files, read as strictly as HTTP bodies are: see `serve.routes.json_body`.
+
+Python's own reader keeps the last of two equal keys, accepts NaN and Infinity, turns 1e999 into
+infinity, and returns values that are nested too deeply to be written again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any, NoReturn
+
+MAX_DEPTH = 100
+"""Maximum number of lists and objects inside each other, as in HTTP bodies."""
+
+
+class NotStrictError(ValueError):
+    """The text is JSON for Python's reader and not for a strict one."""
+
+
+def parse_strict(text: str, *, finite: bool = True) -> Any:
+    """Parse a JSON text.
+
+    Args:
+        text: one JSON value.
+        finite: False accepts NaN and infinite numbers, for a caller with a message for them.
+
+    Raises:
+        ValueError: `describe` says why.
+        RecursionError: it is nested too deeply for Python.
+    """
+    value = (_STRICT if finite else _DISTINCT).decode(text)
+    require_depth(value, text)
+    return value
+
+
+def decode_strict(text: str, start: int) -> tuple[Any, int]:
+    """Parse the JSON value at an index of a text; returns the value and the index behind it.
+
+    The caller checks the depth: see `require_depth`.
+
+    Raises:
+        ValueError: `describe` says why.
+        RecursionError: it is nested too deeply for Python.
+    """
+    value, end = _STRICT.raw_decode(text, start)
+    return value, end
+
+
+def require_depth(value: Any, text: str) -> None:
+    """Check that a value can be written again.
+
+    Args:
+        value: parsed.
+        text: of the value; a text with few brackets is not deep, and costs no walk.
+
+    Raises:
+        NotStrictError: more than `MAX_DEPTH` lists and objects inside each other.
+    """
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise NotStrictError(_TOO_DEEP)
+
+
+def describe(error: Exception) -> str:
+    """Say why a text could not be parsed.
+
+    Args:
+        error: raised by a function of this module.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        # The character alone: the line number is always 1, which looks like one of the file.
+        return f"{error.msg} at character {error.pos}; write one record a line"
+    if isinstance(error, NotStrictError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    return "it has an integer of more than 4,300 digits; write it as text"
+
+
+_TOO_DEEP = f"it has more than {MAX_DEPTH} lists and objects inside each other; flatten it"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise NotStrictError(f"the key {key[:40]!r} occurs twice in one object; leave one out")
+    return record
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotStrictError(f"it has {name}, and JSON has finite numbers only; write null or text")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotStrictError(f"the number {text[:40]} is too large for a double; write it as text")
+    return number
+
+
+_DISTINCT = json.JSONDecoder(object_pairs_hook=_distinct)
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite
+)
