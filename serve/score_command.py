@@ -78,6 +78,12 @@ def _job_options(command: F) -> F:
         click.option("--fail-fast", is_flag=True, help="End at the first row with an error."),
         click.option("--overwrite", is_flag=True, help="Start afresh, whatever is there."),
         click.option(
+            "--replace-results",
+            is_flag=True,
+            help="Columns of INPUT that are named like results (`reward`, `margin`, `error`, ...) "
+            "are of an earlier run: write the new ones in their place.",
+        ),
+        click.option(
             "--dry-run", is_flag=True, help="Count tokens, estimate the time, write nothing."
         ),
         click.option(

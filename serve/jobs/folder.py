@@ -40,6 +40,16 @@ class Prefix:
         self.summary.add(figures)
 
 
+def folder_path(output: Path) -> Path:
+    """The folder in which the job of an output keeps what is done."""
+    return output.with_name(output.name + ".job")
+
+
+def manifest_path(output: Path) -> Path:
+    """The manifest of the job of an output."""
+    return folder_path(output) / "manifest.json"
+
+
 class JobFolder:
     """What a job keeps on disk.
 
@@ -50,10 +60,10 @@ class JobFolder:
 
     def __init__(self, output: Path, say: Callable[[str], None]) -> None:
         self.output = output
-        self.path = output.with_name(output.name + ".job")
+        self.path = folder_path(output)
         self.chunks = self.path / "chunks"
         self._seen = self.path / "seen.sqlite"
-        self._manifest = self.path / "manifest.json"
+        self._manifest = manifest_path(output)
         self._say = say
 
     @property

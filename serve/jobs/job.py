@@ -14,6 +14,7 @@ from pathlib import Path
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.chunk_files import DamagedError
 from serve.jobs.durable import is_no_room, sha256_of
+from serve.jobs.earlier import find_results
 from serve.jobs.errors import (
     DiskFullError,
     JobError,
@@ -110,9 +111,12 @@ class Job:
             if self.sink:
                 self.say("a report is written when a job ends; --overwrite scores all of it again")
             return manifest.done.summary
+        for line in manifest.survey.names.lines():
+            self.say(line)
         folder.sweep()
         self.prefix = folder.check(manifest.job)
         self._score(folder, manifest)
+        self.prefix.summary.renamed = dict(manifest.survey.names.renamed)
         self._write(folder, manifest)
         output = self.plan.output
         stat = output.stat()
@@ -163,6 +167,8 @@ class Job:
             limit=self.plan.limit,
             tabular=is_tabular(self.plan.output),
             columns=self.plan.columns,
+            replace_results=self.plan.replace_results,
+            earlier=find_results,
             told=told,
         )
 
@@ -196,7 +202,7 @@ class Job:
 
     def _write(self, folder: JobFolder, manifest: Manifest) -> None:
         self.progress.phase("writing", total=manifest.survey.num_rows)
-        write_output(
+        self.prefix.summary.nulled = write_output(
             self.plan,
             manifest,
             folder.finished(manifest.job, self.prefix.num_chunks),

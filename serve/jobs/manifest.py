@@ -22,9 +22,10 @@ from serve.jobs.durable import write_durably
 from serve.jobs.errors import JobRefusedError
 from serve.jobs.inputs.source import InputFile
 from serve.jobs.inputs.survey import FileDigest, Survey, is_unchanged
+from serve.jobs.results import ResultNames
 from serve.jobs.summary import Summary
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,8 @@ def _plain_survey(survey: Survey) -> dict[str, Any]:
         "files": [asdict(file) for file in survey.files],
         "schema": schema and base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "shapes": sorted(survey.shapes),
+        "renamed": dict(survey.names.renamed),
+        "replaced": sorted(survey.names.replaced),
     }
 
 
@@ -216,4 +219,5 @@ def _survey(plain: dict[str, Any]) -> Survey:
         files=tuple(FileDigest(**file) for file in plain["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
         shapes=frozenset(plain["shapes"]),
+        names=ResultNames(plain["renamed"], frozenset(plain["replaced"])),
     )

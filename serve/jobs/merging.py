@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,10 @@ def write_output(
     sink: RowSink | None,
     progress: Progress,
     stopping: Stopping,
-) -> None:
+) -> Counter[str]:
     """Write the output; it has its name only once it is whole.
+
+    Returns the number of values that the format could not hold and that became null, by column.
 
     Args:
         plan: of the job.
@@ -61,6 +64,7 @@ def write_output(
                 progress.add(chunk.figures)
         file.flush()
         _require_unchanged(plan, manifest)
+    return writer.nulled
 
 
 def _outcome(row: RowResults) -> Outcome:

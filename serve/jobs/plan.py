@@ -26,6 +26,8 @@ class Plan:
         chunk_rows: most rows of a chunk.
         fail_fast: whether to end at the first row with an error.
         overwrite: whether to start afresh, whatever is there.
+        replace_results: whether columns of the input that are named like results are of an earlier
+            run, and replaced.
         asked: how the model was asked for, as JSON data. While that is the same, a job that is
             done looks at no model and asks no service.
     """
@@ -38,6 +40,7 @@ class Plan:
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
+    replace_results: bool = False
     asked: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,5 +54,6 @@ class Plan:
             "truncation": self.truncation,
             "limit": self.limit,
             "chunk_rows": self.chunk_rows,
+            "replace_results": self.replace_results,
             **columns,
         }

@@ -1,11 +1,13 @@
-"""What a row gets for its rewards, and which columns of an earlier run that replaces."""
+"""What a row gets for its rewards, and in which columns of the output it goes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rm_core import Reward, ScoreError
+from serve.jobs.errors import JobInputError
 from serve.jobs.records import Shape, Work
 
 RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
@@ -14,11 +16,109 @@ RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
     "group": ("rewards",),
 }
 
+RESULTS = (
+    *(name for names in RESULT_COLUMNS.values() for name in names),
+    "error",
+    "truncated",
+    "warnings",
+)
+"""Names of results, as they are written where the input has no column of that name."""
+UNREAD = "line"
+"""Column for the text of a row that cannot be read."""
+PREFIX = "skyreward_"
+"""Begins the name of a result where the input has a column of the result's own name."""
+WATCHED = frozenset([*RESULTS, UNREAD, *(f"{PREFIX}{name}" for name in (*RESULTS, UNREAD))])
+"""Names of the input's columns that decide under which names results are written."""
 
-_OURS: Mapping[Shape | None, frozenset[str]] = {
-    None: frozenset(["error"]),
-    **{shape: frozenset([*names, "error"]) for shape, names in RESULT_COLUMNS.items()},
-}
+_CODES = frozenset(
+    (
+        "conversation_too_long",
+        "device_memory",
+        "foreign_template",
+        "invalid_conversation",
+        "invalid_json",
+        "lost_replicas",
+        "non_finite_reward",
+        "scoring_failed",
+        "template_error",
+    )
+)
+
+
+def is_error_of_run(value: object) -> bool:
+    """Whether a value of a column `error` can only be of a run: an object with a code of ours."""
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"code", "message"}
+        and isinstance(value["message"], str)
+        and isinstance(value["code"], str)
+        and value["code"] in _CODES
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ResultNames:
+    """Under which names a job writes its results: one decision for all rows.
+
+    Attributes:
+        renamed: other names of results (and of `UNREAD`), since the input has columns of those
+            names.
+        replaced: columns of the input that an earlier run wrote; they are left out.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    replaced: frozenset[str] = frozenset()
+
+    def __getitem__(self, result: str) -> str:
+        return self.renamed.get(result, result)
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Columns that this job writes."""
+        return frozenset(self[name] for name in RESULTS)
+
+    def lines(self) -> Iterator[str]:
+        """What a person must know of it, before anything is scored."""
+        if self.replaced:
+            names = ", ".join(f"`{name}`" for name in sorted(self.replaced))
+            yield f"results of an earlier run are replaced: {names}"
+        if self.renamed:
+            pairs = ", ".join(f"`{name}` in `{other}`" for name, other in self.renamed.items())
+            yield (
+                "the input has columns that are named like results, and they are kept; this job "
+                f"writes its own under other names: {pairs}. If they are results of an earlier "
+                "run, --replace-results writes the new ones in their place"
+            )
+
+
+AS_NAMED = ResultNames()
+
+
+def choose_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
+    """Decide under which names a job writes its results.
+
+    Args:
+        own: columns of the input, of those in `WATCHED`, that no earlier run is known to have
+            written.
+        earlier: columns that an earlier run wrote.
+        replace: whether a person said that all of them are results of an earlier run. Where there
+            is `skyreward_margin`, that is the result and `margin` is not.
+
+    Raises:
+        JobInputError: a result has no free name.
+    """
+    if replace:
+        named = {n: f"{PREFIX}{n}" if f"{PREFIX}{n}" in own | earlier else n for n in RESULTS}
+        earlier = (own | earlier) & set(named.values())
+        own = own - earlier
+    renamed = {name: f"{PREFIX}{name}" for name in sorted((*RESULTS, UNREAD)) if name in own}
+    for name, other in renamed.items():
+        if other in own:
+            raise JobInputError(
+                f"the input has columns `{name}` and `{other}`, so a result has no name left; "
+                f"rename `{other}`, or give --replace-results if it is a result of an earlier run"
+            )
+    return ResultNames(renamed, frozenset(earlier - own))
 
 
 class Outcome(NamedTuple):
@@ -77,36 +177,24 @@ def first_failure(shape: Shape | None, results: Sequence[Reward | ScoreError]) -
     return None
 
 
-def merged(record: object, outcome: Outcome, raw: str | None = None) -> dict[str, Any]:
-    """The record with its results; columns of an earlier run are replaced.
+def merged(
+    record: object, outcome: Outcome, raw: str | None = None, names: ResultNames = AS_NAMED
+) -> dict[str, Any]:
+    """The record with its results, under the names that the job chose.
 
     Args:
-        record: as it was read; one that is no object goes into a column `line`.
+        record: as it was read; one that is no object goes into the column for `UNREAD`.
         outcome: what became of it.
-        raw: stands for the record, where the line was no JSON.
+        raw: the text of a row that cannot be read.
+        names: of the results.
     """
     if not isinstance(record, Mapping):
-        record = {"line": record if raw is None else raw}
-    replaced = replaced_columns(record, outcome.shape)
-    if replaced.isdisjoint(record):
+        record = {names[UNREAD]: record if raw is None else raw}
+    elif not names.replaced.isdisjoint(record):
+        record = {key: value for key, value in record.items() if key not in names.replaced}
+    if not names.renamed:
         return {**record, **outcome.columns}
-    kept = {key: value for key, value in record.items() if key not in replaced}
-    return {**kept, **outcome.columns}
-
-
-def replaced_columns(
-    names: Mapping[str, Any] | Sequence[str], shape: Shape | None
-) -> frozenset[str]:
-    """Columns of an earlier run, among those of a record.
-
-    Args:
-        names: of the record's columns.
-        shape: of the record.
-    """
-    ours = _OURS[shape]
-    if ours.isdisjoint(names):
-        return ours
-    return ours | {"truncated", "warnings"}  # else these two are the caller's own
+    return {**record, **{names[key]: value for key, value in outcome.columns.items()}}
 
 
 def _error(error: ScoreError) -> dict[str, Any]:

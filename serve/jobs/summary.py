@@ -26,6 +26,9 @@ class Summary:
         num_computed_tokens: that went through the model.
         seconds: in which chunks were scored; time between two starts does not count.
         examples: the first row of each code, and what its error says.
+        renamed: names of results that the input has too, and the columns that they are in.
+        nulled: values of the input that JSON cannot hold and that are null in the output, by
+            column.
     """
 
     num_rows: int = 0
@@ -36,6 +39,8 @@ class Summary:
     num_computed_tokens: int = 0
     seconds: float = 0.0
     examples: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    nulled: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_failed(self) -> int:
@@ -82,12 +87,13 @@ class Summary:
         """Plain data, for the manifest; `from_json` reads it."""
         # Not `asdict`, which makes a Counter into one of pairs.
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**plain, "errors": dict(self.errors)}
+        return {**plain, "errors": dict(self.errors), "nulled": dict(self.nulled)}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Summary:
         """What `as_json` made."""
-        return cls(**{**plain, "errors": Counter(plain["errors"])})
+        counters = {name: Counter(plain[name]) for name in ("errors", "nulled")}
+        return cls(**{**plain, **counters})
 
 
 class RowSink(Protocol):

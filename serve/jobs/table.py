@@ -27,6 +27,10 @@ def summary_lines(summary: Summary) -> Iterable[Line]:
     yield "  same start as another's", _part(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", clock(summary.seconds)
+    for result, column in summary.renamed.items():
+        yield f"{result}, since the input has `{result}`", column
+    for column, number in summary.nulled.items():
+        yield f"NaN or infinite, null in the output: {column}", f"{number:,}"
 
 
 def example_lines(summary: Summary) -> Iterable[str]:

@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from serve.jobs.inputs.json_array import is_array, read_array
 from serve.jobs.inputs.lines import read_lines
-from serve.jobs.inputs.source import START, InputFile, Kind, Position, Row
+from serve.jobs.inputs.source import START, Decoded, InputFile, Kind, Position, Row
 from serve.jobs.inputs.stored import Watcher
-from serve.jobs.inputs.tables import read_arrow, read_parquet
+from serve.jobs.inputs.tables import arrow_schema, parquet_schema, read_arrow, read_parquet
 
 
 def _read_json(
-    path: Path, start: Position, *, decoded: bool, watch: Watcher | None
+    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None
 ) -> Iterator[Row]:
     # `.json` is both in use: one array, or one record a line.
     is_json = path.name.lower().removesuffix(".gz").endswith(".json")
@@ -56,14 +56,26 @@ class FileSource:
             start = Position(file + 1, 0, start.row)
 
     def rows_in(
-        self, start: Position, *, decoded: bool = True, watch: Watcher | None = None
+        self, start: Position, *, decoded: Decoded = True, watch: Watcher | None = None
     ) -> Iterator[Row]:
         """Rows of the file that `start` is in.
 
         Args:
             start: where to begin.
-            decoded: see `Source.rows`.
+            decoded: see `Source.rows`; also a function, which is called with the bytes of each row
+                of JSON that is not too long. Tables are not decoded then.
             watch: is told every byte of the file once, in order; of text as far as it is read.
         """
         reader = _READERS[self.kind]
         return reader(self.files[start.file].path, start, decoded=decoded, watch=watch)
+
+    def schema_in(self, file: int) -> pa.Schema | None:
+        """Columns of one file; None for JSON.
+
+        Args:
+            file: index into `files`.
+        """
+        if self.schema is None:
+            return None
+        read = parquet_schema if self.kind == "parquet" else arrow_schema
+        return read(self.files[file].path)

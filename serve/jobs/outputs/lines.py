@@ -7,11 +7,13 @@ import datetime
 import decimal
 import gzip
 import json
+import math
+from collections import Counter
 from typing import IO, Any, Self
 
 from serve.jobs.inputs.source import Row
 from serve.jobs.outputs.sink import Sink
-from serve.jobs.results import Outcome, merged
+from serve.jobs.results import AS_NAMED, Outcome, ResultNames, merged
 
 
 class LinesWriter:
@@ -20,9 +22,12 @@ class LinesWriter:
     Args:
         file: where the bytes go.
         packed: whether to compress them.
+        names: of the results.
     """
 
-    def __init__(self, file: IO[bytes], *, packed: bool) -> None:
+    def __init__(self, file: IO[bytes], *, packed: bool, names: ResultNames = AS_NAMED) -> None:
+        self.nulled: Counter[str] = Counter()
+        self._names = names
         self._sink = Sink(file)
         self._file: Sink | gzip.GzipFile = self._sink
         if packed:
@@ -39,20 +44,45 @@ class LinesWriter:
 
     def write(self, row: Row, outcome: Outcome) -> None:
         """See `Writer`."""
-        self._file.write(line_of(merged(row.record, outcome, row.raw)))
+        self._file.write(line_of(merged(row.record, outcome, row.raw, self._names), self.nulled))
 
 
-def line_of(record: dict[str, Any]) -> bytes:
-    """One line of JSON.
+def line_of(record: dict[str, Any], nulled: Counter[str] | None = None) -> bytes:
+    """One line of JSON as RFC 8259 has it.
 
-    Columns go out as they came in, also what strict JSON lacks: NaN, or half a surrogate pair.
     What only tables have becomes text: times in ISO 8601, decimals in digits, bytes in base64;
-    durations become seconds.
+    durations become seconds. NaN and infinite numbers, which JSON lacks, become null. Half a
+    surrogate pair is written as an escape.
+
+    Args:
+        record: of the row.
+        nulled: gets the number of values that became null, by column.
     """
     try:
-        return _encode(record).encode() + b"\n"
+        text = _encoded(record)
+    except ValueError:  # NaN, or infinite
+        counts: Counter[str] = Counter() if nulled is None else nulled
+        text = _encoded({key: _finite(value, key, counts) for key, value in record.items()})
+    return text + b"\n"
+
+
+def _encoded(record: dict[str, Any]) -> bytes:
+    text = _encode(record)
+    try:
+        return text.encode()
     except UnicodeEncodeError:
-        return _encode_as_ascii(record).encode() + b"\n"
+        return _encode_as_ascii(record).encode()
+
+
+def _finite(value: Any, column: str, nulled: Counter[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        nulled[column] += 1
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item, column, nulled) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, column, nulled) for item in value]
+    return value
 
 
 def _plain(value: object) -> Any:
@@ -67,5 +97,5 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
-_encode_as_ascii = json.JSONEncoder(default=_plain).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
+_encode_as_ascii = json.JSONEncoder(allow_nan=False, default=_plain).encode

@@ -7,6 +7,8 @@ that memory is bounded and readers find groups of a useful size.
 from __future__ import annotations
 
 import itertools
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Self
 
@@ -15,9 +17,10 @@ import pyarrow.parquet as pq
 
 from serve.jobs.errors import JobOutputError
 from serve.jobs.inputs.source import Row
+from serve.jobs.inputs.survey import RESULTS_KEY
 from serve.jobs.outputs.sink import Sink
 from serve.jobs.records import Shape
-from serve.jobs.results import RESULT_COLUMNS, Outcome, replaced_columns
+from serve.jobs.results import AS_NAMED, RESULT_COLUMNS, UNREAD, Outcome, ResultNames
 
 _GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
@@ -42,12 +45,23 @@ class TableWriter:
         file: where the bytes go.
         schema: of the input.
         shapes: of its rows.
+        names: of the results.
     """
 
-    def __init__(self, file: IO[bytes], schema: pa.Schema, shapes: Iterable[Shape]) -> None:
-        self._carried = _carried(schema, shapes)
-        self._results = _results(shapes, self._carried.names)
-        self._schema = pa.schema([*self._carried, *self._results], schema.metadata)
+    def __init__(
+        self,
+        file: IO[bytes],
+        schema: pa.Schema,
+        shapes: Iterable[Shape],
+        names: ResultNames = AS_NAMED,
+    ) -> None:
+        self.nulled: Counter[str] = Counter()  # a table holds every number
+        self._names = names
+        self._carried = pa.schema([field for field in schema if field.name not in names.replaced])
+        self._results = _results(shapes, names)
+        mark = {RESULTS_KEY: json.dumps(self._results.names).encode()}
+        metadata = {**(schema.metadata or {}), **mark}
+        self._schema = pa.schema([*self._carried, *self._results], metadata)
         self._sink = Sink(file)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []
@@ -70,10 +84,15 @@ class TableWriter:
     def write(self, row: Row, outcome: Outcome) -> None:
         """See `Writer`."""
         self._rows.append(row)
-        self._outcomes.append(outcome.columns)
+        self._outcomes.append({self._names[key]: one for key, one in outcome.columns.items()})
         self._num_bytes += row.size
         if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
             self._gather()
+
+    def _record(self, row: Row) -> Mapping[str, Any]:
+        if isinstance(row.record, Mapping):
+            return row.record
+        return {self._names[UNREAD]: row.record if row.raw is None else row.raw}
 
     def _gather(self) -> None:
         if not self._rows:
@@ -81,7 +100,7 @@ class TableWriter:
         if self._rows[0].cells:
             columns = _cells(self._rows, self._carried)
         else:
-            columns = _arrays([_record(row) for row in self._rows], self._carried)
+            columns = _arrays([self._record(row) for row in self._rows], self._carried)
         columns += _arrays(self._outcomes, self._results)
         self._group.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows, self._outcomes, self._num_bytes = [], [], 0
@@ -96,25 +115,10 @@ class TableWriter:
             self._group = []
 
 
-def _carried(schema: pa.Schema, shapes: Iterable[Shape]) -> pa.Schema:
-    """Columns of the input that stay: all but those of an earlier run."""
-    replaced = replaced_columns(schema.names, None).union(
-        *(replaced_columns(schema.names, shape) for shape in shapes)
-    )
-    return pa.schema([field for field in schema if field.name not in replaced])
-
-
-def _results(shapes: Iterable[Shape], taken: list[str]) -> pa.Schema:
-    """Columns of results; `truncated` and `warnings` only where they are not the caller's own."""
-    names = [name for shape in sorted(shapes) for name in RESULT_COLUMNS[shape]]
-    names += ["error", *(name for name in ("truncated", "warnings") if name not in taken)]
-    return pa.schema([(name, _TYPES[name]) for name in names])
-
-
-def _record(row: Row) -> Mapping[str, Any]:
-    if isinstance(row.record, Mapping):
-        return row.record
-    return {"line": row.record if row.raw is None else row.raw}
+def _results(shapes: Iterable[Shape], names: ResultNames) -> pa.Schema:
+    results = [name for shape in sorted(shapes) for name in RESULT_COLUMNS[shape]]
+    results += ["error", "truncated", "warnings"]
+    return pa.schema([(names[name], _TYPES[name]) for name in results])
 
 
 def _arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:

@@ -5,6 +5,7 @@ Equal rows and results give equal bytes. Naming the file, fsync and rename are t
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Protocol
@@ -22,7 +23,13 @@ _OTHERS = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".x
 
 
 class Writer(Protocol):
-    """Takes rows in order."""
+    """Takes rows in order.
+
+    Attributes:
+        nulled: values that the format cannot hold and that are null in the output, by column.
+    """
+
+    nulled: Counter[str]
 
     def write(self, row: Row, outcome: Outcome) -> None:
         """Append one row with what became of it; see `serve.jobs.results.outcome_of`."""
@@ -58,5 +65,6 @@ def open_writer(output: Path, file: IO[bytes], survey: Survey) -> AbstractContex
     """
     if is_tabular(output):
         assert survey.schema is not None, "the survey of a table's input has a schema"
-        return TableWriter(file, survey.schema, survey.shapes)
-    return LinesWriter(file, packed=output.suffix.lower() == _PACKED)
+        return TableWriter(file, survey.schema, survey.shapes, survey.names)
+    packed = output.suffix.lower() == _PACKED
+    return LinesWriter(file, packed=packed, names=survey.names)

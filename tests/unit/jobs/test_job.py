@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write_lines
 
@@ -19,6 +22,7 @@ from serve.jobs.lock import locked
 from serve.jobs.plan import Plan
 from serve.jobs.stopping import Stopping
 from serve.jobs.summary import Summary
+from serve.jobs.table import summary_lines
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -243,6 +247,128 @@ def test_no_rows_at_all(source: Path, output: Path) -> None:
     assert run_job(source, output, carrier).num_rows == 0
     assert output.read_bytes() == b""
     assert carrier.calls == []
+
+
+NAMES = {"reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error"} | {
+    "truncated",
+    "warnings",
+}
+
+
+def comparable_rows(path: Path) -> list[Any]:
+    """Rows in the order of their columns; a message may name the columns that were replaced."""
+    content = path.read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [[(k, v["code"] if k == "error" else v) for k, v in row.items()] for row in rows]
+
+
+@pytest.mark.parametrize("names", [("out.jsonl", "b.jsonl"), ("out.jsonl.gz", "b.jsonl.gz")])
+@pytest.mark.parametrize("limit", [None, 40])
+def test_an_output_with_its_folder_can_be_scored_again(
+    source: Path, tmp_path: Path, names: tuple[str, str], limit: int | None
+) -> None:
+    first, again = (tmp_path / name for name in names)
+    run_job(source, first, FakeCarrier())
+    told: list[str] = []
+    run_job(first, again, FakeCarrier(), told=told, limit=limit)
+    assert comparable_rows(again) == comparable_rows(first)[:limit]
+    assert "results of an earlier run are replaced" in told[0]
+
+
+def test_an_output_that_was_moved_keeps_its_results_unless_told(
+    source: Path, output: Path, tmp_path: Path
+) -> None:
+    run_job(source, output, FakeCarrier())
+    moved, again = tmp_path / "moved.jsonl", tmp_path / "again.jsonl"
+    moved.write_bytes(output.read_bytes())
+    told: list[str] = []
+    summary = run_job(moved, again, FakeCarrier(), told=told)
+    assert told[0] == "results of an earlier run are replaced: `error`"
+    assert "`reward` in `skyreward_reward`" in told[1]
+    assert "--replace-results" in told[1]
+    assert set(summary.renamed) == NAMES - {"error"}
+    for before, after in zip(read(output), read(again), strict=True):
+        kept = before.keys() - {"error"}
+        assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+        for name in NAMES & kept:
+            assert after[f"skyreward_{name}"] == before[name]
+    run_job(moved, again, FakeCarrier(), overwrite=True, replace_results=True)
+    assert comparable_rows(again) == comparable_rows(output)
+
+
+def test_an_output_that_a_person_changed_is_that_persons_own(source: Path, output: Path) -> None:
+    run_job(source, output, FakeCarrier())
+    rows = read(output)
+    rows[3] |= {"margin": 2.0}
+    write_lines(output, rows)
+    again = output.with_name("again.jsonl")
+    run_job(output, again, FakeCarrier())
+    assert read(again)[3]["margin"] == 2.0
+    assert any("skyreward_margin" in row for row in read(again))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("fail_at", [0, 4, 9])
+def test_names_of_results_are_kept_when_a_job_goes_on(
+    source: Path, tmp_path: Path, name: str, fail_at: int
+) -> None:
+    rows = [
+        {"id": n, "prompt": f"{n}?", "chosen": "a", "rejected": "b", "error": f"gold {n}"}
+        for n in range(95)
+    ]
+    rows[90]["margin"] = 2.5
+    write_lines(source, rows)
+    output, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    run_job(source, whole, FakeCarrier())
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeCarrier(fail_at=fail_at))
+    told: list[str] = []
+    summary = run_job(source, output, FakeCarrier(), told=told)
+    assert output.read_bytes() == whole.read_bytes()
+    assert "`error` in `skyreward_error`, `margin` in `skyreward_margin`" in told[0]
+    renamed = {"margin": "skyreward_margin", "error": "skyreward_error"}
+    assert summary.renamed == renamed == run_job(source, output, FakeCarrier()).renamed
+    out = pq.read_table(output).to_pylist() if name.endswith("parquet") else read(output)
+    for before, after in zip(rows, out, strict=True):
+        assert {key: after[key] for key in before} == before
+        assert after["skyreward_margin"] == after["chosen_reward"] - after["rejected_reward"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (json.dumps({"messages": TURNS}).encode("utf-16"), "is UTF-16"),
+        (json.dumps({"messages": TURNS, "t": "né"}, ensure_ascii=False).encode("cp1252"), "cp125"),
+        (b'{"margin": 1, "skyreward_margin": 2}', "no name left; rename"),
+    ],
+)
+def test_refused_before_anything_is_scored(
+    source: Path, output: Path, content: bytes, says: str
+) -> None:
+    source.write_bytes(source.read_bytes() if says == "cp125" else b"")
+    other = source.with_name("later.jsonl")
+    other.write_bytes(content)
+    folder = source.with_name("in")
+    folder.mkdir()
+    for path in (source, other):
+        path.rename(folder / path.name)
+    carrier = FakeCarrier()
+    with pytest.raises(JobInputError, match=says):
+        run_job(folder, output, carrier)
+    assert carrier.calls == []
+    assert not output.exists()
+
+
+def test_numbers_that_json_has_not_are_counted_in_the_figures(source: Path, output: Path) -> None:
+    table = pa.table({"messages": [TURNS] * 3, "x": [float("nan"), float("inf"), 1.0]})
+    pq.write_table(table, source.with_name("in.parquet"))
+    summary = run_job(source.with_name("in.parquet"), output, FakeCarrier())
+    assert summary.nulled == {"x": 2}
+    assert ("NaN or infinite, null in the output: x", "2") in summary_lines(summary)
+    again = run_job(source.with_name("in.parquet"), output, FakeCarrier())
+    assert again.nulled == {"x": 2}
+    assert [row["x"] for row in read(output)] == [None, None, 1.0]
 
 
 class Sink:

@@ -1,4 +1,4 @@
-"""Job records: only columns that are ours are replaced, all others come back as they were."""
+"""Job records: the results under their names, all columns of the input as they were."""
 
 from __future__ import annotations
 
@@ -7,34 +7,82 @@ from typing import Any
 import pytest
 
 from rm_core import Reward, ScoreError
+from serve.jobs.errors import JobInputError
 from serve.jobs.records import read_work
-from serve.jobs.results import merged, outcome_of
+from serve.jobs.results import RESULTS, ResultNames, choose_names, merged, outcome_of
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine", "truncated": "no"}
 
 
-def scored(record: dict[str, Any], *results: Reward | ScoreError) -> Any:
-    return merged(record, outcome_of(read_work(record), results))
+def scored(
+    record: dict[str, Any], *results: Reward | ScoreError, names: ResultNames | None = None
+) -> Any:
+    return merged(record, outcome_of(read_work(record), results), names=names or ResultNames())
 
 
-def test_columns_of_other_shapes_are_the_callers_own() -> None:
+def test_columns_that_the_job_writes_not_are_kept() -> None:
     record = {"messages": TURNS, **OWN}
     assert scored(record, Reward(1.5, 9)) == {**record, "reward": 1.5}
 
 
-def test_what_an_earlier_run_left_is_replaced() -> None:
+def test_a_column_of_the_input_keeps_its_name_and_value() -> None:
+    record = {"messages": TURNS, **dict.fromkeys(RESULTS, "mine")}
+    names = choose_names(set(RESULTS), set())
+    out = scored(record, Reward(1.5, 9, True, ("w",)), names=names)
+    assert out == {
+        **record,
+        "skyreward_reward": 1.5,
+        "skyreward_truncated": True,
+        "skyreward_warnings": ["w"],
+    }
+    failed = scored({**record, "messages": TURNS[:1]}, names=names)
+    assert failed["error"] == "mine"
+    assert failed["skyreward_error"]["code"] == "invalid_conversation"
+    pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 2.0, "error": "none"}
+    out = scored(pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_names({"margin"}, set()))
+    assert out == {**pair, "chosen_reward": 1.5, "rejected_reward": 0.5, "skyreward_margin": 1.0}
+
+
+def test_columns_of_an_earlier_run_are_replaced() -> None:
+    names = choose_names(set(), set(RESULTS))
     earlier = {"messages": TURNS, "reward": 9.0, "truncated": True, "warnings": ["old"], "id": 7}
-    assert scored(earlier, Reward(1.5, 9)) == {"messages": TURNS, "id": 7, "reward": 1.5}
+    assert scored(earlier, Reward(1.5, 9), names=names) == {
+        "messages": TURNS,
+        "id": 7,
+        "reward": 1.5,
+    }
     failed = {"messages": TURNS, "error": {"code": "old"}, "truncated": True}
-    assert scored(failed, Reward(1.5, 9)) == {"messages": TURNS, "reward": 1.5}
+    assert scored(failed, Reward(1.5, 9), names=names) == {"messages": TURNS, "reward": 1.5}
+    out = scored({"messages": TURNS[:1], "reward": 9.0, "margin": 3}, names=names)
+    assert set(out) == {"messages", "error"}
 
 
-def test_a_stale_reward_does_not_stand_beside_an_error() -> None:
-    out = scored({"messages": TURNS[:1], "reward": 9.0, "margin": 3})
-    assert set(out) == {"messages", "margin", "error"}
-    out = scored({"text": "no shape", "reward": 9.0})
-    assert set(out) == {"text", "reward", "error"}
+@pytest.mark.parametrize(
+    ("own", "earlier", "replace", "renamed", "replaced"),
+    [
+        ("", "", False, {}, ""),
+        ("margin", "", False, {"margin": "skyreward_margin"}, ""),
+        ("margin", "", True, {}, "margin"),
+        ("", "margin reward", False, {}, "margin reward"),
+        # In one file a person's own, in another one of an earlier run: nothing is lost.
+        ("margin", "margin reward", False, {"margin": "skyreward_margin"}, "reward"),
+        ("margin", "skyreward_margin", False, {"margin": "skyreward_margin"}, "skyreward_margin"),
+        ("margin skyreward_margin", "", True, {"margin": "skyreward_margin"}, "skyreward_margin"),
+        ("skyreward_margin", "", False, {}, ""),
+        ("line", "", True, {"line": "skyreward_line"}, ""),
+    ],
+)
+def test_names_of_results(
+    own: str, earlier: str, replace: bool, renamed: dict[str, str], replaced: str
+) -> None:
+    names = choose_names(set(own.split()), set(earlier.split()), replace=replace)
+    assert names == ResultNames(renamed, frozenset(replaced.split()))
+
+
+def test_a_result_without_a_free_name_is_refused() -> None:
+    with pytest.raises(JobInputError, match=r"`margin` and `skyreward_margin`.*rename"):
+        choose_names({"margin", "skyreward_margin"}, set())
 
 
 def test_what_is_true_of_a_reward_is_told() -> None:

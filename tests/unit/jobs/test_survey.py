@@ -188,3 +188,95 @@ def test_damage_is_found_before_anything_is_scored(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(content)
     with pytest.raises(JobInputError, match="bring a whole copy"):
         surveyed(tmp_path / "in.parquet")
+
+
+WORDS = {
+    "cp1252": "Où est né Molière ? À Paris, en été, né français.",
+    "shift_jis": "東京はどこですか。日本です。とても大きい町です。",
+    "euc_kr": "서울은 어디에 있습니까? 한국에 있습니다.",
+    "cp1251": "Где находится Москва? Это столица России, большой город.",
+    "iso2022_jp": "東京はどこですか。日本です。とても大きい町です。",
+}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.json"])
+@pytest.mark.parametrize("encoding", WORDS)
+def test_other_encodings_are_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
+    records = [{"messages": TURNS, "text": WORDS[encoding] * (1 + n % 3)} for n in range(9)]
+    plain = {"messages": TURNS}
+    texts = [json.dumps(one, ensure_ascii=False) for one in (*records, plain)]
+    text = "[" + ", ".join(texts) + "]" if name == "in.json" else "\n".join(texts)
+    content = text.encode(encoding)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    says = r"is not UTF-8: 9 of its 10 rows .* save it as UTF-8"
+    if (encoding, name) == ("iso2022_jp", "in.json"):
+        says = "it may be ISO-2022 text: save it as UTF-8"
+    with pytest.raises(JobInputError, match=says):
+        surveyed(path)
+
+
+def test_a_few_damaged_lines_are_no_encoding(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *[{"text": "plain"}] * 5)
+    path.write_bytes(b'{"text": "caf\xe9"}\n' + path.read_bytes())
+    assert surveyed(path).num_rows == 6
+    good = '{"text": "café"}\n'.encode()
+    path.write_bytes(good * 3 + b'{"text": "caf\xe9"}\n' * 2)
+    assert surveyed(path).num_rows == 5
+    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(JobInputError, match="is not UTF-8"):
+        surveyed(path)
+
+
+OURS = {"code": "template_error", "message": "no"}
+
+
+@pytest.mark.parametrize("tabular", [False, True])
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.parquet"])
+def test_columns_named_like_results_are_found_in_any_row(
+    tmp_path: Path, name: str, tabular: bool
+) -> None:
+    rows: list[dict[str, Any]] = [{"messages": TURNS, "n": n} for n in range(300)]
+    rows[290] |= {"margin": 1.5, "warnings": "mine"}
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows, pa.Table.from_pylist([rows[290]]).schema), path)
+    elif name == "in.json":
+        path.write_text(json.dumps(rows))
+    else:
+        write(path, *rows)
+    found = surveyed(path, tabular=tabular)
+    renamed = {"margin": "skyreward_margin", "warnings": "skyreward_warnings"}
+    assert dict(found.names.renamed) == renamed
+    given = surveyed(path, tabular=tabular, replace_results=True)
+    assert (dict(given.names.renamed), given.names.replaced) == ({}, {"margin", "warnings"})
+    assert surveyed(path, limit=100).names.renamed.keys() <= (
+        renamed.keys() if name.endswith("parquet") else set()
+    )
+
+
+def test_escapes_and_other_places_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"m\\u0061rgin": 1}\n')
+    assert surveyed(path).names.renamed
+    path.write_text('{"a": {"margin": 1}, "b": "\\"margin\\": 1", "c": ["margin", "error"]}\n')
+    assert not surveyed(path).names.renamed
+
+
+@pytest.mark.parametrize(
+    ("errors", "is_ours"),
+    [
+        ([OURS, None], True),
+        ([None], False),
+        (["annotator 3"], False),
+        ([OURS, "annotator 3"], False),
+        ([{"code": "rate_limit", "message": "no"}], False),
+        ([{**OURS, "more": 1}], False),
+        ([{"code": ["template_error"], "message": "no"}], False),
+    ],
+)
+def test_errors_of_a_run_are_known_by_their_codes(
+    tmp_path: Path, errors: list[Any], is_ours: bool
+) -> None:
+    names = surveyed(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
+    assert (names.replaced == {"error"}, "error" in names.renamed) == (is_ours, not is_ours)

@@ -13,6 +13,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rm_core import Reward, ScoreError
 from serve.jobs.errors import JobOutputError
@@ -22,7 +24,7 @@ from serve.jobs.inputs.survey import survey
 from serve.jobs.outputs import table as table_module
 from serve.jobs.outputs.writer import is_tabular, open_writer
 from serve.jobs.records import Work, read_work
-from serve.jobs.results import Outcome, outcome_of
+from serve.jobs.results import RESULTS, UNREAD, Outcome, outcome_of
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 TOLD = {"code": "invalid_conversation", "message": "no"}
@@ -54,12 +56,12 @@ def read_table(content: bytes) -> pa.Table:
 
 
 def test_lines_go_out_as_they_came_in(tmp_path: Path) -> None:
-    text = '{"b": "é", "messages": 1, "a": NaN, "s": "\\ud800"}\n[1]\nnot json\n'
+    text = '{"b": "é", "messages": 1, "a": -0.0, "s": "\\ud800"}\n[1]\nnot json\n'
     (tmp_path / "in.jsonl").write_text(text)
     rows = open_source(str(tmp_path / "in.jsonl")).rows()
     outcomes = [outcome_of(read_work(row.record), ()) for row in rows]
     out = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outcomes).decode().splitlines()
-    assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": NaN, "s": "\\ud800", "error"')
+    assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": -0.0, "s": "\\ud800", "error"')
     assert json.loads(out[1])["line"] == [1]
     assert json.loads(out[2])["line"] == "not json"
     assert json.loads(out[2])["error"]["code"] == "invalid_json"
@@ -84,16 +86,20 @@ def test_lines_become_a_table_and_the_other_way_round(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", *records)
     content = scored(source, tmp_path / "out.parquet")
     table = read_table(content)
-    carried = ["messages", "n", "meta", "s", "x"]
-    assert table.schema.names == [*carried, "reward", "error", "truncated", "warnings"]
-    assert table.column("reward").type == pa.float32()
+    carried = ["messages", "n", "meta", "s", "reward", "x"]
+    results = ["skyreward_reward", "error", "truncated", "warnings"]
+    assert table.schema.names == [*carried, *results]
+    assert table.column("skyreward_reward").type == pa.float32()
     first, second = table.to_pylist()
     assert first["s"] == "half \\ud800"
     assert (first["messages"], first["n"], first["meta"]) == (TURNS, 1, {"a": [1]})
+    assert first["reward"] == "old"
     assert (second["x"], second["meta"], second["error"]) == (0.5, None, None)
     (tmp_path / "back.parquet").write_bytes(content)
     lines = scored(tmp_path / "back.parquet", tmp_path / "out.jsonl").splitlines()
-    assert json.loads(lines[1])["reward"] == 1 / 3
+    # The table says which of its columns are results: these are replaced.
+    assert json.loads(lines[1])["skyreward_reward"] == 1 / 3
+    assert "reward" in json.loads(lines[1])
 
 
 def test_columns_of_a_table_keep_their_types(tmp_path: Path) -> None:
@@ -116,13 +122,14 @@ def test_columns_of_a_table_keep_their_types(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=500)
     out = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
-    stays = [name for name in table.schema.names if name not in ("reward", "truncated")]
+    stays = table.schema.names
     assert out.select(stays).schema.equals(
         table.select(stays).schema.with_metadata({b"about": b"kept"})
     )
     assert out.select(stays).equals(table.select(stays))
-    assert out.schema.names == [*stays, "reward", "error", "truncated", "warnings"]
-    assert out.column("reward").to_pylist()[5] == pytest.approx(5 / 3)
+    results = ["skyreward_reward", "error", "skyreward_truncated", "warnings"]
+    assert out.schema.names == [*stays, *results]
+    assert out.column("skyreward_reward").to_pylist()[5] == pytest.approx(5 / 3)
     assert out.schema.metadata[b"about"] == b"kept"
 
 
@@ -151,6 +158,89 @@ def test_what_only_tables_have_becomes_text_in_lines(tmp_path: Path) -> None:
         "map": [["k", 1]],
         "reward": 0.0,
     }
+
+
+STRICT = json.JSONDecoder(parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_numbers_that_json_has_not_become_null_and_are_counted(tmp_path: Path) -> None:
+    wild = [float("nan"), float("inf"), -float("inf"), -0.0, 5e-324]
+    table = pa.table(
+        {
+            "messages": [TURNS] * 5,
+            "x": wild,
+            "half": pa.array(wild, pa.float16()),
+            "deep": [{"a": [{"b": number}]} for number in wild],
+            "map": pa.array([[("k", number)] for number in wild], pa.map_(pa.string(), "float")),
+            "s": ["\u00e9"] * 5,
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    source = open_source(str(tmp_path / "in.parquet"))
+    file = io.BytesIO()
+    with open_writer(tmp_path / "out.jsonl", file, survey(source)) as writer:
+        for row in source.rows():
+            writer.write(row, rewarded(row))
+    lines = [STRICT.decode(line) for line in file.getvalue().decode().splitlines()]
+    assert [line["x"] for line in lines] == [None, None, None, -0.0, 5e-324]
+    assert [line["deep"] for line in lines[:1]] == [{"a": [{"b": None}]}]
+    assert writer.nulled == {"x": 3, "half": 3, "deep": 3, "map": 3}
+    again = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
+    for name in ("x", "half", "deep", "map"):
+        assert str(again.column(name).to_pylist()) == str(table.column(name).to_pylist())
+
+
+def test_a_moved_table_still_says_which_columns_are_results(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", {"messages": TURNS, "margin": 2.5})
+    (tmp_path / "moved.parquet").write_bytes(scored(source, tmp_path / "out.parquet"))
+    again = survey(open_source(str(tmp_path / "moved.parquet")))
+    assert dict(again.names.renamed) == {"margin": "skyreward_margin"}
+    assert again.names.replaced == {"reward", "error", "truncated", "warnings"}
+    (line,) = scored(tmp_path / "moved.parquet", tmp_path / "out.jsonl").splitlines()
+    assert json.loads(line) == {"messages": TURNS, "margin": 2.5, "reward": 0.0}
+
+
+def test_rows_that_cannot_be_read_leave_a_column_line_alone(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", {"messages": TURNS, "line": 7})
+    with source.open("ab") as file:
+        file.write(b"no json\n")
+    rows = read_table(scored(source, tmp_path / "out.parquet")).to_pylist()
+    assert [(row["line"], row["skyreward_line"]) for row in rows] == [(7, None), (None, "no json")]
+    lines = [json.loads(line) for line in scored(source, tmp_path / "out.jsonl").splitlines()]
+    assert lines[0]["line"] == 7
+    assert lines[1]["skyreward_line"] == "no json"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    records=st.lists(
+        st.dictionaries(
+            st.sampled_from([*RESULTS, UNREAD, "skyreward_x", "id", "meta"]),
+            st.none() | st.text(max_size=3) | st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        max_size=5,
+    ),
+    escapes=st.booleans(),
+)
+def test_no_column_of_the_input_is_ever_lost(
+    tmp_path: Path, records: list[dict[str, Any]], escapes: bool
+) -> None:
+    lines = [json.dumps({"messages": TURNS, **record}) for record in records]
+    if escapes:
+        lines = [line.replace('"r', '"\\u0072').replace('"er', '"\\u0065r') for line in lines]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"{line}\n" for line in lines))
+    outcomes = [
+        outcome_of(Work("conversation", (TURNS,)), [Reward(1.5, 5, True, ("w",))]),
+        outcome_of(Work(None, error=ScoreError(**TOLD)), ()),
+    ] * 3
+    out = scored(source, tmp_path / "out.jsonl", outcomes).splitlines()
+    for record, outcome, line in zip(records, outcomes, out, strict=False):
+        after = json.loads(line)
+        assert after.items() >= record.items()
+        results = {key: value for key, value in after.items() if key not in record}
+        results.pop("messages")
+        assert sorted(map(str, results.values())) == sorted(map(str, outcome.columns.values()))
 
 
 def test_results_of_every_shape(tmp_path: Path) -> None:
