@@ -85,9 +85,9 @@ class EncodingCount:
 
     def add(self, line: bytes) -> None:
         """Count one line."""
-        if line.isascii() and b"\x1b" not in line:  # ISO 2022 is ASCII with escape characters
-            return
-        if b"\x1b" not in line:
+        if b"\x1b" not in line:  # ISO 2022 is ASCII with escape characters
+            if line.isascii():
+                return
             try:
                 line.decode("utf-8", "surrogatepass")
             except UnicodeDecodeError:

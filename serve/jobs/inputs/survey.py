@@ -19,17 +19,17 @@ from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.source import InputFile, Position, Row
 from serve.jobs.inputs.stored import digest_of
 from serve.jobs.records import RESPONSES, Shape, shapes_among, shapes_in
-from serve.jobs.results import PREFIX, UNREAD, WATCHED, ResultNames, choose_names, is_error_of_run
+from serve.jobs.results import UNREAD, WATCHED, ResultNames, choose_names, is_error_of_run
 
 RESULTS_KEY = b"skyreward.results"
 """Key of the metadata of a table's schema that lists the columns of results, as a JSON list."""
 _TELL_EVERY_ROWS = 10_000
-# The keys of `WATCHED` as they are in JSON; what they begin with is enough to look closer.
-_KEYS = tuple(f'"{name}'.encode() for name in (PREFIX, "reward")) + tuple(
-    f'"{name}"'.encode() for name in sorted(WATCHED) if not name.startswith((PREFIX, "reward"))
-)
+# The keys of `WATCHED` as they are in JSON: one expression costs a sixth of nine searches.
+_find_key = re.compile(
+    b'"(?:%s)"' % b"|".join(re.escape(name).encode() for name in sorted(WATCHED))
+).search
 # Letters of a key may be written as escapes, which nobody does but a reader must expect.
-_ESCAPED_LETTER = re.compile(rb"\\u00[5-7]").search
+_find_escaped_letter = re.compile(rb"\\u00[5-7]").search
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,8 @@ class _Look:
         self.encodings.add(text)
         return (
             self._decoded
-            or any(key in text for key in _KEYS)
-            or (b"\\u00" in text and _ESCAPED_LETTER(text) is not None)
+            or _find_key(text) is not None
+            or (b"\\" in text and b"\\u00" in text and _find_escaped_letter(text) is not None)
         )
 
 
