@@ -24,7 +24,8 @@ from serve.jobs.inputs.strict_json import decode_strict, describe, require_depth
 
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
 _LONGEST_TOKEN = 16  # an error this close to the end of a block may be a token cut in two
-_STRUCTURE, _IN_TEXT = re.compile(r'["\[\]{}]'), re.compile(r'["\\]')
+_STRUCTURE = re.compile(r'["\[\]{}]')
+_REST_OF_TEXT = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _END_OF_SCALAR = re.compile(r"[\s,\]]")
 
 
@@ -255,19 +256,27 @@ class _Scanner:
         if self._is_scalar:
             found = _END_OF_SCALAR.search(text, start)
             return found.start() if found else None
-        if self._is_escaped and start < len(text):
+        if self._is_escaped:
+            if start == len(text):
+                return None
             self._is_escaped = False
             start += 1
-        while found := (_IN_TEXT if self._is_in_text else _STRUCTURE).search(text, start):
-            mark, start = found[0], found.end()
-            if mark == "\\":
-                self._is_escaped = start == len(text)
-                start += 1
-                continue
-            if mark == '"':
-                self._is_in_text = not self._is_in_text
+        while True:
+            if self._is_in_text:
+                found = _REST_OF_TEXT.match(text, start)
+                if not found:
+                    num_escapes = len(text) - max(start, len(text.rstrip("\\")))
+                    self._is_escaped = num_escapes % 2 == 1
+                    return None
+                self._is_in_text = False
             else:
-                self._depth += 1 if mark in "[{" else -1
+                found = _STRUCTURE.search(text, start)
+                if not found:
+                    return None
+                if found[0] == '"':
+                    self._is_in_text = True
+                else:
+                    self._depth += 1 if found[0] in "[{" else -1
+            start = found.end()
             if not self._is_in_text and self._depth <= 0:
                 return start
-        return None

@@ -15,7 +15,14 @@ async function takeFile(file) {
     complain(`${file.name} has ${count(Math.round(file.size / 2 ** 20))} MiB; here at most ${MAX_FILE_BYTES / 2 ** 20} are read. For large files there is: skyreward score.`);
     return;
   }
-  await startJob(file.name, rowsOf((await file.text()).replace(/^\uFEFF/, "")));
+  let text;
+  try {
+    text = utf8Of(await file.arrayBuffer());
+  } catch (error) {
+    complain(`${file.name} ${error.message}.`);
+    return;
+  }
+  await startJob(file.name, rowsOf(text));
 }
 
 async function startJob(name, rows) {
@@ -175,16 +182,27 @@ function figuresOf(rows) {
 }
 
 /** The records with what came of them, under the names that `skyreward score` writes. */
-function lineOf({ record, line, kind, reward, others, margin, rewards, error, truncated, warnings }) {
+const RESULTS = ["reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error", "truncated", "warnings", "line"];
+
+/** Names under which results are saved: another one where any record has a column of that name. */
+function namesOf(rows) {
+  const taken = new Set(rows.flatMap(({ record }) => Object.keys(record ?? {})));
+  const free = (name) => (taken.has(name) ? free(`skyreward_${name}`) : name);
+  return Object.fromEntries(RESULTS.map((name) => [name, free(name)]));
+}
+
+function lineOf({ record, line, kind, reward, others, margin, rewards, error, truncated, warnings }, names) {
   const found = kind === "pair" && reward !== undefined
     ? { chosen_reward: reward, rejected_reward: others[0], margin }
     : kind === "group" && rewards ? { rewards } : reward === undefined ? {} : { reward };
   const more = { ...(error && { error }), ...(truncated && { truncated }), ...(warnings && { warnings }) };
-  return JSON.stringify({ ...(record ?? { line }), ...found, ...more });
+  const results = Object.entries({ ...(record ? {} : { line }), ...found, ...more });
+  return JSON.stringify({ ...record, ...Object.fromEntries(results.map(([name, value]) => [names[name], value])) });
 }
 
 function save({ name, rows }) {
-  const blob = new Blob(rows.map((row) => `${lineOf(row)}\n`), { type: "application/jsonl" });
+  const names = namesOf(rows);
+  const blob = new Blob(rows.map((row) => `${lineOf(row, names)}\n`), { type: "application/jsonl" });
   const link = el("a", { href: URL.createObjectURL(blob), download: name.replace(/(\.\w+)?$/, ".rewards.jsonl") });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

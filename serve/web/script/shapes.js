@@ -81,18 +81,37 @@ function withAnswers(prompt, answers) {
   return { turns: first?.turns ?? prompt, answers: drafts.map((draft) => draft.answers[0]) };
 }
 
+/** The text of a file. Other encodings than UTF-8 would be read as other letters, so they are an error. */
+function utf8Of(buffer) {
+  const bytes = new Uint8Array(buffer);
+  const [first, second] = bytes;
+  const isWide = (first === 0xff && second === 0xfe) || (first === 0xfe && second === 0xff) || bytes.subarray(0, 4096).includes(0);
+  try {
+    if (!isWide) return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch { /* below */ }
+  throw new Error(`is not UTF-8${isWide ? " but UTF-16 or UTF-32" : ""}; save it as UTF-8`);
+}
+
+/** A value of JSON; a number beyond a double is an error, since it would be saved as null. */
+function finiteJson(text) {
+  return JSON.parse(text, (key, value) => {
+    if (value === Infinity || value === -Infinity) throw new Error("a number is too large for a double");
+    return value;
+  });
+}
+
 /** Rows of a file: JSON lines, or one array of records. */
 function rowsOf(text) {
   if (text.trimStart().startsWith("[")) {
     try {
-      const records = JSON.parse(text);
+      const records = finiteJson(text);
       if (records.every(isRecord)) return records.map((record, i) => rowOf(record, i + 1));
     } catch { /* lines that each hold a list */ }
   }
   return text.split(/\r?\n/).flatMap((line, i) => {
     if (!line.trim()) return [];
     try {
-      return [rowOf(JSON.parse(line), i + 1)];
+      return [rowOf(finiteJson(line), i + 1)];
     } catch (error) {
       return [{ number: i + 1, line, kind: null, error: { code: "invalid_json", message: `no JSON: ${error.message}` } }];
     }

@@ -1,0 +1,68 @@
+"""The playground's functions for files, run by Node: what is read of one, and what is saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="Node is not installed")
+SCRIPTS = ROOT / "serve" / "web" / "script"
+
+
+def run(expression: str, value: Any) -> Any:
+    """The value of an expression of JavaScript, in which `value` is known."""
+    assert NODE
+    texts = [(SCRIPTS / f"{name}.js").read_text(encoding="utf-8") for name in ("shapes", "file")]
+    code = "".join(texts) + f"\nprocess.stdout.write(JSON.stringify((({expression}))));"
+    code = f"const value = {json.dumps(value)};\n{code}"
+    done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_other_encodings_are_refused(encoding: str) -> None:
+    content = list('{"prompt": "né"}'.encode(encoding))
+    refusal = (
+        "try { return utf8Of(new Uint8Array(value).buffer); } catch (e) { return [e.message]; }"
+    )
+    read = f"(() => {{ {refusal} }})()"
+    (message,) = run(read, content)
+    assert message.startswith("is not UTF-8")
+    assert ("UTF-16" in message) == encoding.startswith("utf")
+    assert run(read, list("\ufeffné".encode())) == "né"
+
+
+def test_a_number_beyond_a_double_is_an_error_of_its_row() -> None:
+    text = '{"messages": [], "w": 1e400}\n{"messages": [], "w": 1e300}'
+    bad, good = run("rowsOf(value)", text)
+    assert "too large" in bad["error"]["message"]
+    assert bad["line"] == '{"messages": [], "w": 1e400}'
+    assert good["record"]["w"] == 1e300
+
+
+def test_own_columns_are_saved_under_their_own_names() -> None:
+    rows = [
+        {
+            "record": {"a": 1, "margin": 2},
+            "kind": "pair",
+            "reward": 3,
+            "others": [1],
+            "margin": 2.5,
+        },
+        {"record": {"error": "mine", "skyreward_error": 1}, "error": {"code": "c"}},
+        {"line": "no json", "error": {"code": "invalid_json"}},
+    ]
+    lines = run("value.map((row) => JSON.parse(lineOf(row, namesOf(value))))", rows)
+    scored = {"chosen_reward": 3, "rejected_reward": 1, "skyreward_margin": 2.5}
+    error = "skyreward_skyreward_error"
+    assert lines == [
+        {"a": 1, "margin": 2, **scored},
+        {"error": "mine", "skyreward_error": 1, error: {"code": "c"}},
+        {"line": "no json", error: {"code": "invalid_json"}},
+    ]
