@@ -204,6 +204,11 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         raise ModelLoadError(
             f"the settings file {path} cannot be read: {error.problem}{place}"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(
+            f"the settings file {path} is not UTF-8 (byte {error.start}: {error.reason}); save it "
+            "as UTF-8"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ModelLoadError(f"the settings file {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

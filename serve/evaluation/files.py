@@ -16,6 +16,7 @@ from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, named_
 from serve.evaluation.result import Evaluation
 from serve.evaluation.scores import SCORES, write_scores
 from serve.jobs.durable import write_durably
+from serve.jobs.inputs.strict_json import parse_strict
 
 SUMMARY = "summary.json"
 MODEL_CARD = "summary.md"
@@ -80,7 +81,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     path = path / SUMMARY if path.is_dir() else path
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_strict(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"{path} cannot be read ({error}); give the folder that `skyreward eval` wrote to"

@@ -115,7 +115,7 @@ def _keys_in(file: Path) -> list[tuple[str, str]]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:  # its text would show what is in the file
         raise ModelLoadError(
-            f"the file of keys {file} is no UTF-8 text; write one key a line"
+            f"the file of keys {file} is not UTF-8 text; save it as UTF-8, one key a line"
         ) from None
     except OSError as error:
         raise ModelLoadError(

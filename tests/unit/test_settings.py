@@ -134,3 +134,13 @@ def test_the_command_line_offers_what_the_engine_knows() -> None:
     offered = {option.name: getattr(option.type, "choices", None) for option in verify.params}
     for name, known in (("dtype", DType), ("attention", Attention), ("quantization", Quantization)):
         assert tuple(offered[name] or ()) == get_args(known)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp1252"])
+def test_a_settings_file_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("port: 8001 # né\n", encoding=encoding)
+    with pytest.raises(ModelLoadError, match=r"is not UTF-8 .*; save it as UTF-8"):
+        read_settings_file(path)
+    path.write_text("port: 8001 # né\n", encoding="utf-8-sig")
+    assert read_settings_file(path) == {"port": 8001}

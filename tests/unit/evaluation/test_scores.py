@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core.benchmarks.records import Item, Preference, ScoredItem
-from serve.evaluation.errors import ScoresError
+from serve.evaluation.errors import EvaluationError, ScoresError
+from serve.evaluation.files import read_summary
 from serve.evaluation.scores import read_scores, write_scores
 from serve.jobs.errors import JobInputError
 from serve.jobs.inputs import lines
@@ -109,3 +110,14 @@ def test_a_line_of_rewards_that_is_too_long(
     path = written(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
     with pytest.raises(ScoresError, match=r"line 3: the line has \d+ bytes and may have 100"):
         read_scores(path, ITEMS)
+
+
+@pytest.mark.parametrize("overall", ["NaN", "1e999", '0.5, "overall": 0.6'])
+def test_a_summary_that_is_not_strict_json(tmp_path: Path, overall: str) -> None:
+    path = tmp_path / "summary.json"
+    rest = '"benchmark": "rmb", "model": "m", "num_items": 1, "sections": {}, "subsets": {}'
+    path.write_text(f'{{{rest}, "overall": {overall}}}')
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        read_summary(path)
+    path.write_text(f'{{{rest}, "overall": 0.5}}', encoding="utf-8-sig")
+    assert read_summary(path)["overall"] == 0.5

@@ -16,6 +16,7 @@ from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
 from serve.jobs.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
+from serve.jobs.inputs import lines
 from serve.jobs.inputs.opening import open_source
 from serve.jobs.job import require_report
 from serve.jobs.lock import locked
@@ -358,6 +359,25 @@ def test_refused_before_anything_is_scored(
         run_job(folder, output, carrier)
     assert carrier.calls == []
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
+def test_a_row_that_is_too_long_is_a_row_of_the_output(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 3000)
+    texts = [json.dumps({"id": n, "messages": TURNS}) for n in range(95)]
+    texts[40] = json.dumps({"messages": TURNS, "more": "x" * 5000})
+    array = f"[{', '.join(texts)}]"
+    (tmp_path / name).write_text(array if name == "in.json" else "\n".join(texts))
+    with pytest.raises(RuntimeError):
+        run_job(tmp_path / name, output, FakeCarrier(fail_at=0))
+    summary = run_job(tmp_path / name, output, FakeCarrier())
+    assert (summary.num_rows, summary.num_failed) == (95, 1)
+    rows = read(output)
+    assert [row.get("id") for row in rows] == [*range(40), None, *range(41, 95)]
+    assert rows[40]["line"] == texts[40][: lines.SHOWN_BYTES]
+    assert "may have 3,000" in rows[40]["error"]["message"]
 
 
 def test_numbers_that_json_has_not_are_counted_in_the_figures(source: Path, output: Path) -> None:
