@@ -42,14 +42,15 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dry-run", action="store_true", help="on the CPU, with tiny models")
-    add("--seconds", type=float, help="for all of it; default: 570, and an hour for a dry run")
+    add("--seconds", type=float, help="for all of it; default: 480, and an hour for a dry run")
+    add("--rows", type=Path, help="file to which every row is appended as it comes, in JSON lines")
     add("--parts", default=",".join(WEIGHTS), help="which, with commas; default: all")
     add("--part", choices=WEIGHTS, help=argparse.SUPPRESS)  # in the process of a part
     options = parser.parse_args()
     unknown = set(options.parts.split(",")) - set(WEIGHTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
-    options.seconds = options.seconds or (3600.0 if options.dry_run else 570.0)
+    options.seconds = options.seconds or (3600.0 if options.dry_run else 480.0)
     return options
 
 
@@ -69,9 +70,8 @@ def main() -> int:
     if not options.dry_run and not torch.cuda.is_available():
         print(f"gpu-check: torch {torch.__version__} sees no CUDA device; nothing checked")
         return 0
-    start = time.monotonic()
     rows = all_parts(options)
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - _STARTED
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     dry = "; a dry run on the CPU, figures mean nothing" if options.dry_run else ""
@@ -92,8 +92,11 @@ def all_parts(options: argparse.Namespace) -> list[Row]:
     def take(row: Row) -> None:
         rows.append(row)
         print(progress(row), flush=True)
+        if options.rows is not None:  # at once: the process may be killed before the table
+            with options.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
-    end = time.monotonic() + options.seconds
+    end = _STARTED + options.seconds  # imports count
     wanted = [part for part in WEIGHTS if part in options.parts.split(",")]
     for index, part in enumerate(wanted):
         share = WEIGHTS[part] / sum(WEIGHTS[later] for later in wanted[index:])
@@ -113,6 +116,7 @@ def collect(command: list[str], seconds: float, take: Callable[[Row], None]) -> 
         Why it ended badly; empty if it did not.
     """
     last: deque[str] = deque(maxlen=30)
+    number = 0
     start = time.monotonic()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -121,22 +125,43 @@ def collect(command: list[str], seconds: float, take: Callable[[Row], None]) -> 
         timer.start()
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith(ROW):
-                take(json.loads(line.removeprefix(ROW)))
-            else:
+            row = read_row(line)
+            if row is not None:
+                number += 1
+                take(row)
+            elif line.strip():
                 last.append(line.rstrip())
         code = process.wait()
         timer.cancel()
-    if not code:
+    if not code and number:
         return ""
     print(*last, sep="\n", flush=True)
     if time.monotonic() - start >= seconds:
         return f"ended after {seconds:.0f} s, its share of the time"
-    return f"exit code {code}: {last[-1] if last else 'no output'}"
+    end = last[-1] if last else "no output"
+    return f"exit code {code}: {end}" if code else f"it printed no rows: {end}"
 
 
 def print_row(row: Row) -> None:
-    print(ROW + json.dumps(row), flush=True)
+    """Print a row on a line that holds nothing else.
+
+    pytest and libraries print without ending their lines, hence the line break before the row.
+    """
+    print(f"\n{ROW}{json.dumps(row)}", flush=True)
+
+
+def read_row(line: str) -> Row | None:
+    """Return the row that a line of output holds; None for any other line.
+
+    The last line of a process that was killed may be cut anywhere.
+    """
+    if not line.startswith(ROW):
+        return None
+    try:
+        row: Row = json.loads(line.removeprefix(ROW))
+    except ValueError:
+        return None
+    return row
 
 
 def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], None]) -> None:
@@ -180,6 +205,17 @@ class Outcomes:
     def __init__(self, clock: Any, emit: Callable[[Row], None]) -> None:
         self._clock = clock
         self._emit = emit
+        self.num_failed = 0
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self._emit({"model": TESTS, "way": "", "what": "tests", "collected": len(session.items)})
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.outcome == "failed":
+            self._fail(report.nodeid, last_line(str(report.longrepr)))
+
+    def pytest_internalerror(self, excinfo: Any) -> None:
+        self._fail("pytest", f"internal error: {excinfo.exconly()}")
 
     def pytest_runtest_setup(self, item: object) -> None:
         import pytest
@@ -189,30 +225,45 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
-            row: Row = {"model": TESTS, "way": report.nodeid.rpartition("::")[2], "what": "test"}
-            row |= {"outcome": report.outcome, "seconds": report.duration, "reason": ""}
-            if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-                row["reason"] = report.longrepr[2].removeprefix("Skipped: ")
+            name = report.nodeid.rpartition("::")[2]
             if report.outcome == "failed":
                 crash = getattr(report.longrepr, "reprcrash", None)
-                row["reason"] = str(getattr(crash, "message", "")).partition("\n")[0][:200]
-                row["ok"] = False
+                message = str(getattr(crash, "message", "") or report.longrepr)
+                self._fail(name, message.partition("\n")[0], report.duration)
+                return
+            row: Row = {"model": TESTS, "way": name, "what": "test", "outcome": report.outcome}
+            row |= {"seconds": report.duration, "reason": ""}
+            if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+                row["reason"] = report.longrepr[2].removeprefix("Skipped: ")
             self._emit(row)
 
+    def _fail(self, name: str, reason: str, seconds: float = 0.0) -> None:
+        self.num_failed += 1
+        row: Row = {"model": TESTS, "way": name, "what": "test", "outcome": "failed"}
+        self._emit(row | {"seconds": seconds, "reason": reason[:200], "ok": False})
 
-def run_tests(dry_run: bool, clock: Any, emit: Callable[[Row], None]) -> None:
-    """The pytest tests of this folder, if pytest is there; a dry run only collects them."""
+
+def last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def run_tests(dry_run: bool, clock: Any, emit: Callable[[Row], None], folder: Path = HERE) -> None:
+    """Run the pytest tests of a folder where pytest is installed; a dry run only collects them."""
     if importlib.util.find_spec("pytest") is None:
         emit({"model": TESTS, "way": "", "what": "tests", "skipped": "pytest is not installed"})
         return
     import pytest
 
     options = ["--quiet", "--no-header", "-p", "no:cacheprovider", "-c", "/dev/null"]
-    options += ["--rootdir", str(HERE), "--noconftest", "--import-mode", "importlib"]
-    options += ["--collect-only"] if dry_run else []
-    code = pytest.main([*options, str(HERE)], plugins=[Outcomes(clock, emit)])
-    if code not in (0, 1):  # 1: some failed, and each is a row of its own
-        emit({"model": TESTS, "way": "", "what": "tests", "failed": f"pytest ended with {code}"})
+    options += ["--rootdir", str(folder), "--noconftest", "--import-mode", "importlib"]
+    # The tests of the check itself need no GPU, and take time from those that do.
+    options += ["--collect-only"] if dry_run else ["--ignore", str(folder / "test_dry_run.py")]
+    outcomes = Outcomes(clock, emit)
+    code = pytest.main([*options, str(folder)], plugins=[outcomes])
+    if code and not outcomes.num_failed:
+        reason = f"pytest ended with exit code {int(code)}, and no test is reported as failed"
+        emit({"model": TESTS, "way": "", "what": "tests", "failed": reason})
 
 
 if __name__ == "__main__":

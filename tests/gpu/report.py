@@ -12,6 +12,8 @@ from typing import Any
 from gpu.sequences import KINDS, LENGTHS
 
 Row = dict[str, Any]
+# Rows of the pytest tests: of all of them together, and of each.
+_TESTS = ("tests", "test")
 HEADER = ("model", "attention", "max", "mean", "float32 / eager", "pairs alike")
 
 
@@ -32,8 +34,9 @@ def table(rows: list[Row], divisor: int = 1) -> str:
     lines = [
         (*HEADER, *(f"{kind[0]} {length:,}" for kind, length in cells), "GiB / est."),
     ]
-    for model in _distinct(row["model"] for row in rows if row["what"] != "test"):
-        ours = [row for row in rows if row["model"] == model]
+    figures = [row for row in rows if row["what"] not in _TESTS]
+    for model in _distinct(row["model"] for row in figures):
+        ours = [row for row in figures if row["model"] == model]
         for way in _distinct(row["way"] for row in ours if row["way"]):
             lines.append((model, way, *_line([r for r in ours if r["way"] == way], cells)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -56,6 +59,9 @@ def record(rows: list[Row]) -> dict[str, Any]:
     for row in rows:
         if row["what"] == "test":
             tests[row["outcome"]] = tests.get(row["outcome"], 0) + 1
+            continue
+        if "collected" in row:
+            tests["collected"] = row["collected"]
             continue
         values = {k: _short(v) for k, v in row.items() if k not in ("model", "way", "what")}
         into = models.setdefault(row["model"], {}).setdefault(row["way"] or "model", {})

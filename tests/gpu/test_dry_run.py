@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,90 @@ def test_rows_of_a_part_are_collected() -> None:
     why = check.collect([sys.executable, "-c", f"{code}3)"], 60, rows.append)
     assert why == "exit code 3: noise"
     assert rows == [{"a": 1}, {"a": 1}]
+
+
+collect = check.collect  # one test puts another in its place
+
+
+def collect_tests(folder: Path, source: str, take: Callable[[Row], None]) -> str:
+    """Run a file of tests as `make gpu-check` runs those of its folder, in a process."""
+    (folder / "test_some.py").write_text(source)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from gpu import check, meter\n"
+        "check.run_tests(False, meter.Clock(60), check.print_row, Path(sys.argv[1]))\n"
+    )
+    paths = [str(folder), str(check.ROOT), str(check.ROOT / "tests")]
+    return collect([sys.executable, "-c", code, *paths], 120, take)
+
+
+def test_collect_reports_each_test_as_a_row(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    source = """
+import pytest
+def test_good():
+    print("without a line break", end="")
+def test_bad():
+    assert 1 == 2
+@pytest.mark.skip(reason="why not")
+def test_left_out(): ...
+@pytest.fixture
+def broken():
+    raise LookupError("nothing there")
+def test_of_fixture(broken): ...
+"""
+    assert collect_tests(tmp_path, source, rows.append) == ""
+    outcomes = {r["way"]: (r["outcome"], r["reason"]) for r in rows if r["what"] == "test"}
+    assert outcomes == {
+        "test_good": ("passed", ""),
+        "test_bad": ("failed", "assert 1 == 2"),
+        "test_left_out": ("skipped", "why not"),
+        "test_of_fixture": ("failed", "LookupError: nothing there"),
+    }
+    assert [row["way"] for row in rows if is_bad(row)] == ["test_bad", "test_of_fixture"]
+    assert record(rows)["tests"] == {"collected": 4, "passed": 1, "failed": 2, "skipped": 1}
+    assert "test test_bad: failed assert 1 == 2" in table(rows)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("import pytest\ndef test_a(): pytest.exit('enough', returncode=1)", "exit code 1"),
+        ("", "exit code 5"),
+    ],
+)
+def test_collect_reports_tests_that_did_not_run(source: str, reason: str, tmp_path: Path) -> None:
+    rows: list[Row] = []
+    assert collect_tests(tmp_path, source, rows.append) == ""
+    (bad,) = filter(is_bad, rows)
+    assert reason in bad.get("failed", "") + bad.get("reason", "")
+
+
+def test_main_fails_for_a_failed_test_and_writes_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collect_failure(command: list[str], seconds: float, take: Callable[[Row], None]) -> str:
+        return collect_tests(tmp_path, "def test_bad():\n    assert 1 == 2", take)
+
+    file = tmp_path / "rows.jsonl"
+    options = ["--dry-run", "--parts", "tests", "--rows", str(file)]
+    monkeypatch.setattr(check, "collect", collect_failure)
+    monkeypatch.setattr(sys, "argv", ["check.py", *options])
+    assert check.main() == 1
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row.get("outcome") for row in rows] == [None, "failed"]
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["bad"] == 1
+    assert summary["tests"] == {"collected": 1, "failed": 1}
+
+
+def test_a_part_without_rows_is_a_failure() -> None:
+    rows: list[Row] = []
+    why = check.collect([sys.executable, "-c", "print('ROW {\"a\"')"], 60, rows.append)
+    assert why == 'it printed no rows: ROW {"a"'
+    assert rows == []
 
 
 def test_a_part_that_hangs_is_ended() -> None:
