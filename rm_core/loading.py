@@ -123,7 +123,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     device = devices[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     choice = choose_attention(_placement(config, checkpoint, device, dtype), config.attention)
-    check_quantization(config.quantization, device, deterministic=config.deterministic)
+    check_quantization(config.quantization, device, dtype, deterministic=config.deterministic)
     model = _on_devices(read_weights(checkpoint, dtype), devices, config.name)
     attention, backend = proven_backend(
         choice, model, device, requested=config.attention, deterministic=config.deterministic

@@ -6,32 +6,43 @@ Lossy by intent, so it is never chosen automatically, it shows in the fingerprin
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from rm_core.config import Quantization
 from rm_core.errors import ModelLoadError
 
-# torchao's name of each; the activations of the dynamic ones are quantized row by row as they come.
+# The config class of torchao for each value.
 _CONFIGS: dict[Quantization, str] = {
     "int8": "Int8DynamicActivationInt8WeightConfig",
     "int8-weights": "Int8WeightOnlyConfig",
     "fp8": "Float8DynamicActivationFloat8WeightConfig",
     "fp8-weights": "Float8WeightOnlyConfig",
 }
+# These quantize activations too, with one scale for each token. A scale for the whole tensor, the
+# default of torchao for fp8, would make the reward of a conversation depend on its batch.
+_DYNAMIC = ("int8", "fp8")
+# Least magnitude that the scale of a token is made for: torchao divides by the scale, and zeros, as
+# in the embedding of a padding token, would become NaN.
+_LEAST = 1e-12
+# Older releases let every float32 product of the process run in TF32.
+_OLDEST_TORCHAO = "0.18"
 
 
 def check_quantization(
-    quantization: Quantization, device: torch.device, *, deterministic: bool
+    quantization: Quantization, device: torch.device, dtype: torch.dtype, *, deterministic: bool
 ) -> None:
     """Refuse what cannot work, before anything heavy is loaded.
 
     Raises:
-        ModelLoadError: torchao is missing, the device cannot, or the mode forbids it.
+        ModelLoadError: torchao is missing or too old, device or dtype are not supported, or the
+            mode forbids it.
     """
     if quantization == "none":
         return
@@ -39,6 +50,13 @@ def check_quantization(
         raise ModelLoadError(
             f"quantization {quantization!r} needs torchao: pip install 'skyreward[quantization]', "
             "or use 'none'"
+        )
+    installed = importlib.metadata.version("torchao")
+    if Version(installed) < Version(_OLDEST_TORCHAO):
+        raise ModelLoadError(
+            f"quantization {quantization!r} needs torchao {_OLDEST_TORCHAO} or newer, and "
+            f"{installed} is installed: pip install --upgrade 'torchao>={_OLDEST_TORCHAO}', or use "
+            "'none'"
         )
     if deterministic:
         raise ModelLoadError(
@@ -51,6 +69,12 @@ def check_quantization(
         raise ModelLoadError(
             "quantization 'fp8' needs a CUDA device of compute capability 8.9 or newer; use "
             "'fp8-weights', 'int8' or 'int8-weights'"
+        )
+    if quantization == "fp8" and dtype != torch.bfloat16:
+        raise ModelLoadError(
+            "quantization 'fp8' has one scale for each token, and torchao has that for dtype "
+            f"'bfloat16' alone, not {str(dtype).removeprefix('torch.')!r}; use dtype 'bfloat16' or "
+            "'fp8-weights'"
         )
 
 
@@ -69,10 +93,45 @@ def quantize(layers: nn.Module, quantization: Quantization) -> None:
     Args:
         layers: of the decoder; embeddings and head stay as they are.
         quantization: any; `none` does nothing.
+
+    Raises:
+        ModelLoadError: torchao fails, or leaves a layer as it is.
     """
     if quantization == "none":
         return
-    import torchao.quantization
+    try:
+        import torchao.quantization
+        from torchao.quantization import PerRow, quantize_
+        from torchao.utils import TorchAOBaseTensor
 
-    config: Any = getattr(torchao.quantization, _CONFIGS[quantization])
-    torchao.quantization.quantize_(layers, config())
+        config: Any = getattr(torchao.quantization, _CONFIGS[quantization])
+        options: dict[str, Any] = {"granularity": PerRow()} if quantization in _DYNAMIC else {}
+        if quantization == "fp8":
+            options["activation_value_lb"] = _LEAST
+        quantize_(layers, config(**options))
+    # torchao may not fit the installed torch, it checks with assertions, and kernels raise classes
+    # of their own.
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise ModelLoadError(
+            f"quantization {quantization!r} failed: {why}; use another one or 'none'"
+        ) from error
+    for name, layer in layers.named_modules():
+        if isinstance(layer, nn.Linear):
+            fault = _find_fault(layer.weight, TorchAOBaseTensor)
+            if fault is not None:
+                shape = " x ".join(map(str, layer.weight.shape))
+                raise ModelLoadError(
+                    f"the weight of layer {name} ({shape}) cannot be quantized as "
+                    f"{quantization!r}: {fault}; use another quantization or 'none'"
+                )
+
+
+def _find_fault(weight: Any, quantized: type[torch.Tensor]) -> str | None:
+    """Return why the result of torchao cannot be used; None if it can."""
+    if not isinstance(weight, quantized):
+        return "torchao leaves it as it is, since fp8 needs multiples of 16"
+    scale = getattr(weight, "scale", None)
+    if scale is not None and bool((scale == 0).any()):
+        return "it has rows of zeros, which torchao makes NaN"
+    return None

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import refusal
 from reference import CONVERSATIONS
 
-from rm_core import ModelConfig, Reward, RewardScorer
+from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
+from rm_core.quantization import check_quantization, quantize, silence_torchao
+from rm_core.types import ScoredBatch
 from rm_core.verification import agreement, verify
+
+silence_torchao()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torchao.quantization import quant_api
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
@@ -25,6 +35,11 @@ def rewards(scorer: RewardScorer) -> list[float]:
     results = scorer.score(CONVERSATIONS)
     assert all(isinstance(result, Reward) for result in results), results
     return [result.reward for result in results if isinstance(result, Reward)]
+
+
+def numbers(scored: ScoredBatch) -> list[float]:
+    assert all(isinstance(reward, float) for reward in scored.rewards), scored.rewards
+    return [reward for reward in scored.rewards if isinstance(reward, float)]
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int8-weights", "fp8-weights"])
@@ -44,6 +59,108 @@ def test_rewards_are_near_and_the_fingerprint_tells(
     assert 1e-4 < mean < 1
     weight = scorer.loaded.model.get_submodule("model.layers.0.mlp.up_proj").weight
     assert type(weight) is not torch.nn.Parameter or weight.dtype != torch.float32
+
+
+@pytest.fixture
+def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchao run its fp8 arithmetic on the CPU, where torch emulates the scaled product."""
+    monkeypatch.setattr("rm_core.loading.check_quantization", lambda *_, **__: None)
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("fp8", "bfloat16"), ("int8", "bfloat16"), ("int8", "float32")]
+)
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.usefixtures("fp8_on_cpu")
+def test_reward_does_not_depend_on_the_batch(
+    name: str, quantization: Any, dtype: Any, checkpoint_of: PathOf
+) -> None:
+    """With one scale for all tokens every reward moved, by up to 2.6.
+
+    A product of another shape may round another way, and a value at the border of two quantized
+    ones then moves a reward as well; that is rare.
+    """
+    config = ModelConfig(
+        str(checkpoint_of(name)),
+        device="cpu",
+        dtype=dtype,
+        attention="eager",
+        quantization=quantization,
+    )
+    scorer = RewardScorer.load(config)
+    sequences = [scorer.encoder.encode(messages).input_ids for messages in CONVERSATIONS]
+    together = numbers(scorer.score_ids(sequences))
+    backwards = numbers(scorer.score_ids(sequences[::-1]))[::-1]
+    alone = [numbers(scorer.score_ids([sequence]))[0] for sequence in sequences]
+    for other in (together, backwards):
+        moved = [abs(a - b) > 1e-3 for a, b in zip(other, alone, strict=True)]
+        assert sum(moved) <= 4, moved
+    assert max(alone) - min(alone) > 1
+
+
+@pytest.mark.usefixtures("fp8_on_cpu")
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_each_token_has_a_scale(quantization: Any) -> None:
+    """A neighbour a thousand times as large leaves the others as they are."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
+    quantize(layers, quantization)
+    rows = torch.randn(1, 5, 64, dtype=torch.bfloat16)
+    loud = torch.cat([rows, 1000 * torch.randn(1, 1, 64, dtype=torch.bfloat16)], 1)
+    rows[:, 3] = loud[:, 3] = 0  # as the embedding of a padding token
+    with torch.inference_mode():
+        expected, ours = layers(rows), layers(loud)[:, :5]
+    torch.testing.assert_close(ours, expected, atol=1e-2, rtol=1e-2)
+    assert float(expected.abs().max()) > 0.5
+
+
+@pytest.mark.usefixtures("fp8_on_cpu")
+def test_layer_that_torchao_leaves_alone_is_refused() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 24, bias=False, dtype=torch.bfloat16))
+    with pytest.raises(ModelLoadError, match=r"layer 0 \(24 x 64\).*multiples of 16"):
+        quantize(layers, "fp8")
+
+
+@pytest.mark.usefixtures("fp8_on_cpu")
+@pytest.mark.parametrize("quantization", ["int8", "int8-weights", "fp8", "fp8-weights"])
+def test_zeros_in_a_weight_are_refused_or_give_zero(quantization: Any) -> None:
+    """As a pruned checkpoint has them."""
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
+    layers[0].weight.data[5] = 0
+    if quantization.startswith("fp8"):
+        with pytest.raises(ModelLoadError, match="rows of zeros"):
+            quantize(layers, quantization)
+        return
+    quantize(layers, quantization)
+    with torch.inference_mode():
+        assert float(layers(torch.ones(1, 64, dtype=torch.bfloat16))[0, 5]) == 0
+
+
+def test_failure_of_torchao_is_a_refusal() -> None:
+    """Here its own check of the hardware."""
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
+    with pytest.raises(ModelLoadError, match=r"'fp8' failed: AssertionError: .*use another one"):
+        quantize(layers, "fp8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fp8_wants_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    cuda = torch.device("cuda")
+    check_quantization("fp8", cuda, torch.bfloat16, deterministic=False)
+    with pytest.raises(ModelLoadError, match=f"not '{str(dtype)[6:]}'; use dtype 'bfloat16'"):
+        check_quantization("fp8", cuda, dtype, deterministic=False)
+    check_quantization("fp8-weights", cuda, dtype, deterministic=False)
+
+
+def test_old_torchao_is_refused(checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.metadata.version
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: "0.17.0" if name == "torchao" else found(name)
+    )
+    reason = refusal(checkpoint_of("qwen3"), quantization="int8")
+    assert "needs torchao 0.18 or newer, and 0.17.0 is installed" in reason
 
 
 def test_verify_judges_the_ranking(checkpoint_of: PathOf) -> None:
