@@ -11,9 +11,14 @@ import importlib.metadata
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from packaging.version import Version
+
 from rm_core.attention.backend import Backend
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
+
+# Its build imports torch, which pip hides from builds unless it is told not to.
+INSTALL_FLASH_ATTN = "pip install --no-build-isolation flash-attn, which needs nvcc"
 
 Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
 
@@ -49,10 +54,18 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """A backend by name, and why it was taken."""
+    """A backend by name, and why it was taken.
+
+    Attributes:
+        name: of the backend.
+        reason: for people.
+        fallbacks: names of the backends to try in turn if this one fails its proof; eager comes
+            last and is not named.
+    """
 
     name: str
     reason: str
+    fallbacks: tuple[str, ...] = ()
 
 
 def flash_attn_installed() -> bool:
@@ -65,8 +78,7 @@ def flash_attn_installed() -> bool:
         version = importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
         return False
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return (major, minor) >= (2, 6)
+    return Version(version) >= Version("2.6")
 
 
 def choose_attention(
@@ -102,11 +114,13 @@ def choose_attention(
     capped = "; keeps Gemma-2's attention softcap" if placement.softcap else ""
     if has_flash_attn:
         reason = "flash-attn is installed and the model runs on CUDA in half precision"
-        return AttentionChoice("flash_attention_2", reason + capped)
-    missing = "flash-attn is not installed (pip install 'skyreward[flash]')"
+        others = ("flex",) if placement.softcap else ("varlen", "flex")
+        return AttentionChoice("flash_attention_2", reason + capped, others)
+    missing = f"flash-attn is not installed ({INSTALL_FLASH_ATTN})"
     if placement.softcap:
         return AttentionChoice("flex", missing + capped)
-    return AttentionChoice("varlen", f"{missing}; torch has the kernel without the softcap")
+    reason = f"{missing}; torch has the kernel without the softcap"
+    return AttentionChoice("varlen", reason, ("flex",))
 
 
 def _on_cpu(placement: Placement) -> AttentionChoice:
@@ -140,7 +154,7 @@ def _refusal(placement: Placement, requested: str, has_flash_attn: bool) -> str 
     if requested in ("varlen", "flex", "flash_attention_2") and not on_cuda:
         return "needs CUDA; use 'auto' on a CPU"
     if requested == "flash_attention_2" and not has_flash_attn:
-        return "needs flash-attn: pip install 'skyreward[flash]', or use 'auto'"
+        return f"needs flash-attn: {INSTALL_FLASH_ATTN}; or use 'auto'"
     if requested in ("varlen", "flash_attention_2") and not placement.flash_kernels:
         if placement.old_gpu:
             return "needs a GPU of compute capability 8.0 or newer; use 'auto' or 'eager'"

@@ -3,11 +3,12 @@
 Kernels differ from release to release and from GPU to GPU, and a wrong mask or a dropped softcap
 gives rewards that look right. So before the first request the backend attends over a small tree,
 in the shape and with the scores of the model's own layers, and is compared with attention written
-out in float32. What fails is not used.
+out in float32. What fails is not used, and the next backend of the choice is tried.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,10 +50,11 @@ def proven_backend(
     requested: Attention,
     deterministic: bool,
 ) -> tuple[AttentionChoice, Backend]:
-    """The chosen backend, or eager if it was not asked for and fails.
+    """Return the first backend of a choice that computes attention; eager if none does.
 
     Args:
-        choice: what to prove.
+        choice: what to prove, with the backends to try after it. The returned choice has the
+            reason of each failure.
         model: of transformers, on the device, with its config.
         device: where it will run.
         requested: the setting that led to the choice.
@@ -61,22 +63,35 @@ def proven_backend(
     Raises:
         ModelLoadError: the backend was asked for by name and fails.
     """
-    if choice.name == "eager":
-        return choice, make_backend("eager", deterministic)
-    try:
-        backend = make_backend(choice.name, deterministic)
-        prove(backend, _heads(model), _scores_of_layers(model), device, _dtype(model))
-    # Compilers and kernels raise classes of their own.
-    except Exception as error:
-        why = f"{choice.name} failed its proof on this device: {type(error).__name__}: {error}"
-        why = why.strip().splitlines()[0]
-        if requested != "auto":
-            raise ModelLoadError(f"attention {why}; use 'auto' or 'eager'") from error
-        logger.warning("attention: %s; eager is used, which is slower", why)
-        return AttentionChoice("eager", why), make_backend("eager", deterministic)
-    return choice, backend
+    failures: list[str] = []
+    names = (choice.name, *choice.fallbacks)
+    for name, next_name in itertools.pairwise((*names, "eager")):
+        if name == "eager":
+            break
+        try:
+            backend = make_backend(name, deterministic)
+            prove(backend, _heads(model), _scores_of_layers(model), device, _dtype(model))
+        # A package may be installed and fail to import; compilers and kernels raise classes of
+        # their own.
+        except Exception as error:
+            why = f"{name} failed its proof on this device: {type(error).__name__}: {error}"
+            why = why.strip().splitlines()[0]
+            if requested != "auto":
+                raise ModelLoadError(f"attention {why}; use 'auto' or 'eager'") from error
+            slower = ", which is slower" if next_name == "eager" else ""
+            logger.warning("attention: %s; %s is tried next%s", why, next_name, slower)
+            failures.append(why)
+        else:
+            if not failures:
+                return choice, backend
+            return AttentionChoice(name, "; ".join(failures)), backend
+    reason = "; ".join(failures) or choice.reason
+    return AttentionChoice("eager", reason), make_backend("eager", deterministic)
 
 
+# In the mode of the batches: torch compiles a kernel for each mode, so that the first batch would
+# compile it again.
+@torch.inference_mode()
 def prove(
     backend: Backend,
     heads: Heads,
