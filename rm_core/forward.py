@@ -16,8 +16,10 @@ import torch
 from rm_core.attention import PackedAttention, of_runs, of_tokens
 from rm_core.loading import LoadedModel
 from rm_core.packing import Tree
+from rm_core.precision import ieee_products
 
 
+@ieee_products()
 @torch.inference_mode()
 def forward_batch(loaded: LoadedModel, tree: Tree, row_multiple: int = 1) -> list[float]:
     """Raw logits of a batch, in the order of its sequences.

@@ -29,6 +29,7 @@ from rm_core.errors import ModelLoadError
 from rm_core.layer_split import connect, place
 from rm_core.packed_linear import pack_linears
 from rm_core.placement import is_old_gpu, resolve_devices, resolve_dtype
+from rm_core.precision import check_precision, ieee_products
 from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
@@ -111,6 +112,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
     )
 
 
+@ieee_products()
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load a reward model and refuse it if its rewards could not be trusted.
 
@@ -137,6 +139,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compiled=config.compile,
         deterministic=config.deterministic,
     )
+    check_precision(model, devices, checkpoint.max_positions - 1)
     if len(devices) > 1:
         connect(model, devices)
     quantized = config.quantization != "none"

@@ -18,6 +18,7 @@ import torch
 from rm_core.catalog import seeds_dir
 from rm_core.conversations import Messages, parse_pair
 from rm_core.golden import golden_for
+from rm_core.precision import ieee_products
 from rm_core.rounding import allowed_difference, bfloat16_step
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError
@@ -58,6 +59,7 @@ class PlainTransformers:
             self._device = torch.device("cpu")
             self._model.to(self._device)
 
+    @ieee_products()
     @torch.inference_mode()
     def reward(self, messages: Messages) -> float:
         """The logit of one conversation."""
