@@ -24,6 +24,7 @@ from rm_core.conversations import (
 from rm_core.dialects import DialectName, read_turns, without_end
 from rm_core.errors import (
     BenchmarkDataError,
+    CompilerFailedError,
     ConversationTooLongError,
     DeviceFailedError,
     DeviceMemoryError,
@@ -62,6 +63,7 @@ __all__ = [
     "BenchmarkDataError",
     "ChatEncoder",
     "Checkpoint",
+    "CompilerFailedError",
     "ConversationTooLongError",
     "DeviceFailedError",
     "DeviceMemoryError",

@@ -12,6 +12,7 @@ RewardError                       `code`: a stable snake_case word; `detail`: sa
 └── ModelError                    the operator can fix it
     ├── ModelLoadError              start-up only: the model never becomes ready
     ├── DeviceFailedError           a CUDA error: the process cannot score any more
+    │   └── CompilerFailedError       a kernel could not be compiled: the same
     ├── DeviceMemoryError           names the setting to lower
     ├── NonFiniteRewardError        NaN or infinity never leaves as a number
     └── ScoringError                the forward pass raised something else
@@ -108,6 +109,12 @@ class DeviceFailedError(ModelError):
     """The device reported an error that it does not recover from while this process lives."""
 
     code = "device_failed"
+
+
+class CompilerFailedError(DeviceFailedError):
+    """A kernel could not be compiled; a new process starts with no compiled kernels."""
+
+    code = "compiler_failed"
 
 
 class DeviceMemoryError(ModelError):

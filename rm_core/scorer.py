@@ -19,6 +19,7 @@ import torch
 
 from rm_core.chat import ChatEncoder, readout_position
 from rm_core.config import BatchConfig, ModelConfig
+from rm_core.engine_errors import raise_engine_errors
 from rm_core.errors import (
     DeviceFailedError,
     DeviceMemoryError,
@@ -154,7 +155,8 @@ class RewardScorer:
         """Whether a full batch goes through the model."""
         tree = full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
-            forward_batch(self._loaded, tree, self._row_multiple)
+            with raise_engine_errors():
+                forward_batch(self._loaded, tree, self._row_multiple)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -218,13 +220,10 @@ class RewardScorer:
     def _score_batch(self, tree: Tree) -> list[float | ScoreError]:
         """One reward or error for each; a batch that fails is scored again in halves."""
         try:
-            logits = forward_batch(self._loaded, tree, self._row_multiple)
-        except torch.AcceleratorError as error:
-            # The device's context is lost: whatever comes next fails too, whoever sent it.
-            raise DeviceFailedError(
-                f"the device failed ({str(error).splitlines()[0]}); the model has to be loaded "
-                "again by a new process"
-            ) from error
+            with raise_engine_errors():
+                logits = forward_batch(self._loaded, tree, self._row_multiple)
+        except DeviceFailedError:  # not of a conversation: whatever comes next fails too
+            raise
         # The border of the batch: whatever the forward pass raises belongs to a conversation.
         except Exception as error:
             logger.exception("a batch of %d conversations failed", len(tree.sequences))

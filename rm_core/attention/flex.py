@@ -14,6 +14,7 @@ import torch
 
 from rm_core.attention.backend import Scores
 from rm_core.attention.segments import Segment
+from rm_core.compiling import recompile_options
 
 BLOCK = 128
 # Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
@@ -51,12 +52,7 @@ class FlexBackend:
     """
 
     def __init__(self, kernel: Callable[..., Any] | None = None) -> None:
-        if kernel is None:
-            from torch.nn.attention.flex_attention import flex_attention
-
-            # Whole, or not at all: the way out would be scores for every query and key.
-            kernel = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-        self._kernel = kernel
+        self._kernel = compile_kernel() if kernel is None else kernel
         self._caps: dict[tuple[float, torch.device], Callable[..., torch.Tensor]] = {}
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> FlexPlan:
@@ -126,6 +122,26 @@ class FlexBackend:
 
             self._caps[softcap, device] = cap
         return self._caps[softcap, device]
+
+
+def compile_kernel() -> Callable[..., Any]:
+    """Return `flex_attention`, compiled for rows of any length at its first call."""
+    from torch.fx.experimental import _config
+    from torch.nn.attention.flex_attention import flex_attention
+
+    shapes: Any = _config
+    # Whole, or not at all: the way out would be scores for every query and key.
+    compiled: Callable[..., Any] = torch.compile(
+        flex_attention, dynamic=True, fullgraph=True, **recompile_options()
+    )
+
+    def kernel(*tensors: torch.Tensor, **options: Any) -> Any:
+        # By default sizes that are equal at the first call, such as blocks and heads or queries
+        # and keys, have to stay equal, and rows where they are not are compiled again.
+        with shapes.patch(use_duck_shape=False):
+            return compiled(*tensors, **options)
+
+    return kernel
 
 
 def _fill(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -32,9 +32,9 @@ RM_CORE_LAYERS = [
     ["rm_core.benchmarks.records"],
     ["rm_core.benchmarks.options"],
     ["rm_core.scorer"],
-    ["rm_core.forward", "rm_core.memory"],
+    ["rm_core.forward", "rm_core.memory", "rm_core.engine_errors"],
     ["rm_core.loading"],
-    ["rm_core.self_check", "rm_core.weights"],
+    ["rm_core.self_check", "rm_core.weights", "rm_core.precision"],
     ["rm_core.checkpoint", "rm_core.placement", "rm_core.quantization"],
     ["rm_core.packed_linear", "rm_core.readout_layer", "rm_core.layer_split"],
     ["rm_core.golden"],
@@ -43,7 +43,7 @@ RM_CORE_LAYERS = [
     ["rm_core.dialects"],
     ["rm_core.packing"],
     ["rm_core.records", "rm_core.truncation", "rm_core.conversations", "rm_core.cache"],
-    ["rm_core.types", "rm_core.config", "rm_core.rounding"],
+    ["rm_core.types", "rm_core.config", "rm_core.rounding", "rm_core.compiling"],
     ["rm_core.errors"],
 ]
 SERVE_LAYERS = [

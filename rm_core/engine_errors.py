@@ -1,0 +1,70 @@
+"""Which errors of a forward pass are the engine's own and no conversation's.
+
+After these the process cannot be trusted to score anything: the device's context is lost, or the
+compiler behind a kernel failed, as it will for the next batch of that kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from rm_core.errors import CompilerFailedError, DeviceFailedError
+
+logger = logging.getLogger(__name__)
+
+# Packages whose exception classes mean that code could not be compiled. By name: importing them
+# takes seconds, and they are loaded already where one of their exceptions is raised.
+_COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
+
+@contextlib.contextmanager
+def raise_engine_errors() -> Iterator[None]:
+    """Turn failures of the device and of the compiler into errors of the engine.
+
+    Raises:
+        DeviceFailedError: the device reported an error that it does not recover from.
+        CompilerFailedError: a kernel could not be compiled.
+        torch.OutOfMemoryError: the compiler ran out of the device's memory.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceFailedError(
+            f"the device failed ({_first_line(error)}); the model has to be loaded again by a new "
+            "process"
+        ) from error
+    except Exception as error:
+        if not is_compiler_error(error):
+            raise
+        # The compiler runs kernels to time them: a smaller batch may succeed.
+        cause = getattr(error, "inner_exception", None) or error.__cause__
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from error
+        logger.exception(
+            "the compiler failed: a new process starts with no compiled kernels; if it fails "
+            "again, set `attention` to 'eager' or `compile` to false, and check that a C compiler "
+            "is installed and that the temporary folder has free space"
+        )
+        raise CompilerFailedError(
+            f"the compiler of a kernel failed ({type(error).__name__}: {_first_line(error)}), "
+            "which no conversation is to blame for; the model has to be loaded again by a new "
+            "process, and the log says what to do if that fails too"
+        ) from error
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Return whether an exception is one of `torch.compile` and what lies under it."""
+    return any(
+        cls.__module__ == package or cls.__module__.startswith(f"{package}.")
+        for cls in type(error).__mro__
+        for package in _COMPILERS
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

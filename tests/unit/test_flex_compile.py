@@ -1,0 +1,205 @@
+"""FlexAttention is compiled once for its proof and every batch; a failing compiler is the engine's.
+
+The kernel is traced as on a GPU, by the real Dynamo; what was traced then runs uncompiled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import CONVERSATIONS
+
+from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
+from rm_core.attention import AttentionChoice
+from rm_core.compiling import RECOMPILE_LIMIT, recompile_options
+from rm_core.engine_errors import is_compiler_error, raise_engine_errors
+from serve.engine import Engine
+from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
+
+ScorerOf = Callable[..., RewardScorer]
+PathOf = Callable[[str], Path]
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Run flex on the CPU as the graphs that Dynamo traced, and list them."""
+    compile_ = torch.compile
+    traced: list[Any] = []
+
+    def backend(graph: Any, _: object) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    @functools.wraps(compile_)
+    def traced_compile(function: Any, **options: Any) -> Any:
+        return compile_(function, **{**options, "backend": backend})
+
+    monkeypatch.setattr(torch, "compile", traced_compile)
+    monkeypatch.setattr(
+        "rm_core.loading.choose_attention", lambda *_: AttentionChoice("flex", "for the test")
+    )
+    return traced
+
+
+def score_on_another_thread(scorer: RewardScorer) -> list[float]:
+    """As the engine does: the load and the batches run on different threads."""
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(scorer.score, CONVERSATIONS).result()
+    assert all(isinstance(result, Reward) for result in results), results
+    return [result.reward for result in results if isinstance(result, Reward)]
+
+
+@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+def test_batches_use_the_kernels_of_the_proof(
+    name: str, graphs: list[Any], checkpoint_of: PathOf, scorer_of: ScorerOf
+) -> None:
+    config = ModelConfig(str(checkpoint_of(name)), device="cpu", attention="flex")
+    scorer = RewardScorer.load(config)
+    compiled = len(graphs)
+    assert compiled >= 1
+    expected = [r.reward for r in scorer_of(name).score(CONVERSATIONS)]  # type: ignore[union-attr]
+    assert score_on_another_thread(scorer) == pytest.approx(expected, abs=1e-4, rel=0)
+    # From one block of 128 tokens to ten: as many as there are heads, and other numbers.
+    for length in range(60, 1300, 120):
+        (reward,) = scorer.score_ids([tuple(range(3, 60)) * (length // 57 + 1)]).rewards
+        assert isinstance(reward, float)
+    assert len(graphs) == compiled
+
+
+def test_many_models_in_one_process(graphs: list[Any], checkpoint_of: PathOf) -> None:
+    """More kinds of kernels than torch keeps by default, which is 8."""
+    for dtype in ("float32", "bfloat16", "float16"):
+        for name in ("llama-v0.2", "qwen3", "gemma2"):
+            if (dtype, name) == ("float16", "gemma2"):
+                continue  # refused: it overflows
+            config = ModelConfig(
+                str(checkpoint_of(name)),
+                device="cpu",
+                attention="flex",
+                dtype=dtype,  # type: ignore[arg-type]
+            )
+            score_on_another_thread(RewardScorer.load(config))
+    assert len(graphs) <= 8
+
+
+def test_limit_of_compiled_kernels_is_raised_on_every_thread() -> None:
+    compiled = torch.compile(
+        lambda rows: rows + 1, backend="eager", dynamic=False, fullgraph=True, **recompile_options()
+    )
+    with ThreadPoolExecutor(1) as pool:
+        for length in range(1, 20):
+            assert len(pool.submit(compiled, torch.ones(length)).result()) == length
+    assert RECOMPILE_LIMIT > 20
+
+
+def fail_to_compile(kind: str) -> Callable[..., list[float]]:
+    """Return a forward pass whose compiler fails at the second length, in one of several ways."""
+
+    def backend(graph: Any, _: object) -> Any:
+        if kind == "backend" and compiled_once:
+            raise RuntimeError("no space left on device")
+        compiled_once.append(True)
+        return graph.forward
+
+    def function(rows: torch.Tensor) -> torch.Tensor:
+        if kind == "unsupported" and len(rows) != 5:
+            torch._dynamo.graph_break()
+        return rows + 1
+
+    compiled_once: list[bool] = []
+    compiled = torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
+
+    def forward(_loaded: object, tree: Any, _multiple: int) -> list[float]:
+        with torch._dynamo.config.patch(recompile_limit=1 if kind == "limit" else 8):
+            compiled(torch.ones(tree.num_tokens))
+        return [0.5] * len(tree.sequences)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("limit", "FailOnRecompileLimitHit"),
+        ("backend", "BackendCompilerFailed"),
+        ("unsupported", "Unsupported"),
+    ],
+)
+def test_failing_compiler_is_the_engines_fault(
+    kind: str,
+    error: str,
+    scorer_of: ScorerOf,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The batch is not tried in halves, and the log says what to do."""
+    forward, calls = fail_to_compile(kind), []
+
+    def counted(*arguments: Any) -> list[float]:
+        calls.append(arguments[1].num_tokens)
+        return forward(*arguments)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", counted)
+    scorer = scorer_of("qwen3")
+    assert scorer.score_ids([(3, 4, 5, 6, 7)]).rewards == (0.5,)
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(CompilerFailedError, match="no conversation is to blame") as caught,
+    ):
+        scorer.score_ids([(3, 4, 5), (5, 6), (7,)])
+    assert error in caught.value.detail
+    assert calls == [5, 6]
+    assert "set `attention` to 'eager'" in caplog.text
+
+
+def test_engine_with_failed_compiler_is_replaced(
+    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had goes to another replica; it takes nothing more itself."""
+
+    async def run() -> None:
+        engine = Engine(scorer_of("qwen3"))
+        monkeypatch.setattr("rm_core.scorer.forward_batch", fail_to_compile("limit"))
+        await engine.run([(3, 4, 5, 6, 7)])
+        with pytest.raises(ReplicaUnhealthyError, match="compiler of a kernel failed") as caught:
+            await engine.run([(3, 4), (5,)])
+        assert not isinstance(caught.value, ReplicaRefusedError)
+        with pytest.raises(ReplicaRefusedError):
+            await engine.run([(3, 4, 5, 6, 7)])
+        engine.close()
+
+    asyncio.run(run())
+
+
+def test_compiler_without_memory_is_no_failed_compiler() -> None:
+    """A smaller batch may succeed: it is for the scorer to halve."""
+
+    def backend(_graph: object, _inputs: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    compiled = torch.compile(lambda rows: rows + 1, backend=backend, fullgraph=True)
+    with pytest.raises(torch.OutOfMemoryError), raise_engine_errors():
+        compiled(torch.ones(3))
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    for error in (ValueError("x"), RuntimeError("shape"), IndexError(), torch.OutOfMemoryError()):
+        assert not is_compiler_error(error)
+        with pytest.raises(type(error)), raise_engine_errors():
+            raise error
