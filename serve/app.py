@@ -76,6 +76,10 @@ def build(args: Settings) -> Application:
 
 
 def _scorer(model: ModelSettings, settings: Settings) -> Any:
+    num_gpus = _num_gpus(model)
+    if num_gpus == 0 and model.device == "auto":
+        # Ray leaves the GPUs of a machine visible to an actor that was given none of them.
+        model = model.model_copy(update={"device": "cpu"})
     deployment = ray_serve.deployment(Scorer).options(
         name=deployment_name(model.alias),
         max_ongoing_requests=_SCORER_MAX_ONGOING,
@@ -83,7 +87,7 @@ def _scorer(model: ModelSettings, settings: Settings) -> Any:
         max_constructor_retry_count=1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
-        ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": _num_gpus(model)},
+        ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": num_gpus},
         **_copies(model),
         **_until_stopped(settings),
     )

@@ -64,7 +64,7 @@ class ModelSettings(BaseModel):
         default=None,
         ge=0,
         description="GPUs of a replica, over which the layers are spread if there are several; "
-        "default: 1 if the cluster has any",
+        "0: the replica runs on the CPU; default: 1 if the cluster has any",
     )
     cpu_threads: int | None = Field(
         default=None, ge=1, description="torch threads of a CPU replica; default: cores / replicas"
@@ -111,6 +111,10 @@ class ModelSettings(BaseModel):
                 f"num_gpus {self.num_gpus} is more than one and no whole number; a replica shares "
                 "one GPU with others, or has several for itself"
             )
+        if self.num_gpus == 0 and self.device not in ("auto", "cpu"):
+            raise ValueError(
+                f"num_gpus 0 means the CPU, and device is {self.device!r}; leave one of them out"
+            )
         return self
 
     @property
@@ -130,7 +134,7 @@ class ModelSettings(BaseModel):
             revision=self.revision,
             dtype=self.dtype,
             attention=self.attention,
-            device=self.device,
+            device="cpu" if self.num_gpus == 0 else self.device,
             num_devices=self.num_devices,
             max_length=self.max_length,
             chat_template=self.chat_template,

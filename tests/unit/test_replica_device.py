@@ -1,0 +1,47 @@
+"""On which device a replica runs, and how many GPUs Ray gives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serve.model_settings import ModelSettings
+from serve.settings import Settings
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own import
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({"num_gpus": 0}, 8, ("cpu", 0)),
+        ({"num_gpus": 0, "device": "cpu"}, 8, ("cpu", 0)),
+        ({}, 0, ("cpu", 0)),
+        ({}, 8, ("auto", 1)),
+        ({"num_gpus": 0.5}, 8, ("auto", 0.5)),
+        ({"num_gpus": 2}, 8, ("auto", 2)),
+        ({"device": "cpu"}, 8, ("cpu", 0)),
+        ({"device": "cuda"}, 8, ("cuda", 1)),
+    ],
+)
+def test_replica_without_a_gpu_runs_on_the_cpu(
+    settings: dict[str, Any],
+    gpus: int,
+    expected: tuple[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also on a machine with GPUs: Ray does not hide them from an actor that has none."""
+    from serve.app import _scorer
+
+    monkeypatch.setattr("serve.app.ray.is_initialized", lambda: True)
+    monkeypatch.setattr("serve.app.ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
+    model = ModelSettings(name="demo", **settings)
+    bound = _scorer(model, Settings(models=(model,)))._bound_deployment
+    replica = ModelSettings.model_validate(bound.init_args[0])
+    used = bound.ray_actor_options["num_gpus"]
+    assert (replica.model_loading().device, used) == expected
+
+
+def test_no_gpus_on_a_cuda_device_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_gpus 0 means the CPU, and device is 'cuda:1'"):
+        ModelSettings(name="demo", num_gpus=0, device="cuda:1")
