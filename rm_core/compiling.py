@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,3 +26,17 @@ def recompile_options() -> dict[str, Any]:
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     return {}
+
+
+@contextlib.contextmanager
+def compile_for_all_sizes() -> Iterator[None]:
+    """Compile, where it is needed, code that does not depend on which sizes are equal.
+
+    By default sizes that are equal at the first call, such as tokens and heads or queries and keys,
+    have to stay equal, and rows where they are not are compiled again.
+    """
+    from torch.fx.experimental import _config
+
+    config: Any = _config
+    with config.patch(use_duck_shape=False):
+        yield

@@ -7,6 +7,7 @@ sees to it that a token looks at its own conversation only. The head is applied 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from rm_core.attention import PackedAttention, of_runs, of_tokens
+from rm_core.compiling import compile_for_all_sizes
 from rm_core.loading import LoadedModel
 from rm_core.packing import Tree
 from rm_core.precision import ieee_products
@@ -28,12 +30,13 @@ def forward_batch(loaded: LoadedModel, tree: Tree, row_multiple: int = 1) -> lis
         loaded: the model.
         tree: the batch; each sequence is read at its last token.
         row_multiple: the row is filled up to a multiple of this many tokens, which are not read;
-            for modes that want few shapes, or one.
+            for the mode that wants one shape.
 
     Returns:
         `[num_sequences]` logits; NaN and infinity are passed on as they are.
     """
-    hidden = _hidden_states(loaded, tree, -tree.num_tokens % row_multiple)
+    with compile_for_all_sizes() if loaded.compiled else contextlib.nullcontext():
+        hidden = _hidden_states(loaded, tree, -tree.num_tokens % row_multiple)
     # One product per conversation: in a product of matrices the last bits of a row depend on how
     # many others there are, and a reward must not depend on its neighbours.
     logits = torch.stack([row.float() @ loaded.head[0] for row in hidden]).tolist()

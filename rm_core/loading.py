@@ -24,6 +24,7 @@ from rm_core.attention import (
 )
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
+from rm_core.compiling import recompile_options
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
 from rm_core.layer_split import connect, place
@@ -56,7 +57,7 @@ class LoadedModel:
         backend: computes attention.
         deterministic: whether a reward must not depend on its batch, to the last bit.
         quantized: whether its linear layers hold fewer bits than the dtype says.
-        compiled: whether the decoder layers are compiled, which wants rows of few lengths.
+        compiled: whether the decoder layers are compiled, once for rows of any length.
         devices: where it runs, in the order of its layers; one if it fits.
         fingerprint: what makes two rewards comparable.
         encoder: renders and tokenizes for it.
@@ -226,7 +227,7 @@ def prepare_layers(
         pack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:
-            layer.compile(dynamic=False)
+            layer.compile(dynamic=True, **recompile_options())
     layers[-1] = ReadoutLayer(layers[-1])
 
 

@@ -35,9 +35,6 @@ from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError,
 
 logger = logging.getLogger(__name__)
 
-# Compiled layers are made anew for every length of a row; so many lengths there are.
-BUCKETS = 8
-
 
 class RewardScorer:
     """A loaded reward model. Use from one thread at a time.
@@ -163,10 +160,8 @@ class RewardScorer:
 
     @property
     def _row_multiple(self) -> int:
-        """What rows are filled up to: one shape in the batch-invariant mode, few if compiled."""
-        if self._loaded.deterministic:
-            return self._budget.max_batch_tokens
-        return max(1, self._budget.max_batch_tokens // BUCKETS) if self._loaded.compiled else 1
+        """Tokens that rows are filled up to a multiple of: one shape if batch-invariant."""
+        return self._budget.max_batch_tokens if self._loaded.deterministic else 1
 
     def score(
         self, conversations: Iterable[object], truncation: Truncation = "error"

@@ -14,7 +14,7 @@ import torch
 
 from rm_core.attention.backend import Scores
 from rm_core.attention.segments import Segment
-from rm_core.compiling import recompile_options
+from rm_core.compiling import compile_for_all_sizes, recompile_options
 
 BLOCK = 128
 # Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
@@ -126,19 +126,15 @@ class FlexBackend:
 
 def compile_kernel() -> Callable[..., Any]:
     """Return `flex_attention`, compiled for rows of any length at its first call."""
-    from torch.fx.experimental import _config
     from torch.nn.attention.flex_attention import flex_attention
 
-    shapes: Any = _config
     # Whole, or not at all: the way out would be scores for every query and key.
     compiled: Callable[..., Any] = torch.compile(
         flex_attention, dynamic=True, fullgraph=True, **recompile_options()
     )
 
     def kernel(*tensors: torch.Tensor, **options: Any) -> Any:
-        # By default sizes that are equal at the first call, such as blocks and heads or queries
-        # and keys, have to stay equal, and rows where they are not are compiled again.
-        with shapes.patch(use_duck_shape=False):
+        with compile_for_all_sizes():
             return compiled(*tensors, **options)
 
     return kernel
