@@ -5,11 +5,14 @@ What fails is a row too and ends nothing else; what no time is left for is skipp
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from gpu import extras
 from gpu.meter import Clock, Meter, matrix_rate
 from gpu.models import Shape, as_loaded, build, num_bytes
 from gpu.parity import References, compare, references, same_bits, score
@@ -25,6 +28,7 @@ from rm_core.attention import (
     proven_backend,
 )
 from rm_core.attention.choice import flash_attn_installed
+from rm_core.config import Quantization
 from rm_core.loading import LoadedModel
 from rm_core.packing import TokenIds
 
@@ -89,6 +93,55 @@ class Figures:
             loaded = self._loaded(model, fixed, deterministic=True)
             for kind in KINDS:
                 self._timed(way, kind, _FIXED_LENGTH, loaded, speed)
+        self._extras(model, speed, ways)
+
+    def _extras(self, model: Any, speed: Speed, ways: list[str]) -> None:
+        """Last: the layers stay compiled."""
+        for quantization in extras.QUANTIZATIONS:
+            self._attempt(
+                quantization, "quantized", lambda q=quantization: self._quantized(model, q)
+            )
+        way = next((w for w in ways if (w, False) in self._backends), None)
+        if way is None:
+            self._row("", "host", {"skipped": "no backend passed"})
+            return
+        loaded = self._loaded(model, way)
+        _, tree = speed.batch("pairs", LENGTHS[1])
+        self._attempt(
+            way,
+            "host",
+            lambda: self._row(way, "host", extras.host_gap(loaded, tree, self._meter)),
+            speed.needed_s(tree),
+        )
+        name = f"{way}, compiled"
+        compiled = dataclasses.replace(loaded, compiled=True)
+        self._attempt(
+            name,
+            "compile",
+            lambda: self._row(
+                name,
+                "compile",
+                extras.compiled_layers(
+                    model, compiled, tree, self._meter, self._scale.cell_s, self._scale.divisor
+                ),
+            ),
+            speed.needed_s(tree) + (5.0 if self._dry else _COMPILING_S),
+        )
+
+    def _quantized(self, model: Any, quantization: Quantization) -> None:
+        needs_new_gpu = quantization == "fp8" and (
+            self._dry or torch.cuda.get_device_capability(self._meter.device) < (8, 9)
+        )
+        size = self._meter, self._scale.row, self._scale.cell_s
+        if needs_new_gpu:
+            values: dict[str, Any] = {"skipped": "it needs compute capability 8.9"}
+        elif extras.has_torchao():
+            values = extras.quantized_linears(model, quantization, *size)
+        elif quantization == "fp8":
+            values = extras.scaled_products(model, *size)
+        else:
+            values = {"skipped": "torchao is not installed"}
+        self._row(quantization, "quantized", values)
 
     def _ways(self) -> list[str]:
         """Backends of the family, the default one first and eager last."""

@@ -70,6 +70,18 @@ class Meter:
             return 0
         return int(torch.cuda.max_memory_allocated(self.device)) - self._before
 
+    def mark(self) -> Any:
+        """A moment in the work of the device."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds between two marks that the device has passed."""
+        return float(start.elapsed_time(end)) / 1000 if self._cuda else float(end - start)
+
     def seconds(self, run: Callable[[], object], most_s: float, repeats: int = REPEATS) -> float:
         """Median time of up to three runs after one that does not count.
 

@@ -21,6 +21,7 @@ from rm_core.attention import install
 from rm_core.forward import forward_batch
 from rm_core.loading import LoadedModel
 from rm_core.packing import TokenIds, pack
+from rm_core.verification import bfloat16_step
 
 # Beside the weights: scores of one long sequence in float32, several times over.
 _WORKING_BYTES = 12 << 30
@@ -118,10 +119,25 @@ def compare(ours: list[float], reference: References) -> dict[str, Any]:
     if exact is not None:
         figures["from_float32"] = _mean(ours, exact)
         figures["eager_from_float32"] = _mean(eager, exact)
-        figures["ok"] = figures["from_float32"] <= _STRAYS * figures["eager_from_float32"]
+        limit = allowed_stray(figures["eager_from_float32"], exact)
+        figures["ok"] = figures["from_float32"] <= limit
     else:
         figures["ok"] = figures["mean"] <= _SHARE * figures["spread"]
     return figures | {f"without_{name}": mean for name, mean in reference.without.items()}
+
+
+def allowed_stray(eager_stray: float, exact: Sequence[float]) -> float:
+    """Return how far from float32 a kernel may be on average.
+
+    Twice as far as eager, or one bfloat16 step of the rewards further than eager: over so few
+    rewards eager may be closer by chance than rounding explains.
+
+    Args:
+        eager_stray: mean distance of plain eager in bfloat16 from float32.
+        exact: rewards in float32.
+    """
+    step = statistics.mean(bfloat16_step(reward) for reward in exact)
+    return max(_STRAYS * eager_stray, eager_stray + step)
 
 
 def same_bits(

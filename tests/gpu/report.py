@@ -129,8 +129,12 @@ def _notes(rows: list[Row]) -> list[str]:
             notes.append(f"{where}: {row['what']} skipped: {_once(row['skipped'])}")
         if row["what"] == "proof" and row["seconds"] >= 1:
             notes.append(f"{where}: proven on its own kernels in {row['seconds']:.0f} s")
-        if row.get("ok") is False and "same" not in row:
+        if row.get("ok") is False and row["what"] == "parity":
             notes.append(f"{where}: STRAYS further than it may")
+        if row.get("ok") is False and row["what"] == "quantized":
+            notes.append(f"{where}: a token's result DEPENDS on its neighbours")
+        if row.get("ok") is False and row["what"] == "compile":
+            notes.append(f"{where}: COMPILED AGAIN for rows of other lengths")
         for feature in ("softcap", "window"):
             if f"without_{feature}" in row:
                 mean = row[f"without_{feature}"]
@@ -140,6 +144,17 @@ def _notes(rows: list[Row]) -> list[str]:
         if row["what"] == "full row" and "tokens" in row:
             at = f"a row of {row['tokens']} tokens, {row['share']:.0%} of the matrix rate"
             notes.append(f"{where}: {at} ({row['reason']})")
+        if row["what"] == "quantized" and "seconds" in row:
+            times = f"{row['seconds']:.3g} s, bfloat16 {row['bfloat16_s']:.3g} s"
+            notes.append(f"{where}: linear layers of a decoder layer {times}")
+        if row["what"] == "compile" and "seconds" in row:
+            times = f"{row['seconds']:.3g} s, uncompiled {row['uncompiled_s']:.3g} s"
+            first = f"the first row took {row['first_s']:.0f} s"
+            graphs = f"{row['graphs']} graphs for {row['lengths']} lengths"
+            notes.append(f"{where}: a batch {times}; {graphs}, {first}")
+        if row["what"] == "host" and "seconds" in row:
+            times = f"{row['gap_s']:.3g} s of {row['seconds']:.3g} s"
+            notes.append(f"{where}: a batch spends {times} outside the decoder")
         if row["what"] == "test" and row["outcome"] != "passed":
             notes.append(f"test {row['way']}: {row['outcome']} {row['reason']}".rstrip())
     return [f"- {note}" for note in _distinct(notes)]

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import check
+from gpu import check, extras
 from gpu.figures import Figures
 from gpu.meter import Clock, Meter, operations
 from gpu.models import SHAPES, as_loaded, build, num_bytes
+from gpu.parity import allowed_stray
 from gpu.report import is_bad, progress, record, table
 from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
 from gpu.stand_ins import stand_in
@@ -54,7 +55,16 @@ def figures_of(part: str, seconds: float = 3600.0) -> list[Row]:
 @pytest.mark.parametrize("part", ["Llama-3.1-8B", "Gemma-2-27B"])
 def test_every_figure(part: str) -> None:
     rows = figures_of(part)
-    assert not [row for row in rows if "failed" in row or "skipped" in row]
+    quantized = {row["way"]: row for row in rows if row["what"] == "quantized"}
+    assert set(quantized) == {"int8", "fp8", "fp8-weights"}
+    others = [row for row in rows if row["what"] != "quantized"]
+    assert not [row for row in others if "failed" in row or "skipped" in row]
+    assert not any(map(is_bad, rows))
+    (compiled,) = (row for row in rows if row["what"] == "compile")
+    assert compiled["graphs"] == 4
+    assert compiled["lengths"] > 5
+    (host,) = (row for row in rows if row["what"] == "host")
+    assert 0 < host["gap_s"] < host["seconds"]
     ways = {row["way"] for row in rows if row["what"] == "parity"}
     expected = {"flash_attention_2", "flex", "eager"}
     assert ways == (expected if part == "Gemma-2-27B" else expected | {"varlen"})
@@ -70,6 +80,38 @@ def test_every_figure(part: str) -> None:
     assert "deterministic" in text
     assert json.loads(json.dumps(record(rows)))["models"][part]
     assert all(progress(row) for row in rows)
+
+
+def test_fp8_products_of_torch_alone() -> None:
+    """What stands for torchao where it is not installed."""
+    shape = SHAPES["Qwen3-0.6B"]
+    model = build(shape, shape.config(tiny=True), torch.device("cpu"))
+    row = extras.scaled_products(model, Meter(torch.device("cpu")), 32, 0.0)
+    assert row["seconds"] > 0
+    assert row["bfloat16_s"] > 0
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+def test_quantized_linears_find_a_scale_for_all_tokens(
+    granularity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchao.quantization import PerTensor, quant_api
+
+    monkeypatch.setattr(extras, "check_quantization", lambda *_, **__: None)
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
+    if granularity == "tensor":
+        monkeypatch.setattr("torchao.quantization.PerRow", PerTensor)
+    shape = SHAPES["Qwen3-0.6B"]
+    model = build(shape, shape.config(tiny=True), torch.device("cpu"))
+    meter = Meter(torch.device("cpu"))
+    row = extras.quantized_linears(model, "fp8", meter, 32, 0.0)
+    assert row["ok"] is (granularity == "row"), row
+    assert is_bad(row) is (granularity == "tensor")
+
+
+def test_allowed_stray_has_a_floor() -> None:
+    assert allowed_stray(0.1, [1.0, 5.0]) == pytest.approx(0.2)
+    assert allowed_stray(0.016, [1.0, 5.0]) == pytest.approx(0.016 + (2**-7 + 2**-5) / 2)
 
 
 def test_no_time_is_said_and_nothing_fails() -> None:
@@ -146,10 +188,11 @@ def collect_tests(folder: Path, source: str, take: Callable[[Row], None]) -> str
     """Run a file of tests as `make gpu-check` runs those of its folder, in a process."""
     (folder / "test_some.py").write_text(source)
     code = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import sys, types; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
-        "from gpu import check, meter\n"
-        "check.run_tests(False, meter.Clock(60), check.print_row, Path(sys.argv[1]))\n"
+        "from gpu import check\n"
+        "clock = types.SimpleNamespace(left=60)\n"
+        "check.run_tests(False, clock, check.print_row, Path(sys.argv[1]))\n"
     )
     paths = [str(folder), str(check.ROOT), str(check.ROOT / "tests")]
     return collect([sys.executable, "-c", code, *paths], 120, take)

@@ -1,0 +1,149 @@
+"""Figures besides attention: quantized linear layers, compiled layers, and time spent on the host.
+
+Each function returns the values of one row of `make gpu-check`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from typing import Any
+
+import torch
+from gpu.meter import Meter
+from torch import nn
+
+from rm_core.compiling import recompile_options
+from rm_core.config import Quantization
+from rm_core.forward import forward_batch
+from rm_core.loading import LoadedModel
+from rm_core.packing import Tree, pack
+from rm_core.quantization import check_quantization, quantize, silence_torchao
+
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
+# Lengths of rows, none of which a compiler should compile for; also widths of models and heads.
+_LENGTHS = (2, 17, 32, 64, 100, 128, 129, 500, 1024, 1500, 2048, 3000, 4096)
+
+
+def has_torchao() -> bool:
+    return importlib.util.find_spec("torchao") is not None
+
+
+@torch.inference_mode()
+def quantized_linears(
+    model: Any, quantization: Quantization, meter: Meter, num_tokens: int, most_s: float
+) -> dict[str, Any]:
+    """Time the linear layers of one decoder layer in bfloat16 and quantized, on a full row.
+
+    `alone` is the largest difference between a token's outputs alone and among the others, relative
+    to the largest output; with one scale for all tokens it is about 0.1.
+    """
+    silence_torchao()
+    check_quantization(quantization, meter.device, torch.bfloat16, deterministic=False)
+    plain = nn.ModuleList(m for m in model.model.layers[0].modules() if isinstance(m, nn.Linear))
+    layers = copy.deepcopy(plain)
+    quantize(layers, quantization)
+    rows = _rows(plain, num_tokens)
+    before, after = (
+        meter.seconds(lambda of=of: [layer(rows[layer.in_features]) for layer in of], most_s)
+        for of in (plain, layers)
+    )
+    alone = 0.0
+    for layer in layers:
+        row = rows[layer.in_features]
+        together = layer(row)[:, :1].float()
+        apart = (layer(row[:, :1]).float() - together).abs().max()
+        alone = max(alone, float(apart / together.abs().max()))
+    return {"seconds": after, "bfloat16_s": before, "alone": alone, "ok": alone < 0.02}
+
+
+@torch.inference_mode()
+def scaled_products(model: Any, meter: Meter, num_tokens: int, most_s: float) -> dict[str, Any]:
+    """Time fp8 products with one scale for each row by torch alone, where torchao is missing."""
+    plain = [m for m in model.model.layers[0].modules() if isinstance(m, nn.Linear)]
+    rows = _rows(plain, num_tokens)
+    factors: list[dict[str, Any]] = []
+    for layer in plain:
+        left, left_scale = _to_fp8(rows[layer.in_features][0])
+        right, right_scale = _to_fp8(layer.weight)
+        scales = {"scale_a": left_scale, "scale_b": right_scale.t()}
+        factors.append({"input": left, "mat2": right.t(), "out_dtype": torch.bfloat16} | scales)
+    before = meter.seconds(lambda: [layer(rows[layer.in_features]) for layer in plain], most_s)
+    after = meter.seconds(lambda: [torch._scaled_mm(**each) for each in factors], most_s)
+    return {"seconds": after, "bfloat16_s": before, "note": "torch._scaled_mm without torchao"}
+
+
+def compiled_layers(
+    model: Any, loaded: LoadedModel, tree: Tree, meter: Meter, most_s: float, divisor: int
+) -> dict[str, Any]:
+    """Compile the decoder layers as the loader does, and score rows of many lengths.
+
+    The layers stay compiled. On the CPU of a dry run they are traced and not compiled.
+    """
+    before = meter.seconds(lambda: forward_batch(loaded, tree), most_s)
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options = {"backend": "eager"} if meter.device.type == "cpu" else {}
+    for layer in list(model.model.layers)[:-1]:
+        layer.compile(dynamic=True, **recompile_options(), **options)
+    start = time.monotonic()
+    lengths = [max(2, length // divisor) for length in _LENGTHS]
+    graphs = []
+    for length in lengths:
+        (row,) = pack([tuple(range(3, 3 + length))], length).batches
+        forward_batch(loaded, row)
+        if not graphs:
+            first_s = time.monotonic() - start
+        graphs.append(counters["stats"]["unique_graphs"])
+    after = meter.seconds(lambda: forward_batch(loaded, tree), most_s)
+    return {
+        "first_s": first_s,
+        "seconds": after,
+        "uncompiled_s": before,
+        "lengths": len(set(lengths)),
+        "graphs": graphs[-1],
+        "ok": 0 < graphs[0] == graphs[-1],
+    }
+
+
+def host_gap(loaded: LoadedModel, tree: Tree, meter: Meter) -> dict[str, Any]:
+    """Time of a batch that passes before the decoder's first kernel and after its last."""
+    decoder: nn.Module = loaded.model.get_submodule(loaded.model.base_model_prefix)
+    marks: list[Any] = []
+    hooks = [
+        decoder.register_forward_pre_hook(lambda *_: marks.append(meter.mark())),
+        decoder.register_forward_hook(lambda *_: marks.append(meter.mark())),
+    ]
+    try:
+        forward_batch(loaded, tree)
+        meter.wait()
+        marks.clear()
+        start = time.perf_counter()
+        forward_batch(loaded, tree)
+        meter.wait()
+        seconds = time.perf_counter() - start
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"seconds": seconds, "gap_s": seconds - meter.between(*marks)}
+
+
+def _rows(linears: Any, num_tokens: int) -> dict[int, torch.Tensor]:
+    """Random rows `[1, num_tokens, in_features]` for each width, the second one much larger."""
+    found: dict[int, torch.Tensor] = {}
+    for layer in linears:
+        if layer.in_features not in found:
+            row = torch.randn(
+                1, num_tokens, layer.in_features, device=layer.weight.device, dtype=torch.bfloat16
+            )
+            row[:, 1] *= 100
+            found[layer.in_features] = row
+    return found
+
+
+def _to_fp8(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and scales `[rows, 1]`."""
+    scale = tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 448
+    return (tensor.float() / scale).to(torch.float8_e4m3fn), scale
