@@ -13,8 +13,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
-from rm_core import InvalidConversationError, Rendered, read_turns
-from serve.problems import BadRequestError, shaped_responses
+from rm_core import InvalidConversationError, Rendered, ScoreError, read_turns
+from serve.problems import error_of, shaped_responses
 from serve.routes.dependencies import ServiceDep, SettingsDep
 from serve.routes.json_route import JsonRoute
 from serve.routes.peers import (
@@ -84,7 +84,8 @@ def _items(body: QueryBody, settings: Settings) -> list[Any]:
         try:
             items.append(read_turns(query, prompt, policy))
         except InvalidConversationError as error:
-            raise BadRequestError(f"query {place} of {len(queries)}: {error.detail}") from error
+            where = f"query {place} of {len(queries)}"
+            raise error_of(ScoreError.of(error), where) from error
     return items
 
 
