@@ -1,37 +1,194 @@
-"""What a caller should know of a conversation although it is scored."""
+"""What a caller should know of a conversation although it is scored: the `warnings` of a result.
+
+Each warning begins with a stable word and a colon. None of them changes a reward.
+"""
 
 from __future__ import annotations
 
-from rm_core.conversations import Messages
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from rm_core.conversations import Chat, Messages, parse_arguments
+from rm_core.dialects import find_transcript, markers_in
+from rm_core.errors import InvalidConversationError
+
+Render: TypeAlias = Callable[[Chat], str | None]
+"""The text that the template makes of a conversation; None where the template refuses it."""
 
 SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
     "conversation was scored with it all the same"
 )
+# Most names of a list in one warning.
+_MAX_NAMES = 8
+# What nearly every special token looks like; others are looked for one by one.
+_TOKEN = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
 
 
-def warnings_of(messages: Messages, text: str, warn_on_system_prompt: bool) -> tuple[str, ...]:
-    """Warnings about a conversation.
+class Advisor:
+    """Finds the warnings of conversations for one checkpoint.
 
     Args:
-        messages: of the conversation, all of them.
-        text: what the template made of them.
+        own_markers: special tokens of the tokenizer, as text.
         warn_on_system_prompt: whether the checkpoint's authors advise against system prompts.
     """
-    warnings = []
-    if warn_on_system_prompt and any(m["role"] == "system" for m in messages):
-        warnings.append(SYSTEM_PROMPT_WARNING)
-    # Most stand there as they came; only the others are worth a closer look.
+
+    def __init__(self, own_markers: Collection[str], warn_on_system_prompt: bool) -> None:
+        self._own = frozenset(own_markers)
+        self._odd = [marker for marker in own_markers if not _TOKEN.fullmatch(marker)]
+        self._warn_on_system_prompt = warn_on_system_prompt
+
+    def find_warnings(self, chat: Chat, text: str, render: Render) -> tuple[str, ...]:
+        """Warnings about a conversation.
+
+        Args:
+            chat: the whole conversation.
+            text: what the template made of it.
+            render: renders variants of it.
+        """
+        return (
+            *self._about_system_prompt(chat.messages),
+            *_about_lost_text(chat.messages, text),
+            *_about_tools(chat, text, render),
+            *_about_arguments(chat, text, render),
+            *self._about_markers(chat.messages),
+            *_about_turns_in_text(chat.messages),
+        )
+
+    def _about_system_prompt(self, messages: Messages) -> Iterator[str]:
+        if self._warn_on_system_prompt and any(m["role"] == "system" for m in messages):
+            yield SYSTEM_PROMPT_WARNING
+
+    def _about_markers(self, messages: Messages) -> Iterator[str]:
+        own: dict[int, list[str]] = {}
+        foreign: dict[int, list[str]] = {}
+        for index, message in enumerate(messages):
+            content = message["content"]
+            found = self._own_in(content)
+            if found:
+                own[index] = found
+            others = [m for m in markers_in(content) if m not in self._own]
+            if others:
+                foreign[index] = others
+        if own:
+            yield (
+                f"template_markers_in_message: {_in_messages(own)} {_names(own)}, which the "
+                "tokenizer of this checkpoint reads as special tokens, so that the text may end "
+                "its turn and begin others; remove them, or send each turn as a message"
+            )
+        if foreign:
+            yield (
+                f"foreign_template_markers: {_in_messages(foreign)} {_names(foreign)}, which chat "
+                "templates of other models write; if a template rendered that text, send its turns "
+                "as messages"
+            )
+
+    def _own_in(self, content: str) -> list[str]:
+        found = [marker for marker in self._odd if marker in content]
+        if "<" in content or "[" in content:
+            found += [
+                token for token in dict.fromkeys(_TOKEN.findall(content)) if token in self._own
+            ]
+        return found
+
+
+def _about_lost_text(messages: Messages, text: str) -> Iterator[str]:
+    # Most contents are in the text as they came; only the others are worth a closer look.
     missing = [i for i, m in enumerate(messages) if m["content"].strip() not in text]
     if missing:
         rendered = _squeeze(text)
         missing = [i for i in missing if _squeeze(messages[i]["content"]) not in rendered]
     if missing:
-        warnings.append(
+        yield (
             f"template_changed_content: the chat template left out or changed text of "
-            f"message(s) {', '.join(map(str, missing))}; /v1/render shows what was scored"
+            f"message(s) {_listed(missing)}; /v1/render shows what was scored"
         )
-    return tuple(warnings)
+
+
+def _about_tools(chat: Chat, text: str, render: Render) -> Iterator[str]:
+    if chat.tools and render(replace(chat, tools=None)) == text:
+        yield (
+            "template_ignores_tools: the chat template of this checkpoint writes nothing of "
+            "`tools`, so the reward is that of the conversation without them"
+        )
+
+
+def _about_arguments(chat: Chat, text: str, render: Render) -> Iterator[str]:
+    places = [i for i, message in enumerate(chat.messages) if _has_arguments_as_text(message)]
+    if not places:
+        return
+    try:
+        parsed = parse_arguments(chat.messages)
+    except InvalidConversationError:
+        return
+    if render(replace(chat, messages=parsed)) not in (text, None):
+        yield (
+            f"arguments_as_text: `arguments` of message(s) {_listed(places)} are JSON text, which "
+            "the chat template writes in other words than the object; send the object, which is "
+            "what templates expect"
+        )
+
+
+def _has_arguments_as_text(message: Any) -> bool:
+    calls = message.get("tool_calls")
+    functions = (c.get("function") for c in calls if isinstance(c, dict)) if _is_list(calls) else ()
+    arguments = [f.get("arguments") for f in functions if isinstance(f, dict)]
+    return any(isinstance(one, str) and one for one in arguments)
+
+
+def _about_turns_in_text(messages: Messages) -> Iterator[str]:
+    transcripts = {
+        index: [words]
+        for index, message in enumerate(messages)
+        if (words := find_transcript(message["content"]))
+    }
+    if transcripts:
+        yield (
+            f"transcript_in_message: {_in_messages(transcripts)} turns of both sides as text "
+            f"({_names(transcripts)}), and each message was scored as one turn; send each turn "
+            "as a message"
+        )
+    as_json = [i for i, message in enumerate(messages) if _is_json_of_messages(message["content"])]
+    if as_json:
+        yield (
+            f"messages_as_text: message(s) {_listed(as_json)} are JSON text of a list of messages, "
+            "and were scored as the text that they are; send the list itself"
+        )
+
+
+def _is_json_of_messages(content: str) -> bool:
+    begin = content[:200].lstrip()
+    if not begin.startswith("[") or '"role"' not in content or '"content"' not in content:
+        return False
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return bool(found) and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in found
+    )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _in_messages(found: dict[int, list[str]]) -> str:
+    return f"message(s) {_listed(list(found))} hold"
+
+
+def _names(found: dict[int, list[str]]) -> str:
+    names = list(dict.fromkeys(name for names in found.values() for name in names))
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
+
+
+def _listed(places: list[int]) -> str:
+    more = f" and {len(places) - _MAX_NAMES} more" if len(places) > _MAX_NAMES else ""
+    return ", ".join(map(str, places[:_MAX_NAMES])) + more
 
 
 def _squeeze(text: str) -> str:

@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rm_core.advice import warnings_of
-from rm_core.conversations import Messages, checked_text, parse_conversation
-from rm_core.errors import ConversationTooLongError, InputError, ModelLoadError, TemplateError
+import jinja2
+
+from rm_core.advice import Advisor
+from rm_core.conversations import Chat, Messages, checked_text, parse_chat
+from rm_core.errors import (
+    ConversationTooLongError,
+    InputError,
+    InvalidConversationError,
+    ModelLoadError,
+    TemplateError,
+)
 from rm_core.prepared import PROBE, PreparedReader
 from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
@@ -76,7 +85,9 @@ class ChatEncoder:
         warn_on_system_prompt: bool = False,
     ) -> None:
         template = tokenizer.chat_template
-        if isinstance(template, dict):  # several named ones; transformers takes this for chats
+        of_tools = ""
+        if isinstance(template, dict):  # several named ones; transformers takes these two
+            of_tools = template.get("tool_use") or ""
             template = template.get("default")
         if not isinstance(template, str) or not template.strip():
             raise ModelLoadError(
@@ -86,21 +97,21 @@ class ChatEncoder:
             )
         self._tokenizer = tokenizer
         self._pad_token_id = pad_token_id
-        self._warn_on_system_prompt = warn_on_system_prompt
         self.max_length = max_length
         self.chat_template = template
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
         self.encoding_sha256 = hashlib.sha256(
-            (template + tokenizer.backend_tokenizer.to_str()).encode()
+            (template + of_tools + tokenizer.backend_tokenizer.to_str()).encode()
         ).hexdigest()
         # Llama 3.2's stock template writes today's date into a system header.
-        self.depends_on_date = "strftime_now" in template
+        self.depends_on_date = "strftime_now" in template + of_tools
         # Puts the file's own padding, truncation and treatment of special tokens aside for good.
         tokenizer("", padding=False, truncation=False)
         self._backend = tokenizer.backend_tokenizer
         self._strips_bos = self._tokenizer_adds_bos()
         self._bound = TokenBound(tokenizer)
         self.prepared = PreparedReader(tokenizer, self._render_probe(), self._strips_bos)
+        self._advisor = Advisor(self.prepared.special_markers, warn_on_system_prompt)
 
     def encode(
         self,
@@ -111,7 +122,8 @@ class ChatEncoder:
         """Token ids and readout of one conversation.
 
         Args:
-            conversation: messages, the last one the assistant's; or `Rendered` or `Tokens`.
+            conversation: messages, the last one the assistant's; or a mapping of `messages` and
+                `tools`; or `Rendered` or `Tokens`.
             truncation: `error` refuses what is over the limit; `left` drops the oldest turns and
                 keeps the markers of the template and the last turn whole, of `Rendered` and
                 `Tokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
@@ -126,14 +138,14 @@ class ChatEncoder:
         limit = min(self.max_length, max_length or self.max_length)
         if isinstance(conversation, Rendered | Tokens):
             return self._encode_prepared(conversation, truncation, limit)
-        messages = parse_conversation(conversation)
-        text = self._render(messages)
+        chat = parse_chat(conversation)
+        text = self._render(chat)
         # The first tokens can only be known by tokenizing, however long the text is.
         over = self._surely_over(text, limit) if truncation != "right" else None
         if over and truncation == "error":
             raise ConversationTooLongError(_too_long(f"at least {over}", limit))
         input_ids = [] if over else self._tokenize(text)
-        warnings = warnings_of(messages, text, self._warn_on_system_prompt)
+        warnings = self._advisor.find_warnings(chat, text, self._try_render)
         truncated = over is not None or len(input_ids) > limit
         if truncated:
             if truncation == "right":
@@ -141,8 +153,7 @@ class ChatEncoder:
                 text = self._decode(input_ids)
             elif truncation == "left":
                 whole = f"at least {over}" if over else str(len(input_ids))
-                messages = self._drop_oldest(messages, whole, limit)
-                text = self._render(messages)
+                text = self._render(self._drop_oldest(chat, whole, limit))
                 input_ids = self._tokenize(text)
             else:
                 raise ConversationTooLongError(_too_long(str(len(input_ids)), limit))
@@ -206,30 +217,33 @@ class ChatEncoder:
 
     def _render_probe(self) -> str:
         try:
-            return self._apply_template([*PROBE])
+            return self._apply_template(Chat([*PROBE]))
         # Then nothing is known of what it writes.
         except TemplateError:
             return ""
 
-    def _render(self, messages: Messages) -> str:
-        text = self._apply_template(messages)
+    def _render(self, chat: Chat) -> str:
+        text = self._apply_template(chat)
         bos = self._tokenizer.bos_token
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
 
-    def _apply_template(self, messages: Messages) -> str:
+    def _try_render(self, chat: Chat) -> str | None:
+        try:
+            return self._render(chat)
+        except InvalidConversationError:
+            return None
+
+    def _apply_template(self, chat: Chat) -> str:
+        tools: Any = chat.tools  # transformers' own annotation leaves JSON schemas out
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=False
+                chat.messages, tools=tools, tokenize=False, add_generation_prompt=False
             )
         # A template is a program of the checkpoint's: it may raise anything on odd messages.
         except Exception as error:
-            reason = str(error).strip()[:_MAX_REASON_LENGTH] or type(error).__name__
-            raise TemplateError(
-                f"the checkpoint's chat template refused the conversation: {reason}; change the "
-                "roles or their order to what the template allows"
-            ) from error
+            raise TemplateError(_template_refusal(error)) from error
         assert isinstance(text, str)
-        # Keys beside `content` come unchecked.
+        # Keys other than `content` come unchecked.
         return checked_text(text, "the rendered conversation")
 
     def _tokenize(self, text: str) -> list[int]:
@@ -259,22 +273,40 @@ class ChatEncoder:
         input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
         return input_ids[:1] == [self._tokenizer.bos_token_id]
 
-    def _drop_oldest(self, messages: Messages, num_tokens: str, limit: int) -> Messages:
+    def _drop_oldest(self, chat: Chat, num_tokens: str, limit: int) -> Chat:
         def size(candidate: Messages) -> int | None:
             try:
-                text = self._render(candidate)
+                text = self._render(replace(chat, messages=candidate))
                 # Only whether it fits is asked for, many times, of much that is far too long.
                 return self._surely_over(text, limit) or len(self._tokenize(text))
             except TemplateError:
                 return None
 
-        kept = drop_oldest(messages, size, limit)
+        kept = drop_oldest(chat.messages, size, limit)
         if kept is None:
+            never_cut = "the last turn and `tools`" if chat.tools else "the last turn"
             raise ConversationTooLongError(
                 _too_long(num_tokens, limit)
-                + "; `left` never cuts the last turn, and here it alone is too long"
+                + f"; `left` never cuts {never_cut}, and here that alone is too long"
             )
-        return kept
+        return replace(chat, messages=kept)
+
+
+def _template_refusal(error: Exception) -> str:
+    """What a template's exception means for a caller."""
+    reason = str(error).strip()[:_MAX_REASON_LENGTH]
+    # What `raise_exception` of a template raises, with the words of the template's author.
+    if type(error) is jinja2.TemplateError and reason:
+        return (
+            f"the checkpoint's chat template refused the conversation: {reason}; the words are the "
+            "template's own: change the conversation to what the template allows"
+        )
+    return (
+        f"the checkpoint's chat template refused the conversation: it failed with "
+        f"{type(error).__name__}{f' ({reason})' if reason else ''}; compare the keys and types of "
+        "the messages, tools and tool calls with what the template reads (`chat_template` of the "
+        "checkpoint)"
+    )
 
 
 def _too_long(num_tokens: str, limit: int) -> str:

@@ -2,25 +2,68 @@
 
 Pure data in, pure data out; knows no tokenizer. Everything a caller can get wrong about the shape
 of a conversation is told here, with the index of the message that is wrong.
+
+A conversation is a list of messages, or a mapping `{"messages": [...], "tools": [...]}` where the
+template should render the functions that the assistant could call.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
 
 from rm_core.errors import InvalidConversationError
 
 ROLES = ("system", "user", "assistant", "tool")
 
 Messages = list[dict[str, Any]]
+Tools: TypeAlias = list[dict[str, Any]]
+"""JSON schemas of functions, as `apply_chat_template(..., tools=...)` takes them."""
+ChatJson: TypeAlias = Messages | dict[str, Any]
+"""A checked conversation as plain data: messages, or `{"messages": [...], "tools": [...]}`."""
+
+_CHAT_KEYS = ("messages", "tools")
+# Most lists and objects inside each other in JSON text; bodies over HTTP have the same limit.
+_MAX_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A checked conversation.
+
+    Attributes:
+        messages: contents are strings; except in a prompt, the last message is the assistant's.
+        tools: None renders the template without tools; an empty list is passed to the template.
+    """
+
+    messages: Messages
+    tools: Tools | None = None
+
+    def to_json(self) -> ChatJson:
+        """The same as plain data: messages alone, or a mapping where there are tools."""
+        if self.tools is None:
+            return self.messages
+        return {"messages": self.messages, "tools": self.tools}
+
+
+def parse_chat(value: object) -> Chat:
+    """Check a conversation: a list of messages, or a mapping of `messages` and `tools`.
+
+    Raises:
+        InvalidConversationError: the shape is wrong.
+    """
+    messages, tools = _split_tools(value, "conversation")
+    return Chat(parse_conversation(messages), tools)
 
 
 def parse_conversation(value: object) -> Messages:
-    """Check a conversation and flatten text parts into strings.
+    """Check a list of messages and flatten text parts into strings.
 
     Parts are joined without a separator, exactly as they were sent. Keys other than `role` and
-    `content` stay as they are, for templates that read them (`tool_calls`, `name`, ...).
+    `content` stay as they are, for templates that read them (`tool_calls`, `name`, ...). A key of
+    a message that is null, and an empty list of `tool_calls`, count as absent.
 
     Raises:
         InvalidConversationError: with what came, what is allowed and what to do.
@@ -88,18 +131,162 @@ def join_parsed(messages: Messages, answer: object, what: str = "response") -> M
     return parse_conversation([*messages, *answers])
 
 
-def parse_pair(value: object) -> tuple[Messages, Messages]:
+def parse_pair(value: object) -> tuple[ChatJson, ChatJson]:
     """The two conversations (chosen, rejected) of a preference record.
 
+    `tools` may be given in the record, with `prompt`, or with each whole conversation.
+
     Raises:
-        InvalidConversationError: with what came, what is allowed and what to do.
+        InvalidConversationError: the shape is wrong.
     """
     record = _record(value, "pair", ("chosen", "rejected"))
-    prompt = record.get("prompt")
-    return (
-        join(prompt, record["chosen"], "chosen"),
-        join(prompt, record["rejected"], "rejected"),
+    tools = parse_tools(record.get("tools"))
+    prompt = parse_prompt_chat(record.get("prompt"))
+    chosen, rejected = (
+        join_chat(prompt, record[name], name, tools) for name in ("chosen", "rejected")
     )
+    return chosen, rejected
+
+
+def parse_prompt_chat(value: object) -> Chat | None:
+    """Like `parse_prompt`, for a prompt that may be a mapping with `tools`; None stays None.
+
+    Raises:
+        InvalidConversationError: the shape is wrong.
+    """
+    if value is None:
+        return None
+    messages, tools = _split_tools(value, "prompt")
+    return Chat(parse_prompt(messages), tools)
+
+
+def join_chat(
+    prompt: Chat | None, answer: object, what: str = "response", tools: Tools | None = None
+) -> ChatJson:
+    """Like `join`, for a prompt that may have `tools` and an answer that may bring its own.
+
+    Args:
+        prompt: from `parse_prompt_chat`: once, where it has many answers.
+        answer: see `join`.
+        what: how messages of errors call the answer.
+        tools: checked ones that were given for prompt and answer.
+
+    Raises:
+        InvalidConversationError: also where two lists of tools were given and differ.
+    """
+    answer, own = _split_tools(answer, what)
+    of_prompt = None if prompt is None else prompt.tools
+    given = [one for one in (tools, of_prompt, own) if one is not None]
+    if any(one != given[0] for one in given):
+        raise InvalidConversationError(
+            f"`tools` were given twice for `{what}`, and the two lists differ; give them once"
+        )
+    if prompt is None:
+        messages = join(None, answer, what)
+    else:
+        messages = join_parsed(prompt.messages, answer, what)
+    return Chat(messages, given[0] if given else None).to_json()
+
+
+def parse_tools(value: object) -> Tools | None:
+    """Check the functions that a conversation offers.
+
+    Args:
+        value: a list of objects; or JSON text of such a list, as tables carry it; or a list of
+            such JSON texts. None, blank text and JSON's null mean that there are none.
+
+    Raises:
+        InvalidConversationError: the shape is wrong.
+    """
+    if isinstance(value, str):
+        value = None if not value.strip() else _read_json(value, "`tools`")
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise InvalidConversationError(f"`tools` is {_kind(value)}; {_TOOLS}")
+    return [_parse_tool(tool, index) for index, tool in enumerate(value)]
+
+
+def add_tools(conversation: object, tools: object) -> object:
+    """The conversation with these tools, unless it has its own.
+
+    Args:
+        conversation: as it was sent, of whatever shape; other values are returned unchanged.
+        tools: None adds nothing.
+    """
+    if tools is None:
+        return conversation
+    if isinstance(conversation, list | tuple):
+        return {"messages": conversation, "tools": tools}
+    if isinstance(conversation, Mapping) and conversation.get("tools") is None:
+        return {**conversation, "tools": tools}
+    return conversation
+
+
+def messages_in(conversation: object) -> object:
+    """The messages of a conversation as it was sent, unchecked."""
+    if isinstance(conversation, Mapping) and "messages" in conversation:
+        return conversation["messages"]
+    return conversation
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without keys that are null, at every depth; items of lists stay.
+
+    Tables give every row the keys of all rows, null where a row lacks one, and chat templates ask
+    whether a key is there. Arrays and scalars of numpy become lists and plain values.
+
+    Raises:
+        RecursionError: the value is nested too deeply, or contains itself.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [drop_nulls(item) for item in value]
+    return drop_nulls(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def parse_arguments(messages: object) -> Any:
+    """Messages with the `arguments` of tool calls as objects, as vLLM gives them to a template.
+
+    OpenAI's clients send `arguments` as JSON text. Missing, null and empty ones become `{}`.
+
+    Args:
+        messages: as they were sent; what has another shape stays as it is.
+
+    Raises:
+        InvalidConversationError: a text is not JSON of an object; it names the message.
+    """
+    if not isinstance(messages, list):
+        return messages
+    return [_with_parsed_arguments(message, index) for index, message in enumerate(messages)]
+
+
+def _with_parsed_arguments(message: Any, index: int) -> Any:
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    if not isinstance(calls, list) or message.get("role") != "assistant":
+        return message
+    where = f"`arguments` of message {index}"
+    return {**message, "tool_calls": [_with_parsed_call(call, where) for call in calls]}
+
+
+def _with_parsed_call(call: Any, where: str) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments:
+        parsed = _read_json(arguments, where)
+        if not isinstance(parsed, dict):
+            raise InvalidConversationError(
+                f"{where} is JSON text of {_kind(parsed)}; send an object, or JSON text of one"
+            )
+        arguments = parsed
+    elif arguments is None or arguments == "":
+        arguments = {}
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def checked_text(text: str, where: str) -> str:
@@ -118,6 +305,70 @@ def checked_text(text: str, where: str) -> str:
     return text
 
 
+def _split_tools(value: object, what: str) -> tuple[object, Tools | None]:
+    """Messages and checked tools of what was sent."""
+    if not isinstance(value, Mapping) or "messages" not in value:
+        return value, None
+    unknown = sorted(str(key) for key in value if key not in _CHAT_KEYS)
+    if unknown:
+        raise InvalidConversationError(
+            f"the {what} has {_few(unknown)}, which would not be rendered; only `messages` and "
+            "`tools` are taken, so leave the rest out"
+        )
+    return value["messages"], parse_tools(value.get("tools"))
+
+
+_TOOLS = (
+    "it must be a list of functions such as "
+    '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+)
+
+
+def _parse_tool(tool: object, index: int) -> dict[str, Any]:
+    if isinstance(tool, str):
+        tool = _read_json(tool, f"tool {index}")
+    if not isinstance(tool, Mapping):
+        raise InvalidConversationError(f"tool {index} is {_kind(tool)}; `tools`: {_TOOLS}")
+    return dict(tool)
+
+
+def _read_json(text: str, where: str) -> Any:
+    try:
+        value = _JSON.decode(text)
+        if _is_deeper(value, _MAX_DEPTH):
+            raise RecursionError
+    except RecursionError:
+        raise InvalidConversationError(
+            f"{where} is JSON text with more than {_MAX_DEPTH} lists and objects inside each "
+            "other; flatten it"
+        ) from None
+    except ValueError as error:
+        raise InvalidConversationError(
+            f"{where} is text that cannot be read as JSON ({str(error)[:100]}); send the value "
+            "itself, or valid JSON text"
+        ) from None
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return any(isinstance(node, dict | list) for node in level)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidConversationError(
@@ -134,10 +385,14 @@ def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, A
 def _parse_messages(value: object, what: str) -> Messages:
     whole = what == "conversation"  # a prompt or an answer may be a string as well
     if isinstance(value, str | Mapping) or not isinstance(value, list | tuple):
+        came = _kind(value)
+        if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+            came += " that looks like JSON; send the list itself (`json.loads` of that text)"
         raise InvalidConversationError(
-            f"the {what} is {_kind(value)}; it must be {'' if whole else 'a string or '}"
+            f"the {what} is {came}; it must be {'' if whole else 'a string or '}"
             "a list of messages such as "
             '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+            + (', or {"messages": [...], "tools": [...]}' if whole else "")
         )
     if not value:
         raise InvalidConversationError(
@@ -163,7 +418,10 @@ def _parse_message(message: object, index: int) -> dict[str, Any]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
-    return {**message, "role": role, "content": _flatten(content, where)}
+    kept = {key: value for key, value in message.items() if value is not None}
+    if isinstance(kept.get("tool_calls"), list | tuple) and not kept["tool_calls"]:
+        del kept["tool_calls"]
+    return {**kept, "role": role, "content": _flatten(content, where)}
 
 
 def _flatten(content: object, where: str) -> str:

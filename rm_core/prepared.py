@@ -52,6 +52,8 @@ class PreparedReader:
 
     Attributes:
         markers: special tokens that the template writes around texts.
+        special_markers: those, BOS, EOS, padding, and every special token that looks like a marker
+            of a template; not tags such as `<think>`, which answers write.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probe: str, adds_bos: bool) -> None:
@@ -69,6 +71,10 @@ class PreparedReader:
         self._ends = tuple(dict.fromkeys(str(end) for end in ending if end))
         self._starts = tuple(str(t) for t in (tokenizer.eos_token, tokenizer.pad_token) if t)
         self._added = frozenset(added)
+        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        odd = [token for token in special if "|" in token or "\uff5c" in token or token[:1] == "["]
+        names = (*self.markers, self._bos, *self._ends, *odd)
+        self.special_markers = tuple(dict.fromkeys(name for name in names if name))
 
     def is_templated(self, text: str) -> bool:
         """Whether a text has markers, of this checkpoint's template or of another known one."""

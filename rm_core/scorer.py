@@ -169,7 +169,8 @@ class RewardScorer:
         """Score conversations; result i belongs to conversation i.
 
         Args:
-            conversations: each a list of messages (`role`, `content`), the assistant's last.
+            conversations: each a list of messages (`role`, `content`), the assistant's last, or a
+                mapping of `messages` and `tools` (JSON schemas that the template renders).
             truncation: what to do with those over the limit; see `ChatEncoder.encode`.
 
         Returns:

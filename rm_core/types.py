@@ -11,8 +11,9 @@ from rm_core.errors import RewardError
 Message: TypeAlias = Mapping[str, Any]
 """`role`, `content` (a string, or a list of text parts) and whatever else the template reads."""
 
-Conversation: TypeAlias = Sequence[Message]
-"""Messages, oldest first; the last one is the assistant's and is what gets judged."""
+Conversation: TypeAlias = Sequence[Message] | Mapping[str, Any]
+"""Messages, oldest first; the last one is the assistant's and is what gets judged. Or a mapping of
+`messages` and `tools`, where the chat template should render the functions on offer."""
 
 Truncation: TypeAlias = Literal["error", "left", "right"]
 """What to do with a conversation over the limit: refuse it, or cut it on that side."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rm_core.catalog import seeds_dir
-from rm_core.conversations import Messages, parse_pair
+from rm_core.conversations import Messages, join
 from rm_core.golden import golden_for
 from rm_core.precision import ieee_products
 from rm_core.rounding import allowed_difference, bfloat16_step
@@ -106,10 +106,9 @@ def sample_conversations() -> list[tuple[str, Messages]]:
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     conversations = []
     for record in map(json.loads, lines):
-        chosen, rejected = parse_pair(record)
         conversations += [
-            (f"{record['id']}/chosen", chosen),
-            (f"{record['id']}/rejected", rejected),
+            (f"{record['id']}/{side}", join(record.get("prompt"), record[side], side))
+            for side in ("chosen", "rejected")
         ]
     return conversations
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
+
+from rm_core import InvalidConversationError, add_tools, parse_tools
 
 _TEXT_PART = {
     "type": "object",
@@ -23,10 +33,25 @@ _MESSAGE = {
     "properties": {
         "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
         "content": _CONTENT,
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
     },
 }
 _MESSAGES: dict[str, Any] = {"type": "array", "minItems": 1, "items": _MESSAGE}
-_TEXT_OR_MESSAGES: dict[str, Any] = {"anyOf": [{"type": "string"}, _MESSAGES]}
+_TOOLS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "object"}},
+        {"type": "string", "description": "JSON text of such a list"},
+        {"type": "null"},
+    ]
+}
+_CHAT = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {"messages": _MESSAGES, "tools": _TOOLS},
+    "additionalProperties": False,
+}
+_CONVERSATION: dict[str, Any] = {"anyOf": [_MESSAGES, _CHAT]}
+_TEXT_OR_MESSAGES: dict[str, Any] = {"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]}
 _PAIR = {
     "type": "object",
     "required": ["chosen", "rejected"],
@@ -34,13 +59,32 @@ _PAIR = {
         "prompt": _TEXT_OR_MESSAGES,
         "chosen": _TEXT_OR_MESSAGES,
         "rejected": _TEXT_OR_MESSAGES,
+        "tools": _TOOLS,
     },
 }
 
-RawConversation = Annotated[Any, WithJsonSchema(_MESSAGES)]
+
+def _checked_tools(value: object) -> object:
+    try:
+        return parse_tools(value)
+    except InvalidConversationError as error:
+        raise ValueError(error.detail) from None
+
+
+RawConversation = Annotated[Any, WithJsonSchema(_CONVERSATION)]
 RawPair = Annotated[Any, WithJsonSchema(_PAIR)]
 RawPrompt = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
 RawResponse = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
+RawMessages = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, {"type": "null"}]})]
+Tools = Annotated[
+    Any,
+    AfterValidator(_checked_tools),
+    WithJsonSchema(_TOOLS),
+    Field(
+        description="JSON schemas of the functions on offer, rendered by the model's chat "
+        "template; for conversations that bring no `tools` themselves"
+    ),
+]
 
 ModelName = Annotated[
     str | None, Field(description="a served model; may be left out if only one is served")
@@ -74,17 +118,45 @@ class _Body(BaseModel):
     model: ModelName = None
     truncation: TruncationMode = "error"
     priority: Priority = 0
+    tools: Tools = None
+
+
+def _document_either(schema: dict[str, Any]) -> None:
+    """Say in the schema what the validator says: `conversations` or `messages`."""
+    schema["examples"] = [{"conversations": [_PARIS, _BRASILIA]}, {"messages": _PARIS}]
+    schema["oneOf"] = [{"required": ["conversations"]}, {"required": ["messages"]}]
 
 
 class ScoreRequest(_Body):
     """Conversations to score."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"conversations": [_PARIS, _BRASILIA]}]}
+    model_config = ConfigDict(json_schema_extra=_document_either)
+    conversations: list[RawConversation] | None = Field(
+        default=None,
+        description="each a list of messages, or an object of `messages` and `tools`; the last "
+        "message is the assistant's and is judged",
     )
-    conversations: list[RawConversation] = Field(
-        description="each a list of messages; the last one is the assistant's and is judged"
+    messages: RawMessages = Field(
+        default=None, description="a single conversation, in the place of `conversations`"
     )
+
+    @model_validator(mode="after")
+    def _either(self) -> ScoreRequest:
+        if (self.conversations is None) == (self.messages is None):
+            raise ValueError(
+                "give either `conversations` (a list of conversations) or `messages` (one)"
+            )
+        return self
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the body holds one conversation, in `messages`."""
+        return self.messages is not None
+
+    def all_conversations(self) -> list[object]:
+        """The conversations, each with the body's `tools` unless it has its own."""
+        given = [self.messages] if self.conversations is None else self.conversations
+        return [add_tools(conversation, self.tools) for conversation in given]
 
 
 class CompareRequest(_Body):
@@ -175,6 +247,9 @@ class Scored(BaseModel):
 
     index: int
     reward: float | None = Field(default=None, description="raw float32 logit")
+    score: float | None = Field(
+        default=None, description="the reward again, where the body holds `messages`"
+    )
     num_tokens: int | None = None
     truncated: bool | None = None
     warnings: list[str] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rm_core import InvalidConversationError, ScoreError
+from rm_core import InvalidConversationError, ScoreError, messages_in
 from serve.problems import BadRequestError
 
 
@@ -28,14 +28,15 @@ def too_many_messages(conversation: object, limit: int) -> ScoreError | None:
     """The error that a conversation gets in its place for having too many messages, if it has.
 
     Args:
-        conversation: as it was sent, of whatever shape.
+        conversation: as it was sent, of whatever shape, also with `tools`.
         limit: setting `max_messages`.
     """
-    if not isinstance(conversation, list | tuple) or len(conversation) <= limit:
+    messages = messages_in(conversation)
+    if not isinstance(messages, list | tuple) or len(messages) <= limit:
         return None
     return ScoreError.of(
         InvalidConversationError(
-            f"the conversation has {len(conversation):,} messages and the limit is {limit:,}; "
+            f"the conversation has {len(messages):,} messages and the limit is {limit:,}; "
             "drop the oldest ones, or raise the service's setting `max_messages`"
         )
     )

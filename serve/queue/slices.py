@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rm_core import (
@@ -14,6 +14,7 @@ from rm_core import (
     ScoreError,
     Truncation,
     cache_keys,
+    messages_in,
 )
 from rm_core.packing import TokenIds
 from serve.guard.limits import too_many_messages
@@ -99,8 +100,14 @@ def encode_slice(
 def slices(conversations: Sequence[object]) -> Iterator[Sequence[object]]:
     """The conversations in order, some at a time."""
     start, characters = 0, 0
+    sizes: dict[int, int] = {}
     for place, conversation in enumerate(conversations):
         characters += _characters(conversation)
+        if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
+            # Rendered for each conversation, though one list may belong to all of a request.
+            if id(tools) not in sizes:
+                sizes[id(tools)] = _size(tools)
+            characters += sizes[id(tools)]
         if place + 1 - start == _SLICE or characters >= _SLICE_CHARACTERS:
             yield conversations[start : place + 1]
             start, characters = place + 1, 0
@@ -112,7 +119,22 @@ def _characters(conversation: object) -> int:
     """About how long it is; what has another shape is refused quickly."""
     if isinstance(conversation, Rendered):
         return len(conversation.text)
-    if not isinstance(conversation, Sequence):
+    messages = messages_in(conversation)
+    if not isinstance(messages, Sequence):
         return 0
-    contents = (m.get("content") for m in conversation if isinstance(m, dict))
+    contents = (m.get("content") for m in messages if isinstance(m, dict))
     return sum(len(content) for content in contents if isinstance(content, str))
+
+
+def _size(value: object) -> int:
+    """Characters of all texts in a value, names of keys among them."""
+    size, rest = 0, [value]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, str):
+            size += len(node)
+        elif isinstance(node, Mapping):
+            rest += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple):
+            rest += node
+    return size

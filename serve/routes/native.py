@@ -11,14 +11,15 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from rm_core import (
+    Chat,
     Encoded,
     InvalidConversationError,
     Reward,
     ScoreError,
-    join,
-    join_parsed,
+    add_tools,
+    join_chat,
     parse_pair,
-    parse_prompt,
+    parse_prompt_chat,
     render_record,
 )
 from serve import problems
@@ -42,8 +43,12 @@ router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """`POST /v1/score`, which is routed by `serve.routes.shared_paths`."""
-    scores = await service.score(body.model, body.conversations, body.truncation, body.priority)
+    conversations = body.all_conversations()
+    scores = await service.score(body.model, conversations, body.truncation, body.priority)
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
+    if body.is_single and "reward" in results[0]:
+        # A published client of this body reads it.
+        results[0]["score"] = results[0]["reward"]
     return JSONResponse({**_envelope("score", scores), "results": results})
 
 
@@ -52,7 +57,12 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
     """Margin and probability of each pair, and the share of pairs with a positive margin."""
     check_number(2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)")
     parsed = [_parse_pair(pair) for pair in body.pairs]
-    sides = [side for pair in parsed if not isinstance(pair, ScoreError) for side in pair]
+    sides = [
+        add_tools(side, body.tools)
+        for pair in parsed
+        if not isinstance(pair, ScoreError)
+        for side in pair
+    ]
     scores = await service.score(body.model, sides, body.truncation, body.priority)
     rewards = iter(scores.results)
     results: list[dict[str, Any]] = []
@@ -74,7 +84,7 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     check_number(len(body.responses), settings.max_conversations, "responses")
     prompt = too_many_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
     joined = [_join(prompt, response) for response in body.responses]
-    conversations = [item for item in joined if not isinstance(item, ScoreError)]
+    conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
     rewards = iter(scores.results)
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
@@ -91,7 +101,8 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
 async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     """Text, token ids and readout position of each conversation; nothing is scored."""
-    model, encoded = await service.encode(body.model, body.conversations, body.truncation)
+    conversations = body.all_conversations()
+    model, encoded = await service.encode(body.model, conversations, body.truncation)
     results: list[dict[str, Any]] = []
     for index, one in enumerate(encoded):
         record = render_record(one) if isinstance(one, Encoded) else _error(one)
@@ -173,17 +184,17 @@ def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
         return ScoreError.of(error)
 
 
-def _parse_prompt(prompt: object) -> Any | ScoreError:
+def _parse_prompt(prompt: object) -> Chat | ScoreError | None:
     try:
-        return None if prompt is None else parse_prompt(prompt)
+        return parse_prompt_chat(prompt)
     except InvalidConversationError as error:
         return ScoreError.of(error)
 
 
-def _join(prompt: Any | ScoreError, response: object) -> Any | ScoreError:
+def _join(prompt: Chat | ScoreError | None, response: object) -> object:
     if isinstance(prompt, ScoreError):
         return prompt
     try:
-        return join(None, response) if prompt is None else join_parsed(prompt, response)
+        return join_chat(prompt, response)
     except InvalidConversationError as error:
         return ScoreError.of(error)

@@ -138,7 +138,7 @@ def test_a_template_that_raises_refuses_its_own_conversation_only(encoder_of: En
     assert isinstance(second, ScoreError)
     assert second.code == "template_error"
     assert "System role not supported" in second.message
-    assert "change the roles or their order" in second.message
+    assert "change the conversation to what the template allows" in second.message
     assert isinstance(fourth, ScoreError)
     assert "must alternate" in fourth.message
 

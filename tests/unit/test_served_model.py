@@ -105,3 +105,16 @@ def test_slices_keep_the_order_and_are_small() -> None:
     assert list(slices([])) == []
     odd: list[object] = [None, 7, "text", [{"content": 5}], [3], {"a": 1}]
     assert list(slices(odd)) == [odd]
+
+
+def test_slices_count_tools_for_each_conversation() -> None:
+    tools = [{"name": "x" * 50_000, "parameters": ["y" * 60_000]}]
+    shared = [{"messages": conversation("4"), "tools": tools} for _ in range(5)]
+    assert [len(some) for some in slices(shared)] == [2, 2, 1]
+    assert [c for some in slices(shared) for c in some] == shared
+    odd: list[object] = [
+        {"messages": 5, "tools": 7},
+        {"tools": []},
+        {"messages": conversation("4")},
+    ]
+    assert list(slices(odd)) == [odd]
