@@ -61,6 +61,7 @@ _ROUTERS = (
     status.router,
     figures.router,
     shared_paths.router,
+    shared_paths.rerank_router,
     vllm.router,
     sglang.router,
     openrlhf.router,

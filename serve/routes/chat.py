@@ -17,7 +17,7 @@ from serve.problems import shaped_responses
 from serve.record.formats import new_id
 from serve.routes.dependencies import ServiceDep
 from serve.routes.json_route import JsonRoute
-from serve.routes.peers import PeerBody, answer, score_all, usage
+from serve.routes.peers import ChatBody, answer, score_all, usage
 from serve.schemas import ModelName
 
 router = APIRouter(tags=["NVIDIA NIM"], responses=shaped_responses(), route_class=JsonRoute)
@@ -25,28 +25,30 @@ router = APIRouter(tags=["NVIDIA NIM"], responses=shaped_responses(), route_clas
 _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
-class ChatBody(PeerBody):
+class CompletionBody(ChatBody):
     """One conversation; fields about sampling are ignored, since nothing is sampled."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
     model: ModelName = None
-    messages: list[dict[str, Any]] = Field(description="the assistant's last")
     stream: bool | None = None
     n: int | None = None
+    functions: list[Any] | None = Field(default=None, description="refused; send `tools`")
 
     @model_validator(mode="after")
-    def _one_answer(self) -> ChatBody:
+    def _one_answer(self) -> CompletionBody:
         if self.stream:
             raise ValueError("a reward is not streamed; leave `stream` out")
         if self.n not in (None, 1):
             raise ValueError("there is one reward; leave `n` out")
+        if self.functions:
+            raise ValueError("`functions` is OpenAI's old name and not rendered; send `tools`")
         return self
 
 
 @router.post("/v1/chat/completions", summary="Score as NVIDIA's reward models do")
-async def completions(body: ChatBody, service: ServiceDep) -> JSONResponse:
+async def completions(body: CompletionBody, service: ServiceDep) -> JSONResponse:
     """The raw reward of the conversation, as `reward:NUMBER`."""
-    scored = await score_all(service, body.model, [body.messages])
+    scored = await score_all(service, body.model, body.conversations())
     reward = scored.results[0].reward
     token = {"token": "reward", "logprob": reward, "bytes": None, "top_logprobs": []}
     choice = {

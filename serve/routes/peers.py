@@ -15,13 +15,21 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    model_validator,
+)
 
-from rm_core import Rendered, Reward, ScoreError, Tokens, Truncation
+from rm_core import Rendered, Reward, ScoreError, Tokens, Truncation, add_tools, parse_arguments
 from serve.problems import BadRequestError, UnknownModelError, error_of, quoted
 from serve.record.request import current
 from serve.routes.native import sigmoid
-from serve.schemas import ModelName
+from serve.schemas import ModelName, Tools
 from serve.served_model import Scores
 from serve.service import ScoringService
 
@@ -173,6 +181,34 @@ def conversations_of(inputs: Any) -> list[Rendered | Tokens]:
     if not items:
         raise EmptyInputError("You must pass at least one prompt")
     return [Rendered(i) if isinstance(i, str) else Tokens(tuple(i)) for i in items]
+
+
+class ChatBody(PeerBody):
+    """One conversation, rendered here, in the fields of OpenAI's and vLLM's chat bodies."""
+
+    messages: list[dict[str, Any]] = Field(description="one conversation, the assistant's last")
+    tools: Tools = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _own_template(self) -> ChatBody:
+        if self.chat_template is not None or self.chat_template_kwargs:
+            raise ValueError(
+                "requests cannot choose the chat template: rewards are those of the model's own"
+            )
+        if self.documents:
+            raise ValueError("`documents` are not rendered; write them into the messages")
+        return self
+
+    def conversations(self) -> list[Any]:
+        """The conversation to score; `arguments` of tool calls are objects, as vLLM makes them.
+
+        Raises:
+            InvalidConversationError: the text of `arguments` is not JSON of an object.
+        """
+        return [add_tools(parse_arguments(self.messages), self.tools)]
 
 
 class Truncating(PeerBody):

@@ -172,11 +172,15 @@ async def score(body: Pairs, service: ServiceDep) -> JSONResponse:
     return await score_pairs(body, service)
 
 
-@router.post("/rerank", summary="Rank documents as vLLM does")
 @router.post("/v1/rerank", summary="Rank documents as vLLM does")
 @router.post("/v2/rerank", summary="Rank documents as vLLM does")
 async def rerank(body: RerankBody, service: ServiceDep) -> JSONResponse:
     """Documents, the best answer to the query first."""
+    return await rank_documents(body, service)
+
+
+async def rank_documents(body: RerankBody, service: ScoringService) -> JSONResponse:
+    """The same, for `POST /rerank`, which is routed by `serve.routes.shared_paths`."""
     documents = _listed(body.documents)
     if not documents:
         raise EmptyInputError("At least one document must be given")

@@ -1,7 +1,8 @@
 """Paths that two wire formats have: told apart by the keys of the body.
 
 `/classify` is SGLang's with `text` or `input_ids`, and else vLLM's. `/v1/score` is our own, and
-vLLM's with one of its pairs of names.
+vLLM's with one of its pairs of names. `/rerank` is text-embeddings-inference's with `texts`, and
+else vLLM's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import ConfigDict, Discriminator, Tag
 
 from serve import problems
 from serve.problems import Shape, shaped_responses
-from serve.routes import native, rerank, sglang, shapes, vllm
+from serve.routes import native, rerank, sglang, shapes, tei, vllm
 from serve.routes.dependencies import ServiceDep
 from serve.routes.json_route import JsonRoute
 from serve.routes.peers import FORM, ModelInQuery
@@ -34,8 +35,14 @@ def _form_of_classify(body: Any) -> str:
 
 
 def _form_of_score(body: Any) -> str:
-    theirs = isinstance(body, dict) and "conversations" not in body and rerank.has_pairs(body)
+    ours = isinstance(body, dict) and ("conversations" in body or "messages" in body)
+    theirs = isinstance(body, dict) and not ours and rerank.has_pairs(body)
     return FORM + ("pairs" if theirs else "native")
+
+
+def _form_of_rerank(body: Any) -> str:
+    theirs = isinstance(body, dict) and "texts" in body and "documents" not in body
+    return FORM + ("texts" if theirs else "documents")
 
 
 Classify = Annotated[
@@ -47,6 +54,11 @@ Classify = Annotated[
 Score = Annotated[
     Annotated[ScoreRequest, Tag(FORM + "native")] | Annotated[rerank.Pairs, Tag(FORM + "pairs")],
     Discriminator(_form_of_score),
+]
+Rerank = Annotated[
+    Annotated[rerank.RerankBody, Tag(FORM + "documents")]
+    | Annotated[tei.RerankTexts, Tag(FORM + "texts")],
+    Discriminator(_form_of_rerank),
 ]
 
 
@@ -67,6 +79,12 @@ class _ScoreRoute(JsonRoute):
         return shapes.vllm if _form_of_score(body) == FORM + "pairs" else None
 
 
+class _RerankRoute(JsonRoute):
+    def shape_for(self, body: Any) -> Shape | None:
+        return shapes.tei if _form_of_rerank(body) == FORM + "texts" else None
+
+
+rerank_router = APIRouter(tags=["vLLM", "TEI"], route_class=_RerankRoute)
 router = APIRouter(tags=["vLLM", "SGLang"], route_class=_ClassifyRoute)
 native_router = APIRouter(tags=["scoring"], route_class=_ScoreRoute)
 
@@ -93,3 +111,11 @@ async def score(body: Score, service: ServiceDep) -> JSONResponse:
     if isinstance(body, ScoreRequest):
         return await native.score(body, service)
     return await rerank.score_pairs(body, service)
+
+
+@rerank_router.post("/rerank", summary="Rank as vLLM or TEI do", responses=shaped_responses())
+async def rank(body: Rerank, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
+    """The best answer first: `results` for vLLM's clients, a list for TEI's (with `texts`)."""
+    if isinstance(body, tei.RerankTexts):
+        return await tei.rerank(body, service, model)
+    return await rerank.rank_documents(body, service)

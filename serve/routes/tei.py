@@ -19,13 +19,16 @@ from serve.routes.peers import (
     How,
     ModelInQuery,
     PeerBody,
+    Scored,
     answer,
     score_all,
 )
+from serve.service import ScoringService
 
 router = APIRouter(tags=["TEI"], responses=shaped_responses(), route_class=JsonRoute)
 
 RAW_HEADER = "x-skyreward-raw-scores"
+AS_TURNS = "conversation:query-as-user,text-as-assistant"
 _PAIR = "conversation:first-as-user,second-as-assistant"
 _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
@@ -69,12 +72,8 @@ PredictInputs = Annotated[
 ]
 
 
-class PredictBody(PeerBody):
-    """Texts that the client templated, or pairs of a question and its answer."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
+class _Cut(PeerBody):
     model: str | None = None
-    inputs: PredictInputs
     truncate: StrictBool | None = Field(
         default=None, description="true: cut what is too long; else it is refused"
     )
@@ -82,6 +81,36 @@ class PredictBody(PeerBody):
     raw_scores: StrictBool | None = Field(
         default=None, description="false: the sigmoid of the reward; else the raw reward"
     )
+
+    def how(self) -> How:
+        """How texts that are too long are cut."""
+        side: Any = self.truncation_direction.lower()
+        return How(side if self.truncate else "error")
+
+    def values(self, scored: Scored) -> list[float]:
+        """Rewards, or their sigmoids where that was asked for; a header says which."""
+        raw = self.raw_scores is not False
+        asked = "default" if self.raw_scores is None else "as asked"
+        scored.headers[RAW_HEADER] = f"{str(raw).lower()} ({asked})"
+        scored.headers["x-compute-tokens"] = str(scored.num_tokens)
+        rewards = [result.reward for result in scored.results]
+        return rewards if raw else list(map(sigmoid, rewards))
+
+
+class PredictBody(_Cut):
+    """Texts that the client templated, or pairs of a question and its answer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
+    inputs: PredictInputs
+
+
+class RerankTexts(_Cut):
+    """Texts that answer one query."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "2+2?", "texts": ["5"]}]})
+    query: str
+    texts: list[str]
+    return_text: StrictBool = False
 
 
 @router.post("/", include_in_schema=False)  # as there, for clients that are given the address alone
@@ -94,20 +123,31 @@ async def predict(
         raise EmptyInputError("`inputs` cannot be empty")
     single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
     items = [_conversation(item) for item in ([body.inputs] if single else body.inputs)]
-    side: Any = body.truncation_direction.lower()
-    how = How(side if body.truncate else "error")
-    scored = await score_all(service, model if model is not None else body.model, items, how)
-    raw = body.raw_scores is not False
-    asked = "default" if body.raw_scores is None else "as asked"
-    scored.headers[RAW_HEADER] = f"{str(raw).lower()} ({asked})"
+    name = model if model is not None else body.model
+    scored = await score_all(service, name, items, body.how())
     if any(isinstance(item, list) for item in items):
         scored.headers[INPUT_HEADER] = scored.headers[INPUT_HEADER].replace("conversation", _PAIR)
-    scored.headers["x-compute-tokens"] = str(scored.num_tokens)
-    predictions = [
-        [{"score": r.reward if raw else sigmoid(r.reward), "label": "LABEL_0"}]
-        for r in scored.results
-    ]
+    predictions = [[{"score": score, "label": "LABEL_0"}] for score in body.values(scored)]
     return answer(predictions[0] if single else predictions, scored)
+
+
+async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -> JSONResponse:
+    """The reward of each text as the answer to the query, the best first.
+
+    `POST /rerank`, which is routed by `serve.routes.shared_paths`.
+    """
+    if not body.texts:
+        raise EmptyInputError("`texts` cannot be empty")
+    items = [_conversation([body.query, text]) for text in body.texts]
+    scored = await score_all(service, name if name is not None else body.model, items, body.how())
+    scored.headers[INPUT_HEADER] = AS_TURNS
+    ranks: list[dict[str, Any]] = [
+        {"index": index, "score": score} | ({"text": text} if body.return_text else {})
+        for index, (text, score) in enumerate(zip(body.texts, body.values(scored), strict=True))
+    ]
+    # As there: sorted, then reversed, so that the later one of equal scores comes first.
+    ranks.sort(key=lambda rank: float(rank["score"]))
+    return answer(ranks[::-1], scored)
 
 
 def _conversation(item: str | list[str]) -> Any:

@@ -20,6 +20,7 @@ from serve.routes.peers import (
     FORM,
     INPUT_HEADER,
     MODEL_HEADER,
+    ChatBody,
     Inputs,
     PeerBody,
     Scored,
@@ -63,12 +64,9 @@ class TextsBody(_Removed):
         return list(conversations_of(self.input))
 
 
-class _Chat(PeerBody):
-    messages: list[dict[str, Any]] = Field(description="one conversation, the assistant's last")
+class _Chat(ChatBody):
     add_generation_prompt: bool = False
     continue_final_message: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _only_as_it_is_scored(self) -> _Chat:
@@ -77,19 +75,11 @@ class _Chat(PeerBody):
                 raise ValueError(
                     f"`{name}` would score something else than the answer; leave it out"
                 )
-        if self.chat_template is not None or self.chat_template_kwargs:
-            raise ValueError(
-                "requests cannot choose the chat template: rewards are those of the model's own"
-            )
         return self
 
 
 class MessagesBody(_Chat, _Removed):
     """One conversation, rendered here."""
-
-    def conversations(self) -> list[Any]:
-        """What is to be scored."""
-        return [self.messages]
 
 
 class _Encoded(PeerBody):
@@ -138,10 +128,6 @@ class TokenizeMessages(_Chat):
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
     model: ModelName = None
     return_token_strs: bool | None = None
-
-    def conversations(self) -> list[Any]:
-        """What is to be tokenized."""
-        return [self.messages]
 
 
 def form_of(body: Any) -> str:
