@@ -15,6 +15,8 @@ FINGERPRINT = {"revision": "r"}
 
 def reward_of(conversation: Any) -> float:
     """What the stub gives: the number in the last message."""
+    if isinstance(conversation, dict):
+        conversation = conversation["messages"]
     last = conversation[-1] if isinstance(conversation, list) else {"content": conversation}
     return float(last["content"])
 

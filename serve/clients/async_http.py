@@ -46,10 +46,11 @@ class AsyncScoringClient(Client):
         conversations: Sequence[Conversation],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[float]:
         """As `ScoringClient.score`."""
-        work = self._work(CONVERSATIONS, conversations, truncation)
+        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
         return [result.reward for result in (await self._done(work, progress)).all_good()]
 
     async def results(
@@ -57,10 +58,11 @@ class AsyncScoringClient(Client):
         conversations: Sequence[Conversation | ScoreError],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """As `ScoringClient.results`."""
-        work = self._work(CONVERSATIONS, conversations, truncation)
+        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
         return (await self._done(work, progress)).done()
 
     async def compare(
@@ -68,10 +70,13 @@ class AsyncScoringClient(Client):
         pairs: Sequence[Mapping[str, Any]],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[Comparison]:
         """As `ScoringClient.compare`."""
-        return (await self._done(self._work(PAIRS, pairs, truncation), progress)).all_good()
+        return (
+            await self._done(self._work(PAIRS, pairs, truncation, tools=tools), progress)
+        ).all_good()
 
     async def rank(
         self,
@@ -79,10 +84,11 @@ class AsyncScoringClient(Client):
         responses: Sequence[str | Conversation],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> Ranking:
         """As `ScoringClient.rank`."""
-        work = self._work(RESPONSES, responses, truncation, prompt=prompt)
+        work = self._work(RESPONSES, responses, truncation, tools=tools, prompt=prompt)
         return Ranking.of([r.reward for r in (await self._done(work, progress)).all_good()])
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:

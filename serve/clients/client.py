@@ -12,7 +12,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from rm_core import Truncation
+from rm_core import Truncation, drop_nulls
 from serve.clients.addresses import LOOPBACK, Addresses
 from serve.clients.errors import ServiceError
 from serve.clients.exchange import Sender
@@ -123,9 +123,20 @@ class Client:
         raise NotImplementedError
 
     def _work(
-        self, kind: Kind[R], items: Sequence[object], truncation: Truncation, **body: Any
+        self,
+        kind: Kind[R],
+        items: Sequence[object],
+        truncation: Truncation,
+        *,
+        tools: Any = None,
+        **body: Any,
     ) -> Work[R]:
-        return Work(kind, items, self._body({**body, "truncation": truncation}))
+        rest = {**body, "truncation": truncation} | ({} if tools is None else {"tools": tools})
+        try:
+            rest = {name: drop_nulls(value) for name, value in rest.items()}
+        except RecursionError as error:
+            raise ServiceError(f"the request cannot be sent as JSON: {error}") from None
+        return Work(kind, items, self._body(rest))
 
     def _body(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if self.options.model is None else {"model": self.options.model, **body}

@@ -55,15 +55,23 @@ class ScoringClient(Client):
         conversations: Sequence[Conversation],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[float]:
         """The reward of each conversation, in order.
+
+        Args:
+            conversations: messages, or mappings of `messages` and `tools`. Keys that are null are
+                not sent, so that rows of tables can be given as they are.
+            truncation: what to do with those that are too long.
+            tools: for conversations without `tools`; JSON schemas of functions, or JSON text.
+            progress: whether to show a bar.
 
         Raises:
             ScoringFailedError: some have none; it says which, and has the others' rewards.
             ServiceError: a whole request failed.
         """
-        work = self._work(CONVERSATIONS, conversations, truncation)
+        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
         return [result.reward for result in self._done(work, progress).all_good()]
 
     def results(
@@ -71,29 +79,35 @@ class ScoringClient(Client):
         conversations: Sequence[Conversation | ScoreError],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """A reward or an error for each conversation, in order; an error among them stays.
 
+        The arguments are those of `score`.
+
         Raises:
             ServiceError: a whole request failed.
         """
-        return self._done(self._work(CONVERSATIONS, conversations, truncation), progress).done()
+        return self._done(
+            self._work(CONVERSATIONS, conversations, truncation, tools=tools), progress
+        ).done()
 
     def compare(
         self,
         pairs: Sequence[Mapping[str, Any]],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> list[Comparison]:
-        """Both rewards of each pair (`prompt`, `chosen`, `rejected`), in order.
+        """Both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
 
         Raises:
             ScoringFailedError: some pairs have none; it says which, and has the others' rewards.
             ServiceError: a whole request failed.
         """
-        return self._done(self._work(PAIRS, pairs, truncation), progress).all_good()
+        return self._done(self._work(PAIRS, pairs, truncation, tools=tools), progress).all_good()
 
     def rank(
         self,
@@ -101,6 +115,7 @@ class ScoringClient(Client):
         responses: Sequence[str | Conversation],
         truncation: Truncation = "error",
         *,
+        tools: Any = None,
         progress: bool = False,
     ) -> Ranking:
         """Rewards and ranks of the answers to one prompt, in the order in which they are given.
@@ -109,7 +124,7 @@ class ScoringClient(Client):
             ScoringFailedError: some have no reward; it says which, and has the others'.
             ServiceError: a whole request failed.
         """
-        work = self._work(RESPONSES, responses, truncation, prompt=prompt)
+        work = self._work(RESPONSES, responses, truncation, tools=tools, prompt=prompt)
         return Ranking.of([r.reward for r in self._done(work, progress).all_good()])
 
     def ask(self, conversations: Sequence[Any], truncation: Truncation = "error") -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rm_core.types import Conversation
-from serve.clients.rewards import Scoring, scoring
+from serve.clients.rewards import Scoring, column, scoring, with_tools
 
 
 class SkyRewardORM:
@@ -26,9 +26,14 @@ class SkyRewardORM:
     async def __call__(
         self, completions: Sequence[str], messages: Sequence[Conversation], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order; `messages` end with them."""
+        """The raw reward of each completion, in order; `messages` end with them.
+
+        A column `tools` is rendered.
+        """
+        tools = column(columns, "tools", len(messages))
+        rows = [with_tools(*row) for row in zip(messages, tools, strict=True)]
         # ms-swift runs an event loop of its own at every step: on a thread, connections last.
-        return await asyncio.to_thread(self._scoring().score, list(messages))
+        return await asyncio.to_thread(self._scoring().score, rows)
 
     def _scoring(self) -> Scoring:
         return scoring(**self._settings)

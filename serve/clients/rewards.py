@@ -18,6 +18,7 @@ from rm_core import (
     Reward,
     ScoreError,
     Truncation,
+    add_tools,
     read_turns,
     without_end,
 )
@@ -33,6 +34,7 @@ logger = logging.getLogger("serve.clients")
 Item: TypeAlias = Conversation | ScoreError
 
 _MAX_TOLD = 5
+_LOGGED: set[str] = set()
 TEMPLATES: tuple[str, ...] = ("none", *get_args(DialectName))
 
 
@@ -58,15 +60,24 @@ class Reading:
                 f"{', '.join(TEMPLATES)}"
             )
 
-    def conversation(self, prompt: Any, answer: Any) -> Item:
-        """A prompt and the answer to it, each text or messages."""
+    def conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
+        """A prompt and the answer to it, each text or messages.
+
+        Args:
+            prompt: also as an array.
+            answer: also as an array, or as a single message.
+            tools: a row's column of that name, also as JSON text; None and blank text: no tools.
+                A policy's template wrote them into a prompt that is text in that template.
+        """
         prompt, answer = _plain(prompt), _plain(answer)
         if isinstance(prompt, str) and isinstance(answer, str):
             if self.policy_template != "none":
                 return self.conversation_of_text(prompt + answer, prompt)
             if refused := _refused(prompt):
                 return refused
-        return [*_messages(prompt, "user"), *_messages(answer, "assistant")]
+        messages = [*_messages(prompt, "user"), *_messages(answer, "assistant")]
+        item: Item = with_tools(messages, tools)
+        return item
 
     def conversation_of_text(self, text: str, prompt: str) -> Item:
         """The conversation in a text that begins with its prompt, special tokens and all."""
@@ -87,6 +98,9 @@ class Reading:
         Raises:
             ScoringFailedError: some are errors, and no number was chosen for those.
         """
+        for result in results:
+            if isinstance(result, Reward):
+                _log_warnings(result.warnings)
         failed = [(i, r) for i, r in enumerate(results) if isinstance(r, ScoreError)]
         if not failed:
             return [r.reward for r in results if isinstance(r, Reward)]
@@ -169,6 +183,37 @@ def score(conversations: Sequence[Conversation]) -> list[float]:
         ServiceError: a whole request failed.
     """
     return scoring().score(conversations)
+
+
+def _log_warnings(warnings: Sequence[str]) -> None:
+    """Log the first warning of each kind: trainers get numbers, and would never see them."""
+    for warning in warnings:
+        kind = warning.partition(":")[0]
+        if kind not in _LOGGED:
+            _LOGGED.add(kind)
+            logger.warning("%s (the first warning of this kind; others are not logged)", warning)
+
+
+def with_tools(conversation: Any, tools: Any) -> Any:
+    """A conversation with a row's tools, if the row has some and the conversation none."""
+    tools = _plain(tools)
+    if isinstance(tools, str) and not tools.strip():
+        return conversation
+    return add_tools(conversation, tools)
+
+
+def column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
+    """The values of a column that a trainer passes by keyword; None for each where there is none.
+
+    Raises:
+        ServiceError: the column has not one value for each row.
+    """
+    values = _plain(columns.get(name))
+    if values is None:
+        return [None] * num_rows
+    if not isinstance(values, list | tuple) or len(values) != num_rows:
+        raise ServiceError(f"the column {name!r} has not one value for each of {num_rows} rows")
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,8 @@
-"""slime: `--custom-rm-path serve.clients.slime.custom_rm`, also with `--group-rm`."""
+"""slime: `--custom-rm-path serve.clients.slime.custom_rm`, also with `--group-rm`.
+
+slime puts the column of `--tool-key` into a sample's metadata; it is rendered where the prompt is
+messages. A prompt that is text already has what the policy's template wrote of it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,13 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> float | list[float]:
     items = [
         chosen.reading.conversation_of_text(one.prompt + one.response, one.prompt)
         if isinstance(one.prompt, str)
-        else chosen.reading.conversation(one.prompt, one.response)
+        else chosen.reading.conversation(one.prompt, one.response, _tools(one))
         for one in samples
     ]
     rewards = await chosen.score_async(items)
     return rewards if isinstance(sample, list) else rewards[0]
+
+
+def _tools(sample: Any) -> Any:
+    metadata = getattr(sample, "metadata", None)
+    return metadata.get("tools") if isinstance(metadata, dict) else None

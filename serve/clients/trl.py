@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.clients.async_http import AsyncScoringClient
 from serve.clients.http import ScoringClient
-from serve.clients.rewards import Item, Reading
+from serve.clients.rewards import Item, Reading, column
 
 
 class _Named:
@@ -16,8 +16,12 @@ class _Named:
         # What TRL's logs call it.
         self.__name__ = name
 
-    def _items(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Item]:
-        return [self.reading.conversation(*pair) for pair in zip(prompts, completions, strict=True)]
+    def _items(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
+    ) -> list[Item]:
+        tools = column(columns, "tools", len(prompts))
+        rows = zip(prompts, completions, tools, strict=True)
+        return [self.reading.conversation(*row) for row in rows]
 
 
 class TRLReward(_Named):
@@ -36,8 +40,8 @@ class TRLReward(_Named):
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order."""
-        items = self._items(prompts, completions)
+        """The raw reward of each completion, in order; a column `tools` is rendered."""
+        items = self._items(prompts, completions, columns)
         return self.reading.rewards(self.client.results(items, self.reading.truncation))
 
 
@@ -59,6 +63,6 @@ class AsyncTRLReward(_Named):
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order."""
-        items = self._items(prompts, completions)
+        """The raw reward of each completion, in order; a column `tools` is rendered."""
+        items = self._items(prompts, completions, columns)
         return self.reading.rewards(await self.client.results(items, self.reading.truncation))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rm_core import ScoreError
+from rm_core import ScoreError, drop_nulls
 from serve.clients.answers import read_comparison, read_reward
 from serve.clients.errors import ScoringFailedError, ServiceError
 from serve.clients.exchange import Sender, Steps, encoded
@@ -171,11 +171,14 @@ class Work(Generic[R]):
 
 
 def _sendable(item: object) -> str | ScoreError:
-    """An item in JSON: what has no form there must not cost its neighbours their rewards."""
+    """An item in JSON: what has no form there must not cost its neighbours their rewards.
+
+    Keys that are null are left out: rows of tables have them for other rows.
+    """
     if isinstance(item, ScoreError):
         return item
     try:
-        return encoded(item)
+        return encoded(drop_nulls(item))
     except ValueError:
         # Also of a list in itself.
         reason = "a message has NaN or an infinite number, which JSON cannot carry; leave it out"

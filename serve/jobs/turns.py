@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rm_core import drop_nulls
+
 ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -45,14 +47,5 @@ def _as_message(turn: Any) -> Any:
         role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
         return {"role": role, "content": turn.get("value")}
     if len(turn) > 2:  # role and content are looked at by rm_core
-        return {key: _without_null(item) for key, item in turn.items() if item is not None}
+        return drop_nulls(turn)
     return turn
-
-
-def _without_null(value: Any) -> Any:
-    # Templates ask whether a key is there: a null that only a table's schema brings must not be.
-    if isinstance(value, Mapping):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_null(item) for item in value]
-    return value

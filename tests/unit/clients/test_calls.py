@@ -208,3 +208,17 @@ def test_progress_is_shown_on_request_alone(
     shown = capfd.readouterr()
     assert shown.out == ""
     assert "5/5" in shown.err
+
+
+def test_tools_for_all_go_into_the_body(client_of: Callable[..., Any], stub: StubService) -> None:
+    tools = [{"name": "tide", "default": None}]
+    client = client_of(stub.url)
+    client.score([conversation(1)], tools=tools)
+    client.results([conversation(1)], tools="[]")
+    client.compare([{"chosen": conversation(1), "rejected": conversation(2)}], tools=tools)
+    client.rank(None, [conversation(1)], tools=tools)
+    client.score([{"messages": conversation(1), "tools": tools}])
+    sent = [body.get("tools", "none") for body in stub.bodies]
+    assert sent == [[{"name": "tide"}], "[]", [{"name": "tide"}], [{"name": "tide"}], "none"]
+    assert stub.bodies[3]["prompt"] is None
+    assert stub.bodies[4]["conversations"][0]["tools"] == [{"name": "tide"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT
 from stub_service import StubService, conversation, stub_service
 
-from rm_core import ScoreError
+from rm_core import Reward, ScoreError, parse_conversation
 from serve.clients import AsyncScoringClient, ScoringClient, ScoringFailedError, ServiceError
 from serve.clients import rewards as rewards_module
 from serve.clients.ms_swift import SkyRewardORM
@@ -26,6 +27,7 @@ from serve.clients.settings import ClientSettings
 from serve.clients.slime import custom_rm
 from serve.clients.trl import AsyncTRLReward, TRLReward
 from serve.clients.verl import compute_score, compute_score_batch
+from serve.jobs.turns import as_messages
 from serve.settings import Settings
 
 CHATML = (
@@ -246,3 +248,103 @@ def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_CLIENT_URL", "http://a:1")
     with pytest.raises(ServiceError, match=r"SKYREWARD_CLIENT_URL, which is no setting; .*_URLS"):
         ClientSettings.of()
+
+
+TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": None}}]
+# As a table gives it: every call has the arguments of all functions, null where not its own.
+ROW = [
+    user("Tide?") | {"tool_calls": None},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "tide", "arguments": {"port": "Brest", "x": None}}}],
+    },
+    {"role": "tool", "content": "06:00", "tool_calls": None},
+    assistant("6") | {"tool_calls": None},
+]
+SENT_TOOLS = [{"type": "function", "function": {"name": "tide"}}]
+
+
+def test_trl_gives_the_column_of_tools(stub: StubService) -> None:
+    columns = {"tools": [TOOLS, json.dumps(TOOLS), None, ""], "label": [1] * 4}
+    with ScoringClient(stub.url) as client:
+        found = TRLReward(client)(["a"] * 4, ["1", "2", "3", "4"], **columns)
+        with pytest.raises(ServiceError, match="'tools' has not one value for each of 1 rows"):
+            TRLReward(client)(["a"], ["1"], tools=[None, None])
+    assert found == [1, 2, 3, 4]
+    sent = stub.bodies[0]["conversations"]
+    assert sent[0] == {"messages": [user("a"), assistant("1")], "tools": SENT_TOOLS}
+    assert sent[1] == {"messages": [user("a"), assistant("2")], "tools": json.dumps(TOOLS)}
+    assert sent[2:] == [[user("a"), assistant("3")], [user("a"), assistant("4")]]
+
+    async def use() -> list[float]:
+        async with AsyncScoringClient(stub.url) as client:
+            return await AsyncTRLReward(client)(["a"], ["7"], tools=[TOOLS])
+
+    assert asyncio.run(use()) == [7]
+    assert stub.bodies[-1]["conversations"][0]["tools"] == SENT_TOOLS
+
+
+def test_ms_swift_and_slime_give_tools(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
+    messages = conversation(5)
+    assert asyncio.run(SkyRewardORM()(["5"], messages=[messages], tools=[TOOLS])) == [5]
+    assert stub.bodies[-1]["conversations"] == [{"messages": messages, "tools": SENT_TOOLS}]
+    samples = [
+        SimpleNamespace(prompt=[user("a")], response="5", metadata={"tools": TOOLS}),
+        SimpleNamespace(prompt="a", response="6", metadata={"tools": TOOLS}),
+        SimpleNamespace(prompt=[user("a")], response="7", metadata={}),
+    ]
+
+    async def use() -> Any:
+        found = await custom_rm(None, samples)
+        await rewards_module.scoring().async_client.close()
+        return found
+
+    assert asyncio.run(use()) == [5, 6, 7]
+    sent = stub.bodies[-1]["conversations"]
+    assert sent[0] == {"messages": [user("a"), assistant("5")], "tools": SENT_TOOLS}
+    assert sent[1:] == [[user("a"), assistant("6")], [user("a"), assistant("7")]]
+
+
+def test_rows_of_tables_are_sent_as_jobs_read_them(stub: StubService) -> None:
+    array = np.array([dict(message) for message in ROW], dtype=object)
+    with ScoringClient(stub.url) as client:
+        assert [r.reward for r in client.results([ROW, array])] == [6, 6]  # type: ignore[union-attr, list-item]
+        assert TRLReward(client)([ROW[:-1]], [[ROW[-1]]]) == [6]
+        client.compare([{"prompt": ROW[:-1], "chosen": [ROW[-1]], "rejected": [ROW[-1]]}])
+        client.rank(ROW[:-1], [[ROW[-1]]])  # type: ignore[arg-type]
+    read = parse_conversation(as_messages(ROW))
+    for body in stub.bodies[:2]:
+        for sent in body["conversations"]:
+            assert parse_conversation(sent) == read
+    pair = stub.bodies[-2]["pairs"][0]
+    assert [*pair["prompt"], *pair["chosen"]] == stub.bodies[0]["conversations"][0]
+    assert stub.bodies[-1]["prompt"] == pair["prompt"]
+    assert "null" not in json.dumps(stub.bodies)
+
+
+def test_a_conversation_nested_without_end_costs_no_neighbour(stub: StubService) -> None:
+    endless: dict[str, Any] = assistant("4")
+    endless["self"] = endless
+    with ScoringClient(stub.url) as client:
+        bad, good = client.results([[user("a"), endless], conversation(5)])
+    assert isinstance(bad, ScoreError)
+    assert "cannot carry" in bad.message
+    assert good.reward == 5  # type: ignore[union-attr]
+
+
+def test_a_warning_is_logged_once_for_each_kind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards_module, "_LOGGED", set())
+    results = [
+        Reward(1.0, 5, warnings=("template_ignores_tools: of a", "x: one")),
+        Reward(2.0, 5, warnings=("template_ignores_tools: of b",)),
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert Reading().rewards(results) == [1, 2]
+        assert Reading().rewards(results) == [1, 2]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "template_ignores_tools",
+        "x",
+    ]
