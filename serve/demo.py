@@ -7,7 +7,9 @@ that every pair came back scored and that the service ended in order.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +27,8 @@ from serve.clients import ScoringClient, ServiceError
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
+_FREE_PORTS = range(20_000, 30_000)
+_PORT_NUMBERS = itertools.count()
 
 
 def main() -> int:
@@ -55,9 +59,7 @@ def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[
     Raises:
         ServiceError: it did not become ready, or did not stop in order.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "serve.cli", "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
@@ -74,6 +76,27 @@ def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[
             code = process.wait()
     if code != 0:
         raise ServiceError(f"the service ended with exit code {code} instead of 0")
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 on which nothing listens, another one at each call.
+
+    A service takes seconds to listen on it, and Ray opens many connections meanwhile. So the port
+    is from a range out of which no system chooses by itself, neither for connections nor for
+    port 0, and each process begins somewhere else in it.
+
+    Raises:
+        ServiceError: every port of the range is taken.
+    """
+    for _ in _FREE_PORTS:
+        port = _FREE_PORTS[(16 * os.getpid() + next(_PORT_NUMBERS)) % len(_FREE_PORTS)]
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServiceError(
+        f"every port from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]} is taken; stop what runs there"
+    )
 
 
 def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:

@@ -6,7 +6,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +13,10 @@ import httpx
 import pytest
 from checkpoints import SPECS, build_checkpoint
 
+from serve.demo import free_port as free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session", autouse=True)

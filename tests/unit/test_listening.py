@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 from certificates import self_signed
+from conftest import free_port
 
 from rm_core import ModelLoadError
 from serve.settings import Settings
@@ -34,20 +34,13 @@ def test_with_a_certificate_it_is_https(tmp_path: Path) -> None:
     assert address(settings) == "https://127.0.0.1:9000"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     cert, key = self_signed(tmp_path)
     _, other = self_signed(tmp_path / "other")
-    port = free_port()
-    check_address(Settings.of(port=port, tls_cert_file=str(cert), tls_key_file=str(key)))
+    check_address(Settings.of(port=free_port(), tls_cert_file=str(cert), tls_key_file=str(key)))
     for wrong in (other, cert, tmp_path / "nowhere"):
-        settings = Settings.of(port=port, tls_cert_file=str(cert), tls_key_file=str(wrong))
+        settings = Settings.of(port=free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong))
         with pytest.raises(ModelLoadError, match=r"cannot be used: .*; both must be readable PEM"):
             check_address(settings)
 
