@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,11 @@ INFO = {**FINGERPRINT, "max_batch_tokens": 200}
 
 
 class FakeBackend:
-    """Answers the number of tokens as the reward, or raises what it is told to."""
+    """Answers the number of tokens as the reward, or raises what a test sets.
+
+    Attributes:
+        gate: on which every batch waits; None for no wait.
+    """
 
     def __init__(self) -> None:
         self.num_replicas = 1
@@ -32,12 +35,15 @@ class FakeBackend:
         self.refresh_failure: Exception | None = None
         self.batches: list[Sequence[Any]] = []
         self.delay_s = 0.0
+        self.gate: asyncio.Event | None = None
         self.info: dict[str, Any] = INFO
         self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
 
     async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
         self.batches.append(sequences)
         await asyncio.sleep(self.delay_s)
+        if self.gate:
+            await self.gate.wait()
         if self.failure:
             raise self.failure
         tokens = sum(len(ids) for ids in sequences)
@@ -62,14 +68,6 @@ def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
     app = create_app(service, settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Return once it holds; a failure if that takes long."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def ready(client: TestClient) -> bool:

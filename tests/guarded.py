@@ -7,15 +7,17 @@ import contextlib
 import logging
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp
+from waiting import PATIENCE_S, MovableLoop, until
 
 from serve.guard import middleware as guard
 from serve.guard.admission import Admission
@@ -24,16 +26,32 @@ from serve.settings import Settings
 
 JSON = b"Content-Type: application/json\r\n"
 KEY, OTHER_KEY = "correct-horse-battery", "staple-staple-staple"
+_NEVER_S = 10 * PATIENCE_S
+
+
+async def _pass_a_turn() -> None:
+    await asyncio.sleep(0)
 
 
 @dataclass
 class Guarded:
-    """The application and what was seen of its requests."""
+    """The application and what was seen of its requests.
+
+    Attributes:
+        app: routes that echo, wait, and answer slowly.
+        admission: what its requests hold.
+        started: bodies of the requests to `/wait` that have begun.
+        cancelled: bodies of those that were cancelled.
+        on_wait: called by each request to `/wait` once it has begun.
+        between_parts: awaited after each part of an answer of `/slowly`.
+    """
 
     app: FastAPI
     admission: Admission
     started: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    on_wait: Callable[[], None] = lambda: None
+    between_parts: Callable[[], Awaitable[None]] = _pass_a_turn
 
     def wait_until_free(self) -> None:
         """Return once nothing is held any more."""
@@ -56,8 +74,9 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
     async def wait(request: Request) -> None:
         name = (await request.body()).decode()
         seen.started.append(name)
+        seen.on_wait()
         try:
-            await asyncio.sleep(30)
+            await asyncio.sleep(_NEVER_S)
         except asyncio.CancelledError:
             seen.cancelled.append(name)
             raise
@@ -67,7 +86,7 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
         async def parts() -> AsyncIterator[bytes]:
             for part in (b"one ", b"two ", b"three"):
                 yield part
-                await asyncio.sleep(0.4)
+                await seen.between_parts()
 
         return StreamingResponse(parts())
 
@@ -80,38 +99,66 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
     return seen
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        port: of 127.0.0.1, where it listens.
+        loop: that it runs on; its clock can be set forward.
+    """
+
+    port: int
+    loop: MovableLoop
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self) -> socket.socket:
+        """Open a connection on which a test writes what it likes."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+
+
 @contextlib.contextmanager
-def live(app: ASGIApp) -> Iterator[int]:
-    """A real server; gives its port. Whatever it logs as an error fails the test."""
+def live(app: ASGIApp) -> Iterator[Server]:
+    """A real server on a port. A warning in its log fails the test."""
     errors: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             errors.append(self.format(record))
 
-    config = uvicorn.Config(app, port=0, ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app, port=0, ws="none", log_config=None, access_log=False,
+        timeout_graceful_shutdown=10,  # a request that is never cancelled fails its test, no more
+    )  # fmt: skip
     server = uvicorn.Server(config)
+    loop = MovableLoop()
     collector = Collector(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
     for logger in loggers:
         logger.addHandler(collector)
-    thread = threading.Thread(target=server.run)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         until(lambda: server.started)
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield Server(server.servers[0].sockets[0].getsockname()[1], loop)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
         for logger in loggers:
             logger.removeHandler(collector)
     assert not thread.is_alive()
     assert errors == []
-
-
-def connect(port: int) -> socket.socket:
-    """A connection on which a test writes what it likes."""
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
 
 
 def post(path: str, *headers: bytes, body: bytes = b"", length: int | None = None) -> bytes:
@@ -121,17 +168,16 @@ def post(path: str, *headers: bytes, body: bytes = b"", length: int | None = Non
     return start + JSON + size + b"".join(h + b"\r\n" for h in headers) + b"\r\n" + body
 
 
+def read_response(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
+    """One response of a connection, all of it: its head, and its body."""
+    response = HTTPResponse(connection)
+    response.begin()
+    return response, response.read()
+
+
 def read_all(connection: socket.socket) -> bytes:
     """Everything until the server closes the connection."""
     found = bytearray()
     while part := connection.recv(65536):
         found += part
     return bytes(found)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Return once it holds; a failure if that takes long."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

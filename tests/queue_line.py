@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from waiting import VirtualTime
+
 from rm_core import Fingerprint, ScoredBatch, ScoreError, pack
 from serve.backends import Answer
 from serve.queue.dispatch import Dispatcher
@@ -35,18 +37,18 @@ class Replicas:
         self.failure_before: Callable[[], Exception | None] = lambda: None
         self.go = asyncio.Event()
         self.go.set()
-        self._running = 0
+        self.running = 0
 
     async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> Answer:
         self.batches.append(list(sequences))
         self.backlogs.append(backlog_tokens)
-        self._running += 1
-        self.most_at_once = max(self.most_at_once, self._running)
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
         try:
             await self.go.wait()
             await asyncio.sleep(0)
         finally:
-            self._running -= 1
+            self.running -= 1
         if failure := self.failure_at(sequences):
             raise failure
         num_tokens = pack(sequences, 10**6).num_tokens
@@ -127,7 +129,7 @@ async def rewards(answer: Awaitable[Computed]) -> list[float | ScoreError]:
 
 
 def scenario(test: Callable[[Line], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test with a queue of its own, on an event loop of its own."""
+    """A test with a queue of its own, on an event loop of its own whose seconds are virtual."""
 
     def run() -> None:
         async def on_a_loop() -> None:
@@ -136,7 +138,8 @@ def scenario(test: Callable[[Line], Coroutine[Any, Any, None]]) -> Callable[[], 
             await until(lambda: line.queue.num_in_flight == 0)
             assert line.queue.queued_tokens == line.queue.num_waiting == 0
 
-        asyncio.run(on_a_loop())
+        with asyncio.Runner(loop_factory=VirtualTime) as runner:
+            runner.run(on_a_loop())
 
     run.__doc__ = test.__doc__
     return run

@@ -39,8 +39,8 @@ class Served:
 @pytest.fixture
 def served(browser: Visitor) -> Iterator[Served]:
     served = Served()
-    with live(served.app) as port:
-        served.url = f"http://127.0.0.1:{port}"  # the key of another port is another page's
+    with live(served.app) as server:
+        served.url = server.url  # the key of another port is another page's
         browser.visit(served.url)
         yield served
         browser.run("sessionStorage.clear()")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from fakes import FakeBackend, conversation, ready, until
+from functools import partial
+
+from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
 from guarded import guarded
+from waiting import MovableLoop, advance, settle, until
 
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings
 
+ON_A_MOVABLE_LOOP = {"loop_factory": MovableLoop}
+
 
 def test_a_deadline_that_passes_is_408_and_the_work_is_given_up() -> None:
     seen = guarded()
-    with TestClient(seen.app) as client:
-        headers = {"X-Request-Timeout-Seconds": "0.3"}
+    seen.on_wait = partial(advance, 1_001)
+    with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
+        headers = {"X-Request-Timeout-Seconds": "1000"}
         answer = client.post("/wait", json="a", headers=headers)
         assert answer.status_code == 408
         assert answer.json()["error"]["code"] == "deadline_exceeded"
@@ -23,9 +29,18 @@ def test_a_deadline_that_passes_is_408_and_the_work_is_given_up() -> None:
 
 
 def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
-    with TestClient(guarded(request_timeout_s=0.2).app) as client:
+    seen = guarded(request_timeout_s=1_000)
+    seen.on_wait = partial(advance, 1_001)
+
+    async def pass_the_deadline() -> None:
+        advance(2_001)
+        await settle()
+
+    seen.between_parts = pass_the_deadline
+    with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
         assert client.post("/wait", json="a").status_code == 408
-        slow = client.post("/slowly", json={}, headers={"X-Request-Timeout-Seconds": "1"})
+        # An answer that has begun is finished.
+        slow = client.post("/slowly", json={}, headers={"X-Request-Timeout-Seconds": "2000"})
         assert (slow.status_code, slow.text) == (200, "one two three")
 
 

@@ -88,10 +88,10 @@ async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) 
 
     line.replicas.failure_at = hold_after_some
     line.release()
-    await until(lambda: not line.replicas.go.is_set() and line.queue.num_in_flight == 2)
+    await until(lambda: not line.replicas.go.is_set() and line.replicas.running == 2)
+    num_waiting, sent = line.queue.num_waiting, len(line.replicas.batches)
     small = line.ask((7, 7, 8))
-    await asyncio.sleep(0.05)
-    sent = len(line.replicas.batches)
+    await until(lambda: line.queue.num_waiting == num_waiting + 1)
     line.release()
     await rewards(small)
     assert [(7, 7, 8) in batch for batch in line.replicas.batches].index(True) <= sent
@@ -181,7 +181,7 @@ async def test_every_replica_gets_a_batch(line: Line) -> None:
     line.replicas.go.clear()
     call = line.ask(*[(i,) * 20 for i in range(9)])
     await until(lambda: line.queue.num_in_flight == 3)
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(60)  # of virtual time: no replica gets a second one however long it takes
     assert line.replicas.most_at_once == 3
     line.release()
     assert len(await rewards(call)) == 9

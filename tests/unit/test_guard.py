@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, ready, until
+from fakes import FakeBackend, ready
 from fastapi.testclient import TestClient
 from guarded import KEY, OTHER_KEY, guarded
 from starlette.websockets import WebSocketDisconnect
+from waiting import until
 
 from serve.guard.keys import KeyRing
 from serve.guard.middleware import OPEN_PATHS

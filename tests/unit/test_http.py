@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fakes import INFO, FakeBackend, conversation, ready, serving, until
+from fakes import INFO, FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
+from waiting import PATIENCE_S, settle, until, until_async
 
 from rm_core import ModelLoadError, NotReadyError, ScoreError, pack
 from serve.http import create_app
@@ -29,6 +30,12 @@ def backend() -> FakeBackend:
 def client(backend: FakeBackend) -> Iterator[TestClient]:
     with serving(backend) as client:
         yield client
+
+
+async def until_ready(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await client.get("/ready")).status_code != 200:
+            await asyncio.sleep(0.01)
 
 
 def test_a_small_post_is_one_call_and_comes_back_in_order(
@@ -106,20 +113,18 @@ def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> No
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            while (await client.get("/ready")).status_code != 200:
-                await asyncio.sleep(0.01)
+            await until_ready(client)
             await client.post("/v1/score", json=BODY)  # so that its rate is known
-            backend.delay_s = 0.3
+            backend.gate = asyncio.Event()
             big = {"conversations": [conversation(f"{i} " * 10) for i in range(20)]}
             accepted = asyncio.create_task(client.post("/v1/score", json=big))
             model = service.models["demo"]
-            while model.queue.queued_tokens < 100:
-                await asyncio.sleep(0.01)
+            await until_async(lambda: model.queue.queued_tokens >= 100)
             refused = await client.post("/v1/score", json=BODY)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "overloaded"
             assert int(refused.headers["retry-after"]) >= 1
-            backend.delay_s = 0.0
+            backend.gate.set()
             assert (await accepted).status_code == 200
             assert (await client.post("/v1/score", json=BODY)).status_code == 200
 
@@ -244,20 +249,20 @@ def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            while (await client.get("/ready")).status_code != 200:
-                await asyncio.sleep(0.01)
-            backend.delay_s = 0.3
+            await until_ready(client)
+            backend.gate = asyncio.Event()
             accepted = asyncio.create_task(client.post("/v1/score", json=BODY))
-            while not backend.batches:
-                await asyncio.sleep(0.01)
+            await until_async(lambda: backend.batches)
             drained = asyncio.create_task(service.drain())
-            await asyncio.sleep(0.05)
+            await settle()
             assert not drained.done()
             refused = await client.post("/v1/score", json=BODY)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "overloaded"
             assert (await client.get("/ready")).status_code == 503
+            assert not drained.done()
+            backend.gate.set()
             assert (await accepted).status_code == 200
-            await asyncio.wait_for(drained, 5)
+            await asyncio.wait_for(drained, PATIENCE_S)
 
     asyncio.run(scenario())

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import INFO, FakeBackend, conversation, ready, serving, until
+from fakes import INFO, FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 
 from rm_core import ScoreError
 from rm_core.cache import ENTRY_BYTES

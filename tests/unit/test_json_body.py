@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, conversation, ready, serving, until
+from fakes import FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from serve.problems import BadRequestError
 from serve.routes.json_body import MAX_DEPTH, parse_json

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeBackend, conversation, ready, until
+from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
+from waiting import until
 
 from rm_core import InvalidConversationError
 from serve.guard.limits import check_number, too_many_messages

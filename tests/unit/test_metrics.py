@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from exposition import STATE, Batch, Series, eventful, moved, parse, read, rewards_of, series
-from fakes import FakeBackend, conversation, ready, serving, until
+from fakes import FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from waiting import until
 
 from rm_core import Reward, ScoreError
 from serve import __version__

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 from exposition import read, series
-from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving, until
+from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from waiting import until
 
 from rm_core import NotReadyError
 from serve.figures.metrics import Metrics
@@ -72,10 +74,12 @@ def test_stage_times_are_on_scoring_answers_in_milliseconds(
     client: TestClient, backend: FakeBackend
 ) -> None:
     backend.delay_s = 0.05
+    started = time.perf_counter()
     headers = client.post("/v1/score", json=BODY).headers
+    most = 1_000 * (time.perf_counter() - started)
     times = {name: int(headers[name]) for name in STAGES}
     assert 50 <= times["x-queue-time"] + times["x-inference-time"] <= times["x-total-time"] + 2
-    assert times["x-total-time"] < 5000
+    assert times["x-total-time"] <= most + 1
     assert not set(STAGES) & set(client.get("/v1/models").headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from conftest import ROOT, free_port
-from fakes import FINGERPRINT, FakeBackend, conversation, ready, until
+from conftest import ROOT
+from fakes import FINGERPRINT, FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from waiting import PATIENCE_S, silent_port, until
 
 from serve import __version__
 from serve.http import create_app
@@ -172,10 +174,18 @@ def test_a_path_of_the_endpoint_is_kept(collector: Collector) -> None:
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up() -> None:
-    started = time.monotonic()
-    nobody = f"http://127.0.0.1:{free_port()}"
-    assert traced(nobody, FakeBackend(), {"json": BODY}) == [200]
-    assert time.monotonic() - started < 15
+    with silent_port() as port:
+        assert traced(f"http://127.0.0.1:{port}", FakeBackend(), {"json": BODY}) == [200]
+
+
+def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
+    """The service ends while the collector still has the export."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # connects, and says nothing
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert traced(endpoint, FakeBackend(), {"json": BODY}) == [200]
+        listening.settimeout(PATIENCE_S)
+        connection, _ = listening.accept()
+        connection.close()
 
 
 def test_what_sends_traces_is_imported_where_they_are_wanted_alone() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
-from guarded import JSON, KEY, connect, guarded, live, post, read_all, until
+from guarded import JSON, KEY, guarded, live, post, read_all, read_response
+from waiting import advance, settle, until
 
+JSON_TYPE = {"Content-Type": "application/json"}
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -19,19 +19,20 @@ def chunk(data: bytes) -> bytes:
 
 def test_a_body_in_pieces_is_put_together() -> None:
     seen = guarded()
-    with live(seen.app) as port, connect(port) as connection:
+    with live(seen.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
-        for _ in range(3):
+        for number in range(1, 4):
             connection.sendall(chunk(b'"abc"'))
-            time.sleep(0.05)
+            until(lambda: seen.admission.num_bytes == 5 * number)  # noqa: B023
         connection.sendall(chunk(b""))
-        assert connection.recv(65536).endswith(b"\r\n\r\n15")
+        response, body = read_response(connection)
+        assert (response.status, body) == (200, b"15")
         seen.wait_until_free()
 
 
 def test_pieces_are_counted_as_they_arrive() -> None:
     seen = guarded(max_body_bytes=1_000)
-    with live(seen.app) as port, connect(port) as connection:
+    with live(seen.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
         for _ in range(11):
             connection.sendall(chunk(b" " * 100))
@@ -48,75 +49,73 @@ def test_pieces_are_counted_as_they_arrive() -> None:
 
 def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
     seen = guarded(max_body_bytes=1_000)
-    with live(seen.app) as port:
-        with connect(port) as connection:
+    with live(seen.app) as server:
+        with server.connect() as connection:
+            # The body never comes, so the answer cannot have waited for it.
             connection.sendall(post("/size", b"Expect: 100-continue", length=10**9))
-            started = time.monotonic()
-            answer = connection.recv(65536)
-            assert time.monotonic() - started < 5
+            answer = read_all(connection)
             assert answer.startswith(b"HTTP/1.1 413 ")
             assert b"100 Continue" not in answer
         # httpx sends all of it before it reads.
-        answer = httpx.post(
-            f"http://127.0.0.1:{port}/size",
-            content=b" " * 20_000_000,
-            headers={"Content-Type": "application/json"},
-        )
+        with server.client() as client:
+            answer = client.post("/size", content=b" " * 20_000_000, headers=JSON_TYPE)
         assert answer.status_code == 413
 
 
 def test_a_body_that_stops_coming_is_408() -> None:
-    seen = guarded(body_timeout_s=1.5, max_requests=1)
-    with live(seen.app) as port, connect(port) as slow:
+    seen = guarded(body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1)
+    with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"12", length=10))
         until(lambda: seen.admission.num_bytes == 2)
         # It holds bytes, but nobody's place.
-        url = f"http://127.0.0.1:{port}/size"
-        assert httpx.post(url, json=1).status_code == 200
-        answer = slow.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b'"body_timeout"' in answer
-        assert b"only 2 bytes" in answer
+        assert client.post("/size", json=1).status_code == 200
+        server.loop.advance(1_001)
+        response, body = read_response(slow)
+        assert response.status == 408
+        assert b'"body_timeout"' in body
+        assert b"only 2 bytes of the body arrived in 1000 s" in body
         seen.wait_until_free()
 
 
 def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
-    seen = guarded(body_timeout_s=20)
-    with live(seen.app) as port, connect(port) as connection:
+    seen = guarded(body_timeout_s=10_000, request_timeout_s=20_000, max_request_timeout_s=20_000)
+    with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", length=5))
-        for byte in b"12345":
-            time.sleep(0.05)
+        for number, byte in enumerate(b"12345"):
+            until(lambda: seen.admission.num_bytes == number)  # noqa: B023
+            server.loop.advance(1_900)
             connection.sendall(bytes([byte]))
-        assert connection.recv(65536).endswith(b"\r\n\r\n5")
+        response, body = read_response(connection)
+        assert (response.status, body) == (200, b"5")
 
 
 def test_the_deadline_counts_for_the_body_too() -> None:
     seen = guarded()
-    with live(seen.app) as port, connect(port) as connection:
+    with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", b"X-Request-Timeout-Seconds: 0.3", length=5))
-        answer = connection.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b'"deadline_exceeded"' in answer
+        response, body = read_response(connection)
+        assert response.status == 408
+        assert b'"deadline_exceeded"' in body
 
 
 def test_bodies_that_would_hold_too_much_together_are_503() -> None:
     seen = guarded(max_body_bytes=1_000, max_buffered_bytes=1_500)
-    with live(seen.app) as port, connect(port) as slow:
+    with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"1" * 900, length=1_000))
         until(lambda: seen.admission.num_bytes == 900)
-        url, headers = f"http://127.0.0.1:{port}/size", {"Content-Type": "application/json"}
-        refused = httpx.post(url, content=b"1" * 700, headers=headers)
+        refused = client.post("/size", content=b"1" * 700, headers=JSON_TYPE)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "overloaded"
         assert int(refused.headers["retry-after"]) > 0
-        assert httpx.post(url, content=b"1" * 600, headers=headers).status_code == 200
+        accepted = client.post("/size", content=b"1" * 600, headers=JSON_TYPE)
+        assert accepted.status_code == 200
     seen.wait_until_free()
 
 
 def test_a_client_that_hangs_up_while_it_sends_holds_nothing() -> None:
     seen = guarded()
-    with live(seen.app) as port:
-        with connect(port) as connection:
+    with live(seen.app) as server:
+        with server.connect() as connection:
             connection.sendall(post("/size", body=b"12", length=10))
             until(lambda: seen.admission.num_bytes == 2)
         seen.wait_until_free()
@@ -124,9 +123,9 @@ def test_a_client_that_hangs_up_while_it_sends_holds_nothing() -> None:
 
 def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
     seen = guarded()
-    with live(seen.app) as port:
+    with live(seen.app) as server:
         for number in range(3):
-            with connect(port) as connection:
+            with server.connect() as connection:
                 connection.sendall(post("/wait", body=b"%d" % number))
                 until(lambda: len(seen.started) == number + 1)  # noqa: B023
                 assert seen.admission.num_running == 1
@@ -135,23 +134,29 @@ def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
 
 
 def test_a_client_that_hangs_up_during_its_answer_spoils_nothing() -> None:
-    seen = guarded(request_timeout_s=1)
-    with live(seen.app) as port:
-        with connect(port) as connection:
+    seen = guarded(request_timeout_s=1_000)
+
+    async def pass_the_deadline() -> None:
+        advance(1_001)
+        await settle()
+
+    seen.between_parts = pass_the_deadline
+    with live(seen.app) as server:
+        with server.connect() as connection:
             connection.sendall(post("/slowly", body=b"1"))
             received = b""
             while b"one" not in received:
                 received += (part := connection.recv(65536))
                 assert part
         # Nor does its deadline, for those who stay.
-        answer = httpx.post(f"http://127.0.0.1:{port}/slowly", json=1, timeout=60)
-        assert answer.text == "one two three"
+        with server.client() as client:
+            assert client.post("/slowly", json=1).text == "one two three"
         seen.wait_until_free()
 
 
 def test_requests_on_one_connection_are_answered_in_order() -> None:
     seen = guarded(max_body_bytes=100)
-    with live(seen.app) as port, connect(port) as connection:
+    with live(seen.app) as server, server.connect() as connection:
         bad = post("/size", body=b"12").replace(b"application/json", b"text/plain")
         sent = [
             post("/size", body=b"1"),
@@ -179,8 +184,8 @@ def test_more_than_may_run_are_refused_at_once(
 ) -> None:
     seen = guarded(KEY, **limits)
     headers = {"Authorization": f"Bearer {KEY}"}
-    with live(seen.app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        with connect(port) as first, connect(port) as second:
+    with live(seen.app) as server, server.client() as client:
+        with server.connect() as first, server.connect() as second:
             for connection in (first, second):
                 connection.sendall(post("/wait", b"Authorization: Bearer " + KEY.encode()))
             until(lambda: len(seen.started) == 2)
@@ -196,16 +201,15 @@ def test_more_than_may_run_are_refused_at_once(
 
 def test_many_at_once_all_get_their_own_answer_and_nothing_is_left() -> None:
     seen = guarded()
-    with live(seen.app) as port:
+    with live(seen.app) as server:
         lock = threading.Lock()
         wrong: list[object] = []
 
         def work(number: int) -> None:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            with server.client() as client:
                 for turn in range(10):
                     size = 1 + (number * 37 + turn * 1_009) % 5_000
-                    body, headers = b"1" * size, {"Content-Type": "application/json"}
-                    answer = client.post("/size", content=body, headers=headers)
+                    answer = client.post("/size", content=b"1" * size, headers=JSON_TYPE)
                     late = client.post(
                         "/wait", json=1, headers={"X-Request-Timeout-Seconds": "0.05"}
                     )

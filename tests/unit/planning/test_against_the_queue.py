@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from waiting import VirtualTime
 
 from rm_core import Fingerprint, ScoredBatch, pack
 from serve.backends import Answer
@@ -28,24 +29,6 @@ PAIRS = Load(1, 40, 40, 2)
 GROUPS = Load(1, 40, 40, 8)
 STATION = Station(4, 1, max_batch_tokens=600, token_s=1 / 600, batch_floor_s=0.05)
 FINGERPRINT = Fingerprint("r", "t", "float32", "eager")
-
-
-class VirtualTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-        select = self._selector.select  # type: ignore[attr-defined]
-
-        def jump(timeout: float | None) -> Any:
-            self._now += timeout or 0.0
-            return select(0)
-
-        self._selector.select = jump  # type: ignore[attr-defined]
-
-    def time(self) -> float:
-        return self._now
 
 
 class Replicas:

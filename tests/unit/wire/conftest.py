@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fakes import FakeBackend, ready, serving, until
+from fakes import FakeBackend, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 from wire_texts import LONGER_REWARD, REWARD, TEXT
 
 

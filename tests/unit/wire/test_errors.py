@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from error_shapes import fits, flat, openai, tei, vllm
-from fakes import FakeBackend, conversation, ready, serving, until
+from fakes import FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 
 from rm_core import NotReadyError, OverloadedError, ScoreError
 from serve.guard.keys import KeyRing

@@ -9,8 +9,9 @@ import struct
 from typing import Any
 
 import pytest
-from fakes import INFO, FakeBackend, conversation, ready, serving, until
+from fakes import INFO, FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 from wire_texts import LONGER, LONGER_REWARD, MESSAGES, REWARD, TEXT
 
 from serve.http import create_app

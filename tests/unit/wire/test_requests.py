@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, ready, serving, until
+from fakes import FakeBackend, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 from wire_texts import REWARD, TEXT
 
 from serve.http import create_app
