@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from waiting import until
+
 FINGERPRINT = {"revision": "r"}
 
 
@@ -36,11 +38,13 @@ class StubService:
         max_bytes: larger bodies are 413.
         refusals: answers for the next requests: a status, headers.
         delay_s: before each answer.
+        num_together: requests wait until so many of them are in flight; then all of those go on.
         fingerprint: in every answer.
         bodies: that came.
         headers: that came with them.
         peers: ports of the connections that they came on.
-        most_at_a_time: requests in flight.
+        num_running: requests in flight.
+        most_at_a_time: the largest number of them.
     """
 
     def __init__(self) -> None:
@@ -51,8 +55,9 @@ class StubService:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.peers: list[int] = []
+        self.num_together = 1
+        self.num_running = 0
         self.most_at_a_time = 0
-        self._running = 0
         self._lock = threading.Lock()
         stub = self
 
@@ -63,14 +68,15 @@ class StubService:
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
                 with stub._lock:
-                    stub._running += 1
-                    stub.most_at_a_time = max(stub.most_at_a_time, stub._running)
+                    stub.num_running += 1
+                    stub.most_at_a_time = max(stub.most_at_a_time, stub.num_running)
                     stub.peers.append(self.client_address[1])
                     stub.headers.append(dict(self.headers))
+                stub._wait_for_others()
                 time.sleep(stub.delay_s)
                 status, body, headers = stub._answer(self.path, content)
                 with stub._lock:
-                    stub._running -= 1
+                    stub.num_running -= 1
                 sent = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(sent)))
@@ -84,6 +90,16 @@ class StubService:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def _wait_for_others(self) -> None:
+        with self._lock:
+            number = len(self.headers)
+
+        def all_here() -> bool:
+            with self._lock:
+                return len(self.headers) >= -(-number // self.num_together) * self.num_together
+
+        until(all_here, f"{self.num_together} requests together")
 
     def _answer(self, route: str, content: bytes) -> tuple[int, dict[str, Any], dict[str, str]]:
         with self._lock:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -41,9 +40,13 @@ DROPPED = Answer(silent=True)
 
 
 class Server:
-    """Answers with `script`, one request each, then with a reward."""
+    """Answers with `script`, one request each, then with a reward.
 
-    def __init__(self, port: int = 0) -> None:
+    Args:
+        listening: from the start; else its port is taken and refuses connections.
+    """
+
+    def __init__(self, *, listening: bool = True) -> None:
         self.script: list[Answer] = []
         self.seen: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
@@ -69,7 +72,10 @@ class Server:
             def log_message(handler, *_: object) -> None:
                 pass
 
-        self.http = HTTPServer(("127.0.0.1", port), Handler)
+        self.http = HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self.http.server_bind()
+        if listening:
+            self.http.server_activate()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
 
@@ -164,31 +170,25 @@ def test_what_would_fail_again_is_not(server: Server, status: int, body: bytes) 
 
 def test_a_service_that_is_started_later() -> None:
     """Refused at first; somebody listens once the client has said so in its log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    server = Server(listening=False)
     threads: list[threading.Thread] = []
 
     class Starts(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if not threads:
-                late = Server(port).http
-                threads.append(threading.Thread(target=serve_one, args=(late,)))
+                server.http.server_activate()
+                threads.append(threading.Thread(target=server.http.handle_request))
                 threads[0].start()
-
-    def serve_one(late: HTTPServer) -> None:
-        with late:
-            late.handle_request()
 
     log, starts = logging.getLogger("serve.clients"), Starts()
     log.addHandler(starts)
     try:
-        with ScoringClient(f"http://127.0.0.1:{port}") as client:
+        with server.http, ScoringClient(server.url) as client:
             assert reward(client) == 1.5
             assert client.num_retries == 1
+            threads[0].join()
     finally:
         log.removeHandler(starts)
-    threads[0].join()
 
 
 def test_every_request_has_an_id_of_its_own(server: Server) -> None:
@@ -266,11 +266,19 @@ def test_waits_grow_up_to_a_limit() -> None:
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_wait_that_is_asked_for_is_kept(as_date: bool) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+def test_a_wait_that_is_asked_for_is_kept(as_date: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return now
+
+    monkeypatch.setattr("serve.clients.retries.datetime", Clock)
+    date = format_datetime(now + timedelta(seconds=40), usegmt=True)
     asked = httpx.Response(503, headers={"Retry-After": date if as_date else "40"})
     (wait,) = waits(asked)
-    assert 38 <= wait <= 48
+    assert 40 <= wait <= 48
 
 
 def test_a_wait_that_nobody_understands_is_our_own() -> None:

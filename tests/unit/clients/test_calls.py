@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,8 @@ def test_what_the_service_finds_too_large_goes_in_halves(
 def test_posts_are_sent_at_the_same_time_but_not_too_many(
     stub: StubService, client_of: Callable[..., Any]
 ) -> None:
-    stub.delay_s = 0.05
+    stub.num_together = 3
+    stub.delay_s = 0.05  # for a fourth to come
     client = client_of(stub.url, max_items=1, num_posts=3)
     assert client.score([conversation(n) for n in range(12)]) == list(range(12))
     assert stub.most_at_a_time == 3
@@ -96,21 +96,22 @@ def test_many_failures_are_told_in_short() -> None:
 def test_a_request_that_fails_is_named_and_ends_the_call(
     stub: StubService, client_of: Callable[..., Any]
 ) -> None:
-    # The others wait for an hour, were it not for the one that will never work.
+    # The others would wait for an hour, far longer than a test may take.
     stub.refusals = [(503, {"Retry-After": "3000"})] * 3 + [(400, {})]
     client = client_of(stub.url, retry_s=4000, num_posts=4)
-    started = time.monotonic()
     with pytest.raises(ServiceError, match=r"conversations \d+ to \d+ of 1024: .* 400: not now"):
         client.score([conversation(n) for n in range(1024)])
-    assert time.monotonic() - started < 60
 
 
 def test_an_address_that_is_dead_costs_little(
-    stub: StubService, client_of: Callable[..., Any]
+    stub: StubService, client_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = client_of([DEAD, stub.url], max_items=5)
+    # It rests for longer than a test may take, so the posts that are sent at first are all.
+    monkeypatch.setattr("serve.clients.retries._FIRST_WAIT_S", 3_600.0)
+    monkeypatch.setattr("serve.clients.retries._LONGEST_WAIT_S", 3_600.0)
+    client = client_of([DEAD, stub.url], max_items=5, num_posts=4)
     assert client.score([conversation(n) for n in range(200)]) == list(range(200))
-    assert 1 <= client.num_retries <= 10
+    assert 1 <= client.num_retries <= 4
 
 
 def test_several_addresses_share_the_work(
@@ -127,12 +128,10 @@ def test_several_addresses_share_the_work(
 def test_one_address_refuses_and_the_other_takes_over_at_once(
     stub: StubService, other: StubService, client_of: Callable[..., Any]
 ) -> None:
-    stub.refusals = [(503, {"Retry-After": "3000"})]
+    stub.refusals = [(503, {"Retry-After": "3000"})]  # longer than a test may take
     client = client_of([stub.url, other.url], retry_s=0)
-    started = time.monotonic()
     for number in range(10):
         assert client.score([conversation(number)]) == [number]
-    assert time.monotonic() - started < 30
     assert (len(stub.bodies), len(other.bodies)) == (0, 10)
 
 

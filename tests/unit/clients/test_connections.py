@@ -20,6 +20,7 @@ import httpx
 import pytest
 from blocking_client import Blocking
 from stub_service import StubService, conversation
+from waiting import PATIENCE_S, until_async
 
 from serve.clients import AsyncScoringClient, ScoringClient, ServiceError
 from serve.clients.client import Options
@@ -88,13 +89,13 @@ def test_connections_of_loops_that_ended_are_let_go(stub: StubService) -> None:
 def test_a_cancelled_call_leaves_nothing_behind(stub: StubService) -> None:
     async def use() -> None:
         async with AsyncScoringClient(stub.url, max_items=1) as client:
-            stub.delay_s = 0.5
+            stub.num_together = 1_000  # none is answered
             call = asyncio.create_task(client.score([conversation(n) for n in range(20)]))
-            await asyncio.sleep(0.2)
+            await until_async(lambda: stub.num_running)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            stub.delay_s = 0.0
+            stub.num_together = 1
             assert await client.score([conversation(3)]) == [3]
             address = client._sender.addresses.begin()
             assert address.num_running == 1
@@ -158,6 +159,7 @@ def test_a_machine_that_is_cut_off_would_be_noticed() -> None:
         socket.create_server(("127.0.0.2", 0)) as listening,  # not where a machine calls itself
         ThreadPoolExecutor(1) as pool,
     ):
+        listening.settimeout(PATIENCE_S)
         pool.submit(answer_once, listening)
         options = Options((f"http://127.0.0.2:{listening.getsockname()[1]}",))
         with (
@@ -176,7 +178,10 @@ def test_a_machine_that_is_cut_off_would_be_noticed() -> None:
 def answer_once(listening: socket.socket) -> None:
     connection, _ = listening.accept()
     with connection:
-        connection.recv(10_000)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += (part := connection.recv(10_000))
+            assert part
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S, until
 
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
 from serve.clients import ServiceError
+from serve.jobs.carriers import posting
 from serve.jobs.carriers.parts import MAX_CONVERSATIONS, split
-from serve.jobs.carriers.urls import UrlsCarrier
+from serve.jobs.carriers.urls import _CONNECTIONS, UrlsCarrier
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 
@@ -33,12 +34,17 @@ class Service:
     """Answers like the service; the reward is the length of the answer.
 
     Attributes:
+        state: of its model.
+        num_asked: how often it was asked for its state.
+        ready_at: number of that request with which its model becomes ready.
         refuse: told each post; True refuses it with `status`.
     """
 
     def __init__(self) -> None:
         self.fingerprint = dict(FINGERPRINT)
         self.state = "ready"
+        self.num_asked = 0
+        self.ready_at: int | None = None
         self.status = 503
         self.refuse: Callable[[int], bool] = lambda number: False
         self.posts: list[int] = []
@@ -74,6 +80,9 @@ class Service:
         self._thread.start()
 
     def info(self) -> Any:
+        self.num_asked += 1
+        if self.num_asked == self.ready_at:
+            self.state = "ready"
         model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
         return {"models": {"demo": model | {"encoding_sha256": "e"}}}
 
@@ -84,6 +93,11 @@ class Service:
         ]
         usage = {"num_computed_tokens": 2 * len(conversations)}
         return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
+
+    def wait_for_post(self, number: int) -> bool:
+        """Wait until this service has been asked to score; then refuse nothing."""
+        until(lambda: self.posts)
+        return False
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -103,12 +117,12 @@ def score(carrier: UrlsCarrier, calls: int = 1) -> list[Any]:
     try:
         carrier.identity()
         futures: list[Future[Any]] = [carrier.submit(MANY, "error") for _ in range(calls)]
-        return [future.result(60) for future in futures]
+        return [future.result(PATIENCE_S) for future in futures]
     finally:
         carrier.close()
 
 
-def urls(services: list[Service], retry_s: float = 30) -> UrlsCarrier:
+def urls(services: list[Service], retry_s: float = PATIENCE_S) -> UrlsCarrier:
     return UrlsCarrier([s.url for s in services], None, api_key=None, retry_s=retry_s)
 
 
@@ -129,7 +143,7 @@ def test_what_no_json_can_carry_is_no_failure_of_a_service(services: list[Servic
     try:
         carrier.identity()
         bad = [{"role": "user", "content": "?", "weight": float("nan")}]
-        (result,) = carrier.submit([bad], "error").result(60).results
+        (result,) = carrier.submit([bad], "error").result(PATIENCE_S).results
     finally:
         carrier.close()
     assert isinstance(result, ScoreError)
@@ -138,6 +152,9 @@ def test_what_no_json_can_carry_is_no_failure_of_a_service(services: list[Servic
 
 
 def test_several_addresses_share_the_work(services: list[Service]) -> None:
+    # The first post to each waits until the other has one too.
+    for one, other in (services, services[::-1]):
+        one.refuse = other.wait_for_post
     for scored in score(urls(services), calls=5):
         assert scored.results == EXPECTED
         assert scored.num_computed_tokens == 1_000
@@ -145,11 +162,17 @@ def test_several_addresses_share_the_work(services: list[Service]) -> None:
     assert sum(map(sum, (service.posts for service in services))) == 2_500
 
 
-def test_what_one_refuses_goes_to_the_other(services: list[Service]) -> None:
+def test_what_one_refuses_goes_to_the_other(
+    services: list[Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A connection that was refused rests for longer than a test may take.
+    monkeypatch.setattr(posting, "_FIRST_REST_S", 3_600.0)
+    monkeypatch.setattr(posting, "_LONGEST_REST_S", 3_600.0)
     services[0].refuse = lambda number: True
+    services[1].refuse = services[0].wait_for_post
     for scored in score(urls(services), calls=3):
         assert scored.results == EXPECTED
-    assert 1 <= len(services[0].posts) <= 12
+    assert 1 <= len(services[0].posts) <= _CONNECTIONS
 
 
 def test_one_that_goes_away_under_way(services: list[Service]) -> None:
@@ -192,25 +215,29 @@ def test_another_model_under_way_is_refused(services: list[Service]) -> None:
     carrier.identity()
     services[0].fingerprint["revision"] = "other"
     with pytest.raises(ServiceError, match="scores with another model than when the job began"):
-        carrier.submit(MANY, "error").result(60)
+        carrier.submit(MANY, "error").result(PATIENCE_S)
     carrier.close()
 
 
 def test_an_address_that_is_away_at_the_start_is_left_to_later(services: list[Service]) -> None:
-    away = UrlsCarrier(["http://127.0.0.1:9", services[0].url], None, api_key=None, retry_s=30)
+    away = UrlsCarrier(
+        ["http://127.0.0.1:9", services[0].url], None, api_key=None, retry_s=PATIENCE_S
+    )
     assert score(away)[0].results == EXPECTED
     nobody = UrlsCarrier(["http://127.0.0.1:9"], None, api_key=None, retry_s=0)
     with pytest.raises(ServiceError, match="is the service running there"):
         nobody.identity()
 
 
-def test_a_model_that_is_loading_is_waited_for(services: list[Service]) -> None:
+def test_a_model_that_is_loading_is_waited_for(
+    services: list[Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
     services[0].state = "loading"
     with pytest.raises(ServiceError, match="is loading; wait until it is ready"):
         urls(services[:1], retry_s=0).identity()
-    threading.Timer(0.3, lambda: setattr(services[0], "state", "ready")).start()
-    started = time.monotonic()
-    assert urls(services[:1], retry_s=30).identity()["encoding_sha256"] == "e"
-    assert time.monotonic() - started < 20
+    services[0].ready_at = services[0].num_asked + 2
+    monkeypatch.setattr("serve.jobs.carriers.urls._ASK_AGAIN_S", 0.01)
+    assert urls(services[:1]).identity()["encoding_sha256"] == "e"
+    assert services[0].num_asked == services[0].ready_at  # asked no more once it is ready
     with pytest.raises(ServiceError, match="serves demo and 'nope' was asked for"):
         UrlsCarrier([services[0].url], "nope", api_key=None, retry_s=0).identity()
