@@ -8,10 +8,12 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from waiting import PATIENCE_S, settle, until_async
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.forward import forward_batch
@@ -58,12 +60,12 @@ class Gate:
     def __call__(self, loaded: Any, tree: Tree, *_: int) -> list[float]:
         self.seen += tree.sequences
         self.reached.set()
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
 
 async def reached(gate: Gate) -> None:
-    assert await asyncio.to_thread(gate.reached.wait, 20)
+    assert await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
 
 
 def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_of: Make) -> None:
@@ -98,7 +100,7 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
         running = asyncio.ensure_future(engine.run(first))
         await reached(gate)
         queued = asyncio.ensure_future(engine.run(second))
-        assert await asyncio.to_thread(packed.wait, 20)
+        assert await asyncio.to_thread(packed.wait, PATIENCE_S)
         assert gate.seen == first
         gate.open.set()
         await asyncio.gather(running, queued)
@@ -120,9 +122,9 @@ def test_each_alone_with_nothing_in_between(
         await reached(gate)
         answers = engine.run_each(suspects)
         begun = asyncio.ensure_future(anext(answers))
-        await asyncio.sleep(0)
+        await settle()  # the suspects stand in line
         queued = asyncio.ensure_future(engine.run([last]))
-        await asyncio.sleep(0.05)
+        await settle()
         assert not begun.done()  # the device is at another batch
         gate.open.set()
         assert await begun is None
@@ -144,7 +146,8 @@ def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
     async def three() -> None:
         runs = [asyncio.ensure_future(engine.run(batch)) for batch in (first, second, third)]
         await reached(gate)
-        await asyncio.sleep(0.05)
+        # All are packed and stand before the device.
+        await until_async(lambda: engine._device_thread._work_queue.qsize() == 2)
         runs[1].cancel()
         await asyncio.wait([runs[1]])
         gate.open.set()
@@ -157,8 +160,10 @@ def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
 def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serve.engine._LOOK_S", 0.05)
-    engine = engine_of(scorer, 0.2)
+    monkeypatch.setattr("serve.batch_clock.time.perf_counter", lambda: clock.now)
+    engine = engine_of(scorer, 60.0)
     gate = Gate(monkeypatch)
 
     async def stuck() -> None:
@@ -166,12 +171,15 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
         await reached(gate)
         engine.check()  # not yet
         queued = asyncio.ensure_future(engine.run([talk(scorer, "5")]))
+        await until_async(lambda: engine._device_thread._work_queue.qsize() == 1)
+        assert not running.done()
+        clock.now = 61.0
         outcomes = await asyncio.gather(running, queued, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [
             ReplicaUnhealthyError,
             ReplicaRefusedError,
         ]
-        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens runs for"):
+        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens runs for 61 s"):
             engine.check()
         with pytest.raises(ReplicaUnhealthyError):
             engine.describe()

@@ -6,6 +6,8 @@ import asyncio
 import json
 import platform
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,13 @@ def test_the_plain_proxy_is_asked_for_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder that a socket's path, of 107 bytes at most, has room for wherever tests run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def rays_configuration(folder: Path) -> str:
     """As the installed Ray writes it, for one application with one gateway."""
     from ray.serve._private import haproxy as rays
@@ -85,28 +94,28 @@ def rays_configuration(folder: Path) -> str:
     [("127.0.0.1", "ipv4@127.0.0.1:8000"), ("0.0.0.0", "ipv4@0.0.0.0:8000"),
      ("::", "ipv6@:::8000 v4v6"), ("::1", "ipv6@::1:8000")],
 )  # fmt: skip
-def test_the_launcher_leaves_one_listener(tmp_path: Path, host: str, listens: str) -> None:
+def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: str) -> None:
     """Through the launcher that Ray starts, with the real binary as judge of the result."""
-    config = rays_configuration(tmp_path)
+    config = rays_configuration(short_path)
     assert "bind *:8404" in config  # what it is all about
-    variables = ingress.environment("haproxy", Settings.of(host=host), tmp_path)
+    variables = ingress.environment("haproxy", Settings.of(host=host), short_path)
     launcher = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    file = tmp_path / "rays.cfg"
+    file = short_path / "rays.cfg"
     done = subprocess.run([launcher, "-c", "-f", str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     binds = [line.split("bind ")[1] for line in file.read_text().splitlines() if " bind " in line]
     assert binds == [
-        f"unix@{tmp_path}/prometheus.sock mode 600",
+        f"unix@{short_path}/prometheus.sock mode 600",
         listens,
-        f"unix@{tmp_path}/statistics.sock mode 600",
+        f"unix@{short_path}/statistics.sock mode 600",
     ]
-    for page in tmp_path.glob("*.http"):
+    for page in short_path.glob("*.http"):
         head, body = page.read_bytes().decode().split("\r\n\r\n")
         if page.name != "500.http":  # Ray's own, no longer named
             assert json.loads(body)["error"]["code"]
             assert f"Content-Length: {len(body)}" in head
     assert "500.http" not in file.read_text()
-    assert "Retry-After: 5" in (tmp_path / "502.http").read_text()
+    assert "Retry-After: 5" in (short_path / "502.http").read_text()
 
 
 @importing_ray

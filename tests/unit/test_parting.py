@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from waiting import until_async
 
 from serve.backends import RayBackend, ReplicaLostError
 
@@ -111,7 +112,7 @@ def test_a_call_that_is_cut_off_may_be_sent_again(who: str) -> None:
     async def outcome() -> BaseException:
         handle = Handle()
         task = asyncio.create_task(RayBackend("demo", handle).score([[1, 2]], 0))
-        await asyncio.sleep(0.01)
+        await until_async(lambda: handle.calls)
         (handle.calls[0] if who == "the connection" else task).cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
         assert isinstance(ended, BaseException)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
 from rm_core.conversations import Messages
@@ -32,7 +32,7 @@ def test_equals_the_scorer(
     carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     try:
         conversations = [turns("a"), turns("b"), turns("x " * 3_000), turns("c", "other?")]
-        scored = carrier.submit(conversations, "error").result(60)
+        scored = carrier.submit(conversations, "error").result(PATIENCE_S)
         assert scored.results == scorer_of("qwen3").score(conversations)
         assert isinstance(scored.results[2], ScoreError)
         tokens = [r.num_tokens for r in scored.results if isinstance(r, Reward)]
@@ -53,7 +53,7 @@ def test_batches_are_those_of_the_first_start(
         if content:
             kept.write_text(content)
         carrier = LocalCarrier(config, kept)
-        carrier.submit([turns("a")], "error").result(60)
+        carrier.submit([turns("a")], "error").result(PATIENCE_S)
         carrier.close()
         assert json.loads(kept.read_text()) == {"max_batch_tokens": expected}
 
@@ -63,13 +63,21 @@ def test_a_model_that_cannot_be_loaded_fails_the_call(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"config\.json"):
         carrier.identity()
     with pytest.raises(Exception, match=r"config\.json"):
-        carrier.submit([turns("a")], "error").result(60)
+        carrier.submit([turns("a")], "error").result(PATIENCE_S)
     carrier.close()
 
 
-def test_closing_ends_what_is_on_its_way(checkpoint_of: Callable[[str], Path]) -> None:
+def test_closing_ends_what_is_on_its_way(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
-    carrier.submit([turns("a")], "error").result(60)
+    carrier.submit([turns("a")], "error").result(PATIENCE_S)
+
+    def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        assert carrier._closing.wait(PATIENCE_S)
+        return forward_batch(loaded, tree)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
     futures = [carrier.submit(MANY, "error") for _ in range(40)]
     futures[-1].cancel()
     carrier.close()
@@ -86,24 +94,24 @@ def test_closing_does_not_wait_for_all_batches_of_a_call(
     kept = tmp_path / "batches.json"
     kept.write_text('{"max_batch_tokens": 77}')
     carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), kept)
-    carrier.submit([turns("a")], "error").result(60)
+    carrier.submit([turns("a")], "error").result(PATIENCE_S)
     sizes: list[int] = []
     reached, let_go = threading.Event(), threading.Event()
 
     def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
         sizes.append(tree.num_tokens)
         reached.set()
-        assert let_go.wait(20)
+        assert let_go.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
     future = carrier.submit(MANY, "error")
-    assert reached.wait(20)
+    assert reached.wait(PATIENCE_S)
     closing = threading.Thread(target=carrier.close)
     closing.start()
-    time.sleep(0.1)
+    assert carrier._closing.wait(PATIENCE_S)
     let_go.set()
-    closing.join(60)
+    closing.join(PATIENCE_S)
     with pytest.raises(NotReadyError, match="the job ends"):
         future.result(0)
     assert len(sizes) == 1
