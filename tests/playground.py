@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 from visitor import Visitor
+from waiting import PATIENCE_S
 
 CAPITAL = "fact-capital-01"
 READY = "document.querySelector('#model').value"
@@ -38,4 +39,4 @@ def rewards(page: Visitor) -> list[float]:
 
 def ranked(url: str, prompt: object, responses: list[str]) -> list[Any]:
     body = {"model": "demo", "prompt": prompt, "responses": responses}
-    return list(httpx.post(f"{url}/v1/rank", json=body, timeout=60).json()["results"])
+    return list(httpx.post(f"{url}/v1/rank", json=body, timeout=PATIENCE_S).json()["results"])

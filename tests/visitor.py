@@ -9,8 +9,8 @@ from typing import Any
 
 from chromium import Chromium
 from peers import peer_path
+from waiting import PATIENCE_S
 
-_DEADLINE_S = 60
 _KEYS = {
     "Enter": ("Enter", 13, "\r"),
     "Tab": ("Tab", 9, ""),
@@ -43,7 +43,7 @@ class Visitor(Chromium):
 
     def wait(self, condition: str) -> None:
         """Return once an expression is true; a failure if that takes long."""
-        end = time.monotonic() + _DEADLINE_S
+        end = time.monotonic() + PATIENCE_S
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"never true: {condition}\n{self.complaints}"
             time.sleep(0.03)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from peer_service import Served
 from reference import Reference
+from waiting import PATIENCE_S
 
 from rm_core import load_catalog, load_not_served
 
@@ -151,7 +152,9 @@ def test_render_equals_the_service(served: Served) -> None:
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
     body = {"model": "llama", "conversations": conversations}
-    answer = httpx.post(f"{served.url}/v1/render", json=body, trust_env=False).json()
+    answer = httpx.post(
+        f"{served.url}/v1/render", json=body, trust_env=False, timeout=PATIENCE_S
+    ).json()
     assert [s.pop("line") for s in shown] == [0, 1, 1, 2]
     assert shown[:3] == [{k: v for k, v in s.items() if k != "index"} for s in answer["results"]]
     assert "error" in shown[3]

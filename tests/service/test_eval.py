@@ -15,6 +15,7 @@ from typing import Any
 import benchmark_files
 import pytest
 from conftest import SHARED_DATA
+from waiting import PATIENCE_S
 
 from serve.demo import running_service
 
@@ -119,13 +120,13 @@ def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> No
         command(*how, "-o", tmp_path / "out"), stderr=subprocess.PIPE, text=True
     )
     chunks = tmp_path / "out" / "rewards.jsonl.job" / "chunks"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while not list(chunks.glob("*.gz")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, told
     assert "run the same command again to go on" in told
     assert not (tmp_path / "out" / "summary.json").exists()

@@ -77,7 +77,7 @@ def test_nothing_of_the_service_listens_elsewhere(service: str, haproxy: int) ->
 
 def is_ours(port: int) -> bool:
     try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False)
+        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=15, trust_env=False)
         return bool(answer.json() == {"status": "ok"})
     except (httpx.HTTPError, ValueError):
         return False

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 from conftest import ROOT
 from guarded import KEY, OTHER_KEY
+from waiting import PATIENCE_S
 
 from serve.demo import running_service
 
@@ -19,7 +20,7 @@ def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     with (
         running_service("--local", "--api-keys", str(file)) as url,
-        httpx.Client(base_url=url, trust_env=False) as client,
+        httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as client,
     ):
         assert client.get("/health").status_code == 200
         assert client.get("/ready").status_code == 200
@@ -37,7 +38,7 @@ def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("pass\n")
     command = [sys.executable, "-m", "serve.cli", "serve", "--api-keys", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "line 1 of" in done.stderr
     assert "Traceback" not in done.stderr

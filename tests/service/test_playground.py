@@ -15,6 +15,7 @@ from chromium import PROGRAM
 from conftest import ROOT
 from playground import DONE, READY, RENDERED, number, ranked, rewards, start
 from visitor import CTRL, Visitor
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
@@ -94,7 +95,9 @@ def test_the_text_that_was_scored_with_its_readout(page: Visitor, playground_url
     ]
     other = [conversation[0], {"role": "assistant", "content": drafts[2]}]
     body = {"model": "demo", "conversations": [conversation, other], "offsets": True}
-    shown, second = httpx.post(f"{playground_url}/v1/render", json=body).json()["results"]
+    shown, second = httpx.post(f"{playground_url}/v1/render", json=body, timeout=PATIENCE_S).json()[
+        "results"
+    ]
     begin, end = shown["offsets"][shown["readout_position"]]
     assert page.run("document.querySelector('#readout').textContent") == json.dumps(
         shown["text"][begin:end]
@@ -251,7 +254,7 @@ def test_the_copied_code_gives_the_same_rewards(page: Visitor, language: str) ->
     page.wait("document.querySelector('#copy').textContent === 'Copied'")
     code = page.run("navigator.clipboard.readText()")
     command = ["bash", "-c", code] if language == "curl" else [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     if language == "curl":
         found = [result["reward"] for result in json.loads(done.stdout)["results"]]
     else:

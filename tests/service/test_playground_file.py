@@ -10,6 +10,7 @@ import pytest
 from chromium import PROGRAM
 from playground import DONE, RENDERED, number, ranked, rewards
 from visitor import Visitor
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
@@ -30,7 +31,7 @@ def test_a_file_is_dropped(page: Visitor, file: Path, playground_url: str, tmp_p
     page.save_into(tmp_path)
     page.click("#save")
     saved = tmp_path / "mixed.rewards.jsonl"
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while not saved.exists():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from job_runs import records, write_lines
 from peer_service import Served
+from waiting import PATIENCE_S
 
 NUM_ROWS = 1_500
 
@@ -53,13 +54,13 @@ def interrupted(line: list[str], chunks: Path, number: int) -> tuple[int, str]:
     """Exit code and messages of a run that gets a signal once it has kept another chunk."""
     before = len(list(chunks.glob("*.gz")))
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while len(list(chunks.glob("*.gz"))) <= before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, number)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=PATIENCE_S)
     return process.returncode, told
 
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import yaml
 from conftest import free_port
+from waiting import PATIENCE_S
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 DEFAULT_PORT = 8000  # of Serve; `serve run` with an import path takes no other
@@ -63,12 +64,14 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
     )
     try:
         answer = score_when_ready(process, port)
-        info = httpx.get(f"http://127.0.0.1:{port}/info", trust_env=False).json()
+        info = httpx.get(
+            f"http://127.0.0.1:{port}/info", trust_env=False, timeout=PATIENCE_S
+        ).json()
     finally:
         # Not SIGINT: a shell's background job, and so its children, may have it ignored.
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -81,8 +84,10 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
 
 
 def score_when_ready(process: subprocess.Popen[bytes], port: int) -> dict[str, object]:
-    deadline = time.monotonic() + 120
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE_S
+    ) as client:
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 if client.get("/ready").status_code == 200:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from starting import assert_refused, start
+from waiting import PATIENCE_S
 
 NOT_SERVABLE = [
     ("no head", "has no score.weight"),
@@ -31,7 +32,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         process = start("--port", str(port))
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in output
     assert "starting Ray" not in output
@@ -47,7 +48,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
 )
 def test_bad_options_end_with_one_clear_message(options: list[str], says: str) -> None:
     process = start(*options)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 1
     assert says in output
     assert "Traceback" not in output

@@ -7,7 +7,6 @@ import signal
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import httpx
 import pytest
 from certificates import self_signed
 from conftest import free_port
+from exposition import parse
 from starting import assert_refused, start
+from waiting import PATIENCE_S, until
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -43,7 +44,7 @@ def test_without_ray_the_same_rewards(
     local_service: tuple[subprocess.Popen[str], str], http: httpx.Client
 ) -> None:
     process, url = local_service
-    with httpx.Client(base_url=url, trust_env=False) as local:
+    with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as local:
         here = local.post("/v1/score", json={"conversations": [CONVERSATION]}).json()
         echoed = local.get("/health", headers={"x-request-id": "abc"}).headers
     there = http.post("/v1/score", json={"model": "llama", "conversations": [CONVERSATION]}).json()
@@ -51,7 +52,15 @@ def test_without_ray_the_same_rewards(
     assert here["fingerprint"] == there["fingerprint"]
     assert echoed.get_list("x-request-id") == ["abc"]
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
+
+
+def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
+    answer = httpx.get(f"{url}/metrics", timeout=PATIENCE_S, trust_env=False, verify=trust)
+    return any(
+        name == "skyreward_batches_in_flight" and value > 0
+        for (name, _), value in parse(answer.text).items()
+    )
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -90,20 +99,22 @@ def test_what_was_accepted_is_finished_before_the_end(
     def post() -> None:
         body = {"conversations": many}
         with contextlib.suppress(httpx.HTTPError):
-            answers.append(httpx.post(url, json=body, timeout=120, trust_env=False, verify=trust))
+            answers.append(httpx.post(url, json=body, timeout=600, trust_env=False, verify=trust))
 
     small = {"conversations": [CONVERSATION]}
-    (result,) = httpx.post(url, json=small, trust_env=False, verify=trust).json()["results"]
+    (result,) = httpx.post(
+        url, json=small, trust_env=False, verify=trust, timeout=PATIENCE_S
+    ).json()["results"]
     assert "reward" in result
     poster = threading.Thread(target=post)
     poster.start()
-    time.sleep(1.0)
+    until(lambda: has_batch_in_flight(f"{scheme}://127.0.0.1:{port}", trust))
     for _ in range(signals):
         assert not answers, "nothing was in flight when the signal came"
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        until(lambda: any("stopping: finishing" in line for line in lines))
     poster.join()
-    code = process.wait(60)
+    code = process.wait(PATIENCE_S)
     drain.join()
     process.stdout.close()
     if signals == 2:

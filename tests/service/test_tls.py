@@ -12,6 +12,7 @@ import httpx
 import pytest
 from certificates import self_signed
 from conftest import free_port
+from waiting import PATIENCE_S
 
 BODY = {
     "conversations": [
@@ -32,13 +33,15 @@ def test_https(tmp_path: Path) -> None:
         assert f"https://127.0.0.1:{port}/v1/score" in said
         trust = ssl.create_default_context(cafile=str(cert))
         url = f"https://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, verify=trust, trust_env=False) as client:
-            (result,) = client.post("/v1/score", json=BODY, timeout=60).json()["results"]
+        with httpx.Client(
+            base_url=url, verify=trust, trust_env=False, timeout=PATIENCE_S
+        ) as client:
+            (result,) = client.post("/v1/score", json=BODY, timeout=PATIENCE_S).json()["results"]
             assert isinstance(result["reward"], float)
         with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=PATIENCE_S)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.communicate()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from checkpoints import SPECS, build_tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from waiting import PATIENCE_S
 
 from serve.clients import AsyncScoringClient, ScoringClient, ScoringFailedError
 from serve.clients.trl import AsyncTRLReward, TRLReward
@@ -129,7 +130,7 @@ def test_steps_with_asynchronous_rewards(url: str, tmp_path: Path) -> None:
     client = AsyncScoringClient(url)
     function = SeenAsync(AsyncTRLReward(client, name="remote"))
     trainer = train("GRPO", function, DATA["conversational"], tmp_path)
-    asyncio.run_coroutine_threadsafe(client.close(), trainer.async_loop).result(30)
+    asyncio.run_coroutine_threadsafe(client.close(), trainer.async_loop).result(PATIENCE_S)
     assert len(function.calls) == 2
     with ScoringClient(url) as blocking:
         for prompts, completions, rewards in function.calls:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from checkpoints import SPECS, build_tokenizer
 from peer_formats import FORMATS, Client, Format, Messages
+from waiting import PATIENCE_S
 
 from serve.demo import running_service
 
@@ -57,7 +58,7 @@ def native(url: str) -> list[float]:
 
 
 def num_computed(url: str) -> float:
-    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=PATIENCE_S).text
     (value,) = re.findall(r'^skyreward_tokens_total{kind="computed",.*} (\S+)$', text, re.MULTILINE)
     return float(value)
 
