@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test check format bench hold gpu-check demo-model clean
+.PHONY: help demo serve test check format bench hold gpu-check real-weights demo-model clean
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -40,6 +40,9 @@ hold: $(VENV)/dev ## load, kills, overload and nonsense against the service, in 
 
 gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
 	$(PYTHON) tests/gpu/check.py
+
+real-weights: $(VENV)/dev ## rewards on real pre-trained weights, fetched into a cache folder; REAL=OPTIONS
+	$(BIN)/python tests/real_weights/run.py $(REAL)
 
 demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores); DATA=FOLDER
 	$(BIN)/python -m rm_core.demo_model.train --out seeds/demo $(if $(DATA),--data $(DATA))

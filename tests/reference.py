@@ -5,6 +5,7 @@ And conversations to compare on: short, long, empty, in other scripts, of severa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,13 @@ class Reference:
             text = text[len(bos) :]
         return self.tokenizer(text).input_ids
 
-    @torch.inference_mode()
     def reward(self, messages: Messages) -> float:
-        input_ids = torch.tensor([self.input_ids(messages)], device=self.model.device)
-        return float(self.model(input_ids=input_ids).logits[0, 0])
+        return self.reward_from_ids(self.input_ids(messages))
+
+    @torch.inference_mode()
+    def reward_from_ids(self, input_ids: Sequence[int]) -> float:
+        tensor = torch.tensor([list(input_ids)], device=self.model.device)
+        return float(self.model(input_ids=tensor).logits[0, 0])
 
 
 def talk(*turns: str) -> Messages:
