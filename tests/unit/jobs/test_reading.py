@@ -198,6 +198,22 @@ def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
             assert len(row.raw.encode()) <= 20 * 4
 
 
+@pytest.mark.parametrize("block", range(1, 12))
+def test_a_long_element_ends_where_its_brackets_and_quotes_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 40)
+    monkeypatch.setattr(lines, "SHOWN_BYTES", 20)
+    long = [json.dumps({"a": ['\\"]}', "\\\\", "x\\"] * 9}), json.dumps('"\\' * 40)]
+    texts = [text for one in long for text in (one, GOOD[:8] + "}")]
+    path = tmp_path / "in.json"
+    path.write_text("[" + ",".join(texts) + "]")
+    rows = assert_resumes_anywhere(path)
+    assert [row.size for row in rows] == [len(text.encode()) for text in texts]
+    assert [row.record for row in rows[1::2]] == [{"id": 1}] * 2
+
+
 def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.jsonl").write_text(f'{{"a": 1}}\n{" " * 5000}\n{{"a": 2}}\n{" " * 5000}')
