@@ -10,7 +10,15 @@ import click
 
 from serve import __version__
 from serve.eval_command import compare_runs, evaluate, leaderboard
-from serve.options import model_options, reported, say, sayer, truncation_option
+from serve.options import (
+    column_options,
+    model_options,
+    pop_columns,
+    reported,
+    say,
+    sayer,
+    truncation_option,
+)
 from serve.plan_command import plan
 from serve.score_command import score
 
@@ -129,18 +137,22 @@ def models(name: str | None, as_json: bool) -> None:
 @click.argument("file", type=click.File("rb"))
 @model_options
 @truncation_option
+@column_options
 @reported
-def render(file: Any, truncation: Any, **model: Any) -> None:
+def render(file: Any, truncation: Any, **options: Any) -> None:
     """Exactly what is scored of each conversation in a JSONL file, as JSON lines.
 
     Text, token ids, readout position and truncation; no weights are loaded. FILE may be `-`.
+    Columns are read as `skyreward score` reads them.
 
     Example: skyreward render --model demo conversations.jsonl
     """
+    from serve.jobs.columns import Columns
     from serve.jobs.model import model_config
     from serve.jobs.render import render_lines
 
-    failed = render_lines(file, model_config(**model), truncation, click.echo)
+    columns = Columns(**pop_columns(options))
+    failed = render_lines(file, model_config(**options), truncation, click.echo, columns)
     if failed:
         sys.exit(3)
 

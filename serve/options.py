@@ -169,6 +169,70 @@ LOADING_OPTIONS = (
 )
 """Names of `loading_options`."""
 
+COLUMNS = {
+    "messages": "whole conversations",
+    "prompt": "the prompt, text or messages; '' leaves prompts aside",
+    "response": "the only answer",
+    "responses": "the answers of a group; give it several times to put columns together",
+    "chosen": "the better answer or conversation",
+    "rejected": "the worse answer or conversation",
+    "system": "the system prompt; '' leaves it aside",
+    "history": "earlier turns, which go before the prompt; '' leaves them aside",
+    "tools": "functions that the chat template writes; '' leaves them aside",
+}
+"""Columns that `--NAME-column` names, and what they hold."""
+
+
+def column_options(command: F) -> F:
+    """The options that say how the columns of a record are read; `pop_columns` takes them."""
+    options = [
+        click.option(
+            f"--{name}-column",
+            metavar="COLUMN",
+            multiple=name == "responses",
+            help=f"Column with {content}; A.B reaches into structs.",
+        )
+        for name, content in COLUMNS.items()
+    ]
+    options += [
+        click.option(
+            "--ignore-column",
+            metavar="COLUMN",
+            multiple=True,
+            help="Column that is carried through and never read; may be given several times.",
+        ),
+        click.option(
+            "--transcripts",
+            type=click.Choice(["auto", "read", "keep"]),
+            default="auto",
+            show_default=True,
+            help="Text that holds several turns. auto: read transcripts of \\n\\nHuman: and "
+            "\\n\\nAssistant: and JSON messages as turns, with a warning. read: also <extra_id_1>, "
+            "### Human: and USER: transcripts. keep: score text as it came.",
+        ),
+        click.option(
+            "--policy-template",
+            type=click.Choice(["chatml", "llama3", "gemma", "mistral"]),
+            help="Family of the chat template that rendered prompts and answers that are text; "
+            "their turns are read.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `column_options` out of a command's options.
+
+    Returns:
+        Arguments of `serve.jobs.columns.Columns`.
+    """
+    columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
+    columns["ignored"] = options.pop("ignore_column")
+    return columns | {name: options.pop(name) for name in ("transcripts", "policy_template")}
+
+
 truncation_option = click.option(
     "--truncation",
     default="error",

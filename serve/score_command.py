@@ -11,35 +11,16 @@ import click
 from serve.options import (
     LOADING_OPTIONS,
     F,
+    column_options,
     given_options,
     model_options,
+    pop_columns,
     refuse_with_url,
     reported,
     say,
     service_options,
     truncation_option,
 )
-
-_COLUMNS = {
-    "messages": "whole conversations",
-    "prompt": "the prompt, text or messages",
-    "response": "the only answer",
-    "responses": "the answers of a group; give it several times to put columns together",
-    "chosen": "the better answer or conversation",
-    "rejected": "the worse answer or conversation",
-    "system": "the system prompt",
-}
-
-
-def _column_options(command: F) -> F:
-    for name, what in reversed(_COLUMNS.items()):
-        command = click.option(
-            f"--{name}-column",
-            metavar="COLUMN",
-            multiple=name == "responses",
-            help=f"Column with {what}; A.B reaches into structs.",
-        )(command)
-    return command
 
 
 def _ray_options(command: F) -> F:
@@ -105,7 +86,7 @@ def _job_options(command: F) -> F:
 @_ray_options
 @model_options
 @truncation_option
-@_column_options
+@column_options
 @_job_options
 @reported
 def score(input: str, output: Path | None, **options: Any) -> None:
@@ -142,5 +123,5 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         ray=ray,
         ray_actors=ray_actors,
     )
-    columns = {name: options.pop(f"{name}_column") for name in _COLUMNS}
+    columns = pop_columns(options)
     sys.exit(run(input, output, ways, say=say, columns=columns, **options))

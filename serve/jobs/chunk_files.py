@@ -18,7 +18,7 @@ from rm_core import Reward, ScoreError
 from serve.jobs.durable import write_durably
 from serve.jobs.inputs.source import Position
 from serve.jobs.records import Shape
-from serve.jobs.results import first_failure
+from serve.jobs.results import every_warning, first_failure
 from serve.jobs.summary import Summary
 
 Result: TypeAlias = Reward | ScoreError
@@ -33,11 +33,18 @@ class RowResults(NamedTuple):
         shape: of its record; None if it is not known.
         results: of its conversations, in order.
         error: why it has no conversations; else None, whatever became of them.
+        warnings: about how its record was read; those of rewards are with them.
     """
 
     shape: Shape | None
     results: list[Result]
     error: ScoreError | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def all_warnings(self) -> list[str]:
+        """What the row's `warnings` column says: of the record, then of its rewards."""
+        return every_warning(self.warnings, self.results)
 
     @property
     def failure(self) -> ScoreError | None:
@@ -165,10 +172,14 @@ def _row_text(row: RowResults) -> str:
     shape = f'"{row.shape}"' if row.shape else "null"
     if row.error:
         return f"[{shape},{result_text(row.error)},true]"
-    return f"[{shape},[{','.join(map(result_text, row.results))}]]"
+    results = ",".join(map(result_text, row.results))
+    warnings = f",{json.dumps(row.warnings)}" if row.warnings else ""
+    return f"[{shape},[{results}]{warnings}]"
 
 
 def _read_row(value: list[Any]) -> RowResults:
-    if len(value) == 3:
-        return RowResults(value[0], [], ScoreError(**value[1]))
-    return RowResults(value[0], [read_result(result) for result in value[1]])
+    shape, results, *more = value
+    if more == [True]:
+        return RowResults(shape, [], ScoreError(**results))
+    warnings = tuple(more[0]) if more else ()
+    return RowResults(shape, [read_result(result) for result in results], warnings=warnings)

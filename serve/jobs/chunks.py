@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.chunk_files import Finished, Result, RowResults, Span
 from serve.jobs.columns import Columns
@@ -22,7 +22,7 @@ from serve.jobs.records import Shape, read_work
 from serve.jobs.seen import Digest, Known, SeenStore, digest_of
 from serve.jobs.summary import Summary
 
-Submit: TypeAlias = Callable[[Sequence[Messages]], "Future[Scored]"]
+Submit: TypeAlias = Callable[[Sequence[ChatJson]], "Future[Scored]"]
 
 MAX_CHUNK_BYTES = 8 * 2**20
 
@@ -34,11 +34,13 @@ class ParsedRow(NamedTuple):
         shape: of its record; None if it is not known.
         conversations: the digest of each, or why it cannot be scored.
         error: why the row has none.
+        warnings: about how the record was read.
     """
 
     shape: Shape | None
     conversations: tuple[Digest | ScoreError, ...]
     error: ScoreError | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Chunk:
 
     span: Span
     rows: tuple[ParsedRow, ...]
-    conversations: dict[Digest, Messages]
+    conversations: dict[Digest, ChatJson]
 
 
 @dataclass(slots=True)
@@ -125,7 +127,7 @@ def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
         rows: at least one.
         columns: where the caller said a record's parts are.
     """
-    conversations: dict[Digest, Messages] = {}
+    conversations: dict[Digest, ChatJson] = {}
     parsed = tuple(_parse(row, columns, conversations) for row in rows)
     span = Span(
         chunk=number,
@@ -167,7 +169,7 @@ def results_of(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]
     }
 
 
-def _parse(row: Row, columns: Columns, conversations: dict[Digest, Messages]) -> ParsedRow:
+def _parse(row: Row, columns: Columns, conversations: dict[Digest, ChatJson]) -> ParsedRow:
     work = read_work(row.record, columns)
     if work.error:
         return ParsedRow(work.shape, (), work.error)
@@ -179,14 +181,14 @@ def _parse(row: Row, columns: Columns, conversations: dict[Digest, Messages]) ->
         digest = digest_of(conversation)
         conversations.setdefault(digest, conversation)
         marks.append(digest)
-    return ParsedRow(work.shape, tuple(marks))
+    return ParsedRow(work.shape, tuple(marks), warnings=work.warnings)
 
 
 def _filled(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
     if row.error:
         return RowResults(row.shape, [], row.error)
     found = [c if isinstance(c, ScoreError) else results[c] for c in row.conversations]
-    return RowResults(row.shape, found)
+    return RowResults(row.shape, found, warnings=row.warnings)
 
 
 def _count(
@@ -205,6 +207,7 @@ def _count(
     for number, (before, row) in enumerate(zip(parsed, rows, strict=True), first_row):
         if failure := row.failure:
             figures.failed(number, failure)
+        figures.warn(number, row.all_warnings)
         for mark, result in zip(before.conversations, row.results, strict=True):
             if isinstance(result, Reward):
                 figures.num_conversations += 1

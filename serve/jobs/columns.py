@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
-from rm_core import InvalidConversationError
+from rm_core import DialectName, InvalidConversationError
 from serve.jobs.errors import JobInputError
+
+Transcripts: TypeAlias = Literal["auto", "read", "keep"]
+"""Whether text that holds several turns is read as turns; see `serve.jobs.transcripts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,13 @@ class Columns:
         chosen: the better answer or conversation.
         rejected: the worse one.
         system: text of a system message that goes before the others.
+        history: earlier turns, which go before the prompt.
+        tools: functions that the template writes.
+        ignored: columns that are carried through and never read. An empty name for `prompt`,
+            `system`, `history` or `tools` ignores all columns that could be meant.
+        transcripts: whether text that holds several turns is read as turns.
+        policy_template: family of the chat template that rendered prompts and answers; None where
+            they are plain text.
 
     Raises:
         JobInputError: columns of more than one shape.
@@ -37,6 +47,11 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    ignored: tuple[str, ...] = ()
+    transcripts: Transcripts = "auto"
+    policy_template: DialectName | None = None
 
     def __post_init__(self) -> None:
         shapes = {
@@ -57,6 +72,17 @@ class Columns:
                 "leave one out"
             )
 
+    def as_options(self) -> dict[str, Any]:
+        """The options that a person gives for these columns, as JSON data."""
+        plain = asdict(self)
+        others = {name: plain.pop(name) for name in ("transcripts", "policy_template")}
+        named = {"ignore_column": list(plain.pop("ignored"))}
+        named |= {
+            f"{name}_column": list(value) if isinstance(value, tuple) else value
+            for name, value in plain.items()
+        }
+        return {**named, **others}
+
 
 AS_USUAL = Columns()
 
@@ -76,6 +102,18 @@ def reach(record: Mapping[str, Any], path: str) -> Any:
             f"the record has nothing at `{path}`, which an option names; it has {listed(record)}"
         )
     return value
+
+
+def reach_optional(record: Mapping[str, Any], path: str) -> Any:
+    """The value at a path, None where it is null.
+
+    Raises:
+        InvalidConversationError: there is no such column.
+    """
+    try:
+        return _reach(record, path)
+    except (LookupError, TypeError):
+        return reach(record, path)
 
 
 def listed(names: Iterable[str]) -> str:

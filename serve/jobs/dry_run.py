@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from rm_core import Reward, ScoreError
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.chunks import Chunk, cut, parse_chunk
 from serve.jobs.plan import Plan
@@ -30,6 +30,7 @@ class Estimate:
     Attributes:
         num_rows: to score.
         errors: rows that would have an error, by its code, as far as that is known in advance.
+        warnings: rows with a warning about how they were read, by its code.
         num_conversations: that can be scored.
         num_tokens: of all of them.
         longest: tokens of the longest.
@@ -38,6 +39,7 @@ class Estimate:
 
     num_rows: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
     num_conversations: int = 0
     num_tokens: int = 0
     longest: int = 0
@@ -48,6 +50,10 @@ class Estimate:
         yield "rows", f"{self.num_rows:,}"
         yield "with an error", f"{sum(self.errors.values()):,}"
         for code, number in self.errors.most_common():
+            yield f"  {code}", f"{number:,}"
+        if self.warnings:
+            yield "rows with a warning", ""
+        for code, number in self.warnings.most_common():
             yield f"  {code}", f"{number:,}"
         yield "conversations", f"{self.num_conversations:,}"
         yield "tokens", f"{self.num_tokens:,}"
@@ -84,7 +90,7 @@ def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stoppin
     return found
 
 
-def _rate(sample: list[Messages], plan: Plan, carrier: Carrier) -> float:
+def _rate(sample: list[ChatJson], plan: Plan, carrier: Carrier) -> float:
     # The first call also loads the model, or wakes a cluster.
     carrier.submit(sample[:1], plan.truncation).result()
     started = time.monotonic()
@@ -103,6 +109,7 @@ def _count(chunk: Chunk, plan: Plan, carrier: Carrier, found: Estimate) -> None:
         failures = [r for r in [row.error, *results] if isinstance(r, ScoreError)]
         if failures:
             found.errors[failures[0].code] += 1
+        found.warnings.update({warning.partition(":")[0] for warning in row.warnings})
         tokens = [r for r in results if isinstance(r, int)]
         found.num_conversations += len(tokens)
         found.num_tokens += sum(tokens)

@@ -68,7 +68,7 @@ def write_output(
 
 
 def _outcome(row: RowResults) -> Outcome:
-    return outcome_of(Work(row.shape, error=row.error), row.results)
+    return outcome_of(Work(row.shape, error=row.error, warnings=row.warnings), row.results)
 
 
 def _require_unchanged(plan: Plan, manifest: Manifest) -> None:

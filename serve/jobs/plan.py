@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,10 @@ class Plan:
     @property
     def options(self) -> dict[str, Any]:
         """Those that decide the results or where chunks are cut, as JSON data: they are pinned."""
-        columns = {
-            f"{name}_column": list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self.columns).items()
-        }
         return {
             "truncation": self.truncation,
             "limit": self.limit,
             "chunk_rows": self.chunk_rows,
             "replace_results": self.replace_results,
-            **columns,
+            **self.columns.as_options(),
         }

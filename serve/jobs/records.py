@@ -1,7 +1,8 @@
 """The shapes of a job's records: what is to be scored in one.
 
-Conversation, pair and group are the service's own; the columns of ShareGPT and plain prompts with
-answers are made into them. What a record gets for its rewards is in `serve.jobs.results`.
+ChatJson, pair and group are the service's own; the formats of other tools are made into them.
+Which columns count is the rule of `serve.jobs.formats`, how they are read is in
+`serve.jobs.record_reader`. What a record gets for its rewards is in `serve.jobs.results`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rm_core import (
-    InputError,
-    InvalidConversationError,
-    ScoreError,
-    join,
-    join_parsed,
-    parse_conversation,
-    parse_prompt,
+from rm_core import InputError, InvalidConversationError, ScoreError
+from rm_core.conversations import ChatJson
+from serve.jobs.columns import AS_USUAL, Columns
+from serve.jobs.formats import (
+    CHOSEN,
+    CONVERSATIONS,
+    GENERATION,
+    REJECTED,
+    RESPONSES,
+    explain_no_shape,
+    find_pair,
+    is_prompt,
 )
-from rm_core.conversations import Messages, checked_text
-from serve.jobs.columns import AS_USUAL, Columns, listed, reach
-from serve.jobs.turns import as_messages
+from serve.jobs.record_reader import RecordReader
+from serve.jobs.turns import load_messages
 
 Shape = Literal["conversation", "pair", "group"]
-RESPONSES = ("response", "completion", "answer", "output")
-"""What the only answer of a record may be called."""
-PROMPTS = ("question", "instruction")
-"""What a prompt may be called besides `prompt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,13 @@ class Work:
         shape: decides which columns the answer gets; None if the record has none.
         conversations: in order; an error in the place of a response that has no valid shape.
         error: why nothing of it can be scored; there are no conversations then.
+        warnings: what the caller should know of how the record was read.
     """
 
     shape: Shape | None
-    conversations: tuple[Messages | ScoreError, ...] = ()
+    conversations: tuple[ChatJson | ScoreError, ...] = ()
     error: ScoreError | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_work(record: object, columns: Columns = AS_USUAL) -> Work:
@@ -77,22 +79,21 @@ def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
         )
     shapes = shapes_in(record, columns)
     if not shapes:
-        raise InvalidConversationError(
-            "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
-            "or `prompt` and `responses`, or `prompt` and `response`; this one has "
-            f"{listed(record)}: rename them, or name them by options such as --messages-column"
-        )
+        raise InvalidConversationError(explain_no_shape(record))
     if len(shapes) > 1:
         raise InvalidConversationError(
             f"the record is a {' and a '.join(shapes)} at once; name the columns of the one to "
             "score, with --messages-column, --chosen-column and --rejected-column, or "
             "--responses-column"
         )
-    system = _system(record, columns)
-    conversations = _READERS[shapes[0]](record, columns)
-    if system is not None:
-        conversations = [_with_system(c, system) for c in conversations]
-    return Work(shapes[0], tuple(conversations))
+    reader = RecordReader(record, columns)
+    read: Mapping[Shape, Callable[[], list[Any]]] = {
+        "conversation": reader.read_conversation,
+        "pair": reader.read_pair,
+        "group": reader.read_group,
+    }
+    conversations = reader.complete(read[shapes[0]]())
+    return Work(shapes[0], tuple(conversations), warnings=reader.warnings)
 
 
 def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> list[Shape]:
@@ -108,131 +109,39 @@ def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> lis
         return ["group"]
     if columns.messages or columns.response:
         return ["conversation"]
+    pair = find_pair(has)
     shapes: list[Shape] = []
-    if has("messages"):
+    if has("messages") and (pair is None or pair[0] != "messages"):
         shapes.append("conversation")
-    if has("chosen") and has("rejected"):
+    if pair:
         shapes.append("pair")
     if has("responses"):
         shapes.append("group")
-    if not shapes and any(has(name) for name in ("conversations", *RESPONSES)):
+    if not shapes and has("generations"):
+        shapes.append("group")
+    if not shapes and any(has(name) for name in (*CONVERSATIONS, *RESPONSES, GENERATION)):
         shapes.append("conversation")
-    if not shapes and (has("chosen") or has("rejected")):
-        shapes.append("pair")  # half of one: the other half is told to be missing
+    if not shapes and any(has(name) for name in (*CHOSEN, *REJECTED)):
+        shapes.append("pair")  # half of one: the other half is reported as missing
     return shapes
 
 
 def shapes_in(record: Mapping[str, Any], columns: Columns) -> list[Shape]:
-    """Which shapes a record has by its columns, null ones left aside; see `shapes_among`."""
-    return shapes_among(lambda name: record.get(name) is not None, columns)
+    """Which shapes a record has by its columns, null ones left aside.
 
-
-def _conversation(record: Mapping[str, Any], columns: Columns) -> list[Messages | ScoreError]:
-    if columns.messages:
-        return [parse_conversation(as_messages(reach(record, columns.messages)))]
-    if columns.response:
-        answer, what = reach(record, columns.response), columns.response
-    else:
-        for name in ("messages", "conversations"):
-            if record.get(name) is not None:
-                return [parse_conversation(as_messages(record[name]))]
-        what = _only(record, RESPONSES, "--response-column") or ""
-        answer = record[what]
-    return [join(_prompt(record, columns), as_messages(answer), what)]
-
-
-def _pair(record: Mapping[str, Any], columns: Columns) -> list[Messages | ScoreError]:
-    names = (columns.chosen or "chosen", columns.rejected or "rejected")
-    sides = [
-        as_messages(reach(record, name) if is_named else record.get(name))
-        for name, is_named in zip(names, (columns.chosen, columns.rejected), strict=True)
-    ]
-    if missing := [name for name, side in zip(names, sides, strict=True) if side is None]:
-        raise InvalidConversationError(
-            f"the pair has no {listed(missing)}; it has {listed(record)}"
-        )
-    is_whole = all(_is_whole(side) for side in sides)
-    named = columns.prompt or record.get("prompt") is not None
-    prompt = None if is_whole and not named else _prompt(record, columns)
-    return [join(prompt, side, name) for side, name in zip(sides, names, strict=True)]
-
-
-def _is_whole(answer: Any) -> bool:
-    first = answer[0] if isinstance(answer, list) and answer else None
-    return isinstance(first, Mapping) and first.get("role") in ("system", "user")
-
-
-def _group(record: Mapping[str, Any], columns: Columns) -> list[Messages | ScoreError]:
-    prompt = _prompt(record, columns)
-    responses: Any = record.get("responses")
-    if columns.responses:
-        responses = []
-        for path in columns.responses:
-            value = reach(record, path)
-            responses += value if isinstance(value, list) else [value]
-    if not isinstance(responses, list) or not responses or prompt is None:
-        raise InvalidConversationError(
-            "a record with `responses` needs a `prompt` and a list of at least one response"
-        )
-    messages = parse_prompt(prompt)
-    return [_lenient_join(messages, as_messages(response)) for response in responses]
-
-
-def _prompt(record: Mapping[str, Any], columns: Columns) -> Any:
-    if columns.prompt:
-        return as_messages(reach(record, columns.prompt))
-    if record.get("prompt") is not None:
-        return as_messages(record["prompt"])
-    name = _only(record, PROMPTS, "--prompt-column")
-    if name is None:
-        return as_messages(record.get("conversations"))
-    prompt, more = record[name], record.get("input")
-    if name == "instruction" and isinstance(prompt, str) and isinstance(more, str) and more:
-        return f"{prompt}\n{more}"
-    return as_messages(prompt)
-
-
-def _only(record: Mapping[str, Any], names: tuple[str, ...], option: str) -> str | None:
-    there = [name for name in names if record.get(name) is not None]
-    if len(there) > 1:
-        raise InvalidConversationError(
-            f"the record has {listed(there)}, any of which may be meant; say which by {option}"
-        )
-    return there[0] if there else None
-
-
-def _system(record: Mapping[str, Any], columns: Columns) -> str | None:
-    if columns.system:
-        system = reach(record, columns.system)
-    elif record.get("messages") is not None or record.get("prompt") is not None:
-        return None  # the service's own shapes have no such column: it is something else
-    elif any(record.get(name) is not None for name in ("conversations", *PROMPTS)):
-        system = record.get("system")
-    else:
-        return None
-    if system is not None and not isinstance(system, str):
-        raise InvalidConversationError(
-            f"the system message of the record is of type {type(system).__name__}; it must be text"
-        )
-    return system or None
-
-
-def _with_system(messages: Messages | ScoreError, system: str) -> Messages | ScoreError:
-    if isinstance(messages, ScoreError) or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": checked_text(system, "system")}, *messages]
-
-
-def _lenient_join(prompt: Messages, response: object) -> Messages | ScoreError:
-    # A bad response of a group must not spoil its neighbours.
-    try:
-        return join_parsed(prompt, response)
-    except InputError as error:
-        return ScoreError.of(error)
-
-
-_READERS: Mapping[Shape, Callable[[Mapping[str, Any], Columns], list[Messages | ScoreError]]] = {
-    "conversation": _conversation,
-    "pair": _pair,
-    "group": _group,
-}
+    Where `shapes_among` finds a conversation by its name, the values decide: `messages` that end
+    before an answer are the prompt of a pair, a group or an answer that is there too, and
+    `messages` that are equal to `chosen` add nothing to a pair.
+    """
+    there = {
+        name for name, value in record.items() if value is not None and name not in columns.ignored
+    }
+    shapes = shapes_among(there.__contains__, columns)
+    if "messages" not in there or "conversation" not in shapes:
+        return shapes
+    messages = load_messages(record["messages"])
+    if is_prompt(messages):
+        return shapes_among((there - {"messages"}).__contains__, columns) or shapes
+    if shapes == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
+        return ["pair"]
+    return shapes

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, render_record
+from serve.jobs.columns import AS_USUAL, Columns
 from serve.jobs.inputs.lines import rows_of
 from serve.jobs.records import read_work
 
 
 def render_lines(
-    lines: IO[bytes], config: ModelConfig, truncation: Truncation, write: Callable[[str], None]
+    lines: IO[bytes],
+    config: ModelConfig,
+    truncation: Truncation,
+    write: Callable[[str], None],
+    columns: Columns = AS_USUAL,
 ) -> int:
     """Write what would be scored of each record's conversations; returns the number of errors.
 
@@ -21,11 +26,12 @@ def render_lines(
         config: the checkpoint whose tokenizer and template to use.
         truncation: what to do with what is too long.
         write: told one JSON line a conversation.
+        columns: where the parts of a record are.
     """
     encoder = load_encoder(config)
     failed = 0
     for row in rows_of(lines):
-        work = read_work(row.record)
+        work = read_work(row.record, columns)
         for conversation in [work.error] if work.error else work.conversations:
             encoded: Encoded | ScoreError
             if isinstance(conversation, ScoreError):
@@ -35,6 +41,8 @@ def render_lines(
             record: dict[str, Any] = {"line": row.number}
             if isinstance(encoded, Encoded):
                 record |= render_record(encoded)
+                if warnings := [*work.warnings, *encoded.warnings]:
+                    record["warnings"] = warnings
             else:
                 failed += 1
                 record["error"] = {"code": encoded.code, "message": encoded.message}

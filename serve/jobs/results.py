@@ -157,7 +157,7 @@ def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) 
         columns["reward"] = done[0].reward
     if any(r.truncated for r in done):
         columns["truncated"] = True
-    if warnings := list(dict.fromkeys(w for r in done for w in r.warnings)):
+    if warnings := every_warning(work.warnings, results):
         columns["warnings"] = warnings
     return Outcome(work.shape, columns | (_error(error) if error else {}))
 
@@ -175,6 +175,17 @@ def first_failure(shape: Shape | None, results: Sequence[Reward | ScoreError]) -
             named = f"`{where[shape]}`: " if shape in where else ""
             return ScoreError(result.code, named + result.message)
     return None
+
+
+def every_warning(warnings: Sequence[str], results: Sequence[Reward | ScoreError]) -> list[str]:
+    """The distinct warnings of a row.
+
+    Args:
+        warnings: about how its record was read.
+        results: of its conversations, whose warnings follow.
+    """
+    of_rewards = (w for r in results if isinstance(r, Reward) for w in r.warnings)
+    return list(dict.fromkeys([*warnings, *of_rewards]))
 
 
 def merged(

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
 
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Carrier, Scored
 from serve.jobs.chunk_files import DamagedError, Finished, write_chunk
 from serve.jobs.chunks import Chunk, Pending, cut, parse_chunk, results_of, send
@@ -73,7 +73,7 @@ class Scoring:
             raise JobStoppedError("stopped as asked")
 
     def _run(self, carrier: Carrier, seen: SeenStore, pending: deque[Pending]) -> None:
-        def submit(conversations: Sequence[Messages]) -> Future[Scored]:
+        def submit(conversations: Sequence[ChatJson]) -> Future[Scored]:
             return carrier.submit(conversations, self.plan.truncation)
 
         chunks = self._chunks(self.prefix.end, self.prefix.num_chunks)

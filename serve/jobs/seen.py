@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.chunk_files import DamagedError, Result, read_result, result_text
 from serve.jobs.errors import DiskFullError
 
 Digest = bytes
 
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+# Keys stay in their order: templates that write functions and their arguments write it too.
+_canonical = json.JSONEncoder(separators=(",", ":")).encode
 
 _CACHE_KIB = 65_536
 _WAL_PAGES = 16_384  # of 4 KiB: a page that several chunks touch is written back once
@@ -41,9 +42,9 @@ class Known(NamedTuple):
     result: Result
 
 
-def digest_of(messages: Messages) -> Digest:
-    """Equal for conversations that are the same to every template: 16 bytes."""
-    return hashlib.blake2b(_canonical(messages).encode(), digest_size=16).digest()
+def digest_of(conversation: ChatJson) -> Digest:
+    """Equal for conversations that are the same to every template, tools included: 16 bytes."""
+    return hashlib.blake2b(_canonical(conversation).encode(), digest_size=16).digest()
 
 
 class SeenStore:

@@ -11,6 +11,7 @@ from rm_core import Reward, ScoreError
 from serve.jobs.records import Shape
 
 _MAX_EXAMPLE = 300
+_COUNTERS = ("errors", "warnings", "nulled")
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Summary:
         renamed: names of results that the input has too, and the columns that they are in.
         nulled: values of the input that JSON cannot hold and that are null in the output, by
             column.
+        warnings: rows with a warning, by its code.
+        warning_examples: the first row of each code, and what its warning says.
     """
 
     num_rows: int = 0
@@ -41,6 +44,8 @@ class Summary:
     examples: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     nulled: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    warning_examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
@@ -72,11 +77,29 @@ class Summary:
         self.errors[error.code] += 1
         self.examples.setdefault(error.code, f"row {row}: {error.message[:_MAX_EXAMPLE]}")
 
+    def warn(self, row: int, warnings: Sequence[str]) -> None:
+        """Count the warnings of a row, each code once.
+
+        Args:
+            row: its number, from 0.
+            warnings: each begins with a code and a colon.
+        """
+        seen: set[str] = set()
+        for warning in warnings:
+            code, _, text = warning.partition(":")
+            if code not in seen:
+                seen.add(code)
+                self.warnings[code] += 1
+                example = f"row {row}: {text.strip()[:_MAX_EXAMPLE]}"
+                self.warning_examples.setdefault(code, example)
+
     def add(self, other: Summary) -> None:
         """Count another part of the job too."""
         self.num_rows += other.num_rows
         self.errors.update(other.errors)
+        self.warnings.update(other.warnings)
         self.examples = other.examples | self.examples
+        self.warning_examples = other.warning_examples | self.warning_examples
         self.num_conversations += other.num_conversations
         self.num_tokens += other.num_tokens
         self.num_repeated_tokens += other.num_repeated_tokens
@@ -87,12 +110,13 @@ class Summary:
         """Plain data, for the manifest; `from_json` reads it."""
         # Not `asdict`, which makes a Counter into one of pairs.
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**plain, "errors": dict(self.errors), "nulled": dict(self.nulled)}
+        counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
+        return {**plain, **counters}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Summary:
         """What `as_json` made."""
-        counters = {name: Counter(plain[name]) for name in ("errors", "nulled")}
+        counters = {name: Counter(plain[name]) for name in _COUNTERS}
         return cls(**{**plain, **counters})
 
 

@@ -20,6 +20,10 @@ def summary_lines(summary: Summary) -> Iterable[Line]:
     yield "with an error", f"{summary.num_failed:,}"
     for code, number in summary.errors.most_common():
         yield f"  {code}", f"{number:,}"
+    if summary.warnings:
+        yield "rows with a warning", ""
+    for code, number in summary.warnings.most_common():
+        yield f"  {code}", f"{number:,}"
     yield "tokens", f"{summary.num_tokens:,}"
     saved = summary.num_repeated_tokens + summary.num_shared_tokens
     yield "not computed", _part(saved, summary.num_tokens)
@@ -34,10 +38,14 @@ def summary_lines(summary: Summary) -> Iterable[Line]:
 
 
 def example_lines(summary: Summary) -> Iterable[str]:
-    """The first row with an error of each kind, rows counted from 0."""
-    for code, _ in summary.errors.most_common():
-        if example := summary.examples.get(code):
-            yield f"{code}, first in {example}"
+    """The first row with an error or a warning of each kind, rows counted from 0."""
+    for codes, examples in (
+        (summary.errors, summary.examples),
+        (summary.warnings, summary.warning_examples),
+    ):
+        for code, _ in codes.most_common():
+            if example := examples.get(code):
+                yield f"{code}, first in {example}"
 
 
 def print_lines(lines: Iterable[Line]) -> None:

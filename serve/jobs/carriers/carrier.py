@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Carrier(Protocol):
         """How many calls are worth having in flight, at least 1; may change while it runs."""
         ...
 
-    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
         """Begin to score some conversations; returns at once.
 
         The future fails only where the whole way fails (the service is gone, the model cannot be
@@ -75,7 +75,7 @@ class Carrier(Protocol):
         ...
 
     def count_tokens(
-        self, conversations: Sequence[Messages], truncation: Truncation
+        self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Tokens of each conversation as it would be scored, in order; nothing is scored.
 

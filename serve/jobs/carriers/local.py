@@ -33,7 +33,7 @@ from rm_core import (
     load_encoder,
     open_checkpoint,
 )
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from rm_core.placement import resolve_devices, resolve_dtype
 from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.durable import sha256_of, write_durably
@@ -80,7 +80,7 @@ class LocalCarrier:
         name = self._config.known_as or self._config.name
         return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
-    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
         """Begin to score; the future can be cancelled until the device has the conversations."""
         future: Future[Scored] = Future()
         self._tokenizing.submit(
@@ -89,7 +89,7 @@ class LocalCarrier:
         return future
 
     def count_tokens(
-        self, conversations: Sequence[Messages], truncation: Truncation
+        self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Tokens of each conversation, by the tokenizer alone."""
         encoded = self._encoder.encode_all(conversations, truncation)
@@ -106,7 +106,7 @@ class LocalCarrier:
         return load_encoder(self._config)
 
     def _prepare(
-        self, future: Future[Scored], conversations: Sequence[Messages], truncation: Truncation
+        self, future: Future[Scored], conversations: Sequence[ChatJson], truncation: Truncation
     ) -> None:
         if future.cancelled():
             return

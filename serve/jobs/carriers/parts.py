@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from rm_core import Reward, RewardError, ScoreError, Truncation
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Scored
 
 MAX_CONVERSATIONS = 128
@@ -33,7 +33,7 @@ class Call:
         is_begun: whether a part was taken.
     """
 
-    conversations: Sequence[Messages]
+    conversations: Sequence[ChatJson]
     truncation: Truncation
     results: list[Reward | ScoreError | None]
     num_missing: int
@@ -57,7 +57,7 @@ class Part:
     failing_since: float | None = None
 
     @property
-    def conversations(self) -> list[Messages]:
+    def conversations(self) -> list[ChatJson]:
         """In the order of `places`."""
         return [self.call.conversations[place] for place in self.places]
 
@@ -70,7 +70,7 @@ class PartQueue:
         self._changed = threading.Condition()
         self.is_closed = threading.Event()
 
-    def add(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def add(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
         """Queue a call behind all others."""
         parts = list(split(conversations))
         call = Call(conversations, truncation, [None] * len(conversations), len(parts))
@@ -122,7 +122,7 @@ class PartQueue:
             self._changed.notify_all()
 
 
-def split(conversations: Sequence[Messages]) -> Iterator[list[int]]:
+def split(conversations: Sequence[ChatJson]) -> Iterator[list[int]]:
     """Indices of conversations in parts, what starts alike in one part where it fits."""
     texts = [json.dumps(conversation) for conversation in conversations]
     part: list[int] = []

@@ -16,7 +16,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from rm_core import Reward, RewardError, ScoreError, ScoringError, Truncation
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.backends import GaveUpError
 from serve.jobs.carriers.carrier import Scored
 
@@ -34,7 +34,7 @@ class Call:
         future: gets a result once all is known.
     """
 
-    conversations: Sequence[Messages]
+    conversations: Sequence[ChatJson]
     truncation: Truncation
     future: Future[Scored] = field(default_factory=Future)
     results: list[Reward | ScoreError | None] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Piece:
         return self.stop - self.start
 
     @property
-    def conversations(self) -> list[Messages]:
+    def conversations(self) -> list[ChatJson]:
         """What is to be scored."""
         return list(self.call.conversations[self.start : self.stop])
 

@@ -22,7 +22,7 @@ from rm_core import (
     Truncation,
     combine,
 )
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve import __version__
 from serve.batch_clock import BatchClock
 from serve.jobs.carriers.carrier import Scored
@@ -85,7 +85,7 @@ class ScorerActor:
         self._scorer, self._clock = scorer, clock
         return asdict(scorer.fingerprint)
 
-    def score(self, conversations: Sequence[Messages], truncation: Truncation) -> Scored:
+    def score(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Scored:
         """Score conversations, in order.
 
         Raises:

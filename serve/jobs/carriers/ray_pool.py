@@ -40,7 +40,7 @@ from rm_core import (
     Truncation,
     load_encoder,
 )
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Scored
 from serve.jobs.carriers.local import local_identity
 from serve.jobs.carriers.pieces import Call, Piece
@@ -102,14 +102,14 @@ class RayPool:
         """See `Carrier`."""
         return _CALLS_PER_ACTOR * max(1, self._num_up)
 
-    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
         """See `Carrier`."""
         call = Call(conversations, truncation)
         self._post(partial(self._take, call))
         return call.future
 
     def count_tokens(
-        self, conversations: Sequence[Messages], truncation: Truncation
+        self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
         """See `Carrier`."""
         encoded = load_encoder(self._model).encode_all(conversations, truncation)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation
-from rm_core.conversations import Messages
+from rm_core.conversations import ChatJson
 from serve.clients import ScoringClient, ServiceError
 from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.carriers.parts import PartQueue, split
@@ -85,14 +85,14 @@ class UrlsCarrier:
         """Enough calls that no connection waits while one is finished."""
         return 1 + 2 * len(self._urls)
 
-    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
         """Begin to score; the future can be cancelled until the first part is sent."""
         if not self._threads:
             self._start()
         return self._queue.add(conversations, truncation)
 
     def count_tokens(
-        self, conversations: Sequence[Messages], truncation: Truncation
+        self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Tokens of each conversation, as the first service that answers counts them."""
         counts: list[int | ScoreError] = [0] * len(conversations)

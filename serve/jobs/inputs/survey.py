@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from serve.jobs.columns import AS_USUAL, Columns
+from serve.jobs.formats import CHOSEN, CONVERSATIONS, GENERATION, GROUPS, REJECTED, RESPONSES
 from serve.jobs.inputs.column_types import SeenValues, fields_of
 from serve.jobs.inputs.encodings import EncodingCount
 from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.source import InputFile, Position, Row
 from serve.jobs.inputs.stored import digest_of
-from serve.jobs.records import RESPONSES, Shape, shapes_among, shapes_in
+from serve.jobs.records import Shape, shapes_among, shapes_in
 from serve.jobs.results import UNREAD, WATCHED, ResultNames, choose_names, is_error_of_run
 
 RESULTS_KEY = b"skyreward.results"
@@ -263,7 +264,9 @@ class _Seen:
 
 def _possible_shapes(names: Sequence[str], columns: Columns) -> set[Shape]:
     """Of rows of which any may be null in any column."""
-    sets = (("messages",), ("chosen", "rejected"), ("responses",), ("conversations",))
-    every = [*sets, *((name,) for name in RESPONSES)]
-    there = [some for some in every if set(some) <= set(names)]
+    alone = (*CONVERSATIONS, *GROUPS, *RESPONSES, GENERATION)
+    better = (*CHOSEN, "messages", *RESPONSES)
+    every = [*((name,) for name in alone), *itertools.product(better, REJECTED)]
+    read = set(names).difference(columns.ignored)
+    there = [some for some in every if set(some) <= read]
     return {shape for some in there for shape in shapes_among(some.__contains__, columns)}

@@ -1,0 +1,533 @@
+"""Reads the prompt, the answers and what goes with them out of the columns of one record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_core import (
+    DialectName,
+    ForeignTemplateError,
+    InputError,
+    InvalidConversationError,
+    ScoreError,
+    join_parsed,
+    parse_conversation,
+    parse_prompt,
+    read_turns,
+)
+from rm_core.conversations import ChatJson, Messages, checked_text
+from rm_core.dialects import markers_in
+from serve.jobs.columns import Columns, listed, reach, reach_optional
+from serve.jobs.formats import (
+    CHOSEN,
+    CONVERSATIONS,
+    GENERATION,
+    GROUPS,
+    HISTORY,
+    INPUT,
+    PROMPTS,
+    REJECTED,
+    RESPONSES,
+    SYSTEMS,
+    TOOLS,
+    find_pair,
+    is_annotation,
+    is_prompt,
+    is_whole,
+    require_text,
+    warn_unread,
+)
+from serve.jobs.transcripts import parse_prompt_transcript, parse_transcript
+from serve.jobs.turns import (
+    as_messages,
+    has_function_calls,
+    load_messages,
+    parse_history,
+    parse_json_turns,
+    read_tools,
+)
+
+_BOS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>")
+_ANSWER_HEADERS: Mapping[DialectName, str] = {
+    "chatml": r"<\|im_start\|>assistant\r?\n",
+    "llama3": r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
+    "gemma": r"<start_of_turn>model\r?\n",
+    "mistral": r"\[/INST\] ?",
+}
+"""What begins an answer, as a pattern."""
+_TRANSCRIPT_READ = (
+    "transcript_read: a text that is a transcript was read as its turns; --transcripts read "
+    "confirms that, --transcripts keep scores the text as it came"
+)
+_JSON_READ = (
+    "json_messages_read: a text that is a list of messages (JSON) was read as messages; "
+    "--transcripts read confirms that, --transcripts keep scores the text as it came"
+)
+_CALL_AS_TEXT = (
+    "function_call_as_text: a function_call turn was scored as text of the assistant; give "
+    "`messages` with `tool_calls` to have the chat template write the call"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What comes before an answer.
+
+    Attributes:
+        messages: the turns; empty where `rendered` has them.
+        opening: the beginning of the answer, where the prompt has it.
+        rendered: text that the policy's chat template wrote.
+        is_transcript: white space around answers separates turns of a transcript.
+        is_text: the column was plain text.
+        is_whole: the column has all that came before, so `history` does not belong to it.
+    """
+
+    messages: Messages
+    opening: str = ""
+    rendered: str | None = None
+    is_transcript: bool = False
+    is_text: bool = False
+    is_whole: bool = False
+
+
+class RecordReader:
+    """Reads one record, and keeps in mind which of its columns were read.
+
+    Args:
+        record: of a known shape.
+        columns: where the caller said its parts are.
+
+    Raises:
+        InvalidConversationError: the record is about something that is not text.
+    """
+
+    def __init__(self, record: Mapping[str, Any], columns: Columns) -> None:
+        self._columns = columns
+        self._original = record
+        self._record = {
+            name: value
+            for name, value in record.items()
+            if value is not None and name not in columns.ignored
+        }
+        self._read: set[str] = set()
+        self._warnings: list[str] = []
+        require_text(self._record)
+        for path, names in (
+            (columns.prompt, ("prompt", *PROMPTS, INPUT)),
+            (columns.system, SYSTEMS),
+            (columns.history, (HISTORY,)),
+            (columns.tools, (TOOLS,)),
+        ):
+            if path == "":
+                self._read.update(names)
+        self._history = self._parse_history()
+        self._tools = self._parse_tools()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """About how the record was read; known after `complete`."""
+        return tuple(dict.fromkeys(self._warnings))
+
+    def read_conversation(self) -> list[Messages | ScoreError]:
+        """The only conversation of the record."""
+        columns = self._columns
+        if columns.messages:
+            return [self._whole(self._reach(columns.messages), columns.messages)]
+        if columns.response:
+            name, answer = columns.response, self._reach(columns.response)
+            return [*self._join(self._prompt(), [answer], [name])]
+        has_answer = any(name in self._record for name in (*RESPONSES, GENERATION))
+        for name in CONVERSATIONS:
+            if name in self._record:
+                value = self._messages(name)
+                is_other_text = isinstance(value, str) and name != "messages"
+                if not (has_answer and (is_prompt(value) or is_other_text)):
+                    self._read.add(name)
+                    return [self._whole(value, name)]
+        name = self._only(RESPONSES, "--response-column") or GENERATION
+        return [*self._join(self._prompt(), [self._take(name)], [name])]
+
+    def read_pair(self) -> list[Messages | ScoreError]:
+        """The better conversation, then the worse one."""
+        (chosen, better), (rejected, worse) = sides = self._sides()
+        if missing := [name for name, side in sides if side is None]:
+            raise InvalidConversationError(
+                f"the pair has no {listed(missing)}; it has {listed(self._record)}"
+            )
+        if chosen == "messages" and not self._columns.chosen:
+            return [*self._pair_of_messages(rejected, worse)]
+        prompt = self._prompt_of_pair(better, worse)
+        return [*self._join(prompt, [better, worse], [chosen, rejected])]
+
+    def read_group(self) -> list[Messages | ScoreError]:
+        """A conversation for each answer; an error in the place of one that has no valid shape."""
+        name = next((name for name in GROUPS if name in self._record), GROUPS[0])
+        responses: Any = self._take(name)
+        if self._columns.responses:
+            responses = []
+            for path in self._columns.responses:
+                value = self._reach(path)
+                responses += value if isinstance(value, list) else [value]
+        if is_annotation(self._record, responses):
+            raise InvalidConversationError(
+                "the responses are an annotator's answers to questions about a text (an Argilla "
+                "record); name the columns to score, for example --prompt-column fields.prompt "
+                "--response-column fields.response"
+            )
+        prompt = self._prompt()
+        if not isinstance(responses, list) or not responses or prompt is None:
+            raise InvalidConversationError(
+                "a record with `responses` needs a `prompt` and a list of at least one response"
+            )
+        return [self._lenient_join(prompt, response) for response in responses]
+
+    def complete(
+        self, conversations: Sequence[Messages | ScoreError]
+    ) -> list[ChatJson | ScoreError]:
+        """Conversations with the record's system message and tools; afterwards `warnings` is known.
+
+        Args:
+            conversations: of the record, from one of the methods above.
+        """
+        system = self._parse_system()
+        extended = [
+            c if isinstance(c, ScoreError) else _check_keys(_with_system(c, system))
+            for c in conversations
+        ]
+        good = [c for c in extended if not isinstance(c, ScoreError)]
+        if all(message in c for message in self._history for c in good):
+            self._read.add(HISTORY)
+        if good:
+            self._warnings += warn_unread(self._record, self._read, good)
+        if self._tools is None:
+            return [*extended]
+        return [
+            c if isinstance(c, ScoreError) else {"messages": c, "tools": self._tools}
+            for c in extended
+        ]
+
+    def _prompt_of_pair(self, better: Any, worse: Any) -> _Prompt | None:
+        columns = self._columns
+        named = columns.prompt or "prompt" in self._record or self._has_leading_messages()
+        if not named and all(is_whole(as_messages(side)) for side in (better, worse)):
+            return None
+        return self._prompt()
+
+    def _pair_of_messages(self, name: str, value: Any) -> list[Messages]:
+        """ms-swift's pair: `messages`, and another answer or conversation."""
+        chosen = self._whole(self._messages("messages"), "messages")
+        if name == "rejected_messages":
+            other = load_messages(value)
+        else:
+            other = self._answer(value, _Prompt([], is_text=True))
+        if is_whole(other):
+            return [chosen, self._whole(other, name)]
+        if isinstance(other, str):  # in the place of the last answer
+            return [chosen, join_parsed(chosen[:-1], other, name)]
+        last = max((i for i, m in enumerate(chosen) if m["role"] == "user"), default=-1)
+        return [chosen, join_parsed(chosen[: last + 1], other, name)]
+
+    def _sides(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
+        columns = self._columns
+        if columns.chosen or columns.rejected:
+            better, worse = (
+                (path, self._reach(path)) if path else (name, self._take(name))
+                for path, name in ((columns.chosen, "chosen"), (columns.rejected, "rejected"))
+            )
+            return better, worse
+        pair = find_pair(self._record.__contains__)
+        if pair is None:
+            chosen = next((name for name in CHOSEN if name in self._record), CHOSEN[0])
+            rejected = next((name for name in REJECTED if name in self._record), REJECTED[0])
+        else:
+            chosen, rejected = pair
+        if chosen in RESPONSES:
+            chosen = self._only(RESPONSES, "--chosen-column") or chosen
+        return (chosen, self._take(chosen)), (rejected, self._take(rejected))
+
+    def _lenient_join(self, prompt: _Prompt, response: object) -> Messages | ScoreError:
+        # A bad response of a group must not spoil its neighbours.
+        try:
+            (conversation,) = self._join(prompt, [response], ["response"])
+        except InputError as error:
+            return ScoreError.of(error)
+        return conversation
+
+    def _join(
+        self, prompt: _Prompt | None, values: Sequence[Any], names: Sequence[str]
+    ) -> list[Messages]:
+        """A conversation of the prompt and each answer.
+
+        Answers that are whole conversations may have a prompt that is not their beginning, if it
+        says no more than they do before they differ; they are used as they are.
+        """
+        answers = [self._answer(value, prompt) for value in values]
+        if prompt is None:
+            return [self._whole(a, n) for a, n in zip(answers, names, strict=True)]
+        if prompt.rendered is None and all(is_whole(answer) for answer in answers):
+            whole = [self._whole(a, n) for a, n in zip(answers, names, strict=True)]
+            repeats = all(c[: len(prompt.messages)] == prompt.messages for c in whole)
+            if not repeats and _says_no_more(prompt, _shared_start(whole)):
+                return whole
+        return [
+            self._with_history(self._join_one(prompt, answer, name), prompt)
+            for answer, name in zip(answers, names, strict=True)
+        ]
+
+    def _join_one(self, prompt: _Prompt, answer: Any, name: str) -> Messages:
+        template = self._columns.policy_template
+        if prompt.rendered is not None and template is not None:
+            if isinstance(answer, str):
+                return read_turns(prompt.rendered + answer, prompt.rendered, template)
+            raise InvalidConversationError(
+                f"the prompt is text of a chat template (--policy-template) and `{name}` is "
+                "messages; give both as text, or both as messages without the option"
+            )
+        if isinstance(answer, str):
+            text = f"{prompt.opening}{answer}"
+            content = checked_text(text.strip() if prompt.is_transcript else text, name)
+            return [*prompt.messages, {"role": "assistant", "content": content}]
+        if prompt.opening:
+            raise InvalidConversationError(
+                f"the prompt has the beginning of an answer and `{name}` is messages; give it as "
+                "text that continues the prompt"
+            )
+        try:
+            return join_parsed(prompt.messages, answer, name)
+        except InvalidConversationError as error:
+            if not is_whole(answer):
+                raise
+            raise InvalidConversationError(
+                f"{error.detail} (--prompt-column '' leaves the prompt aside)"
+            ) from error
+
+    def _whole(self, value: Any, name: str) -> Messages:
+        """A whole conversation, also in text of a known form."""
+        self._note_calls(value)
+        value = as_messages(value)
+        if isinstance(value, str):
+            value = self._turns_of_whole(value, name)
+        return parse_conversation(value)
+
+    def _turns_of_whole(self, text: str, name: str) -> Messages:
+        if template := self._columns.policy_template:
+            headers = [*re.finditer(_ANSWER_HEADERS[template], text)]
+            if headers:
+                return read_turns(text, text[: headers[-1].end()], template)
+            raise InvalidConversationError(
+                f"`{name}` is text without a turn of the assistant in the template that "
+                f"--policy-template names ({template}); name the template that rendered it"
+            )
+        if (turns := self._turns_in(text, self._columns.transcripts)) is not None:
+            return turns
+        raise InvalidConversationError(
+            f"`{name}` is a string and there is no `prompt`; give the `prompt` it answers, or make "
+            f"`{name}` a whole conversation (a list of messages); --transcripts read reads "
+            "transcripts, --policy-template what a chat template rendered"
+        )
+
+    def _answer(self, value: Any, prompt: _Prompt | None) -> Any:
+        """An answer: text, or messages, also where text holds those."""
+        self._note_calls(value)
+        value = as_messages(value)
+        if not isinstance(value, str) or self._columns.policy_template:
+            return value
+        mode = self._columns.transcripts
+        if prompt is not None:
+            # An answer may speak of turns; only a text that nobody else writes is a transcript.
+            mode = "keep" if mode == "keep" else "auto"
+        if prompt is not None and prompt.is_text and parse_json_turns(value) is not None:
+            return value
+        turns = self._turns_in(value, mode)
+        return value if turns is None else turns
+
+    def _turns_in(self, text: str, mode: Any) -> Messages | None:
+        """The turns of a text that is a transcript or JSON; None for other text."""
+        if mode == "keep":
+            return None
+        if (turns := parse_json_turns(text)) is not None:
+            self._warn(_JSON_READ)
+            return turns
+        transcript = parse_transcript(text, mode)
+        if transcript is not None:
+            self._warn(_TRANSCRIPT_READ)
+        return transcript
+
+    def _prompt(self) -> _Prompt | None:
+        value, is_complete = self._prompt_value()
+        if value is None:
+            return None
+        self._note_calls(value)
+        value = as_messages(value)
+        if not isinstance(value, str):
+            return _Prompt(parse_prompt(value), is_whole=is_complete)
+        if self._columns.policy_template:
+            return _Prompt([], rendered=value)
+        mode = self._columns.transcripts
+        if mode != "keep":
+            if (turns := parse_json_turns(value)) is not None:
+                self._warn(_JSON_READ)
+                return _Prompt(parse_prompt(turns))
+            if (transcript := parse_prompt_transcript(value, mode)) is not None:
+                self._warn(_TRANSCRIPT_READ)
+                return _Prompt(transcript.messages, transcript.opening, is_transcript=True)
+            _refuse_rendered(value)
+        return _Prompt(parse_prompt(value), is_text=True)
+
+    def _prompt_value(self) -> tuple[Any, bool]:
+        """The prompt as its column has it, and whether that has all earlier turns too."""
+        columns = self._columns
+        if columns.prompt is not None:
+            return (self._reach(columns.prompt) if columns.prompt else None), False
+        if self._has_leading_messages():
+            self._read.add("messages")
+            return self._messages("messages"), True
+        if "prompt" in self._record:
+            return self._take("prompt"), False
+        name = self._only(PROMPTS, "--prompt-column")
+        if name is None:
+            for conversations in CONVERSATIONS[1:]:
+                if conversations in self._record:
+                    self._read.add(conversations)
+                    return self._messages(conversations), True
+            prompt = self._take(INPUT)
+            return (prompt if prompt != "" else None), False
+        prompt, more = self._take(name), self._record.get(INPUT)
+        if name == "instruction" and isinstance(prompt, str) and isinstance(more, str) and more:
+            self._read.add(INPUT)
+            return (f"{prompt}\n{more}" if prompt else more), False
+        return prompt, False
+
+    def _has_leading_messages(self) -> bool:
+        """Whether `messages` end before an answer."""
+        return is_prompt(self._messages("messages"))
+
+    def _messages(self, name: str) -> Any:
+        value = self._record.get(name)
+        self._note_calls(value)
+        return load_messages(value)
+
+    def _parse_system(self) -> str:
+        path = self._columns.system
+        if path is None:
+            name = self._only(SYSTEMS, "--system-column")
+            system = self._record[name] if name else ""
+        else:
+            system = reach_optional(self._original, path) if path else ""
+        if system is not None and not isinstance(system, str):
+            raise InvalidConversationError(
+                f"the system message of the record is of type {type(system).__name__}; it must be "
+                "text: correct it, or leave it aside with --system-column ''"
+            )
+        return checked_text(system or "", "system")
+
+    def _parse_history(self) -> Messages:
+        path = self._columns.history
+        if path is None:
+            value = self._record.get(HISTORY)
+        else:
+            value = reach_optional(self._original, path) if path else None
+        return [] if value is None else parse_history(value)
+
+    def _parse_tools(self) -> list[Any] | None:
+        path = self._columns.tools
+        if path is None:
+            value = self._record.get(TOOLS)
+        else:
+            value = reach_optional(self._original, path) if path else None
+        self._read.add(TOOLS)
+        return read_tools(value)
+
+    def _with_history(self, messages: Messages, prompt: _Prompt) -> Messages:
+        if prompt.is_whole:
+            return messages
+        self._read.add(HISTORY)
+        start = int(messages[0]["role"] == "system")
+        return [*messages[:start], *self._history, *messages[start:]]
+
+    def _note_calls(self, value: Any) -> None:
+        if has_function_calls(value):
+            self._warnings.append(_CALL_AS_TEXT)
+
+    def _warn(self, warning: str) -> None:
+        if self._columns.transcripts == "auto":
+            self._warnings.append(warning)
+
+    def _take(self, name: str) -> Any:
+        self._read.add(name)
+        return self._record.get(name)
+
+    def _reach(self, path: str) -> Any:
+        self._read.add(path if path in self._record else path.partition(".")[0])
+        return reach(self._record, path)
+
+    def _only(self, names: tuple[str, ...], option: str) -> str | None:
+        there = [name for name in names if name in self._record]
+        if len(there) > 1:
+            raise InvalidConversationError(
+                f"the record has {listed(there)}, any of which may be meant; say which by {option}"
+            )
+        return there[0] if there else None
+
+
+def _check_keys(messages: Messages) -> Messages | ScoreError:
+    """The messages, or the error that they get for a key that no template can write."""
+    for place, message in enumerate(messages):
+        if len(message) == 2:
+            continue
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list | None):
+            return ScoreError(
+                InvalidConversationError.code,
+                f"message {place} has `tool_calls` that are not a list; give a list of objects, or "
+                "JSON text of one",
+            )
+        try:
+            require_text(message)
+        except InvalidConversationError as error:
+            return ScoreError(error.code, f"message {place}: {error.detail}")
+    return messages
+
+
+def _with_system(messages: Messages, system: str) -> Messages:
+    if not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _says_no_more(prompt: _Prompt, start: Messages) -> bool:
+    """Whether a prompt is among the messages with which whole conversations begin."""
+    if prompt.opening:
+        return False
+    wanted = [(m["role"], m["content"].strip()) for m in prompt.messages]
+    if not any(content for _, content in wanted):
+        return True
+    there = [(m["role"], m["content"].strip()) for m in start]
+    return any(there[i : i + len(wanted)] == wanted for i in range(len(there)))
+
+
+def _shared_start(conversations: Sequence[Messages]) -> Messages:
+    """The messages before the last one, as far as all conversations have them."""
+    first = conversations[0]
+    length = min(len(c) for c in conversations) - 1
+    for i in range(length):
+        if any(c[i] != first[i] for c in conversations):
+            return first[:i]
+    return first[:length]
+
+
+def _refuse_rendered(prompt: str) -> None:
+    """Return if a prompt does not begin as a chat template begins a turn."""
+    text = prompt.lstrip()
+    while bos := next((bos for bos in _BOS if text.startswith(bos)), None):
+        text = text.removeprefix(bos).lstrip()
+    marker = next((marker for marker in markers_in(text) if text.startswith(marker)), None)
+    if marker:
+        raise ForeignTemplateError(
+            f"the prompt begins with {marker}: a chat template rendered it. Say which by "
+            "--policy-template (chatml, llama3, gemma, mistral), so that its turns are read, give "
+            "messages, or score the text as one turn with --transcripts keep"
+        )
