@@ -111,6 +111,8 @@ def test_a_dry_run_writes_nothing(source: Path, checkpoint_folder: Path, tmp_pat
 def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
     """Here and by the service, in JSON and as a table: the same rewards."""
     rows = [row for row in records(120) if "messages" in row]
+    for row in rows[::3]:
+        row["tools"] = [{"type": "function", "function": {"name": f"sum {row['id']}"}}]
     source = write_lines(tmp_path / "in.jsonl", rows)
     here = finish(command(source, tmp_path / "here.jsonl", served.folders["llama"]))
     assert here.returncode == 0, here.stderr
@@ -126,3 +128,13 @@ def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
     assert [row["id"] for row in table] == [row["id"] for row in expected]
     for row, other in zip(table, expected, strict=True):
         assert row["reward"] == pytest.approx(other["reward"], abs=1e-4)
+        assert row["warnings"] == other.get("warnings")
+    # The template of this checkpoint writes no functions, which both ways say.
+    assert sum("template_ignores_tools" in str(row["warnings"]) for row in table) == len(rows[::3])
+    counted = finish(
+        [
+            *(sys.executable, "-m", "serve.cli", "score", str(source), "--dry-run"),
+            *("--url", served.url, "--model", "llama"),
+        ]
+    )
+    assert counted.returncode == 0, counted.stderr

@@ -56,8 +56,8 @@ SAME: list[tuple[dict[str, Any], Any]] = [
     ({"prompt": "2+2?", "responses": ["4", [FIVE]]}, GROUP),
     ({"instruction": "2+2?", "responses": ["4", "5"]}, GROUP),
     # What the service's own shapes do not have is the caller's.
-    ({"prompt": "2+2?", "response": "4", "system": "gpt-4"}, ONE),
-    ({"messages": [USER, FOUR], "output": "x", "prompt": "y", "rejected": False}, ONE),
+    ({"prompt": "2+2?", "response": "4", "model": "gpt-4"}, ONE),
+    ({"messages": [USER, FOUR], "output": "x", "prompt": "2+2?", "rejected": False}, ONE),
     ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "answer": "4"}, PAIR),
     # Null is how a table says that a row has no such column.
     ({"messages": None, "prompt": "2+2?", "chosen": "4", "rejected": "5"}, PAIR),
@@ -97,7 +97,7 @@ NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
     (
         {"s": "Be brief.", "prompt": "2+2?", "responses": ["4", [SYSTEM, USER, FIVE]]},
         Columns(system="s", prompt="prompt"),
-        None,
+        (GROUP[0], ([SYSTEM, USER, FOUR], [SYSTEM, USER, FIVE])),
     ),
 ]  # fmt: skip
 
@@ -105,11 +105,7 @@ NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
 @pytest.mark.parametrize(("record", "columns", "expected"), NAMED)
 def test_columns_can_be_named(record: dict[str, Any], columns: Columns, expected: Any) -> None:
     work = parse_record(record, columns)
-    if expected is not None:
-        assert (work.shape, work.conversations) == expected
-    else:  # an answer that is a whole conversation must begin with the prompt as it is
-        assert isinstance(work.conversations[1], ScoreError)
-        assert work.conversations[0] == [SYSTEM, USER, FOUR]
+    assert (work.shape, work.conversations) == expected
 
 
 REFUSED: list[tuple[Any, Columns, str | None, str]] = [

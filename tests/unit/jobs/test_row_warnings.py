@@ -1,0 +1,209 @@
+"""Warnings about how rows were read: in the output, in the figures, the same after a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from job_runs import FakeCarrier, comparable, run_job, write_lines
+
+from rm_core import DialectName, Reward, RewardScorer
+from serve.cli import main
+from serve.jobs.carriers.local import LocalCarrier
+from serve.jobs.chunk_files import RowResults
+from serve.jobs.columns import Columns
+from serve.jobs.dry_run import estimate
+from serve.jobs.inputs.opening import open_source
+from serve.jobs.plan import Plan
+from serve.jobs.progress import Progress
+from serve.jobs.seen import digest_of
+from serve.jobs.stopping import Stopping
+from serve.jobs.table import example_lines, summary_lines
+from serve.options import pop_columns
+
+HH = "\n\nHuman: 2+2?\n\nAssistant:"
+
+
+def rows(num_rows: int) -> list[dict[str, Any]]:
+    """Rows with and without warnings, with errors, and with the same conversations again."""
+    made: list[dict[str, Any]] = []
+    for index in range(num_rows):
+        turns = [
+            {"role": "user", "content": f"question {index % 7}"},
+            {"role": "assistant", "content": f"answer {index % 5}"},
+        ]
+        kinds: list[dict[str, Any]] = [
+            {"messages": turns, "context": "read me"},
+            {"messages": turns},
+            {"chosen": f"{HH} {index}", "rejected": f"{HH} 5"},
+            {"messages": turns, "images": ["a.png"]},
+            {"messages": turns, "tools": [{"name": f"tool {index % 2}"}]},
+        ]
+        made.append({"id": index, **kinds[index % len(kinds)]})
+    return made
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_warnings_are_in_the_output_and_survive_a_restart(
+    tmp_path: Path, name: str, fail_at: int
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", rows(53))
+    whole, output = tmp_path / f"whole-{name}", tmp_path / name
+    undisturbed = run_job(source, whole, FakeCarrier())
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeCarrier(fail_at=fail_at))
+    summary = run_job(source, output, FakeCarrier())
+    assert output.read_bytes() == whole.read_bytes()
+    assert comparable(summary) == comparable(undisturbed)
+    if name.endswith(".parquet"):
+        written = pq.read_table(output).to_pylist()
+    else:
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+    for row in written:
+        found = [warning.partition(":")[0] for warning in row.get("warnings") or []]
+        expected = {0: ["column_not_read"], 2: ["transcript_read"]}.get(row["id"] % 5, [])
+        # The carrier's own warnings come after those of the record.
+        assert found[: len(expected)] == expected
+        assert set(found[len(expected) :]) <= {"system_prompt"}
+    assert summary.warnings["column_not_read"] == 11
+    assert summary.warnings["transcript_read"] == 11
+    assert summary.errors["invalid_conversation"] == 10
+    assert dict(summary_lines(summary))["  column_not_read"] == "11"
+    assert any(
+        line.startswith("column_not_read, first in row 0: `context`")
+        for line in example_lines(summary)
+    )
+
+
+def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Path) -> None:
+    from serve.jobs.errors import JobRefusedError
+
+    source = write_lines(tmp_path / "in.jsonl", rows(30))
+    with pytest.raises(RuntimeError):
+        run_job(source, tmp_path / "out.jsonl", FakeCarrier(fail_at=1))
+    for columns, says in (
+        (Columns(transcripts="keep"), '--transcripts was "auto" and is "keep"'),
+        (Columns(ignored=("context",)), "--ignore-column was"),
+        (Columns(tools=""), '--tools-column was not given and is ""'),
+        (Columns(policy_template="chatml"), "--policy-template was not given"),
+    ):
+        with pytest.raises(JobRefusedError, match=says):
+            run_job(source, tmp_path / "out.jsonl", FakeCarrier(), columns=columns)
+
+
+def test_store_that_is_lost_is_made_again_with_tools_in_its_keys(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", rows(53))
+    whole, output = FakeCarrier(), tmp_path / "out.jsonl"
+    run_job(source, tmp_path / "whole.jsonl", whole)
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeCarrier(fail_at=3))
+    for file in (tmp_path / "out.jsonl.job").glob("seen*"):
+        file.unlink()
+    second = FakeCarrier()
+    run_job(source, output, second)
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert second.calls == whole.calls[3:]
+
+
+def test_dry_run_counts_warnings(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", rows(53))
+    carrier = FakeCarrier()
+    with Progress(lambda line: None, on_terminal=False) as progress:
+        plan = Plan(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+        found = estimate(plan, carrier, progress, Stopping(""))
+    carrier.close()
+    assert found.warnings == {"column_not_read": 11, "transcript_read": 11}
+    assert dict(found.lines())["  transcript_read"] == "11"
+
+
+def test_digests_tell_conversations_apart_that_templates_tell_apart() -> None:
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    calls = [
+        [{"function": {"name": "sum", "arguments": arguments}}]
+        for arguments in ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    ]
+    different = [
+        turns,
+        {"messages": turns, "tools": [{"name": "a"}]},
+        {"messages": turns, "tools": [{"name": "b"}]},
+        {"messages": turns, "tools": [{"name": "a", "description": "b"}]},
+        {"messages": turns, "tools": [{"description": "b", "name": "a"}]},
+        *([turns[0], turns[1] | {"tool_calls": call}] for call in calls),
+    ]
+    assert len({digest_of(conversation) for conversation in different}) == len(different)
+    assert digest_of(json.loads(json.dumps(turns))) == digest_of(turns)
+
+
+def test_row_has_each_warning_once() -> None:
+    results = [Reward(1.0, 5, warnings=("b: 2", "c: 3")), Reward(2.0, 5, warnings=("b: 2",))]
+    row = RowResults("pair", [*results], warnings=("a: 1", "b: 2"))
+    assert row.all_warnings == ["a: 1", "b: 2", "c: 3"]
+
+
+def test_options_of_columns_are_those_of_the_record() -> None:
+    """What a person may give is what decides how rows are read, and all of it is pinned."""
+    options: dict[str, Any] = {
+        parameter.name: None
+        for parameter in main.commands["score"].params  # type: ignore[attr-defined]
+    }
+    assert set(pop_columns(options)) == {field.name for field in dataclasses.fields(Columns)}
+    assert set(Columns().as_options()) <= {
+        parameter.name
+        for parameter in main.commands["score"].params  # type: ignore[attr-defined]
+    }
+    for command in ("score", "render"):
+        (choice,) = (
+            parameter.type.choices  # type: ignore[attr-defined]
+            for parameter in main.commands[command].params  # type: ignore[attr-defined]
+            if parameter.name == "policy_template"
+        )
+        assert tuple(choice) == get_args(DialectName)
+
+
+def test_render_reads_rows_as_score_does(checkpoint_of: Any, tmp_path: Path) -> None:
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        [{"q": "2+2?", "good": "4", "bad": "5", "context": "Numbers."}],
+    )
+    arguments = ["render", "--model", str(checkpoint_of("qwen3")), str(source)]
+    named = ["--prompt-column", "q", "--chosen-column", "good", "--rejected-column", "bad"]
+    done = CliRunner().invoke(main, [*arguments, *named])
+    assert done.exit_code == 0, done.output
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["4" in shown[0]["text"], "5" in shown[1]["text"]] == [True, True]
+    assert [w.partition(":")[0] for w in shown[0]["warnings"]] == ["column_not_read"]
+    silenced = CliRunner().invoke(main, [*arguments, *named, "--ignore-column", "context"])
+    assert "warnings" not in json.loads(silenced.stdout.splitlines()[0])
+
+
+def test_tools_go_through_the_carrier_of_this_process(copy_of: Any, tmp_path: Path) -> None:
+    from rm_core import ModelConfig
+
+    folder = copy_of("qwen3")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ tools | tojson if tools }}" + template)
+    config = ModelConfig(str(folder), device="cpu")
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    tools = [{"name": "sum", "description": "Adds."}]
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {"messages": turns},
+            {"messages": turns, "tools": tools},
+            {"messages": turns, "tools": []},
+        ],
+    )
+    run_job(source, tmp_path / "out.jsonl", LocalCarrier(config))  # type: ignore[arg-type]
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    with_tools = {"messages": turns, "tools": tools}
+    expected = RewardScorer.load(config).score([turns, with_tools, turns])
+    assert [row["reward"] for row in written] == pytest.approx(
+        [r.reward for r in expected if isinstance(r, Reward)], abs=1e-5
+    )
+    assert written[0]["reward"] == written[2]["reward"] != written[1]["reward"]

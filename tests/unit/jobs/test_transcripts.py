@@ -1,0 +1,223 @@
+"""Text that holds several turns: transcripts, messages as JSON, text that a template rendered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rm_core import ForeignTemplateError, InputError, InvalidConversationError, ScoreError
+from serve.jobs.columns import Columns
+from serve.jobs.records import parse_record, read_work
+
+READ, KEEP = Columns(transcripts="read"), Columns(transcripts="keep")
+
+
+def talk(*contents: str) -> list[dict[str, str]]:
+    return [
+        {"role": ("user", "assistant")[place % 2], "content": content}
+        for place, content in enumerate(contents)
+    ]
+
+
+GOOD, BAD = talk("1+1?", "Two.", "3+4?", "Seven."), talk("1+1?", "Two.", "3+4?", "Eight.")
+HH = "\n\nHuman: 1+1?\n\nAssistant: Two.\n\nHuman: 3+4?\n\nAssistant:"
+
+
+def codes(warnings: tuple[str, ...]) -> list[str]:
+    return [warning.partition(":")[0] for warning in warnings]
+
+
+HH_ROWS: list[dict[str, Any]] = [
+    {"chosen": f"{HH} Seven.", "rejected": f"{HH} Eight."},
+    {"chosen": f"{HH} Seven.\n", "rejected": f"{HH} Eight.", "prompt": None},
+    {"prompt": HH, "chosen": "Seven.", "rejected": " Eight."},
+    {"prompt": f"{HH} ", "chosen": f"{HH} Seven.", "rejected": f"{HH} Eight."},
+    {"prompt": HH, "responses": ["Seven.", " Eight.\n"]},
+    {"prompt": HH, "responses": [[{"role": "assistant", "content": "Seven."}], "Eight."]},
+    {"prompt": "3+4?", "chosen": f"{HH} Seven.", "rejected": f"{HH} Eight."},
+]
+
+
+@pytest.mark.parametrize("row", HH_ROWS)
+def test_transcripts_of_hh_are_read_and_said(row: dict[str, Any]) -> None:
+    work = parse_record(row)
+    assert list(work.conversations) == [GOOD, BAD]
+    assert codes(work.warnings) == ["transcript_read"]
+    confirmed = parse_record(row, READ)
+    assert (confirmed.conversations, confirmed.warnings) == (work.conversations, ())
+
+
+def test_answer_goes_on_where_the_transcript_of_the_prompt_ends() -> None:
+    row = {"prompt": f"{HH} The answer is", "responses": [" seven.", talk("x")[:1]]}
+    work = parse_record(row)
+    answer = {"role": "assistant", "content": "The answer is seven."}
+    assert work.conversations[0] == [*GOOD[:3], answer]
+    assert isinstance(work.conversations[1], ScoreError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: 1+1?\n\nAssistant: Two.",  # HH begins with two line ends
+        "\n\nHuman: 1+1?",  # nothing was answered
+        "He said:\n\nHuman: 1+1?\n\nAssistant: Two.",
+        "### Human: 1+1?### Assistant: Two.",
+        "USER: 1+1? ASSISTANT: Two.",
+    ],
+)
+def test_what_may_be_something_else_is_an_error_that_names_the_option(text: str) -> None:
+    with pytest.raises(InvalidConversationError, match="--transcripts read"):
+        parse_record({"chosen": text, "rejected": text})
+
+
+WHOLE = [
+    f"{HH} Seven.",
+    f"{HH} Seven.".lstrip(),
+    "<extra_id_1>User\n1+1?\n<extra_id_1>Assistant\nTwo.\n<extra_id_1>User\n3+4?\n"
+    "<extra_id_1>Assistant\nSeven.",
+    "1+1?\n<extra_id_1>Assistant\nTwo.\n<extra_id_1>User\n3+4?\n<extra_id_1>Assistant\nSeven.\n",
+    "### Human: 1+1?### Assistant: Two.### Human: 3+4?### Assistant: Seven.",
+    "### Human: 1+1?\n### Assistant: Two.\n### Human: 3+4?\n### Assistant: Seven.",
+    "USER: 1+1? ASSISTANT: Two.</s>USER: 3+4? ASSISTANT: Seven.</s>",
+]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_other_transcripts_are_read_when_asked(text: str) -> None:
+    other = text.replace("Seven", "Eight")
+    work = parse_record({"chosen": text, "rejected": other}, READ)
+    assert (list(work.conversations), work.warnings) == ([GOOD, BAD], ())
+    whole = parse_record({"text": text}, Columns(messages="text", transcripts="read"))
+    assert whole.conversations == (GOOD,)
+    cut = text.rindex("Seven")
+    prompted = parse_record({"prompt": text[:cut], "response": "Seven."}, READ)
+    assert prompted.conversations == (GOOD,)
+
+
+def test_preamble_of_vicuna_and_system_of_helpsteer_are_system_messages() -> None:
+    vicuna = "A chat with a helper. USER: 1+1? ASSISTANT: Two.</s>"
+    extra = (
+        "<extra_id_0>System\nA chat with a helper.\n<extra_id_1>User\n1+1?\n"
+        "<extra_id_1>Assistant\nTwo."
+    )
+    expected = [{"role": "system", "content": "A chat with a helper."}, *GOOD[:2]]
+    for text in (vicuna, extra):
+        assert parse_record({"chosen": text, "rejected": text}, READ).conversations[0] == expected
+
+
+def test_labels_in_a_transcript_are_refused_rather_than_scored() -> None:
+    text = "1+1?\n<extra_id_1>Assistant\n<extra_id_2>quality:4\nTwo."
+    with pytest.raises(InvalidConversationError, match="begins no turn"):
+        parse_record({"chosen": text, "rejected": text}, READ)
+
+
+def test_plain_text_stays_text_when_transcripts_are_read() -> None:
+    work = parse_record({"prompt": "What does USER: mean?", "response": "Human: a role."}, READ)
+    assert work.conversations == (talk("What does USER: mean?", "Human: a role."),)
+
+
+def test_answers_of_ms_swift_that_speak_of_turns_stay_text() -> None:
+    other = "USER: is what a prompt says, ASSISTANT: what an answer says."
+    row = {"messages": talk("What do they mean?", "Roles."), "rejected_response": other}
+    work = parse_record(row, READ)
+    assert list(work.conversations) == [row["messages"], talk("What do they mean?", other)]
+    row = {"messages": GOOD, "rejected_messages": json.dumps(BAD)}
+    assert list(parse_record(row).conversations) == [GOOD, BAD]
+
+
+def test_keep_scores_text_as_it_came() -> None:
+    work = parse_record({"prompt": HH, "responses": [" Seven."]}, KEEP)
+    assert (work.conversations, work.warnings) == ((talk(HH, " Seven."),), ())
+    assert read_work({"chosen": f"{HH} 7", "rejected": f"{HH} 8"}, KEEP).error is not None
+
+
+def test_bad_transcript_in_a_group_does_not_spoil_its_neighbours() -> None:
+    other = "\n\nHuman: 5+5?\n\nAssistant: Ten."
+    work = parse_record({"prompt": HH, "responses": ["Seven.", other, "Eight."]})
+    assert [c if isinstance(c, list) else "error" for c in work.conversations] == [
+        GOOD,
+        "error",
+        BAD,
+    ]
+
+
+def test_messages_as_json_text_are_read_and_said() -> None:
+    row = {"prompt": json.dumps(GOOD[:3]), "chosen": json.dumps(GOOD[3:]), "rejected": "Eight."}
+    work = parse_record(row)
+    assert list(work.conversations) == [GOOD, BAD]
+    assert codes(work.warnings) == ["json_messages_read"]
+    assert parse_record(row, READ).warnings == ()
+    kept = parse_record({"prompt": row["prompt"], "response": "Seven."}, KEEP)
+    assert kept.conversations == (talk(row["prompt"], "Seven."),)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "[]", '[{"role": "user"}]', "[not JSON", '[{"a": 1, "b": 2}]', "[" * 100_000]
+)
+def test_other_json_is_the_text_that_it_is(text: str) -> None:
+    work = parse_record({"prompt": text, "response": "Seven."})
+    assert (work.conversations, work.warnings) == ((talk(text, "Seven."),), ())
+
+
+def test_answer_of_json_to_a_question_as_text_stays_text() -> None:
+    answer = json.dumps([{"role": "assistant", "content": "Hi"}])
+    work = parse_record({"prompt": "Write a chat as JSON.", "response": answer})
+    assert work.conversations == (talk("Write a chat as JSON.", answer),)
+
+
+RENDERED = {
+    "chatml": "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
+    "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nTwo.<|eot_id|><|start_header_id|>user"
+    "<|end_header_id|>\n\n3+4?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma": "<bos><start_of_turn>user\n1+1?<end_of_turn>\n<start_of_turn>model\nTwo."
+    "<end_of_turn>\n<start_of_turn>user\n3+4?<end_of_turn>\n<start_of_turn>model\n",
+    "mistral": "<s>[INST] 1+1? [/INST] Two.</s>[INST] 3+4? [/INST]",
+}
+ENDS = {
+    "chatml": "<|im_end|>\n",
+    "llama3": "<|eot_id|>",
+    "gemma": "<end_of_turn>\n",
+    "mistral": "</s>",
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_text_of_a_chat_template_is_refused_or_read(name: Any) -> None:
+    prompt, end = RENDERED[name], ENDS[name]
+    row = {"prompt": prompt, "chosen": f"Seven.{end}", "rejected": f"Eight.{end}"}
+    with pytest.raises(ForeignTemplateError, match="--policy-template"):
+        parse_record(row)
+    columns = Columns(policy_template=name)
+    assert list(parse_record(row, columns).conversations) == [GOOD, BAD]
+    whole = {"chosen": f"{prompt}Seven.{end}", "rejected": f"{prompt}Eight.{end}"}
+    with pytest.raises(InvalidConversationError, match="--policy-template"):
+        parse_record(whole)
+    assert list(parse_record(whole, columns).conversations) == [GOOD, BAD]
+    group = {"prompt": prompt, "responses": [f"Seven.{end}", talk("x")]}
+    assert parse_record(group, columns).conversations[0] == GOOD
+    assert not isinstance(parse_record(group, columns).conversations[1], list)
+
+
+def test_text_without_a_turn_of_the_template_is_refused() -> None:
+    row = {"chosen": "Seven.", "rejected": "Eight."}
+    with pytest.raises(InputError, match="without a turn of the assistant"):
+        parse_record(row, Columns(policy_template="chatml"))
+
+
+def test_rendered_text_is_scored_as_one_turn_when_kept() -> None:
+    prompt = RENDERED["chatml"]
+    work = parse_record({"prompt": prompt, "response": "Seven."}, KEEP)
+    assert work.conversations == (talk(prompt, "Seven."),)
+
+
+def test_history_system_and_tools_go_with_text_that_was_read() -> None:
+    row = {"prompt": HH, "response": "Seven.", "system": "Be brief.", "tools": [{"name": "sum"}]}
+    (conversation,) = parse_record(row, READ).conversations
+    assert conversation == {
+        "messages": [{"role": "system", "content": "Be brief."}, *GOOD],
+        "tools": [{"name": "sum"}],
+    }
