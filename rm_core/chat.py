@@ -1,21 +1,21 @@
 """From a conversation to token ids: the checkpoint's own template, exactly one BOS, the readout.
 
 The rule that fits every Skywork generation: render the chat template to text, strip one leading
-BOS if it wrote one, tokenize with special tokens. So BOS stands once where the tokenizer adds it
-(Llama 3, Gemma 2) and not at all where it does not (Qwen3). Knows nothing of weights: a process
-that only tokenizes loads no model.
+BOS if it wrote one, tokenize, and put BOS before the ids if the tokenizer would. So BOS occurs once
+where the tokenizer adds it (Llama 3, Gemma 2) and not at all where it does not (Qwen3). Knows
+nothing of weights: a process that only tokenizes loads no model.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from rm_core.advice import Advisor
+from rm_core.chat_template import ChatTemplate, RenderingInterrupt
 from rm_core.conversations import Chat, Messages, checked_text, parse_chat
 from rm_core.errors import (
     ConversationTooLongError,
@@ -32,8 +32,11 @@ from rm_core.types import TRUNCATIONS, Encoded, Rendered, ScoreError, Tokens, Tr
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A template's own message may quote the conversation.
-_MAX_REASON_LENGTH = 200
+# For templates that refuse `PROBE`.
+_OTHER_PROBES = (
+    ({"role": "system", "content": "system"}, *PROBE),
+    (*PROBE, *PROBE),
+)
 # Characters; shorter ones are tokenized in some milliseconds, and told their exact length.
 _LONG_TEXT = 65_536
 
@@ -63,6 +66,7 @@ class ChatEncoder:
         pad_token_id: of the model's config, not the tokenizer's.
         max_length: most tokens of one conversation.
         warn_on_system_prompt: whether the authors advise against system prompts.
+        template_date: what the template gets as today's date; None for the day of the call.
 
     Attributes:
         max_length: most tokens of one conversation.
@@ -70,10 +74,14 @@ class ChatEncoder:
         template_sha256: of that text.
         encoding_sha256: of that text and the tokenizer: equal where token ids are.
         prepared: reads what clients rendered themselves.
-        depends_on_date: whether the template writes today's date, so that rewards change daily.
+        template_date: the day (ISO 8601) that the template gets as today's; None for a template
+            that never asks.
+        depends_on_date: whether it asks.
+        left_out_tokens: special tokens that the tokenizer's post-processor would add to a text
+            and that are left out, as in `apply_chat_template(tokenize=True)`; BOS is never one.
 
     Raises:
-        ModelLoadError: the tokenizer has no chat template.
+        ModelLoadError: the tokenizer has no chat template, or none that can be rendered.
     """
 
     def __init__(
@@ -83,32 +91,26 @@ class ChatEncoder:
         pad_token_id: int | None,
         max_length: int,
         warn_on_system_prompt: bool = False,
+        template_date: datetime.date | None = None,
     ) -> None:
-        template = tokenizer.chat_template
-        of_tools = ""
-        if isinstance(template, dict):  # several named ones; transformers takes these two
-            of_tools = template.get("tool_use") or ""
-            template = template.get("default")
-        if not isinstance(template, str) or not template.strip():
-            raise ModelLoadError(
-                "the checkpoint has no chat template, and guessing one would change every reward; "
-                "put `chat_template.jinja` into its folder, or name a file with --chat-template "
-                "(setting `chat_template`)"
-            )
+        self._template = ChatTemplate(tokenizer, template_date or datetime.date.today())
         self._tokenizer = tokenizer
         self._pad_token_id = pad_token_id
         self.max_length = max_length
-        self.chat_template = template
-        self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        self.chat_template = self._template.text
+        self.template_sha256 = hashlib.sha256(self.chat_template.encode()).hexdigest()
+        # Llama 3.2's stock template writes the date into a system header.
+        date = self._template.date
+        self.template_date = None if date is None else date.isoformat()
+        self.depends_on_date = self.template_date is not None
+        dated = self._template.all_texts + (self.template_date or "")
         self.encoding_sha256 = hashlib.sha256(
-            (template + of_tools + tokenizer.backend_tokenizer.to_str()).encode()
+            (dated + tokenizer.backend_tokenizer.to_str()).encode()
         ).hexdigest()
-        # Llama 3.2's stock template writes today's date into a system header.
-        self.depends_on_date = "strftime_now" in template + of_tools
         # Puts the file's own padding, truncation and treatment of special tokens aside for good.
         tokenizer("", padding=False, truncation=False)
         self._backend = tokenizer.backend_tokenizer
-        self._strips_bos = self._tokenizer_adds_bos()
+        self._strips_bos, self.left_out_tokens = self._special_tokens_added()
         self._bound = TokenBound(tokenizer)
         self.prepared = PreparedReader(tokenizer, self._render_probe(), self._strips_bos)
         self._advisor = Advisor(self.prepared.special_markers, warn_on_system_prompt)
@@ -171,8 +173,9 @@ class ChatEncoder:
         A BOS that the tokenizer added stands nowhere and has equal ends; bytes of one character
         share it. None where `right` cut the text so that what is left has other tokens.
         """
-        encoding = self._backend.encode(encoded.text, add_special_tokens=True)
-        return encoding.offsets if tuple(encoding.ids) == encoded.input_ids else None
+        encoding = self._backend.encode(encoded.text, add_special_tokens=False)
+        offsets = [(0, 0)] * self._strips_bos + encoding.offsets
+        return offsets if self._with_bos(encoding.ids) == list(encoded.input_ids) else None
 
     def encode_all(
         self,
@@ -216,11 +219,26 @@ class ChatEncoder:
         )
 
     def _render_probe(self) -> str:
-        try:
-            return self._apply_template(Chat([*PROBE]))
-        # Then nothing is known of what it writes.
-        except TemplateError:
-            return ""
+        """The rendering of `PROBE`; empty for a template that wants other turns.
+
+        Raises:
+            ModelLoadError: the template renders no conversation.
+        """
+        refusals = []
+        for conversation in (PROBE, *_OTHER_PROBES):
+            try:
+                text = self._apply_template(Chat([*conversation]))
+            except TemplateError as error:
+                refusals.append(error)
+                if isinstance(error.__cause__, RenderingInterrupt):
+                    break  # each further one might take as long
+                continue
+            return text if conversation is PROBE else ""
+        raise ModelLoadError(
+            "the chat template renders no conversation, neither of a user and an assistant nor "
+            f"after a system prompt ({refusals[0].detail}); correct it, or give another one with "
+            "--chat-template (setting `chat_template`)"
+        )
 
     def _render(self, chat: Chat) -> str:
         text = self._apply_template(chat)
@@ -234,25 +252,30 @@ class ChatEncoder:
             return None
 
     def _apply_template(self, chat: Chat) -> str:
-        tools: Any = chat.tools  # transformers' own annotation leaves JSON schemas out
-        try:
-            text = self._tokenizer.apply_chat_template(
-                chat.messages, tools=tools, tokenize=False, add_generation_prompt=False
-            )
-        # A template is a program of the checkpoint's: it may raise anything on odd messages.
-        except Exception as error:
-            raise TemplateError(_template_refusal(error)) from error
-        assert isinstance(text, str)
         # Keys other than `content` come unchecked.
-        return checked_text(text, "the rendered conversation")
+        return checked_text(
+            self._template.render(chat.messages, chat.tools), "the rendered conversation"
+        )
 
     def _tokenize(self, text: str) -> list[int]:
-        # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=True)
-        input_ids: list[int] = encoding.ids
-        if not input_ids:
+        # As `apply_chat_template(tokenize=True)`, but with exactly one BOS. The same ids as from
+        # calling the tokenizer, in half the time: no offsets, no wrapping.
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            # A panic in Rust derives from BaseException: a regular expression that gave up.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise InvalidConversationError(
+                f"the checkpoint's tokenizer failed on this conversation ({type(error).__name__}); "
+                "change its text, or correct tokenizer.json"
+            ) from error
+        if not encoding.ids:
             raise TemplateError("the chat template rendered the conversation to nothing")
-        return input_ids
+        return self._with_bos(encoding.ids)
+
+    def _with_bos(self, input_ids: list[int]) -> list[int]:
+        return [int(self._tokenizer.bos_token_id), *input_ids] if self._strips_bos else input_ids
 
     def _surely_over(self, text: str, limit: int) -> int | None:
         """A number of tokens over the limit that a long text has at least; None if it may fit."""
@@ -266,12 +289,13 @@ class ChatEncoder:
         bos = self._tokenizer.bos_token
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
 
-    def _tokenizer_adds_bos(self) -> bool:
+    def _special_tokens_added(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether the tokenizer puts BOS before a text, and which other tokens it would add."""
         # Where the tokenizer adds none, a BOS that the template wrote is the only one: it stays.
-        if self._tokenizer.bos_token is None:
-            return False
-        input_ids: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
-        return input_ids[:1] == [self._tokenizer.bos_token_id]
+        added: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        adds_bos = bos is not None and added[:1] == [bos]
+        return adds_bos, tuple(self._tokenizer.convert_ids_to_tokens(added[adds_bos:]))
 
     def _drop_oldest(self, chat: Chat, num_tokens: str, limit: int) -> Chat:
         def size(candidate: Messages) -> int | None:
@@ -290,23 +314,6 @@ class ChatEncoder:
                 + f"; `left` never cuts {never_cut}, and here that alone is too long"
             )
         return replace(chat, messages=kept)
-
-
-def _template_refusal(error: Exception) -> str:
-    """What a template's exception means for a caller."""
-    reason = str(error).strip()[:_MAX_REASON_LENGTH]
-    # What `raise_exception` of a template raises, with the words of the template's author.
-    if type(error) is jinja2.TemplateError and reason:
-        return (
-            f"the checkpoint's chat template refused the conversation: {reason}; the words are the "
-            "template's own: change the conversation to what the template allows"
-        )
-    return (
-        f"the checkpoint's chat template refused the conversation: it failed with "
-        f"{type(error).__name__}{f' ({reason})' if reason else ''}; compare the keys and types of "
-        "the messages, tools and tool calls with what the template reads (`chat_template` of the "
-        "checkpoint)"
-    )
 
 
 def _too_long(num_tokens: str, limit: int) -> str:

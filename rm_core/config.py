@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -27,6 +30,8 @@ class ModelConfig:
             one; the first ones that there are.
         max_length: most tokens of one conversation; None for the checkpoint's own limit.
         chat_template: path of a Jinja file that replaces, or supplies, the chat template.
+        template_date: day (ISO 8601, such as 2026-01-31) that the chat template gets as today's;
+            None for the day of loading. Of no effect on a template that never asks for the date.
         known_as: another name under which the catalogue may know the checkpoint, for folders
             whose own name does not tell.
         deterministic: a conversation gets the same reward to the last bit alone, in any batch and
@@ -49,6 +54,7 @@ class ModelConfig:
     max_length: int | None = None
     chat_template: str | None = None
     known_as: str | None = None
+    template_date: str | None = None
     deterministic: bool = False
     quantization: Quantization = "none"
     compile: bool = False
@@ -73,6 +79,20 @@ class ModelConfig:
             )
         if self.max_length is not None and self.max_length < 1:
             raise ModelLoadError(f"max_length is {self.max_length}; give at least 1, or nothing")
+        if self.template_date is not None:
+            read_date(self.template_date)
+
+
+def read_date(text: str) -> datetime.date:
+    """The day that a setting names.
+
+    Raises:
+        ModelLoadError: it names none.
+    """
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        with contextlib.suppress(ValueError):
+            return datetime.date.fromisoformat(text)
+    raise ModelLoadError(f"template_date is {text!r}; give a day as YYYY-MM-DD, such as 2026-01-31")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from rm_core.errors import RewardError
@@ -132,9 +132,17 @@ class Fingerprint:
         template_sha256: SHA-256 of the chat template's text.
         dtype: dtype of the decoder (the head is float32 always).
         attention: the attention implementation.
+        template_date: the day (ISO 8601) that the chat template gets as today's; None for a
+            template that never asks.
     """
 
     revision: str
     template_sha256: str
     dtype: str
     attention: str
+    template_date: str | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """The fields as plain data, without `template_date` where there is none."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value is not None}

@@ -6,10 +6,12 @@ classifier, eager attention, one conversation at a time, tokenized as the model 
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +49,7 @@ class PlainTransformers:
         self._device = loaded.device
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         self._tokenizer.chat_template = scorer.encoder.chat_template
+        self._date = scorer.encoder.template_date
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
@@ -64,15 +67,39 @@ class PlainTransformers:
     def reward(self, messages: Messages) -> float:
         """The logit of one conversation."""
         bos = self._tokenizer.bos_token
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        with _clock_at(self._tokenizer.chat_template, self._date):
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
         assert isinstance(text, str)
         adds_bos = bos is not None and self._tokenizer("").input_ids[:1] == [
             self._tokenizer.bos_token_id
         ]
-        if adds_bos and text.startswith(bos):
-            text = text[len(bos) :]
-        inputs = self._tokenizer(text, return_tensors="pt").to(self._device)
-        return float(self._model(input_ids=inputs["input_ids"]).logits[0, 0])
+        if adds_bos:
+            text = text if text.startswith(bos) else bos + text
+        # As in `apply_chat_template(tokenize=True)`: nothing that the text does not contain.
+        inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        input_ids = inputs["input_ids"].to(self._device)
+        return float(self._model(input_ids=input_ids).logits[0, 0])
+
+
+@contextlib.contextmanager
+def _clock_at(template: str, date: str | None) -> Iterator[None]:
+    """Set the clock of transformers' own compiled template to midnight of a day, if there is one.
+
+    transformers turns a function among the template's variables into text, so the clock can only
+    be changed where the template finds it.
+    """
+    if date is None:
+        yield
+        return
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    names = _compile_jinja_template(template).environment.globals
+    clock = names["strftime_now"]
+    names["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
+    try:
+        yield
+    finally:
+        names["strftime_now"] = clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,11 +147,17 @@ def test_a_template_that_raises_refuses_its_own_conversation_only(encoder_of: En
     "template",
     ["{{ messages[0]['missing'].x }}", "{{ 1 / 0 }}", "{% for x in 5 %}{% endfor %}", "{{ x( }}"],
 )
-def test_whatever_a_template_raises_is_a_template_error(
+def test_whatever_a_template_raises_is_refused_or_a_template_error(
     encoder_of: EncoderOf, template: str
 ) -> None:
-    with pytest.raises(TemplateError) as caught:
+    with pytest.raises(ModelLoadError) as refused:
         with_template(encoder_of, template).encode(HELLO)
+    assert "the chat template" in refused.value.detail
+    with_trigger = "{% if messages|length == 4 %}" + template.replace("x( ", "x() ") + "{% endif %}"
+    encoder = with_template(encoder_of, "{{ messages[0]['content'] }}" + with_trigger)
+    assert encoder.encode(HELLO).num_tokens
+    with pytest.raises(TemplateError) as caught:
+        encoder.encode([*HELLO, *HELLO])
     assert "chat template refused the conversation" in caught.value.detail
 
 

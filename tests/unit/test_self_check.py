@@ -217,7 +217,9 @@ def test_self_check_skips_conversations_without_a_finite_reward(tmp_path: Path) 
 def test_self_check_needs_no_template_that_takes_its_conversations(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, SPECS["qwen3"])
     template = tmp_path / "strict.jinja"
-    template.write_text("{{ raise_exception('not these turns') }}")
+    refuses = "{{ raise_exception('not these turns') }}"
+    text = "{% if messages[0].role != 'system' %}" + refuses + "{% endif %}{{ messages }}"
+    template.write_text(text)
     check = load(folder, chat_template=str(template)).loaded.self_check
     assert check is not None
     assert len(set(check.sequences[:3])) == 3

@@ -1,0 +1,469 @@
+"""Renders a checkpoint's chat template as transformers does, within limits and with a fixed clock.
+
+A template is a program that came with the weights. transformers runs it in Jinja's sandbox, which
+keeps it from files and code, but not from time and memory. Here the same sandbox gets limits:
+
+- `*`, `**`, `%`, filters and calls refuse numbers and results that are far too large, also when
+  Jinja folds constants while it compiles;
+- a thread interrupts a rendering that takes `MAX_CPU_S` of processor time or `MAX_BYTES` of memory;
+- `strftime_now` returns one date, so that a reward does not change overnight;
+- `lipsum` and the filter `random` are refused, because rewards would be random.
+
+Not limited: a single call into C between two such checks, such as one concatenation of texts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import functools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rm_core.errors import ModelLoadError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+MAX_CPU_S = 5.0
+"""Processor time of one rendering; 1,000 messages of 32 KB take less than a second."""
+MAX_BYTES = 2 << 30
+"""Memory by which the process may grow during one rendering that already took `_SUSPICIOUS_S`."""
+MAX_CHARACTERS = 64 << 20
+"""Length of a text that a rendering may build."""
+MAX_TEMPLATE_CHARACTERS = 1 << 20
+MAX_NUMBER = 1_000_000
+"""Largest number that a template may write, or pass to a filter or a call."""
+
+_LOOK_EVERY_S = 0.25
+_SUSPICIOUS_S = 0.5
+_MAX_BITS = 4096
+# Columns by which these may indent every line of a text.
+_INDENTING, _MAX_INDENT = ("indent", "tojson"), 1_000
+# A template's own message may quote the conversation.
+_MAX_REASON_LENGTH = 200
+_CLOCK = "strftime_now"
+_WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
+
+
+class _TemplateLimitError(Exception):
+    """A template asked for something too large."""
+
+
+class RenderingInterrupt(BaseException):
+    """Raised inside a rendering by the watching thread; no `except Exception` may swallow it."""
+
+
+class ChatTemplate:
+    """The compiled chat template of one tokenizer.
+
+    Args:
+        tokenizer: with its chat template; named templates are chosen as transformers does.
+        date: what `strftime_now` returns, at midnight.
+
+    Attributes:
+        text: the template for conversations without tools.
+        all_texts: of all templates that a conversation may be rendered with, put together.
+        date: None for a template that never reads the clock.
+
+    Raises:
+        ModelLoadError: there is no template, or it is no template that can be rendered.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
+        self._tokenizer = tokenizer
+        self._now = datetime.datetime.combine(date, datetime.time())
+        self.text = _default_text(tokenizer.chat_template)
+        self._compiled: dict[str, Any] = {}
+        texts = tokenizer.chat_template
+        texts = list(texts.values()) if isinstance(texts, dict) else [self.text]
+        self.all_texts = self.text + (
+            (tokenizer.chat_template.get("tool_use") or "")
+            if isinstance(tokenizer.chat_template, dict)
+            else ""
+        )
+        names = {name for text in texts for name in _check_text(text)}
+        self.date = date if _CLOCK in names else None
+        try:
+            for text in texts:
+                self._compiled[text] = watch(functools.partial(self._compile, text))
+        except RenderingInterrupt:
+            raise ModelLoadError(
+                f"the chat template was not compiled within {MAX_CPU_S:g} s of processor time; "
+                "give a correct one with --chat-template (setting `chat_template`)"
+            ) from None
+        except Exception as error:
+            raise ModelLoadError(
+                f"the chat template is no valid Jinja template: {_reason(error)}; correct it, or "
+                "give another one with --chat-template (setting `chat_template`)"
+            ) from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The text of a conversation, as `apply_chat_template(tokenize=False)` returns it.
+
+        Args:
+            messages: plain JSON data.
+            tools: JSON schemas of functions; None for no tools.
+
+        Raises:
+            TemplateError: the template raised an error or reached a limit.
+        """
+        try:
+            text = watch(lambda: self._render(messages, tools))
+        except RenderingInterrupt as error:
+            raise TemplateError(
+                "the checkpoint's chat template did not finish this conversation within "
+                f"{MAX_CPU_S:g} s of processor time and {MAX_BYTES >> 30} GiB of memory; shorten "
+                "the conversation, or correct the template"
+            ) from error
+        except _TemplateLimitError as error:
+            raise TemplateError(
+                f"the checkpoint's chat template was stopped at this conversation: {error}; "
+                "correct the template"
+            ) from error
+        # A template may raise anything on odd messages.
+        except Exception as error:
+            raise TemplateError(_template_refusal(error)) from error
+        if len(text) > MAX_CHARACTERS:
+            raise TemplateError(
+                f"the checkpoint's chat template wrote {len(text):,} characters, and "
+                f"{MAX_CHARACTERS:,} are allowed; shorten the conversation"
+            )
+        return text
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
+        from transformers.utils import chat_template_utils
+
+        name = self._tokenizer.get_chat_template(None, tools)  # type: ignore[arg-type]
+        # The steps of transformers' `apply_chat_template` and `render_jinja_template`.
+        plain = getattr(chat_template_utils, "_plain_template_data", _unchanged)
+        alias = getattr(chat_template_utils, "_alias_reasoning_fields", _unchanged)
+        present = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        text = self._compiled[name].render(
+            messages=alias(plain(present)),
+            tools=plain(None if tools is None else list(tools)),
+            documents=None,
+            add_generation_prompt=False,
+            **plain(dict(self._tokenizer.special_tokens_map)),
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _compile(self, text: str) -> Any:
+        from transformers.utils.chat_template_utils import _cached_compile_jinja_template
+
+        # Of an empty template for its environment, which no other template shares.
+        environment = _cached_compile_jinja_template("").environment
+        environment.optimized = False
+        environment.intercepted_binops = frozenset({"*", "**", "%"})
+        environment.binop_table |= {"*": _multiply, "**": _power, "%": _modulo}
+        environment.filters = {
+            name: _limit_filter(name, function) for name, function in environment.filters.items()
+        }
+        environment.call = _limit_calls(environment.call)
+        environment.globals[_CLOCK] = self._now.strftime
+        return environment.from_string(text)
+
+
+def _default_text(template: Any) -> str:
+    if isinstance(template, dict):  # several named ones; transformers takes this one for chats
+        template = template.get("default")
+    if not isinstance(template, str) or not template.strip():
+        raise ModelLoadError(
+            "the checkpoint has no chat template, and guessing one would change every reward; "
+            "put `chat_template.jinja` into its folder, or name a file with --chat-template "
+            "(setting `chat_template`)"
+        )
+    return template
+
+
+def _check_text(text: Any) -> set[str]:
+    """The names that a template reads.
+
+    Raises:
+        ModelLoadError: it is no text, or contains what no chat template needs.
+    """
+    import jinja2
+
+    if not isinstance(text, str):
+        raise ModelLoadError(f"a chat template is {str(text)[:80]!r}; give the text of a template")
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        raise ModelLoadError(
+            f"the chat template has {len(text):,} characters, and {MAX_TEMPLATE_CHARACTERS:,} are "
+            "allowed; is this the right file?"
+        )
+    try:
+        tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(text)]
+    except jinja2.TemplateError as error:
+        raise ModelLoadError(
+            f"the chat template is no valid Jinja template: {_reason(error)}; correct it, or give "
+            "another one with --chat-template (setting `chat_template`)"
+        ) from error
+    names = {value for kind, value in tokens if kind == "name"}
+    for forbidden in sorted(_random_sources(tokens)):
+        raise ModelLoadError(
+            f"the chat template uses `{forbidden}`, so that equal conversations would get "
+            "different rewards; give a template without it"
+        )
+    for kind, value in tokens:
+        too_large = kind in ("integer", "float") and _number(value) > MAX_NUMBER
+        if too_large or (kind == "string" and _WIDE_FORMAT.search(value)):
+            raise ModelLoadError(
+                f"the chat template contains {value[:40]}, and numbers up to {MAX_NUMBER:,} are "
+                "allowed (widths of formats up to 99,999); give a template without it"
+            )
+    return names
+
+
+def _random_sources(tokens: Sequence[tuple[str, str]]) -> Iterator[str]:
+    visible = [token for token in tokens if token[0] != "whitespace"]
+    for before, (kind, value) in zip([("", ""), *visible], visible, strict=False):
+        if kind == "name" and (
+            (value == "lipsum" and before[1] != ".") or (value == "random" and before[1] == "|")
+        ):
+            yield value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.replace("_", ""))
+    except ValueError:  # binary, octal or hexadecimal
+        return float(int(text.replace("_", ""), 0))
+
+
+def _template_refusal(error: Exception) -> str:
+    """What a template's exception means for a caller."""
+    import jinja2
+
+    reason = str(error).strip()[:_MAX_REASON_LENGTH]
+    # What `raise_exception` of a template raises, with the words of the template's author.
+    if type(error) is jinja2.TemplateError and reason:
+        return (
+            f"the checkpoint's chat template refused the conversation: {reason}; the words are the "
+            "template's own: change the conversation to what the template allows"
+        )
+    return (
+        f"the checkpoint's chat template refused the conversation: it failed with "
+        f"{type(error).__name__}{f' ({reason})' if reason else ''}; compare the keys and types of "
+        "the messages, tools and tool calls with what the template reads (`chat_template` of the "
+        "checkpoint)"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip()[:_MAX_REASON_LENGTH] or type(error).__name__
+
+
+def _unchanged(value: T) -> T:
+    return value
+
+
+def _require_length(length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise _TemplateLimitError(
+            f"it builds a text or list of {length:,}, and {MAX_CHARACTERS:,} are allowed"
+        )
+
+
+def _require_numbers(values: Any, most: int = MAX_NUMBER) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > most:
+            shown = f"{value:,}" if value.bit_length() < 100 else "of more than 30 digits"
+            raise _TemplateLimitError(
+                f"it passes the number {shown} to a function, and up to {most:,} is allowed there"
+            )
+
+
+def _require_format(text: Any, values: Any) -> None:
+    if isinstance(text, str) and _WIDE_FORMAT.search(text):
+        raise _TemplateLimitError("it formats with a width of more than 99,999")
+    if isinstance(text, str) and "*" in text:
+        _require_numbers(values if isinstance(values, tuple) else (values,))
+
+
+def _multiply(left: Any, right: Any) -> Any:
+    for sequence, number in ((left, right), (right, left)):
+        if hasattr(sequence, "__len__") and isinstance(number, int):
+            _require_length(len(sequence) * max(0, number))
+    if isinstance(left, int) and isinstance(right, int):
+        _require_bits(left.bit_length() + right.bit_length())
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        _require_bits(left.bit_length() * abs(right))
+    return left**right
+
+
+def _require_bits(bits: int) -> None:
+    if bits > _MAX_BITS:
+        raise _TemplateLimitError(
+            f"it computes a number of {bits:,} bits, and {_MAX_BITS:,} are allowed"
+        )
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    _require_format(left, right)
+    return left % right
+
+
+def _require_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
+    """Refuse the functions whose result may be far longer than what they are given."""
+    if name == "replace" and isinstance(subject, str) and len(arguments) >= 2:
+        old, new = str(arguments[0]), str(arguments[1])
+        grown = len(new) - len(old)
+        if grown > 0 and (len(subject) + 1) * len(new) > MAX_CHARACTERS:
+            _require_length(len(subject) + subject.count(old) * grown)
+    if name in _INDENTING:
+        _require_numbers(arguments, _MAX_INDENT)
+
+
+def _require_joined(items: Any, glue: Any) -> None:
+    if hasattr(items, "__len__"):
+        texts = sum(len(item) for item in items if isinstance(item, str))
+        _require_length(texts + len(str(glue)) * len(items))
+
+
+def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # keeps the marks by which Jinja passes its context
+    def limited(*arguments: Any, **options: Any) -> Any:
+        passes = int(hasattr(function, "jinja_pass_arg"))
+        context, (subject, *rest) = arguments[:passes], arguments[passes:]
+        _require_numbers((*rest, *options.values()))
+        if name == "format":
+            _require_format(subject, tuple(rest))
+        if name == "join":
+            if not hasattr(subject, "__len__"):
+                subject = list(subject)  # a generator could be counted only once
+            _require_joined(subject, [*rest, *options.values(), ""][0])
+        _require_growth(name, subject, (*rest, *options.values()))
+        return function(*context, subject, *rest, **options)
+
+    return limited
+
+
+def _limit_calls(call: Callable[..., Any]) -> Callable[..., Any]:
+    def limited(context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
+        _require_numbers((*arguments, *options.values()))
+        name = getattr(function, "__name__", "")
+        method = getattr(function, "__wrapped__", function)
+        subject = getattr(method, "__self__", None)
+        if name in ("format", "format_map"):
+            _require_format(subject, ())
+        elif name == "join" and isinstance(subject, str) and arguments:
+            items = arguments[0] if hasattr(arguments[0], "__len__") else list(arguments[0])
+            _require_joined(items, subject)
+            arguments = (items,)
+        elif isinstance(subject, str):
+            _require_growth(str(name), subject, arguments)
+        return call(context, function, *arguments, **options)
+
+    return limited
+
+
+@dataclass(slots=True)
+class _Rendering:
+    """A rendering under way, on the thread that it is registered for."""
+
+    started_s: float
+    bytes_before: int | None = None
+
+
+class _Watcher:
+    """The thread that interrupts renderings; one in a process, started with the first one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._renderings: dict[int, _Rendering] = {}
+        self._thread: threading.Thread | None = None
+
+    def enter(self, thread: int) -> None:
+        rendering = _Rendering(_cpu_seconds(thread))
+        with self._lock:
+            self._renderings[thread] = rendering
+            if self._thread is None or not self._thread.is_alive():  # gone after a fork
+                self._thread = threading.Thread(
+                    target=self._run, name="template-watcher", daemon=True
+                )
+                self._thread.start()
+
+    def leave(self, thread: int) -> None:
+        with self._lock:
+            self._renderings.pop(thread, None)
+        # An exception that was set and not raised yet would hit what comes next.
+        _set_exception(thread, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            # Under the lock, since the clock of a thread that ended must not be read.
+            with self._lock:
+                for thread, rendering in self._renderings.items():
+                    if _is_over(thread, rendering):
+                        _set_exception(thread, RenderingInterrupt)
+
+
+_watcher = _Watcher()
+
+
+def watch(work: Callable[[], T]) -> T:
+    """Run some work of the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
+
+    Raises:
+        RenderingInterrupt: it reached one of them.
+    """
+    thread = threading.get_ident()
+    try:
+        _watcher.enter(thread)
+        try:
+            return work()
+        finally:
+            _watcher.leave(thread)
+    except RenderingInterrupt:
+        _watcher.leave(thread)  # it may have been raised before the rendering was unregistered
+        raise
+
+
+def _is_over(thread: int, rendering: _Rendering) -> bool:
+    seconds = _cpu_seconds(thread) - rendering.started_s
+    if seconds < _SUSPICIOUS_S:
+        rendering.bytes_before = _resident_bytes()
+        return False
+    if seconds > MAX_CPU_S:
+        return True
+    resident, before = _resident_bytes(), rendering.bytes_before
+    return before is not None and resident is not None and resident - before > MAX_BYTES
+
+
+def _cpu_seconds(thread: int) -> float:
+    """Processor time of a living thread: other load on the machine does not count."""
+    if hasattr(time, "pthread_getcpuclockid"):
+        return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    return time.monotonic()
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):  # not Linux
+        return None
+
+
+def _set_exception(thread: int, exception: type[BaseException] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), None if exception is None else ctypes.py_object(exception)
+    )

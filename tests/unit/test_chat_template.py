@@ -1,0 +1,272 @@
+"""Chat templates render as in transformers, within limits, at a fixed date."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import SPECS, build_tokenizer
+from reference import CONVERSATIONS, talk
+
+from rm_core import ModelConfig, ModelLoadError, RewardScorer, ScoreError, load_encoder
+from rm_core import chat_template as module
+from rm_core.chat_template import ChatTemplate
+from rm_core.errors import TemplateError
+from rm_core.verification import PlainTransformers
+
+CopyOf = Callable[..., Path]
+DAY = datetime.date(2026, 2, 28)
+HELLO = talk("Hi", "Hello!")
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def compiled(text: Any, name: str = "qwen3") -> ChatTemplate:
+    tokenizer = build_tokenizer(SPECS[name])
+    tokenizer.chat_template = text
+    return ChatTemplate(tokenizer, DAY)
+
+
+RICH = [
+    "{% for m in messages %}{{ m | tojson(indent=2) }}{% endfor %}",
+    "{{ bos_token }}{{ eos_token }}{{ tools | tojson if tools else 'none' }}{{ documents }}"
+    + PLAIN,
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{{ '  ' * ns.n }}{{ '%02d' % ns.n }}{{ '%s!' | format(m.role) }}{{ m.content }}{% endfor %}",
+    "{%- for m in messages %}\n  {%- if loop.index0 % 2 %}{{ m.content.split('a')[-1] }}\n  "
+    "{%- else %}{{ m.content.replace('a', 'bb') | indent(2) }}{%- endif %}\n{%- endfor %}\n",
+    "{% macro turn(m) %}<{{ m.role }}>{{ m.content | trim }}{% endmacro %}"
+    "{% for m in messages %}{{ turn(m) }}{{ m.reasoning_content }}{{ m.thinking }}{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ range(3) | join('-') }}"
+    "{{ messages | map(attribute='role') | join(', ') }}{{ 'x'.center(9) }}{{ 2 ** 10 }}",
+]
+
+
+@pytest.mark.parametrize("text", [PLAIN, *RICH])
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_render_equals_transformers(text: str, tools: Any) -> None:
+    template = compiled(text, "llama-v0.2")
+    tokenizer = build_tokenizer(SPECS["llama-v0.2"])
+    tokenizer.chat_template = text
+    odd = [
+        {"role": "user", "content": "a", "name": None},
+        {"role": "assistant", "content": "b\na", "thinking": "hm", "number": 1.5, "list": [1]},
+    ]
+    for conversation in [*CONVERSATIONS, odd]:
+        expected = tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False)
+        assert template.render(conversation, tools) == expected
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_render_of_the_families_equals_transformers(name: str) -> None:
+    tokenizer = build_tokenizer(SPECS[name])
+    template = ChatTemplate(tokenizer, DAY)
+    assert template.date is None
+    for conversation in CONVERSATIONS:
+        expected = tokenizer.apply_chat_template(conversation, tokenize=False)
+        assert template.render(conversation) == expected
+
+
+def test_named_templates_are_chosen_as_in_transformers() -> None:
+    texts = {"default": "A" + PLAIN, "tool_use": "B" + PLAIN}
+    template = compiled(texts)
+    assert template.text == texts["default"]
+    assert template.render(HELLO).startswith("A")
+    assert template.render(HELLO, TOOLS).startswith("B")
+
+
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = {
+    "nested loops": NESTED,
+    "nested loops that write": NESTED.replace("{% for j", "x{% for j"),
+    "macros that double": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}"
+    "{% endmacro %}{{ f(90) }}",
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS.keys())
+def test_endless_rendering_is_interrupted(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
+    trigger = "{% if 'loop' in messages[0].content %}" + text + "{% endif %}" + PLAIN
+    template = compiled(trigger)
+    expected = template.render(HELLO)
+    with pytest.raises(TemplateError, match=r"did not finish this conversation within 0\.6 s"):
+        template.render(talk("loop", "?"))
+    assert template.render(HELLO) == expected
+
+
+def test_interruption_hits_its_own_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
+    errors: list[BaseException] = []
+
+    def render_forever() -> None:
+        try:
+            compiled(NESTED + PLAIN).render(HELLO)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=render_forever)
+    thread.start()
+    template, texts = compiled(PLAIN), set()
+    while thread.is_alive():
+        texts.add(template.render(HELLO))
+    thread.join()
+    assert texts == {template.render(HELLO)}
+    assert [type(error) for error in errors] == [TemplateError]
+
+
+def test_memory_of_a_rendering_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 64 << 20)
+    monkeypatch.setattr(module, "_SUSPICIOUS_S", 0.05)
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.02)
+    grows = "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% for j in range(9999) %}"
+    text = grows + "{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}"
+    with pytest.raises(TemplateError, match="did not finish"):
+        compiled(text).render(HELLO)
+
+
+TOO_LARGE = {
+    "product": "{{ ('a' * 1000 * 1000 * 1000) | length }}",
+    "product with a computed number": "{{ 'a' * ('1000000000' | int) }}",
+    "product of a list": "{{ ([0] * 1000 * 1000 * 1000) | length }}",
+    "power": "{{ 2 ** (2 ** (2 ** 6)) % 7 }}",
+    "tower": "{{ 999 ** 99 ** 9 }}",
+    "filter center": "{{ 'a' | center(1000 * 1000 * 1000) | length }}",
+    "method ljust": "{{ 'a'.ljust(1000 * 1000 * 1000) | length }}",
+    "format with a star": "{{ '%*d' % (1000 * 1000 * 100, 1) }}",
+    "format of a built text": "{{ ('%' ~ '99999999' ~ 'd') | format(1) }}",
+    "format method": "{{ ('{:>' ~ '99999999' ~ '}').format(1) }}",
+    "modulo": "{{ ('%' ~ '99999999' ~ 'd') % 1 }}",
+    "replace": "{{ ('a' * 1000000) | replace('a', 'b' * 100000) | length }}",
+    "replace method": "{{ ('a' * 1000000).replace('a', 'b' * 100000) | length }}",
+    "join": "{{ range(99999) | join('a' * 99999) | length }}",
+    "join method": "{{ ('a' * 99999).join(range(99999) | map('string') | list) | length }}",
+    "indent": "{{ ('a\n' * 1000000) | indent(99999) | length }}",
+    "tojson": "{{ ([0] * 1000000) | tojson(indent=99999) | length }}",
+}
+
+
+@pytest.mark.parametrize("text", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_too_large_values_are_stopped(text: str) -> None:
+    with pytest.raises(TemplateError, match=r"was stopped at this conversation.*correct the templ"):
+        compiled(text + PLAIN).render(HELLO)
+
+
+REFUSED = {
+    "a large number": ("{{ 'a' * 3000000000 }}", "contains 3000000000"),
+    "a hexadecimal one": ("{{ 'a' * 0xfffffff }}", "contains 0xfffffff"),
+    "a wide format": ("{{ '%1000000000d' | format(1) }}", "widths of formats"),
+    "a wide format method": ("{{ '{:>1000000000}'.format(1) }}", "widths of formats"),
+    "random": ("{{ [1, 2] | random }}", "uses `random`"),
+    "lipsum": ("{{ lipsum(1) }}", "uses `lipsum`"),
+    "syntax": ("{% if %}", "no valid Jinja template"),
+    "no end": ("{% for m in messages %}", "no valid Jinja template"),
+    "deep": ("{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}", "no valid Jinja template"),
+    "unknown tag": ("{% do_it %}", "no valid Jinja template"),
+    "too long": ("x" * (module.MAX_TEMPLATE_CHARACTERS + 1), "is this the right file"),
+}
+
+
+@pytest.mark.parametrize(("text", "came"), REFUSED.values(), ids=REFUSED.keys())
+def test_template_is_refused_at_load(text: str, came: str) -> None:
+    with pytest.raises(ModelLoadError, match=came):
+        compiled(text)
+    assert "random" not in compiled("{{ messages[0].random }}{{ 'lipsum' }}" + PLAIN).render(HELLO)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ raise_exception('never') }}",
+        "{% include '/etc/passwd' %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages.nothing.at.all }}",
+    ],
+)
+def test_template_that_always_raises_is_refused_at_load(text: str, copy_of: CopyOf) -> None:
+    folder = copy_of()
+    (folder / "chat_template.jinja").write_text(text + PLAIN)
+    with pytest.raises(ModelLoadError, match=r"renders no conversation.*--chat-template"):
+        load_encoder(ModelConfig(str(folder)))
+
+
+def test_endless_template_is_refused_at_load(
+    copy_of: CopyOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
+    folder = copy_of()
+    (folder / "chat_template.jinja").write_text(NESTED + PLAIN)
+    with pytest.raises(ModelLoadError, match="did not finish"):
+        load_encoder(ModelConfig(str(folder)))
+
+
+def test_template_that_wants_a_system_prompt_loads(copy_of: CopyOf) -> None:
+    folder = copy_of()
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(wants + PLAIN)
+    encoder = load_encoder(ModelConfig(str(folder)))
+    alone, with_system = encoder.encode_all([HELLO, [{"role": "system", "content": "s"}, *HELLO]])
+    assert isinstance(alone, ScoreError)
+    assert "system first" in alone.message
+    assert not isinstance(with_system, ScoreError)
+
+
+CLOCKS = {
+    "plain": "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}",
+    "in a macro": "{% macro d() %}{{ strftime_now('%Y-%m-%d %H:%M:%S') }}{% endmacro %}{{ d() }}",
+    "by another name": "{% set now = strftime_now %}{{ now('%Y-%m-%d %H:%M:%S') }}",
+    "as a filter's argument": "{{ [strftime_now('%Y-%m-%d %H:%M:%S')] | join('') }}",
+    "where it is defined": "{% if not date is defined %}{% if strftime_now is defined %}"
+    "{% set date = strftime_now('%Y-%m-%d %H:%M:%S') %}{% endif %}{% endif %}{{ date }}",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS.keys())
+def test_clock_is_at_midnight_of_the_date(clock: str) -> None:
+    template = compiled(clock + PLAIN)
+    assert template.date == DAY
+    assert template.render(HELLO).startswith("2026-02-28 00:00:00")
+
+
+def test_template_without_a_clock_has_no_date() -> None:
+    assert compiled(PLAIN + "{# strftime_now #}strftime_now{{ 'strftime_now' }}").date is None
+
+
+def test_date_is_fixed_by_the_config_and_in_the_fingerprint(copy_of: CopyOf) -> None:
+    folder = copy_of("llama-v0.2")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    first, again, other = (
+        RewardScorer.load(ModelConfig(str(folder), device="cpu", template_date=day))
+        for day in ("2024-07-26", "2024-07-26", "2025-01-01")
+    )
+    assert first.fingerprint.template_date == "2024-07-26"
+    assert first.fingerprint.as_dict()["template_date"] == "2024-07-26"
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.encoder.encoding_sha256 != other.encoder.encoding_sha256
+    assert first.encoder.encode(HELLO).text.startswith("26 Jul 2024")
+    assert first.score([HELLO]) == again.score([HELLO]) != other.score([HELLO])
+    plain = PlainTransformers(first, first.loaded.model.dtype)
+    (reward,) = first.score([HELLO])
+    assert plain.reward(HELLO) == pytest.approx(reward.reward, abs=1e-4)  # type: ignore[union-attr]
+    today = load_encoder(ModelConfig(str(folder))).template_date
+    assert today is not None
+    assert abs(datetime.date.fromisoformat(today) - datetime.date.today()).days <= 1
+
+
+def test_fingerprint_without_a_clock_has_no_date(scorer_of: Callable[..., RewardScorer]) -> None:
+    assert "template_date" not in scorer_of("qwen3").fingerprint.as_dict()
+    assert "template_date" not in scorer_of("qwen3").describe()
+
+
+@pytest.mark.parametrize(
+    "date", ["today", "2026-1-31", "2026-02-30", "20260131", "", "2026-01-31 "]
+)
+def test_wrong_date_is_refused(date: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"template_date is .*; give a day as YYYY-MM-DD"):
+        ModelConfig("demo", template_date=date)
