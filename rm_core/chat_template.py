@@ -81,13 +81,10 @@ class ChatTemplate:
         self._now = datetime.datetime.combine(date, datetime.time())
         self.text = _default_text(tokenizer.chat_template)
         self._compiled: dict[str, Any] = {}
-        texts = tokenizer.chat_template
-        texts = list(texts.values()) if isinstance(texts, dict) else [self.text]
-        self.all_texts = self.text + (
-            (tokenizer.chat_template.get("tool_use") or "")
-            if isinstance(tokenizer.chat_template, dict)
-            else ""
-        )
+        named = tokenizer.chat_template
+        named = named if isinstance(named, dict) else {}
+        self.all_texts = self.text + (named.get("tool_use") or "")
+        texts = list(named.values()) or [self.text]
         names = {name for text in texts for name in _check_text(text)}
         self.date = date if _CLOCK in names else None
         try:

@@ -8,26 +8,35 @@ torch, so that a process that only tokenizes, or only checks before a start, pay
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import re
-import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rm_core.attention.choice import Family
 from rm_core.catalog import CatalogEntry, find_entry, seeds_dir
+from rm_core.checkpoint_files import (
+    TEMPLATES_FOLDER,
+    TEXT_PATTERNS,
+    check_files,
+    hub_commit,
+    read_json,
+    read_tensors,
+)
 from rm_core.config import ModelConfig
+from rm_core.config_file import check_config, read_config
 from rm_core.errors import ModelLoadError
+from rm_core.rope_limits import PositionLimit, read_position_limit
 
-FAMILIES: Mapping[str, Family] = {
-    "LlamaForSequenceClassification": "llama",
-    "Gemma2ForSequenceClassification": "gemma2",
-    "Qwen3ForSequenceClassification": "qwen3",
-}
+logger = logging.getLogger(__name__)
+
 HEAD = "score.weight"
-_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_EMBEDDING = "embed_tokens.weight"
+_ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 16, 64
 
@@ -42,6 +51,8 @@ class Checkpoint:
         family: of the architecture.
         config: the content of config.json.
         entry: what the catalogue knows of it; None for a checkpoint that is not in it.
+        shapes: of the tensors that transformers will read, by name; empty where only the
+            tokenizer was asked for.
     """
 
     path: Path
@@ -49,6 +60,7 @@ class Checkpoint:
     family: Family
     config: Mapping[str, Any]
     entry: CatalogEntry | None
+    shapes: Mapping[str, Sequence[int]]
 
     @property
     def max_length(self) -> int:
@@ -59,8 +71,35 @@ class Checkpoint:
 
     @property
     def max_positions(self) -> int:
-        """`max_position_embeddings` of the config."""
-        return int(self.config["max_position_embeddings"])
+        """Most tokens that the position embeddings are made for, their scaling included."""
+        return self.position_limit.positions
+
+    @property
+    def position_limit(self) -> PositionLimit:
+        """`max_positions` with the reason for it."""
+        return read_position_limit(self.path / "config.json", self.config)
+
+    @property
+    def num_embeddings(self) -> int | None:
+        """Rows of the token embedding; None where neither the weights nor the config say."""
+        for name, shape in self.shapes.items():
+            if name.endswith(_EMBEDDING):
+                return int(shape[0])
+        rows = self.config.get("vocab_size")
+        return None if rows is None else int(rows)
+
+    def may_ask_for_date(self, chat_template: str | None = None) -> bool:
+        """Whether the chat template may read the clock; errs on the side of yes.
+
+        Args:
+            chat_template: path of the file that replaces the checkpoint's own.
+        """
+        files = [Path(chat_template).expanduser()] if chat_template else self._template_files()
+        return any(file.is_file() and b"strftime_now" in file.read_bytes() for file in files)
+
+    def _template_files(self) -> list[Path]:
+        names = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
+        return [*(self.path / n for n in names), *self.path.glob(f"{TEMPLATES_FOLDER}/*")]
 
 
 def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
@@ -74,17 +113,19 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
         ModelLoadError: there is no such checkpoint, or it would score wrongly.
     """
     path = _locate(config, weights)
-    model_config = _read_config(path)
-    family = _check_config(path, model_config)
-    if weights:
-        _check_weights(path)
-    commit = _hub_commit(path)
+    check_files(path)
+    _refuse_adapter(path)
+    model_config = read_config(path)
+    family = check_config(path / "config.json", model_config)
+    shapes = _check_weights(path) if weights else {}
+    commit = hub_commit(path)
     return Checkpoint(
         path=path,
         revision=commit or f"local-{_digest(path)}",
         family=family,
         config=model_config,
         entry=find_entry(config.name) or (find_entry(config.known_as) if config.known_as else None),
+        shapes=shapes,
     )
 
 
@@ -104,7 +145,7 @@ def _locate(config: ModelConfig, weights: bool) -> Path:
         return seeds_dir() / "demo"
     path = local_folder(config.name)
     if path is not None:
-        if config.revision is not None and config.revision != _hub_commit(path):
+        if config.revision is not None and config.revision != hub_commit(path):
             raise ModelLoadError(
                 f"revision {config.revision!r} was asked for, but {config.name} is a local folder; "
                 "leave the revision out, or give a hub id"
@@ -121,7 +162,7 @@ def _locate(config: ModelConfig, weights: bool) -> Path:
 def _download(config: ModelConfig, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*_TOKENIZER_FILES, "*.safetensors"] if weights else list(_TOKENIZER_FILES)
+    patterns = [*TEXT_PATTERNS, "*.safetensors"] if weights else list(TEXT_PATTERNS)
     try:
         return Path(
             snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
@@ -136,63 +177,50 @@ def _download(config: ModelConfig, weights: bool) -> Path:
         ) from error
 
 
-def _hub_commit(path: Path) -> str | None:
-    # A folder of the hub's cache: models--ORG--NAME/snapshots/COMMIT.
-    in_cache = path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name)
-    return path.name if in_cache else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint.
-
-    Raises:
-        ModelLoadError: missing, unreadable, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path.parent} has no {path.name}; is it a checkpoint?") from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} holds no JSON object")
-    return content
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path / "config.json")
-    tokenizer_config = path / "tokenizer_config.json"
-    files = {"config.json": config}
-    if tokenizer_config.exists():
-        files["tokenizer_config.json"] = read_json(tokenizer_config)
-    for name, content in files.items():
-        if content.get("auto_map"):
-            raise ModelLoadError(
-                f"{path / name} asks for code of the checkpoint's own (auto_map); remote code is "
-                "never run. Convert the checkpoint to a class of transformers"
-            )
-    return config
-
-
-def _check_config(path: Path, config: Mapping[str, Any]) -> Family:
-    architectures = config.get("architectures") or ["none"]
-    family = FAMILIES.get(architectures[0])
-    if family is None:
-        raise ModelLoadError(f"{path} is a {architectures[0]}; served are {', '.join(FAMILIES)}")
-    labels = config.get("num_labels", len(config.get("id2label") or ["the one"]))
-    if labels != 1:
+def _refuse_adapter(path: Path) -> None:
+    """Refuse an adapter, alone or next to full weights: which model is meant cannot be known."""
+    found = [name for name in (_ADAPTER, *_ADAPTER_WEIGHTS) if (path / name).exists()]
+    if not found:
+        return
+    about = read_json(path / _ADAPTER) if _ADAPTER in found else {}
+    kind, base = about.get("peft_type") or "PEFT", about.get("base_model_name_or_path")
+    base = f"{base!r:.200}" if base else "a base model that it does not name"
+    if (path / "config.json").exists() and _has_weights(path):
         raise ModelLoadError(
-            f"{path / 'config.json'} declares {labels} labels; a reward model has exactly one"
+            f"{path} has full weights and a {kind!s:.40} adapter for {base} "
+            f"({', '.join(found)}), so that it is not clear which model is meant; remove the "
+            "adapter's files, or merge it (merge_and_unload of peft) and give the merged checkpoint"
         )
-    if not isinstance(config.get("max_position_embeddings"), int):
+    raise ModelLoadError(
+        f"{path} is a {kind!s:.40} adapter for {base} ({', '.join(found)}), not a whole reward "
+        "model; merge it into the base with merge_and_unload of peft, save the result with "
+        "save_pretrained, and give that folder"
+    )
+
+
+def _has_weights(path: Path) -> bool:
+    names = {file.name for pattern in ("*.safetensors", *_PICKLES) for file in path.glob(pattern)}
+    return bool(names - {*_ADAPTER_WEIGHTS, "training_args.bin"})
+
+
+def _check_weights(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors that transformers will read."""
+    shapes: dict[str, list[int]] = {}
+    for file in _weight_files(path):
+        shapes |= {name: tensor["shape"] for name, tensor in read_tensors(file)[0].items()}
+    if (path / _INDEX).exists() and not (path / _WEIGHTS).exists():
+        _check_index(path / _INDEX, shapes)
+    if HEAD not in shapes:
+        raise ModelLoadError(f"{path} has no {HEAD}: {_explain_missing_head(shapes)}")
+    if len(shapes[HEAD]) != 2 or shapes[HEAD][0] != 1:
         raise ModelLoadError(
-            f"{path / 'config.json'} has no whole number as max_position_embeddings, so nothing "
-            "says how long a conversation may be; add it, or download the file again"
+            f"{HEAD} of {path} has the shape {shapes[HEAD]}; a reward model has [1, hidden_size]"
         )
-    return family
+    return shapes
 
 
-def _check_weights(path: Path) -> None:
+def _weight_files(path: Path) -> list[Path]:
+    """The weight files that transformers will read."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = sorted(f.name for pattern in _PICKLES for f in path.glob(pattern))
@@ -201,26 +229,43 @@ def _check_weights(path: Path) -> None:
             f"{path} has {found}; only safetensors is loaded, since a pickle can run code. Convert "
             "it (save_pretrained of transformers writes safetensors)"
         )
-    shapes: dict[str, list[int]] = {}
-    for file in files:
-        shapes |= {name: tensor["shape"] for name, tensor in _tensors(file)[0].items()}
-    _check_index(path, shapes)
-    if HEAD not in shapes:
+    if (path / _WEIGHTS).exists():
+        others = [file.name for file in files if file.name != _WEIGHTS]
+        if others:
+            logger.warning(
+                "%s has %s next to %s, which alone is read; if it is an old file, remove it",
+                path,
+                ", ".join(others[:3]) + (" and more" if len(others) > 3 else ""),
+                _WEIGHTS,
+            )
+        return [path / _WEIGHTS]
+    if not (path / _INDEX).exists():
         raise ModelLoadError(
-            f"{path} has no {HEAD}: the reward head is missing, and a new one would give random "
-            "rewards. Is this the base model, or an adapter? Give the full reward model"
+            f"{path} has {', '.join(file.name for file in files[:3])}, but neither {_WEIGHTS} nor "
+            f"{_INDEX}, which names the files of a sharded checkpoint; download it again"
         )
-    if len(shapes[HEAD]) != 2 or shapes[HEAD][0] != 1:
-        raise ModelLoadError(
-            f"{HEAD} of {path} has the shape {shapes[HEAD]}; a reward model has [1, hidden_size]"
-        )
+    mapping = _read_index(path / _INDEX)
+    return [file for file in files if file.name in set(mapping.values())]
 
 
-def _check_index(path: Path, shapes: Mapping[str, list[int]]) -> None:
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return
-    missing = sorted(set(read_json(index).get("weight_map", {})) - set(shapes))
+def _read_index(index: Path) -> dict[str, str]:
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise ModelLoadError(
+            f"{index} has no object weight_map, which names the file of each tensor; download the "
+            "checkpoint again"
+        )
+    for name, file in mapping.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+            raise ModelLoadError(
+                f"{index} gives {file!r:.80} as the file of {name[:80]}; it has to be the "
+                "name of a safetensors file in the folder: download the checkpoint again"
+            )
+    return mapping
+
+
+def _check_index(index: Path, shapes: Mapping[str, list[int]]) -> None:
+    missing = sorted(set(_read_index(index)) - set(shapes))
     if missing:
         raise ModelLoadError(
             f"{index} names {len(missing)} tensors that no file in the folder holds, such as "
@@ -228,27 +273,22 @@ def _check_index(path: Path, shapes: Mapping[str, list[int]]) -> None:
         )
 
 
-def _tensors(file: Path) -> tuple[dict[str, Any], int]:
-    """Of each tensor in a file its `shape` and `data_offsets`; and where the data begins."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            tensors = json.loads(stream.read(min(length, size)))
-        tensors.pop("__metadata__", None)
-        assert all(isinstance(tensor["shape"], list) for tensor in tensors.values())
-        end = 8 + length + max((t["data_offsets"][1] for t in tensors.values()), default=0)
-    # A damaged header can be anything, and so can the way in which it fails to be read.
-    except Exception as error:
-        raise ModelLoadError(
-            f"{file} is no complete safetensors file ({type(error).__name__}); download it again"
-        ) from error
-    if size != end:
-        raise ModelLoadError(
-            f"{file} has {size} bytes, its header promises {end}; it was cut off or changed: "
-            "download it again"
+def _explain_missing_head(shapes: Mapping[str, list[int]]) -> str:
+    other = next((name for name in sorted(shapes) if name.endswith(f".{HEAD}")), None)
+    if other is None:
+        return (
+            "the reward head is missing, and a new one would give random rewards. Is this the "
+            "base model, or an adapter? Give the full reward model"
         )
-    return tensors, 8 + length
+    prefix = other.removesuffix(HEAD)
+    wrapper = {
+        "_orig_mod.": "; a model compiled by torch.compile was saved: save its `_orig_mod`",
+        "module.": "; a model wrapped for data parallelism was saved: save its `module`",
+    }.get(prefix, "")
+    return (
+        f"the head is there under another name, {other[:120]}{wrapper}. Remove {prefix[:80]!r} "
+        "from the start of every name, or save the model itself with save_pretrained"
+    )
 
 
 def _digest(path: Path) -> str:
@@ -258,12 +298,12 @@ def _digest(path: Path) -> str:
     and samples spread over it: reading 54 GB in full at every start would take minutes.
     """
     digest = hashlib.sha256()
-    for pattern in _TOKENIZER_FILES:
+    for pattern in TEXT_PATTERNS:
         for file in sorted(path.glob(pattern)):
             digest.update(file.name.encode() + file.read_bytes())
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + str(file.stat().st_size).encode())
-        tensors, start = _tensors(file)
+        tensors, start = read_tensors(file)
         size = file.stat().st_size
         places = [(size * i // _NUM_SAMPLES, _SAMPLE_BYTES) for i in range(_NUM_SAMPLES)]
         if HEAD in tensors:

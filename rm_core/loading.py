@@ -24,9 +24,10 @@ from rm_core.attention import (
 )
 from rm_core.chat import ChatEncoder
 from rm_core.checkpoint import Checkpoint, open_checkpoint
+from rm_core.checkpoint_files import MAX_JSON_BYTES
 from rm_core.compiling import recompile_options
-from rm_core.config import ModelConfig
-from rm_core.errors import ModelLoadError
+from rm_core.config import ModelConfig, read_date
+from rm_core.errors import ModelLoadError, RewardError
 from rm_core.layer_split import connect, place
 from rm_core.packed_linear import pack_linears
 from rm_core.placement import is_old_gpu, resolve_devices, resolve_dtype
@@ -35,7 +36,7 @@ from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
 from rm_core.types import Fingerprint
-from rm_core.weights import first_line, read_weights
+from rm_core.weights import first_line, quiet_transformers, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,22 +96,37 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
         ModelLoadError: no such checkpoint, no chat template, or a limit that the model lacks.
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
+    check_transformers_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint.path)
+    _check_token_ids(tokenizer, checkpoint)
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template)
-    if config.max_length is not None and config.max_length > checkpoint.max_positions:
+    limit = checkpoint.position_limit
+    if config.max_length is not None and config.max_length > limit.positions:
         raise ModelLoadError(
-            f"max_length is {config.max_length}, but the model has {checkpoint.max_positions} "
-            "positions; lower it"
+            f"max_length is {config.max_length}, but the model has {limit.positions} "
+            f"positions ({limit.reason}); lower it"
         )
-    return ChatEncoder(
-        tokenizer,
-        pad_token_id=_pad_token_id(checkpoint.config),
-        max_length=config.max_length or checkpoint.max_length,
-        warn_on_system_prompt=bool(
-            checkpoint.entry and checkpoint.entry.system_prompt_advised_against
-        ),
-    )
+    try:
+        return ChatEncoder(
+            tokenizer,
+            pad_token_id=checkpoint.config.get("pad_token_id"),
+            max_length=config.max_length or checkpoint.max_length,
+            warn_on_system_prompt=bool(
+                checkpoint.entry and checkpoint.entry.system_prompt_advised_against
+            ),
+            template_date=read_date(config.template_date) if config.template_date else None,
+        )
+    except RewardError:
+        raise
+    # A tokenizer that could be read may still fail on its first text, also by a panic in Rust.
+    except BaseException as error:
+        if not _is_fault(error):
+            raise
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} fails on a short text: {first_line(error)}; is "
+            "tokenizer.json that of this checkpoint?"
+        ) from error
 
 
 @ieee_products()
@@ -133,7 +149,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
-    self_check = _quantize(model, config, devices, encoder)
+    try:
+        self_check = _quantize(model, config, devices, encoder)
+    except RewardError:
+        raise
+    # The forward pass of transformers may fail on any value of a config that it took.
+    except Exception as error:
+        raise ModelLoadError(
+            f"plain transformers cannot score a built-in conversation with {config.name}: "
+            f"{first_line(error)}; config.json probably has a wrong value, or the device too "
+            "little memory"
+        ) from error
     prepare_layers(
         model,
         quantized=config.quantization != "none",
@@ -149,11 +175,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
         template_sha256=encoder.template_sha256,
         dtype=_name(dtype) + (f"+{config.quantization}" if quantized else ""),
         attention=attention.name,
+        template_date=encoder.template_date,
     )
-    if encoder.depends_on_date:
+    if encoder.template_date:
         logger.warning(
-            "the chat template of %s writes today's date: its rewards change from day to day",
+            "the chat template of %s asks for today's date and gets %s for as long as the model "
+            "is loaded; the setting `template_date` (--template-date) chooses another day",
             config.name,
+            encoder.template_date,
+        )
+    if encoder.left_out_tokens:
+        logger.warning(
+            "the tokenizer of %s would add %s to every text; left out, since the chat template did "
+            "not write it and apply_chat_template does not add it either",
+            config.name,
+            " ".join(encoder.left_out_tokens),
         )
     logger.info(
         "loaded %s: revision %s, %s on %s, attention %s (%s), limit %d tokens",
@@ -168,7 +204,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     return LoadedModel(
         model=model,
         head=head,
-        pad_token_id=_pad_token_id(checkpoint.config),
+        pad_token_id=checkpoint.config.get("pad_token_id"),
         checkpoint=checkpoint,
         attention=attention,
         backend=backend,
@@ -261,11 +297,6 @@ def _on_devices(
     return model
 
 
-def _pad_token_id(config: Mapping[str, Any]) -> int | None:
-    pad = config.get("pad_token_id")
-    return None if pad is None else int(pad)
-
-
 def _has_window(config: Mapping[str, Any]) -> bool:
     """Whether any layer sees only so many positions; the families say it in different ways."""
     types = config.get("layer_types") or ()
@@ -277,10 +308,58 @@ def _has_window(config: Mapping[str, Any]) -> bool:
 
 
 def _read_template(path: str) -> str:
+    file = Path(path).expanduser()
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        # A pipe would block, and a device never end.
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON_BYTES):
+            raise ModelLoadError(
+                f"the chat template {path!r} is no file of at most {MAX_JSON_BYTES >> 20} MiB; "
+                "give the path of a Jinja file"
+            )
+        return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"the chat template {path!r} cannot be read: {error}") from error
+
+
+def check_transformers_config(checkpoint: Checkpoint) -> None:
+    """Refuse a config.json that transformers does not take.
+
+    Raises:
+        ModelLoadError: with what transformers says.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            AutoConfig.from_pretrained(checkpoint.path, num_labels=1, trust_remote_code=False)
+    # transformers raises many classes here; all mean that a value of the file is wrong.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{checkpoint.path / 'config.json'} is refused by transformers: {first_line(error)}; "
+            "correct the value, or download the file again"
+        ) from error
+
+
+def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
+    """Refuse a tokenizer with ids that the embedding has no row for."""
+    rows = checkpoint.num_embeddings
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if not vocabulary:
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} has no tokens; is tokenizer.json there and whole?"
+        )
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if rows is not None and largest >= rows:
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} has the id {largest} ({token!r:.40}), and the "
+            f"embedding has {rows} rows, for ids from 0 to {rows - 1}; remove the added token from "
+            "tokenizer.json, or resize the embedding (model.resize_token_embeddings) and save both"
+        )
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether it is an error of a library; a panic of one in Rust derives from BaseException."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -291,11 +370,18 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             path, trust_remote_code=False
         )
     # transformers raises many classes here; all mean that there is no usable tokenizer.
-    except Exception as error:
+    except BaseException as error:
+        if not _is_fault(error):
+            raise
         raise ModelLoadError(
             f"the tokenizer of {path} cannot be loaded: {first_line(error)}; is tokenizer.json "
             "there and whole?"
         ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadError(
+            f"the tokenizer of {path} is a {type(tokenizer).__name__}, which has no "
+            "tokenizer.json; save it once with a fast tokenizer of transformers (save_pretrained)"
+        )
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from rm_core.engine_errors import raise_engine_errors
 from rm_core.errors import (
     DeviceFailedError,
     DeviceMemoryError,
+    InvalidConversationError,
     NonFiniteRewardError,
     RewardError,
     ScoringError,
@@ -99,6 +101,7 @@ class RewardScorer:
             "template_sha256": loaded.fingerprint.template_sha256,
             "encoding_sha256": self.encoder.encoding_sha256,
             "template_depends_on_date": self.encoder.depends_on_date,
+            **({"template_date": d} if (d := self.encoder.template_date) else {}),
             "dtype": loaded.fingerprint.dtype,
             "head_dtype": str(loaded.head.dtype).removeprefix("torch."),
             "device": ", ".join(map(str, loaded.devices)),
@@ -184,12 +187,31 @@ class RewardScorer:
         """Score token ids as they are; reward i belongs to sequence i.
 
         Args:
-            sequences: token ids, none empty, none longer than the model's positions.
+            sequences: token ids, none empty, none longer than the model's positions. One with an
+                id that the embedding has no row for gets an error in its place.
 
         Raises:
             DeviceFailedError: the device is out of order; this process will not score again.
         """
-        return self.score_prepared(self.prepare(sequences))
+        # On CUDA such an id is an assertion on the device, which ends the process.
+        refused = [self._refuse_ids(ids) for ids in sequences]
+        known = [ids for ids, error in zip(sequences, refused, strict=True) if error is None]
+        scored = self.score_prepared(self.prepare(known))
+        rewards = iter(scored.rewards)
+        return replace(scored, rewards=tuple(error or next(rewards) for error in refused))
+
+    def _refuse_ids(self, ids: TokenIds) -> ScoreError | None:
+        embedding: Any = self._loaded.model.get_input_embeddings()
+        rows = int(embedding.num_embeddings)
+        if min(ids) >= 0 and max(ids) < rows:
+            return None
+        wrong = next(token for token in ids if not 0 <= token < rows)
+        return ScoreError.of(
+            InvalidConversationError(
+                f"the token id {wrong} is not one of this model, whose ids are from 0 to "
+                f"{rows - 1}; was the conversation tokenized for another model?"
+            )
+        )
 
     def prepare(self, sequences: Sequence[TokenIds]) -> Packing:
         """The half of `score_ids` that leaves the model alone; may run on another thread."""

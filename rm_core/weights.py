@@ -33,8 +33,9 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     silence_torchao()
     from transformers import AutoModelForSequenceClassification
 
+    _check_shapes(checkpoint)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint.path,
                 dtype=dtype,
@@ -52,6 +53,42 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     assert not isinstance(model, tuple)
     _check_finite(model, checkpoint.path)
     return model  # type: ignore[no-any-return]
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    """Compare the files' headers with the config, before memory is taken for what it declares."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(checkpoint.path, num_labels=1)
+            model = AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{checkpoint.path / 'config.json'} describes no model that transformers can build: "
+            f"{first_line(error)}; correct it, or download the file again"
+        ) from error
+    # Some checkpoints leave out the name of the decoder.
+    prefix = f"{model.base_model_prefix}."
+    found = {name.removeprefix(prefix): list(shape) for name, shape in checkpoint.shapes.items()}
+    declared = {name.removeprefix(prefix): list(p.shape) for name, p in model.named_parameters()}
+    _check_report(
+        checkpoint.path,
+        {
+            "missing_keys": [_full(model, name) for name in declared if name not in found],
+            "mismatched_keys": [
+                f"{_full(model, name)} {found[name]} instead of {shape}"
+                for name, shape in declared.items()
+                if name in found and found[name] != shape
+            ],
+            "unexpected_keys": [],
+        },
+    )
+
+
+def _full(model: PreTrainedModel, name: str) -> str:
+    head = name.partition(".")[0]
+    return name if hasattr(model, head) else f"{model.base_model_prefix}.{name}"
 
 
 def _check_report(path: Path, report: Mapping[str, Any]) -> None:
@@ -84,8 +121,11 @@ def _check_finite(model: PreTrainedModel, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    # Its loading report and progress bar; what it reports is checked above, and refused.
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' warnings, loading report and progress bar.
+
+    What it reports is checked in this package, and refused.
+    """
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
@@ -99,7 +139,9 @@ def _quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Class and first line of an error, for a message of our own."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    # Validators name the field in the first line and what is wrong with it in the second.
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else "no reason given"
+    return f"{type(error).__name__}: {text}"
