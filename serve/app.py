@@ -21,7 +21,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from serve.autoscaling import QueuedTokens
-from serve.backends import pin_revision
+from serve.backends import pin
 from serve.gateway import Gateway, deployment_name
 from serve.guard.keys import KeyRing
 from serve.model_settings import ModelSettings
@@ -60,7 +60,7 @@ def build(args: Settings) -> Application:
     """
     keys, listed_keys = KeyRing.of(args).digests, KeyRing.of_listed(args).digests
     # Else a push to the hub could give the gateway and each replica another revision.
-    args = args.model_copy(update={"models": tuple(map(pin_revision, args.models))})
+    args = args.model_copy(update={"models": tuple(map(pin, args.models))})
     scorers = {model.alias: _scorer(model, args) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",

@@ -6,6 +6,7 @@ Both answer the same questions and raise only errors of `rm_core.errors` and of 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import time
 import uuid
@@ -275,6 +276,18 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
         return settings
     commit = open_checkpoint(settings.model_loading(), weights=False).revision
     return settings.model_copy(update={"revision": commit})
+
+
+def pin(settings: ModelSettings) -> ModelSettings:
+    """The settings with everything fixed that gateways and replicas have to agree on.
+
+    Raises:
+        ModelLoadError: the hub checkpoint, or its revision, cannot be found.
+    """
+    settings = pin_revision(settings)
+    # Replicas start on different days; a template that writes the date must not follow them.
+    today = datetime.date.today().isoformat()
+    return settings.model_copy(update={"template_date": settings.template_date or today})
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from rm_core import DeviceFailedError, ModelError, Packing, RewardScorer, ScoredBatch, ScoreError
@@ -67,7 +67,7 @@ class Engine:
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
         self.clock = BatchClock(compiled=scorer.loaded.compiled, stuck_after_s=stuck_after_s)
         self._scorer = scorer
-        self._fingerprint: dict[str, str] = asdict(scorer.fingerprint)
+        self._fingerprint: dict[str, str] = scorer.fingerprint.as_dict()
         self._failure: str | None = None
         self._packing_thread = ThreadPoolExecutor(1, thread_name_prefix="packing")
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rm_core.checkpoint import local_folder
-from rm_core.config import Attention, BatchConfig, DType, ModelConfig, Quantization
+from rm_core.config import Attention, BatchConfig, DType, ModelConfig, Quantization, read_date
+from rm_core.errors import ModelLoadError
 
 
 class ModelSettings(BaseModel):
@@ -26,6 +27,11 @@ class ModelSettings(BaseModel):
     )
     chat_template: str | None = Field(
         default=None, description="Jinja file that replaces or supplies the chat template"
+    )
+    template_date: str | None = Field(
+        default=None,
+        description="day (YYYY-MM-DD) that the chat template gets as today's; "
+        "default: the day on which the service starts",
     )
     deterministic: bool = Field(
         default=False, description="the same reward to the last bit in any batch; slower"
@@ -93,6 +99,16 @@ class ModelSettings(BaseModel):
     def _absolute(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
 
+    @field_validator("template_date")
+    @classmethod
+    def _day(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                read_date(text)
+            except ModelLoadError as error:
+                raise ValueError(error.detail) from None
+        return text
+
     @field_validator("name")
     @classmethod
     def _named(cls, name: str) -> str:
@@ -138,6 +154,7 @@ class ModelSettings(BaseModel):
             num_devices=self.num_devices,
             max_length=self.max_length,
             chat_template=self.chat_template,
+            template_date=self.template_date,
             known_as=self.alias,
             deterministic=self.deterministic,
             quantization=self.quantization,

@@ -108,6 +108,11 @@ def loading_options(command: F) -> F:
             help="Compare the engine with plain transformers at load, and refuse a model whose "
             "rewards differ by more than rounding.",
         ),
+        click.option(
+            "--template-date",
+            metavar="YYYY-MM-DD",
+            help="Day that a template which writes today's date gets.  [default: today]",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -166,6 +171,7 @@ LOADING_OPTIONS = (
     "max_length",
     "chat_template",
     "self_check",
+    "template_date",
 )
 """Names of `loading_options`."""
 

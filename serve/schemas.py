@@ -233,6 +233,9 @@ class FingerprintOut(BaseModel):
     template_sha256: str
     dtype: str
     attention: str
+    template_date: str | None = Field(
+        default=None, description="day that the chat template gets as today's, if it asks for it"
+    )
 
 
 class _Answer(BaseModel):

@@ -277,4 +277,5 @@ class ServedModel:
 
 def fingerprint_of(info: dict[str, Any]) -> Fingerprint:
     """The part of the effective settings that makes rewards comparable."""
-    return Fingerprint(**{field.name: info[field.name] for field in fields(Fingerprint)})
+    names = (field.name for field in fields(Fingerprint))
+    return Fingerprint(**{name: info[name] for name in names if name in info})

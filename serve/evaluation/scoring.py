@@ -179,7 +179,8 @@ def score_items(items: Path, folder: Path, ways: Ways, run: Run) -> Rewards:
         asked=ways.asked,
     )
     # A model here, or services: both can tell.
-    carrier = cast(ModelCarrier, ways.carrier(JobFolder(plan.output, run.say)))
+    job_folder = JobFolder(plan.output, run.say)
+    carrier = cast(ModelCarrier, ways.carrier(job_folder, overwrite=run.overwrite))
     kept = folder / SCORED_BY
     try:
         try:

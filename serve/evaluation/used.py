@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rm_core.benchmarks.records import Benchmark
@@ -24,6 +23,7 @@ _OF_SCORING = (
     "template_sha256",
     "dtype",
     "attention",
+    "template_date",
 )
 
 
@@ -48,7 +48,7 @@ def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any
             "max_length": model.max_length,
             "num_truncated": rewards.num_truncated,
             "bos": "exactly one",
-            **asdict(model.fingerprint),
+            **model.fingerprint.as_dict(),
         }
     used["official"] = official(benchmark)
     return used

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ class Ways:
             return {"urls": sorted(self.urls), "model": self.served}
         return {**self.model, "ray": bool(self.ray)}
 
-    def carrier(self, folder: JobFolder | None) -> Carrier:
+    def carrier(self, folder: JobFolder | None, *, overwrite: bool = False) -> Carrier:
         """The way to score that was asked for.
 
         Args:
             folder: of the job; None if it keeps nothing.
+            overwrite: whether the job starts again, whatever the folder holds.
 
         Raises:
             RewardError: a model's option has a bad value, or an address is none.
@@ -70,6 +72,10 @@ class Ways:
 
             return UrlsCarrier(self.urls, self.served, api_key=self.api_key, retry_s=self.retry_s)
         config = model_config(**self.model)
+        if config.template_date is None:
+            # A job that goes on another day, and every actor of a pool, renders the same prompts.
+            kept = folder.kept_date() if folder and not overwrite else None
+            config = replace(config, template_date=kept or datetime.date.today().isoformat())
         if self.ray:
             from serve.jobs.carriers.ray_pool import RayPool
 
@@ -109,7 +115,7 @@ def run(
     gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
     folder = None if dry_run else JobFolder(plan.output, say)
     with Stopping(_NOTE) as stopping, Progress(say) as progress:
-        carrier = ways.carrier(folder)
+        carrier = ways.carrier(folder, overwrite=plan.overwrite)
         try:
             if dry_run:
                 found = estimate(plan, carrier, progress, stopping)

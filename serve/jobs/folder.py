@@ -6,11 +6,13 @@ in one line, and made good: chunks count up to the first that is not whole.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rm_core import RewardError
 from serve.jobs.chunk_files import DamagedError, Finished, Span, chunk_path, read_chunk
 from serve.jobs.durable import TEMPORARY, sync_folder
 from serve.jobs.inputs.source import START, Position
@@ -87,6 +89,14 @@ class JobFolder:
         except DamagedError as error:
             self._say(f"{self._manifest} is damaged ({error}); it is made again")
             return None
+
+    def kept_date(self) -> str | None:
+        """The `template_date` that the job began with; None if it is not known."""
+        with contextlib.suppress(DamagedError, RewardError, OSError, KeyError, TypeError):
+            kept = Manifest.read(self._manifest)
+            date = kept and kept.model.get("template_date")
+            return date if isinstance(date, str) else None
+        return None
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Keep it, durably."""

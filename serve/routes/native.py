@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -130,7 +129,7 @@ def _envelope(kind: str, scores: Scores) -> dict[str, Any]:
             "num_computed_tokens": scores.num_computed_tokens,
             "num_cached_tokens": scores.num_cached_tokens,
         },
-        "fingerprint": asdict(scores.fingerprint),
+        "fingerprint": scores.fingerprint.as_dict(),
     }
 
 

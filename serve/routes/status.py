@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from fastapi import APIRouter
@@ -93,7 +93,12 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "root": model.settings.name,
         "max_model_len": model.encoder.max_length,
         "state": model.state,
-        "fingerprint": {field.name: effective.get(field.name) for field in fields(Fingerprint)},
+        "fingerprint": {
+            field.name: effective.get(field.name)
+            for field in fields(Fingerprint)
+            # Only models whose template asks for the date have one.
+            if field.name in effective or field.default is MISSING
+        },
     }
 
 

@@ -14,7 +14,7 @@ import torch
 import uvicorn
 
 from rm_core import ModelLoadError, OverloadedError
-from serve.backends import LocalBackend, load_scorer, pin_revision
+from serve.backends import LocalBackend, load_scorer, pin
 from serve.engine import Engine
 from serve.http import create_app
 from serve.record.formats import configure_logging
@@ -36,7 +36,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
         torch.set_num_threads(max(threads))
     models, engines = [], []
-    for model in map(pin_revision, settings.models):
+    for model in map(pin, settings.models):
         say(f"loading {model.alias} and warming it up")
         engines.append(Engine(load_scorer(model), model.stuck_after_s))
         models.append((model, LocalBackend(engines[-1])))

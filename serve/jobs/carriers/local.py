@@ -170,6 +170,9 @@ def local_identity(config: ModelConfig) -> dict[str, Any]:
     device = resolve_devices(config.device, config.num_devices)[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     template = config.chat_template
+    dated = config.template_date and (
+        {"template_date": config.template_date} if checkpoint.may_ask_for_date(template) else {}
+    )
     return {
         "revision": checkpoint.revision,
         "chat_template": template and sha256_of(Path(template).expanduser()),
@@ -179,6 +182,7 @@ def local_identity(config: ModelConfig) -> dict[str, Any]:
         "attention": config.attention,
         "quantization": config.quantization,
         "deterministic": config.deterministic,
+        **(dated or {}),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -83,7 +83,7 @@ class ScorerActor:
         started = time.perf_counter()
         clock.learn(scorer.probe().num_tokens, time.perf_counter() - started)
         self._scorer, self._clock = scorer, clock
-        return asdict(scorer.fingerprint)
+        return scorer.fingerprint.as_dict()
 
     def score(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Scored:
         """Score conversations, in order.
@@ -115,7 +115,7 @@ def why_not_together(first: Fingerprint, other: Fingerprint) -> str | None:
 
     Attention may differ, with the kind of GPU: rewards then differ by what rounding makes of it.
     """
-    for field in ("revision", "template_sha256", "dtype"):
+    for field in ("revision", "template_sha256", "dtype", "template_date"):
         here, there = getattr(first, field), getattr(other, field)
         if here != there:
             return (

@@ -1,0 +1,137 @@
+"""A template that writes today's date gets one date in a job, and in a service, for good."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import serve.backends
+import serve.jobs.command
+from rm_core import ModelConfig, ModelLoadError, RewardError, RewardScorer
+from serve.backends import pin
+from serve.engine import Engine
+from serve.jobs.command import Ways, run
+from serve.model_settings import ModelSettings
+from serve.settings import Settings
+
+CopyOf = Callable[..., Path]
+FIRST, SECOND = "2026-03-01", "2026-03-02"
+MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+class Calendar:
+    """Stands for the module `datetime` of another module."""
+
+    def __init__(self, day: str) -> None:
+        self.date = self
+        self._day = day
+
+    def today(self) -> datetime.date:
+        return datetime.date.fromisoformat(self._day)
+
+
+@pytest.fixture
+def dated(copy_of: CopyOf) -> Path:
+    folder = copy_of("llama-v0.2")
+    template = folder / "chat_template.jinja"
+    text = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + template.read_text()
+    template.write_text(text.replace("{% if true %}{{ bos_token }}{% endif %}", ""))
+    return folder
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets today's date."""
+
+    def set_day(day: str) -> None:
+        for module in (serve.jobs.command, serve.backends):
+            monkeypatch.setattr(module, "datetime", Calendar(day))
+
+    return set_day
+
+
+def score(source: Path, output: Path, model: dict[str, Any], **options: Any) -> list[float]:
+    options = {"overwrite": False, "truncation": "error", "chunk_rows": 1} | options
+    ways = Ways({"template_date": None} | model)
+    columns = dict.fromkeys(
+        ("messages", "prompt", "response", "responses", "chosen", "rejected", "system")
+    )
+    columns["responses"] = ()  # type: ignore[assignment]
+    run(
+        str(source), output, ways, say=lambda _: None, dry_run=False, report=None, split=None,
+        columns=columns, **options,
+    )  # fmt: skip
+    return [json.loads(line)["reward"] for line in output.read_text().splitlines()]
+
+
+def reward_on(folder: Path, day: str) -> float:
+    scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu", template_date=day))
+    (result,) = scorer.score([MESSAGES])
+    return result.reward  # type: ignore[union-attr]
+
+
+def test_job_that_goes_on_another_day_keeps_its_date(
+    dated: Path, tmp_path: Path, on: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"messages": MESSAGES}) + "\n" for _ in range(3)))
+    model = {"model": str(dated)}
+    on(FIRST)
+    first = score(source, output, model)
+    assert first == pytest.approx([reward_on(dated, FIRST)] * 3, abs=1e-4)
+    manifest = json.loads(
+        (tmp_path / "out.jsonl.job/manifest.json").read_text().rpartition("}")[0] + "}"
+    )
+    assert manifest["model"]["template_date"] == FIRST
+    on(SECOND)
+    folder = serve.jobs.command.JobFolder(output, lambda _: None)
+    assert Ways(model).carrier(folder).identity()["template_date"] == FIRST
+    assert Ways(model).carrier(None).identity()["template_date"] == SECOND
+    assert score(source, output, model) == first
+    with pytest.raises(RewardError, match=r"template-date was .2026-03-01. and is .2026-03-02."):
+        score(source, output, model | {"template_date": SECOND})
+    again = score(source, output, model, overwrite=True)
+    assert again == pytest.approx([reward_on(dated, SECOND)] * 3, abs=1e-4)
+    assert again != first
+
+
+def test_job_without_a_clock_is_not_pinned_to_a_date(
+    checkpoint_of: Callable[[str], Path], on: Callable[[str], None]
+) -> None:
+    on(FIRST)
+    identity = Ways({"model": str(checkpoint_of("qwen3"))}).carrier(None).identity()
+    assert "template_date" not in identity
+
+
+def test_template_file_with_a_clock_pins_the_job(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, on: Callable[[str], None]
+) -> None:
+    on(FIRST)
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ strftime_now('%d') }}{{ messages }}")
+    model = {"model": str(checkpoint_of("qwen3")), "chat_template": str(template)}
+    assert Ways(model).carrier(None).identity()["template_date"] == FIRST
+
+
+def test_service_fixes_the_date_once(dated: Path, on: Callable[[str], None]) -> None:
+    on(FIRST)
+    settings = pin(ModelSettings(name=str(dated), alias="rm"))
+    assert settings.template_date == FIRST
+    on(SECOND)
+    assert pin(settings) == settings  # what replicas and gateways are given
+    scorer = RewardScorer.load(settings.model_loading())
+    assert scorer.fingerprint.template_date == FIRST
+    assert Engine(scorer).describe()["template_date"] == FIRST
+    chosen = pin(ModelSettings(name=str(dated), alias="rm", template_date="2024-07-26"))
+    assert chosen.template_date == "2024-07-26"
+
+
+def test_wrong_date_of_a_setting_is_refused() -> None:
+
+    with pytest.raises(ModelLoadError, match="give a day as YYYY-MM-DD"):
+        Settings.of(models=[{"name": "demo", "template_date": "tomorrow"}])
