@@ -167,6 +167,31 @@ class ChatEncoder:
             warnings=warnings,
         )
 
+    def encode_plainly(self, messages: Messages) -> list[int]:
+        """Token ids by transformers' own `apply_chat_template`, for comparisons.
+
+        The template reads the real clock here, and BOS may be missing or doubled.
+
+        Args:
+            messages: checked ones, with text as content.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        try:
+            input_ids: Any = self._tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # a template may raise anything
+            raise TemplateError(f"apply_chat_template refused the conversation: {error}") from error
+        return [int(token) for token in input_ids]
+
+    def strip_bos(self, input_ids: Sequence[int]) -> list[int]:
+        """Token ids without BOS at their start, however often it is there."""
+        bos = self._tokenizer.bos_token_id
+        start = next((i for i, token in enumerate(input_ids) if token != bos), len(input_ids))
+        return list(input_ids[start:])
+
     def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
         """Where in `encoded.text` each of its tokens stands: start and end, in characters.
 

@@ -110,17 +110,34 @@ class SelfCheck:
 
 
 def encode_samples(encoder: ChatEncoder) -> tuple[TokenIds, ...]:
-    """Token ids of the built-in conversations, cut where the model's limit is below them."""
+    """Token ids of the built-in conversations, cut where the model's limit is below them.
+
+    Raises:
+        ModelLoadError: they are not those of transformers' `apply_chat_template`, BOS left aside.
+    """
     return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
 
 
-def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, str]]) -> TokenIds:
+def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> TokenIds:
     try:
-        return encoder.encode(messages, "right").input_ids
+        input_ids = encoder.encode(messages, "right").input_ids
     except InvalidConversationError:
         # The template refuses ordinary turns. Any tokens show what the forward pass computes.
         text = "\n".join(message["content"] for message in messages)
         return encoder.encode(Rendered(text), "right").input_ids
+    if not encoder.depends_on_date:  # else transformers writes the day and second of this call
+        ours = encoder.strip_bos(input_ids)
+        plain = encoder.strip_bos(encoder.encode_plainly(messages))
+        if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 1):
+            differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
+            place = next(differing, min(len(ours), len(plain)))
+            raise ModelLoadError(
+                "the self-check failed: a built-in conversation has other tokens than "
+                f"transformers' apply_chat_template gives it ({len(ours)} and {len(plain)} without "
+                f"BOS, the first difference at {place}); the installed transformers renders or "
+                "tokenizes in another way: install the release that constraints.txt pins"
+            )
+    return input_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from reference import Reference
 
 import rm_core.loading
 from rm_core import ModelConfig, ModelLoadError, RewardScorer
+from rm_core.chat_template import ChatTemplate
 from rm_core.self_check import (
     CONVERSATIONS,
     build_self_check,
@@ -194,6 +195,22 @@ def test_self_check_refuses_wrong_positions_of_shared_runs(
         lambda tree: (index for run in tree.runs for index in range(len(run.token_ids))),
     )
     numbers_in_refusal(checkpoint_of("qwen3"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_self_check_refuses_a_rendering_that_is_not_that_of_transformers(
+    name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update of transformers that renders in another way than the engine does."""
+    render = ChatTemplate.render
+
+    def spaced(self: ChatTemplate, *args: Any) -> str:
+        return render(self, *args) + " "
+
+    monkeypatch.setattr(ChatTemplate, "render", spaced)
+    with pytest.raises(ModelLoadError, match="other tokens than transformers'"):
+        load(checkpoint_of(name))
+    assert load(checkpoint_of(name), self_check=False).describe()["self_check"] is False
 
 
 def test_self_check_is_switched_off_by_its_setting_alone(
