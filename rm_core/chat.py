@@ -288,8 +288,9 @@ class ChatEncoder:
         try:
             (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         except BaseException as error:
-            # A panic in Rust derives from BaseException: a regular expression that gave up.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            # The tokenizer raises a bare Exception; a panic in Rust (a regular expression that gave
+            # up) derives from BaseException.
+            if type(error).__name__ not in ("Exception", "PanicException"):
                 raise
             raise InvalidConversationError(
                 f"the checkpoint's tokenizer failed on this conversation ({type(error).__name__}); "

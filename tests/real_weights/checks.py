@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
-import os
 import random
-import shutil
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +30,9 @@ from rm_core import (
 )
 from rm_core.config import DType, Quantization
 from rm_core.rounding import FLOAT32_TOLERANCE, allowed_difference
+from rm_core.self_check import build_self_check, encode_samples
 from rm_core.verification import agreement
+from rm_core.weights import read_weights
 
 Messages = list[dict[str, Any]]
 Ids = tuple[int, ...]
@@ -300,25 +298,19 @@ def check_self_check(subject: Subject) -> Iterator[Finding]:
         largest <= min(check.tolerances),
         f"{len(check.sequences)} built-in conversations and prefixes of them",
     )
-    # In the same file system: weights are linked, not copied, and not by a link that leaves it.
-    with tempfile.TemporaryDirectory(dir=subject.folder.parent) as temporary:
-        changed = Path(temporary)
-        for file in subject.folder.iterdir():
-            copy = os.link if file.suffix == ".safetensors" else shutil.copy
-            copy(file, changed / file.name)
-        config = json.loads((changed / "config.json").read_text(encoding="utf-8"))
-        config["is_causal"] = False
-        (changed / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        said = _try_to_load(changed)
-    yield Finding("is_causal: false", said, "refused", said == "refused", "a switch in config.json")
-
-
-def _try_to_load(folder: Path) -> str:
+    # As plain transformers computes `is_causal: false`, which a load refuses by its name already.
+    loaded = subject.scorer.loaded
+    model = read_weights(loaded.checkpoint, loaded.model.dtype).eval()
+    model.config.is_causal = False
+    bidirectional = build_self_check(model, loaded.devices, encode_samples(loaded.encoder))
     try:
-        RewardScorer.load(ModelConfig(str(folder), device="cpu"))
+        bidirectional.compare(subject.scorer.score_ids(bidirectional.sequences).rewards)
+        said = "accepted"
     except ModelLoadError:
-        return "refused"
-    return "loaded"
+        said = "refused"
+    yield Finding(
+        "bidirectional mask", said, "refused", said == "refused", "a switch of the config"
+    )
 
 
 def check_quantization(subject: Subject) -> Iterator[Finding]:

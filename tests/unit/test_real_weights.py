@@ -117,7 +117,7 @@ def test_a_switch_that_is_followed_silently_fails_the_self_check(
     subject: checks.Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rm_core.self_check.SelfCheck.compare", lambda *_: 0.0)
-    assert failed(subject, ["self-check"]) == {"is_causal: false"}
+    assert failed(subject, ["self-check"]) == {"bidirectional mask"}
 
 
 def test_a_check_that_raises_is_a_failed_one(subject: checks.Subject, monkeypatch: Any) -> None:

@@ -22,7 +22,7 @@ def carriers(monkeypatch: pytest.MonkeyPatch) -> list[FakeCarrier]:
     """Those that score, in the order in which they are needed; one is made where there is none."""
     waiting: list[FakeCarrier] = []
 
-    def carrier(self: Ways, folder: object) -> FakeCarrier:
+    def carrier(self: Ways, folder: object, *, overwrite: bool = False) -> FakeCarrier:
         return waiting.pop(0) if waiting else FakeCarrier()
 
     monkeypatch.setattr(Ways, "carrier", carrier)

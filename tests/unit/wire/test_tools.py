@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, ready, serving, until
+from fakes import FakeBackend, ready, serving
 from fastapi.testclient import TestClient
+from waiting import until
 
 # Writes tools and calls as Qwen's templates do.
 TEMPLATE = (
