@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ RECORDS: list[Any] = [
     {"id": 4, "prompt": QUESTION["content"], "responses": ["Paris.", 5, "Lyon."]},
     {"id": 5, "text": "no known shape"},
     {"id": 6, "messages": [QUESTION]},
-    {"id": 7, "messages": [QUESTION, LYON], "reward": 99, "error": "of an earlier run"},
+    {"id": 7, "messages": [QUESTION, LYON]},
 ]
 
 
@@ -95,13 +94,14 @@ def test_score(jobs: Path, served: Served, where: str) -> None:
 def test_what_strict_json_lacks_spoils_no_neighbour(
     tmp_path: Path, served: Served, where: str
 ) -> None:
-    """NaN in a column and half of an emoji, in a column, a key of a message and a text."""
+    """NaN, and half of an emoji in a column, in a key of a message and in a text."""
     half = {"role": "user", "content": "Hi \ud83d"}
     records = [
-        {"messages": [QUESTION, LYON], "before": float("nan"), "note": "\ud83d"},
-        {"messages": [{**QUESTION, "name": "\ud83d", "weight": float("nan")}, LYON]},
+        {"messages": [QUESTION, LYON], "note": "\ud83d"},
+        {"messages": [{**QUESTION, "name": "\ud83d"}, LYON]},
         {"messages": [half, LYON]},
         {"messages": [QUESTION, LYON]},
+        {"messages": [QUESTION, LYON], "before": float("nan")},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     folder = served.folders["llama"]
@@ -112,11 +112,9 @@ def test_what_strict_json_lacks_spoils_no_neighbour(
     assert done.returncode == 3, done.stderr
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert out[0]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
-    if where == "model":
-        assert out[1]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
-    else:
-        assert "JSON cannot carry" in out[1]["error"]["message"]
-    assert math.isnan(out[0]["before"])
+    assert out[1]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
+    assert out[4]["error"]["code"] == "invalid_json"
+    assert "NaN" in out[4]["error"]["message"]
     assert out[0]["note"] == "\ud83d"
     assert "lone surrogate" in out[2]["error"]["message"]
     assert out[2]["messages"][0] == half
