@@ -11,7 +11,7 @@ A column concerns scoring only if some format puts it into what the model reads.
 
 All other columns (labels, ratings, ids, names of models, answers of another shape) change nothing
 in what the model reads, and are carried through. The names come from the formats of TRL,
-LLaMA-Factory, ms-swift, Axolotl, distilabel, Argilla and OpenAI's fine-tuning files.
+LLaMA-Factory, ms-swift, Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _MEDIA = frozenset(MEDIA)
 NOT_READ = (
     *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
     *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
+    *("context_messages", "system_message", "available_tools"),
 )
 """Columns that a format puts into what the model reads; warned of where they were not read."""
 

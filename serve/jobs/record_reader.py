@@ -123,6 +123,7 @@ class RecordReader:
         ):
             if path == "":
                 self._read.update(names)
+        self._named = self._columns_named()
         self._history = self._parse_history()
         self._tools = self._parse_tools()
 
@@ -410,10 +411,22 @@ class RecordReader:
         self._note_calls(value)
         return load_messages(value)
 
+    def _columns_named(self) -> set[str]:
+        """Columns that an option names, so that their own names say nothing of them."""
+        columns = self._columns
+        named = (columns.messages, columns.prompt, columns.response, columns.chosen)
+        others = (columns.rejected, columns.system, columns.history, columns.tools)
+        return {
+            path if path in self._record else path.partition(".")[0]
+            for path in (*named, *others, *columns.responses)
+            if path
+        }
+
     def _parse_system(self) -> str:
         path = self._columns.system
         if path is None:
-            name = self._only(SYSTEMS, "--system-column")
+            free = tuple(name for name in SYSTEMS if name not in self._named)
+            name = self._only(free, "--system-column")
             system = self._record[name] if name else ""
         else:
             system = reach_optional(self._original, path) if path else ""
@@ -427,7 +440,7 @@ class RecordReader:
     def _parse_history(self) -> Messages:
         path = self._columns.history
         if path is None:
-            value = self._record.get(HISTORY)
+            value = None if HISTORY in self._named else self._record.get(HISTORY)
         else:
             value = reach_optional(self._original, path) if path else None
         return [] if value is None else parse_history(value)
@@ -435,7 +448,7 @@ class RecordReader:
     def _parse_tools(self) -> list[Any] | None:
         path = self._columns.tools
         if path is None:
-            value = self._record.get(TOOLS)
+            value = None if TOOLS in self._named else self._record.get(TOOLS)
         else:
             value = reach_optional(self._original, path) if path else None
         self._read.add(TOOLS)
@@ -444,6 +457,11 @@ class RecordReader:
     def _with_history(self, messages: Messages, prompt: _Prompt) -> Messages:
         if prompt.is_whole:
             return messages
+        if self._history and self._history[-1]["role"] == "user":
+            raise InvalidConversationError(
+                "`history` ends with a turn of the user, and the prompt is another one; end it "
+                "with an answer, or leave the column aside with --history-column ''"
+            )
         self._read.add(HISTORY)
         start = int(messages[0]["role"] == "system")
         return [*messages[:start], *self._history, *messages[start:]]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from rm_core import InvalidConversationError, drop_nulls, parse_tools
+from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_tools
 from rm_core.conversations import Messages, Tools, checked_text
 
 ROLES = {
@@ -31,6 +31,8 @@ ROLES = {
 _QUESTIONS = ("human", "user", "question", "query", "instruction", "prompt", "input")
 _ANSWERS = ("assistant", "gpt", "bot", "answer", "response", "output", "completion")
 _TURN_KEYS = frozenset(["role", "from", *_QUESTIONS])
+_SHAREGPT_KEYS = frozenset(["role", "from", "value", "content", "weight", "loss"])
+"""Keys of ShareGPT's turns that are read, or that only training reads."""
 _MAX_SHOWN = 60
 
 
@@ -103,7 +105,7 @@ def parse_history(value: Any) -> Messages:
         if isinstance(turn, Mapping) and not _is_exchange(turn):
             if not {"role", "from"} & turn.keys():
                 raise _not_history(turn)
-            messages.append(_as_message(turn))
+            messages += _parse_history_message(turn)
             continue
         exchange = [*turn.values()] if isinstance(turn, Mapping) else turn
         if isinstance(turn, Mapping):
@@ -115,6 +117,16 @@ def parse_history(value: Any) -> Messages:
                 raise _not_history(turn)
             messages.append({"role": role, "content": checked_text(content, "`history`")})
     return messages
+
+
+def _parse_history_message(turn: Any) -> Messages:
+    try:
+        return parse_prompt([_as_message(turn)])
+    except InvalidConversationError as error:
+        raise InvalidConversationError(
+            f"`history`: {error.detail}; the turn is {_short(turn)} (--history-column '' leaves "
+            "the column aside)"
+        ) from error
 
 
 def read_tools(value: Any) -> Tools | None:
@@ -163,22 +175,33 @@ def _as_message(turn: Any) -> Any:
     if turn.get("role") is None and "from" in turn:
         speaker = turn["from"]
         role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
-        return {"role": role, "content": turn.get("value")}
+        others = {key: item for key, item in turn.items() if key not in _SHAREGPT_KEYS}
+        message = {"role": role, "content": turn.get("value")}
+        return {**message, **_as_keys(others)} if others else message
     if len(turn) > 2:  # role and content are looked at by rm_core
-        message = _plain(turn)
-        if "tool_calls" in message:
-            message["tool_calls"] = _as_list(message["tool_calls"])
-        return message
+        return _as_keys(turn)
     return turn
+
+
+def _as_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a message as templates read them."""
+    found: dict[str, Any] = _plain(keys)
+    if "tool_calls" in found:
+        found["tool_calls"] = _as_list(found["tool_calls"])
+    return found
 
 
 def _as_list(calls: Any) -> Any:
     """Calls of tools as a list, also where a table has a struct of lists or JSON text of them."""
     if isinstance(calls, Mapping):
+        if not calls:  # all of its keys were null
+            return []
         turns = _transpose(calls, {"id", "type", "function", "name", "arguments"})
         return calls if turns is None else drop_nulls(turns)
     if isinstance(calls, str):
-        found = _load_json(calls) if calls.strip() else []
+        if calls.strip() in ("", "null"):
+            return []
+        found = _load_json(calls)
         return found if isinstance(found, list) else calls
     return calls
 

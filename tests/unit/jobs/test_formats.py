@@ -230,6 +230,12 @@ ROWS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"prompt": Q, "chosen": PAIR[0], "rejected": PAIR[1], "history": HISTORY},
         LATER,
     ),
+    "history of messages with text parts": (
+        {"query": Q, "response": GOOD,
+         "history": [{**m, "content": [{"type": "text", "text": m["content"]}]}
+                     for m in (PARIS, SEINE)]},
+        LATER[:1],
+    ),
     "history that the messages have": ({"messages": LATER[0], "history": HISTORY}, LATER[:1]),
     "functions with nulls of a table": (
         {"messages": ONE[0], "tools": [{**TIDE, "strict": None}]},
@@ -276,8 +282,12 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     ({"messages": ONE[0], "prompt": "Something else?"}, "`prompt`"),
     ({"messages": ONE[0], "history": HISTORY}, "`history`"),
     ({"messages": [SYSTEM, *ONE[0]], "system": "Be long."}, "`system`"),
+    ({"prompt": Q, "response": GOOD, "system_message": "Be long."}, "`system_message`"),
+    ({"messages": ONE[0], "available_tools": [TIDE]}, "`available_tools`"),
+    ({"chosen": PAIR[0], "rejected": PAIR[1], "context_messages": [PARIS, SEINE]},
+     "`context_messages`"),
     ({"chosen": PAIR[0], "rejected": PAIR[1], "question": "Something else?"}, "`question`"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "column"), NAMED)
@@ -344,6 +354,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"fields": {"prompt": Q}, "suggestions": {}, "responses": {"quality": [{"value": 3}]}},
         "Argilla record",
     ),
+    *(
+        ({"prompt": Q, "response": GOOD, "context": "x", "history": [turn, SEINE]}, says)
+        for turn, says in (
+            ({"role": "user", "content": None}, "`history`: message 0 has no `content`"),
+            ({"role": "user"}, "`history`: message 0 has no `content`"),
+            ({"role": "user", "content": 5}, "`history`: message 0 has content that is a number"),
+            ({"from": "bard", "value": "x"}, "`history`: message 0 has the role 'bard'"),
+        )
+    ),
+    ({"prompt": Q, "response": GOOD, "history": [PARIS, SEINE, ROME]}, "ends with a turn of the u"),
     ({"messages": ONE[0], "tools": "a hammer"}, "`tools` is text.*--tools-column ''"),
     ({"messages": ONE[0], "tools": {"name": "tide"}}, "`tools` is an object.*--tools-column ''"),
     ({"messages": ONE[0], "tools": [1]}, "tool 0 is a number"),
@@ -397,6 +417,14 @@ OPTIONS: list[tuple[dict[str, Any], Columns, list[Any]]] = [
         Columns(prompt="fields.prompt", response="fields.response"),
         ONE,
     ),
+    (  # Stanford's SHP: the history is the question
+        {"history": Q, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1},
+        Columns(prompt="history", responses=("human_ref_A", "human_ref_B")),
+        PAIR,
+    ),
+    ({"tools": Q, "response": GOOD}, Columns(prompt="tools", response="response"), ONE),
+    ({"prompt": Q, "system": GOOD}, Columns(response="system"), ONE),
+    ({"history": {"turns": ONE[0]}}, Columns(messages="history.turns"), ONE),
 ]  # fmt: skip
 
 
@@ -467,6 +495,24 @@ def test_key_that_no_template_can_write_is_an_error_of_its_conversation(
     assert isinstance(failed, ScoreError)
     assert says in failed.message
     assert good == ONE[0]
+
+
+def test_keys_of_a_sharegpt_turn_stay_in_the_message() -> None:
+    answer = {"from": "gpt", "value": "", "tool_calls": json.dumps([CALL]), "name": None}
+    turns = [{"from": "human", "value": Q, "weight": 0}, answer]
+    work = parse_record({"conversations": turns})
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert work.conversations == ([ROME, called],)
+    turns[0]["images"] = ["a.png"]
+    (error,) = parse_record({"conversations": turns}).conversations
+    assert isinstance(error, ScoreError)
+    assert "message 0: the record has `images`" in error.message
+
+
+@pytest.mark.parametrize("calls", ["", "null", "[]", {}, {"id": None, "function": None}])
+def test_empty_calls_of_a_table_are_none(calls: Any) -> None:
+    work = parse_record({"messages": [ROME, {**TIBER, "tool_calls": calls}]})
+    assert work.conversations == (ONE[0],)
 
 
 def test_messages_as_python_prints_them_are_read() -> None:
