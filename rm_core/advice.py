@@ -22,6 +22,11 @@ SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
     "conversation was scored with it all the same"
 )
+# Keys of a message that say something to the model, in the formats of OpenAI and of trainers.
+_KEYS_WITH_CONTENT = (
+    *("tool_calls", "function_call", "tools", "functions"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
 # Most names of a list in one warning.
 _MAX_NAMES = 8
 # What nearly every special token looks like; others are looked for one by one.
@@ -53,6 +58,7 @@ class Advisor:
             *self._about_system_prompt(chat.messages),
             *_about_lost_text(chat.messages, text),
             *_about_tools(chat, text, render),
+            *_about_keys(chat, text, render),
             *_about_arguments(chat, text, render),
             *self._about_markers(chat.messages),
             *_about_turns_in_text(chat.messages),
@@ -114,6 +120,22 @@ def _about_tools(chat: Chat, text: str, render: Render) -> Iterator[str]:
             "template_ignores_tools: the chat template of this checkpoint writes nothing of "
             "`tools`, so the reward is that of the conversation without them"
         )
+
+
+def _about_keys(chat: Chat, text: str, render: Render) -> Iterator[str]:
+    found = {
+        name: places
+        for name in _KEYS_WITH_CONTENT
+        if (places := [i for i, message in enumerate(chat.messages) if message.get(name)])
+    }
+    for name, places in found.items():
+        without = [{k: v for k, v in message.items() if k != name} for message in chat.messages]
+        if render(replace(chat, messages=without)) == text:
+            yield (
+                f"template_ignores_keys: the chat template of this checkpoint writes nothing of "
+                f"`{name}` in message(s) {_listed(places)}, so the reward is that of the "
+                "conversation without it"
+            )
 
 
 def _about_arguments(chat: Chat, text: str, render: Render) -> Iterator[str]:

@@ -10,6 +10,8 @@ template should render the functions that the assistant could call.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -366,7 +368,25 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"JSON has no {name}")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large for a double")
+    return number
+
+
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key[:40]!r} occurs twice in one object")
+    return found
+
+
+# As strict as bodies over HTTP and rows of files.
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_float=_parse_float
+)
 
 
 def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:

@@ -132,6 +132,9 @@ REFUSED = {
     "names": (["tide"], "tool 0 is text that cannot be read as JSON"),
     "a function": ([len], "tool 0 is a builtin_function_or_method"),
     "null inside": ([None], "tool 0 is null"),
+    "equal keys": ('[{"name": "a", "name": "b"}]', "the key 'name' occurs twice in one object"),
+    "equal keys below": ('[{"a": {"b": 1, "b": 2}}]', "the key 'b' occurs twice"),
+    "infinite": ('[{"maximum": 1e400}]', "the number 1e400 is too large for a double"),
     "no JSON": ("tide(port)", "`tools` is text that cannot be read as JSON"),
     "NaN": ('[{"a": NaN}]', "JSON has no NaN"),
     "text of a text": ('["tide"]', "tool 0 is text that cannot be read as JSON"),
@@ -187,6 +190,37 @@ def test_template_that_ignores_tools_warns(
     assert encoder_of("qwen3").encode(chat).text == encoder_of("qwen3").encode(MESSAGES).text
     assert encoder_of("qwen3").encode({"messages": MESSAGES, "tools": []}).warnings == ()
     assert scorer.encoder.encode(chat).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("function_call", {"name": "tide", "arguments": "{}"}),
+        ("tools", TOOLS),
+        ("images", ["a.png"]),
+        ("audio", {"id": "1"}),
+    ],
+)
+def test_key_that_the_template_does_not_write_warns(
+    key: str, value: Any, scorer: RewardScorer
+) -> None:
+    messages = [MESSAGES[0], {**MESSAGES[-1], key: value}]
+    (warning,) = scorer.encoder.encode(messages).warnings
+    assert warning.startswith("template_ignores_keys: ")
+    assert f"`{key}` in message(s) 1," in warning
+    for empty in (None, [], ""):
+        plain = scorer.encoder.encode([MESSAGES[0], {**MESSAGES[-1], key: empty}])
+        assert plain.warnings == ()
+
+
+def test_calls_warn_unless_the_template_writes_them(
+    scorer: RewardScorer, encoder_of: Callable[[str], Any]
+) -> None:
+    calls = with_call({"port": "Brest"})
+    assert scorer.encoder.encode(calls).warnings == ()
+    (warning,) = encoder_of("llama-v0.2").encode(calls).warnings
+    assert warning.startswith("template_ignores_keys: ")
+    assert "`tool_calls` in message(s) 1," in warning
 
 
 def test_arguments_as_text_are_kept_and_warn_where_they_differ(

@@ -180,7 +180,7 @@ def test_chat_bodies_of_others_have_tools_and_arguments_as_text(
         assert "x-skyreward-warnings" not in answer.headers
     empty = tool_client.post(path, json={"messages": [ASK, {**ANSWER, "tool_calls": []}]})
     assert read(empty.json()) == num_tokens(MESSAGES)
-    for arguments in ("{", "[1]", "4"):
+    for arguments in ("{", "[1]", "4", '{"a": 1, "a": 2}', '{"a": 1e999}'):
         refused = tool_client.post(path, json={"messages": with_call(arguments)})
         assert refused.status_code == 400
         assert "`arguments` of message 1 is" in refused.json()["error"]["message"]
