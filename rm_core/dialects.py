@@ -105,14 +105,22 @@ _OTHER_MARKERS = (
     "<|start_of_role|>",  # Granite
     "<|START_OF_TURN_TOKEN|>",  # Command R
     "<|header_start|>",  # Llama 4
-    "<|start|>assistant",  # gpt-oss
-    "<|im_user|>",  # Kimi
+    "<|start|>system",  # gpt-oss
+    "<|start|>developer",
+    "<|start|>user",
+    "<|start|>assistant",
+    "<|im_system|>",  # Kimi
+    "<|im_user|>",
     "<|im_sep|>",  # Phi-4
     "<|prompter|>",  # OpenAssistant
-    "<|assistant|>",  # Zephyr, Phi-3, GLM, OLMo
+    "<|system|>",  # Zephyr, Phi-3, GLM, OLMo
+    "<|user|>",
+    "<|assistant|>",
     "<\uff5cUser\uff5c>",  # DeepSeek
     "<\uff5cAssistant\uff5c>",
-    "[|assistant|]",  # EXAONE
+    "[|system|]",  # EXAONE
+    "[|user|]",
+    "[|assistant|]",
     "<<SYS>>",  # Llama 2
     "[SYSTEM_PROMPT]",  # Mistral
 )
@@ -130,12 +138,19 @@ def markers_in(text: str) -> list[str]:
     return [marker for marker in KNOWN_MARKERS if marker in text]
 
 
+BOS_TEXTS = (
+    *("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "<|startoftext|>", "<BOS_TOKEN>"),
+    *("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "[gMASK]", "<sop>"),
+)
+"""Texts that chat templates write before the first turn."""
+
 # How turns of the user and of the assistant begin; ordinary text hardly has both.
 _TRANSCRIPTS = (
-    (r"(?:\A|\n\n)Human:", r"\n\nAssistant:"),  # Anthropic's HH, Nectar
-    (r"", r"<extra_id_1>Assistant\n"),  # HelpSteer2, Nemotron
-    (r"(?:\A|\n)### (?:Human|User|Instruction):", r"\n### (?:Assistant|Response):"),  # Alpaca
-    (r"(?:\A|\s)USER: ", r"\sASSISTANT:"),  # Vicuna
+    # Anthropic's HH, Nectar
+    (r"(?:\A|\n)[ \t]*(?:Human|User):", r"\n[ \t]*Assistant:"),
+    (r"", r"<extra_id_1>Assistant\r?\n"),  # HelpSteer2, Nemotron
+    (r"### (?:Human|User|Instruction):", r"### (?:Assistant|Response):"),  # Alpaca, Guanaco
+    (r"(?:\A|\s)USER:", r"\sASSISTANT:"),  # Vicuna
 )
 _COMPILED_TRANSCRIPTS = [(re.compile(one), re.compile(other)) for one, other in _TRANSCRIPTS]
 

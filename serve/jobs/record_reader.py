@@ -19,7 +19,7 @@ from rm_core import (
     read_turns,
 )
 from rm_core.conversations import ChatJson, Messages, checked_text
-from rm_core.dialects import markers_in
+from rm_core.dialects import BOS_TEXTS, markers_in
 from serve.jobs.columns import Columns, listed, reach, reach_optional
 from serve.jobs.formats import (
     CHOSEN,
@@ -50,7 +50,6 @@ from serve.jobs.turns import (
     read_tools,
 )
 
-_BOS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>")
 _ANSWER_HEADERS: Mapping[DialectName, str] = {
     "chatml": r"<\|im_start\|>assistant\r?\n",
     "llama3": r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
@@ -540,7 +539,7 @@ def _shared_start(conversations: Sequence[Messages]) -> Messages:
 def _refuse_rendered(prompt: str) -> None:
     """Return if a prompt does not begin as a chat template begins a turn."""
     text = prompt.lstrip()
-    while bos := next((bos for bos in _BOS if text.startswith(bos)), None):
+    while bos := next((bos for bos in BOS_TEXTS if text.startswith(bos)), None):
         text = text.removeprefix(bos).lstrip()
     marker = next((marker for marker in markers_in(text) if text.startswith(marker)), None)
     if marker:

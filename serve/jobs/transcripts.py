@@ -20,7 +20,7 @@ from rm_core import InvalidConversationError
 from rm_core.conversations import Messages, checked_text
 from serve.jobs.columns import Transcripts
 
-_HH_START = "\n\nHuman:"
+_HH_START = re.compile(r"(?:\r?\n){2}Human:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class _Kind:
     end: str = ""
 
 
-_HH = _Kind(r"\s*Human:", r"(?:\A\s*|\n\n)(Human|Assistant):")
+_HH = _Kind(r"\s*Human:", r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
 _KINDS = (
     _HH,
     _Kind(
-        r"\s*<extra_id_0>System\n|(?s:.*?)<extra_id_1>(?:User|Assistant)\n",
-        r"\n?<extra_id_[01]>(System|User|Assistant)\n",
+        r"\s*<extra_id_0>System\r?\n|(?s:.*?)<extra_id_1>(?:User|Assistant)\r?\n",
+        r"(?:\r?\n)?<extra_id_[01]>(System|User|Assistant)\r?\n",
         unmarked="user",
     ),
     _Kind(r"\s*### (?:Human|System):", r"### (Human|Assistant|System):"),
@@ -136,7 +136,7 @@ def _parse(text: str, mode: Transcripts) -> Messages | None:
 
 def _find_kind(text: str, mode: Transcripts) -> _Kind | None:
     if mode == "auto":
-        return _HH if text.startswith(_HH_START) else None
+        return _HH if _HH_START.match(text) else None
     if mode == "read":
         return next((kind for kind in _KINDS if re.match(kind.start, text)), None)
     return None

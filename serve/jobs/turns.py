@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ _ANSWERS = ("assistant", "gpt", "bot", "answer", "response", "output", "completi
 _TURN_KEYS = frozenset(["role", "from", *_QUESTIONS])
 _SHAREGPT_KEYS = frozenset(["role", "from", "value", "content", "weight", "loss"])
 """Keys of ShareGPT's turns that are read, or that only training reads."""
+_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 _MAX_SHOWN = 60
 
 
@@ -61,7 +63,7 @@ def parse_json_turns(text: str) -> list[Any] | None:
     if not text[:64].lstrip().startswith("["):
         return None
     value = _load_json(text)
-    if value is None and "'" in text:
+    if value is None and _PYTHON_LIST.match(text):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = ast.literal_eval(text.strip())
     if not isinstance(value, list) or not value:
@@ -238,10 +240,17 @@ def _split_exchange(turn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _load_json(text: str) -> Any:
-    """The value of a JSON text; None where it is not JSON."""
+    """The value of a JSON text; None where it is not JSON, or an object has a key twice."""
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_parse_object)
     return None
+
+
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _not_history(value: Any) -> InvalidConversationError:

@@ -20,6 +20,11 @@ TRANSCRIPTS = {
     "nectar": HH + " ",
     "helpsteer2": "What is 2+2?\n<extra_id_1>Assistant\n4\n<extra_id_1>User\nAnd 3+3?",
     "nemotron": "<extra_id_0>System\nBe brief.\n<extra_id_1>User\n2+2?\n<extra_id_1>Assistant\n",
+    "hh of Windows": HH.replace("\n", "\r\n"),
+    "one line end": "User: 2+2?\nAssistant: 4\nUser: 3+3?\nAssistant:",
+    "helpsteer2 of Windows": "2+2?\r\n<extra_id_1>Assistant\r\n4",
+    "guanaco": "### Human: 2+2?### Assistant: 4",
+    "vicuna without spaces": "USER:2+2?\nASSISTANT:4",
     "alpaca": "Below is an instruction.\n\n### Instruction:\n2+2?\n\n### Response:\n",
     "vicuna": "A chat with an assistant. USER: 2+2? ASSISTANT: 4</s>USER: 3+3? ASSISTANT:",
 }

@@ -37,6 +37,11 @@ HH_ROWS: list[dict[str, Any]] = [
     {"prompt": HH, "responses": ["Seven.", " Eight.\n"]},
     {"prompt": HH, "responses": [[{"role": "assistant", "content": "Seven."}], "Eight."]},
     {"prompt": "3+4?", "chosen": f"{HH} Seven.", "rejected": f"{HH} Eight."},
+    {
+        "chosen": f"{HH} Seven.\n".replace("\n", "\r\n"),
+        "rejected": f"{HH} Eight.".replace("\n", "\r\n"),
+    },
+    {"prompt": HH.replace("\n", "\r\n"), "responses": ["Seven.", " Eight.\r\n"]},
 ]
 
 
@@ -200,6 +205,38 @@ def test_text_of_a_chat_template_is_refused_or_read(name: Any) -> None:
     group = {"prompt": prompt, "responses": [f"Seven.{end}", talk("x")]}
     assert parse_record(group, columns).conversations[0] == GOOD
     assert not isinstance(parse_record(group, columns).conversations[1], list)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|user|>\n3+4?</s>\n<|assistant|>\n",
+        "<|system|>\nBe brief.</s>\n<|user|>\n3+4?</s>\n",
+        "<|endoftext|><|user|>\n3+4?\n<|assistant|>\n",
+        "[gMASK]<sop><|user|>\n3+4?<|assistant|>\n",
+        "<|start|>system<|message|>Be brief.<|end|><|start|>user<|message|>3+4?<|end|>",
+        "<|start|>user<|message|>3+4?<|end|><|start|>assistant",
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>3+4?<\uff5cAssistant\uff5c>",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>3+4?<|END_OF_TURN_TOKEN|>",
+        "<|im_system|>system<|im_middle|>Be brief.<|im_end|>",
+        "[|system|]Be brief.[|endofturn|]\n[|user|]3+4?\n[|assistant|]",
+        "<|startoftext|><|im_start|>user\n3+4?<|im_end|>\n",
+    ],
+)
+def test_prompt_of_any_known_template_is_refused(prompt: str) -> None:
+    with pytest.raises(ForeignTemplateError, match="a chat template rendered it"):
+        parse_record({"prompt": prompt, "response": "Seven."})
+
+
+def test_messages_as_text_with_equal_keys_are_not_read() -> None:
+    text = '[{"role": "user", "content": "It\'s 3+4?", "content": "5+6?"}]'
+    work = parse_record({"prompt": text, "response": "Seven."})
+    assert work.conversations == (talk(text, "Seven."),)
+    with pytest.raises(InvalidConversationError, match="`messages` is a string"):
+        parse_record({"messages": text, "response": "Seven."})
+    history = '[["1+1?", "Two."], {"role": "user", "role": "assistant", "content": "x"}]'
+    with pytest.raises(InvalidConversationError, match="`history` has"):
+        parse_record({"prompt": "3+4?", "response": "Seven.", "history": history})
 
 
 def test_text_without_a_turn_of_the_template_is_refused() -> None:
