@@ -204,7 +204,9 @@ def _plain_survey(survey: Survey) -> dict[str, Any]:
         "num_rows": survey.num_rows,
         "num_bytes": survey.num_bytes,
         "files": [asdict(file) for file in survey.files],
-        "schema": schema and base64.b64encode(schema.serialize().to_pybytes()).decode(),
+        "schema": None
+        if schema is None
+        else base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "shapes": sorted(survey.shapes),
         "renamed": dict(survey.names.renamed),
         "replaced": sorted(survey.names.replaced),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from serve.jobs.errors import JobOutputError
 
@@ -98,6 +99,19 @@ def fields_of(columns: Mapping[str, SeenValues], place: str = "") -> list[pa.Fie
         return [pa.field("_empty", pa.null())]  # Parquet has no struct without fields
     start = f"{place}." if place else ""
     return [pa.field(name, seen.type_at(start + name)) for name, seen in columns.items()]
+
+
+def require_parquet_types(schema: pa.Schema) -> None:
+    """Return if a Parquet file can hold all columns of a table.
+
+    Raises:
+        JobOutputError: names a column of a type that only Arrow has.
+    """
+    for field in schema:
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except pa.ArrowNotImplementedError:
+            raise _no_type(field.name, f"values of type {field.type}") from None
 
 
 def _no_type(place: str, seen: str) -> JobOutputError:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from serve.jobs.columns import AS_USUAL, Columns
 from serve.jobs.formats import CHOSEN, CONVERSATIONS, GENERATION, GROUPS, REJECTED, RESPONSES
-from serve.jobs.inputs.column_types import SeenValues, fields_of
+from serve.jobs.inputs.column_types import SeenValues, fields_of, require_parquet_types
 from serve.jobs.inputs.encodings import EncodingCount
 from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.source import InputFile, Position, Row
@@ -234,6 +234,7 @@ class _Seen:
         self._has_unread = False
         self._shapes: set[Shape] = set()
         if self._schema is not None:
+            require_parquet_types(self._schema)
             self._shapes = _possible_shapes(self._schema.names, columns)
         # Names of columns tell the shape of all rows where only one is possible.
         self.needs_records = self._schema is None or len(self._shapes) > 1

@@ -92,7 +92,7 @@ def _rows(
         if end <= start.offset:
             continue
         size = max(1, batch.nbytes // batch.num_rows)
-        records = decode(batch) if decoded else None
+        records = _decode(batch, path, first) if decoded else None
         for index in range(max(0, start.offset - first), batch.num_rows):
             row = first + index
             record = records[index] if records else None
@@ -132,6 +132,25 @@ def _opened(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     indexed = pa.ipc.open_file(file)
     batches = (indexed.get_batch(index) for index in range(indexed.num_record_batches))
     return indexed.schema, batches
+
+
+def _decode(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
+    """Like `decode`; an error names the row and the column."""
+    try:
+        return decode(batch)
+    except pa.ArrowException:
+        raise
+    except (ValueError, OverflowError):
+        for index, field in enumerate(batch.schema):
+            for row, cell in enumerate(batch.column(index)):
+                try:
+                    cell.as_py()
+                except (ValueError, OverflowError) as error:
+                    raise JobInputError(
+                        f"row {first + row} of {path} has in column `{field.name}` a value that "
+                        f"cannot be read ({error}); correct it, or leave the column out of the file"
+                    ) from error
+        raise
 
 
 def decode(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -433,3 +433,10 @@ def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
     rest = FakeCarrier()
     run_job(source, output, rest)
     assert len(rest.calls) == 10 - kept
+
+
+def test_a_table_without_columns_becomes_one(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({}), source)
+    assert run_job(source, output, FakeCarrier()).num_rows == 0
+    assert pq.read_table(output).num_rows == 0

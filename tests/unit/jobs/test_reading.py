@@ -392,3 +392,33 @@ def test_times_finer_than_python_has(tmp_path: Path) -> None:
     assert row.record["t"].startswith("2023-11-14T22:13:20.123456789")
     assert row.record["d"] == pytest.approx(1.500000001)
     assert row.record["u"].isoformat() == "2023-11-14T22:13:20.123456"
+
+
+def _broken_text() -> pa.Array:
+    ends = pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0")
+    return pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"ab\xff\xfe")])
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "says"),
+    [
+        (pa.array([0, 10**7], pa.date32()), 1, "date value out of range"),
+        (pa.array([5 * 10**15, 0], pa.timestamp("ms")), 0, "date value out of range"),
+        (pa.array([[], [5 * 10**15]], pa.list_(pa.timestamp("ms"))), 1, "date value out of range"),
+        (_broken_text(), 1, "can't decode byte 0xff"),
+        (
+            pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"]),
+            0,
+            "duplicate field names",
+        ),
+    ],
+)
+def test_a_cell_that_python_cannot_hold_is_named(
+    column: pa.Array, row: int, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.arrow"
+    table = pa.table({"prompt": ["q", "q"], "response": ["a", "b"], "own": column})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(JobInputError, match=rf"row {row} of .* column `own` .*{says}"):
+        list(open_source(str(path)).rows())

@@ -280,3 +280,25 @@ def test_errors_of_a_run_are_known_by_their_codes(
 ) -> None:
     names = surveyed(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
     assert (names.replaced == {"error"}, "error" in names.renamed) == (is_ours, not is_ours)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+        pa.RunEndEncodedArray.from_arrays([1], [7]),
+        pa.UnionArray.from_dense(
+            pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])]
+        ),
+    ],
+)
+def test_types_that_only_arrow_has_are_refused_before_scoring(
+    column: pa.Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.arrow"
+    table = pa.table({"prompt": ["2+2?"], "response": ["4"], "own": column})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(JobOutputError, match=r"`own` has values of type .* JSON lines instead"):
+        surveyed(path, tabular=True)
+    assert surveyed(path).num_rows == 1
