@@ -57,6 +57,13 @@ _ANSWER_HEADERS: Mapping[DialectName, str] = {
     "mistral": r"\[/INST\] ?",
 }
 """What begins an answer, as a pattern."""
+_BEGINNINGS: Mapping[DialectName, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>",),
+    "llama3": ("<|start_header_id|>",),
+    "gemma": ("<start_of_turn>",),
+    "mistral": ("[INST]", "[SYSTEM_PROMPT]"),
+}
+"""What begins a turn."""
 _TRANSCRIPT_READ = (
     "transcript_read: a text that is a transcript was read as its turns; --transcripts read "
     "confirms that, --transcripts keep scores the text as it came"
@@ -143,8 +150,14 @@ class RecordReader:
         for name in CONVERSATIONS:
             if name in self._record:
                 value = self._messages(name)
-                is_other_text = isinstance(value, str) and name != "messages"
-                if not (has_answer and (is_prompt(value) or is_other_text)):
+                is_text = isinstance(value, str)
+                if has_answer and is_text and name == "messages":
+                    raise InvalidConversationError(
+                        "`messages` is text and there is an answer as well; say which is meant: "
+                        "--messages-column messages for a whole conversation, or --prompt-column "
+                        "messages"
+                    )
+                if not (has_answer and (is_prompt(value) or is_text)):
                     self._read.add(name)
                     return [self._whole(value, name)]
         name = self._only(RESPONSES, "--response-column") or GENERATION
@@ -280,6 +293,8 @@ class RecordReader:
     def _join_one(self, prompt: _Prompt, answer: Any, name: str) -> Messages:
         template = self._columns.policy_template
         if prompt.rendered is not None and template is not None:
+            if isinstance(answer, str) and _begins_conversation(answer, template):
+                return self._read_repeated(prompt.rendered, answer, name)
             if isinstance(answer, str):
                 return read_turns(prompt.rendered + answer, prompt.rendered, template)
             raise InvalidConversationError(
@@ -304,6 +319,15 @@ class RecordReader:
                 f"{error.detail} (--prompt-column '' leaves the prompt aside)"
             ) from error
 
+    def _read_repeated(self, prompt: str, text: str, name: str) -> Messages:
+        """The conversation of rendered text that has its prompt at the start once more."""
+        if not _without_bos(text).startswith(_without_bos(prompt)):
+            raise InvalidConversationError(
+                f"`{name}` begins a conversation that does not begin with `prompt`; give only what "
+                "follows the prompt, or leave the prompt aside with --prompt-column ''"
+            )
+        return self._turns_of_whole(text, name)
+
     def _whole(self, value: Any, name: str) -> Messages:
         """A whole conversation, also in text of a known form."""
         self._note_calls(value)
@@ -315,6 +339,11 @@ class RecordReader:
     def _turns_of_whole(self, text: str, name: str) -> Messages:
         if template := self._columns.policy_template:
             headers = [*re.finditer(_ANSWER_HEADERS[template], text)]
+            if headers and not text[headers[-1].end() :].strip():
+                raise InvalidConversationError(
+                    f"`{name}` ends where an answer begins, so it is a prompt; name it by "
+                    "--prompt-column, and the answer by --response-column"
+                )
             if headers:
                 return read_turns(text, text[: headers[-1].end()], template)
             raise InvalidConversationError(
@@ -398,6 +427,12 @@ class RecordReader:
         prompt, more = self._take(name), self._record.get(INPUT)
         if name == "instruction" and isinstance(prompt, str) and isinstance(more, str) and more:
             self._read.add(INPUT)
+            if self._columns.policy_template and markers_in(prompt):
+                raise InvalidConversationError(
+                    "`instruction` is text of a chat template (--policy-template), and `input` "
+                    "would stand behind it, where the answer begins; give the prompt in one "
+                    "column, or leave the other aside with --ignore-column input"
+                )
             return (f"{prompt}\n{more}" if prompt else more), False
         return prompt, False
 
@@ -536,11 +571,23 @@ def _shared_start(conversations: Sequence[Messages]) -> Messages:
     return first[:length]
 
 
-def _refuse_rendered(prompt: str) -> None:
-    """Return if a prompt does not begin as a chat template begins a turn."""
-    text = prompt.lstrip()
+def _begins_conversation(answer: str, template: DialectName) -> bool:
+    """Whether the text of an answer begins with a turn that is not the answer."""
+    text = _without_bos(answer)
+    begins_turn = any(text.startswith(marker) for marker in _BEGINNINGS[template])
+    return begins_turn and re.match(_ANSWER_HEADERS[template], text) is None
+
+
+def _without_bos(text: str) -> str:
+    text = text.lstrip()
     while bos := next((bos for bos in BOS_TEXTS if text.startswith(bos)), None):
         text = text.removeprefix(bos).lstrip()
+    return text
+
+
+def _refuse_rendered(prompt: str) -> None:
+    """Return if a prompt does not begin as a chat template begins a turn."""
+    text = _without_bos(prompt)
     marker = next((marker for marker in markers_in(text) if text.startswith(marker)), None)
     if marker:
         raise ForeignTemplateError(

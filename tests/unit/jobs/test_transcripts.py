@@ -228,11 +228,46 @@ def test_prompt_of_any_known_template_is_refused(prompt: str) -> None:
         parse_record({"prompt": prompt, "response": "Seven."})
 
 
+@pytest.mark.parametrize("name", RENDERED)
+def test_rendered_answer_may_repeat_its_prompt(name: Any) -> None:
+    prompt, end = RENDERED[name], ENDS[name]
+    row = {"prompt": prompt, "chosen": f"{prompt}Seven.{end}", "rejected": f"Eight.{end}"}
+    columns = Columns(policy_template=name)
+    assert list(parse_record(row, columns).conversations) == [GOOD, BAD]
+    other = prompt.replace("1+1?", "5+6?")
+    with pytest.raises(InvalidConversationError, match="does not begin with `prompt`"):
+        parse_record({**row, "chosen": f"{other}Seven.{end}"}, columns)
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_rendered_prompt_is_never_scored_as_an_answer(name: Any) -> None:
+    prompt, columns = RENDERED[name], Columns(policy_template=name)
+    with pytest.raises(InvalidConversationError, match="ends where an answer begins"):
+        parse_record({"messages": prompt}, columns)
+    with pytest.raises(InvalidConversationError, match="`messages` is text and there is an answer"):
+        parse_record({"messages": prompt, "response": "Seven."}, columns)
+    row = {"instruction": prompt, "input": "Think.", "output": "Seven."}
+    with pytest.raises(InvalidConversationError, match="`input` would stand behind it"):
+        parse_record(row, columns)
+    ignoring = Columns(policy_template=name, ignored=("input",))
+    assert parse_record(row, ignoring).conversations == (GOOD,)
+    plain = parse_record({**row, "instruction": "3+4?"}, columns)
+    assert plain.conversations == (talk("3+4?\nThink.", "Seven."),)
+
+
+def test_transcript_in_messages_with_an_answer_is_refused() -> None:
+    row = {"messages": HH, "response": "Seven."}
+    with pytest.raises(InvalidConversationError, match="--prompt-column messages"):
+        parse_record(row)
+    named = Columns(prompt="messages", response="response")
+    assert parse_record(row, named).conversations == (GOOD,)
+
+
 def test_messages_as_text_with_equal_keys_are_not_read() -> None:
     text = '[{"role": "user", "content": "It\'s 3+4?", "content": "5+6?"}]'
     work = parse_record({"prompt": text, "response": "Seven."})
     assert work.conversations == (talk(text, "Seven."),)
-    with pytest.raises(InvalidConversationError, match="`messages` is a string"):
+    with pytest.raises(InvalidConversationError, match="`messages` is text"):
         parse_record({"messages": text, "response": "Seven."})
     history = '[["1+1?", "Two."], {"role": "user", "role": "assistant", "content": "x"}]'
     with pytest.raises(InvalidConversationError, match="`history` has"):
