@@ -6,6 +6,7 @@ fetch, and values on which transformers hangs or fails with an error that names 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -178,10 +179,12 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
                 "served, since rewards would differ from the model's own. Give the checkpoint "
                 "that was quantized, and choose a `quantization` here if it is too large"
             )
-    if config.get("is_causal") is False:
+    # transformers takes every false value, null too, for a mask that is not causal.
+    if config.get("is_causal", True) is not True:
         raise ModelLoadError(
-            f"{file} has is_causal = false, with which transformers lets tokens see those behind "
-            "them; served are causal models: remove the key if the model was trained as one"
+            f"{file} has is_causal = {json.dumps(config['is_causal'])[:40]}, and it has to be "
+            "true: with another value transformers may let tokens see those behind them; served "
+            "are causal models: remove the key if the model was trained as one"
         )
     if config.get("attention_chunk_size") is not None:
         raise ModelLoadError(

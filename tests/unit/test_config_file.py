@@ -44,6 +44,9 @@ SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
     "empty quantization": ({"quantization_config": {}}, "has a quantization_config"),
     "compression": ({"compression_config": {"x": 1}}, "has a compression_config"),
     "not causal": ({"is_causal": False}, "has is_causal = false"),
+    "not causal, a number": ({"is_causal": 0}, "has is_causal = 0"),
+    "not causal, text": ({"is_causal": ""}, 'has is_causal = ""'),
+    "causal in words": ({"is_causal": "false"}, 'has is_causal = "false"'),
     "bidirectional": ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     "chunks": ({"attention_chunk_size": 8}, "attention_chunk_size = 8"),
 }
@@ -123,6 +126,16 @@ def test_no_padding_and_padding_of_minus_one_load(pad: int | None, copy_of: Copy
     edit_config(folder, pad_token_id=pad)
     assert_right_or_refused(folder)
     assert load_encoder(ModelConfig(str(folder))).encode(CONVERSATIONS[0]).num_tokens
+
+
+def test_causal_of_null_is_refused(copy_of: CopyOf) -> None:
+    """transformers takes null for a mask that is not causal, unlike a missing key."""
+    folder = copy_of()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": None}))
+    assert "has is_causal = null" in refusal(folder, self_check=False)
+    edit_config(folder, is_causal=True)
+    assert_right_or_refused(folder, must_load=True)
 
 
 def test_values_of_null_mean_the_default(copy_of: CopyOf) -> None:
