@@ -14,13 +14,20 @@ _FLOAT32_RELATIVE = 2.0**-17
 # 2.1 to 3.5 times the mean distance of eager from float32 (three models). Not measured on CUDA.
 ROUNDING = 6.0
 
+# In float32 on CPUs, the largest difference of the engine from plain transformers over the
+# self-check's prefixes was up to 9.8 times the mean distance of plain transformers from float64:
+# 46 random models of six layers that amplify rounding, with packed linear layers.
+FLOAT32_ROUNDING = 24.0
+
 
 def bfloat16_step(reward: float) -> float:
     """Distance of neighbouring bfloat16 numbers at a reward: 0.03125 from 4 to 8, and so on."""
     return math.ldexp(1.0, math.frexp(reward)[1] - 8)
 
 
-def allowed_difference(reward: float, dtype: torch.dtype, mean_error: float) -> float:
+def allowed_difference(
+    reward: float, dtype: torch.dtype, mean_error: float, times: float = ROUNDING
+) -> float:
     """Largest absolute difference from plain transformers that rounding explains.
 
     Args:
@@ -28,13 +35,14 @@ def allowed_difference(reward: float, dtype: torch.dtype, mean_error: float) -> 
         dtype: of the decoder.
         mean_error: mean absolute difference of plain transformers in `dtype` from plain
             transformers in full precision; 0 where the kernels round alike.
+        times: how many times the mean error is allowed.
 
     Returns:
         In float32, 1e-4 and, from rewards of 13 on, 64 float32 steps; else one bfloat16 step at
-        the reward or `ROUNDING` times the mean error. The larger of the two.
+        the reward; or `times` the mean error. The larger of the two.
     """
     if dtype == torch.float32:
         least = max(FLOAT32_TOLERANCE, _FLOAT32_RELATIVE * abs(reward))
     else:
         least = bfloat16_step(reward)
-    return max(least, ROUNDING * mean_error)
+    return max(least, times * mean_error)

@@ -23,7 +23,7 @@ from rm_core.chat import ChatEncoder
 from rm_core.errors import InvalidConversationError, ModelLoadError
 from rm_core.layer_split import connect
 from rm_core.packing import TokenIds
-from rm_core.rounding import allowed_difference
+from rm_core.rounding import FLOAT32_ROUNDING, ROUNDING, allowed_difference
 from rm_core.types import Rendered, ScoreError
 
 if TYPE_CHECKING:
@@ -191,8 +191,9 @@ def build_self_check(
 ) -> SelfCheck:
     """The rewards that the engine has to reproduce, and how closely.
 
-    Rounding is measured where it is more than float32's: plain transformers in half precision is
-    compared with itself in float32, and with quantized layers with itself without.
+    Rounding is measured, since some models amplify it: plain transformers in half precision is
+    compared with itself in float32, in float32 with itself in float64, and with quantized layers
+    with itself without.
 
     Args:
         model: as for `score_plainly`, on its devices; its linear layers may be quantized.
@@ -201,14 +202,16 @@ def build_self_check(
         unquantized: scores of the same sequences before the layers were quantized.
     """
     scores = score_plainly(model, devices, sequences)
-    mean_error = 0.0
+    times = ROUNDING
     if unquantized is not None:
         mean_error = _mean_difference(scores, unquantized)
-    elif model.dtype != torch.float32:
+    else:
         longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
-        with _float32_products(model):
+        with _wider_products(model):
             exact = score_plainly(model, devices, [sequences[longest]])
         mean_error = _mean_difference([scores[longest]], exact)
+        if model.dtype == torch.float32:
+            times = FLOAT32_ROUNDING
     expected = {tuple(ids): score.reward for ids, score in zip(sequences, scores, strict=True)}
     for ids, score in zip(sequences, scores, strict=True):
         for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
@@ -220,7 +223,8 @@ def build_self_check(
         sequences=tuple(expected),
         rewards=tuple(expected.values()),
         tolerances=tuple(
-            allowed_difference(reward, model.dtype, mean_error) for reward in expected.values()
+            allowed_difference(reward, model.dtype, mean_error, times)
+            for reward in expected.values()
         ),
         description=f"plain transformers (eager, {dtype})",
     )
@@ -235,18 +239,19 @@ def _mean_difference(ours: Sequence[PlainScores], exact: Sequence[PlainScores]) 
 
 
 @contextlib.contextmanager
-def _float32_products(model: nn.Module) -> Iterator[None]:
-    """Let a half-precision model compute in float32, one weight at a time in memory as float32.
+def _wider_products(model: PreTrainedModel) -> Iterator[None]:
+    """Let a half-precision model compute in float32, and a float32 model in float64.
 
-    The embeddings become float32, norms follow their input, and each linear layer takes a float32
-    copy of its weight for the time of its product.
+    The embeddings become wider, norms follow their input, and each linear layer takes a wider copy
+    of its weight for the time of its product, so that memory holds one such copy at a time.
     """
+    wide = torch.float64 if model.dtype == torch.float32 else torch.float32
     narrow: dict[nn.Parameter, torch.Tensor] = {}
 
     def widen(linear: nn.Module, _args: Any) -> None:
         for parameter in linear.parameters():
             narrow[parameter] = parameter.data
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(wide)
 
     def restore(linear: nn.Module, _args: Any, _out: Any) -> None:
         for parameter in linear.parameters():
@@ -260,7 +265,7 @@ def _float32_products(model: nn.Module) -> Iterator[None]:
                 module.register_forward_hook(restore, always_call=True),
             ]
         elif isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda _m, _args, out: out.float()))
+            handles.append(module.register_forward_hook(lambda _m, _args, out: out.to(wide)))
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import SPECS, build_checkpoint, edit_config, edit_weights
+from checkpoints import SPECS, build_checkpoint, edit_config, edit_weights, replace
 from reference import Reference
 
 import rm_core.loading
@@ -86,8 +86,8 @@ def test_self_check_has_the_rewards_of_plain_transformers(name: str, checkpoint_
     expected = [reference.reward(messages) for messages in CONVERSATIONS]
     assert check.rewards[:3] == pytest.approx(expected, abs=1e-6)
     assert max(expected) - min(expected) > 100 * max(check.tolerances)
-    assert min(check.tolerances) == 1e-4
-    assert max(check.tolerances) < 2e-4
+    assert min(check.tolerances) >= 1e-4
+    assert max(check.tolerances) < 5e-4
     # Prefixes: as if their tokens were the whole conversation.
     for ids, reward in zip(check.sequences[3:], check.rewards[3:], strict=True):
         with torch.inference_mode():
@@ -262,6 +262,28 @@ def test_half_precision_is_measured_against_float32_and_left_as_it_was(
     assert error > 0
     assert max(check.tolerances) >= 6 * error * 0.999
     assert max(check.tolerances) < 1  # far below what a wrong mask does
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_model_that_amplifies_rounding_is_not_refused(
+    name: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards spread over hundreds, so that float32 rounds small ones by more than 1e-4."""
+    folder = build_checkpoint(tmp_path, replace(SPECS[name], seed=seed))
+    edit_weights(folder, lambda weights: weights["score.weight"].mul_(300))
+    scorer = load(folder)
+    check = scorer.loaded.self_check
+    assert check is not None
+    model = read_weights(scorer.loaded.checkpoint, torch.float64).eval()
+    exact = score_plainly(model, (CPU,), check.sequences)
+    errors = [abs(a.reward - b) for a, b in zip(exact, check.rewards, strict=True)]
+    assert max(errors) > 1e-4  # of plain transformers itself
+    assert max(check.tolerances) < 0.1
+    obey_made_up_switch(name, monkeypatch)
+    edit_config(folder, forgetful=True)
+    plain, ours = numbers_in_refusal(folder)
+    assert abs(plain - ours) > 1
 
 
 def test_layers_on_several_devices_are_scored_plainly_too(checkpoint_of: PathOf) -> None:
