@@ -27,6 +27,8 @@ FAMILIES: Mapping[str, Family] = {
 _ENGINE_KEYS = re.compile(
     r"_?(attn|experts)_implementation.*|use_kernels|kernel_config|transformers_weights"
 )
+# Versions of transformers before 5 wrote it, with a truth value, and version 5 does not read it.
+_IGNORED_KEY = "_attn_implementation_autoset"
 _MAX_SIZE = 1 << 24
 _MAX_LAYERS = 1_000
 _MAX_ID = 1 << 31
@@ -167,6 +169,8 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
 
 def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
     for key, value in _keys_within(config, depth=0):
+        if key == _IGNORED_KEY and isinstance(value, bool):
+            continue
         if _ENGINE_KEYS.fullmatch(key) and value is not None:
             raise ModelLoadError(
                 f"{file} has {key[:60]} = {_show(value)}, which chooses how transformers computes "

@@ -31,7 +31,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
         "_attn_implementation_internal",
     ),
     "attention, automatic": (
-        {"_attn_implementation_autoset": True},
+        {"_attn_implementation_autoset": "org/kernel"},
         "_attn_implementation_autoset",
     ),
     "attention, nested": ({"text_config": {"_attn_implementation": "x"}}, "_attn_implementation"),
@@ -126,6 +126,16 @@ def test_no_padding_and_padding_of_minus_one_load(pad: int | None, copy_of: Copy
     edit_config(folder, pad_token_id=pad)
     assert_right_or_refused(folder)
     assert load_encoder(ModelConfig(str(folder))).encode(CONVERSATIONS[0]).num_tokens
+
+
+@pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("value", [True, False])
+def test_truth_value_that_transformers_4_wrote_changes_nothing(
+    value: bool, family: str, copy_of: CopyOf
+) -> None:
+    folder = copy_of(family)
+    edit_config(folder, _attn_implementation_autoset=value)
+    assert_right_or_refused(folder, must_load=True)
 
 
 def test_causal_of_null_is_refused(copy_of: CopyOf) -> None:
