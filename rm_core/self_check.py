@@ -64,6 +64,8 @@ class SelfCheck:
         sequences: token ids; the whole conversations first.
         rewards: raw logits of plain transformers, one for each sequence.
         tolerances: largest allowed absolute difference, one for each sequence.
+        mean_error: mean absolute difference of plain transformers from itself in wider numbers, or
+            without quantization.
         description: of the reference, for messages: its dtype and attention.
     """
 
@@ -71,6 +73,7 @@ class SelfCheck:
     sequences: tuple[TokenIds, ...]
     rewards: tuple[float, ...]
     tolerances: tuple[float, ...]
+    mean_error: float
     description: str
 
     def compare(self, rewards: Sequence[float | ScoreError]) -> float:
@@ -226,6 +229,7 @@ def build_self_check(
             allowed_difference(reward, model.dtype, mean_error, times)
             for reward in expected.values()
         ),
+        mean_error=mean_error,
         description=f"plain transformers (eager, {dtype})",
     )
 

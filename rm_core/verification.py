@@ -21,7 +21,7 @@ from rm_core.catalog import seeds_dir
 from rm_core.conversations import Messages, join
 from rm_core.golden import golden_for
 from rm_core.precision import ieee_products
-from rm_core.rounding import allowed_difference, bfloat16_step
+from rm_core.rounding import FLOAT32_ROUNDING, allowed_difference, bfloat16_step
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError
 
@@ -215,7 +215,7 @@ def _references(
 
     See `allowed_difference`. In half precision under eager attention kernels round alike: one
     bfloat16 step. Another kernel rounds otherwise all the way through, so there the error of plain
-    transformers itself counts.
+    transformers itself counts. So it does in float32, as the self-check measured it.
     Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
 
     Returns:
@@ -233,12 +233,18 @@ def _references(
     exact = expected if dtype == torch.float32 else rewards(torch.float32)
     if loaded.quantized:
         return expected, [math.inf] * len(expected), exact
+    if dtype == torch.float32:
+        mean_error = loaded.self_check.mean_error if loaded.self_check else 0.0
+        tolerances = [
+            allowed_difference(reward, dtype, mean_error, FLOAT32_ROUNDING) for reward in expected
+        ]
+        return expected, tolerances, []
     mean_error = 0.0
-    if dtype != torch.float32 and scorer.fingerprint.attention != "eager" and expected:
+    if scorer.fingerprint.attention != "eager" and expected:
         differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
         mean_error = statistics.mean(differences)
     tolerances = [allowed_difference(reward, dtype, mean_error) for reward in expected]
-    return expected, tolerances, [] if dtype == torch.float32 else exact
+    return expected, tolerances, exact
 
 
 def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:
