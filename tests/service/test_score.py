@@ -158,7 +158,7 @@ def test_truncation_is_told(http: httpx.Client, truncation: str) -> None:
     [
         ({"model": "gpt", "conversations": []}, 404, "served: demo, llama, gemma"),
         ({"conversations": []}, 400, "several are served: demo, llama, gemma"),
-        ({"model": "llama"}, 400, "conversations: Field required"),
+        ({"model": "llama"}, 400, "give either `conversations`"),
         ({"model": "llama", "conversations": "x"}, 400, "conversations: "),
         ({"model": "llama", "conversations": [], "truncate": 1}, 400, "truncate: there is no"),
         ({"model": "llama", "conversations": [], "truncation": "middle"}, 400, "'left'"),
