@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import functools
+import os
 import re
 import threading
 import time
@@ -383,6 +384,13 @@ class _Watcher:
     """The thread that interrupts renderings; one in a process, started with the first one."""
 
     def __init__(self) -> None:
+        self.forget()
+        if hasattr(os, "register_at_fork"):
+            # A fork copies the lock as it is at that moment, and no other thread.
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        """Forget all renderings and the thread, which a forked process does not have."""
         self._lock = threading.Lock()
         self._renderings: dict[int, _Rendering] = {}
         self._thread: threading.Thread | None = None
@@ -391,7 +399,7 @@ class _Watcher:
         rendering = _Rendering(_cpu_seconds(thread))
         with self._lock:
             self._renderings[thread] = rendering
-            if self._thread is None or not self._thread.is_alive():  # gone after a fork
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="template-watcher", daemon=True
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from checkpoints import SPECS, build_tokenizer
 from reference import CONVERSATIONS, talk
+from waiting import PATIENCE_S
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, ScoreError, load_encoder
 from rm_core import chat_template as module
@@ -128,6 +130,21 @@ def test_memory_of_a_rendering_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     text = grows + "{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateError, match="did not finish"):
         compiled(text).render(HELLO)
+
+
+def test_forked_process_renders_whatever_its_parent_was_doing() -> None:
+    template = compiled(PLAIN)
+    expected = template.render(HELLO)
+
+    def render() -> None:
+        assert template.render(HELLO) == expected
+
+    child = multiprocessing.get_context("fork").Process(target=render)
+    with module._watcher._lock:
+        child.start()
+    child.join(PATIENCE_S)
+    child.kill()
+    assert child.exitcode == 0
 
 
 TOO_LARGE = {

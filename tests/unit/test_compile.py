@@ -76,7 +76,7 @@ def test_layers_are_traced_once_for_all_lengths(
     assert num_graphs() <= 8
 
 
-@pytest.mark.timeout(3600)  # the compiler took over 600 s beside much other work
+@pytest.mark.timeout(1800)  # the compiler took over 600 s beside much other work
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for CPUs needs g++")
 def test_compiled_layers_score_alike(checkpoint_of: PathOf, scorer_of: ScorerOf) -> None:
     """By the real compiler, on the family with two kinds of layers."""

@@ -191,7 +191,7 @@ def test_a_sharded_checkpoint_scores_the_same(
     sharded = RewardScorer.load(ModelConfig(str(tmp_path), device="cpu"))
     # Not bit for bit: weights mapped from other places in files are aligned otherwise.
     ours = rewards(sharded, CONVERSATIONS)
-    assert ours == pytest.approx(rewards(scorer, CONVERSATIONS), abs=1e-5, rel=0)
+    assert ours == pytest.approx(rewards(scorer, CONVERSATIONS), abs=1e-4, rel=0)
     assert sharded.fingerprint.revision != scorer.fingerprint.revision
 
 

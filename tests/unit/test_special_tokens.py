@@ -146,8 +146,8 @@ def test_ids_beyond_the_embedding_are_errors_in_their_places(
         assert isinstance(error, ScoreError)
         assert error.code == "invalid_conversation"
         assert f"from 0 to {rows - 1}" in error.message
-    assert results[0] == results[5] == pytest.approx(alone[0], abs=1e-5)
-    assert results[3] == pytest.approx(alone[1], abs=1e-5)
+    assert results[0] == results[5] == pytest.approx(alone[0], abs=1e-4)
+    assert results[3] == pytest.approx(alone[1], abs=1e-4)
 
 
 def test_ids_of_clients_beyond_the_tokenizer_are_refused_with_the_range(copy_of: CopyOf) -> None:
