@@ -43,6 +43,7 @@ MAX_NUMBER = 1_000_000
 """Largest number that a template may write, or pass to a filter or a call."""
 
 _LOOK_EVERY_S = 0.25
+_REPEAT_S = 0.01
 _SUSPICIOUS_S = 0.5
 _MAX_BITS = 4096
 # Columns by which these may indent every line of a text.
@@ -412,13 +413,18 @@ class _Watcher:
         _set_exception(thread, None)
 
     def _run(self) -> None:
+        pause_s = _LOOK_EVERY_S
         while True:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(pause_s)
+            pause_s = _LOOK_EVERY_S
             # Under the lock, since the clock of a thread that ended must not be read.
             with self._lock:
                 for thread, rendering in self._renderings.items():
                     if _is_over(thread, rendering):
                         _set_exception(thread, RenderingInterrupt)
+                        # Python ignores it inside a callback of the garbage collector, which is
+                        # busy when a rendering builds a large value.
+                        pause_s = _REPEAT_S
 
 
 _watcher = _Watcher()

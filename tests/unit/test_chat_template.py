@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ DAY = datetime.date(2026, 2, 28)
 HELLO = talk("Hi", "Hello!")
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture(autouse=True)
+def _no_callbacks_of_the_garbage_collector() -> Iterator[None]:
+    """Python ignores an interrupt inside of one, such as hypothesis', and pytest reports that."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
 
 
 def compiled(text: Any, name: str = "qwen3") -> ChatTemplate:
@@ -100,6 +110,22 @@ def test_endless_rendering_is_interrupted(text: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(TemplateError, match=r"did not finish this conversation within 0\.6 s"):
         template.render(talk("loop", "?"))
     assert template.render(HELLO) == expected
+
+
+def test_interrupt_that_is_ignored_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
+    set_exception, ignored = module._set_exception, []
+
+    def ignore_some(thread: int, exception: type[BaseException] | None) -> None:
+        if exception is None or len(ignored) == 5:
+            set_exception(thread, exception)
+        else:
+            ignored.append(exception)
+
+    monkeypatch.setattr(module, "_set_exception", ignore_some)
+    with pytest.raises(TemplateError, match="did not finish"):
+        compiled("{% if messages[0].content == 'Hi' %}" + NESTED + "{% endif %}").render(HELLO)
+    assert len(ignored) == 5
 
 
 def test_interruption_hits_its_own_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
