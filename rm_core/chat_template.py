@@ -449,14 +449,13 @@ def watch(work: Callable[[], T]) -> T:
 
 
 def _is_over(thread: int, rendering: _Rendering) -> bool:
-    seconds = _cpu_seconds(thread) - rendering.started_s
-    if seconds < _SUSPICIOUS_S:
-        rendering.bytes_before = _resident_bytes()
-        return False
+    seconds, resident = _cpu_seconds(thread) - rendering.started_s, _resident_bytes()
+    # On a busy machine the first look may come late.
+    if seconds < _SUSPICIOUS_S or rendering.bytes_before is None:
+        rendering.bytes_before = resident
     if seconds > MAX_CPU_S:
         return True
-    resident, before = _resident_bytes(), rendering.bytes_before
-    return before is not None and resident is not None and resident - before > MAX_BYTES
+    return resident is not None and resident - (rendering.bytes_before or resident) > MAX_BYTES
 
 
 def _cpu_seconds(thread: int) -> float:
