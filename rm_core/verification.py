@@ -213,9 +213,9 @@ def _references(
 ) -> tuple[list[float], list[float], list[float]]:
     """Plain transformers' reward of each conversation, and how far ours may be from it.
 
-    See `allowed_difference`. In half precision under eager attention kernels round alike: one
-    bfloat16 step. Another kernel rounds otherwise all the way through, so there the error of plain
-    transformers itself counts. So it does in float32, as the self-check measured it.
+    See `allowed_difference`. The error of plain transformers itself counts, since a batch of
+    another shape rounds otherwise all the way through: that of its dtype, or in float32 as the
+    self-check measured it.
     Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
 
     Returns:
@@ -239,10 +239,8 @@ def _references(
             allowed_difference(reward, dtype, mean_error, FLOAT32_ROUNDING) for reward in expected
         ]
         return expected, tolerances, []
-    mean_error = 0.0
-    if scorer.fingerprint.attention != "eager" and expected:
-        differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
-        mean_error = statistics.mean(differences)
+    differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
+    mean_error = statistics.mean(differences) if differences else 0.0
     tolerances = [allowed_difference(reward, dtype, mean_error) for reward in expected]
     return expected, tolerances, exact
 

@@ -53,8 +53,8 @@ class Finding:
         check: its name.
         figure: what was measured, with its unit.
         allowed: the bound.
-        passed: whether the figure keeps it; None for a check that could not be made.
-        about: over what it was measured, or why it was not made.
+        passed: whether the figure keeps it; None for what is told and not judged.
+        about: over what it was measured, or why it was not.
     """
 
     check: str
@@ -148,8 +148,7 @@ def check_parity(subject: Subject) -> Iterator[Finding]:
     scorer = subject.load("bfloat16")
     ours = rewards(scorer.score(subject.conversations))
     mean_error = statistics.mean(differences(expected, exact))
-    counted = 0.0 if scorer.fingerprint.attention == "eager" else mean_error
-    allowed = [allowed_difference(reward, torch.bfloat16, counted) for reward in expected]
+    allowed = [allowed_difference(reward, torch.bfloat16, mean_error) for reward in expected]
     about = (
         f"attention {scorer.fingerprint.attention}; plain transformers in bfloat16 is "
         f"{mean_error:.2g} from its own float32 in the mean, the engine "
@@ -381,13 +380,15 @@ def _paired(subject: Subject, flat: Sequence[float]) -> list[float]:
 
 
 def _agreement_finding(mode: str, ours: dict[str, float], exact: dict[str, float]) -> Finding:
+    # How much is lost says something of the model. That a quantized engine gives the rewards of its
+    # own rounded weights is compared at every load.
     pairs, difference = agreement(ours, exact)
     assert pairs.ours is not None
     return Finding(
         f"quantization, {mode}",
         f"{pairs.ours:.0%}, {difference.ours:.2g}",
-        f"{1 - pairs.tolerance:.0%}, {difference.tolerance:.2g}",
-        pairs.passed and difference.passed,
+        f"{1 - pairs.tolerance:.0%}, {difference.tolerance:.2g} in `verify`",
+        None,
         f"{pairs.note}; mean absolute difference",
     )
 

@@ -94,7 +94,7 @@ def print_table(findings: Sequence[checks.Finding]) -> None:  # noqa: F821
     table = Table(title="Real weights: SmolLM2-135M-Instruct", title_justify="left")
     for header in ("check", "found", "allowed", "", "about"):
         table.add_column(header)
-    words = {True: "ok", False: "FAILED", None: "not checked"}
+    words = {True: "ok", False: "FAILED", None: "told"}
     for finding in findings:
         word = words[finding.passed]
         table.add_row(finding.check, finding.figure, finding.allowed, word, finding.about)
