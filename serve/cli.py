@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from serve import __version__
+from serve.escaping import escaped_line
 from serve.eval_command import compare_runs, evaluate, leaderboard
 from serve.options import (
     column_options,
@@ -34,7 +37,32 @@ Examples:
 """
 
 
+class _EscapingGroup(click.Group):
+    """Commands whose error messages cannot control a terminal."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """See click."""
+        with _escaped_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click; errors in a command's own arguments are raised in here too."""
+        with _escaped_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _escaped_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        message = escaped_line(error.format_message())
+        vars(error)["format_message"] = lambda: message
+        raise
+
+
 @click.group(
+    cls=_EscapingGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXAMPLES,
 )

@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import httpx
-from rich.console import Console
 from rich.table import Table
 
 from rm_core import RewardError, seeds_dir
 from serve.clients import ScoringClient, ServiceError
+from serve.console import Console
+from serve.escaping import escaped_line
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -42,7 +43,7 @@ def main() -> int:
             ]
             answer = client.post("/v1/compare", {"pairs": sent})
     except RewardError as error:
-        print(f"demo: {error.detail}", file=sys.stderr)
+        print(f"demo: {escaped_line(error.detail)}", file=sys.stderr)
         return 1
     print_pairs(pairs, answer)
     return 1 if any("error" in result for result in answer["results"]) else 0
@@ -114,8 +115,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
     """Print the answer of `/v1/compare` beside the pairs it is about, in their order."""
-    width = None if sys.stdout.isatty() else 120
-    console = Console(width=width, markup=False, highlight=False)
+    console = Console(width=120)
     table = Table(title="Sample pairs, scored over HTTP", title_justify="left")
     for header, justify in (
         ("pair", "left"),

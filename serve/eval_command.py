@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from serve.escaping import json_text
 from serve.options import (
     LOADING_OPTIONS,
     F,
@@ -155,7 +155,7 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
     first, second = (load_run(path, say=say, **options) for path in (a, b))
     comparison = compare(first, second)
     if as_json:
-        click.echo(json.dumps(as_plain(comparison), ensure_ascii=False, indent=2))
+        click.echo(json_text(as_plain(comparison), indent=2))
     else:
         print_comparison(comparison, show)
 
@@ -175,7 +175,7 @@ def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> Non
 
     places = boards.board(benchmark, folders)
     if as_json:
-        click.echo(json.dumps(boards.as_json(places), ensure_ascii=False, indent=2))
+        click.echo(json_text(boards.as_json(places), indent=2))
     else:
         boards.print_board(BENCHMARKS[benchmark].title, benchmark, places)
 

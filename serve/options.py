@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -11,20 +12,20 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from serve.escaping import EscapingFormatter, escaped_line
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def say(text: str) -> None:
     """Tell whoever started the command, on standard error."""
-    click.echo(f"skyreward: {text}", err=True)
+    click.echo(f"skyreward: {escaped_line(text)}", err=True)
 
 
 def sayer(log_format: str) -> Callable[[str], None]:
     """Progress as a person reads it, or as lines of the log for what reads the log."""
     if log_format == "text":
         return say
-    import logging
-
     from serve.record.formats import configure_logging
 
     configure_logging("INFO", "json")
@@ -39,6 +40,8 @@ def reported(command: F) -> F:
         from rm_core import RewardError
 
         try:
+            if logging.lastResort:  # prints warnings where no log is configured
+                logging.lastResort.setFormatter(EscapingFormatter("%(message)s"))
             return command(*args, **kwargs)
         except RewardError as error:
             raise click.ClickException(error.detail) from error

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rm_core import InputError, find_entry, load_catalog, load_not_served
 from rm_core.attention import AttentionChoice, Placement, choose_attention
 from rm_core.catalog import CatalogEntry, Fact, NotServed, load_sources
 from rm_core.verification import Check
+from serve.console import Console
+from serve.escaping import json_text
 
 
 class UnknownCheckpointError(InputError):
@@ -34,7 +33,7 @@ def print_catalog(as_json: bool) -> None:
             }
         )
         return
-    console = _console()
+    console = Console()
     table = _table(
         "Served", "checkpoint", "family", "context", "RewardBench", "attention here", "licence"
     )
@@ -75,7 +74,7 @@ def print_entry(name: str, as_json: bool) -> None:
     if as_json:
         _print_json(_plain(entry))
         return
-    console = _console()
+    console = Console()
     if isinstance(entry, NotServed):
         console.print(f"{entry.what}\nNot served yet: {entry.reason}")
     facts = _table(entry.id, "fact", "value", "status", "source")
@@ -114,7 +113,7 @@ def attention_here(entry: CatalogEntry) -> AttentionChoice:
 
 def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
     """What `skyreward verify` found."""
-    console = _console()
+    console = Console()
     for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
         console.print(f"{key}: {model[key]}")
     table = _table("Checks", "check", "ours", "expected", "difference", "allowed", "", "against")
@@ -131,13 +130,6 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
     console.print(table)
     wrong = sum(not check.passed for check in checks)
     console.print(f"{len(checks)} checks, {wrong} wrong")
-
-
-def _console() -> Console:
-    # A pipe or a log file has no width of its own; Rich would cut the names at 80 columns.
-    # Nor is anything printed here written in Rich's markup: `skyreward[flash]` would lose its end.
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, markup=False, highlight=False)
 
 
 def _table(title: str, first: str, *others: str) -> Table:
@@ -186,4 +178,4 @@ def _plain(record: Any) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=dict))
+    print(json_text(value, indent=2, default=dict))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.catalog import load_sources
+from serve.escaping import escaped_line
 from serve.evaluation.errors import EvaluationError
 from serve.evaluation.files import read_summary
 from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
@@ -95,7 +96,7 @@ def print_board(title: str, benchmark: str, places: Sequence[Place]) -> None:
     )
     for place in places:
         if place.missing:
-            print(f"{place.model} (partial): {'; '.join(place.missing)}")
+            print(escaped_line(f"{place.model} (partial): {'; '.join(place.missing)}"))
 
 
 def as_json(places: Iterable[Place]) -> list[dict[str, Any]]:

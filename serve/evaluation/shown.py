@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from serve.console import Console
 from serve.evaluation.files import is_partial
 from serve.evaluation.names import named_figures
 from serve.evaluation.result import Compared, Evaluation
-
-_WIDTH = 160
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
@@ -44,9 +41,7 @@ def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]])
         table.add_column(head, no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width of its own; and nothing here is written in Rich's markup.
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(width=width, markup=False, highlight=False).print(table)
+    Console().print(table)
 
 
 def percent(value: float | None) -> str:

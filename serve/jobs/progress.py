@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from serve.console import Console
 from serve.jobs.summary import Summary
 
 _LINE_EVERY_S = 10.0
@@ -125,9 +125,9 @@ def clock(seconds: float) -> str:
 
 def _bar() -> Bar:
     return Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}"),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}", markup=False),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         speed_estimate_period=600,  # chunks come in jumps

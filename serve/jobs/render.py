@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import IO, Any
 
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, render_record
+from serve.escaping import json_text
 from serve.jobs.columns import AS_USUAL, Columns
 from serve.jobs.inputs.lines import rows_of
 from serve.jobs.records import read_work
@@ -46,5 +46,5 @@ def render_lines(
             else:
                 failed += 1
                 record["error"] = {"code": encoded.code, "message": encoded.message}
-            write(json.dumps(record, ensure_ascii=False))
+            write(json_text(record))
     return failed

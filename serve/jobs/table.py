@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 
+from serve.console import Console
 from serve.jobs.progress import clock
 from serve.jobs.summary import Summary
 
@@ -55,7 +55,7 @@ def print_lines(lines: Iterable[Line]) -> None:
     table.add_column(justify="right")
     for name, value in lines:
         table.add_row(name, value)
-    Console(stderr=True, highlight=False).print(table)
+    Console(stderr=True).print(table)
 
 
 def _part(some: int, whole: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 
-from rich.console import Console
 from rich.table import Table
 
+from serve.console import Console
+from serve.escaping import json_text
 from serve.planning.plan import Plan
 
 _GIB = 2**30
@@ -17,11 +16,9 @@ _GIB = 2**30
 def print_plan(plan: Plan, as_json: bool) -> None:
     """On standard output."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(plan), indent=2, default=dict))
+        print(json_text(dataclasses.asdict(plan), indent=2, default=dict))
         return
-    # As in `serve.tables`: a pipe has no width of its own, and nothing here is Rich's markup.
-    width = None if sys.stdout.isatty() else 120
-    console = Console(width=width, markup=False, highlight=False)
+    console = Console(width=120)
     for table in (_replica(plan), _fleet(plan), _limits(plan), _curve(plan)):
         console.print(table)
     console.print(f"start: {plan.command}", soft_wrap=True)

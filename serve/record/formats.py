@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from serve.escaping import escaped
 from serve.record.request import current
 
 LogFormat = Literal["text", "json"]
@@ -63,6 +64,10 @@ class TextFormatter(logging.Formatter):
         record.request_id = getattr(record, "request_id", "-")
         facts = (f" {name}={_text(value)}" for name, value in _fields(record).items())
         return super().formatMessage(record) + "".join(facts)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line and its traceback, without what could control a terminal."""
+        return escaped(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):

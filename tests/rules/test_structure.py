@@ -103,7 +103,8 @@ SERVE_LAYERS = [
     ["serve.start.door", "serve.changes"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
     ["serve.model_settings", "serve.record.request", "serve.web"],
-    ["serve.pages", "serve.batch_clock"],
+    ["serve.pages", "serve.batch_clock", "serve.console"],
+    ["serve.escaping"],
 ]
 
 
