@@ -201,7 +201,7 @@ def _ways(models: tuple[str, ...], urls: tuple[str, ...], options: dict[str, Any
     if urls:
         refuse_with_url(given_options(loading))
         return [
-            Ways({}, urls, served, options["api_key"], options["retry_s"])
+            Ways({}, urls, served, *(options[name] for name in ("api_key", "retry_s", "timeout_s")))
             for served in models or (None,)
         ]
     return [Ways({"model": model, **loading}) for model in models]

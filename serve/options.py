@@ -141,6 +141,12 @@ def service_options(command: F) -> F:
             show_default=True,
             help="Seconds to go on trying while a service is away or refuses.",
         ),
+        click.option(
+            "--timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Seconds that a service has for one request; one that says nothing is left a "
+            "little later.  [default: its own deadline; left after 600]",
+        ),
     )
     for option in reversed(options):
         command = option(command)

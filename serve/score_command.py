@@ -120,6 +120,7 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         served=model["model"] if "model" in given else None,
         api_key=options.pop("api_key"),
         retry_s=options.pop("retry_s"),
+        timeout_s=options.pop("timeout_s"),
         ray=ray,
         ray_actors=ray_actors,
     )

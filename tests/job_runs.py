@@ -35,6 +35,7 @@ class FakeCarrier:
     """
 
     def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
+        self.patience_s: float | None = None
         self.calls: list[list[Messages]] = []
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
         self.num_asked = 0

@@ -6,17 +6,24 @@ from several threads.
 
 from __future__ import annotations
 
+import base64
+import functools
+import ipaddress
+import logging
+import re
+import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
+from serve.clients.bodies import UnreadableAnswerError, json_of, quoted
 from serve.clients.errors import ServiceError
 from serve.clients.retries import is_ours, wait_after
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+logger = logging.getLogger("serve.clients")
 
 
 @dataclass(eq=False, slots=True)
@@ -24,8 +31,9 @@ class Address:
     """One of them.
 
     Attributes:
-        url: where it is.
-        place: the same for errors and logs: a password in it must not be told.
+        url: where it is, without user and password, which no log of a library may show.
+        place: the same for errors, logs and files.
+        headers: the user and password of the address, as they are sent.
         num_running: requests there now.
         num_failures: one after another.
         failed_at: when it failed last, on the monotonic clock.
@@ -34,6 +42,7 @@ class Address:
 
     url: httpx.URL
     place: str
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
     num_running: int = 0
     num_failures: int = 0
     failed_at: float = 0.0
@@ -41,13 +50,15 @@ class Address:
 
     def told(self, failure: httpx.Response | httpx.HTTPError) -> str:
         """What happened, in words."""
+        if isinstance(failure, UnreadableAnswerError):
+            return f"{self.place} sent an answer that is not read: {failure}"
         if isinstance(failure, httpx.HTTPError):
             return (
                 f"{self.place} did not answer: {type(failure).__name__}: {failure}; is the "
                 "service running there?"
             )
-        said = failure.json()["error"].get("message") if is_ours(failure) else None
-        return f"{self.place} answered {failure.status_code}: {said or failure.text[:200]}"
+        said = (json_of(failure) or {})["error"].get("message") if is_ours(failure) else None
+        return f"{self.place} answered {failure.status_code}: {said or quoted(failure)}"
 
 
 class Addresses:
@@ -70,6 +81,11 @@ class Addresses:
     def places(self) -> list[str]:
         """Where they are, without passwords."""
         return [address.place for address in self._addresses]
+
+    @property
+    def hosts(self) -> set[str]:
+        """Where they are, without ports."""
+        return {address.url.host for address in self._addresses}
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -133,12 +149,66 @@ def _parsed(url: str) -> Address:
         address = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
         raise ServiceError(
-            f"{url!r} is no address ({error}); give one such as http://127.0.0.1:8000"
-        ) from error
-    if address.scheme not in ("http", "https") or not address.host:
-        shown = str(address.copy_with(username=None, password=None)) if address.host else url
-        raise ServiceError(f"{shown!r} is no address; give one such as http://127.0.0.1:8000")
-    if not address.raw_path.endswith(b"/"):
-        address = address.copy_with(raw_path=address.raw_path + b"/")
-    place = str(address.copy_with(username=None, password=None)).rstrip("/")
-    return Address(address, place)
+            f"{_without_secrets(url)!r} is no address ({error}); give one such as "
+            "http://127.0.0.1:8000"
+        ) from None
+    is_port = address.port is None or 0 < address.port < 65536
+    if address.scheme not in ("http", "https") or not address.host or not is_port:
+        raise ServiceError(
+            f"{_without_secrets(url)!r} is no address; give one such as http://127.0.0.1:8000"
+        )
+    headers = {}
+    if address.userinfo:
+        pair = f"{address.username}:{address.password}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    path = address.raw_path.partition(b"?")[0]
+    place = address.copy_with(
+        username=None,
+        password=None,
+        raw_path=path if path.endswith(b"/") else path + b"/",
+        fragment=None,
+    )
+    shown = str(place).rstrip("/")
+    if address.query or address.fragment:
+        _warn_of_query(shown)
+    return Address(place, shown, headers)
+
+
+@functools.cache
+def _warn_of_query(place: str) -> None:
+    logger.warning("what follows ? or # in the address %s is not sent; leave it out", place)
+
+
+def _without_secrets(url: object) -> str:
+    """What can be shown of a text that is no address: not what may be a password in it."""
+    text = re.split(r"[?#]", str(url), maxsplit=1)[0]
+    before, at, after = text.rpartition("@")
+    scheme = before.partition("://")[0] + "://" if "://" in before else ""
+    return scheme + after if at else text
+
+
+def place_of(url: str) -> str:
+    """An address without user, password and query: what may be shown and kept.
+
+    Raises:
+        ServiceError: it is no address.
+    """
+    return _parsed(url).place
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of an address is this machine itself, in any way of writing it."""
+    host = host.lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        # As the system reads 127.1 or 2130706433.
+        found: ipaddress.IPv4Address | ipaddress.IPv6Address
+        found = ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        try:
+            six = ipaddress.IPv6Address(host)
+        except ValueError:
+            return False
+        found = six.ipv4_mapped or six
+    return found.is_loopback or found.is_unspecified

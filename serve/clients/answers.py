@@ -9,6 +9,8 @@ from typing import Any
 
 from rm_core import Reward, ScoreError
 
+_MOST_TOKENS = 2**53
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -67,17 +69,19 @@ class Ranking:
     @classmethod
     def of(cls, rewards: Sequence[float]) -> Ranking:
         """The ranking that rewards make."""
-        best_first = sorted(rewards, reverse=True)
-        return cls(list(rewards), [best_first.index(reward) + 1 for reward in rewards])
+        ranks: dict[float, int] = {}
+        for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
+            ranks.setdefault(reward, rank)
+        return cls(list(rewards), [ranks[reward] for reward in rewards])
 
 
 def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
     """A result of `/v1/score` or `/v1/rank`."""
     return read_error(item) or Reward(
         reward=_number(item["reward"]),
-        num_tokens=item["num_tokens"],
-        truncated=item["truncated"],
-        warnings=tuple(item.get("warnings", ())),
+        num_tokens=read_count(item["num_tokens"]),
+        truncated=bool(item["truncated"]),
+        warnings=_texts(item.get("warnings", [])),
     )
 
 
@@ -88,15 +92,32 @@ def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
         rejected_reward=_number(item["rejected_reward"]),
         margin=_number(item["margin"]),
         probability=_number(item["probability"]),
-        truncated=item["truncated"],
-        warnings=tuple(item.get("warnings", ())),
+        truncated=bool(item["truncated"]),
+        warnings=_texts(item.get("warnings", [])),
     )
 
 
 def read_error(item: Mapping[str, Any]) -> ScoreError | None:
     """The error in the place of a result, if there is one."""
     error = item.get("error")
-    return ScoreError(error["code"], error["message"]) if error else None
+    return ScoreError(*_texts([error["code"], error["message"]])) if error else None
+
+
+def read_count(value: Any) -> int:
+    """A number of tokens.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+        raise ValueError(f"{str(value)[:40]!r} is no number of tokens")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("an error or a warning is not in words")
+    return tuple(values)
 
 
 def _number(value: Any) -> float:

@@ -115,9 +115,7 @@ class AsyncScoringClient(Client):
             # Those of loops that have ended can be neither used nor closed any more.
             self._pools = {o: pool for o, pool in self._pools.items() if not o.is_closed()}
             if loop not in self._pools:
-                self._pools[loop] = httpx.AsyncClient(
-                    **self.options.transport(httpx.AsyncHTTPTransport)
-                )
+                self._pools[loop] = httpx.AsyncClient(**self._transport(httpx.AsyncHTTPTransport))
             return self._pools[loop]
 
     async def _done(self, work: Work[R], progress: bool) -> Work[R]:
@@ -153,9 +151,13 @@ class AsyncScoringClient(Client):
                     came = None
                     continue
                 try:
-                    came = await pool.request(
+                    async with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
-                    )
+                    ) as response:
+                        body = self._body_of(response)
+                        async for piece in response.aiter_raw():
+                            body.add(piece)
+                    came = body.response()
                 except httpx.HTTPError as error:
                     came = error
         except StopIteration as end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -13,7 +13,8 @@ from urllib.request import getproxies
 import httpx
 
 from rm_core import Truncation, drop_nulls
-from serve.clients.addresses import LOOPBACK, Addresses
+from serve.clients.addresses import Addresses, is_loopback
+from serve.clients.bodies import MOST_BYTES_PER_ANSWER, Body
 from serve.clients.errors import ServiceError
 from serve.clients.exchange import Sender
 from serve.clients.work import MOST_BYTES_PER_POST, MOST_PER_POST, Kind, Work
@@ -22,7 +23,7 @@ R = TypeVar("R")
 
 _TIMEOUT_S = 600.0
 # For the answer that the deadline has passed to arrive.
-_GRACE_S = 30.0
+_GRACE_S, _LEAST_GRACE_S = 30.0, 5.0
 # A machine that is cut off says nothing: asked after 15 s of silence, it is given up after 30.
 # Names as far as the system has them.
 _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
@@ -51,9 +52,10 @@ class Options:
         num_posts: most posts at a time of one call, to each address.
         max_items: most conversations (pairs, responses) of a post.
         max_bytes: about the most bytes of a post; a longer conversation goes alone.
+        max_answer_bytes: most bytes of an answer, unpacked.
     """
 
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = field(repr=False)
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     retry_s: float = 300.0
@@ -61,27 +63,42 @@ class Options:
     num_posts: int = 4
     max_items: int = MOST_PER_POST
     max_bytes: int = MOST_BYTES_PER_POST
+    max_answer_bytes: int = MOST_BYTES_PER_ANSWER
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds after which a service that says nothing is left."""
+        if self.timeout_s is None:
+            return _TIMEOUT_S
+        return self.timeout_s + min(_GRACE_S, max(_LEAST_GRACE_S, self.timeout_s))
 
     def transport(
-        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
+        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport], hosts: Iterable[str]
     ) -> dict[str, Any]:
-        """Arguments of an httpx client whose transports are of this type."""
-        headers = {"Content-Type": "application/json"}
+        """Arguments of an httpx client.
+
+        Args:
+            made: type of its transports.
+            hosts: of the addresses.
+        """
+        # One encoding, whose unpacking can be bounded.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if self.timeout_s is not None:
             headers["X-Request-Timeout-Seconds"] = f"{self.timeout_s:g}"
-        read_s = _TIMEOUT_S if self.timeout_s is None else self.timeout_s + _GRACE_S
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
         # No proxy stands between a machine and itself, whatever the environment says.
         mounts: dict[str, Any] = {
-            f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK
+            f"all://{f'[{host}]' if ':' in host else host}": None
+            for host in hosts
+            if is_loopback(host)
         }
         if "all" not in getproxies():
             mounts["all://"] = made(limits=limits, socket_options=_KEEPALIVE)
         return {
             "headers": headers,
-            "timeout": httpx.Timeout(read_s, connect=10.0, pool=None),
+            "timeout": httpx.Timeout(self.silence_s, connect=10.0, pool=None),
             "limits": limits,
             "mounts": mounts,
         }
@@ -98,7 +115,7 @@ class Client:
     """
 
     def __init__(self, options: Options) -> None:
-        for name in ("num_posts", "max_items", "max_bytes"):
+        for name in ("num_posts", "max_items", "max_bytes", "max_answer_bytes"):
             if getattr(options, name) < 1:
                 raise ServiceError(f"{name} is {getattr(options, name)}; give at least 1")
         self.options = options
@@ -165,6 +182,14 @@ class Client:
                     "same way, or make a new client if it was replaced on purpose"
                 )
         return work
+
+    def _transport(
+        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
+    ) -> dict[str, Any]:
+        return self.options.transport(made, self._sender.addresses.hosts)
+
+    def _body_of(self, response: httpx.Response) -> Body:
+        return Body(response, self.options.max_answer_bytes, self.options.silence_s)
 
     def _count_retry(self) -> None:
         with self._lock:

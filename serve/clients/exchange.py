@@ -11,12 +11,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
 from serve.clients.addresses import Addresses
+from serve.clients.bodies import json_of, quoted
 from serve.clients.errors import ServiceError
 from serve.clients.retries import may_go_away
 
@@ -31,8 +32,8 @@ class Send:
 
     method: str
     url: httpx.URL
-    headers: dict[str, str]
-    content: bytes | None
+    headers: dict[str, str] = field(repr=False)
+    content: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,9 @@ class Sender:
             ServiceError: the request failed.
         """
         response, place = yield from self._send(method, route, content)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ServiceError(f"{place} answered no JSON object: {response.text[:200]}")
+        answer = json_of(response)
+        if answer is None:
+            raise ServiceError(f"{place} answered no JSON object of a service: {quoted(response)}")
         return answer
 
     def _send(
@@ -87,7 +85,7 @@ class Sender:
             tries += 1
             try:
                 url = address.url.join(route.lstrip("/"))
-                came = yield Send(method, url, headers, content)
+                came = yield Send(method, url, {**headers, **address.headers}, content)
             finally:
                 self.addresses.end(address)
             assert came is not None

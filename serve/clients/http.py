@@ -173,7 +173,7 @@ class ScoringClient(Client):
                 # Of the process that this one was forked from: its connections are its own.
                 self._open()
             if self._pool is None:
-                self._pool = httpx.Client(**self.options.transport(httpx.HTTPTransport))
+                self._pool = httpx.Client(**self._transport(httpx.HTTPTransport))
             return self._pool
 
     def _done(self, work: Work[R], progress: bool) -> Work[R]:
@@ -207,9 +207,13 @@ class ScoringClient(Client):
                     came = None
                     continue
                 try:
-                    came = pool.request(
+                    with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
-                    )
+                    ) as response:
+                        body = self._body_of(response)
+                        for piece in response.iter_raw():
+                            body.add(piece)
+                    came = body.response()
                 except httpx.HTTPError as error:
                     came = error
         except StopIteration as end:

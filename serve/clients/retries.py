@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from serve.clients.bodies import json_of
+
 _FOR_A_WHILE = (429, 502, 503, 504)
 # Only if it isn't our answer: a proxy writes these when the process behind it dies or is slow, we
 # when a request fails in a way that it would fail in again.
@@ -45,11 +47,7 @@ def _was_cut_off(failure: httpx.HTTPError) -> bool:
 
 def is_ours(response: httpx.Response) -> bool:
     """Whether an error was written by the service itself rather than by a proxy before it."""
-    try:
-        body = response.json()
-    except ValueError:
-        return False
-    return isinstance(body, dict) and isinstance(body.get("error"), dict)
+    return isinstance((json_of(response) or {}).get("error"), dict)
 
 
 def wait_after(failure: httpx.Response | httpx.HTTPError, num_before: int) -> float:

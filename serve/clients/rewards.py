@@ -163,6 +163,7 @@ def _scoring(settings: ClientSettings) -> Scoring:
         "api_key": settings.api_key and settings.api_key.get_secret_value(),
         "retry_s": settings.retry_s,
         "timeout_s": settings.timeout_s,
+        "max_answer_bytes": settings.max_answer_bytes,
         "num_posts": settings.num_posts,
     }
     reading = Reading(

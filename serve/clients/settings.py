@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core import DialectName, Truncation
+from serve.clients.bodies import MOST_BYTES_PER_ANSWER
 from serve.clients.errors import ServiceError
 
 PolicyTemplate: TypeAlias = Literal["none"] | DialectName
@@ -31,6 +32,7 @@ class ClientSettings(BaseSettings):
     urls: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("http://127.0.0.1:8000",),
         min_length=1,
+        repr=False,  # a password may be in one
         description="addresses of services that serve the same model, with commas between",
     )
     model: str | None = Field(default=None, description="which of their models")
@@ -39,6 +41,11 @@ class ClientSettings(BaseSettings):
         default=300, ge=0, description="seconds from a first failure in which it is tried again"
     )
     timeout_s: float | None = Field(default=None, gt=0, description="deadline of each try")
+    max_answer_bytes: int = Field(
+        default=MOST_BYTES_PER_ANSWER,
+        ge=1,
+        description="maximum size of an answer of the service in bytes, uncompressed",
+    )
     num_posts: int = Field(default=4, ge=1, description="posts at a time, to each address")
     truncation: Truncation = Field(
         default="error", description="what to do with conversations that are too long"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rm_core import ScoreError, drop_nulls
-from serve.clients.answers import read_comparison, read_reward
+from serve.clients.answers import read_comparison, read_count, read_reward
 from serve.clients.errors import ScoringFailedError, ServiceError
 from serve.clients.exchange import Sender, Steps, encoded
 
@@ -156,7 +156,8 @@ class Work(Generic[R]):
             )
         for place, result in zip(part.places, map(self._kind.read, items), strict=True):
             self.results[place] = result
-        self.num_computed_tokens += answer.get("usage", {}).get("num_computed_tokens", 0)
+        computed = answer.get("usage", {}).get("num_computed_tokens", 0)
+        self.num_computed_tokens += read_count(computed)
         self.fingerprints.append(answer.get("fingerprint", {}))
 
     def _named(self, error: ServiceError, part: Part) -> ServiceError:

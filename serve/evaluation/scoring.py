@@ -190,9 +190,12 @@ def score_items(items: Path, folder: Path, ways: Ways, run: Run) -> Rewards:
             if model := carrier.scoring_model():
                 ScoredBy(model, run.truncation).write(kept)
         scored_by = ScoredBy.read(kept)
-        if scored_by is None and (model := carrier.scoring_model(ask=True)):
-            scored_by = ScoredBy(model, run.truncation)
-            scored_by.write(kept)
+        if scored_by is None:
+            with run.stopping.interrupting(carrier.patience_s is not None):
+                model = carrier.scoring_model(ask=True)
+            if model:
+                scored_by = ScoredBy(model, run.truncation)
+                scored_by.write(kept)
     finally:
         carrier.close()
     rewards = _read_rewards(plan.output)

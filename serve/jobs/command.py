@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,27 @@ class Ways:
         served: which of their models; None if each serves one.
         api_key: of all of them.
         retry_s: seconds to go on trying.
+        timeout_s: deadline of each request; None: the service's own.
         ray: address of a cluster.
         ray_actors: how many models there; None for as many as it has room for.
     """
 
     model: dict[str, Any]
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...] = field(default=(), repr=False)
     served: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     retry_s: float = 300.0
+    timeout_s: float | None = None
     ray: str | None = None
     ray_actors: int | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
-        """How the model was asked for; without the key."""
+        """How the model was asked for; without the key, passwords and queries of addresses."""
         if self.urls:
-            return {"urls": sorted(self.urls), "model": self.served}
+            from serve.clients.addresses import place_of
+
+            return {"urls": sorted(map(place_of, self.urls)), "model": self.served}
         return {**self.model, "ray": bool(self.ray)}
 
     def carrier(self, folder: JobFolder | None, *, overwrite: bool = False) -> Carrier:
@@ -70,7 +74,13 @@ class Ways:
         if self.urls:
             from serve.jobs.carriers.urls import UrlsCarrier
 
-            return UrlsCarrier(self.urls, self.served, api_key=self.api_key, retry_s=self.retry_s)
+            return UrlsCarrier(
+                self.urls,
+                self.served,
+                api_key=self.api_key,
+                retry_s=self.retry_s,
+                timeout_s=self.timeout_s,
+            )
         config = model_config(**self.model)
         if config.template_date is None:
             # A job that goes on another day, and every actor of a pool, renders the same prompts.

@@ -5,6 +5,7 @@ Conversations that occur again are not known in advance: the store that finds th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from rm_core import Reward, ScoreError
 from rm_core.conversations import ChatJson
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.chunks import Chunk, cut, parse_chunk
+from serve.jobs.errors import JobStoppedError
 from serve.jobs.plan import Plan
 from serve.jobs.progress import Progress, clock
 from serve.jobs.stopping import Stopping
@@ -77,6 +79,15 @@ def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stoppin
     """
     found = Estimate()
     progress.phase("counting", total=sum(file.size for file in plan.source.files), unit="bytes")
+    asks_services = carrier.patience_s is not None
+    with contextlib.suppress(JobStoppedError), stopping.interrupting(asks_services):
+        _count_all(plan, carrier, progress, stopping, found)
+    return found
+
+
+def _count_all(
+    plan: Plan, carrier: Carrier, progress: Progress, stopping: Stopping, found: Estimate
+) -> None:
     rows = islice(plan.source.rows(), plan.limit)
     for number, some in enumerate(cut(rows, plan.chunk_rows)):
         chunk = parse_chunk(number, some, plan.columns)
@@ -87,7 +98,6 @@ def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stoppin
         progress.advance(sum(row.size for row in some))
         if stopping.asked is not None:
             break
-    return found
 
 
 def _rate(sample: list[ChatJson], plan: Plan, carrier: Carrier) -> float:

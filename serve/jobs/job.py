@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from serve.jobs.carriers.carrier import Carrier
 from serve.jobs.chunk_files import DamagedError
@@ -122,7 +123,7 @@ class Job:
         stat = output.stat()
         summary = self.prefix.summary
         done = Done(stat.st_size, stat.st_mtime_ns, sha256_of(output), summary)
-        folder.write_manifest(replace(manifest, done=done))
+        folder.write_manifest(replace(manifest, done=done, asked=self.plan.asked))
         folder.remove_work()
         return summary
 
@@ -142,15 +143,19 @@ class Job:
         if kept:
             # Nothing is asked of a model or a service for a job that is done.
             asks = not (kept.done and kept.asked == plan.asked)
-            model = self.carrier.identity() if asks else None
+            model = self._identity() if asks else None
             require_same(kept, plan.source.files, model, plan.options)
             return kept
-        model = self.carrier.identity()
+        model = self._identity()
         if not folder.chunks.exists():
             folder.clear()
         manifest = Manifest(self._survey(), model, plan.options, plan.asked)
         folder.write_manifest(manifest)
         return manifest
+
+    def _identity(self) -> dict[str, Any]:
+        with self.stopping.interrupting(self.carrier.patience_s is not None):
+            return self.carrier.identity()
 
     def _survey(self) -> Survey:
         source = self.plan.source

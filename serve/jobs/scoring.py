@@ -45,6 +45,7 @@ class Scoring:
     stopping: Stopping
     _on_its_way: set[Digest] = field(default_factory=set)
     _finished_at: float = 0.0
+    _gives_up_at: float | None = None
 
     def run(self, carrier: Carrier) -> None:
         """Score until all chunks are done.
@@ -83,19 +84,28 @@ class Scoring:
                 if chunk is None:
                     break
                 pending.append(send(chunk, seen, self._on_its_way, submit))
-            if not pending or not self._wait(pending):
+            if not pending or not self._wait(pending, carrier.patience_s):
                 return
             self._finish(pending.popleft(), seen)
 
-    def _wait(self, pending: deque[Pending]) -> bool:
-        """Whether the first chunk has its results; not if it was cancelled."""
+    def _wait(self, pending: deque[Pending], patience_s: float | None) -> bool:
+        """Whether the first chunk has its results; not if it was cancelled or given up."""
         future = pending[0].future
         while future is not None and not future.done():
             if self.stopping.asked is not None:
                 _cancel(pending)
+                if patience_s is not None and self._is_over(patience_s):
+                    return False
             self.progress.tick()
             wait((future,), _POLL_S)
         return future is None or not future.cancelled()
+
+    def _is_over(self, patience_s: float) -> bool:
+        """Whether so many seconds have passed since the first call."""
+        now = time.monotonic()
+        if self._gives_up_at is None:
+            self._gives_up_at = now + patience_s
+        return now >= self._gives_up_at
 
     def _finish(self, one: Pending, seen: SeenStore) -> None:
         finished, mine = one.finish(seen)

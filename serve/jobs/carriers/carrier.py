@@ -45,7 +45,15 @@ class ScoringModel:
 
 
 class Carrier(Protocol):
-    """Carries conversations to where they are scored. Used from one thread."""
+    """Carries conversations to where they are scored. Used from one thread.
+
+    Attributes:
+        patience_s: seconds for which a job that is asked to stop waits for what is in flight. Not
+            None for services, which may never answer: then `identity` and `count_tokens` may be
+            interrupted, too. None: until it is done.
+    """
+
+    patience_s: float | None
 
     def identity(self) -> dict[str, Any]:
         """What decides the rewards, as plain JSON data; a job goes on only where it is the same.

@@ -54,6 +54,8 @@ class LocalCarrier:
             keep nothing.
     """
 
+    patience_s: float | None = None
+
     def __init__(self, config: ModelConfig, budget_file: Path | None = None) -> None:
         self._config = config
         self._budget_file = budget_file

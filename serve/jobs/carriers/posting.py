@@ -21,7 +21,7 @@ class Posting(threading.Thread):
     Args:
         queue: where parts come from.
         client: of the address; this thread alone uses it.
-        url: of the address, for errors.
+        place: the address, for errors.
         fingerprint: that every answer must have.
         patience_s: seconds for which a part that is refused goes back into the queue, for this
             address or another.
@@ -31,14 +31,14 @@ class Posting(threading.Thread):
         self,
         queue: PartQueue,
         client: ScoringClient,
-        url: str,
+        place: str,
         fingerprint: dict[str, Any],
         patience_s: float,
     ) -> None:
-        super().__init__(name=f"post-{url}", daemon=True)
+        super().__init__(name=f"post-{place}", daemon=True)
         self._queue = queue
         self._client = client
-        self._url = url
+        self._place = place
         self._fingerprint = fingerprint
         self._patience_s = patience_s
         self._rest_s = _FIRST_REST_S
@@ -65,7 +65,7 @@ class Posting(threading.Thread):
         except Exception as error:
             self._queue.fail(
                 part,
-                ServiceError(f"{self._url} answered nonsense: {type(error).__name__}: {error}"),
+                ServiceError(f"{self._place} answered nonsense: {type(error).__name__}: {error}"),
             )
         else:
             self._rest_s = _FIRST_REST_S
@@ -74,7 +74,7 @@ class Posting(threading.Thread):
     def _require_same(self, answer: Answer) -> None:
         if answer.fingerprint not in (None, self._fingerprint):
             raise ServiceError(
-                f"{self._url} scores with another model than when the job began: it was "
+                f"{self._place} scores with another model than when the job began: it was "
                 f"{self._fingerprint} and is {answer.fingerprint}; put the first one back and run "
                 "the same command again"
             )

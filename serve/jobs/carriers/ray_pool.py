@@ -65,6 +65,8 @@ class RayPool:
         actor: their class.
     """
 
+    patience_s: float | None = None
+
     def __init__(
         self,
         model: ModelConfig,

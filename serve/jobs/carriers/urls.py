@@ -7,14 +7,17 @@ looked at in every answer.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.conversations import ChatJson
 from serve.clients import ScoringClient, ServiceError
+from serve.clients.addresses import place_of
+from serve.clients.answers import read_count, read_error
 from serve.jobs.carriers.carrier import Scored, ScoringModel
 from serve.jobs.carriers.parts import PartQueue, split
 from serve.jobs.carriers.posting import Posting
@@ -31,15 +34,29 @@ class UrlsCarrier:
         model: which of their models; None if each serves one.
         api_key: of all of them; None if they are open.
         retry_s: seconds for which a part that is refused is sent again.
+        timeout_s: deadline of each request; None: the service's own.
+
+    Raises:
+        ServiceError: an address is none.
     """
 
+    patience_s: float | None = 5.0
+
     def __init__(
-        self, urls: Sequence[str], model: str | None, *, api_key: str | None, retry_s: float
+        self,
+        urls: Sequence[str],
+        model: str | None,
+        *,
+        api_key: str | None,
+        retry_s: float,
+        timeout_s: float | None = None,
     ) -> None:
         self._urls = list(dict.fromkeys(urls))
+        self._places = {url: place_of(url) for url in self._urls}
         self._model = model
         self._api_key = api_key
         self._retry_s = retry_s
+        self._timeout_s = timeout_s
         self._fingerprint: dict[str, Any] | None = None
         self._served: ScoringModel | None = None
         self._queue = PartQueue()
@@ -68,8 +85,9 @@ class UrlsCarrier:
             if other != identity:
                 differing = ", ".join(k for k in identity if identity[k] != other.get(k))
                 raise ServiceError(
-                    f"{first} and {url} differ in {differing}, so their rewards cannot be "
-                    "compared; give addresses that serve the same model in the same way"
+                    f"{self._places[first]} and {self._places[url]} differ in {differing}, so "
+                    "their rewards cannot be compared; give addresses that serve the same model in "
+                    "the same way"
                 )
         self._fingerprint = identity["fingerprint"]
         return identity
@@ -100,12 +118,10 @@ class UrlsCarrier:
             for places in split(conversations):
                 sent = [conversations[place] for place in places]
                 body = {"conversations": sent, "truncation": truncation}
-                items = client.post("/v1/render", body)["results"]
-                for place, item in zip(places, items, strict=True):
-                    error = item.get("error")
-                    counts[place] = (
-                        ScoreError(error["code"], error["message"]) if error else item["num_tokens"]
-                    )
+                answer = client.post("/v1/render", body)
+                with _explained(self._places[self._urls[0]]):
+                    for place, item in zip(places, answer["results"], strict=True):
+                        counts[place] = read_error(item) or read_count(item["num_tokens"])
         return counts
 
     def close(self) -> None:
@@ -120,39 +136,62 @@ class UrlsCarrier:
             for _ in range(_CONNECTIONS):
                 client = self._client(url, 0.0 if several else self._retry_s)
                 patience = self._retry_s if several else 0.0
-                thread = Posting(self._queue, client, url, fingerprint, patience)
+                thread = Posting(self._queue, client, self._places[url], fingerprint, patience)
                 thread.start()
                 self._threads.append(thread)
 
     def _client(self, url: str, retry_s: float) -> ScoringClient:
-        return ScoringClient(url, self._model, api_key=self._api_key, retry_s=retry_s)
+        return ScoringClient(
+            url,
+            self._model,
+            api_key=self._api_key,
+            retry_s=retry_s,
+            timeout_s=self._timeout_s,
+        )
 
     def _asked(self, url: str, retry_s: float) -> dict[str, Any]:
         """What decides the rewards of one service, once its model is loaded."""
         deadline = time.monotonic() + retry_s
+        place = self._places[url]
         with self._client(url, retry_s) as client:
             while True:
-                name, model = _chosen(client.get("/info")["models"], self._model, url)
-                if model["state"] == "ready" and model.get("encoding_sha256"):
-                    fingerprint, max_length = model["fingerprint"], model["max_model_len"]
-                    self._served = ScoringModel(name, Fingerprint(**fingerprint), max_length)
-                    return {
-                        "fingerprint": fingerprint,
-                        "encoding_sha256": model["encoding_sha256"],
-                        "max_length": max_length,
-                    }
+                answer = client.get("/info")
+                with _explained(place):
+                    name, model = _chosen(answer["models"], self._model, place)
+                    state = model["state"]
+                    if state == "ready" and model.get("encoding_sha256"):
+                        fingerprint = model["fingerprint"]
+                        max_length = read_count(model["max_model_len"])
+                        self._served = ScoringModel(name, Fingerprint(**fingerprint), max_length)
+                        return {
+                            "fingerprint": fingerprint,
+                            "encoding_sha256": model["encoding_sha256"],
+                            "max_length": max_length,
+                        }
                 if time.monotonic() > deadline:
                     error = ServiceError(
-                        f"model {name!r} at {url} is {model['state']}; wait until it is ready, or "
-                        "look into the service's log"
+                        f"model {name!r} at {place} is {state}; wait until it is ready, or look "
+                        "into the service's log"
                     )
                     error.may_pass = True
                     raise error
                 time.sleep(_ASK_AGAIN_S)
 
 
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """What a service answers may have any shape, and so fail to be read in any way."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ServiceError(
+            f"{place} answered nonsense ({type(error).__name__}: {error}); is it a service of this "
+            "project?"
+        ) from error
+
+
 def _chosen(
-    models: dict[str, dict[str, Any]], name: str | None, url: str
+    models: dict[str, dict[str, Any]], name: str | None, place: str
 ) -> tuple[str, dict[str, Any]]:
     if name is None and len(models) == 1:
         return next(iter(models.items()))
@@ -160,4 +199,4 @@ def _chosen(
         assert name is not None
         return name, models[name]
     wanted = "none was named" if name is None else f"{name!r} was asked for"
-    raise ServiceError(f"{url} serves {', '.join(models)} and {wanted}; choose one by --model")
+    raise ServiceError(f"{place} serves {', '.join(models)} and {wanted}; choose one by --model")

@@ -163,7 +163,7 @@ def test_a_machine_that_is_cut_off_would_be_noticed() -> None:
         pool.submit(answer_once, listening)
         options = Options((f"http://127.0.0.2:{listening.getsockname()[1]}",))
         with (
-            httpx.Client(**options.transport(httpx.HTTPTransport), trust_env=False) as http,
+            httpx.Client(**options.transport(httpx.HTTPTransport, ()), trust_env=False) as http,
             http.stream("GET", options.urls[0]) as answer,
         ):
             connection = answer.extensions["network_stream"].get_extra_info("socket")

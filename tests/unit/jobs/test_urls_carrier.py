@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from waiting import PATIENCE_S, until
+from job_service import Service
+from waiting import PATIENCE_S
 
 from rm_core import Reward, ScoreError
 from rm_core.conversations import Messages
@@ -20,89 +19,12 @@ from serve.jobs.carriers import posting
 from serve.jobs.carriers.parts import MAX_CONVERSATIONS, split
 from serve.jobs.carriers.urls import _CONNECTIONS, UrlsCarrier
 
-FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
-
 
 def turns(answer: str, question: str = "2+2?") -> Messages:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 MANY = [turns(f"answer {number}", f"question {number % 7}") for number in range(500)]
-
-
-class Service:
-    """Answers like the service; the reward is the length of the answer.
-
-    Attributes:
-        state: of its model.
-        num_asked: how often it was asked for its state.
-        ready_at: number of that request with which its model becomes ready.
-        refuse: told each post; True refuses it with `status`.
-    """
-
-    def __init__(self) -> None:
-        self.fingerprint = dict(FINGERPRINT)
-        self.state = "ready"
-        self.num_asked = 0
-        self.ready_at: int | None = None
-        self.status = 503
-        self.refuse: Callable[[int], bool] = lambda number: False
-        self.posts: list[int] = []
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.answer(200, service.info())
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                service.posts.append(len(body["conversations"]))
-                if service.refuse(len(service.posts)):
-                    self.answer(service.status, {"error": {"message": "not now"}})
-                else:
-                    self.answer(200, service.score(body["conversations"]))
-
-            def answer(self, status: int, body: Any) -> None:
-                content = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def info(self) -> Any:
-        self.num_asked += 1
-        if self.num_asked == self.ready_at:
-            self.state = "ready"
-        model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
-        return {"models": {"demo": model | {"encoding_sha256": "e"}}}
-
-    def score(self, conversations: list[Messages]) -> Any:
-        results = [
-            {"reward": float(len(c[-1]["content"])), "num_tokens": 3, "truncated": False}
-            for c in conversations
-        ]
-        usage = {"num_computed_tokens": 2 * len(conversations)}
-        return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
-
-    def wait_for_post(self, number: int) -> bool:
-        """Wait until this service has been asked to score; then refuse nothing."""
-        until(lambda: self.posts)
-        return False
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""A service as a job sees it: tells its model, scores, refuses or says nothing as asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from waiting import until
+
+from rm_core.conversations import Messages
+
+FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
+
+
+class Service:
+    """Answers like the service; the reward is the length of the answer.
+
+    Attributes:
+        state: of its model.
+        num_asked: how often it was asked for its state.
+        ready_at: number of that request with which its model becomes ready.
+        refuse: told each post; True refuses it with `status`.
+        info_gate: called before each answer to `/info`.
+        stopped: set when a test is over.
+    """
+
+    def __init__(self) -> None:
+        self.fingerprint = dict(FINGERPRINT)
+        self.state = "ready"
+        self.num_asked = 0
+        self.ready_at: int | None = None
+        self.status = 503
+        self.refuse: Callable[[int], bool] = lambda number: False
+        self.posts: list[int] = []
+        self.info_gate: Callable[[], object] = lambda: None
+        self.stopped = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.answer(200, service.info())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.posts.append(len(body["conversations"]))
+                if service.refuse(len(service.posts)):
+                    self.answer(service.status, {"error": {"message": "not now"}})
+                else:
+                    self.answer(200, service.score(body["conversations"]))
+
+            def answer(self, status: int, body: Any) -> None:
+                content = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def info(self) -> Any:
+        self.num_asked += 1
+        if self.num_asked == self.ready_at:
+            self.state = "ready"
+        self.info_gate()
+        model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
+        return {"models": {"demo": model | {"encoding_sha256": "e"}}}
+
+    def score(self, conversations: list[Messages]) -> Any:
+        results = [
+            {"reward": float(len(c[-1]["content"])), "num_tokens": 3, "truncated": False}
+            for c in conversations
+        ]
+        usage = {"num_computed_tokens": 2 * len(conversations)}
+        return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
+
+    def wait_for_post(self, number: int) -> bool:
+        """Wait until this service has been asked to score; then refuse nothing."""
+        until(lambda: self.posts)
+        return False
+
+    def wait_until_stopped(self) -> bool:
+        """Say nothing until a test is over; then refuse nothing."""
+        self.stopped.wait()
+        return False
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
