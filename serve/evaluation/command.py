@@ -28,6 +28,7 @@ from serve.evaluation.shown import print_evaluations
 from serve.evaluation.used import carried_over, used_of
 from serve.jobs.command import SOME_FAILED, Ways
 from serve.jobs.errors import JobStoppedError
+from serve.jobs.private import require_own_link
 from serve.jobs.progress import Progress
 from serve.jobs.stopping import Stopping
 
@@ -78,7 +79,7 @@ def evaluate_models(
     ways = [with_official_length(one, official.max_length) for one in ways]
     folders = _folders(asked.output, ways)
     data = asked.load()
-    asked.output.mkdir(parents=True, exist_ok=True)
+    _make_folder(asked.output)
     items = write_items(data.items, asked.output, overwrite=overwrite)
     cut: Truncation = truncation or official.truncation  # type: ignore[assignment]
     gc.freeze()
@@ -86,7 +87,7 @@ def evaluate_models(
     with Stopping(_NOTE) as stopping, Progress(asked.say) as progress:
         run = Run(cut, overwrite, asked.say, progress, stopping)
         for way, folder in zip(ways, folders, strict=True):
-            folder.mkdir(exist_ok=True)
+            _make_folder(folder)
             try:
                 rewards = score_items(items, folder, way, run)
             except JobStoppedError as error:
@@ -117,11 +118,16 @@ def evaluate_scores(
     earlier = _earlier(scores, asked.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
     rewards = Rewards(by_key=read_scores(scores, data.items))
-    asked.output.mkdir(parents=True, exist_ok=True)
+    _make_folder(asked.output)
     write_items(data.items, asked.output, overwrite=overwrite)
     evaluation = _evaluated(asked, data, rewards, [name], carried_over(earlier))
     _write(evaluation, asked.output)
     return _finished(asked, [evaluation])
+
+
+def _make_folder(folder: Path) -> None:
+    require_own_link(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _evaluated(

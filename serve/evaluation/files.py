@@ -15,7 +15,7 @@ from serve.evaluation.errors import EvaluationError
 from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, named_figures
 from serve.evaluation.result import Evaluation
 from serve.evaluation.scores import SCORES, write_scores
-from serve.jobs.durable import write_durably
+from serve.jobs.durable import read_regular, write_durably
 from serve.jobs.inputs.strict_json import parse_strict
 
 SUMMARY = "summary.json"
@@ -81,8 +81,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     path = path / SUMMARY if path.is_dir() else path
     try:
-        summary = parse_strict(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        summary = parse_strict(read_regular(path).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{path} cannot be read ({error}); give the folder that `skyreward eval` wrote to"
         ) from error

@@ -18,7 +18,7 @@ from rm_core.benchmarks.records import Item, Key, Preference
 from serve.evaluation.errors import EvaluationError
 from serve.jobs.carriers.carrier import ModelCarrier, ScoringModel
 from serve.jobs.command import Ways
-from serve.jobs.durable import write_durably
+from serve.jobs.durable import read_regular, write_durably
 from serve.jobs.folder import JobFolder
 from serve.jobs.inputs.opening import open_source
 from serve.jobs.job import Job
@@ -56,7 +56,7 @@ class ScoredBy:
     def read(cls, path: Path) -> ScoredBy | None:
         """What `write` kept; None where it is not there, or not whole."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = json.loads(read_regular(path))
             model = plain["model"]
             fingerprint = Fingerprint(**model.pop("fingerprint"))
             return cls(ScoringModel(fingerprint=fingerprint, **model), plain["truncation"])

@@ -10,8 +10,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 TEMPORARY = ".partial"
 # The last one is what a limit on the size of files gives.
@@ -25,17 +27,25 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; the file is what it was before.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which takes the place of `path` if the block succeeds."""
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` if the block succeeds.
+
+    Raises:
+        OSError: it cannot be written; `path` is what it was before.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    # Made here or not at all: somebody else's link of that name is not written through.
+    file = temporary.open("xb+")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
+        with file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -52,6 +62,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: Path, max_bytes: int = 256 << 20) -> bytes:
+    """The content of a regular file that is not too large.
+
+    Raises:
+        OSError: it is none.
+    """
+    # Without it a named pipe would block here.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > max_bytes:
+            raise OSError(errno.EINVAL, f"it has more than {max_bytes:,} bytes", str(path))
+        return file.read()
 
 
 def is_no_room(error: BaseException) -> bool:

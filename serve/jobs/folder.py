@@ -17,6 +17,7 @@ from serve.jobs.chunk_files import DamagedError, Finished, Span, chunk_path, rea
 from serve.jobs.durable import TEMPORARY, sync_folder
 from serve.jobs.inputs.source import START, Position
 from serve.jobs.manifest import Manifest
+from serve.jobs.private import make_private
 from serve.jobs.seen import SeenStore, remove_store
 from serve.jobs.summary import Summary
 
@@ -137,7 +138,7 @@ class JobFolder:
 
     def check(self, job: str) -> Prefix:
         """Find the chunks that are done, and remove what comes behind the first gap."""
-        self.chunks.mkdir(exist_ok=True)
+        make_private(self.chunks)
         prefix = Prefix()
         there = {file.name for file in self.chunks.iterdir()}
         while chunk_path(self.chunks, prefix.num_chunks).name in there:

@@ -31,6 +31,7 @@ from serve.jobs.manifest import Done, Manifest, require_same
 from serve.jobs.merging import write_output
 from serve.jobs.outputs.writer import is_tabular
 from serve.jobs.plan import Plan
+from serve.jobs.private import make_private
 from serve.jobs.progress import Progress
 from serve.jobs.scoring import Scoring, require_good
 from serve.jobs.stopping import Stopping
@@ -71,7 +72,7 @@ class Job:
         require_place(self.plan)
         folder = JobFolder(self.plan.output, self.say)
         try:
-            folder.path.mkdir(exist_ok=True)
+            make_private(folder.path)
             with locked(folder.lock):
                 return self._run_told(folder)
         except DamagedError as error:

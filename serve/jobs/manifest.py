@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from serve.jobs.chunk_files import DamagedError
-from serve.jobs.durable import write_durably
+from serve.jobs.durable import read_regular, write_durably
 from serve.jobs.errors import JobRefusedError
 from serve.jobs.inputs.source import InputFile
 from serve.jobs.inputs.survey import FileDigest, Survey, is_unchanged
@@ -92,7 +92,7 @@ class Manifest:
             JobRefusedError: another version of the program wrote it.
         """
         try:
-            text, _, digest = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+            text, _, digest = read_regular(path).decode().rstrip("\n").rpartition("\n")
             if _digest(text) != digest:
                 raise DamagedError("its digest is wrong")
             plain = json.loads(text)

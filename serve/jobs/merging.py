@@ -49,7 +49,7 @@ def write_output(
     _require_unchanged(plan, manifest)
     tabular = plan.source.schema is not None and is_tabular(plan.output)
     rows = plan.source.rows(decoded=not tabular)
-    with replacing(plan.output) as temporary, temporary.open("wb+") as file:
+    with replacing(plan.output) as file:
         with open_writer(plan.output, file, manifest.survey) as writer:
             for chunk in finished:
                 if stopping.asked is not None:
@@ -62,7 +62,6 @@ def write_output(
                     if sink:
                         sink.add(results.shape, results.results, results.failure)
                 progress.add(chunk.figures)
-        file.flush()
         _require_unchanged(plan, manifest)
     return writer.nulled
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.jobs.errors import JobInputError
+from serve.jobs.inputs.inside import require_inside
 from serve.jobs.inputs.kinds import SUFFIXES, is_data, of_split, splits_in
 
 HUB = "hf://"
@@ -61,6 +62,7 @@ def fetch(address: str, split: str | None) -> HubFiles:
             + f"; it must have some of {', '.join(SUFFIXES)}: look at its files on the hub, and "
             "name a path or a glob"
         )
+    require_inside(folder, [folder / name for name in names])
     return HubFiles(name, [folder / name for name in names])
 
 

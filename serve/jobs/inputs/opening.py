@@ -12,6 +12,7 @@ import pyarrow as pa
 from serve.jobs.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.hub import HUB, fetch
+from serve.jobs.inputs.inside import require_inside
 from serve.jobs.inputs.kinds import SUFFIXES, is_data, is_kept, kind_of, of_split, splits_in
 from serve.jobs.inputs.saved_set import is_saved_set, saved_files
 from serve.jobs.inputs.source import InputFile, Kind
@@ -82,6 +83,7 @@ def _in_folder(folder: Path, split: str | None, without: Path | None) -> list[Pa
         raise JobInputError(
             f"{folder} has no files to score; it must have some of {', '.join(SUFFIXES)}"
         )
+    require_inside(folder, [folder / name for name in names])
     return [folder / name for name in names]
 
 

@@ -1,4 +1,8 @@
-"""Folders that `datasets` writes by `save_to_disk`: which Arrow files, in which order."""
+"""Folders that `datasets` writes by `save_to_disk`: which Arrow files, in which order.
+
+A folder from somewhere else may name any file in its `state.json`: names with a folder in them are
+refused, and so are links that leave the folder.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from serve.jobs.durable import read_regular
 from serve.jobs.errors import JobInputError
+from serve.jobs.inputs.inside import is_plain_name, require_inside
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
+_MAX_BYTES = 16 << 20
 
 
 def is_saved_set(folder: Path) -> bool:
@@ -23,13 +30,15 @@ def saved_files(folder: Path, split: str | None) -> list[Path]:
         JobInputError: a split is to be chosen, there is no such split, or a file is missing.
     """
     if (folder / _DICT).is_file():
-        splits = [str(name) for name in _read(folder / _DICT).get("splits", [])]
+        splits = _names(folder / _DICT, _read(folder / _DICT).get("splits", []))
         if split is None and len(splits) == 1:
             split = splits[0]
         if split not in splits:
             came = "no --split" if split is None else f"--split {split}"
             raise JobInputError(f"{folder} has the splits {', '.join(splits)}, and {came} is given")
-        return saved_files(folder / split, None)
+        files = saved_files(folder / split, None)
+        require_inside(folder, files)  # a split may itself be a link
+        return files
     state = _read(folder / _STATE)
     if split not in (None, state.get("_split")):
         raise JobInputError(
@@ -40,16 +49,37 @@ def saved_files(folder: Path, split: str | None) -> list[Path]:
             f"{folder} is a selection of rows that was saved by reference; save it again after "
             "`flatten_indices()`"
         )
-    files = [folder / str(file["filename"]) for file in state.get("_data_files", [])]
+    try:
+        named = [file["filename"] for file in state.get("_data_files", [])]
+    except (KeyError, TypeError) as error:
+        raise JobInputError(
+            f"_data_files of {folder / _STATE} is no list of objects with a filename; save the set "
+            "again with save_to_disk"
+        ) from error
+    files = [folder / name for name in _names(folder / _STATE, named)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise JobInputError(f"{folder} lacks {', '.join(missing)}; bring a whole copy of it")
+    require_inside(folder, files)
     return files
 
 
+def _names(file: Path, values: Any) -> list[str]:
+    """Names of files or folders directly beside `file`."""
+    names: list[str] = values if isinstance(values, list) else [values]
+    for value in names:
+        if not isinstance(value, str) or not is_plain_name(value):
+            raise JobInputError(
+                f"{file} names {str(value)[:80]!r}, and only names of files and folders beside "
+                "it are read; save the set again with save_to_disk"
+            )
+    return names
+
+
 def _read(path: Path) -> dict[str, Any]:
+    require_inside(path.parent, [path])
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_regular(path, _MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise JobInputError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise JobInputError(f"{path} holds no JSON object")

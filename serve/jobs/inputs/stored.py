@@ -46,6 +46,8 @@ def opened(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO
 
 @contextlib.contextmanager
 def _unpacked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[bytes]]:
+    if not path.is_file():
+        raise JobInputError(f"{path} is no regular file; save what it gives to one")
     with _Watched(path, watch) as raw, io.BufferedReader(raw, _BLOCK_BYTES) as stored:
         file: IO[bytes] = stored
         try:

@@ -153,8 +153,8 @@ def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
     write_durably(path, b"first")
 
     def fails() -> None:
-        with replacing(path) as temporary:
-            temporary.write_bytes(b"seco")
+        with replacing(path) as file:
+            file.write(b"seco")
             raise OSError(errno.ENOSPC, "no room")
 
     with pytest.raises(OSError, match="no room"):

@@ -188,3 +188,81 @@ def test_no_such_data_set(hub: Path) -> None:
     assert "at revision 'v9'" in refused("hf://datasets/org/set@v9/x.jsonl")
     assert "is no data set of the hub" in refused("hf://org/set")
     assert "write hf://datasets/ORG/NAME" in refused("hf://datasets/set")
+
+
+def saved(folder: Path, *names: Any) -> Path:
+    """A saved set that names these files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.jsonl", "/etc/passwd", "a/b.arrow", "..", ".", "", "a\\b", "a\0b", 5, None, ["x"]],
+)
+def test_a_saved_set_never_leaves_its_folder(tmp_path: Path, name: Any) -> None:
+    write(tmp_path / "outside.jsonl", 1)
+    assert "only names of files and folders beside it" in refused(saved(tmp_path / "set", name))
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    (splits / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    assert "only names of files and folders beside it" in refused(splits)
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside.jsonl", 1)
+    linked = saved(tmp_path / "set", "data.arrow")
+    (linked / "data.arrow").symlink_to(outside)
+    assert f"is a link to {outside}, outside {linked}" in refused(linked)
+
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    (splits / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    write(tmp_path / "other" / "data.arrow", 1)
+    (splits / "train").symlink_to(saved(tmp_path / "other", "data.arrow"))
+    assert "outside" in refused(splits)
+
+    about = tmp_path / "about"
+    about.mkdir()
+    (about / "state.json").symlink_to(linked / "state.json")
+    assert f"outside {about}" in refused(about)
+
+    folder = tmp_path / "folder"
+    write(folder / "a.jsonl", 1)
+    (folder / "b.jsonl").symlink_to(outside)
+    assert "name it itself or by a glob" in refused(folder)
+    # Whoever names a file, or gives a glob, chose it.
+    assert numbers(folder / "b.jsonl") == [1]
+    assert numbers(f"{folder}/*.jsonl") == [1, 1]
+
+
+def test_links_within_a_folder_and_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write(folder / "sub" / "a.jsonl", 1)
+    (folder / "b.jsonl").symlink_to("sub/a.jsonl")
+    (tmp_path / "link").symlink_to(folder)
+    assert numbers(tmp_path / "link") == [1, 1]
+
+    cached = tmp_path / "datasets--Org--Set"
+    snapshot = cached / "snapshots" / COMMIT / "data"
+    snapshot.mkdir(parents=True)
+    write(cached / "blobs" / "0.jsonl", 1)
+    (snapshot / "a.jsonl").symlink_to("../../../blobs/0.jsonl")
+    assert numbers(snapshot) == numbers(snapshot.parent) == [1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ['{"_data_files": 5}', '{"_data_files": [5]}', '{"_data_files": [{}]}', "[" * 100_000, "x"],
+)
+def test_a_saved_set_that_cannot_be_understood_is_refused(tmp_path: Path, state: str) -> None:
+    (tmp_path / "state.json").write_text(state)
+    assert str(tmp_path) in refused(tmp_path)
+
+
+def test_a_description_of_a_saved_set_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "state.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "more than 16,777,216 bytes" in refused(tmp_path)
