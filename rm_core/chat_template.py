@@ -3,13 +3,13 @@
 A template is a program that came with the weights. transformers runs it in Jinja's sandbox, which
 keeps it from files and code, but not from time and memory. Here the same sandbox gets limits:
 
-- `*`, `**`, `%`, filters and calls refuse numbers and results that are far too large, also when
-  Jinja folds constants while it compiles;
+- operators, filters, calls and blocks refuse numbers and texts that are far too large, also when
+  Jinja folds constants while it compiles; how long a text may be depends on the conversation;
 - a thread interrupts a rendering that takes `MAX_CPU_S` of processor time or `MAX_BYTES` of memory;
 - `strftime_now` returns one date, so that a reward does not change overnight;
 - `lipsum` and the filter `random` are refused, because rewards would be random.
 
-Not limited: a single call into C between two such checks, such as one concatenation of texts.
+Not limited: a single call into C between two such checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +37,10 @@ MAX_CPU_S = 5.0
 MAX_BYTES = 2 << 30
 """Memory by which the process may grow during one rendering that already took `_SUSPICIOUS_S`."""
 MAX_CHARACTERS = 64 << 20
-"""Length of a text that a rendering may build."""
+"""Length of a text that a rendering may build; less for a conversation that is short."""
+_LEAST_CHARACTERS, _MOST_GROWTH = 2 << 20, 32
+_MOST_ESCAPED = 12
+"""Characters that a function may write for one, such as `%F0%9F%98%80` for an emoji."""
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_NUMBER = 1_000_000
 """Largest number that a template may write, or pass to a filter or a call."""
@@ -52,6 +55,15 @@ _INDENTING, _MAX_INDENT = ("indent", "tojson"), 1_000
 _MAX_REASON_LENGTH = 200
 _CLOCK = "strftime_now"
 _WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
+
+
+class _Limit(threading.local):
+    """Length of a text that the rendering on this thread may build."""
+
+    characters = _LEAST_CHARACTERS
+
+
+_limit = _Limit()
 
 
 class _TemplateLimitError(Exception):
@@ -117,6 +129,8 @@ class ChatTemplate:
         Raises:
             TemplateError: the template raised an error or reached a limit.
         """
+        size = _size(messages) + _size(tools)
+        _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
         try:
             text = watch(lambda: self._render(messages, tools))
         except RenderingInterrupt as error:
@@ -133,11 +147,6 @@ class ChatTemplate:
         # A template may raise anything on odd messages.
         except Exception as error:
             raise TemplateError(_template_refusal(error)) from error
-        if len(text) > MAX_CHARACTERS:
-            raise TemplateError(
-                f"the checkpoint's chat template wrote {len(text):,} characters, and "
-                f"{MAX_CHARACTERS:,} are allowed; shorten the conversation"
-            )
         return text
 
     def _render(
@@ -166,8 +175,10 @@ class ChatTemplate:
         # Of an empty template for its environment, which no other template shares.
         environment = _cached_compile_jinja_template("").environment
         environment.optimized = False
-        environment.intercepted_binops = frozenset({"*", "**", "%"})
-        environment.binop_table |= {"*": _multiply, "**": _power, "%": _modulo}
+        environment.code_generator_class = _limited_generator(environment.code_generator_class)
+        environment.concat = _concat
+        environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
+        environment.binop_table |= {"+": _add, "*": _multiply, "**": _power, "%": _modulo}
         environment.filters = {
             name: _limit_filter(name, function) for name, function in environment.filters.items()
         }
@@ -269,11 +280,61 @@ def _unchanged(value: T) -> T:
     return value
 
 
+def _size(value: Any) -> int:
+    """About the number of characters of JSON data."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(key)) + _size(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return 8
+
+
+def _limited_generator(generator: type[Any]) -> type[Any]:
+    """Jinja's writer of code, with `~` as a call that has a limit."""
+
+    class Limited(generator):  # type: ignore[misc]
+        def visit_Concat(self, node: Any, frame: Any) -> None:
+            self.write("environment.concat(map(str, (")
+            for part in node.nodes:
+                self.visit(part, frame)
+                self.write(", ")
+            self.write(")))")
+
+    return Limited
+
+
+def _concat(parts: Iterable[str]) -> str:
+    """What a template, a block, a macro or `~` puts together."""
+    texts, length = [], 0
+    for part in parts:
+        length += len(part)
+        if length > _limit.characters:
+            _require_length(length)
+        texts.append(part)
+    return "".join(texts)
+
+
+def _add(left: Any, right: Any) -> Any:
+    if hasattr(left, "__len__") and hasattr(right, "__len__"):
+        _require_length(len(left) + len(right))
+    return left + right
+
+
 def _require_length(length: int) -> None:
-    if length > MAX_CHARACTERS:
+    if length > _limit.characters:
         raise _TemplateLimitError(
-            f"it builds a text or list of {length:,}, and {MAX_CHARACTERS:,} are allowed"
+            f"it builds a text or list of {length:,}, and {_limit.characters:,} are allowed for a "
+            "conversation of this length"
         )
+
+
+def _checked(result: T) -> T:
+    """The result of a function, which may be longer than what it was given."""
+    if isinstance(result, str | list | tuple):
+        _require_length(len(result))
+    return result
 
 
 def _require_numbers(values: Any, most: int = MAX_NUMBER) -> None:
@@ -288,8 +349,16 @@ def _require_numbers(values: Any, most: int = MAX_NUMBER) -> None:
 def _require_format(text: Any, values: Any) -> None:
     if isinstance(text, str) and _WIDE_FORMAT.search(text):
         raise _TemplateLimitError("it formats with a width of more than 99,999")
+    values = values if isinstance(values, tuple) else (values,)
     if isinstance(text, str) and "*" in text:
-        _require_numbers(values if isinstance(values, tuple) else (values,))
+        _require_numbers(values)
+    lengths = [len(value) for value in values if isinstance(value, str)]
+    if isinstance(text, str) and sum(lengths) > _limit.characters // _MOST_ESCAPED:
+        # Each may be written as often as there are places.
+        places = max(1, text.count("%") + text.count("{"))
+        _require_length(
+            len(text) + (max(lengths) * places if places > len(values) else sum(lengths))
+        )
 
 
 def _multiply(left: Any, right: Any) -> Any:
@@ -324,7 +393,7 @@ def _require_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
     if name == "replace" and isinstance(subject, str) and len(arguments) >= 2:
         old, new = str(arguments[0]), str(arguments[1])
         grown = len(new) - len(old)
-        if grown > 0 and (len(subject) + 1) * len(new) > MAX_CHARACTERS:
+        if grown > 0 and (len(subject) + 1) * len(new) > _limit.characters:
             _require_length(len(subject) + subject.count(old) * grown)
     if name in _INDENTING:
         _require_numbers(arguments, _MAX_INDENT)
@@ -349,7 +418,7 @@ def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
                 subject = list(subject)  # a generator could be counted only once
             _require_joined(subject, [*rest, *options.values(), ""][0])
         _require_growth(name, subject, (*rest, *options.values()))
-        return function(*context, subject, *rest, **options)
+        return _checked(function(*context, subject, *rest, **options))
 
     return limited
 
@@ -361,14 +430,14 @@ def _limit_calls(call: Callable[..., Any]) -> Callable[..., Any]:
         method = getattr(function, "__wrapped__", function)
         subject = getattr(method, "__self__", None)
         if name in ("format", "format_map"):
-            _require_format(subject, ())
+            _require_format(subject, (*arguments, *options.values()))
         elif name == "join" and isinstance(subject, str) and arguments:
             items = arguments[0] if hasattr(arguments[0], "__len__") else list(arguments[0])
             _require_joined(items, subject)
             arguments = (items,)
         elif isinstance(subject, str):
             _require_growth(str(name), subject, arguments)
-        return call(context, function, *arguments, **options)
+        return _checked(call(context, function, *arguments, **options))
 
     return limited
 

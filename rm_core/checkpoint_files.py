@@ -21,12 +21,14 @@ from rm_core.errors import ModelLoadError
 TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """Configuration, template and tokenizer files."""
 TEMPLATES_FOLDER = "additional_chat_templates"
-MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES = 8 << 20
 """Of a JSON file that is read here; the largest tokenizer_config.json known has 1.2 MB."""
+MAX_CONFIG_BYTES = 1 << 20
+"""Of config.json; those of the families that are served have 2 KB."""
 MAX_TEXT_BYTES = 256 << 20
 """Of any other text file; Gemma's tokenizer.json has 34 MB."""
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors header; the limit of the safetensors library."""
+MAX_HEADER_BYTES = 8 << 20
+"""Of a safetensors header; that of a model of 70B has 0.1 MB."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DTYPE_BITS = {
@@ -111,15 +113,19 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds.items() if test(mode)), "something else")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint.
+
+    Args:
+        path: of the file.
+        max_bytes: most bytes of it.
 
     Raises:
         ModelLoadError: missing, unreadable, or not an object.
     """
     if not os.path.lexists(path):
         raise ModelLoadError(f"{path.parent} has no {path.name}; is it a checkpoint?")
-    check_file(path, MAX_JSON_BYTES)
+    check_file(path, max_bytes)
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rm_core.attention.choice import Family
-from rm_core.checkpoint_files import read_json
+from rm_core.checkpoint_files import MAX_CONFIG_BYTES, read_json
 from rm_core.errors import ModelLoadError
 from rm_core.rope_limits import MAX_POSITIONS, read_position_limit
 
@@ -32,7 +32,13 @@ _IGNORED_KEY = "_attn_implementation_autoset"
 _MAX_SIZE = 1 << 24
 _MAX_LAYERS = 1_000
 _MAX_ID = 1 << 31
+# Keys of tokenizer_config.json by which transformers opens other files, wherever they are.
+_OTHER_FILES = (
+    "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files", "tokenizer_object",
+    "gguf_file", "init_inputs",
+)  # fmt: skip
 _MAX_DEPTH = 100
+_MAX_ENTRIES = 10_000
 
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 """What a value has to be, in words, and the test of it."""
@@ -119,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelLoadError: one of them is no JSON object, or asks for code of the checkpoint.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     files = {"config.json": config}
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
@@ -129,6 +135,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ModelLoadError(
                 f"{folder / name} asks for code of the checkpoint's own (auto_map); remote code is "
                 "never run. Convert the checkpoint to a class of transformers"
+            )
+    about = files.get("tokenizer_config.json", {})
+    for key in _OTHER_FILES:
+        if about.get(key):
+            raise ModelLoadError(
+                f"{folder / 'tokenizer_config.json'} has {key} = {_show(about[key])}, by which "
+                "transformers may read a file outside the checkpoint; remove the key, since the "
+                "tokenizer is in tokenizer.json"
             )
     return config
 
@@ -144,6 +158,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
         ModelLoadError: names the key, its value, what is allowed and what to do.
     """
     _refuse_switches(file, config)
+    _refuse_long_lists(file, config)
     for key, (wanted, holds) in _RULES.items():
         if key in config and not holds(config[key]):
             raise ModelLoadError(
@@ -202,6 +217,16 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
             f"{_show(config['use_bidirectional_attention'])}; served are causal models: remove "
             "the key if the model was trained as one"
         )
+
+
+def _refuse_long_lists(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse lists over which transformers would take minutes."""
+    for key, value in _keys_within(config, depth=0):
+        if isinstance(value, list | dict) and len(value) > _MAX_ENTRIES:
+            raise ModelLoadError(
+                f"{key[:60]} of {file} has {len(value):,} entries, and {_MAX_ENTRIES:,} are "
+                "allowed; correct it, or download the file again"
+            )
 
 
 def _keys_within(value: Any, depth: int) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,7 @@ from rm_core.precision import check_precision, ieee_products
 from rm_core.quantization import check_quantization, quantize
 from rm_core.readout_layer import ReadoutLayer
 from rm_core.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
+from rm_core.tokenizer_file import check_tokenizer
 from rm_core.types import Fingerprint
 from rm_core.weights import first_line, quiet_transformers, read_weights
 
@@ -97,6 +98,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
     check_transformers_config(checkpoint)
+    check_tokenizer(checkpoint.path / "tokenizer.json")
     tokenizer = _load_tokenizer(checkpoint.path)
     _check_token_ids(tokenizer, checkpoint)
     if config.chat_template is not None:

@@ -47,7 +47,7 @@ class PlainTransformers:
         loaded = scorer.loaded
         path = loaded.checkpoint.path
         self._device = loaded.device
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._tokenizer.chat_template = scorer.encoder.chat_template
         self._date = scorer.encoder.template_date
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -55,6 +55,8 @@ class PlainTransformers:
             dtype=dtype,
             num_labels=1,
             attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
         ).eval()
         try:
             self._model.to(self._device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -46,6 +48,17 @@ class _Reader(HTMLParser):
 
 def check_page(page: str) -> None:
     """Every tag is closed, nothing is fetched, ids are unique, pictures say what they show."""
+    # The policy has to come before all that it is about.
+    policy = re.search(
+        r'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="([^"]*)">',
+        page,
+    )
+    assert policy
+    assert policy[1].startswith("default-src 'none'; ")
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src-elem 'sha256-{digest}'" in policy[1]
+    assert "script" not in policy[1]
     reader = _Reader()
     reader.feed(page)
     assert not reader.open

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,10 +14,10 @@ _SHELL = Markup("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>
-{style}</style>
+<style>{style}</style>
 </head>
 <body>
 <header><h1>{title}</h1>{about}</header>
@@ -39,6 +41,7 @@ def document(title: str, parts: Iterable[Markup], about: str = "") -> str:
         _SHELL.format(
             title=title,
             style=_style(),
+            policy=_policy(),
             about=Markup('<p class="about">{}</p>').format(about) if about else "",
             parts=Markup("\n").join(parts),
         )
@@ -67,4 +70,18 @@ def columns(parts: Iterable[Markup]) -> Markup:
 
 @cache
 def _style() -> Markup:
-    return Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+    return Markup("\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+
+
+@cache
+def _policy() -> Markup:
+    """The browser fetches and runs nothing, whatever might ever get into a page.
+
+    Drawings have styles of their own as attributes. `style-src` is for browsers that do not know
+    the two finer directives.
+    """
+    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    return Markup(
+        "default-src 'none'; style-src 'unsafe-inline'; style-src-elem 'sha256-{}'; "
+        "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ).format(digest)

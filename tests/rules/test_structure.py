@@ -38,7 +38,7 @@ RM_CORE_LAYERS = [
     ["rm_core.checkpoint", "rm_core.placement", "rm_core.quantization"],
     ["rm_core.packed_linear", "rm_core.readout_layer", "rm_core.layer_split"],
     ["rm_core.golden"],
-    ["rm_core.config_file"],
+    ["rm_core.config_file", "rm_core.tokenizer_file"],
     ["rm_core.checkpoint_files", "rm_core.rope_limits"],
     ["rm_core.catalog", "rm_core.chat", "rm_core.attention"],
     ["rm_core.token_bound", "rm_core.prepared", "rm_core.advice", "rm_core.chat_template"],

@@ -6,6 +6,7 @@ import datetime
 import gc
 import multiprocessing
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,53 @@ def test_fingerprint_without_a_clock_has_no_date(scorer_of: Callable[..., Reward
 def test_wrong_date_is_refused(date: str) -> None:
     with pytest.raises(ModelLoadError, match=r"template_date is .*; give a day as YYYY-MM-DD"):
         ModelConfig("demo", template_date=date)
+
+
+GROWING = (
+    "{%% set ns = namespace(x='\U0001f600' * 1000) %%}"
+    "{%% for i in range(40) %%}%s{%% endfor %%}" + PLAIN
+)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "{% set ns.x = ns.x ~ ns.x %}",
+        "{% set ns.x = ns.x + ns.x %}",
+        "{% set ns.x = [ns.x] * 2 %}{% set ns.x = ns.x | join %}",
+        "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}",
+        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns.x = f(ns.x) %}",
+        "{% set ns.x = '{0}{0}'.format(ns.x) %}",
+        "{% set ns.x = '{a}{a}'.format(a=ns.x) %}",
+        "{% set ns.x = '%s%s' % (ns.x, ns.x) %}",
+        "{% set ns.x = '%s%s' | format(ns.x, ns.x) %}",
+        "{% set ns.x = '%(a)s%(a)s' | format(a=ns.x) %}",
+        "{% set ns.x = ns.x.replace('\U0001f600', '\U0001f600\U0001f600') %}",
+        "{% set ns.x = ns.x | replace('\U0001f600', '\U0001f600\U0001f600') %}",
+        "{% set ns.x = (ns.x | urlencode).replace('%', '\U0001f600') %}",
+        "{% set ns.x = ns.x | tojson | tojson %}",
+        "{% set ns.x = (ns.x | list) + (ns.x | list) %}",
+        "{{ ns.x }}{% for j in range(9999) %}{{ ns.x }}{% endfor %}",
+    ],
+)
+def test_texts_that_grow_are_stopped_early(step: str) -> None:
+    """However they grow, and before they take memory: the conversation is short."""
+    template = compiled(GROWING.replace("%%", "%").replace("%s", step, 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateError, match="are allowed for a conversation of this length"):
+            template.render(HELLO)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 << 20
+
+
+def test_how_much_a_template_may_build_grows_with_the_conversation() -> None:
+    template = compiled("{% set x %}" + "{{ messages[0].content }}" * 20 + "{% endset %}{{ x }}")
+    content = "x" * 1_000_000
+    assert template.render(talk(content, "y")) == content * 20
+    assert len(template.render(talk(content[:100_000], "y"))) == 2_000_000
+    tools = [{"type": "function", "function": {"name": content}}]
+    many = compiled("{% set x %}" + "{{ tools[0].function.name }}" * 20 + "{% endset %}{{ x }}")
+    assert len(many.render(HELLO, tools)) == 20_000_000
