@@ -17,7 +17,12 @@ from checkpoints import edit_config, edit_weights, refusal
 from safetensors.torch import load_file, save_file
 
 from rm_core import ModelConfig, ModelLoadError, open_checkpoint
-from rm_core.checkpoint_files import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_TEXT_BYTES
+from rm_core.checkpoint_files import (
+    MAX_CONFIG_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_JSON_BYTES,
+    MAX_TEXT_BYTES,
+)
 
 CopyOf = Callable[..., Path]
 
@@ -120,7 +125,7 @@ def test_device_is_refused_without_reading(copy_of: CopyOf) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "allowed"),
     [
-        ("config.json", MAX_JSON_BYTES + 1, MAX_JSON_BYTES),
+        ("config.json", MAX_CONFIG_BYTES + 1, MAX_CONFIG_BYTES),
         ("tokenizer_config.json", MAX_JSON_BYTES + 1, MAX_JSON_BYTES),
         ("tokenizer.json", MAX_TEXT_BYTES + 1, MAX_TEXT_BYTES),
         ("merges.txt", MAX_TEXT_BYTES + 1, MAX_TEXT_BYTES),

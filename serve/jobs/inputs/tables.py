@@ -2,6 +2,10 @@
 
 A row's size is its share of its batch in memory. Batches begin at the same rows wherever reading
 begins, so sizes, and the chunks made by them, are the same after a restart.
+
+A file of a kilobyte may hold a text of megabytes that all rows share, or unpack to gigabytes. What
+the end of a Parquet file says of its columns decides how many rows are read at a time, and whether
+any are; that it may lie about.
 """
 
 from __future__ import annotations
@@ -22,6 +26,11 @@ from serve.jobs.inputs.stored import Watcher, too_short, watched
 _BATCH_ROWS = 256  # 1024 take as long a row (0.43 us, nested text), and four times the memory
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE = b"ARROW1"
+# Columns that unpack to more than `_USUAL_RATIO` times their bytes are read by fewer rows.
+_USUAL_RATIO = 100
+_USUAL_BYTES = 1 << 20
+_BATCH_BYTES = 64 << 20
+_MOST_UNPACKED = 512 << 20
 
 
 def read_parquet(
@@ -91,23 +100,74 @@ def _rows(
         end = first + batch.num_rows
         if end <= start.offset:
             continue
-        size = max(1, batch.nbytes // batch.num_rows)
-        records = _decode(batch, path, first) if decoded else None
+        num_bytes = _decoded_bytes(batch)
+        size = max(1, num_bytes // batch.num_rows)
+        # Else row by row, since all together would not fit.
+        is_small = num_bytes <= _BATCH_BYTES
+        records = _decode(batch, path, first) if decoded and is_small else None
         for index in range(max(0, start.offset - first), batch.num_rows):
             row = first + index
             record = records[index] if records else None
+            if decoded and not is_small:
+                (record,) = _decode(batch.slice(index, 1), path, row)
             yield Row(row + shift, size, record, None, start.file, row + 1, (batch, index))
     if end < start.offset:
         raise too_short(path)
+
+
+def _decoded_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of the batch once every row has values of its own that rows may share here."""
+    num_bytes = batch.nbytes
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+            lengths = pc.binary_length(column.dictionary)
+            total = pc.sum(lengths.take(column.indices)).as_py()
+            num_bytes += (total or 0) - (pc.sum(lengths).as_py() or 0)
+    return int(num_bytes)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    of = pa.types
+    tests = (of.is_string, of.is_large_string, of.is_binary, of.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    """Rows of a group to read at a time.
+
+    Raises:
+        JobInputError: a column of it unpacks to more than memory should hold.
+    """
+    about = file.metadata.row_group(group)
+    shared = 0
+    for index in range(about.num_columns):
+        column = about.column(index)
+        unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
+        if file.schema.column(index).max_repetition_level:
+            # Equal values, and empty lists, are a number in the file and values in memory.
+            unpacked = max(unpacked, 8 * column.num_values)
+        if unpacked > _MOST_UNPACKED and unpacked > _USUAL_RATIO * packed:
+            raise JobInputError(
+                f"column `{column.path_in_schema}` of row group {group} has {packed:,} bytes that "
+                f"unpack to {unpacked:,}, and {_MOST_UNPACKED:,} are allowed; write the file again "
+                "with smaller row groups"
+            )
+        dictionary = column.dictionary_page_offset
+        large = dictionary is not None and column.data_page_offset - dictionary > 4 * _USUAL_BYTES
+        if unpacked > _USUAL_BYTES and (large or unpacked > _USUAL_RATIO * packed):
+            # Any row may have as much as that.
+            shared += unpacked
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // shared)) if shared else _BATCH_ROWS
 
 
 def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     first = 0
     for group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
+        batch_rows = _batch_rows(file, group)
         if first + num_rows > offset or group + 1 == file.num_row_groups:
             position = first
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
+            for batch in file.iter_batches(batch_rows, row_groups=[group], use_threads=False):
                 if batch.num_rows:
                     yield position, batch
                 position += batch.num_rows
