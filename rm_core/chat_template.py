@@ -38,7 +38,7 @@ MAX_BYTES = 2 << 30
 """Memory by which the process may grow during one rendering that already took `_SUSPICIOUS_S`."""
 MAX_CHARACTERS = 64 << 20
 """Length of a text that a rendering may build; less for a conversation that is short."""
-_LEAST_CHARACTERS, _MOST_GROWTH = 2 << 20, 32
+_LEAST_CHARACTERS, _MOST_GROWTH = 1 << 20, 32
 _MOST_ESCAPED = 12
 """Characters that a function may write for one, such as `%F0%9F%98%80` for an emoji."""
 MAX_TEMPLATE_CHARACTERS = 1 << 20

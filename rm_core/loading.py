@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MOST_SAMPLE_TOKENS = 4_096
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -229,6 +231,14 @@ def _quantize(
     """Quantize the layers in place, and let plain transformers score before and after."""
     quantized = config.quantization != "none"
     samples = encode_samples(encoder) if config.self_check else ()
+    longest = max((len(sample) for sample in samples), default=0)
+    if longest > _MOST_SAMPLE_TOKENS:
+        # Eager attention takes memory by the square of that.
+        raise ModelLoadError(
+            f"the chat template of {config.name} makes {longest:,} tokens of a short built-in "
+            f"conversation, and {_MOST_SAMPLE_TOKENS:,} are allowed; correct it, or give another "
+            "one with --chat-template (setting `chat_template`)"
+        )
     unquantized = score_plainly(model, devices, samples) if samples and quantized else None
     quantize(decoder_layers(model), config.quantization)
     return build_self_check(model, devices, samples, unquantized) if samples else None

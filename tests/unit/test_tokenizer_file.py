@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rm_core import ModelConfig, ModelLoadError, load_encoder
+from rm_core.loading import load_model
 from rm_core.tokenizer_file import MAX_BYTES, check_tokenizer
 
 CopyOf = Callable[..., Path]
@@ -140,3 +141,17 @@ def test_a_config_that_is_too_large_is_not_read(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "config.json").write_text('{"a":[' + "[]," * 400_000 + "1]}")
     assert "1,048,576 are allowed for such a file" in refusal(folder)
+
+
+def test_a_template_that_makes_a_short_conversation_long_is_refused(copy_of: CopyOf) -> None:
+    """transformers' eager attention would take gigabytes for it."""
+    folder = copy_of()
+    file = folder / "chat_template.jinja"
+    text = file.read_text() if file.exists() else None
+    if text is None:
+        text = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    file.write_text("{{ 'a b c d ' * 2000 }}" + text)
+    edit(folder / "config.json", max_position_embeddings=16_384)
+    with pytest.raises(ModelLoadError, match="tokens of a short built-in conversation, and 4,096"):
+        load_model(ModelConfig(str(folder)))
+    load_model(ModelConfig(str(folder), self_check=False))
