@@ -300,7 +300,10 @@ def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for pattern in TEXT_PATTERNS:
         for file in sorted(path.glob(pattern)):
-            digest.update(file.name.encode() + file.read_bytes())
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while piece := stream.read(1 << 20):
+                    digest.update(piece)
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + str(file.stat().st_size).encode())
         tensors, start = read_tensors(file)

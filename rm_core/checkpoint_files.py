@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 8 << 20
 """Of a JSON file that is read here; the largest tokenizer_config.json known has 1.2 MB."""
 MAX_CONFIG_BYTES = 1 << 20
 """Of config.json; those of the families that are served have 2 KB."""
-MAX_TEXT_BYTES = 256 << 20
+MAX_TEXT_BYTES = 64 << 20
 """Of any other text file; Gemma's tokenizer.json has 34 MB."""
 MAX_HEADER_BYTES = 8 << 20
 """Of a safetensors header; that of a model of 70B has 0.1 MB."""

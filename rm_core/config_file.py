@@ -131,6 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / name).exists():
             files[name] = read_json(folder / name)
     for name, content in files.items():
+        _refuse_long_lists(folder / name, content)
         if content.get("auto_map"):
             raise ModelLoadError(
                 f"{folder / name} asks for code of the checkpoint's own (auto_map); remote code is "
@@ -158,7 +159,6 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
         ModelLoadError: names the key, its value, what is allowed and what to do.
     """
     _refuse_switches(file, config)
-    _refuse_long_lists(file, config)
     for key, (wanted, holds) in _RULES.items():
         if key in config and not holds(config[key]):
             raise ModelLoadError(
@@ -221,7 +221,7 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
 
 def _refuse_long_lists(file: Path, config: Mapping[str, Any]) -> None:
     """Refuse lists over which transformers would take minutes."""
-    for key, value in _keys_within(config, depth=0):
+    for key, value in (("the file itself", config), *_keys_within(config, depth=0)):
         if isinstance(value, list | dict) and len(value) > _MAX_ENTRIES:
             raise ModelLoadError(
                 f"{key[:60]} of {file} has {len(value):,} entries, and {_MAX_ENTRIES:,} are "

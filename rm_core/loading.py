@@ -100,7 +100,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
     check_transformers_config(checkpoint)
-    check_tokenizer(checkpoint.path / "tokenizer.json")
+    check_tokenizer(checkpoint.path / "tokenizer.json", checkpoint.num_embeddings)
     tokenizer = _load_tokenizer(checkpoint.path)
     _check_token_ids(tokenizer, checkpoint)
     if config.chat_template is not None:

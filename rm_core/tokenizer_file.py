@@ -17,15 +17,21 @@ from rm_core.errors import ModelLoadError
 MAX_BYTES = 64 << 20
 """Of tokenizer.json; Gemma's has 34 MB."""
 _MAX_ELEMENTS = 3_000_000
-"""Tokens, merges and all else; Gemma's has 1.5 million."""
+"""Tokens, merges and all else; 256,000 tokens with 580,000 merges are 1.5 million."""
+_MAX_OBJECTS = 100_000
+"""Added tokens, steps, and tokens with a brace in them."""
 _MAX_STEPS = 100
 _MAX_GROWTH = 16
 _MAX_INSERTED = 100
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
-def check_tokenizer(file: Path) -> None:
+def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
     """Return if a tokenizer.json may be loaded, or is not there.
+
+    Args:
+        file: the tokenizer.json.
+        num_embeddings: rows of the model's embedding; None if not known.
 
     Raises:
         ModelLoadError: it is too large, no JSON object, or lengthens texts too much.
@@ -34,11 +40,11 @@ def check_tokenizer(file: Path) -> None:
         return
     check_file(file, MAX_BYTES)
     content = file.read_bytes()
-    elements = content.count(b",")
-    if elements > _MAX_ELEMENTS:
+    elements, objects = content.count(b","), content.count(b"{")
+    if elements > _MAX_ELEMENTS or objects > _MAX_OBJECTS:
         raise ModelLoadError(
-            f"{file} has {elements:,} elements, and {_MAX_ELEMENTS:,} are allowed; is it the right "
-            "one? Download the checkpoint again"
+            f"{file} has {elements:,} elements and {objects:,} objects, and {_MAX_ELEMENTS:,} and "
+            f"{_MAX_OBJECTS:,} are allowed; is it the right one? Download the checkpoint again"
         )
     try:
         whole = json.loads(content)
@@ -50,6 +56,14 @@ def check_tokenizer(file: Path) -> None:
     del content
     if not isinstance(whole, dict):
         raise ModelLoadError(f"{file} holds no JSON object; download it again")
+    model = whole.get("model")
+    tokens = model.get("vocab") if isinstance(model, dict) else None
+    num_tokens = len(tokens) if isinstance(tokens, dict | list) else 0
+    if num_embeddings is not None and num_tokens > num_embeddings:
+        raise ModelLoadError(
+            f"{file} has {num_tokens:,} tokens, and the embedding has {num_embeddings:,} rows; is "
+            "it the tokenizer of this checkpoint?"
+        )
     for part in _PARTS:
         steps = list(_steps(whole.get(part)))
         if len(steps) > _MAX_STEPS:

@@ -75,8 +75,8 @@ def test_steps_that_lengthen_a_text_are_refused(
 def test_steps_of_real_tokenizers_are_allowed(tmp_path: Path, part: Any) -> None:
     file = tmp_path / "tokenizer.json"
     edit(file, normalizer=part, post_processor={"type": "TemplateProcessing", "single": []})
-    check_tokenizer(file)
-    check_tokenizer(tmp_path / "there is none.json")
+    check_tokenizer(file, 9)
+    check_tokenizer(tmp_path / "there is none.json", 9)
 
 
 def test_a_template_of_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
@@ -89,8 +89,16 @@ def test_a_template_of_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[" + "1," * 3_000_001 + "1]", "has 3,000,001 elements, and 3,000,000 are allowed"),
+        ("[" + "1," * 3_000_001 + "1]", "has 3,000,001 elements and 0 objects, and 3,000,000"),
         ('{"a":' * 100_000, "it is nested too deeply"),
+        (
+            "[" + "{}," * 100_001 + "1]",
+            "and 100,001 objects, and 3,000,000 and 100,000 are allowed",
+        ),
+        (
+            json.dumps({"model": {"vocab": dict.fromkeys(map(str, range(99_999)), 1)}}),
+            "99,999 tokens",
+        ),
         ("[1]", "holds no JSON object"),
         ('{"a":', "cannot be read as JSON"),
     ],
@@ -155,3 +163,12 @@ def test_a_template_that_makes_a_short_conversation_long_is_refused(copy_of: Cop
     with pytest.raises(ModelLoadError, match="tokens of a short built-in conversation, and 4,096"):
         load_model(ModelConfig(str(folder)))
     load_model(ModelConfig(str(folder), self_check=False))
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json"])
+def test_too_many_added_tokens_are_refused(copy_of: CopyOf, name: str) -> None:
+    folder = copy_of()
+    (folder / name).write_text(json.dumps({"a": {f"<{n}>": n for n in range(10_001)}}))
+    assert "has 10,001 entries, and 10,000 are allowed" in refusal(folder)
+    (folder / name).write_text(json.dumps({f"<{n}>": n for n in range(10_001)}))
+    assert "has 10,001 entries, and 10,000 are allowed" in refusal(folder)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import http.server
 import json
 import os
@@ -40,7 +39,7 @@ from verdict import finish
 
 ROW = {"prompt": "2+2?", "response": "4"}
 EVIL = "\x1b]0;PWN\x07[/evil]\x1b[2J"
-MOST_MB, MOST_S = 700, 30
+MOST_MB, MOST_S = 900, 90
 SIGNAL_S = 8
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "sdpa"}
 
@@ -133,6 +132,14 @@ def lines(path: Path, *rows: Any) -> Path:
     return path
 
 
+def packed(start: bytes, num_mb: int, end: bytes) -> bytes:
+    """A gzip of so many MB, made piece by piece: the memory of a child begins at ours."""
+    packer = zlib.compressobj(9, wbits=31)
+    pieces = [packer.compress(start)]
+    pieces += [packer.compress(b"0" * (1 << 20)) for _ in range(num_mb)]
+    return b"".join([*pieces, packer.compress(end), packer.flush()])
+
+
 def planted_lock(folder: Path) -> tuple[Ran, dict[str, bool]]:
     victim = folder / "victim"
     victim.write_text("precious")
@@ -143,11 +150,8 @@ def planted_lock(folder: Path) -> tuple[Ran, dict[str, bool]]:
 
 
 def long_line(folder: Path) -> tuple[Ran, dict[str, bool]]:
-    packer = zlib.compressobj(9, wbits=31)
-    pieces = [packer.compress(b'{"prompt": "')]
-    pieces += [packer.compress(b"x" * (1 << 20)) for _ in range(300)]
-    pieces += [packer.compress(b'"}\n' + json.dumps(ROW).encode()), packer.flush()]
-    (folder / "in.jsonl.gz").write_bytes(b"".join(pieces))
+    end = b'"}\n' + json.dumps(ROW).encode()
+    (folder / "in.jsonl.gz").write_bytes(packed(b'{"prompt": "', 300, end))
     ran = score(folder / "in.jsonl.gz", folder / "out.jsonl")
     out = folder / "out.jsonl"
     return ran, {
@@ -170,13 +174,12 @@ def saved_set(folder: Path) -> tuple[Ran, dict[str, bool]]:
     (folder / "set" / "state.json").write_text(json.dumps(state))
     ran = score(folder / "set", folder / "out.jsonl")
     out = folder / "out.jsonl"
-    return ran, {
-        "nothing of it is in the output": not out.exists() or "root:" not in out.read_text()
-    }
+    leaks = out.exists() and "root:" in out.read_text()
+    return ran, {"nothing of it is in the output": not leaks}
 
 
 def bomb(folder: Path) -> tuple[Ran, dict[str, bool]]:
-    content = gzip.compress(b"0" * (800 << 20), 9)
+    content = packed(b"", 800, b"")
     with service(lambda number: (content, {"Content-Encoding": "gzip"})) as (url, _):
         ran = score(lines(folder / "in.jsonl", ROW), folder / "out.jsonl", "--url", url)
     return ran, {"it is refused": ran.code == 1 and "Traceback" not in ran.told}
