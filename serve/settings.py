@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     ingress: Literal["auto", "haproxy", "proxy"] = Field(
         default="auto",
         description="what listens on Ray: HAProxy, or Serve's own proxy; auto: HAProxy where it "
-        "runs and no TLS is asked for",
+        "runs",
     )
     num_gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
     tls_cert_file: str | None = Field(default=None, description="PEM certificates; with the key")
@@ -151,8 +151,6 @@ class Settings(BaseSettings):
     def _whole(self) -> Settings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
-        if self.tls_cert_file and self.ingress == "haproxy":
-            raise ValueError("Ray's HAProxy speaks no TLS; with tls_cert_file use ingress: proxy")
         if self.max_request_timeout_s < self.request_timeout_s:
             raise ValueError(
                 f"max_request_timeout_s {self.max_request_timeout_s:g} is less than "

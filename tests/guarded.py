@@ -7,8 +7,9 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPResponse
 from typing import Any
 
@@ -23,6 +24,7 @@ from serve.guard import middleware as guard
 from serve.guard.admission import Admission
 from serve.guard.keys import KeyRing
 from serve.settings import Settings
+from serve.start.connections import BoundedConnection, Connections
 
 JSON = b"Content-Type: application/json\r\n"
 KEY, OTHER_KEY = "correct-horse-battery", "staple-staple-staple"
@@ -106,10 +108,12 @@ class Server:
     Attributes:
         port: of 127.0.0.1, where it listens.
         loop: that it runs on; its clock can be set forward.
+        connections: that are open.
     """
 
     port: int
     loop: MovableLoop
+    connections: Collection[Any]
 
     @property
     def url(self) -> str:
@@ -124,8 +128,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def live(app: ASGIApp) -> Iterator[Server]:
-    """A real server on a port. A warning in its log fails the test."""
+def live(app: ASGIApp, limits: Connections | None = None, **options: Any) -> Iterator[Server]:
+    """A real server on a port, with our limits on connections. A warning in its log fails the test.
+
+    Args:
+        app: what answers.
+        limits: by default those of `skyreward serve --local`.
+        options: more of uvicorn's.
+    """
     errors: list[str] = []
 
     class Collector(logging.Handler):
@@ -133,7 +143,8 @@ def live(app: ASGIApp) -> Iterator[Server]:
             errors.append(self.format(record))
 
     config = uvicorn.Config(
-        app, port=0, ws="none", log_config=None, access_log=False,
+        app, port=0, ws="none", log_config=None, access_log=False, **options,
+        http=partial(BoundedConnection, limits=limits or Connections()),  # type: ignore[arg-type]
         timeout_graceful_shutdown=10,  # a request that is never cancelled fails its test, no more
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -151,7 +162,8 @@ def live(app: ASGIApp) -> Iterator[Server]:
     thread.start()
     try:
         until(lambda: server.started)
-        yield Server(server.servers[0].sockets[0].getsockname()[1], loop)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Server(port, loop, server.server_state.connections)
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)

@@ -13,8 +13,10 @@ import asyncio
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from serve.record.formats import accept_request_id
+from serve.start.connections import BoundedConnection
 
 _ID = b"x-request-id"
 _DEADLINE = b"x-request-timeout-seconds"
@@ -23,7 +25,12 @@ _DROPPED = frozenset({_ID, b"x-request-disconnect-disabled", b"serve-multiplexed
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve."""
+    """Called by Serve before it listens.
+
+    Serve leaves uvicorn's choice of a protocol to uvicorn, and offers no option for it, so the
+    limits on connections become that choice: in this process only Serve uses uvicorn.
+    """
+    HTTP_PROTOCOLS["auto"] = f"{BoundedConnection.__module__}:{BoundedConnection.__qualname__}"
     return [Middleware(Hidden)]
 
 

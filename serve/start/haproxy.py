@@ -3,8 +3,11 @@
 Ray writes HAProxy's configuration from a template of its own, whose statistics and Prometheus
 pages listen on every interface, and starts the binary anew for every change. This program edits
 what Ray has just written and then executes the binary: those pages move to sockets in a private
-folder, only the service's own address is listened on, and HAProxy's own errors have the shape of
-all others. Run by its path, by `serve.start.ingress.write_launcher`: standard library only.
+folder, only the service's own address is listened on, in HTTP/1 alone, and HAProxy's own errors
+have the shape of all others. Not so what its parser cannot read: before there is a request it knows
+no error pages, and answers 400 with HTML of its own.
+
+Run by its path, by `serve.start.ingress.write_launcher`: standard library only.
 """
 
 from __future__ import annotations
@@ -17,25 +20,67 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-# Of a request's head; the body's time is the gateway's business.
-_HEAD_TIMEOUT_S = 30
+# Until a request's head is whole; the body's time is the gateway's business.
+HEAD_TIMEOUT_S = 30
+# Of all connections, for one address: the others have room for a health check, whatever it does.
+_SHARE_OF_AN_ADDRESS = 0.75
 _RETRY_AFTER_S = 5
 _PR_SET_PDEATHSIG = 1
 
-_UNAVAILABLE = (503, "Service Unavailable", "overloaded_error", "gateway_unavailable")
+
+class Refusal(NamedTuple):
+    """An error that is answered before, or instead of, an application."""
+
+    status: int
+    reason: str
+    type: str
+    code: str
+    message: str
+
+    def response(self) -> bytes:
+        """The whole response, in the shape of all other errors; the connection ends with it."""
+        error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
+        body = json.dumps({"error": error})
+        head = [
+            f"HTTP/1.1 {self.status} {self.reason}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *([f"Retry-After: {_RETRY_AFTER_S}"] if self.status == 503 else []),
+            "Connection: close",
+        ]
+        return "\r\n".join([*head, "", body]).encode()
+
+
+BAD_REQUEST = Refusal(
+    400,
+    "Bad Request",
+    "invalid_request_error",
+    "bad_request",
+    "this is no HTTP request that can be read",
+)
+HEAD_TIMEOUT = Refusal(
+    408,
+    "Request Timeout",
+    "invalid_request_error",
+    "request_timeout",
+    f"the request's head did not arrive within {HEAD_TIMEOUT_S} s",
+)
+_UNAVAILABLE = Refusal(
+    503,
+    "Service Unavailable",
+    "overloaded_error",
+    "gateway_unavailable",
+    "no gateway could answer; send the request again",
+)
 # By what HAProxy would have answered: 502 is a gateway that died with the request, 503 none there.
 _ERRORS = {
-    400: (400, "Bad Request", "invalid_request_error", "bad_request"),
-    408: (408, "Request Timeout", "invalid_request_error", "request_timeout"),
+    400: BAD_REQUEST,
+    408: HEAD_TIMEOUT,
     502: _UNAVAILABLE,
     503: _UNAVAILABLE,
     504: _UNAVAILABLE,
-}
-_MESSAGES = {
-    400: "this is no HTTP request that can be read",
-    408: "the request's head did not arrive in time",
-    503: "no gateway could answer; send the request again",
 }
 
 
@@ -63,7 +108,7 @@ def confined(config: str, folder: Path, listen: str) -> str:
     Args:
         config: as Ray wrote it.
         folder: private, for the sockets of pages that nobody outside may see.
-        listen: address and port of the service, as HAProxy's `bind` wants them.
+        listen: address, port and options of the service, as HAProxy's `bind` wants them.
 
     Raises:
         ValueError: it does not look as expected, so that something might be left open.
@@ -71,7 +116,7 @@ def confined(config: str, folder: Path, listen: str) -> str:
     changes = (
         (r"bind :\d+$", f"bind unix@{folder}/prometheus.sock mode 600"),
         (r"bind \*:\d+$", f"bind unix@{folder}/statistics.sock mode 600"),
-        (r"bind 127\.0\.0\.1:\d+$", f"bind {listen}"),
+        (r"bind 127\.0\.0\.1:\d+$", _frontend(config, listen)),
         (r"mode http\n    option log-health-checks$", _defaults(folder)),
         # What Ray says while there is no application yet; trainers never repeat a 4xx.
         (r"http-request return status 404 content-type .*$", "http-request deny deny_status 503"),
@@ -95,25 +140,29 @@ def confined(config: str, folder: Path, listen: str) -> str:
 
 
 def write_error_pages(folder: Path) -> None:
-    """Write what HAProxy answers by itself, in the shape of all other errors."""
-    for code, (status, reason, kind, name) in _ERRORS.items():
-        error = {"message": _MESSAGES[status], "type": kind, "param": None, "code": name}
-        body = json.dumps({"error": error})
-        head = [
-            f"HTTP/1.1 {status} {reason}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            *([f"Retry-After: {_RETRY_AFTER_S}"] if status == 503 else []),
-            "Connection: close",
-        ]
-        (folder / f"{code}.http").write_bytes("\r\n".join([*head, "", body]).encode())
+    """Write what HAProxy answers by itself once it has read a request's head."""
+    for code, refusal in _ERRORS.items():
+        (folder / f"{code}.http").write_bytes(refusal.response())
+
+
+def _frontend(config: str, listen: str) -> str:
+    found = re.search(r"^ *maxconn (\d+)$", config, flags=re.MULTILINE)
+    most = int(found[1]) if found else 4096
+    lines = [
+        f"bind {listen}",
+        "stick-table type ipv6 size 100k expire 1m store conn_cur",
+        "tcp-request connection track-sc0 src",
+        "tcp-request connection reject if "
+        f"{{ sc0_conn_cur gt {max(1, int(most * _SHARE_OF_AN_ADDRESS))} }}",
+    ]
+    return "\n    ".join(lines)
 
 
 def _defaults(folder: Path) -> str:
     lines = [
         "mode http",
         "option log-health-checks",
-        f"timeout http-request {_HEAD_TIMEOUT_S}s",
+        f"timeout http-request {HEAD_TIMEOUT_S}s",
         *(f"errorfile {code} {folder}/{code}.http" for code in _ERRORS),
     ]
     return "\n    ".join(lines)

@@ -67,7 +67,7 @@ def choose(settings: Settings, own_cluster: bool) -> Ingress:
         if missing:
             raise ModelLoadError(f"`ingress: haproxy` cannot be had: {missing}; leave it out")
         return "haproxy"
-    if settings.ingress == "proxy" or missing or settings.tls_cert_file or not own_cluster:
+    if settings.ingress == "proxy" or missing or not own_cluster:
         return "proxy"
     return "haproxy"
 
@@ -109,7 +109,7 @@ def _write_launcher(settings: Settings, folder: Path) -> Path:
     haproxy.write_error_pages(folder)
     # -I and -S: nothing but the standard library, and quick to start.
     command = [sys.executable, "-I", "-S", haproxy.__file__, str(folder)]
-    command += [get_haproxy_binary(), _bind_address(settings)]
+    command += [get_haproxy_binary(), f"{_bind_address(settings)} {_protocol(settings, folder)}"]
     launcher = folder / "haproxy"
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     launcher.chmod(0o700)
@@ -122,6 +122,15 @@ def _bind_address(settings: Settings) -> str:
         # As everywhere, `::` stands for IPv4 too.
         return f"ipv6@{settings.host}:{settings.port}" + (" v4v6" if settings.host == "::" else "")
     return f"ipv4@{settings.host}:{settings.port}"
+
+
+def _protocol(settings: Settings, folder: Path) -> str:
+    if not (settings.tls_cert_file and settings.tls_key_file):
+        return "proto h1"
+    # HAProxy finds the key by its name beside the certificates, and reads both at each start.
+    (folder / "tls.pem").symlink_to(settings.tls_cert_file)
+    (folder / "tls.pem.key").symlink_to(settings.tls_key_file)
+    return f"ssl crt {folder}/tls.pem ssl-min-ver TLSv1.2 alpn http/1.1 proto h1"
 
 
 def _free_port() -> int:

@@ -119,9 +119,11 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
 def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
     from ray.serve.config import HTTPOptions
 
-    return HTTPOptions(
+    if chosen == "haproxy":
         # HAProxy itself listens where the settings say; see `serve.start.haproxy`.
-        host=ingress.INSIDE_HOST if chosen == "haproxy" else settings.host,
+        return HTTPOptions(host=ingress.INSIDE_HOST, port=settings.port)
+    return HTTPOptions(
+        host=settings.host,
         port=settings.port,
         ssl_keyfile=settings.tls_key_file,
         ssl_certfile=settings.tls_cert_file,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import torch
@@ -20,9 +22,11 @@ from serve.http import create_app
 from serve.record.formats import configure_logging
 from serve.service import ScoringService
 from serve.settings import Settings
+from serve.start.connections import BoundedConnection, Connections
 from serve.start.listening import ready_line
 
 _POLL_S = 0.1
+_MANY_FILES = 65_536
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
@@ -45,6 +49,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         create_app(service, settings),
         host=settings.host,
         port=settings.port,
+        http=partial(BoundedConnection, limits=_limits()),  # type: ignore[arg-type]
         log_config=None,  # the format of the log is ours, for uvicorn's lines too
         access_log=False,
         ssl_certfile=settings.tls_cert_file,
@@ -59,6 +64,15 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         # An interpreter that ends waits for its threads: one of them is at work, or stuck.
         sys.stderr.flush()
         os._exit(server.exit_code)
+
+
+def _limits() -> Connections:
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A shell allows few files for the sake of programs that use `select`.
+    if files < _MANY_FILES and files != most:
+        wanted = _MANY_FILES if most == resource.RLIM_INFINITY else min(_MANY_FILES, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return Connections()
 
 
 def _refuse_several(settings: Settings) -> None:

@@ -62,7 +62,7 @@ SERVE_LAYERS = [
     ["serve.app", "serve.start.local", "serve.start.ingress", "serve.start.cluster"],
     ["serve.gateway", "serve.scorer", "serve.clients"],
     ["serve.figures.gateways", "serve.http"],
-    ["serve.start.listening", "serve.start.haproxy", "serve.autoscaling", "serve.router"],
+    ["serve.start.listening", "serve.autoscaling", "serve.router"],
     ["serve.routes.openapi", "serve.guard.middleware"],
     ["serve.routes.shared_paths"],
     [
@@ -101,6 +101,8 @@ SERVE_LAYERS = [
     ["serve.figures.collectors", "serve.figures.merge"],
     ["serve.queue.observer"],
     ["serve.start.door", "serve.changes"],
+    ["serve.start.connections"],
+    ["serve.start.haproxy"],
     ["serve.schemas", "serve.record.formats", "serve.settings"],
     ["serve.model_settings", "serve.record.request", "serve.web"],
     ["serve.pages", "serve.batch_clock", "serve.console"],

@@ -65,19 +65,19 @@ def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_was_accepted_is_finished_before_the_end(
-    checkpoint_folder: Path, tmp_path: Path, signals: int
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
     """After one signal; a second one ends it at once, and the caller gets no answer of success.
 
-    Once behind HAProxy, once with HTTPS, which Serve's own proxy speaks.
+    Once with HTTPS behind HAProxy, once with HTTPS by Serve's own proxy.
     """
     port = free_port()
     folder = checkpoint_folder / "llama-v0.1"
-    options, scheme, trust = [], "http", ssl.create_default_context()
+    cert, key = self_signed(tmp_path)
+    options = ["--tls-cert", str(cert), "--tls-key", str(key)]
+    trust = ssl.create_default_context(cafile=str(cert))
     if signals == 2:
-        cert, key = self_signed(tmp_path)
-        options, scheme = ["--tls-cert", str(cert), "--tls-key", str(key)], "https"
-        trust.load_verify_locations(cert)
+        monkeypatch.setenv("SKYREWARD_INGRESS", "proxy")
     process = start("--model", str(folder), "--port", str(port), *options)
     assert process.stdout is not None
     lines = []
@@ -90,7 +90,11 @@ def test_what_was_accepted_is_finished_before_the_end(
     said = "".join(lines)
     assert "loading" in said
     assert "warming up" in said
-    url = f"{scheme}://127.0.0.1:{port}/v1/score"
+    url = f"https://127.0.0.1:{port}/v1/score"
+    large = httpx.get(
+        url, headers={"x": "a" * 100_000}, trust_env=False, verify=trust, timeout=PATIENCE_S
+    )
+    assert large.status_code == (431 if signals == 2 else 400)  # HAProxy knows no 431
     assert f"POST {url}" in said
     answers: list[httpx.Response] = []
     num_sent = 400 if signals == 1 else 4000
@@ -108,7 +112,7 @@ def test_what_was_accepted_is_finished_before_the_end(
     assert "reward" in result
     poster = threading.Thread(target=post)
     poster.start()
-    until(lambda: has_batch_in_flight(f"{scheme}://127.0.0.1:{port}", trust))
+    until(lambda: has_batch_in_flight(f"https://127.0.0.1:{port}", trust))
     for _ in range(signals):
         assert not answers, "nothing was in flight when the signal came"
         process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -40,8 +41,15 @@ def test_https(tmp_path: Path) -> None:
             assert isinstance(result["reward"], float)
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=PATIENCE_S)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
+        # Connections without a whole head, or a handshake, do not hold up the end.
+        with (
+            socket.create_connection(("127.0.0.1", port)),
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            trust.wrap_socket(plain, server_hostname="127.0.0.1") as half_open,
+        ):
+            half_open.sendall(b"GET /health HTTP/1.1\r\n")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.communicate()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import platform
+import socket
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from certificates import self_signed
+from conftest import free_port
+from guarded import read_all
+from waiting import PATIENCE_S, until
 
 from rm_core import ModelLoadError
 from serve.settings import Settings
@@ -29,7 +36,7 @@ on_linux = pytest.mark.skipif(not HERE, reason="HAProxy's wheel is for Linux")
 def test_haproxy_where_it_runs(tmp_path: Path) -> None:
     tls = {"tls_cert_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}
     assert ingress.choose(Settings.of(), own_cluster=True) == "haproxy"
-    assert ingress.choose(Settings.of(**tls), own_cluster=True) == "proxy"
+    assert ingress.choose(Settings.of(**tls), own_cluster=True) == "haproxy"
     assert ingress.choose(Settings.of(), own_cluster=False) == "proxy"
     assert ingress.choose(Settings.of(ingress="proxy"), own_cluster=True) == "proxy"
     assert ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True) == "haproxy"
@@ -91,8 +98,8 @@ def rays_configuration(folder: Path) -> str:
 @on_linux
 @pytest.mark.parametrize(
     ("host", "listens"),
-    [("127.0.0.1", "ipv4@127.0.0.1:8000"), ("0.0.0.0", "ipv4@0.0.0.0:8000"),
-     ("::", "ipv6@:::8000 v4v6"), ("::1", "ipv6@::1:8000")],
+    [("127.0.0.1", "ipv4@127.0.0.1:8000 proto h1"), ("0.0.0.0", "ipv4@0.0.0.0:8000 proto h1"),
+     ("::", "ipv6@:::8000 v4v6 proto h1"), ("::1", "ipv6@::1:8000 proto h1")],
 )  # fmt: skip
 def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: str) -> None:
     """Through the launcher that Ray starts, with the real binary as judge of the result."""
@@ -116,6 +123,87 @@ def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: 
             assert f"Content-Length: {len(body)}" in head
     assert "500.http" not in file.read_text()
     assert "Retry-After: 5" in (short_path / "502.http").read_text()
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, maxconn: int = 4096, **settings: Any) -> Iterator[int]:
+    """HAProxy as the launcher starts it, without Ray and so without any gateway; its port."""
+    port = free_port()
+    variables = ingress.environment("haproxy", Settings.of(port=port, **settings), folder)
+    file = folder / "rays.cfg"
+    config = rays_configuration(folder)
+    file.write_text(config.replace("maxconn 4096", f"maxconn {maxconn}"))
+    command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+
+
+@importing_ray
+@on_linux
+def test_haproxy_speaks_tls(short_path: Path) -> None:
+    cert, key = self_signed(short_path)
+    trust = ssl.create_default_context(cafile=str(cert))
+    trust.set_alpn_protocols(["h2", "http/1.1"])
+    with haproxy(short_path, tls_cert_file=str(cert), tls_key_file=str(key)) as port:
+        with httpx.Client(verify=trust, trust_env=False, timeout=PATIENCE_S) as client:
+            answer = client.get(f"https://127.0.0.1:{port}/health")
+        assert answer.json()["error"]["code"] == "gateway_unavailable"
+        wrapped = trust.wrap_socket(connect(port), server_hostname="127.0.0.1")
+        assert wrapped.selected_alpn_protocol() == "http/1.1"
+        wrapped.close()
+
+
+@importing_ray
+@on_linux
+@pytest.mark.parametrize(
+    ("sent", "status", "page"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, b'{"error": {'),
+        # Its parser knows no error pages.
+        (b"nonsense\r\n\r\n", 400, b"<html>"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 110_000 + b"\r\n\r\n", 400, b"<html>"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 503, b'{"error": {'),
+    ],
+    ids=["HTTP/2", "nonsense", "large head", "no gateway"],
+)
+def test_what_haproxy_answers_by_itself(
+    short_path: Path, sent: bytes, status: int, page: bytes
+) -> None:
+    with haproxy(short_path) as port, connect(port) as connection:
+        with contextlib.suppress(ConnectionError):  # it reads no more than it has to
+            connection.sendall(sent)
+        answer = read_all(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert body.startswith(page)
+
+
+@importing_ray
+@on_linux
+def test_one_address_cannot_take_all_connections(short_path: Path) -> None:
+    with haproxy(short_path, maxconn=8) as port, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(port)) for _ in range(7)]
+        for connection in connections[:6]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 503"
+        refused = connections[6]
+        with contextlib.suppress(ConnectionResetError):
+            assert refused.recv(1) == b""
 
 
 @importing_ray

@@ -21,6 +21,7 @@ _LOGS = _FOLDER.parents[2] / "build" / "hold"
 # What makes each one short.
 SHORT = {
     "keys": [],
+    "attack_heads": ["--megabytes", "10", "--rounds", "3", "--posts", "1000"],
     "chaos": ["--seconds", "40", "--every", "8"],
     "rolling": [],
     "overload": ["--seconds", "20", "--measure", "10"],

@@ -1,0 +1,254 @@
+"""Limits on connections where uvicorn listens: heads, what is no body, and their number."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import uvicorn
+from certificates import self_signed
+from guarded import Guarded, Server, guarded, live, post, read_all, read_response
+from uvicorn.config import HTTP_PROTOCOLS
+from waiting import PATIENCE_S, until
+
+from serve.start.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
+from serve.start.door import middlewares
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+CHUNKED += b"Content-Type: application/json\r\n\r\n"
+FOR_EVER = 2**20
+"""Bytes, of what a test would send without end."""
+
+
+@pytest.fixture
+def _refusals_are_meant() -> Iterator[None]:
+    """uvicorn's own line of log for what its parser refuses."""
+    logger = logging.getLogger("uvicorn.error")
+
+    def other(record: logging.LogRecord) -> bool:
+        return record.getMessage() != "Invalid HTTP request received."
+
+    logger.addFilter(other)
+    yield
+    logger.removeFilter(other)
+
+
+Opened: TypeAlias = tuple[Server, Callable[[], socket.socket]]
+
+
+@contextlib.contextmanager
+def serving(scheme: str, folder: Path) -> Iterator[Opened]:
+    """A server, and how a test connects to it."""
+    if scheme == "http":
+        with live(guarded().app) as server:
+            yield server, server.connect
+        return
+    cert, key = self_signed(folder)
+    trust = ssl.create_default_context(cafile=str(cert))
+    with live(guarded().app, ssl_certfile=cert, ssl_keyfile=key) as server:
+        yield server, lambda: trust.wrap_socket(server.connect(), server_hostname="127.0.0.1")
+
+
+@pytest.fixture(params=["http", "https"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    with serving(request.param, tmp_path) as found:
+        yield found
+
+
+def send_for_ever(connection: socket.socket, start: bytes, piece: bytes) -> None:
+    """Until the server does not take any more, and never the end of it."""
+    with contextlib.suppress(OSError):
+        connection.sendall(start)
+        for _ in range(FOR_EVER // len(piece)):
+            connection.sendall(piece)
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    """Status and code of a response in the shape of all errors."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"GET /health HTTP/1.1\r\nX: ", b"a" * 65_536),
+        (b"GET /health HTTP/1.1\r\n", b"X: a\r\n" * 8_192),
+        (b"GET /", b"a" * 65_536),
+        (b"", b"\r\n" * 32_768),
+        (CHUNKED + b"0\r\nX: ", b"a" * 65_536),
+        (CHUNKED + b"0\r\n", b"X: a\r\n" * 8_192),
+        (CHUNKED + b"1;", b"a" * 65_536),
+    ],
+    ids=["header", "headers", "path", "blank lines", "trailer", "trailers", "chunk extension"],
+)
+def test_what_never_ends_is_refused(opened: Opened, start: bytes, piece: bytes) -> None:
+    _, connect = opened
+    with connect() as connection:
+        send_for_ever(connection, start, piece)
+        answer = read_response(connection)
+    assert answer[0].status == 431
+    assert json.loads(answer[1])["error"]["code"] == "head_too_large"
+
+
+@pytest.mark.usefixtures("_refusals_are_meant")
+@pytest.mark.parametrize("sends", [1, 40])
+def test_a_head_that_is_whole_and_too_large_is_refused(sends: int) -> None:
+    fits = b"GET /health HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"a" * (MAX_HEAD_BYTES - 100))
+    too_large = b"GET /health HTTP/1.1\r\nX: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES)
+    with live(guarded().app) as server:
+        for request, status in ((fits, 200), (too_large, 431)):
+            with server.connect() as connection:
+                size = len(request) // sends + 1
+                for at in range(0, len(request), size):
+                    connection.sendall(request[at : at + size])
+                assert read_response(connection)[0].status == status
+
+
+def test_a_head_that_is_late_is_408(opened: Opened) -> None:
+    server, connect = opened
+    with connect() as first, connect() as kept, connect() as silent:
+        first.sendall(GET[:-2])
+        kept.sendall(GET)
+        assert read_response(kept)[0].status == 200
+        kept.sendall(GET[:-2])
+        until_seen(server, True, True, False)
+        server.loop.advance(31)
+        assert error_of(read_all(first)) == (408, "request_timeout")
+        assert error_of(read_all(kept)) == (408, "request_timeout")
+        # It would take an answer for that to its first request.
+        assert read_all(silent) == b""
+
+
+def until_seen(server: Server, *unread: bool) -> None:
+    """Until so many connections are open, and the server has read the begin of a head of some."""
+    until(lambda: sorted(c.is_in_head() for c in server.connections) == sorted(unread))
+
+
+def test_a_slow_body_is_the_guards_business() -> None:
+    seen = guarded(body_timeout_s=3_000, request_timeout_s=3_000)
+    with live(seen.app) as server, server.connect() as connection:
+        connection.sendall(post("/size", body=b"12", length=4))
+        until(lambda: seen.admission.num_bytes == 2)
+        server.loop.advance(1_000)
+        connection.sendall(b"34")
+        assert read_response(connection)[1] == b"4"
+
+
+def test_framing_of_small_chunks_is_not_counted() -> None:
+    body = b"".join(b"1\r\n1\r\n" for _ in range(MAX_HEAD_BYTES))
+    with live(guarded().app) as server, server.connect() as connection:
+        connection.sendall(CHUNKED + body + b"0\r\n\r\n")
+        assert read_response(connection)[1] == b"%d" % MAX_HEAD_BYTES
+
+
+def test_requests_in_one_write_are_answered_in_order() -> None:
+    body = b"1" * (2 * MAX_HEAD_BYTES)
+    last = b"GET /other HTTP/1.1\r\nConnection: close\r\n\r\n"
+    with live(guarded().app) as server, server.connect() as connection:
+        connection.sendall(post("/size", body=body) + GET + post("/size", body=b"22") + last[:-2])
+        until_seen(server, True)
+        connection.sendall(last[-2:])
+        answers = read_all(connection).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    found = [answer.partition(b"\r\n\r\n")[2] for answer in answers]
+    assert found == [b"%d" % len(body), b'"fine"', b"2", b'"fine"']
+
+
+@pytest.mark.usefixtures("_refusals_are_meant")
+def test_what_is_no_http_gets_an_error_of_our_shape() -> None:
+    with live(guarded().app) as server, server.connect() as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert error_of(read_all(connection)) == (400, "bad_request")
+
+
+@pytest.mark.usefixtures("_refusals_are_meant")
+@pytest.mark.parametrize("rest", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 300_000])
+def test_nonsense_behind_a_request_does_not_spoil_its_answer(rest: bytes) -> None:
+    seen = guarded()
+    answer_now = threading.Event()
+    seen.between_parts = partial(asyncio.to_thread, answer_now.wait, PATIENCE_S)
+    with live(seen.app) as server, server.connect() as connection:
+        connection.sendall(post("/slowly") + rest)
+        until(lambda: [c._is_refused for c in server.connections] == [True])
+        answer_now.set()
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"5\r\nthree\r\n0\r\n\r\n")
+
+
+def busy(seen: Guarded, server: Server, number: int) -> list[socket.socket]:
+    """Connections whose requests are being answered."""
+    connections = [server.connect() for _ in range(number)]
+    for connection in connections:
+        connection.sendall(post("/wait"))
+    until(lambda: len(seen.started) == number)
+    return connections
+
+
+def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
+    seen = guarded()
+    with live(seen.app, Connections(max_open=4)) as server:
+        working = busy(seen, server, 2)
+        idle = [server.connect() for _ in range(3)]
+        assert read_all(idle[0]) == b""
+        for connection in idle[1:]:
+            connection.sendall(GET)
+            assert read_response(connection)[1] == b'"fine"'
+        # Of two that were answered, the one that was answered first.
+        with server.connect() as new:
+            new.sendall(GET)
+            assert read_response(new)[1] == b'"fine"'
+        assert read_all(idle[1]) == b""
+        for connection in (*working, *idle):
+            connection.close()
+
+
+def test_no_answer_is_given_up_for_a_new_connection() -> None:
+    seen = guarded()
+    with live(seen.app, Connections(max_open=2)) as server:
+        working = busy(seen, server, 2)
+        with server.connect() as new:
+            answer = read_all(new)
+        assert b"Retry-After: 5" in answer
+        assert error_of(answer) == (503, "too_many_connections")
+        for connection in working:
+            connection.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
+            connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_half_open_connections_do_not_hold_up_the_end(scheme: str, tmp_path: Path) -> None:
+    # The server has to end before the connections are closed on this side.
+    with contextlib.ExitStack() as stack, serving(scheme, tmp_path) as (server, connect):
+        for start in (b"", GET[:-2], CHUNKED[:9]):
+            stack.enter_context(connect()).sendall(start)
+        until_seen(server, True, True, False)
+
+
+def test_room_for_other_files_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _kind: (300, 300))
+    assert Connections().max_open == 225
+
+
+def test_serves_own_proxies_get_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve leaves the choice to uvicorn, in the process in which it asks for our middlewares."""
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    assert middlewares()
+    config = uvicorn.Config(lambda: None, factory=True, log_config=None, lifespan="off")
+    config.load()
+    assert config.http_protocol_class is BoundedConnection
