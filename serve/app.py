@@ -69,7 +69,7 @@ def build(args: Settings) -> Application:
         ray_actor_options={"num_cpus": _NUM_CPUS},
         **_until_stopped(args),
     )
-    # No key leaves this process: gateways get digests.
+    # No key is given to Ray: gateways get digests.
     without_keys = args.model_copy(update={"api_keys": ()})
     application: Application = gateway.bind(without_keys, scorers, keys, listed_keys)
     return application

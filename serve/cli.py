@@ -111,6 +111,13 @@ def main() -> None:
     metavar="FILE",
     help="PEM key of the certificate.",
 )
+@click.option(
+    "--insecure-ray",
+    is_flag=True,
+    default=None,
+    help="Start Ray without a token if RAY_AUTH_MODE asks for that: whoever reaches its ports can "
+    "run code.",
+)
 @reported
 def serve(
     models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **place: Any

@@ -20,6 +20,7 @@ from serve.http import create_app
 from serve.record.formats import configure_logging
 from serve.service import ScoringService
 from serve.settings import Settings
+from serve.start.cluster import warn_without_limits, warn_without_token
 from serve.start.door import InFlight, Restored
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Gateway:
         self._at_start = settings
         self._listed_keys = listed_keys
         configure_logging(settings.log_level, settings.log_format)
+        warn_without_token()
+        warn_without_limits()
         backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
         several = settings.num_gateways > 1

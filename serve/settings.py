@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         description="what listens on Ray: HAProxy, or Serve's own proxy; auto: HAProxy where it "
         "runs",
     )
+    insecure_ray: bool = Field(
+        default=False,
+        description="start a Ray without a token where RAY_AUTH_MODE asks for that: whoever "
+        "reaches its ports can run code",
+    )
     num_gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
     tls_cert_file: str | None = Field(default=None, description="PEM certificates; with the key")
     tls_key_file: str | None = Field(default=None, description="PEM key of the certificate")

@@ -18,6 +18,7 @@ from typing import Literal
 from rm_core import ModelLoadError
 from serve.settings import Settings
 from serve.start import haproxy
+from serve.start.cluster import PROXY_CALLBACK
 
 Ingress = Literal["haproxy", "proxy"]
 
@@ -37,7 +38,7 @@ RAY_DEFAULTS = {
     # A replica whose thread is stuck would be waited for as long as for a healthy one.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.start.door:middlewares",
+    PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
     # A gateway that is replaced stays open so long, until HAProxy knows.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # The service counts by itself; Ray would parse a line of log for every request.

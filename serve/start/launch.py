@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,12 @@ from rm_core import ModelLoadError, load_encoder, open_checkpoint
 from serve.guard.keys import KeyRing
 from serve.settings import Settings
 from serve.start import ingress
-from serve.start.cluster import OWN_CLUSTER, guard_with_a_token
+from serve.start.cluster import (
+    guard_with_a_token,
+    own_cluster,
+    private_folder,
+    settings_left_out,
+)
 from serve.start.listening import check_address, own_client, ready_line
 
 Say = Callable[[str], None]
@@ -44,29 +48,37 @@ def run_with_ray(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
-    own_cluster = not os.environ.get("RAY_ADDRESS")
-    chosen = ingress.choose(settings, own_cluster)
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    chosen = ingress.choose(settings, not joins)
+    if not joins:
+        guard_with_a_token(settings.insecure_ray)
     preflight(settings, say)
-    # Not under TMPDIR: the paths of sockets must be short.
-    with tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True) as made:
+    with private_folder() as made:
         for name, value in ingress.RAY_DEFAULTS.items():
             os.environ.setdefault(name, value)
         if settings.log_format == "json":
             # A line that starts with the name of its process is no JSON.
             os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
-        if own_cluster:
+        if joins:
+            say(f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
+        else:
             os.environ.update(ingress.environment(chosen, settings, Path(made)))
-            guard_with_a_token()
-        say("starting Ray" if own_cluster else f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
-        exit_code = _serve(settings, chosen, own_cluster, say)
+            say("starting Ray")
+        exit_code = _serve(settings, chosen, None if joins else Path(made), say)
     # Nothing is left to do, and tearing down torch and Ray takes seconds.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
 
 
-def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: Say) -> int:
+def _serve(settings: Settings, chosen: ingress.Ingress, folder: Path | None, say: Say) -> int:
     """Serve until a signal comes.
+
+    Args:
+        settings: of the service.
+        chosen: what listens.
+        folder: private, for a Ray of our own; None to join the cluster that RAY_ADDRESS names.
+        say: for progress.
 
     Returns:
         The exit code.
@@ -78,7 +90,8 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
     from serve.app import APP_NAME, build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(logging_level="ERROR", **(OWN_CLUSTER if own_cluster else {}))
+    with settings_left_out():
+        ray.init(logging_level="ERROR", **(own_cluster(folder) if folder else {}))
     stop = _Stop()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -102,12 +115,12 @@ def _serve(settings: Settings, chosen: ingress.Ingress, own_cluster: bool, say: 
             gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
             gateways.results(return_exceptions=True)
             time.sleep(_LAST_BYTES_S)
-        if not own_cluster:  # on our own all ends at once; 404 would be answered for a while
+        if not folder:  # on our own all ends at once; 404 would be answered for a while
             ray_serve.delete(APP_NAME)
     except SystemExit:  # the second signal; Ray makes one of its own of it, with another code
         pass
     finally:
-        if not own_cluster:
+        if not folder:
             # Others use it: away with what is ours, this application, and with nothing else.
             with contextlib.suppress(RuntimeError):  # there is none if Serve did not start
                 ray_serve.delete(APP_NAME, _blocking=False)

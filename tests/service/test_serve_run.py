@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 from conftest import free_port
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 DEFAULT_PORT = 8000  # of Serve; `serve run` with an import path takes no other
@@ -55,18 +55,22 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
         else [str(config_file(tmp_path, folder, port))]
     )
     serve = Path(sys.executable).parent / "serve"
-    process = subprocess.Popen(
-        [str(serve), "run", *target],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(serve), "run", *target],
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         answer = score_when_ready(process, port)
         info = httpx.get(
             f"http://127.0.0.1:{port}/info", trust_env=False, timeout=PATIENCE_S
         ).json()
+        for warning in ("this Ray cluster asks for no token", "Serve's proxy limits neither"):
+            until(lambda: warning in log.read_text())  # noqa: B023
     finally:
         # Not SIGINT: a shell's background job, and so its children, may have it ignored.
         process.send_signal(signal.SIGTERM)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
+import socket
 import ssl
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import pytest
 from certificates import self_signed
 from conftest import free_port
 from exposition import parse
+from processes import processes_of
 from starting import assert_refused, start
 from waiting import PATIENCE_S, until
 
@@ -53,6 +57,47 @@ def test_without_ray_the_same_rewards(
     assert echoed.get_list("x-request-id") == ["abc"]
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE_S) == 0
+
+
+def test_what_others_on_this_machine_may_not_have(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process of Ray has the API keys in its environment, nor a socket where all may write.
+
+    And connections with unfinished heads do not hold up the end.
+    """
+    monkeypatch.setenv("SKYREWARD_API_KEYS", "correct-horse-battery")
+    port = free_port()
+    process = start("--model", str(checkpoint_folder / "llama-v0.1"), "--port", str(port))
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "ready: POST" in line:
+            break
+    mine = [p for p in processes_of(process.pid) if p.pid != process.pid]
+    assert {"gcs_server", "raylet", "haproxy"} <= {p.name for p in mine}
+    assert any("Gateway" in p.title for p in mine)
+    for child in mine:
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            assert b"correct-horse" not in Path(f"/proc/{child.pid}/environ").read_bytes(), child
+    (raylet,) = (p for p in mine if p.name == "raylet")
+    (store,) = re.findall(r"--store_socket_name=(\S+)", raylet.title)
+    folder = Path(*Path(store).parts[:3])
+    assert folder.name.startswith("sky-")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    url = f"http://127.0.0.1:{port}"
+    keys = {"authorization": "Bearer correct-horse-battery"}
+    assert httpx.get(f"{url}/v1/models", trust_env=False, timeout=PATIENCE_S).status_code == 401
+    answer = httpx.get(f"{url}/v1/models", headers=keys, trust_env=False, timeout=PATIENCE_S)
+    assert answer.status_code == 200
+    with socket.create_connection(("127.0.0.1", port)) as half_open:
+        half_open.sendall(b"GET /health HTTP/1.1\r\n")
+        process.send_signal(signal.SIGTERM)
+        output = "".join(lines) + process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0, output
+    assert "WARNING" not in output  # such as those about a cluster without token or limits
+    assert not folder.exists()
 
 
 def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:

@@ -1,0 +1,126 @@
+"""What a Ray of our own is started with: its token, its folder, and the environment it inherits."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from rm_core import ModelLoadError
+from serve.settings import Settings
+from serve.start import cluster, launch
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in AUTH:
+        monkeypatch.setenv(name, "")  # so that what is set by a test is undone
+        monkeypatch.delenv(name)
+
+
+def test_ray_gets_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.guard_with_a_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    first = os.environ["RAY_AUTH_TOKEN"]
+    assert len(first) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    # Ray would write one for everybody to read.
+    cluster.guard_with_a_token()
+    assert os.environ["RAY_AUTH_TOKEN"] not in ("", first)
+
+
+@pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "file"])
+def test_a_token_that_is_given_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    if given == "file":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("x")
+    else:
+        monkeypatch.setenv(given, "x")
+    before = dict(os.environ)
+    cluster.guard_with_a_token()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("mode", ["disabled", "k8s", ""])
+def test_ray_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    said: list[str] = []
+    for start in (
+        lambda: cluster.guard_with_a_token(),
+        lambda: cluster.connect("local"),
+        lambda: launch.run_with_ray(Settings.of(), said.append),
+    ):
+        with pytest.raises(ModelLoadError, match=r"RAY_AUTH_MODE is .* can run code .*Unset it"):
+            start()
+    assert not said
+    cluster.guard_with_a_token(insecure=True)
+    assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+def test_a_cluster_without_a_token_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.warn_without_token()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "asks for no token" in record.getMessage()
+    caplog.clear()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    cluster.warn_without_token()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warns"),
+    [
+        ("RAY_SERVE_ENABLE_HA_PROXY", "0", True),
+        ("RAY_SERVE_ENABLE_HA_PROXY", "1", False),
+        ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "others:middlewares", True),
+        ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.start.door:middlewares", False),
+    ],
+)
+def test_a_proxy_without_limits_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+    warns: bool,
+) -> None:
+    monkeypatch.setenv(name, value)
+    cluster.warn_without_limits()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+
+
+def test_rays_folder_is_private_and_its_sockets_fit() -> None:
+    with cluster.private_folder() as made:
+        assert stat.S_IMODE(Path(made).stat().st_mode) == 0o700
+        folder = cluster.own_cluster(Path(made))["_temp_dir"]
+        assert folder.startswith(made)
+        # The longest that Ray makes there, with process ids of 7 digits.
+        session = f"{folder}/session_2026-01-01_00-00-00_123456_1234567"
+        assert len(f"{session}/sockets/plasma_store.123456") <= 107
+    assert not Path(made).exists()
+
+
+def test_no_key_is_in_the_environment_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {
+        "SKYREWARD_API_KEYS": "correct-horse",
+        "skyreward_api_keys": "battery",
+        "SKYREWARD_API_KEY": "staple",
+        "SKYREWARD_OTLP_ENDPOINT": "http://user:password@collector",
+    }
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_TOKEN", "needed by the scorers")
+    before = dict(os.environ)
+    with cluster.settings_left_out():
+        assert dict(os.environ) == {k: v for k, v in before.items() if k not in ours}
+    assert dict(os.environ) == before
