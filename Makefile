@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test check format bench hold gpu-check real-weights demo-model clean
+.PHONY: help demo serve test check format lock bench hold gpu-check real-weights demo-model clean
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -31,6 +31,22 @@ check: $(VENV)/dev ## linters and types
 format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# uv, since it resolves for another Python and machine than this one, which pip-tools does not.
+lock: build/lock/bin/uv ## pin what images install, by hashes, from constraints.txt
+	printf '%s\n' hatchling flash-attn einops ninja psutil setuptools wheel | $< pip compile \
+	  pyproject.toml - --extra quantization --constraints constraints.txt --generate-hashes \
+	  --only-binary :all: --no-binary flash-attn --python-version 3.12 \
+	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet \
+	  --output-file build/lock/all.txt
+	awk -v to=deploy/docker/ '/^[a-z]/ { file = "requirements.txt" } \
+	  /^(torch|triton|cuda-.*|nvidia-.*)==/ { file = "torch.txt" } \
+	  /^flash-attn==/ { file = "flash-attn.txt" } { print > (to file) }' build/lock/all.txt
+
+build/lock/bin/uv: constraints.txt
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	@touch $@
 
 bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)

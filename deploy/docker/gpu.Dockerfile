@@ -3,10 +3,13 @@
 #   docker build -f deploy/docker/gpu.Dockerfile -t skyreward:0.1.0-gpu .
 # The machine needs NVIDIA's driver for CUDA 13 and its container toolkit. Weights are not inside:
 # mount a folder, or let the start fetch a pinned revision into the volume /models.
+# Bases may be pinned further, by digest: --build-arg BUILD_BASE=nvidia/cuda@sha256:..., and BASE.
 ARG CUDA=13.0.1
+ARG BUILD_BASE=nvidia/cuda:${CUDA}-devel-ubuntu24.04
+ARG BASE=nvidia/cuda:${CUDA}-base-ubuntu24.04
 
 # FlashAttention has wheels for few pairs of torch and CUDA; here it is built for the pinned one.
-FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS build
+FROM ${BUILD_BASE} AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
@@ -16,25 +19,22 @@ RUN apt-get update \
 RUN python3 -m venv /opt/skyreward
 ENV PATH=/opt/skyreward/bin:$PATH
 WORKDIR /src
-COPY constraints.txt ./
-# Every version is pinned there, also what the build itself needs.
-ENV PIP_CONSTRAINT=/src/constraints.txt
-# hadolint ignore=DL3013
-RUN pip install torch packaging setuptools wheel ninja psutil einops
+# Every version with the hashes of its files, also of what the build needs; made by `make lock`.
+COPY deploy/docker/requirements.txt deploy/docker/torch.txt deploy/docker/flash-attn.txt ./
+RUN pip install --require-hashes --no-deps --only-binary :all: -r torch.txt -r requirements.txt
 # Of the GPUs that are built for: A100 8.0, A10G 8.6, L4 and L40S 8.9, H100 and H200 9.0, B200 10.0.
 ARG FLASH_ATTN_ARCHS="80;90;100"
 ARG MAX_JOBS=4
-# hadolint ignore=DL3013
 RUN FLASH_ATTN_CUDA_ARCHS="${FLASH_ATTN_ARCHS}" FLASH_ATTENTION_FORCE_BUILD=TRUE \
-    MAX_JOBS="${MAX_JOBS}" pip install --no-build-isolation --no-deps flash-attn
+    MAX_JOBS="${MAX_JOBS}" \
+    pip install --require-hashes --no-deps --no-build-isolation -r flash-attn.txt
 COPY LICENSE README.md pyproject.toml ./
 COPY rm_core rm_core
 COPY serve serve
 COPY seeds seeds
-# hadolint ignore=DL3013
-RUN pip install '.[flash,quantization]'
+RUN pip install --no-deps --no-build-isolation .
 
-FROM nvidia/cuda:${CUDA}-base-ubuntu24.04
+FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV DEBIAN_FRONTEND=noninteractive
 # gcc and Python's headers: Triton compiles launchers for FlexAttention and `compile`. wget: KubeRay's

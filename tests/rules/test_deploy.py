@@ -6,11 +6,14 @@ KubeRay's own schema is in `tests/kuberay`; pods are checked by Kubernetes' as b
 from __future__ import annotations
 
 import configparser
+import contextlib
+import importlib.metadata
 import json
 import re
 import shlex
 import subprocess
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ import jsonschema
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from rm_core import find_entry, load_catalog
 from serve import __version__
@@ -193,13 +199,87 @@ def test_dockerfiles(file: Path) -> None:
     done = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     text = file.read_text()
-    for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
-        assert re.search(r":[^:]*\d", base), f"{base} is not pinned"
+    chosen = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+    for base in re.findall(r"^FROM \$\{(\w+)\}", text, re.MULTILINE):
+        assert re.search(r":[^:]*\d", chosen[base]), f"{base} is not pinned"
+    for installed in re.findall(
+        r"pip install (.*?)(?:&&|$)", text.replace("\\\n", ""), re.MULTILINE
+    ):
+        ours = installed.split() == ["--no-deps", "--no-build-isolation", "."]
+        assert ours or {"--require-hashes", "--no-deps"} <= set(installed.split()), installed
     assert "USER 10001" in text
     assert "HEALTHCHECK" in text
     for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
         for name in copied.split():
             assert (ROOT / name).exists(), name
+
+
+def locked(file: Path) -> dict[str, str]:
+    """Version by name of a file that `make lock` wrote; it may hold versions and hashes alone."""
+    entries = re.split(r"^(?=\w)", file.read_text(), flags=re.MULTILINE)[1:]
+    versions = {}
+    for entry in entries:
+        pin, *hashes = (line.strip() for line in entry.rstrip().split("\\\n"))
+        assert hashes, pin
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), pin
+        name, version = pin.split("==")
+        assert re.fullmatch(r"[a-z0-9-]+", name), pin
+        versions[name] = version
+    return versions
+
+
+def lock() -> dict[str, str]:
+    """Everything that an image installs."""
+    names = ("requirements", "torch", "flash-attn")
+    shared, torch, flash = (locked(DEPLOY / "docker" / f"{name}.txt") for name in names)
+    whole = {**shared, **torch, **flash}
+    assert len(whole) == len(shared) + len(torch) + len(flash)
+    assert "torch" in torch
+    assert not [name for name in shared if name.startswith(("nvidia-", "cuda-"))]
+    return whole
+
+
+def test_the_lock_has_the_pinned_versions() -> None:
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )  # fmt: skip
+    for name, version in lock().items():
+        if not name.startswith("nvidia-"):
+            assert Version(version) == Version(pins[name]), f"{name}: run `make lock`"
+
+
+def test_the_lock_is_whole() -> None:
+    """All that the project needs, and that needs in turn, on the machine of the images."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = project["project"]["dependencies"] + project["build-system"]["requires"]
+    extras = project["project"]["optional-dependencies"]
+    versions = lock()
+    waiting = [Requirement(text) for text in (*asked, *extras["quantization"], *extras["flash"])]
+    done = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"{requirement}: run `make lock`"
+        assert requirement.specifier.contains(versions[name]), f"{requirement}: run `make lock`"
+        if (key := (name, *sorted(requirement.extras))) in done:
+            continue
+        done.add(key)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # CUDA's, flash-attn
+            needs = importlib.metadata.distribution(name).requires or []
+            waiting += [need for need in map(Requirement, needs) if is_needed(need, requirement)]
+
+
+def is_needed(need: Requirement, by: Requirement) -> bool:
+    # Here torch may be a wheel without CUDA, which needs none of this.
+    if need.marker is None or need.name.startswith(("nvidia-", "cuda-", "triton")):
+        return need.marker is None
+    machine = {
+        "python_version": "3.12", "python_full_version": "3.12.12", "sys_platform": "linux",
+        "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix",
+        "implementation_name": "cpython", "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    return any(need.marker.evaluate({**machine, "extra": extra}) for extra in (*by.extras, ""))
 
 
 def test_what_images_copy_is_sent_to_the_builder() -> None:
