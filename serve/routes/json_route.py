@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,9 +13,14 @@ from fastapi.routing import APIRoute
 
 from serve.problems import SHAPE, Shape
 from serve.routes.json_body import parse_json
+from serve.routes.json_outline import check_fields, check_values
+from serve.settings import Settings
 
 # A larger body is read on a thread: it would hold up every other request for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10
+# From here on it must let others run; it takes up to three times as long for that.
+_GIVE_WAY_FROM_BYTES = 4 * 2**20
+_parsing = threading.Lock()
 
 
 class _JsonRequest(Request):
@@ -22,11 +29,12 @@ class _JsonRequest(Request):
     _value: Any
 
     async def parse(self) -> None:
-        body = await self.body()
+        body, settings = await self.body(), self.app.state.settings
         if len(body) < _THREAD_FROM_BYTES:
             self._value = parse_json(body)
+            check_fields(self._value, settings)
         else:
-            self._value = await asyncio.to_thread(parse_json, body)
+            self._value = await asyncio.to_thread(_parse_large, body, settings)
 
     async def json(self) -> Any:
         return self._value
@@ -34,6 +42,21 @@ class _JsonRequest(Request):
     @property
     def value(self) -> Any:
         return self._value
+
+
+def _parse_large(body: bytes, settings: Settings) -> Any:
+    check_values(body, settings)
+    # Python's garbage collector would look through all that was parsed so far, again and again:
+    # for most of the time, with every other thread waiting, and there is no garbage among it. One
+    # body at a time, so that it gets its turn in between.
+    with _parsing:
+        gc.disable()
+        try:
+            value = parse_json(body, give_way=len(body) >= _GIVE_WAY_FROM_BYTES)
+        finally:
+            gc.enable()
+    check_fields(value, settings)
+    return value
 
 
 class JsonRoute(APIRoute):

@@ -16,6 +16,7 @@ from serve.routes.peers import (
     How,
     ModelInQuery,
     PeerBody,
+    TextList,
     answer,
     name_or_only,
     score_all,
@@ -33,7 +34,7 @@ class EvaluationBody(PeerBody):
         json_schema_extra={"examples": [{"model": "model", "messages": [_TEXT]}]}
     )
     model: str | None = None
-    messages: list[str] = Field(description="templated conversations")
+    messages: TextList = Field(description="templated conversations")
     max_length: int | None = Field(
         default=None, ge=1, description="keep so many first tokens; default: refuse what is longer"
     )

@@ -23,6 +23,7 @@ from serve.routes.peers import (
     How,
     ModelInQuery,
     PeerBody,
+    TextList,
     answer,
     score_all,
 )
@@ -46,8 +47,8 @@ class QueryBody(PeerBody):
         }
     )
     model: str | None = None
-    query: str | list[str] = Field(description="prompt and answer, special tokens and all")
-    prompts: str | list[str] | None = Field(default=None, description="of each query")
+    query: str | TextList = Field(description="prompt and answer, special tokens and all")
+    prompts: str | TextList | None = Field(default=None, description="of each query")
     labels: Any = Field(default=None, description="not read")
 
     @model_validator(mode="after")

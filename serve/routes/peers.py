@@ -49,6 +49,12 @@ ModelInQuery = Annotated[
 ]
 
 
+# Without `fail_fast` each wrong item is an error of its own, of 600 bytes: one body could take all
+# memory.
+TextList = Annotated[list[str], Field(fail_fast=True)]
+MessageList = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+
+
 class EmptyInputError(BadRequestError):
     """There is nothing to score, and the client's own service refuses that."""
 
@@ -166,9 +172,9 @@ Inputs = Annotated[Any, AfterValidator(checked_inputs), WithJsonSchema({"anyOf":
 """See `checked_inputs`."""
 
 
-def is_single(inputs: object) -> bool:
+def is_single(inputs: Any) -> bool:
     """Whether inputs are one text, or one list of ids."""
-    return isinstance(inputs, str) or (_are(int, inputs) and inputs != [])
+    return isinstance(inputs, str) or (bool(inputs) and type(inputs[0]) is int)
 
 
 def conversations_of(inputs: Any) -> list[Rendered | Tokens]:
@@ -186,7 +192,7 @@ def conversations_of(inputs: Any) -> list[Rendered | Tokens]:
 class ChatBody(PeerBody):
     """One conversation, rendered here, in the fields of OpenAI's and vLLM's chat bodies."""
 
-    messages: list[dict[str, Any]] = Field(description="one conversation, the assistant's last")
+    messages: MessageList = Field(description="one conversation, the assistant's last")
     tools: Tools = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -306,7 +312,7 @@ def _hint(error: ScoreError, how: How) -> str:
 
 
 def _are(kind: type, value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {kind}
 
 
 def _are_ids(value: object) -> bool:

@@ -20,6 +20,7 @@ from serve.routes.peers import (
     Inputs,
     ModelInQuery,
     PeerBody,
+    TextList,
     answer,
     conversations_of,
     in_base64,
@@ -42,7 +43,7 @@ class NativeClassify(PeerBody):
     model: str | None = None
     text: Inputs = Field(default=None, description="one or several")
     input_ids: Inputs = Field(default=None, description="of one or of several")
-    rid: str | list[str] | None = None
+    rid: str | TextList | None = None
 
     @model_validator(mode="after")
     def _either(self) -> NativeClassify:

@@ -16,7 +16,15 @@ from rm_core import PreparedReader, Rendered, join, read_turns, without_end
 from serve.problems import shaped_responses
 from serve.routes.dependencies import ServiceDep, SettingsDep
 from serve.routes.json_route import JsonRoute
-from serve.routes.peers import INPUT_HEADER, How, ModelInQuery, PeerBody, answer, score_all
+from serve.routes.peers import (
+    INPUT_HEADER,
+    How,
+    MessageList,
+    ModelInQuery,
+    PeerBody,
+    answer,
+    score_all,
+)
 from serve.settings import PolicyTemplate
 
 router = APIRouter(tags=["slime"], responses=shaped_responses(), route_class=JsonRoute)
@@ -31,7 +39,7 @@ class SampleBody(PeerBody):
         json_schema_extra={"examples": [{"prompt": "2+2?", "response": "4", "label": "4"}]}
     )
     model: str | None = None
-    prompt: str | list[dict[str, Any]] = Field(description="text or messages")
+    prompt: str | MessageList = Field(description="text or messages")
     response: str = Field(description="what the policy wrote; end markers behind it are dropped")
     label: Any = Field(default=None, description="not read")
 

@@ -20,6 +20,7 @@ from serve.routes.peers import (
     ModelInQuery,
     PeerBody,
     Scored,
+    TextList,
     answer,
     score_all,
 )
@@ -109,7 +110,7 @@ class RerankTexts(_Cut):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "2+2?", "texts": ["5"]}]})
     query: str
-    texts: list[str]
+    texts: TextList
     return_text: StrictBool = False
 
 

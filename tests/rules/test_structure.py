@@ -94,7 +94,12 @@ SERVE_LAYERS = [
     ["serve.queue.losses", "serve.queue.waiting"],
     ["serve.backends"],
     ["serve.engine"],
-    ["serve.guard.limits", "serve.guard.keys", "serve.routes.json_body"],
+    [
+        "serve.guard.limits",
+        "serve.guard.keys",
+        "serve.routes.json_body",
+        "serve.routes.json_outline",
+    ],
     ["serve.problems"],
     ["serve.queue.batch_choice", "serve.queue.fair_order", "serve.queue.work_rate"],
     ["serve.figures.metrics"],
