@@ -17,6 +17,8 @@ from serve.settings import Settings, explain
 # Nothing that is loaded or listened on hangs on these. No keys themselves: Serve shows
 # `user_config` to whoever asks for its status.
 CHANGEABLE = (
+    "allowed_hosts",
+    "answer_timeout_s",
     "api_keys_file",
     "body_timeout_s",
     "log_level",
@@ -27,6 +29,7 @@ CHANGEABLE = (
     "max_request_timeout_s",
     "max_requests",
     "max_requests_per_key",
+    "min_body_rate",
     "request_timeout_s",
 )
 

@@ -60,6 +60,12 @@ class UnsupportedMediaTypeError(InputError):
     code = "unsupported_media_type"
 
 
+class MisdirectedRequestError(InputError):
+    """The request is for a host that is not this service's."""
+
+    code = "misdirected_request"
+
+
 class TimeExceededError(InputError):
     """The request took longer than it may."""
 
@@ -98,6 +104,9 @@ PROBLEMS: dict[type[RewardError], Problem] = {
     AuthenticationError: Problem(401, "authentication_error", "no API key, or a wrong one"),
     BodyTooLargeError: Problem(413, "invalid_request_error", "the body is too large; split it"),
     UnsupportedMediaTypeError: Problem(415, "invalid_request_error", "the body is no plain JSON"),
+    MisdirectedRequestError: Problem(
+        421, "invalid_request_error", "the header Host names a host that is not this service's"
+    ),
     TimeExceededError: Problem(
         408, "timeout_error", "the deadline passed, or the body did not arrive in time"
     ),

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     num_gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
     tls_cert_file: str | None = Field(default=None, description="PEM certificates; with the key")
     tls_key_file: str | None = Field(default=None, description="PEM key of the certificate")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="host names that requests may be for (header Host), besides `host` and those "
+        "of this machine; * for all. Default: all, but without keys on a loopback `host` none",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="origins whose pages may call; none by default"
     )
@@ -74,11 +79,22 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         default=60, gt=0, description="most time for a body to arrive in full"
     )
+    min_body_rate: int = Field(
+        default=64 * 2**10,
+        ge=0,
+        description="least bytes a second of a body, on average after its first 5 s; 0 for none",
+    )
+    answer_timeout_s: float = Field(
+        default=60,
+        gt=0,
+        description="most time in which a client takes nothing of its answer (not on Ray)",
+    )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="most bytes of a body")
     max_buffered_bytes: int = Field(
         default=256 * 2**20,
         ge=1,
-        description="most bytes of all bodies held at one time; more is refused for a while",
+        description="most bytes of all bodies held at one time; more is refused for a while. A "
+        "client with a key may hold as many as then remain for others",
     )
     max_conversations: int = Field(
         default=20_000, ge=1, description="most conversations of a request"
@@ -130,7 +146,7 @@ class Settings(BaseSettings):
         text = value.strip()
         return json.loads(text) if text.startswith("[") else [t.strip() for t in text.split(",")]
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
@@ -139,6 +155,17 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\]|[^/:@\s*\[\]]+", host):
+                raise ValueError(
+                    f"{host!r} is no host name; write it without scheme, port and path, such as "
+                    "lab.example.org or [::1], or * for every host"
+                )
+        return hosts
 
     @field_validator("cors_origins")
     @classmethod

@@ -28,6 +28,8 @@ from serve.start.connections import BoundedConnection, Connections
 
 JSON = b"Content-Type: application/json\r\n"
 KEY, OTHER_KEY = "correct-horse-battery", "staple-staple-staple"
+LARGE = bytes(range(256)) * 2**17
+"""More than the buffers of two sockets take."""
 _NEVER_S = 10 * PATIENCE_S
 
 
@@ -91,6 +93,10 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
                 await seen.between_parts()
 
         return StreamingResponse(parts())
+
+    @router.api_route("/large", methods=["GET", "POST"])
+    async def large() -> Response:
+        return Response(LARGE)
 
     @router.get("/health")
     @router.get("/other")
@@ -176,7 +182,7 @@ def live(app: ASGIApp, limits: Connections | None = None, **options: Any) -> Ite
 def post(path: str, *headers: bytes, body: bytes = b"", length: int | None = None) -> bytes:
     """The bytes of a request."""
     size = b"Content-Length: %d\r\n" % (len(body) if length is None else length)
-    start = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
+    start = b"POST %s HTTP/1.1\r\nHost: localhost\r\n" % path.encode()
     return start + JSON + size + b"".join(h + b"\r\n" for h in headers) + b"\r\n" + body
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from email.message import Message as Headed
 
@@ -20,6 +21,8 @@ from serve.problems import (
 from serve.settings import Settings
 
 _UTF8 = {"utf-8", "utf8"}
+# A body has this long before its rate counts: connections begin slowly.
+_GRACE_S = 5.0
 
 
 def has_body(headers: Headers) -> bool:
@@ -60,18 +63,22 @@ async def read_body(
     Args:
         receive: of the request.
         hold: told the number of bytes of each part before it is kept; may refuse it.
-        settings: how many bytes it may have, and seconds from now to arrive in.
+        settings: how many bytes it may have, seconds from now to arrive in, and its least rate.
         deadline: of the request.
 
     Raises:
         BodyTooLargeError: it goes on after `max_body_bytes`.
-        BodyTimeoutError, DeadlineExceededError: it did not arrive in time.
+        BodyTimeoutError, DeadlineExceededError: it did not arrive in time, or too slowly.
         ClientGoneError: the client hung up.
     """
-    latest = asyncio.get_running_loop().time() + settings.body_timeout_s
+    began = asyncio.get_running_loop().time()
+    latest = began + settings.body_timeout_s
+    slowest = math.inf
+    if settings.min_body_rate:
+        slowest = began + _GRACE_S
     body = bytearray()
     try:
-        async with asyncio.timeout_at(min(latest, deadline.at)):
+        async with asyncio.timeout_at(min(latest, slowest, deadline.at)) as limit:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -83,13 +90,16 @@ async def read_body(
                 body += part
                 if not message.get("more_body", False):
                     return bytes(body)
+                if settings.min_body_rate and not limit.expired():
+                    slowest = began + _GRACE_S + len(body) / settings.min_body_rate
+                    limit.reschedule(min(latest, slowest, deadline.at))
     except TimeoutError:
-        if deadline.at < latest:
+        if deadline.at < min(latest, slowest):
             raise deadline.error() from None
-        raise BodyTimeoutError(
-            f"only {len(body):,} bytes of the body arrived in {settings.body_timeout_s:g} s; send "
-            "it faster, or in smaller posts"
-        ) from None
+        came = f"only {len(body):,} bytes of the body arrived in {min(latest, slowest) - began:g} s"
+        if slowest < latest:
+            came += f", fewer than {settings.min_body_rate:,} a second"
+        raise BodyTimeoutError(f"{came}; send it faster, or in smaller posts") from None
 
 
 def _check_type(sent: str | None) -> None:

@@ -67,7 +67,7 @@ async def run_until(
     body: bytes,
     streams: tuple[Receive, Send],
     deadline: Deadline,
-    on_start: Callable[[], None],
+    hold: Callable[[int], None],
 ) -> None:
     """Run an application on a body that was read, and cancel it when nobody needs its answer.
 
@@ -79,7 +79,7 @@ async def run_until(
         body: all of it.
         streams: the server's `receive` and `send`.
         deadline: of the request.
-        on_start: called before the answer begins.
+        hold: told the number of bytes of each part of the answer before it is sent.
 
     Raises:
         DeadlineExceededError: it was cancelled at the deadline.
@@ -100,7 +100,8 @@ async def run_until(
         if message["type"] == "http.response.start":
             if not limit.expired():
                 limit.reschedule(None)
-            on_start()
+        elif body := message.get("body"):
+            hold(len(body))
         await send(message)
 
     async def watch() -> None:

@@ -1,4 +1,4 @@
-"""What stands around the application: keys, sizes, numbers in flight, deadlines, hang-ups.
+"""What stands around the application: hosts, keys, sizes, numbers in flight, deadlines, hang-ups.
 
 Pure ASGI, the same with Ray and without. A request is refused as early as what is known of it
 allows: by its headers before its body is read, and before any of it is parsed.
@@ -18,9 +18,16 @@ from rm_core import RewardError
 from serve.guard.admission import Admission
 from serve.guard.body import check_headers, read_body
 from serve.guard.deadline import HEADER, ClientGoneError, Deadline, run_until
+from serve.guard.delivery import Reachable, delivering
+from serve.guard.hosts import check_host
 from serve.guard.keys import KeyRing
 from serve.guard.refusal import ends_soon, refuse
-from serve.problems import AuthenticationError, BodyTimeoutError, problem_response
+from serve.problems import (
+    AuthenticationError,
+    BodyTimeoutError,
+    MisdirectedRequestError,
+    problem_response,
+)
 from serve.record.request import ANONYMOUS, current
 from serve.settings import Settings
 from serve.web.page import door, page_headers
@@ -54,7 +61,34 @@ def install(
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    app.add_middleware(_Front)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Reachable(build())  # type: ignore[method-assign]
     return admission
+
+
+class _Front:
+    """Answers what is for this host, as long as the client takes the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope["app"].state
+        send = delivering(scope, send, state.settings.answer_timeout_s)
+        try:
+            check_host(scope["headers"], state.settings, with_keys=bool(state.keys))
+        except MisdirectedRequestError as error:
+            close = not ends_soon(Headers(scope=scope), state.settings.max_body_bytes)
+            await refuse(error, scope, receive, send, close=close)
+            return
+        await self._app(scope, receive, send)
 
 
 class _KeyCheck:
@@ -64,9 +98,6 @@ class _KeyCheck:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks it
-            await send({"type": "websocket.close", "code": 1008})
-            return
         if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
             try:
                 scope[_CLIENT] = current().client = _caller(scope, scope["app"].state.keys)
@@ -102,14 +133,14 @@ class _Guard:
                     headers.get(HEADER), settings.request_timeout_s, settings.max_request_timeout_s
                 )
                 check_headers(headers, settings.max_body_bytes)
-                self._admission.check(client)
+                ticket.arrive()
                 # Overload is worst where refusing costs as much as reading what is refused.
                 self._require_room()
                 body = await read_body(receive, ticket.add_bytes, settings, deadline)
                 is_read = True
                 ticket.start()  # only now: a slow body must not keep others out
                 streams = (receive, send)
-                await run_until(self._app, scope, body, streams, deadline, ticket.release)
+                await run_until(self._app, scope, body, streams, deadline, ticket.add_answer)
             except ClientGoneError:
                 current().code = "client_gone"
             except RewardError as error:

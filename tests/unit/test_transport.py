@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 
 import pytest
-from guarded import JSON, KEY, guarded, live, post, read_all, read_response
-from waiting import advance, settle, until
+from guarded import (
+    JSON,
+    KEY,
+    LARGE,
+    OTHER_KEY,
+    Server,
+    guarded,
+    live,
+    post,
+    read_all,
+    read_response,
+)
+from waiting import PATIENCE_S, advance, settle, until
 
 JSON_TYPE = {"Content-Type": "application/json"}
-CHUNKED = b"POST /size HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED = (
+    b"POST /size HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+)
 
 
 def chunk(data: bytes) -> bytes:
@@ -63,7 +79,7 @@ def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
 
 
 def test_a_body_that_stops_coming_is_408() -> None:
-    seen = guarded(body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1)
+    seen = guarded(body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1, min_body_rate=0)
     with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"12", length=10))
         until(lambda: seen.admission.num_bytes == 2)
@@ -78,7 +94,12 @@ def test_a_body_that_stops_coming_is_408() -> None:
 
 
 def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
-    seen = guarded(body_timeout_s=10_000, request_timeout_s=20_000, max_request_timeout_s=20_000)
+    seen = guarded(
+        body_timeout_s=10_000,
+        request_timeout_s=20_000,
+        max_request_timeout_s=20_000,
+        min_body_rate=0,
+    )
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", length=5))
         for number, byte in enumerate(b"12345"):
@@ -221,4 +242,98 @@ def test_many_at_once_all_get_their_own_answer_and_nothing_is_left() -> None:
             list(pool.map(work, range(8)))
         assert wrong == []
         assert len(seen.cancelled) == len(seen.started)
+        seen.wait_until_free()
+
+
+def test_a_body_that_trickles_is_408() -> None:
+    seen = guarded(min_body_rate=100)
+    with live(seen.app) as server, server.connect() as slow:
+        slow.sendall(post("/size", body=b"1" * 200, length=10_000))
+        until(lambda: seen.admission.num_bytes == 200)
+        server.loop.advance(7.5)
+        response, body = read_response(slow)
+        assert response.status == 408
+        assert b'"body_timeout"' in body
+        assert b"only 200 bytes of the body arrived in 7 s, fewer than 100 a second" in body
+        seen.wait_until_free()
+
+
+def test_a_body_that_is_fast_enough_on_average_may_pause() -> None:
+    seen = guarded(min_body_rate=100)
+    with live(seen.app) as server, server.connect() as connection:
+        connection.sendall(post("/size", body=b"1" * 1_000, length=3_000))
+        for number in (1_000, 2_000):
+            until(lambda: seen.admission.num_bytes == number)  # noqa: B023
+            server.loop.advance(10)
+            connection.sendall(b"1" * 1_000)
+        response, body = read_response(connection)
+        assert (response.status, body) == (200, b"3000")
+
+
+def test_stalled_bodies_of_one_client_leave_another_untouched() -> None:
+    seen = guarded(KEY, OTHER_KEY, max_body_bytes=1_000, max_buffered_bytes=8_000)
+    mine, theirs = (f"Authorization: Bearer {key}".encode() for key in (KEY, OTHER_KEY))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(live(seen.app))
+        for number in range(4):
+            slow = stack.enter_context(server.connect())
+            slow.sendall(post("/size", mine, body=b"1" * 999, length=1_000))
+            until(lambda: seen.admission.num_bytes == 999 * (number + 1))  # noqa: B023
+        for _ in range(5):
+            with server.connect() as more:
+                more.sendall(post("/size", mine, body=b"1" * 999, length=1_000))
+                response, body = read_response(more)
+                assert response.status == 429
+                assert b"is the most of one caller now" in body
+        with server.connect() as other:
+            other.sendall(post("/size", theirs, body=b"1" * 1_000))
+            response, body = read_response(other)
+            assert (response.status, body) == (200, b"1000")
+
+
+def unread(server: Server, request: bytes) -> socket.socket:
+    """A connection whose answer is not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(request)
+    return connection
+
+
+def test_an_answer_that_nobody_takes_ends_its_connection() -> None:
+    seen = guarded(answer_timeout_s=1_000)
+    with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
+        until(lambda: seen.admission.num_bytes == len(LARGE) + 1)
+        assert seen.admission.num_running == 1
+        server.loop.advance(1_001)
+        seen.wait_until_free()
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65_536):
+                received += len(part)
+        assert received < len(LARGE)
+
+
+def test_a_client_that_hangs_up_instead_of_reading_frees_its_place_at_once() -> None:
+    seen = guarded()
+    with live(seen.app) as server:
+        with unread(server, post("/large", body=b"1")):
+            until(lambda: seen.admission.num_bytes == len(LARGE) + 1)
+        seen.wait_until_free()
+
+
+def test_a_large_answer_that_is_read_slowly_arrives_whole() -> None:
+    seen = guarded(answer_timeout_s=1_000)
+    requests = [b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", post("/large", body=b"1")]
+    with live(seen.app) as server:
+        for request in requests:
+            with unread(server, request) as connection:
+                response = HTTPResponse(connection)
+                response.begin()
+                body = b""
+                while part := response.read(2**22):
+                    body += part
+                    server.loop.advance(100)
+                assert body == LARGE
         seen.wait_until_free()

@@ -19,7 +19,9 @@ class Hang(Exception):
 
 
 def _head(path: str, *lines: str) -> bytes:
-    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: service", *lines, "", "")).encode("latin-1")
+    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: localhost", *lines, "", "")).encode(
+        "latin-1"
+    )
 
 
 def _json(path: str, *lines: str) -> bytes:
