@@ -87,10 +87,10 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
     rewards = iter(scores.results)
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
-    best_first = sorted((i.reward for i in items if isinstance(i, Reward)), reverse=True)
+    ranks = _ranks([item.reward for item in items if isinstance(item, Reward)])
     results = [
         {"index": index, **_item(item)}
-        | ({"rank": best_first.index(item.reward) + 1} if isinstance(item, Reward) else {})
+        | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
         for index, item in enumerate(items)
     ]
     best = next((result["index"] for result in results if result.get("rank") == 1), None)
@@ -174,6 +174,14 @@ def sigmoid(margin: float) -> float:
     if margin >= 0:
         return 1 / (1 + math.exp(-margin))
     return math.exp(margin) / (1 + math.exp(margin))
+
+
+def _ranks(rewards: Sequence[float]) -> dict[float, int]:
+    """The rank of each reward; equal ones share the best."""
+    ranks: dict[float, int] = {}
+    for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
+        ranks.setdefault(reward, rank)
+    return ranks
 
 
 def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:

@@ -14,6 +14,7 @@ from waiting import PATIENCE_S, settle, until, until_async
 from rm_core import ModelLoadError, NotReadyError, ScoreError, pack
 from serve.http import create_app
 from serve.problems import UnknownModelError
+from serve.routes import native
 from serve.service import ScoringService
 from serve.settings import Settings
 from serve.start.door import Restored
@@ -111,7 +112,7 @@ def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> No
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             await until_ready(client)
             await client.post("/v1/score", json=BODY)  # so that its rate is known
@@ -247,7 +248,7 @@ def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             await until_ready(client)
             backend.gate = asyncio.Event()
@@ -266,3 +267,21 @@ def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -
             await asyncio.wait_for(drained, PATIENCE_S)
 
     asyncio.run(scenario())
+
+
+def test_ranks_of_many_answers_in_one_walk() -> None:
+    rewards = [float(number % 7) for number in range(50)]
+    best_first = sorted(rewards, reverse=True)
+    assert native._ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}
+    compared = 0
+
+    class Reward(float):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return float.__eq__(self, other)  # type: ignore[arg-type]
+
+        __hash__ = float.__hash__
+
+    assert len(native._ranks([Reward(number) for number in range(5_000)])) == 5_000
+    assert compared < 50_000
