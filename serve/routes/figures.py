@@ -18,6 +18,7 @@ Gather = Callable[[], Awaitable[Mapping[str, Snapshot]]]
 router = APIRouter(tags=["status"])
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) -> Response:
     """Counters, histograms and gauges; OpenMetrics where `Accept` asks for it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -19,12 +21,15 @@ from serve.settings import Settings
 router = APIRouter(tags=["status"])
 
 
+# Some load balancers ask by HEAD; the server leaves the body out.
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Alive")
 async def health() -> dict[str, str]:
     """200 while the process lives, whatever the models do."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     summary="Ready to score",
@@ -55,12 +60,35 @@ async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dic
         "service": "skyreward",
         "version": __version__,
         "ready": service.ready,
-        "settings": settings.model_dump(mode="json") | {"api_keys": ["**********"] * len(keys)},
+        "settings": _shown(settings) | {"api_keys": ["**********"] * len(keys)},
         "models": {
             alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()
         },
     }
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Settings as anybody may see them: of files their names, of addresses no credentials."""
+    shown = settings.model_dump(mode="json")
+    for name in ("api_keys_file", "tls_cert_file", "tls_key_file"):
+        shown[name] = _file_name(shown[name])
+    for model in shown["models"]:
+        model["name"] = _file_name(model["name"])
+        model["chat_template"] = _file_name(model["chat_template"])
+    if settings.otlp_endpoint is not None:
+        shown["otlp_endpoint"] = _without_credentials(settings.otlp_endpoint)
+    return shown
+
+
+def _file_name(path: str | None) -> str | None:
+    """The last part of an absolute path; hub ids and `demo` are as they are."""
+    return Path(path).name if path is not None and Path(path).is_absolute() else path
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
@@ -69,7 +97,7 @@ def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
     effective = model.info or {}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return {
-        "model_id": model.settings.name,
+        "model_id": _file_name(model.settings.name),
         "model_sha": effective.get("revision"),
         "model_dtype": effective.get("dtype"),
         "model_type": {"classifier": labels},
@@ -90,7 +118,7 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "skyreward",
-        "root": model.settings.name,
+        "root": _file_name(model.settings.name),
         "max_model_len": model.encoder.max_length,
         "state": model.state,
         "fingerprint": {
