@@ -1,6 +1,8 @@
 """The keys that callers bring. Only digests are held, so that no key can leak from here.
 
-Keys are random strings of some length, so a plain SHA-256 is enough: there is nothing to guess.
+Keys are random strings of some length, so a plain SHA-256 is enough: there is nothing to guess. For
+the same reason wrong keys are not counted and slowed down: it would need a count for each source,
+and behind a load balancer all clients are one source, which one of them could then lock out.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rm_core import ModelLoadError
+from serve.guard.hosts import is_loopback
 from serve.settings import Settings
 
 MIN_KEY_LENGTH = 8
+SAFE_KEY_LENGTH = 16
+"""Shorter ones are taken, with a warning: they may be words, and those can be guessed."""
 
 
 class KeyRing:
@@ -24,13 +29,16 @@ class KeyRing:
 
     Attributes:
         digests: SHA-256 of each key, hexadecimal: what another process needs for `of_digests`.
+        short: where keys stand that are shorter than they should be.
 
     Raises:
         ModelLoadError: one is too short, or could not come in a header.
     """
 
     def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
-        self._hold(_digest(_checked(key, where).encode()) for key, where in keys)
+        listed = [(_checked(key, where), where) for key, where in keys]
+        self.short = tuple(where for key, where in listed if len(key) < SAFE_KEY_LENGTH)
+        self._hold(_digest(key.encode()) for key, _ in listed)
 
     def _hold(self, digests: Iterable[str]) -> None:
         self.digests = tuple(dict.fromkeys(digests))
@@ -78,6 +86,22 @@ class KeyRing:
             if hmac.compare_digest(known, digest):
                 found = name
         return found
+
+
+def warnings_of(settings: Settings, keys: KeyRing) -> list[str]:
+    """What an operator should know at the start of who may call, one line each."""
+    found = []
+    if not keys and not is_loopback(settings.host):
+        found.append(
+            f"WARNING: no API keys, and it listens on {settings.host}: everybody who reaches this "
+            "machine can use the service; give keys (--api-keys FILE), or --host 127.0.0.1"
+        )
+    if keys.short:
+        found.append(
+            f"WARNING: {', '.join(keys.short)}: fewer than {SAFE_KEY_LENGTH} characters, which may "
+            "be guessed; make one with: openssl rand -hex 32"
+        )
+    return found
 
 
 def _digest(key: bytes) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve.guard.keys import KeyRing
+from serve.guard.keys import KeyRing, warnings_of
 from serve.settings import Settings
 from serve.start import ingress
 from serve.start.cluster import (
@@ -161,7 +161,8 @@ def preflight(settings: Settings, say: Say) -> None:
     Raises:
         ModelLoadError: a checkpoint's files or the API keys are wrong, or the port is taken.
     """
-    KeyRing.of(settings)
+    for warning in warnings_of(settings, KeyRing.of(settings)):
+        say(warning)
     for model in settings.models:
         say(f"checking {model.alias}")
         config = model.model_loading()

@@ -12,10 +12,11 @@ from fastapi.testclient import TestClient
 from guarded import KEY, OTHER_KEY
 
 from rm_core import ModelLoadError
-from serve.guard.keys import KeyRing
+from serve.guard.keys import KeyRing, warnings_of
 from serve.http import create_app
 from serve.service import ScoringService
 from serve.settings import Settings, read_settings_file
+from serve.start import launch
 
 
 def test_keys_of_the_settings_and_of_the_file_are_known(tmp_path: Path) -> None:
@@ -120,3 +121,33 @@ def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFi
     shown = [info.text, wrong.text, document.text, caplog.text, repr(settings), str(vars(app))]
     shown += [settings.model_dump_json()]
     assert not any(KEY in text or OTHER_KEY in text for text in shown)
+
+
+def test_a_service_that_is_open_to_all_is_told_of_at_its_start() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "lab.example.org"):
+        settings = Settings.of(host=host)
+        (warning,) = warnings_of(settings, KeyRing.of(settings))
+        assert f"no API keys, and it listens on {host}" in warning
+        assert "--api-keys" in warning
+    for settings in (Settings.of(), Settings.of(host="::1"), Settings.of(host="localhost")):
+        assert warnings_of(settings, KeyRing.of(settings)) == []
+    settings = Settings.of(host="0.0.0.0", api_keys=[KEY])
+    assert warnings_of(settings, KeyRing.of(settings)) == []
+
+
+def test_short_keys_are_taken_with_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"eight-88\n{KEY}\n")
+    settings = Settings.of(api_keys_file=str(file), api_keys=["fifteen-fifteen"])
+    ring = KeyRing.of(settings)
+    assert len(ring) == 3
+    (warning,) = warnings_of(settings, ring)
+    assert f"key 1 of `api_keys`, line 1 of {file}: fewer than 16" in warning
+    assert "eight-88" not in warning
+
+
+def test_the_warnings_come_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "check_address", lambda _: None)
+    said: list[str] = []
+    launch.preflight(Settings.of(host="0.0.0.0"), said.append)
+    assert sum("no API keys" in line for line in said) == 1
