@@ -27,10 +27,11 @@ from serve.problems import (
     problem_response,
     quoted,
 )
-from serve.record.log import RECORD, RequestLog
+from serve.record.log import NOSNIFF, RECORD, RequestLog
 from serve.record.request import begin, current, end
 from serve.routes import (
     chat,
+    docs,
     figures,
     llamafactory,
     native,
@@ -71,6 +72,7 @@ _ROUTERS = (
     chat.router,
     rerank.router,
     playground.router,
+    docs.router,
 )
 _MAX_FINDINGS = 5
 
@@ -105,8 +107,10 @@ def create_app(
     keys = KeyRing.of(settings) if keys is None else keys
     tracer = _tracer(settings.otlp_endpoint)
 
-    # FastAPI's own /docs loads its scripts from another host; a machine with GPUs often sees none.
+    # It has the scripts of `serve.routes.docs`; FastAPI's own come from another host.
     app = FastAPIOffline(
+        docs_url=None,
+        redoc_url=None,
         title="skyreward",
         version=__version__,
         description=DESCRIPTION,
@@ -209,6 +213,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     end(token)
     problem = RewardError("the service failed on this request; its log has the details")
     response = problem_response(problem, request.scope)
+    response.headers[NOSNIFF[0].decode()] = NOSNIFF[1].decode()
     if request.app.state.echo_request_id:
         response.headers["X-Request-Id"] = record.id
     return response

@@ -9,6 +9,7 @@ paths appear as the template of their route.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -22,8 +23,14 @@ from serve.record.request import RequestRecord, begin, end
 logger = logging.getLogger(__name__)
 
 RECORD = "skyreward.record"
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""A header of every answer: browsers shall not guess what it is."""
+
 CLIENT_CLOSED_REQUEST = 499
 UNMATCHED = "unmatched"
+
+# Lines of requests without a right key.
+_REFUSALS_EVERY_S = 10.0
 
 _STATUS_ROUTES = {"/health", "/ready", "/metrics"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -35,6 +42,26 @@ class Tracer(Protocol):
     def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Tell the collector of a request that is over."""
         ...
+
+
+class _Refusals:
+    """Which lines about keys that are missing or wrong are written: one in a while.
+
+    Anybody may cause any number of them. What was left out is counted in the next line.
+    """
+
+    def __init__(self) -> None:
+        self._next_at = -math.inf
+        self._left_out = 0
+
+    def left_out(self, at: float) -> dict[str, int] | None:
+        """What the line at a time has to add; None if it is left out."""
+        if at < self._next_at:
+            self._left_out += 1
+            return None
+        self._next_at = at + _REFUSALS_EVERY_S
+        left_out, self._left_out = self._left_out, 0
+        return {"left_out": left_out} if left_out else {}
 
 
 class Exchange:
@@ -125,6 +152,7 @@ class RequestLog:
         self._templates = set(templates)
         self._mounts = tuple(t.removesuffix("*") for t in self._templates if t.endswith("/*"))
         self._tracer = tracer
+        self._refusals = _Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -160,7 +188,7 @@ class RequestLog:
     def _answering(self, send: Send, exchange: Exchange) -> Send:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ())]
+                headers = [*message.get("headers", ()), NOSNIFF]
                 if self._echo:
                     headers.append((b"x-request-id", exchange.record.id.encode()))
                 if exchange.scores and exchange.record.model is not None:
@@ -177,7 +205,9 @@ class RequestLog:
         self._metrics.request(record, exchange.route, exchange.status, exchange.total_s)
         quiet = exchange.route in _STATUS_ROUTES
         level = logging.DEBUG if quiet else logging.INFO
-        logger.log(level, "request", extra={"fields": _facts(exchange)})
+        left_out = self._refusals.left_out(time.monotonic()) if exchange.status == 401 else {}
+        if left_out is not None:
+            logger.log(level, "request", extra={"fields": _facts(exchange) | left_out})
         if self._tracer is not None and not quiet:
             self._tracer.trace(exchange, scope["headers"])
 

@@ -42,11 +42,11 @@ def door() -> str:
 @functools.cache
 def page_headers() -> Mapping[str, str]:
     """The headers that both pages come with, the content security policy among them."""
-    scripts = " ".join(_digest(text) for text in (_script(), _read("door.js")))
+    scripts = " ".join(digest(text) for text in (_script(), _read("door.js")))
     policy = {
         "default-src": "'none'",
         "script-src": scripts,
-        "style-src": _digest(_style()),
+        "style-src": digest(_style()),
         "img-src": "data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -54,12 +54,21 @@ def page_headers() -> Mapping[str, str]:
         "frame-ancestors": "'none'",
     }
     return {
-        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "Content-Security-Policy": written(policy),
         "Content-Type": "text/html; charset=utf-8",
         "Cache-Control": "no-store",  # one address, and what it gives depends on the key
         "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
     }
+
+
+def digest(text: str) -> str:
+    """A script or style that stands in a page, as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def written(policy: Mapping[str, str]) -> str:
+    """A content security policy as a header has it."""
+    return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
 def _filled(name: str, script: str, examples: str = "") -> str:
@@ -86,7 +95,3 @@ def _examples() -> str:
 
 def _read(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

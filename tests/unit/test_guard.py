@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fakes import FakeBackend, ready
 from fastapi.testclient import TestClient
-from guarded import KEY, OTHER_KEY, guarded
+from guarded import KEY, OTHER_KEY, guarded, live, read_all
 from starlette.websockets import WebSocketDisconnect
 from waiting import until
 
@@ -281,3 +284,54 @@ def test_what_is_no_origin_stops_the_start(origin: str) -> None:
     with pytest.raises(Exception, match="is no origin"):
         Settings.of(cors_origins=[origin])
     assert Settings.of(cors_origins="https://a.org http://localhost:3000,*").cors_origins
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_load_balancers_may_ask_by_head(path: str) -> None:
+    settings = Settings.of(api_keys=[KEY])
+    app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
+    with live(app) as server, server.client() as client, server.connect() as connection:
+        until(lambda: client.get("/ready").status_code == 200)
+        request = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n"
+        connection.sendall(f"{request}\r\n{request}Connection: close\r\n\r\n".encode())
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert answers.count(b"\r\n\r\n") == 2
+    assert answers.endswith(b"\r\n\r\n")  # heads alone
+
+
+@pytest.mark.parametrize("path", ["/", *sorted(OPEN_PATHS), "/info", "/docs", "/nothing"])
+def test_no_browser_guesses_what_an_answer_is(client: TestClient, path: str) -> None:
+    for headers in ({}, RIGHT):
+        answer = client.get(path, headers=headers)
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert client.post("/v1/score", json={}).headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_bug_has_the_headers_of_every_answer(client: TestClient) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoringService, "find", lambda *_: 1 / 0)
+        body = {"conversations": [[{"role": "user", "content": "x"}]]}
+        answer = client.post("/v1/score", json=body, headers=RIGHT)
+    assert answer.status_code == 500
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_pages_of_the_document_run_their_own_scripts_alone(
+    client: TestClient, path: str
+) -> None:
+    answer = client.get(path, headers=RIGHT)
+    assert answer.status_code == 200
+    policy = dict(
+        part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    inline = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    digests = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in inline
+    ]
+    assert policy["script-src"].split() == ["'self'", *digests]
+    for source in re.findall(r"(?:src|href)=\"([^\"]+)\"", answer.text):
+        assert client.get(source, headers=RIGHT).status_code == 200, source

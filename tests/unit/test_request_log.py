@@ -19,9 +19,12 @@ from waiting import until
 
 from rm_core import NotReadyError
 from serve.figures.metrics import Metrics
+from serve.http import create_app
 from serve.record.formats import TextFormatter
 from serve.record.log import RequestLog
 from serve.record.request import current
+from serve.service import ScoringService
+from serve.settings import Settings
 
 BODY = {"conversations": [conversation("4"), conversation("five"), []]}
 STAGES = ("x-tokenization-time", "x-queue-time", "x-inference-time", "x-total-time")
@@ -276,3 +279,23 @@ def test_what_is_no_request_passes(caplog: pytest.LogCaptureFixture) -> None:
     send: Callable[[Message], Awaitable[None]] = lambda _: asyncio.sleep(0)  # noqa: E731
     asyncio.run(layer({"type": "lifespan"}, body, send))
     assert (seen, caplog.records) == (["lifespan"], [])
+
+
+def test_lines_of_wrong_keys_are_few_and_counted(
+    monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    settings = Settings.of(api_keys=["correct-horse-battery"])
+    service = ScoringService([(settings.models[0], FakeBackend())], settings)
+    client = TestClient(create_app(service, settings))
+    for _ in range(50):
+        assert client.get("/info").status_code == 401
+    right = {"Authorization": "Bearer correct-horse-battery"}
+    assert client.get("/info", headers=right).status_code == 200
+    now += 11
+    client.get("/info")
+    found = [(line["status"], line.get("left_out")) for line in lines()]
+    assert found == [(401, None), (200, None), (401, 49)]
+    counted = client.get("/metrics").text
+    assert 'skyreward_requests_total{route="/info",status="401"} 51.0' in counted
