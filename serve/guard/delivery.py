@@ -8,7 +8,11 @@ all parts at once; there HAProxy's own time limit counts.
 from __future__ import annotations
 
 import asyncio
+import functools
+import socket
+import struct
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,9 +30,18 @@ class Reachable:
         """See ASGI."""
         # ASGI has no way to end a connection on which something is left to be sent. uvicorn's
         # `send` is a method of what has the transport.
-        transport = getattr(getattr(send, "__self__", None), "transport", None)
-        scope[_ABORT] = getattr(transport, "abort", None)
+        transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+        if transport is not None:
+            scope[_ABORT] = functools.partial(_reset, transport)
         await self._app(scope, receive, send)
+
+
+def _reset(transport: Any) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        # Else the system goes on to offer the client what it has of the answer.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
@@ -66,6 +79,7 @@ def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
         for start in range(0, len(body), _PART_BYTES):
             part = body[start : start + _PART_BYTES]
             await one({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)  # to hear whether the connection is still there
         # Waits until nearly all is taken.
         await one({**message, "body": b""})
 

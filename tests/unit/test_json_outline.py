@@ -141,10 +141,10 @@ def test_too_many_values_are_refused_before_they_are_parsed(
 
 
 def test_too_many_texts_are_refused_before_they_become_conversations(client: TestClient) -> None:
-    body = {"messages": ["x" * 10] * 20_001}
-    answer = client.post("/v1/score/evaluation", json=body)
-    assert answer.status_code == 400
-    assert "20,001 items in `messages` and the limit is 20,000" in answer.json()["detail"]
+    for item in ("x" * 10, 1):
+        answer = client.post("/v1/score/evaluation", json={"messages": [item] * 20_001})
+        assert answer.status_code == 400
+        assert "20,001 items in `messages` and the limit is 20,000" in answer.json()["detail"]
 
 
 MESSAGES = [
