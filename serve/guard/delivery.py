@@ -8,20 +8,18 @@ all parts at once; there HAProxy's own time limit counts.
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _PART_BYTES = 256 * 2**10
-_ABORT = "skyreward.abort"
+_TRANSPORT = "skyreward.transport"
 
 
 class Reachable:
-    """Outside of everything: notes in the scope how the connection can be ended."""
+    """Outside of everything: notes in the scope what the connection is, where that can be known."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,9 +28,7 @@ class Reachable:
         """See ASGI."""
         # ASGI has no way to end a connection on which something is left to be sent. uvicorn's
         # `send` is a method of what has the transport.
-        transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
-        if transport is not None:
-            scope[_ABORT] = functools.partial(_reset, transport)
+        scope[_TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
         await self._app(scope, receive, send)
 
 
@@ -52,20 +48,23 @@ def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
         send: of the server.
         timeout_s: most seconds for a part of the answer to be taken.
     """
-    loop = asyncio.get_running_loop()
-    abort: Callable[[], None] | None = scope.get(_ABORT)
+    transport = scope[_TRANSPORT]
+    if transport is None:  # whatever this is takes everything at once
+        return send
     is_given_up = False
 
     def give_up() -> None:
         nonlocal is_given_up
         is_given_up = True
-        if abort is not None:
-            abort()  # and then the server's `send` returns
+        _reset(transport)  # and then the server's `send` returns
 
     async def one(message: Message) -> None:
         if is_given_up:
             return
-        timer = loop.call_later(timeout_s, give_up)
+        if not transport.get_write_buffer_size():  # it will not wait
+            await send(message)
+            return
+        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
         try:
             await send(message)
         finally:
