@@ -6,12 +6,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from checkpoints import SPECS, build_checkpoint
+from fastapi.testclient import TestClient
 
 from serve.demo import free_port as free_port
 
@@ -26,6 +28,16 @@ def _clean_environment() -> Iterator[None]:
     for name in os.environ:
         if name.startswith(("SKYREWARD_", "RAY_")):
             patch.delenv(name)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _local_host() -> Iterator[None]:
+    """Test clients ask for this machine, not for `testserver`: a service without keys minds."""
+    patch = pytest.MonkeyPatch()
+    at_localhost = functools.partialmethod(TestClient.__init__, base_url="http://localhost")
+    patch.setattr(TestClient, "__init__", at_localhost)
     yield
     patch.undo()
 

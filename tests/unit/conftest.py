@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint
-from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 
 from rm_core import ChatEncoder, ModelConfig, RewardScorer, load_encoder
@@ -24,16 +23,6 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("repository")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _local_host() -> Iterator[None]:
-    """Test clients ask for this machine, not for `testserver`: a service without keys minds."""
-    patch = pytest.MonkeyPatch()
-    at_localhost = functools.partialmethod(TestClient.__init__, base_url="http://localhost")
-    patch.setattr(TestClient, "__init__", at_localhost)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session", autouse=True)
