@@ -29,6 +29,10 @@ _KEYS_WITH_CONTENT = (
 )
 # Most names of a list in one warning.
 _MAX_NAMES = 8
+# Characters that are searched for the contents of a conversation: without a bound, those that are
+# not found would cost all messages times all text. What comes after that is not warned of.
+_MAX_SCANNED = 1 << 28
+_SQUEEZED = 1 << 20  # characters at a time
 # What nearly every special token looks like; others are looked for one by one.
 _TOKEN = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
 
@@ -95,23 +99,43 @@ class Advisor:
     def _own_in(self, content: str) -> list[str]:
         found = [marker for marker in self._odd if marker in content]
         if "<" in content or "[" in content:
-            found += [
-                token for token in dict.fromkeys(_TOKEN.findall(content)) if token in self._own
-            ]
+            tokens = (match[0] for match in _TOKEN.finditer(content))
+            found += dict.fromkeys(token for token in tokens if token in self._own)
         return found
 
 
 def _about_lost_text(messages: Messages, text: str) -> Iterator[str]:
     # Most contents are in the text as they came; only the others are worth a closer look.
-    missing = [i for i, m in enumerate(messages) if m["content"].strip() not in text]
+    places = list(range(len(messages)))
+    missing = _missing_from(text, places, [m["content"].strip() for m in messages])
     if missing:
-        rendered = _squeeze(text)
-        missing = [i for i in missing if _squeeze(messages[i]["content"]) not in rendered]
+        squeezed = [_squeeze(messages[place]["content"]) for place in missing]
+        missing = _missing_from(_squeeze(text), missing, squeezed)
     if missing:
         yield (
             f"template_changed_content: the chat template left out or changed text of "
             f"message(s) {_listed(missing)}; /v1/render shows what was scored"
         )
+
+
+def _missing_from(text: str, places: list[int], contents: list[str]) -> list[int]:
+    """The places of contents that are nowhere in a text."""
+    missing = []
+    at, left = 0, _MAX_SCANNED
+    for place, content in zip(places, contents, strict=True):
+        # Templates write messages in their order, so that each is looked for once in most texts.
+        found = text.find(content, at)
+        left -= (found if found >= 0 else len(text)) - at
+        if found < 0 and left > 0:
+            found = text.find(content, 0, at + len(content) - 1)
+            left -= at
+            if found < 0:
+                missing.append(place)
+        elif found >= 0:
+            at = found + len(content)
+        if left <= 0:
+            break
+    return missing
 
 
 def _about_tools(chat: Chat, text: str, render: Render) -> Iterator[str]:
@@ -214,5 +238,7 @@ def _listed(places: list[int]) -> str:
 
 
 def _squeeze(text: str) -> str:
-    # Templates trim and reflow white space; only lost words are worth a warning.
-    return "".join(text.split())
+    # Templates trim and reflow white space; only lost words are worth a warning. Split in parts,
+    # since a list of all words takes many times the memory of the text.
+    parts = (text[start : start + _SQUEEZED] for start in range(0, len(text), _SQUEEZED))
+    return "".join("".join(part.split()) for part in parts)

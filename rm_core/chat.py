@@ -8,10 +8,11 @@ nothing of weights: a process that only tokenizes loads no model.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rm_core.advice import Advisor
@@ -25,6 +26,7 @@ from rm_core.errors import (
     TemplateError,
 )
 from rm_core.prepared import PROBE, PreparedReader
+from rm_core.text_borders import Borders, common_start
 from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
 from rm_core.types import TRUNCATIONS, Encoded, Rendered, ScoreError, Tokens, Truncation
@@ -39,6 +41,25 @@ _OTHER_PROBES = (
 )
 # Characters; shorter ones are tokenized in some milliseconds, and told their exact length.
 _LONG_TEXT = 65_536
+# Characters that several texts have to share at their start for its tokens to be kept.
+_WORTH_KEEPING = 1_024
+# Default of `max_unbroken_characters`, and of more than a conversation that fits can have of them.
+_UNBROKEN, _UNBROKEN_PER_TOKEN = 524_288, 8
+
+
+@dataclass(slots=True)
+class SharedStart:
+    """The start that the texts of one request have in common, such as a prompt of many answers.
+
+    Attributes:
+        before: the text before, to compare the next one with.
+        text: what they share, up to a place where they can be cut.
+        input_ids: of that, without BOS.
+    """
+
+    before: str = ""
+    text: str = ""
+    input_ids: list[int] = field(default_factory=list)
 
 
 def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
@@ -70,6 +91,8 @@ class ChatEncoder:
 
     Attributes:
         max_length: most tokens of one conversation.
+        max_unbroken_characters: longest part of a text that is tokenized at once because nothing
+            proves that it could be cut without changing a token; may be set to another number.
         chat_template: its text.
         template_sha256: of that text.
         encoding_sha256: of that text and the tokenizer: equal where token ids are.
@@ -112,6 +135,9 @@ class ChatEncoder:
         self._backend = tokenizer.backend_tokenizer
         self._strips_bos, self.left_out_tokens = self._special_tokens_added()
         self._bound = TokenBound(tokenizer)
+        self._borders = Borders(tokenizer)
+        self.max_unbroken_characters = max(_UNBROKEN, _UNBROKEN_PER_TOKEN * max_length)
+        self._look_up: Callable[[], None] = _nothing
         self.prepared = PreparedReader(tokenizer, self._render_probe(), self._strips_bos)
         self._advisor = Advisor(self.prepared.special_markers, warn_on_system_prompt)
 
@@ -120,6 +146,7 @@ class ChatEncoder:
         conversation: object,
         truncation: Truncation = "error",
         max_length: int | None = None,
+        shared: SharedStart | None = None,
     ) -> Encoded:
         """Token ids and readout of one conversation.
 
@@ -130,9 +157,11 @@ class ChatEncoder:
                 keeps the markers of the template and the last turn whole, of `Rendered` and
                 `Tokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
             max_length: a limit below that of the model.
+            shared: what the conversations before had in common; changes no token.
 
         Raises:
-            InvalidConversationError: the shape is wrong, or the template refuses it.
+            InvalidConversationError: the shape is wrong, or the template refuses it, or it cannot
+                be tokenized in parts that are short enough.
             ForeignTemplateError: another model's template has rendered it.
             ConversationTooLongError: over the limit and not to be cut, or not cuttable.
         """
@@ -146,19 +175,18 @@ class ChatEncoder:
         over = self._surely_over(text, limit) if truncation != "right" else None
         if over and truncation == "error":
             raise ConversationTooLongError(_too_long(f"at least {over}", limit))
-        input_ids = [] if over else self._tokenize(text)
+        input_ids, is_whole = ([], False) if over else self._tokenize(text, limit, shared)
+        num_tokens = str(len(input_ids)) if is_whole else f"at least {over or len(input_ids)}"
+        truncated = not is_whole or len(input_ids) > limit
+        if truncated and truncation == "error":
+            raise ConversationTooLongError(_too_long(num_tokens, limit))
         warnings = self._advisor.find_warnings(chat, text, self._try_render)
-        truncated = over is not None or len(input_ids) > limit
-        if truncated:
-            if truncation == "right":
-                input_ids = input_ids[:limit]
-                text = self._decode(input_ids)
-            elif truncation == "left":
-                whole = f"at least {over}" if over else str(len(input_ids))
-                text = self._render(self._drop_oldest(chat, whole, limit))
-                input_ids = self._tokenize(text)
-            else:
-                raise ConversationTooLongError(_too_long(str(len(input_ids)), limit))
+        if truncated and truncation == "right":
+            input_ids = input_ids[:limit]
+            text = self._decode(input_ids)
+        elif truncated:
+            text = self._render(self._drop_oldest(chat, num_tokens, limit))
+            input_ids, _ = self._tokenize(text, limit)
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
@@ -198,7 +226,8 @@ class ChatEncoder:
         A BOS that the tokenizer added stands nowhere and has equal ends; bytes of one character
         share it. None where `right` cut the text so that what is left has other tokens.
         """
-        encoding = self._backend.encode(encoded.text, add_special_tokens=False)
+        with _told_panics():
+            encoding = self._backend.encode(encoded.text, add_special_tokens=False)
         offsets = [(0, 0)] * self._strips_bos + encoding.offsets
         return offsets if self._with_bos(encoding.ids) == list(encoded.input_ids) else None
 
@@ -207,34 +236,59 @@ class ChatEncoder:
         conversations: Iterable[object],
         truncation: Truncation = "error",
         max_length: int | None = None,
+        *,
+        shared: SharedStart | None = None,
+        look_up: Callable[[], None] | None = None,
     ) -> list[Encoded | ScoreError]:
-        """Like `encode` for each, in order; one that cannot be encoded becomes its error."""
+        """Like `encode` for each, in order; one that cannot be encoded becomes its error.
+
+        Args:
+            conversations: as of `encode`.
+            truncation: as of `encode`.
+            max_length: as of `encode`.
+            shared: kept from one call to the next, where they belong together.
+            look_up: called before each conversation and each part of a long one; what it raises
+                ends this.
+        """
+        shared = shared or SharedStart()
+        self._look_up = look_up or _nothing
         encoded: list[Encoded | ScoreError] = []
-        for conversation in conversations:
-            try:
-                encoded.append(self.encode(conversation, truncation, max_length))
-            except InputError as error:
-                encoded.append(ScoreError.of(error))
+        try:
+            for conversation in conversations:
+                self._look_up()
+                try:
+                    encoded.append(self.encode(conversation, truncation, max_length, shared))
+                except InputError as error:
+                    encoded.append(ScoreError.of(error))
+        finally:
+            self._look_up = _nothing
         return encoded
 
     def _encode_prepared(
         self, conversation: Rendered | Tokens, truncation: Truncation, limit: int
     ) -> Encoded:
         read = self.prepared.read(conversation)
-        text, input_ids = read.text, read.input_ids
+        text, input_ids, is_whole = read.text, read.input_ids, True
         if text is not None:
             over = self._surely_over(text, limit) if truncation == "error" else None
             if over:
                 raise ConversationTooLongError(_too_long(f"at least {over}", limit))
-            input_ids = self._tokenize(text)
-        truncated = len(input_ids) > limit
+            if truncation == "left":
+                input_ids, is_whole = self._tokenize_end(text, limit)
+            else:
+                input_ids, is_whole = self._tokenize(text, limit)
+        truncated = not is_whole or len(input_ids) > limit
         if truncated:
             if truncation == "error":
-                raise ConversationTooLongError(_too_long(str(len(input_ids)), limit))
+                whole = "" if is_whole else "at least "
+                raise ConversationTooLongError(_too_long(f"{whole}{len(input_ids)}", limit))
             bos = self._tokenizer.bos_token_id
-            num_kept = int(truncation == "left" and bos is not None and input_ids[0] == bos)
+            has_bos = bos is not None and (
+                input_ids[0] == bos if is_whole or text is None else self._begins_with_bos(text)
+            )
+            num_kept = int(truncation == "left" and has_bos)
             start = num_kept + len(input_ids) - limit if truncation == "left" else 0
-            input_ids = (input_ids[:num_kept] + input_ids[start:])[:limit]
+            input_ids = ([bos] * num_kept + input_ids[start:])[:limit]
         return Encoded(
             text=self._decode(input_ids) if text is None or truncated else text,
             input_ids=tuple(input_ids),
@@ -282,23 +336,80 @@ class ChatEncoder:
             self._template.render(chat.messages, chat.tools), "the rendered conversation"
         )
 
-    def _tokenize(self, text: str) -> list[int]:
-        # As `apply_chat_template(tokenize=True)`, but with exactly one BOS. The same ids as from
-        # calling the tokenizer, in half the time: no offsets, no wrapping.
-        try:
-            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
-        except BaseException as error:
-            # The tokenizer raises a bare Exception; a panic in Rust (a regular expression that gave
-            # up) derives from BaseException.
-            if type(error).__name__ not in ("Exception", "PanicException"):
-                raise
-            raise InvalidConversationError(
-                f"the checkpoint's tokenizer failed on this conversation ({type(error).__name__}); "
-                "change its text, or correct tokenizer.json"
-            ) from error
-        if not encoding.ids:
+    def _tokenize(
+        self, text: str, limit: int, shared: SharedStart | None = None
+    ) -> tuple[list[int], bool]:
+        """Token ids of a text, and whether of all of it: else of its start, more than the limit.
+
+        As `apply_chat_template(tokenize=True)`, but with exactly one BOS.
+        """
+        most = limit - self._strips_bos
+        input_ids, stop = self._shared_ids(text, most, shared) if shared else ([], 0)
+        stop = self._extend(input_ids, text, stop, most)
+        if not input_ids:
             raise TemplateError("the chat template rendered the conversation to nothing")
-        return self._with_bos(encoding.ids)
+        return self._with_bos(input_ids), stop == len(text)
+
+    def _tokenize_end(self, text: str, limit: int) -> tuple[list[int], bool]:
+        """As `_tokenize`, but of its end; BOS before it, as if it were the whole."""
+        if len(text) < _LONG_TEXT:
+            return self._tokenize(text, limit)
+        input_ids: list[int] = []
+        start = len(text)
+        for start, stop in self._borders.parts_from_end(text, self.max_unbroken_characters):
+            input_ids = self._ids(text, start, stop) + input_ids
+            if len(input_ids) > limit:
+                break
+        return self._with_bos(input_ids), start == 0
+
+    def _extend(self, input_ids: list[int], text: str, start: int, most: int) -> int:
+        """Add the ids of a text from a border on; where it stopped, having more than `most`."""
+        if len(text) < _LONG_TEXT:
+            input_ids += self._ids(text, start, len(text))
+            return len(text)
+        for begin, stop in self._borders.parts(text, start, self.max_unbroken_characters):
+            if len(input_ids) > most:
+                return begin
+            input_ids += self._ids(text, begin, stop)
+        return len(text)
+
+    def _shared_ids(self, text: str, most: int, shared: SharedStart) -> tuple[list[int], int]:
+        """Ids of what a text shares with the one before it, and where that ends."""
+        if len(text) < _WORTH_KEEPING:
+            return [], 0
+        if not (shared.text and text.startswith(shared.text)):
+            common = common_start(shared.before, text)
+            border = self._borders.before(text, _WORTH_KEEPING, common - 1)
+            shared.before = text
+            if border is None:
+                return [], 0
+            input_ids: list[int] = []
+            stop = self._extend(input_ids, text[:border], 0, most)
+            shared.text, shared.input_ids = text[:stop], input_ids
+        return [*shared.input_ids], len(shared.text)
+
+    def _ids(self, text: str, start: int, stop: int) -> list[int]:
+        """Token ids of a part of a text that is cut at borders, without BOS."""
+        self._look_up()
+        if stop - start > self.max_unbroken_characters:
+            raise InvalidConversationError(
+                f"{stop - start:,} characters of the conversation have no place where they could "
+                "certainly be cut without changing a token, such as a space after a word, and up "
+                f"to {self.max_unbroken_characters:,} are tokenized at once; shorten it, or raise "
+                "the service's setting `max_unbroken_characters`"
+            )
+        # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
+        with _told_panics():
+            (encoding,) = self._backend.encode_batch_fast(
+                [text[start:stop]], add_special_tokens=False
+            )
+        input_ids: list[int] = encoding.ids
+        return input_ids
+
+    def _begins_with_bos(self, text: str) -> bool:
+        """Whether BOS is the first token of a text, the tokenizer's own included."""
+        starts = [token for token in self._tokenizer.get_added_vocab() if text.startswith(token)]
+        return self._strips_bos or max(starts, key=len, default="") == self._tokenizer.bos_token
 
     def _with_bos(self, input_ids: list[int]) -> list[int]:
         return [int(self._tokenizer.bos_token_id), *input_ids] if self._strips_bos else input_ids
@@ -307,10 +418,12 @@ class ChatEncoder:
         """A number of tokens over the limit that a long text has at least; None if it may fit."""
         if len(text) < _LONG_TEXT:
             return None
-        return self._bound.tokens_over(text, limit)
+        with _told_panics():
+            return self._bound.tokens_over(text, limit)
 
     def _decode(self, input_ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
+        with _told_panics():
+            text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         bos = self._tokenizer.bos_token
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
@@ -328,7 +441,7 @@ class ChatEncoder:
             try:
                 text = self._render(replace(chat, messages=candidate))
                 # Only whether it fits is asked for, many times, of much that is far too long.
-                return self._surely_over(text, limit) or len(self._tokenize(text))
+                return self._surely_over(text, limit) or len(self._tokenize(text, limit)[0])
             except TemplateError:
                 return None
 
@@ -340,6 +453,26 @@ class ChatEncoder:
                 + f"; `left` never cuts {never_cut}, and here that alone is too long"
             )
         return replace(chat, messages=kept)
+
+
+@contextlib.contextmanager
+def _told_panics() -> Iterator[None]:
+    """What a call of the tokenizer raises, as an error of the conversation."""
+    try:
+        yield
+    except BaseException as error:
+        # The tokenizer raises a bare Exception; a panic in Rust (a regular expression that gave
+        # up) derives from BaseException.
+        if type(error).__name__ not in ("Exception", "PanicException"):
+            raise
+        raise InvalidConversationError(
+            f"the checkpoint's tokenizer failed on this conversation ({type(error).__name__}); "
+            "change its text, or correct tokenizer.json"
+        ) from error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _too_long(num_tokens: str, limit: int) -> str:

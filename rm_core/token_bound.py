@@ -9,17 +9,19 @@ lengths are bytes, and BPE with bytes for unknown characters (Gemma), whose leng
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.pre_tokenizers import ByteLevel
+
+from rm_core.tokenizer_parts import is_plain_bpe, steps_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Of UTF-8, of any character.
 _MAX_BYTES = 4
+# Normalizing takes many bytes a character, so a longer text may well be tokenized in parts instead.
+_MAX_NORMALIZED = 1 << 20
 # NFC makes one character of so many at most: Unicode's longest canonical decomposition.
 _MAX_COMPOSED = 4
 
@@ -33,12 +35,12 @@ class TokenBound:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         fast = getattr(tokenizer, "backend_tokenizer", None)
-        steps = [] if fast is None else list(_steps(fast.normalizer, "normalizers"))
+        steps = [] if fast is None else steps_of(fast.normalizer, "normalizers")
         self._normalizer = fast and fast.normalizer
         self._composes = any(step["type"] == "NFC" for step in steps)
         self._in_bytes = False
         self._longest: int | None = None
-        if fast is not None and all(map(_keeps_length, steps)) and _is_plain(fast.model):
+        if fast is not None and all(map(_keeps_length, steps)) and is_plain_bpe(fast.model):
             self._measure(fast)
 
     def _measure(self, fast: Any) -> None:
@@ -48,7 +50,7 @@ class TokenBound:
         # be composed with what stands before it.
         if any(token.lstrip or token.rstrip or not token.content.isascii() for token in added):
             return
-        steps = list(_steps(fast.pre_tokenizer, "pretokenizers"))
+        steps = steps_of(fast.pre_tokenizer, "pretokenizers")
         vocabulary = fast.get_vocab(with_added_tokens=False)
         self._in_bytes = any(step["type"] == "ByteLevel" for step in steps)
         all_bytes = (
@@ -74,6 +76,8 @@ class TokenBound:
         at_least = self._tokens(text)
         if self._composes and at_least > limit and not text.isascii():
             at_least = -(-len(text) // (_MAX_COMPOSED * self._longest))
+            if len(text) > _MAX_NORMALIZED:
+                return at_least if at_least > limit else None
             if at_least <= limit and self._normalizer is not None:
                 at_least = self._tokens(self._normalizer.normalize_str(text))
         return at_least if at_least > limit else None
@@ -82,20 +86,6 @@ class TokenBound:
         assert self._longest is not None
         size = len(text.encode()) if self._in_bytes else len(text)
         return -(-size // self._longest)
-
-
-def _steps(part: Any, name: str) -> Iterator[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as its steps, as `tokenizer.json` has them."""
-
-    def flat(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        if state["type"] == "Sequence":
-            for step in state[name]:
-                yield from flat(step)
-        else:
-            yield state
-
-    if part is not None:
-        yield from flat(json.loads(part.__getstate__()))
 
 
 def _keeps_length(normalizer: dict[str, Any]) -> bool:
@@ -116,8 +106,3 @@ def _keeps_all(pre_tokenizer: dict[str, Any]) -> bool:
     if pre_tokenizer["type"] == "Split":
         return bool(pre_tokenizer["behavior"] != "Removed")
     return pre_tokenizer["type"] in ("ByteLevel", "Digits")
-
-
-def _is_plain(model: Any) -> bool:
-    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
-    return type(model).__name__ == "BPE" and not any(getattr(model, name) for name in affixes)

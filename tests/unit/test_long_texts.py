@@ -1,0 +1,212 @@
+"""A long text is tokenized as far as it is needed, and gets the tokens of the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from tokenizers_known import KNOWN, NAMES, demo, like_qwen3
+
+from rm_core import ChatEncoder, Encoded, Rendered, ScoreError, Tokens
+from rm_core.advice import _missing_from
+from rm_core.chat import SharedStart
+from rm_core.errors import ConversationTooLongError, InvalidConversationError
+
+LIMIT = 1_000
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
+UNITS = [
+    "the capital, 12 ",
+    "don't  stop;\n\n",
+    "1234567 ",
+    "中国的首都，",
+    "😀 e\u0301 ",
+    "<|im_end|> ",
+]
+
+
+class Counting:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.num_characters = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+        self.num_characters += sum(map(len, texts))
+        return self._inner.encode_batch_fast(texts, **options)
+
+
+def encoder_of(make: Any, limit: int = LIMIT) -> tuple[ChatEncoder, Counting]:
+    made = make()
+    made.chat_template = TEMPLATE
+    encoder = ChatEncoder(made, pad_token_id=None, max_length=limit)
+    counting = Counting(encoder._backend)
+    encoder._backend = counting  # type: ignore[assignment]
+    return encoder, counting
+
+
+def asked(text: str, answer: str = "4") -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def whole_ids(make: Any, text: str) -> tuple[int, ...]:
+    return tuple(make().backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=NAMES)
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_cut_has_the_tokens_of_the_whole(make: Any, unit: str) -> None:
+    encoder, counting = encoder_of(make)
+    text = unit * (400_000 // len(unit))
+    rendered = f"<|im_start|>user\n{text}\n<|im_start|>assistant\n4\n"
+    whole = whole_ids(make, rendered)
+    for conversation in (asked(text), Rendered(rendered)):
+        right = encoder.encode(conversation, "right")
+        assert (right.input_ids, right.truncated) == (whole[:LIMIT], True)
+        assert right.text == make().decode(list(whole[:LIMIT]))
+    left = encoder.encode(Rendered(rendered), "left")
+    assert (left.input_ids, left.truncated) == (whole[-LIMIT:], True)
+    if encoder._borders.after(text, 0, 1, len(text)):
+        assert counting.num_characters < 3 * 200_000
+    with pytest.raises(ConversationTooLongError, match=r"at least \d+ tokens and the limit is"):
+        encoder.encode(asked(text))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_bos_stays_before_the_last_tokens(adds_bos: bool) -> None:
+    tokenizer = demo()
+    tokenizer.chat_template = TEMPLATE if adds_bos else "{{ bos_token }}" + TEMPLATE
+    tokenizer.bos_token = "<|endoftext|>"
+    bos = tokenizer.bos_token_id
+    kept = tokenizer.backend_tokenizer.post_processor
+    if adds_bos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
+        )
+    try:
+        encoder = ChatEncoder(tokenizer, pad_token_id=None, max_length=LIMIT)
+        text = "<|im_start|>" + "one, two " * 50_000
+        whole = whole_ids(demo, text)
+        cut = encoder.encode(Rendered(text), "left").input_ids
+        assert cut == (bos, *whole[-(LIMIT - 1) :])
+        assert encoder.encode(Rendered(text), "left", 1).input_ids == (bos,)
+        assert encoder.encode(Rendered(text), "right").input_ids == (bos, *whole[: LIMIT - 1])
+        # As for the ids themselves, which are all known.
+        assert encoder.encode(Tokens((bos, *whole)), "left").input_ids == cut
+    finally:
+        tokenizer.backend_tokenizer.post_processor = kept
+        demo.cache_clear()
+
+
+def test_the_left_of_turns_is_found_without_tokenizing_them_all() -> None:
+    turns = [turn for i in range(20) for turn in asked(f"{i} is a number, " * 2_000)]
+    encoder, counting = encoder_of(demo)
+    cut = encoder.encode(turns, "left")
+    assert cut.truncated
+    assert cut.num_tokens <= LIMIT
+    # Some 25 candidates, each up to the limit; the whole has 700,000 characters.
+    assert counting.num_characters < 25 * 100_000
+
+
+@pytest.mark.parametrize("mode", ["error", "left", "right"])
+def test_a_stretch_that_cannot_be_cut_is_refused_alone(mode: Any) -> None:
+    encoder, counting = encoder_of(demo, 10**6)
+    encoder.max_unbroken_characters = 100_000
+    bad = asked("x" * 200_000)
+    good, refused, prepared, again = encoder.encode_all(
+        [asked("hi"), bad, Rendered("<|im_start|>" + "x" * 200_000), asked("hi")], mode
+    )
+    assert good == again
+    for error in (refused, prepared):
+        assert isinstance(error, ScoreError)
+        assert error.code == "invalid_conversation"
+        assert "`max_unbroken_characters`" in error.message
+    assert counting.num_characters < 1_000
+    assert isinstance(encoder.encode_all([asked("x" * 90_000)], mode)[0], Encoded)
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=NAMES)
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_prompt_of_many_answers_is_tokenized_once(make: Any, unit: str) -> None:
+    encoder, counting = encoder_of(make, 10**6)
+    prompt = unit * (8_000 // len(unit))
+    conversations = [asked(prompt, f"answer {i}") for i in range(50)]
+    together = encoder.encode_all(conversations)
+    if encoder._borders.after(prompt, 0, 1, len(prompt)):
+        assert counting.num_characters < 4 * len(prompt)
+    assert together == [encoder.encode(conversation) for conversation in conversations]
+
+
+@given(
+    st.lists(st.text("ab, \u0301e7", max_size=40), min_size=1, max_size=6),
+    st.text("ab, 7", min_size=1),
+)
+def test_shared_starts_change_no_token(answers: list[str], unit: str) -> None:
+    encoder, _ = encoder_of(like_qwen3, 10**6)
+    prompt = unit * (1 + 1_500 // len(unit))
+    conversations = [asked(prompt + answer[:3], answer) for answer in answers]
+    shared = SharedStart()
+    halves = (conversations[:2], conversations[2:])
+    together = [e for half in halves for e in encoder.encode_all(half, shared=shared)]
+    assert together == [encoder.encode(conversation) for conversation in conversations]
+
+
+def test_a_prompt_over_the_limit_is_counted_once() -> None:
+    encoder, counting = encoder_of(demo)
+    conversations = [asked("one, two " * 20_000, f"answer {i}") for i in range(50)]
+    errors = encoder.encode_all(conversations)
+    assert {error.code for error in errors if isinstance(error, ScoreError)} == {
+        "conversation_too_long"
+    }
+    assert counting.num_characters < 4 * 180_000
+
+
+def test_work_that_nobody_wants_ends_between_two_parts() -> None:
+    encoder, counting = encoder_of(demo, 10**6)
+    looks = 0
+
+    def look_up() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        encoder.encode_all([asked("one, two " * 100_000)], look_up=look_up)
+    assert counting.num_characters < 200_000
+    assert encoder.encode_all([asked("hi")])
+
+
+@given(st.lists(st.text("ab", max_size=4), max_size=8), st.text("ab", max_size=20))
+def test_contents_are_missing_where_they_are_nowhere_in_the_text(
+    contents: list[str], text: str
+) -> None:
+    found = _missing_from(text, list(range(len(contents))), contents)
+    assert found == [i for i, content in enumerate(contents) if content not in text]
+
+
+def test_a_tokenizer_that_panics_spoils_one_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    encoder, counting = encoder_of(demo)
+    work = counting.encode_batch_fast
+
+    def panic(texts: list[str], **options: Any) -> Any:
+        if "trigger" in texts[0]:
+            raise PanicException("gave up")
+        return work(texts, **options)
+
+    monkeypatch.setattr(counting, "encode_batch_fast", panic)
+    first, bad, last = encoder.encode_all([asked("hi"), asked("trigger"), asked("hi")])
+    assert first == last
+    assert isinstance(bad, ScoreError)
+    assert "PanicException" in bad.message
+    with pytest.raises(InvalidConversationError, match="failed on this conversation"):
+        encoder.encode(Rendered("<|im_start|>trigger"), "left")
