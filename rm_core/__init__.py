@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_core.cache import ScoreCache, cache_keys
 from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
-from rm_core.chat import ChatEncoder, render_record
+from rm_core.chat import ChatEncoder, SharedStart, render_record
 from rm_core.config import BatchConfig, ModelConfig
 from rm_core.conversations import (
     Chat,
@@ -99,6 +99,7 @@ __all__ = [
     "ScoreError",
     "ScoredBatch",
     "ScoringError",
+    "SharedStart",
     "TemplateError",
     "Tokens",
     "Truncation",

@@ -72,6 +72,10 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._answered.wait(), _LAST_ANSWERS_S)
 
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica for which this raises."""
+        self._service.check()
+
     async def metrics_snapshot(self) -> Named:
         """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
         return own_figures(self._service.metrics)

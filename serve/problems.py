@@ -54,6 +54,12 @@ class BodyTooLargeError(InputError):
     code = "body_too_large"
 
 
+class RequestTooLargeError(InputError):
+    """The request makes more characters or tokens than one request may."""
+
+    code = "request_too_large"
+
+
 class UnsupportedMediaTypeError(InputError):
     """The body is no plain JSON in UTF-8."""
 
@@ -103,6 +109,9 @@ class Problem:
 PROBLEMS: dict[type[RewardError], Problem] = {
     AuthenticationError: Problem(401, "authentication_error", "no API key, or a wrong one"),
     BodyTooLargeError: Problem(413, "invalid_request_error", "the body is too large; split it"),
+    RequestTooLargeError: Problem(
+        413, "invalid_request_error", "the request is too large; split it"
+    ),
     UnsupportedMediaTypeError: Problem(415, "invalid_request_error", "the body is no plain JSON"),
     MisdirectedRequestError: Problem(
         421, "invalid_request_error", "the header Host names a host that is not this service's"

@@ -18,7 +18,7 @@ from serve.model_settings import ModelSettings
 from serve.problems import BadRequestError, UnknownModelError
 from serve.queue.slices import Reading
 from serve.record.request import current
-from serve.served_model import Scores, ServedModel
+from serve.served_model import Bounds, Scores, ServedModel
 from serve.settings import Settings
 
 
@@ -46,7 +46,14 @@ class ScoringService:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self._models = {
-            model.alias: ServedModel(model, backend, self.metrics) for model, backend in models
+            model.alias: ServedModel(
+                model,
+                backend,
+                self.metrics,
+                shares_rewards=settings.cache_scope == "service",
+                max_unbroken_characters=settings.max_unbroken_characters,
+            )
+            for model, backend in models
         }
         self.metrics.add_models(self._models, lambda: states_of(self._models))
         self._num_running = 0
@@ -93,15 +100,24 @@ class ScoringService:
             return loaded_from_it[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
+    def check(self) -> None:
+        """Return if no model's encoder is stuck: only a new process helps then.
+
+        Raises:
+            NotReadyError: one is.
+        """
+        for model in self._models.values():
+            model.encoding.check()
+
     def require_some_room(self) -> None:
-        """Return if any model can queue something.
+        """Return if any model can queue something for the client of this request.
 
         Raises:
             OverloadedError: none can.
         """
         for model in self._models.values():
             try:
-                model.require_room(self.settings.max_queued_tokens)
+                model.require_room(current().client, self.settings.max_queued_tokens)
             except OverloadedError as error:
                 full = error
             else:
@@ -116,9 +132,12 @@ class ScoringService:
         Raises:
             UnknownModelError: see `find`.
             BadRequestError: see `find`; or there are too many conversations.
+            RequestTooLargeError: they have too many characters or tokens together.
+            NotReadyError: the model's encoder is stuck.
         """
         model = self._begin(name, conversations)
-        return model, await model.encode(conversations, self._reading(truncation, None))
+        reading = self._reading(truncation, None)
+        return model, await model.encode(conversations, reading, self._bounds())
 
     async def score(
         self,
@@ -134,25 +153,26 @@ class ScoringService:
             name: of the model; see `find`.
             conversations: as they came; or `Rendered` or `Tokens` in the place of any.
             truncation: what to do with those that are too long.
-            priority: whose requests go first: those of a lower number.
+            priority: which of the client's requests go first: those of a lower number.
             max_length: most tokens of a conversation, where that is less than the model's limit.
 
         Raises:
             UnknownModelError: see `find`.
             BadRequestError: see `find`; or there are too many conversations.
+            RequestTooLargeError: they have too many characters or tokens together.
             NotReadyError: the model is not loaded, or will not be again.
-            OverloadedError: too much waits already, or the service is stopping.
+            OverloadedError: too much waits already for the client, or the service is stopping.
         """
         model = self._begin(name, conversations)
         model.require_ready()
-        model.require_room(self.settings.max_queued_tokens)
+        model.require_room(current().client, self.settings.max_queued_tokens)
         if self._draining:
             raise OverloadedError("the service is stopping; send the request again, or elsewhere")
         self._num_running += 1
         self._idle.clear()
         try:
             scores = await model.score(
-                conversations, self._reading(truncation, max_length), priority
+                conversations, self._reading(truncation, max_length), priority, self._bounds()
             )
             self._count(scores)
             return scores
@@ -171,6 +191,13 @@ class ScoringService:
 
     def _reading(self, truncation: Truncation, max_length: int | None) -> Reading:
         return Reading(truncation, self.settings.max_messages, max_length)
+
+    def _bounds(self) -> Bounds:
+        return Bounds(
+            self.settings.max_queued_tokens,
+            self.settings.max_request_characters,
+            self.settings.max_request_tokens,
+        )
 
     def _count(self, scores: Scores) -> None:
         record = current()

@@ -107,7 +107,31 @@ class Settings(BaseSettings):
         default=512, ge=1, description="most of them with one key, where there are keys"
     )
     max_queued_tokens: int = Field(
-        default=2_000_000, ge=1, description="of one model, waiting; more is refused for a while"
+        default=2_000_000,
+        ge=1,
+        description="tokens that may wait for one model, shared equally among the clients that "
+        "have any waiting; a client above its share is refused for a while",
+    )
+    max_request_characters: int = Field(
+        default=256 * 2**20,
+        ge=1,
+        description="most characters of all conversations of a request, a prompt counted for each "
+        "of its answers",
+    )
+    max_request_tokens: int = Field(
+        default=100_000_000, ge=1, description="most tokens of all conversations of a request"
+    )
+    max_unbroken_characters: int | None = Field(
+        default=None,
+        ge=1_024,
+        description="longest part of a conversation that is tokenized at once because it has no "
+        "place where it could be cut without changing a token; None: 524,288, or 8 for each token "
+        "of the model's limit if that is more",
+    )
+    cache_scope: Literal["key", "service"] = Field(
+        default="key",
+        description="who shares rewards that were computed before: the requests with one API key, "
+        "or all; without keys all requests are of one client",
     )
     policy_template: PolicyTemplate = Field(
         default="none",

@@ -17,7 +17,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import TypeAlias
@@ -53,17 +53,22 @@ class Dispatcher:
         alias: of the model.
         backend: its replicas.
         observer: is told of every batch.
+        shares_rewards: whether what several clients wait for is computed once for all of them, and
+            what their conversations share is counted once.
 
     Attributes:
         max_batch_tokens: the budget of a batch; known once the model is loaded.
     """
 
-    def __init__(self, alias: str, backend: Backend, observer: Observer) -> None:
+    def __init__(
+        self, alias: str, backend: Backend, observer: Observer, shares_rewards: bool = True
+    ) -> None:
         self.max_batch_tokens = 1
         self._alias = alias
         self._backend = backend
         self._observer = observer
-        self._pool = Pool()
+        self._pool = Pool(shares_rewards)
+        self._shares_rewards = shares_rewards
         # Both before all others: batches as they are, such as halves of one that failed; and what
         # was on its way through a replica that was lost, each alone.
         self._again: deque[list[Entry]] = deque()
@@ -98,6 +103,26 @@ class Dispatcher:
         """Replicas that are up."""
         return self._backend.num_replicas
 
+    @property
+    def tokens_by_client(self) -> Mapping[str, int]:
+        """Tokens that each client asked for and has not got; only of those that wait for any."""
+        return self._pool.by_client
+
+    def has_enough(self, flow: Flow[Entry], max_client_tokens: int) -> bool:
+        """Whether a request should wait for rewards before it asks for more.
+
+        What waits of it then fills all replicas, and leaves a choice for each batch.
+
+        Args:
+            flow: what the request waits for.
+            max_client_tokens: the share of its client.
+        """
+        if not flow.num_tokens:
+            return False
+        budgets = _LOOK_AHEAD * (2 * self._num_devices + 2)
+        too_much = flow.num_tokens >= budgets * self.max_batch_tokens
+        return too_much or self._pool.by_client[flow.client] >= max_client_tokens
+
     def seconds_for(self, num_tokens: int) -> float | None:
         """How long all replicas together take for so many tokens; None if nothing is known yet."""
         return self._rate.seconds_for(num_tokens, self._num_devices)
@@ -118,7 +143,7 @@ class Dispatcher:
             RewardError: none of the model's replicas will answer.
         """
         call = self._pool.ask(flow, sequences)
-        self._recall(sequences)
+        self._recall(flow, sequences)
         if call.num_missing:
             self._pump_soon()
         try:
@@ -173,13 +198,17 @@ class Dispatcher:
         if not waiting:
             return []
         half = self.max_batch_tokens // 2
-        small = [s for s, entry in waiting.items() if entry.calls[0].flow.num_tokens <= half]
+        small = [
+            sequence
+            for sequence, entries in waiting.items()
+            if any(entry.calls[0].flow.num_tokens <= half for entry in entries)
+        ]
         chosen = choose_beside(small, list(waiting), self.max_batch_tokens)
-        return [waiting[sequence] for sequence in chosen.ordered]
+        return [entry for sequence in chosen.ordered for entry in waiting[sequence]]
 
     def _send(self, batch: list[Entry], score: Score, now: float) -> None:
         self._pool.take(batch, now)
-        num_tokens = tree_size(sorted(entry.sequence for entry in batch))
+        num_tokens = _tree_size(batch)
         ticket = self._rate.begin(now, num_tokens, self._num_devices)
         task = asyncio.get_running_loop().create_task(self._run(batch, score, ticket, now))
         self._tasks.add(task)
@@ -248,16 +277,26 @@ class Dispatcher:
         for call in {call: None for entry in batch for call in entry.calls}:
             call.fingerprints.add(answer.fingerprint)
             call.batches[number] = answer.forward_s
-        parts = share_out(answer.batch.num_computed_tokens, [len(e.sequence) for e in batch])
-        for entry, reward, part in zip(batch, answer.batch.rewards, parts, strict=True):
-            if entry.calls:
-                entry.calls[0].num_computed_tokens += part
+        self._count_computed(batch, answer.batch.num_computed_tokens)
+        for entry, reward in zip(batch, answer.batch.rewards, strict=True):
             self._losses.forget(entry.sequence)
             self._pool.settle(entry, reward)
 
-    def _recall(self, sequences: Sequence[TokenIds]) -> None:
+    def _count_computed(self, batch: list[Entry], num_computed: int) -> None:
+        """Share out what a batch computed; a client is told nothing of what others had in it."""
+        by_owner: dict[str, list[Entry]] = {}
+        for entry in batch:
+            by_owner.setdefault(entry.owner, []).append(entry)
+        for entries in by_owner.values():
+            total = num_computed if self._shares_rewards else _tree_size(entries)
+            parts = share_out(total, [len(entry.sequence) for entry in entries])
+            for entry, part in zip(entries, parts, strict=True):
+                if entry.calls:
+                    entry.calls[0].num_computed_tokens += part
+
+    def _recall(self, flow: Flow[Entry], sequences: Sequence[TokenIds]) -> None:
         """What was there when a replica was lost, and is posted again, is still under suspicion."""
-        for entry in self._pool.entries(sequences) if self._losses else ():
+        for entry in self._pool.entries(flow, sequences) if self._losses else ():
             if (number := self._losses.of(entry.sequence)) >= MAX_LOSSES:
                 self._pool.take([entry], asyncio.get_running_loop().time())
                 self._give_up(entry)
@@ -298,3 +337,7 @@ class Dispatcher:
         for batch in batches:
             self._pool.put_back(batch)
         self._again.extend(batches)
+
+
+def _tree_size(batch: Collection[Entry]) -> int:
+    return tree_size(sorted({entry.sequence for entry in batch}))

@@ -5,7 +5,8 @@ tokens and each of its requests with an equal share of that. What a request aske
 taken as a whole, in the order in which it would be done then (the "fair sojourn protocol" of
 Friedman and Henderson, SIGMETRICS 2003). So nothing is done later than if the model were shared,
 a small request passes a large one, equal ones keep the order in which they came, and a client gains
-nothing by sending many. Requests of a lower `priority` number go before all others.
+nothing by sending many. Requests of a lower `priority` number go before the others of their client;
+other clients do not notice.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class Flow(Generic[T]):
 
     Attributes:
         client: who shares with whom; see the module.
-        priority: lower goes first.
+        priority: lower goes first among those of the client.
         parts: what was asked for at once, each with the virtual time at which it would be done.
         done_at: the same time of the last of them.
         num_tokens: of what it asked for and has not got; kept by whoever gives it.
+        is_over: whether nobody waits for it any more.
         number: grows with age.
     """
 
@@ -40,6 +42,7 @@ class Flow(Generic[T]):
     parts: deque[tuple[float, deque[T]]] = field(default_factory=deque)
     done_at: float = 0.0
     num_tokens: int = 0
+    is_over: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
 
 
@@ -76,24 +79,33 @@ class FairOrder(Generic[T]):
 
     def first(self, num_tokens: int) -> list[T]:
         """What is to be taken next, until it is of so many tokens; all of it if there is less."""
-        heap = [
-            (flow.priority, flow.parts[0][0], flow.number, 0, flow)
-            for flow in self._flows
-            if self._trim(flow)
-        ]
-        heapq.heapify(heap)
+        flows: dict[str, list[tuple[int, float, int, int, Flow[T]]]] = {}
+        for flow in self._flows:
+            if self._trim(flow):
+                head = (flow.priority, flow.parts[0][0], flow.number, 0, flow)
+                flows.setdefault(flow.client, []).append(head)
+        for own in flows.values():
+            heapq.heapify(own)
+        # A client's turn is that of the request which it wants first.
+        clients = [(own[0][1], own[0][2], client) for client, own in flows.items()]
+        heapq.heapify(clients)
         items: dict[T, None] = {}  # two flows may wait for the same one
-        while heap and num_tokens > 0:
-            priority, _, number, place, flow = heap[0]
+        while clients and num_tokens > 0:
+            own = flows[clients[0][2]]
+            priority, _, number, place, flow = own[0]
             for item in flow.parts[place][1]:
                 if num_tokens > 0 and item not in items and self._wanted(item):
                     items[item] = None
                     num_tokens -= self._size_of(item)
             if place + 1 < len(flow.parts):
-                entry = (priority, flow.parts[place + 1][0], number, place + 1, flow)
-                heapq.heapreplace(heap, entry)
+                head = (priority, flow.parts[place + 1][0], number, place + 1, flow)
+                heapq.heapreplace(own, head)
             else:
-                heapq.heappop(heap)
+                heapq.heappop(own)
+            if own:
+                heapq.heapreplace(clients, (own[0][1], own[0][2], clients[0][2]))
+            else:
+                heapq.heappop(clients)
         return list(items)
 
     def took(self, item: T) -> None:

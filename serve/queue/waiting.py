@@ -7,6 +7,7 @@ its way, and each then either gets its reward (`settle`) or comes back (`put_bac
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -65,11 +66,13 @@ class Entry:
     """A sequence that is waited for, whoever waits.
 
     Attributes:
+        owner: the client whose it is, where clients share no rewards; else empty.
         calls: that wait for it, oldest first.
         is_running: whether it is on its way through a replica.
     """
 
     sequence: TokenIds
+    owner: str = ""
     calls: list[Call] = field(default_factory=list)
     is_running: bool = False
 
@@ -82,13 +85,19 @@ class Entry:
 class Pool:
     """All that waits for one model, in fair order.
 
+    Args:
+        shares_rewards: whether what several clients wait for is computed once for all of them.
+
     Attributes:
         num_tokens: of what waits, without what is on its way.
+        by_client: tokens that each client asked for and has not got.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shares_rewards: bool = True) -> None:
         self.num_tokens = 0
-        self._entries: dict[TokenIds, Entry] = {}
+        self.by_client: Counter[str] = Counter()
+        self._shares_rewards = shares_rewards
+        self._entries: dict[tuple[str, TokenIds], Entry] = {}
         self._order: FairOrder[Entry] = FairOrder(
             size_of=lambda entry: len(entry.sequence), wanted=lambda entry: entry.is_wanted
         )
@@ -111,42 +120,52 @@ class Pool:
         if not distinct:
             call.future.set_result(None)
         entries = []
+        owner = self._owner(flow)
         for sequence in distinct:
-            entry = self._entries.get(sequence)
+            entry = self._entries.get((owner, sequence))
             if entry is None:
-                entry = self._entries[sequence] = Entry(sequence)
+                entry = self._entries[owner, sequence] = Entry(sequence, owner)
                 self.num_tokens += len(sequence)
             entry.calls.append(call)
             entries.append(entry)
-            flow.num_tokens += len(sequence)
+        self._count(flow, sum(map(len, distinct)))
         self._order.add(flow, entries)
         return call
 
-    def entries(self, sequences: Iterable[TokenIds]) -> list[Entry]:
+    def entries(self, flow: Flow[Entry], sequences: Iterable[TokenIds]) -> list[Entry]:
         """What is to be sent of these sequences, each once."""
-        found = (self._entries.get(sequence) for sequence in dict.fromkeys(sequences))
+        owner = self._owner(flow)
+        found = (self._entries.get((owner, s)) for s in dict.fromkeys(sequences))
         return [entry for entry in found if entry is not None and entry.is_wanted]
 
     def forget(self, call: Call) -> None:
         """Nobody waits for this call any more; what only it wanted is dropped."""
+        owner = self._owner(call.flow)
         for sequence in dict.fromkeys(call.sequences):
-            entry = self._entries.get(sequence)
+            entry = self._entries.get((owner, sequence))
             if entry is None or call not in entry.calls:
                 continue
             entry.calls.remove(call)
             if not entry.calls and not entry.is_running:
-                del self._entries[sequence]
+                del self._entries[owner, sequence]
                 self.num_tokens -= len(sequence)
 
     def discard(self, flow: Flow[Entry]) -> None:
         """A request is over."""
         self._order.discard(flow)
+        self._count(flow, -flow.num_tokens)
+        flow.is_over = True
 
-    def next_ones(self, num_tokens: int, without: Iterable[Entry] = ()) -> dict[TokenIds, Entry]:
-        """What is to be taken next, in order, of about so many tokens."""
+    def next_ones(
+        self, num_tokens: int, without: Iterable[Entry] = ()
+    ) -> dict[TokenIds, list[Entry]]:
+        """What is to be taken next, in order, of about so many tokens; all entries of each."""
         held_back = set(without)
-        entries = self._order.first(num_tokens)
-        return {entry.sequence: entry for entry in entries if entry not in held_back}
+        found: dict[TokenIds, list[Entry]] = {}
+        for entry in self._order.first(num_tokens):
+            if entry not in held_back:
+                found.setdefault(entry.sequence, []).append(entry)
+        return found
 
     def take(self, batch: Sequence[Entry], now: float) -> None:
         """What is wanted of a batch goes on its way."""
@@ -173,7 +192,7 @@ class Pool:
         """The reward of what was on its way, to all who wait for it."""
         for call in entry.calls:
             call.rewards[entry.sequence] = reward
-            call.flow.num_tokens -= len(entry.sequence)
+            self._count(call.flow, -len(entry.sequence))
             call.num_missing -= 1
             if not call.num_missing and not call.future.done():
                 call.future.set_result(None)
@@ -190,7 +209,18 @@ class Pool:
     def _drop(self, entry: Entry) -> None:
         entry.calls.clear()
         entry.is_running = False
-        self._entries.pop(entry.sequence, None)
+        self._entries.pop((entry.owner, entry.sequence), None)
+
+    def _owner(self, flow: Flow[Entry]) -> str:
+        return "" if self._shares_rewards else flow.client
+
+    def _count(self, flow: Flow[Entry], num_tokens: int) -> None:
+        if flow.is_over:
+            return
+        flow.num_tokens += num_tokens
+        self.by_client[flow.client] += num_tokens
+        if not self.by_client[flow.client]:
+            del self.by_client[flow.client]  # there may be any number of clients in time
 
 
 def report_of(

@@ -8,6 +8,7 @@ paths appear as the template of their route.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -33,6 +34,8 @@ UNMATCHED = "unmatched"
 _REFUSALS_EVERY_S = 10.0
 
 _STATUS_ROUTES = {"/health", "/ready", "/metrics"}
+# What ends a task or the process, and is no failure.
+_ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -119,7 +122,7 @@ class Exchange:
         if self._complete and self._status_sent is not None:
             self.status = self._status_sent
         # A server that cannot send raises OSError; one that saw the client go cancels.
-        elif isinstance(error, Exception) and not isinstance(error, OSError) and not self._gone:
+        elif not (error is None or isinstance(error, (*_ENDINGS, OSError)) or self._gone):
             self.status = 500
             self.record.code = self.record.code or "internal_error"
         else:
@@ -171,7 +174,10 @@ class RequestLog:
             await self._app(scope, _watched(receive, exchange), self._answering(send, exchange))
         except BaseException as raised:
             error = raised
-            raise
+            if isinstance(raised, (Exception, *_ENDINGS)):
+                raise
+            # Such as a panic in Rust, to which nothing further out would have an answer.
+            raise RuntimeError(f"{type(raised).__name__} while answering a request") from raised
         finally:
             if exchange.scores:
                 self._metrics.ended()

@@ -98,7 +98,7 @@ SERVE_LAYERS = [
     ["serve.service", "serve.record.log"],
     ["serve.figures.states"],
     ["serve.served_model"],
-    ["serve.queue.dispatch", "serve.queue.slices"],
+    ["serve.queue.dispatch", "serve.queue.slices", "serve.queue.encoder_thread"],
     ["serve.queue.losses", "serve.queue.waiting"],
     ["serve.backends"],
     ["serve.engine"],

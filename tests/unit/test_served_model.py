@@ -14,7 +14,7 @@ from fakes import INFO, FakeBackend, conversation
 from rm_core import NotReadyError, Reward
 from serve.backends import Answer, ReplicaLostError
 from serve.model_settings import ModelSettings
-from serve.queue.slices import Reading, slices
+from serve.queue.slices import Reading, sizes_of, slices
 from serve.served_model import Scores, ServedModel, fingerprint_of
 
 OTHER = {**INFO, "revision": "other"}
@@ -96,25 +96,31 @@ def test_a_replica_lost_while_it_is_asked_is_no_failure_of_the_service() -> None
         score(model)
 
 
+def cut(conversations: Sequence[object]) -> list[Sequence[object]]:
+    sizes = sizes_of(conversations, 10**9)
+    assert sizes is not None
+    return [some for some, _ in slices(conversations, sizes)]
+
+
 def test_slices_keep_the_order_and_are_small() -> None:
     short = [conversation(str(i)) for i in range(150)]
-    assert [len(some) for some in slices(short)] == [64, 64, 22]
-    assert [c for some in slices(short) for c in some] == short
-    long = [conversation("x" * 150_000), conversation("y" * 150_000), conversation("z")]
-    assert [len(some) for some in slices(long)] == [2, 1]
-    assert list(slices([])) == []
+    assert [len(some) for some in cut(short)] == [64, 64, 22]
+    assert [c for some in cut(short) for c in some] == short
+    long = [conversation("x" * 30_000), conversation("y" * 30_000), conversation("z")]
+    assert [len(some) for some in cut(long)] == [2, 1]
+    assert cut([]) == []
     odd: list[object] = [None, 7, "text", [{"content": 5}], [3], {"a": 1}]
-    assert list(slices(odd)) == [odd]
+    assert cut(odd) == [odd]
 
 
 def test_slices_count_tools_for_each_conversation() -> None:
-    tools = [{"name": "x" * 50_000, "parameters": ["y" * 60_000]}]
+    tools = [{"name": "x" * 10_000, "parameters": ["y" * 20_000]}]
     shared = [{"messages": conversation("4"), "tools": tools} for _ in range(5)]
-    assert [len(some) for some in slices(shared)] == [2, 2, 1]
-    assert [c for some in slices(shared) for c in some] == shared
+    assert [len(some) for some in cut(shared)] == [2, 2, 1]
+    assert [c for some in cut(shared) for c in some] == shared
     odd: list[object] = [
         {"messages": 5, "tools": 7},
         {"tools": []},
         {"messages": conversation("4")},
     ]
-    assert list(slices(odd)) == [odd]
+    assert cut(odd) == [odd]
