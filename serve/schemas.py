@@ -99,7 +99,11 @@ TruncationMode = Annotated[
 
 Priority = Annotated[
     int,
-    Field(ge=-1000, le=1000, description="what waits of lower numbers goes first, whoever asks"),
+    Field(
+        ge=-1000,
+        le=1000,
+        description="requests with a lower number go first among those with the same API key",
+    ),
 ]
 
 _PARIS: list[JsonValue] = [

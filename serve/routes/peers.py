@@ -227,7 +227,7 @@ class Truncating(PeerBody):
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="`right` (default) keeps the first tokens, `left` the last"
     )
-    priority: int = Field(default=0, description="what waits of lower numbers goes first")
+    priority: int = Field(default=0, description="lower goes first among the key's own")
     use_activation: StrictBool | None = Field(
         default=None, description="true: the sigmoid of the reward; else the raw reward"
     )

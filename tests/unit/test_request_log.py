@@ -299,3 +299,23 @@ def test_lines_of_wrong_keys_are_few_and_counted(
     assert found == [(401, None), (200, None), (401, 49)]
     counted = client.get("/metrics").text
     assert 'skyreward_requests_total{route="/info",status="401"} 51.0' in counted
+
+
+def test_a_panic_is_500_and_no_client_that_has_gone(
+    client: TestClient,
+    lines: Callable[[], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class PanicException(BaseException):
+        """As of a library in Rust, which derives from no `Exception`."""
+
+    def panic(*_: object) -> None:
+        raise PanicException("secret")
+
+    monkeypatch.setattr("serve.service.ScoringService.find", panic)
+    answer = client.post("/v1/score", json=BODY)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+    (line,) = lines()
+    assert (line["status"], line["code"]) == (500, "internal_error")

@@ -28,6 +28,7 @@ SHORT = {
     "overhead": ["--seconds", "8", "--big", "3", "--lone", "50"],
     "fairness": ["--conversations", "1000"],
     "health_latency": ["--seconds", "10"],
+    "attack_queue": ["--most", "20"],
     "fuzz": ["--mutants", "1500", "--examples", "20"],
     # Allocators are still filling up: so short a run finds gross leaks alone.
     "soak": ["--seconds", "120", "--measure", "10", "--growth", "0.25"],

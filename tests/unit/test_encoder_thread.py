@@ -1,0 +1,219 @@
+"""One thread for all requests of a model: whose turn it is, and what becomes of stuck work."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from fakes import FakeBackend, conversation
+from waiting import PATIENCE_S, MovableLoop, advance, until_async
+
+from rm_core import NotReadyError, Reward
+from serve.http import create_app
+from serve.model_settings import ModelSettings
+from serve.queue.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread
+from serve.queue.slices import Reading
+from serve.served_model import ServedModel
+from serve.service import ScoringService
+from serve.settings import Settings
+
+Scenario = Callable[[], Coroutine[Any, Any, None]]
+
+
+def run(scenario: Scenario) -> None:
+    with asyncio.Runner(loop_factory=MovableLoop) as runner:
+        runner.run(scenario())
+
+
+async def ask(thread: EncoderThread, client: str, size: int, work: Any, priority: int = 0) -> Any:
+    with thread.flow(client, priority) as flow:
+        return await thread.run(flow, size, work)
+
+
+def test_slices_take_turns_by_client_and_by_request() -> None:
+    async def scenario() -> None:
+        thread, go, order = EncoderThread("rm"), threading.Event(), []
+
+        async def slice_by_slice(name: str, client: str, number: int, size: int) -> None:
+            with thread.flow(client) as flow:
+                for _ in range(number):
+                    await thread.run(flow, size, lambda _: order.append(name))
+
+        first = asyncio.ensure_future(ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
+        await asyncio.sleep(0)
+        requests = [slice_by_slice(f"a{i}", "a", 3, 1_000) for i in range(5)]
+        requests.append(slice_by_slice("small", "a", 1, 10))
+        requests.append(slice_by_slice("b", "b", 3, 1_000))
+        waiting = [asyncio.ensure_future(request) for request in requests]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(first, *waiting)
+        assert order[0] == "small"
+        # The other client has half of the turns, however many requests the first one has.
+        assert [place for place, name in enumerate(order) if name == "b"][-1] <= 7
+
+    run(scenario)
+
+
+def test_priority_goes_first_within_a_client_alone() -> None:
+    async def scenario() -> None:
+        thread, go, order = EncoderThread("rm"), threading.Event(), []
+        jobs = [ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S))]
+        jobs += [
+            ask(thread, client, size, lambda _, name=name: order.append(name), priority)
+            for name, client, size, priority in (
+                ("normal", "a", 100, 0),
+                ("urgent", "a", 10_000, -1_000),
+                ("other", "b", 200, 0),
+            )
+        ]
+        waiting = [asyncio.ensure_future(job) for job in jobs]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*waiting)
+        assert order == ["other", "urgent", "normal"]
+
+    run(scenario)
+
+
+def test_work_that_nobody_waits_for_ends_and_the_next_begins() -> None:
+    async def scenario() -> None:
+        thread, began, ended = EncoderThread("rm"), threading.Event(), threading.Event()
+
+        def work(look_up: Callable[[], None]) -> None:
+            began.set()
+            try:
+                while True:
+                    look_up()
+            except AbandonedError:
+                ended.set()
+                raise
+
+        endless = asyncio.ensure_future(ask(thread, "a", 1, work))
+        never = asyncio.ensure_future(ask(thread, "a", 1, work))
+        await until_async(began.is_set)
+        never.cancel()
+        endless.cancel()
+        assert await ask(thread, "a", 1, lambda _: 7) == 7
+        assert ended.is_set()
+
+    run(scenario)
+
+
+def test_whatever_is_raised_on_the_thread_belongs_to_its_work() -> None:
+    class PanicException(BaseException):
+        pass
+
+    async def scenario() -> None:
+        thread = EncoderThread("rm")
+
+        def fail(_: object) -> None:
+            raise PanicException("gave up")
+
+        with pytest.raises(PanicException):
+            await ask(thread, "a", 1, fail)
+        assert await ask(thread, "a", 1, lambda _: 7) == 7
+
+    run(scenario)
+
+
+def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
+    async def scenario() -> None:
+        thread, go = EncoderThread("rm"), threading.Event()
+        running = asyncio.ensure_future(ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
+        behind = asyncio.ensure_future(ask(thread, "b", 1, lambda _: 7))
+        await asyncio.sleep(0)
+        advance(STUCK_AFTER_S - 60)
+        await asyncio.sleep(0.01)
+        assert thread.why_stuck() is None
+        advance(61)
+        for waiting in (running, behind):
+            with pytest.raises(NotReadyError, match="'rm' is stuck at rendering or tokenizing"):
+                await waiting
+        with pytest.raises(NotReadyError, match="has to be restarted"):
+            await ask(thread, "a", 1, lambda _: 7)
+        go.set()
+        await until_async(lambda: thread.why_stuck() is None)
+        assert await ask(thread, "a", 1, lambda _: 7) == 7
+
+    run(scenario)
+
+
+def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
+    async def scenario() -> None:
+        backend, go = FakeBackend(), threading.Event()
+        settings = Settings.of(models=["one=demo", "two=demo"])
+        service = ScoringService([(model, backend) for model in settings.models], settings)
+        create_app(service, settings)
+        one, two = service.models.values()
+        one.info = two.info = backend.info
+        assert service.ready
+        service.check()
+        encode = one.encoder.encode_all
+        one.encoder.encode_all = (  # type: ignore[method-assign]
+            lambda *args, **options: go.wait(PATIENCE_S) and encode(*args, **options)
+        )
+        waiting = asyncio.ensure_future(service.score("one", [conversation("4")], "error"))
+        await until_async(lambda: one.encoding._running is not None)
+        advance(STUCK_AFTER_S + 1)
+        with pytest.raises(NotReadyError):
+            await waiting
+        assert (service.ready, one.state, two.state) == (False, "failed", "ready")
+        assert "the gateway is stuck" in (one.failure or "")
+        with pytest.raises(NotReadyError):  # what Serve hears, which then replaces the gateway
+            service.check()
+        with pytest.raises(NotReadyError):
+            await service.score("one", [conversation("4")], "error")
+        scores = await service.score("two", [conversation("4")], "error")
+        assert isinstance(scores.results[0], Reward)
+        await service.drain()  # nothing waits for what is stuck
+        go.set()
+
+    run(scenario)
+
+
+def test_a_process_ends_although_its_encoder_is_stuck() -> None:
+    code = """
+import asyncio, threading
+from serve.queue.encoder_thread import EncoderThread
+
+async def main():
+    thread, began = EncoderThread("rm"), threading.Event()
+    def work(_):
+        began.set()
+        threading.Event().wait()
+    with thread.flow("a") as flow:
+        waiting = asyncio.ensure_future(thread.run(flow, 1, work))
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0
+
+
+def test_a_large_request_is_tokenized_as_its_tokens_are_needed() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend()
+        backend.gate = asyncio.Event()
+        model = ServedModel(ModelSettings(name="demo", alias="demo", cache_bytes=0), backend)
+        model.info = backend.info  # batches of 200 tokens
+        conversations = [conversation(f"{i} " * 100) for i in range(2_000)]
+        waiting = asyncio.ensure_future(model.score(conversations, Reading()))
+        await until_async(lambda: bool(backend.batches) and model.encoding._running is None)
+        slices_made = model.queue.queued_tokens
+        assert slices_made < 64 * 400 + 16 * 200
+        backend.gate.set()
+        scores = await waiting
+        assert len(scores.results) == 2_000
+        assert all(isinstance(result, Reward) for result in scores.results)
+
+    asyncio.run(scenario())
