@@ -79,6 +79,11 @@ class EncoderThread:
         ).start()
         weakref.finalize(self, self._jobs.put, None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the thread is at work, or stuck."""
+        return self._running is not None
+
     @contextlib.contextmanager
     def flow(self, client: str, priority: int = 0) -> Iterator[Flow[Job]]:
         """What a request has to do as a whole; see `serve.queue.fair_order`."""

@@ -60,7 +60,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         signal.signal(number, lambda _number, _frame: None)
     server = _Server(config, service, lambda: say(ready_line(settings)))
     server.run()
-    if server.exit_code or any(map(_is_unhealthy, engines)):
+    encoding = any(model.encoding.is_busy for model in service.models.values())
+    if server.exit_code or encoding or any(map(_is_unhealthy, engines)):
         # An interpreter that ends waits for its threads: one of them is at work, or stuck.
         sys.stderr.flush()
         os._exit(server.exit_code)

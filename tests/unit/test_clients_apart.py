@@ -66,7 +66,7 @@ def test_what_is_in_flight_for_another_client_is_counted_in_full() -> None:
         backend.gate = asyncio.Event()
         model = served(backend, shares_rewards=False)
         waiting = [asyncio.ensure_future(score(model, name)) for name in names]
-        await until(lambda: model.encoding._running is None and bool(backend.batches))
+        await until(lambda: not model.encoding.is_busy and bool(backend.batches))
         backend.gate.set()
         return list(await asyncio.gather(*waiting))
 

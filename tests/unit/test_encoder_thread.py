@@ -160,7 +160,7 @@ def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
             lambda *args, **options: go.wait(PATIENCE_S) and encode(*args, **options)
         )
         waiting = asyncio.ensure_future(service.score("one", [conversation("4")], "error"))
-        await until_async(lambda: one.encoding._running is not None)
+        await until_async(lambda: one.encoding.is_busy)
         advance(STUCK_AFTER_S + 1)
         with pytest.raises(NotReadyError):
             await waiting
@@ -208,7 +208,7 @@ def test_a_large_request_is_tokenized_as_its_tokens_are_needed() -> None:
         model.info = backend.info  # batches of 200 tokens
         conversations = [conversation(f"{i} " * 100) for i in range(2_000)]
         waiting = asyncio.ensure_future(model.score(conversations, Reading()))
-        await until_async(lambda: bool(backend.batches) and model.encoding._running is None)
+        await until_async(lambda: bool(backend.batches) and not model.encoding.is_busy)
         slices_made = model.queue.queued_tokens
         assert slices_made < 64 * 400 + 16 * 200
         backend.gate.set()

@@ -1,0 +1,62 @@
+"""A tokenizer that never returns keeps no service from stopping."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+from conftest import ROOT, free_port
+from waiting import PATIENCE_S, until
+
+_SERVICE = """
+import sys, threading
+from rm_core import ChatEncoder
+from serve.cli import main
+
+encode = ChatEncoder.encode_all
+
+def stuck(self, conversations, *args, **options):
+    if any("trigger" in str(c) for c in conversations):
+        threading.Event().wait()
+    return encode(self, conversations, *args, **options)
+
+ChatEncoder.encode_all = stuck
+main(["serve", "--local", "--model", "one=demo", "--model", "two=demo", "--port", sys.argv[1]])
+"""
+
+
+def test_a_stuck_tokenizer_spares_other_models_and_ends_with_the_process() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, "-c", _SERVICE, str(port)], cwd=ROOT)
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def post(model: str, text: str, timeout_s: float) -> int:
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "4"}]
+        return httpx.post(
+            f"{url}/v1/score",
+            json={"model": model, "conversations": [turns]},
+            headers={"X-Request-Timeout-Seconds": str(timeout_s)},
+            timeout=PATIENCE_S,
+            trust_env=False,
+        ).status_code
+
+    try:
+        until(is_ready)
+        assert post("one", "hi", PATIENCE_S) == 200
+        assert post("one", "trigger", 0.5) == 408
+        assert post("two", "hi", PATIENCE_S) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
