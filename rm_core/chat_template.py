@@ -14,6 +14,7 @@ Not limited: a single call into C between two such checks.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import functools
@@ -448,6 +449,7 @@ class _Rendering:
 
     started_s: float
     bytes_before: int | None = None
+    is_interrupted: bool = False
 
 
 class _Watcher:
@@ -477,9 +479,9 @@ class _Watcher:
 
     def leave(self, thread: int) -> None:
         with self._lock:
-            self._renderings.pop(thread, None)
-        # An exception that was set and not raised yet would hit what comes next.
-        _set_exception(thread, None)
+            rendering = self._renderings.pop(thread, None)
+        if rendering is not None and rendering.is_interrupted:
+            _take_exception()
 
     def _run(self) -> None:
         pause_s = _LOOK_EVERY_S
@@ -490,7 +492,8 @@ class _Watcher:
             with self._lock:
                 for thread, rendering in self._renderings.items():
                     if _is_over(thread, rendering):
-                        _set_exception(thread, RenderingInterrupt)
+                        rendering.is_interrupted = True
+                        _interrupt(thread)
                         # Python ignores it inside a callback of the garbage collector, which is
                         # busy when a rendering builds a large value.
                         pause_s = _REPEAT_S
@@ -542,7 +545,18 @@ def _resident_bytes() -> int | None:
         return None
 
 
-def _set_exception(thread: int, exception: type[BaseException] | None) -> None:
+def _interrupt(thread: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if exception is None else ctypes.py_object(exception)
+        ctypes.c_ulong(thread), ctypes.py_object(RenderingInterrupt)
     )
+
+
+def _take_exception() -> None:
+    """Have an exception that was set for this thread, and not raised yet, raised here.
+
+    Else it would hit what comes next. To set None in its place leaves Python's flag for such
+    exceptions up (seen in 3.11): all code is slower then, and under a profiler the thread hangs.
+    """
+    with contextlib.suppress(RenderingInterrupt):
+        for _ in range(2):  # where a loop goes back, Python looks for exceptions
+            pass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from checkpoints import SPECS, build_tokenizer
+from conftest import ROOT
 from reference import CONVERSATIONS, talk
 from waiting import PATIENCE_S
 
@@ -115,18 +118,45 @@ def test_endless_rendering_is_interrupted(text: str, monkeypatch: pytest.MonkeyP
 
 def test_interrupt_that_is_ignored_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
-    set_exception, ignored = module._set_exception, []
+    interrupt, ignored = module._interrupt, []
 
-    def ignore_some(thread: int, exception: type[BaseException] | None) -> None:
-        if exception is None or len(ignored) == 5:
-            set_exception(thread, exception)
+    def ignore_some(thread: int) -> None:
+        if len(ignored) == 5:
+            interrupt(thread)
         else:
-            ignored.append(exception)
+            ignored.append(thread)
 
-    monkeypatch.setattr(module, "_set_exception", ignore_some)
+    monkeypatch.setattr(module, "_interrupt", ignore_some)
     with pytest.raises(TemplateError, match="did not finish"):
         compiled("{% if messages[0].content == 'Hi' %}" + NESTED + "{% endif %}").render(HELLO)
     assert len(ignored) == 5
+
+
+PROFILED = """
+import cProfile
+from rm_core import chat_template as module
+
+module.MAX_CPU_S = 0.6
+
+def short():
+    return 1
+
+def endless():
+    while True:
+        pass
+
+for work in (short, endless):
+    try:
+        module.watch(work)
+    except module.RenderingInterrupt:
+        pass
+    assert cProfile.Profile().runcall(short) == 1
+"""
+
+
+def test_profilers_work_beside_renderings() -> None:
+    """In a process of its own, since no exception gets out of that hang."""
+    subprocess.run([sys.executable, "-c", PROFILED], timeout=PATIENCE_S, check=True, cwd=ROOT)
 
 
 def test_interruption_hits_its_own_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
