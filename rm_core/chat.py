@@ -53,12 +53,15 @@ class SharedStart:
 
     Attributes:
         before: the text before, to compare the next one with.
-        text: what they share, up to a place where they can be cut.
-        input_ids: of that, without BOS.
+        text: what they share, up to a place where they can be cut and the characters behind it
+            that make it one.
+        stop: that place.
+        input_ids: of what is before it, without BOS.
     """
 
     before: str = ""
     text: str = ""
+    stop: int = 0
     input_ids: list[int] = field(default_factory=list)
 
 
@@ -384,9 +387,10 @@ class ChatEncoder:
             if border is None:
                 return [], 0
             input_ids: list[int] = []
-            stop = self._extend(input_ids, text[:border], 0, most)
-            shared.text, shared.input_ids = text[:stop], input_ids
-        return [*shared.input_ids], len(shared.text)
+            shared.stop = self._extend(input_ids, text[:border], 0, most)
+            shared.text = text[: shared.stop + self._borders.look_ahead(text, shared.stop)]
+            shared.input_ids = input_ids
+        return [*shared.input_ids], shared.stop
 
     def _ids(self, text: str, start: int, stop: int) -> list[int]:
         """Token ids of a part of a text that is cut at borders, without BOS."""

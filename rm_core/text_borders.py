@@ -86,6 +86,10 @@ class Borders:
                 between += f"|(?<={digits})(?={digits})"
         self._pattern = re.compile(between)
 
+    def look_ahead(self, text: str, border: int) -> int:
+        """Characters behind a border that make it one: with others there, it may be none."""
+        return max(1, self._margin) if text[border : border + 1] in _DIGITS else 1
+
     def _digits_by(self, fast: Any) -> int | None:
         """How many digits are a piece, 0 if that is not known; None if there are no borders."""
         splits = steps_of(fast.pre_tokenizer, "pretokenizers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from tokenizers_known import KNOWN, NAMES, demo, like_qwen3
@@ -155,6 +155,20 @@ def test_shared_starts_change_no_token(answers: list[str], unit: str) -> None:
     halves = (conversations[:2], conversations[2:])
     together = [e for half in halves for e in encoder.encode_all(half, shared=shared)]
     assert together == [encoder.encode(conversation) for conversation in conversations]
+
+
+# So few and so short that answers often begin alike and go on within a word, a number or a token.
+PIECES = [" cap", "ital", " Fran", "ce", " 12", "34", " ", ".", "\n", "首都", "的", "<s1", "2>"]
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=NAMES)
+@example([" cap .", " cap 34", " capital"])
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), min_size=3, max_size=9))
+def test_answers_that_go_on_within_a_word_change_no_token(make: Any, answers: list[str]) -> None:
+    encoder, _ = encoder_of(make, 10**6)
+    conversations = [asked("one, two " * 150, answer) for answer in answers]
+    together = encoder.encode_all(conversations, shared=SharedStart())
+    assert together == [encoder.encode_all([conversation])[0] for conversation in conversations]
 
 
 def test_a_prompt_over_the_limit_is_counted_once() -> None:
