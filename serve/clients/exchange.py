@@ -20,6 +20,7 @@ from serve.clients.addresses import Addresses
 from serve.clients.bodies import json_of, quoted
 from serve.clients.errors import ServiceError
 from serve.clients.retries import may_go_away
+from serve.escaping import escaped_line
 
 logger = logging.getLogger("serve.clients")
 
@@ -106,7 +107,8 @@ class Sender:
                 told.may_pass = may_go_away(came)
                 told.status = came.status_code if isinstance(came, httpx.Response) else None
                 raise told
-            logger.warning("%s; trying again in %.1f s", address.told(came), wait)
+            why = escaped_line(address.told(came))
+            logger.warning("%s; trying again in %.1f s", why, wait)
             self.on_retry()
             if wait:
                 yield Pause(wait)
