@@ -24,8 +24,8 @@ from waiting import PATIENCE_S, until
 from serve.start.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
 from serve.start.door import middlewares
 
-GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-CHUNKED = b"POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
 CHUNKED += b"Content-Type: application/json\r\n\r\n"
 FOR_EVER = 2**20
 """Bytes, of what a test would send without end."""
@@ -107,7 +107,7 @@ def test_what_never_ends_is_refused(opened: Opened, start: bytes, piece: bytes) 
 @pytest.mark.usefixtures("_refusals_are_meant")
 @pytest.mark.parametrize("sends", [1, 40])
 def test_a_head_that_is_whole_and_too_large_is_refused(sends: int) -> None:
-    fits = b"GET /health HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"a" * (MAX_HEAD_BYTES - 100))
+    fits = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: %s\r\n\r\n" % (b"a" * (MAX_HEAD_BYTES - 100))
     too_large = b"GET /health HTTP/1.1\r\nX: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES)
     with live(guarded().app) as server:
         for request, status in ((fits, 200), (too_large, 431)):
