@@ -23,6 +23,7 @@ class Service:
         num_asked: how often it was asked for its state.
         ready_at: number of that request with which its model becomes ready.
         refuse: told each post; True refuses it with `status`.
+        refuse_body: the same, told its body.
         info_gate: called before each answer to `/info`.
         stopped: set when a test is over.
     """
@@ -34,6 +35,7 @@ class Service:
         self.ready_at: int | None = None
         self.status = 503
         self.refuse: Callable[[int], bool] = lambda number: False
+        self.refuse_body: Callable[[bytes], bool] = lambda body: False
         self.posts: list[int] = []
         self.info_gate: Callable[[], object] = lambda: None
         self.stopped = threading.Event()
@@ -46,9 +48,10 @@ class Service:
                 self.answer(200, service.info())
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(sent)
                 service.posts.append(len(body["conversations"]))
-                if service.refuse(len(service.posts)):
+                if service.refuse(len(service.posts)) or service.refuse_body(sent):
                     self.answer(service.status, {"error": {"message": "not now"}})
                 else:
                     self.answer(200, service.score(body["conversations"]))

@@ -288,7 +288,8 @@ class Dispatcher:
         for entry in batch:
             by_owner.setdefault(entry.owner, []).append(entry)
         for entries in by_owner.values():
-            total = num_computed if self._shares_rewards else _tree_size(entries)
+            is_alone = self._shares_rewards or len(by_owner) == 1
+            total = num_computed if is_alone else _tree_size(entries)
             parts = share_out(total, [len(entry.sequence) for entry in entries])
             for entry, part in zip(entries, parts, strict=True):
                 if entry.calls:

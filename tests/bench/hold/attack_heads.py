@@ -39,9 +39,8 @@ HEALTH_WITHIN_S = 0.5
 CPU_WITHIN_S = 1.0
 FILES, CONNECTIONS = 300, 320
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-POST = (
-    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4096\r\n\r\n"
-)
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST += b"Content-Length: 4096\r\n\r\n"
 POST += b" " * 4096
 PARSERS = ("httptools", "h11", "ours")
 
