@@ -34,7 +34,7 @@ _MAX_NAMES = 8
 _MAX_SCANNED = 1 << 28
 _SQUEEZED = 1 << 20  # characters at a time
 # What nearly every special token looks like; others are looked for one by one.
-_TOKEN = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
+_TOKENS = (re.compile(r"<[^<>\s]{1,60}>"), re.compile(r"\[[^\[\]\s]{1,40}\]"))
 
 
 class Advisor:
@@ -47,7 +47,8 @@ class Advisor:
 
     def __init__(self, own_markers: Collection[str], warn_on_system_prompt: bool) -> None:
         self._own = frozenset(own_markers)
-        self._odd = [marker for marker in own_markers if not _TOKEN.fullmatch(marker)]
+        usual = {marker for marker in own_markers if any(t.fullmatch(marker) for t in _TOKENS)}
+        self._odd = [marker for marker in own_markers if marker not in usual]
         self._warn_on_system_prompt = warn_on_system_prompt
 
     def find_warnings(self, chat: Chat, text: str, render: Render) -> tuple[str, ...]:
@@ -98,8 +99,8 @@ class Advisor:
 
     def _own_in(self, content: str) -> list[str]:
         found = [marker for marker in self._odd if marker in content]
-        if "<" in content or "[" in content:
-            tokens = (match[0] for match in _TOKEN.finditer(content))
+        for like_a_token in _TOKENS:  # one of each kind may stand within another
+            tokens = (match[0] for match in like_a_token.finditer(content))
             found += dict.fromkeys(token for token in tokens if token in self._own)
         return found
 

@@ -10,6 +10,8 @@ import pytest
 from reference import Reference
 
 from rm_core import ChatEncoder, Encoded
+from rm_core.advice import Advisor
+from rm_core.conversations import parse_chat
 from rm_core.dialects import KNOWN_MARKERS, find_transcript, markers_in
 
 EncoderOf = Callable[[str], ChatEncoder]
@@ -76,6 +78,16 @@ def test_template_markers_warn_as_own_or_foreign(marker: str, encoder_of: Encode
     kind = "template_markers_in_message" if marker in own else "foreign_template_markers"
     assert kinds(found) == [kind]
     assert f"message(s) 1 hold {marker}" in found.warnings[0]
+
+
+@pytest.mark.parametrize("around", ["[{}]", "<{}>", "[<{}>]", "<a[{}", "a<|{}|>"])
+def test_own_markers_within_other_brackets_are_found(around: str) -> None:
+    for marker in ("<|im_end|>", "[INST]", "</s>", "two words"):
+        advisor = Advisor([marker], False)
+        whole = parse_chat(chat(around.format(marker)))
+        text = whole.messages[0]["content"] + "4"
+        (warning,) = advisor.find_warnings(whole, text, lambda _: None)
+        assert f"hold {marker}, which the tokenizer" in warning
 
 
 @pytest.mark.parametrize(
