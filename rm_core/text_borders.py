@@ -20,8 +20,9 @@ the two characters around it: where no token of the vocabulary has them next to 
 does.
 
 An added token is found before all that. None may hold one of these pairs, or take in more than
-itself; one with digits in it ends near the end of a run of them. NFC composes no character listed
-here with the one before it, so it is the same on both sides.
+itself; one with digits in it ends near the end of a run of them, and one that ends in a digit would
+change how a run falls into threes. NFC composes no character listed here with the one before it, so
+it is the same on both sides.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Borders:
             return
         between = _PAIRS
         contents = [token.content for token in added]
-        if digits_by and not any(content.isdigit() for content in contents):
+        ends = _DIGITS if digits_by == 3 else ()
+        if digits_by and not any(c.isdigit() or c[-1:] in ends for c in contents):
             runs = [run for content in contents for run in re.findall("[0-9]+", content)]
             self._margin = max(map(len, runs), default=1)
             self._takes_three_digits = digits_by == 3
@@ -126,15 +128,22 @@ class Borders:
         )
         if not is_whole or len(replaces) != len(normalizers) or len(replaces) > 1:
             return False
+        if fast.model.ignore_merges:  # a part may be a token although the whole is none
+            return False
         if replaces:
             old, self._space = replaces[0]
             if old != " " or len(self._space) != 1:
                 return False
         vocabulary = fast.get_vocab(with_added_tokens=False)
+        # As a normalized one is looked for in a text.
+        added = fast.get_added_tokens_decoder().values()
+        contents = [token.content.replace(" ", self._space) for token in added]
         # A character that is no token itself becomes others.
         self._tokens = frozenset(token for token in vocabulary if len(token) == 1)
         self._neighbours = frozenset(
-            left + right for token in vocabulary for left, right in itertools.pairwise(token)
+            left + right
+            for token in (*vocabulary, *contents)
+            for left, right in itertools.pairwise(token)
         )
         return True
 
@@ -195,12 +204,14 @@ class Borders:
         Args:
             text: the whole text.
             start: 0 or a border.
-            most: characters of a part; one that is longer has no border in so many characters.
+            most: characters of a part, more than `PIECE`; one that is longer has no border in so
+                many characters.
         """
         while start < len(text):
             stop = len(text)
             if stop - start > PIECE:
-                stop = self.after(text, start, start + PIECE, start + most) or stop
+                found = self.after(text, start, start + PIECE, start + most)
+                stop = found or self.before(text, start, start + PIECE) or stop
             yield start, stop
             start = stop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -120,6 +121,12 @@ def with_added(make: Any, content: str, **flags: bool) -> Any:
     return copy
 
 
+def with_model(make: Any, **state: Any) -> Any:
+    whole = json.loads(make().backend_tokenizer.to_str())
+    whole["model"] |= state
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)))
+
+
 def test_where_nothing_is_proved_there_is_no_border() -> None:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     unknown = {
@@ -140,6 +147,7 @@ def test_where_nothing_is_proved_there_is_no_border() -> None:
         "looks around": with_added(demo, "<sep>", single_word=True),
         "holds a pair": with_added(demo, "the end"),
         "is not composed": with_added(like_qwen3, "<e\u0301>"),
+        "takes whole words": with_model(like_gemma2, ignore_merges=True),
     }
     text = "word, " * 100_000
     for name, tokenizer in unknown.items():
@@ -147,6 +155,43 @@ def test_where_nothing_is_proved_there_is_no_border() -> None:
         assert Borders(tokenizer).before(text, 0, len(text)) is None, name
     for make in KNOWN:
         assert Borders(make()).after(text, 0, 1, len(text)), make
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (with_added(like_llama3, "<x12"), "see <x1234567890123 and 1234567"),
+        (
+            with_added(
+                lambda: with_model(
+                    like_gemma2,
+                    vocab={c: i for i, c in enumerate("abc▁")},
+                    merges=[],
+                    byte_fallback=False,
+                ),
+                "▁▁",
+                normalized=True,
+            ),
+            "a▁ b c▁ a",
+        ),
+    ],
+    ids=["ends in digits", "over what a space becomes"],
+)
+def test_an_added_token_beside_a_border_changes_nothing(tokenizer: Any, text: str) -> None:
+    borders, whole = Borders(tokenizer), ids_of(tokenizer, text)
+    found = {borders.after(text, 0, place, len(text)) for place in range(1, len(text))} - {None}
+    assert found
+    for border in found:
+        assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
+
+
+@pytest.mark.parametrize("before", [1, 200, 40_000, 65_000])
+def test_a_stretch_is_as_long_wherever_the_parts_begin(before: int) -> None:
+    borders, most = Borders(demo()), 100_000
+    for length in (most, most + 1):
+        text = "a " * before + "x" * (length - 1) + " the end"  # a space and the stretch
+        longest = max(stop - start for start, stop in borders.parts(text, 0, most))
+        assert (longest > most) == (length > most)
 
 
 def test_added_tokens_of_digits_leave_none_between_digits() -> None:
