@@ -95,7 +95,8 @@ class ChatEncoder:
     Attributes:
         max_length: most tokens of one conversation.
         max_unbroken_characters: longest part of a text that is tokenized at once because nothing
-            proves that it could be cut without changing a token; may be set to another number.
+            proves that it could be cut without changing a token; may be set to another number,
+            131,072 or more, since what can be cut is tokenized in parts of about half of that.
         chat_template: its text.
         template_sha256: of that text.
         encoding_sha256: of that text and the tokenizer: equal where token ids are.

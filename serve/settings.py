@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     )
     max_unbroken_characters: int | None = Field(
         default=None,
-        ge=1_024,
+        ge=131_072,
         description="longest part of a conversation that is tokenized at once because it has no "
         "place where it could be cut without changing a token; None: 524,288, or 8 for each token "
         "of the model's limit if that is more",

@@ -99,6 +99,7 @@ def test_survives_the_way_to_a_replica() -> None:
         ({"models": [{"name": " "}]}, "the model's name is empty"),
         ({"models": [{"name": "demo", "cache_bytes": -1}]}, "cache_bytes"),
         ({"log_level": "LOUD"}, "log_level"),
+        ({"max_unbroken_characters": 131_071}, "max_unbroken_characters"),
     ],
 )
 def test_bad_values_stop_the_start(chosen: dict[str, object], says: str) -> None:
