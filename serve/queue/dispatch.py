@@ -183,6 +183,9 @@ class Dispatcher:
                 self._send(batch, self._score_together, now)
             else:
                 return
+        # Nobody waits for these any more.
+        self._again.clear()
+        self._suspects.clear()
 
     def _next_suspects(self) -> list[Entry]:
         if self._suspects_are_running:

@@ -293,3 +293,13 @@ def test_whatever_replicas_do_every_conversation_is_answered(
         assert line.queue.queued_tokens == line.queue.num_waiting == 0
 
     asyncio.run(run())
+
+
+@scenario
+async def test_what_was_to_be_sent_again_is_forgotten_once_nobody_waits(line: Line) -> None:
+    line.replicas.failure_at = lambda _: ReplicaBusyError("full")
+    asked = line.ask((1, 2), (3,))
+    await until(lambda: bool(line.replicas.batches))
+    asked.cancel()
+    await until(lambda: line.queue.num_in_flight == 0)
+    await until(lambda: not line.queue._again)
