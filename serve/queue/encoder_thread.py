@@ -105,8 +105,10 @@ class EncoderThread:
             NotReadyError: the thread is stuck.
         """
         self.check()
-        self._loop = asyncio.get_running_loop()
-        job = Job(work, max(1, size), self._loop.create_future())
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # what one that was closed waited for is told to nobody
+            self._loop, self._running = loop, None
+        job = Job(work, max(1, size), loop.create_future())
         self._order.add(flow, [job])
         self._begin_next()
         try:
@@ -187,12 +189,16 @@ def _do(
     done: Callable[[Job, Any, BaseException | None], None],
 ) -> None:
     """On the thread."""
-    result, failure = None, None
+    result: Any = None
+    failure: BaseException | None = None
     try:
         job.look_up()
         result = job.work(job.look_up)
     # The border of the thread: it goes on, whatever it was, also after a panic in Rust.
     except BaseException as error:
         failure = error
+        if isinstance(error, StopIteration | SystemExit | KeyboardInterrupt):
+            # A future takes no StopIteration, and the others would end the event loop.
+            failure = RuntimeError(f"{type(error).__name__} on the encoder's thread")
     with contextlib.suppress(RuntimeError):  # the loop was closed
         loop.call_soon_threadsafe(done, job, result, failure)

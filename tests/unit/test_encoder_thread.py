@@ -123,6 +123,41 @@ def test_whatever_is_raised_on_the_thread_belongs_to_its_work() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("raised", [StopIteration(), SystemExit(1), KeyboardInterrupt()])
+def test_what_no_future_may_hold_fails_its_work_alone(raised: BaseException) -> None:
+    async def scenario() -> None:
+        thread = EncoderThread("rm")
+
+        def fail(_: object) -> None:
+            raise raised
+
+        with pytest.raises(RuntimeError, match=type(raised).__name__):
+            await asyncio.wait_for(ask(thread, "a", 1, fail), PATIENCE_S)
+        assert await ask(thread, "a", 1, lambda _: 7) == 7
+
+    run(scenario)
+
+
+def test_another_event_loop_does_not_wait_for_what_a_closed_one_began() -> None:
+    thread, began, go = EncoderThread("rm"), threading.Event(), threading.Event()
+
+    async def leave() -> None:
+        def work(_: object) -> None:
+            began.set()
+            go.wait(PATIENCE_S)
+
+        left = asyncio.ensure_future(ask(thread, "a", 1, work))
+        await until_async(began.is_set)
+        left.cancel()
+
+    async def scenario() -> None:
+        go.set()
+        assert await asyncio.wait_for(ask(thread, "a", 1, lambda _: 7), PATIENCE_S) == 7
+
+    run(leave)
+    run(scenario)
+
+
 def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
     async def scenario() -> None:
         thread, go = EncoderThread("rm"), threading.Event()
