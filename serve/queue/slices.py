@@ -16,6 +16,7 @@ from rm_core import (
     ScoredBatch,
     ScoreError,
     SharedStart,
+    Tokens,
     Truncation,
     cache_keys,
     combine,
@@ -162,7 +163,7 @@ def slices(
 
 
 def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
-    """About how many characters each has, what they share counted each time.
+    """About how many characters (or token ids) each has, what they share counted each time.
 
     Args:
         conversations: of a request.
@@ -179,6 +180,10 @@ def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
     for conversation in conversations:
         if isinstance(conversation, Rendered):
             size = len(conversation.text)
+        elif isinstance(
+            conversation, Tokens
+        ):  # an id is checked and decoded as fast as a character
+            size = len(conversation.input_ids)
         else:
             messages = messages_in(conversation)
             messages = messages if isinstance(messages, list | tuple) else ()
@@ -201,10 +206,16 @@ def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
 
 def _characters(messages: Sequence[object]) -> int:
     """About how long some messages are; what has another shape is refused quickly."""
-    contents = [m.get("content") for m in messages if isinstance(m, dict)]
-    texts = [len(content) for content in contents if isinstance(content, str)]
-    parts = [content for content in contents if isinstance(content, list)]
-    return _PER_MESSAGE * len(messages) + sum(texts) + (_size(parts) if parts else 0)
+    size = _PER_MESSAGE * len(messages)
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content")
+            # Else there are parts, or keys that the template may write as well.
+            if isinstance(content, str) and len(message) <= 2:
+                size += len(content)
+            else:
+                size += _size(message)
+    return size
 
 
 def _size(value: object) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import INFO, FakeBackend, conversation
 
-from rm_core import NotReadyError, Reward
+from rm_core import NotReadyError, Rendered, Reward, Tokens
 from serve.backends import Answer, ReplicaLostError
 from serve.model_settings import ModelSettings
 from serve.queue.slices import Reading, sizes_of, slices
@@ -111,6 +111,22 @@ def test_slices_keep_the_order_and_are_small() -> None:
     assert cut([]) == []
     odd: list[object] = [None, 7, "text", [{"content": 5}], [3], {"a": 1}]
     assert cut(odd) == [odd]
+
+
+def test_slices_count_whatever_takes_time() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"text": "x" * 30_000}}}
+    asked: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "x" * 30_000}
+    told = {"role": "user", "content": [{"type": "text", "text": "x" * 30_000}]}
+    for one in (
+        [asked, *conversation("4")],
+        [*conversation("4")[:1], thought],
+        [told, *conversation("4")[1:]],
+        Tokens((1,) * 30_000),
+        Rendered("x" * 30_000),
+    ):
+        assert [len(some) for some in cut([one] * 5)] == [2, 2, 1]
+        assert sizes_of([one] * 5, 149_999) is None
 
 
 def test_slices_count_tools_for_each_conversation() -> None:
