@@ -161,7 +161,6 @@ class EncoderThread:
             else:
                 job.future.set_exception(error)
         job.is_abandoned.set()
-        self._order.settle()
         self._begin_next()
 
     def _give_up(self) -> None:

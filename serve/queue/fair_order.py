@@ -79,11 +79,11 @@ class FairOrder(Generic[T]):
 
     def first(self, num_tokens: int) -> list[T]:
         """What is to be taken next, until it is of so many tokens; all of it if there is less."""
+        self.settle()
         flows: dict[str, list[tuple[int, float, int, int, Flow[T]]]] = {}
         for flow in self._flows:
-            if self._trim(flow):
-                head = (flow.priority, flow.parts[0][0], flow.number, 0, flow)
-                flows.setdefault(flow.client, []).append(head)
+            head = (flow.priority, flow.parts[0][0], flow.number, 0, flow)
+            flows.setdefault(flow.client, []).append(head)
         for own in flows.values():
             heapq.heapify(own)
         # A client's turn is that of the request which it wants first.
@@ -114,8 +114,12 @@ class FairOrder(Generic[T]):
 
     def settle(self) -> None:
         """Forget the flows of which nothing waits any more."""
-        for flow in [flow for flow in self._flows if not self._trim(flow)]:
-            self._remove(flow)
+        wanted = self._wanted
+        # There may be a thousand flows, and most have what is wanted at their front.
+        found = [f for f in self._flows if not (f.parts and wanted(f.parts[0][1][0]))]
+        for flow in found:
+            if not self._trim(flow):
+                self._remove(flow)
 
     def _trim(self, flow: Flow[T]) -> bool:
         """Drop what is not wanted from the front; whether anything is left."""

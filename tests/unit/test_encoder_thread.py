@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from waiting import PATIENCE_S, MovableLoop, advance, until_async
 from rm_core import NotReadyError, Reward
 from serve.http import create_app
 from serve.model_settings import ModelSettings
-from serve.queue.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread
+from serve.queue.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread, Job
 from serve.queue.slices import Reading
 from serve.served_model import ServedModel
 from serve.service import ScoringService
@@ -57,6 +58,25 @@ def test_slices_take_turns_by_client_and_by_request() -> None:
         assert order[0] == "small"
         # The other client has half of the turns, however many requests the first one has.
         assert [place for place, name in enumerate(order) if name == "b"][-1] <= 7
+
+    run(scenario)
+
+
+def test_a_turn_looks_at_each_request_that_waits_about_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, is_wanted = count(), Job.is_wanted.fget  # type: ignore[attr-defined]
+
+    def counted(job: Job) -> bool:
+        next(looks)
+        return bool(is_wanted(job))
+
+    monkeypatch.setattr(Job, "is_wanted", property(counted))
+
+    async def scenario() -> None:
+        thread, number = EncoderThread("rm"), 100
+        await asyncio.gather(*(ask(thread, f"c{i}", 1, lambda _: None) for i in range(number)))
+        assert next(looks) < 1.2 * number * number / 2
 
     run(scenario)
 
