@@ -47,7 +47,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return _plain(host) == "localhost"
 
 
 @functools.lru_cache
@@ -56,9 +56,14 @@ def _allowed(host: str, more: tuple[str, ...], with_keys: bool) -> frozenset[str
     if "*" in more or (not more and (with_keys or not is_loopback(host))):
         return None
     own = f"[{host}]" if ":" in host else host
-    return frozenset(name.lower() for name in (*_LOCAL, own, *more))
+    return frozenset(_plain(name) for name in (*_LOCAL, own, *more))
 
 
 def _without_port(sent: str) -> str:
-    host, colon, port = sent.strip().lower().rpartition(":")
-    return host if colon and "]" not in port else sent.strip().lower()
+    host, colon, port = sent.strip().rpartition(":")
+    return _plain(host if colon and "]" not in port else sent.strip())
+
+
+def _plain(name: str) -> str:
+    # With the dot at its end a name is complete, and the same.
+    return name.lower().removesuffix(".")

@@ -16,11 +16,22 @@ from serve.service import ScoringService
 from serve.settings import Settings
 
 RIGHT = {"Authorization": f"Bearer {KEY}"}
-LOCAL = ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000"]
+LOCAL = [
+    "localhost",
+    "LOCALHOST:8000",
+    "localhost.",
+    "localhost.:8000",
+    "127.0.0.1",
+    "127.0.0.1:8000",
+    "[::1]",
+    "[::1]:8000",
+]
 FOREIGN = [
     "evil.example",
     "evil.example:8000",
     "localhost.evil.example",
+    "localhost..",
+    ".",
     "evil.example:localhost",
     "127.0.0.1.nip.io",
     "localhost:80:evil.example",
@@ -76,6 +87,12 @@ def test_the_configured_host_is_allowed() -> None:
     assert status(client_of(host="127.0.0.2"), "127.0.0.2:8000") == 200
     assert status(client_of(host="::1"), "[::1]:8000") == 200
     assert status(client_of(host="127.0.0.2"), "127.0.0.3") == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "Localhost", "localhost."])
+def test_however_localhost_is_written_it_is_loopback(host: str) -> None:
+    assert status(client_of(host=host), "localhost:8000") == 200
+    assert status(client_of(host=host), "evil.example") == 421
 
 
 def test_with_keys_or_on_other_addresses_every_host_is() -> None:
