@@ -87,7 +87,8 @@ class Settings(BaseSettings):
     answer_timeout_s: float = Field(
         default=60,
         gt=0,
-        description="most time in which a client takes nothing of its answer (not on Ray)",
+        description="most time in which a client takes less than 64 KiB of its answer while more "
+        "waits (not on Ray)",
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="most bytes of a body")
     max_buffered_bytes: int = Field(

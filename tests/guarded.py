@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp
-from waiting import PATIENCE_S, MovableLoop, until
+from waiting import PATIENCE_S, MovableLoop, settle, until
 
 from serve.guard import middleware as guard
 from serve.guard.admission import Admission
@@ -129,6 +129,10 @@ class Server:
         """Open a connection on which a test writes what it likes."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
+    def settle(self) -> None:
+        """Return once the loop has looked at its clock again."""
+        asyncio.run_coroutine_threadsafe(settle(), self.loop).result(PATIENCE_S)
+
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
@@ -191,6 +195,16 @@ def read_response(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
     response = HTTPResponse(connection)
     response.begin()
     return response, response.read()
+
+
+def unread(server: Server, request: bytes) -> socket.socket:
+    """A connection whose answer is not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(request)
+    return connection
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -1,20 +1,27 @@
 """Answers that clients do not take: sent in parts, and the connection ended where none is taken.
 
 A server that is handed an answer keeps what the client does not read, for ever. `uvicorn` makes the
-next part wait while much of the last is left, which tells that the client reads. Ray Serve takes
-all parts at once; there HAProxy's own time limit counts.
+next part wait while much of the last is left; meanwhile the system tells how much is taken. Ray
+Serve takes all parts at once; there HAProxy's own time limit counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _PART_BYTES = 256 * 2**10
+# Else a client that takes one byte at a time would hold its answer for days.
+LEAST_BYTES = 64 * 2**10
+"""Fewer than these, taken in the time that a client has, are as good as none."""
 _TRANSPORT = "skyreward.transport"
 
 
@@ -40,35 +47,76 @@ def _reset(transport: Any) -> None:
     transport.abort()
 
 
+class Patience:
+    """Resets a connection once its client took fewer than `LEAST_BYTES` in a period.
+
+    Args:
+        transport: of the connection, which is given nothing more to send.
+        timeout_s: the period.
+    """
+
+    def __init__(self, transport: Any, timeout_s: float) -> None:
+        self.is_over = False
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._begin()
+
+    def cancel(self) -> None:
+        """Leave the connection alone."""
+        self._timer.cancel()
+
+    def _begin(self) -> None:
+        self._left = _untaken(self._transport)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+
+    def _look(self) -> None:
+        if self._left - _untaken(self._transport) < LEAST_BYTES:
+            self.is_over = True
+            _reset(self._transport)  # and then the server's `send` returns
+        else:
+            self._begin()
+
+
+def _untaken(transport: Any) -> int:
+    """Bytes that the machine of the client has not acknowledged."""
+    held: int = transport.get_write_buffer_size()
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return held
+    # The system takes more only once a third of its own megabytes is gone: by itself, `held` stands
+    # still for minutes where a client reads slowly.
+    with contextlib.suppress(OSError, ValueError):  # it is closed, or the system does not tell
+        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        held += int.from_bytes(found, sys.byteorder)
+    return held
+
+
 def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
-    """A `send` that gives a client up which takes nothing for a while.
+    """A `send` that gives a client up which takes nothing, or next to nothing, for a while.
 
     Args:
         scope: of the request, noted by `Reachable`.
         send: of the server.
-        timeout_s: most seconds for a part of the answer to be taken.
+        timeout_s: seconds in which `LEAST_BYTES` have to be taken while the server waits for that.
     """
     transport = scope[_TRANSPORT]
     if transport is None:  # whatever this is takes everything at once
         return send
     is_given_up = False
 
-    def give_up() -> None:
-        nonlocal is_given_up
-        is_given_up = True
-        _reset(transport)  # and then the server's `send` returns
-
     async def one(message: Message) -> None:
+        nonlocal is_given_up
         if is_given_up:
             return
         if not transport.get_write_buffer_size():  # it will not wait
             await send(message)
             return
-        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
+        patience = Patience(transport, timeout_s)
         try:
             await send(message)
         finally:
-            timer.cancel()
+            patience.cancel()
+            is_given_up = patience.is_over
 
     async def deliver(message: Message) -> None:
         body = message.get("body", b"")

@@ -18,6 +18,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.guard.delivery import Patience
 from serve.start.haproxy import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, Refusal
 
 MAX_HEAD_BYTES = 64 * 2**10
@@ -95,6 +96,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_is_too_large = False
         self._is_refused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._patience: Patience | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it; if there are too many, end the one that has been idle longest."""
@@ -113,6 +115,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Forget it."""
         super().connection_lost(exc)
         self._stop_waiting()
+        if self._patience is not None:
+            self._patience.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what grows without becoming a request or a piece of a body."""
@@ -144,10 +148,16 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         super().on_response_complete()
+        if self.transport.is_closing():  # as the client asked
+            self._close()
         if not self._is_answering():
             self._limits.waiting[self] = None
             if self.is_in_head():  # of the next request
                 self._start_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End it: no further request came."""
+        self._close()
 
     def shutdown(self) -> None:
         """End it, once what is being answered is answered."""
@@ -184,9 +194,15 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _end(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.close()
+            self._close()
         else:  # TLS would wait for the client to agree
             self.transport.abort()
+
+    def _close(self) -> None:
+        """End it when all is taken, or too little of it."""
+        self.transport.close()
+        if self._patience is None and self.transport.get_write_buffer_size():
+            self._patience = Patience(self.transport, self._limits.head_timeout_s)
 
     def _stop_waiting(self) -> None:
         self._limits.waiting.pop(self, None)

@@ -17,12 +17,13 @@ from typing import TypeAlias
 import pytest
 import uvicorn
 from certificates import self_signed
-from guarded import Guarded, Server, guarded, live, post, read_all, read_response
+from guarded import Guarded, Server, guarded, live, post, read_all, read_response, unread
 from uvicorn.config import HTTP_PROTOCOLS
 from waiting import PATIENCE_S, until
 
 from serve.start.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
 from serve.start.door import middlewares
+from serve.start.haproxy import HEAD_TIMEOUT_S
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
@@ -229,6 +230,36 @@ def test_no_answer_is_given_up_for_a_new_connection() -> None:
             with pytest.raises(BlockingIOError):
                 connection.recv(1)
             connection.close()
+
+
+@pytest.mark.parametrize("last", [GET, b"GET /health HTTP/1.0\r\n\r\n"])
+def test_the_end_of_an_answer_is_not_kept_for_ever(last: bytes) -> None:
+    """It is so little that the server has nothing more to send, and so waits for nothing."""
+    with live(guarded().app) as server, unread(server, GET) as connection:
+        until(lambda: len(server.connections) == 1)
+        [served] = server.connections
+        sends_by = served.transport.get_extra_info("socket")
+        sends_by.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
+        while not served.transport.get_write_buffer_size():
+            before = served.cycle
+            connection.sendall(GET)
+            until(lambda: served.cycle is not before and served.cycle.response_complete)  # noqa: B023
+        connection.sendall(last)
+
+        def is_given_up() -> bool:
+            server.loop.advance(HEAD_TIMEOUT_S + 1)  # again: one time limit follows another
+            return not server.connections
+
+        until(is_given_up)
+        with pytest.raises(ConnectionResetError):  # what the system has of it is dropped too
+            read_all(connection)
+
+
+def test_the_end_of_an_answer_that_is_read_in_the_end_arrives() -> None:
+    with live(guarded().app) as server, unread(server, GET * 2_000) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        server.loop.advance(1)
+        assert read_all(connection).count(b'"fine"') == 2_001
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

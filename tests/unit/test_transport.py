@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
@@ -14,14 +13,16 @@ from guarded import (
     KEY,
     LARGE,
     OTHER_KEY,
-    Server,
     guarded,
     live,
     post,
     read_all,
     read_response,
+    unread,
 )
-from waiting import PATIENCE_S, advance, settle, until
+from waiting import advance, settle, until
+
+from serve.guard.delivery import LEAST_BYTES
 
 JSON_TYPE = {"Content-Type": "application/json"}
 CHUNKED = (
@@ -291,16 +292,6 @@ def test_stalled_bodies_of_one_client_leave_another_untouched() -> None:
             assert (response.status, body) == (200, b"1000")
 
 
-def unread(server: Server, request: bytes) -> socket.socket:
-    """A connection whose answer is not read."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    connection.settimeout(PATIENCE_S)
-    connection.connect(("127.0.0.1", server.port))
-    connection.sendall(request)
-    return connection
-
-
 def test_an_answer_that_nobody_takes_ends_its_connection() -> None:
     seen = guarded(answer_timeout_s=1_000)
     with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
@@ -337,4 +328,27 @@ def test_a_large_answer_that_is_read_slowly_arrives_whole() -> None:
                     body += part
                     server.loop.advance(100)
                 assert body == LARGE
+        seen.wait_until_free()
+
+
+@pytest.mark.parametrize(
+    ("step", "is_enough"), [(2 * LEAST_BYTES, True), (LEAST_BYTES // 10, False)]
+)
+def test_what_a_client_takes_in_the_time_decides(step: int, is_enough: bool) -> None:
+    """Also where the system takes nothing more for many periods, since it has much already."""
+    seen = guarded(answer_timeout_s=1_000)
+    with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
+        response = HTTPResponse(connection)
+        response.begin()
+        body = b""
+        try:
+            for _ in range(25):
+                body += response.read(step)
+                server.loop.advance(600)  # so at least one step lies in each period
+                server.settle()
+            body += response.read() if is_enough else response.read(step)
+        except ConnectionResetError:
+            assert not is_enough
+        else:
+            assert (is_enough, body) == (True, LARGE)
         seen.wait_until_free()
