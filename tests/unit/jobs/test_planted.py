@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from job_runs import FakeCarrier, records, run_job, write_lines
@@ -132,9 +134,34 @@ def test_an_output_folder_that_is_our_own_link_is_followed(
     _make_folder(tmp_path / "link")
 
 
-def test_a_results_folder_that_is_a_link_of_another_user_is_refused(
-    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def _read_only_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes alone would not do: root writes all the same."""
+
+    def refuse(**_options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(private.tempfile, "TemporaryFile", refuse)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("_read_only_parents")
+def test_our_own_link_is_followed_where_nothing_can_be_written_beside_it(
+    tmp_path: Path, victim: Path
 ) -> None:
+    (tmp_path / "link").symlink_to(victim)
+    _make_folder(tmp_path / "link")
+
+
+@pytest.mark.parametrize("parent", ["writable", "read-only"])
+def test_a_results_folder_that_is_a_link_of_another_user_is_refused(
+    parent: str,
+    tmp_path: Path,
+    victim: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if parent == "read-only":
+        request.getfixturevalue("_read_only_parents")
     (tmp_path / "results").symlink_to(victim)
     real = os.lstat
 
