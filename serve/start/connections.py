@@ -5,17 +5,19 @@ quadratic cost, and a head that is never finished is waited for until the client
 h11 parser would limit the size alone, and costs more CPU for each request.
 
 `BoundedConnection` extends the class that uvicorn itself would choose and goes in through uvicorn's
-option `http`. It relies on methods of that class and on its attributes `cycle`, `pipeline`, `scope`
-and `connections`. uvicorn documents none of them: the tests of these limits have to pass before
-another uvicorn is pinned.
+option `http`. It relies on methods of that class and on its attributes `cycle`, `parser`,
+`pipeline`, `scope` and `connections`. uvicorn documents none of them: the tests of these limits
+have to pass before another uvicorn is pinned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.guard.delivery import Patience
@@ -97,6 +99,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._patience: Patience | None = None
+        # The head of a request that asks for another protocol, such as HTTP/2: it is begun again.
+        self._plain_head: bytes | None = None
+        self._head_ends_at = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it; if there are too many, end the one that has been idle longest."""
@@ -124,6 +129,13 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._unread_bytes += len(data)
         super().data_received(data)
+        while self._plain_head is not None:
+            head, self._plain_head = self._plain_head, None
+            data = memoryview(data)[self._head_ends_at :]  # type: ignore[assignment]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            super().data_received(head)
+            super().data_received(data)
         if self._unread_bytes > self._limits.max_head_bytes:
             self._refuse(_HEAD_TOO_LARGE)
         elif self._timer is None and not self._is_answering():
@@ -137,6 +149,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._head_is_too_large = True
             raise ValueError("ends the parsing; see send_400_response")
         self._unread_bytes = 0
+        if self.parser.should_upgrade() and self._get_upgrade() and not self._should_upgrade():
+            self._plain_head = self._without_upgrade()
+            return
         super().on_headers_complete()
         self._stop_waiting()
 
@@ -144,6 +159,11 @@ class BoundedConnection(HttpToolsProtocol):
         """Hand on a piece of a body."""
         self._unread_bytes = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request, unless it is begun again."""
+        if self._plain_head is None:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -165,6 +185,22 @@ class BoundedConnection(HttpToolsProtocol):
             super().shutdown()
         else:
             self._end()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called where the parser stops, behind a head that asks for another protocol."""
+        # It takes the body for that protocol's. A server may go on in its own (RFC 9110, 7.8), as
+        # clients of HTTP/2 expect that ask for it in their first request: Java's, curl --http2.
+        error = sys.exception()
+        if self._plain_head is not None and error is not None:
+            self._head_ends_at = error.args[0]
+        else:
+            super()._unsupported_upgrade_warning()
+
+    def _without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+        lines += [b"%s: %s" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def send_400_response(self, msg: str) -> None:
         """Called for what the parser refuses; uvicorn's own answer would be plain text."""

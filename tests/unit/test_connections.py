@@ -168,6 +168,34 @@ def test_requests_in_one_write_are_answered_in_order() -> None:
     assert found == [b"%d" % len(body), b'"fine"', b"2", b'"fine"']
 
 
+UPGRADE = b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_request_that_would_rather_be_http_2_is_answered(is_cut: bool) -> None:
+    """As those of Java's client are; with its body, and those behind it too."""
+    first = post("/size", UPGRADE[:-2], body=b"1234")
+    rest = GET[:-2] + UPGRADE + b"\r\n" + post("/size", UPGRADE[:-2], body=b"22")
+    rest += GET[:-2] + b"Connection: close\r\n\r\n"
+    pieces = [first[:-2], first[-2:], rest] if is_cut else [first + rest]
+    with live(guarded().app) as server, server.connect() as connection:
+        for number, piece in enumerate(pieces):
+            connection.sendall(piece)
+            if number < len(pieces) - 1:
+                until(lambda: [c.cycle is not None for c in server.connections] == [True])
+        answers = read_all(connection).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [
+        b"4", b'"fine"', b"2", b'"fine"',
+    ]  # fmt: skip
+
+
+def test_any_number_of_such_requests_may_come_at_once() -> None:
+    many = GET[:-2] + UPGRADE + b"\r\n"
+    with live(guarded().app) as server, server.connect() as connection:
+        connection.sendall(many * 3_000 + GET[:-2] + b"Connection: close\r\n\r\n")
+        assert read_all(connection).count(b'"fine"') == 3_001
+
+
 @pytest.mark.usefixtures("_refusals_are_meant")
 def test_what_is_no_http_gets_an_error_of_our_shape() -> None:
     with live(guarded().app) as server, server.connect() as connection:
