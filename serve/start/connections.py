@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serve.guard.delivery import Patience
 from serve.start.haproxy import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, Refusal
@@ -102,6 +102,7 @@ class BoundedConnection(HttpToolsProtocol):
         # The head of a request that asks for another protocol, such as HTTP/2: it is begun again.
         self._plain_head: bytes | None = None
         self._head_ends_at = 0
+        self._answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it; if there are too many, end the one that has been idle longest."""
@@ -119,6 +120,11 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         super().connection_lost(exc)
+        # uvicorn tells the last request that came, which may be one that waits for its turn.
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        self.pipeline.clear()
         self._stop_waiting()
         if self._patience is not None:
             self._patience.cancel()
@@ -154,6 +160,10 @@ class BoundedConnection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._stop_waiting()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Hand on a piece of a body."""

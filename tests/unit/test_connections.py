@@ -168,6 +168,17 @@ def test_requests_in_one_write_are_answered_in_order() -> None:
     assert found == [b"%d" % len(body), b'"fine"', b"2", b'"fine"']
 
 
+def test_a_hang_up_ends_all_requests_of_a_connection() -> None:
+    seen = guarded()
+    with live(seen.app) as server:
+        with server.connect() as connection:
+            connection.sendall(post("/wait", body=b"1") + post("/wait", body=b"2"))
+            until(lambda: seen.started == ["1"])
+        until(lambda: seen.cancelled == ["1"])
+        seen.wait_until_free()
+        assert seen.started == ["1"]
+
+
 UPGRADE = b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
 
 
