@@ -21,6 +21,9 @@ _LOGS = _FOLDER.parents[2] / "build" / "hold"
 # What makes each one short.
 SHORT = {
     "keys": [],
+    "attack_bodies": [],
+    "attack_checkpoints": [],
+    "attack_jobs": [],
     "attack_heads": ["--megabytes", "10", "--rounds", "3", "--posts", "1000"],
     "chaos": ["--seconds", "40", "--every", "8"],
     "rolling": [],
