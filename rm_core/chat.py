@@ -25,8 +25,9 @@ from rm_core.errors import (
     ModelLoadError,
     TemplateError,
 )
+from rm_core.packing import shared_start
 from rm_core.prepared import PROBE, PreparedReader
-from rm_core.text_borders import Borders, common_start
+from rm_core.text_borders import Borders
 from rm_core.token_bound import TokenBound
 from rm_core.truncation import drop_oldest
 from rm_core.types import TRUNCATIONS, Encoded, Rendered, ScoreError, Tokens, Truncation
@@ -382,7 +383,7 @@ class ChatEncoder:
         if len(text) < _WORTH_KEEPING:
             return [], 0
         if not (shared.text and text.startswith(shared.text)):
-            common = common_start(shared.before, text)
+            common = shared_start(shared.before, text)
             border = self._borders.before(text, _WORTH_KEEPING, common - 1)
             shared.before = text
             if border is None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 TokenIds: TypeAlias = tuple[int, ...]
+Sequential = TypeVar("Sequential", TokenIds, str)
 T = TypeVar("T")
 
 # A batch left partly empty costs little, a shared prefix encoded twice costs its tokens: a batch
@@ -137,8 +138,8 @@ def halves(tree: Tree) -> tuple[Tree, Tree]:
     return left, right
 
 
-def shared_start(left: TokenIds, right: TokenIds) -> int:
-    """How many tokens two sequences have in common at their start."""
+def shared_start(left: Sequential, right: Sequential) -> int:
+    """How many tokens two sequences, or characters two texts, have in common at their start."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
         return high

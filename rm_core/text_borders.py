@@ -250,17 +250,3 @@ class Borders:
         around = text[max(begin, stop - self._margin) : stop + self._margin]
         is_inside = len(around) == 2 * self._margin and not around.strip(_DIGITS)
         return stop if is_inside else None
-
-
-def common_start(left: str, right: str) -> int:
-    """How many characters two texts have in common at their start."""
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while low < high - 1:  # left[:low] is shared, left[:high] is not
-        middle = (low + high) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -22,7 +22,8 @@ from tokenizers_known import (
 from transformers import PreTrainedTokenizerFast
 
 from rm_core import text_borders
-from rm_core.text_borders import Borders, common_start
+from rm_core.packing import shared_start
+from rm_core.text_borders import Borders
 
 # What is awkward: white space of all kinds and lengths, marks that compose, digits of several
 # scripts, letters that fold into those of contractions, scripts without spaces, added tokens.
@@ -202,7 +203,7 @@ def test_added_tokens_of_digits_leave_none_between_digits() -> None:
 
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_common_start_of_two_texts(start: str, left: str, right: str) -> None:
-    found = common_start(start + left, start + right)
+    found = shared_start(start + left, start + right)
     assert (start + left)[:found] == (start + right)[:found]
     assert found >= len(start)
     assert (start + left)[found : found + 1] != (start + right)[found : found + 1] or found == min(
