@@ -19,7 +19,10 @@ KEY = "correct-horse-battery"
 def shown(route: str, **chosen: Any) -> Any:
     settings = Settings.of(**chosen)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
-    return TestClient(app).get(route, headers={"Authorization": f"Bearer {KEY}"}).json()
+    # The lifespan ends the exporter of traces, whose retries would draw from the global `random`
+    # beside the next tests.
+    with TestClient(app) as client:
+        return client.get(route, headers={"Authorization": f"Bearer {KEY}"}).json()
 
 
 def test_files_are_shown_by_their_names(
