@@ -21,6 +21,8 @@ _FOR_A_WHILE = (429, 502, 503, 504)
 # when a request fails in a way that it would fail in again.
 _UNLESS_OURS = (408, 500)
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+# Not the global generator: a trainer's seed decides that, and every process waits its own time.
+_JITTER = random.SystemRandom()
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _SHORTEST_WAIT_S = 0.1
@@ -59,9 +61,9 @@ def wait_after(failure: httpx.Response | httpx.HTTPError, num_before: int) -> fl
     """
     asked = _asked_for(failure)
     if asked is not None:  # never sooner than asked, and not all clients at once
-        return max(asked, _SHORTEST_WAIT_S) * random.uniform(1.0, 1.2)
+        return max(asked, _SHORTEST_WAIT_S) * _JITTER.uniform(1.0, 1.2)
     wait: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(num_before, 16))
-    return wait * random.uniform(0.5, 1.0)
+    return wait * _JITTER.uniform(0.5, 1.0)
 
 
 def _asked_for(failure: httpx.Response | httpx.HTTPError) -> float | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from stub_service import StubService, conversation
 
 from rm_core import Reward, ScoreError
 from serve.clients import ScoringFailedError, ServiceError
+from serve.clients.retries import wait_after
 
 DEAD = "http://127.0.0.1:9"
 
@@ -221,3 +224,11 @@ def test_tools_for_all_go_into_the_body(client_of: Callable[..., Any], stub: Stu
     assert sent == [[{"name": "tide"}], "[]", [{"name": "tide"}], [{"name": "tide"}], "none"]
     assert stub.bodies[3]["prompt"] is None
     assert stub.bodies[4]["conversations"][0]["tools"] == [{"name": "tide"}]
+
+
+def test_waits_leave_the_global_generator_alone() -> None:
+    """A trainer's own draws depend on its seed alone, whatever its reward service does."""
+    state = random.getstate()
+    waits = {wait_after(httpx.ConnectError("refused"), 3) for _ in range(10)}
+    assert len(waits) > 1
+    assert random.getstate() == state
