@@ -140,7 +140,7 @@ def until_seen(server: Server, *unread: bool) -> None:
 
 
 def test_a_slow_body_is_the_guards_business() -> None:
-    seen = guarded(body_timeout_s=3_000, request_timeout_s=3_000)
+    seen = guarded(body_timeout_s=3_000, request_timeout_s=3_000, min_body_rate=0)
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=b"12", length=4))
         until(lambda: seen.admission.num_bytes == 2)

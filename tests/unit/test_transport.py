@@ -260,12 +260,17 @@ def test_a_body_that_trickles_is_408() -> None:
 
 
 def test_a_body_that_is_fast_enough_on_average_may_pause() -> None:
-    seen = guarded(min_body_rate=100)
+    seen = guarded(
+        body_timeout_s=10_000,
+        request_timeout_s=20_000,
+        max_request_timeout_s=20_000,
+        min_body_rate=1,
+    )
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=b"1" * 1_000, length=3_000))
         for number in (1_000, 2_000):
             until(lambda: seen.admission.num_bytes == number)  # noqa: B023
-            server.loop.advance(10)
+            server.loop.advance(900)  # 1,005 and 2,005 seconds are allowed by then
             connection.sendall(b"1" * 1_000)
         response, body = read_response(connection)
         assert (response.status, body) == (200, b"3000")
