@@ -8,18 +8,18 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test check format lock bench hold gpu-check real-weights demo-model clean
+.PHONY: help demo serve test check format lock bench stress hold gpu-check real-weights demo-model clean
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/base ## start the service on the demo model, score the sample pairs, stop it
-	$(BIN)/python -m serve.demo
+	$(BIN)/python -m serve.cli.demo
 
 serve: $(VENV)/base ## run the service in the foreground on the demo model
 	$(BIN)/skyreward serve
 
 test: check ## linters, types and all tests
-	$(BIN)/python -m pytest -n auto tests/unit tests/rules tests/gpu
+	$(BIN)/python -m pytest -n auto tests/unit tests/architecture tests/gpu
 	$(BIN)/python -m pytest -m ray tests/service
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not ray' tests/service
 
@@ -27,6 +27,7 @@ check: $(VENV)/dev ## linters and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -51,8 +52,12 @@ build/lock/bin/uv: constraints.txt
 bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
-hold: $(VENV)/dev ## load, kills, overload and nonsense against the service, in short; HOLD=OPTIONS
-	$(BIN)/python tests/bench/hold/run_all.py $(HOLD)
+stress: $(VENV)/dev ## stress tests: load, crashes, overload, attacks, malformed input; STRESS=OPTIONS
+	$(BIN)/python tests/stress/run_all.py $(STRESS)
+
+hold:
+	@echo 'make hold is deprecated: use make stress STRESS=OPTIONS' >&2
+	@$(MAKE) stress STRESS='$(HOLD)'
 
 gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
 	$(PYTHON) tests/gpu/check.py
@@ -61,7 +66,7 @@ real-weights: $(VENV)/dev ## rewards on real pre-trained weights, fetched into a
 	$(BIN)/python tests/real_weights/run.py $(REAL)
 
 demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores); DATA=FOLDER
-	$(BIN)/python -m rm_core.demo_model.train --out seeds/demo $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m seeds.demo.training.train --out seeds/demo $(if $(DATA),--data $(DATA))
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

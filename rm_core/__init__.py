@@ -11,26 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rm_core.cache import ScoreCache, cache_keys
-from rm_core.catalog import find_entry, load_catalog, load_not_served, seeds_dir
-from rm_core.chat import ChatEncoder, SharedStart, render_record
+from rm_core.catalog.entries import find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.config import BatchConfig, ModelConfig
-from rm_core.conversations import (
-    Chat,
-    add_tools,
-    drop_nulls,
-    join,
-    join_chat,
-    join_parsed,
-    messages_in,
-    parse_arguments,
-    parse_chat,
-    parse_conversation,
-    parse_pair,
-    parse_prompt,
-    parse_prompt_chat,
-    parse_tools,
-)
-from rm_core.dialects import DialectName, read_turns, without_end
 from rm_core.errors import (
     BenchmarkDataError,
     CompilerFailedError,
@@ -49,8 +31,26 @@ from rm_core.errors import (
     ScoringError,
     TemplateError,
 )
+from rm_core.inputs.chat_formats import DialectName, read_turns, without_end
+from rm_core.inputs.conversations import (
+    Chat,
+    add_tools,
+    drop_nulls,
+    join,
+    join_chat,
+    join_parsed,
+    messages_in,
+    parse_arguments,
+    parse_chat,
+    parse_conversation,
+    parse_pair,
+    parse_prompt,
+    parse_prompt_chat,
+    parse_tools,
+)
+from rm_core.inputs.encoder import ChatEncoder, SharedStart, render_record
+from rm_core.inputs.prerendered import PreparedReader
 from rm_core.packing import Packing, pack
-from rm_core.prepared import PreparedReader
 from rm_core.types import (
     Encoded,
     Fingerprint,
@@ -63,8 +63,8 @@ from rm_core.types import (
 )
 
 if TYPE_CHECKING:
-    from rm_core.checkpoint import Checkpoint, open_checkpoint
-    from rm_core.loading import load_encoder
+    from rm_core.model.checkpoint import Checkpoint, open_checkpoint
+    from rm_core.model.loading import load_encoder
     from rm_core.scorer import RewardScorer, combine
 
 __all__ = [
@@ -131,11 +131,11 @@ __all__ = [
 ]
 
 _WITH_TORCH = {
-    "Checkpoint": "rm_core.checkpoint",
+    "Checkpoint": "rm_core.model.checkpoint",
     "RewardScorer": "rm_core.scorer",
     "combine": "rm_core.scorer",
-    "load_encoder": "rm_core.loading",
-    "open_checkpoint": "rm_core.checkpoint",
+    "load_encoder": "rm_core.model.loading",
+    "open_checkpoint": "rm_core.model.checkpoint",
 }
 
 

@@ -6,7 +6,7 @@ runs. Every sequence adds one run: what it does not share with the sequence befo
 on with the path of an earlier run (its parent) from a depth on, so the first child of a node
 stands right behind it in one piece, and what hangs on any token stands together behind it.
 
-`pack` is the start; how a row goes through the model is the business of `rm_core.forward`.
+`pack` is the start; how a row goes through the model is the business of `rm_core.model.forward`.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-from rm_core.chat import ChatEncoder, readout_position
 from rm_core.config import BatchConfig, ModelConfig
-from rm_core.engine_errors import raise_engine_errors
 from rm_core.errors import (
     DeviceFailedError,
     DeviceMemoryError,
@@ -29,9 +27,11 @@ from rm_core.errors import (
     RewardError,
     ScoringError,
 )
-from rm_core.forward import forward_batch
-from rm_core.loading import LoadedModel, load_model
+from rm_core.inputs.encoder import ChatEncoder, readout_position
 from rm_core.memory import choose_budget, full_batch, halved
+from rm_core.model.device_errors import raise_engine_errors
+from rm_core.model.forward import forward_batch
+from rm_core.model.loading import LoadedModel, load_model
 from rm_core.packing import Packing, TokenIds, Tree, halves, pack
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
@@ -42,7 +42,7 @@ class RewardScorer:
     """A loaded reward model. Use from one thread at a time.
 
     Args:
-        loaded: from `rm_core.loading.load_model`; `RewardScorer.load` does both.
+        loaded: from `rm_core.model.loading.load_model`; `RewardScorer.load` does both.
         batching: how much goes through the model at once.
     """
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from rm_core.catalog import seeds_dir
-from rm_core.conversations import Messages, join
-from rm_core.golden import golden_for
-from rm_core.precision import ieee_products
+from rm_core.catalog.entries import seeds_dir
+from rm_core.catalog.golden import golden_for
+from rm_core.inputs.conversations import Messages, join
+from rm_core.model.precision import ieee_products
 from rm_core.rounding import FLOAT32_ROUNDING, allowed_difference, bfloat16_step
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError

@@ -5,9 +5,9 @@
     serve run config.yaml                              with import_path: serve.app:build
     skyreward serve                                    the same application, with its own signals
 
-A request goes gateway (`serve.gateway`: validate, tokenize, look up what is known, split) -> scorer
-(`serve.scorer`: one batch at a time through the model) -> gateway (put back in
-order, answer).
+A request goes gateway (`serve.deployments.gateway`: validate, tokenize, look up what is known,
+split) -> scorer (`serve.deployments.replica`: one batch at a time through the model) -> gateway
+(put back in order, answer).
 """
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
@@ -20,14 +20,14 @@ from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from serve.autoscaling import QueuedTokens
-from serve.backends import pin
-from serve.gateway import Gateway, deployment_name
-from serve.guard.keys import KeyRing
-from serve.model_settings import ModelSettings
-from serve.router import LeastLoadedRouter
-from serve.scorer import Scorer
-from serve.settings import Settings
+from serve.api.middleware.api_keys import KeyRing
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings
+from serve.deployments.autoscaling import QueuedTokens
+from serve.deployments.gateway import Gateway, deployment_name
+from serve.deployments.replica import Scorer
+from serve.deployments.router import LeastLoadedRouter
+from serve.worker.backends import pin
 
 APP_NAME = "skyreward"
 

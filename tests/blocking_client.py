@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serve.clients import AsyncScoringClient
+from serve.client import AsyncScoringClient
 
 
 class Blocking:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rm_core import ModelConfig, ModelLoadError
-from rm_core.loading import load_model
+from rm_core.model.loading import load_model
 
 Weights = dict[str, torch.Tensor]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rm_core import ScoreError
-from rm_core.benchmarks.records import Item, ScoredItem
+from rm_core.benchmarks.base import Item, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.rewardbench import SECTIONS
 from rm_core.benchmarks.rewardbench2 import SUBSETS

@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 
 from rm_core import ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
-from serve.backends import Answer
-from serve.http import create_app
-from serve.served_model import fingerprint_of
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.settings import Settings
+from serve.scoring.served_model import fingerprint_of
+from serve.scoring.service import ScoringService
+from serve.worker.backends import Answer
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 INFO = {**FINGERPRINT, "max_batch_tokens": 200}

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
-from rm_core.conversations import Messages
-from serve.jobs.carriers.carrier import Scored, ScoringModel
-from serve.jobs.inputs.opening import open_source
+from rm_core.inputs.conversations import Messages
+from serve.jobs.executors.base import Scored, ScoringModel
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
-from serve.jobs.plan import Plan
 from serve.jobs.progress import Progress
-from serve.jobs.stopping import Stopping
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
 from serve.jobs.summary import RowSink, Summary
 
 WORDS = [f"word{number}" for number in range(300)]

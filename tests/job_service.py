@@ -10,7 +10,7 @@ from typing import Any
 
 from waiting import until
 
-from rm_core.conversations import Messages
+from rm_core.inputs.conversations import Messages
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 

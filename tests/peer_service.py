@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from serve.clients import ScoringClient
+from serve.client import ScoringClient
 
 QUESTION = "Jane has 12 apples and gives 4 to Mark. How many has she left?"
 ANSWERS = ["12 - 4 = 8, so Jane has 8 apples left.", "Jane has 9 apples."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from visitor import Visitor
+from browser import Visitor
 from waiting import PATIENCE_S
 
 CAPITAL = "fact-capital-01"

@@ -86,7 +86,7 @@ def service_on(port: int, parent: int) -> int:
     """The id of the `skyreward serve` on a port that a process has started."""
     for process in all_processes().values():
         words = process.title.split(" ")
-        if process.parent == parent and "serve.cli" in words and str(port) in words:
+        if process.parent == parent and "serve.cli.main" in words and str(port) in words:
             return process.pid
     raise LookupError(f"process {parent} has started no service on port {port}")
 

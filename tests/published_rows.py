@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rm_core.benchmarks import judgebench, ppe, rewardbench, rewardbench2, rm_bench, rmb
-from rm_core.benchmarks.records import Benchmark, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
 
 Row = dict[str, Any]
 Rewards = Sequence[float]

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from rm_core.attention.backend import Scores
+from rm_core.attention.base import Scores
 from rm_core.attention.segments import Segment
 
 BLOCK = 128
 
 
 class EagerBackend:
-    """See `rm_core.attention.backend.Backend`.
+    """See `rm_core.attention.base.Backend`.
 
     Args:
         aligned: blocks start at multiples of their size in the conversation and are filled up to

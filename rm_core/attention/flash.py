@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from rm_core.attention.backend import Scores
+from rm_core.attention.base import Scores
 from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from rm_core.attention.backend import Scores
+from rm_core.attention.base import Scores
 from rm_core.attention.segments import Segment
-from rm_core.compiling import compile_for_all_sizes, recompile_options
+from rm_core.compilation import compile_for_all_sizes, recompile_options
 
 BLOCK = 128
 # Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
@@ -45,7 +45,7 @@ class FlexPlan:
 
 
 class FlexBackend:
-    """See `rm_core.attention.backend.Backend`.
+    """See `rm_core.attention.base.Backend`.
 
     Args:
         kernel: in place of the compiled `flex_attention`, for tests.

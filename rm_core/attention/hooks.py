@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rm_core.attention.backend import Backend, Scores
+from rm_core.attention.base import Backend, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

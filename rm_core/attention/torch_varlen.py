@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.attention
 
-from rm_core.attention.backend import Scores
+from rm_core.attention.base import Scores
 from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 

@@ -40,7 +40,7 @@ class VarlenBackend:
     """What the backends on such kernels have in common."""
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
-        """See `rm_core.attention.backend.Backend`."""
+        """See `rm_core.attention.base.Backend`."""
         queries = [segment.num_queries for segment in segments]
         keys = [segment.num_keys for segment in segments]
         slices = [part for segment in segments for part in segment.keys]

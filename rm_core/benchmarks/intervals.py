@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rm_core.benchmarks.records import Additive, Benchmark, Figures, Part, ScoredItem
+from rm_core.benchmarks.aggregation import by_subset, parts_of, tally
+from rm_core.benchmarks.base import Additive, Benchmark, Figures, Part, ScoredItem
 from rm_core.benchmarks.statistics import CONFIDENCE, Interval, draws, percentiles, wilson
-from rm_core.benchmarks.tallies import by_subset, parts_of, tally
 
 RESAMPLES = 200
 

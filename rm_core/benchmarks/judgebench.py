@@ -11,8 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rm_core.benchmarks.options import Options, choice
-from rm_core.benchmarks.records import (
+from rm_core.benchmarks.aggregation import (
+    counts,
+    lacks,
+    mean_of,
+    part_of,
+    parts_of,
+    pooled,
+    tallied,
+)
+from rm_core.benchmarks.base import (
     Combined,
     Credit,
     Figures,
@@ -23,8 +31,8 @@ from rm_core.benchmarks.records import (
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.rows import Row, quoted
-from rm_core.benchmarks.tallies import counts, lacks, mean_of, part_of, parts_of, pooled, tallied
+from rm_core.benchmarks.strict_row import Row, quoted
+from rm_core.benchmarks.variants import Options, choice
 
 CATEGORIES: Mapping[str, str] = {
     "mmlu-pro": "knowledge",

@@ -10,9 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, curve
-from rm_core.benchmarks.options import Options
-from rm_core.benchmarks.records import (
+from rm_core.benchmarks.aggregation import (
+    fraction,
+    mean,
+    mean_of,
+    part_of,
+    parts_of,
+    pooled,
+    tallied,
+)
+from rm_core.benchmarks.base import (
     Combined,
     Credit,
     Figures,
@@ -23,8 +30,9 @@ from rm_core.benchmarks.records import (
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.rows import Row
-from rm_core.benchmarks.tallies import fraction, mean, mean_of, part_of, parts_of, pooled, tallied
+from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, curve
+from rm_core.benchmarks.strict_row import Row
+from rm_core.benchmarks.variants import Options
 
 NUM_VOTES = 16038
 NUM_PROMPTS = 2555

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rm_core.benchmarks.base import Benchmark
 from rm_core.benchmarks.judgebench import JudgeBench, JudgeBenchOptions
-from rm_core.benchmarks.options import Option, Options
 from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
-from rm_core.benchmarks.records import Benchmark
 from rm_core.benchmarks.rewardbench import RewardBench, RewardBenchOptions
 from rm_core.benchmarks.rewardbench2 import RewardBench2, RewardBench2Options
 from rm_core.benchmarks.rm_bench import RMBench
 from rm_core.benchmarks.rmb import RMB
+from rm_core.benchmarks.variants import Option, Options
 from rm_core.errors import BenchmarkDataError
 
 

@@ -12,8 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rm_core.benchmarks.options import Options, choice
-from rm_core.benchmarks.records import (
+from rm_core.benchmarks.aggregation import (
+    counts,
+    lacks,
+    mean,
+    mean_of,
+    part_of,
+    parts_of,
+    pooled,
+    tallied,
+    weighted,
+)
+from rm_core.benchmarks.base import (
     Combined,
     Credit,
     Figures,
@@ -25,19 +35,9 @@ from rm_core.benchmarks.records import (
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.rows import Row
-from rm_core.benchmarks.tallies import (
-    counts,
-    lacks,
-    mean,
-    mean_of,
-    part_of,
-    parts_of,
-    pooled,
-    tallied,
-    weighted,
-)
-from rm_core.conversations import Messages
+from rm_core.benchmarks.strict_row import Row
+from rm_core.benchmarks.variants import Options, choice
+from rm_core.inputs.conversations import Messages
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {

@@ -12,8 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rm_core.benchmarks.options import Options, choice
-from rm_core.benchmarks.records import (
+from rm_core.benchmarks.aggregation import (
+    by_subset,
+    counts,
+    lacks,
+    mean,
+    mean_of,
+    parts_of,
+    tallied,
+)
+from rm_core.benchmarks.base import (
     Credit,
     Figures,
     HubSet,
@@ -23,8 +31,8 @@ from rm_core.benchmarks.records import (
     Preparation,
     ScoredItem,
 )
-from rm_core.benchmarks.rows import Row, few, quoted
-from rm_core.benchmarks.tallies import by_subset, counts, lacks, mean, mean_of, parts_of, tallied
+from rm_core.benchmarks.strict_row import Row, few, quoted
+from rm_core.benchmarks.variants import Options, choice
 
 TIES = "Ties"
 SUBSETS: Mapping[str, int] = {

@@ -10,20 +10,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_core.benchmarks.options import Options
-from rm_core.benchmarks.records import (
-    Combined,
-    Credit,
-    Figures,
-    HubSet,
-    Item,
-    Preference,
-    Preparation,
-    ScoredItem,
-    Tally,
-)
-from rm_core.benchmarks.rows import Row, quoted
-from rm_core.benchmarks.tallies import (
+from rm_core.benchmarks.aggregation import (
     by_subset,
     counts,
     fraction,
@@ -35,6 +22,19 @@ from rm_core.benchmarks.tallies import (
     pooled,
     tallied,
 )
+from rm_core.benchmarks.base import (
+    Combined,
+    Credit,
+    Figures,
+    HubSet,
+    Item,
+    Preference,
+    Preparation,
+    ScoredItem,
+    Tally,
+)
+from rm_core.benchmarks.strict_row import Row, quoted
+from rm_core.benchmarks.variants import Options
 
 SUBSETS: Mapping[str, int] = {
     "chat": 129,

@@ -1,9 +1,23 @@
-"""Python clients of the service, and reward functions for trainers. Imports no torch."""
+"""The old name of `serve.client`, whose reward functions are in `serve.client.integrations`.
 
-from serve.clients.answers import Comparison, Ranking
-from serve.clients.async_http import AsyncScoringClient
-from serve.clients.errors import ScoringFailedError, ServiceError
-from serve.clients.http import ScoringClient
+Imported here, `serve.clients.trl` is the same module as `serve.client.integrations.trl`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from serve.client import (
+    AsyncScoringClient,
+    Comparison,
+    Ranking,
+    ScoringClient,
+    ScoringFailedError,
+    ServiceError,
+)
+from serve.client.integrations import base as rewards
+from serve.client.integrations import ms_swift, openrlhf, slime, trl, verl
 
 __all__ = [
     "AsyncScoringClient",
@@ -12,4 +26,20 @@ __all__ = [
     "ScoringClient",
     "ScoringFailedError",
     "ServiceError",
+    "ms_swift",
+    "openrlhf",
+    "rewards",
+    "slime",
+    "trl",
+    "verl",
 ]
+
+for _module in (ms_swift, openrlhf, rewards, slime, trl, verl):
+    _name = "rewards" if _module is rewards else _module.__name__.rpartition(".")[2]
+    sys.modules[f"{__name__}.{_name}"] = _module
+warnings.warn(
+    "serve.clients is deprecated: import serve.client, and reward functions from "
+    "serve.client.integrations",
+    DeprecationWarning,
+    stacklevel=2,
+)

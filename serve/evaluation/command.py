@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Truncation
-from rm_core.benchmarks.records import Benchmark, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
+from serve.errors import EvaluationError, JobStoppedError
+from serve.evaluation.artifacts import REPORT, SUMMARY, is_partial, read_summary, write_files
+from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import Data, load_data
-from serve.evaluation.errors import EvaluationError
-from serve.evaluation.files import REPORT, SUMMARY, is_partial, read_summary, write_files
+from serve.evaluation.provenance import carried_over, used_of
 from serve.evaluation.published import compared
 from serve.evaluation.result import Evaluation
-from serve.evaluation.scores import read_scores
-from serve.evaluation.scoring import (
+from serve.evaluation.runner import (
     Rewards,
     Run,
     alias_of,
@@ -24,13 +25,11 @@ from serve.evaluation.scoring import (
     with_official_length,
     write_items,
 )
-from serve.evaluation.shown import print_evaluations
-from serve.evaluation.used import carried_over, used_of
+from serve.evaluation.score_files import read_scores
 from serve.jobs.command import SOME_FAILED, Ways
-from serve.jobs.errors import JobStoppedError
-from serve.jobs.private import require_own_link
+from serve.jobs.private_files import require_own_link
 from serve.jobs.progress import Progress
-from serve.jobs.stopping import Stopping
+from serve.jobs.shutdown import Stopping
 
 Say = Callable[[str], None]
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"

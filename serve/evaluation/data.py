@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rm_core import BenchmarkDataError, RewardError, ScoreError
-from rm_core.benchmarks.records import Benchmark, Item, Key
-from serve.jobs.errors import JobInputError
+from rm_core.benchmarks.base import Benchmark, Item, Key
+from serve.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
+from serve.jobs.inputs.formats import of_split
 from serve.jobs.inputs.hub import HUB
-from serve.jobs.inputs.kinds import of_split
-from serve.jobs.inputs.opening import open_source
+from serve.jobs.inputs.resolve import open_source
 
 _TOTAL = "total_dataset"
 _PARTS_OF_RMB = ("BoN_set", "Pairwise_set")

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_core.catalog import load_sources
+from rm_core.catalog.entries import load_sources
+from serve.errors import EvaluationError
 from serve.escaping import escaped_line
-from serve.evaluation.errors import EvaluationError
-from serve.evaluation.files import read_summary
-from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.artifacts import read_summary
+from serve.evaluation.console import percent, print_table
+from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
 from serve.evaluation.published import published_rows
-from serve.evaluation.shown import percent, print_table
 
 LOCAL = "here"
 _LEADING = {"judgebench": MEAN_OF_SECTIONS}

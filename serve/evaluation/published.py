@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from rm_core import find_entry, load_catalog, load_not_served
-from rm_core.benchmarks.records import Benchmark, Figures, Part
-from rm_core.catalog import CatalogEntry, Published, load_sources
-from serve.evaluation.names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from rm_core.benchmarks.base import Benchmark, Figures, Part
+from rm_core.catalog.entries import CatalogEntry, Published, load_sources
+from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
 from serve.evaluation.result import Compared
 
 _BEST_OF_N = "best-of-n"

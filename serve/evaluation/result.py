@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_core import ScoreError
-from rm_core.benchmarks.records import Benchmark, Figures, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, Figures, Item, ScoredItem
 from serve.jobs.summary import Summary
 
 

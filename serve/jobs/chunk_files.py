@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
-from serve.jobs.durable import write_durably
+from serve.jobs.atomic_io import write_durably
 from serve.jobs.inputs.source import Position
-from serve.jobs.records import Shape
-from serve.jobs.results import every_warning, first_failure
+from serve.jobs.record_schema import Shape
+from serve.jobs.row_results import every_warning, first_failure
 from serve.jobs.summary import Summary
 
 Result: TypeAlias = Reward | ScoreError

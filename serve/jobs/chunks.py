@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
-from rm_core.conversations import ChatJson
-from serve.jobs.carriers.carrier import Scored
+from rm_core.inputs.conversations import ChatJson
 from serve.jobs.chunk_files import Finished, Result, RowResults, Span
 from serve.jobs.columns import Columns
+from serve.jobs.dedup_store import Digest, Known, SeenStore, digest_of
+from serve.jobs.executors.base import Scored
 from serve.jobs.inputs.source import Row
-from serve.jobs.records import Shape, read_work
-from serve.jobs.seen import Digest, Known, SeenStore, digest_of
+from serve.jobs.record_schema import Shape, read_work
 from serve.jobs.summary import Summary
 
 Submit: TypeAlias = Callable[[Sequence[ChatJson]], "Future[Scored]"]

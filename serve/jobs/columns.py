@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from rm_core import DialectName, InvalidConversationError
-from serve.jobs.errors import JobInputError
+from serve.errors import JobInputError
 
 Transcripts: TypeAlias = Literal["auto", "read", "keep"]
 """Whether text that holds several turns is read as turns; see `serve.jobs.transcripts`."""

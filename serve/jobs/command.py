@@ -9,20 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from serve.jobs.carriers.carrier import Carrier
+from serve.errors import JobOutputError, JobStoppedError
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
-from serve.jobs.errors import JobOutputError, JobStoppedError
-from serve.jobs.folder import JobFolder
-from serve.jobs.inputs.opening import open_source
+from serve.jobs.executors.base import Carrier
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job, require_report
-from serve.jobs.model import model_config
-from serve.jobs.outputs.writer import is_tabular
-from serve.jobs.plan import Plan
+from serve.jobs.model_options import model_config
 from serve.jobs.progress import Progress
-from serve.jobs.stopping import Stopping
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
+from serve.jobs.state import JobFolder
 from serve.jobs.summary import RowSink
-from serve.jobs.table import example_lines, print_lines, summary_lines
+from serve.jobs.summary_table import example_lines, print_lines, summary_lines
+from serve.jobs.writers.base import is_tabular
 
 SOME_FAILED = 3
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
@@ -56,7 +56,7 @@ class Ways:
     def asked(self) -> dict[str, Any]:
         """How the model was asked for; without the key, passwords and queries of addresses."""
         if self.urls:
-            from serve.clients.addresses import place_of
+            from serve.client.endpoints import place_of
 
             return {"urls": sorted(map(place_of, self.urls)), "model": self.served}
         return {**self.model, "ray": bool(self.ray)}
@@ -72,7 +72,7 @@ class Ways:
             RewardError: a model's option has a bad value, or an address is none.
         """
         if self.urls:
-            from serve.jobs.carriers.urls import UrlsCarrier
+            from serve.jobs.executors.service import UrlsCarrier
 
             return UrlsCarrier(
                 self.urls,
@@ -87,10 +87,10 @@ class Ways:
             kept = folder.kept_date() if folder and not overwrite else None
             config = replace(config, template_date=kept or datetime.date.today().isoformat())
         if self.ray:
-            from serve.jobs.carriers.ray_pool import RayPool
+            from serve.jobs.executors.ray_executor import RayPool
 
             return RayPool(config, self.ray, self.ray_actors)
-        from serve.jobs.carriers.local import LocalCarrier
+        from serve.jobs.executors.local import LocalCarrier
 
         return LocalCarrier(config, folder.batches if folder else None)
 

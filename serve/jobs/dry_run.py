@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from rm_core import Reward, ScoreError
-from rm_core.conversations import ChatJson
-from serve.jobs.carriers.carrier import Carrier
+from rm_core.inputs.conversations import ChatJson
+from serve.errors import JobStoppedError
 from serve.jobs.chunks import Chunk, cut, parse_chunk
-from serve.jobs.errors import JobStoppedError
-from serve.jobs.plan import Plan
+from serve.jobs.executors.base import Carrier
 from serve.jobs.progress import Progress, clock
-from serve.jobs.stopping import Stopping
-from serve.jobs.table import Line
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
+from serve.jobs.summary_table import Line
 
 SAMPLE_ROWS = 64
 

@@ -12,11 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from serve.jobs.carriers.carrier import Carrier
-from serve.jobs.chunk_files import DamagedError
-from serve.jobs.durable import is_no_room, sha256_of
-from serve.jobs.earlier import find_results
-from serve.jobs.errors import (
+from serve.errors import (
     DiskFullError,
     JobError,
     JobInputError,
@@ -24,18 +20,22 @@ from serve.jobs.errors import (
     JobRefusedError,
     JobStoppedError,
 )
-from serve.jobs.folder import JobFolder, Prefix
-from serve.jobs.inputs.survey import Survey, survey
+from serve.jobs.atomic_io import is_no_room, sha256_of
+from serve.jobs.chunk_files import DamagedError
+from serve.jobs.executors.base import Carrier
+from serve.jobs.export import write_output
+from serve.jobs.inputs.scan import Survey, survey
 from serve.jobs.lock import locked
 from serve.jobs.manifest import Done, Manifest, require_same
-from serve.jobs.merging import write_output
-from serve.jobs.outputs.writer import is_tabular
-from serve.jobs.plan import Plan
-from serve.jobs.private import make_private
+from serve.jobs.previous_output import find_results
+from serve.jobs.private_files import make_private
 from serve.jobs.progress import Progress
-from serve.jobs.scoring import Scoring, require_good
-from serve.jobs.stopping import Stopping
+from serve.jobs.runner import Scoring, require_good
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
+from serve.jobs.state import JobFolder, Prefix
 from serve.jobs.summary import RowSink, Summary
+from serve.jobs.writers.base import is_tabular
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve.jobs.errors import JobRefusedError
+from serve.errors import JobRefusedError
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from serve.errors import JobRefusedError
+from serve.jobs.atomic_io import read_regular, write_durably
 from serve.jobs.chunk_files import DamagedError
-from serve.jobs.durable import read_regular, write_durably
-from serve.jobs.errors import JobRefusedError
+from serve.jobs.inputs.scan import FileDigest, Survey, is_unchanged
 from serve.jobs.inputs.source import InputFile
-from serve.jobs.inputs.survey import FileDigest, Survey, is_unchanged
-from serve.jobs.results import ResultNames
+from serve.jobs.row_results import ResultNames
 from serve.jobs.summary import Summary
 
 VERSION = 2

@@ -18,10 +18,9 @@ from rm_core import (
     parse_prompt,
     read_turns,
 )
-from rm_core.conversations import ChatJson, Messages, checked_text
-from rm_core.dialects import BOS_TEXTS, markers_in
-from serve.jobs.columns import Columns, listed, reach, reach_optional
-from serve.jobs.formats import (
+from rm_core.inputs.chat_formats import BOS_TEXTS, markers_in
+from rm_core.inputs.conversations import ChatJson, Messages, checked_text
+from serve.jobs.column_rules import (
     CHOSEN,
     CONVERSATIONS,
     GENERATION,
@@ -40,8 +39,8 @@ from serve.jobs.formats import (
     require_text,
     warn_unread,
 )
-from serve.jobs.transcripts import parse_prompt_transcript, parse_transcript
-from serve.jobs.turns import (
+from serve.jobs.columns import Columns, listed, reach, reach_optional
+from serve.jobs.sharegpt import (
     as_messages,
     has_function_calls,
     load_messages,
@@ -49,6 +48,7 @@ from serve.jobs.turns import (
     parse_json_turns,
     read_tools,
 )
+from serve.jobs.transcripts import parse_prompt_transcript, parse_transcript
 
 _ANSWER_HEADERS: Mapping[DialectName, str] = {
     "chatml": r"<\|im_start\|>assistant\r?\n",

@@ -8,8 +8,8 @@ from typing import IO, Any
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, render_record
 from serve.escaping import json_text
 from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.inputs.lines import rows_of
-from serve.jobs.records import read_work
+from serve.jobs.inputs.jsonl import rows_of
+from serve.jobs.record_schema import read_work
 
 
 def render_lines(

@@ -1,7 +1,7 @@
 """The page that `--report` writes: how rewards, margins and lengths of a job are spread.
 
 What it is told of each row goes into a `Spread` at once, so memory stays bounded. How a page is put
-together and drawn is in `serve.pages`.
+together and drawn is in `serve.reports`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rm_core import Reward, ScoreError
-from serve.jobs.durable import write_durably
-from serve.jobs.records import Shape
+from serve.jobs.atomic_io import write_durably
+from serve.jobs.record_schema import Shape
 from serve.jobs.summary import Summary
-from serve.jobs.table import summary_lines
-from serve.pages.bars import Bar, Row, bars
-from serve.pages.document import columns, document, section
-from serve.pages.elements import facts
-from serve.pages.histogram import Histogram, Series, histogram
-from serve.pages.spread import Spread
+from serve.jobs.summary_table import summary_lines
+from serve.reports.bars import Bar, Row, bars
+from serve.reports.document import columns, document, section
+from serve.reports.elements import facts
+from serve.reports.histogram import Histogram, Series, histogram
+from serve.reports.streaming_histogram import Spread
 
 
 class Report:

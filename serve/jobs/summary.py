@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from rm_core import Reward, ScoreError
-from serve.jobs.records import Shape
+from serve.jobs.record_schema import Shape
 
 _MAX_EXAMPLE = 300
 _COUNTERS = ("errors", "warnings", "nulled")

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 
 from rm_core import InvalidConversationError
-from rm_core.conversations import Messages, checked_text
+from rm_core.inputs.conversations import Messages, checked_text
 from serve.jobs.columns import Transcripts
 
 _HH_START = re.compile(r"(?:\r?\n){2}Human:")

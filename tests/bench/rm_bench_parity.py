@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import seeds_dir
-from serve.clients import ScoringClient
+from serve.client import ScoringClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reference import Reference

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
 from rm_core import ModelConfig, RewardScorer
-from rm_core.catalog import seeds_dir
+from rm_core.catalog.entries import seeds_dir
 
 SHAPE = {
     "vocab_size": 151_936,

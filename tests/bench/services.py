@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from workloads import Conversations
 
-from serve.demo import running_service
+from serve.cli.demo import running_service
 
 
 class Skyreward:

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoints import SPECS, build_tokenizer
 
-from serve.demo import running_service
+from serve.cli.demo import running_service
 
 MAX_LENGTH = 8_192
 TOLERANCE = 1e-3

@@ -173,7 +173,7 @@ def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], Non
         dry_run: on the CPU, with a tiny model.
         emit: takes each row.
     """
-    from gpu.meter import Clock, Meter
+    from gpu.memory_meter import Clock, Meter
 
     clock = Clock(seconds - (time.monotonic() - _STARTED))
     if part == TESTS:

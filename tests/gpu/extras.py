@@ -11,15 +11,15 @@ import time
 from typing import Any
 
 import torch
-from gpu.meter import Meter
+from gpu.memory_meter import Meter
 from torch import nn
 
-from rm_core.compiling import recompile_options
+from rm_core.compilation import recompile_options
 from rm_core.config import Quantization
-from rm_core.forward import forward_batch
-from rm_core.loading import LoadedModel
+from rm_core.model.forward import forward_batch
+from rm_core.model.loading import LoadedModel
+from rm_core.model.quantization import check_quantization, quantize, silence_torchao
 from rm_core.packing import Tree, pack
-from rm_core.quantization import check_quantization, quantize, silence_torchao
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
 # Lengths of rows, none of which a compiler should compile for; also widths of models and heads.

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from gpu import extras
-from gpu.meter import Clock, Meter, matrix_rate
+from gpu.fake_kernels import stand_in
+from gpu.memory_meter import Clock, Meter, matrix_rate
 from gpu.models import Shape, as_loaded, build, num_bytes
 from gpu.parity import References, compare, references, same_bits, score
 from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
 from gpu.speed import Speed
-from gpu.stand_ins import stand_in
 
 from rm_core.attention import (
     AttentionChoice,
@@ -27,9 +27,9 @@ from rm_core.attention import (
     choose_attention,
     proven_backend,
 )
-from rm_core.attention.choice import flash_attn_installed
+from rm_core.attention.select import flash_attn_installed
 from rm_core.config import Quantization
-from rm_core.loading import LoadedModel
+from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds
 
 Emit = Callable[[dict[str, Any]], None]

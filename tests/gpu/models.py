@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from rm_core.attention import AttentionChoice, Backend, install
-from rm_core.loading import LoadedModel
-from rm_core.readout_layer import ReadoutLayer
+from rm_core.model.loading import LoadedModel
+from rm_core.model.readout_layer import ReadoutLayer
 
 PAD = 0
 # Standard deviation of raw attention scores, and of rewards.

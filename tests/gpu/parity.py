@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu.meter import Meter
+from gpu.memory_meter import Meter
 from gpu.models import cast
 
 from rm_core.attention import install
-from rm_core.forward import forward_batch
-from rm_core.loading import LoadedModel
+from rm_core.model.forward import forward_batch
+from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds, pack
 from rm_core.verification import bfloat16_step
 

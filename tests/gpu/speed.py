@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gpu.meter import Meter, operations
+from gpu.memory_meter import Meter, operations
 from gpu.models import PAD
 from gpu.sequences import KINDS, Draw, Scale, workload
 
 from rm_core.attention import install
-from rm_core.forward import forward_batch
-from rm_core.loading import LoadedModel
 from rm_core.memory import bytes_per_token, choose_budget, full_batch
+from rm_core.model.forward import forward_batch
+from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds, Tree
 
 PADDED_BATCH = 8

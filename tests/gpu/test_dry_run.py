@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from gpu import check, extras
+from gpu.fake_kernels import stand_in
 from gpu.figures import Figures
-from gpu.meter import Clock, Meter, operations
+from gpu.memory_meter import Clock, Meter, operations
 from gpu.models import SHAPES, as_loaded, build, num_bytes
 from gpu.parity import allowed_stray
 from gpu.report import is_bad, progress, record, table
 from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
-from gpu.stand_ins import stand_in
 
 from rm_core.attention import eager
 from rm_core.packing import pack

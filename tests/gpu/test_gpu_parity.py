@@ -24,7 +24,7 @@ from gpu.parity import allowed_stray
 from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.attention.choice import flash_attn_installed
+from rm_core.attention.select import flash_attn_installed
 from rm_core.rounding import bfloat16_step
 
 pytestmark = [

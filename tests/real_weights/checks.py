@@ -29,10 +29,10 @@ from rm_core import (
     load_encoder,
 )
 from rm_core.config import DType, Quantization
+from rm_core.model.self_check import build_self_check, encode_samples
+from rm_core.model.weights import read_weights
 from rm_core.rounding import FLOAT32_TOLERANCE, allowed_difference
-from rm_core.self_check import build_self_check, encode_samples
 from rm_core.verification import agreement
-from rm_core.weights import read_weights
 
 Messages = list[dict[str, Any]]
 Ids = tuple[int, ...]

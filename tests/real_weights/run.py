@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from real_weights.fetch import UnavailableError, fetch_checkpoint  # noqa: E402
 
-from rm_core.quantization import silence_torchao  # noqa: E402
+from rm_core.model.quantization import silence_torchao  # noqa: E402
 
 
 def default_folder() -> Path:

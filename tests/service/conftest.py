@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Visitor
 from checkpoints import SPECS, build_checkpoint
 from peer_service import Served
 from playground import LINES, READY
-from visitor import Visitor
 
 from rm_core import seeds_dir
-from serve.clients import rewards as rewards_module
-from serve.demo import running_service
+from serve.cli.demo import running_service
+from serve.client.integrations import base as rewards_module
 
 # Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
 # started once, and `serve run` would join the cluster of another one. All others, whose services

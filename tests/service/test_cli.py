@@ -32,7 +32,7 @@ RECORDS: list[Any] = [
 
 def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "serve.cli", *arguments],
+        [sys.executable, "-m", "serve.cli.main", *arguments],
         input=stdin,
         capture_output=True,
         text=True,

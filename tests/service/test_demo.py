@@ -8,7 +8,7 @@ import sys
 
 def test_demo() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "serve.demo"],
+        [sys.executable, "-m", "serve.cli.demo"],
         capture_output=True,
         text=True,
         timeout=300,

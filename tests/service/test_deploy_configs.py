@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 
 from rm_core import find_entry
-from serve.demo import running_service
+from serve.cli.demo import running_service
 
 STAND_INS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
 OF_RAY = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from browser import Visitor
 from chromium import PROGRAM
-from visitor import Visitor
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import SHARED_DATA
 from waiting import PATIENCE_S
 
-from serve.demo import running_service
+from serve.cli.demo import running_service
 
 # The tokenizer of small models takes a letter as a token: some answers are too long, both ways.
 LENGTH = 1024
@@ -38,7 +38,7 @@ def local_service(checkpoint_folder: Path) -> Iterator[str]:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "serve.cli", "eval", *map(str, arguments)]
+    return [sys.executable, "-m", "serve.cli.main", "eval", *map(str, arguments)]
 
 
 def evaluated(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
@@ -147,7 +147,7 @@ def test_several_models_in_one_call(checkpoint_folder: Path, tmp_path: Path) -> 
     assert ">a<" in page
     assert ">b<" in page
     done = subprocess.run(
-        [sys.executable, "-m", "serve.cli", "compare-runs", out / "a", out / "b"],
+        [sys.executable, "-m", "serve.cli.main", "compare-runs", out / "a", out / "b"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

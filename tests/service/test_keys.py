@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 from conftest import ROOT
-from guarded import KEY, OTHER_KEY
+from middleware_harness import KEY, OTHER_KEY
 from waiting import PATIENCE_S
 
-from serve.demo import running_service
+from serve.cli.demo import running_service
 
 
 def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
 def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("pass\n")
-    command = [sys.executable, "-m", "serve.cli", "serve", "--api-keys", str(file)]
+    command = [sys.executable, "-m", "serve.cli.main", "serve", "--api-keys", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "line 1 of" in done.stderr
@@ -49,8 +49,8 @@ def test_only_digests_go_to_the_gateway() -> None:
         import sys
         from ray import cloudpickle
         from serve.app import build
-        from serve.guard.keys import KeyRing
-        from serve.settings import Settings
+        from serve.api.middleware.api_keys import KeyRing
+        from serve.config.settings import Settings
         settings = Settings.of(api_keys=sys.argv[1:])
         sent = cloudpickle.dumps(build(settings))
         print(KeyRing.of(settings).digests[0].encode() in sent, sys.argv[1].encode() in sent)

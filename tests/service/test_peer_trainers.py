@@ -15,9 +15,9 @@ from peer_service import ANSWERS, QUESTION, Served, conversation
 from peers import peer_module
 from transformers import PreTrainedTokenizerBase
 
-import serve.clients.openrlhf
-from serve.clients import rewards as rewards_module
-from serve.clients.ms_swift import SkyRewardORM
+import serve.client.integrations.openrlhf
+from serve.client.integrations import base as rewards_module
+from serve.client.integrations.ms_swift import SkyRewardORM
 
 # What their code warns of is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -38,7 +38,7 @@ def test_openrlhf_by_a_file(served: Served, chosen: pytest.MonkeyPatch) -> None:
     """A policy of another family than the reward model."""
     chosen.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
     with openrlhf() as agent:
-        executor = agent.SingleTurnAgentExecutor([serve.clients.openrlhf.__file__])
+        executor = agent.SingleTurnAgentExecutor([serve.client.integrations.openrlhf.__file__])
         found = [asyncio.run(rollout(executor, served, "demo", answer)) for answer in ANSWERS]
     assert [sample["reward"] for sample in found] == [[r] for r in served.native("llama")]
 
@@ -156,7 +156,7 @@ def test_a_custom_reward_function_of_verl(served: Served, chosen: pytest.MonkeyP
 
 
 def test_a_batch_reward_function_of_verl(served: Served, chosen: pytest.MonkeyPatch) -> None:
-    from serve.clients.verl import compute_score_batch
+    from serve.client.integrations.verl import compute_score_batch
 
     tokenizer = served.tokenizer("llama")
     stand_ins = {**VERL, "verl.workers.reward_manager": {"register": lambda name: lambda cls: cls}}
@@ -215,7 +215,7 @@ def test_the_remote_reward_model_of_slime(served: Served) -> None:
 
 def test_a_custom_reward_model_of_slime(served: Served, chosen: pytest.MonkeyPatch) -> None:
     chosen.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
-    args = SimpleNamespace(custom_rm_path="serve.clients.slime.custom_rm")
+    args = SimpleNamespace(custom_rm_path="serve.client.integrations.slime.custom_rm")
     with slime() as module:
 
         async def run() -> tuple[Any, Any]:

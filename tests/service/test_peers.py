@@ -13,7 +13,7 @@ from huggingface_hub import InferenceClient
 from peer_service import ANSWERS, Served, conversation
 from peers import peer_module, peer_path
 
-from serve.clients import ScoringClient
+from serve.client import ScoringClient
 
 # What their code warns of is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browser import CTRL, Visitor
 from chromium import PROGRAM
 from conftest import ROOT
 from playground import DONE, READY, RENDERED, number, ranked, rewards, start
-from visitor import CTRL, Visitor
 from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")

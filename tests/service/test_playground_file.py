@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import Visitor
 from chromium import PROGRAM
 from playground import DONE, RENDERED, number, ranked, rewards
-from visitor import Visitor
 from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")

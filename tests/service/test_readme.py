@@ -15,8 +15,8 @@ from checkpoints import SPECS, build_tokenizer
 from conftest import ROOT
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from serve.clients import ScoringClient
-from serve.demo import running_service
+from serve.cli.demo import running_service
+from serve.client import ScoringClient
 
 ADDRESS, POLICY = "http://127.0.0.1:8000", "Qwen/Qwen3-0.6B"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

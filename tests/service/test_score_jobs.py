@@ -23,7 +23,7 @@ NUM_ROWS = 1_500
 
 def command(source: Path, output: Path, folder: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "serve.cli", "score", str(source), "-o", str(output)),
+        *(sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)),
         *("--model", str(folder), "--chunk-rows", "50", *more),
     ]
 
@@ -118,7 +118,7 @@ def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
     assert here.returncode == 0, here.stderr
     there = finish(
         [
-            *(sys.executable, "-m", "serve.cli", "score", str(source)),
+            *(sys.executable, "-m", "serve.cli.main", "score", str(source)),
             *("-o", str(tmp_path / "there.parquet"), "--url", served.url, "--model", "llama"),
         ]
     )
@@ -133,7 +133,7 @@ def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
     assert sum("template_ignores_tools" in str(row["warnings"]) for row in table) == len(rows[::3])
     counted = finish(
         [
-            *(sys.executable, "-m", "serve.cli", "score", str(source), "--dry-run"),
+            *(sys.executable, "-m", "serve.cli.main", "score", str(source), "--dry-run"),
             *("--url", served.url, "--model", "llama"),
         ]
     )

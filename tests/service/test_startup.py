@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from starting import assert_refused, start
+from service_process import assert_refused, start
 from waiting import PATIENCE_S
 
 NOT_SERVABLE = [

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from certificates import self_signed
 from conftest import free_port
-from exposition import parse
 from processes import processes_of
-from starting import assert_refused, start
+from prometheus_text import parse
+from service_process import assert_refused, start
 from waiting import PATIENCE_S, until
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]

@@ -14,7 +14,7 @@ from waiting import PATIENCE_S, until
 _SERVICE = """
 import sys, threading
 from rm_core import ChatEncoder
-from serve.cli import main
+from serve.cli.main import main
 
 encode = ChatEncoder.encode_all
 

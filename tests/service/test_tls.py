@@ -25,7 +25,7 @@ BODY = {
 def test_https(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
     port = free_port()
-    command = [sys.executable, "-m", "serve.cli", "serve", "--local", "--port", str(port)]
+    command = [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)]
     command += ["--tls-cert", str(cert), "--tls-key", str(key)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:

@@ -12,9 +12,9 @@ from checkpoints import SPECS, build_tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from waiting import PATIENCE_S
 
-from serve.clients import AsyncScoringClient, ScoringClient, ScoringFailedError
-from serve.clients.trl import AsyncTRLReward, TRLReward
-from serve.demo import running_service
+from serve.cli.demo import running_service
+from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError
+from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and torch's, about each other
 trl = pytest.importorskip("trl")

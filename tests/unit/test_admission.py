@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rm_core import OverloadedError
-from serve.guard.admission import Admission
-from serve.problems import TooManyRequestsError
-from serve.record.request import ANONYMOUS
-from serve.settings import Settings
+from serve.api.middleware.admission import Admission
+from serve.config.settings import Settings
+from serve.errors import TooManyRequestsError
+from serve.telemetry.context import ANONYMOUS
 
 
 def limited(**limits: int) -> Admission:

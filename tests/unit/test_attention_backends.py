@@ -11,15 +11,15 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 import torch
-from gpu.stand_ins import flash_kernel, flex_kernel, torch_kernel
+from gpu.fake_kernels import flash_kernel, flex_kernel, torch_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core.attention import Backend, Scores, Segment, eager, of_runs, of_tokens
+from rm_core.attention.cpu_sdpa import SplitBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttnBackend
 from rm_core.attention.flex import FlexBackend
-from rm_core.attention.split import SplitBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 from rm_core.packing import TokenIds, Tree, pack
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve.autoscaling import QUEUED_TOKENS, Backlog, wanted_replicas
-from serve.model_settings import ModelSettings
+from serve.config.model_settings import ModelSettings
+from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog, wanted_replicas
 
 
 def test_the_latest_word_of_each_gateway_counts_until_it_is_old() -> None:

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
-from rm_core import catalog, golden
-from rm_core.catalog import CatalogEntry, Fact, find_entry, load_catalog, load_not_served
-from rm_core.records import read_record, read_sourced
+from rm_core.catalog import entries as catalog
+from rm_core.catalog import golden
+from rm_core.catalog.entries import (
+    CatalogEntry,
+    Fact,
+    find_entry,
+    load_catalog,
+    load_not_served,
+)
+from rm_core.strict_dataclass import read_record, read_sourced
 
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"

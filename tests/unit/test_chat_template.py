@@ -20,9 +20,9 @@ from reference import CONVERSATIONS, talk
 from waiting import PATIENCE_S
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, ScoreError, load_encoder
-from rm_core import chat_template as module
-from rm_core.chat_template import ChatTemplate
 from rm_core.errors import TemplateError
+from rm_core.inputs import chat_template as module
+from rm_core.inputs.chat_template import ChatTemplate
 from rm_core.verification import PlainTransformers
 
 CopyOf = Callable[..., Path]

@@ -15,7 +15,7 @@ from checkpoints import edit_config, edit_weights, refusal, set_one
 from safetensors.torch import load_file, save_file
 
 from rm_core import ModelConfig, RewardScorer, open_checkpoint
-from rm_core.loading import load_model
+from rm_core.model.loading import load_model
 
 PathOf = Callable[[str], Path]
 CopyOf = Callable[..., Path]

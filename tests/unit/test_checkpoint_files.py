@@ -17,7 +17,7 @@ from checkpoints import edit_config, edit_weights, refusal
 from safetensors.torch import load_file, save_file
 
 from rm_core import ModelConfig, ModelLoadError, open_checkpoint
-from rm_core.checkpoint_files import (
+from rm_core.model.checkpoint_files import (
     MAX_CONFIG_BYTES,
     MAX_HEADER_BYTES,
     MAX_JSON_BYTES,

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from serve.clients import ScoringClient, ServiceError
-from serve.clients.retries import wait_after
+from serve.client import ScoringClient, ServiceError
+from serve.client.retries import wait_after
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 SCORED = b'{"results": [{"reward": 1.5, "num_tokens": 3, "truncated": false}]}'
@@ -180,7 +180,7 @@ def test_a_service_that_is_started_later() -> None:
                 threads.append(threading.Thread(target=server.http.handle_request))
                 threads[0].start()
 
-    log, starts = logging.getLogger("serve.clients"), Starts()
+    log, starts = logging.getLogger("serve.client"), Starts()
     log.addHandler(starts)
     try:
         with server.http, ScoringClient(server.url) as client:
@@ -214,7 +214,7 @@ def test_never_again_if_so_chosen(server: Server) -> None:
 
 def test_each_failure_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.script = [Answer(503, OURS, NOW)]
-    with caplog.at_level(logging.WARNING, "serve.clients"), ScoringClient(server.url) as client:
+    with caplog.at_level(logging.WARNING, "serve.client"), ScoringClient(server.url) as client:
         reward(client)
     # Of this client alone: threads of others may still be trying.
     (told,) = [m for record in caplog.records if server.url in (m := record.getMessage())]
@@ -275,7 +275,7 @@ def test_a_wait_that_is_asked_for_is_kept(as_date: bool, monkeypatch: pytest.Mon
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return now
 
-    monkeypatch.setattr("serve.clients.retries.datetime", Clock)
+    monkeypatch.setattr("serve.client.retries.datetime", Clock)
     date = format_datetime(now + timedelta(seconds=40), usegmt=True)
     asked = httpx.Response(503, headers={"Retry-After": date if as_date else "40"})
     (wait,) = waits(asked)

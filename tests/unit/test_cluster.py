@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rm_core import ModelLoadError
-from serve.settings import Settings
-from serve.start import cluster, launch
+from serve.config.settings import Settings
+from serve.deployments import cluster
+from serve.launch import ray as launch
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
@@ -84,7 +85,11 @@ def test_a_cluster_without_a_token_is_warned_of(
         ("RAY_SERVE_ENABLE_HA_PROXY", "0", True),
         ("RAY_SERVE_ENABLE_HA_PROXY", "1", False),
         ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "others:middlewares", True),
-        ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.start.door:middlewares", False),
+        (
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+            "serve.api.middleware.ray_proxy:middlewares",
+            False,
+        ),
     ],
 )
 def test_a_proxy_without_limits_is_warned_of(

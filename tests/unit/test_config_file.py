@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from reference import Reference, talk
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, load_encoder
-from serve.cli import main
+from serve.cli.main import main
 
 PathOf = Callable[[str], Path]
 CopyOf = Callable[..., Path]

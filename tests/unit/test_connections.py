@@ -17,13 +17,13 @@ from typing import TypeAlias
 import pytest
 import uvicorn
 from certificates import self_signed
-from guarded import Guarded, Server, guarded, live, post, read_all, read_response, unread
+from middleware_harness import Guarded, Server, guarded, live, post, read_all, read_response, unread
 from uvicorn.config import HTTP_PROTOCOLS
 from waiting import PATIENCE_S, until
 
-from serve.start.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
-from serve.start.door import middlewares
-from serve.start.haproxy import HEAD_TIMEOUT_S
+from serve.api.middleware.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
+from serve.api.middleware.ray_proxy import middlewares
+from serve.api.raw_responses import HEAD_TIMEOUT_S
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.conversations import ROLES, join, parse_conversation, parse_pair, parse_prompt
 from rm_core.errors import InvalidConversationError
+from rm_core.inputs.conversations import ROLES, join, parse_conversation, parse_pair, parse_prompt
 
 USER = {"role": "user", "content": "2+2?"}
 ANSWER = {"role": "assistant", "content": "4"}

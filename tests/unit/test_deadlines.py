@@ -6,12 +6,12 @@ from functools import partial
 
 from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
-from guarded import guarded
+from middleware_harness import guarded
 from waiting import MovableLoop, advance, settle, until
 
-from serve.http import create_app
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.settings import Settings
+from serve.scoring.service import ScoringService
 
 ON_A_MOVABLE_LOOP = {"loop_factory": MovableLoop}
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from rm_core.demo_model import corruptions
-from rm_core.demo_model.architecture import render
-from rm_core.demo_model.corpus import split_of, synthetic
-from rm_core.demo_model.evaluate import PlainScorer, make_cases, right
+from seeds.demo.training import corruptions
+from seeds.demo.training.architecture import render
+from seeds.demo.training.corpus import split_of, synthetic
+from seeds.demo.training.evaluate import PlainScorer, make_cases, right
 
 DEMO = Path(__file__).resolve().parents[2] / "seeds" / "demo"
 FRESH_SEED = 20_240_601

@@ -16,13 +16,13 @@ from fakes import FakeBackend, conversation
 from waiting import PATIENCE_S, MovableLoop, advance, until_async
 
 from rm_core import NotReadyError, Reward
-from serve.http import create_app
-from serve.model_settings import ModelSettings
-from serve.queue.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread, Job
-from serve.queue.slices import Reading
-from serve.served_model import ServedModel
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings
+from serve.scoring.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread, Job
+from serve.scoring.served_model import ServedModel
+from serve.scoring.service import ScoringService
+from serve.scoring.tokenization import Reading
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
@@ -236,7 +236,7 @@ def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
 def test_a_process_ends_although_its_encoder_is_stuck() -> None:
     code = """
 import asyncio, threading
-from serve.queue.encoder_thread import EncoderThread
+from serve.scoring.encoder_thread import EncoderThread
 
 async def main():
     thread, began = EncoderThread("rm"), threading.Event()

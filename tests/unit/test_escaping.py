@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from rm_core.verification import Check
-from serve.cli import main
+from serve.cli.catalog import print_checks
+from serve.cli.main import main
 from serve.console import Console
 from serve.escaping import EscapingFormatter, escaped, escaped_line, json_text
-from serve.evaluation.shown import print_table
-from serve.record.formats import TextFormatter
-from serve.tables import print_checks
+from serve.evaluation.console import print_table
+from serve.telemetry.logging import TextFormatter
 
 EVIL = "\x1b]0;PWN\x07[bold red]x[/nope]\x1b[2J\x9b31m\u202e:smile:\r\u2066\ud800"
 UNSAFE = re.compile(

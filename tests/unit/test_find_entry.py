@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rm_core.catalog import find_entry
+from rm_core.catalog.entries import find_entry
 
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"

@@ -19,10 +19,10 @@ from reference import CONVERSATIONS
 
 from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
 from rm_core.attention import AttentionChoice
-from rm_core.compiling import RECOMPILE_LIMIT, recompile_options
-from rm_core.engine_errors import is_compiler_error, raise_engine_errors
-from serve.engine import Engine
-from serve.problems import ReplicaRefusedError, ReplicaUnhealthyError
+from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
+from rm_core.model.device_errors import is_compiler_error, raise_engine_errors
+from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
+from serve.worker.worker import Engine
 
 ScorerOf = Callable[..., RewardScorer]
 PathOf = Callable[[str], Path]
@@ -52,7 +52,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(torch, "compile", traced_compile)
     monkeypatch.setattr(
-        "rm_core.loading.choose_attention", lambda *_: AttentionChoice("flex", "for the test")
+        "rm_core.model.loading.choose_attention", lambda *_: AttentionChoice("flex", "for the test")
     )
     return traced
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, load_encoder
-from serve.backends import pin_revision
-from serve.model_settings import ModelSettings
+from serve.config.model_settings import ModelSettings
+from serve.worker.backends import pin_revision
 
 NAME = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 MAIN, OLD = "a" * 40, "b" * 40

@@ -19,14 +19,15 @@ import httpx
 import pytest
 from certificates import self_signed
 from conftest import free_port
-from guarded import read_all
+from middleware_harness import read_all
 from waiting import PATIENCE_S, until
 
 from rm_core import ModelLoadError
-from serve.settings import Settings
-from serve.start import ingress
-from serve.start.door import Hidden, Restored
-from serve.start.haproxy import confined, write_error_pages
+from serve.api.middleware.ray_proxy import Hidden, Restored
+from serve.api.raw_responses import HEAD_TIMEOUT_S, write_error_pages
+from serve.config.settings import Settings
+from serve.launch import ingress
+from serve.launch.haproxy import confined
 
 HERE = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 importing_ray = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -234,7 +235,7 @@ def test_what_is_not_understood_is_not_started(
     config = rays_configuration(tmp_path)
     assert old in config
     with pytest.raises(ValueError, match=says):
-        confined(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000")
+        confined(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000", HEAD_TIMEOUT_S)
     (tmp_path / "rays.cfg").write_text(config.replace(old, new))
     launcher = ingress.environment("haproxy", Settings.of(), tmp_path)
     command = [launcher["RAY_SERVE_HAPROXY_BINARY_PATH"], "-c", "-f", str(tmp_path / "rays.cfg")]

@@ -8,11 +8,11 @@ from fastapi.testclient import TestClient
 from waiting import until
 
 from rm_core import InvalidConversationError
-from serve.guard.limits import check_number, too_many_messages
-from serve.http import create_app
-from serve.problems import BadRequestError
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.settings import Settings
+from serve.errors import BadRequestError
+from serve.scoring.limits import check_number, too_many_messages
+from serve.scoring.service import ScoringService
 
 
 def test_conversations_are_counted() -> None:

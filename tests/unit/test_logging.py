@@ -9,8 +9,8 @@ from datetime import datetime
 
 import pytest
 
-from serve.record.formats import configure_logging
-from serve.record.request import RequestRecord, begin, end
+from serve.telemetry.context import RequestRecord, begin, end
+from serve.telemetry.logging import configure_logging
 
 LOGGERS = ("serve", "rm_core", "uvicorn")
 

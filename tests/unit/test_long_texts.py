@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers_known import KNOWN, NAMES, demo, like_qwen3
 
 from rm_core import ChatEncoder, Encoded, Rendered, ScoreError, Tokens
-from rm_core.advice import _missing_from
-from rm_core.chat import SharedStart
 from rm_core.errors import ConversationTooLongError, InvalidConversationError
+from rm_core.inputs.encoder import SharedStart
+from rm_core.inputs.warnings import _missing_from
 
 LIMIT = 1_000
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"

@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from exposition import STATE, Batch, Series, eventful, moved, parse, read, rewards_of, series
 from fakes import FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_text import STATE, Batch, Series, eventful, moved, parse, read, rewards_of, series
 from waiting import until
 
 from rm_core import Reward, ScoreError
 from serve import __version__
-from serve.figures.collectors import REWARD_BOUNDS
-from serve.figures.metrics import RETRY_REASONS, Metrics
-from serve.record.request import RequestRecord
+from serve.telemetry.collectors import REWARD_BOUNDS
+from serve.telemetry.context import RequestRecord
+from serve.telemetry.metrics import RETRY_REASONS, Metrics
 
 BODY = {"conversations": [conversation("4")]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.testing import CliRunner
 
-from serve.options import reported
+from serve.cli.options import reported
 
 
 def test_ctrl_c_where_a_command_does_not_listen_is_130() -> None:

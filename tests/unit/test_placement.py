@@ -12,7 +12,7 @@ import torch
 from checkpoints import refusal
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError
-from rm_core.loading import load_model
+from rm_core.model.loading import load_model
 
 PathOf = Callable[[str], Path]
 CopyOf = Callable[..., Path]

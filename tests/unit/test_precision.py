@@ -17,7 +17,7 @@ from reference import CONVERSATIONS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.precision import check_precision, ieee_products
+from rm_core.model.precision import check_precision, ieee_products
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]

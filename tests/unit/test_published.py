@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rm_core.catalog import CatalogEntry, find_entry, load_catalog
+from rm_core.catalog.entries import CatalogEntry, find_entry, load_catalog
 
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"

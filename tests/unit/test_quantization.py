@@ -15,7 +15,7 @@ from checkpoints import refusal
 from reference import CONVERSATIONS
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.quantization import check_quantization, quantize, silence_torchao
+from rm_core.model.quantization import check_quantization, quantize, silence_torchao
 from rm_core.types import ScoredBatch
 from rm_core.verification import agreement, verify
 
@@ -64,7 +64,7 @@ def test_rewards_are_near_and_the_fingerprint_tells(
 @pytest.fixture
 def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torchao run its fp8 arithmetic on the CPU, where torch emulates the scaled product."""
-    monkeypatch.setattr("rm_core.loading.check_quantization", lambda *_, **__: None)
+    monkeypatch.setattr("rm_core.model.loading.check_quantization", lambda *_, **__: None)
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.conversations import Messages
-from rm_core.dialects import _DIALECTS, DialectName, read_turns
 from rm_core.errors import InvalidConversationError
+from rm_core.inputs.chat_formats import _DIALECTS, DialectName, read_turns
+from rm_core.inputs.conversations import Messages
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -13,7 +13,7 @@ import torch
 from real_weights import checks, conversations, fetch, run
 
 from rm_core import ModelLoadError
-from rm_core.forward import forward_batch
+from rm_core.model.forward import forward_batch
 from rm_core.types import Encoded
 
 # torchao says on import what torch will deprecate.
@@ -68,7 +68,7 @@ def test_rewards_that_are_wrong_fail_every_comparison(
 
     assert subject.scorer  # loaded while its rewards are right
     monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
-    monkeypatch.setattr("rm_core.self_check.SelfCheck.compare", lambda *_: 1.0)
+    monkeypatch.setattr("rm_core.model.self_check.SelfCheck.compare", lambda *_: 1.0)
     assert failed(subject, QUICK) >= {
         "parity, float32",
         "deterministic mode",
@@ -116,7 +116,7 @@ def list_rest(encoded: Encoded) -> list[Any]:
 def test_a_switch_that_is_followed_silently_fails_the_self_check(
     subject: checks.Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rm_core.self_check.SelfCheck.compare", lambda *_: 0.0)
+    monkeypatch.setattr("rm_core.model.self_check.SelfCheck.compare", lambda *_: 0.0)
     assert failed(subject, ["self-check"]) == {"bidirectional mask"}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve.model_settings import ModelSettings
-from serve.settings import Settings
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray's own import

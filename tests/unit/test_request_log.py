@@ -11,21 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from exposition import read, series
 from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_text import read, series
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from waiting import until
 
 from rm_core import NotReadyError
-from serve.figures.metrics import Metrics
-from serve.http import create_app
-from serve.record.formats import TextFormatter
-from serve.record.log import RequestLog
-from serve.record.request import current
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.api.middleware.request_log import RequestLog
+from serve.config.settings import Settings
+from serve.scoring.service import ScoringService
+from serve.telemetry.context import current
+from serve.telemetry.logging import TextFormatter
+from serve.telemetry.metrics import Metrics
 
 BODY = {"conversations": [conversation("4"), conversation("five"), []]}
 STAGES = ("x-tokenization-time", "x-queue-time", "x-inference-time", "x-total-time")
@@ -288,7 +288,7 @@ def test_lines_of_wrong_keys_are_few_and_counted(
     now = 1_000.0
     # Of the log alone: event loops read the clock too.
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
-    monkeypatch.setattr("serve.record.log.time", clock)
+    monkeypatch.setattr("serve.api.middleware.request_log.time", clock)
     settings = Settings.of(api_keys=["correct-horse-battery"])
     service = ScoringService([(settings.models[0], FakeBackend())], settings)
     client = TestClient(create_app(service, settings))
@@ -315,7 +315,7 @@ def test_a_panic_is_500_and_no_client_that_has_gone(
     def panic(*_: object) -> None:
         raise PanicException("secret")
 
-    monkeypatch.setattr("serve.service.ScoringService.find", panic)
+    monkeypatch.setattr("serve.scoring.service.ScoringService.find", panic)
     answer = client.post("/v1/score", json=BODY)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

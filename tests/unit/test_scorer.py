@@ -16,7 +16,7 @@ import torch
 from rm_core import BatchConfig, ConversationTooLongError, ModelConfig, Reward, RewardScorer
 from rm_core import ScoreError as Failure
 from rm_core.errors import ScoringError
-from rm_core.forward import forward_batch
+from rm_core.model.forward import forward_batch
 from rm_core.packing import Tree
 from rm_core.scorer import combine
 from rm_core.types import ScoredBatch

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rm_core.catalog import find_entry, load_sources, seeds_dir
-from rm_core.golden import golden_for, load_conversations
+from rm_core.catalog.entries import find_entry, load_sources, seeds_dir
+from rm_core.catalog.golden import golden_for, load_conversations
 
 LLAMA, GEMMA = "Skywork/Skywork-Reward-Llama-3.1-8B", "Skywork/Skywork-Reward-Gemma-2-27B"
 V2 = "Skywork/Skywork-Reward-V2-"

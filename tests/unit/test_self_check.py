@@ -14,16 +14,16 @@ import torch
 from checkpoints import SPECS, build_checkpoint, edit_config, edit_weights, replace
 from reference import Reference
 
-import rm_core.loading
+import rm_core.model.loading
 from rm_core import ModelConfig, ModelLoadError, RewardScorer
-from rm_core.chat_template import ChatTemplate
-from rm_core.self_check import (
+from rm_core.inputs.chat_template import ChatTemplate
+from rm_core.model.self_check import (
     CONVERSATIONS,
     build_self_check,
     encode_samples,
     score_plainly,
 )
-from rm_core.weights import read_weights
+from rm_core.model.weights import read_weights
 
 PathOf = Callable[[str], Path]
 
@@ -107,7 +107,7 @@ def test_self_check_refuses_a_bidirectional_mask(
         model.config.is_causal = False
         return model
 
-    monkeypatch.setattr(rm_core.loading, "read_weights", read)
+    monkeypatch.setattr(rm_core.model.loading, "read_weights", read)
     plain, ours = numbers_in_refusal(checkpoint_of(name), dtype=dtype)
     assert abs(plain - ours) > 1e-3
     if dtype == "float32":
@@ -182,7 +182,7 @@ def test_self_check_refuses_a_rotary_setting_that_depends_on_the_length(
 
     monkeypatch.setattr(rotary, "forward", stretched)
     # It measures the last position alone, and would refuse this one first.
-    monkeypatch.setattr("rm_core.loading.check_precision", lambda *_: None)
+    monkeypatch.setattr("rm_core.model.loading.check_precision", lambda *_: None)
     plain, ours = numbers_in_refusal(checkpoint_of(name))
     assert abs(plain - ours) > 1e-3
 
@@ -191,7 +191,7 @@ def test_self_check_refuses_wrong_positions_of_shared_runs(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "rm_core.forward._positions",
+        "rm_core.model.forward._positions",
         lambda tree: (index for run in tree.runs for index in range(len(run.token_ids))),
     )
     numbers_in_refusal(checkpoint_of("qwen3"))

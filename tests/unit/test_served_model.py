@@ -12,10 +12,11 @@ import pytest
 from fakes import INFO, FakeBackend, conversation
 
 from rm_core import NotReadyError, Rendered, Reward, Tokens
-from serve.backends import Answer, ReplicaLostError
-from serve.model_settings import ModelSettings
-from serve.queue.slices import Reading, sizes_of, slices
-from serve.served_model import Scores, ServedModel, fingerprint_of
+from serve.config.model_settings import ModelSettings
+from serve.errors import ReplicaLostError
+from serve.scoring.served_model import Scores, ServedModel, fingerprint_of
+from serve.scoring.tokenization import Reading, sizes_of, slices
+from serve.worker.backends import Answer
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from rm_core import ModelLoadError
-from serve.model_settings import ModelSettings
-from serve.settings import Settings, read_settings_file
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings, read_settings_file
 
 
 def test_defaults_serve_the_demo_model() -> None:
@@ -130,7 +130,7 @@ def test_settings_file(tmp_path: Path) -> None:
 def test_the_command_line_offers_what_the_engine_knows() -> None:
     """Written out there, so that `--help` need not load torch."""
     from rm_core.config import Attention, DType, Quantization
-    from serve.cli import verify
+    from serve.cli.main import verify
 
     offered = {option.name: getattr(option.type, "choices", None) for option in verify.params}
     for name, known in (("dtype", DType), ("attention", Attention), ("quantization", Quantization)):

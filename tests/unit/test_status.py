@@ -9,9 +9,9 @@ from typing import Any
 from fakes import FakeBackend
 from fastapi.testclient import TestClient
 
-from serve.http import create_app
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.settings import Settings
+from serve.scoring.service import ScoringService
 
 KEY = "correct-horse-battery"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rm_core import ModelConfig, ModelLoadError, load_encoder
-from rm_core.loading import load_model
-from rm_core.tokenizer_file import MAX_BYTES, check_tokenizer
+from rm_core.model.loading import load_model
+from rm_core.model.tokenizer_file import MAX_BYTES, check_tokenizer
 
 CopyOf = Callable[..., Path]
 

@@ -11,7 +11,8 @@ import pytest
 from reference import Reference
 
 from rm_core import ModelConfig, Reward, RewardScorer, ScoreError, load_encoder
-from rm_core.conversations import (
+from rm_core.errors import InvalidConversationError
+from rm_core.inputs.conversations import (
     add_tools,
     drop_nulls,
     join_chat,
@@ -21,7 +22,6 @@ from rm_core.conversations import (
     parse_prompt_chat,
     parse_tools,
 )
-from rm_core.errors import InvalidConversationError
 
 CopyOf = Callable[..., Path]
 

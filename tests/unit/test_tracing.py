@@ -19,9 +19,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from waiting import PATIENCE_S, silent_port, until
 
 from serve import __version__
-from serve.http import create_app
-from serve.service import ScoringService
-from serve.settings import Settings
+from serve.api.app import create_app
+from serve.config.settings import Settings
+from serve.scoring.service import ScoringService
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 BODY = {"conversations": [conversation("4")]}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 
 import pytest
-from guarded import (
+from middleware_harness import (
     JSON,
     KEY,
     LARGE,
@@ -22,7 +22,7 @@ from guarded import (
 )
 from waiting import advance, settle, until
 
-from serve.guard.delivery import LEAST_BYTES
+from serve.api.middleware.response_timeout import LEAST_BYTES
 
 JSON_TYPE = {"Content-Type": "application/json"}
 CHUNKED = (

@@ -12,8 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rm_core import ChatEncoder, ConversationTooLongError, ScoreError
-from rm_core.chat import TemplateError
-from rm_core.truncation import drop_oldest
+from rm_core.inputs.encoder import TemplateError
+from rm_core.inputs.truncation import drop_oldest
 
 Messages = list[dict[str, Any]]
 Size = Callable[[Messages], int | None]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
-from rm_core.conversations import Messages
-from rm_core.forward import forward_batch
+from rm_core.inputs.conversations import Messages
+from rm_core.model.forward import forward_batch
 from rm_core.packing import Tree
 from rm_core.rounding import bfloat16_step
 from rm_core.verification import Check, sample_conversations, verify

@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from serve.evaluation.report.wording import percent, row_names
+from serve.evaluation.report.format import percent, row_names
 from serve.evaluation.result import Evaluation
-from serve.pages.curves import Curves, Point, Scale, curves, percent_scale
-from serve.pages.document import section
-from serve.pages.elements import legend, table
+from serve.reports.curves import Curves, Point, Scale, curves, percent_scale
+from serve.reports.document import section
+from serve.reports.elements import legend, table
 
 _ABOUT = (
     "truth of the response that the model likes best among n; dashed, of the best and the worst "

@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from serve.evaluation.report.pairs import Pair, content_of
 from serve.evaluation.result import Evaluation
-from serve.pages.document import section
-from serve.pages.elements import counted, folded, printed, table, words
+from serve.reports.document import section
+from serve.reports.elements import counted, folded, printed, table, words
 
 _MOST = 20
 _FAILED_SHOWN = 200

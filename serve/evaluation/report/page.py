@@ -10,8 +10,8 @@ from markupsafe import Markup
 from rm_core.benchmarks.intervals import intervals
 from serve.evaluation.report import best_of_n, mistakes, pairs, plots, scores, tables
 from serve.evaluation.result import Evaluation
-from serve.jobs.durable import write_durably
-from serve.pages.document import columns, document
+from serve.jobs.atomic_io import write_durably
+from serve.reports.document import columns, document
 
 
 def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:

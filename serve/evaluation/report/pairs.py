@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from rm_core.benchmarks.records import Item, Preference, ScoredItem
+from rm_core.benchmarks.base import Item, Preference, ScoredItem
 
 
 class Pair(NamedTuple):

@@ -8,15 +8,15 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from rm_core.benchmarks.statistics import Bin, accuracy_by, calibration, even_edges, wilson
+from serve.evaluation.report.format import compact, percent, row_names
 from serve.evaluation.report.pairs import Pair
-from serve.evaluation.report.wording import compact, percent, row_names
 from serve.evaluation.result import Evaluation
-from serve.pages.curves import Curves, Point, Scale, curves, percent_scale
-from serve.pages.document import section
-from serve.pages.elements import folded, legend, printed, table
-from serve.pages.heat_map import Grid, Sides, heat_maps
-from serve.pages.histogram import Histogram, Series, histogram
-from serve.pages.spread import Spread
+from serve.reports.curves import Curves, Point, Scale, curves, percent_scale
+from serve.reports.document import section
+from serve.reports.elements import folded, legend, printed, table
+from serve.reports.heat_map import Grid, Sides, heat_maps
+from serve.reports.histogram import Histogram, Series, histogram
+from serve.reports.streaming_histogram import Spread
 
 _STYLES = ("concise", "detailed", "markdown")
 _LENGTH_BINS = 4  # on each side of 0

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
+from rm_core.benchmarks.base import Figures, Part
 from rm_core.benchmarks.intervals import Intervals
-from rm_core.benchmarks.records import Figures, Part
 from rm_core.benchmarks.statistics import Interval
-from serve.evaluation.report.wording import part_hint
+from serve.evaluation.report.format import part_hint
 from serve.evaluation.result import Evaluation
-from serve.pages.bars import Bar, Row, bars
-from serve.pages.document import columns, section
-from serve.pages.elements import legend
+from serve.reports.bars import Bar, Row, bars
+from serve.reports.document import columns, section
+from serve.reports.elements import legend
 
 _ABOUT = "thin lines: where a figure would lie with other items of the same kind, 95 times of 100"
 _FEW = 8

@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from rm_core.benchmarks.intervals import Intervals
-from serve.evaluation.report.wording import NOTHING, between, figure, percent, plain
+from serve.evaluation.report.format import NOTHING, between, figure, percent, plain
 from serve.evaluation.result import Compared, Evaluation
-from serve.jobs.table import summary_lines
-from serve.pages.document import section
-from serve.pages.elements import Cell, counted, facts, folded, key, printed, table, tiles, warning
+from serve.jobs.summary_table import summary_lines
+from serve.reports.document import section
+from serve.reports.elements import Cell, counted, facts, folded, key, printed, table, tiles, warning
 
 # Drawn as plots.
 _DRAWN = ("matrices", "best_of_n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.jobs.errors import JobInputError
+from serve.errors import JobInputError
 
 HEAD_BYTES = 4096
 """Enough of a file for `require_utf8`."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from serve.jobs.inputs.io import Watcher
 from serve.jobs.inputs.json_array import is_array, read_array
-from serve.jobs.inputs.lines import read_lines
+from serve.jobs.inputs.jsonl import read_lines
 from serve.jobs.inputs.source import START, Decoded, InputFile, Kind, Position, Row
-from serve.jobs.inputs.stored import Watcher
-from serve.jobs.inputs.tables import arrow_schema, parquet_schema, read_arrow, read_parquet
+from serve.jobs.inputs.tabular import arrow_schema, parquet_schema, read_arrow, read_parquet
 
 
 def _read_json(

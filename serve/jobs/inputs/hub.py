@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.jobs.errors import JobInputError
-from serve.jobs.inputs.inside import require_inside
-from serve.jobs.inputs.kinds import SUFFIXES, is_data, of_split, splits_in
+from serve.errors import JobInputError
+from serve.jobs.inputs.formats import SUFFIXES, is_data, of_split, splits_in
+from serve.jobs.inputs.paths import require_inside
 
 HUB = "hf://"
 _ADDRESS = re.compile(

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rm_core import ScoreError
-from serve.jobs.errors import JobInputError
-from serve.jobs.inputs import lines
-from serve.jobs.inputs.lines import not_utf8, too_long
+from serve.errors import JobInputError
+from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs.io import Watcher, opened
+from serve.jobs.inputs.jsonl import not_utf8, too_long
 from serve.jobs.inputs.source import Decoded, Position, Row
-from serve.jobs.inputs.stored import Watcher, opened
 from serve.jobs.inputs.strict_json import decode_strict, describe, require_depth
 
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24

@@ -1,7 +1,7 @@
 """The rows of a job's input, in order, from any place in it.
 
-Knows no conversations: what is to be scored in a row is for `serve.jobs.records`. Each kind of
-file has a reader of its own; this file holds what they share.
+Knows no conversations: what is to be scored in a row is for `serve.jobs.record_schema`. Each kind
+of file has a reader of its own; this file holds what they share.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON of files, read as strictly as HTTP bodies are: see `serve.routes.json_body`.
+"""JSON of files, read as strictly as HTTP bodies are: see `serve.api.strict_json`.
 
 Python's own reader keeps the last of two equal keys, accepts NaN and Infinity, turns 1e999 into
 infinity, and returns values that are nested too deeply to be written again.

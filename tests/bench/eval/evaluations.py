@@ -15,7 +15,7 @@ from typing import Any
 from serve.jobs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "bench" / "hold")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "stress")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Way:
 
 def evaluated(benchmark: str, data: Path, folder: Path, *how: str) -> Way:
     """Run it as a person does."""
-    command = [sys.executable, "-m", "serve.cli", "eval", benchmark, "--data", str(data)]
+    command = [sys.executable, "-m", "serve.cli.main", "eval", benchmark, "--data", str(data)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     started = time.perf_counter()
     done = subprocess.run(

@@ -16,7 +16,7 @@ from typing import Any
 from serve.jobs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "bench" / "hold"))
+sys.path.insert(0, str(ROOT / "tests" / "stress"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Running:
     """
 
     def __init__(self, arguments: Iterable[str | Path], log: Path) -> None:
-        command = [sys.executable, "-m", "serve.cli", "score", *map(str, arguments)]
+        command = [sys.executable, "-m", "serve.cli.main", "score", *map(str, arguments)]
         self._log = log
         self._started = time.perf_counter()
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}

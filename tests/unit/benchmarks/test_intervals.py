@@ -7,8 +7,8 @@ import random
 import pytest
 from published_rows import read, rewardbench2_row, rm_bench_row, scored, whole
 
+from rm_core.benchmarks.base import Item, Part, ScoredItem
 from rm_core.benchmarks.intervals import intervals, is_share
-from rm_core.benchmarks.records import Item, Part, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.statistics import wilson
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARED_DATA
 from published_rows import judgebench_row, read, scored, whole
 
-from rm_core.benchmarks.records import Item, ScoredItem
+from rm_core.benchmarks.base import Item, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 from rm_core.errors import BenchmarkDataError
 

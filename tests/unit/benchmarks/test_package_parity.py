@@ -18,7 +18,7 @@ import pytest
 from peers import peer_path
 from published_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
 
-from rm_core.benchmarks.records import ScoredItem
+from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 from rm_core.benchmarks.rewardbench2 import SUBSETS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from published_rows import graded_row, read, scored, vote_row, whole
 
+from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.ppe import SETS
-from rm_core.benchmarks.records import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.errors import BenchmarkDataError
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_rows import read, whole
 
-from rm_core.benchmarks.records import Figures, Item, Part, ScoredItem
+from rm_core.benchmarks.base import Figures, Item, Part, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 
 NAMES = list(BENCHMARKS)

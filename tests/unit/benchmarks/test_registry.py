@@ -7,7 +7,7 @@ import json
 import pytest
 from published_rows import scored, whole
 
-from rm_core.benchmarks.records import Additive
+from rm_core.benchmarks.base import Additive
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark, options_of
 from rm_core.errors import BenchmarkDataError, InputError
 

@@ -8,10 +8,10 @@ import pytest
 from conftest import SHARED_DATA
 from published_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, scored, whole
 
-from rm_core.benchmarks.records import Figures, Item
+from rm_core.benchmarks.base import Figures, Item
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 from rm_core.benchmarks.rewardbench import SECTIONS
-from rm_core.catalog import load_catalog, load_not_served
+from rm_core.catalog.entries import load_catalog, load_not_served
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rewardbench"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from published_rows import read, rewardbench2_row, scored, whole
 
-from rm_core.benchmarks.records import ScoredItem
+from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
 from rm_core.benchmarks.rewardbench2 import shared_best, spread_of
 from rm_core.errors import BenchmarkDataError

@@ -8,7 +8,7 @@ import pytest
 from conftest import SHARED_DATA
 from published_rows import read, rm_bench_row, scored, whole
 
-from rm_core.benchmarks.records import ScoredItem
+from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.errors import BenchmarkDataError
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import SHARED_DATA
 from published_rows import read, rmb_group, rmb_pair, scored, whole
 
-from rm_core.benchmarks.records import Item
+from rm_core.benchmarks.base import Item
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.errors import BenchmarkDataError
 

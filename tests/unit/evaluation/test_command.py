@@ -12,12 +12,11 @@ import pytest
 from job_runs import FakeCarrier
 
 from rm_core import BenchmarkDataError
-from rm_core.benchmarks.records import ScoredItem
+from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.registry import benchmark
-from serve.evaluation.errors import EvaluationError, ScoresError
+from serve.errors import EvaluationError, JobRefusedError, ScoresError
 from serve.evaluation.result import Evaluation
-from serve.evaluation.scoring import read_items
-from serve.jobs.errors import JobRefusedError
+from serve.evaluation.runner import read_items
 
 Evaluate = Callable[..., tuple[int, list[str]]]
 

@@ -12,8 +12,8 @@ import pytest
 
 from rm_core import BenchmarkDataError
 from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from serve.errors import JobInputError
 from serve.evaluation.data import Data, load_data
-from serve.jobs.errors import JobInputError
 
 REWARDBENCH = benchmark_files.rewardbench()
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from conftest import SHARED_DATA
 
 from rm_core.benchmarks.registry import BENCHMARKS
-from serve.cli import main
-from serve.eval_command import NAMES
+from serve.cli.eval import NAMES
+from serve.cli.main import main
 from serve.evaluation.result import Evaluation
 
 JUDGEBENCH = SHARED_DATA / "judgebench"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rm_core.benchmarks.records import Figures, Part
+from rm_core.benchmarks.base import Figures, Part
 from rm_core.benchmarks.registry import BENCHMARKS
-from serve.evaluation.errors import EvaluationError
+from serve.errors import EvaluationError
 from serve.evaluation.leaderboard import board, print_board
 from serve.evaluation.published import compared, published_rows, whole_figure
 

@@ -9,7 +9,7 @@ import pytest
 from evaluations import NASTY, evaluation
 from html_pages import check_page, text_of
 
-from rm_core.benchmarks.records import ScoredItem
+from rm_core.benchmarks.base import ScoredItem
 from serve.evaluation.report import write_report
 from serve.evaluation.report.pairs import judged
 from serve.evaluation.result import Evaluation

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rm_core import ScoreError
-from serve.jobs.errors import JobInputError
-from serve.jobs.inputs import tables
-from serve.jobs.inputs.lines import MAX_ROW_BYTES
-from serve.jobs.inputs.opening import open_source
+from serve.errors import JobInputError
+from serve.jobs.inputs import tabular as tables
+from serve.jobs.inputs.jsonl import MAX_ROW_BYTES
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.source import START, Position, Row
 
 TEXT = "x" * (4 << 20)

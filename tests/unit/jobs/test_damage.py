@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from job_runs import FakeCarrier, comparable, records, run_job, write_lines
 
-import serve.jobs.scoring
+import serve.jobs.runner
 from serve.jobs.summary import Summary
 
 Damage = Callable[[Path], None]
@@ -163,14 +163,14 @@ def test_killed_between_the_store_and_the_chunk(
 ) -> None:
     """The work is in the store: it is not done again, and counts as done once."""
     source = write_lines(tmp_path / "in.jsonl", records(95))
-    write_chunk = serve.jobs.scoring.write_chunk
+    write_chunk = serve.jobs.runner.write_chunk
 
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serve.jobs.scoring.write_chunk", killed)
+    monkeypatch.setattr("serve.jobs.runner.write_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
         run_job(source, tmp_path / "out.jsonl", FakeCarrier())
-    monkeypatch.setattr("serve.jobs.scoring.write_chunk", write_chunk)
+    monkeypatch.setattr("serve.jobs.runner.write_chunk", write_chunk)
     carrier, _ = finish(tmp_path / "out.jsonl", whole)
     assert carrier.calls == whole[2].calls[1:]

@@ -14,16 +14,16 @@ import pytest
 from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write_lines
 
 from rm_core import Reward, ScoreError
-from rm_core.conversations import Messages
-from serve.jobs.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
-from serve.jobs.inputs import lines
-from serve.jobs.inputs.opening import open_source
+from rm_core.inputs.conversations import Messages
+from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
+from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import require_report
 from serve.jobs.lock import locked
-from serve.jobs.plan import Plan
-from serve.jobs.stopping import Stopping
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
 from serve.jobs.summary import Summary
-from serve.jobs.table import summary_lines
+from serve.jobs.summary_table import summary_lines
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -416,7 +416,7 @@ def test_a_sink_hears_of_every_row(source: Path, output: Path) -> None:
 
 
 def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
-    from serve.jobs.errors import JobStoppedError
+    from serve.errors import JobStoppedError
 
     stopping = Stopping("")
     carrier = FakeCarrier()

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rm_core import ScoreError
-from serve.jobs.errors import JobInputError
-from serve.jobs.inputs import json_array, lines
-from serve.jobs.inputs.opening import open_source
+from serve.errors import JobInputError
+from serve.jobs.inputs import json_array
+from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.source import START, Position, Row
 
 VALUES = st.recursive(

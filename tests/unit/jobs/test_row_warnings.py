@@ -13,18 +13,18 @@ from click.testing import CliRunner
 from job_runs import FakeCarrier, comparable, run_job, write_lines
 
 from rm_core import DialectName, Reward, RewardScorer
-from serve.cli import main
-from serve.jobs.carriers.local import LocalCarrier
+from serve.cli.main import main
+from serve.cli.options import pop_columns
 from serve.jobs.chunk_files import RowResults
 from serve.jobs.columns import Columns
+from serve.jobs.dedup_store import digest_of
 from serve.jobs.dry_run import estimate
-from serve.jobs.inputs.opening import open_source
-from serve.jobs.plan import Plan
+from serve.jobs.executors.local import LocalCarrier
+from serve.jobs.inputs.resolve import open_source
 from serve.jobs.progress import Progress
-from serve.jobs.seen import digest_of
-from serve.jobs.stopping import Stopping
-from serve.jobs.table import example_lines, summary_lines
-from serve.options import pop_columns
+from serve.jobs.shutdown import Stopping
+from serve.jobs.spec import Plan
+from serve.jobs.summary_table import example_lines, summary_lines
 
 HH = "\n\nHuman: 2+2?\n\nAssistant:"
 
@@ -82,7 +82,7 @@ def test_warnings_are_in_the_output_and_survive_a_restart(
 
 
 def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Path) -> None:
-    from serve.jobs.errors import JobRefusedError
+    from serve.errors import JobRefusedError
 
     source = write_lines(tmp_path / "in.jsonl", rows(30))
     with pytest.raises(RuntimeError):

@@ -16,8 +16,8 @@ from job_runs import write_lines
 from job_service import Service
 from waiting import PATIENCE_S, until
 
-from rm_core.conversations import Messages
-from serve.cli import main
+from rm_core.inputs.conversations import Messages
+from serve.cli.main import main
 
 ROWS = [{"id": n, "prompt": "2+2?", "response": f"answer {n}"} for n in range(20)]
 
@@ -117,7 +117,7 @@ def test_one_signal_ends_a_job_that_waits_for_a_silent_service(
             return answered(conversations)
 
         monkeypatch.setattr(service, "score", silent_at_third_chunk)
-    command = [sys.executable, "-m", "serve.cli", "score", str(source), "-o", str(output)]
+    command = [sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)]
     process = subprocess.Popen(
         [*command, "--url", service.url, "--chunk-rows", "5"], stderr=subprocess.PIPE, text=True
     )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from rm_core import InputError, InvalidConversationError, ScoreError
+from serve.errors import JobInputError
 from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.errors import JobInputError
-from serve.jobs.records import parse_record, read_work
+from serve.jobs.record_schema import parse_record, read_work
 
 USER = {"role": "user", "content": "2+2?"}
 FOUR = {"role": "assistant", "content": "4"}

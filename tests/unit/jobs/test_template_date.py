@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import serve.backends
 import serve.jobs.command
+import serve.worker.backends
 from rm_core import ModelConfig, ModelLoadError, RewardError, RewardScorer
-from serve.backends import pin
-from serve.engine import Engine
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings
 from serve.jobs.command import Ways, run
-from serve.model_settings import ModelSettings
-from serve.settings import Settings
+from serve.worker.backends import pin
+from serve.worker.worker import Engine
 
 CopyOf = Callable[..., Path]
 FIRST, SECOND = "2026-03-01", "2026-03-02"
@@ -49,7 +49,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets today's date."""
 
     def set_day(day: str) -> None:
-        for module in (serve.jobs.command, serve.backends):
+        for module in (serve.jobs.command, serve.worker.backends):
             monkeypatch.setattr(module, "datetime", Calendar(day))
 
     return set_day

@@ -9,7 +9,7 @@ import pytest
 
 from rm_core import ForeignTemplateError, InputError, InvalidConversationError, ScoreError
 from serve.jobs.columns import Columns
-from serve.jobs.records import parse_record, read_work
+from serve.jobs.record_schema import parse_record, read_work
 
 READ, KEEP = Columns(transcripts="read"), Columns(transcripts="keep")
 

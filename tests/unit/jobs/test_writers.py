@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rm_core import Reward, ScoreError
-from serve.jobs.errors import JobOutputError
-from serve.jobs.inputs.opening import open_source
+from serve.errors import JobOutputError
+from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.scan import survey
 from serve.jobs.inputs.source import Row
-from serve.jobs.inputs.survey import survey
-from serve.jobs.outputs import table as table_module
-from serve.jobs.outputs.writer import is_tabular, open_writer
-from serve.jobs.records import Work, read_work
-from serve.jobs.results import RESULTS, UNREAD, Outcome, outcome_of
+from serve.jobs.record_schema import Work, read_work
+from serve.jobs.row_results import RESULTS, UNREAD, Outcome, outcome_of
+from serve.jobs.writers import parquet as table_module
+from serve.jobs.writers.base import is_tabular, open_writer
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 TOLD = {"code": "invalid_conversation", "message": "no"}

@@ -1,0 +1,170 @@
+"""Proves at load time, on the device itself, that a backend computes attention.
+
+Kernels differ from release to release and from GPU to GPU, and a wrong mask or a dropped softcap
+gives rewards that look right. So before the first request the backend attends over a small tree,
+in the shape and with the scores of the model's own layers, and is compared with attention written
+out in float32. What fails is not used, and the next backend of the choice is tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm_core.attention.base import Backend, Scores
+from rm_core.attention.eager import EagerBackend
+from rm_core.attention.segments import of_runs, of_tokens
+from rm_core.attention.select import AttentionChoice, make_backend
+from rm_core.config import Attention
+from rm_core.errors import ModelLoadError
+from rm_core.packing import pack
+
+logger = logging.getLogger(__name__)
+
+# Values are drawn with a standard deviation of 1. Half precision rounds weights to 1 in 256; a
+# dropped softcap or a mask that is one token off changes outputs by far more.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+_LONGEST = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Shape of a model's attention."""
+
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+def proven_backend(
+    choice: AttentionChoice,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    requested: Attention,
+    deterministic: bool,
+) -> tuple[AttentionChoice, Backend]:
+    """Return the first backend of a choice that computes attention; eager if none does.
+
+    Args:
+        choice: what to prove, with the backends to try after it. The returned choice has the
+            reason of each failure.
+        model: of transformers, on the device, with its config.
+        device: where it will run.
+        requested: the setting that led to the choice.
+        deterministic: see `rm_core.config.ModelConfig`.
+
+    Raises:
+        ModelLoadError: the backend was asked for by name and fails.
+    """
+    failures: list[str] = []
+    names = (choice.name, *choice.fallbacks)
+    for name, next_name in itertools.pairwise((*names, "eager")):
+        if name == "eager":
+            break
+        try:
+            backend = make_backend(name, deterministic)
+            prove(backend, _heads(model), _scores_of_layers(model), device, _dtype(model))
+        # A package may be installed and fail to import; compilers and kernels raise classes of
+        # their own.
+        except Exception as error:
+            why = f"{name} failed its proof on this device: {type(error).__name__}: {error}"
+            why = why.strip().splitlines()[0]
+            if requested != "auto":
+                raise ModelLoadError(f"attention {why}; use 'auto' or 'eager'") from error
+            slower = ", which is slower" if next_name == "eager" else ""
+            logger.warning("attention: %s; %s is tried next%s", why, next_name, slower)
+            failures.append(why)
+        else:
+            if not failures:
+                return choice, backend
+            return AttentionChoice(name, "; ".join(failures)), backend
+    reason = "; ".join(failures) or choice.reason
+    return AttentionChoice("eager", reason), make_backend("eager", deterministic)
+
+
+# In the mode of the batches: torch compiles a kernel for each mode, so that the first batch would
+# compile it again.
+@torch.inference_mode()
+def prove(
+    backend: Backend,
+    heads: Heads,
+    all_scores: Iterable[Scores],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Compare a backend with attention written out.
+
+    Args:
+        backend: to prove.
+        heads: shape of the attention.
+        all_scores: each to be tried.
+        device: where.
+        dtype: of queries, keys and values.
+
+    Raises:
+        ArithmeticError: they differ.
+    """
+    for scores in all_scores:
+        length = min(_LONGEST, 2 * 128 + (scores.window or 0))
+        start = tuple(range(length))
+        (tree,) = pack(
+            [(*start, 0), (*start, 1, *range(150)), (*start[:100], 2), start[:50], (7, 7)], 10**6
+        ).batches
+        places = sorted(tree.ends)
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (
+            torch.randn(tree.num_tokens, count, heads.head_dim, generator=generator)
+            for count in (heads.num_heads, heads.num_key_value_heads, heads.num_key_value_heads)
+        )
+        # Raw scores of a standard deviation of 1, or of the softcap, so that it is felt.
+        query = query * (scores.softcap or 1.0) / (scores.scaling * heads.head_dim**0.5)
+        query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
+        for segments, asking in (
+            (of_runs(tree), query),
+            (of_tokens(tree, places), query[places]),
+        ):
+            ours, expected = (
+                way.attend(way.plan(segments, tree.num_tokens, device), *tensors, scores)
+                for way, tensors in (
+                    (backend, (asking, key, value)),
+                    (EagerBackend(), (asking.float(), key.float(), value.float())),
+                )
+            )
+            difference = float((ours.float() - expected).abs().max())
+            if not difference <= _TOLERANCE[str(dtype).removeprefix("torch.")]:
+                raise ArithmeticError(f"it is {difference:.3g} away from eager with {scores}")
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    return [module for name, module in model.named_modules() if name.endswith("self_attn")]
+
+
+def _heads(model: nn.Module) -> Heads:
+    config: Any = model.config
+    head_dim: int = _attentions(model)[0].head_dim
+    return Heads(config.num_attention_heads, config.num_key_value_heads, head_dim)
+
+
+def _scores_of_layers(model: nn.Module) -> list[Scores]:
+    """How the layers compute scores, each way once."""
+    return list(
+        dict.fromkeys(
+            Scores(
+                attention.scaling,
+                getattr(attention, "attn_logit_softcapping", None),
+                getattr(attention, "sliding_window", None),
+            )
+            for attention in _attentions(model)
+        )
+    )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

@@ -1,0 +1,401 @@
+"""From a checkpoint to a model that is safe to score with, or a refusal that says why not.
+
+Every check happens here, before the first request. `load_encoder` is the half that a process
+needs which only tokenizes; `load_model` is all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rm_core.attention import (
+    AttentionChoice,
+    Backend,
+    Placement,
+    choose_attention,
+    install,
+    proven_backend,
+)
+from rm_core.compilation import recompile_options
+from rm_core.config import ModelConfig, read_date
+from rm_core.errors import ModelLoadError, RewardError
+from rm_core.inputs.encoder import ChatEncoder
+from rm_core.model.checkpoint import Checkpoint, open_checkpoint
+from rm_core.model.checkpoint_files import MAX_JSON_BYTES
+from rm_core.model.pipeline import connect, place
+from rm_core.model.placement import is_old_gpu, resolve_devices, resolve_dtype
+from rm_core.model.precision import check_precision, ieee_products
+from rm_core.model.prepacked_linear import pack_linears
+from rm_core.model.quantization import check_quantization, quantize
+from rm_core.model.readout_layer import ReadoutLayer
+from rm_core.model.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
+from rm_core.model.tokenizer_file import check_tokenizer
+from rm_core.model.weights import first_line, quiet_transformers, read_weights
+from rm_core.types import Fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_MOST_SAMPLE_TOKENS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checked model on its device, and how it got there.
+
+    Attributes:
+        model: transformers' sequence classifier, in eval mode, its layers attending through
+            packed rows and the last one ready to run on readout tokens alone.
+        head: `score.weight` as float32 `[1, hidden_size]`, on the model's device.
+        pad_token_id: of the config; decides the readout.
+        checkpoint: the folder and what is known of it.
+        attention: the backend's name and why it was taken.
+        backend: computes attention.
+        deterministic: whether a reward must not depend on its batch, to the last bit.
+        quantized: whether its linear layers hold fewer bits than the dtype says.
+        compiled: whether the decoder layers are compiled, once for rows of any length.
+        devices: where it runs, in the order of its layers; one if it fits.
+        fingerprint: what makes two rewards comparable.
+        encoder: renders and tokenizes for it.
+        self_check: the rewards that the engine has to reproduce; None if that is switched off.
+    """
+
+    model: PreTrainedModel
+    head: torch.Tensor
+    pad_token_id: int | None
+    checkpoint: Checkpoint
+    attention: AttentionChoice
+    backend: Backend
+    deterministic: bool
+    quantized: bool
+    compiled: bool
+    devices: tuple[torch.device, ...]
+    fingerprint: Fingerprint
+    encoder: ChatEncoder
+    self_check: SelfCheck | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where a batch enters the model."""
+        return self.devices[0]
+
+
+def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> ChatEncoder:
+    """The tokenizing half of a checkpoint.
+
+    Args:
+        config: which checkpoint.
+        checkpoint: the opened checkpoint, where the caller has it already.
+
+    Raises:
+        ModelLoadError: no such checkpoint, no chat template, or a limit that the model lacks.
+    """
+    checkpoint = checkpoint or open_checkpoint(config, weights=False)
+    check_transformers_config(checkpoint)
+    check_tokenizer(checkpoint.path / "tokenizer.json", checkpoint.num_embeddings)
+    tokenizer = _load_tokenizer(checkpoint.path)
+    _check_token_ids(tokenizer, checkpoint)
+    if config.chat_template is not None:
+        tokenizer.chat_template = _read_template(config.chat_template)
+    limit = checkpoint.position_limit
+    if config.max_length is not None and config.max_length > limit.positions:
+        raise ModelLoadError(
+            f"max_length is {config.max_length}, but the model has {limit.positions} "
+            f"positions ({limit.reason}); lower it"
+        )
+    try:
+        return ChatEncoder(
+            tokenizer,
+            pad_token_id=checkpoint.config.get("pad_token_id"),
+            max_length=config.max_length or checkpoint.max_length,
+            warn_on_system_prompt=bool(
+                checkpoint.entry and checkpoint.entry.system_prompt_advised_against
+            ),
+            template_date=read_date(config.template_date) if config.template_date else None,
+        )
+    except RewardError:
+        raise
+    # A tokenizer that could be read may still fail on its first text, also by a panic in Rust.
+    except BaseException as error:
+        if not _is_fault(error):
+            raise
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} fails on a short text: {first_line(error)}; is "
+            "tokenizer.json that of this checkpoint?"
+        ) from error
+
+
+@ieee_products()
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load a reward model and refuse it if its rewards could not be trusted.
+
+    Raises:
+        ModelLoadError: with what was found and what to do.
+    """
+    checkpoint = open_checkpoint(config)
+    encoder = load_encoder(config, checkpoint)
+    devices = resolve_devices(config.device, config.num_devices)
+    device = devices[0]
+    dtype = resolve_dtype(config.dtype, device, checkpoint.family)
+    choice = choose_attention(_placement(config, checkpoint, device, dtype), config.attention)
+    check_quantization(config.quantization, device, dtype, deterministic=config.deterministic)
+    model = _on_devices(read_weights(checkpoint, dtype), devices, config.name)
+    attention, backend = proven_backend(
+        choice, model, device, requested=config.attention, deterministic=config.deterministic
+    )
+    # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
+    head = model.get_submodule("score").get_parameter("weight").detach().float()
+    try:
+        self_check = _quantize(model, config, devices, encoder)
+    except RewardError:
+        raise
+    # The forward pass of transformers may fail on any value of a config that it took.
+    except Exception as error:
+        raise ModelLoadError(
+            f"plain transformers cannot score a built-in conversation with {config.name}: "
+            f"{first_line(error)}; config.json probably has a wrong value, or the device too "
+            "little memory"
+        ) from error
+    prepare_layers(
+        model,
+        quantized=config.quantization != "none",
+        compiled=config.compile,
+        deterministic=config.deterministic,
+    )
+    check_precision(model, devices, checkpoint.max_positions - 1)
+    if len(devices) > 1:
+        connect(model, devices)
+    quantized = config.quantization != "none"
+    fingerprint = Fingerprint(
+        revision=checkpoint.revision,
+        template_sha256=encoder.template_sha256,
+        dtype=_name(dtype) + (f"+{config.quantization}" if quantized else ""),
+        attention=attention.name,
+        template_date=encoder.template_date,
+    )
+    if encoder.template_date:
+        logger.warning(
+            "the chat template of %s asks for today's date and gets %s for as long as the model "
+            "is loaded; the setting `template_date` (--template-date) chooses another day",
+            config.name,
+            encoder.template_date,
+        )
+    if encoder.left_out_tokens:
+        logger.warning(
+            "the tokenizer of %s would add %s to every text; left out, since the chat template did "
+            "not write it and apply_chat_template does not add it either",
+            config.name,
+            " ".join(encoder.left_out_tokens),
+        )
+    logger.info(
+        "loaded %s: revision %s, %s on %s, attention %s (%s), limit %d tokens",
+        config.name,
+        checkpoint.revision,
+        fingerprint.dtype,
+        ", ".join(map(str, devices)),
+        attention.name,
+        attention.reason,
+        encoder.max_length,
+    )
+    return LoadedModel(
+        model=model,
+        head=head,
+        pad_token_id=checkpoint.config.get("pad_token_id"),
+        checkpoint=checkpoint,
+        attention=attention,
+        backend=backend,
+        deterministic=config.deterministic,
+        quantized=quantized,
+        compiled=config.compile,
+        devices=devices,
+        fingerprint=fingerprint,
+        encoder=encoder,
+        self_check=self_check,
+    )
+
+
+def _quantize(
+    model: PreTrainedModel,
+    config: ModelConfig,
+    devices: tuple[torch.device, ...],
+    encoder: ChatEncoder,
+) -> SelfCheck | None:
+    """Quantize the layers in place, and let plain transformers score before and after."""
+    quantized = config.quantization != "none"
+    samples = encode_samples(encoder) if config.self_check else ()
+    longest = max((len(sample) for sample in samples), default=0)
+    if longest > _MOST_SAMPLE_TOKENS:
+        # Eager attention takes memory by the square of that.
+        raise ModelLoadError(
+            f"the chat template of {config.name} makes {longest:,} tokens of a short built-in "
+            f"conversation, and {_MOST_SAMPLE_TOKENS:,} are allowed; correct it, or give another "
+            "one with --chat-template (setting `chat_template`)"
+        )
+    unquantized = score_plainly(model, devices, samples) if samples and quantized else None
+    quantize(decoder_layers(model), config.quantization)
+    return build_self_check(model, devices, samples, unquantized) if samples else None
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder's layers, in their order."""
+    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    return layers
+
+
+def prepare_layers(
+    model: PreTrainedModel,
+    *,
+    quantized: bool = False,
+    compiled: bool = False,
+    deterministic: bool = False,
+) -> None:
+    """Make a decoder, on its device, ready for packed rows; in place.
+
+    Args:
+        model: transformers' sequence classifier of one of the three families.
+        quantized: whether its linear layers are quantized.
+        compiled: whether to compile the layers, all but the last.
+        deterministic: whether torch's own linear layers stay, whose results for a row do not
+            depend on the other rows.
+    """
+    install(model)
+    layers = decoder_layers(model)
+    # Compilers do not know the packed layout, and lay weights out themselves.
+    plain = not quantized and not deterministic and not compiled
+    if plain and model.device.type == "cpu" and model.dtype == torch.float32:
+        pack_linears(layers)
+    if compiled:
+        for layer in list(layers)[:-1]:
+            layer.compile(dynamic=True, **recompile_options())
+    layers[-1] = ReadoutLayer(layers[-1])
+
+
+def _placement(
+    config: ModelConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> Placement:
+    gemma2 = checkpoint.family == "gemma2"
+    return Placement(
+        family=checkpoint.family,
+        device_type=device.type,
+        dtype=_name(dtype),
+        # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it.
+        softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
+        window=_has_window(checkpoint.config),
+        deterministic=config.deterministic,
+        old_gpu=is_old_gpu(device),
+    )
+
+
+def _on_devices(
+    model: PreTrainedModel, devices: tuple[torch.device, ...], name: str
+) -> PreTrainedModel:
+    try:
+        place(model, devices)
+    except RuntimeError as error:  # out of memory, or a device that is out of order
+        raise ModelLoadError(
+            f"{name} as {_name(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
+            f"{first_line(error)}; use a device with more memory, or several (`num_gpus`)"
+        ) from error
+    model.eval()
+    return model
+
+
+def _has_window(config: Mapping[str, Any]) -> bool:
+    """Whether any layer sees only so many positions; the families say it in different ways."""
+    types = config.get("layer_types") or ()
+    return bool(
+        "sliding_attention" in types
+        or config.get("use_sliding_window")
+        or (config.get("model_type") == "gemma2" and config.get("sliding_window"))
+    )
+
+
+def _read_template(path: str) -> str:
+    file = Path(path).expanduser()
+    try:
+        # A pipe would block, and a device never end.
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON_BYTES):
+            raise ModelLoadError(
+                f"the chat template {path!r} is no file of at most {MAX_JSON_BYTES >> 20} MiB; "
+                "give the path of a Jinja file"
+            )
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"the chat template {path!r} cannot be read: {error}") from error
+
+
+def check_transformers_config(checkpoint: Checkpoint) -> None:
+    """Refuse a config.json that transformers does not take.
+
+    Raises:
+        ModelLoadError: with what transformers says.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            AutoConfig.from_pretrained(checkpoint.path, num_labels=1, trust_remote_code=False)
+    # transformers raises many classes here; all mean that a value of the file is wrong.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{checkpoint.path / 'config.json'} is refused by transformers: {first_line(error)}; "
+            "correct the value, or download the file again"
+        ) from error
+
+
+def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
+    """Refuse a tokenizer with ids that the embedding has no row for."""
+    rows = checkpoint.num_embeddings
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if not vocabulary:
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} has no tokens; is tokenizer.json there and whole?"
+        )
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if rows is not None and largest >= rows:
+        raise ModelLoadError(
+            f"the tokenizer of {checkpoint.path} has the id {largest} ({token!r:.40}), and the "
+            f"embedding has {rows} rows, for ids from 0 to {rows - 1}; remove the added token from "
+            "tokenizer.json, or resize the embedding (model.resize_token_embeddings) and save both"
+        )
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether it is an error of a library; a panic of one in Rust derives from BaseException."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False
+        )
+    # transformers raises many classes here; all mean that there is no usable tokenizer.
+    except BaseException as error:
+        if not _is_fault(error):
+            raise
+        raise ModelLoadError(
+            f"the tokenizer of {path} cannot be loaded: {first_line(error)}; is tokenizer.json "
+            "there and whole?"
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadError(
+            f"the tokenizer of {path} is a {type(tokenizer).__name__}, which has no "
+            "tokenizer.json; save it once with a fast tokenizer of transformers (save_pretrained)"
+        )
+    return tokenizer
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

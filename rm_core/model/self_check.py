@@ -1,0 +1,277 @@
+"""Compares the engine with plain transformers on three short conversations, at every load.
+
+A switch in config.json that changes what plain transformers computes, and that the packed engine
+does not follow, would give plausible and wrong rewards. Before the engine's hooks are installed,
+the model that was just loaded scores the conversations by its own forward pass: eager attention,
+one conversation at a time, on the device and in the dtype that will serve. The engine scores the
+same token ids afterwards, whole and cut at several places, and the model is refused where rewards
+differ by more than rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rm_core.errors import InvalidConversationError, ModelLoadError
+from rm_core.inputs.encoder import ChatEncoder
+from rm_core.model.pipeline import connect
+from rm_core.packing import TokenIds
+from rm_core.rounding import FLOAT32_ROUNDING, ROUNDING, allowed_difference
+from rm_core.types import Rendered, ScoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_QUESTION = {"role": "user", "content": "Which river flows through Paris, and where does it end?"}
+# Two answers to one prompt, so that the engine shares a run between them; and several turns.
+CONVERSATIONS = (
+    [
+        _QUESTION,
+        {"role": "assistant", "content": "The Seine. It ends at Le Havre, in the Channel."},
+    ],
+    [_QUESTION, {"role": "assistant", "content": "I don't know."}],
+    [
+        _QUESTION,
+        {"role": "assistant", "content": "The Seine."},
+        {"role": "user", "content": "And the Loire? Name three towns on it."},
+        {
+            "role": "assistant",
+            "content": "Orléans, Tours and Nantes. It is 1,006 kilometres long:\n- source: Mont "
+            "Gerbier-de-Jonc\n- mouth: Saint-Nazaire",
+        },
+    ],
+)
+"""Messages of each conversation; every chat template of the three families takes them."""
+
+# A prefix ends behind every so many tokens. Plain transformers computes the logits of all of them
+# in one pass, the engine in one batch.
+_PREFIX_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """Rewards of the built-in conversations and of some of their prefixes by plain transformers.
+
+    Attributes:
+        model: name or folder, for messages.
+        sequences: token ids; the whole conversations first.
+        rewards: raw logits of plain transformers, one for each sequence.
+        tolerances: largest allowed absolute difference, one for each sequence.
+        mean_error: mean absolute difference of plain transformers from itself in wider numbers, or
+            without quantization.
+        description: of the reference, for messages: its dtype and attention.
+    """
+
+    model: str
+    sequences: tuple[TokenIds, ...]
+    rewards: tuple[float, ...]
+    tolerances: tuple[float, ...]
+    mean_error: float
+    description: str
+
+    def compare(self, rewards: Sequence[float | ScoreError]) -> float:
+        """The largest difference of the engine from plain transformers.
+
+        Args:
+            rewards: the engine's, one for each sequence.
+
+        Returns:
+            An absolute difference; 0 if plain transformers computed no finite reward.
+
+        Raises:
+            ModelLoadError: a reward differs by more than its tolerance.
+        """
+        largest = 0.0
+        for reward, expected, allowed in zip(rewards, self.rewards, self.tolerances, strict=True):
+            if not math.isfinite(expected):
+                continue  # the engine answers such a conversation with an error
+            if isinstance(reward, ScoreError):
+                raise ModelLoadError(
+                    f"the self-check of {self.model} failed: {self.description} gives "
+                    f"{expected:.6g} to a built-in conversation that the engine cannot score: "
+                    f"{reward.message}"
+                )
+            difference = abs(reward - expected)
+            if not difference <= allowed:
+                raise ModelLoadError(
+                    f"the self-check of {self.model} failed: {self.description} gives "
+                    f"{expected:.6g} to a built-in conversation, the engine gives {reward:.6g} "
+                    f"(allowed difference {allowed:.2g}). config.json probably has a setting "
+                    "that the engine does not follow, such as another attention mask or other "
+                    "rotary embeddings; remove it if the model was trained without it, else the "
+                    "model cannot be served"
+                )
+            largest = max(largest, difference)
+        return largest
+
+
+def encode_samples(encoder: ChatEncoder) -> tuple[TokenIds, ...]:
+    """Token ids of the built-in conversations, cut where the model's limit is below them.
+
+    Raises:
+        ModelLoadError: they are not those of transformers' `apply_chat_template`, BOS left aside.
+    """
+    return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
+
+
+def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> TokenIds:
+    try:
+        input_ids = encoder.encode(messages, "right").input_ids
+    except InvalidConversationError:
+        # The template refuses ordinary turns. Any tokens show what the forward pass computes.
+        text = "\n".join(message["content"] for message in messages)
+        return encoder.encode(Rendered(text), "right").input_ids
+    if not encoder.depends_on_date:  # else transformers writes the day and second of this call
+        ours = encoder.strip_bos(input_ids)
+        plain = encoder.strip_bos(encoder.encode_plainly(messages))
+        if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 1):
+            differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
+            place = next(differing, min(len(ours), len(plain)))
+            raise ModelLoadError(
+                "the self-check failed: a built-in conversation has other tokens than "
+                f"transformers' apply_chat_template gives it ({len(ours)} and {len(plain)} without "
+                f"BOS, the first difference at {place}); the installed transformers renders or "
+                "tokenizes in another way: install the release that constraints.txt pins"
+            )
+    return input_ids
+
+
+@dataclass(frozen=True, slots=True)
+class PlainScores:
+    """Plain transformers' logits of one sequence.
+
+    Attributes:
+        reward: the logit that its classifier reads.
+        logits: float32 `[num_tokens]`, the head's at every token.
+    """
+
+    reward: float
+    logits: torch.Tensor
+
+
+@torch.inference_mode()
+def score_plainly(
+    model: PreTrainedModel, devices: Sequence[torch.device], sequences: Sequence[TokenIds]
+) -> list[PlainScores]:
+    """Scores by the model's own forward pass, one sequence at a time.
+
+    Args:
+        model: a sequence classifier as transformers loaded it, eager, without hooks of the engine.
+        devices: over which its layers are spread.
+        sequences: token ids.
+    """
+    logits: list[torch.Tensor] = []
+    head = model.get_submodule("score")
+    handles = [head.register_forward_hook(lambda _m, _args, out: logits.append(out[0, :, 0]))]
+    if len(devices) > 1:
+        handles += connect(model, devices)
+    try:
+        rewards = []
+        for ids in sequences:
+            out = model(input_ids=torch.tensor([ids], device=devices[0]))
+            rewards.append(float(out.logits[0, 0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        PlainScores(reward, values.float().cpu())
+        for reward, values in zip(rewards, logits, strict=True)
+    ]
+
+
+def build_self_check(
+    model: PreTrainedModel,
+    devices: Sequence[torch.device],
+    sequences: Sequence[TokenIds],
+    unquantized: Sequence[PlainScores] | None = None,
+) -> SelfCheck:
+    """The rewards that the engine has to reproduce, and how closely.
+
+    Rounding is measured, since some models amplify it: plain transformers in half precision is
+    compared with itself in float32, in float32 with itself in float64, and with quantized layers
+    with itself without.
+
+    Args:
+        model: as for `score_plainly`, on its devices; its linear layers may be quantized.
+        devices: over which its layers are spread.
+        sequences: from `encode_samples`.
+        unquantized: scores of the same sequences before the layers were quantized.
+    """
+    scores = score_plainly(model, devices, sequences)
+    times = ROUNDING
+    if unquantized is not None:
+        mean_error = _mean_difference(scores, unquantized)
+    else:
+        longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
+        with _wider_products(model):
+            exact = score_plainly(model, devices, [sequences[longest]])
+        mean_error = _mean_difference([scores[longest]], exact)
+        if model.dtype == torch.float32:
+            times = FLOAT32_ROUNDING
+    expected = {tuple(ids): score.reward for ids, score in zip(sequences, scores, strict=True)}
+    for ids, score in zip(sequences, scores, strict=True):
+        for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
+            if ids[end - 1] != model.config.pad_token_id:  # it would be read before that
+                expected.setdefault(tuple(ids[:end]), float(score.logits[end - 1]))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return SelfCheck(
+        model=str(model.name_or_path),
+        sequences=tuple(expected),
+        rewards=tuple(expected.values()),
+        tolerances=tuple(
+            allowed_difference(reward, model.dtype, mean_error, times)
+            for reward in expected.values()
+        ),
+        mean_error=mean_error,
+        description=f"plain transformers (eager, {dtype})",
+    )
+
+
+def _mean_difference(ours: Sequence[PlainScores], exact: Sequence[PlainScores]) -> float:
+    """Mean over all tokens of all sequences; 0 where the numbers are not finite."""
+    pairs = zip(ours, exact, strict=True)
+    difference = torch.cat([(a.logits - b.logits).abs() for a, b in pairs])
+    finite = difference[difference.isfinite()]
+    return float(finite.mean()) if len(finite) else 0.0
+
+
+@contextlib.contextmanager
+def _wider_products(model: PreTrainedModel) -> Iterator[None]:
+    """Let a half-precision model compute in float32, and a float32 model in float64.
+
+    The embeddings become wider, norms follow their input, and each linear layer takes a wider copy
+    of its weight for the time of its product, so that memory holds one such copy at a time.
+    """
+    wide = torch.float64 if model.dtype == torch.float32 else torch.float32
+    narrow: dict[nn.Parameter, torch.Tensor] = {}
+
+    def widen(linear: nn.Module, _args: Any) -> None:
+        for parameter in linear.parameters():
+            narrow[parameter] = parameter.data
+            parameter.data = parameter.data.to(wide)
+
+    def restore(linear: nn.Module, _args: Any, _out: Any) -> None:
+        for parameter in linear.parameters():
+            parameter.data = narrow.pop(parameter)
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            handles += [
+                module.register_forward_pre_hook(widen),
+                module.register_forward_hook(restore, always_call=True),
+            ]
+        elif isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _m, _args, out: out.to(wide)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,107 @@
+"""Checks of tokenizer.json before the tokenizers library reads it and runs what it says.
+
+A tokenizer may replace each character by a million others, twelve times over, and nothing stops the
+library while it does. Steps that lengthen a text, and their number, are bounded here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_core.errors import ModelLoadError
+from rm_core.model.checkpoint_files import check_file
+
+MAX_BYTES = 64 << 20
+"""Of tokenizer.json; Gemma's has 34 MB."""
+_MAX_ELEMENTS = 3_000_000
+"""Tokens, merges and all else; 256,000 tokens with 580,000 merges are 1.5 million."""
+_MAX_OBJECTS = 100_000
+"""Added tokens, steps, and tokens with a brace in them."""
+_MAX_STEPS = 100
+_MAX_GROWTH = 16
+_MAX_INSERTED = 100
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor")
+
+
+def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
+    """Return if a tokenizer.json may be loaded, or is not there.
+
+    Args:
+        file: the tokenizer.json.
+        num_embeddings: rows of the model's embedding; None if not known.
+
+    Raises:
+        ModelLoadError: it is too large, no JSON object, or lengthens texts too much.
+    """
+    if not file.exists():
+        return
+    check_file(file, MAX_BYTES)
+    content = file.read_bytes()
+    elements, objects = content.count(b","), content.count(b"{")
+    if elements > _MAX_ELEMENTS or objects > _MAX_OBJECTS:
+        raise ModelLoadError(
+            f"{file} has {elements:,} elements and {objects:,} objects, and {_MAX_ELEMENTS:,} and "
+            f"{_MAX_OBJECTS:,} are allowed; is it the right one? Download the checkpoint again"
+        )
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelLoadError(
+            f"{file} cannot be read as JSON: {reason}; download it again"
+        ) from error
+    del content
+    if not isinstance(whole, dict):
+        raise ModelLoadError(f"{file} holds no JSON object; download it again")
+    model = whole.get("model")
+    tokens = model.get("vocab") if isinstance(model, dict) else None
+    num_tokens = len(tokens) if isinstance(tokens, dict | list) else 0
+    if num_embeddings is not None and num_tokens > num_embeddings:
+        raise ModelLoadError(
+            f"{file} has {num_tokens:,} tokens, and the embedding has {num_embeddings:,} rows; is "
+            "it the tokenizer of this checkpoint?"
+        )
+    for part in _PARTS:
+        steps = list(_steps(whole.get(part)))
+        if len(steps) > _MAX_STEPS:
+            raise ModelLoadError(
+                f"the {part} of {file} has {len(steps):,} steps, and {_MAX_STEPS} are allowed; "
+                "correct it, or download the checkpoint again"
+            )
+        _check_growth(file, part, steps)
+
+
+def _steps(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within a part: its steps, and the pieces of their templates."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _steps(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _steps(inner)
+
+
+def _check_growth(file: Path, part: str, steps: list[Mapping[str, Any]]) -> None:
+    growth, inserted = 1.0, 0
+    for step in steps:
+        if step.get("type") == "Prepend":
+            inserted += len(str(step.get("prepend")))
+        if step.get("type") == "Replace":
+            pattern: Any = step.get("pattern")
+            new = len(str(step.get("content")))
+            # A regular expression may match a single character, or none.
+            is_text = isinstance(pattern, dict) and "String" in pattern
+            old = len(str(pattern["String"])) if is_text else 1
+            growth *= max(1.0, new / old if old else new + 1)
+            if old != 1 or new > 1:
+                inserted += new
+    if growth > _MAX_GROWTH or inserted > _MAX_INSERTED:
+        raise ModelLoadError(
+            f"the {part} of {file} may write {growth:,.0f} characters for one and inserts "
+            f"{inserted:,}; {_MAX_GROWTH} and {_MAX_INSERTED} are allowed: correct it, or download "
+            "the checkpoint again"
+        )

@@ -1,0 +1,1 @@
+"""Wire formats of other services, one file each; each translates to and from `serve.scoring`."""

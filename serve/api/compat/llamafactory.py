@@ -1,0 +1,60 @@
+"""LLaMA-Factory's score evaluation: texts that its trainer templated, in a field `messages`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
+
+from rm_core import Rendered
+from serve.api.compat.common import (
+    How,
+    ModelInQuery,
+    PeerBody,
+    TextList,
+    answer,
+    name_or_only,
+    score_all,
+)
+from serve.api.dependencies import ServiceDep
+from serve.api.error_responses import quoted, shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.errors import EmptyInputError
+from serve.telemetry.logging import new_id
+
+router = APIRouter(tags=["LLaMA-Factory"], responses=shaped_responses(), route_class=JsonRoute)
+
+_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+
+
+class EvaluationBody(PeerBody):
+    """Texts to score; `model` is a hint, as there."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "model", "messages": [_TEXT]}]}
+    )
+    model: str | None = None
+    messages: TextList = Field(description="templated conversations")
+    max_length: int | None = Field(
+        default=None, ge=1, description="keep so many first tokens; default: refuse what is longer"
+    )
+
+
+@router.post("/v1/score/evaluation", summary="Score as LLaMA-Factory's API does")
+async def evaluation(
+    body: EvaluationBody, service: ServiceDep, model: ModelInQuery = None
+) -> JSONResponse:
+    """Raw rewards, in the order of `messages`."""
+    if not body.messages:
+        raise EmptyInputError("Invalid request")
+    name = name_or_only(service, model, body.model)
+    how = How("right" if body.max_length else "error", body.max_length)
+    # What its trainer leaves behind an answer is kept: the client's own rendering is scored.
+    scored = await score_all(service, name, [Rendered(text) for text in body.messages], how)
+    content = {
+        "id": new_id("scoreval"),
+        "object": "score.evaluation",
+        "model": quoted(body.model) if body.model else scored.model,
+        "scores": [result.reward for result in scored.results],
+    }
+    return answer(content, scored)

@@ -1,0 +1,68 @@
+"""OpenAI's chat completions as NVIDIA's reward models answer them: the reward is the content.
+
+The assistant's turn stands last and is judged; nothing is generated. The reward is in the content,
+`reward:1.25`, and as the `logprob` of a token `reward`, which is where NeMo Curator reads it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field, model_validator
+
+from serve.api.compat.common import ChatBody, answer, score_all, usage
+from serve.api.dependencies import ServiceDep
+from serve.api.error_responses import shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.api.schemas import ModelName
+from serve.telemetry.logging import new_id
+
+router = APIRouter(tags=["NVIDIA NIM"], responses=shaped_responses(), route_class=JsonRoute)
+
+_HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+class CompletionBody(ChatBody):
+    """One conversation; fields about sampling are ignored, since nothing is sampled."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
+    model: ModelName = None
+    stream: bool | None = None
+    n: int | None = None
+    functions: list[Any] | None = Field(default=None, description="refused; send `tools`")
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> CompletionBody:
+        if self.stream:
+            raise ValueError("a reward is not streamed; leave `stream` out")
+        if self.n not in (None, 1):
+            raise ValueError("there is one reward; leave `n` out")
+        if self.functions:
+            raise ValueError("`functions` is OpenAI's old name and not rendered; send `tools`")
+        return self
+
+
+@router.post("/v1/chat/completions", summary="Score as NVIDIA's reward models do")
+async def completions(body: CompletionBody, service: ServiceDep) -> JSONResponse:
+    """The raw reward of the conversation, as `reward:NUMBER`."""
+    scored = await score_all(service, body.model, body.conversations())
+    reward = scored.results[0].reward
+    token = {"token": "reward", "logprob": reward, "bytes": None, "top_logprobs": []}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": f"reward:{reward!r}", "refusal": None},
+        "logprobs": {"content": [token], "refusal": None},
+        "finish_reason": "stop",
+    }
+    content = {
+        "id": new_id("chatcmpl"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": scored.model,
+        "choices": [choice],
+        "usage": usage(scored),
+    }
+    return answer(content, scored)

@@ -1,0 +1,94 @@
+"""OpenRLHF's remote reward model, in all three ages of its body.
+
+A query is what the policy read and wrote, decoded: in the policy's template, with its special
+tokens. Where that is the reward model's own, the text is ended as the template ends an answer and
+scored. Where it is another's it is refused, or read back into turns (setting `policy_template`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field, model_validator
+
+from rm_core import InvalidConversationError, Rendered, ScoreError, read_turns
+from serve.api.compat.common import (
+    INPUT_HEADER,
+    How,
+    ModelInQuery,
+    PeerBody,
+    TextList,
+    answer,
+    score_all,
+)
+from serve.api.dependencies import ServiceDep, SettingsDep
+from serve.api.error_responses import error_of, shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.config.settings import Settings
+from serve.errors import EmptyInputError
+
+router = APIRouter(tags=["OpenRLHF"], responses=shaped_responses(), route_class=JsonRoute)
+
+_PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+HINT = (
+    "; or name the policy's template by the service's setting `policy_template`, and let the "
+    "trainer send `prompts`"
+)
+
+
+class QueryBody(PeerBody):
+    """Texts of the policy."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": [f"{_PROMPT}4<|im_end|>"], "prompts": [_PROMPT], "labels": [""]}]
+        }
+    )
+    model: str | None = None
+    query: str | TextList = Field(description="prompt and answer, special tokens and all")
+    prompts: str | TextList | None = Field(default=None, description="of each query")
+    labels: Any = Field(default=None, description="not read")
+
+    @model_validator(mode="after")
+    def _as_many(self) -> QueryBody:
+        if self.prompts is not None and len(_listed(self.prompts)) != len(_listed(self.query)):
+            raise ValueError("`prompts` must be as many as `query`")
+        return self
+
+
+@router.post("/get_reward", summary="Score as OpenRLHF's reward model server does")
+async def get_reward(
+    body: QueryBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
+) -> JSONResponse:
+    """Raw rewards, in the order of `query`."""
+    if not body.query:
+        raise EmptyInputError("`query` is empty; send at least one text")
+    name = model if model is not None else body.model
+    items = _items(body, settings)
+    scored = await score_all(service, name, items, How(hint=HINT))
+    if not isinstance(items[0], Rendered):
+        scored.headers[INPUT_HEADER] = f"conversation:from-{settings.policy_template}"
+    rewards = [result.reward for result in scored.results]
+    content = {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}
+    return answer(content, scored)
+
+
+def _items(body: QueryBody, settings: Settings) -> list[Any]:
+    queries = _listed(body.query)
+    policy = settings.policy_template
+    if policy == "none" or body.prompts is None:
+        return [Rendered(query, close=True) for query in queries]
+    items = []
+    for place, (query, prompt) in enumerate(zip(queries, _listed(body.prompts), strict=True)):
+        try:
+            items.append(read_turns(query, prompt, policy))
+        except InvalidConversationError as error:
+            where = f"query {place} of {len(queries)}"
+            raise error_of(ScoreError.of(error), where) from error
+    return items
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

@@ -1,0 +1,123 @@
+"""Paths that two wire formats have: told apart by the keys of the body.
+
+`/classify` is SGLang's with `text` or `input_ids`, and else vLLM's. `/v1/score` is our own, and
+vLLM's with one of its pairs of names. `/rerank` is text-embeddings-inference's with `texts`, and
+else vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Discriminator, Tag
+
+from serve.api import error_responses as problems
+from serve.api.compat import errors as shapes
+from serve.api.compat import rerank, sglang, tei, vllm
+from serve.api.compat.common import FORM, ModelInQuery
+from serve.api.dependencies import ServiceDep
+from serve.api.error_responses import Shape, shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.api.routes import scoring as native
+from serve.api.schemas import ErrorResponse, ScoreRequest, ScoreResponse
+
+_HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+class _Messages(vllm.MessagesBody):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
+
+
+def _form_of_classify(body: Any) -> str:
+    if isinstance(body, dict) and ("text" in body or "input_ids" in body):
+        return FORM + "sglang"
+    return vllm.form_of(body)
+
+
+def _form_of_score(body: Any) -> str:
+    ours = isinstance(body, dict) and ("conversations" in body or "messages" in body)
+    theirs = isinstance(body, dict) and not ours and rerank.has_pairs(body)
+    return FORM + ("pairs" if theirs else "native")
+
+
+def _form_of_rerank(body: Any) -> str:
+    theirs = isinstance(body, dict) and "texts" in body and "documents" not in body
+    return FORM + ("texts" if theirs else "documents")
+
+
+Classify = Annotated[
+    Annotated[_Messages, Tag(FORM + "messages")]
+    | Annotated[vllm.TextsBody, Tag(FORM + "texts")]
+    | Annotated[sglang.NativeClassify, Tag(FORM + "sglang")],
+    Discriminator(_form_of_classify),
+]
+Score = Annotated[
+    Annotated[ScoreRequest, Tag(FORM + "native")] | Annotated[rerank.Pairs, Tag(FORM + "pairs")],
+    Discriminator(_form_of_score),
+]
+Rerank = Annotated[
+    Annotated[rerank.RerankBody, Tag(FORM + "documents")]
+    | Annotated[tei.RerankTexts, Tag(FORM + "texts")],
+    Discriminator(_form_of_rerank),
+]
+
+
+def _either_error() -> dict[int | str, dict[str, Any]]:
+    """The error answers of `/v1/score`, whose shape goes by the form of the body."""
+    model = ErrorResponse | rerank.PairsErrorResponse
+    return {status: {**row, "model": model} for status, row in problems.responses().items()}
+
+
+class _ClassifyRoute(JsonRoute):
+    def shape_for(self, body: Any) -> Shape | None:
+        ours = _form_of_classify(body) == FORM + "sglang"
+        return shapes.sglang_native if ours else None
+
+
+class _ScoreRoute(JsonRoute):
+    def shape_for(self, body: Any) -> Shape | None:
+        return shapes.vllm if _form_of_score(body) == FORM + "pairs" else None
+
+
+class _RerankRoute(JsonRoute):
+    def shape_for(self, body: Any) -> Shape | None:
+        return shapes.tei if _form_of_rerank(body) == FORM + "texts" else None
+
+
+rerank_router = APIRouter(tags=["vLLM", "TEI"], route_class=_RerankRoute)
+router = APIRouter(tags=["vLLM", "SGLang"], route_class=_ClassifyRoute)
+native_router = APIRouter(tags=["scoring"], route_class=_ScoreRoute)
+
+
+@router.post("/classify", summary="Score as vLLM or SGLang do", responses=shaped_responses())
+async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
+    """Raw rewards: `data[i].probs[0]` for vLLM's clients, `[i].embedding[0]` for SGLang's."""
+    if isinstance(body, sglang.NativeClassify):
+        return await sglang.classify(body, service, model)
+    return await vllm.classify(body, service)
+
+
+@native_router.post(
+    "/v1/score",
+    response_model=ScoreResponse | rerank.PairsResponse,
+    responses=_either_error(),
+    summary="Score conversations",
+)
+async def score(body: Score, service: ServiceDep) -> JSONResponse:
+    """Rewards in the order of the conversations; one that cannot be scored gets an `error`.
+
+    vLLM's form of this path is taken too: see `/score`.
+    """
+    if isinstance(body, ScoreRequest):
+        return await native.score(body, service)
+    return await rerank.score_pairs(body, service)
+
+
+@rerank_router.post("/rerank", summary="Rank as vLLM or TEI do", responses=shaped_responses())
+async def rank(body: Rerank, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
+    """The best answer first: `results` for vLLM's clients, a list for TEI's (with `texts`)."""
+    if isinstance(body, tei.RerankTexts):
+        return await tei.rerank(body, service, model)
+    return await rerank.rank_documents(body, service)

@@ -1,0 +1,72 @@
+"""slime's remote reward model: one answer a request, and the whole reply is the reward.
+
+A prompt may be messages, a text in a template (the reward model's own, or the policy's with the
+setting `policy_template`), or plain text, which is then the user's turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
+
+from rm_core import PreparedReader, Rendered, join, read_turns, without_end
+from serve.api.compat.common import (
+    INPUT_HEADER,
+    How,
+    MessageList,
+    ModelInQuery,
+    PeerBody,
+    answer,
+    score_all,
+)
+from serve.api.dependencies import ServiceDep, SettingsDep
+from serve.api.error_responses import shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.config.settings import PolicyTemplate
+
+router = APIRouter(tags=["slime"], responses=shaped_responses(), route_class=JsonRoute)
+
+_HINT = "; or name the policy's template by the service's setting `policy_template`"
+
+
+class SampleBody(PeerBody):
+    """A prompt and an answer to it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "2+2?", "response": "4", "label": "4"}]}
+    )
+    model: str | None = None
+    prompt: str | MessageList = Field(description="text or messages")
+    response: str = Field(description="what the policy wrote; end markers behind it are dropped")
+    label: Any = Field(default=None, description="not read")
+
+
+@router.post("/remote_rm", summary="Score as slime's remote reward model")
+async def remote_rm(
+    body: SampleBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
+) -> JSONResponse:
+    """The raw reward, a bare number."""
+    name = model if model is not None else body.model
+    item, said = _item(body, service.find(name).encoder.prepared, settings.policy_template)
+    scored = await score_all(service, name, [item], How(hint=_HINT))
+    if said:
+        scored.headers[INPUT_HEADER] = said
+    return answer(scored.results[0].reward, scored)
+
+
+def _item(
+    body: SampleBody, reader: PreparedReader, policy: PolicyTemplate
+) -> tuple[object, str | None]:
+    """What is scored, and what it was taken for, where the text itself does not tell."""
+    if not isinstance(body.prompt, str):
+        return join(body.prompt, without_end(body.response)), "conversation"
+    text = body.prompt + body.response
+    if not reader.is_templated(body.prompt):
+        turns = join(body.prompt, without_end(body.response))
+        return turns, "conversation:prompt-as-user"
+    if policy == "none":
+        return Rendered(text, close=True), None
+    return read_turns(text, body.prompt, policy), f"conversation:from-{policy}"

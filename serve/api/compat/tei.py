@@ -1,0 +1,158 @@
+"""text-embeddings-inference's `/predict`, with raw scores where nothing else is asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, WithJsonSchema
+
+from rm_core import Rendered
+from serve.api.compat.common import (
+    INPUT_HEADER,
+    How,
+    ModelInQuery,
+    PeerBody,
+    Scored,
+    TextList,
+    answer,
+    score_all,
+)
+from serve.api.dependencies import ServiceDep
+from serve.api.error_responses import shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.api.routes.scoring import sigmoid
+from serve.errors import EmptyInputError
+from serve.scoring.service import ScoringService
+
+router = APIRouter(tags=["TEI"], responses=shaped_responses(), route_class=JsonRoute)
+
+RAW_HEADER = "x-skyreward-raw-scores"
+AS_TURNS = "conversation:query-as-user,text-as-assistant"
+_PAIR = "conversation:first-as-user,second-as-assistant"
+_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+
+
+def _is_one(value: object) -> bool:
+    return isinstance(value, list) and len(value) in (1, 2) and _are_texts(value)
+
+
+def _are_texts(value: list[Any]) -> bool:
+    return all(isinstance(item, str) for item in value)
+
+
+def _checked(value: object) -> object:
+    if isinstance(value, str) or value == []:
+        return value
+    if isinstance(value, list) and _are_texts(value):
+        if len(value) == 2:
+            return value
+        raise ValueError(
+            f"a list of {len(value)} strings is neither a pair nor a batch; a batch is a list of "
+            'lists: [["text"], ["text"]]'
+        )
+    if isinstance(value, list) and all(map(_is_one, value)):
+        return value
+    raise ValueError('must be a string, a pair of them, or a batch: a list of ["text"] or of pairs')
+
+
+_STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+PredictInputs = Annotated[
+    Any,
+    AfterValidator(_checked),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {**_STRINGS, "minItems": 2, "maxItems": 2},
+                {"type": "array", "items": {**_STRINGS, "minItems": 1, "maxItems": 2}},
+            ]
+        }
+    ),
+]
+
+
+class _Cut(PeerBody):
+    model: str | None = None
+    truncate: StrictBool | None = Field(
+        default=None, description="true: cut what is too long; else it is refused"
+    )
+    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    raw_scores: StrictBool | None = Field(
+        default=None, description="false: the sigmoid of the reward; else the raw reward"
+    )
+
+    def how(self) -> How:
+        """How texts that are too long are cut."""
+        side: Any = self.truncation_direction.lower()
+        return How(side if self.truncate else "error")
+
+    def values(self, scored: Scored) -> list[float]:
+        """Rewards, or their sigmoids where that was asked for; a header says which."""
+        raw = self.raw_scores is not False
+        asked = "default" if self.raw_scores is None else "as asked"
+        scored.headers[RAW_HEADER] = f"{str(raw).lower()} ({asked})"
+        scored.headers["x-compute-tokens"] = str(scored.num_tokens)
+        rewards = [result.reward for result in scored.results]
+        return rewards if raw else list(map(sigmoid, rewards))
+
+
+class PredictBody(_Cut):
+    """Texts that the client templated, or pairs of a question and its answer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
+    inputs: PredictInputs
+
+
+class RerankTexts(_Cut):
+    """Texts that answer one query."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "2+2?", "texts": ["5"]}]})
+    query: str
+    texts: TextList
+    return_text: StrictBool = False
+
+
+@router.post("/", include_in_schema=False)  # as there, for clients that are given the address alone
+@router.post("/predict", summary="Score as text-embeddings-inference does")
+async def predict(
+    body: PredictBody, service: ServiceDep, model: ModelInQuery = None
+) -> JSONResponse:
+    """The reward of each as its score; a list in a list for a batch."""
+    if not body.inputs:
+        raise EmptyInputError("`inputs` cannot be empty")
+    single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
+    items = [_conversation(item) for item in ([body.inputs] if single else body.inputs)]
+    name = model if model is not None else body.model
+    scored = await score_all(service, name, items, body.how())
+    if any(isinstance(item, list) for item in items):
+        scored.headers[INPUT_HEADER] = scored.headers[INPUT_HEADER].replace("conversation", _PAIR)
+    predictions = [[{"score": score, "label": "LABEL_0"}] for score in body.values(scored)]
+    return answer(predictions[0] if single else predictions, scored)
+
+
+async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -> JSONResponse:
+    """The reward of each text as the answer to the query, the best first.
+
+    `POST /rerank`, which is routed by `serve.api.compat.shared_paths`.
+    """
+    if not body.texts:
+        raise EmptyInputError("`texts` cannot be empty")
+    items = [_conversation([body.query, text]) for text in body.texts]
+    scored = await score_all(service, name if name is not None else body.model, items, body.how())
+    scored.headers[INPUT_HEADER] = AS_TURNS
+    ranks: list[dict[str, Any]] = [
+        {"index": index, "score": score} | ({"text": text} if body.return_text else {})
+        for index, (text, score) in enumerate(zip(body.texts, body.values(scored), strict=True))
+    ]
+    # As there: sorted, then reversed, so that the later one of equal scores comes first.
+    ranks.sort(key=lambda rank: float(rank["score"]))
+    return answer(ranks[::-1], scored)
+
+
+def _conversation(item: str | list[str]) -> Any:
+    if isinstance(item, str) or len(item) == 1:
+        return Rendered(item if isinstance(item, str) else item[0])
+    question, reply = item
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]

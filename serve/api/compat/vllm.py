@@ -1,0 +1,199 @@
+"""vLLM's `/classify`, `/pooling` and `/tokenize`, with raw rewards where nothing else is asked for.
+
+`/classify` is SGLang's too, and routed by `serve.api.compat.shared_paths`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+
+from rm_core import Rendered, ScoreError
+from serve.api.compat.common import (
+    FORM,
+    INPUT_HEADER,
+    MODEL_HEADER,
+    ChatBody,
+    Inputs,
+    PeerBody,
+    Scored,
+    Truncating,
+    answer,
+    conversations_of,
+    envelope,
+    header_text,
+    in_base64,
+    score_all,
+    usage,
+)
+from serve.api.dependencies import ServiceDep
+from serve.api.error_responses import error_of, shaped_responses
+from serve.api.json_route import JsonRoute
+from serve.api.schemas import ModelName
+from serve.errors import BadRequestError
+from serve.scoring.service import ScoringService
+
+router = APIRouter(tags=["vLLM"], responses=shaped_responses(), route_class=JsonRoute)
+
+_HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+
+
+class _Removed(Truncating):
+    @model_validator(mode="before")
+    @classmethod
+    def _no_removed_fields(cls, body: Any) -> Any:
+        if isinstance(body, dict):
+            if "normalize" in body:
+                raise ValueError("`normalize` was removed from vLLM; use `use_activation`")
+            if body.get("dimensions") is not None:
+                raise ValueError("`dimensions` makes no sense: a reward is a single number")
+        return body
+
+
+class TextsBody(_Removed):
+    """Texts that the client templated, or token ids."""
+
+    input: Inputs = Field(description="one or several; BOS may stand there or not")
+
+    def conversations(self) -> list[Any]:
+        """What is to be scored."""
+        return list(conversations_of(self.input))
+
+
+class _Chat(ChatBody):
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _only_as_it_is_scored(self) -> _Chat:
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` would score something else than the answer; leave it out"
+                )
+        return self
+
+
+class MessagesBody(_Chat, _Removed):
+    """One conversation, rendered here."""
+
+
+class _Encoded(PeerBody):
+    task: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little", "big"] = "native"
+
+    @model_validator(mode="after")
+    def _task_is_classify(self) -> _Encoded:
+        if self.task not in (None, "classify"):
+            raise ValueError(
+                f"task {self.task!r:.40} is not one of a reward model; use classify or leave it out"
+            )
+        return self
+
+
+class PoolingTexts(TextsBody, _Encoded):
+    """Like `/classify`, with the reward as a vector of one number."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": [_TEXT]}]})
+
+
+class PoolingMessages(MessagesBody, _Encoded):
+    """The same of one conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
+
+
+class TokenizeText(PeerBody):
+    """A text that the client templated."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": _TEXT}]})
+    model: ModelName = None
+    prompt: str
+    return_token_strs: bool | None = None
+
+    def conversations(self) -> list[Any]:
+        """What is to be tokenized."""
+        return [Rendered(self.prompt)]
+
+
+class TokenizeMessages(_Chat):
+    """A conversation; its tokens are those that are scored, without a generation prompt."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
+    model: ModelName = None
+    return_token_strs: bool | None = None
+
+
+def form_of(body: Any) -> str:
+    """Tag of the form that a body has: messages, else texts."""
+    chat = isinstance(body, dict) and "messages" in body and "input" not in body
+    return FORM + ("messages" if chat else "texts")
+
+
+Pooling = Annotated[
+    Annotated[PoolingTexts, Tag(FORM + "texts")]
+    | Annotated[PoolingMessages, Tag(FORM + "messages")],
+    Discriminator(form_of),
+]
+Tokenize = Annotated[
+    Annotated[TokenizeText, Tag(FORM + "texts")]
+    | Annotated[TokenizeMessages, Tag(FORM + "messages")],
+    Discriminator(form_of),
+]
+
+
+async def classify(body: TextsBody | MessagesBody, service: ScoringService) -> JSONResponse:
+    """The reward of each, in `probs`."""
+    scored = await score_all(service, body.model, body.conversations(), body.how())
+    data = [
+        {"index": i, "label": "LABEL_0", "probs": [value], "num_classes": 1}
+        for i, value in enumerate(body.values(scored))
+    ]
+    return _answer("classify", body, data, scored)
+
+
+@router.post("/pooling", summary="Score as vLLM's pooling does")
+async def pooling(body: Pooling, service: ServiceDep) -> JSONResponse:
+    """The reward of each, as a vector of one number; as float32 in base64 if so asked."""
+    scored = await score_all(service, body.model, body.conversations(), body.how())
+    order = body.endianness if body.endianness != "native" else sys.byteorder
+    data: list[dict[str, Any]] = []
+    for i, value in enumerate(body.values(scored)):
+        packed = in_base64(value, "<" if order == "little" else ">")
+        as_asked = [value] if body.encoding_format == "float" else packed
+        data.append({"index": i, "object": "pooling", "data": as_asked})
+    return _answer("pooling", body, data, scored)
+
+
+@router.post("/tokenize", summary="Tokenize as vLLM does")
+async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
+    """Exactly the ids that would be scored, BOS once."""
+    model, (encoded,) = await service.encode(body.model, body.conversations(), "error")
+    if isinstance(encoded, ScoreError):
+        raise error_of(encoded)
+    if body.return_token_strs:
+        raise BadRequestError("token strings are not given; leave `return_token_strs` out")
+    content = {
+        "count": encoded.num_tokens,
+        "max_model_len": model.encoder.max_length,
+        "tokens": list(encoded.input_ids),
+        "token_strs": None,
+    }
+    headers = {
+        MODEL_HEADER: header_text(model.settings.alias),
+        INPUT_HEADER: encoded.recognised or "conversation",
+    }
+    return JSONResponse(content, headers=headers)
+
+
+def _answer(kind: str, body: Truncating, data: list[Any], scored: Scored) -> JSONResponse:
+    begin = envelope(body.answer_id(kind), scored)
+    tokens = usage(scored) | {"completion_tokens_details": None}
+    return answer({**begin, "data": data, "usage": tokens}, scored)

@@ -1,0 +1,1 @@
+"""ASGI middleware: authentication, admission, limits, deadlines, logging; `stack` orders it."""

@@ -1,0 +1,1 @@
+"""The playground page, its login page, and their style and scripts."""

@@ -1,0 +1,64 @@
+"""The pages that show the OpenAPI document: FastAPI's, with scripts of our own host.
+
+A machine with GPUs often reaches no other. The pages may run these scripts and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+
+from serve.api.playground.page import digest, written
+
+router = APIRouter()
+
+_STATIC = "/static-offline-docs"  # where FastAPIOffline puts them
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """Swagger UI."""
+    root = request.scope.get("root_path", "")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=f"{request.app.title} - Swagger UI",
+        swagger_js_url=f"{root}{_STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_STATIC}/favicon.png",
+    )
+    return _confined(page)
+
+
+@router.get("/redoc", include_in_schema=False)
+async def redoc(request: Request) -> HTMLResponse:
+    """ReDoc."""
+    root = request.scope.get("root_path", "")
+    page = get_redoc_html(
+        openapi_url=f"{root}/openapi.json",
+        title=f"{request.app.title} - ReDoc",
+        redoc_js_url=f"{root}{_STATIC}/redoc.standalone.js",
+        redoc_favicon_url=f"{root}{_STATIC}/favicon.png",
+        with_google_fonts=False,
+    )
+    return _confined(page)
+
+
+def _confined(page: HTMLResponse) -> HTMLResponse:
+    inline = _INLINE_SCRIPT.findall(bytes(page.body).decode())
+    policy = {
+        "default-src": "'none'",
+        "script-src": " ".join(["'self'", *map(digest, inline)]),
+        "style-src": "'self' 'unsafe-inline'",  # both write styles by script
+        "img-src": "'self' data:",
+        "connect-src": "'self'",
+        "worker-src": "blob:",  # ReDoc's search
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    page.headers["Content-Security-Policy"] = written(policy)
+    return page

@@ -1,0 +1,16 @@
+"""The playground at `/`. Without a key, `serve.api.middleware.stack` answers with a login page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+
+from serve.api.playground.page import page_headers, playground
+
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """The page; it asks everything else of the public routes, with the visitor's key."""
+    return HTMLResponse(playground(), headers=dict(page_headers()))

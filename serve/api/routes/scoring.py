@@ -1,0 +1,207 @@
+"""The native scoring routes: score, compare, rank, render."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from rm_core import (
+    Chat,
+    Encoded,
+    InvalidConversationError,
+    Reward,
+    ScoreError,
+    add_tools,
+    join_chat,
+    parse_pair,
+    parse_prompt_chat,
+    render_record,
+)
+from serve.api import error_responses as problems
+from serve.api.dependencies import ServiceDep, SettingsDep
+from serve.api.json_route import JsonRoute
+from serve.api.schemas import (
+    CompareRequest,
+    CompareResponse,
+    RankRequest,
+    RankResponse,
+    RenderRequest,
+    RenderResponse,
+    ScoreRequest,
+)
+from serve.scoring.limits import check_number, too_many_messages
+from serve.scoring.served_model import Scores
+from serve.telemetry.logging import new_id
+
+router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class=JsonRoute)
+
+
+async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
+    """`POST /v1/score`, which is routed by `serve.api.compat.shared_paths`."""
+    conversations = body.all_conversations()
+    scores = await service.score(body.model, conversations, body.truncation, body.priority)
+    results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
+    if body.is_single and "reward" in results[0]:
+        # A published client of this body reads it.
+        results[0]["score"] = results[0]["reward"]
+    return JSONResponse({**_envelope("score", scores), "results": results})
+
+
+@router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
+async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
+    """Margin and probability of each pair, and the share of pairs with a positive margin."""
+    check_number(2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)")
+    parsed = [_parse_pair(pair) for pair in body.pairs]
+    sides = [
+        add_tools(side, body.tools)
+        for pair in parsed
+        if not isinstance(pair, ScoreError)
+        for side in pair
+    ]
+    scores = await service.score(body.model, sides, body.truncation, body.priority)
+    rewards = iter(scores.results)
+    results: list[dict[str, Any]] = []
+    for index, pair in enumerate(parsed):
+        compared = (
+            _error(pair)
+            if isinstance(pair, ScoreError)
+            else _compared(next(rewards), next(rewards))
+        )
+        results.append({"index": index, **compared})
+    margins = [result["margin"] for result in results if "margin" in result]
+    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
+    return JSONResponse({**_envelope("compare", scores), "results": results, "accuracy": accuracy})
+
+
+@router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
+async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
+    """Answers in the order given, each with its rank; equal rewards share one."""
+    check_number(len(body.responses), settings.max_conversations, "responses")
+    prompt = too_many_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
+    joined = [_join(prompt, response) for response in body.responses]
+    conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
+    scores = await service.score(body.model, conversations, body.truncation, body.priority)
+    rewards = iter(scores.results)
+    items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
+    ranks = _ranks([item.reward for item in items if isinstance(item, Reward)])
+    results = [
+        {"index": index, **_item(item)}
+        | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
+        for index, item in enumerate(items)
+    ]
+    best = next((result["index"] for result in results if result.get("rank") == 1), None)
+    return JSONResponse({**_envelope("rank", scores), "results": results, "best_index": best})
+
+
+@router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
+async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
+    """Text, token ids and readout position of each conversation; nothing is scored."""
+    conversations = body.all_conversations()
+    model, encoded = await service.encode(body.model, conversations, body.truncation)
+    results: list[dict[str, Any]] = []
+    for index, one in enumerate(encoded):
+        record = render_record(one) if isinstance(one, Encoded) else _error(one)
+        if body.offsets and isinstance(one, Encoded):
+            record["offsets"] = await model.offsets(one)
+        results.append({"index": index, **record})
+    return JSONResponse(
+        {
+            "id": new_id("render"),
+            "object": "list",
+            "model": model.settings.alias,
+            "results": results,
+            "template_sha256": model.encoder.template_sha256,
+        }
+    )
+
+
+def _envelope(kind: str, scores: Scores) -> dict[str, Any]:
+    return {
+        "id": new_id(kind),
+        "object": "list",
+        "model": scores.model,
+        "usage": {
+            "num_tokens": scores.num_tokens,
+            "num_computed_tokens": scores.num_computed_tokens,
+            "num_cached_tokens": scores.num_cached_tokens,
+        },
+        "fingerprint": scores.fingerprint.as_dict(),
+    }
+
+
+def _item(result: Reward | ScoreError) -> dict[str, Any]:
+    if isinstance(result, ScoreError):
+        return _error(result)
+    item: dict[str, Any] = {
+        "reward": result.reward,
+        "num_tokens": result.num_tokens,
+        "truncated": result.truncated,
+    }
+    if result.warnings:
+        item["warnings"] = list(result.warnings)
+    return item
+
+
+def _error(error: ScoreError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message}}
+
+
+def _compared(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:
+    for side, result in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(result, ScoreError):
+            return _error(ScoreError(result.code, f"`{side}`: {result.message}"))
+    assert isinstance(chosen, Reward)
+    assert isinstance(rejected, Reward)
+    margin = chosen.reward - rejected.reward
+    compared: dict[str, Any] = {
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "margin": margin,
+        "probability": sigmoid(margin),
+        "truncated": chosen.truncated or rejected.truncated,
+    }
+    if warnings := list(dict.fromkeys((*chosen.warnings, *rejected.warnings))):
+        compared["warnings"] = warnings
+    return compared
+
+
+def sigmoid(margin: float) -> float:
+    """Probability that the first of two answers is preferred, under Bradley-Terry."""
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    return math.exp(margin) / (1 + math.exp(margin))
+
+
+def _ranks(rewards: Sequence[float]) -> dict[float, int]:
+    """The rank of each reward; equal ones share the best."""
+    ranks: dict[float, int] = {}
+    for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
+        ranks.setdefault(reward, rank)
+    return ranks
+
+
+def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
+    try:
+        return parse_pair(pair)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)
+
+
+def _parse_prompt(prompt: object) -> Chat | ScoreError | None:
+    try:
+        return parse_prompt_chat(prompt)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)
+
+
+def _join(prompt: Chat | ScoreError | None, response: object) -> object:
+    if isinstance(prompt, ScoreError):
+        return prompt
+    try:
+        return join_chat(prompt, response)
+    except InvalidConversationError as error:
+        return ScoreError.of(error)

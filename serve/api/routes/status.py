@@ -1,0 +1,134 @@
+"""What is served, whether it is ready, and with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from rm_core import Fingerprint
+from serve import __version__
+from serve.api.dependencies import KeysDep, ServiceDep, SettingsDep
+from serve.api.error_responses import RETRY_AFTER_S
+from serve.config.settings import Settings
+from serve.scoring.served_model import ServedModel
+from serve.scoring.service import ScoringService
+
+router = APIRouter(tags=["status"])
+
+
+# Some load balancers ask by HEAD; the server leaves the body out.
+@router.head("/health", include_in_schema=False)
+@router.get("/health", summary="Alive")
+async def health() -> dict[str, str]:
+    """200 while the process lives, whatever the models do."""
+    return {"status": "ok"}
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get(
+    "/ready",
+    summary="Ready to score",
+    responses={503: {"description": "a model is still loading, or failed to load"}},
+)
+async def ready(service: ServiceDep) -> JSONResponse:
+    """200 only when every model is loaded and warmed up."""
+    models = {
+        alias: {"state": model.state} | ({"message": model.failure} if model.failure else {})
+        for alias, model in service.models.items()
+    }
+    body = {"ready": service.ready, "models": models}
+    if service.ready:
+        return JSONResponse(body)
+    return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+@router.get("/v1/models", summary="Served models")
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """The list that OpenAI clients expect, with context and fingerprint."""
+    return {"object": "list", "data": [_model(a, m) for a, m in service.models.items()]}
+
+
+@router.get("/info", summary="Effective settings")
+async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
+    """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
+    return _as_tei(service, settings) | {
+        "service": "skyreward",
+        "version": __version__,
+        "ready": service.ready,
+        "settings": _shown(settings) | {"api_keys": ["**********"] * len(keys)},
+        "models": {
+            alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
+            for alias, model in service.models.items()
+        },
+    }
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Settings as anybody may see them: of files their names, of addresses no credentials."""
+    shown = settings.model_dump(mode="json")
+    for name in ("api_keys_file", "tls_cert_file", "tls_key_file"):
+        shown[name] = _file_name(shown[name])
+    for model in shown["models"]:
+        model["name"] = _file_name(model["name"])
+        model["chat_template"] = _file_name(model["chat_template"])
+    if settings.otlp_endpoint is not None:
+        shown["otlp_endpoint"] = _without_credentials(settings.otlp_endpoint)
+    return shown
+
+
+def _file_name(path: str | None) -> str | None:
+    """The last part of an absolute path; hub ids and `demo` are as they are."""
+    return Path(path).name if path is not None and Path(path).is_absolute() else path
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
+    """What clients of text-embeddings-inference look for, of the first model."""
+    model = next(iter(service.models.values()))
+    effective = model.info or {}
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return {
+        "model_id": _file_name(model.settings.name),
+        "model_sha": effective.get("revision"),
+        "model_dtype": effective.get("dtype"),
+        "model_type": {"classifier": labels},
+        "max_concurrent_requests": settings.max_requests,
+        "max_input_length": model.encoder.max_length,
+        "max_batch_tokens": effective.get("max_batch_tokens"),
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_conversations,
+        "auto_truncate": False,
+        "tokenization_workers": 1,
+    }
+
+
+def _model(alias: str, model: ServedModel) -> dict[str, Any]:
+    effective = model.info or {}
+    return {
+        "id": alias,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "skyreward",
+        "root": _file_name(model.settings.name),
+        "max_model_len": model.encoder.max_length,
+        "state": model.state,
+        "fingerprint": {
+            field.name: effective.get(field.name)
+            for field in fields(Fingerprint)
+            # Only models whose template asks for the date have one.
+            if field.name in effective or field.default is MISSING
+        },
+    }
+
+
+def _cache(model: ServedModel) -> dict[str, int] | None:
+    return None if model.cache is None else asdict(model.cache.stats)

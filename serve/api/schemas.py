@@ -1,0 +1,348 @@
+"""The native wire format: request bodies, and the shapes of answers for the OpenAPI document.
+
+Only the outside of a body is validated here. What is inside a conversation or a pair is checked one
+by one by `rm_core.inputs.conversations`, so that a bad one gets an error in its own place; its
+shape is documented all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
+
+from rm_core import InvalidConversationError, add_tools, parse_tools
+
+_TEXT_PART = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+        "content": _CONTENT,
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+    },
+}
+_MESSAGES: dict[str, Any] = {"type": "array", "minItems": 1, "items": _MESSAGE}
+_TOOLS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "object"}},
+        {"type": "string", "description": "JSON text of such a list"},
+        {"type": "null"},
+    ]
+}
+_CHAT = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {"messages": _MESSAGES, "tools": _TOOLS},
+    "additionalProperties": False,
+}
+_CONVERSATION: dict[str, Any] = {"anyOf": [_MESSAGES, _CHAT]}
+_TEXT_OR_MESSAGES: dict[str, Any] = {"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]}
+_PAIR = {
+    "type": "object",
+    "required": ["chosen", "rejected"],
+    "properties": {
+        "prompt": _TEXT_OR_MESSAGES,
+        "chosen": _TEXT_OR_MESSAGES,
+        "rejected": _TEXT_OR_MESSAGES,
+        "tools": _TOOLS,
+    },
+}
+
+
+def _checked_tools(value: object) -> object:
+    try:
+        return parse_tools(value)
+    except InvalidConversationError as error:
+        raise ValueError(error.detail) from None
+
+
+RawConversation = Annotated[Any, WithJsonSchema(_CONVERSATION)]
+RawPair = Annotated[Any, WithJsonSchema(_PAIR)]
+RawPrompt = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
+RawResponse = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
+RawMessages = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, {"type": "null"}]})]
+Tools = Annotated[
+    Any,
+    AfterValidator(_checked_tools),
+    WithJsonSchema(_TOOLS),
+    Field(
+        description="JSON schemas of the functions on offer, rendered by the model's chat "
+        "template; for conversations that bring no `tools` themselves"
+    ),
+]
+
+ModelName = Annotated[
+    str | None, Field(description="a served model; may be left out if only one is served")
+]
+TruncationMode = Annotated[
+    Literal["error", "left", "right"],
+    Field(
+        description="over the limit: refuse it; drop the oldest turns, keeping the template's "
+        "markers and the last turn; or keep the first tokens"
+    ),
+]
+
+Priority = Annotated[
+    int,
+    Field(
+        ge=-1000,
+        le=1000,
+        description="requests with a lower number go first among those with the same API key",
+    ),
+]
+
+_PARIS: list[JsonValue] = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+]
+_BRASILIA: list[JsonValue] = [
+    _PARIS[0],
+    {"role": "assistant", "content": "The capital of Brazil is Brasilia."},
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelName = None
+    truncation: TruncationMode = "error"
+    priority: Priority = 0
+    tools: Tools = None
+
+
+def _document_either(schema: dict[str, Any]) -> None:
+    """Say in the schema what the validator says: `conversations` or `messages`."""
+    schema["examples"] = [{"conversations": [_PARIS, _BRASILIA]}, {"messages": _PARIS}]
+    schema["oneOf"] = [{"required": ["conversations"]}, {"required": ["messages"]}]
+
+
+class ScoreRequest(_Body):
+    """Conversations to score."""
+
+    model_config = ConfigDict(json_schema_extra=_document_either)
+    conversations: list[RawConversation] | None = Field(
+        default=None,
+        description="each a list of messages, or an object of `messages` and `tools`; the last "
+        "message is the assistant's and is judged",
+    )
+    messages: RawMessages = Field(
+        default=None, description="a single conversation, in the place of `conversations`"
+    )
+
+    @model_validator(mode="after")
+    def _either(self) -> ScoreRequest:
+        if (self.conversations is None) == (self.messages is None):
+            raise ValueError(
+                "give either `conversations` (a list of conversations) or `messages` (one)"
+            )
+        return self
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the body holds one conversation, in `messages`."""
+        return self.messages is not None
+
+    def all_conversations(self) -> list[object]:
+        """The conversations, each with the body's `tools` unless it has its own."""
+        given = [self.messages] if self.conversations is None else self.conversations
+        return [add_tools(conversation, self.tools) for conversation in given]
+
+
+class CompareRequest(_Body):
+    """Preference pairs to score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "pairs": [
+                        {
+                            "prompt": "What is the capital of France?",
+                            "chosen": "The capital of France is Paris.",
+                            "rejected": "The capital of Brazil is Brasilia.",
+                        },
+                        {"chosen": _PARIS, "rejected": _BRASILIA},
+                    ]
+                }
+            ]
+        }
+    )
+    pairs: list[RawPair] = Field(
+        description="`prompt` (text or messages) with two answers, or two whole conversations"
+    )
+
+
+class RankRequest(_Body):
+    """Answers to one prompt, to be ranked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "What is the capital of France?",
+                    "responses": ["Lyon.", "The capital of France is Paris.", "I can't say."],
+                }
+            ]
+        }
+    )
+    prompt: RawPrompt = Field(description="text (one user message) or messages")
+    responses: list[RawResponse] = Field(description="text, or the messages that follow")
+
+
+class RenderRequest(ScoreRequest):
+    """Conversations to render and tokenize, without scoring them."""
+
+    offsets: bool = Field(
+        default=False, description="also tell where in the text each token stands"
+    )
+
+
+class ItemError(BaseModel):
+    """Why one item could not be scored."""
+
+    code: str = Field(examples=["conversation_too_long"])
+    message: str
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    num_tokens: int = Field(description="tokens of all conversations that were scored")
+    num_computed_tokens: int = Field(
+        description="tokens that went through the model; what was computed for several requests "
+        "at once is counted in one of them"
+    )
+    num_cached_tokens: int = Field(description="tokens of conversations answered from the cache")
+
+
+class FingerprintOut(BaseModel):
+    """What makes two rewards comparable."""
+
+    revision: str
+    template_sha256: str
+    dtype: str
+    attention: str
+    template_date: str | None = Field(
+        default=None, description="day that the chat template gets as today's, if it asks for it"
+    )
+
+
+class _Answer(BaseModel):
+    id: str
+    model: str
+    usage: Usage
+    fingerprint: FingerprintOut
+
+
+class Scored(BaseModel):
+    """One conversation: `reward`, or `error`."""
+
+    index: int
+    reward: float | None = Field(default=None, description="raw float32 logit")
+    score: float | None = Field(
+        default=None, description="the reward again, where the body holds `messages`"
+    )
+    num_tokens: int | None = None
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class ScoreResponse(_Answer):
+    """Rewards in the order of the conversations."""
+
+    object: Literal["list"] = "list"
+    results: list[Scored]
+
+
+class Compared(BaseModel):
+    """One pair: both rewards, or `error`."""
+
+    index: int
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    margin: float | None = Field(default=None, description="chosen_reward - rejected_reward")
+    probability: float | None = Field(default=None, description="sigmoid(margin)")
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class CompareResponse(_Answer):
+    """Margins in the order of the pairs."""
+
+    object: Literal["list"] = "list"
+    results: list[Compared]
+    accuracy: float | None = Field(description="share of scored pairs with margin > 0")
+
+
+class Ranked(Scored):
+    """One answer; `rank` 1 is the best, equal rewards share a rank."""
+
+    rank: int | None = None
+
+
+class RankResponse(_Answer):
+    """Answers in the order given."""
+
+    object: Literal["list"] = "list"
+    results: list[Ranked]
+    best_index: int | None = Field(description="of the first best answer; null if none was scored")
+
+
+class Rendered(BaseModel):
+    """Exactly what would be scored, or `error`."""
+
+    index: int
+    text: str | None = None
+    input_ids: list[int] | None = None
+    num_tokens: int | None = None
+    readout_position: int | None = None
+    offsets: list[tuple[int, int]] | None = Field(
+        default=None,
+        description="start and end of each token in `text`, in characters (code points), where "
+        "asked for; null where a text that was cut on the right has other tokens",
+    )
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class RenderResponse(BaseModel):
+    """Renderings in the order of the conversations."""
+
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[Rendered]
+    template_sha256: str
+
+
+class ErrorBody(BaseModel):
+    """What is wrong with the whole request."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """The body of every 4xx and 5xx."""
+
+    error: ErrorBody

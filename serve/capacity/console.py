@@ -1,0 +1,114 @@
+"""A plan as tables for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.table import Table
+
+from serve.capacity.plan import Plan
+from serve.console import Console
+from serve.escaping import json_text
+
+_GIB = 2**30
+
+
+def print_plan(plan: Plan, as_json: bool) -> None:
+    """On standard output."""
+    if as_json:
+        print(json_text(dataclasses.asdict(plan), indent=2, default=dict))
+        return
+    console = Console(width=120)
+    for table in (_replica(plan), _fleet(plan), _limits(plan), _curve(plan)):
+        console.print(table)
+    console.print(f"start: {plan.command}", soft_wrap=True)
+    if plan.rate.status == "inferred":
+        console.print(
+            "The rate is inferred from data sheets, not measured: `make gpu-check` or --measure on "
+            "such a device, then --matrix-tflops and --share, make it firm."
+        )
+
+
+def _replica(plan: Plan) -> Table:
+    memory, rate, load = plan.memory, plan.rate, plan.load
+    table = _rows(f"One replica of {plan.model}")
+    several = f"{plan.gpus_per_replica} x " if plan.gpus_per_replica > 1 else ""
+    table.add_row("device", f"{several}{plan.device}", "")
+    table.add_row("parameters", _parameters(plan.num_parameters), plan.sizes_from)
+    table.add_row("weights", _gib(memory.weights_bytes), "on the fullest device" * bool(several))
+    if memory.device_bytes:
+        table.add_row("CUDA itself", _gib(memory.runtime_bytes), "inferred")
+        table.add_row("largest batch", _gib(memory.activation_bytes), "beside the weights")
+        share = memory.peak_bytes / memory.device_bytes
+        table.add_row("peak", _gib(memory.peak_bytes), f"{share:.0%} of the device")
+    table.add_row("max_batch_tokens", f"{memory.max_batch_tokens:,}", memory.reason)
+    spread = f" ({rate.low:,.0f} to {rate.high:,.0f})" if rate.low < rate.high else ""
+    table.add_row("distinct tokens/s", f"{rate.tokens_per_s:,.0f}{spread}", rate.status)
+    table.add_row("", "", rate.note)
+    one = plan.conversations_per_s_per_replica
+    table.add_row("conversations/s", f"{one:,.1f}", "never idle, full batches")
+    shared = load.group_size * load.conversation_tokens / load.group_tokens
+    table.add_row("tokens/s, shared ones too", f"{rate.tokens_per_s * shared:,.0f}", "")
+    return table
+
+
+def _fleet(plan: Plan) -> Table:
+    load, fleet = plan.load, plan.fleet
+    table = _rows(
+        f"For {load.conversations_per_s:,.1f} conversations/s "
+        f"({load.conversations_per_s * 60:,.0f} a minute)"
+    )
+    lengths = (
+        f"{load.prompt_tokens:,} + {load.response_tokens:,} tokens, {load.group_size} a prompt"
+    )
+    known = f"{load.cached_share:.0%} known to the cache" if load.cached_share else ""
+    table.add_row("conversations", lengths, known)
+    table.add_row("replicas", f"{fleet.num_replicas:,}", "")
+    cpu = f"{fleet.gateway_cpu_s:,.2f} cores of work"
+    table.add_row("gateways", f"{fleet.num_gateways:,}", cpu)
+    table.add_row("nodes", f"{fleet.num_nodes:,}", "")
+    if fleet.num_clusters > 1:
+        table.add_row("Ray clusters", f"{fleet.num_clusters:,}", "behind a balancer; inferred")
+    return table
+
+
+def _limits(plan: Plan) -> Table:
+    table = Table(title="What gives out first", title_justify="left")
+    for header in ("limit", "conversations/s", "times the load", "why"):
+        table.add_column(header)
+    for limit in plan.fleet.limits:
+        times = limit.conversations_per_s / plan.load.conversations_per_s
+        table.add_row(limit.what, f"{limit.conversations_per_s:,.0f}", f"{times:,.2f}", limit.note)
+    return table
+
+
+def _curve(plan: Plan) -> Table:
+    table = Table(title="Latency of a post (simulated)", title_justify="left")
+    for header in ("of the most", "conversations/s", "p50", "p95", "p99", "tokens a batch", "busy"):
+        table.add_column(header, justify="right")
+    for point in plan.curve:
+        table.add_row(
+            f"{point.fraction:.0%}",
+            f"{point.conversations_per_s:,.1f}",
+            *(f"{seconds * 1e3:,.0f} ms" for seconds in (point.p50_s, point.p95_s, point.p99_s)),
+            f"{point.mean_batch_tokens:,.0f}",
+            f"{point.busy:.0%}",
+        )
+    return table
+
+
+def _rows(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for _ in range(3):
+        table.add_column()
+    return table
+
+
+def _gib(num_bytes: int) -> str:
+    if num_bytes < _GIB / 10:
+        return f"{num_bytes / 2**20:,.1f} MiB"
+    return f"{num_bytes / _GIB:,.1f} GiB"
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.3f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"

@@ -1,0 +1,176 @@
+"""What the command line prints as tables, or as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from rm_core import find_entry, load_catalog, load_not_served
+from rm_core.attention import AttentionChoice, Placement, choose_attention
+from rm_core.catalog.entries import CatalogEntry, Fact, NotServed, load_sources
+from rm_core.verification import Check
+from serve.console import Console
+from serve.errors import UnknownCheckpointError
+from serve.escaping import json_text
+
+
+def print_catalog(as_json: bool) -> None:
+    """Every known checkpoint, a line each, and what is not served yet."""
+    if as_json:
+        _print_json(
+            {
+                "models": [_plain(entry) for entry in load_catalog()],
+                "not_served": [_plain(entry) for entry in load_not_served()],
+            }
+        )
+        return
+    console = Console()
+    table = _table(
+        "Served", "checkpoint", "family", "context", "RewardBench", "attention here", "licence"
+    )
+    for entry in load_catalog():
+        table.add_row(
+            entry.id,
+            entry.family,
+            str(entry.recommended_max_length or "unconfirmed"),
+            _overall(entry),
+            attention_here(entry).name,
+            str(entry.licence.value),
+        )
+    console.print(table)
+    chosen = {choice.name: choice.reason for choice in map(attention_here, load_catalog())}
+    for name, reason in chosen.items():
+        console.print(f"attention here: {name}: {reason}")
+    later = _table("Not served yet", "checkpoint", "why not")
+    for other in load_not_served():
+        later.add_row(other.id, other.reason)
+    console.print(later)
+    console.print(
+        "One in full: skyreward models NAME. Weights of none of them come with this "
+        "project; `demo` is embedded."
+    )
+
+
+def print_entry(name: str, as_json: bool) -> None:
+    """One checkpoint with the status and the source of every fact.
+
+    Raises:
+        UnknownCheckpointError: with the names that are known.
+    """
+    entry = find_entry(name) or _find_not_served(name)
+    if entry is None:
+        ids = [e.id for e in load_catalog()] + [e.id for e in load_not_served()]
+        known = ", ".join(name.rpartition("/")[2] for name in ids)
+        raise UnknownCheckpointError(f"{name!r} is not in the catalogue; it has: {known}")
+    if as_json:
+        _print_json(_plain(entry))
+        return
+    console = Console()
+    if isinstance(entry, NotServed):
+        console.print(f"{entry.what}\nNot served yet: {entry.reason}")
+    facts = _table(entry.id, "fact", "value", "status", "source")
+    for label, fact in _facts(entry):
+        facts.add_row(label, _value(fact), fact.status, fact.source)
+    console.print(facts)
+    if isinstance(entry, CatalogEntry):
+        choice = attention_here(entry)
+        console.print(f"attention on this machine: {choice.name} ({choice.reason})")
+    published = _table("Published", "benchmark", "metric", "value", "source", "note")
+    for row in entry.published:
+        unit = "%" if row.unit == "percent" else ""
+        published.add_row(row.benchmark, row.metric, f"{row.value}{unit}", row.source, row.note)
+    console.print(published)
+    used = {f.source for _, f in _facts(entry)} | {row.source for row in entry.published}
+    for key, citation in load_sources().items():
+        if key in used:
+            console.print(f"{key}: {citation}")
+
+
+def _find_not_served(name: str) -> NotServed | None:
+    wanted = name.strip().casefold()
+    for entry in load_not_served():
+        if wanted in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
+            return entry
+    return None
+
+
+def attention_here(entry: CatalogEntry) -> AttentionChoice:
+    """What `attention: auto` becomes for a checkpoint on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    gemma2 = entry.family == "gemma2"
+    return choose_attention(Placement(entry.family, device, dtype, gemma2, window=gemma2))
+
+
+def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
+    """What `skyreward verify` found."""
+    console = Console()
+    for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
+        console.print(f"{key}: {model[key]}")
+    table = _table("Checks", "check", "ours", "expected", "difference", "allowed", "", "against")
+    for check in checks:
+        table.add_row(
+            check.name,
+            "-" if check.ours is None else f"{check.ours:.6g}",
+            f"{check.expected:.6g}",
+            "-" if check.difference is None else f"{check.difference:.1e}",
+            f"{check.tolerance:.1e}",
+            "ok" if check.passed else "WRONG",
+            check.note,
+        )
+    console.print(table)
+    wrong = sum(not check.passed for check in checks)
+    console.print(f"{len(checks)} checks, {wrong} wrong")
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """A table whose first column, the name of a row, is never wrapped."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for header in others:
+        table.add_column(header)
+    return table
+
+
+def _overall(entry: CatalogEntry) -> str:
+    rows = [p for p in entry.published if p.benchmark == "rewardbench" and p.metric == "overall"]
+    return " / ".join(dict.fromkeys(f"{row.value:g}" for row in rows)) or "-"
+
+
+def _facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]:
+    """Every fact of a record, with its dotted name."""
+    if isinstance(record, Fact):
+        return [(prefix, record)]
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        items = [(f.name, getattr(record, f.name)) for f in dataclasses.fields(record)]
+    elif isinstance(record, Mapping):
+        items = list(record.items())
+    elif isinstance(record, tuple):
+        items = [(str(i), item) for i, item in enumerate(record)]
+    else:
+        return []
+    return [
+        found
+        for name, item in items
+        for found in _facts(item, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def _value(fact: Fact[Any]) -> str:
+    value = fact.value
+    text = "unconfirmed" if value is None else str(value)
+    if isinstance(value, tuple):
+        text = ", ".join(map(str, value))
+    return f"{text} ({fact.note})" if fact.note else text
+
+
+def _plain(record: Any) -> Any:
+    return dataclasses.asdict(record)
+
+
+def _print_json(value: Any) -> None:
+    print(json_text(value, indent=2, default=dict))

@@ -1,0 +1,148 @@
+"""`make demo`: start the real service on the embedded model, post the sample pairs, print a table.
+
+The service is a process of its own, started and stopped as an operator would; exit code 0 means
+that every pair came back scored and that the service ended in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import httpx
+from rich.table import Table
+
+from rm_core import RewardError, seeds_dir
+from serve.client import ScoringClient, ServiceError
+from serve.console import Console
+from serve.escaping import escaped_line
+
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+_FREE_PORTS = range(20_000, 30_000)
+_PORT_NUMBERS = itertools.count()
+
+
+def main() -> int:
+    """Run the demonstration; returns the exit code."""
+    lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    try:
+        with running_service() as url, ScoringClient(url) as client:
+            sent = [
+                {key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs
+            ]
+            answer = client.post("/v1/compare", {"pairs": sent})
+    except RewardError as error:
+        print(f"demo: {escaped_line(error.detail)}", file=sys.stderr)
+        return 1
+    print_pairs(pairs, answer)
+    return 1 if any("error" in result for result in answer["results"]) else 0
+
+
+@contextlib.contextmanager
+def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
+    """A service in a process of its own; gives its address once it is ready.
+
+    Args:
+        options: for `skyreward serve`; the port is chosen here.
+        output: where what it writes goes; None: where ours does.
+
+    Raises:
+        ServiceError: it did not become ready, or did not stop in order.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "serve.cli.main", "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _await_ready(process, url)
+        yield url
+    finally:
+        # By its own pid: Ray's processes are ended by the service itself.
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+    if code != 0:
+        raise ServiceError(f"the service ended with exit code {code} instead of 0")
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 on which nothing listens, another one at each call.
+
+    A service takes seconds to listen on it, and Ray opens many connections meanwhile. So the port
+    is from a range out of which no system chooses by itself, neither for connections nor for
+    port 0, and each process begins somewhere else in it.
+
+    Raises:
+        ServiceError: every port of the range is taken.
+    """
+    for _ in _FREE_PORTS:
+        port = _FREE_PORTS[(16 * os.getpid() + next(_PORT_NUMBERS)) % len(_FREE_PORTS)]
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServiceError(
+        f"every port from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]} is taken; stop what runs there"
+    )
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServiceError(f"the service ended with exit code {process.returncode}")
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get("/ready").status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.3)
+    raise ServiceError(f"the service was not ready after {_START_TIMEOUT_S:.0f} s")
+
+
+def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
+    """Print the answer of `/v1/compare` beside the pairs it is about, in their order."""
+    console = Console(width=120)
+    table = Table(title="Sample pairs, scored over HTTP", title_justify="left")
+    for header, justify in (
+        ("pair", "left"),
+        ("chosen", "right"),
+        ("rejected", "right"),
+        ("margin", "right"),
+        ("probability", "right"),
+        ("rejected is", "left"),
+    ):
+        table.add_column(header, justify=justify)  # type: ignore[arg-type]
+    for pair, result in zip(pairs, answer["results"], strict=True):
+        if error := result.get("error"):
+            table.add_row(pair["id"], "-", "-", "-", "-", f"{error['code']}: {error['message']}")
+            continue
+        numbers = [
+            f"{result[key]:.3f}"
+            for key in ("chosen_reward", "rejected_reward", "margin", "probability")
+        ]
+        table.add_row(pair["id"], *numbers, pair["why"])
+    console.print(table)
+    positive = sum(result.get("margin", 0) > 0 for result in answer["results"])
+    usage = answer["usage"]
+    console.print(
+        f"{positive} of {len(pairs)} margins are positive; {usage['num_tokens']} tokens, "
+        f"{usage['num_computed_tokens']} computed. The demo model is a toy for trying the service."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

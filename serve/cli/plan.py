@@ -1,0 +1,161 @@
+"""`skyreward plan`: its options. What it reckons is in `serve.capacity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from serve.capacity.devices import DEVICES
+from serve.cli.options import F, reported, say
+
+_AT_LEAST_ONE = click.IntRange(min=1)
+
+
+def _load_options(command: F) -> F:
+    options = (
+        click.option(
+            "--conversations-per-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="X",
+            help="The load.  [default: what one replica carries]",
+        ),
+        click.option(
+            "--prompt-tokens",
+            type=click.IntRange(min=0),
+            default=400,
+            show_default=True,
+            metavar="N",
+            help="What the conversations of a post share at their start.",
+        ),
+        click.option(
+            "--response-tokens", type=_AT_LEAST_ONE, default=400, show_default=True, metavar="N",
+            help="What each of them has for itself.",
+        ),
+        click.option(
+            "--group", "group_size", type=_AT_LEAST_ONE, default=2, show_default=True, metavar="N",
+            help="Conversations of a post: 2 for pairs.",
+        ),
+        click.option(
+            "--cached", "cached_share", type=click.FloatRange(0, 1, max_open=True), default=0.0,
+            metavar="SHARE", help="Of the conversations, how many were scored before.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _site_options(command: F) -> F:
+    options = (
+        click.option(
+            "--gpus-per-replica", type=_AT_LEAST_ONE, default=1, show_default=True, metavar="N",
+            help="Over which the layers are spread, for models that do not fit one.",
+        ),
+        click.option(
+            "--utilization", type=click.FloatRange(0, 1, min_open=True), default=0.7,
+            show_default=True, metavar="SHARE", help="How busy replicas are to be at the load.",
+        ),
+        click.option(
+            "--gpus-per-node", type=_AT_LEAST_ONE, default=8, show_default=True, metavar="N"
+        ),
+        click.option(
+            "--cores-per-node", type=_AT_LEAST_ONE, default=96, show_default=True, metavar="N"
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _rate_options(command: F) -> F:
+    options = (
+        click.option(
+            "--measure", "measured", is_flag=True,
+            help="Load the model on the device at hand and time it, instead of --gpu.",
+        ),
+        click.option(
+            "--matrix-tflops", type=click.FloatRange(min=0, min_open=True), metavar="X",
+            help="Matrix rate of the GPU, as `make gpu-check` measured it.",
+        ),
+        click.option(
+            "--share", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+            help="Of that rate, what the engine reached in `make gpu-check`.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--model", required=True, metavar="NAME", help="In the catalogue, or at hand.")
+@click.option("--gpu", type=click.Choice(list(DEVICES)), default="h200", show_default=True)
+@_load_options
+@_site_options
+@_rate_options
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a Ray Serve config that starts it.",
+)
+@reported
+def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: Any) -> None:
+    """Memory, throughput, replicas and latency for a load, and how to start it.
+
+    Memory follows from the checkpoint's sizes; the rate is a share of the GPU's, which is inferred
+    unless it is measured (--measure) or given (--matrix-tflops, --share). Latency is simulated.
+
+    Example: skyreward plan --model Skywork-Reward-V2-Llama-3.1-8B --conversations-per-s 500
+    """
+    import yaml
+
+    from serve.capacity.console import print_plan
+    from serve.capacity.fleet import Site
+    from serve.capacity.load import Load
+    from serve.capacity.plan import Wanted, make_plan
+    from serve.config.settings import Settings
+
+    measured = options["measured"]
+    if measured and _given("gpu", "matrix_tflops", "share"):
+        raise click.UsageError(
+            "--measure is of the device at hand; leave --gpu, --matrix-tflops and --share out"
+        )
+    per_s = options["conversations_per_s"]
+    names = ("prompt_tokens", "response_tokens", "group_size", "cached_share")
+    lengths = Load(per_s or 1.0, *(options[name] for name in names))
+    tflops = options["matrix_tflops"]
+    site = Site(
+        gpus_per_node=options["gpus_per_node"],
+        cores_per_node=options["cores_per_node"],
+        gpus_per_replica=options["gpus_per_replica"],
+        utilization=options["utilization"],
+        max_requests=Settings.model_fields["max_requests"].default,
+    )
+    if measured:
+        say("loading the model and timing it")
+    made = make_plan(
+        Wanted(
+            model=model,
+            gpu=None if measured else gpu,
+            load=lengths if per_s else None,
+            lengths=lengths,
+            site=site,
+            matrix_flops=tflops * 1e12 if tflops else None,
+            share=options["share"],
+        )
+    )
+    print_plan(made, as_json)
+    if output is not None:
+        output.write_text(yaml.safe_dump(dict(made.config), sort_keys=False), encoding="utf-8")
+        say(f"wrote {output}: it listens on every interface; give it `api_keys_file`")
+
+
+def _given(*names: str) -> bool:
+    source_of = click.get_current_context().get_parameter_source
+    return any(source_of(name) is not ParameterSource.DEFAULT for name in names)

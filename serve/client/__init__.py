@@ -1,0 +1,15 @@
+"""Python clients of the service, and reward functions for trainers. Imports no torch."""
+
+from serve.client.async_client import AsyncScoringClient
+from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.responses import Comparison, Ranking
+from serve.client.sync_client import ScoringClient
+
+__all__ = [
+    "AsyncScoringClient",
+    "Comparison",
+    "Ranking",
+    "ScoringClient",
+    "ScoringFailedError",
+    "ServiceError",
+]

@@ -1,0 +1,1 @@
+"""Reward functions for trainers, one file a trainer."""

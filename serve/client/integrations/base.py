@@ -1,0 +1,239 @@
+"""What all reward functions do: conversations out of a trainer's prompts and answers, and numbers.
+
+A conversation that cannot be scored ends the call with an error that names it, unless the user
+chose a number for it. It is never None: trainers would go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, get_args
+
+from rm_core import (
+    DialectName,
+    InvalidConversationError,
+    Reward,
+    ScoreError,
+    Truncation,
+    add_tools,
+    read_turns,
+    without_end,
+)
+from rm_core.inputs.chat_formats import markers_in
+from rm_core.types import Conversation
+from serve.client.async_client import AsyncScoringClient
+from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.settings import ClientSettings, PolicyTemplate
+from serve.client.sync_client import ScoringClient
+
+logger = logging.getLogger("serve.client")
+
+Item: TypeAlias = Conversation | ScoreError
+
+_MAX_TOLD = 5
+_LOGGED: set[str] = set()
+TEMPLATES: tuple[str, ...] = ("none", *get_args(DialectName))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a trainer's texts are read, and what becomes of those that cannot be scored.
+
+    Attributes:
+        truncation: what to do with conversations that are too long.
+        policy_template: how the policy's chat template writes the prompts, where they are text
+            that it rendered: `chatml`, `llama3`, `gemma` or `mistral`; `none`: they are plain.
+        failed_reward: for a conversation that cannot be scored; None: an error.
+    """
+
+    truncation: Truncation = "error"
+    policy_template: PolicyTemplate = "none"
+    failed_reward: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy_template not in TEMPLATES:
+            raise ServiceError(
+                f"policy_template {self.policy_template!r} is not known; there are: "
+                f"{', '.join(TEMPLATES)}"
+            )
+
+    def conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
+        """A prompt and the answer to it, each text or messages.
+
+        Args:
+            prompt: also as an array.
+            answer: also as an array, or as a single message.
+            tools: a row's column of that name, also as JSON text; None and blank text: no tools.
+                A policy's template wrote them into a prompt that is text in that template.
+        """
+        prompt, answer = _plain(prompt), _plain(answer)
+        if isinstance(prompt, str) and isinstance(answer, str):
+            if self.policy_template != "none":
+                return self.conversation_of_text(prompt + answer, prompt)
+            if refused := _refused(prompt):
+                return refused
+        messages = [*_messages(prompt, "user"), *_messages(answer, "assistant")]
+        item: Item = with_tools(messages, tools)
+        return item
+
+    def conversation_of_text(self, text: str, prompt: str) -> Item:
+        """The conversation in a text that begins with its prompt, special tokens and all."""
+        try:
+            if self.policy_template != "none":
+                return read_turns(text, prompt, self.policy_template)
+        except InvalidConversationError as error:
+            return ScoreError.of(error)
+        if refused := _refused(prompt):
+            return refused
+        if not prompt or not text.startswith(prompt):
+            return ScoreError("invalid_conversation", "the text does not begin with its prompt")
+        return self.conversation(prompt, without_end(text.removeprefix(prompt)))
+
+    def rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
+        """The number for each result, in order.
+
+        Raises:
+            ScoringFailedError: some are errors, and no number was chosen for those.
+        """
+        for result in results:
+            if isinstance(result, Reward):
+                _log_warnings(result.warnings)
+        failed = [(i, r) for i, r in enumerate(results) if isinstance(r, ScoreError)]
+        if not failed:
+            return [r.reward for r in results if isinstance(r, Reward)]
+        if self.failed_reward is None:
+            raise ScoringFailedError.of(results)
+        told = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_TOLD])
+        logger.warning(
+            "%d of %d conversations cannot be scored and get %g: %s",
+            len(failed),
+            len(results),
+            self.failed_reward,
+            told,
+        )
+        return [r.reward if isinstance(r, Reward) else self.failed_reward for r in results]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Clients and reading that settings ask for.
+
+    Attributes:
+        settings: the same.
+        client: for batches.
+        async_client: for many single conversations at a time.
+        reading: of prompts and answers.
+    """
+
+    settings: ClientSettings
+    client: ScoringClient
+    async_client: AsyncScoringClient
+    reading: Reading = field(default_factory=Reading)
+
+    def score(self, items: Sequence[Item]) -> list[float]:
+        """The number for each item, in order.
+
+        Raises:
+            ScoringFailedError: see `Reading.rewards`.
+            ServiceError: a whole request failed.
+        """
+        return self.reading.rewards(self.client.results(items, self.reading.truncation))
+
+    async def score_async(self, items: Sequence[Item]) -> list[float]:
+        """The same, in an event loop."""
+        results = await self.async_client.results(items, self.reading.truncation)
+        return self.reading.rewards(results)
+
+
+def scoring(**chosen: Any) -> Scoring:
+    """What `SKYREWARD_CLIENT_*` says, and these, which win; made once for equal ones.
+
+    Raises:
+        ServiceError: an unknown name or a bad value.
+    """
+    return _scoring(ClientSettings.of(**chosen))
+
+
+@functools.cache
+def _scoring(settings: ClientSettings) -> Scoring:
+    options: dict[str, Any] = {
+        "api_key": settings.api_key and settings.api_key.get_secret_value(),
+        "retry_s": settings.retry_s,
+        "timeout_s": settings.timeout_s,
+        "max_answer_bytes": settings.max_answer_bytes,
+        "num_posts": settings.num_posts,
+    }
+    reading = Reading(
+        truncation=settings.truncation,
+        policy_template=settings.policy_template,
+        failed_reward=settings.failed_reward,
+    )
+    client = ScoringClient(settings.urls, settings.model, **options)
+    async_client = AsyncScoringClient(settings.urls, settings.model, **options)
+    return Scoring(settings, client, async_client, reading)
+
+
+def score(conversations: Sequence[Conversation]) -> list[float]:
+    """The reward of each conversation, by the service that `SKYREWARD_CLIENT_*` names.
+
+    Raises:
+        ScoringFailedError: some have none; it says which, and has the others' rewards.
+        ServiceError: a whole request failed.
+    """
+    return scoring().score(conversations)
+
+
+def _log_warnings(warnings: Sequence[str]) -> None:
+    """Log the first warning of each kind: trainers get numbers, and would never see them."""
+    for warning in warnings:
+        kind = warning.partition(":")[0]
+        if kind not in _LOGGED:
+            _LOGGED.add(kind)
+            logger.warning("%s (the first warning of this kind; others are not logged)", warning)
+
+
+def with_tools(conversation: Any, tools: Any) -> Any:
+    """A conversation with a row's tools, if the row has some and the conversation none."""
+    tools = _plain(tools)
+    if isinstance(tools, str) and not tools.strip():
+        return conversation
+    return add_tools(conversation, tools)
+
+
+def column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
+    """The values of a column that a trainer passes by keyword; None for each where there is none.
+
+    Raises:
+        ServiceError: the column has not one value for each row.
+    """
+    values = _plain(columns.get(name))
+    if values is None:
+        return [None] * num_rows
+    if not isinstance(values, list | tuple) or len(values) != num_rows:
+        raise ServiceError(f"the column {name!r} has not one value for each of {num_rows} rows")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _messages(value: Any, role: str) -> list[Any]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return [value] if isinstance(value, Mapping) else list(value)
+
+
+def _refused(prompt: str) -> ScoreError | None:
+    markers = markers_in(prompt)
+    if not markers:
+        return None
+    return ScoreError(
+        "foreign_template",
+        f"the prompt has {', '.join(markers)}: the policy's chat template rendered it. Say how by "
+        f"policy_template ({', '.join(TEMPLATES[1:])}), so that its turns can be read, or give "
+        "prompts as messages",
+    )

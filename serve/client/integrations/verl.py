@@ -1,0 +1,59 @@
+"""verl: `custom_reward_function`, one answer at a time or, with the batch manager, all.
+
+verl gives a reward function the answer but not the prompt: that is looked up in `extra_info`, under
+the setting `prompt_field`. Keywords of `reward_kwargs` are settings that win over the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rm_core import ScoreError
+from serve.client.integrations.base import Item, Scoring, scoring
+
+# What verl gives beside the settings, where it runs reward models of its own.
+_OF_VERL = ("reward_router_address", "reward_model_tokenizer")
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> float:
+    """The raw reward of an answer."""
+    chosen = _chosen(settings)
+    (reward,) = await chosen.score_async([_item(chosen, extra_info, solution_str)])
+    return reward
+
+
+def compute_score_batch(
+    data_sources: Sequence[str],
+    solution_strs: Sequence[str],
+    ground_truths: Sequence[Any],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    **settings: Any,
+) -> list[float]:
+    """The raw reward of each answer, in order."""
+    chosen = _chosen(settings)
+    pairs = zip(extra_infos, solution_strs, strict=True)
+    return chosen.score([_item(chosen, info, answer) for info, answer in pairs])
+
+
+def _chosen(settings: Mapping[str, Any]) -> Scoring:
+    return scoring(**{name: v for name, v in settings.items() if name not in _OF_VERL})
+
+
+def _item(chosen: Scoring, extra_info: Mapping[str, Any] | None, answer: str) -> Item:
+    name = chosen.settings.prompt_field
+    info = extra_info or {}
+    if info.get(name) is None:
+        return ScoreError(
+            "invalid_conversation",
+            f"`extra_info` has no {name!r}, where the prompt should be (it has: "
+            f"{', '.join(map(repr, info)) or 'nothing'}); add it to the data, or name another "
+            "field by reward_kwargs.prompt_field",
+        )
+    return chosen.reading.conversation(info[name], answer)

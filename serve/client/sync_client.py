@@ -1,0 +1,273 @@
+"""The synchronous client of the native routes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from rm_core import Reward, ScoreError, Truncation
+from rm_core.types import Conversation
+from serve.client.base import Client, options_of
+from serve.client.batching import CONVERSATIONS, PAIRS, RESPONSES, Part, Work
+from serve.client.errors import ServiceError
+from serve.client.progress import bar
+from serve.client.responses import Answer, Comparison, Ranking
+from serve.client.sansio import Pause, Steps, encoded
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ScoringClient(Client):
+    """Posts to one or several running services that serve the same model. A context manager.
+
+    A request that is refused for a while, or lost with its connection, is sent again, to another
+    address if there is one, under the same `X-Request-Id`; each time is logged as a warning.
+    Scoring twice is harmless. May be used from several threads and in forked processes, and
+    pickled; the connections are shared by threads and never by processes.
+
+    Args:
+        url: address of the service, such as `http://127.0.0.1:8000`, or several.
+        model: which of its models; None if it serves one.
+        options: the other fields of `Options`, by name: `api_key`, `retry_s`, `timeout_s`, ...
+
+    Raises:
+        ServiceError: `url` is no address, or `api_key` no key.
+    """
+
+    _pool: httpx.Client | None
+    _owner: int
+
+    def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
+        super().__init__(options_of(url, model, **options))
+        self._open()
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> list[float]:
+        """The reward of each conversation, in order.
+
+        Args:
+            conversations: messages, or mappings of `messages` and `tools`. Keys that are null are
+                not sent, so that rows of tables can be given as they are.
+            truncation: what to do with those that are too long.
+            tools: for conversations without `tools`; JSON schemas of functions, or JSON text.
+            progress: whether to show a bar.
+
+        Raises:
+            ScoringFailedError: some have none; it says which, and has the others' rewards.
+            ServiceError: a whole request failed.
+        """
+        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
+        return [result.reward for result in self._done(work, progress).all_good()]
+
+    def results(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> list[Reward | ScoreError]:
+        """A reward or an error for each conversation, in order; an error among them stays.
+
+        The arguments are those of `score`.
+
+        Raises:
+            ServiceError: a whole request failed.
+        """
+        return self._done(
+            self._work(CONVERSATIONS, conversations, truncation, tools=tools), progress
+        ).done()
+
+    def compare(
+        self,
+        pairs: Sequence[Mapping[str, Any]],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> list[Comparison]:
+        """Both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
+
+        Raises:
+            ScoringFailedError: some pairs have none; it says which, and has the others' rewards.
+            ServiceError: a whole request failed.
+        """
+        return self._done(self._work(PAIRS, pairs, truncation, tools=tools), progress).all_good()
+
+    def rank(
+        self,
+        prompt: str | Conversation | None,
+        responses: Sequence[str | Conversation],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> Ranking:
+        """Rewards and ranks of the answers to one prompt, in the order in which they are given.
+
+        Raises:
+            ScoringFailedError: some have no reward; it says which, and has the others'.
+            ServiceError: a whole request failed.
+        """
+        work = self._work(RESPONSES, responses, truncation, tools=tools, prompt=prompt)
+        return Ranking.of([r.reward for r in self._done(work, progress).all_good()])
+
+    def ask(self, conversations: Sequence[Any], truncation: Truncation = "error") -> Answer:
+        """Score conversations in a single request.
+
+        Raises:
+            ServiceError: it failed.
+        """
+        work = self._work(CONVERSATIONS, conversations, truncation)
+        for part in work.parts(len(conversations), 2**62):
+            self._run(work.steps(part, self._sender))
+        fingerprint = work.fingerprints[0] if work.fingerprints else None
+        return Answer(work.done(), work.num_computed_tokens, fingerprint)
+
+    def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post a body, `model` added, and return the answer as it is.
+
+        Raises:
+            ServiceError: the request failed.
+        """
+        content = encoded(self._body(body)).encode()
+        return self._run(self._sender.ask("POST", route, content))
+
+    def get(self, route: str) -> dict[str, Any]:
+        """What the service tells at a route.
+
+        Raises:
+            ServiceError: the request failed.
+        """
+        return self._run(self._sender.ask("GET", route))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._owner == os.getpid():
+            pool.close()
+
+    def _open(self) -> None:
+        self._pool = None
+        self._owner = os.getpid()
+
+    def _connections(self) -> httpx.Client:
+        with self._lock:
+            if self._owner != os.getpid():
+                # Of the process that this one was forked from: its connections are its own.
+                self._open()
+            if self._pool is None:
+                self._pool = httpx.Client(**self._transport(httpx.HTTPTransport))
+            return self._pool
+
+    def _done(self, work: Work[R], progress: bool) -> Work[R]:
+        num_items = len(work.results)
+        parts = work.parts(self._most_items(num_items), self.options.max_bytes)
+        first, second = next(parts, None), next(parts, None)
+        queue = _Queue(itertools.chain(filter(None, (first, second)), parts))
+        with bar(num_items, progress) as show:
+
+            def take_parts() -> None:
+                for part in queue:
+                    self._run(work.steps(part, self._sender), queue.stopped.wait)
+                    show(len(part.places))
+
+            if second is None:
+                take_parts()
+            else:
+                _in_threads(take_parts, self._num_posts(), queue)
+        return self._check(work)
+
+    def _run(self, steps: Steps[T], wait: Callable[[float], object] | None = None) -> T:
+        wait = wait or threading.Event().wait
+        pool = self._connections()
+        came: httpx.Response | httpx.HTTPError | None = None
+        try:
+            while True:
+                step = steps.send(came)
+                if isinstance(step, Pause):
+                    if wait(step.seconds):
+                        raise ServiceError("another part of the same call failed; given up")
+                    came = None
+                    continue
+                try:
+                    with pool.stream(
+                        step.method, step.url, content=step.content, headers=step.headers
+                    ) as response:
+                        body = self._body_of(response)
+                        for piece in response.iter_raw():
+                            body.add(piece)
+                    came = body.response()
+                except httpx.HTTPError as error:
+                    came = error
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        finally:
+            steps.close()
+
+    def __enter__(self) -> ScoringClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Queue(Iterator[Part]):
+    """Parts for several threads, until there are no more or one of them failed."""
+
+    def __init__(self, parts: Iterator[Part]) -> None:
+        self.stopped = threading.Event()
+        self._parts = parts
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Part:
+        with self._lock:
+            if self.stopped.is_set():
+                raise StopIteration
+            return next(self._parts)
+
+
+def _in_threads(function: Callable[[], None], number: int, queue: _Queue) -> None:
+    """Run a function in threads; the first failure stops the queue and is raised."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failures.append(error)
+            queue.stopped.set()
+
+    pool = ThreadPoolExecutor(number, thread_name_prefix="score")
+    try:
+        concurrent.futures.wait([pool.submit(guarded) for _ in range(number)])
+    except BaseException:
+        # Ctrl-C: what is in flight ends by itself, nobody waits for it.
+        queue.stopped.set()
+        pool.shutdown(wait=False)
+        raise
+    pool.shutdown()
+    if failures:
+        raise failures[0]

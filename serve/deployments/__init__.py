@@ -1,0 +1,1 @@
+"""What runs inside Ray Serve: gateways, scorer replicas, the request router, autoscaling."""

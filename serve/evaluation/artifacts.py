@@ -1,0 +1,160 @@
+"""What an evaluation leaves in its folder: `summary.json`, `scores.jsonl`, `summary.md`.
+
+`summary.json` has no time and no place in it: equal rewards give equal bytes, whatever gave them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_core.benchmarks.base import Part
+from serve.errors import EvaluationError
+from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, named_figures
+from serve.evaluation.result import Evaluation
+from serve.evaluation.score_files import SCORES, write_scores
+from serve.jobs.atomic_io import read_regular, write_durably
+from serve.jobs.inputs.strict_json import parse_strict
+
+SUMMARY = "summary.json"
+MODEL_CARD = "summary.md"
+REPORT = "report.html"
+# Where the data lies, and what decides nothing while nothing is longer.
+_PLACES = ("data", "official")
+_LENGTH = "max_length"
+
+
+def write_files(evaluation: Evaluation, folder: Path) -> None:
+    """Write all but the report; each file is there whole or not at all."""
+    write_scores(folder / SCORES, evaluation.scored)
+    summary = json.dumps(summary_of(evaluation), ensure_ascii=False, allow_nan=False, indent=2)
+    write_durably(folder / SUMMARY, f"{summary}\n".encode())
+    write_durably(folder / MODEL_CARD, model_card(evaluation).encode())
+
+
+def summary_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    figures = evaluation.figures
+    return {
+        "benchmark": evaluation.benchmark.name,
+        "model": evaluation.model,
+        "num_items": len(evaluation.scored),
+        "overall": figures.overall,
+        **{name: figures.more[name] for name in (MEAN_OF_SECTIONS,) if name in figures.more},
+        "sections": {name: part.score for name, part in figures.sections.items()},
+        **{name: figures.more[name] for name in (DIFFICULTY,) if name in figures.more},
+        "subsets": {name: part.score for name, part in figures.subsets.items()},
+        "partial": is_partial(evaluation),
+        "missing": list(figures.missing),
+        "failed": [
+            {"id": item.id, "subset": item.subset, "code": error.code}
+            for item, error in evaluation.failed
+        ],
+        "used": _placeless(evaluation),
+        "counts": {
+            "sections": {name: _counts(part) for name, part in figures.sections.items()},
+            "subsets": {name: _counts(part) for name, part in figures.subsets.items()},
+        },
+        **{
+            name: value
+            for name, value in figures.more.items()
+            if name not in (MEAN_OF_SECTIONS, DIFFICULTY)
+        },
+    }
+
+
+def is_partial(evaluation: Evaluation) -> bool:
+    """Whether the figures are of a part of the benchmark."""
+    return bool(evaluation.figures.missing or evaluation.failed)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A `summary.json`.
+
+    Args:
+        path: of the file, or of the folder of the evaluation.
+
+    Raises:
+        EvaluationError: it is not there, or is none.
+    """
+    path = path / SUMMARY if path.is_dir() else path
+    try:
+        summary = parse_strict(read_regular(path).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError(
+            f"{path} cannot be read ({error}); give the folder that `skyreward eval` wrote to"
+        ) from error
+    wanted = ("benchmark", "model", "num_items", "overall", "sections", "subsets")
+    lacking = [name for name in wanted if not isinstance(summary, dict) or name not in summary]
+    if lacking:
+        raise EvaluationError(
+            f"{path} has no {', '.join(lacking)}, so it is no summary of an evaluation; give the "
+            "folder that `skyreward eval` wrote to"
+        )
+    return dict(summary)
+
+
+def model_card(evaluation: Evaluation) -> str:
+    """The figures as a table of Markdown."""
+    figures = evaluation.figures
+    rows = named_figures(figures)
+    if MEAN_OF_SECTIONS in rows:
+        rows = {
+            "overall, of all items": rows.pop(OVERALL),
+            "mean of the sections": rows.pop(MEAN_OF_SECTIONS),
+            **rows,
+        }
+    lines = [
+        f"## {evaluation.benchmark.title}: {_escaped(evaluation.model)}",
+        "",
+        "| | accuracy, % |",
+        "|---|--:|",
+        *(f"| {_escaped(name)} | {_percent(value)} |" for name, value in rows.items()),
+        "",
+        f"{len(evaluation.scored):,} items, scored with `skyreward`.",
+    ]
+    if is_partial(evaluation):
+        failed = (
+            [f"{len(evaluation.failed):,} items could not be scored"] if evaluation.failed else []
+        )
+        lines += ["", f"**Partial result.** Missing: {'; '.join([*failed, *figures.missing])}."]
+    if evaluation.compared:
+        lines += ["", "| published | figure | there, % | here, % | note |", "|---|---|--:|--:|---|"]
+        lines += [
+            f"| {_escaped(one.source)} | {_escaped(one.metric)} | {_percent(one.published)} | "
+            f"{_percent(one.ours)} | {_escaped(one.note)} |"
+            for one in evaluation.compared
+        ]
+    used = "; ".join(f"{name}: {value}" for name, value in evaluation.used.items())
+    return "\n".join([*lines, "", _escaped(f"Used: {used}"), ""])
+
+
+def lacks(evaluation: Evaluation) -> list[str]:
+    """What a partial result is without, a phrase each."""
+    failed = f"{len(evaluation.failed):,} items could not be scored"
+    return [failed] * bool(evaluation.failed) + list(evaluation.figures.missing)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _counts(part: Part) -> dict[str, float | int | None]:
+    return {
+        "num_items": part.num_items,
+        "num_expected": part.num_expected,
+        "num_correct": part.num_correct,
+    }
+
+
+def _placeless(evaluation: Evaluation) -> Mapping[str, Any]:
+    used = {name: value for name, value in evaluation.used.items() if name not in _PLACES}
+    if not used.get("num_truncated") and not evaluation.failed:
+        used.pop(_LENGTH, None)
+    return used

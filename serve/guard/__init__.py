@@ -1,1 +1,0 @@
-"""What stands around the application: keys, sizes, numbers in flight, deadlines."""

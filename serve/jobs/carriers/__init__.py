@@ -1,1 +1,0 @@
-"""Three ways to score the conversations of a job: in this process, by a service, on Ray."""

@@ -1,0 +1,193 @@
+"""The rule for columns that data formats give a meaning: which are read, refused, named, carried.
+
+A column concerns scoring only if some format puts it into what the model reads. Then:
+
+1. It is read, where what it says can be rendered: prompts, answers, `system`, `history`, `tools`.
+2. The row gets an error, where the answer is about something that is not text (images, videos,
+   audio), or where the row is of a kind that has no single answer (stepwise supervision, a prompt
+   alone, an annotation tool's record).
+3. The row gets a warning `column_not_read` otherwise (`documents`, `context`, a second prompt),
+   unless the conversation has the same text anyway.
+
+All other columns (labels, ratings, ids, names of models, answers of another shape) change nothing
+in what the model reads, and are carried through. The names come from the formats of TRL,
+LLaMA-Factory, ms-swift, Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from rm_core import InvalidConversationError
+from rm_core.inputs.conversations import Messages
+from serve.jobs.columns import listed
+
+CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+"""Names of the better answer of a pair."""
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+"""Names of the worse answer of a pair; the last two also go with `messages` or `response`."""
+GROUPS = ("responses", "generations")
+"""Names of the answers of a group, the first one that is there."""
+RESPONSES = ("response", "completion", "answer", "output")
+"""What the only answer of a record may be called."""
+GENERATION = "generation"
+"""What it may be called where none of `RESPONSES` is there."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Names of whole conversations, and of the messages before the answers of a pair or a group."""
+PROMPTS = ("question", "instruction", "query")
+"""What a prompt may be called besides `prompt`."""
+INPUT = "input"
+"""Goes behind an instruction; the prompt itself where nothing else is."""
+SYSTEMS = ("system", "system_prompt")
+HISTORY = "history"
+TOOLS = "tools"
+
+MEDIA = (
+    *("image", "images", "video", "videos", "audio", "audios"),
+    *("rejected_image", "rejected_images", "rejected_videos", "rejected_audios"),
+)
+"""Columns of what an answer is about and text does not hold."""
+_MEDIA = frozenset(MEDIA)
+NOT_READ = (
+    *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
+    *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
+    *("context_messages", "system_message", "available_tools"),
+)
+"""Columns that a format puts into what the model reads; warned of where they were not read."""
+
+
+def require_text(record: Mapping[str, Any]) -> None:
+    """Return if a record, or a message, is about text alone.
+
+    Raises:
+        InvalidConversationError: a column has images, videos or audio.
+    """
+    if _MEDIA.isdisjoint(record):
+        return
+    media = [name for name in MEDIA if _is_filled(record.get(name))]
+    if media:
+        raise InvalidConversationError(
+            f"the record has {listed(media)}, and only text is scored; an answer about something "
+            "that the model does not see would get a wrong reward. If the answer is not about it, "
+            f"leave the column aside: {_ignoring(media)}"
+        )
+
+
+def explain_no_shape(record: Mapping[str, Any]) -> str:
+    """What a record without a known shape is, and what to do."""
+    if isinstance(record.get("fields"), Mapping):
+        return (
+            "no known shape; this is an Argilla record, whose texts are in `fields`: name them, "
+            "for example --prompt-column fields.prompt --response-column fields.response"
+        )
+    if isinstance(record.get("labels"), list) and isinstance(record.get("completions"), list):
+        return (
+            "no known shape; `completions` with `labels` is stepwise supervision, whose labels are "
+            "of steps, and a reward is given to a whole answer: join the steps into `response`"
+        )
+    prompts = [name for name in ("prompt", *PROMPTS) if name in record]
+    hint = f"; {listed(prompts)} has no answer with it" if prompts else ""
+    return (
+        "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
+        f"or `prompt` and `responses`, or `prompt` and `response`; this one has {listed(record)}"
+        f"{hint}: rename them, or name them by options such as --messages-column"
+    )
+
+
+def warn_unread(
+    record: Mapping[str, Any], read: Collection[str], conversations: Sequence[Messages]
+) -> list[str]:
+    """Warnings about columns that say what the model may have to read, and were not read.
+
+    Args:
+        record: without the columns that the caller ignores.
+        read: names of its columns that were read.
+        conversations: made of those.
+    """
+    unread = [
+        name
+        for name in NOT_READ
+        if name in record
+        and name not in read
+        and _is_filled(record[name])
+        and not _is_repeated(name, record[name], conversations)
+    ]
+    if not unread:
+        return []
+    return [
+        f"column_not_read: {listed(unread)} may belong to what the model should read, and was not "
+        f"read; name the columns to read by options, or say {_ignoring(unread)}"
+    ]
+
+
+def _is_repeated(name: str, value: Any, conversations: Sequence[Messages]) -> bool:
+    """Whether what a column says is read elsewhere: of messages, one conversation is enough."""
+    found = [_is_covered(value, messages) for messages in conversations]
+    return any(found) if name in CONVERSATIONS else all(found)
+
+
+def _is_covered(value: Any, messages: Messages) -> bool:
+    """Whether a conversation has what a column says."""
+    if isinstance(value, str):
+        return any(value.strip() in message["content"] for message in messages)
+    if isinstance(value, list):
+        return all(
+            isinstance(turn, Mapping)
+            and isinstance(content := turn.get("content", turn.get("value")), str)
+            and _is_covered(content, messages)
+            for turn in value
+        )
+    return False
+
+
+def _is_filled(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list | tuple):
+        return any(item is not None for item in value)
+    if isinstance(value, Mapping):
+        return any(item is not None for item in value.values())
+    return value is not None and value is not False
+
+
+def _ignoring(names: Sequence[str]) -> str:
+    return " ".join(f"--ignore-column {name}" for name in names)
+
+
+def find_pair(has: Callable[[str], bool]) -> tuple[str, str] | None:
+    """The columns with the two sides of a pair; None if there are no two.
+
+    Args:
+        has: whether there is a column of that name.
+    """
+    chosen = [name for name in CHOSEN if has(name)]
+    rejected = [name for name in REJECTED if has(name)]
+    if chosen and rejected:
+        return chosen[0], rejected[0]
+    others = [name for name in rejected if name != "rejected"]
+    better = [name for name in ("messages", *RESPONSES) if has(name)]
+    return (better[0], others[0]) if others and better else None
+
+
+def is_prompt(messages: Any) -> bool:
+    """Whether messages end before an answer."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") in ("user", "tool")
+
+
+def is_whole(answer: Any) -> bool:
+    """Whether an answer is a whole conversation: messages that do not begin with the answer."""
+    first = answer[0] if isinstance(answer, list) and answer else None
+    return isinstance(first, Mapping) and first.get("role") in ("system", "user")
+
+
+def is_annotation(record: Mapping[str, Any], responses: Any) -> bool:
+    """Whether responses are those of annotators, as Argilla exports them."""
+    if isinstance(responses, Mapping):
+        return isinstance(record.get("fields"), Mapping)
+    return (
+        isinstance(responses, list)
+        and bool(responses)
+        and all(isinstance(r, Mapping) and "values" in r for r in responses)
+    )

@@ -1,0 +1,117 @@
+"""JSON lines, plain or compressed: the line is the row, its bytes are its size."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from rm_core import ScoreError
+from serve.jobs.inputs.encodings import HEAD_BYTES, guess_encoding, require_utf8
+from serve.jobs.inputs.io import Watcher, opened
+from serve.jobs.inputs.source import START, Decoded, Position, Row
+from serve.jobs.inputs.strict_json import describe, parse_strict
+
+MAX_ROW_BYTES = 64 << 20
+"""Maximum size of a row of JSON; a longer one is an error of its row, and never held in memory."""
+SHOWN_BYTES = 1000
+"""Size of the beginning of a longer row that is kept."""
+_BLOCK_BYTES = 1 << 20
+
+
+def read_lines(
+    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
+) -> Iterator[Row]:
+    """Rows of a file; arguments as for `FileSource.rows_in`."""
+    with opened(path, start.offset, watch) as file:
+        yield from rows_of(file, start, decoded=decoded)
+
+
+def rows_of(file: IO[bytes], start: Position = START, *, decoded: Decoded = True) -> Iterator[Row]:
+    """Rows of lines of bytes; lines of blanks are none.
+
+    Args:
+        file: its next line is the one at `start`.
+        start: where it stands.
+        decoded: see `FileSource.rows_in`.
+
+    Raises:
+        JobInputError: the first line is not UTF-8 but UTF-16 or the like.
+    """
+    number, end = start.row, start.offset
+    for line, size in split_lines(file):
+        if not end:
+            require_utf8(line[:HEAD_BYTES], getattr(file, "name", "the input"))
+        end += size
+        if line.isspace():
+            continue
+        record: Any = None
+        raw: str | None = None
+        if size > len(line):
+            if decoded is not False:
+                record, raw = too_long("line", line, size)
+        elif decoded(line) if callable(decoded) else decoded:
+            record, raw = parse_line(line)
+        yield Row(number, size, record, raw, start.file, end)
+        number += 1
+
+
+def split_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Lines with their size in bytes, line end included.
+
+    A line of more than `MAX_ROW_BYTES` comes as its first `SHOWN_BYTES`, so that its size is larger
+    than its length; as one blank where it is blank.
+    """
+    readline, limit = file.readline, MAX_ROW_BYTES
+    while line := readline(limit + 1):
+        size = len(line)
+        if size > limit:
+            is_blank, head = line.isspace(), line[:SHOWN_BYTES]
+            while not line.endswith(b"\n") and (line := readline(_BLOCK_BYTES)):
+                size += len(line)
+                is_blank = is_blank and line.isspace()
+            line = b" " if is_blank else head
+        yield line, size
+
+
+def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
+    """The record of a line; or a `ScoreError` that says why there is none, and the line's text.
+
+    Args:
+        line: UTF-8, also with a byte order mark or half a surrogate pair.
+        finite: see `parse_strict`.
+    """
+    try:
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        return not_utf8("line", line, error)
+    try:
+        return parse_strict(text, finite=finite), None
+    except (ValueError, RecursionError) as error:
+        problem = f"the line cannot be read as JSON: {describe(error)}"
+        return ScoreError("invalid_json", problem), text.rstrip("\r\n")
+
+
+def not_utf8(what: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreError, str]:
+    r"""The error and the text of a row that is not UTF-8, its wrong bytes as `\xNN`."""
+    guess = guess_encoding(text[:_BLOCK_BYTES])
+    looks = f" (it may be {guess})" if guess else ""
+    problem = (
+        f"the {what} is not UTF-8: byte {text[error.start]:#04x} at {error.start}{looks}; save the "
+        "file as UTF-8"
+    )
+    return ScoreError("invalid_json", problem), _readable(text)
+
+
+def too_long(what: str, head: bytes, size: int) -> tuple[ScoreError, str]:
+    """The error and the beginning of a row of more than `MAX_ROW_BYTES`."""
+    problem = (
+        f"the {what} has {size:,} bytes and may have {MAX_ROW_BYTES:,}; only its beginning is kept "
+        "here. Write one record a line, or one array of records into a file that ends in .json"
+    )
+    return ScoreError("invalid_json", problem), _readable(head[:SHOWN_BYTES])
+
+
+def _readable(text: bytes) -> str:
+    return text.decode("utf-8", "backslashreplace").rstrip("\r\n")

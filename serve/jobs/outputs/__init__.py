@@ -1,4 +1,0 @@
-"""Where rows with their rewards go: JSON lines, plain or compressed, and Parquet.
-
-Start reading at `serve.jobs.outputs.writer`.
-"""

@@ -1,0 +1,30 @@
+"""Files that an earlier job wrote, known by what that job keeps beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.errors import JobRefusedError
+from serve.jobs.chunk_files import DamagedError
+from serve.jobs.inputs.io import digest_of
+from serve.jobs.inputs.scan import FileDigest
+from serve.jobs.manifest import Manifest
+from serve.jobs.state import manifest_path
+
+
+def find_results(file: FileDigest) -> frozenset[str]:
+    """The columns of results of a file that is the unchanged output of a job; else none.
+
+    Args:
+        file: of an input.
+    """
+    path = Path(file.path)
+    try:
+        kept = Manifest.read(manifest_path(path))
+    except (DamagedError, JobRefusedError, OSError, KeyError, TypeError):
+        return frozenset()
+    if kept is None or kept.done is None or kept.done.size != file.size:
+        return frozenset()
+    is_whole = file.num_hashed_bytes == file.size
+    digest = file.sha256 if is_whole else digest_of(path, file.size)
+    return kept.survey.names.written if digest == kept.done.sha256 else frozenset()

@@ -1,0 +1,4 @@
+"""Where rows with their rewards go: JSON lines, plain or compressed, and Parquet.
+
+Start reading at `serve.jobs.writers.base`.
+"""

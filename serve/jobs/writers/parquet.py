@@ -1,0 +1,167 @@
+"""Parquet: the input's columns with their exact types, and columns of results after them.
+
+Rows are gathered by few, kept as Arrow, and written as row groups of some tens of megabytes, so
+that memory is bounded and readers find groups of a useful size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import IO, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.errors import JobOutputError
+from serve.jobs.inputs.scan import RESULTS_KEY
+from serve.jobs.inputs.source import Row
+from serve.jobs.record_schema import Shape
+from serve.jobs.row_results import AS_NAMED, RESULT_COLUMNS, UNREAD, Outcome, ResultNames
+from serve.jobs.writers.abortable import Sink
+
+_GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
+_GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
+_ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
+# Rewards are float32; a difference of two is exact in float64 alone, as JSON has it.
+_TYPES = {
+    "reward": pa.float32(),
+    "chosen_reward": pa.float32(),
+    "rejected_reward": pa.float32(),
+    "margin": pa.float64(),
+    "rewards": pa.list_(pa.float32()),
+    "error": _ERROR,
+    "truncated": pa.bool_(),
+    "warnings": pa.list_(pa.string()),
+}
+
+
+class TableWriter:
+    """Writes one Parquet file.
+
+    Args:
+        file: where the bytes go.
+        schema: of the input.
+        shapes: of its rows.
+        names: of the results.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        schema: pa.Schema,
+        shapes: Iterable[Shape],
+        names: ResultNames = AS_NAMED,
+    ) -> None:
+        self.nulled: Counter[str] = Counter()  # a table holds every number
+        self._names = names
+        self._carried = pa.schema([field for field in schema if field.name not in names.replaced])
+        self._results = _results(shapes, names)
+        mark = {RESULTS_KEY: json.dumps(self._results.names).encode()}
+        metadata = {**(schema.metadata or {}), **mark}
+        self._schema = pa.schema([*self._carried, *self._results], metadata)
+        self._sink = Sink(file)
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._rows: list[Row] = []
+        self._outcomes: list[Mapping[str, Any]] = []
+        self._num_bytes = 0
+        self._group: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            self._gather()
+            self._write_group()
+            self._writer.close()
+        else:
+            self._sink.drop()
+            self._writer.close()
+
+    def write(self, row: Row, outcome: Outcome) -> None:
+        """See `Writer`."""
+        self._rows.append(row)
+        self._outcomes.append({self._names[key]: one for key, one in outcome.columns.items()})
+        self._num_bytes += row.size
+        if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
+            self._gather()
+
+    def _record(self, row: Row) -> Mapping[str, Any]:
+        if isinstance(row.record, Mapping):
+            return row.record
+        return {self._names[UNREAD]: row.record if row.raw is None else row.raw}
+
+    def _gather(self) -> None:
+        if not self._rows:
+            return
+        if self._rows[0].cells:
+            columns = _cells(self._rows, self._carried)
+        else:
+            columns = _arrays([self._record(row) for row in self._rows], self._carried)
+        columns += _arrays(self._outcomes, self._results)
+        self._group.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._rows, self._outcomes, self._num_bytes = [], [], 0
+        num_rows = sum(batch.num_rows for batch in self._group)
+        if num_rows >= _GROUP_ROWS or sum(b.nbytes for b in self._group) >= _GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._group:
+            table = pa.Table.from_batches(self._group)
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+            self._group = []
+
+
+def _results(shapes: Iterable[Shape], names: ResultNames) -> pa.Schema:
+    results = [name for shape in sorted(shapes) for name in RESULT_COLUMNS[shape]]
+    results += ["error", "truncated", "warnings"]
+    return pa.schema([(names[name], _TYPES[name]) for name in results])
+
+
+def _arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
+    arrays = []
+    for field in schema:
+        values = [record.get(field.name) for record in records]
+        try:
+            arrays.append(pa.array(values, field.type))
+        except UnicodeEncodeError:
+            arrays.append(pa.array([_well_formed(value) for value in values], field.type))
+        except pa.ArrowException as error:
+            raise JobOutputError(
+                f"column `{field.name}` cannot be written as {field.type}: {error}; the input "
+                "changed since the job began, or write JSON lines instead"
+            ) from error
+    return arrays
+
+
+def _well_formed(value: Any) -> Any:
+    # Half a surrogate pair is no Unicode, which is all that Parquet holds: written as \udXXX.
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_well_formed(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _well_formed(item) for key, item in value.items()}
+    return value
+
+
+def _cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
+    """Columns of rows that Arrow has already; consecutive rows of a batch are taken at once."""
+    runs = []
+    for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
+        run = list(same)
+        assert run[0].cells
+        batch, first = run[0].cells
+        runs.append(batch.slice(first, len(run)))
+    return [pa.concat_arrays([_column(run, field) for run in runs]) for field in schema]
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    index = batch.schema.get_field_index(field.name)
+    if index < 0:  # another file of the input has it
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(index)
+    return column if column.type == field.type else column.cast(field.type)

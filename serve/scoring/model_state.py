@@ -1,0 +1,30 @@
+"""The served models' states in the form that the metrics take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from rm_core import Fingerprint
+from serve.scoring.served_model import ServedModel
+from serve.telemetry.collectors import ModelState
+
+
+def states_of(models: Mapping[str, ServedModel]) -> dict[str, ModelState]:
+    """The state of each model at this moment, by alias."""
+    return {alias: _state(model) for alias, model in models.items()}
+
+
+def _state(model: ServedModel) -> ModelState:
+    info = model.info or {}
+    return ModelState(
+        ready=model.state == "ready",
+        fingerprint={
+            field.name: str(info[field.name]) for field in fields(Fingerprint) if field.name in info
+        },
+        num_replicas=model.queue.num_replicas,
+        queued_tokens=model.queue.queued_tokens,
+        num_waiting=model.queue.num_waiting,
+        num_in_flight=model.queue.num_in_flight,
+        cache=model.cache.stats if model.cache is not None else None,
+    )

@@ -1,0 +1,213 @@
+"""The served models by name, and whether new work is accepted. Knows neither HTTP nor Ray.
+
+Every wire format goes through `ScoringService.score`; what happens to the conversations then is
+the business of `serve.scoring.served_model`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from rm_core import Encoded, OverloadedError, ScoreError, Truncation
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import Settings
+from serve.errors import BadRequestError, UnknownModelError
+from serve.scoring.limits import check_number
+from serve.scoring.model_state import states_of
+from serve.scoring.served_model import Bounds, Scores, ServedModel
+from serve.scoring.tokenization import Reading
+from serve.telemetry.context import current
+from serve.telemetry.metrics import Metrics
+from serve.worker.backends import Backend
+
+
+class ScoringService:
+    """Several models by name.
+
+    Args:
+        models: settings and backend of each.
+        settings: its limits; may be replaced at any time.
+        metrics: where its work is counted; by default its own.
+
+    Attributes:
+        metrics: the same.
+
+    Raises:
+        ModelLoadError: a tokenizer or template cannot be used.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[tuple[ModelSettings, Backend]],
+        settings: Settings,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self._models = {
+            model.alias: ServedModel(
+                model,
+                backend,
+                self.metrics,
+                shares_rewards=settings.cache_scope == "service",
+                max_unbroken_characters=settings.max_unbroken_characters,
+            )
+            for model, backend in models
+        }
+        self.metrics.add_models(self._models, lambda: states_of(self._models))
+        self._num_running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """Models by alias."""
+        return self._models
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has a replica that is warmed up, and new work is accepted."""
+        return not self._draining and all(m.state == "ready" for m in self._models.values())
+
+    async def drain(self) -> None:
+        """Accept nothing new, and return once everything accepted is answered."""
+        self._draining = True
+        await self._idle.wait()
+
+    async def watch(self) -> None:
+        """Keep `ServedModel.info` true of every model; runs until cancelled."""
+        await asyncio.gather(*(model.watch() for model in self._models.values()))
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model that a request means.
+
+        Raises:
+            UnknownModelError: not served here.
+            BadRequestError: none named, and there are several.
+        """
+        served = ", ".join(self._models)
+        if name is None:
+            if len(self._models) > 1:
+                raise BadRequestError(f"`model` is missing; several are served: {served}")
+            return next(iter(self._models.values()))
+        if name in self._models:
+            return self._models[name]
+        # By what it was loaded from, where that tells one model from all others.
+        loaded_from_it = [m for m in self._models.values() if m.settings.name == name]
+        if len(loaded_from_it) == 1:
+            return loaded_from_it[0]
+        raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
+
+    def check(self) -> None:
+        """Return if no model's encoder is stuck: only a new process helps then.
+
+        Raises:
+            NotReadyError: one is.
+        """
+        for model in self._models.values():
+            model.encoding.check()
+
+    def require_some_room(self) -> None:
+        """Return if any model can queue something for the client of this request.
+
+        Raises:
+            OverloadedError: none can.
+        """
+        for model in self._models.values():
+            try:
+                model.require_room(current().client, self.settings.max_queued_tokens)
+            except OverloadedError as error:
+                full = error
+            else:
+                return
+        raise full
+
+    async def encode(
+        self, name: str | None, conversations: Sequence[object], truncation: Truncation
+    ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
+        """Render and tokenize only.
+
+        Raises:
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
+            RequestTooLargeError: they have too many characters or tokens together.
+            NotReadyError: the model's encoder is stuck.
+        """
+        model = self._begin(name, conversations)
+        reading = self._reading(truncation, None)
+        return model, await model.encode(conversations, reading, self._bounds())
+
+    async def score(
+        self,
+        name: str | None,
+        conversations: Sequence[object],
+        truncation: Truncation,
+        priority: int = 0,
+        max_length: int | None = None,
+    ) -> Scores:
+        """Score conversations; result i belongs to conversation i.
+
+        Args:
+            name: of the model; see `find`.
+            conversations: as they came; or `Rendered` or `Tokens` in the place of any.
+            truncation: what to do with those that are too long.
+            priority: which of the client's requests go first: those of a lower number.
+            max_length: most tokens of a conversation, where that is less than the model's limit.
+
+        Raises:
+            UnknownModelError: see `find`.
+            BadRequestError: see `find`; or there are too many conversations.
+            RequestTooLargeError: they have too many characters or tokens together.
+            NotReadyError: the model is not loaded, or will not be again.
+            OverloadedError: too much waits already for the client, or the service is stopping.
+        """
+        model = self._begin(name, conversations)
+        model.require_ready()
+        model.require_room(current().client, self.settings.max_queued_tokens)
+        if self._draining:
+            raise OverloadedError("the service is stopping; send the request again, or elsewhere")
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            scores = await model.score(
+                conversations, self._reading(truncation, max_length), priority, self._bounds()
+            )
+            self._count(scores)
+            return scores
+        finally:
+            self._num_running -= 1
+            if self._num_running == 0:
+                self._idle.set()
+
+    def _begin(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
+        model = self.find(name)
+        check_number(len(conversations), self.settings.max_conversations)
+        record = current()
+        record.model = model.settings.alias
+        record.num_conversations = len(conversations)
+        return model
+
+    def _reading(self, truncation: Truncation, max_length: int | None) -> Reading:
+        return Reading(truncation, self.settings.max_messages, max_length)
+
+    def _bounds(self) -> Bounds:
+        return Bounds(
+            self.settings.max_queued_tokens,
+            self.settings.max_request_characters,
+            self.settings.max_request_tokens,
+        )
+
+    def _count(self, scores: Scores) -> None:
+        record = current()
+        record.num_errors = sum(isinstance(result, ScoreError) for result in scores.results)
+        record.num_tokens = scores.num_tokens
+        record.num_computed_tokens = scores.num_computed_tokens
+        record.num_cached_tokens = scores.num_cached_tokens
+        self.metrics.scored(
+            scores.model,
+            scores.results,
+            num_computed_tokens=scores.num_computed_tokens,
+            num_cached_tokens=scores.num_cached_tokens,
+        )

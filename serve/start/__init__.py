@@ -1,1 +1,0 @@
-"""Starts the service: with Ray or in one process, what listens, and how it ends."""

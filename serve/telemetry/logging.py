@@ -1,0 +1,106 @@
+"""Log formats and request ids. Nothing is configured at import; message text is never logged.
+
+A line may carry facts as `extra={"fields": {...}}`: members of their own in JSON, `name=value`
+after the message in text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from serve.escaping import escaped
+from serve.telemetry.context import current
+
+LogFormat = Literal["text", "json"]
+
+_ACCEPTABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+_BARE = re.compile(r"[\w.:/+@*-]+", re.ASCII)
+_ids = random.Random()  # seeded by the system
+# uvicorn reports failures of requests and of the server through loggers of its own.
+_LOGGERS = ("serve", "rm_core", "uvicorn")
+
+
+def configure_logging(level: str, log_format: LogFormat = "text") -> None:
+    """Send the project's own loggers to standard error, one line a record. Idempotent."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_with_request_id)
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        # Its access log would tell every request a second time, with its raw path.
+        logger.setLevel(logging.WARNING if name == "uvicorn" else level)
+        logger.propagate = False
+
+
+def new_id(prefix: str) -> str:
+    """A fresh identifier, such as `score-5f0c...`."""
+    # Unique, not secret: no call of the system for each request.
+    return f"{prefix}-{_ids.getrandbits(128):032x}"
+
+
+def accept_request_id(sent: str | None) -> str:
+    """The caller's `X-Request-Id` if it is fit to be logged and echoed, else a fresh one."""
+    return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else new_id("req")
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL logger [request id] message name=value ...`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s",
+            defaults={"request_id": "-"},
+        )
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line before any traceback."""
+        record.request_id = getattr(record, "request_id", "-")
+        facts = (f" {name}={_text(value)}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + "".join(facts)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line and its traceback, without what could control a terminal."""
+        return escaped(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; a traceback is its member `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", "-"),
+        }
+        line |= {name: value for name, value in _fields(record).items() if name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line, default=str)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _text(value: object) -> str:
+    """A value as it stands in a line of text: quoted where it could be taken for something else."""
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text if _BARE.fullmatch(text) else json.dumps(text)
+
+
+def _with_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = current().id
+    return True

@@ -1,0 +1,219 @@
+"""What an operator sees at `/metrics`: every metric's name, labels and meaning, in one class.
+
+Names are `skyreward_...`, `_total` for counters, `_seconds` for times. Labels are taken from what
+this service knows (aliases of models, route templates, its own codes), never from what a caller
+sent. All of it is of one process since it started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from rm_core import Reward, ScoreError
+from serve import __version__
+from serve.telemetry.aggregate import Family, snapshot_of
+from serve.telemetry.collectors import ModelStates, ReadStates, Rewards
+from serve.telemetry.context import RequestRecord
+from serve.telemetry.events import BatchReport, RetryReason
+
+PREFIX = "skyreward_"
+RETRY_REASONS = get_args(RetryReason)
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
+)  # fmt: skip
+# A conversation that is longer than the budget goes alone, and fills its batch more than once.
+_FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.5, 2, 4)
+_CONVERSATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class Metrics:
+    """Counters, histograms and gauges of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._make_request_metrics()
+        self._make_conversation_metrics()
+        self._make_batch_metrics()
+        self._rewards = Rewards(PREFIX)
+        self._registry.register(self._rewards)
+        build = self._gauge("build_info", "Always 1; the version stands in the label.", "version")
+        build.labels(__version__).set(1)
+
+    def add_models(self, models: Iterable[str], read: ReadStates) -> None:
+        """Show models from the start: a counter that appears with its first event has no increase.
+
+        Args:
+            models: aliases.
+            read: their states, whenever the figures are asked for.
+        """
+        for model in models:
+            for outcome in ("scored", "error"):
+                self._conversations.labels(model, outcome)
+            for kind in ("received", "computed", "cached", "shared"):
+                self._tokens.labels(model, kind)
+            for reason in RETRY_REASONS:
+                self._retries.labels(model, reason)
+            for metric in (self._truncated, self._retried, self._given_up, self._batches):
+                metric.labels(model)
+            self._rewards.add_model(model)
+        self._registry.register(ModelStates(PREFIX, read))
+
+    def begun(self) -> None:
+        """A scoring request has come."""
+        self._in_flight.inc()
+
+    def ended(self) -> None:
+        """It is answered, or its client has gone."""
+        self._in_flight.dec()
+
+    def request(self, record: RequestRecord, route: str, status: int, total_s: float) -> None:
+        """Count a request that is over."""
+        self._requests.labels(route, str(status)).inc()
+        self._request_duration.labels(route).observe(total_s)
+        if record.code is not None:
+            self._errors.labels(record.code).inc()
+        if record.model is not None and record.tokenize_s > 0:
+            self._tokenize.labels(record.model).observe(record.tokenize_s)
+
+    def scored(
+        self,
+        model: str,
+        results: Iterable[Reward | ScoreError],
+        *,
+        num_computed_tokens: int,
+        num_cached_tokens: int,
+    ) -> None:
+        """Count the conversations of a request that was scored.
+
+        Args:
+            model: alias.
+            results: of its conversations.
+            num_computed_tokens: its share of what went through the model.
+            num_cached_tokens: of its conversations that were known.
+        """
+        rewards = []
+        num_tokens = num_truncated = num_errors = 0
+        for result in results:
+            if isinstance(result, ScoreError):
+                num_errors += 1
+                self._conversation_errors.labels(model, result.code).inc()
+            else:
+                rewards.append(result.reward)
+                num_tokens += result.num_tokens
+                num_truncated += result.truncated
+        self._rewards.observe(model, rewards)
+        self._conversations.labels(model, "scored").inc(len(rewards))
+        self._conversations.labels(model, "error").inc(num_errors)
+        self._truncated.labels(model).inc(num_truncated)
+        self._tokens.labels(model, "received").inc(num_tokens)
+        self._tokens.labels(model, "cached").inc(num_cached_tokens)
+        # Less than nothing where conversations were computed and then had no reward.
+        shared = max(0, num_tokens - num_cached_tokens - num_computed_tokens)
+        self._tokens.labels(model, "shared").inc(shared)
+
+    def batch(self, report: BatchReport) -> None:
+        """Count a batch that was scored."""
+        model = report.model
+        self._batches.labels(model).inc()
+        self._tokens.labels(model, "computed").inc(report.num_computed_tokens)
+        self._batch_fill.labels(model).observe(report.num_computed_tokens / report.max_batch_tokens)
+        self._batch_conversations.labels(model).observe(report.num_sequences)
+        self._forward.labels(model).observe(report.forward_s)
+        self._round_trip.labels(model).observe(report.elapsed_s)
+        queue_wait = self._queue_wait.labels(model)
+        for seconds in report.waited_s:
+            queue_wait.observe(seconds)
+
+    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+        """Count a batch that is sent again."""
+        self._retries.labels(model, reason).inc()
+        self._retried.labels(model).inc(num_sequences)
+
+    def gave_up(self, model: str, num_sequences: int) -> None:
+        """Count conversations that are not tried again, since their replicas died."""
+        self._given_up.labels(model).inc(num_sequences)
+
+    def snapshot(self) -> list[Family]:
+        """All figures of this moment, as plain data."""
+        return snapshot_of(self._registry.collect())
+
+    def _make_request_metrics(self) -> None:
+        self._requests = self._counter(
+            "requests", "Requests, by route and status; 499: the client went away.",
+            "route", "status",
+        )  # fmt: skip
+        self._request_duration = self._histogram(
+            "request_duration_seconds", "From the arrival of a request to the end of its answer.",
+            _SECONDS, "route",
+        )  # fmt: skip
+        self._in_flight = self._gauge(
+            "requests_in_flight", "Scoring requests that have come and are not answered."
+        )
+        self._errors = self._counter(
+            "errors", "Requests that were answered with an error as a whole, by its code.", "code"
+        )
+        self._tokenize = self._histogram(
+            "tokenize_seconds", "Rendering and tokenizing the conversations of a request.",
+            _SECONDS, "model",
+        )  # fmt: skip
+
+    def _make_conversation_metrics(self) -> None:
+        self._conversations = self._counter(
+            "conversations", "Conversations: scored, or answered with an error of their own.",
+            "model", "outcome",
+        )  # fmt: skip
+        self._conversation_errors = self._counter(
+            "conversation_errors", "Conversations answered with an error, by its code.",
+            "model", "code",
+        )  # fmt: skip
+        self._truncated = self._counter(
+            "truncated", "Conversations that were cut before they were scored.", "model"
+        )
+        self._tokens = self._counter(
+            "tokens",
+            "Tokens. received: of all conversations that were scored; computed: what went through "
+            "the model; cached: saved, the reward was known; shared: saved, computed once for "
+            "several conversations.",
+            "model", "kind",
+        )  # fmt: skip
+
+    def _make_batch_metrics(self) -> None:
+        self._batches = self._counter("batches", "Batches that were scored.", "model")
+        self._batch_fill = self._histogram(
+            "batch_fill_ratio", "Computed tokens of a batch over its budget.", _FILL, "model"
+        )
+        self._batch_conversations = self._histogram(
+            "batch_conversations", "Conversations of a batch.", _CONVERSATIONS, "model"
+        )
+        self._queue_wait = self._histogram(
+            "queue_wait_seconds", "From the queue to a batch.", _SECONDS, "model"
+        )
+        self._forward = self._histogram(
+            "forward_seconds", "A batch in the model.", _SECONDS, "model"
+        )
+        self._round_trip = self._histogram(
+            "batch_round_trip_seconds", "A batch from the gateway to a replica and back.",
+            _SECONDS, "model",
+        )  # fmt: skip
+        self._retries = self._counter(
+            "retries", "Batches sent again, by reason.", "model", "reason"
+        )
+        self._retried = self._counter(
+            "retried_conversations", "Conversations of batches sent again.", "model"
+        )
+        self._given_up = self._counter(
+            "poisoned", "Conversations given up because replicas died of them.", "model"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=buckets)

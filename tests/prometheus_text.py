@@ -1,0 +1,109 @@
+"""Reading `/metrics` back, and metrics in which everything has happened once."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from fakes import FakeBackend, serving
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rm_core import Reward, ScoreError
+from rm_core.cache import CacheStats
+from serve.telemetry.aggregate import Collected, Family
+from serve.telemetry.collectors import ModelState
+from serve.telemetry.context import RequestRecord
+from serve.telemetry.events import BatchReport
+from serve.telemetry.metrics import Metrics
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+Batch = functools.partial(
+    BatchReport,
+    model="m",
+    num_sequences=3,
+    num_tokens=90,
+    num_computed_tokens=60,
+    max_batch_tokens=100,
+    waited_s=(0.02, 0.03),
+    forward_s=0.2,
+    elapsed_s=0.21,
+)
+
+
+STATE = ModelState(
+    ready=True,
+    fingerprint={"revision": "r", "dtype": "float32"},
+    num_replicas=2,
+    queued_tokens=500,
+    num_waiting=7,
+    num_in_flight=1,
+    cache=CacheStats(hits=5, misses=6, evictions=1, entries=4, bytes=1440, max_bytes=10**6),
+)
+
+
+def series(name: str, **labels: str) -> Series:
+    return name, frozenset(labels.items())
+
+
+def rewards_of(model: str) -> Series:
+    """The series that counts the rewards of a model."""
+    return series("skyreward_rewards_bucket", model=model, le="+Inf")
+
+
+def parse(text: str) -> dict[Series, float]:
+    """Every series of a text exposition, by the parser that Prometheus' own library has."""
+    return {
+        series(sample.name, **sample.labels): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def read(families: Iterable[Family]) -> dict[Series, float]:
+    return parse(generate_latest(Collected(families)).decode())
+
+
+def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict[Series, float]:
+    """By how much each series changed; buckets and sums of histograms left out.
+
+    The count of rewards is their bucket of `+Inf`.
+    """
+    ignored = ("_bucket", "_sum")
+    return {
+        name: value - before.get(name, 0)
+        for name, value in after.items()
+        if value != before.get(name, 0)
+        and (not name[0].endswith(ignored) or name == rewards_of(dict(name[1]).get("model", "")))
+    }
+
+
+def eventful() -> Metrics:
+    """Metrics of one model with a series of every kind."""
+    metrics = Metrics()
+    metrics.add_models(["m"], lambda: {"m": STATE})
+    record = RequestRecord("r", model="m", tokenize_s=0.01, code="overloaded")
+    metrics.request(record, "/v1/score", 503, 0.1)
+    results = [Reward(1.5, 30, truncated=True), ScoreError("device_memory", "lower it")]
+    metrics.scored("m", results, num_computed_tokens=20, num_cached_tokens=0)
+    metrics.batch(Batch())
+    metrics.retry("m", "replica_lost", 3)
+    metrics.gave_up("m", 1)
+    return metrics
+
+
+def known_labels() -> dict[str, set[str]]:
+    """Labels of every series that Prometheus would hold, by its name."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for family in eventful().snapshot():
+        for figure in family.figures:
+            found[figure.name] |= {name for name, _ in figure.labels}
+    with serving(FakeBackend()) as client:
+        for shown in text_string_to_metric_families(client.get("/metrics").text):
+            for sample in shown.samples:
+                found[sample.name] |= {*sample.labels}
+    found["skyreward_model_info"] |= {"template_sha256", "attention"}
+    return found

@@ -1,0 +1,89 @@
+"""1,000 conversations through each wire format, in parallel: the native rewards, to the bit.
+
+The service remembers rewards by token ids: what comes from its cache, to the bit, had exactly the
+ids of the native request, and nothing that had others goes unnoticed, since it would be computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from checkpoints import SPECS, build_tokenizer
+from compat_formats import FORMATS, Client, Format, Messages
+from waiting import PATIENCE_S
+
+from serve.cli.demo import running_service
+
+NUMBER, CLIENTS = 1_000, 32
+SPEC = "llama-v0.2"
+
+
+def conversations() -> list[Messages]:
+    rng = random.Random(7)
+    words = ["Paris", "12", "北京", "apples\n", "def x:", "<think>", "because", "no,", "😀", "é"]
+    return [
+        [
+            {"role": "user", "content": f"{i} " + " ".join(rng.choices(words, k=3))},
+            {"role": "assistant", "content": " ".join(rng.choices(words, k=1 + i % 7))},
+        ]
+        for i in range(NUMBER)
+    ]
+
+
+@pytest.fixture(scope="module")
+def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service without Ray."""
+    model = {"name": str(checkpoint_folder / SPEC), "alias": "llama"}
+    config = tmp_path_factory.mktemp("config") / "service.yaml"
+    config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
+    with running_service("--local", "--config", str(config)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def native(url: str) -> list[float]:
+    body = {"conversations": conversations()}
+    answer = httpx.post(f"{url}/v1/score", json=body, timeout=300, trust_env=False).json()
+    rewards = [result["reward"] for result in answer["results"]]
+    assert len(set(rewards)) > 0.99 * NUMBER
+    return rewards
+
+
+def num_computed(url: str) -> float:
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=PATIENCE_S).text
+    (value,) = re.findall(r'^skyreward_tokens_total{kind="computed",.*} (\S+)$', text, re.MULTILINE)
+    return float(value)
+
+
+async def post_all(url: str, form: Format, bodies: list[dict[str, Any]]) -> list[Any]:
+    answers: list[Any] = [None] * len(bodies)
+    waiting = iter(enumerate(bodies))
+    async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as http:
+
+        async def client() -> None:
+            for place, body in waiting:
+                response = await http.post(form.path, json=body)
+                assert response.status_code == 200, response.text
+                answers[place] = response.json()
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return answers
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rewards_are_the_native_ones_to_the_bit(name: str, url: str, native: list[float]) -> None:
+    computed = num_computed(url)
+    form, client, all_of_them = FORMATS[name], Client(build_tokenizer(SPECS[SPEC])), conversations()
+    parts = [all_of_them[i : i + form.batch] for i in range(0, NUMBER, form.batch)]
+    answers = asyncio.run(post_all(url, form, [form.write(client, part) for part in parts]))
+    rewards = [reward for answer in answers for reward in form.read(answer)]
+    assert rewards == native
+    assert num_computed(url) == computed

@@ -1,0 +1,33 @@
+"""The answers on every route are those that were recorded; prose may be reworded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+from service.recorded_answers import FILE, ask, requests
+
+RECORDED = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+
+
+def close(answer: Any, recorded: Any) -> bool:
+    """Whether they are equal, numbers that were computed within 1e-4."""
+    if isinstance(recorded, float) and isinstance(answer, float | int):
+        return abs(answer - recorded) <= 1e-4
+    if isinstance(recorded, dict) and isinstance(answer, dict):
+        return answer.keys() == recorded.keys() and all(
+            close(answer[k], recorded[k]) for k in recorded
+        )
+    if isinstance(recorded, list) and isinstance(answer, list):
+        return len(answer) == len(recorded) and all(map(close, answer, recorded))
+    return type(answer) is type(recorded) and answer == recorded
+
+
+def test_answers_are_those_recorded(http: httpx.Client) -> None:
+    asked = list(requests())
+    assert [f"{method} {path}" for method, path, _ in asked] == [r["request"] for r in RECORDED]
+    for (method, path, body), recorded in zip(asked, RECORDED, strict=True):
+        answer = ask(http, method, path, body)
+        del recorded["request"]
+        assert close(answer, recorded), (method, path, str(body)[:200], answer, recorded)

@@ -1,0 +1,90 @@
+"""The shape of a checkpoint: parameters, bytes and operations, against the models themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu.memory_meter import operations
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rm_core import ModelLoadError, load_catalog, pack, seeds_dir
+from serve.capacity.shape import ModelShape, shape_of
+
+DEMO = seeds_dir() / "demo"
+
+
+def meta_model(shape: ModelShape, family: str) -> torch.nn.Module:
+    """transformers' own classifier of that shape, without memory."""
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        num_labels=1,
+    )
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForSequenceClassification.from_config(config)
+    return model
+
+
+@pytest.mark.parametrize("entry", load_catalog(), ids=lambda entry: entry.name)
+def test_parameters_are_those_of_the_catalogue(entry) -> None:  # type: ignore[no-untyped-def]
+    assert shape_of(entry.id).num_parameters / 1e9 == pytest.approx(
+        entry.parameters.value, abs=6e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Skywork-Reward-V2-Llama-3.2-1B",
+        "Skywork-Reward-V2-Qwen3-0.6B",
+        "Skywork-Reward-Gemma-2-27B-v0.2",
+    ],
+)
+def test_parameters_are_those_of_transformers(name: str) -> None:
+    shape = shape_of(name)
+    model = meta_model(shape, shape.family)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("prompt", "response", "group"), [(0, 7, 1), (30, 9, 4), (5, 40, 2)])
+@pytest.mark.parametrize("window", [None, 16])
+def test_operations_are_those_that_gpu_check_counts(
+    prompt: int, response: int, group: int, window: int | None
+) -> None:
+    family = "gemma2" if window else "llama"
+    config = AutoConfig.for_model(
+        family, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=99, sliding_window=window, num_labels=1,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config)
+    shape = ModelShape("m", family, 32, 64, 3, 4, 2, 8, 99, 999, window, "here")
+    sequences = [(*range(prompt), *([1_000 + g] * response)) for g in range(group)]
+    (tree,) = pack(sequences, 10_000).batches
+    assert shape.group_operations(prompt, response, group) == operations(model, tree)
+
+
+def test_a_folder_has_its_own_shape() -> None:
+    shape = shape_of("demo")
+    model = AutoModelForSequenceClassification.from_pretrained(DEMO)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    assert shape.source == "its config.json"
+
+
+def test_layers_over_several_devices() -> None:
+    shape = shape_of("Skywork-Reward-Gemma-2-27B-v0.2")
+    whole, half = shape.weight_bytes(2), shape.weight_bytes(2, 2)
+    assert whole == 2 * shape.num_parameters
+    # 23 of 46 layers and the embedding, the larger half.
+    assert half == 2 * (23 * shape.layer_parameters + shape.vocab_size * shape.hidden_size)
+    assert whole / 2 < half < whole
+
+
+def test_a_model_that_nobody_knows() -> None:
+    with pytest.raises(ModelLoadError):
+        shape_of("./no/such/folder")

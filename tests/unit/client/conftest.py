@@ -1,0 +1,42 @@
+"""Services that answer as asked, and both kinds of client, called alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from blocking_client import Blocking
+from stub_service import StubService, stub_service
+
+from serve.client import ScoringClient
+
+MAKERS = ["sync", "async"]
+
+
+@pytest.fixture
+def stub() -> Iterator[StubService]:
+    with stub_service() as service:
+        yield service
+
+
+@pytest.fixture
+def other() -> Iterator[StubService]:
+    with stub_service() as service:
+        yield service
+
+
+@pytest.fixture(params=MAKERS)
+def client_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    made: list[Any] = []
+
+    def make(*args: Any, **options: Any) -> Any:
+        made.append((ScoringClient if request.param == "sync" else Blocking)(*args, **options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        if isinstance(client, Blocking):
+            client.end()
+        else:
+            client.close()

@@ -1,0 +1,122 @@
+"""`scores.jsonl`: written and read back, and what is wrong with a line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_core.benchmarks.base import Item, Preference, ScoredItem
+from serve.errors import EvaluationError, JobInputError, ScoresError
+from serve.evaluation.artifacts import read_summary
+from serve.evaluation.score_files import read_scores, write_scores
+from serve.jobs.inputs import jsonl as lines
+
+
+def item(id: str, subset: str = "chat", num_responses: int = 2) -> Item:
+    responses = tuple(f"answer {number}" for number in range(num_responses))
+    prompt = [{"role": "user", "content": "2+2?"}]
+    return Item(id, subset, prompt, responses, (Preference(0, 1),))
+
+
+ITEMS = [item("1"), item("2"), item("2", "code"), item("3", "chat", 3)]
+GOOD: list[dict[str, Any]] = [
+    {"id": "1", "subset": "chat", "rewards": [1.5, -2]},
+    {"id": "2", "subset": "code", "rewards": [0, 1]},
+]
+
+
+def written(path: Path, *records: object) -> Path:
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=2, max_size=2))
+def test_rewards_come_back_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, rewards: list[float]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "scores.jsonl"
+    write_scores(path, [ScoredItem(ITEMS[0], rewards)])
+    assert read_scores(path, ITEMS) == {ITEMS[0].key: rewards}
+
+
+def test_lines_in_any_order_some_missing_compressed_or_with_more_in_them(tmp_path: Path) -> None:
+    more = {"id": 3, "rewards": [1, 2, 3], "tool": "another"}
+    path = written(tmp_path / "scores.jsonl", more, "", *GOOD)
+    expected = {
+        ("3", "chat"): [1.0, 2.0, 3.0],
+        ("1", "chat"): [1.5, -2.0],
+        ("2", "code"): [0.0, 1.0],
+    }
+    assert read_scores(path, ITEMS) == expected
+    (tmp_path / "scores.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_scores(tmp_path / "scores.jsonl.gz", ITEMS) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"id": "1", "subset": "chat", "rewards": [0, 1]}, "had rewards in line 1 already"),
+        ({"id": "9", "rewards": [0, 1]}, 'no item of the data has the id "9"'),
+        ({"id": "2", "subset": "math", "rewards": [0, 1]}, "\"math\"; it has 'chat', 'code'"),
+        ({"id": "2", "rewards": [0, 1]}, "2 items have the id.*by `subset`"),
+        ({"id": "3", "rewards": [0, 1]}, "3 responses.*list of 3 numbers, and is 2 rewards"),
+        ({"id": "3", "rewards": 1.5}, "and is 1.5"),
+        ({"id": "3", "rewards": [0, 1, "2"]}, 'reward 2 of .* is "2"; it must be a number'),
+        ({"id": "3", "rewards": [0, None, 2]}, "reward 1 of .* is null; it must be a number"),
+        ({"id": "3", "rewards": [True, 1, 2]}, "reward 0 of .* is true; it must be a number"),
+        ({"id": "3", "rewards": [0, math.nan, 2]}, "reward 1 of .* is NaN; .*leave the line out"),
+        ({"id": "3", "rewards": [0, 1, -math.inf]}, "reward 2 of .* is -Infinity"),
+        ({"id": "3", "rewards": [0, 1, 10**400]}, "reward 2 of .* is 1000"),
+        ({"id": "3"}, "there is no `rewards`; there is `id`"),
+        ({"rewards": [0, 1]}, "there is no `id`"),
+        ({"id": [3], "rewards": [0, 1, 2]}, "`id` must be text or a whole number"),
+        ([1, 2], "must be an object"),
+        ('{"id": "3", ', "cannot be read as JSON"),
+        ('{"id": "3", "id": "1", "rewards": [1]}', "'id' occurs twice"),
+    ],
+)
+def test_what_is_wrong_with_a_line(line: object, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "scores.jsonl", *GOOD, "", line)
+    with pytest.raises(ScoresError, match=rf"scores.jsonl, line 4: .*{message}"):
+        read_scores(path, ITEMS)
+
+
+def test_no_rewards_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ScoresError, match="no rewards"):
+        read_scores(written(tmp_path / "scores.jsonl", "", ""), ITEMS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_rewards_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in GOOD), encoding=encoding)
+    with pytest.raises(JobInputError, match=r"is UTF-(16|32).*only UTF-8 is read"):
+        read_scores(path, ITEMS)
+
+
+def test_a_line_of_rewards_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 100)
+    path = written(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
+    with pytest.raises(ScoresError, match=r"line 3: the line has \d+ bytes and may have 100"):
+        read_scores(path, ITEMS)
+
+
+@pytest.mark.parametrize("overall", ["NaN", "1e999", '0.5, "overall": 0.6'])
+def test_a_summary_that_is_not_strict_json(tmp_path: Path, overall: str) -> None:
+    path = tmp_path / "summary.json"
+    rest = '"benchmark": "rmb", "model": "m", "num_items": 1, "sections": {}, "subsets": {}'
+    path.write_text(f'{{{rest}, "overall": {overall}}}')
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        read_summary(path)
+    path.write_text(f'{{{rest}, "overall": 0.5}}', encoding="utf-8-sig")
+    assert read_summary(path)["overall"] == 0.5

@@ -1,0 +1,136 @@
+"""A job's model in this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import PATIENCE_S
+
+from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
+from rm_core.inputs.conversations import Messages
+from rm_core.model.forward import forward_batch
+from rm_core.packing import Tree
+from serve.jobs.executors.local import LocalCarrier
+
+
+def turns(answer: str, question: str = "2+2?") -> Messages:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+MANY = [turns(f"answer {number}", f"question {number % 7}") for number in range(500)]
+
+
+def test_equals_the_scorer(
+    checkpoint_of: Callable[[str], Path], scorer_of: Callable[..., RewardScorer]
+) -> None:
+    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    try:
+        conversations = [turns("a"), turns("b"), turns("x " * 3_000), turns("c", "other?")]
+        scored = carrier.submit(conversations, "error").result(PATIENCE_S)
+        assert scored.results == scorer_of("qwen3").score(conversations)
+        assert isinstance(scored.results[2], ScoreError)
+        tokens = [r.num_tokens for r in scored.results if isinstance(r, Reward)]
+        assert max(tokens) < scored.num_computed_tokens < sum(tokens)
+        counts = carrier.count_tokens(conversations, "error")
+        assert [c for c in counts if isinstance(c, int)] == tokens
+        assert counts[2] == scored.results[2]
+    finally:
+        carrier.close()
+
+
+def test_batches_are_those_of_the_first_start(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
+    kept = tmp_path / "batches.json"
+    for content, expected in ((None, 4_096), ('{"max_batch_tokens": 77}', 77), ("{", 4_096)):
+        if content:
+            kept.write_text(content)
+        carrier = LocalCarrier(config, kept)
+        carrier.submit([turns("a")], "error").result(PATIENCE_S)
+        carrier.close()
+        assert json.loads(kept.read_text()) == {"max_batch_tokens": expected}
+
+
+def test_a_model_that_cannot_be_loaded_fails_the_call(tmp_path: Path) -> None:
+    carrier = LocalCarrier(ModelConfig(str(tmp_path)))
+    with pytest.raises(Exception, match=r"config\.json"):
+        carrier.identity()
+    with pytest.raises(Exception, match=r"config\.json"):
+        carrier.submit([turns("a")], "error").result(PATIENCE_S)
+    carrier.close()
+
+
+def test_closing_ends_what_is_on_its_way(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    carrier.submit([turns("a")], "error").result(PATIENCE_S)
+
+    def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        assert carrier._closing.wait(PATIENCE_S)
+        return forward_batch(loaded, tree)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+    futures = [carrier.submit(MANY, "error") for _ in range(40)]
+    futures[-1].cancel()
+    carrier.close()
+    ended = [future for future in futures if future.done() and not future.cancelled()]
+    assert len(ended) < 40
+    assert all(isinstance(f.exception(), NotReadyError | None) for f in ended)
+    with pytest.raises(CancelledError):
+        futures[-1].result(0)
+
+
+def test_closing_does_not_wait_for_all_batches_of_a_call(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "batches.json"
+    kept.write_text('{"max_batch_tokens": 77}')
+    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), kept)
+    carrier.submit([turns("a")], "error").result(PATIENCE_S)
+    sizes: list[int] = []
+    reached, let_go = threading.Event(), threading.Event()
+
+    def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        sizes.append(tree.num_tokens)
+        reached.set()
+        assert let_go.wait(PATIENCE_S)
+        return forward_batch(loaded, tree)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+    future = carrier.submit(MANY, "error")
+    assert reached.wait(PATIENCE_S)
+    closing = threading.Thread(target=carrier.close)
+    closing.start()
+    assert carrier._closing.wait(PATIENCE_S)
+    let_go.set()
+    closing.join(PATIENCE_S)
+    with pytest.raises(NotReadyError, match="the job ends"):
+        future.result(0)
+    assert len(sizes) == 1
+
+
+def test_identity_is_of_what_decides_the_rewards(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = str(checkpoint_of("qwen3"))
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}")
+    plain = LocalCarrier(ModelConfig(folder)).identity()
+    assert plain == LocalCarrier(ModelConfig(folder)).identity()
+    assert json.loads(json.dumps(plain)) == plain
+    for other in (
+        ModelConfig(str(checkpoint_of("qwen3-tied"))),
+        ModelConfig(folder, max_length=9),
+        ModelConfig(folder, dtype="bfloat16"),
+        ModelConfig(folder, deterministic=True),
+        ModelConfig(folder, chat_template=str(template)),
+    ):
+        assert LocalCarrier(other).identity() != plain

@@ -1,0 +1,122 @@
+"""Job records: the results under their names, all columns of the input as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rm_core import Reward, ScoreError
+from serve.errors import JobInputError
+from serve.jobs.record_schema import read_work
+from serve.jobs.row_results import RESULTS, ResultNames, choose_names, merged, outcome_of
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine", "truncated": "no"}
+
+
+def scored(
+    record: dict[str, Any], *results: Reward | ScoreError, names: ResultNames | None = None
+) -> Any:
+    return merged(record, outcome_of(read_work(record), results), names=names or ResultNames())
+
+
+def test_columns_that_the_job_writes_not_are_kept() -> None:
+    record = {"messages": TURNS, **OWN}
+    assert scored(record, Reward(1.5, 9)) == {**record, "reward": 1.5}
+
+
+def test_a_column_of_the_input_keeps_its_name_and_value() -> None:
+    record = {"messages": TURNS, **dict.fromkeys(RESULTS, "mine")}
+    names = choose_names(set(RESULTS), set())
+    out = scored(record, Reward(1.5, 9, True, ("w",)), names=names)
+    assert out == {
+        **record,
+        "skyreward_reward": 1.5,
+        "skyreward_truncated": True,
+        "skyreward_warnings": ["w"],
+    }
+    failed = scored({**record, "messages": TURNS[:1]}, names=names)
+    assert failed["error"] == "mine"
+    assert failed["skyreward_error"]["code"] == "invalid_conversation"
+    pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 2.0, "error": "none"}
+    out = scored(pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_names({"margin"}, set()))
+    assert out == {**pair, "chosen_reward": 1.5, "rejected_reward": 0.5, "skyreward_margin": 1.0}
+
+
+def test_columns_of_an_earlier_run_are_replaced() -> None:
+    names = choose_names(set(), set(RESULTS))
+    earlier = {"messages": TURNS, "reward": 9.0, "truncated": True, "warnings": ["old"], "id": 7}
+    assert scored(earlier, Reward(1.5, 9), names=names) == {
+        "messages": TURNS,
+        "id": 7,
+        "reward": 1.5,
+    }
+    failed = {"messages": TURNS, "error": {"code": "old"}, "truncated": True}
+    assert scored(failed, Reward(1.5, 9), names=names) == {"messages": TURNS, "reward": 1.5}
+    out = scored({"messages": TURNS[:1], "reward": 9.0, "margin": 3}, names=names)
+    assert set(out) == {"messages", "error"}
+
+
+@pytest.mark.parametrize(
+    ("own", "earlier", "replace", "renamed", "replaced"),
+    [
+        ("", "", False, {}, ""),
+        ("margin", "", False, {"margin": "skyreward_margin"}, ""),
+        ("margin", "", True, {}, "margin"),
+        ("", "margin reward", False, {}, "margin reward"),
+        # In one file a person's own, in another one of an earlier run: nothing is lost.
+        ("margin", "margin reward", False, {"margin": "skyreward_margin"}, "reward"),
+        ("margin", "skyreward_margin", False, {"margin": "skyreward_margin"}, "skyreward_margin"),
+        ("margin skyreward_margin", "", True, {"margin": "skyreward_margin"}, "skyreward_margin"),
+        ("skyreward_margin", "", False, {}, ""),
+        ("line", "", True, {"line": "skyreward_line"}, ""),
+    ],
+)
+def test_names_of_results(
+    own: str, earlier: str, replace: bool, renamed: dict[str, str], replaced: str
+) -> None:
+    names = choose_names(set(own.split()), set(earlier.split()), replace=replace)
+    assert names == ResultNames(renamed, frozenset(replaced.split()))
+
+
+def test_a_result_without_a_free_name_is_refused() -> None:
+    with pytest.raises(JobInputError, match=r"`margin` and `skyreward_margin`.*rename"):
+        choose_names({"margin", "skyreward_margin"}, set())
+
+
+def test_what_is_true_of_a_reward_is_told() -> None:
+    out = scored({"messages": TURNS}, Reward(1.5, 9, True, ("system_prompt: ...",)))
+    assert out["truncated"] is True
+    assert out["warnings"] == ["system_prompt: ..."]
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "`rejected`: no"),
+        ({"prompt": "p", "responses": ["a", "b"]}, "`responses[1]`: no"),
+        ({"messages": TURNS}, "no"),
+    ],
+)
+def test_an_error_says_where_in_its_record_it_is(record: dict[str, Any], place: str) -> None:
+    error = ScoreError("template_error", "no")
+    results = [error] if "messages" in record else [Reward(1.5, 9), error]
+    assert scored(record, *results)["error"] == {"code": "template_error", "message": place}
+
+
+def test_a_line_that_is_no_record_is_carried_as_text() -> None:
+    error = ScoreError("invalid_json", "no")
+    told = {"code": "invalid_json", "message": "no"}
+    out = merged(error, outcome_of(read_work(error), ()), '{"a": ')
+    assert out == {"line": '{"a": ', "error": told}
+    assert merged([1], outcome_of(error, ())) == {"line": [1], "error": told}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_half_a_pair_is_no_pair(failing: int) -> None:
+    record = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    results: list[Reward | ScoreError] = [Reward(1.0, 9), Reward(0.5, 9)]
+    results[failing] = ScoreError("non_finite_reward", "NaN")
+    out = scored(record, *results)
+    assert set(out) == {*record, "error"}

@@ -1,0 +1,304 @@
+"""The pass before scoring: rows counted, files pinned, types and shapes found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serve.errors import JobInputError, JobOutputError
+from serve.jobs.columns import Columns
+from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.scan import Survey, is_unchanged, survey
+from serve.jobs.inputs.source import InputFile
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def write(path: Path, *records: Any) -> Path:
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def surveyed(path: Path, **options: Any) -> Survey:
+    return survey(open_source(str(path)), **options)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.parquet", "in.json"])
+def test_rows_are_counted_and_files_pinned(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"n": range(1000)}), path, row_group_size=300)
+    elif name == "in.json":
+        path.write_text(json.dumps([{"n": number} for number in range(1000)], indent=1))
+    else:
+        write(path, *({"n": number} for number in range(1000)))
+    source = open_source(str(path))
+    found = survey(source)
+    assert found.num_rows == 1000
+    assert found.num_bytes == sum(row.size for row in source.rows())
+    (file,) = found.files
+    assert (file.path, file.size) == (str(path), path.stat().st_size)
+    assert (file.sha256, file.num_hashed_bytes) == (sha256(path), file.size)
+    assert (found.schema, found.shapes) == (None, frozenset())
+
+
+def test_a_limit_ends_the_reading(tmp_path: Path) -> None:
+    line = {"n": 1, "text": "x" * 10_000}
+    write(tmp_path / "a.jsonl", line, line)
+    write(tmp_path / "b.jsonl", *[line] * 1000)
+    write(tmp_path / "c.jsonl", line)
+    found = surveyed(tmp_path, limit=2)
+    assert (found.num_rows, len(found.files)) == (2, 1)
+    found = surveyed(tmp_path, limit=3)
+    assert (found.num_rows, len(found.files)) == (3, 2)
+    assert found.files[1].num_hashed_bytes < found.files[1].size
+    assert is_unchanged(found.files[1], InputFile(tmp_path / "b.jsonl", found.files[1].size, 0))
+    assert surveyed(tmp_path, limit=5000).num_rows == 1003
+    assert surveyed(tmp_path, limit=0).num_rows == 0
+
+
+def test_what_changed_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", {"n": 1})
+    (pinned,) = surveyed(path).files
+
+    def now() -> InputFile:
+        return open_source(str(path)).files[0]
+
+    assert is_unchanged(pinned, now())
+    os.utime(path, ns=(1, 1))
+    assert is_unchanged(pinned, now())  # touched, the same all the same
+    write(path, {"n": 2})
+    os.utime(path, ns=(1, 1))
+    assert not is_unchanged(pinned, now())
+    write(path, {"n": 10})
+    assert not is_unchanged(pinned, now())
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    path = write(tmp_path / "in.jsonl", *[{"n": 1}] * 25_000)
+    surveyed(path, told=lambda *so_far: told.append(so_far))
+    assert [num_rows for num_rows, _ in told] == [10_000, 20_000]
+    assert 0 < told[0][1] <= told[1][1] <= path.stat().st_size
+
+
+def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "in.jsonl",
+        {"messages": TURNS, "n": 1, "x": 1, "meta": {"a": 1}, "tags": [], "none": None},
+        {"messages": TURNS, "n": None, "x": 1.5, "meta": {"b": ["t"]}, "empty": {}},
+        {"n": 2**63, "tags": [{"k": True}], "more": [[1], [None, 2]]},
+        [1, 2],
+    )
+    with path.open("ab") as file:
+        file.write(b"no json\n")
+    with pytest.raises(JobOutputError, match="`line` has both text and lists"):
+        surveyed(path, tabular=True)
+    found = surveyed(path, tabular=True, limit=3)
+    text = pa.string()
+    assert found.schema == pa.schema(
+        {
+            "messages": pa.list_(pa.struct({"role": text, "content": text})),
+            "n": pa.uint64(),
+            "x": pa.float64(),
+            "meta": pa.struct({"a": pa.int64(), "b": pa.list_(text)}),
+            "tags": pa.list_(pa.struct({"k": pa.bool_()})),
+            "none": pa.null(),
+            "empty": pa.struct({"_empty": pa.null()}),
+            "more": pa.list_(pa.list_(pa.int64())),
+        }
+    )
+    assert found.shapes == {"conversation"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((1, "x"), "`a` has both text and whole numbers"),
+        ((True, 1), "`a` has both true/false and whole numbers"),
+        (({"b": [1]}, {"b": ["x"]}), r"`a.b\[\]` has both text and whole numbers"),
+        (([1], {"b": 1}), "`a` has both objects and lists"),
+        ((2**64,), "`a` has whole numbers of more than 64 bits"),
+        ((-1, 2**63), "`a` has whole numbers of more than 64 bits"),
+        ((2**53 + 1, 0.5), "`a` has both whole numbers and decimals"),
+        (({str(key): 1 for key in range(3000)},), "`a` has 3000 different keys"),
+    ],
+)
+def test_columns_that_no_type_holds(tmp_path: Path, values: tuple[Any, ...], says: str) -> None:
+    path = write(tmp_path / "in.jsonl", *({"a": value} for value in values))
+    with pytest.raises(JobOutputError, match=says) as caught:
+        surveyed(path, tabular=True)
+    assert "ends in .jsonl" in caught.value.detail
+
+
+def test_shapes_of_lines(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    group = {"prompt": "p", "responses": ["a"]}
+    path = write(tmp_path / "in.jsonl", pair, group, {"none": 1}, pair | {"responses": None})
+    assert surveyed(path, tabular=True).shapes == {"pair", "group"}
+    named = Columns(chosen="responses", rejected="prompt")
+    assert surveyed(path, tabular=True, columns=named).shapes == {"pair"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "shapes"),
+    [
+        ({"messages": [TURNS], "chosen": [True]}, {"conversation"}),
+        ({"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}, {"pair"}),
+        # Columns of several shapes: rows tell which there are.
+        ({"prompt": ["p"], "chosen": ["a"], "rejected": ["b"], "answer": ["x"]}, {"pair"}),
+        (
+            {
+                "prompt": ["p", "p"],
+                "chosen": ["a", None],
+                "rejected": ["b", None],
+                "answer": ["x", "x"],
+            },
+            {"pair", "conversation"},
+        ),
+        ({"text": ["x"]}, set()),
+    ],
+)
+def test_shapes_of_tables(tmp_path: Path, columns: dict[str, Any], shapes: set[str]) -> None:
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "in.parquet")
+    found = surveyed(tmp_path / "in.parquet", tabular=True)
+    assert found.shapes == shapes
+    assert found.schema == table.schema
+
+
+def test_damage_is_found_before_anything_is_scored(tmp_path: Path) -> None:
+    table = pa.table({"n": range(50_000)})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=1000, use_dictionary=False)
+    content = bytearray((tmp_path / "in.parquet").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
+    (tmp_path / "in.parquet").write_bytes(content)
+    with pytest.raises(JobInputError, match="bring a whole copy"):
+        surveyed(tmp_path / "in.parquet")
+
+
+WORDS = {
+    "cp1252": "Où est né Molière ? À Paris, en été, né français.",
+    "shift_jis": "東京はどこですか。日本です。とても大きい町です。",
+    "euc_kr": "서울은 어디에 있습니까? 한국에 있습니다.",
+    "cp1251": "Где находится Москва? Это столица России, большой город.",
+    "iso2022_jp": "東京はどこですか。日本です。とても大きい町です。",
+}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.json"])
+@pytest.mark.parametrize("encoding", WORDS)
+def test_other_encodings_are_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
+    records = [{"messages": TURNS, "text": WORDS[encoding] * (1 + n % 3)} for n in range(9)]
+    plain = {"messages": TURNS}
+    texts = [json.dumps(one, ensure_ascii=False) for one in (*records, plain)]
+    text = "[" + ", ".join(texts) + "]" if name == "in.json" else "\n".join(texts)
+    content = text.encode(encoding)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    says = r"is not UTF-8: 9 of its 10 rows .* save it as UTF-8"
+    if (encoding, name) == ("iso2022_jp", "in.json"):
+        says = "it may be ISO-2022 text: save it as UTF-8"
+    with pytest.raises(JobInputError, match=says):
+        surveyed(path)
+
+
+def test_a_few_damaged_lines_are_no_encoding(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *[{"text": "plain"}] * 5)
+    path.write_bytes(b'{"text": "caf\xe9"}\n' + path.read_bytes())
+    assert surveyed(path).num_rows == 6
+    good = '{"text": "café"}\n'.encode()
+    path.write_bytes(good * 3 + b'{"text": "caf\xe9"}\n' * 2)
+    assert surveyed(path).num_rows == 5
+    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(JobInputError, match="is not UTF-8"):
+        surveyed(path)
+
+
+OURS = {"code": "template_error", "message": "no"}
+
+
+@pytest.mark.parametrize("tabular", [False, True])
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.parquet"])
+def test_columns_named_like_results_are_found_in_any_row(
+    tmp_path: Path, name: str, tabular: bool
+) -> None:
+    rows: list[dict[str, Any]] = [{"messages": TURNS, "n": n} for n in range(300)]
+    rows[290] |= {"margin": 1.5, "warnings": "mine"}
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows, pa.Table.from_pylist([rows[290]]).schema), path)
+    elif name == "in.json":
+        path.write_text(json.dumps(rows))
+    else:
+        write(path, *rows)
+    found = surveyed(path, tabular=tabular)
+    renamed = {"margin": "skyreward_margin", "warnings": "skyreward_warnings"}
+    assert dict(found.names.renamed) == renamed
+    given = surveyed(path, tabular=tabular, replace_results=True)
+    assert (dict(given.names.renamed), given.names.replaced) == ({}, {"margin", "warnings"})
+    assert surveyed(path, limit=100).names.renamed.keys() <= (
+        renamed.keys() if name.endswith("parquet") else set()
+    )
+
+
+def test_escapes_and_other_places_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"m\\u0061rgin": 1}\n')
+    assert surveyed(path).names.renamed
+    path.write_text('{"a": {"margin": 1}, "b": "\\"margin\\": 1", "c": ["margin", "error"]}\n')
+    assert not surveyed(path).names.renamed
+
+
+@pytest.mark.parametrize(
+    ("errors", "is_ours"),
+    [
+        ([OURS, None], True),
+        ([None], False),
+        (["annotator 3"], False),
+        ([OURS, "annotator 3"], False),
+        ([{"code": "rate_limit", "message": "no"}], False),
+        ([{**OURS, "more": 1}], False),
+        ([{"code": ["template_error"], "message": "no"}], False),
+    ],
+)
+def test_errors_of_a_run_are_known_by_their_codes(
+    tmp_path: Path, errors: list[Any], is_ours: bool
+) -> None:
+    names = surveyed(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
+    assert (names.replaced == {"error"}, "error" in names.renamed) == (is_ours, not is_ours)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+        pa.RunEndEncodedArray.from_arrays([1], [7]),
+        pa.UnionArray.from_dense(
+            pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])]
+        ),
+    ],
+)
+def test_types_that_only_arrow_has_are_refused_before_scoring(
+    column: pa.Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.arrow"
+    table = pa.table({"prompt": ["2+2?"], "response": ["4"], "own": column})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(JobOutputError, match=r"`own` has values of type .* JSON lines instead"):
+        surveyed(path, tabular=True)
+    assert surveyed(path).num_rows == 1

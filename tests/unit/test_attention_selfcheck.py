@@ -1,0 +1,157 @@
+"""A backend that computes something else is found out when the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu.fake_kernels import flex_kernel, torch_kernel
+
+from rm_core import ModelConfig, ModelLoadError, RewardScorer
+from rm_core.attention import Placement, Scores, choose_attention, proven_backend
+from rm_core.attention import cpu_sdpa as split
+from rm_core.attention.cpu_sdpa import SplitBackend, SplitPlan
+from rm_core.attention.eager import EagerBackend
+from rm_core.attention.selfcheck import Heads, prove
+
+CPU = torch.device("cpu")
+HEADS = Heads(num_heads=4, num_key_value_heads=2, head_dim=16)
+SCORES = [Scores(0.25), Scores(0.25, softcap=5.0), Scores(0.25, window=40)]
+
+
+class Careless(EagerBackend):
+    """Leaves out what it is told to."""
+
+    def __init__(self, without: str) -> None:
+        super().__init__()
+        self._without = without
+
+    def attend(
+        self,
+        plan: object,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scores: Scores,
+    ) -> torch.Tensor:
+        softcap = None if self._without == "softcap" else scores.softcap
+        window = None if self._without == "window" else scores.window
+        if self._without == "nothing but half a window" and window:
+            window -= 1
+        return super().attend(plan, query, key, value, Scores(scores.scaling, softcap, window))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_right_backend_passes(dtype: torch.dtype) -> None:
+    prove(EagerBackend(), HEADS, SCORES, CPU, dtype)
+    prove(EagerBackend(aligned=True), HEADS, SCORES, CPU, dtype)
+    prove(SplitBackend(), HEADS, SCORES[:1], CPU, dtype)
+
+
+@pytest.mark.parametrize("without", ["softcap", "window", "nothing but half a window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_careless_backend_fails(dtype: torch.dtype, without: str) -> None:
+    with pytest.raises(ArithmeticError, match="away from eager"):
+        prove(Careless(without), HEADS, SCORES, CPU, dtype)
+
+
+def without_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SplitBackend.plan
+
+    def lossy(self: SplitBackend, *args: object) -> SplitPlan:
+        return SplitPlan(plan(self, *args).own, [])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(split.SplitBackend, "plan", lossy)
+
+
+def test_auto_falls_back_and_says_so(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ancestors(monkeypatch)
+    scorer = RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    described = scorer.describe()
+    assert described["attention"] == scorer.fingerprint.attention == "eager"
+    assert described["attention_reason"].startswith("sdpa failed its proof")
+
+
+def test_what_was_asked_for_is_refused(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ancestors(monkeypatch)
+    with pytest.raises(ModelLoadError, match=r"sdpa failed its proof.*use 'auto' or 'eager'"):
+        RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu", attention="sdpa"))
+
+
+@pytest.fixture
+def broken_flash_attn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed flash-attn that was built for another torch."""
+    package = tmp_path / "flash_attn"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c105ErrorC2')")
+    about = tmp_path / "flash_attn-2.8.3.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.8.3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("no kernel image is available")
+
+
+@pytest.mark.usefixtures("broken_flash_attn")
+@pytest.mark.parametrize(
+    ("name", "working", "expected"),
+    [
+        ("llama-v0.2", ("varlen", "flex"), "varlen"),
+        ("qwen3", ("flex",), "flex"),
+        ("gemma2", ("varlen", "flex"), "flex"),
+        ("llama-v0.2", (), "eager"),
+        ("gemma2", (), "eager"),
+    ],
+)
+def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
+    name: str,
+    working: tuple[str, ...],
+    expected: str,
+    scorer_of: Callable[..., RewardScorer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gemma2 = name == "gemma2"
+    family: Any = name.split("-")[0]
+    choice = choose_attention(Placement(family, "cuda", "float16", softcap=gemma2, window=gemma2))
+    assert choice.name == "flash_attention_2"
+    kernels = {"varlen": torch_kernel, "flex": lambda: flex_kernel}
+    monkeypatch.setattr(
+        "torch.nn.attention.varlen.varlen_attn", kernels["varlen"] if "varlen" in working else fail
+    )
+    monkeypatch.setattr(
+        "rm_core.attention.flex.compile_kernel", kernels["flex"] if "flex" in working else fail
+    )
+    model = scorer_of(name).loaded.model
+    used, backend = proven_backend(choice, model, CPU, requested="auto", deterministic=False)
+    assert used.name == expected
+    prove(backend, HEADS, [Scores(0.25)], CPU, torch.float32)
+    failures = used.reason.split("; ")
+    assert failures[0] == (
+        "flash_attention_2 failed its proof on this device: ImportError: undefined symbol: "
+        "_ZN3c105ErrorC2"
+    )
+    tried = ["flash_attention_2", "flex"] if gemma2 else ["flash_attention_2", "varlen", "flex"]
+    failed = tried if expected == "eager" else tried[: tried.index(expected)]
+    assert [failure.split()[0] for failure in failures] == failed
+    assert all(failure in caplog.text for failure in failures)
+    assert f"{expected} is tried next" in caplog.text
+
+
+@pytest.mark.usefixtures("broken_flash_attn")
+def test_flash_attn_that_was_asked_for_and_does_not_import_is_refused(
+    scorer_of: Callable[..., RewardScorer],
+) -> None:
+    choice = choose_attention(Placement("llama", "cuda", "float16"), "flash_attention_2")
+    model = scorer_of("llama-v0.2").loaded.model
+    with pytest.raises(ModelLoadError, match=r"undefined symbol.*use 'auto' or 'eager'"):
+        proven_backend(choice, model, CPU, requested="flash_attention_2", deterministic=False)

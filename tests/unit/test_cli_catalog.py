@@ -1,0 +1,31 @@
+"""Tables print what they are given, also what Rich would take for markup of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.cli.catalog import print_checks
+from serve.cli.demo import print_pairs
+
+ODD = "use skyreward[flash] [/INST] [red]"
+
+
+def test_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason")
+    print_checks(dict.fromkeys(keys, ODD), [])
+    assert capsys.readouterr().out.count(ODD) == len(keys)
+
+
+def test_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"id": "one", "why": "x"}, {"id": "two", "why": "cut off"}]
+    answer = {
+        "results": [
+            {"error": {"code": "template_error", "message": ODD}},
+            {"chosen_reward": 2.0, "rejected_reward": 0.5, "margin": 1.5, "probability": 0.8},
+        ],
+        "usage": {"num_tokens": 9, "num_computed_tokens": 9},
+    }
+    print_pairs(pairs, answer)
+    out = capsys.readouterr().out
+    assert f"template_error: {ODD}" in out
+    assert "1 of 2 margins are positive" in out

@@ -1,0 +1,159 @@
+"""What one client does is no matter for another: room in the queue, turns, rewards, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from dispatcher_harness import Line, scenario, until
+from fakes import FakeBackend, conversation, ready, serving
+from waiting import until as until_now
+
+from rm_core import OverloadedError
+from serve.config.model_settings import ModelSettings
+from serve.errors import RequestTooLargeError
+from serve.scoring.served_model import Bounds, Scores, ServedModel
+from serve.scoring.tokenization import Reading
+from serve.telemetry.context import RequestRecord, begin, end
+
+CONVERSATIONS = [conversation("4"), conversation("five")]
+
+
+@contextmanager
+def client(name: str) -> Iterator[None]:
+    token = begin(RequestRecord("-", client=name))
+    try:
+        yield
+    finally:
+        end(token)
+
+
+def served(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
+    settings = ModelSettings(name="demo", alias="demo")
+    model = ServedModel(settings, backend, shares_rewards=shares_rewards)
+    model.info = backend.info
+    return model
+
+
+async def score(model: ServedModel, name: str) -> Scores:
+    with client(name):
+        return await model.score(CONVERSATIONS, Reading())
+
+
+@pytest.mark.parametrize("shares_rewards", [True, False])
+def test_rewards_of_a_client_are_known_to_it_alone(shares_rewards: bool) -> None:
+    async def run() -> None:
+        model = served(FakeBackend(), shares_rewards)
+        first, again, other = [await score(model, name) for name in ("a", "a", "b")]
+        assert again.num_cached_tokens == again.num_tokens > 0
+        if shares_rewards:
+            assert other.num_cached_tokens == other.num_tokens
+        else:
+            assert (other.num_cached_tokens, other.num_computed_tokens) == (
+                first.num_cached_tokens,
+                first.num_computed_tokens,
+            )
+        assert first.results == again.results == other.results
+
+    asyncio.run(run())
+
+
+def test_what_is_in_flight_for_another_client_is_counted_in_full() -> None:
+    async def run(names: tuple[str, ...]) -> list[Scores]:
+        backend = FakeBackend()
+        backend.gate = asyncio.Event()
+        model = served(backend, shares_rewards=False)
+        waiting = [asyncio.ensure_future(score(model, name)) for name in names]
+        await until(lambda: not model.encoding.is_busy and bool(backend.batches))
+        backend.gate.set()
+        return list(await asyncio.gather(*waiting))
+
+    (alone,) = asyncio.run(run(("b",)))
+    _, beside = asyncio.run(run(("a", "b")))
+    assert beside.num_computed_tokens == alone.num_computed_tokens
+    assert asyncio.run(run(("a", "a")))[1].num_computed_tokens == 0
+
+
+@scenario
+async def test_priority_orders_within_a_client_alone(line: Line) -> None:
+    await line.hold()
+    normal = line.ask(*[(i,) * 20 for i in range(3)])
+    urgent = line.ask(*[(10 + i,) * 20 for i in range(6)], priority=-1000)
+    other = line.ask((77,) * 20, client="b")
+    await until(lambda: line.queue.num_waiting == 10)
+    line.release()
+    await asyncio.gather(normal, urgent, other)
+    order = [batch[0][0] for batch in line.replicas.batches[1:]]
+    assert order == [77, *range(10, 16), 0, 1, 2]
+
+
+@scenario
+async def test_tokens_are_counted_for_each_client(line: Line) -> None:
+    await line.hold()
+    large = line.ask(*[(i,) * 20 for i in range(3)])
+    small = line.ask((0,) * 20, client="b")
+    await until(lambda: line.queue.tokens_by_client.get("b", 0) == 20)
+    assert line.queue.tokens_by_client["a"] == 61
+    large.cancel()
+    await until(lambda: line.queue.tokens_by_client.get("a", 0) == 1)
+    line.release()
+    await small
+    await until(lambda: not line.queue.tokens_by_client)
+
+
+def test_a_client_is_refused_above_its_own_share_alone() -> None:
+    async def run() -> None:
+        backend = FakeBackend()
+        model = served(backend, shares_rewards=False)
+        await score(model, "c")  # so that the rate is known
+        backend.gate = asyncio.Event()
+        waiting = asyncio.ensure_future(score(model, "a"))
+        await until(lambda: "a" in model.queue.tokens_by_client)
+        num_tokens = model.queue.tokens_by_client["a"]
+        model.require_room("a", num_tokens + 1)
+        with pytest.raises(OverloadedError, match="of your tokens wait") as caught:
+            model.require_room("a", num_tokens)
+        assert (caught.value.retry_after_s or 0) >= 1
+        model.require_room("b", 1)  # who waits for nothing is let in
+        other = asyncio.ensure_future(score(model, "b"))
+        await until(lambda: "b" in model.queue.tokens_by_client)
+        model.require_room("a", 2 * (num_tokens + 1))
+        with pytest.raises(OverloadedError, match=r"for 2 client\(s\)"):
+            model.require_room("a", 2 * num_tokens)
+        backend.gate.set()
+        await asyncio.gather(waiting, other)
+        model.require_room("a", 1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        (Bounds(max_request_characters=2_000), r"more than 2,000 characters.*`max_request_char"),
+        (Bounds(max_request_tokens=1_000), r"[\d,]+ tokens and the limit is 1,000.*`max_request_t"),
+    ],
+)
+def test_a_request_makes_no_more_than_it_may(bounds: Bounds, said: str) -> None:
+    prompt = {"role": "user", "content": "word " * 100}
+    answers = [[prompt, {"role": "assistant", "content": str(i)}] for i in range(100)]
+    model = served(FakeBackend(), shares_rewards=True)
+    for number in (1, 2):
+        assert asyncio.run(model.score(answers[:number], Reading(), bounds=bounds)).results
+    with pytest.raises(RequestTooLargeError, match=said):
+        asyncio.run(model.score(answers, Reading(), bounds=bounds))
+    with pytest.raises(RequestTooLargeError, match=said):
+        asyncio.run(model.encode(answers, Reading(), bounds))
+
+
+def test_a_request_that_is_too_large_is_413(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYREWARD_MAX_REQUEST_CHARACTERS", "1000")
+    with serving(FakeBackend()) as http:
+        until_now(lambda: ready(http))
+        body = {"prompt": "word " * 50, "responses": ["yes"] * 10}
+        refused = http.post("/v1/rank", json=body)
+        assert refused.status_code == 413
+        assert refused.json()["error"]["code"] == "request_too_large"
+        assert http.post("/v1/rank", json={**body, "responses": ["yes"]}).status_code == 200

@@ -1,0 +1,63 @@
+"""The two halves of `RewardScorer.score_ids`: laying out batches, and running them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rm_core import BatchConfig, RewardScorer
+from rm_core.model.forward import forward_batch
+from rm_core.packing import TokenIds, Tree
+
+
+@pytest.fixture
+def scorer(scorer_of: Callable[..., RewardScorer]) -> RewardScorer:
+    """With a small budget, so that there are several batches."""
+    return RewardScorer(scorer_of("qwen3").loaded, BatchConfig(max_batch_tokens=100))
+
+
+@pytest.fixture
+def sequences(scorer: RewardScorer) -> list[TokenIds]:
+    talks = [
+        [
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": str(i) * (i % 5 + 1)},
+        ]
+        for i in range(30)
+    ]
+    return [scorer.encoder.encode(talk).input_ids for talk in talks]
+
+
+def test_each_batch_is_told_before_it_begins(
+    scorer: RewardScorer, sequences: list[TokenIds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[tuple[str, int]] = []
+
+    def watched(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        happened.append(("ran", tree.num_tokens))
+        return forward_batch(loaded, tree)
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", watched)
+    expected = scorer.score_ids(sequences)
+    whole, happened = happened, []
+    scored = scorer.score_prepared(
+        scorer.prepare(sequences), lambda num_tokens: happened.append(("told", num_tokens))
+    )
+    assert scored == expected
+    assert len(whole) > 1
+    assert happened == [(what, size) for _, size in whole for what in ("told", "ran")]
+
+
+def test_whoever_is_told_can_end_it(scorer: RewardScorer, sequences: list[TokenIds]) -> None:
+    sizes: list[int] = []
+
+    def end_at_the_second(num_tokens: int) -> None:
+        sizes.append(num_tokens)
+        if len(sizes) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        scorer.score_prepared(scorer.prepare(sequences), end_at_the_second)
+    assert len(sizes) == 2

@@ -1,0 +1,102 @@
+"""Layers over several devices: the same rewards, and every layer where its arguments are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer
+from rm_core.model.pipeline import connect, place, stage_of
+from serve.config.model_settings import ModelSettings
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+TALKS = [
+    [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": str(i) * (i + 1)}]
+    for i in range(12)
+]
+
+
+def test_stages_are_in_order_and_of_one_size() -> None:
+    assert [stage_of(i, 4, 2) for i in range(4)] == [0, 0, 1, 1]
+    assert [stage_of(i, 7, 3) for i in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert {stage_of(i, 80, 1) for i in range(80)} == {0}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])
+def test_rewards_are_those_of_one_device(
+    name: str, deterministic: bool, checkpoint_of: Callable[[str], Path]
+) -> None:
+    """Both stages on the CPU, each with a plan of its own: to the last bit."""
+    config = ModelConfig(str(checkpoint_of(name)), device="cpu", deterministic=deterministic)
+    budget = BatchConfig(max_batch_tokens=128)
+    plain, split = RewardScorer.load(config, budget), RewardScorer.load(config)
+    connect(split.loaded.model, (CPU, CPU))
+    loaded = dataclasses.replace(split.loaded, devices=(CPU, CPU))
+    assert RewardScorer(loaded, budget).score(TALKS) == plain.score(TALKS)
+
+
+def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], Path]) -> None:
+    """`meta` stands for the second device: mixing it with the CPU is an error in torch."""
+    scorer = RewardScorer.load(
+        # Its linear layers are those of torch, not packed for the CPU.
+        ModelConfig(str(checkpoint_of("qwen3")), device="cpu", dtype="bfloat16", attention="eager")
+    )
+    model: Any = scorer.loaded.model
+    place(model, (CPU, META))
+    connect(model, (CPU, META))
+    seen: list[tuple[str, str]] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _layer, args, options: seen.append(
+                (args[0].device.type, options["position_embeddings"][0].device.type)
+            ),
+            with_kwargs=True,
+        )
+    assert model.score.weight.device == model.model.norm.weight.device == META
+    assert model.model.embed_tokens.weight.device == CPU
+    loaded = dataclasses.replace(
+        scorer.loaded, devices=(CPU, META), head=scorer.loaded.head.to(META)
+    )
+    (result,) = RewardScorer(loaded).score(TALKS[:1])
+    assert result.code == "scoring_failed"  # type: ignore[union-attr]  # meta holds no numbers
+    assert len(seen) == model.config.num_hidden_layers
+    stages = [stage_of(i, len(seen), 2) for i in range(len(seen))]
+    assert seen == [("meta", "meta") if stage else ("cpu", "cpu") for stage in stages]
+    assert set(stages) == {0, 1}
+
+
+def test_as_many_devices_as_there_are() -> None:
+    for device in ("cpu", "auto"):
+        if device == "auto" and torch.cuda.device_count() > 1:
+            continue
+        with pytest.raises(ModelLoadError, match="2 devices were asked for"):
+            RewardScorer.load(ModelConfig("demo", device=device, num_devices=2))
+    with pytest.raises(ModelLoadError, match="`compile` is for a model on one device"):
+        ModelConfig("demo", num_devices=2, compile=True)
+    with pytest.raises(ModelLoadError, match="num_devices is 0"):
+        ModelConfig("demo", num_devices=0)
+
+
+def test_a_replica_has_whole_devices_or_a_part_of_one() -> None:
+    def devices(num_gpus: float | None) -> int:
+        return ModelSettings(name="demo", num_gpus=num_gpus).model_loading().num_devices
+
+    assert [devices(n) for n in (None, 0, 0.5, 1, 2)] == [1, 1, 1, 1, 2]
+    with pytest.raises(ValueError, match="no whole number"):
+        devices(1.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_give_the_rewards_of_one(checkpoint_of: Callable[[str], Path]) -> None:
+    path = str(checkpoint_of("qwen3"))
+    one = RewardScorer.load(ModelConfig(path, device="cuda:0"))
+    two = RewardScorer.load(ModelConfig(path, num_devices=2))
+    assert two.describe()["device"] == "cuda:0, cuda:1"
+    assert two.score(TALKS) == one.score(TALKS)

@@ -1,0 +1,72 @@
+"""Linear layers of CPUs: the same products, and only where they are wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rm_core import ModelConfig, RewardScorer
+from rm_core.model.prepacked_linear import PackedLinear, pack_linears
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 2_048, 3_000])
+def test_the_same_products(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 80, bias=bias)
+    inputs = torch.randn(1, rows, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(inputs), linear(inputs))
+
+
+def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    pack_linears(layers)
+    assert not any(isinstance(module, PackedLinear) for module in layers.modules())
+    monkeypatch.undo()
+    pack_linears(layers)
+    kinds = [type(module).__name__ for module in layers.modules()]
+    assert kinds == ["Sequential", "PackedLinear", "Sequential", "ReLU", "PackedLinear"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize(
+    ("settings", "packed"),
+    [
+        ({}, True),
+        ({"dtype": "bfloat16"}, False),
+        ({"deterministic": True}, False),
+        ({"compile": True}, False),
+    ],
+)
+def test_where_layers_are_packed(
+    settings: dict[str, object], packed: bool, checkpoint_of: Callable[[str], Path]
+) -> None:
+    config = ModelConfig(str(checkpoint_of("llama-v0.2")), device="cpu", **settings)  # type: ignore[arg-type]
+    modules = RewardScorer.load(config).loaded.model.modules()
+    assert any(isinstance(module, PackedLinear) for module in modules) == packed
+
+
+def test_few_kernels_are_kept_unless_somebody_chose_how_many() -> None:
+    """Else the memory of a service grows with every new length of a row, for hours."""
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    shown = f"print(*[os.environ[name] for name in {names}])"
+    code = f"import os; from rm_core import RewardScorer; {shown}"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    for chosen, kept in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | chosen,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.split() == kept.split()

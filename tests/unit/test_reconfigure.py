@@ -1,0 +1,49 @@
+"""`user_config`: what may change while the service runs, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rm_core import ModelLoadError
+from serve.config.reconfigure import CHANGEABLE, ScorerChanges, changed
+from serve.config.settings import Settings
+
+
+def test_what_is_left_out_stays_as_it_was(tmp_path: Path) -> None:
+    before = Settings.of(port=9000, api_keys=["first"], max_messages=7, max_requests=5)
+    after = changed(before, {"max_messages": 9, "api_keys_file": str(tmp_path / "keys")})
+    assert (after.max_messages, after.api_keys_file) == (9, str(tmp_path / "keys"))
+    assert (after.port, after.max_requests, after.models) == (9000, 5, before.models)
+    assert [key.get_secret_value() for key in after.api_keys] == ["first"]
+    assert changed(before, {}) == before
+
+
+@pytest.mark.parametrize(
+    ("user_config", "says"),
+    [
+        ({"port": 1}, "'port', which cannot be changed"),
+        ({"max_mesages": 1}, "'max_mesages'"),
+        ({"api_keys": ["x"]}, "'api_keys'"),
+        ({"max_messages": 0}, "max_messages: "),
+    ],
+)
+def test_other_names_and_bad_values_are_refused(user_config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelLoadError, match=says):
+        changed(Settings.of(), user_config)
+
+
+def test_what_can_be_changed_is_a_setting() -> None:
+    assert set(CHANGEABLE) <= set(Settings.model_fields)
+    assert list(CHANGEABLE) == sorted(CHANGEABLE)
+
+
+def test_a_scorer_takes_two() -> None:
+    changes = ScorerChanges.of({"stuck_after_s": 5, "log_level": "DEBUG"})
+    assert (changes.stuck_after_s, changes.log_level) == (5, "DEBUG")
+    assert ScorerChanges.of({}).stuck_after_s is None
+    for bad in ({"stuck_after_s": 0}, {"log_level": "LOUD"}, {"dtype": "float32"}):
+        with pytest.raises(ModelLoadError, match=next(iter(bad))):
+            ScorerChanges.of(bad)

@@ -1,0 +1,211 @@
+"""Where a text is cut, each part has the tokens that it has in the whole, and borders are found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers_known import (
+    KNOWN,
+    NAMES,
+    by_gpt2_expression,
+    demo,
+    like_gemma2,
+    like_llama3,
+    like_qwen3,
+    trained_with,
+)
+from transformers import PreTrainedTokenizerFast
+
+from rm_core.inputs import token_boundaries as text_borders
+from rm_core.inputs.token_boundaries import Borders
+from rm_core.packing import shared_start
+
+# What is awkward: white space of all kinds and lengths, marks that compose, digits of several
+# scripts, letters that fold into those of contractions, scripts without spaces, added tokens.
+PIECES = [
+    " ", "  ", "   ", "\n", "\r\n", "\t", "\u3000", "\u00a0", "\u2028", "\u180e", "\u200b",
+    "\x1c", "a", "the", " capital", "'s", "'re", "'\u017f", "don't", "x" * 9, "1", "12", "345",
+    "1234567", "\u0663", "\u0967", "\u00bd", "\u2460", "é", "e\u0301", "\u0301", "\u0338", ">",
+    "\u1100\u1161\u11a8", "\u2126", "\u212a", "中", "国", "中国的首都，", "。", "か\u3099",
+    "สวัสดี", "नमस्ते", "😀", "👩‍👧", "▁", "▁▁", ".", ",", ";", "!", "!!!\n", ": ", "\0",
+    "<|im_end|>", "<|im_end", "<s12>", "<s1", "_m", "\ue000",
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=30).map("".join)
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=NAMES)
+def test_both_sides_of_a_border_have_the_tokens_of_the_whole(make: Any) -> None:
+    tokenizer = make()
+    borders = Borders(tokenizer)
+
+    @settings(max_examples=150)
+    @given(TEXTS)
+    def holds(text: str) -> None:
+        whole = ids_of(tokenizer, text)
+        for place in range(1, len(text)):
+            found = borders.after(text, 0, place, len(text))
+            last = borders.before(text, 0, place)
+            for border in {found, last} - {None}:
+                assert border is not None
+                assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
+
+    holds()
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=NAMES)
+def test_the_parts_of_a_text_have_its_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make()
+    borders = Borders(tokenizer)
+
+    @settings(max_examples=100)
+    @given(TEXTS, st.integers(1, 12), st.integers(1, 40))
+    def holds(text: str, piece: int, most: int) -> None:
+        monkeypatch.setattr(text_borders, "PIECE", piece)
+        for parts in (
+            list(borders.parts(text, 0, most)),
+            list(borders.parts_from_end(text, most))[::-1],
+        ):
+            assert "".join(text[start:stop] for start, stop in parts) == text
+            ids = [i for start, stop in parts for i in ids_of(tokenizer, text[start:stop])]
+            assert ids == ids_of(tokenizer, text)
+
+    holds()
+
+
+@pytest.mark.parametrize(
+    ("make", "unit"),
+    [
+        *((make, "word ") for make in KNOWN),
+        *((make, unit) for make in KNOWN if make is not like_gemma2 for unit in ("สวัสดี ", "😀 ")),
+        *((make, unit) for make in (like_llama3, like_qwen3, demo) for unit in ("7", "中国，")),
+        (like_qwen3, "e\u0301 "),
+        (by_gpt2_expression, "line;\n"),
+        (like_llama3, "base64,"),
+    ],
+)
+def test_long_texts_fall_into_parts(make: Any, unit: str) -> None:
+    borders = Borders(make())
+    text = unit * (300_000 // len(unit))
+    for parts in (list(borders.parts(text, 0, 100_000)), list(borders.parts_from_end(text, 1_000))):
+        assert len(parts) > 3
+        assert max(stop - start for start, stop in parts) < text_borders.PIECE + 100
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "中", "!", "😀"])
+def test_a_stretch_without_a_border_is_left_whole(unit: str) -> None:
+    borders = Borders(like_llama3())
+    text = "word " * 100_000 + unit * 300_000 + " end"
+    longest = max(stop - start for start, stop in borders.parts(text, 0, 100_000))
+    assert longest > 200_000
+
+
+def changed(make: Any, **parts: Any) -> Any:
+    copy = Tokenizer.from_str(make().backend_tokenizer.to_str())
+    for name, part in parts.items():
+        setattr(copy, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=copy)
+
+
+def with_added(make: Any, content: str, **flags: bool) -> Any:
+    copy = changed(make)
+    copy.backend_tokenizer.add_tokens([AddedToken(content, **flags)])
+    return copy
+
+
+def with_model(make: Any, **state: Any) -> Any:
+    whole = json.loads(make().backend_tokenizer.to_str())
+    whole["model"] |= state
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)))
+
+
+def test_where_nothing_is_proved_there_is_no_border() -> None:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    unknown = {
+        "lower case": changed(demo, normalizer=normalizers.Lowercase()),
+        "NFKC": changed(demo, normalizer=normalizers.NFKC()),
+        "prefix space": changed(demo, pre_tokenizer=pre_tokenizers.ByteLevel(True)),
+        "metaspace": changed(demo, pre_tokenizer=pre_tokenizers.Metaspace()),
+        "another expression": trained_with(r"\p{L}+ \p{L}+|\s+|[^\s\p{L}]+"),
+        "two splits": changed(
+            demo,
+            pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), byte_level]),
+        ),
+        "prepended": changed(like_gemma2, normalizer=normalizers.Prepend("▁")),
+        "words": changed(demo, model=models.WordLevel({"a": 0}, unk_token="a")),
+        "dropout": changed(demo, model=models.BPE(dropout=0.5)),
+        "takes white space": with_added(demo, "<sep>", lstrip=True),
+        "takes what follows": with_added(demo, "<sep>", rstrip=True),
+        "looks around": with_added(demo, "<sep>", single_word=True),
+        "holds a pair": with_added(demo, "the end"),
+        "is not composed": with_added(like_qwen3, "<e\u0301>"),
+        "takes whole words": with_model(like_gemma2, ignore_merges=True),
+    }
+    text = "word, " * 100_000
+    for name, tokenizer in unknown.items():
+        assert Borders(tokenizer).after(text, 0, 1, len(text)) is None, name
+        assert Borders(tokenizer).before(text, 0, len(text)) is None, name
+    for make in KNOWN:
+        assert Borders(make()).after(text, 0, 1, len(text)), make
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (with_added(like_llama3, "<x12"), "see <x1234567890123 and 1234567"),
+        (
+            with_added(
+                lambda: with_model(
+                    like_gemma2,
+                    vocab={c: i for i, c in enumerate("abc▁")},
+                    merges=[],
+                    byte_fallback=False,
+                ),
+                "▁▁",
+                normalized=True,
+            ),
+            "a▁ b c▁ a",
+        ),
+    ],
+    ids=["ends in digits", "over what a space becomes"],
+)
+def test_an_added_token_beside_a_border_changes_nothing(tokenizer: Any, text: str) -> None:
+    borders, whole = Borders(tokenizer), ids_of(tokenizer, text)
+    found = {borders.after(text, 0, place, len(text)) for place in range(1, len(text))} - {None}
+    assert found
+    for border in found:
+        assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
+
+
+@pytest.mark.parametrize("before", [1, 200, 40_000, 65_000])
+def test_a_stretch_is_as_long_wherever_the_parts_begin(before: int) -> None:
+    borders, most = Borders(demo()), 100_000
+    for length in (most, most + 1):
+        text = "a " * before + "x" * (length - 1) + " the end"  # a space and the stretch
+        longest = max(stop - start for start, stop in borders.parts(text, 0, most))
+        assert (longest > most) == (length > most)
+
+
+def test_added_tokens_of_digits_leave_none_between_digits() -> None:
+    borders = Borders(with_added(like_qwen3, "42"))
+    assert borders.after("7" * 1_000, 0, 1, 1_000) is None
+    assert borders.after("the end", 0, 1, 7) == 3
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_common_start_of_two_texts(start: str, left: str, right: str) -> None:
+    found = shared_start(start + left, start + right)
+    assert (start + left)[:found] == (start + right)[:found]
+    assert found >= len(start)
+    assert (start + left)[found : found + 1] != (start + right)[found : found + 1] or found == min(
+        len(start + left), len(start + right)
+    )

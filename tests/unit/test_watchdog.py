@@ -1,0 +1,64 @@
+"""When a batch counts as stuck."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.worker import watchdog as batch_clock
+from serve.worker.watchdog import BatchClock
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(batch_clock.time, "perf_counter", lambda: self.now)
+
+
+def limit_of(clock: BatchClock, time: Time, num_tokens: int) -> float:
+    """Seconds after which a batch that begins now is stuck, to a tenth."""
+    clock.begin(num_tokens)
+    began = time.now
+    while clock.why_stuck() is None:
+        time.now += 0.1
+    clock.stop()
+    return time.now - began
+
+
+@pytest.mark.parametrize(("compiled", "seconds"), [(False, 120), (True, 900)])
+def test_at_least_minutes(compiled: bool, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time(monkeypatch)
+    clock = BatchClock(compiled=compiled)
+    assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
+    clock.learn(1000, 0.001)
+    assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
+
+
+def test_20_times_what_the_batches_before_it_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time(monkeypatch)
+    clock = BatchClock(compiled=False)
+    clock.learn(1000, 50.0)
+    assert limit_of(clock, time, 4096) == pytest.approx(20 * 4096 * 0.05, abs=0.2)
+    # A batch that is done counts, and more than those before it; one that is not done does not.
+    clock.begin(1000)
+    time.now += 10
+    clock.begin(1000)
+    time.now += 10
+    clock.done()
+    clock.begin(1)
+    time.now += 1e6
+    clock.stop()
+    rate = (0.81 * 50 + 0.9 * 10 + 10) / (0.81 * 1000 + 0.9 * 1000 + 1000)
+    assert limit_of(clock, time, 4096) == pytest.approx(20 * 4096 * rate, abs=0.2)
+
+
+def test_a_number_that_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time(monkeypatch)
+    clock = BatchClock(compiled=True, stuck_after_s=60)
+    clock.stuck_after_s = 3.0
+    clock.begin(100)
+    time.now += 4
+    assert clock.why_stuck() == "a batch of 100 tokens runs for 4 s (limit: 3 s)"
+    clock.done()
+    assert clock.why_stuck() is None

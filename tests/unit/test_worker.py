@@ -1,0 +1,291 @@
+"""The engine: real threads, packing ahead, and what makes a replica unhealthy."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from waiting import PATIENCE_S, settle, until_async
+
+from rm_core import ModelConfig, RewardScorer, ScoreError
+from rm_core.model.forward import forward_batch
+from rm_core.packing import TokenIds, Tree
+from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
+from serve.worker.watchdog import BatchClock
+from serve.worker.worker import Engine
+
+ScorerOf = Callable[..., RewardScorer]
+Make = Callable[..., Engine]
+
+
+def talk(scorer: RewardScorer, answer: str) -> TokenIds:
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": answer}]
+    return scorer.encoder.encode(messages).input_ids
+
+
+@pytest.fixture
+def scorer(scorer_of: ScorerOf) -> RewardScorer:
+    return scorer_of("qwen3")
+
+
+@pytest.fixture
+def engine_of() -> Iterator[Make]:
+    made: list[Engine] = []
+
+    def make(*args: Any) -> Engine:
+        made.append(Engine(*args))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+class Gate:
+    """A forward pass that waits until it is let through, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.seen: list[TokenIds] = []
+        monkeypatch.setattr("rm_core.scorer.forward_batch", self)
+
+    def __call__(self, loaded: Any, tree: Tree, *_: int) -> list[float]:
+        self.seen += tree.sequences
+        self.reached.set()
+        assert self.open.wait(PATIENCE_S)
+        return forward_batch(loaded, tree)
+
+
+async def reached(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+
+
+def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_of: Make) -> None:
+    engine = engine_of(scorer)
+    sequences = [talk(scorer, str(i)) for i in range(5)]
+    answer = asyncio.run(engine.run(sequences))
+    assert answer.batch == scorer.score_ids(sequences)
+    assert answer.forward_s > 0
+    assert answer.fingerprint["attention"] == "sdpa"
+    assert pickle.loads(pickle.dumps(answer)) == answer
+    assert engine.describe() == scorer.describe()
+
+
+def test_the_next_batch_is_packed_while_one_is_on_the_device(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    gate = Gate(monkeypatch)
+    packed = threading.Event()
+    first, second = [talk(scorer, "4")], [talk(scorer, "5")]
+    prepare = scorer.prepare
+
+    def watched(sequences: Any) -> Any:
+        packing = prepare(sequences)
+        if list(sequences) == second:
+            packed.set()
+        return packing
+
+    monkeypatch.setattr(scorer, "prepare", watched)
+
+    async def both() -> None:
+        running = asyncio.ensure_future(engine.run(first))
+        await reached(gate)
+        queued = asyncio.ensure_future(engine.run(second))
+        assert await asyncio.to_thread(packed.wait, PATIENCE_S)
+        assert gate.seen == first
+        gate.open.set()
+        await asyncio.gather(running, queued)
+
+    asyncio.run(both())
+    assert gate.seen == first + second
+
+
+def test_each_alone_with_nothing_in_between(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    first, *suspects, last = (talk(scorer, str(i)) for i in range(5))
+    expected = [scorer.score_ids([suspect]) for suspect in suspects]
+    gate = Gate(monkeypatch)
+
+    async def scenario() -> None:
+        running = asyncio.ensure_future(engine.run([first]))
+        await reached(gate)
+        answers = engine.run_each(suspects)
+        begun = asyncio.ensure_future(anext(answers))
+        await settle()  # the suspects stand in line
+        queued = asyncio.ensure_future(engine.run([last]))
+        await settle()
+        assert not begun.done()  # the device is at another batch
+        gate.open.set()
+        assert await begun is None
+        found = [answer async for answer in answers]
+        assert [answer and answer.batch for answer in found] == expected
+        await asyncio.gather(running, queued)
+
+    asyncio.run(scenario())
+    assert gate.seen[:5] == [first, *suspects, last]
+
+
+def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    gate = Gate(monkeypatch)
+    first, second, third = ([talk(scorer, text)] for text in ("4", "5", "6"))
+
+    async def three() -> None:
+        runs = [asyncio.ensure_future(engine.run(batch)) for batch in (first, second, third)]
+        await reached(gate)
+        # All are packed and stand before the device.
+        await until_async(lambda: engine._device_thread._work_queue.qsize() == 2)
+        runs[1].cancel()
+        await asyncio.wait([runs[1]])
+        gate.open.set()
+        await asyncio.gather(runs[0], runs[2])
+
+    asyncio.run(three())
+    assert gate.seen == first + third
+
+
+def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("serve.worker.worker._LOOK_S", 0.05)
+    monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: clock.now)
+    engine = engine_of(scorer, 60.0)
+    gate = Gate(monkeypatch)
+
+    async def stuck() -> None:
+        running = asyncio.ensure_future(engine.run([talk(scorer, "4")]))
+        await reached(gate)
+        engine.check()  # not yet
+        queued = asyncio.ensure_future(engine.run([talk(scorer, "5")]))
+        await until_async(lambda: engine._device_thread._work_queue.qsize() == 1)
+        assert not running.done()
+        clock.now = 61.0
+        outcomes = await asyncio.gather(running, queued, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [
+            ReplicaUnhealthyError,
+            ReplicaRefusedError,
+        ]
+        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens runs for 61 s"):
+            engine.check()
+        with pytest.raises(ReplicaUnhealthyError):
+            engine.describe()
+        gate.open.set()
+        await asyncio.to_thread(engine._device_thread.submit(int).result)
+        engine.check()  # it was slow, no more
+
+    asyncio.run(stuck())
+    assert len(gate.seen) == 1
+
+
+def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[int] = []
+    monkeypatch.setattr(BatchClock, "learn", lambda _, number, seconds: learnt.append(number))
+    engine = engine_of(scorer)
+    probe = scorer.probe().num_tokens
+    assert learnt == [probe]
+    answer = asyncio.run(engine.run([talk(scorer, "4"), talk(scorer, "5")]))
+    assert learnt == [probe, answer.batch.num_computed_tokens]
+
+    def failing(*_: Any) -> list[float]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    with pytest.raises(ReplicaUnhealthyError):
+        asyncio.run(engine.run([talk(scorer, "6")]))
+    assert len(learnt) == 2
+    engine.clock.stuck_after_s = 1e-9
+    assert engine.clock.why_stuck() is None  # nothing is on the device any more
+
+
+def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None:
+    engine = engine_of(scorer)
+    engine._device_thread.shutdown()
+    with pytest.raises(ReplicaUnhealthyError, match="its thread ended"):
+        engine.check()
+    with pytest.raises(ReplicaRefusedError):
+        asyncio.run(engine.run([talk(scorer, "4")]))
+
+
+def test_a_device_that_failed_is_not_tried_again(
+    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    calls: list[int] = []
+
+    def failing(_loaded: Any, tree: Tree, *_: int) -> list[float]:
+        calls.append(len(tree.sequences))
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    batch = [talk(scorer, str(i)) for i in range(8)]
+    with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
+        asyncio.run(engine.run(batch))
+    with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
+        engine.check()
+    with pytest.raises(ReplicaRefusedError):
+        asyncio.run(engine.run(batch))
+    assert calls == [8]
+
+
+@pytest.mark.parametrize("value", [math.nan, RuntimeError("CUDA error: CUBLAS_STATUS_NOT_THERE")])
+def test_a_conversation_that_fails_by_itself_ends_no_replica(
+    value: Any, scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(scorer)
+    good, poison = talk(scorer, "4"), talk(scorer, "5")
+
+    def overflowing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        if poison in tree.sequences and isinstance(value, Exception):
+            raise value
+        logits = forward_batch(loaded, tree)
+        return [value if s == poison else x for s, x in zip(tree.sequences, logits, strict=True)]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
+    for _ in range(3):
+        first, second = asyncio.run(engine.run([good, poison])).batch.rewards
+        assert isinstance(first, float)
+        assert isinstance(second, ScoreError)
+        engine.check()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(math.nan, "answered nan"), (0.5, "now and got")], ids=["NaN", "another"]
+)
+def test_weights_that_went_bad_end_it(
+    value: float,
+    says: str,
+    copy_of: Callable[..., Path],
+    engine_of: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
+    engine = engine_of(scorer)
+    poison = talk(scorer, "5")
+    with torch.no_grad():
+        scorer.loaded.head.add_(value)
+
+    def overflowing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+        logits = forward_batch(loaded, tree)
+        return [math.inf if s == poison else x for s, x in zip(tree.sequences, logits, strict=True)]
+
+    monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
+    with pytest.raises(ReplicaUnhealthyError, match=says):
+        asyncio.run(engine.run([talk(scorer, "4"), poison]))
+    with pytest.raises(ReplicaUnhealthyError, match=says):
+        engine.check()
