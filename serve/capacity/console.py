@@ -25,7 +25,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     if plan.rate.status == "inferred":
         console.print(
             "The rate is inferred from data sheets, not measured: `make gpu-check` or --measure on "
-            "such a device, then --matrix-tflops and --share, make it firm."
+            "such a device, then --matrix-tflops and --mfu, make it firm."
         )
 
 

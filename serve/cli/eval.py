@@ -47,11 +47,11 @@ def _data_options(command: F) -> F:
         ),
         click.option("--split", help="Of a folder or a hub set.  [default: the official one]"),
         click.option(
-            "--option",
+            "--variant",
             "chosen",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Compute it another way than the official one; `--option help` lists the ways.",
+            help="Published variant of a computation; `--variant help` lists them.",
         ),
     )
     for option in reversed(options):
@@ -136,7 +136,12 @@ def evaluate(
 )
 @click.option("--split", help="Of the data.")
 @click.option(
-    "--show", type=click.IntRange(min=0), default=10, show_default=True, help="Changed items."
+    "--limit",
+    "show",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Number of changed items to print.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
 @reported
@@ -190,7 +195,7 @@ def _benchmark(name: str, chosen: tuple[str, ...]) -> Any:
     pairs = [text.partition("=") for text in chosen]
     for given, equals, _ in pairs:
         if not equals:
-            raise click.UsageError(f"--option {given} has no value; write NAME=VALUE, or `help`")
+            raise click.UsageError(f"--variant {given} has no value; write NAME=VALUE, or `help`")
     return benchmark(name, **{given: value for given, _, value in pairs})
 
 

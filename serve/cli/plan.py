@@ -20,7 +20,7 @@ def _load_options(command: F) -> F:
             "--conversations-per-s",
             type=click.FloatRange(min=0, min_open=True),
             metavar="X",
-            help="The load.  [default: what one replica carries]",
+            help="Load in conversations a second.  [default: the capacity of one replica]",
         ),
         click.option(
             "--prompt-tokens",
@@ -28,21 +28,33 @@ def _load_options(command: F) -> F:
             default=400,
             show_default=True,
             metavar="N",
-            help="What the conversations of a post share at their start.",
+            help="Length of the prompt that the conversations of a request share, in tokens.",
         ),
         click.option(
-            "--response-tokens", type=_AT_LEAST_ONE, default=400, show_default=True, metavar="N",
-            help="What each of them has for itself.",
+            "--response-tokens",
+            type=_AT_LEAST_ONE,
+            default=400,
+            show_default=True,
+            metavar="N",
+            help="Length of each response, in tokens.",
         ),
         click.option(
-            "--group", "group_size", type=_AT_LEAST_ONE, default=2, show_default=True, metavar="N",
-            help="Conversations of a post: 2 for pairs.",
+            "--group-size",
+            type=_AT_LEAST_ONE,
+            default=2,
+            show_default=True,
+            metavar="N",
+            help="Conversations in a request: 2 for pairs.",
         ),
         click.option(
-            "--cached", "cached_share", type=click.FloatRange(0, 1, max_open=True), default=0.0,
-            metavar="SHARE", help="Of the conversations, how many were scored before.",
+            "--cache-hit-rate",
+            "cached_share",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            metavar="SHARE",
+            help="Share of conversations whose reward is in the score cache (0-1).",
         ),
-    )  # fmt: skip
+    )
     for option in reversed(options):
         command = option(command)
     return command
@@ -51,12 +63,20 @@ def _load_options(command: F) -> F:
 def _site_options(command: F) -> F:
     options = (
         click.option(
-            "--gpus-per-replica", type=_AT_LEAST_ONE, default=1, show_default=True, metavar="N",
-            help="Over which the layers are spread, for models that do not fit one.",
+            "--gpus-per-replica",
+            type=_AT_LEAST_ONE,
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="GPUs that the layers of one replica are spread over.",
         ),
         click.option(
-            "--utilization", type=click.FloatRange(0, 1, min_open=True), default=0.7,
-            show_default=True, metavar="SHARE", help="How busy replicas are to be at the load.",
+            "--utilization",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=0.7,
+            show_default=True,
+            metavar="SHARE",
+            help="Target utilization of the replicas at this load (0-1).",
         ),
         click.option(
             "--gpus-per-node", type=_AT_LEAST_ONE, default=8, show_default=True, metavar="N"
@@ -64,7 +84,7 @@ def _site_options(command: F) -> F:
         click.option(
             "--cores-per-node", type=_AT_LEAST_ONE, default=96, show_default=True, metavar="N"
         ),
-    )  # fmt: skip
+    )
     for option in reversed(options):
         command = option(command)
     return command
@@ -73,25 +93,37 @@ def _site_options(command: F) -> F:
 def _rate_options(command: F) -> F:
     options = (
         click.option(
-            "--measure", "measured", is_flag=True,
+            "--measure",
+            "measured",
+            is_flag=True,
             help="Load the model on the device at hand and time it, instead of --gpu.",
         ),
         click.option(
-            "--matrix-tflops", type=click.FloatRange(min=0, min_open=True), metavar="X",
-            help="Matrix rate of the GPU, as `make gpu-check` measured it.",
+            "--matrix-tflops",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="X",
+            help="Matrix multiplication rate of the GPU in TFLOP/s, from `make gpu-check`.",
         ),
         click.option(
-            "--share", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
-            help="Of that rate, what the engine reached in `make gpu-check`.",
+            "--mfu",
+            "share",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="SHARE",
+            help="Model FLOPs utilization measured by `make gpu-check` (0-1).",
         ),
-    )  # fmt: skip
+    )
     for option in reversed(options):
         command = option(command)
     return command
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NAME", help="In the catalogue, or at hand.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="A model in the catalogue, a local folder or a hub id.",
+)
 @click.option("--gpu", type=click.Choice(list(DEVICES)), default="h200", show_default=True)
 @_load_options
 @_site_options
@@ -109,7 +141,7 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     """Memory, throughput, replicas and latency for a load, and how to start it.
 
     Memory follows from the checkpoint's sizes; the rate is a share of the GPU's, which is inferred
-    unless it is measured (--measure) or given (--matrix-tflops, --share). Latency is simulated.
+    unless it is measured (--measure) or given (--matrix-tflops, --mfu). Latency is simulated.
 
     Example: skyreward plan --model Skywork-Reward-V2-Llama-3.1-8B --conversations-per-s 500
     """
@@ -124,7 +156,7 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     measured = options["measured"]
     if measured and _given("gpu", "matrix_tflops", "share"):
         raise click.UsageError(
-            "--measure is of the device at hand; leave --gpu, --matrix-tflops and --share out"
+            "--measure is of the device at hand; leave --gpu, --matrix-tflops and --mfu out"
         )
     per_s = options["conversations_per_s"]
     names = ("prompt_tokens", "response_tokens", "group_size", "cached_share")

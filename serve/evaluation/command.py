@@ -26,7 +26,7 @@ from serve.evaluation.runner import (
     write_items,
 )
 from serve.evaluation.score_files import read_scores
-from serve.jobs.command import SOME_FAILED, Ways
+from serve.jobs.command import EXIT_PARTIAL, Ways
 from serve.jobs.private_files import require_own_link
 from serve.jobs.progress import Progress
 from serve.jobs.shutdown import Stopping
@@ -174,7 +174,7 @@ def _finished(asked: Asked, evaluations: Sequence[Evaluation]) -> int:
         for item, error in one.failed[:3]:
             asked.say(f"not scored: {_named(item)}: {error.message}")
     asked.say(f"written to {asked.output}")
-    return SOME_FAILED if any(one.failed for one in evaluations) else 0
+    return EXIT_PARTIAL if any(one.failed for one in evaluations) else 0
 
 
 def _tell_length(asked: Asked, rewards: Rewards) -> None:

@@ -24,7 +24,7 @@ from serve.jobs.summary import RowSink
 from serve.jobs.summary_table import example_lines, print_lines, summary_lines
 from serve.jobs.writers.base import is_tabular
 
-SOME_FAILED = 3
+EXIT_PARTIAL = 3
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
 
 
@@ -145,7 +145,7 @@ def run(
     if stopping.asked is not None and dry_run:
         say("stopped: not all was counted")
         return stopping.exit_code
-    return SOME_FAILED if failed else 0
+    return EXIT_PARTIAL if failed else 0
 
 
 def _plan(

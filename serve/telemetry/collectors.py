@@ -60,21 +60,24 @@ _GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
         lambda state: state.queued_tokens,
     ),
     "queue_conversations": (
-        "Conversations that wait for a batch.",
+        "Conversations waiting for a batch.",
         lambda state: state.num_waiting,
     ),
     "batches_in_flight": (
-        "Batches that were sent to a replica and are not answered yet.",
+        "Batches sent to replicas and not answered yet.",
         lambda state: state.num_in_flight,
     ),
 }
 _CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
-    "hits": (CounterMetricFamily, "Rewards that were looked up in the cache and found."),
-    "misses": (CounterMetricFamily, "Rewards that were looked up in the cache and not found."),
-    "evictions": (CounterMetricFamily, "Rewards that left the cache to make room for others."),
-    "entries": (GaugeMetricFamily, "Rewards in the cache."),
-    "bytes": (GaugeMetricFamily, "Memory that the rewards in the cache are reckoned to take."),
-    "max_bytes": (GaugeMetricFamily, "Most memory that the cache may take (cache_bytes)."),
+    "hits": (CounterMetricFamily, "Lookups in the score cache that found a reward."),
+    "misses": (CounterMetricFamily, "Lookups in the score cache that found no reward."),
+    "evictions": (CounterMetricFamily, "Rewards evicted from the score cache."),
+    "entries": (GaugeMetricFamily, "Rewards in the score cache."),
+    "bytes": (GaugeMetricFamily, "Estimated memory used by the score cache, in bytes."),
+    "max_bytes": (
+        GaugeMetricFamily,
+        "Maximum memory of the score cache (setting cache_bytes), in bytes.",
+    ),
 }
 
 
@@ -109,7 +112,7 @@ class ModelStates:
     def _info(self, states: Mapping[str, ModelState]) -> Metric:
         info = Metric(
             f"{self._prefix}model_info",
-            "Always 1; what must be equal for rewards to be comparable stands in the labels.",
+            "Always 1; the labels are the fingerprint of the rewards.",
             "gauge",
         )
         for alias, state in states.items():
@@ -158,7 +161,7 @@ class Rewards:
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks of every collector."""
         name = f"{self._prefix}rewards"
-        histogram = Metric(name, "Raw rewards, by the model that gave them.", "histogram")
+        histogram = Metric(name, "Raw rewards, by model.", "histogram")
         sums = CounterMetricFamily(
             f"{self._prefix}reward_sum",
             "Sum of the absolute values of the rewards of one sign. The mean reward is "

@@ -143,70 +143,85 @@ class Metrics:
 
     def _make_request_metrics(self) -> None:
         self._requests = self._counter(
-            "requests", "Requests, by route and status; 499: the client went away.",
+            "requests",
+            "HTTP requests, by route and status; 499 means that the client disconnected.",
             "route", "status",
         )  # fmt: skip
         self._request_duration = self._histogram(
-            "request_duration_seconds", "From the arrival of a request to the end of its answer.",
+            "request_duration_seconds",
+            "Time from the arrival of a request to the end of its response, in seconds.",
             _SECONDS, "route",
         )  # fmt: skip
         self._in_flight = self._gauge(
-            "requests_in_flight", "Scoring requests that have come and are not answered."
+            "requests_in_flight", "Scoring requests that are being processed."
         )
         self._errors = self._counter(
-            "errors", "Requests that were answered with an error as a whole, by its code.", "code"
+            "request_errors", "HTTP requests that failed as a whole, by error code.", "code"
         )
         self._tokenize = self._histogram(
-            "tokenize_seconds", "Rendering and tokenizing the conversations of a request.",
+            "tokenize_seconds",
+            "Time to render and tokenize the conversations of a request, in seconds.",
             _SECONDS, "model",
         )  # fmt: skip
 
     def _make_conversation_metrics(self) -> None:
         self._conversations = self._counter(
-            "conversations", "Conversations: scored, or answered with an error of their own.",
+            "conversations", "Conversations processed, by outcome: scored or error.",
             "model", "outcome",
         )  # fmt: skip
         self._conversation_errors = self._counter(
-            "conversation_errors", "Conversations answered with an error, by its code.",
+            "conversation_errors", "Conversations that failed, by error code.",
             "model", "code",
         )  # fmt: skip
         self._truncated = self._counter(
-            "truncated", "Conversations that were cut before they were scored.", "model"
+            "truncated_conversations", "Conversations truncated before scoring.", "model"
         )
         self._tokens = self._counter(
             "tokens",
-            "Tokens. received: of all conversations that were scored; computed: what went through "
-            "the model; cached: saved, the reward was known; shared: saved, computed once for "
-            "several conversations.",
+            "Tokens by kind. received: tokens of all scored conversations; computed: tokens that "
+            "went through the model; cached: tokens saved because the reward was cached; shared: "
+            "tokens saved because several conversations share them.",
             "model", "kind",
         )  # fmt: skip
 
     def _make_batch_metrics(self) -> None:
-        self._batches = self._counter("batches", "Batches that were scored.", "model")
+        self._batches = self._counter("batches", "Batches scored.", "model")
         self._batch_fill = self._histogram(
-            "batch_fill_ratio", "Computed tokens of a batch over its budget.", _FILL, "model"
+            "batch_fill_ratio",
+            "Computed tokens of a batch divided by the token budget.",
+            _FILL,
+            "model",
         )
         self._batch_conversations = self._histogram(
-            "batch_conversations", "Conversations of a batch.", _CONVERSATIONS, "model"
+            "batch_conversations", "Conversations in a batch.", _CONVERSATIONS, "model"
         )
         self._queue_wait = self._histogram(
-            "queue_wait_seconds", "From the queue to a batch.", _SECONDS, "model"
+            "queue_duration_seconds",
+            "Time that a conversation spent queued before dispatch, in seconds.",
+            _SECONDS,
+            "model",
         )
         self._forward = self._histogram(
-            "forward_seconds", "A batch in the model.", _SECONDS, "model"
+            "inference_seconds",
+            "Time of the forward pass of a batch, in seconds.",
+            _SECONDS,
+            "model",
         )
         self._round_trip = self._histogram(
-            "batch_round_trip_seconds", "A batch from the gateway to a replica and back.",
+            "batch_round_trip_seconds",
+            "Time from the dispatch of a batch to its rewards in the gateway, in seconds.",
             _SECONDS, "model",
         )  # fmt: skip
         self._retries = self._counter(
-            "retries", "Batches sent again, by reason.", "model", "reason"
+            "retried_batches", "Batches sent again, by reason.", "model", "reason"
         )
         self._retried = self._counter(
-            "retried_conversations", "Conversations of batches sent again.", "model"
+            "retried_conversations", "Conversations in batches that were sent again.", "model"
         )
         self._given_up = self._counter(
-            "poisoned", "Conversations given up because replicas died of them.", "model"
+            "abandoned_conversations",
+            "Conversations abandoned after crashing two replicas.",
+            "model",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -206,7 +206,7 @@ def phase(
     came_back = service.settle(options.replicas, options.gateways)
     retries = None
     with contextlib.suppress(Exception):  # a figure, no more
-        retries = service.metric("skyreward_retries_total")
+        retries = service.metric("skyreward_retried_batches_total")
     checks = {
         f"{whom}: something was killed": bool(killer.killed),
         f"{whom}: every post answered 200, whole and in order": not tally.wrong and tally.posts > 0,

@@ -28,7 +28,7 @@ from rm_core import ModelConfig, Reward, RewardScorer
 
 TOLERANCE = 1e-4
 BATCHES = 2
-_SUM, _COUNT = "skyreward_forward_seconds_sum", "skyreward_forward_seconds_count"
+_SUM, _COUNT = "skyreward_inference_seconds_sum", "skyreward_inference_seconds_count"
 
 
 def tokens_of(service: Service, conversations: list[Conversation]) -> int:

@@ -46,13 +46,13 @@ def asked_beside(
 ) -> tuple[list[float], dict[str, Any]]:
     """Latencies under load, and what the load was."""
     found: list[float] = []
-    totals = [service.metric(f"skyreward_forward_seconds_{part}") for part in ("sum", "count")]
+    totals = [service.metric(f"skyreward_inference_seconds_{part}") for part in ("sum", "count")]
     asking = threading.Thread(target=ask, args=(service.url, seconds, found))
     loop = closed_loop(service.url, itertools.cycle(posts), _CLIENTS, seconds)
     asking.start()
     outcomes = asyncio.run(loop)
     asking.join()
-    after = [service.metric(f"skyreward_forward_seconds_{part}") for part in ("sum", "count")]
+    after = [service.metric(f"skyreward_inference_seconds_{part}") for part in ("sum", "count")]
     forward = None
     if None not in totals and None not in after:
         total, count = (b - a for a, b in zip(totals, after, strict=True))  # type: ignore[operator]

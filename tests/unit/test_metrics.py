@@ -65,7 +65,7 @@ def test_a_refused_request(metrics: Metrics) -> None:
     assert moved(before, read(metrics.snapshot())) == {
         series("skyreward_requests_total", route="/v1/score", status="503"): 1,
         series("skyreward_request_duration_seconds_count", route="/v1/score"): 1,
-        series("skyreward_errors_total", code="overloaded"): 1,
+        series("skyreward_request_errors_total", code="overloaded"): 1,
     }
 
 
@@ -82,7 +82,7 @@ def test_conversations(metrics: Metrics) -> None:
         series("skyreward_conversations_total", model="m", outcome="scored"): 3,
         series("skyreward_conversations_total", model="m", outcome="error"): 1,
         series("skyreward_conversation_errors_total", model="m", code="conversation_too_long"): 1,
-        series("skyreward_truncated_total", model="m"): 1,
+        series("skyreward_truncated_conversations_total", model="m"): 1,
         series("skyreward_tokens_total", model="m", kind="received"): 35,
         series("skyreward_tokens_total", model="m", kind="cached"): 5,
         series("skyreward_tokens_total", model="m", kind="shared"): 12,
@@ -101,15 +101,15 @@ def test_a_batch(metrics: Metrics) -> None:
         series("skyreward_tokens_total", model="m", kind="computed"): 60,
         series("skyreward_batch_fill_ratio_count", model="m"): 1,
         series("skyreward_batch_conversations_count", model="m"): 1,
-        series("skyreward_queue_wait_seconds_count", model="m"): 2,
-        series("skyreward_forward_seconds_count", model="m"): 1,
+        series("skyreward_queue_duration_seconds_count", model="m"): 2,
+        series("skyreward_inference_seconds_count", model="m"): 1,
         series("skyreward_batch_round_trip_seconds_count", model="m"): 1,
     }
     assert after[series("skyreward_batch_fill_ratio_sum", model="m")] == 0.6
     assert after[series("skyreward_batch_conversations_sum", model="m")] == 3
-    assert after[series("skyreward_forward_seconds_sum", model="m")] == 0.2
+    assert after[series("skyreward_inference_seconds_sum", model="m")] == 0.2
     metrics.batch(Batch(waited_s=(0.5,)))
-    waits = read(metrics.snapshot())[series("skyreward_queue_wait_seconds_count", model="m")]
+    waits = read(metrics.snapshot())[series("skyreward_queue_duration_seconds_count", model="m")]
     assert waits == 3
 
 
@@ -118,13 +118,13 @@ def test_retries(metrics: Metrics) -> None:
         before = read(metrics.snapshot())
         metrics.retry("m", reason, 4)
         assert moved(before, read(metrics.snapshot())) == {
-            series("skyreward_retries_total", model="m", reason=reason): 1,
+            series("skyreward_retried_batches_total", model="m", reason=reason): 1,
             series("skyreward_retried_conversations_total", model="m"): 4,
         }
     before = read(metrics.snapshot())
     metrics.gave_up("m", 2)
     assert moved(before, read(metrics.snapshot())) == {
-        series("skyreward_poisoned_total", model="m"): 2
+        series("skyreward_abandoned_conversations_total", model="m"): 2
     }
 
 
@@ -167,7 +167,7 @@ def test_rewards_fall_into_their_buckets(metrics: Metrics) -> None:
 
 def test_a_model_is_shown_before_its_first_request(metrics: Metrics) -> None:
     found = read(metrics.snapshot())
-    for name in ("batches_total", "truncated_total", "poisoned_total"):
+    for name in ("batches_total", "truncated_conversations_total", "abandoned_conversations_total"):
         assert found[series(f"skyreward_{name}", model="m")] == 0
     assert found[rewards_of("m")] == 0
     for outcome in ("scored", "error"):
@@ -205,7 +205,9 @@ def test_a_post_is_counted_once(client: TestClient) -> None:
     } | {
         name: change
         for name, change in moved(before, scrape(client)).items()
-        if name[0].startswith(("skyreward_batch", "skyreward_forward", "skyreward_queue_wait"))
+        if name[0].startswith(
+            ("skyreward_batch", "skyreward_inference", "skyreward_queue_duration")
+        )
         or ("kind", "computed") in name[1]
     }
     before = scrape(client)
@@ -226,7 +228,7 @@ def test_refused_posts_are_counted_by_their_code(client: TestClient) -> None:
         assert moved(before, scrape(client)) == {
             series("skyreward_requests_total", route="/v1/score", status=str(status)): 1,
             series("skyreward_request_duration_seconds_count", route="/v1/score"): 1,
-            series("skyreward_errors_total", code=code): 1,
+            series("skyreward_request_errors_total", code=code): 1,
         }
 
 
@@ -243,7 +245,7 @@ def test_a_path_that_nobody_knows_makes_no_label_of_its_own(client: TestClient) 
 def test_both_text_formats(client: TestClient) -> None:
     plain = client.get("/metrics")
     assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert parse(plain.text)[series("skyreward_gateways_answered")] == 1
+    assert parse(plain.text)[series("skyreward_gateways_up")] == 1
     accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
     answer = client.get("/metrics", headers=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")

@@ -261,8 +261,8 @@ def _facts(exchange: Exchange) -> dict[str, Any]:
             "computed": record.num_computed_tokens,
             "cached": record.num_cached_tokens,
             "tokenize_s": round(record.tokenize_s, 6),
-            "queue_s": round(record.queue_s, 6),
-            "forward_s": round(record.forward_s, 6),
+            "queue_duration_s": round(record.queue_s, 6),
+            "inference_s": round(record.forward_s, 6),
         }
     facts["total_s"] = round(exchange.total_s, 6)
     return {name: fact for name, fact in facts.items() if fact is not None}

@@ -30,7 +30,7 @@ async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) 
         num_answered, families = len(snapshots), merge(snapshots)
     families += [
         _gauge("gateways", "Gateways that there should be (num_gateways).", settings.num_gateways),
-        _gauge("gateways_answered", "Gateways whose figures these are.", num_answered),
+        _gauge("gateways_up", "Gateways whose metrics are in this response.", num_answered),
     ]
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(Collected(families)), headers={"Content-Type": content_type})

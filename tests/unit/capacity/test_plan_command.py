@@ -65,11 +65,11 @@ def test_its_command_and_its_config(tmp_path: Path) -> None:
 
 
 def test_what_gpu_check_measured_takes_the_place_of_what_was_inferred() -> None:
-    made = as_json("--model", MODEL, "--matrix-tflops", "700", "--share", "0.5")
+    made = as_json("--model", MODEL, "--matrix-tflops", "700", "--mfu", "0.5")
     assert made["rate"]["status"] == "given"
     assert made["rate"]["low"] == made["rate"]["high"]
     assert "inferred from data sheets" not in plan(
-        "--model", MODEL, "--matrix-tflops", "700", "--share", "0.5"
+        "--model", MODEL, "--matrix-tflops", "700", "--mfu", "0.5"
     )
 
 

@@ -95,7 +95,7 @@ def test_two_published_runs_compared(
     assert both + neither + first + second == 350
     assert found["mcnemar"]["only_first"] == first
     assert 0 < found["mcnemar"]["exact_p"] < 1
-    shown = run("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--show", 2)
+    shown = run("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--limit", 2)
     assert "-2.00" in shown.stdout
     board = json.loads(run("leaderboard", "judgebench", tmp_path, "--json").stdout)
     models = [place["model"] for place in board]
@@ -114,19 +114,19 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
         (("rmb", *out, "--scores", scores, "--max-length", 9), "--max-length scores nothing"),
         (("rmb", *out, "--model", "demo", "--name", "x"), "--name is for --scores"),
         (("rmb", *out, "--url", "http://x", "--dtype", "float32"), "--dtype is a setting of the"),
-        (("rewardbench", *out, "--model", "demo", "--option", "xstest"), "has no value"),
+        (("rewardbench", *out, "--model", "demo", "--variant", "xstest"), "has no value"),
     ):
         done = run("eval", *arguments)
         assert done.exit_code == 2, arguments
         assert message in done.output
-    done = run("eval", "rewardbench", *out, "--model", "demo", "--option", "xstest=none")
+    done = run("eval", "rewardbench", *out, "--model", "demo", "--variant", "xstest=none")
     assert done.exit_code == 1
     assert "fixed or swapped" in done.output
     assert not (tmp_path / "out").exists()
 
 
 def test_the_ways_of_computing_are_listed() -> None:
-    done = run("eval", "rewardbench", "--option", "help")
+    done = run("eval", "rewardbench", "--variant", "help")
     assert done.exit_code == 0
     assert "xstest=fixed|swapped" in done.stdout
 
