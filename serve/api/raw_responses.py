@@ -66,6 +66,11 @@ _ERRORS = {
 
 
 def write_error_pages(folder: Path) -> None:
-    """Write what HAProxy answers by itself once it has read a request's head."""
+    """Write what HAProxy answers by itself once it has read a request's head.
+
+    Args:
+        folder: made here; `STATUS.http` each.
+    """
+    folder.mkdir()
     for code, refusal in _ERRORS.items():
         (folder / f"{code}.http").write_bytes(refusal.response())

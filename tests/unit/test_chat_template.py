@@ -134,7 +134,7 @@ def test_interrupt_that_is_ignored_is_repeated(monkeypatch: pytest.MonkeyPatch) 
 
 PROFILED = """
 import cProfile
-from rm_core import chat_template as module
+from rm_core.inputs import chat_template as module
 
 module.MAX_CPU_S = 0.6
 

@@ -71,11 +71,11 @@ def chosen(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytes
         client.close()
 
 
-@pytest.mark.parametrize("trainer", ["trl", "verl", "openrlhf", "ms_swift", "slime", "rewards"])
+@pytest.mark.parametrize("trainer", ["trl", "verl", "openrlhf", "ms_swift", "slime", "base"])
 def test_a_trainer_needs_none_of_what_a_service_needs(trainer: str) -> None:
     heavy = ["torch", "transformers", "ray", "fastapi", "starlette", "huggingface_hub", trainer]
     code = (
-        f"import sys, serve.client, serve.client.{trainer}; "
+        f"import sys, serve.client, serve.client.integrations.{trainer}; "
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run(

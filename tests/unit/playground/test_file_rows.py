@@ -12,7 +12,7 @@ from conftest import ROOT
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="Node is not installed")
-SCRIPTS = ROOT / "serve" / "web" / "script"
+SCRIPTS = ROOT / "serve" / "api" / "playground" / "script"
 
 
 def run(expression: str, value: Any) -> Any:

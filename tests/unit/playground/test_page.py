@@ -132,7 +132,11 @@ def test_the_scripts_ask_for_ids_that_are_there() -> None:
 
 def test_the_files_of_the_page_are_part_of_the_package() -> None:
     """A wheel takes what git does not ignore."""
-    files = [p for p in (ROOT / "serve" / "web").rglob("*") if p.suffix in (".js", ".css", ".html")]
+    files = [
+        p
+        for p in (ROOT / "serve" / "api" / "playground").rglob("*")
+        if p.suffix in (".js", ".css", ".html")
+    ]
     assert len(files) > 10
     for file in files:
         assert len(file.read_text().splitlines()) <= 300, file
