@@ -31,15 +31,15 @@ from rm_core.errors import (
     ScoringError,
     TemplateError,
 )
-from rm_core.inputs.chat_formats import DialectName, read_turns, without_end
+from rm_core.inputs.chat_formats import ChatFormatName, read_turns, strip_end
 from rm_core.inputs.conversations import (
     Chat,
     add_tools,
     drop_nulls,
+    get_messages,
     join,
     join_chat,
     join_parsed,
-    messages_in,
     parse_arguments,
     parse_chat,
     parse_conversation,
@@ -48,36 +48,36 @@ from rm_core.inputs.conversations import (
     parse_prompt_chat,
     parse_tools,
 )
-from rm_core.inputs.encoder import ChatEncoder, SharedStart, render_record
-from rm_core.inputs.prerendered import PreparedReader
+from rm_core.inputs.encoder import ChatEncoder, SharedPrefix, to_render_json
+from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.packing import Packing, pack
 from rm_core.types import (
     Encoded,
     Fingerprint,
-    Rendered,
+    PrerenderedText,
+    PrerenderedTokens,
     Reward,
     ScoredBatch,
     ScoreError,
-    Tokens,
     Truncation,
 )
 
 if TYPE_CHECKING:
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
     from rm_core.model.loading import load_encoder
-    from rm_core.scorer import RewardScorer, combine
+    from rm_core.scorer import RewardScorer, merge_results
 
 __all__ = [
     "BatchConfig",
     "BenchmarkDataError",
     "Chat",
     "ChatEncoder",
+    "ChatFormatName",
     "Checkpoint",
     "CompilerFailedError",
     "ConversationTooLongError",
     "DeviceFailedError",
     "DeviceMemoryError",
-    "DialectName",
     "Encoded",
     "Fingerprint",
     "ForeignTemplateError",
@@ -90,8 +90,9 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Packing",
-    "PreparedReader",
-    "Rendered",
+    "PrerenderedReader",
+    "PrerenderedText",
+    "PrerenderedTokens",
     "Reward",
     "RewardError",
     "RewardScorer",
@@ -99,22 +100,21 @@ __all__ = [
     "ScoreError",
     "ScoredBatch",
     "ScoringError",
-    "SharedStart",
+    "SharedPrefix",
     "TemplateError",
-    "Tokens",
     "Truncation",
     "add_tools",
     "cache_keys",
-    "combine",
     "drop_nulls",
     "find_entry",
+    "get_messages",
     "join",
     "join_chat",
     "join_parsed",
     "load_catalog",
     "load_encoder",
     "load_not_served",
-    "messages_in",
+    "merge_results",
     "open_checkpoint",
     "pack",
     "parse_arguments",
@@ -125,15 +125,15 @@ __all__ = [
     "parse_prompt_chat",
     "parse_tools",
     "read_turns",
-    "render_record",
     "seeds_dir",
-    "without_end",
+    "strip_end",
+    "to_render_json",
 ]
 
 _WITH_TORCH = {
     "Checkpoint": "rm_core.model.checkpoint",
     "RewardScorer": "rm_core.scorer",
-    "combine": "rm_core.scorer",
+    "merge_results": "rm_core.scorer",
     "load_encoder": "rm_core.model.loading",
     "open_checkpoint": "rm_core.model.checkpoint",
 }

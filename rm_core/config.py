@@ -53,7 +53,7 @@ class ModelConfig:
     num_devices: int = 1
     max_length: int | None = None
     chat_template: str | None = None
-    known_as: str | None = None
+    catalog_name: str | None = None
     template_date: str | None = None
     deterministic: bool = False
     quantization: Quantization = "none"

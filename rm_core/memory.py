@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rm_core.packing import Tree, pack
+from rm_core.packing import PrefixTree, pack
 
 # Tokens from which on larger batches are not faster. CPUs: measured on two cores, where 2,048 to
 # 4,096 tokens were best on pairs and 4,096 on groups (larger rows fall out of the caches); CUDA:
@@ -41,10 +41,10 @@ class BatchBudget:
 
     max_batch_tokens: int
     reason: str
-    chosen: bool
+    is_automatic: bool
 
 
-def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """Peak memory of the activations that one more token of a row costs, in bytes.
 
     Args:
@@ -79,15 +79,17 @@ def choose_budget(
         deterministic: whether every row is filled up to the budget.
     """
     if requested is not None:
-        return BatchBudget(requested, "asked for by the setting `max_batch_tokens`", chosen=False)
+        return BatchBudget(
+            requested, "asked for by the setting `max_batch_tokens`", is_automatic=False
+        )
     if device.type != "cuda":
         tokens = DETERMINISTIC_CPU_TOKENS if deterministic else CPU_TOKENS
-        return BatchBudget(tokens, "larger rows were not faster on CPUs", chosen=True)
+        return BatchBudget(tokens, "larger rows were not faster on CPUs", is_automatic=True)
     free, _ = torch.cuda.mem_get_info(device)
-    return budget_within(free, config, dtype, deterministic)
+    return fit_budget(free, config, dtype, deterministic)
 
 
-def budget_within(
+def fit_budget(
     free_bytes: int, config: Any, dtype: torch.dtype, deterministic: bool = False
 ) -> BatchBudget:
     """The batch budget of a CUDA device, from what is free there once the model is loaded.
@@ -99,21 +101,21 @@ def budget_within(
         deterministic: whether every row is filled up to the budget.
     """
     most = DETERMINISTIC_CUDA_TOKENS if deterministic else CUDA_TOKENS
-    fitting = int(free_bytes * _USABLE) // bytes_per_token(config, dtype)
+    fitting = int(free_bytes * _USABLE) // estimate_bytes_per_token(config, dtype)
     reason = f"{free_bytes / 2**30:.1f} GiB free after loading hold {fitting} tokens"
     if fitting >= most:
-        return BatchBudget(most, f"{reason}; larger rows are not faster", chosen=True)
-    return BatchBudget(max(FEWEST_TOKENS, fitting // 256 * 256), reason, chosen=True)
+        return BatchBudget(most, f"{reason}; larger rows are not faster", is_automatic=True)
+    return BatchBudget(max(FEWEST_TOKENS, fitting // 256 * 256), reason, is_automatic=True)
 
 
-def halved(budget: BatchBudget) -> BatchBudget:
+def halve(budget: BatchBudget) -> BatchBudget:
     """After the warm-up ran out of memory with it."""
     tokens = max(1, budget.max_batch_tokens // 2)
     reason = f"a batch of {budget.max_batch_tokens} tokens did not fit at the warm-up"
-    return BatchBudget(tokens, reason, chosen=True)
+    return BatchBudget(tokens, reason, is_automatic=True)
 
 
-def full_batch(num_tokens: int, max_length: int) -> Tree:
+def build_full_batch(num_tokens: int, max_length: int) -> PrefixTree:
     """A batch of that many tokens, of conversations as long as they may be, nothing shared."""
     lengths = [min(max_length, num_tokens - start) for start in range(0, num_tokens, max_length)]
     (tree,) = pack([(index,) * length for index, length in enumerate(lengths)], num_tokens).batches

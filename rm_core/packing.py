@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 # A batch left partly empty costs little, a shared prefix encoded twice costs its tokens: a batch
 # is cut where it loses least, one token encoded twice counting as this many places left empty.
-PLACES_PER_TOKEN = 64
+SPLIT_PENALTY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TreeSegment:
     """Tokens of the row that stand one after another, also in their sequence.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class PrefixTree:
     """One batch: distinct sequences as a packed prefix tree.
 
     Attributes:
@@ -58,11 +58,11 @@ class Tree:
     """
 
     sequences: tuple[TokenIds, ...]
-    runs: tuple[Run, ...]
+    segments: tuple[TreeSegment, ...]
     ends: tuple[int, ...]
     num_tokens: int
 
-    def path(self, index: int, stop: int) -> list[tuple[int, int]]:
+    def get_path(self, index: int, stop: int) -> list[tuple[int, int]]:
         """The slices of the row that a run's sequence consists of, up to a place in the run.
 
         Args:
@@ -74,10 +74,10 @@ class Tree:
         """
         slices = []
         while index >= 0:
-            run = self.runs[index]
+            run = self.segments[index]
             slices.append((run.start, stop))
             if run.parent >= 0:
-                parent = self.runs[run.parent]
+                parent = self.segments[run.parent]
                 stop = parent.start + run.depth - parent.depth
             index = run.parent
         return slices[::-1]
@@ -92,8 +92,8 @@ class Packing:
         places: `[num_inputs]`, index of each input among all sequences of all batches in order.
     """
 
-    batches: tuple[Tree, ...]
-    places: tuple[int, ...]
+    batches: tuple[PrefixTree, ...]
+    indices: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -107,7 +107,7 @@ class Packing:
             results: one for each sequence of each batch, in order.
         """
         assert len(results) == sum(len(batch.sequences) for batch in self.batches)
-        return [results[place] for place in self.places]
+        return [results[place] for place in self.indices]
 
 
 def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
@@ -120,25 +120,25 @@ def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
     # Reversed, a sequence stands behind those that it is the start of, and adds no tokens to them.
     ordered = sorted(set(sequences), reverse=True)
     place_of = {sequence: place for place, sequence in enumerate(ordered)}
-    shared = [0, *map(shared_start, ordered, ordered[1:])][: len(ordered)]
+    shared = [0, *map(common_prefix_length, ordered, ordered[1:])][: len(ordered)]
     batches = tuple(
-        _build(ordered[start:stop], shared[start:stop])
-        for start, stop in _cuts([len(s) for s in ordered], shared, max_batch_tokens)
+        _build_tree(ordered[start:stop], shared[start:stop])
+        for start, stop in _find_cuts([len(s) for s in ordered], shared, max_batch_tokens)
     )
     return Packing(batches, tuple(place_of[sequence] for sequence in sequences))
 
 
-def halves(tree: Tree) -> tuple[Tree, Tree]:
+def split_in_half(tree: PrefixTree) -> tuple[PrefixTree, PrefixTree]:
     """A batch of several sequences as two, in the same order."""
     middle = len(tree.sequences) // 2
     left, right = (
-        _build(part, [0, *map(shared_start, part, part[1:])])
+        _build_tree(part, [0, *map(common_prefix_length, part, part[1:])])
         for part in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
     )
     return left, right
 
 
-def shared_start(left: Sequential, right: Sequential) -> int:
+def common_prefix_length(left: Sequential, right: Sequential) -> int:
     """How many tokens two sequences, or characters two texts, have in common at their start."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
@@ -152,7 +152,7 @@ def shared_start(left: Sequential, right: Sequential) -> int:
     return low
 
 
-def _cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[int, int]]:
+def _find_cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[int, int]]:
     """Where batches start and stop in the order of the sequences.
 
     Args:
@@ -170,7 +170,7 @@ def _cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[
         if stop < len(lengths):
             # Latest first, so that of equal cuts the fullest batch is taken.
             costs = {
-                cut: PLACES_PER_TOKEN * shared[cut] + budget - sizes[cut - start - 1]
+                cut: SPLIT_PENALTY * shared[cut] + budget - sizes[cut - start - 1]
                 for cut in range(stop, start, -1)
             }
             stop = min(costs, key=costs.__getitem__)
@@ -178,9 +178,9 @@ def _cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[
         start = stop
 
 
-def _build(sequences: list[TokenIds], shared: list[int]) -> Tree:
+def _build_tree(sequences: list[TokenIds], shared: list[int]) -> PrefixTree:
     """The tree of neighbours in the order; what the first shares with those before is no matter."""
-    runs: list[Run] = []
+    runs: list[TreeSegment] = []
     ends: list[int] = []
     path: list[int] = []  # runs that the sequence before this one consists of
     num_tokens = 0
@@ -191,8 +191,8 @@ def _build(sequences: list[TokenIds], shared: list[int]) -> Tree:
         if depth < len(sequence):
             parent = path[-1] if path else -1
             path.append(len(runs))
-            runs.append(Run(num_tokens, depth, parent, sequence[depth:]))
+            runs.append(TreeSegment(num_tokens, depth, parent, sequence[depth:]))
             num_tokens = runs[-1].stop
         last = runs[path[-1]]
         ends.append(last.start + len(sequence) - 1 - last.depth)
-    return Tree(tuple(sequences), tuple(runs), tuple(ends), num_tokens)
+    return PrefixTree(tuple(sequences), tuple(runs), tuple(ends), num_tokens)

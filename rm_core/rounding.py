@@ -13,12 +13,12 @@ _FLOAT32_RELATIVE = 2.0**-17
 # In bfloat16 on CPUs, the largest difference of SDPA from eager over the built-in conversations was
 # 2.1 to 3.5 times the mean distance of eager from float32 (three models). Under eager attention, of
 # a trained model of 135M, batches strayed 3.5 times. Not measured on CUDA.
-ROUNDING = 6.0
+ROUNDING_FACTOR = 6.0
 
 # In float32 on CPUs, the largest difference of the engine from plain transformers over the
 # self-check's prefixes was up to 9.8 times the mean distance of plain transformers from float64:
 # 46 random models of six layers that amplify rounding, with packed linear layers.
-FLOAT32_ROUNDING = 24.0
+FLOAT32_ROUNDING_FACTOR = 24.0
 
 
 def bfloat16_step(reward: float) -> float:
@@ -26,8 +26,8 @@ def bfloat16_step(reward: float) -> float:
     return math.ldexp(1.0, math.frexp(reward)[1] - 8)
 
 
-def allowed_difference(
-    reward: float, dtype: torch.dtype, mean_error: float, times: float = ROUNDING
+def compute_tolerance(
+    reward: float, dtype: torch.dtype, mean_error: float, factor: float = ROUNDING_FACTOR
 ) -> float:
     """Largest absolute difference from plain transformers that rounding explains.
 
@@ -46,4 +46,4 @@ def allowed_difference(
         least = max(FLOAT32_TOLERANCE, _FLOAT32_RELATIVE * abs(reward))
     else:
         least = bfloat16_step(reward)
-    return max(least, times * mean_error)
+    return max(least, factor * mean_error)

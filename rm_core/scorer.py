@@ -27,12 +27,12 @@ from rm_core.errors import (
     RewardError,
     ScoringError,
 )
-from rm_core.inputs.encoder import ChatEncoder, readout_position
-from rm_core.memory import choose_budget, full_batch, halved
-from rm_core.model.device_errors import raise_engine_errors
+from rm_core.inputs.encoder import ChatEncoder, find_readout_position
+from rm_core.memory import build_full_batch, choose_budget, halve
+from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import forward_batch
 from rm_core.model.loading import LoadedModel, load_model
-from rm_core.packing import Packing, TokenIds, Tree, halves, pack
+from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
 
 logger = logging.getLogger(__name__)
@@ -46,13 +46,13 @@ class RewardScorer:
         batching: how much goes through the model at once.
     """
 
-    def __init__(self, loaded: LoadedModel, batching: BatchConfig | None = None) -> None:
-        self._loaded = loaded
+    def __init__(self, loaded_model: LoadedModel, batching: BatchConfig | None = None) -> None:
+        self._loaded_model = loaded_model
         requested = (batching or BatchConfig()).max_batch_tokens
-        config, dtype = loaded.model.config, loaded.model.dtype
+        config, dtype = loaded_model.model.config, loaded_model.model.dtype
         budgets = [
-            choose_budget(requested, config, dtype, device, loaded.deterministic)
-            for device in loaded.devices
+            choose_budget(requested, config, dtype, device, loaded_model.deterministic)
+            for device in loaded_model.devices
         ]
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
 
@@ -68,7 +68,7 @@ class RewardScorer:
         return scorer
 
     def _compare_with_plain_transformers(self) -> None:
-        check = self._loaded.self_check
+        check = self._loaded_model.self_check
         if check is None:
             logger.warning("the self-check is switched off: nothing compares rewards at load")
             return
@@ -78,21 +78,21 @@ class RewardScorer:
     @property
     def encoder(self) -> ChatEncoder:
         """Renders and tokenizes conversations as this model expects them."""
-        return self._loaded.encoder
+        return self._loaded_model.encoder
 
     @property
     def fingerprint(self) -> Fingerprint:
         """What makes two rewards comparable."""
-        return self._loaded.fingerprint
+        return self._loaded_model.fingerprint
 
     @property
-    def loaded(self) -> LoadedModel:
+    def loaded_model(self) -> LoadedModel:
         """The model itself, for measurements and comparisons."""
-        return self._loaded
+        return self._loaded_model
 
     def describe(self) -> dict[str, Any]:
         """Effective settings as plain data, each choice with its reason."""
-        loaded = self._loaded
+        loaded = self._loaded_model
         entry = loaded.checkpoint.entry
         return {
             "catalogue_id": entry.id if entry else None,
@@ -128,14 +128,14 @@ class RewardScorer:
         """
         self.probe()
         if largest_batch is None:
-            largest_batch = self._loaded.device.type == "cuda"
+            largest_batch = self._loaded_model.device.type == "cuda"
         while largest_batch and not self._fits():
-            if not self._budget.chosen or self._budget.max_batch_tokens == 1:
+            if not self._budget.is_automatic or self._budget.max_batch_tokens == 1:
                 raise DeviceMemoryError(
                     f"a batch of max_batch_tokens = {self._budget.max_batch_tokens} does not fit "
                     "into the device's memory; lower it, or leave it out to have it chosen"
                 )
-            self._budget = halved(self._budget)
+            self._budget = halve(self._budget)
             logger.warning("batch budget: %s", self._budget.reason)
 
     def probe(self) -> Reward:
@@ -153,10 +153,10 @@ class RewardScorer:
 
     def _fits(self) -> bool:
         """Whether a full batch goes through the model."""
-        tree = full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
+        tree = build_full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
-            with raise_engine_errors():
-                forward_batch(self._loaded, tree, self._row_multiple)
+            with convert_device_errors():
+                forward_batch(self._loaded_model, tree, self._row_multiple)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -164,7 +164,7 @@ class RewardScorer:
     @property
     def _row_multiple(self) -> int:
         """Tokens that rows are filled up to a multiple of: one shape if batch-invariant."""
-        return self._budget.max_batch_tokens if self._loaded.deterministic else 1
+        return self._budget.max_batch_tokens if self._loaded_model.deterministic else 1
 
     def score(
         self, conversations: Iterable[object], truncation: Truncation = "error"
@@ -181,7 +181,7 @@ class RewardScorer:
         """
         encoded = self.encoder.encode_all(conversations, truncation)
         scored = self.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        return combine(encoded, scored)
+        return merge_results(encoded, scored)
 
     def score_ids(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
         """Score token ids as they are; reward i belongs to sequence i.
@@ -194,32 +194,35 @@ class RewardScorer:
             DeviceFailedError: the device is out of order; this process will not score again.
         """
         # On CUDA such an id is an assertion on the device, which ends the process.
-        refused = [self._refuse_ids(ids) for ids in sequences]
+        refused = [self._validate_ids(ids) for ids in sequences]
         known = [ids for ids, error in zip(sequences, refused, strict=True) if error is None]
-        scored = self.score_prepared(self.prepare(known))
+        scored = self.score_packing(self.pack(known))
         rewards = iter(scored.rewards)
         return replace(scored, rewards=tuple(error or next(rewards) for error in refused))
 
-    def _refuse_ids(self, ids: TokenIds) -> ScoreError | None:
-        embedding: Any = self._loaded.model.get_input_embeddings()
+    def _validate_ids(self, ids: TokenIds) -> ScoreError | None:
+        embedding: Any = self._loaded_model.model.get_input_embeddings()
         rows = int(embedding.num_embeddings)
         if min(ids) >= 0 and max(ids) < rows:
             return None
         wrong = next(token for token in ids if not 0 <= token < rows)
-        return ScoreError.of(
+        return ScoreError.from_exception(
             InvalidConversationError(
                 f"the token id {wrong} is not one of this model, whose ids are from 0 to "
                 f"{rows - 1}; was the conversation tokenized for another model?"
             )
         )
 
-    def prepare(self, sequences: Sequence[TokenIds]) -> Packing:
+    def pack(self, sequences: Sequence[TokenIds]) -> Packing:
         """The half of `score_ids` that leaves the model alone; may run on another thread."""
-        read = [ids[: readout_position(ids, self._loaded.pad_token_id) + 1] for ids in sequences]
+        read = [
+            ids[: find_readout_position(ids, self._loaded_model.pad_token_id) + 1]
+            for ids in sequences
+        ]
         return pack(read, self._budget.max_batch_tokens)
 
-    def score_prepared(
-        self, packing: Packing, begin: Callable[[int], None] | None = None
+    def score_packing(
+        self, packing: Packing, on_batch_start: Callable[[int], None] | None = None
     ) -> ScoredBatch:
         """The other half of `score_ids`: the batches through the model.
 
@@ -230,32 +233,32 @@ class RewardScorer:
         """
         rewards: list[float | ScoreError] = []
         for tree in packing.batches:
-            if begin is not None:
-                begin(tree.num_tokens)
+            if on_batch_start is not None:
+                on_batch_start(tree.num_tokens)
             rewards += self._score_batch(tree)
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
-    def _score_batch(self, tree: Tree) -> list[float | ScoreError]:
+    def _score_batch(self, tree: PrefixTree) -> list[float | ScoreError]:
         """One reward or error for each; a batch that fails is scored again in halves."""
         try:
-            with raise_engine_errors():
-                logits = forward_batch(self._loaded, tree, self._row_multiple)
+            with convert_device_errors():
+                logits = forward_batch(self._loaded_model, tree, self._row_multiple)
         except DeviceFailedError:  # not of a conversation: whatever comes next fails too
             raise
         # The border of the batch: whatever the forward pass raises belongs to a conversation.
         except Exception as error:
             logger.exception("a batch of %d conversations failed", len(tree.sequences))
-            failure = ScoreError.of(_scoring_error(error, tree.num_tokens))
+            failure = ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
         else:
             assert len(logits) == len(tree.sequences)
             return [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits]
         # After the handler: until it ends, the traceback keeps the batch's tensors on the device.
         if len(tree.sequences) == 1:
             return [failure]
-        return [reward for half in halves(tree) for reward in self._score_batch(half)]
+        return [reward for half in split_in_half(tree) for reward in self._score_batch(half)]
 
 
-def combine(
+def merge_results(
     encoded: Sequence[Encoded | ScoreError], scored: ScoredBatch
 ) -> list[Reward | ScoreError]:
     """Rewards back in the places of the conversations that could be encoded.
@@ -274,14 +277,14 @@ def combine(
         results.append(
             reward
             if isinstance(reward, ScoreError)
-            else Reward(reward, item.num_tokens, item.truncated, item.warnings, item.recognised)
+            else Reward(reward, item.num_tokens, item.truncated, item.warnings, item.input_format)
         )
     assert next(rewards, None) is None
     return results
 
 
 def _non_finite(logit: float) -> ScoreError:
-    return ScoreError.of(
+    return ScoreError.from_exception(
         NonFiniteRewardError(
             f"the model answered {logit} for this conversation, which is no reward; the dtype may "
             "be too narrow for it (setting `dtype`)"

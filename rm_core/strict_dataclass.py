@@ -16,7 +16,7 @@ T = TypeVar("T")
 _SCALARS = (str, int, float, bool)
 
 
-def read_record(kind: Any, raw: Any, where: str) -> Any:
+def read_dataclass(kind: Any, raw: Any, where: str) -> Any:
     """`raw`, as `json` gives it, as a value of the annotation `kind`.
 
     Args:
@@ -31,42 +31,42 @@ def read_record(kind: Any, raw: Any, where: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         (inner,) = (arg for arg in args if arg is not types.NoneType)
-        return None if raw is None else read_record(inner, raw, where)
+        return None if raw is None else read_dataclass(inner, raw, where)
     if origin is Literal:
         _require(raw in args, where, raw, "one of " + ", ".join(map(repr, args)))
         return raw
     if origin is tuple:
         _require(isinstance(raw, list), where, raw, "a list")
-        return tuple(read_record(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+        return tuple(read_dataclass(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
     if origin is Mapping:
         _require(isinstance(raw, dict), where, raw, "an object")
-        return {key: read_record(args[1], item, f"{where}.{key}") for key, item in raw.items()}
+        return {key: read_dataclass(args[1], item, f"{where}.{key}") for key, item in raw.items()}
     if kind in _SCALARS:
         return _read_scalar(kind, raw, where)
     return _read_fields(origin or kind, args, raw, where)
 
 
-def read_sourced(kind: type[T], raw: Any, sources: Collection[str], where: str) -> T:
-    """`read_record`, with every value under a key `source`, at any depth, looked up.
+def read_with_sources(kind: type[T], raw: Any, sources: Collection[str], where: str) -> T:
+    """`read_dataclass`, with every value under a key `source`, at any depth, looked up.
 
     Raises:
-        ValueError: as `read_record`, or a source that is not in `sources`.
+        ValueError: as `read_dataclass`, or a source that is not in `sources`.
     """
-    record: T = read_record(kind, raw, where)
-    for source in _values_of(raw, "source"):
+    record: T = read_dataclass(kind, raw, where)
+    for source in _iter_values(raw, "source"):
         if source not in sources:
             raise ValueError(f"{where}: source {source!r} is not in the list of sources")
     return record
 
 
-def _values_of(raw: Any, key: str) -> Iterator[Any]:
+def _iter_values(raw: Any, key: str) -> Iterator[Any]:
     if isinstance(raw, dict):
         if key in raw:
             yield raw[key]
         raw = list(raw.values())
     if isinstance(raw, list):
         for item in raw:
-            yield from _values_of(item, key)
+            yield from _iter_values(item, key)
 
 
 def _read_fields(cls: Any, args: tuple[Any, ...], raw: Any, where: str) -> Any:
@@ -79,7 +79,7 @@ def _read_fields(cls: Any, args: tuple[Any, ...], raw: Any, where: str) -> Any:
     for field in fields:
         if field.name in raw:
             kind = _bind(hints[field.name], args)
-            values[field.name] = read_record(kind, raw[field.name], f"{where}.{field.name}")
+            values[field.name] = read_dataclass(kind, raw[field.name], f"{where}.{field.name}")
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: key {field.name!r} of {cls.__name__} is missing")
     try:

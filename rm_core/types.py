@@ -22,7 +22,7 @@ TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "right")
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class PrerenderedText:
     """A conversation that its sender rendered with the checkpoint's chat template.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class PrerenderedTokens:
     """A conversation that its sender rendered and tokenized.
 
     Attributes:
@@ -56,7 +56,7 @@ class Encoded:
         readout: index into `input_ids` of the token whose hidden state becomes the reward.
         truncated: whether anything of the conversation was cut off.
         warnings: what the caller should know although the conversation is scored.
-        recognised: of `Rendered` and `Tokens`, what was made of them, such as `text:bos-added`,
+        recognised: of `Rendered` and `PrerenderedTokens`, what was made of them, such as `text:bos-added`,
             `text:bos-kept`, `tokens:bos-stripped`, `text:no-template,bos-added`; else empty.
     """
 
@@ -65,7 +65,7 @@ class Encoded:
     readout: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
-    recognised: str = ""
+    input_format: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -89,7 +89,7 @@ class Reward:
     num_tokens: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
-    recognised: str = ""
+    input_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class ScoreError:
     message: str
 
     @classmethod
-    def of(cls, error: RewardError) -> ScoreError:
+    def from_exception(cls, error: RewardError) -> ScoreError:
         """The record of a raised error."""
         return cls(code=error.code, message=error.detail)
 

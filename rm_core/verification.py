@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from rm_core.catalog.entries import seeds_dir
-from rm_core.catalog.golden import golden_for
+from rm_core.catalog.golden import get_golden_rewards
 from rm_core.inputs.conversations import Messages, join
-from rm_core.model.precision import ieee_products
-from rm_core.rounding import FLOAT32_ROUNDING, allowed_difference, bfloat16_step
+from rm_core.model.precision import use_ieee_products
+from rm_core.rounding import FLOAT32_ROUNDING_FACTOR, bfloat16_step, compute_tolerance
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError
 
@@ -30,7 +30,7 @@ GOLDEN_STEPS = 4
 # Of lower precision: share of pairs in the same order, and difference relative to the spread.
 PAIR_AGREEMENT = 0.9
 MEAN_DIFFERENCE = 0.1
-_NOT_FOR_THIS_MODEL = ("template_error", "conversation_too_long")
+_SKIPPED_ERRORS = ("template_error", "conversation_too_long")
 
 
 class PlainTransformers:
@@ -44,7 +44,7 @@ class PlainTransformers:
     def __init__(self, scorer: RewardScorer, dtype: torch.dtype) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        loaded = scorer.loaded
+        loaded = scorer.loaded_model
         path = loaded.checkpoint.path
         self._device = loaded.device
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -64,12 +64,12 @@ class PlainTransformers:
             self._device = torch.device("cpu")
             self._model.to(self._device)
 
-    @ieee_products()
+    @use_ieee_products()
     @torch.inference_mode()
-    def reward(self, messages: Messages) -> float:
+    def compute_reward(self, messages: Messages) -> float:
         """The logit of one conversation."""
         bos = self._tokenizer.bos_token
-        with _clock_at(self._tokenizer.chat_template, self._date):
+        with _freeze_clock(self._tokenizer.chat_template, self._date):
             text = self._tokenizer.apply_chat_template(messages, tokenize=False)
         assert isinstance(text, str)
         adds_bos = bos is not None and self._tokenizer("").input_ids[:1] == [
@@ -84,7 +84,7 @@ class PlainTransformers:
 
 
 @contextlib.contextmanager
-def _clock_at(template: str, date: str | None) -> Iterator[None]:
+def _freeze_clock(template: str, date: str | None) -> Iterator[None]:
     """Set the clock of transformers' own compiled template to midnight of a day, if there is one.
 
     transformers turns a function among the template's variables into text, so the clock can only
@@ -152,32 +152,32 @@ def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: Non
         progress: told the name of each stage.
     """
     progress("golden rewards")
-    checks = list(_golden_checks(scorer))
+    checks = list(_check_golden_rewards(scorer))
     progress("the built-in conversations")
     conversations = sample_conversations()
     results = scorer.score([messages for _, messages in conversations])
     compared = [
         (name, messages, result)
         for (name, messages), result in zip(conversations, results, strict=True)
-        if isinstance(result, Reward) or result.code not in _NOT_FOR_THIS_MODEL
+        if isinstance(result, Reward) or result.code not in _SKIPPED_ERRORS
     ]
-    if scorer.loaded.device.type == "cuda":  # the largest checkpoints do not fit in twice
-        scorer.loaded.model.to("cpu")  # type: ignore[arg-type]
+    if scorer.loaded_model.device.type == "cuda":  # the largest checkpoints do not fit in twice
+        scorer.loaded_model.model.to("cpu")  # type: ignore[arg-type]
         torch.cuda.empty_cache()
     messages_of = [messages for _, messages, _ in compared]
-    expected, tolerances, exact = _references(scorer, messages_of, progress)
+    expected, tolerances, exact = _compute_references(scorer, messages_of, progress)
     checks += [
-        _check(name, result, reward, (tolerance, "plain transformers, eager"))
+        _build_check(name, result, reward, (tolerance, "plain transformers, eager"))
         for (name, _, result), reward, tolerance in zip(compared, expected, tolerances, strict=True)
     ]
     if exact:
         ours = {name: r.reward for name, _, r in compared if isinstance(r, Reward)}
         theirs = dict(zip((name for name, *_ in compared), exact, strict=True))
-        checks += agreement(ours, theirs)
+        checks += compare_rankings(ours, theirs)
     return checks
 
 
-def agreement(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
+def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
     """How well rewards of lower precision keep the ranking of full precision.
 
     Args:
@@ -210,12 +210,12 @@ def agreement(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Che
     ]
 
 
-def _references(
+def _compute_references(
     scorer: RewardScorer, conversations: Sequence[Messages], progress: Callable[[str], None]
 ) -> tuple[list[float], list[float], list[float]]:
     """Plain transformers' reward of each conversation, and how far ours may be from it.
 
-    See `allowed_difference`. The error of plain transformers itself counts, since a batch of
+    See `compute_tolerance`. The error of plain transformers itself counts, since a batch of
     another shape rounds otherwise all the way through: that of its dtype, or in float32 as the
     self-check measured it.
     Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
@@ -227,9 +227,9 @@ def _references(
     def rewards(dtype: torch.dtype) -> list[float]:
         progress(f"plain transformers in {str(dtype).removeprefix('torch.')}")
         plain = PlainTransformers(scorer, dtype)
-        return [plain.reward(messages) for messages in conversations]
+        return [plain.compute_reward(messages) for messages in conversations]
 
-    loaded = scorer.loaded
+    loaded = scorer.loaded_model
     dtype = loaded.model.dtype
     expected = rewards(dtype)
     exact = expected if dtype == torch.float32 else rewards(torch.float32)
@@ -238,20 +238,21 @@ def _references(
     if dtype == torch.float32:
         mean_error = loaded.self_check.mean_error if loaded.self_check else 0.0
         tolerances = [
-            allowed_difference(reward, dtype, mean_error, FLOAT32_ROUNDING) for reward in expected
+            compute_tolerance(reward, dtype, mean_error, FLOAT32_ROUNDING_FACTOR)
+            for reward in expected
         ]
         return expected, tolerances, []
     differences = [abs(a - b) for a, b in zip(expected, exact, strict=True)]
     mean_error = statistics.mean(differences) if differences else 0.0
-    tolerances = [allowed_difference(reward, dtype, mean_error) for reward in expected]
+    tolerances = [compute_tolerance(reward, dtype, mean_error) for reward in expected]
     return expected, tolerances, exact
 
 
-def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:
-    entry = scorer.loaded.checkpoint.entry
+def _check_golden_rewards(scorer: RewardScorer) -> Iterable[Check]:
+    entry = scorer.loaded_model.checkpoint.entry
     if entry is None:
         return
-    golden = golden_for(entry)
+    golden = get_golden_rewards(entry)
     for score in golden.scores:
         messages = [{"role": m.role, "content": m.content} for m in score.messages]
         (result,) = scorer.score([messages])
@@ -259,7 +260,9 @@ def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:
         reward = result.reward if isinstance(result, Reward) else math.inf
         nearest = min(printed, key=lambda value: abs(value - reward))
         tolerance = GOLDEN_STEPS * bfloat16_step(nearest)
-        yield _check(f"golden/{score.conversation}", result, nearest, (tolerance, score.engine))
+        yield _build_check(
+            f"golden/{score.conversation}", result, nearest, (tolerance, score.engine)
+        )
     for length in golden.token_lengths:
         messages = [{"role": m.role, "content": m.content} for m in length.messages]
         num_tokens = scorer.encoder.encode(messages).num_tokens
@@ -269,7 +272,7 @@ def _golden_checks(scorer: RewardScorer) -> Iterable[Check]:
         )
 
 
-def _check(
+def _build_check(
     name: str, result: Reward | ScoreError, expected: float, rule: tuple[float, str]
 ) -> Check:
     tolerance, note = rule

@@ -85,7 +85,7 @@ def evaluation(name: str, model: str = "demo", size: int = 6, seed: int = 0) -> 
         better = {pair.better for pair in item.preferences}
         rewards = [chance.gauss(place in better, 1.5) for place in range(len(item.responses))]
         scored.append(ScoredItem(item, rewards))
-    figures = benchmark.figures(scored)
+    figures = benchmark.compute_result(scored)
     return Evaluation(
         benchmark,
         model,

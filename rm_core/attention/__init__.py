@@ -1,22 +1,27 @@
 """Which attention runs, and why; one file for each backend, and the hooks into transformers."""
 
-from rm_core.attention.base import Backend, Scores
-from rm_core.attention.hooks import PackedAttention, install
-from rm_core.attention.segments import Segment, of_runs, of_tokens
-from rm_core.attention.select import AttentionChoice, Placement, choose_attention, make_backend
-from rm_core.attention.selfcheck import proven_backend
+from rm_core.attention.base import AttentionBackend, AttentionParams
+from rm_core.attention.hooks import PackedAttention, install_packed_attention
+from rm_core.attention.segments import Segment, build_segments, build_token_segments
+from rm_core.attention.select import (
+    AttentionChoice,
+    AttentionTarget,
+    choose_attention,
+    make_backend,
+)
+from rm_core.attention.selfcheck import select_validated_backend
 
 __all__ = [
+    "AttentionBackend",
     "AttentionChoice",
-    "Backend",
+    "AttentionParams",
+    "AttentionTarget",
     "PackedAttention",
-    "Placement",
-    "Scores",
     "Segment",
+    "build_segments",
+    "build_token_segments",
     "choose_attention",
-    "install",
+    "install_packed_attention",
     "make_backend",
-    "of_runs",
-    "of_tokens",
-    "proven_backend",
+    "select_validated_backend",
 ]

@@ -12,7 +12,7 @@ from rm_core.attention.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class AttentionParams:
     """How a layer turns queries and keys into attention scores.
 
     Attributes:
@@ -26,7 +26,7 @@ class Scores:
     window: int | None = None
 
 
-class Backend(Protocol):
+class AttentionBackend(Protocol):
     """One way to compute attention over the segments of a row."""
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> Any:
@@ -40,7 +40,12 @@ class Backend(Protocol):
         ...
 
     def attend(
-        self, plan: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+        self,
+        plan: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """Attention of every query.
 

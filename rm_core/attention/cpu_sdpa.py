@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from rm_core.attention.base import Scores
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class AttentionBlock:
     """Queries and keys that see each other, as slices."""
 
     queries: slice
@@ -25,41 +25,41 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitPlan:
+class CpuSdpaPlan:
     """`own` covers the queries in order and is causal, `ancestors` is without a mask."""
 
-    own: list[Part]
-    ancestors: list[Part]
+    own: list[AttentionBlock]
+    ancestors: list[AttentionBlock]
 
 
-class SplitBackend:
+class CpuSdpaBackend:
     """See `rm_core.attention.base.Backend`. Knows neither softcap nor window."""
 
-    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> SplitPlan:
+    def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> CpuSdpaPlan:
         """See `Backend`."""
-        own = [Part(slice(s.start, s.stop), slice(*s.keys[-1])) for s in segments]
+        own = [AttentionBlock(slice(s.start, s.stop), slice(*s.keys[-1])) for s in segments]
         seen_by: dict[tuple[int, int], slice] = {}  # what sees an ancestor stands in one piece
         for segment in segments:
             for ancestor in segment.keys[:-1]:
                 so_far = seen_by.get(ancestor, slice(segment.start, segment.start))
                 assert so_far.stop == segment.start
                 seen_by[ancestor] = slice(so_far.start, segment.stop)
-        ancestors = [Part(queries, slice(*keys)) for keys, queries in seen_by.items()]
-        return SplitPlan(own, ancestors)
+        ancestors = [AttentionBlock(queries, slice(*keys)) for keys, queries in seen_by.items()]
+        return CpuSdpaPlan(own, ancestors)
 
     def attend(
         self,
-        plan: SplitPlan,
+        plan: CpuSdpaPlan,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """See `Backend`."""
-        assert scores.softcap is None
-        assert scores.window is None
+        assert params.softcap is None
+        assert params.window is None
 
-        def attend(part: Part, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        def attend(part: AttentionBlock, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
             """Output `[queries, heads, head_dim]` and log-sum-exp `[queries, heads, 1]`."""
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *(
@@ -71,7 +71,7 @@ class SplitBackend:
                     )
                 ),
                 is_causal=causal,
-                scale=scores.scaling,
+                scale=params.scaling,
             )
             return out[0].transpose(0, 1), lse[0].transpose(0, 1).unsqueeze(-1)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rm_core.attention.base import Scores
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.segments import Segment
 
 BLOCK = 128
@@ -41,7 +41,7 @@ class EagerBackend:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """See `Backend`."""
         out = torch.empty_like(query)
@@ -57,17 +57,17 @@ class EagerBackend:
             while position < segment.num_keys:
                 stop = min(segment.num_keys, (position // BLOCK + 1) * BLOCK)
                 rows = slice(segment.start + position - first, segment.start + stop - first)
-                out[rows] = self._block(query[rows], keys, values, position, scores)
+                out[rows] = self._attend_block(query[rows], keys, values, position, params)
                 position = stop
         return out
 
-    def _block(
+    def _attend_block(
         self,
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         position: int,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """Attention of queries that follow one another, the first at `position`.
 
@@ -82,33 +82,33 @@ class EagerBackend:
         start, stop = position, position + num_queries
         if self._aligned:
             start = position // BLOCK * BLOCK
-            query = _fill(query, position - start, start + BLOCK - stop)
+            query = _pad(query, position - start, start + BLOCK - stop)
             stop = start + BLOCK
-        low = 0 if scores.window is None else max(0, start - scores.window + 1)
+        low = 0 if params.window is None else max(0, start - params.window + 1)
         high = min(stop, len(keys))
         keys, values = keys[low:high], values[low:high]
         if self._aligned:
-            keys, values = _fill(keys, 0, stop - high), _fill(values, 0, stop - high)
+            keys, values = _pad(keys, 0, stop - high), _pad(values, 0, stop - high)
         num_heads, num_kv_heads = query.shape[1], keys.shape[1]
         # [kv heads, heads of each, queries, head_dim]: heads that share keys and values.
         grouped = query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads)).permute(1, 2, 0, 3)
-        weights = (grouped.flatten(1, 2) @ keys.permute(1, 2, 0)) * scores.scaling
-        if scores.softcap is not None:
-            weights = torch.tanh(weights / scores.softcap) * scores.softcap
+        weights = (grouped.flatten(1, 2) @ keys.permute(1, 2, 0)) * params.scaling
+        if params.softcap is not None:
+            weights = torch.tanh(weights / params.softcap) * params.softcap
         weights = weights.unflatten(1, (-1, stop - start))
-        _mask(weights, start, low, scores.window)
+        _apply_mask(weights, start, low, params.window)
         weights = torch.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
         out: torch.Tensor = weights.flatten(1, 2) @ values.transpose(0, 1)
         out = out.unflatten(1, (-1, stop - start)).permute(2, 0, 1, 3).flatten(1, 2)
         return out[position - start :][:num_queries]
 
 
-def _fill(tensor: torch.Tensor, before: int, after: int) -> torch.Tensor:
+def _pad(tensor: torch.Tensor, before: int, after: int) -> torch.Tensor:
     """Rows of zeros around the rows that are there."""
     return torch.nn.functional.pad(tensor, (0, 0, 0, 0, before, after))
 
 
-def _mask(weights: torch.Tensor, start: int, low: int, window: int | None) -> None:
+def _apply_mask(weights: torch.Tensor, start: int, low: int, window: int | None) -> None:
     """Take away, in place, what a query must not see.
 
     Args:

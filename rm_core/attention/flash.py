@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from rm_core.attention.base import Scores
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
@@ -30,13 +30,13 @@ class FlashAttnBackend(VarlenBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """See `Backend`."""
         return self._kernel(
-            *self.arguments(plan, query, key, value),
-            softmax_scale=scores.scaling,
+            *self.build_arguments(plan, query, key, value),
+            softmax_scale=params.scaling,
             causal=True,
-            window_size=(-1, -1) if scores.window is None else (scores.window - 1, 0),
-            softcap=scores.softcap or 0.0,
+            window_size=(-1, -1) if params.window is None else (params.window - 1, 0),
+            softcap=params.softcap or 0.0,
         )

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from rm_core.attention.base import Scores
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.segments import Segment
 from rm_core.compilation import compile_for_all_sizes, recompile_options
 
 BLOCK = 128
 # Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
 # compiled apart, and only a few kernels are kept.
-LEAST = 2 * BLOCK
+MIN_ROWS = 2 * BLOCK
 _FAR = torch.iinfo(torch.int32).max
 
 
@@ -58,7 +58,7 @@ class FlexBackend:
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> FlexPlan:
         """See `Backend`."""
         num_queries = segments[-1].stop
-        queries, keys = max(num_queries, LEAST), max(num_keys, LEAST)
+        queries, keys = max(num_queries, MIN_ROWS), max(num_keys, MIN_ROWS)
         first = torch.full((keys,), queries, dtype=torch.int32)
         stop = torch.zeros(keys, dtype=torch.int32)
         query_positions = torch.full((queries,), _FAR, dtype=torch.int32)
@@ -89,25 +89,25 @@ class FlexBackend:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """See `Backend`."""
-        if scores.window not in plan.block_masks:
-            plan.block_masks[scores.window] = _block_mask(plan, scores.window)
+        if params.window not in plan.block_masks:
+            plan.block_masks[params.window] = _build_block_mask(plan, params.window)
         queries, keys = len(plan.query_positions), len(plan.key_positions)
         out = self._kernel(
             *(
-                _fill(tensor, rows).transpose(0, 1).unsqueeze(0)
+                _pad(tensor, rows).transpose(0, 1).unsqueeze(0)
                 for tensor, rows in ((query, queries), (key, keys), (value, keys))
             ),
-            score_mod=self._cap(scores.softcap, query.device),
-            block_mask=plan.block_masks[scores.window],
-            scale=scores.scaling,
+            score_mod=self._get_softcap(params.softcap, query.device),
+            block_mask=plan.block_masks[params.window],
+            scale=params.scaling,
             enable_gqa=True,
         )
         return out[0].transpose(0, 1)[: plan.num_queries]  # type: ignore[no-any-return]
 
-    def _cap(
+    def _get_softcap(
         self, softcap: float | None, device: torch.device
     ) -> Callable[..., torch.Tensor] | None:
         """The change of a score; the same object for the same softcap, to be compiled once."""
@@ -140,11 +140,11 @@ def compile_kernel() -> Callable[..., Any]:
     return kernel
 
 
-def _fill(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+def _pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, rows - len(tensor)))
 
 
-def _block_mask(plan: FlexPlan, window: int | None) -> Any:
+def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
     """Which blocks of queries and keys to look at, and the mask within them.
 
     A block counts as soon as the spans of its keys touch it: a few too many are looked at, and
@@ -162,11 +162,11 @@ def _block_mask(plan: FlexPlan, window: int | None) -> Any:
 
     num_queries, num_keys = len(query_positions), len(first)
     blocks = torch.arange(-(-num_queries // BLOCK), device=first.device).unsqueeze(1) * BLOCK
-    lowest = _per_block(query_positions, _FAR).amin(1, keepdim=True)
+    lowest = _split_into_blocks(query_positions, _FAR).amin(1, keepdim=True)
     touched = (
-        (blocks < _per_block(stop, 0).amax(1))
-        & (blocks + BLOCK > _per_block(first, num_queries).amin(1))
-        & (lowest < _per_block(limit, 0).amax(1))
+        (blocks < _split_into_blocks(stop, 0).amax(1))
+        & (blocks + BLOCK > _split_into_blocks(first, num_queries).amin(1))
+        & (lowest < _split_into_blocks(limit, 0).amax(1))
     )
     # Blocks that count first, in order, as BlockMask wants them.
     indices = torch.argsort(touched.int(), dim=1, descending=True, stable=True)
@@ -179,7 +179,7 @@ def _block_mask(plan: FlexPlan, window: int | None) -> Any:
     )
 
 
-def _per_block(values: torch.Tensor, fill: int) -> torch.Tensor:
+def _split_into_blocks(values: torch.Tensor, fill: int) -> torch.Tensor:
     """`[num_blocks, BLOCK]`, the end filled up."""
     missing = -len(values) % BLOCK
     return torch.nn.functional.pad(values, (0, missing), value=fill).view(-1, BLOCK)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rm_core.attention.base import Backend, Scores
+from rm_core.attention.base import AttentionBackend, AttentionParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class PackedAttention:
         readout_plan: as `plan`, for the queries at these places.
     """
 
-    backend: Backend
+    backend: AttentionBackend
     plan: Any
     num_queries: int
     num_keys: int
@@ -46,7 +46,7 @@ class PackedAttention:
     readouts: torch.Tensor | None = None
     readout_plan: Any = None
 
-    def for_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
+    def select_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
         """The attention of the readout tokens alone, over these keys and values."""
         assert self.readouts is not None
         return PackedAttention(
@@ -54,7 +54,7 @@ class PackedAttention:
         )
 
 
-def install(model: PreTrainedModel) -> None:
+def install_packed_attention(model: PreTrainedModel) -> None:
     """Let a model's layers attend through the row that is passed to its decoder as `packed`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -86,7 +86,7 @@ def _attend(
     """In `[1, heads, tokens, head_dim]`, out `[1, tokens, heads, head_dim]`."""
     if packed.keys is not None:
         key, value = packed.keys
-    scores = Scores(scaling, softcap, sliding_window)
+    scores = AttentionParams(scaling, softcap, sliding_window)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     num_queries, num_keys = packed.num_queries, packed.num_keys
     out = packed.backend.attend(

@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rm_core.packing import Tree
+from rm_core.packing import PrefixTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class Segment:
         return self.num_keys - self.num_queries
 
 
-def of_runs(tree: Tree) -> list[Segment]:
+def build_segments(tree: PrefixTree) -> list[Segment]:
     """One segment for each run: every token of the row asks."""
     return [
-        Segment(run.start, run.stop, tuple(tree.path(index, run.stop)))
-        for index, run in enumerate(tree.runs)
+        Segment(run.start, run.stop, tuple(tree.get_path(index, run.stop)))
+        for index, run in enumerate(tree.segments)
     ]
 
 
-def of_tokens(tree: Tree, places: Sequence[int]) -> list[Segment]:
+def build_token_segments(tree: PrefixTree, indices: Sequence[int]) -> list[Segment]:
     """One segment for each of some tokens: query i is the token at `places[i]` of the row."""
-    starts = [run.start for run in tree.runs]
+    starts = [run.start for run in tree.segments]
     return [
-        Segment(query, query + 1, tuple(tree.path(bisect.bisect(starts, place) - 1, place + 1)))
-        for query, place in enumerate(places)
+        Segment(query, query + 1, tuple(tree.get_path(bisect.bisect(starts, place) - 1, place + 1)))
+        for query, place in enumerate(indices)
     ]

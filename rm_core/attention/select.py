@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from packaging.version import Version
 
-from rm_core.attention.base import Backend
+from rm_core.attention.base import AttentionBackend
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
 
@@ -24,7 +24,7 @@ Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class AttentionTarget:
     """Where and as what a model runs.
 
     Attributes:
@@ -41,15 +41,15 @@ class Placement:
     family: Family
     device_type: str
     dtype: str
-    softcap: bool = False
-    window: bool = False
+    has_softcap: bool = False
+    has_window: bool = False
     deterministic: bool = False
-    old_gpu: bool = False
+    is_old_gpu: bool = False
 
     @property
-    def flash_kernels(self) -> bool:
+    def has_flash_kernels(self) -> bool:
         """Whether FlashAttention-2 kernels run at all: CUDA, half precision, not too old."""
-        return self.device_type == "cuda" and self.dtype != "float32" and not self.old_gpu
+        return self.device_type == "cuda" and self.dtype != "float32" and not self.is_old_gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class AttentionChoice:
     fallbacks: tuple[str, ...] = ()
 
 
-def flash_attn_installed() -> bool:
+def is_flash_attn_installed() -> bool:
     """Whether a flash-attn that knows the softcap is there (not whether it works on this device).
 
     Releases before 2.6 have no softcap and would leave it out without a word; they count as not
@@ -82,12 +82,12 @@ def flash_attn_installed() -> bool:
 
 
 def choose_attention(
-    placement: Placement, requested: Attention = "auto", *, has_flash_attn: bool | None = None
+    target: AttentionTarget, requested: Attention = "auto", *, has_flash_attn: bool | None = None
 ) -> AttentionChoice:
     """The backend to use.
 
     Args:
-        placement: see `Placement`.
+        placement: see `AttentionTarget`.
         requested: a name overrides the choice, unless it would score wrongly.
         has_flash_attn: whether flash-attn is installed; looked up if None.
 
@@ -95,42 +95,42 @@ def choose_attention(
         ModelLoadError: the requested backend would score wrongly or cannot run.
     """
     if has_flash_attn is None:
-        has_flash_attn = flash_attn_installed()
+        has_flash_attn = is_flash_attn_installed()
     if requested != "auto":
-        refusal = _refusal(placement, requested, has_flash_attn)
+        refusal = _refusal_reason(target, requested, has_flash_attn)
         if refusal:
             raise ModelLoadError(f"attention {requested!r} {refusal}")
         return AttentionChoice(requested, "asked for by the setting `attention`")
-    if placement.device_type == "cpu":
-        return _on_cpu(placement)
-    if not placement.flash_kernels:
+    if target.device_type == "cpu":
+        return _choose_on_cpu(target)
+    if not target.has_flash_kernels:
         too_old = "the GPU is older than FlashAttention needs"
         no_float32 = "FlashAttention has no float32 kernels"
-        return AttentionChoice("eager", too_old if placement.old_gpu else no_float32)
-    if placement.deterministic:
-        if placement.softcap:
+        return AttentionChoice("eager", too_old if target.is_old_gpu else no_float32)
+    if target.deterministic:
+        if target.has_softcap:
             return AttentionChoice("eager", "batch-invariant, and keeps Gemma-2's softcap")
         return AttentionChoice("varlen", "batch-invariant without splits of the keys")
-    capped = "; keeps Gemma-2's attention softcap" if placement.softcap else ""
+    capped = "; keeps Gemma-2's attention softcap" if target.has_softcap else ""
     if has_flash_attn:
         reason = "flash-attn is installed and the model runs on CUDA in half precision"
-        others = ("flex",) if placement.softcap else ("varlen", "flex")
+        others = ("flex",) if target.has_softcap else ("varlen", "flex")
         return AttentionChoice("flash_attention_2", reason + capped, others)
     missing = f"flash-attn is not installed ({INSTALL_FLASH_ATTN})"
-    if placement.softcap:
+    if target.has_softcap:
         return AttentionChoice("flex", missing + capped)
     reason = f"{missing}; torch has the kernel without the softcap"
     return AttentionChoice("varlen", reason, ("flex",))
 
 
-def _on_cpu(placement: Placement) -> AttentionChoice:
+def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
     for applies, reason in (
-        (placement.softcap, "keeps Gemma-2's attention softcap; SDPA has none"),
-        (placement.window, "keeps the sliding window; the CPU's SDPA kernel has none"),
-        (placement.deterministic, "batch-invariant: every product has a shape of its own position"),
+        (target.has_softcap, "keeps Gemma-2's attention softcap; SDPA has none"),
+        (target.has_window, "keeps the sliding window; the CPU's SDPA kernel has none"),
+        (target.deterministic, "batch-invariant: every product has a shape of its own position"),
         (
             # Measured on random checkpoints: 0.05 to 0.2 from eager at rewards of 1 to 9.
-            placement.dtype != "float32",
+            target.dtype != "float32",
             "SDPA on the CPU strays from eager by several bfloat16 steps in half precision",
         ),
     ):
@@ -139,32 +139,32 @@ def _on_cpu(placement: Placement) -> AttentionChoice:
     return AttentionChoice("sdpa", "the model runs on the CPU; its flash kernel needs no mask")
 
 
-def _refusal(placement: Placement, requested: str, has_flash_attn: bool) -> str | None:
+def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: bool) -> str | None:
     """Why a backend cannot be had, or None."""
-    on_cuda = placement.device_type == "cuda"
-    if requested in ("sdpa", "varlen") and placement.softcap:
+    on_cuda = target.device_type == "cuda"
+    if requested in ("sdpa", "varlen") and target.has_softcap:
         return (
             "drops Gemma-2's attention softcap and would score wrongly; use 'flash_attention_2' "
             "or 'flex' (CUDA), 'eager' or 'auto'"
         )
     if requested == "sdpa" and on_cuda:
         return "is the backend for CPUs; on CUDA use 'auto', which finds the kernels there"
-    if requested == "sdpa" and placement.window:
+    if requested == "sdpa" and target.has_window:
         return "has no sliding window on CPUs; use 'eager' or 'auto'"
     if requested in ("varlen", "flex", "flash_attention_2") and not on_cuda:
         return "needs CUDA; use 'auto' on a CPU"
     if requested == "flash_attention_2" and not has_flash_attn:
         return f"needs flash-attn: {INSTALL_FLASH_ATTN}; or use 'auto'"
-    if requested in ("varlen", "flash_attention_2") and not placement.flash_kernels:
-        if placement.old_gpu:
+    if requested in ("varlen", "flash_attention_2") and not target.has_flash_kernels:
+        if target.is_old_gpu:
             return "needs a GPU of compute capability 8.0 or newer; use 'auto' or 'eager'"
         return "has no float32 kernels; use dtype 'bfloat16' or attention 'auto'"
-    if placement.deterministic and requested not in ("eager", "varlen"):
+    if target.deterministic and requested not in ("eager", "varlen"):
         return "is not batch-invariant; use 'auto' or 'eager', or switch `deterministic` off"
     return None
 
 
-def make_backend(name: str, deterministic: bool = False) -> Backend:
+def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
     """The backend of a name; imports what it needs only now.
 
     Args:
@@ -177,9 +177,9 @@ def make_backend(name: str, deterministic: bool = False) -> Backend:
 
             return EagerBackend(aligned=deterministic)
         case "sdpa":
-            from rm_core.attention.cpu_sdpa import SplitBackend
+            from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 
-            return SplitBackend()
+            return CpuSdpaBackend()
         case "varlen":
             from rm_core.attention.torch_varlen import TorchVarlenBackend
 

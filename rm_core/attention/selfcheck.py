@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm_core.attention.base import Backend, Scores
+from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.eager import EagerBackend
-from rm_core.attention.segments import of_runs, of_tokens
+from rm_core.attention.segments import build_segments, build_token_segments
 from rm_core.attention.select import AttentionChoice, make_backend
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
@@ -34,7 +34,7 @@ _LONGEST = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class AttentionHeads:
     """Shape of a model's attention."""
 
     num_heads: int
@@ -42,14 +42,14 @@ class Heads:
     head_dim: int
 
 
-def proven_backend(
+def select_validated_backend(
     choice: AttentionChoice,
     model: nn.Module,
     device: torch.device,
     *,
     requested: Attention,
     deterministic: bool,
-) -> tuple[AttentionChoice, Backend]:
+) -> tuple[AttentionChoice, AttentionBackend]:
     """Return the first backend of a choice that computes attention; eager if none does.
 
     Args:
@@ -70,7 +70,9 @@ def proven_backend(
             break
         try:
             backend = make_backend(name, deterministic)
-            prove(backend, _heads(model), _scores_of_layers(model), device, _dtype(model))
+            check_backend(
+                backend, _get_heads(model), _collect_params(model), device, _get_dtype(model)
+            )
         # A package may be installed and fail to import; compilers and kernels raise classes of
         # their own.
         except Exception as error:
@@ -92,10 +94,10 @@ def proven_backend(
 # In the mode of the batches: torch compiles a kernel for each mode, so that the first batch would
 # compile it again.
 @torch.inference_mode()
-def prove(
-    backend: Backend,
-    heads: Heads,
-    all_scores: Iterable[Scores],
+def check_backend(
+    backend: AttentionBackend,
+    heads: AttentionHeads,
+    all_params: Iterable[AttentionParams],
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
@@ -111,7 +113,7 @@ def prove(
     Raises:
         ArithmeticError: they differ.
     """
-    for scores in all_scores:
+    for scores in all_params:
         length = min(_LONGEST, 2 * 128 + (scores.window or 0))
         start = tuple(range(length))
         (tree,) = pack(
@@ -127,8 +129,8 @@ def prove(
         query = query * (scores.softcap or 1.0) / (scores.scaling * heads.head_dim**0.5)
         query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
         for segments, asking in (
-            (of_runs(tree), query),
-            (of_tokens(tree, places), query[places]),
+            (build_segments(tree), query),
+            (build_token_segments(tree, places), query[places]),
         ):
             ours, expected = (
                 way.attend(way.plan(segments, tree.num_tokens, device), *tensors, scores)
@@ -142,29 +144,29 @@ def prove(
                 raise ArithmeticError(f"it is {difference:.3g} away from eager with {scores}")
 
 
-def _attentions(model: nn.Module) -> list[Any]:
+def _list_attention_modules(model: nn.Module) -> list[Any]:
     return [module for name, module in model.named_modules() if name.endswith("self_attn")]
 
 
-def _heads(model: nn.Module) -> Heads:
+def _get_heads(model: nn.Module) -> AttentionHeads:
     config: Any = model.config
-    head_dim: int = _attentions(model)[0].head_dim
-    return Heads(config.num_attention_heads, config.num_key_value_heads, head_dim)
+    head_dim: int = _list_attention_modules(model)[0].head_dim
+    return AttentionHeads(config.num_attention_heads, config.num_key_value_heads, head_dim)
 
 
-def _scores_of_layers(model: nn.Module) -> list[Scores]:
+def _collect_params(model: nn.Module) -> list[AttentionParams]:
     """How the layers compute scores, each way once."""
     return list(
         dict.fromkeys(
-            Scores(
+            AttentionParams(
                 attention.scaling,
                 getattr(attention, "attn_logit_softcapping", None),
                 getattr(attention, "sliding_window", None),
             )
-            for attention in _attentions(model)
+            for attention in _list_attention_modules(model)
         )
     )
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def _get_dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.attention
 
-from rm_core.attention.base import Scores
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
@@ -44,14 +44,14 @@ class TorchVarlenBackend(VarlenBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """See `Backend`."""
-        assert scores.softcap is None
+        assert params.softcap is None
         out: torch.Tensor = self._kernel(
-            *self.arguments(plan, query, key, value),
-            scale=scores.scaling,
-            window_size=(-1 if scores.window is None else scores.window - 1, 0),
+            *self.build_arguments(plan, query, key, value),
+            scale=params.scaling,
+            window_size=(-1 if params.window is None else params.window - 1, 0),
             **self._options,
         )
         return out

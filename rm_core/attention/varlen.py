@@ -33,7 +33,7 @@ class VarlenPlan:
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    gather: torch.Tensor | None
+    gather_indices: torch.Tensor | None
 
 
 class VarlenBackend:
@@ -50,19 +50,23 @@ class VarlenBackend:
             places = torch.cat([torch.arange(start, stop) for start, stop in slices])
             gather = places.to(device, non_blocking=True)
         return VarlenPlan(
-            _boundaries(queries, device), _boundaries(keys, device), max(queries), max(keys), gather
+            _build_cu_seqlens(queries, device),
+            _build_cu_seqlens(keys, device),
+            max(queries),
+            max(keys),
+            gather,
         )
 
-    def arguments(
+    def build_arguments(
         self, plan: VarlenPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[Any, ...]:
         """What every such kernel takes by position, keys and values in the segments' order."""
-        if plan.gather is not None:
-            key, value = (tensor.index_select(0, plan.gather) for tensor in (key, value))
+        if plan.gather_indices is not None:
+            key, value = (tensor.index_select(0, plan.gather_indices) for tensor in (key, value))
         boundaries = plan.cu_seqlens_q, plan.cu_seqlens_k
         return query, key, value, *boundaries, plan.max_seqlen_q, plan.max_seqlen_k
 
 
-def _boundaries(lengths: list[int], device: torch.device) -> torch.Tensor:
+def _build_cu_seqlens(lengths: list[int], device: torch.device) -> torch.Tensor:
     starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     return starts.to(device, non_blocking=True)

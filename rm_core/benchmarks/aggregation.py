@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rm_core.benchmarks.base import Credit, Part, ScoredItem, Tally
+from rm_core.benchmarks.base import ItemScore, ScoredItem, SubsetScore, Tally
 
 
-def by_subset(scored: Iterable[ScoredItem]) -> dict[str, list[ScoredItem]]:
+def group_by_subset(scored: Iterable[ScoredItem]) -> dict[str, list[ScoredItem]]:
     """The items of each subset, in order."""
     groups: dict[str, list[ScoredItem]] = defaultdict(list)
     for one in scored:
@@ -17,25 +17,25 @@ def by_subset(scored: Iterable[ScoredItem]) -> dict[str, list[ScoredItem]]:
     return dict(groups)
 
 
-def tallied(
-    scored: Iterable[ScoredItem], credit: Callable[[ScoredItem], Credit]
+def tally_subsets(
+    scored: Iterable[ScoredItem], grade_item: Callable[[ScoredItem], ItemScore]
 ) -> dict[str, Tally]:
     """The tally of each subset by name; of those alone in which something counts."""
-    groups: dict[str, list[Credit]] = defaultdict(list)
+    groups: dict[str, list[ItemScore]] = defaultdict(list)
     for one in scored:
-        groups[one.item.subset].append(credit(one))
+        groups[one.item.subset].append(grade_item(one))
     tallies = {name: tally(credits) for name, credits in sorted(groups.items())}
     return {name: one for name, one in tallies.items() if one.total}
 
 
-def tally(credits: Iterable[Credit]) -> Tally:
+def tally(credits: Iterable[ItemScore]) -> Tally:
     """The sum, the same in any order."""
     counting = [one for one in credits if one.total]
     right = math.fsum(one.right for one in counting)
     return Tally(right, sum(one.total for one in counting), len(counting))
 
 
-def pooled(tallies: Iterable[Tally]) -> Tally | None:
+def pool(tallies: Iterable[Tally]) -> Tally | None:
     """Several as one, each item of equal weight; None without any."""
     listed = list(tallies)
     if not listed:
@@ -47,29 +47,31 @@ def pooled(tallies: Iterable[Tally]) -> Tally | None:
     )
 
 
-def part_of(one: Tally, expected: int | None = None) -> Part:
+def compute_subset_score(one: Tally, expected: int | None = None) -> SubsetScore:
     """The share that is right, of `expected` items in the whole benchmark."""
     # Where items are of several comparisons each, their number says nothing about the share.
     right = one.right if one.total == one.num_items else None
-    return Part(one.right / one.total, one.num_items, expected, right)
+    return SubsetScore(one.right / one.total, one.num_items, expected, right)
 
 
-def parts_of(tallies: Mapping[str, Tally], expected: Mapping[str, int]) -> dict[str, Part]:
+def compute_subset_scores(
+    tallies: Mapping[str, Tally], expected: Mapping[str, int]
+) -> dict[str, SubsetScore]:
     """A part for each tally: those of `expected` in its order, then the others."""
     names = [name for name in expected if name in tallies]
     names += [name for name in tallies if name not in expected]
-    return {name: part_of(tallies[name], expected.get(name)) for name in names}
+    return {name: compute_subset_score(tallies[name], expected.get(name)) for name in names}
 
 
-def weighted(
+def compute_weighted_score(
     tallies: Mapping[str, Tally], weights: Mapping[str, float], expected: Mapping[str, int]
-) -> Part | None:
+) -> SubsetScore | None:
     """The weighted mean of the scores of those that are there; None without any."""
-    there = {name: part_of(tallies[name]) for name in weights if name in tallies}
+    there = {name: compute_subset_score(tallies[name]) for name in weights if name in tallies}
     if not there:
         return None
     total = math.fsum(weights[name] for name in there)
-    return Part(
+    return SubsetScore(
         score=math.fsum(part.score * weights[name] for name, part in there.items()) / total,
         num_items=sum(part.num_items for part in there.values()),
         num_expected=sum(expected[name] for name in weights),
@@ -83,12 +85,14 @@ def mean(values: Iterable[float]) -> float | None:
     return math.fsum(listed) / len(listed) if listed else None
 
 
-def mean_of(parts: Mapping[str, Part]) -> float | None:
+def mean_score(scores: Mapping[str, SubsetScore]) -> float | None:
     """The plain mean of scores."""
-    return mean(part.score for part in parts.values())
+    return mean(part.score for part in scores.values())
 
 
-def lacks(counts: Mapping[str, int], expected: Mapping[str, int], what: str) -> list[str]:
+def list_missing_items(
+    counts: Mapping[str, int], expected: Mapping[str, int], what: str
+) -> list[str]:
     """A phrase for each part that is not there, or has not as many items as it should.
 
     Args:
@@ -103,11 +107,11 @@ def lacks(counts: Mapping[str, int], expected: Mapping[str, int], what: str) -> 
     ]
 
 
-def counts(parts: Mapping[str, Part]) -> dict[str, int]:
+def count_items(scores: Mapping[str, SubsetScore]) -> dict[str, int]:
     """The number of items of each part."""
-    return {name: part.num_items for name, part in parts.items()}
+    return {name: part.num_items for name, part in scores.items()}
 
 
-def fraction(right: Sequence[bool]) -> Credit:
+def grade_comparisons(right: Sequence[bool]) -> ItemScore:
     """What an item of several comparisons adds."""
-    return Credit(sum(right), len(right))
+    return ItemScore(sum(right), len(right))

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from rm_core.benchmarks.variants import Options
+from rm_core.benchmarks.variants import BenchmarkOptions
 from rm_core.inputs.conversations import Messages
 
-Key = tuple[str, str]
+ItemKey = tuple[str, str]
 """`id` and `subset` of an item, which together are there once."""
 
 
@@ -49,10 +49,10 @@ class Item:
     prompt: Messages
     responses: tuple[str, ...]
     preferences: tuple[Preference, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> Key:
+    def key(self) -> ItemKey:
         """What a line of `scores.jsonl` is matched by."""
         return self.id, self.subset
 
@@ -64,7 +64,7 @@ class ScoredItem(NamedTuple):
     rewards: Sequence[float]
 
 
-class Credit(NamedTuple):
+class ItemScore(NamedTuple):
     """What one item adds to its subset.
 
     Attributes:
@@ -90,15 +90,15 @@ class Tally(NamedTuple):
     num_items: int
 
 
-class Combined(NamedTuple):
-    """What subsets come to; as in `Figures`."""
+class CombinedScore(NamedTuple):
+    """What subsets come to; as in `BenchmarkResult`."""
 
     overall: float | None
-    sections: Mapping[str, Part]
+    sections: Mapping[str, SubsetScore]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SubsetScore:
     """A figure of a section or a subset.
 
     Attributes:
@@ -116,7 +116,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class BenchmarkResult:
     """What a benchmark says of a model.
 
     Attributes:
@@ -130,14 +130,14 @@ class Figures:
     """
 
     overall: float | None
-    sections: Mapping[str, Part]
-    subsets: Mapping[str, Part]
-    more: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, SubsetScore]
+    subsets: Mapping[str, SubsetScore]
+    extra: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class HubSet:
+class HubDataset:
     """Where the benchmark's data is on the hub.
 
     Attributes:
@@ -150,7 +150,7 @@ class HubSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
+class OfficialProtocol:
     """How the benchmark's own runner prepares text; the default of `skyreward eval`.
 
     Attributes:
@@ -179,9 +179,9 @@ class Benchmark(Protocol):
 
     name: str
     title: str
-    hub: tuple[HubSet, ...]
-    preparation: Preparation
-    options: Options
+    hub: tuple[HubDataset, ...]
+    official_protocol: OfficialProtocol
+    options: BenchmarkOptions
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """An item from a row as it is published.
@@ -197,20 +197,20 @@ class Benchmark(Protocol):
         """
         ...
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """The benchmark's figures, in any order of items."""
         ...
 
 
 @runtime_checkable
-class Additive(Benchmark, Protocol):
+class DecomposableBenchmark(Benchmark, Protocol):
     """A benchmark whose figures are made of sums over the items of each subset."""
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """What an item adds to its subset."""
         ...
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """The overall figure and the sections.
 
         Args:

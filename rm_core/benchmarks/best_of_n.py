@@ -20,7 +20,7 @@ class Candidates(NamedTuple):
     truth: Sequence[float]
 
 
-def curve(prompts: Sequence[Candidates]) -> dict[str, Any]:
+def compute_curve(prompts: Sequence[Candidates]) -> dict[str, Any]:
     """The means over prompts, of all ways to draw n of a prompt's answers.
 
     Args:
@@ -40,7 +40,7 @@ def curve(prompts: Sequence[Candidates]) -> dict[str, Any]:
     return means
 
 
-def expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> float:
+def compute_expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> float:
     """Expected truth of the answer with the highest reward among n drawn without replacement.
 
     Args:
@@ -64,12 +64,12 @@ def expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> f
 
 
 def _by_reward(one: Candidates, n: int) -> float:
-    return expected_best(one.rewards, one.truth, n)
+    return compute_expected_best(one.rewards, one.truth, n)
 
 
 def _best(one: Candidates, n: int) -> float:
-    return expected_best(one.truth, one.truth, n)
+    return compute_expected_best(one.truth, one.truth, n)
 
 
 def _worst(one: Candidates, n: int) -> float:
-    return expected_best([-value for value in one.truth], one.truth, n)
+    return compute_expected_best([-value for value in one.truth], one.truth, n)

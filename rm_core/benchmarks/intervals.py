@@ -12,9 +12,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rm_core.benchmarks.aggregation import by_subset, parts_of, tally
-from rm_core.benchmarks.base import Additive, Benchmark, Figures, Part, ScoredItem
-from rm_core.benchmarks.statistics import CONFIDENCE, Interval, draws, percentiles, wilson
+from rm_core.benchmarks.aggregation import compute_subset_scores, group_by_subset, tally
+from rm_core.benchmarks.base import (
+    Benchmark,
+    BenchmarkResult,
+    DecomposableBenchmark,
+    ScoredItem,
+    SubsetScore,
+)
+from rm_core.benchmarks.statistics import (
+    CONFIDENCE,
+    Interval,
+    bootstrap_resamples,
+    percentile_interval,
+    wilson,
+)
 
 RESAMPLES = 200
 
@@ -34,10 +46,10 @@ class Intervals:
     subsets: Mapping[str, Interval]
 
 
-def intervals(
+def compute_intervals(
     benchmark: Benchmark,
     scored: Sequence[ScoredItem],
-    figures: Figures,
+    result: BenchmarkResult,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -51,46 +63,46 @@ def intervals(
         resamples: how often the figures are computed again.
         seed: of the draws.
     """
-    if isinstance(benchmark, Additive):
-        again = _sums_again(benchmark, scored, resamples, seed)
+    if isinstance(benchmark, DecomposableBenchmark):
+        again = _bootstrap_sums(benchmark, scored, resamples, seed)
     else:
-        again = _figures_again(benchmark, scored, resamples, seed)
-    overall = percentiles([one.overall for one in again if one.overall is not None])
+        again = _bootstrap_results(benchmark, scored, resamples, seed)
+    overall = percentile_interval([one.overall for one in again if one.overall is not None])
     return Intervals(
         overall,
-        _of_parts(figures.sections, [one.sections for one in again]),
-        _of_parts(figures.subsets, [one.subsets for one in again]),
+        _compute_subset_intervals(result.sections, [one.sections for one in again]),
+        _compute_subset_intervals(result.subsets, [one.subsets for one in again]),
     )
 
 
-def is_share(part: Part) -> bool:
+def is_proportion(score: SubsetScore) -> bool:
     """Whether the score is a plain share of items, each right or wrong."""
-    right = part.num_correct
+    right = score.num_correct
     if right is None or not float(right).is_integer():
         return False
-    return abs(part.score - right / part.num_items) < 1e-12
+    return abs(score.score - right / score.num_items) < 1e-12
 
 
-def _of_parts(
-    parts: Mapping[str, Part], again: Sequence[Mapping[str, Part]]
+def _compute_subset_intervals(
+    parts: Mapping[str, SubsetScore], again: Sequence[Mapping[str, SubsetScore]]
 ) -> dict[str, Interval]:
     found = {}
     for name, part in parts.items():
-        if is_share(part):
+        if is_proportion(part):
             found[name] = wilson(part.num_correct or 0.0, part.num_items, CONFIDENCE)
             continue
-        interval = percentiles([parts[name].score for parts in again if name in parts])
+        interval = percentile_interval([parts[name].score for parts in again if name in parts])
         if interval is not None:
             found[name] = interval
     return found
 
 
-def _sums_again(
-    benchmark: Additive, scored: Sequence[ScoredItem], resamples: int, seed: int
-) -> list[Figures]:
+def _bootstrap_sums(
+    benchmark: DecomposableBenchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
+) -> list[BenchmarkResult]:
     """What an item adds is known before the draws, which are sums alone."""
-    groups = sorted(by_subset(scored).items())
-    credits = {name: sorted(benchmark.credit(one) for one in group) for name, group in groups}
+    groups = sorted(group_by_subset(scored).items())
+    credits = {name: sorted(benchmark.grade_item(one) for one in group) for name, group in groups}
     chance, again = random.Random(seed), []
     for _ in range(resamples):
         drawn = {
@@ -98,32 +110,32 @@ def _sums_again(
         }
         tallies = {name: one for name, one in drawn.items() if one.total}
         overall, sections = benchmark.combine(tallies)
-        again.append(Figures(overall, sections, parts_of(tallies, {})))
+        again.append(BenchmarkResult(overall, sections, compute_subset_scores(tallies, {})))
     return again
 
 
-def _figures_again(
+def _bootstrap_results(
     benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
-) -> list[Figures]:
+) -> list[BenchmarkResult]:
     """All figures of each draw; clusters stay whole."""
     strata: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
     for one in sorted(scored, key=lambda one: one.item.key):
         item = one.item
-        strata[item.subset][item.facts.get("cluster", item.key)].append(one)
+        strata[item.subset][item.metadata.get("cluster", item.key)].append(one)
     clusters = [list(group.values()) for _, group in sorted(strata.items())]
-    drawn = draws(clusters, resamples=resamples, seed=seed)
-    return [benchmark.figures(_copies(one)) for one in drawn]
+    drawn = bootstrap_resamples(clusters, resamples=resamples, seed=seed)
+    return [benchmark.compute_result(_relabel_clusters(one)) for one in drawn]
 
 
-def _copies(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:
+def _relabel_clusters(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:
     """The items of clusters; one that was drawn twice is two clusters."""
     return [
-        _of_cluster(one, number) if "cluster" in one.item.facts else one
+        _relabel_item(one, number) if "cluster" in one.item.metadata else one
         for number, cluster in enumerate(clusters)
         for one in cluster
     ]
 
 
-def _of_cluster(one: ScoredItem, number: int) -> ScoredItem:
-    facts = {**one.item.facts, "cluster": number}
-    return ScoredItem(dataclasses.replace(one.item, facts=facts), one.rewards)
+def _relabel_item(one: ScoredItem, number: int) -> ScoredItem:
+    facts = {**one.item.metadata, "cluster": number}
+    return ScoredItem(dataclasses.replace(one.item, metadata=facts), one.rewards)

@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_core.benchmarks.aggregation import (
-    counts,
-    lacks,
-    mean_of,
-    part_of,
-    parts_of,
-    pooled,
-    tallied,
+    compute_subset_score,
+    compute_subset_scores,
+    count_items,
+    list_missing_items,
+    mean_score,
+    pool,
+    tally_subsets,
 )
 from rm_core.benchmarks.base import (
-    Combined,
-    Credit,
-    Figures,
-    HubSet,
+    BenchmarkResult,
+    CombinedScore,
+    HubDataset,
     Item,
+    ItemScore,
+    OfficialProtocol,
     Preference,
-    Preparation,
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.strict_row import Row, quoted
-from rm_core.benchmarks.variants import Options, choice
+from rm_core.benchmarks.strict_row import StrictRow, quote
+from rm_core.benchmarks.variants import BenchmarkOptions, choice
 
 CATEGORIES: Mapping[str, str] = {
     "mmlu-pro": "knowledge",
@@ -47,7 +47,7 @@ LABELS = ("A>B", "B>A")
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeBenchOptions(Options):
+class JudgeBenchOptions(BenchmarkOptions):
     """Where published figures differ."""
 
     orders: str = choice(
@@ -66,7 +66,7 @@ class JudgeBench:
 
     name = "judgebench"
     title = "JudgeBench"
-    preparation = Preparation(
+    official_protocol = OfficialProtocol(
         max_length=None,
         truncation="error",
         dtype="bfloat16",
@@ -75,66 +75,70 @@ class JudgeBench:
 
     def __init__(self, options: JudgeBenchOptions | None = None) -> None:
         self.options = options or JudgeBenchOptions()
-        self.hub = (HubSet("ScalerLab/JudgeBench", self.options.pairs),)
+        self.hub = (HubDataset("ScalerLab/JudgeBench", self.options.pairs),)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """A pair: answer A, then answer B."""
-        columns = Row(row, origin, "pair_id")
-        source = columns.text("source")
-        if _category(source) is None:
+        columns = StrictRow(row, origin, "pair_id")
+        source = columns.get_text("source")
+        if _find_category(source) is None:
             columns.refuse(
-                f"the column `source` is {quoted(source)}; it must start with "
+                f"the column `source` is {quote(source)}; it must start with "
                 f"{', '.join(CATEGORIES)}"
             )
         model = columns.get("response_model")
         if isinstance(model, str) and not model.startswith(self.options.pairs):
             columns.refuse(
-                f"the pair is of answers by {quoted(model)}, and the option `pairs` is "
+                f"the pair is of answers by {quote(model)}, and the option `pairs` is "
                 f"{self.options.pairs}; figures of different pairs do not compare"
             )
-        a_is_better = columns.choice("label", LABELS) == LABELS[0]
+        a_is_better = columns.get_choice("label", LABELS) == LABELS[0]
         return Item(
             id=columns.id,
             subset=source,
-            prompt=columns.question("question"),
-            responses=(columns.text("response_A"), columns.text("response_B")),
+            prompt=columns.get_user_message("question"),
+            responses=(columns.get_text("response_A"), columns.get_text("response_B")),
             preferences=(Preference(0, 1) if a_is_better else Preference(1, 0),),
-            facts={"category": _category(source)},
+            metadata={"category": _find_category(source)},
         )
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Accuracy over all pairs; `mean_of_sections`, which some publish, is in `more`."""
         is_gpt = self.options.pairs == "gpt"
-        tallies = tallied(scored, self.credit)
+        tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
-        more = {"mean_of_sections": mean_of(sections)} if sections else {}
+        more = {"mean_of_sections": mean_score(sections)} if sections else {}
         if is_gpt:
-            missing = lacks(counts(sections), GPT_COUNTS, "section")
+            missing = list_missing_items(count_items(sections), GPT_COUNTS, "section")
         else:
             missing = [f"section {name}: no items" for name in GPT_COUNTS if name not in sections]
             if len(scored) != CLAUDE_COUNT:
                 missing.append(f"{len(scored)} of {CLAUDE_COUNT} items")
-        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+        return BenchmarkResult(
+            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+        )
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """Right if the answer that the label says has the higher reward."""
         a_reward, b_reward = one.rewards
         label_is_a = one.item.preferences[0].better == 0
         if a_reward == b_reward:
-            return Credit(self.options.orders == "one" and not label_is_a, 1)
-        return Credit((a_reward > b_reward) == label_is_a, 1)
+            return ItemScore(self.options.orders == "one" and not label_is_a, 1)
+        return ItemScore((a_reward > b_reward) == label_is_a, 1)
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Four categories, and the accuracy over all pairs."""
         sections = {}
         for name, expected in GPT_COUNTS.items():
-            section = pooled(one for source, one in tallies.items() if _category(source) == name)
+            section = pool(one for source, one in tallies.items() if _find_category(source) == name)
             if section is not None:
                 is_gpt = self.options.pairs == "gpt"
-                sections[name] = part_of(section, expected if is_gpt else None)
-        everything = pooled(tallies.values())
-        return Combined(part_of(everything).score if everything else None, sections)
+                sections[name] = compute_subset_score(section, expected if is_gpt else None)
+        everything = pool(tallies.values())
+        return CombinedScore(
+            compute_subset_score(everything).score if everything else None, sections
+        )
 
 
-def _category(source: str) -> str | None:
+def _find_category(source: str) -> str | None:
     return next((name for start, name in CATEGORIES.items() if source.startswith(start)), None)

@@ -11,28 +11,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_core.benchmarks.aggregation import (
-    fraction,
+    compute_subset_score,
+    compute_subset_scores,
+    grade_comparisons,
     mean,
-    mean_of,
-    part_of,
-    parts_of,
-    pooled,
-    tallied,
+    mean_score,
+    pool,
+    tally_subsets,
 )
 from rm_core.benchmarks.base import (
-    Combined,
-    Credit,
-    Figures,
-    HubSet,
+    BenchmarkResult,
+    CombinedScore,
+    HubDataset,
     Item,
+    ItemScore,
+    OfficialProtocol,
     Preference,
-    Preparation,
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, curve
-from rm_core.benchmarks.strict_row import Row
-from rm_core.benchmarks.variants import Options
+from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, compute_curve
+from rm_core.benchmarks.strict_row import StrictRow
+from rm_core.benchmarks.variants import BenchmarkOptions
 
 NUM_VOTES = 16038
 NUM_PROMPTS = 2555
@@ -44,7 +44,7 @@ SETS: Mapping[str, str] = {
     "MBPP-Plus": "mbppplus",
 }
 """Sections of the correctness half, and what is in the names of their files."""
-_PREPARATION = Preparation(
+_PREPARATION = OfficialProtocol(
     max_length=None,
     truncation="error",
     dtype="bfloat16",
@@ -57,18 +57,18 @@ class PPEPreference:
 
     name = "ppe-preference"
     title = "PPE preference"
-    hub = (HubSet("lmarena-ai/PPE-Human-Preference-V1", "test"),)
-    preparation = _PREPARATION
+    hub = (HubDataset("lmarena-ai/PPE-Human-Preference-V1", "test"),)
+    official_protocol = _PREPARATION
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
+    def __init__(self, options: BenchmarkOptions | None = None) -> None:
+        self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """Both answers as they are numbered; the language is the subset."""
-        columns = Row(row, origin, "question_id")
-        winner = columns.text("winner")
+        columns = StrictRow(row, origin, "question_id")
+        winner = columns.get_text("winner")
         if winner not in ("model_a", "model_b") and not winner.startswith("tie"):
-            columns.choice("winner", ("model_a", "model_b", "tie", "tie (bothbad)"))
+            columns.get_choice("winner", ("model_a", "model_b", "tie", "tie (bothbad)"))
         preferences: tuple[Preference, ...] = ()
         if winner in ("model_a", "model_b"):
             preferences = (Preference(0, 1) if winner == "model_a" else Preference(1, 0),)
@@ -76,29 +76,31 @@ class PPEPreference:
         return Item(
             id=columns.id,
             subset=language if isinstance(language, str) and language else "unknown",
-            prompt=_prompt(columns),
-            responses=(columns.text("response_1"), columns.text("response_2")),
+            prompt=_read_prompt(columns),
+            responses=(columns.get_text("response_1"), columns.get_text("response_2")),
             preferences=preferences,
-            facts={"winner": winner},
+            metadata={"winner": winner},
         )
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """The share of votes for one of the two that the model agrees with."""
-        tallies = tallied(scored, self.credit)
+        tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         missing = [] if len(scored) == NUM_VOTES else [f"{len(scored)} of {NUM_VOTES} votes"]
         more = {"num_ties": sum(not one.item.preferences for one in scored)}
-        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+        return BenchmarkResult(
+            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+        )
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """Right if the answer that was voted for has the higher reward."""
-        return _credit(one)
+        return _grade_pairs(one)
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """All votes, whatever the language."""
-        votes = pooled(tallies.values())
-        sections = {"votes": part_of(votes)} if votes else {}
-        return Combined(mean_of(sections), sections)
+        votes = pool(tallies.values())
+        sections = {"votes": compute_subset_score(votes)} if votes else {}
+        return CombinedScore(mean_score(sections), sections)
 
 
 class PPECorrectness:
@@ -106,92 +108,96 @@ class PPECorrectness:
 
     name = "ppe-correctness"
     title = "PPE correctness"
-    hub = tuple(HubSet(f"lmarena-ai/PPE-{name}-Best-of-K", "train") for name in SETS)
-    preparation = _PREPARATION
+    hub = tuple(HubDataset(f"lmarena-ai/PPE-{name}-Best-of-K", "train") for name in SETS)
+    official_protocol = _PREPARATION
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
+    def __init__(self, options: BenchmarkOptions | None = None) -> None:
+        self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """All answers as they are numbered; the subset is the set and who answered."""
-        columns = Row(row, origin, "question_id")
-        scores = columns.items("scores")
-        truth = tuple(columns.number(value, "scores") for value in scores)
-        responses = tuple(columns.text(f"response_{i + 1}") for i in range(len(truth)))
+        columns = StrictRow(row, origin, "question_id")
+        scores = columns.get_list("scores")
+        truth = tuple(columns.to_number(value, "scores") for value in scores)
+        responses = tuple(columns.get_text(f"response_{i + 1}") for i in range(len(truth)))
         if columns.get(f"response_{len(truth) + 1}") is not None:
             columns.refuse(f"there are more responses than the {len(truth)} `scores`")
         preferences = []
-        for pair in columns.items("sampled_conflict_pairs", may_be_empty=True):
-            preference = _conflict(columns, pair, truth)
+        for pair in columns.get_list("sampled_conflict_pairs", may_be_empty=True):
+            preference = _read_preference(columns, pair, truth)
             # One that contradicts nothing says nothing.
             if preference is not None:
                 preferences.append(preference)
-        section = _section(columns, origin)
+        section = _find_section(columns, origin)
         answered_by = columns.get("model_name")
         named = isinstance(answered_by, str) and answered_by
         return Item(
             id=columns.id,
             subset=f"{section}/{answered_by}" if named else section,
-            prompt=_prompt(columns),
+            prompt=_read_prompt(columns),
             responses=responses,
             preferences=tuple(preferences),
-            facts={"section": section, "truth": truth},
+            metadata={"section": section, "truth": truth},
         )
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Pairs of five sets, their plain mean, and curves of best of n."""
-        tallies = tallied(scored, self.credit)
+        tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         groups: dict[str, list[ScoredItem]] = {}
         for name in SETS:
-            there = [one for one in scored if one.item.facts["section"] == name]
+            there = [one for one in scored if one.item.metadata["section"] == name]
             if there:
                 groups[name] = there
         more: dict[str, Any] = {}
-        everything = pooled(tallies.values())
+        everything = pool(tallies.values())
         if everything is not None:
-            more["accuracy"] = part_of(everything).score
+            more["accuracy"] = compute_subset_score(everything).score
         if groups:
-            curves = {name: _curve(there) for name, there in groups.items()}
-            more["best_of_n"] = {"overall": _mean_curve(list(curves.values())), **curves}
+            curves = {name: _compute_curve(there) for name, there in groups.items()}
+            more["best_of_n"] = {"overall": _average_curves(list(curves.values())), **curves}
         missing = [f"section {name}: no items" for name in SETS if name not in groups]
         if len(scored) != NUM_PROMPTS:
             missing.append(f"{len(scored)} of {NUM_PROMPTS} prompts")
-        return Figures(overall, sections, parts_of(tallies, {}), more, tuple(missing))
+        return BenchmarkResult(
+            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+        )
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """As many comparisons as there are sampled pairs."""
-        return _credit(one)
+        return _grade_pairs(one)
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Five sets, each flat over its pairs, and their plain mean."""
         sections = {}
         for name in SETS:
-            section = pooled(one for subset, one in tallies.items() if _set_of(subset) == name)
+            section = pool(one for subset, one in tallies.items() if _get_set(subset) == name)
             if section is not None:
-                sections[name] = part_of(section)
-        return Combined(mean_of(sections), sections)
+                sections[name] = compute_subset_score(section)
+        return CombinedScore(mean_score(sections), sections)
 
 
-def _prompt(columns: Row) -> list[dict[str, Any]]:
+def _read_prompt(columns: StrictRow) -> list[dict[str, Any]]:
     if isinstance(columns.get("prompt"), list | tuple):
-        return columns.turns("prompt")
-    return columns.question("prompt")
+        return columns.get_messages("prompt")
+    return columns.get_user_message("prompt")
 
 
-def _credit(one: ScoredItem) -> Credit:
+def _grade_pairs(one: ScoredItem) -> ItemScore:
     rewards = one.rewards
-    return fraction([rewards[better] > rewards[worse] for better, worse in one.item.preferences])
+    return grade_comparisons(
+        [rewards[better] > rewards[worse] for better, worse in one.item.preferences]
+    )
 
 
-def _set_of(subset: str) -> str:
+def _get_set(subset: str) -> str:
     return subset.split("/")[0]
 
 
-def _conflict(columns: Row, pair: object, truth: Sequence[float]) -> Preference | None:
+def _read_preference(columns: StrictRow, pair: object, truth: Sequence[float]) -> Preference | None:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         columns.refuse("an item of the column `sampled_conflict_pairs` is no pair of numbers")
-    first, second = (columns.as_whole(place, "sampled_conflict_pairs") for place in pair)
+    first, second = (columns.to_whole_number(place, "sampled_conflict_pairs") for place in pair)
     if max(first, second) >= len(truth):
         columns.refuse(
             f"`sampled_conflict_pairs` names response {max(first, second)}, counted from 0; "
@@ -202,7 +208,7 @@ def _conflict(columns: Row, pair: object, truth: Sequence[float]) -> Preference 
     return Preference(first, second) if truth[first] > truth[second] else Preference(second, first)
 
 
-def _section(columns: Row, origin: str) -> str:
+def _find_section(columns: StrictRow, origin: str) -> str:
     """By the name of the file, else of its folder, else of the row's own `benchmark`."""
     given = columns.get("benchmark")
     places = [*reversed(origin.split("/")), given if isinstance(given, str) else ""]
@@ -217,11 +223,11 @@ def _section(columns: Row, origin: str) -> str:
     )
 
 
-def _curve(scored: Sequence[ScoredItem]) -> dict[str, Any]:
-    return curve([Candidates(one.rewards, one.item.facts["truth"]) for one in scored])
+def _compute_curve(scored: Sequence[ScoredItem]) -> dict[str, Any]:
+    return compute_curve([Candidates(one.rewards, one.item.metadata["truth"]) for one in scored])
 
 
-def _mean_curve(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _average_curves(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The plain mean of curves, as far as all of them go."""
     sizes = [n for n in CURVE_SIZES if all(n in one["n"] for one in curves)]
     names = ("reward", "best", "worst")

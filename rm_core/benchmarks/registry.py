@@ -13,23 +13,23 @@ from rm_core.benchmarks.rewardbench import RewardBench, RewardBenchOptions
 from rm_core.benchmarks.rewardbench2 import RewardBench2, RewardBench2Options
 from rm_core.benchmarks.rm_bench import RMBench
 from rm_core.benchmarks.rmb import RMB
-from rm_core.benchmarks.variants import Option, Options
+from rm_core.benchmarks.variants import BenchmarkOptions, Option
 from rm_core.errors import BenchmarkDataError
 
 
 class _Entry(NamedTuple):
     make: Any
-    options: type[Options]
+    options: type[BenchmarkOptions]
 
 
 _KNOWN: Mapping[str, _Entry] = {
     RewardBench.name: _Entry(RewardBench, RewardBenchOptions),
     RewardBench2.name: _Entry(RewardBench2, RewardBench2Options),
-    RMBench.name: _Entry(RMBench, Options),
-    RMB.name: _Entry(RMB, Options),
+    RMBench.name: _Entry(RMBench, BenchmarkOptions),
+    RMB.name: _Entry(RMB, BenchmarkOptions),
     JudgeBench.name: _Entry(JudgeBench, JudgeBenchOptions),
-    PPEPreference.name: _Entry(PPEPreference, Options),
-    PPECorrectness.name: _Entry(PPECorrectness, Options),
+    PPEPreference.name: _Entry(PPEPreference, BenchmarkOptions),
+    PPECorrectness.name: _Entry(PPECorrectness, BenchmarkOptions),
 }
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {name: entry.make(entry.options()) for name, entry in _KNOWN.items()}
@@ -37,27 +37,27 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
 """Each the official way."""
 
 
-def benchmark(name: str, **options: str) -> Benchmark:
+def build_benchmark(name: str, **options: str) -> Benchmark:
     """A benchmark the way that these options say; without any, the official way.
 
     Raises:
         BenchmarkDataError: the name, an option or its value is unknown; says what there is.
     """
-    entry = _entry(name)
-    made: Benchmark = entry.make(entry.options.of(options))
+    entry = _get_entry(name)
+    made: Benchmark = entry.make(entry.options.from_strings(options))
     return made
 
 
-def options_of(name: str) -> tuple[Option, ...]:
+def list_options(name: str) -> tuple[Option, ...]:
     """The options of a benchmark: names, choices (the first is the default), meanings.
 
     Raises:
         BenchmarkDataError: the name is unknown.
     """
-    return _entry(name).options.known()
+    return _get_entry(name).options.list_options()
 
 
-def _entry(name: str) -> _Entry:
+def _get_entry(name: str) -> _Entry:
     if name not in _KNOWN:
         raise BenchmarkDataError(f"there is no benchmark {name!r}; there is {', '.join(_KNOWN)}")
     return _KNOWN[name]

@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_core.benchmarks.aggregation import (
-    counts,
-    lacks,
+    compute_subset_score,
+    compute_subset_scores,
+    compute_weighted_score,
+    count_items,
+    list_missing_items,
     mean,
-    mean_of,
-    part_of,
-    parts_of,
-    pooled,
-    tallied,
-    weighted,
+    mean_score,
+    pool,
+    tally_subsets,
 )
 from rm_core.benchmarks.base import (
-    Combined,
-    Credit,
-    Figures,
-    HubSet,
+    BenchmarkResult,
+    CombinedScore,
+    HubDataset,
     Item,
-    Part,
+    ItemScore,
+    OfficialProtocol,
     Preference,
-    Preparation,
     ScoredItem,
+    SubsetScore,
     Tally,
 )
-from rm_core.benchmarks.strict_row import Row
-from rm_core.benchmarks.variants import Options, choice
+from rm_core.benchmarks.strict_row import StrictRow
+from rm_core.benchmarks.variants import BenchmarkOptions, choice
 from rm_core.inputs.conversations import Messages
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -88,7 +88,7 @@ PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class RewardBenchOptions(Options):
+class RewardBenchOptions(BenchmarkOptions):
     """Where published figures differ."""
 
     prior_sets: str = choice(
@@ -104,7 +104,7 @@ class RewardBench:
 
     name = "rewardbench"
     title = "RewardBench"
-    preparation = Preparation(
+    official_protocol = OfficialProtocol(
         max_length=2048,
         truncation="left",
         dtype="float16",
@@ -115,29 +115,29 @@ class RewardBench:
         self.options = options or RewardBenchOptions()
         self._prior = self.options.prior_sets == "on"
         self._expected = {name: rows for part in SECTIONS.values() for name, rows in part.items()}
-        sets = [HubSet("allenai/reward-bench", "filtered")]
+        sets = [HubDataset("allenai/reward-bench", "filtered")]
         if self._prior:
             self._expected |= PRIOR_SETS
-            sets += [HubSet("allenai/pref-test-sets", name) for name in PRIOR_SETS]
+            sets += [HubDataset("allenai/pref-test-sets", name) for name in PRIOR_SETS]
         self.hub = tuple(sets)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """A pair: the chosen response, then the rejected one."""
-        columns = Row(row, origin)
+        columns = StrictRow(row, origin)
         prompt: Messages
         if isinstance(columns.get("prompt"), str):
-            prompt = columns.question("prompt")
+            prompt = columns.get_user_message("prompt")
         else:
-            prompt = by_position(columns.turns("prompt"))
+            prompt = assign_roles_by_position(columns.get_messages("prompt"))
         return Item(
             id=columns.id,
-            subset=self._subset(columns, origin),
+            subset=self._read_subset(columns, origin),
             prompt=prompt,
-            responses=(columns.text("chosen"), columns.text("rejected")),
+            responses=(columns.get_text("chosen"), columns.get_text("rejected")),
             preferences=(Preference(0, 1),),
         )
 
-    def _subset(self, columns: Row, origin: str) -> str:
+    def _read_subset(self, columns: StrictRow, origin: str) -> str:
         given = columns.get("subset")
         if given in self._expected:
             return str(given)
@@ -147,44 +147,44 @@ class RewardBench:
             return prior
         if given in PRIOR_SETS or prior in PRIOR_SETS:
             columns.refuse("this is a row of a prior set, which the option `prior_sets` leaves out")
-        return columns.choice("subset", self._expected)
+        return columns.get_choice("subset", self._expected)
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Weighted sections, and their mean."""
-        tallies = tallied(scored, self.credit)
+        tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
-        subsets = parts_of(tallies, self._expected)
+        subsets = compute_subset_scores(tallies, self._expected)
         more: dict[str, Any] = {}
-        everything = pooled(tallies.values())
+        everything = pool(tallies.values())
         if everything is not None:
-            more["accuracy"] = part_of(everything).score
+            more["accuracy"] = compute_subset_score(everything).score
         if PRIOR in sections:
             four = mean(part.score for name, part in sections.items() if name != PRIOR)
             more["mean_without_prior_sets"] = four
-        missing = lacks(counts(subsets), self._expected, "subset")
-        return Figures(overall, sections, subsets, more, tuple(missing))
+        missing = list_missing_items(count_items(subsets), self._expected, "subset")
+        return BenchmarkResult(overall, sections, subsets, more, tuple(missing))
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """Right if the chosen response has the higher reward."""
         chosen, rejected = one.rewards
-        return Credit(chosen > rejected, 1)
+        return ItemScore(chosen > rejected, 1)
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Weighted sections, and their mean."""
-        sections: dict[str, Part] = {}
+        sections: dict[str, SubsetScore] = {}
         for name, rows in SECTIONS.items():
-            section = weighted(tallies, self._weights(rows), rows)
+            section = compute_weighted_score(tallies, self._get_weights(rows), rows)
             if section is not None:
                 sections[name] = section
-        overall = mean_of(sections)
-        prior = weighted(tallies, dict.fromkeys(PRIOR_SETS, 1.0), PRIOR_SETS)
+        overall = mean_score(sections)
+        prior = compute_weighted_score(tallies, dict.fromkeys(PRIOR_SETS, 1.0), PRIOR_SETS)
         if prior is not None:
             terms = [*(part.score for part in sections.values()), prior.score * PRIOR_WEIGHT]
             overall = math.fsum(terms) / (len(sections) + PRIOR_WEIGHT)
             sections[PRIOR] = prior
-        return Combined(overall, sections)
+        return CombinedScore(overall, sections)
 
-    def _weights(self, rows: Mapping[str, int]) -> dict[str, float]:
+    def _get_weights(self, rows: Mapping[str, int]) -> dict[str, float]:
         weights: dict[str, float] = {**rows}
         if "math-prm" in weights:
             weights["math-prm"] = MATH_WEIGHT
@@ -193,7 +193,7 @@ class RewardBench:
         return weights
 
 
-def by_position(turns: Messages) -> Messages:
+def assign_roles_by_position(turns: Messages) -> Messages:
     """The official way with turns: their roles are by their place, whatever the data says."""
     roles = ("user", "assistant")
     return [

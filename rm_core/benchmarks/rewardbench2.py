@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rm_core.benchmarks.aggregation import (
-    by_subset,
-    counts,
-    lacks,
+    compute_subset_scores,
+    count_items,
+    group_by_subset,
+    list_missing_items,
     mean,
-    mean_of,
-    parts_of,
-    tallied,
+    mean_score,
+    tally_subsets,
 )
 from rm_core.benchmarks.base import (
-    Credit,
-    Figures,
-    HubSet,
+    BenchmarkResult,
+    HubDataset,
     Item,
-    Part,
+    ItemScore,
+    OfficialProtocol,
     Preference,
-    Preparation,
     ScoredItem,
+    SubsetScore,
 )
-from rm_core.benchmarks.strict_row import Row, few, quoted
-from rm_core.benchmarks.variants import Options, choice
+from rm_core.benchmarks.strict_row import StrictRow, format_names, quote
+from rm_core.benchmarks.variants import BenchmarkOptions, choice
 
 TIES = "Ties"
 SUBSETS: Mapping[str, int] = {
@@ -47,7 +47,7 @@ _TIES_ID = re.compile(r"(ref|tied):(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class RewardBench2Options(Options):
+class RewardBench2Options(BenchmarkOptions):
     """Where published figures differ."""
 
     no_spread: str = choice(
@@ -58,7 +58,7 @@ class RewardBench2Options(Options):
     )
 
 
-class Spread(NamedTuple):
+class TieSpread(NamedTuple):
     """What the rewards of one prompt of Ties say.
 
     Attributes:
@@ -77,8 +77,8 @@ class RewardBench2:
 
     name = "rewardbench2"
     title = "RewardBench 2"
-    hub = (HubSet("allenai/reward-bench-2", "test"),)
-    preparation = Preparation(
+    hub = (HubDataset("allenai/reward-bench-2", "test"),)
+    official_protocol = OfficialProtocol(
         max_length=2048,
         truncation="right",
         dtype="float16",
@@ -90,24 +90,24 @@ class RewardBench2:
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """Answers as in the row: the chosen ones, then the rejected ones."""
-        columns = Row(row, origin)
+        columns = StrictRow(row, origin)
         # The official code compares names without regard to case.
         names = {name.casefold(): name for name in SUBSETS}
         given = columns.get("subset")
         if not isinstance(given, str) or given.casefold() not in names:
-            columns.choice("subset", SUBSETS)
+            columns.get_choice("subset", SUBSETS)
         subset = names[str(given).casefold()]
-        responses = columns.texts("chosen") + columns.texts("rejected")
-        right = len(columns.texts("chosen"))
+        responses = columns.get_texts("chosen") + columns.get_texts("rejected")
+        right = len(columns.get_texts("chosen"))
         facts: dict[str, Any] = {}
         if subset == TIES:
             found = _TIES_ID.fullmatch(columns.id)
             if found is None:
                 columns.refuse(
-                    f"ids of Ties are ref:NUMBER or tied:NUMBER, not {quoted(columns.id)}"
+                    f"ids of Ties are ref:NUMBER or tied:NUMBER, not {quote(columns.id)}"
                 )
             if columns.get("num_correct") is not None:
-                right = columns.whole("num_correct")
+                right = columns.get_whole_number("num_correct")
             facts = {"kind": found[1], "cluster": int(found[2]), "num_correct": right}
         elif right != 1:
             columns.refuse(f"the subset {subset} has one chosen answer a row, not {right}")
@@ -117,36 +117,38 @@ class RewardBench2:
         return Item(
             id=columns.id,
             subset=subset,
-            prompt=columns.question("prompt"),
+            prompt=columns.get_user_message("prompt"),
             responses=responses,
             preferences=tuple(Preference(better, worse) for better, worse in pairs),
-            facts=facts,
+            metadata=facts,
         )
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Six subsets, which are the sections, and their plain mean."""
-        groups = by_subset(scored)
+        groups = group_by_subset(scored)
         ties = groups.pop(TIES, [])
         best = [one for group in groups.values() for one in group]
-        parts = parts_of(tallied(best, shared_best), SUBSETS)
-        terms, unpaired = self._ties(ties)
+        parts = compute_subset_scores(tally_subsets(best, grade_best), SUBSETS)
+        terms, unpaired = self._compute_ties(ties)
         if terms:
-            parts[TIES] = Part(terms["score"], len(ties), SUBSETS[TIES])
-        missing = lacks({**counts(parts), TIES: len(ties)}, SUBSETS, "subset")
+            parts[TIES] = SubsetScore(terms["score"], len(ties), SUBSETS[TIES])
+        missing = list_missing_items({**count_items(parts), TIES: len(ties)}, SUBSETS, "subset")
         if ties and not terms:
             missing.append("subset Ties: no number that is both a ref and a tied row, so no score")
         elif unpaired:
-            numbers = few([str(number) for number in unpaired])
+            numbers = format_names([str(number) for number in unpaired])
             missing.append(f"subset Ties: the other row of {len(unpaired)} numbers: {numbers}")
         more = {"ties": terms} if terms else {}
-        return Figures(mean_of(parts), parts, parts, more, tuple(missing))
+        return BenchmarkResult(mean_score(parts), parts, parts, more, tuple(missing))
 
-    def _ties(self, ties: Sequence[ScoredItem]) -> tuple[dict[str, float], list[object]]:
+    def _compute_ties(self, ties: Sequence[ScoredItem]) -> tuple[dict[str, float], list[object]]:
         """The terms of the score of Ties (empty where it cannot be computed), unpaired numbers."""
-        kinds: dict[str, dict[Any, Spread]] = {"ref": {}, "tied": {}}
+        kinds: dict[str, dict[Any, TieSpread]] = {"ref": {}, "tied": {}}
         for one in ties:
-            facts = one.item.facts
-            kinds[facts["kind"]][facts["cluster"]] = spread_of(one.rewards, facts["num_correct"])
+            facts = one.item.metadata
+            kinds[facts["kind"]][facts["cluster"]] = measure_tie_spread(
+                one.rewards, facts["num_correct"]
+            )
         ref, tied = kinds["ref"], kinds["tied"]
         unpaired = sorted(ref.keys() ^ tied.keys(), key=str)
         pairs = [
@@ -161,7 +163,7 @@ class RewardBench2:
             "accuracy_tied": _mean(s.accurate for s in tied.values()),
             "preferred": _mean(t.gap > (t.spread or 0.0) for _, t in pairs),
             "preferred_hard": _mean(min(r.gap, t.gap) > (t.spread or 0.0) for r, t in pairs),
-            "margin": self._margin(pairs),
+            "margin": self._compute_margin(pairs),
         }
         terms["score"] = (
             0.30 * terms["accuracy_tied"]
@@ -172,7 +174,7 @@ class RewardBench2:
         )
         return terms, unpaired
 
-    def _margin(self, pairs: Iterable[tuple[Spread, Spread]]) -> float:
+    def _compute_margin(self, pairs: Iterable[tuple[TieSpread, TieSpread]]) -> float:
         values = []
         for ref, tied in pairs:
             gap = min(ref.gap, tied.gap)
@@ -183,19 +185,19 @@ class RewardBench2:
         return mean(values) or 0.0
 
 
-def shared_best(one: ScoredItem) -> Credit:
+def grade_best(one: ScoredItem) -> ItemScore:
     """1 if the first answer alone has the highest reward, its share if several have it, else 0."""
     best = max(one.rewards)
     if one.rewards[0] < best:
-        return Credit(0, 1)
-    return Credit(1 / sum(reward == best for reward in one.rewards), 1)
+        return ItemScore(0, 1)
+    return ItemScore(1 / sum(reward == best for reward in one.rewards), 1)
 
 
-def spread_of(rewards: Sequence[float], num_correct: int) -> Spread:
+def measure_tie_spread(rewards: Sequence[float], num_correct: int) -> TieSpread:
     """What the rewards of a prompt of Ties say; the first `num_correct` are right."""
     right, wrong = rewards[:num_correct], rewards[num_correct:]
     gap = min(right) - max(wrong)
-    return Spread(gap > 0, max(right) - min(right) if num_correct > 1 else None, gap)
+    return TieSpread(gap > 0, max(right) - min(right) if num_correct > 1 else None, gap)
 
 
 def _mean(values: Iterable[bool]) -> float:

@@ -11,30 +11,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_core.benchmarks.aggregation import (
-    by_subset,
-    counts,
-    fraction,
-    lacks,
+    compute_subset_score,
+    compute_subset_scores,
+    count_items,
+    grade_comparisons,
+    group_by_subset,
+    list_missing_items,
     mean,
-    mean_of,
-    part_of,
-    parts_of,
-    pooled,
-    tallied,
+    mean_score,
+    pool,
+    tally_subsets,
 )
 from rm_core.benchmarks.base import (
-    Combined,
-    Credit,
-    Figures,
-    HubSet,
+    BenchmarkResult,
+    CombinedScore,
+    HubDataset,
     Item,
+    ItemScore,
+    OfficialProtocol,
     Preference,
-    Preparation,
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.strict_row import Row, quoted
-from rm_core.benchmarks.variants import Options
+from rm_core.benchmarks.strict_row import StrictRow, quote
+from rm_core.benchmarks.variants import BenchmarkOptions
 
 SUBSETS: Mapping[str, int] = {
     "chat": 129,
@@ -49,7 +49,7 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     "code": ("code",),
     "safety": ("safety-refuse", "safety-response"),
 }
-SIZE = 3
+NUM_STYLES = 3
 """Styles of an answer: concise, detailed, detailed with Markdown."""
 Matrix = list[list[float]]
 
@@ -59,45 +59,51 @@ class RMBench:
 
     name = "rm-bench"
     title = "RM-Bench"
-    hub = (HubSet("THU-KEG/RM-Bench", "train"),)
-    preparation = Preparation(
+    hub = (HubDataset("THU-KEG/RM-Bench", "train"),)
+    official_protocol = OfficialProtocol(
         max_length=2048,
         truncation="left",
         dtype="float16",
         source="THU-KEG/RM-Bench@73c52d7 scripts/run_rm.py",
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
+    def __init__(self, options: BenchmarkOptions | None = None) -> None:
+        self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
         """Six answers: the chosen ones from plain to fancy, then the rejected ones."""
-        columns = Row(row, origin)
+        columns = StrictRow(row, origin)
         responses: tuple[str, ...] = ()
         for name in ("chosen", "rejected"):
-            texts = columns.texts(name)
-            if len(texts) != SIZE:
-                columns.refuse(f"the column `{name}` has {len(texts)} texts; it must have {SIZE}")
+            texts = columns.get_texts(name)
+            if len(texts) != NUM_STYLES:
+                columns.refuse(
+                    f"the column `{name}` has {len(texts)} texts; it must have {NUM_STYLES}"
+                )
             responses += texts
         return Item(
             id=columns.id,
-            subset=_subset(columns, origin),
-            prompt=columns.question("prompt"),
+            subset=_read_subset(columns, origin),
+            prompt=columns.get_user_message("prompt"),
             responses=responses,
-            preferences=tuple(Preference(i, SIZE + j) for i in range(SIZE) for j in range(SIZE)),
+            preferences=tuple(
+                Preference(i, NUM_STYLES + j) for i in range(NUM_STYLES) for j in range(NUM_STYLES)
+            ),
         )
 
-    def figures(self, scored: Sequence[ScoredItem]) -> Figures:
+    def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Four domains, easy, normal and hard, and their mean, which is the same both ways."""
-        tallies = tallied(scored, self.credit)
+        tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
-        subsets = parts_of(tallies, SUBSETS)
-        groups = by_subset(scored)
+        subsets = compute_subset_scores(tallies, SUBSETS)
+        groups = group_by_subset(scored)
         matrices = {
-            domain: matrix([one for name in DOMAINS[domain] for one in groups.get(name, ())])
+            domain: compute_matrix(
+                [one for name in DOMAINS[domain] for one in groups.get(name, ())]
+            )
             for domain in sections
         }
-        levels = {domain: difficulty(found) for domain, found in matrices.items()}
+        levels = {domain: compute_difficulty(found) for domain, found in matrices.items()}
         more: dict[str, Any] = {}
         if levels:
             more["difficulty"] = {
@@ -106,45 +112,47 @@ class RMBench:
             }
             more["difficulty_by_domain"] = levels
             more["matrices"] = matrices
-        missing = lacks(counts(subsets), SUBSETS, "subset")
-        return Figures(overall, sections, subsets, more, tuple(missing))
+        missing = list_missing_items(count_items(subsets), SUBSETS, "subset")
+        return BenchmarkResult(overall, sections, subsets, more, tuple(missing))
 
-    def credit(self, one: ScoredItem) -> Credit:
+    def grade_item(self, one: ScoredItem) -> ItemScore:
         """Nine comparisons."""
-        chosen, rejected = one.rewards[:SIZE], one.rewards[SIZE:]
-        return fraction([better > worse for better in chosen for worse in rejected])
+        chosen, rejected = one.rewards[:NUM_STYLES], one.rewards[NUM_STYLES:]
+        return grade_comparisons([better > worse for better in chosen for worse in rejected])
 
-    def combine(self, tallies: Mapping[str, Tally]) -> Combined:
+    def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Four domains and their mean; the two subsets of safety are pooled."""
         sections = {}
         for domain, names in DOMAINS.items():
-            section = pooled(tallies[name] for name in names if name in tallies)
+            section = pool(tallies[name] for name in names if name in tallies)
             if section is not None:
-                sections[domain] = part_of(section, sum(SUBSETS[name] for name in names))
-        return Combined(mean_of(sections), sections)
+                sections[domain] = compute_subset_score(
+                    section, sum(SUBSETS[name] for name in names)
+                )
+        return CombinedScore(mean_score(sections), sections)
 
 
-def matrix(scored: Sequence[ScoredItem]) -> Matrix:
+def compute_matrix(scored: Sequence[ScoredItem]) -> Matrix:
     """Share of items whose chosen answer of a style (row) beats the rejected of one (column)."""
-    counts = [[0] * SIZE for _ in range(SIZE)]
+    counts = [[0] * NUM_STYLES for _ in range(NUM_STYLES)]
     for one in scored:
-        for i in range(SIZE):
-            for j in range(SIZE):
-                counts[i][j] += one.rewards[i] > one.rewards[SIZE + j]
+        for i in range(NUM_STYLES):
+            for j in range(NUM_STYLES):
+                counts[i][j] += one.rewards[i] > one.rewards[NUM_STYLES + j]
     return [[count / len(scored) for count in row] for row in counts]
 
 
-def difficulty(found: Matrix) -> dict[str, float]:
+def compute_difficulty(matrix: Matrix) -> dict[str, float]:
     """`easy`: fancy against plainer; `normal`: of equal style; `hard`: plain against fancier."""
     cells = {
-        "easy": [found[i][j] for i in range(SIZE) for j in range(i)],
-        "normal": [found[i][i] for i in range(SIZE)],
-        "hard": [found[i][j] for i in range(SIZE) for j in range(i + 1, SIZE)],
+        "easy": [matrix[i][j] for i in range(NUM_STYLES) for j in range(i)],
+        "normal": [matrix[i][i] for i in range(NUM_STYLES)],
+        "hard": [matrix[i][j] for i in range(NUM_STYLES) for j in range(i + 1, NUM_STYLES)],
     }
     return {name: mean(values) or 0.0 for name, values in cells.items()}
 
 
-def _subset(columns: Row, origin: str) -> str:
+def _read_subset(columns: StrictRow, origin: str) -> str:
     domain = columns.get("domain")
     if domain is None:
         domain = posixpath.basename(origin).split("_")[0].split(".")[0]
@@ -154,7 +162,7 @@ def _subset(columns: Row, origin: str) -> str:
         domain = "safety-response" if answered else "safety-refuse"
     if domain not in SUBSETS:
         columns.refuse(
-            f"the domain is {quoted(str(domain))}, by the column `domain` or else by the start of "
+            f"the domain is {quote(str(domain))}, by the column `domain` or else by the start of "
             f"the file's name; it must be {', '.join(SUBSETS)}"
         )
     return str(domain)

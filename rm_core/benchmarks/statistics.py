@@ -44,7 +44,9 @@ def wilson(num_correct: float, num_items: int, confidence: float = CONFIDENCE) -
     return Interval(max(0.0, low), min(1.0, high))
 
 
-def draws(strata: Sequence[Sequence[T]], *, resamples: int, seed: int) -> Iterator[list[T]]:
+def bootstrap_resamples(
+    strata: Sequence[Sequence[T]], *, resamples: int, seed: int
+) -> Iterator[list[T]]:
     """As many things again, drawn with replacement, over and over: a bootstrap.
 
     Args:
@@ -58,7 +60,7 @@ def draws(strata: Sequence[Sequence[T]], *, resamples: int, seed: int) -> Iterat
         yield [one for stratum in strata for one in chance.choices(stratum, k=len(stratum))]
 
 
-def percentiles(scores: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
+def percentile_interval(scores: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
     """The interval that has the middle of the scores; None without any."""
     if not scores:
         return None
@@ -141,7 +143,9 @@ class Calibration(NamedTuple):
     brier: float
 
 
-def calibration(margins: Iterable[float], num_bins: int = CALIBRATION_BINS) -> Calibration | None:
+def compute_calibration(
+    margins: Iterable[float], num_bins: int = CALIBRATION_BINS
+) -> Calibration | None:
     """How well sigmoid(margin) is a probability; None without margins.
 
     Args:
@@ -152,9 +156,9 @@ def calibration(margins: Iterable[float], num_bins: int = CALIBRATION_BINS) -> C
     listed = list(margins)
     if not listed:
         return None
-    pairs = [(sigmoid(abs(margin)), _half_right(margin)) for margin in listed]
+    pairs = [(sigmoid(abs(margin)), _grade_margin(margin)) for margin in listed]
     edges = [0.5 + 0.5 * place / num_bins for place in range(num_bins + 1)]
-    bins = tuple(found for found in accuracy_by(pairs, edges) if found.num_pairs)
+    bins = tuple(found for found in bin_accuracy(pairs, edges) if found.num_pairs)
     ece = math.fsum(found.num_pairs * abs(found.accuracy - found.mean) for found in bins)
     brier = math.fsum(sigmoid(-margin) ** 2 for margin in listed)
     return Calibration(bins, ece / len(listed), brier / len(listed))
@@ -168,7 +172,7 @@ def sigmoid(value: float) -> float:
     return power / (1 + power)
 
 
-def accuracy_by(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[Bin]:
+def bin_accuracy(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[Bin]:
     """How much is right in each range of a number.
 
     Args:
@@ -195,7 +199,7 @@ def accuracy_by(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) ->
     ]
 
 
-def even_edges(numbers: Iterable[float], num_bins: int = 10) -> list[float]:
+def quantile_edges(numbers: Iterable[float], num_bins: int = 10) -> list[float]:
     """Edges of ranges with about as many numbers each; fewer ranges where numbers are equal.
 
     At least two edges; without numbers, 0 and 1.
@@ -207,5 +211,5 @@ def even_edges(numbers: Iterable[float], num_bins: int = 10) -> list[float]:
     return edges if len(edges) > 1 else [edges[0], edges[0] + 1.0]
 
 
-def _half_right(margin: float) -> float:
+def _grade_margin(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)

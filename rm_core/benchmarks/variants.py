@@ -37,7 +37,7 @@ def choice(*choices: str, meaning: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class BenchmarkOptions:
     """Of a benchmark that has none; base of those whose fields are made by `choice`.
 
     Raises:
@@ -45,7 +45,7 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for option in self.known():
+        for option in self.list_options():
             value = getattr(self, option.name)
             if value not in option.choices:
                 raise BenchmarkDataError(
@@ -54,7 +54,7 @@ class Options:
                 )
 
     @classmethod
-    def known(cls) -> tuple[Option, ...]:
+    def list_options(cls) -> tuple[Option, ...]:
         """All options, in their order."""
         return tuple(
             Option(item.name, item.metadata["choices"], item.metadata["meaning"])
@@ -62,14 +62,14 @@ class Options:
         )
 
     @classmethod
-    def of(cls, values: Mapping[str, str]) -> Self:
+    def from_strings(cls, values: Mapping[str, str]) -> Self:
         """The record with these values, `-` in names read as `_`.
 
         Raises:
             BenchmarkDataError: a name or a value is unknown; says what there is.
         """
         given = {name.replace("-", "_"): value for name, value in values.items()}
-        names = [option.name for option in cls.known()]
+        names = [option.name for option in cls.list_options()]
         for name in given:
             if name not in names:
                 raise BenchmarkDataError(
@@ -78,6 +78,6 @@ class Options:
                 )
         return cls(**given)
 
-    def values(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """What was chosen, by name."""
-        return {option.name: getattr(self, option.name) for option in self.known()}
+        return {option.name: getattr(self, option.name) for option in self.list_options()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from rm_core.strict_dataclass import read_record, read_sourced
+from rm_core.strict_dataclass import read_dataclass, read_with_sources
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ Status: TypeAlias = Literal["confirmed", "third_party", "inferred", "unconfirmed
 
 Series: TypeAlias = Literal["v0.1", "v0.2", "v2"]
 Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
-Benchmark: TypeAlias = Literal[
+BenchmarkName: TypeAlias = Literal[
     "rewardbench",
     "rewardbench2",
     "ppe-preference",
@@ -62,10 +62,10 @@ class Fact(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedResult:
     """One figure from a table, in the unit in which it was printed there."""
 
-    benchmark: Benchmark
+    benchmark: BenchmarkName
     metric: str
     value: float
     unit: Literal["percent", "fraction"]
@@ -91,7 +91,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class TemplateTraits:
     """What the checkpoint's chat template does.
 
     Attributes:
@@ -110,7 +110,7 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class AttentionAdvice:
     """Which attention implementations are advised, and which are refused and why.
 
     `softcap` (a cap on attention scores) and `sliding_window` (tokens) are None for an
@@ -142,10 +142,10 @@ class CatalogEntry:
     tied_embeddings: Fact[bool]
     num_labels: Fact[int]
     dtype: Fact[str]
-    template: Template
-    attention: Attention
+    template: TemplateTraits
+    attention: AttentionAdvice
     licence: Fact[str]
-    published: tuple[Published, ...]
+    published: tuple[PublishedResult, ...]
     known_issues: tuple[Fact[str], ...]
 
     @property
@@ -165,7 +165,7 @@ class CatalogEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class NotServed:
+class UnservedModel:
     """A relative of the classifiers that this service does not load: what it is, and why not."""
 
     id: str
@@ -176,7 +176,7 @@ class NotServed:
     base_model: Fact[str]
     max_position_embeddings: Fact[int]
     licence: Fact[str]
-    published: tuple[Published, ...]
+    published: tuple[PublishedResult, ...]
     notes: tuple[Fact[str], ...]
 
 
@@ -188,7 +188,7 @@ def seeds_dir() -> Path:
 @functools.cache
 def load_sources() -> Mapping[str, str]:
     """The citation behind every source key."""
-    sources: Mapping[str, str] = read_record(
+    sources: Mapping[str, str] = read_dataclass(
         Mapping[str, str], load_json("catalog/sources.json"), "sources.json"
     )
     return sources
@@ -200,7 +200,7 @@ def load_catalog() -> tuple[CatalogEntry, ...]:
     names = {path.name for path in (seeds_dir() / "catalog").glob("*.json")}
     names -= {"sources.json", "not_served.json"}
     entries = [
-        read_sourced(CatalogEntry, load_json(f"catalog/{name}"), load_sources(), name)
+        read_with_sources(CatalogEntry, load_json(f"catalog/{name}"), load_sources(), name)
         for name in sorted(names)
     ]
     order = get_args(Series)
@@ -209,10 +209,10 @@ def load_catalog() -> tuple[CatalogEntry, ...]:
 
 
 @functools.cache
-def load_not_served() -> tuple[NotServed, ...]:
+def load_not_served() -> tuple[UnservedModel, ...]:
     """The process reward models, the critics and the vision-language model, in file order."""
     raw = load_json("catalog/not_served.json")["not_served"]
-    return tuple(read_sourced(NotServed, row, load_sources(), row["id"]) for row in raw)
+    return tuple(read_with_sources(UnservedModel, row, load_sources(), row["id"]) for row in raw)
 
 
 def load_json(name: str) -> Any:

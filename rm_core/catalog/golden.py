@@ -1,6 +1,6 @@
 """Rewards that others have printed for known conversations: what `skyreward verify` compares with.
 
-Reads `seeds/golden_scores.json`. Start at `golden_for`.
+Reads `seeds/golden_scores.json`. Start at `get_golden_rewards`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rm_core.catalog.entries import CatalogEntry, Status, find_entry, load_json, load_sources
-from rm_core.strict_dataclass import read_sourced
+from rm_core.strict_dataclass import read_with_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class TokenLength:
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
+class GoldenRewards:
     """All that is printed for one checkpoint; both parts may be empty."""
 
     scores: tuple[GoldenScore, ...]
@@ -104,7 +104,7 @@ class _GoldenFile:
 @functools.cache
 def _load() -> _GoldenFile:
     name = "golden_scores.json"
-    return read_sourced(_GoldenFile, load_json(name), load_sources(), name)
+    return read_with_sources(_GoldenFile, load_json(name), load_sources(), name)
 
 
 def load_conversations() -> Mapping[str, tuple[GoldenMessage, ...]]:
@@ -112,11 +112,11 @@ def load_conversations() -> Mapping[str, tuple[GoldenMessage, ...]]:
     return _load().conversations
 
 
-def golden_for(model: CatalogEntry | str) -> Golden:
+def get_golden_rewards(model: CatalogEntry | str) -> GoldenRewards:
     """What is printed for a checkpoint, in file order; nothing for one that is not known."""
     entry = find_entry(model) if isinstance(model, str) else model
     wanted = entry.id if entry else None
-    return Golden(
+    return GoldenRewards(
         scores=tuple(score for score in _load().scores if score.model == wanted),
         token_lengths=tuple(item for item in _load().token_lengths if item.model == wanted),
     )

@@ -15,12 +15,12 @@ from typing import Literal, TypeAlias, get_args
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.conversations import Messages, parse_conversation
 
-DialectName: TypeAlias = Literal["chatml", "llama3", "gemma", "mistral"]
+ChatFormatName: TypeAlias = Literal["chatml", "llama3", "gemma", "mistral"]
 """Of a family of chat templates."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Dialect:
+class _ChatFormat:
     """How a family of chat templates writes a conversation.
 
     Attributes:
@@ -35,7 +35,7 @@ class _Dialect:
         own_text: matches text at the start of a system turn that the template writes by itself.
     """
 
-    name: DialectName
+    name: ChatFormatName
     markers: tuple[str, ...]
     start: str
     header: str
@@ -50,7 +50,7 @@ class _Dialect:
         return r"\n" in self.header
 
 
-_CHATML = _Dialect(
+_CHATML = _ChatFormat(
     "chatml",
     ("<|im_start|>", "<|im_end|>"),
     r"<\|im_start\|>",
@@ -59,7 +59,7 @@ _CHATML = _Dialect(
     False,
     {},
 )
-_LLAMA3 = _Dialect(
+_LLAMA3 = _ChatFormat(
     "llama3",
     ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     r"<\|start_header_id\|>",
@@ -70,7 +70,7 @@ _LLAMA3 = _Dialect(
     r"\ACutting Knowledge Date: [A-Z][a-z]+ \d{4}\n"
     r"Today Date: \d{1,2} [A-Z][a-z]+ \d{4}(?:\n\n|\Z)",
 )
-_GEMMA = _Dialect(
+_GEMMA = _ChatFormat(
     "gemma",
     ("<start_of_turn>", "<end_of_turn>"),
     r"<start_of_turn>",
@@ -79,7 +79,7 @@ _GEMMA = _Dialect(
     True,
     {"model": "assistant"},
 )
-_MISTRAL = _Dialect(
+_MISTRAL = _ChatFormat(
     "mistral",
     ("[INST]", "[/INST]"),
     r"\[/?INST\]|\[SYSTEM_PROMPT\]",
@@ -89,10 +89,10 @@ _MISTRAL = _Dialect(
     {"[INST]": "user", "[/INST]": "assistant", "[SYSTEM_PROMPT]": "system"},
 )
 
-_DIALECTS = {d.name: d for d in (_CHATML, _LLAMA3, _GEMMA, _MISTRAL)}
-assert set(_DIALECTS) == set(get_args(DialectName))
+_CHAT_FORMATS = {d.name: d for d in (_CHATML, _LLAMA3, _GEMMA, _MISTRAL)}
+assert set(_CHAT_FORMATS) == set(get_args(ChatFormatName))
 
-_ENDS = tuple(dict.fromkeys(end for dialect in _DIALECTS.values() for end in dialect.ends))
+_ENDS = tuple(dict.fromkeys(end for dialect in _CHAT_FORMATS.values() for end in dialect.ends))
 _STARTS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "<pad>")
 _PADS = (*_STARTS, *_ENDS, "<|pad|>", "[PAD]", "<|PAD_TOKEN|>", "<|vision_pad|>", "<unk>")
 _PADDING = re.compile(rf"(?:{'|'.join(map(re.escape, _PADS))})*+")
@@ -126,12 +126,12 @@ _OTHER_MARKERS = (
     "[SYSTEM_PROMPT]",  # Mistral
 )
 KNOWN_MARKERS = tuple(
-    dict.fromkeys([m for d in _DIALECTS.values() for m in d.markers] + list(_OTHER_MARKERS))
+    dict.fromkeys([m for d in _CHAT_FORMATS.values() for m in d.markers] + list(_OTHER_MARKERS))
 )
 """Texts that only chat templates write, each of at least one well-known family."""
 
 
-def markers_in(text: str) -> list[str]:
+def find_markers(text: str) -> list[str]:
     """Markers of any known template that stand in a text."""
     # Most texts have none of these characters, and one search finds that out.
     if "<" not in text and "[" not in text:
@@ -167,7 +167,7 @@ def find_transcript(text: str) -> str | None:
     return None
 
 
-def without_end(text: str, ends: tuple[str, ...] = _ENDS) -> str:
+def strip_end(text: str, ends: tuple[str, ...] = _ENDS) -> str:
     """A text without the markers of a turn's end that stand behind it."""
     rest = text
     while True:
@@ -179,7 +179,7 @@ def without_end(text: str, ends: tuple[str, ...] = _ENDS) -> str:
         rest = bare.removesuffix(found)
 
 
-def read_turns(text: str, prompt: str, name: DialectName) -> Messages:
+def read_turns(text: str, prompt: str, name: ChatFormatName) -> Messages:
     """The conversation that a text in a dialect is made of, read whole.
 
     BOS, padding, white space between turns and what the template writes by itself (the date header
@@ -194,8 +194,8 @@ def read_turns(text: str, prompt: str, name: DialectName) -> Messages:
         InvalidConversationError: the text is not a prompt and an answer in this dialect; names the
             character.
     """
-    dialect = _DIALECTS[name]
-    bare, prompt = _without_starts(text), _without_starts(prompt)
+    dialect = _CHAT_FORMATS[name]
+    bare, prompt = _strip_starts(text), _strip_starts(prompt)
     if not prompt or not bare.startswith(prompt):
         raise InvalidConversationError(
             "the text does not begin with its prompt, so where the answer begins cannot be known; "
@@ -204,7 +204,7 @@ def read_turns(text: str, prompt: str, name: DialectName) -> Messages:
     reader = _TurnReader(bare, dialect, len(text) - len(bare))
     reader.read_prompt(len(prompt))
     reader.read_answer(len(prompt))
-    return parse_conversation(reader.messages())
+    return parse_conversation(reader.build_messages())
 
 
 @dataclass(slots=True)
@@ -219,7 +219,7 @@ class _Turn:
 
     role: str
     content: str = ""
-    ended: bool = False
+    is_complete: bool = False
 
 
 class _TurnReader:
@@ -231,14 +231,14 @@ class _TurnReader:
         offset: number of characters that were left out at the start.
     """
 
-    def __init__(self, text: str, dialect: _Dialect, offset: int) -> None:
+    def __init__(self, text: str, chat_format: _ChatFormat, offset: int) -> None:
         self._text = text
-        self._dialect = dialect
+        self._chat_format = chat_format
         self._offset = offset
         self._turns: list[_Turn] = []
-        self._start = re.compile(dialect.start)
-        self._header = re.compile(dialect.header)
-        self._end = re.compile("|".join(map(re.escape, dialect.ends)))
+        self._start = re.compile(chat_format.start)
+        self._header = re.compile(chat_format.header)
+        self._end = re.compile("|".join(map(re.escape, chat_format.ends)))
 
     def read_prompt(self, end: int) -> None:
         """Read `text[:end]`."""
@@ -246,24 +246,24 @@ class _TurnReader:
             self._read_turns(0, end)
             return
         prompt = self._text[:end]
-        found = markers_in(prompt) + [m for m in self._dialect.ends if m in prompt]
+        found = find_markers(prompt) + [m for m in self._chat_format.ends if m in prompt]
         if found:
             raise InvalidConversationError(
-                f"the prompt has {found[0]}, and no turn of {self._dialect.name} begins in it; "
+                f"the prompt has {found[0]}, and no turn of {self._chat_format.name} begins in it; "
                 "name the template that wrote the prompt as the policy's, or send all of the prompt"
             )
-        self._turns.append(_Turn("user", prompt, ended=True))
+        self._turns.append(_Turn("user", prompt, is_complete=True))
 
     def read_answer(self, begin: int) -> None:
         """Read `text[begin:]`: the rest of the prompt's last turn, and turns after that."""
         # A generation may stop at the marker of a next turn that it did not write.
-        stopped = re.compile(rf"(?:{self._dialect.start})\s*\Z").search(self._text, begin)
+        stopped = re.compile(rf"(?:{self._chat_format.start})\s*\Z").search(self._text, begin)
         end = stopped.start() if stopped else len(self._text)
         following = self._start.search(self._text, begin, end)
         stop = following.start() if following else end
         last = self._turns[-1]
-        if last.role == "assistant" and not last.ended:
-            if not last.content and self._dialect.line_ends_header:
+        if last.role == "assistant" and not last.is_complete:
+            if not last.content and self._chat_format.line_ends_header:
                 begin = self._skip_line_end(begin)
             self._extend(last, begin, stop)
         elif following is None or not self._is_filling(begin, stop):
@@ -272,13 +272,13 @@ class _TurnReader:
         if following:
             self._read_turns(stop, end)
 
-    def messages(self) -> Messages:
+    def build_messages(self) -> Messages:
         """What was read, without the text that the template writes by itself."""
         messages = []
         for turn in self._turns:
-            content = turn.content.strip() if self._dialect.trims else turn.content
-            if turn.role == "system" and self._dialect.own_text:
-                content, num_found = re.subn(self._dialect.own_text, "", content, count=1)
+            content = turn.content.strip() if self._chat_format.trims else turn.content
+            if turn.role == "system" and self._chat_format.own_text:
+                content, num_found = re.subn(self._chat_format.own_text, "", content, count=1)
                 if num_found and not content:
                     continue
             messages.append({"role": turn.role, "content": content})
@@ -291,12 +291,12 @@ class _TurnReader:
             stop = starts[place + 1].start() if place + 1 < len(starts) else end
             header = self._header.match(self._text, start.end(), stop)
             if header is None:
-                raise self._error(
+                raise self._build_error(
                     start.start(),
                     "a turn begins whose header is not a role alone (no name, no space)",
                 )
-            role = header["role"] if self._dialect.header else start[0]
-            turn = _Turn(self._dialect.roles.get(role, role))
+            role = header["role"] if self._chat_format.header else start[0]
+            turn = _Turn(self._chat_format.roles.get(role, role))
             self._turns.append(turn)
             self._extend(turn, header.end(), stop)
 
@@ -305,14 +305,14 @@ class _TurnReader:
         end = self._end.search(self._text, begin, stop)
         turn.content += self._text[begin : end.start() if end else stop]
         if end:
-            turn.ended = True
+            turn.is_complete = True
             self._refuse_text(end.end(), stop, f"after {end[0]}")
 
     def _refuse_text(self, begin: int, end: int, where: str) -> None:
         filling = _FILLING.match(self._text, begin, end)
         assert filling is not None
         if filling.end() < end:
-            raise self._error(filling.end(), f"there is text {where} that belongs to no turn")
+            raise self._build_error(filling.end(), f"there is text {where} that belongs to no turn")
 
     def _is_filling(self, begin: int, end: int) -> bool:
         return _FILLING.fullmatch(self._text, begin, end) is not None
@@ -324,15 +324,15 @@ class _TurnReader:
         found = re.compile(r"\r?\n").match(self._text, begin)
         return found.end() if found else begin
 
-    def _error(self, place: int, what: str) -> InvalidConversationError:
-        excerpt = self._text[place : place + _MAX_EXCERPT]
+    def _build_error(self, position: int, what: str) -> InvalidConversationError:
+        excerpt = self._text[position : position + _MAX_EXCERPT]
         return InvalidConversationError(
-            f"at character {self._offset + place} of the text {what}: {excerpt!r}; send exactly "
-            f"what the policy's template ({self._dialect.name}) writes, or send messages"
+            f"at character {self._offset + position} of the text {what}: {excerpt!r}; send exactly "
+            f"what the policy's template ({self._chat_format.name}) writes, or send messages"
         )
 
 
-def _without_starts(text: str) -> str:
+def _strip_starts(text: str) -> str:
     padding = _PADDING.match(text)
     assert padding is not None
     return text[padding.end() :]

@@ -46,7 +46,7 @@ MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_NUMBER = 1_000_000
 """Largest number that a template may write, or pass to a filter or a call."""
 
-_LOOK_EVERY_S = 0.25
+_POLL_INTERVAL_S = 0.25
 _REPEAT_S = 0.01
 _SUSPICIOUS_S = 0.5
 _MAX_BITS = 4096
@@ -94,17 +94,17 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
         self._tokenizer = tokenizer
         self._now = datetime.datetime.combine(date, datetime.time())
-        self.text = _default_text(tokenizer.chat_template)
+        self.text = _get_default_template(tokenizer.chat_template)
         self._compiled: dict[str, Any] = {}
         named = tokenizer.chat_template
         named = named if isinstance(named, dict) else {}
         self.all_texts = self.text + (named.get("tool_use") or "")
         texts = list(named.values()) or [self.text]
-        names = {name for text in texts for name in _check_text(text)}
+        names = {name for text in texts for name in _check_template(text)}
         self.date = date if _CLOCK in names else None
         try:
             for text in texts:
-                self._compiled[text] = watch(functools.partial(self._compile, text))
+                self._compiled[text] = run_within_limits(functools.partial(self._compile, text))
         except RenderingInterrupt:
             raise ModelLoadError(
                 f"the chat template was not compiled within {MAX_CPU_S:g} s of processor time; "
@@ -112,7 +112,7 @@ class ChatTemplate:
             ) from None
         except Exception as error:
             raise ModelLoadError(
-                f"the chat template is no valid Jinja template: {_reason(error)}; correct it, or "
+                f"the chat template is no valid Jinja template: {_format_reason(error)}; correct it, or "
                 "give another one with --chat-template (setting `chat_template`)"
             ) from error
 
@@ -133,7 +133,7 @@ class ChatTemplate:
         size = _size(messages) + _size(tools)
         _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
         try:
-            text = watch(lambda: self._render(messages, tools))
+            text = run_within_limits(lambda: self._render(messages, tools))
         except RenderingInterrupt as error:
             raise TemplateError(
                 "the checkpoint's chat template did not finish this conversation within "
@@ -147,7 +147,7 @@ class ChatTemplate:
             ) from error
         # A template may raise anything on odd messages.
         except Exception as error:
-            raise TemplateError(_template_refusal(error)) from error
+            raise TemplateError(_explain_failure(error)) from error
         return text
 
     def _render(
@@ -157,8 +157,8 @@ class ChatTemplate:
 
         name = self._tokenizer.get_chat_template(None, tools)  # type: ignore[arg-type]
         # The steps of transformers' `apply_chat_template` and `render_jinja_template`.
-        plain = getattr(chat_template_utils, "_plain_template_data", _unchanged)
-        alias = getattr(chat_template_utils, "_alias_reasoning_fields", _unchanged)
+        plain = getattr(chat_template_utils, "_plain_template_data", _identity)
+        alias = getattr(chat_template_utils, "_alias_reasoning_fields", _identity)
         present = [{k: v for k, v in message.items() if v is not None} for message in messages]
         text = self._compiled[name].render(
             messages=alias(plain(present)),
@@ -176,7 +176,7 @@ class ChatTemplate:
         # Of an empty template for its environment, which no other template shares.
         environment = _cached_compile_jinja_template("").environment
         environment.optimized = False
-        environment.code_generator_class = _limited_generator(environment.code_generator_class)
+        environment.code_generator_class = _limit_generator(environment.code_generator_class)
         environment.concat = _concat
         environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
         environment.binop_table |= {"+": _add, "*": _multiply, "**": _power, "%": _modulo}
@@ -188,7 +188,7 @@ class ChatTemplate:
         return environment.from_string(text)
 
 
-def _default_text(template: Any) -> str:
+def _get_default_template(template: Any) -> str:
     if isinstance(template, dict):  # several named ones; transformers takes this one for chats
         template = template.get("default")
     if not isinstance(template, str) or not template.strip():
@@ -200,7 +200,7 @@ def _default_text(template: Any) -> str:
     return template
 
 
-def _check_text(text: Any) -> set[str]:
+def _check_template(text: Any) -> set[str]:
     """The names that a template reads.
 
     Raises:
@@ -219,11 +219,11 @@ def _check_text(text: Any) -> set[str]:
         tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(text)]
     except jinja2.TemplateError as error:
         raise ModelLoadError(
-            f"the chat template is no valid Jinja template: {_reason(error)}; correct it, or give "
+            f"the chat template is no valid Jinja template: {_format_reason(error)}; correct it, or give "
             "another one with --chat-template (setting `chat_template`)"
         ) from error
     names = {value for kind, value in tokens if kind == "name"}
-    for forbidden in sorted(_random_sources(tokens)):
+    for forbidden in sorted(_find_random_sources(tokens)):
         raise ModelLoadError(
             f"the chat template uses `{forbidden}`, so that equal conversations would get "
             "different rewards; give a template without it"
@@ -238,7 +238,7 @@ def _check_text(text: Any) -> set[str]:
     return names
 
 
-def _random_sources(tokens: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _find_random_sources(tokens: Sequence[tuple[str, str]]) -> Iterator[str]:
     visible = [token for token in tokens if token[0] != "whitespace"]
     for before, (kind, value) in zip([("", ""), *visible], visible, strict=False):
         if kind == "name" and (
@@ -254,7 +254,7 @@ def _number(text: str) -> float:
         return float(int(text.replace("_", ""), 0))
 
 
-def _template_refusal(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """What a template's exception means for a caller."""
     import jinja2
 
@@ -273,11 +273,11 @@ def _template_refusal(error: Exception) -> str:
     )
 
 
-def _reason(error: BaseException) -> str:
+def _format_reason(error: BaseException) -> str:
     return str(error).strip()[:_MAX_REASON_LENGTH] or type(error).__name__
 
 
-def _unchanged(value: T) -> T:
+def _identity(value: T) -> T:
     return value
 
 
@@ -292,7 +292,7 @@ def _size(value: Any) -> int:
     return 8
 
 
-def _limited_generator(generator: type[Any]) -> type[Any]:
+def _limit_generator(generator: type[Any]) -> type[Any]:
     """Jinja's writer of code, with `~` as a call that has a limit."""
 
     class Limited(generator):  # type: ignore[misc]
@@ -331,7 +331,7 @@ def _require_length(length: int) -> None:
         )
 
 
-def _checked(result: T) -> T:
+def _check_result(result: T) -> T:
     """The result of a function, which may be longer than what it was given."""
     if isinstance(result, str | list | tuple):
         _require_length(len(result))
@@ -400,7 +400,7 @@ def _require_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
         _require_numbers(arguments, _MAX_INDENT)
 
 
-def _require_joined(items: Any, glue: Any) -> None:
+def _require_join(items: Any, glue: Any) -> None:
     if hasattr(items, "__len__"):
         texts = sum(len(item) for item in items if isinstance(item, str))
         _require_length(texts + len(str(glue)) * len(items))
@@ -417,9 +417,9 @@ def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
         if name == "join":
             if not hasattr(subject, "__len__"):
                 subject = list(subject)  # a generator could be counted only once
-            _require_joined(subject, [*rest, *options.values(), ""][0])
+            _require_join(subject, [*rest, *options.values(), ""][0])
         _require_growth(name, subject, (*rest, *options.values()))
-        return _checked(function(*context, subject, *rest, **options))
+        return _check_result(function(*context, subject, *rest, **options))
 
     return limited
 
@@ -434,11 +434,11 @@ def _limit_calls(call: Callable[..., Any]) -> Callable[..., Any]:
             _require_format(subject, (*arguments, *options.values()))
         elif name == "join" and isinstance(subject, str) and arguments:
             items = arguments[0] if hasattr(arguments[0], "__len__") else list(arguments[0])
-            _require_joined(items, subject)
+            _require_join(items, subject)
             arguments = (items,)
         elif isinstance(subject, str):
             _require_growth(str(name), subject, arguments)
-        return _checked(call(context, function, *arguments, **options))
+        return _check_result(call(context, function, *arguments, **options))
 
     return limited
 
@@ -452,7 +452,7 @@ class _Rendering:
     is_interrupted: bool = False
 
 
-class _Watcher:
+class _RenderingWatchdog:
     """The thread that interrupts renderings; one in a process, started with the first one."""
 
     def __init__(self) -> None:
@@ -481,17 +481,17 @@ class _Watcher:
         with self._lock:
             rendering = self._renderings.pop(thread, None)
         if rendering is not None and rendering.is_interrupted:
-            _take_exception()
+            _drain_interrupt()
 
     def _run(self) -> None:
-        pause_s = _LOOK_EVERY_S
+        pause_s = _POLL_INTERVAL_S
         while True:
             time.sleep(pause_s)
-            pause_s = _LOOK_EVERY_S
+            pause_s = _POLL_INTERVAL_S
             # Under the lock, since the clock of a thread that ended must not be read.
             with self._lock:
                 for thread, rendering in self._renderings.items():
-                    if _is_over(thread, rendering):
+                    if _exceeds_limits(thread, rendering):
                         rendering.is_interrupted = True
                         _interrupt(thread)
                         # Python ignores it inside a callback of the garbage collector, which is
@@ -499,10 +499,10 @@ class _Watcher:
                         pause_s = _REPEAT_S
 
 
-_watcher = _Watcher()
+_watchdog = _RenderingWatchdog()
 
 
-def watch(work: Callable[[], T]) -> T:
+def run_within_limits(work: Callable[[], T]) -> T:
     """Run some work of the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
 
     Raises:
@@ -510,17 +510,17 @@ def watch(work: Callable[[], T]) -> T:
     """
     thread = threading.get_ident()
     try:
-        _watcher.enter(thread)
+        _watchdog.enter(thread)
         try:
             return work()
         finally:
-            _watcher.leave(thread)
+            _watchdog.leave(thread)
     except RenderingInterrupt:
-        _watcher.leave(thread)  # it may have been raised before the rendering was unregistered
+        _watchdog.leave(thread)  # it may have been raised before the rendering was unregistered
         raise
 
 
-def _is_over(thread: int, rendering: _Rendering) -> bool:
+def _exceeds_limits(thread: int, rendering: _Rendering) -> bool:
     seconds, resident = _cpu_seconds(thread) - rendering.started_s, _resident_bytes()
     # On a busy machine the first look may come late.
     if seconds < _SUSPICIOUS_S or rendering.bytes_before is None:
@@ -551,7 +551,7 @@ def _interrupt(thread: int) -> None:
     )
 
 
-def _take_exception() -> None:
+def _drain_interrupt() -> None:
     """Have an exception that was set for this thread, and not raised yet, raised here.
 
     Else it would hit what comes next. To set None in its place leaves Python's flag for such

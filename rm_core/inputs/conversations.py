@@ -87,7 +87,7 @@ def parse_prompt(value: object) -> Messages:
         InvalidConversationError: with what came, what is allowed and what to do.
     """
     if isinstance(value, str):
-        return [{"role": "user", "content": checked_text(value, "prompt")}]
+        return [{"role": "user", "content": validate_unicode(value, "prompt")}]
     return _parse_messages(value, "prompt")
 
 
@@ -120,7 +120,7 @@ def join_parsed(messages: Messages, answer: object, what: str = "response") -> M
         InvalidConversationError: with what came, what is allowed and what to do.
     """
     if isinstance(answer, str):
-        return [*messages, {"role": "assistant", "content": checked_text(answer, what)}]
+        return [*messages, {"role": "assistant", "content": validate_unicode(answer, what)}]
     answers = _parse_messages(answer, what)
     if answers[: len(messages)] == messages:
         return parse_conversation(answers)
@@ -141,7 +141,7 @@ def parse_pair(value: object) -> tuple[ChatJson, ChatJson]:
     Raises:
         InvalidConversationError: the shape is wrong.
     """
-    record = _record(value, "pair", ("chosen", "rejected"))
+    record = _require_mapping(value, "pair", ("chosen", "rejected"))
     tools = parse_tools(record.get("tools"))
     prompt = parse_prompt_chat(record.get("prompt"))
     chosen, rejected = (
@@ -205,7 +205,7 @@ def parse_tools(value: object) -> Tools | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple):
-        raise InvalidConversationError(f"`tools` is {_kind(value)}; {_TOOLS}")
+        raise InvalidConversationError(f"`tools` is {_describe_type(value)}; {_TOOLS_HINT}")
     return [_parse_tool(tool, index) for index, tool in enumerate(value)]
 
 
@@ -225,7 +225,7 @@ def add_tools(conversation: object, tools: object) -> object:
     return conversation
 
 
-def messages_in(conversation: object) -> object:
+def get_messages(conversation: object) -> object:
     """The messages of a conversation as it was sent, unchecked."""
     if isinstance(conversation, Mapping) and "messages" in conversation:
         return conversation["messages"]
@@ -263,18 +263,18 @@ def parse_arguments(messages: object) -> Any:
     """
     if not isinstance(messages, list):
         return messages
-    return [_with_parsed_arguments(message, index) for index, message in enumerate(messages)]
+    return [_parse_message_arguments(message, index) for index, message in enumerate(messages)]
 
 
-def _with_parsed_arguments(message: Any, index: int) -> Any:
+def _parse_message_arguments(message: Any, index: int) -> Any:
     calls = message.get("tool_calls") if isinstance(message, Mapping) else None
     if not isinstance(calls, list) or message.get("role") != "assistant":
         return message
     where = f"`arguments` of message {index}"
-    return {**message, "tool_calls": [_with_parsed_call(call, where) for call in calls]}
+    return {**message, "tool_calls": [_parse_call_arguments(call, where) for call in calls]}
 
 
-def _with_parsed_call(call: Any, where: str) -> Any:
+def _parse_call_arguments(call: Any, where: str) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         return call
@@ -283,7 +283,7 @@ def _with_parsed_call(call: Any, where: str) -> Any:
         parsed = _read_json(arguments, where)
         if not isinstance(parsed, dict):
             raise InvalidConversationError(
-                f"{where} is JSON text of {_kind(parsed)}; send an object, or JSON text of one"
+                f"{where} is JSON text of {_describe_type(parsed)}; send an object, or JSON text of one"
             )
         arguments = parsed
     elif arguments is None or arguments == "":
@@ -291,7 +291,7 @@ def _with_parsed_call(call: Any, where: str) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def checked_text(text: str, where: str) -> str:
+def validate_unicode(text: str, where: str) -> str:
     """The text itself, if it is valid Unicode.
 
     Raises:
@@ -314,13 +314,13 @@ def _split_tools(value: object, what: str) -> tuple[object, Tools | None]:
     unknown = sorted(str(key) for key in value if key not in _CHAT_KEYS)
     if unknown:
         raise InvalidConversationError(
-            f"the {what} has {_few(unknown)}, which would not be rendered; only `messages` and "
+            f"the {what} has {_format_first_names(unknown)}, which would not be rendered; only `messages` and "
             "`tools` are taken, so leave the rest out"
         )
     return value["messages"], parse_tools(value.get("tools"))
 
 
-_TOOLS = (
+_TOOLS_HINT = (
     "it must be a list of functions such as "
     '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 )
@@ -330,7 +330,9 @@ def _parse_tool(tool: object, index: int) -> dict[str, Any]:
     if isinstance(tool, str):
         tool = _read_json(tool, f"tool {index}")
     if not isinstance(tool, Mapping):
-        raise InvalidConversationError(f"tool {index} is {_kind(tool)}; `tools`: {_TOOLS}")
+        raise InvalidConversationError(
+            f"tool {index} is {_describe_type(tool)}; `tools`: {_TOOLS_HINT}"
+        )
     return dict(tool)
 
 
@@ -389,15 +391,15 @@ _JSON = json.JSONDecoder(
 )
 
 
-def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:
+def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidConversationError(
-            f"a {what} must be an object with {_listed(needed)}, got {_kind(value)}"
+            f"a {what} must be an object with {_format_names(needed)}, got {_describe_type(value)}"
         )
     missing = [name for name in needed if value.get(name) is None]
     if missing:
         raise InvalidConversationError(
-            f"the {what} has no {_listed(missing)}; it has {_few(sorted(map(str, value)))}"
+            f"the {what} has no {_format_names(missing)}; it has {_format_first_names(sorted(map(str, value)))}"
         )
     return value
 
@@ -405,7 +407,7 @@ def _record(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, A
 def _parse_messages(value: object, what: str) -> Messages:
     whole = what == "conversation"  # a prompt or an answer may be a string as well
     if isinstance(value, str | Mapping) or not isinstance(value, list | tuple):
-        came = _kind(value)
+        came = _describe_type(value)
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
             came += " that looks like JSON; send the list itself (`json.loads` of that text)"
         raise InvalidConversationError(
@@ -426,14 +428,14 @@ def _parse_message(message: object, index: int) -> dict[str, Any]:
     where = f"message {index}"
     if not isinstance(message, Mapping):
         raise InvalidConversationError(
-            f"{where} is {_kind(message)}; it must be an object with `role` and `content`"
+            f"{where} is {_describe_type(message)}; it must be an object with `role` and `content`"
         )
     role = message.get("role")
     if role is None:
         raise InvalidConversationError(f"{where} has no `role`; allowed: {', '.join(ROLES)}")
     if role not in ROLES:
         raise InvalidConversationError(
-            f"{where} has the role {_short(role)}; allowed: {', '.join(ROLES)}"
+            f"{where} has the role {_shorten(role)}; allowed: {', '.join(ROLES)}"
         )
     content = message.get("content")
     if content is None and message.get("tool_calls"):
@@ -446,14 +448,14 @@ def _parse_message(message: object, index: int) -> dict[str, Any]:
 
 def _flatten(content: object, where: str) -> str:
     if isinstance(content, str):
-        return checked_text(content, where)
+        return validate_unicode(content, where)
     if content is None:
         raise InvalidConversationError(
             f'{where} has no `content`; give a string ("" for an empty answer) or text parts'
         )
     if not isinstance(content, list | tuple):
         raise InvalidConversationError(
-            f"{where} has content that is {_kind(content)}; it must be a string or a list of "
+            f"{where} has content that is {_describe_type(content)}; it must be a string or a list of "
             'text parts such as {"type": "text", "text": "..."}'
         )
     return "".join(_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))
@@ -461,35 +463,37 @@ def _flatten(content: object, where: str) -> str:
 
 def _part_text(part: object, where: str) -> str:
     if isinstance(part, str):
-        return checked_text(part, where)
+        return validate_unicode(part, where)
     if isinstance(part, Mapping) and part.get("type", "text") == "text":
         text = part.get("text")
         if isinstance(text, str):
-            return checked_text(text, where)
+            return validate_unicode(text, where)
     kind = part.get("type") if isinstance(part, Mapping) else None
-    came = f"of type {_short(kind)}" if kind not in (None, "text") else "not a text part"
+    came = f"of type {_shorten(kind)}" if kind not in (None, "text") else "not a text part"
     raise InvalidConversationError(
         f'{where} is {came}; only text is scored: {{"type": "text", "text": "..."}}'
     )
 
 
-def _kind(value: object) -> str:
+def _describe_type(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     names |= {int: "a number", float: "a number", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _few(names: list[str]) -> str:
+def _format_first_names(names: list[str]) -> str:
     """The first of a caller's own names, which may be many and of any length."""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return _listed([name if len(name) <= 40 else name[:37] + "..." for name in names[:8]]) + more
+    return (
+        _format_names([name if len(name) <= 40 else name[:37] + "..." for name in names[:8]]) + more
+    )
 
 
-def _listed(names: object) -> str:
+def _format_names(names: object) -> str:
     assert isinstance(names, list | tuple)
     return ", ".join(f"`{name}`" for name in names) or "nothing"

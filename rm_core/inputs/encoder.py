@@ -23,14 +23,21 @@ from rm_core.errors import (
     TemplateError,
 )
 from rm_core.inputs.chat_template import ChatTemplate, RenderingInterrupt
-from rm_core.inputs.conversations import Chat, Messages, checked_text, parse_chat
+from rm_core.inputs.conversations import Chat, Messages, parse_chat, validate_unicode
 from rm_core.inputs.length_bound import TokenBound
-from rm_core.inputs.prerendered import PROBE, PreparedReader
-from rm_core.inputs.token_boundaries import Borders
+from rm_core.inputs.prerendered import PROBE, PrerenderedReader
+from rm_core.inputs.token_boundaries import TokenBoundaries
 from rm_core.inputs.truncation import drop_oldest
-from rm_core.inputs.warnings import Advisor
-from rm_core.packing import shared_start
-from rm_core.types import TRUNCATIONS, Encoded, Rendered, ScoreError, Tokens, Truncation
+from rm_core.inputs.warnings import WarningFinder
+from rm_core.packing import common_prefix_length
+from rm_core.types import (
+    TRUNCATIONS,
+    Encoded,
+    PrerenderedText,
+    PrerenderedTokens,
+    ScoreError,
+    Truncation,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +56,7 @@ _UNBROKEN, _UNBROKEN_PER_TOKEN = 524_288, 8
 
 
 @dataclass(slots=True)
-class SharedStart:
+class SharedPrefix:
     """The start that the texts of one request have in common, such as a prompt of many answers.
 
     Attributes:
@@ -60,13 +67,13 @@ class SharedStart:
         input_ids: of what is before it, without BOS.
     """
 
-    before: str = ""
+    previous_text: str = ""
     text: str = ""
     stop: int = 0
     input_ids: list[int] = field(default_factory=list)
 
 
-def readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
+def find_readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
     """Index of the token that is read: the rightmost one that is not the pad token.
 
     What transformers' sequence classifiers do, whatever the attention mask says: if the text
@@ -138,29 +145,33 @@ class ChatEncoder:
         # Puts the file's own padding, truncation and treatment of special tokens aside for good.
         tokenizer("", padding=False, truncation=False)
         self._backend = tokenizer.backend_tokenizer
-        self._strips_bos, self.left_out_tokens = self._special_tokens_added()
+        self._strips_bos, self.omitted_tokens = self._find_added_special_tokens()
         self._bound = TokenBound(tokenizer)
-        self._borders = Borders(tokenizer)
+        self._boundaries = TokenBoundaries(tokenizer)
         self.max_unbroken_characters = max(_UNBROKEN, _UNBROKEN_PER_TOKEN * max_length)
-        self._look_up: Callable[[], None] = _nothing
-        self.prepared = PreparedReader(tokenizer, self._render_probe(), self._strips_bos)
-        self._advisor = Advisor(self.prepared.special_markers, warn_on_system_prompt)
+        self._check_cancelled: Callable[[], None] = _do_nothing
+        self.prerendered_reader = PrerenderedReader(
+            tokenizer, self._render_probe(), self._strips_bos
+        )
+        self._warning_finder = WarningFinder(
+            self.prerendered_reader.special_markers, warn_on_system_prompt
+        )
 
     def encode(
         self,
         conversation: object,
         truncation: Truncation = "error",
         max_length: int | None = None,
-        shared: SharedStart | None = None,
+        shared: SharedPrefix | None = None,
     ) -> Encoded:
         """Token ids and readout of one conversation.
 
         Args:
             conversation: messages, the last one the assistant's; or a mapping of `messages` and
-                `tools`; or `Rendered` or `Tokens`.
+                `tools`; or `Rendered` or `PrerenderedTokens`.
             truncation: `error` refuses what is over the limit; `left` drops the oldest turns and
                 keeps the markers of the template and the last turn whole, of `Rendered` and
-                `Tokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
+                `PrerenderedTokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
             max_length: a limit below that of the model.
             shared: what the conversations before had in common; changes no token.
 
@@ -172,20 +183,20 @@ class ChatEncoder:
         """
         assert truncation in TRUNCATIONS
         limit = min(self.max_length, max_length or self.max_length)
-        if isinstance(conversation, Rendered | Tokens):
-            return self._encode_prepared(conversation, truncation, limit)
+        if isinstance(conversation, PrerenderedText | PrerenderedTokens):
+            return self._encode_prerendered(conversation, truncation, limit)
         chat = parse_chat(conversation)
         text = self._render(chat)
         # The first tokens can only be known by tokenizing, however long the text is.
-        over = self._surely_over(text, limit) if truncation != "right" else None
+        over = self._prove_too_long(text, limit) if truncation != "right" else None
         if over and truncation == "error":
-            raise ConversationTooLongError(_too_long(f"at least {over}", limit))
+            raise ConversationTooLongError(_format_too_long(f"at least {over}", limit))
         input_ids, is_whole = ([], False) if over else self._tokenize(text, limit, shared)
         num_tokens = str(len(input_ids)) if is_whole else f"at least {over or len(input_ids)}"
         truncated = not is_whole or len(input_ids) > limit
         if truncated and truncation == "error":
-            raise ConversationTooLongError(_too_long(num_tokens, limit))
-        warnings = self._advisor.find_warnings(chat, text, self._try_render)
+            raise ConversationTooLongError(_format_too_long(num_tokens, limit))
+        warnings = self._warning_finder.find_warnings(chat, text, self._try_render)
         if truncated and truncation == "right":
             input_ids = input_ids[:limit]
             text = self._decode(input_ids)
@@ -195,12 +206,12 @@ class ChatEncoder:
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
-            readout=readout_position(input_ids, self._pad_token_id),
+            readout=find_readout_position(input_ids, self._pad_token_id),
             truncated=truncated,
             warnings=warnings,
         )
 
-    def encode_plainly(self, messages: Messages) -> list[int]:
+    def encode_with_transformers(self, messages: Messages) -> list[int]:
         """Token ids by transformers' own `apply_chat_template`, for comparisons.
 
         The template reads the real clock here, and BOS may be missing or doubled.
@@ -225,16 +236,16 @@ class ChatEncoder:
         start = next((i for i, token in enumerate(input_ids) if token != bos), len(input_ids))
         return list(input_ids[start:])
 
-    def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
+    def compute_offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
         """Where in `encoded.text` each of its tokens stands: start and end, in characters.
 
         A BOS that the tokenizer added stands nowhere and has equal ends; bytes of one character
         share it. None where `right` cut the text so that what is left has other tokens.
         """
-        with _told_panics():
+        with _convert_panics():
             encoding = self._backend.encode(encoded.text, add_special_tokens=False)
         offsets = [(0, 0)] * self._strips_bos + encoding.offsets
-        return offsets if self._with_bos(encoding.ids) == list(encoded.input_ids) else None
+        return offsets if self._prepend_bos(encoding.ids) == list(encoded.input_ids) else None
 
     def encode_all(
         self,
@@ -242,8 +253,8 @@ class ChatEncoder:
         truncation: Truncation = "error",
         max_length: int | None = None,
         *,
-        shared: SharedStart | None = None,
-        look_up: Callable[[], None] | None = None,
+        shared: SharedPrefix | None = None,
+        check_cancelled: Callable[[], None] | None = None,
     ) -> list[Encoded | ScoreError]:
         """Like `encode` for each, in order; one that cannot be encoded becomes its error.
 
@@ -255,29 +266,29 @@ class ChatEncoder:
             look_up: called before each conversation and each part of a long one; what it raises
                 ends this.
         """
-        shared = shared or SharedStart()
-        self._look_up = look_up or _nothing
+        shared = shared or SharedPrefix()
+        self._check_cancelled = check_cancelled or _do_nothing
         encoded: list[Encoded | ScoreError] = []
         try:
             for conversation in conversations:
-                self._look_up()
+                self._check_cancelled()
                 try:
                     encoded.append(self.encode(conversation, truncation, max_length, shared))
                 except InputError as error:
-                    encoded.append(ScoreError.of(error))
+                    encoded.append(ScoreError.from_exception(error))
         finally:
-            self._look_up = _nothing
+            self._check_cancelled = _do_nothing
         return encoded
 
-    def _encode_prepared(
-        self, conversation: Rendered | Tokens, truncation: Truncation, limit: int
+    def _encode_prerendered(
+        self, conversation: PrerenderedText | PrerenderedTokens, truncation: Truncation, limit: int
     ) -> Encoded:
-        read = self.prepared.read(conversation)
+        read = self.prerendered_reader.read(conversation)
         text, input_ids, is_whole = read.text, read.input_ids, True
         if text is not None:
-            over = self._surely_over(text, limit) if truncation == "error" else None
+            over = self._prove_too_long(text, limit) if truncation == "error" else None
             if over:
-                raise ConversationTooLongError(_too_long(f"at least {over}", limit))
+                raise ConversationTooLongError(_format_too_long(f"at least {over}", limit))
             if truncation == "left":
                 input_ids, is_whole = self._tokenize_end(text, limit)
             else:
@@ -286,7 +297,7 @@ class ChatEncoder:
         if truncated:
             if truncation == "error":
                 whole = "" if is_whole else "at least "
-                raise ConversationTooLongError(_too_long(f"{whole}{len(input_ids)}", limit))
+                raise ConversationTooLongError(_format_too_long(f"{whole}{len(input_ids)}", limit))
             bos = self._tokenizer.bos_token_id
             has_bos = bos is not None and (
                 input_ids[0] == bos if is_whole or text is None else self._begins_with_bos(text)
@@ -297,9 +308,9 @@ class ChatEncoder:
         return Encoded(
             text=self._decode(input_ids) if text is None or truncated else text,
             input_ids=tuple(input_ids),
-            readout=readout_position(input_ids, self._pad_token_id),
+            readout=find_readout_position(input_ids, self._pad_token_id),
             truncated=truncated,
-            recognised=read.recognised,
+            input_format=read.input_format,
         )
 
     def _render_probe(self) -> str:
@@ -337,23 +348,23 @@ class ChatEncoder:
 
     def _apply_template(self, chat: Chat) -> str:
         # Keys other than `content` come unchecked.
-        return checked_text(
+        return validate_unicode(
             self._template.render(chat.messages, chat.tools), "the rendered conversation"
         )
 
     def _tokenize(
-        self, text: str, limit: int, shared: SharedStart | None = None
+        self, text: str, limit: int, shared: SharedPrefix | None = None
     ) -> tuple[list[int], bool]:
         """Token ids of a text, and whether of all of it: else of its start, more than the limit.
 
         As `apply_chat_template(tokenize=True)`, but with exactly one BOS.
         """
         most = limit - self._strips_bos
-        input_ids, stop = self._shared_ids(text, most, shared) if shared else ([], 0)
+        input_ids, stop = self._reuse_shared_ids(text, most, shared) if shared else ([], 0)
         stop = self._extend(input_ids, text, stop, most)
         if not input_ids:
             raise TemplateError("the chat template rendered the conversation to nothing")
-        return self._with_bos(input_ids), stop == len(text)
+        return self._prepend_bos(input_ids), stop == len(text)
 
     def _tokenize_end(self, text: str, limit: int) -> tuple[list[int], bool]:
         """As `_tokenize`, but of its end; BOS before it, as if it were the whole."""
@@ -361,42 +372,44 @@ class ChatEncoder:
             return self._tokenize(text, limit)
         input_ids: list[int] = []
         start = len(text)
-        for start, stop in self._borders.parts_from_end(text, self.max_unbroken_characters):
-            input_ids = self._ids(text, start, stop) + input_ids
+        for start, stop in self._boundaries.split_from_end(text, self.max_unbroken_characters):
+            input_ids = self._tokenize_range(text, start, stop) + input_ids
             if len(input_ids) > limit:
                 break
-        return self._with_bos(input_ids), start == 0
+        return self._prepend_bos(input_ids), start == 0
 
     def _extend(self, input_ids: list[int], text: str, start: int, most: int) -> int:
         """Add the ids of a text from a border on; where it stopped, having more than `most`."""
         if len(text) < _LONG_TEXT:
-            input_ids += self._ids(text, start, len(text))
+            input_ids += self._tokenize_range(text, start, len(text))
             return len(text)
-        for begin, stop in self._borders.parts(text, start, self.max_unbroken_characters):
+        for begin, stop in self._boundaries.split(text, start, self.max_unbroken_characters):
             if len(input_ids) > most:
                 return begin
-            input_ids += self._ids(text, begin, stop)
+            input_ids += self._tokenize_range(text, begin, stop)
         return len(text)
 
-    def _shared_ids(self, text: str, most: int, shared: SharedStart) -> tuple[list[int], int]:
+    def _reuse_shared_ids(
+        self, text: str, most: int, shared: SharedPrefix
+    ) -> tuple[list[int], int]:
         """Ids of what a text shares with the one before it, and where that ends."""
         if len(text) < _WORTH_KEEPING:
             return [], 0
         if not (shared.text and text.startswith(shared.text)):
-            common = shared_start(shared.before, text)
-            border = self._borders.before(text, _WORTH_KEEPING, common - 1)
-            shared.before = text
+            common = common_prefix_length(shared.previous_text, text)
+            border = self._boundaries.find_before(text, _WORTH_KEEPING, common - 1)
+            shared.previous_text = text
             if border is None:
                 return [], 0
             input_ids: list[int] = []
             shared.stop = self._extend(input_ids, text[:border], 0, most)
-            shared.text = text[: shared.stop + self._borders.look_ahead(text, shared.stop)]
+            shared.text = text[: shared.stop + self._boundaries.get_lookahead(text, shared.stop)]
             shared.input_ids = input_ids
         return [*shared.input_ids], shared.stop
 
-    def _ids(self, text: str, start: int, stop: int) -> list[int]:
+    def _tokenize_range(self, text: str, start: int, stop: int) -> list[int]:
         """Token ids of a part of a text that is cut at borders, without BOS."""
-        self._look_up()
+        self._check_cancelled()
         if stop - start > self.max_unbroken_characters:
             raise InvalidConversationError(
                 f"{stop - start:,} characters of the conversation have no place where they could "
@@ -405,7 +418,7 @@ class ChatEncoder:
                 "the service's setting `max_unbroken_characters`"
             )
         # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
-        with _told_panics():
+        with _convert_panics():
             (encoding,) = self._backend.encode_batch_fast(
                 [text[start:stop]], add_special_tokens=False
             )
@@ -417,24 +430,24 @@ class ChatEncoder:
         starts = [token for token in self._tokenizer.get_added_vocab() if text.startswith(token)]
         return self._strips_bos or max(starts, key=len, default="") == self._tokenizer.bos_token
 
-    def _with_bos(self, input_ids: list[int]) -> list[int]:
+    def _prepend_bos(self, input_ids: list[int]) -> list[int]:
         return [int(self._tokenizer.bos_token_id), *input_ids] if self._strips_bos else input_ids
 
-    def _surely_over(self, text: str, limit: int) -> int | None:
+    def _prove_too_long(self, text: str, limit: int) -> int | None:
         """A number of tokens over the limit that a long text has at least; None if it may fit."""
         if len(text) < _LONG_TEXT:
             return None
-        with _told_panics():
-            return self._bound.tokens_over(text, limit)
+        with _convert_panics():
+            return self._bound.prove_too_long(text, limit)
 
     def _decode(self, input_ids: Sequence[int]) -> str:
-        with _told_panics():
+        with _convert_panics():
             text = self._tokenizer.decode(list(input_ids), clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         bos = self._tokenizer.bos_token
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
 
-    def _special_tokens_added(self) -> tuple[bool, tuple[str, ...]]:
+    def _find_added_special_tokens(self) -> tuple[bool, tuple[str, ...]]:
         """Whether the tokenizer puts BOS before a text, and which other tokens it would add."""
         # Where the tokenizer adds none, a BOS that the template wrote is the only one: it stays.
         added: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
@@ -447,7 +460,7 @@ class ChatEncoder:
             try:
                 text = self._render(replace(chat, messages=candidate))
                 # Only whether it fits is asked for, many times, of much that is far too long.
-                return self._surely_over(text, limit) or len(self._tokenize(text, limit)[0])
+                return self._prove_too_long(text, limit) or len(self._tokenize(text, limit)[0])
             except TemplateError:
                 return None
 
@@ -455,14 +468,14 @@ class ChatEncoder:
         if kept is None:
             never_cut = "the last turn and `tools`" if chat.tools else "the last turn"
             raise ConversationTooLongError(
-                _too_long(num_tokens, limit)
+                _format_too_long(num_tokens, limit)
                 + f"; `left` never cuts {never_cut}, and here that alone is too long"
             )
         return replace(chat, messages=kept)
 
 
 @contextlib.contextmanager
-def _told_panics() -> Iterator[None]:
+def _convert_panics() -> Iterator[None]:
     """What a call of the tokenizer raises, as an error of the conversation."""
     try:
         yield
@@ -477,18 +490,18 @@ def _told_panics() -> Iterator[None]:
         ) from error
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def _too_long(num_tokens: str, limit: int) -> str:
+def _format_too_long(num_tokens: str, limit: int) -> str:
     return (
         f"the conversation has {num_tokens} tokens and the limit is {limit}; "
         'shorten it, or choose truncation "left" or "right"'
     )
 
 
-def render_record(encoded: Encoded) -> dict[str, Any]:
+def to_render_json(encoded: Encoded) -> dict[str, Any]:
     """What a caller is shown of an encoded conversation, as plain JSON data."""
     record: dict[str, Any] = {
         "text": encoded.text,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, steps_of
+from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class TokenBound:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         fast = getattr(tokenizer, "backend_tokenizer", None)
-        steps = [] if fast is None else steps_of(fast.normalizer, "normalizers")
+        steps = [] if fast is None else list_steps(fast.normalizer, "normalizers")
         self._normalizer = fast and fast.normalizer
         self._composes = any(step["type"] == "NFC" for step in steps)
         self._in_bytes = False
@@ -50,7 +50,7 @@ class TokenBound:
         # be composed with what stands before it.
         if any(token.lstrip or token.rstrip or not token.content.isascii() for token in added):
             return
-        steps = steps_of(fast.pre_tokenizer, "pretokenizers")
+        steps = list_steps(fast.pre_tokenizer, "pretokenizers")
         vocabulary = fast.get_vocab(with_added_tokens=False)
         self._in_bytes = any(step["type"] == "ByteLevel" for step in steps)
         all_bytes = (
@@ -61,7 +61,7 @@ class TokenBound:
             # In a byte-level vocabulary a character stands for a byte.
             self._longest = max(map(len, (*vocabulary, *contents)))
 
-    def tokens_over(self, text: str, limit: int) -> int | None:
+    def prove_too_long(self, text: str, limit: int) -> int | None:
         """A number of tokens over the limit that the text has at least, if that is certain.
 
         Args:
@@ -73,16 +73,16 @@ class TokenBound:
         """
         if self._longest is None or len(text) * _MAX_BYTES <= limit * self._longest:
             return None
-        at_least = self._tokens(text)
+        at_least = self._min_tokens(text)
         if self._composes and at_least > limit and not text.isascii():
             at_least = -(-len(text) // (_MAX_COMPOSED * self._longest))
             if len(text) > _MAX_NORMALIZED:
                 return at_least if at_least > limit else None
             if at_least <= limit and self._normalizer is not None:
-                at_least = self._tokens(self._normalizer.normalize_str(text))
+                at_least = self._min_tokens(self._normalizer.normalize_str(text))
         return at_least if at_least > limit else None
 
-    def _tokens(self, text: str) -> int:
+    def _min_tokens(self, text: str) -> int:
         assert self._longest is not None
         size = len(text.encode()) if self._in_bytes else len(text)
         return -(-size // self._longest)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rm_core.errors import ForeignTemplateError, InvalidConversationError
-from rm_core.inputs.chat_formats import markers_in, without_end
-from rm_core.inputs.conversations import checked_text
-from rm_core.types import Rendered, Tokens
+from rm_core.inputs.chat_formats import find_markers, strip_end
+from rm_core.inputs.conversations import validate_unicode
+from rm_core.types import PrerenderedText, PrerenderedTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ PROBE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PrerenderedInput:
     """What was read of a prepared text or of ids.
 
     Attributes:
@@ -39,10 +39,10 @@ class Prepared:
 
     text: str | None
     input_ids: list[int]
-    recognised: str
+    input_format: str
 
 
-class PreparedReader:
+class PrerenderedReader:
     """Reads prepared texts and ids for one checkpoint.
 
     Args:
@@ -78,23 +78,23 @@ class PreparedReader:
 
     def is_templated(self, text: str) -> bool:
         """Whether a text has markers, of this checkpoint's template or of another known one."""
-        return any(marker in text for marker in self.markers) or bool(markers_in(text))
+        return any(marker in text for marker in self.markers) or bool(find_markers(text))
 
-    def read(self, prepared: Rendered | Tokens) -> Prepared:
+    def read(self, prepared: PrerenderedText | PrerenderedTokens) -> PrerenderedInput:
         """See the module.
 
         Raises:
             InvalidConversationError: it is empty, no Unicode, or has ids that are no tokens.
             ForeignTemplateError: the text is in the template of another model.
         """
-        if isinstance(prepared, Tokens):
+        if isinstance(prepared, PrerenderedTokens):
             return self._read_ids(prepared.input_ids)
         return self._read_text(prepared)
 
-    def _read_text(self, rendered: Rendered) -> Prepared:
-        text = checked_text(rendered.text, "the text")
+    def _read_text(self, rendered: PrerenderedText) -> PrerenderedInput:
+        text = validate_unicode(rendered.text, "the text")
         if rendered.close:
-            text = _without_starts(text, self._starts)
+            text = _strip_starts(text, self._starts)
         found = 0
         while self._bos and text.startswith(self._bos):
             text = text.removeprefix(self._bos)
@@ -106,19 +106,19 @@ class PreparedReader:
         is_ours = any(marker in text for marker in self.markers)
         if not is_ours:
             self._refuse_foreign(text)
-        words = self._bos_words(found)
+        words = self._describe_bos(found)
         if self.markers and not is_ours:
             words.insert(0, "no-template")
         elif rendered.close:
-            closed = without_end(text, self._ends) + self._end
+            closed = strip_end(text, self._ends) + self._end
             if closed != text:
                 text = closed
                 words.append("end-closed")
         if self._has_bos and not self._adds_bos:
             text = self._bos + text
-        return Prepared(text, [], _said("text", words))
+        return PrerenderedInput(text, [], _format_input("text", words))
 
-    def _read_ids(self, sent: Sequence[Any]) -> Prepared:
+    def _read_ids(self, sent: Sequence[Any]) -> PrerenderedInput:
         if not sent:
             raise InvalidConversationError("there are no token ids; send at least one")
         for place, value in enumerate(sent):
@@ -133,10 +133,10 @@ class PreparedReader:
         if found == len(sent):
             raise InvalidConversationError("there are no token ids but BOS; send a conversation")
         input_ids = [self._bos_id] * self._has_bos + list(sent[found:])
-        return Prepared(None, input_ids, _said("tokens", self._bos_words(found)))
+        return PrerenderedInput(None, input_ids, _format_input("tokens", self._describe_bos(found)))
 
     def _refuse_foreign(self, text: str) -> None:
-        foreign = [marker for marker in markers_in(text) if marker not in self._added]
+        foreign = [marker for marker in find_markers(text) if marker not in self._added]
         if foreign:
             raise ForeignTemplateError(
                 f"the text has {', '.join(foreign)}, which another model's chat template writes "
@@ -144,7 +144,7 @@ class PreparedReader:
                 "it with this model's tokenizer, or send messages"
             )
 
-    def _bos_words(self, found: int) -> list[str]:
+    def _describe_bos(self, found: int) -> list[str]:
         if not self._bos:
             return []
         wanted = int(self._has_bos)
@@ -153,11 +153,11 @@ class PreparedReader:
         return ["bos-added" if found < wanted else "bos-stripped"]
 
 
-def _said(kind: str, words: Sequence[str]) -> str:
+def _format_input(kind: str, words: Sequence[str]) -> str:
     return f"{kind}:{','.join(words)}" if words else kind
 
 
-def _without_starts(text: str, starts: Sequence[str]) -> str:
+def _strip_starts(text: str, starts: Sequence[str]) -> str:
     while found := next((start for start in starts if text.startswith(start)), None):
         text = text.removeprefix(found)
     return text

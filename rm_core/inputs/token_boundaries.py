@@ -33,12 +33,12 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, steps_of
+from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PIECE = 65_536
+TARGET_CHARACTERS = 65_536
 """Characters of a part, about: some milliseconds of tokenizing."""
 
 _LLAMA3 = (
@@ -56,7 +56,7 @@ _DIGITS = "0123456789"
 _BEFORE_RUN = re.compile(rf"[\x00-\x7f{_LETTERS}]")
 
 
-class Borders:
+class TokenBoundaries:
     """Finds the borders of texts for one tokenizer.
 
     Args:
@@ -73,7 +73,7 @@ class Borders:
         if fast is None or not is_plain_bpe(fast.model) or fast.model.dropout:
             return
         added = list(fast.get_added_tokens_decoder().values())
-        digits_by = self._digits_by(fast)
+        digits_by = self._find_digit_group_size(fast)
         if digits_by is None or any(map(self._may_be_split, added)):
             return
         between = _PAIRS
@@ -88,14 +88,14 @@ class Borders:
                 between += f"|(?<={digits})(?={digits})"
         self._pattern = re.compile(between)
 
-    def look_ahead(self, text: str, border: int) -> int:
+    def get_lookahead(self, text: str, boundary: int) -> int:
         """Characters behind a border that make it one: with others there, it may be none."""
-        return max(1, self._margin) if text[border : border + 1] in _DIGITS else 1
+        return max(1, self._margin) if text[boundary : boundary + 1] in _DIGITS else 1
 
-    def _digits_by(self, fast: Any) -> int | None:
+    def _find_digit_group_size(self, fast: Any) -> int | None:
         """How many digits are a piece, 0 if that is not known; None if there are no borders."""
-        splits = steps_of(fast.pre_tokenizer, "pretokenizers")
-        normalizers = steps_of(fast.normalizer, "normalizers")
+        splits = list_steps(fast.pre_tokenizer, "pretokenizers")
+        normalizers = list_steps(fast.normalizer, "normalizers")
         kinds = [step["type"] for step in splits]
         if kinds[-1:] == ["ByteLevel"] and all(step["type"] == "NFC" for step in normalizers):
             if splits[-1]["add_prefix_space"]:
@@ -158,7 +158,7 @@ class Borders:
             or any(re.search(_PAIRS, t) for t in (content, content.replace(self._space, " ")))
         )
 
-    def after(self, text: str, start: int, place: int, stop: int) -> int | None:
+    def find_after(self, text: str, start: int, position: int, stop: int) -> int | None:
         """The first border that is found from `place` on, at most at `stop`.
 
         Args:
@@ -170,20 +170,22 @@ class Borders:
         if self._pattern is None:
             return None
         stop = min(stop, len(text) - 1)
-        if self._takes_three_digits and (found := self._third_digit(text, start, place)):
+        if self._takes_three_digits and (
+            found := self._find_digit_group_end(text, start, position)
+        ):
             return found if found <= stop else None
-        while place <= stop:
+        while position <= stop:
             # Up to the character behind it, so that it can be looked at.
-            match = self._pattern.search(text, place, stop + 1)
+            match = self._pattern.search(text, position, stop + 1)
             if match is None:
                 return None
-            place = match.start()
-            if self._parts(text, place):
-                return place
-            place += 1
+            position = match.start()
+            if self._is_boundary(text, position):
+                return position
+            position += 1
         return None
 
-    def before(self, text: str, start: int, stop: int) -> int | None:
+    def find_before(self, text: str, start: int, stop: int) -> int | None:
         """The last border behind `start` and up to `stop` that is found by characters alone."""
         if self._pattern is None:
             return None
@@ -193,12 +195,12 @@ class Borders:
             low = max(start + 1, high - size)
             matches = [m.start() for m in self._pattern.finditer(text, low, high + 1)]
             for place in reversed(matches):
-                if self._parts(text, place):
+                if self._is_boundary(text, place):
                     return place
             high, size = low - 1, 4 * size
         return None
 
-    def parts(self, text: str, start: int, most: int) -> Iterator[tuple[int, int]]:
+    def split(self, text: str, start: int, max_characters: int) -> Iterator[tuple[int, int]]:
         """Start and end of parts of a text, from a border on, in order.
 
         Args:
@@ -209,44 +211,46 @@ class Borders:
         """
         while start < len(text):
             stop = len(text)
-            if stop - start > PIECE:
-                found = self.after(text, start, start + PIECE, start + most)
-                stop = found or self.before(text, start, start + PIECE) or stop
+            if stop - start > TARGET_CHARACTERS:
+                found = self.find_after(
+                    text, start, start + TARGET_CHARACTERS, start + max_characters
+                )
+                stop = found or self.find_before(text, start, start + TARGET_CHARACTERS) or stop
             yield start, stop
             start = stop
 
-    def parts_from_end(self, text: str, most: int) -> Iterator[tuple[int, int]]:
+    def split_from_end(self, text: str, max_characters: int) -> Iterator[tuple[int, int]]:
         """As `parts` for the whole text, from its end on."""
         stop = len(text)
         while stop > 0:
-            start, size = 0, PIECE
+            start, size = 0, TARGET_CHARACTERS
             while stop > size:
-                found = self.after(text, 0, stop - size, stop - 1)
+                found = self.find_after(text, 0, stop - size, stop - 1)
                 if found is not None:
                     start = found
                     break
-                if size >= most:
+                if size >= max_characters:
                     break
-                size = min(4 * size, most)
+                size = min(4 * size, max_characters)
             yield start, stop
             stop = start
 
-    def _parts(self, text: str, place: int) -> bool:
+    def _is_boundary(self, text: str, position: int) -> bool:
         """Whether no merge goes over a place, which the pattern has found."""
         if self._neighbours is None:
             return True
-        left, right = text[place - 1], text[place]
+        left, right = text[position - 1], text[position]
         right = self._space if right == " " else right
         is_known = left in self._tokens and right in self._tokens
         return is_known and left + right not in self._neighbours
 
-    def _third_digit(self, text: str, start: int, place: int) -> int | None:
+    def _find_digit_group_end(self, text: str, start: int, position: int) -> int | None:
         """The end of the group of three digits that a place is in, in the middle of a run."""
-        begin = place - len(text[start:place]) + len(text[start:place].rstrip(_DIGITS))
+        begin = position - len(text[start:position]) + len(text[start:position].rstrip(_DIGITS))
         # A run begins a piece, if what stands before it is certainly no digit of another script.
         if begin > start and not _BEFORE_RUN.match(text, begin - 1):
             return None
-        stop = place + (begin - place) % 3
+        stop = position + (begin - position) % 3
         around = text[max(begin, stop - self._margin) : stop + self._margin]
         is_inside = len(around) == 2 * self._margin and not around.strip(_DIGITS)
         return stop if is_inside else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def steps_of(part: Any, name: str) -> list[dict[str, Any]]:
+def list_steps(component: Any, name: str) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer as its steps in order; none where there is no such part.
 
     Args:
@@ -22,7 +22,7 @@ def steps_of(part: Any, name: str) -> list[dict[str, Any]]:
         else:
             yield state
 
-    return [] if part is None else list(flat(json.loads(part.__getstate__())))
+    return [] if component is None else list(flat(json.loads(component.__getstate__())))
 
 
 def is_plain_bpe(model: Any) -> bool:

@@ -14,16 +14,16 @@ from typing import TypeAlias
 
 from rm_core.inputs.conversations import Messages
 
-Size: TypeAlias = Callable[[Messages], int | None]
+CountTokens: TypeAlias = Callable[[Messages], int | None]
 """Tokens of a conversation as the template renders it; None where the template refuses it."""
 
 
-def drop_oldest(messages: Messages, size: Size, limit: int) -> Messages | None:
+def drop_oldest(messages: Messages, count_tokens: CountTokens, limit: int) -> Messages | None:
     """The longest newest part of a conversation that fits.
 
     Args:
         messages: the whole conversation; it does not fit.
-        size: see `Size`.
+        size: see `CountTokens`.
         limit: most tokens that the result may have.
 
     Returns:
@@ -40,20 +40,20 @@ def drop_oldest(messages: Messages, size: Size, limit: int) -> Messages | None:
         # A state that the template refuses counts as the next one that it renders, and as one
         # that fits if there is none: else the last states would break the order of the search.
         for state in range(num_dropped, len(order) + 1):
-            tokens = size(emptied(state))
+            tokens = count_tokens(emptied(state))
             if tokens is not None:
                 return tokens <= limit
         return True
 
     first = bisect_left(range(len(order) + 1), True, key=fits)
     for state in range(first, len(order) + 1):
-        tokens = size(emptied(state))
+        tokens = count_tokens(emptied(state))
         if tokens is not None and tokens <= limit:
-            return _refilled(messages, order, state, (size, limit))
+            return _refill(messages, order, state, (count_tokens, limit))
     return None
 
 
-def _dropped(messages: Messages, order: list[int], num_dropped: int) -> Messages:
+def _drop(messages: Messages, order: list[int], num_dropped: int) -> Messages:
     gone = set(order[:num_dropped])
     return [message for index, message in enumerate(messages) if index not in gone]
 
@@ -61,19 +61,19 @@ def _dropped(messages: Messages, order: list[int], num_dropped: int) -> Messages
 def _cut(messages: Messages, order: list[int], num_dropped: int, text: str) -> Messages:
     """`order[:num_dropped]` dropped, and `text` in the place of the next one's content."""
     if num_dropped == len(order):
-        return _dropped(messages, order, num_dropped)
+        return _drop(messages, order, num_dropped)
     partial = messages[order[num_dropped]]
-    kept = _dropped(messages, order, num_dropped)
+    kept = _drop(messages, order, num_dropped)
     return [{**m, "content": text} if m is partial else m for m in kept]
 
 
-def _refilled(
-    messages: Messages, order: list[int], state: int, budget: tuple[Size, int]
+def _refill(
+    messages: Messages, order: list[int], state: int, budget: tuple[CountTokens, int]
 ) -> Messages:
     """As much of the end of the partial turn's text as still fits; no empty turn if avoidable."""
     size, limit = budget
     if state == len(order):
-        return _dropped(messages, order, state)
+        return _drop(messages, order, state)
     content: str = messages[order[state]]["content"]
 
     def fits(candidate: Messages) -> bool:
@@ -85,7 +85,7 @@ def _refilled(
         True,
         key=lambda start: fits(_cut(messages, order, state, content[start:])),
     )
-    without = _dropped(messages, order, state + 1)
+    without = _drop(messages, order, state + 1)
     if content and start == len(content) and fits(without):
         return without
     return _cut(messages, order, state, content[start:])

@@ -23,9 +23,9 @@ from rm_core.model.checkpoint_files import (
     TEMPLATES_FOLDER,
     TEXT_PATTERNS,
     check_files,
-    hub_commit,
+    get_hub_commit,
     read_json,
-    read_tensors,
+    read_tensor_headers,
 )
 from rm_core.model.config_file import check_config, read_config
 from rm_core.model.rope_limits import PositionLimit, read_position_limit
@@ -94,10 +94,10 @@ class Checkpoint:
         Args:
             chat_template: path of the file that replaces the checkpoint's own.
         """
-        files = [Path(chat_template).expanduser()] if chat_template else self._template_files()
+        files = [Path(chat_template).expanduser()] if chat_template else self._list_template_files()
         return any(file.is_file() and b"strftime_now" in file.read_bytes() for file in files)
 
-    def _template_files(self) -> list[Path]:
+    def _list_template_files(self) -> list[Path]:
         names = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
         return [*(self.path / n for n in names), *self.path.glob(f"{TEMPLATES_FOLDER}/*")]
 
@@ -118,18 +118,19 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
     model_config = read_config(path)
     family = check_config(path / "config.json", model_config)
     shapes = _check_weights(path) if weights else {}
-    commit = hub_commit(path)
+    commit = get_hub_commit(path)
     return Checkpoint(
         path=path,
         revision=commit or f"local-{_digest(path)}",
         family=family,
         config=model_config,
-        entry=find_entry(config.name) or (find_entry(config.known_as) if config.known_as else None),
+        entry=find_entry(config.name)
+        or (find_entry(config.catalog_name) if config.catalog_name else None),
         shapes=shapes,
     )
 
 
-def local_folder(name: str) -> Path | None:
+def find_local_folder(name: str) -> Path | None:
     """The existing folder that a model's name means, absolute; None if it means something else."""
     try:
         path = Path(name).expanduser()
@@ -143,9 +144,9 @@ def _locate(config: ModelConfig, weights: bool) -> Path:
         if config.revision is not None:
             raise ModelLoadError("the embedded model `demo` has no revisions; leave it out")
         return seeds_dir() / "demo"
-    path = local_folder(config.name)
+    path = find_local_folder(config.name)
     if path is not None:
-        if config.revision is not None and config.revision != hub_commit(path):
+        if config.revision is not None and config.revision != get_hub_commit(path):
             raise ModelLoadError(
                 f"revision {config.revision!r} was asked for, but {config.name} is a local folder; "
                 "leave the revision out, or give a hub id"
@@ -206,8 +207,8 @@ def _has_weights(path: Path) -> bool:
 def _check_weights(path: Path) -> dict[str, list[int]]:
     """The shapes of the tensors that transformers will read."""
     shapes: dict[str, list[int]] = {}
-    for file in _weight_files(path):
-        shapes |= {name: tensor["shape"] for name, tensor in read_tensors(file)[0].items()}
+    for file in _list_weight_files(path):
+        shapes |= {name: tensor["shape"] for name, tensor in read_tensor_headers(file)[0].items()}
     if (path / _INDEX).exists() and not (path / _WEIGHTS).exists():
         _check_index(path / _INDEX, shapes)
     if HEAD not in shapes:
@@ -219,7 +220,7 @@ def _check_weights(path: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _list_weight_files(path: Path) -> list[Path]:
     """The weight files that transformers will read."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -306,7 +307,7 @@ def _digest(path: Path) -> str:
                     digest.update(piece)
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + str(file.stat().st_size).encode())
-        tensors, start = read_tensors(file)
+        tensors, start = read_tensor_headers(file)
         size = file.stat().st_size
         places = [(size * i // _NUM_SAMPLES, _SAMPLE_BYTES) for i in range(_NUM_SAMPLES)]
         if HEAD in tensors:

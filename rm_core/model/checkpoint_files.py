@@ -39,7 +39,7 @@ _DTYPE_BITS = {
 _MAX_DIMENSION = 1 << 40
 
 
-def hub_commit(folder: Path) -> str | None:
+def get_hub_commit(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache: models--ORG--NAME/snapshots/COMMIT."""
     in_cache = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return folder.name if in_cache else None
@@ -76,14 +76,14 @@ def check_file(file: Path, max_bytes: int | None) -> None:
             f"{file} cannot be opened ({error.strerror}); is it a link to a file that is gone? "
             "Download the checkpoint again"
         ) from error
-    if not any(real.is_relative_to(root) for root in _roots(folder)):
+    if not any(real.is_relative_to(root) for root in _list_allowed_roots(folder)):
         raise ModelLoadError(
             f"{file} is a link to {real}, outside the checkpoint; put a copy of the file into the "
             "folder"
         )
     if not stat.S_ISREG(status.st_mode):
         raise ModelLoadError(
-            f"{file} is {_kind(status.st_mode)}, not a regular file; remove it, or put the file "
+            f"{file} is {_describe_file_type(status.st_mode)}, not a regular file; remove it, or put the file "
             "there that belongs there"
         )
     if max_bytes is not None and status.st_size > max_bytes:
@@ -93,16 +93,16 @@ def check_file(file: Path, max_bytes: int | None) -> None:
         )
 
 
-def _roots(folder: Path) -> Iterator[Path]:
+def _list_allowed_roots(folder: Path) -> Iterator[Path]:
     real = Path(os.path.realpath(folder))
     yield real
     for path in (folder, real):
         # Snapshots of the hub's cache are links to models--ORG--NAME/blobs.
-        if hub_commit(path) and path.parent.parent.name.startswith("models--"):
+        if get_hub_commit(path) and path.parent.parent.name.startswith("models--"):
             yield Path(os.path.realpath(path.parent.parent / "blobs"))
 
 
-def _kind(mode: int) -> str:
+def _describe_file_type(mode: int) -> str:
     kinds = {
         stat.S_ISDIR: "a folder",
         stat.S_ISFIFO: "a named pipe",
@@ -135,7 +135,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ModelLoadError(
-            f"{path} holds no JSON object but {_json_kind(content)}; download it again"
+            f"{path} holds no JSON object but {_describe_json_type(content)}; download it again"
         )
     return content
 
@@ -161,12 +161,12 @@ def _read_float(text: str) -> float:
     return number
 
 
-def _json_kind(value: Any) -> str:
+def _describe_json_type(value: Any) -> str:
     names = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Any], int]:
+def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
     """Of each tensor in a safetensors file its `shape` and `data_offsets`; where the data begins.
 
     Raises:
@@ -184,7 +184,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], int]:
                 )
             tensors = parse_json(stream.read(length))
         tensors.pop("__metadata__", None)
-        end = 8 + length + max((_end_of(tensor) for tensor in tensors.values()), default=0)
+        end = 8 + length + max((_get_tensor_end(tensor) for tensor in tensors.values()), default=0)
     except ModelLoadError:
         raise
     # A damaged header can be anything, and so can the way in which it fails to be read.
@@ -200,7 +200,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], int]:
     return tensors, 8 + length
 
 
-def _end_of(tensor: dict[str, Any]) -> int:
+def _get_tensor_end(tensor: dict[str, Any]) -> int:
     """Where a tensor's bytes end, if its shape and offsets belong together."""
     shape, (first, last) = tensor["shape"], tensor["data_offsets"]
     numbers = (*shape, first, last)

@@ -33,7 +33,7 @@ _MAX_SIZE = 1 << 24
 _MAX_LAYERS = 1_000
 _MAX_ID = 1 << 31
 # Keys of tokenizer_config.json by which transformers opens other files, wherever they are.
-_OTHER_FILES = (
+_FILE_KEYS = (
     "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files", "tokenizer_object",
     "gguf_file", "init_inputs",
 )  # fmt: skip
@@ -138,10 +138,10 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "never run. Convert the checkpoint to a class of transformers"
             )
     about = files.get("tokenizer_config.json", {})
-    for key in _OTHER_FILES:
+    for key in _FILE_KEYS:
         if about.get(key):
             raise ModelLoadError(
-                f"{folder / 'tokenizer_config.json'} has {key} = {_show(about[key])}, by which "
+                f"{folder / 'tokenizer_config.json'} has {key} = {_format_value(about[key])}, by which "
                 "transformers may read a file outside the checkpoint; remove the key, since the "
                 "tokenizer is in tokenizer.json"
             )
@@ -162,7 +162,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
     for key, (wanted, holds) in _RULES.items():
         if key in config and not holds(config[key]):
             raise ModelLoadError(
-                f"{key} of {file} is {_show(config[key])}; it has to be {wanted}: correct it, or "
+                f"{key} of {file} is {_format_value(config[key])}; it has to be {wanted}: correct it, or "
                 "download the file again"
             )
     architectures = config.get("architectures") or ["none"]
@@ -173,7 +173,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
         )
     if config.get("model_type") != family:
         raise ModelLoadError(
-            f"model_type of {file} is {_show(config.get('model_type'))}, and transformers goes by "
+            f"model_type of {file} is {_format_value(config.get('model_type'))}, and transformers goes by "
             f"it; the architecture {architectures[0]} has {family!r}: correct one of them"
         )
     _check_labels(file, config)
@@ -183,12 +183,12 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
 
 
 def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
-    for key, value in _keys_within(config, depth=0):
+    for key, value in _iter_keys(config, depth=0):
         if key == _IGNORED_KEY and isinstance(value, bool):
             continue
         if _ENGINE_KEYS.fullmatch(key) and value is not None:
             raise ModelLoadError(
-                f"{file} has {key[:60]} = {_show(value)}, which chooses how transformers computes "
+                f"{file} has {key[:60]} = {_format_value(value)}, which chooses how transformers computes "
                 "or what it fetches; remove the key: the setting `attention` chooses here"
             )
     for key in ("quantization_config", "compression_config"):
@@ -207,21 +207,21 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
         )
     if config.get("attention_chunk_size") is not None:
         raise ModelLoadError(
-            f"{file} has attention_chunk_size = {_show(config['attention_chunk_size'])}, which "
+            f"{file} has attention_chunk_size = {_format_value(config['attention_chunk_size'])}, which "
             "cuts attention into chunks; no family that is served has it: remove the key if the "
             "model was trained without it"
         )
     if config.get("use_bidirectional_attention"):
         raise ModelLoadError(
             f"{file} has use_bidirectional_attention = "
-            f"{_show(config['use_bidirectional_attention'])}; served are causal models: remove "
+            f"{_format_value(config['use_bidirectional_attention'])}; served are causal models: remove "
             "the key if the model was trained as one"
         )
 
 
 def _refuse_long_lists(file: Path, config: Mapping[str, Any]) -> None:
     """Refuse lists over which transformers would take minutes."""
-    for key, value in (("the file itself", config), *_keys_within(config, depth=0)):
+    for key, value in (("the file itself", config), *_iter_keys(config, depth=0)):
         if isinstance(value, list | dict) and len(value) > _MAX_ENTRIES:
             raise ModelLoadError(
                 f"{key[:60]} of {file} has {len(value):,} entries, and {_MAX_ENTRIES:,} are "
@@ -229,17 +229,17 @@ def _refuse_long_lists(file: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _keys_within(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+def _iter_keys(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     """Every key of an object and of those inside it."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield key, inner
-            yield from _keys_within(inner, depth + 1)
+            yield from _iter_keys(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            yield from _keys_within(inner, depth + 1)
+            yield from _iter_keys(inner, depth + 1)
 
 
 def _check_labels(file: Path, config: Mapping[str, Any]) -> None:
@@ -301,7 +301,7 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a number of too many digits

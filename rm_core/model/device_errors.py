@@ -22,7 +22,7 @@ _COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
 @contextlib.contextmanager
-def raise_engine_errors() -> Iterator[None]:
+def convert_device_errors() -> Iterator[None]:
     """Turn failures of the device and of the compiler into errors of the engine.
 
     Raises:
@@ -34,7 +34,7 @@ def raise_engine_errors() -> Iterator[None]:
         yield
     except torch.AcceleratorError as error:
         raise DeviceFailedError(
-            f"the device failed ({_first_line(error)}); the model has to be loaded again by a new "
+            f"the device failed ({_get_first_line(error)}); the model has to be loaded again by a new "
             "process"
         ) from error
     except Exception as error:
@@ -50,7 +50,7 @@ def raise_engine_errors() -> Iterator[None]:
             "is installed and that the temporary folder has free space"
         )
         raise CompilerFailedError(
-            f"the compiler of a kernel failed ({type(error).__name__}: {_first_line(error)}), "
+            f"the compiler of a kernel failed ({type(error).__name__}: {_get_first_line(error)}), "
             "which no conversation is to blame for; the model has to be loaded again by a new "
             "process, and the log says what to do if that fails too"
         ) from error
@@ -65,6 +65,6 @@ def is_compiler_error(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no reason given"

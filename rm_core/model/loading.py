@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rm_core.attention import (
+    AttentionBackend,
     AttentionChoice,
-    Backend,
-    Placement,
+    AttentionTarget,
     choose_attention,
-    install,
-    proven_backend,
+    install_packed_attention,
+    select_validated_backend,
 )
 from rm_core.compilation import recompile_options
 from rm_core.config import ModelConfig, read_date
@@ -28,15 +28,20 @@ from rm_core.errors import ModelLoadError, RewardError
 from rm_core.inputs.encoder import ChatEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
-from rm_core.model.pipeline import connect, place
+from rm_core.model.pipeline import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_old_gpu, resolve_devices, resolve_dtype
-from rm_core.model.precision import check_precision, ieee_products
-from rm_core.model.prepacked_linear import pack_linears
+from rm_core.model.precision import check_precision, use_ieee_products
+from rm_core.model.prepacked_linear import prepack_linears
 from rm_core.model.quantization import check_quantization, quantize
 from rm_core.model.readout_layer import ReadoutLayer
-from rm_core.model.self_check import SelfCheck, build_self_check, encode_samples, score_plainly
+from rm_core.model.self_check import (
+    SelfCheck,
+    build_self_check,
+    compute_plain_logits,
+    encode_samples,
+)
 from rm_core.model.tokenizer_file import check_tokenizer
-from rm_core.model.weights import first_line, quiet_transformers, read_weights
+from rm_core.model.weights import read_weights, silence_transformers, summarize_error
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -73,7 +78,7 @@ class LoadedModel:
     pad_token_id: int | None
     checkpoint: Checkpoint
     attention: AttentionChoice
-    backend: Backend
+    backend: AttentionBackend
     deterministic: bool
     quantized: bool
     compiled: bool
@@ -125,15 +130,15 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
         raise
     # A tokenizer that could be read may still fail on its first text, also by a panic in Rust.
     except BaseException as error:
-        if not _is_fault(error):
+        if not _is_library_error(error):
             raise
         raise ModelLoadError(
-            f"the tokenizer of {checkpoint.path} fails on a short text: {first_line(error)}; is "
+            f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; is "
             "tokenizer.json that of this checkpoint?"
         ) from error
 
 
-@ieee_products()
+@use_ieee_products()
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load a reward model and refuse it if its rewards could not be trusted.
 
@@ -145,10 +150,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     devices = resolve_devices(config.device, config.num_devices)
     device = devices[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
-    choice = choose_attention(_placement(config, checkpoint, device, dtype), config.attention)
+    choice = choose_attention(
+        _build_attention_target(config, checkpoint, device, dtype), config.attention
+    )
     check_quantization(config.quantization, device, dtype, deterministic=config.deterministic)
-    model = _on_devices(read_weights(checkpoint, dtype), devices, config.name)
-    attention, backend = proven_backend(
+    model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
+    attention, backend = select_validated_backend(
         choice, model, device, requested=config.attention, deterministic=config.deterministic
     )
     # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
@@ -161,7 +168,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     except Exception as error:
         raise ModelLoadError(
             f"plain transformers cannot score a built-in conversation with {config.name}: "
-            f"{first_line(error)}; config.json probably has a wrong value, or the device too "
+            f"{summarize_error(error)}; config.json probably has a wrong value, or the device too "
             "little memory"
         ) from error
     prepare_layers(
@@ -172,12 +179,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     check_precision(model, devices, checkpoint.max_positions - 1)
     if len(devices) > 1:
-        connect(model, devices)
+        install_transfer_hooks(model, devices)
     quantized = config.quantization != "none"
     fingerprint = Fingerprint(
         revision=checkpoint.revision,
         template_sha256=encoder.template_sha256,
-        dtype=_name(dtype) + (f"+{config.quantization}" if quantized else ""),
+        dtype=_format_dtype(dtype) + (f"+{config.quantization}" if quantized else ""),
         attention=attention.name,
         template_date=encoder.template_date,
     )
@@ -188,12 +195,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
             config.name,
             encoder.template_date,
         )
-    if encoder.left_out_tokens:
+    if encoder.omitted_tokens:
         logger.warning(
             "the tokenizer of %s would add %s to every text; left out, since the chat template did "
             "not write it and apply_chat_template does not add it either",
             config.name,
-            " ".join(encoder.left_out_tokens),
+            " ".join(encoder.omitted_tokens),
         )
     logger.info(
         "loaded %s: revision %s, %s on %s, attention %s (%s), limit %d tokens",
@@ -239,12 +246,12 @@ def _quantize(
             f"conversation, and {_MOST_SAMPLE_TOKENS:,} are allowed; correct it, or give another "
             "one with --chat-template (setting `chat_template`)"
         )
-    unquantized = score_plainly(model, devices, samples) if samples and quantized else None
-    quantize(decoder_layers(model), config.quantization)
+    unquantized = compute_plain_logits(model, devices, samples) if samples and quantized else None
+    quantize(get_decoder_layers(model), config.quantization)
     return build_self_check(model, devices, samples, unquantized) if samples else None
 
 
-def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+def get_decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The decoder's layers, in their order."""
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
@@ -267,43 +274,43 @@ def prepare_layers(
         deterministic: whether torch's own linear layers stay, whose results for a row do not
             depend on the other rows.
     """
-    install(model)
-    layers = decoder_layers(model)
+    install_packed_attention(model)
+    layers = get_decoder_layers(model)
     # Compilers do not know the packed layout, and lay weights out themselves.
     plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
-        pack_linears(layers)
+        prepack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:
             layer.compile(dynamic=True, **recompile_options())
     layers[-1] = ReadoutLayer(layers[-1])
 
 
-def _placement(
+def _build_attention_target(
     config: ModelConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> Placement:
+) -> AttentionTarget:
     gemma2 = checkpoint.family == "gemma2"
-    return Placement(
+    return AttentionTarget(
         family=checkpoint.family,
         device_type=device.type,
-        dtype=_name(dtype),
+        dtype=_format_dtype(dtype),
         # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it.
-        softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
-        window=_has_window(checkpoint.config),
+        has_softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
+        has_window=_has_window(checkpoint.config),
         deterministic=config.deterministic,
-        old_gpu=is_old_gpu(device),
+        is_old_gpu=is_old_gpu(device),
     )
 
 
-def _on_devices(
+def _put_on_devices(
     model: PreTrainedModel, devices: tuple[torch.device, ...], name: str
 ) -> PreTrainedModel:
     try:
-        place(model, devices)
+        move_to_devices(model, devices)
     except RuntimeError as error:  # out of memory, or a device that is out of order
         raise ModelLoadError(
-            f"{name} as {_name(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
-            f"{first_line(error)}; use a device with more memory, or several (`num_gpus`)"
+            f"{name} as {_format_dtype(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
+            f"{summarize_error(error)}; use a device with more memory, or several (`num_gpus`)"
         ) from error
     model.eval()
     return model
@@ -342,12 +349,12 @@ def check_transformers_config(checkpoint: Checkpoint) -> None:
     from transformers import AutoConfig
 
     try:
-        with quiet_transformers():
+        with silence_transformers():
             AutoConfig.from_pretrained(checkpoint.path, num_labels=1, trust_remote_code=False)
     # transformers raises many classes here; all mean that a value of the file is wrong.
     except Exception as error:
         raise ModelLoadError(
-            f"{checkpoint.path / 'config.json'} is refused by transformers: {first_line(error)}; "
+            f"{checkpoint.path / 'config.json'} is refused by transformers: {summarize_error(error)}; "
             "correct the value, or download the file again"
         ) from error
 
@@ -369,7 +376,7 @@ def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint)
         )
 
 
-def _is_fault(error: BaseException) -> bool:
+def _is_library_error(error: BaseException) -> bool:
     """Whether it is an error of a library; a panic of one in Rust derives from BaseException."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -383,10 +390,10 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     # transformers raises many classes here; all mean that there is no usable tokenizer.
     except BaseException as error:
-        if not _is_fault(error):
+        if not _is_library_error(error):
             raise
         raise ModelLoadError(
-            f"the tokenizer of {path} cannot be loaded: {first_line(error)}; is tokenizer.json "
+            f"the tokenizer of {path} cannot be loaded: {summarize_error(error)}; is tokenizer.json "
             "there and whole?"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
@@ -397,5 +404,5 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _name(dtype: torch.dtype) -> str:
+def _format_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -23,7 +23,7 @@ Stages: TypeAlias = tuple[PackedAttention, ...]
 """The attention of one batch for each device, in their order."""
 
 
-def place(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
     """Put a classifier on its devices, about as many layers on each; in place.
 
     Args:
@@ -37,14 +37,16 @@ def place(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)
     for index, layer in enumerate(layers):
-        layer.to(devices[stage_of(index, len(layers), len(devices))])
+        layer.to(devices[get_stage(index, len(layers), len(devices))])
     for name, module in decoder.named_children():
         if name != "layers":
             module.to(devices[-1] if name == "norm" else devices[0])
     model.get_submodule("score").to(devices[-1])
 
 
-def connect(model: PreTrainedModel, devices: Sequence[torch.device]) -> list[RemovableHandle]:
+def install_transfer_hooks(
+    model: PreTrainedModel, devices: Sequence[torch.device]
+) -> list[RemovableHandle]:
     """Let layers take what comes from another device; after everything else was done to them.
 
     Args:
@@ -57,21 +59,21 @@ def connect(model: PreTrainedModel, devices: Sequence[torch.device]) -> list[Rem
     decoder = model.get_submodule(model.base_model_prefix)
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)
-    borders = [_Border(stage, device) for stage, device in enumerate(devices)]
+    borders = [_DeviceTransferHook(stage, device) for stage, device in enumerate(devices)]
     return [
         layer.register_forward_pre_hook(
-            borders[stage_of(index, len(layers), len(devices))], with_kwargs=True
+            borders[get_stage(index, len(layers), len(devices))], with_kwargs=True
         )
         for index, layer in enumerate(layers)
     ]
 
 
-def stage_of(index: int, num_layers: int, num_stages: int) -> int:
+def get_stage(index: int, num_layers: int, num_stages: int) -> int:
     """Which device a layer is on: stages in the order of the layers, sizes one apart at most."""
     return index * num_stages // num_layers
 
 
-class _Border:
+class _DeviceTransferHook:
     """Brings the arguments of a layer to its device, those of all its layers once."""
 
     def __init__(self, stage: int, device: torch.device) -> None:
@@ -82,10 +84,10 @@ class _Border:
     def __call__(
         self, _layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        brought = {name: self._bring(name, value) for name, value in options.items()}
-        return tuple(self._bring("", value) for value in args), brought
+        brought = {name: self._transfer(name, value) for name, value in options.items()}
+        return tuple(self._transfer("", value) for value in args), brought
 
-    def _bring(self, name: str, value: Any) -> Any:
+    def _transfer(self, name: str, value: Any) -> Any:
         if name == "packed":
             return value[self._stage]
         if name == "position_embeddings":

@@ -29,7 +29,7 @@ _IEEE = ("none", "ieee")  # names of full precision: the default of torch, and t
 
 
 @contextlib.contextmanager
-def ieee_products() -> Iterator[None]:
+def use_ieee_products() -> Iterator[None]:
     """Compute float32 products in IEEE float32 while the context is active, on every thread.
 
     The settings are global to the process. They are restored afterwards, in the older and the
@@ -66,7 +66,7 @@ def check_precision(model: nn.Module, devices: Sequence[torch.device], last_posi
         ModelLoadError: a float32 product has fewer bits than float32, or the cosines and sines of
             positions are not those of their angles.
     """
-    with torch.inference_mode(), ieee_products():
+    with torch.inference_mode(), use_ieee_products():
         for device in devices:
             _check_products(device)
         decoder: Any = model.get_submodule(model.base_model_prefix)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 _ROWS = 2_048
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """Stands in the place of a linear layer, which it takes the weights of.
 
     Args:
@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
         return out
 
 
-def pack_linears(layers: nn.Module) -> None:
+def prepack_linears(layers: nn.Module) -> None:
     """Replace all linear layers inside, in place; does nothing where torch has no oneDNN.
 
     Args:
@@ -61,4 +61,4 @@ def pack_linears(layers: nn.Module) -> None:
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, PrepackedLinear(child))

@@ -44,7 +44,9 @@ class ReadoutLayer(nn.Module):
         """
         if packed is not None and packed.readouts is not None:
             readouts = packed.readouts
-            packed = packed.for_readouts(self._keys(hidden_states, *position_embeddings))
+            packed = packed.select_readouts(
+                self._compute_keys_and_values(hidden_states, *position_embeddings)
+            )
             hidden_states = hidden_states[:, readouts]
             cos, sin = position_embeddings
             position_embeddings = cos[:, readouts], sin[:, readouts]
@@ -55,7 +57,7 @@ class ReadoutLayer(nn.Module):
         )
         return output
 
-    def _keys(
+    def _compute_keys_and_values(
         self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of every token, `[1, num_key_value_heads, num_tokens, head_dim]`."""

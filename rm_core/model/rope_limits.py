@@ -62,10 +62,12 @@ def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
     )
     factor = _read_number(file, name, scaling, "factor", whole=False)
     if kind in _STRETCHED:
-        return _limit(file, declared, factor or 1.0, f"max_position_embeddings, {kind} scaling")
+        return _scale_limit(
+            file, declared, factor or 1.0, f"max_position_embeddings, {kind} scaling"
+        )
     if kind == "yarn":
         factor = factor or declared / original
-        return _limit(file, original, factor, f"{_ORIGINAL}, yarn scaling")
+        return _scale_limit(file, original, factor, f"{_ORIGINAL}, yarn scaling")
     if kind == "dynamic":
         return PositionLimit(
             declared,
@@ -84,7 +86,7 @@ def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
     )
 
 
-def _limit(file: Path, positions: float, factor: float, reason: str) -> PositionLimit:
+def _scale_limit(file: Path, positions: float, factor: float, reason: str) -> PositionLimit:
     scaled = positions * factor
     if not 1 <= scaled <= MAX_POSITIONS:
         raise ModelLoadError(

@@ -21,10 +21,10 @@ from torch import nn
 
 from rm_core.errors import InvalidConversationError, ModelLoadError
 from rm_core.inputs.encoder import ChatEncoder
-from rm_core.model.pipeline import connect
+from rm_core.model.pipeline import install_transfer_hooks
 from rm_core.packing import TokenIds
-from rm_core.rounding import FLOAT32_ROUNDING, ROUNDING, allowed_difference
-from rm_core.types import Rendered, ScoreError
+from rm_core.rounding import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
+from rm_core.types import PrerenderedText, ScoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,10 +127,10 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
     except InvalidConversationError:
         # The template refuses ordinary turns. Any tokens show what the forward pass computes.
         text = "\n".join(message["content"] for message in messages)
-        return encoder.encode(Rendered(text), "right").input_ids
+        return encoder.encode(PrerenderedText(text), "right").input_ids
     if not encoder.depends_on_date:  # else transformers writes the day and second of this call
         ours = encoder.strip_bos(input_ids)
-        plain = encoder.strip_bos(encoder.encode_plainly(messages))
+        plain = encoder.strip_bos(encoder.encode_with_transformers(messages))
         if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 1):
             differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
             place = next(differing, min(len(ours), len(plain)))
@@ -144,7 +144,7 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
 
 
 @dataclass(frozen=True, slots=True)
-class PlainScores:
+class PlainLogits:
     """Plain transformers' logits of one sequence.
 
     Attributes:
@@ -157,9 +157,9 @@ class PlainScores:
 
 
 @torch.inference_mode()
-def score_plainly(
+def compute_plain_logits(
     model: PreTrainedModel, devices: Sequence[torch.device], sequences: Sequence[TokenIds]
-) -> list[PlainScores]:
+) -> list[PlainLogits]:
     """Scores by the model's own forward pass, one sequence at a time.
 
     Args:
@@ -171,7 +171,7 @@ def score_plainly(
     head = model.get_submodule("score")
     handles = [head.register_forward_hook(lambda _m, _args, out: logits.append(out[0, :, 0]))]
     if len(devices) > 1:
-        handles += connect(model, devices)
+        handles += install_transfer_hooks(model, devices)
     try:
         rewards = []
         for ids in sequences:
@@ -181,7 +181,7 @@ def score_plainly(
         for handle in handles:
             handle.remove()
     return [
-        PlainScores(reward, values.float().cpu())
+        PlainLogits(reward, values.float().cpu())
         for reward, values in zip(rewards, logits, strict=True)
     ]
 
@@ -190,7 +190,7 @@ def build_self_check(
     model: PreTrainedModel,
     devices: Sequence[torch.device],
     sequences: Sequence[TokenIds],
-    unquantized: Sequence[PlainScores] | None = None,
+    unquantized: Sequence[PlainLogits] | None = None,
 ) -> SelfCheck:
     """The rewards that the engine has to reproduce, and how closely.
 
@@ -199,22 +199,22 @@ def build_self_check(
     with itself without.
 
     Args:
-        model: as for `score_plainly`, on its devices; its linear layers may be quantized.
+        model: as for `compute_plain_logits`, on its devices; its linear layers may be quantized.
         devices: over which its layers are spread.
         sequences: from `encode_samples`.
         unquantized: scores of the same sequences before the layers were quantized.
     """
-    scores = score_plainly(model, devices, sequences)
-    times = ROUNDING
+    scores = compute_plain_logits(model, devices, sequences)
+    times = ROUNDING_FACTOR
     if unquantized is not None:
-        mean_error = _mean_difference(scores, unquantized)
+        mean_error = _compute_mean_difference(scores, unquantized)
     else:
         longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
-        with _wider_products(model):
-            exact = score_plainly(model, devices, [sequences[longest]])
-        mean_error = _mean_difference([scores[longest]], exact)
+        with _widen_products(model):
+            exact = compute_plain_logits(model, devices, [sequences[longest]])
+        mean_error = _compute_mean_difference([scores[longest]], exact)
         if model.dtype == torch.float32:
-            times = FLOAT32_ROUNDING
+            times = FLOAT32_ROUNDING_FACTOR
     expected = {tuple(ids): score.reward for ids, score in zip(sequences, scores, strict=True)}
     for ids, score in zip(sequences, scores, strict=True):
         for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
@@ -226,7 +226,7 @@ def build_self_check(
         sequences=tuple(expected),
         rewards=tuple(expected.values()),
         tolerances=tuple(
-            allowed_difference(reward, model.dtype, mean_error, times)
+            compute_tolerance(reward, model.dtype, mean_error, times)
             for reward in expected.values()
         ),
         mean_error=mean_error,
@@ -234,7 +234,7 @@ def build_self_check(
     )
 
 
-def _mean_difference(ours: Sequence[PlainScores], exact: Sequence[PlainScores]) -> float:
+def _compute_mean_difference(ours: Sequence[PlainLogits], exact: Sequence[PlainLogits]) -> float:
     """Mean over all tokens of all sequences; 0 where the numbers are not finite."""
     pairs = zip(ours, exact, strict=True)
     difference = torch.cat([(a.logits - b.logits).abs() for a, b in pairs])
@@ -243,7 +243,7 @@ def _mean_difference(ours: Sequence[PlainScores], exact: Sequence[PlainScores]) 
 
 
 @contextlib.contextmanager
-def _wider_products(model: PreTrainedModel) -> Iterator[None]:
+def _widen_products(model: PreTrainedModel) -> Iterator[None]:
     """Let a half-precision model compute in float32, and a float32 model in float64.
 
     The embeddings become wider, norms follow their input, and each linear layer takes a wider copy

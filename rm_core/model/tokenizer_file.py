@@ -23,7 +23,7 @@ _MAX_OBJECTS = 100_000
 _MAX_STEPS = 100
 _MAX_GROWTH = 16
 _MAX_INSERTED = 100
-_PARTS = ("normalizer", "pre_tokenizer", "post_processor")
+_COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
@@ -64,8 +64,8 @@ def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
             f"{file} has {num_tokens:,} tokens, and the embedding has {num_embeddings:,} rows; is "
             "it the tokenizer of this checkpoint?"
         )
-    for part in _PARTS:
-        steps = list(_steps(whole.get(part)))
+    for part in _COMPONENTS:
+        steps = list(_iter_steps(whole.get(part)))
         if len(steps) > _MAX_STEPS:
             raise ModelLoadError(
                 f"the {part} of {file} has {len(steps):,} steps, and {_MAX_STEPS} are allowed; "
@@ -74,18 +74,18 @@ def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
         _check_growth(file, part, steps)
 
 
-def _steps(value: Any) -> Iterator[Mapping[str, Any]]:
+def _iter_steps(value: Any) -> Iterator[Mapping[str, Any]]:
     """Every object within a part: its steps, and the pieces of their templates."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
-            yield from _steps(inner)
+            yield from _iter_steps(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _steps(inner)
+            yield from _iter_steps(inner)
 
 
-def _check_growth(file: Path, part: str, steps: list[Mapping[str, Any]]) -> None:
+def _check_growth(file: Path, component: str, steps: list[Mapping[str, Any]]) -> None:
     growth, inserted = 1.0, 0
     for step in steps:
         if step.get("type") == "Prepend":
@@ -101,7 +101,7 @@ def _check_growth(file: Path, part: str, steps: list[Mapping[str, Any]]) -> None
                 inserted += new
     if growth > _MAX_GROWTH or inserted > _MAX_INSERTED:
         raise ModelLoadError(
-            f"the {part} of {file} may write {growth:,.0f} characters for one and inserts "
+            f"the {component} of {file} may write {growth:,.0f} characters for one and inserts "
             f"{inserted:,}; {_MAX_GROWTH} and {_MAX_INSERTED} are allowed: correct it, or download "
             "the checkpoint again"
         )

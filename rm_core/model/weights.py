@@ -35,7 +35,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 
     _check_shapes(checkpoint)
     try:
-        with quiet_transformers():
+        with silence_transformers():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint.path,
                 dtype=dtype,
@@ -48,7 +48,9 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
             )
     # transformers raises many classes here; whichever it is, the model cannot be served.
     except Exception as error:
-        raise ModelLoadError(f"{checkpoint.path} cannot be loaded: {first_line(error)}") from error
+        raise ModelLoadError(
+            f"{checkpoint.path} cannot be loaded: {summarize_error(error)}"
+        ) from error
     _check_report(checkpoint.path, report)
     assert not isinstance(model, tuple)
     _check_finite(model, checkpoint.path)
@@ -60,13 +62,13 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     try:
-        with quiet_transformers(), torch.device("meta"):
+        with silence_transformers(), torch.device("meta"):
             config = AutoConfig.from_pretrained(checkpoint.path, num_labels=1)
             model = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:
         raise ModelLoadError(
             f"{checkpoint.path / 'config.json'} describes no model that transformers can build: "
-            f"{first_line(error)}; correct it, or download the file again"
+            f"{summarize_error(error)}; correct it, or download the file again"
         ) from error
     # Some checkpoints leave out the name of the decoder.
     prefix = f"{model.base_model_prefix}."
@@ -75,9 +77,9 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
     _check_report(
         checkpoint.path,
         {
-            "missing_keys": [_full(model, name) for name in declared if name not in found],
+            "missing_keys": [_get_full_name(model, name) for name in declared if name not in found],
             "mismatched_keys": [
-                f"{_full(model, name)} {found[name]} instead of {shape}"
+                f"{_get_full_name(model, name)} {found[name]} instead of {shape}"
                 for name, shape in declared.items()
                 if name in found and found[name] != shape
             ],
@@ -86,7 +88,7 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
     )
 
 
-def _full(model: PreTrainedModel, name: str) -> str:
+def _get_full_name(model: PreTrainedModel, name: str) -> str:
     head = name.partition(".")[0]
     return name if hasattr(model, head) else f"{model.base_model_prefix}.{name}"
 
@@ -121,7 +123,7 @@ def _check_finite(model: PreTrainedModel, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Silence transformers' warnings, loading report and progress bar.
 
     What it reports is checked in this package, and refused.
@@ -139,7 +141,7 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def first_line(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Class and first line of an error, for a message of our own."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     # Validators name the field in the first line and what is wrong with it in the second.

@@ -49,20 +49,20 @@ def measure(config: ModelConfig, load: Load) -> Measured:
     limit = scorer.encoder.max_length
     if load.conversation_tokens > limit:
         raise PlanError(f"{load.conversation_tokens} tokens are more than the model takes: {limit}")
-    cuda = scorer.loaded.device.type == "cuda"
+    cuda = scorer.loaded_model.device.type == "cuda"
     if cuda:
         scorer.warm_up(largest_batch=True)
-        torch.cuda.reset_peak_memory_stats(scorer.loaded.device)
+        torch.cuda.reset_peak_memory_stats(scorer.loaded_model.device)
     else:
         scorer.warm_up()
     budget = int(scorer.describe()["max_batch_tokens"])
     source = random.Random(0)
-    vocab = int(scorer.loaded.model.config.vocab_size)
+    vocab = int(scorer.loaded_model.model.config.vocab_size)
     full = [_group(source, load, vocab) for _ in range(max(1, budget // load.group_tokens))]
     seconds, tokens = _timed(scorer, [ids for group in full for ids in group])
     floor_s, _ = _timed(scorer, [_ids(source, 1, vocab)])
     return Measured(
-        device=torch.cuda.get_device_name(scorer.loaded.device) if cuda else "CPU",
+        device=torch.cuda.get_device_name(scorer.loaded_model.device) if cuda else "CPU",
         rate=Rate(
             tokens_per_s=tokens / seconds,
             low=tokens / seconds,
@@ -96,7 +96,7 @@ def _timed(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float, int]
 
 
 def _memory_here(scorer: RewardScorer, budget: int) -> Memory:
-    model, device = scorer.loaded.model, scorer.loaded.device
+    model, device = scorer.loaded_model.model, scorer.loaded_model.device
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     reason = str(scorer.describe()["max_batch_tokens_reason"])
     if device.type != "cuda":

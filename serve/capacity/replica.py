@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rm_core.memory import budget_within, bytes_per_token
+from rm_core.memory import estimate_bytes_per_token, fit_budget
 from serve.capacity.devices import (
     LAUNCH_S_PER_LAYER,
     MATRIX_SHARE,
@@ -106,10 +106,10 @@ def _memory(
 ) -> Memory | None:
     weights = shape.weight_bytes(dtype.itemsize, num_devices)
     free = device.memory_bytes - weights - RUNTIME_BYTES
-    each = bytes_per_token(shape, dtype)
+    each = estimate_bytes_per_token(shape, dtype)
     if free < each * _LEAST_TOKENS:
         return None
-    budget = budget_within(free, shape, dtype)
+    budget = fit_budget(free, shape, dtype)
     return Memory(
         device_bytes=device.memory_bytes,
         weights_bytes=weights,

@@ -11,7 +11,7 @@ from typing import Any
 
 from rm_core import ModelConfig, find_entry, open_checkpoint
 from rm_core.catalog.entries import CatalogEntry, Family
-from rm_core.model.pipeline import stage_of
+from rm_core.model.pipeline import get_stage
 from serve.errors import UnknownShapeError
 
 # Norms of a layer, in hidden sizes; Qwen3 has two more, of a head each.
@@ -63,7 +63,7 @@ class ModelShape:
         """
         layers = [0] * num_devices
         for index in range(self.num_hidden_layers):
-            layers[stage_of(index, self.num_hidden_layers, num_devices)] += 1
+            layers[get_stage(index, self.num_hidden_layers, num_devices)] += 1
         on_each = [count * self.layer_parameters for count in layers]
         on_each[0] += self.vocab_size * self.hidden_size
         on_each[-1] += 2 * self.hidden_size

@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 
 from rm_core import find_entry, load_catalog, load_not_served
-from rm_core.attention import AttentionChoice, Placement, choose_attention
-from rm_core.catalog.entries import CatalogEntry, Fact, NotServed, load_sources
+from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
+from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sources
 from rm_core.verification import Check
 from serve.console import Console
 from serve.errors import UnknownCheckpointError
@@ -70,7 +70,7 @@ def print_entry(name: str, as_json: bool) -> None:
         _print_json(_plain(entry))
         return
     console = Console()
-    if isinstance(entry, NotServed):
+    if isinstance(entry, UnservedModel):
         console.print(f"{entry.what}\nNot served yet: {entry.reason}")
     facts = _table(entry.id, "fact", "value", "status", "source")
     for label, fact in _facts(entry):
@@ -90,7 +90,7 @@ def print_entry(name: str, as_json: bool) -> None:
             console.print(f"{key}: {citation}")
 
 
-def _find_not_served(name: str) -> NotServed | None:
+def _find_not_served(name: str) -> UnservedModel | None:
     wanted = name.strip().casefold()
     for entry in load_not_served():
         if wanted in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
@@ -103,7 +103,7 @@ def attention_here(entry: CatalogEntry) -> AttentionChoice:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
     gemma2 = entry.family == "gemma2"
-    return choose_attention(Placement(entry.family, device, dtype, gemma2, window=gemma2))
+    return choose_attention(AttentionTarget(entry.family, device, dtype, gemma2, has_window=gemma2))
 
 
 def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:

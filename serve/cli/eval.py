@@ -186,17 +186,17 @@ def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> Non
 
 
 def _benchmark(name: str, chosen: tuple[str, ...]) -> Any:
-    from rm_core.benchmarks.registry import benchmark, options_of
+    from rm_core.benchmarks.registry import build_benchmark, list_options
 
     if "help" in chosen:
-        for option in options_of(name):
+        for option in list_options(name):
             click.echo(f"{option.name}={'|'.join(option.choices)}  {option.meaning}")
         sys.exit()
     pairs = [text.partition("=") for text in chosen]
     for given, equals, _ in pairs:
         if not equals:
             raise click.UsageError(f"--variant {given} has no value; write NAME=VALUE, or `help`")
-    return benchmark(name, **{given: value for given, _, value in pairs})
+    return build_benchmark(name, **{given: value for given, _, value in pairs})
 
 
 def _ways(models: tuple[str, ...], urls: tuple[str, ...], options: dict[str, Any]) -> list[Any]:

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rm_core import DialectName, Truncation
+from rm_core import ChatFormatName, Truncation
 from serve.client.bodies import MOST_BYTES_PER_ANSWER
 from serve.client.errors import ServiceError
 
-PolicyTemplate: TypeAlias = Literal["none"] | DialectName
+PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 
 
 class ClientSettings(BaseSettings):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rm_core.config import Attention, BatchConfig, DType, ModelConfig, Quantization, read_date
 from rm_core.errors import ModelLoadError
-from rm_core.model.checkpoint import local_folder
+from rm_core.model.checkpoint import find_local_folder
 
 
 class ModelSettings(BaseModel):
@@ -81,14 +81,14 @@ class ModelSettings(BaseModel):
     def _from_short_form(cls, value: object) -> object:
         if isinstance(value, str):
             # A folder may have `=` or `@` in its own name.
-            has_alias = "=" in value and not local_folder(value)
+            has_alias = "=" in value and not find_local_folder(value)
             alias, rest = value.split("=", 1) if has_alias else ("", value)
-            name, _, revision = (rest, "", "") if local_folder(rest) else rest.partition("@")
+            name, _, revision = (rest, "", "") if find_local_folder(rest) else rest.partition("@")
             value = {"name": name, "alias": alias, "revision": revision or None}
         if not isinstance(value, dict):
             return value
         name = str(value.get("name", ""))
-        if name != "demo" and (folder := local_folder(name)):
+        if name != "demo" and (folder := find_local_folder(name)):
             # Absolute: replicas may have another working directory.
             value = {**value, "name": str(folder)}
             name = folder.name
@@ -141,7 +141,7 @@ class ModelSettings(BaseModel):
     @property
     def on_hub(self) -> bool:
         """Whether it has to be fetched: neither the embedded model nor a folder."""
-        return self.name != "demo" and local_folder(self.name) is None
+        return self.name != "demo" and find_local_folder(self.name) is None
 
     def model_loading(self) -> ModelConfig:
         """What the engine needs to load it."""
@@ -155,7 +155,7 @@ class ModelSettings(BaseModel):
             max_length=self.max_length,
             chat_template=self.chat_template,
             template_date=self.template_date,
-            known_as=self.alias,
+            catalog_name=self.alias,
             deterministic=self.deterministic,
             quantization=self.quantization,
             compile=self.compile,

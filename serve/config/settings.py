@@ -19,10 +19,10 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core.errors import ModelLoadError
-from rm_core.inputs.chat_formats import DialectName
+from rm_core.inputs.chat_formats import ChatFormatName
 from serve.config.model_settings import ModelSettings
 
-PolicyTemplate: TypeAlias = Literal["none"] | DialectName
+PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 
 
 class Settings(BaseSettings):

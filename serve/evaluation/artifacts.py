@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_core.benchmarks.base import Part
+from rm_core.benchmarks.base import SubsetScore
 from serve.errors import EvaluationError
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, named_figures
 from serve.evaluation.result import Evaluation
@@ -42,9 +42,9 @@ def summary_of(evaluation: Evaluation) -> dict[str, Any]:
         "model": evaluation.model,
         "num_items": len(evaluation.scored),
         "overall": figures.overall,
-        **{name: figures.more[name] for name in (MEAN_OF_SECTIONS,) if name in figures.more},
+        **{name: figures.extra[name] for name in (MEAN_OF_SECTIONS,) if name in figures.extra},
         "sections": {name: part.score for name, part in figures.sections.items()},
-        **{name: figures.more[name] for name in (DIFFICULTY,) if name in figures.more},
+        **{name: figures.extra[name] for name in (DIFFICULTY,) if name in figures.extra},
         "subsets": {name: part.score for name, part in figures.subsets.items()},
         "partial": is_partial(evaluation),
         "missing": list(figures.missing),
@@ -59,7 +59,7 @@ def summary_of(evaluation: Evaluation) -> dict[str, Any]:
         },
         **{
             name: value
-            for name, value in figures.more.items()
+            for name, value in figures.extra.items()
             if name not in (MEAN_OF_SECTIONS, DIFFICULTY)
         },
     }
@@ -145,7 +145,7 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-def _counts(part: Part) -> dict[str, float | int | None]:
+def _counts(part: SubsetScore) -> dict[str, float | int | None]:
     return {
         "num_items": part.num_items,
         "num_expected": part.num_expected,

@@ -74,7 +74,7 @@ def evaluate_models(
     Raises:
         RewardError: the data cannot be read, or a job cannot begin or go on.
     """
-    official = asked.benchmark.preparation
+    official = asked.benchmark.official_protocol
     ways = [with_official_length(one, official.max_length) for one in ways]
     folders = _folders(asked.output, ways)
     data = asked.load()
@@ -142,7 +142,7 @@ def _evaluated(
             scored.append(ScoredItem(item, tuple(rewards.by_key[item.key])))
         elif item.key in rewards.failed:
             failed.append((item, rewards.failed[item.key]))
-    figures = asked.benchmark.figures(scored)
+    figures = asked.benchmark.compute_result(scored)
     return Evaluation(
         benchmark=asked.benchmark,
         model=names[0],
@@ -179,7 +179,7 @@ def _finished(asked: Asked, evaluations: Sequence[Evaluation]) -> int:
 
 def _tell_length(asked: Asked, rewards: Rewards) -> None:
     assert rewards.scored_by is not None
-    model, official = rewards.scored_by.model, asked.benchmark.preparation.max_length
+    model, official = rewards.scored_by.model, asked.benchmark.official_protocol.max_length
     if official is not None and model.max_length != official:
         asked.say(
             f"{model.name} takes at most {model.max_length} tokens, and the official runs at most "

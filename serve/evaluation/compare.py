@@ -12,9 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rm_core.benchmarks.base import Additive, Benchmark, Figures, Item, ScoredItem
-from rm_core.benchmarks.registry import benchmark as made
-from rm_core.benchmarks.registry import options_of
+from rm_core.benchmarks.base import (
+    Benchmark,
+    BenchmarkResult,
+    DecomposableBenchmark,
+    Item,
+    ScoredItem,
+)
+from rm_core.benchmarks.registry import build_benchmark as made
+from rm_core.benchmarks.registry import list_options
 from rm_core.benchmarks.statistics import McNemar, mcnemar
 from serve.errors import EvaluationError
 from serve.evaluation.artifacts import SUMMARY, read_summary
@@ -40,9 +46,9 @@ class LoadedRun:
     scored: tuple[ScoredItem, ...]
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> BenchmarkResult:
         """Of its items."""
-        return self.benchmark.figures(self.scored)
+        return self.benchmark.compute_result(self.scored)
 
 
 class Changed(NamedTuple):
@@ -131,7 +137,7 @@ def load_run(
     if summary and summary["benchmark"] != name:
         raise EvaluationError(f"{path} is of {summary['benchmark']}, not of {name}")
     used = summary.get("used", {})
-    known = [option.name for option in options_of(name)]
+    known = [option.name for option in list_options(name)]
     chosen = made(name, **{option: used[option] for option in known if option in used})
     if data is not None:
         items = list(load_data(chosen, data, split=split, without=folder, say=say).items)
@@ -200,8 +206,8 @@ class _Unit(NamedTuple):
 def _units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
     """What is counted of an item."""
     margins = [one.rewards[p.better] - one.rewards[p.worse] for p in one.item.preferences]
-    if isinstance(run.benchmark, Additive):
-        credit = run.benchmark.credit(one)
+    if isinstance(run.benchmark, DecomposableBenchmark):
+        credit = run.benchmark.grade_item(one)
         if credit.total == len(margins) > 1:
             yield from (_Unit(margin > 0, margin) for margin in margins)
         elif credit.total:

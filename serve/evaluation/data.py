@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rm_core import BenchmarkDataError, RewardError, ScoreError
-from rm_core.benchmarks.base import Benchmark, Item, Key
+from rm_core.benchmarks.base import Benchmark, Item, ItemKey
 from serve.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
 from serve.jobs.inputs.formats import of_split
@@ -78,8 +78,8 @@ def load_data(
     """
     asked = _asked(benchmark, given, split)
     names: list[str] = []
-    items: dict[Key, Item] = {}
-    places: dict[Key, str] = {}
+    items: dict[ItemKey, Item] = {}
+    places: dict[ItemKey, str] = {}
     for one in asked:
         source = _narrowed(benchmark.name, _open(one, without), one, say)
         names.append(source.name if one.name.startswith(HUB) else one.name)

@@ -39,7 +39,7 @@ def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any
         "data": data.name,
         "items_sha256": digest_of(data),
         "ties": _TIES.get(benchmark.name, "wrong"),
-        **benchmark.options.values(),
+        **benchmark.options.to_dict(),
     }
     if scored_by := rewards.scored_by:
         model = scored_by.model
@@ -56,7 +56,7 @@ def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any
 
 def official(benchmark: Benchmark) -> str:
     """How the benchmark's own runner prepares text, in words."""
-    how = benchmark.preparation
+    how = benchmark.official_protocol
     length = "the model's longest length" if how.max_length is None else f"{how.max_length} tokens"
     return f"{length}, truncation {how.truncation}, {how.dtype} ({how.source})"
 

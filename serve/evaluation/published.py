@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from rm_core import find_entry, load_catalog, load_not_served
-from rm_core.benchmarks.base import Benchmark, Figures, Part
-from rm_core.catalog.entries import CatalogEntry, Published, load_sources
+from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
+from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_sources
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
 from serve.evaluation.result import Compared
 
@@ -59,7 +59,9 @@ def published_rows(benchmark: str) -> Iterator[Row]:
         yield from _rows(other.id, benchmark, other.published)
 
 
-def compared(benchmark: Benchmark, names: Iterable[str], figures: Figures) -> tuple[Compared, ...]:
+def compared(
+    benchmark: Benchmark, names: Iterable[str], figures: BenchmarkResult
+) -> tuple[Compared, ...]:
     """Our figures beside the published ones of the same checkpoint.
 
     Args:
@@ -92,7 +94,7 @@ def compared(benchmark: Benchmark, names: Iterable[str], figures: Figures) -> tu
     return tuple(found)
 
 
-def whole_figure(figures: Figures, name: str) -> float | None:
+def whole_figure(figures: BenchmarkResult, name: str) -> float | None:
     """One of our figures, if it covers all that its name means.
 
     Args:
@@ -110,17 +112,17 @@ def whole_figure(figures: Figures, name: str) -> float | None:
         return None
     if name == OVERALL:
         return figures.overall
-    value = {**figures.more, **figures.more.get(DIFFICULTY, {})}.get(name)
+    value = {**figures.extra, **figures.extra.get(DIFFICULTY, {})}.get(name)
     return value if isinstance(value, float) else None
 
 
-def _whole(part: Part, figures: Figures) -> float | None:
+def _whole(part: SubsetScore, figures: BenchmarkResult) -> float | None:
     if part.num_expected is None:
         return None if figures.missing else part.score
     return part.score if part.num_items == part.num_expected else None
 
 
-def _rows(model: str, benchmark: str, published: Iterable[Published]) -> Iterator[Row]:
+def _rows(model: str, benchmark: str, published: Iterable[PublishedResult]) -> Iterator[Row]:
     by_source: dict[str, dict[str, Metric]] = {}
     for one in published:
         if one.benchmark == benchmark:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_core import ScoreError
-from rm_core.benchmarks.base import Benchmark, Figures, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, BenchmarkResult, Item, ScoredItem
 from serve.jobs.summary import Summary
 
 
@@ -48,7 +48,7 @@ class Evaluation:
 
     benchmark: Benchmark
     model: str
-    figures: Figures
+    figures: BenchmarkResult
     scored: tuple[ScoredItem, ...]
     failed: tuple[tuple[Item, ScoreError], ...] = ()
     used: Mapping[str, Any] = field(default_factory=dict)

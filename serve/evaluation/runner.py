@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
-from rm_core.benchmarks.base import Item, Key, Preference
+from rm_core.benchmarks.base import Item, ItemKey, Preference
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular, write_durably
@@ -75,8 +75,8 @@ class Rewards:
         summary: of the job; None where there was none.
     """
 
-    by_key: dict[Key, list[float]] = field(default_factory=dict)
-    failed: dict[Key, ScoreError] = field(default_factory=dict)
+    by_key: dict[ItemKey, list[float]] = field(default_factory=dict)
+    failed: dict[ItemKey, ScoreError] = field(default_factory=dict)
     num_truncated: int | None = None
     scored_by: ScoredBy | None = None
     summary: Summary | None = None
@@ -136,7 +136,7 @@ def item_lines(items: Iterable[Item]) -> Iterator[bytes]:
             "prompt": item.prompt,
             "responses": item.responses,
             "preferences": item.preferences,
-            "facts": dict(item.facts),
+            "facts": dict(item.metadata),
         }
         yield json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
@@ -248,5 +248,5 @@ def _item(plain: Mapping[str, Any]) -> Item:
         prompt=plain["prompt"],
         responses=tuple(plain["responses"]),
         preferences=tuple(Preference(*pair) for pair in plain["preferences"]),
-        facts=plain["facts"],
+        metadata=plain["facts"],
     )

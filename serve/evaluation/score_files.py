@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import ScoreError
-from rm_core.benchmarks.base import Item, Key, ScoredItem
+from rm_core.benchmarks.base import Item, ItemKey, ScoredItem
 from serve.errors import ScoresError
 from serve.jobs.atomic_io import write_durably
 from serve.jobs.inputs.io import opened
@@ -36,7 +36,7 @@ def write_scores(path: Path, scored: Iterable[ScoredItem]) -> None:
     write_durably(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def read_scores(path: Path, items: Sequence[Item]) -> dict[Key, list[float]]:
+def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]:
     """The rewards of those items that have a line.
 
     Args:
@@ -50,8 +50,8 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[Key, list[float]]:
     items_by_id: dict[str, list[Item]] = {}
     for item in items:
         items_by_id.setdefault(item.id, []).append(item)
-    rewards: dict[Key, list[float]] = {}
-    lines: dict[Key, int] = {}
+    rewards: dict[ItemKey, list[float]] = {}
+    lines: dict[ItemKey, int] = {}
     number = 0
     with opened(path, 0) as file:
         for number, (line, size) in enumerate(split_lines(file), 1):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from rm_core import DialectName, InvalidConversationError
+from rm_core import ChatFormatName, InvalidConversationError
 from serve.errors import JobInputError
 
 Transcripts: TypeAlias = Literal["auto", "read", "keep"]
@@ -51,7 +51,7 @@ class Columns:
     tools: str | None = None
     ignored: tuple[str, ...] = ()
     transcripts: Transcripts = "auto"
-    policy_template: DialectName | None = None
+    policy_template: ChatFormatName | None = None
 
     def __post_init__(self) -> None:
         shapes = {

@@ -25,4 +25,4 @@ def model_config(model: str, **chosen: Any) -> ModelConfig:
         short = ModelSettings.model_validate(model)
     except ValidationError as error:
         raise ModelLoadError(explain(error)) from None
-    return ModelConfig(name=short.name, revision=short.revision, known_as=short.alias, **chosen)
+    return ModelConfig(name=short.name, revision=short.revision, catalog_name=short.alias, **chosen)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_core import (
-    DialectName,
+    ChatFormatName,
     ForeignTemplateError,
     InputError,
     InvalidConversationError,
@@ -18,8 +18,8 @@ from rm_core import (
     parse_prompt,
     read_turns,
 )
-from rm_core.inputs.chat_formats import BOS_TEXTS, markers_in
-from rm_core.inputs.conversations import ChatJson, Messages, checked_text
+from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
+from rm_core.inputs.conversations import ChatJson, Messages, validate_unicode
 from serve.jobs.column_rules import (
     CHOSEN,
     CONVERSATIONS,
@@ -50,14 +50,14 @@ from serve.jobs.sharegpt import (
 )
 from serve.jobs.transcripts import parse_prompt_transcript, parse_transcript
 
-_ANSWER_HEADERS: Mapping[DialectName, str] = {
+_ANSWER_HEADERS: Mapping[ChatFormatName, str] = {
     "chatml": r"<\|im_start\|>assistant\r?\n",
     "llama3": r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
     "gemma": r"<start_of_turn>model\r?\n",
     "mistral": r"\[/INST\] ?",
 }
 """What begins an answer, as a pattern."""
-_BEGINNINGS: Mapping[DialectName, tuple[str, ...]] = {
+_BEGINNINGS: Mapping[ChatFormatName, tuple[str, ...]] = {
     "chatml": ("<|im_start|>",),
     "llama3": ("<|start_header_id|>",),
     "gemma": ("<start_of_turn>",),
@@ -266,7 +266,7 @@ class RecordReader:
         try:
             (conversation,) = self._join(prompt, [response], ["response"])
         except InputError as error:
-            return ScoreError.of(error)
+            return ScoreError.from_exception(error)
         return conversation
 
     def _join(
@@ -303,7 +303,7 @@ class RecordReader:
             )
         if isinstance(answer, str):
             text = f"{prompt.opening}{answer}"
-            content = checked_text(text.strip() if prompt.is_transcript else text, name)
+            content = validate_unicode(text.strip() if prompt.is_transcript else text, name)
             return [*prompt.messages, {"role": "assistant", "content": content}]
         if prompt.opening:
             raise InvalidConversationError(
@@ -427,7 +427,7 @@ class RecordReader:
         prompt, more = self._take(name), self._record.get(INPUT)
         if name == "instruction" and isinstance(prompt, str) and isinstance(more, str) and more:
             self._read.add(INPUT)
-            if self._columns.policy_template and markers_in(prompt):
+            if self._columns.policy_template and find_markers(prompt):
                 raise InvalidConversationError(
                     "`instruction` is text of a chat template (--policy-template), and `input` "
                     "would stand behind it, where the answer begins; give the prompt in one "
@@ -469,7 +469,7 @@ class RecordReader:
                 f"the system message of the record is of type {type(system).__name__}; it must be "
                 "text: correct it, or leave it aside with --system-column ''"
             )
-        return checked_text(system or "", "system")
+        return validate_unicode(system or "", "system")
 
     def _parse_history(self) -> Messages:
         path = self._columns.history
@@ -571,7 +571,7 @@ def _shared_start(conversations: Sequence[Messages]) -> Messages:
     return first[:length]
 
 
-def _begins_conversation(answer: str, template: DialectName) -> bool:
+def _begins_conversation(answer: str, template: ChatFormatName) -> bool:
     """Whether the text of an answer begins with a turn that is not the answer."""
     text = _without_bos(answer)
     begins_turn = any(text.startswith(marker) for marker in _BEGINNINGS[template])
@@ -588,7 +588,7 @@ def _without_bos(text: str) -> str:
 def _refuse_rendered(prompt: str) -> None:
     """Return if a prompt does not begin as a chat template begins a turn."""
     text = _without_bos(prompt)
-    marker = next((marker for marker in markers_in(text) if text.startswith(marker)), None)
+    marker = next((marker for marker in find_markers(text) if text.startswith(marker)), None)
     if marker:
         raise ForeignTemplateError(
             f"the prompt begins with {marker}: a chat template rendered it. Say which by "

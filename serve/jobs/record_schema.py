@@ -60,7 +60,7 @@ def read_work(record: object, columns: Columns = AS_USUAL) -> Work:
         return parse_record(record, columns)
     except InputError as error:
         shapes = shapes_in(record, columns) if isinstance(record, Mapping) else []
-        return Work(shapes[0] if shapes else None, error=ScoreError.of(error))
+        return Work(shapes[0] if shapes else None, error=ScoreError.from_exception(error))
 
 
 def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:

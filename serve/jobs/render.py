@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Any
 
-from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, render_record
+from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, to_render_json
 from serve.escaping import json_text
 from serve.jobs.columns import AS_USUAL, Columns
 from serve.jobs.inputs.jsonl import rows_of
@@ -40,7 +40,7 @@ def render_lines(
                 (encoded,) = encoder.encode_all([conversation], truncation)
             record: dict[str, Any] = {"line": row.number}
             if isinstance(encoded, Encoded):
-                record |= render_record(encoded)
+                record |= to_render_json(encoded)
                 if warnings := [*work.warnings, *encoded.warnings]:
                     record["warnings"] = warnings
             else:

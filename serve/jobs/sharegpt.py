@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_tools
-from rm_core.inputs.conversations import Messages, Tools, checked_text
+from rm_core.inputs.conversations import Messages, Tools, validate_unicode
 
 ROLES = {
     "human": "user",
@@ -117,7 +117,7 @@ def parse_history(value: Any) -> Messages:
         for role, content in zip(("user", "assistant"), exchange, strict=True):
             if not isinstance(content, str):
                 raise _not_history(turn)
-            messages.append({"role": role, "content": checked_text(content, "`history`")})
+            messages.append({"role": role, "content": validate_unicode(content, "`history`")})
     return messages
 
 

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 
 from rm_core import InvalidConversationError
-from rm_core.inputs.conversations import Messages, checked_text
+from rm_core.inputs.conversations import Messages, validate_unicode
 from serve.jobs.columns import Transcripts
 
 _HH_START = re.compile(r"(?:\r?\n){2}Human:")
@@ -130,7 +130,7 @@ def _parse(text: str, mode: Transcripts) -> Messages | None:
         plain = content.strip()
         if kind.end and role == "assistant":
             plain = plain.removesuffix(kind.end).rstrip()
-        messages.append({"role": role, "content": checked_text(plain, "the transcript")})
+        messages.append({"role": role, "content": validate_unicode(plain, "the transcript")})
     return messages
 
 

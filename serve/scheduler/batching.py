@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from rm_core.packing import PLACES_PER_TOKEN, TokenIds, shared_start
+from rm_core.packing import SPLIT_PENALTY, TokenIds, common_prefix_length
 
 # A sequence goes along with one whose turn it is, before its own turn, if they share at least this
 # part of what not everything that waits has in common: then it costs little, and much if left.
@@ -54,7 +54,8 @@ class Batch:
         for sequence in group:
             if sequence not in self.members:
                 new += min(
-                    self._new_tokens(sequence), len(sequence) - shared_start(before, sequence)
+                    self._new_tokens(sequence),
+                    len(sequence) - common_prefix_length(before, sequence),
                 )
                 before = sequence
         return self.num_tokens + new <= self._max_tokens
@@ -63,13 +64,15 @@ class Batch:
         """Whether cutting the group would cost more than the places left empty without it."""
         if len(group) == 1:
             return False
-        encoded_twice = min(map(shared_start, group, group[1:])) - common
-        return encoded_twice * PLACES_PER_TOKEN > self._max_tokens - self.num_tokens
+        encoded_twice = min(map(common_prefix_length, group, group[1:])) - common
+        return encoded_twice * SPLIT_PENALTY > self._max_tokens - self.num_tokens
 
     def _new_tokens(self, sequence: TokenIds) -> int:
         place = bisect_left(self.ordered, sequence)
         neighbours = self.ordered[max(0, place - 1) : place + 1]
-        return len(sequence) - max((shared_start(n, sequence) for n in neighbours), default=0)
+        return len(sequence) - max(
+            (common_prefix_length(n, sequence) for n in neighbours), default=0
+        )
 
 
 def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
@@ -81,7 +84,7 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
         max_batch_tokens: most tokens of the prefix tree; a longer sequence goes alone.
     """
     ordered = sorted(waiting)
-    common = shared_start(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
+    common = common_prefix_length(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
     batch = Batch(max_batch_tokens)
     for sequence in waiting:
         if sequence in batch.members:
@@ -124,7 +127,7 @@ def _group(ordered: Sequence[TokenIds], place: int, common: int) -> Sequence[Tok
 
     def kin(left: TokenIds, right: TokenIds) -> bool:
         shortest = min(len(left), len(right)) - common
-        return shared_start(left, right) - common > _KIN * shortest
+        return common_prefix_length(left, right) - common > _KIN * shortest
 
     start, stop = place, place + 1
     while start > 0 and kin(ordered[start - 1], ordered[start]):
@@ -143,5 +146,5 @@ def share_out(total: int, weights: Sequence[int]) -> list[int]:
 
 def tree_size(sequences: Sequence[TokenIds]) -> int:
     """Tokens of the prefix tree of distinct sequences, given in sorted order."""
-    shared = sum(shared_start(before, after) for before, after in pairwise(sequences))
+    shared = sum(common_prefix_length(before, after) for before, after in pairwise(sequences))
     return sum(map(len, sequences)) - shared

@@ -336,7 +336,7 @@ class Dispatcher:
             return
         what = f"scoring failed on this conversation ({type(error).__name__})"
         failure = ScoringError(f"{what}; the service's log has the details")
-        self._pool.settle(batch[0], ScoreError.of(failure))
+        self._pool.settle(batch[0], ScoreError.from_exception(failure))
 
     def _send_again(self, batches: list[list[Entry]]) -> None:
         for batch in batches:

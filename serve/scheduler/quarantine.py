@@ -80,7 +80,7 @@ def refusal_of(sequence: TokenIds) -> ScoreError:
         "were lost, so it is not sent to another for some minutes; the service's log has the "
         "details"
     )
-    return ScoreError.of(gave_up)
+    return ScoreError.from_exception(gave_up)
 
 
 def _key(sequence: TokenIds) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rm_core import InvalidConversationError, ScoreError, messages_in
+from rm_core import InvalidConversationError, ScoreError, get_messages
 from serve.errors import BadRequestError
 
 
@@ -31,10 +31,10 @@ def too_many_messages(conversation: object, limit: int) -> ScoreError | None:
         conversation: as it was sent, of whatever shape, also with `tools`.
         limit: setting `max_messages`.
     """
-    messages = messages_in(conversation)
+    messages = get_messages(conversation)
     if not isinstance(messages, list | tuple) or len(messages) <= limit:
         return None
-    return ScoreError.of(
+    return ScoreError.from_exception(
         InvalidConversationError(
             f"the conversation has {len(messages):,} messages and the limit is {limit:,}; "
             "drop the oldest ones, or raise the service's setting `max_messages`"

@@ -24,7 +24,7 @@ from rm_core import (
     RewardError,
     ScoreCache,
     ScoreError,
-    SharedStart,
+    SharedPrefix,
     cache_keys,
     load_encoder,
 )
@@ -197,7 +197,7 @@ class ServedModel:
         sizes = _checked_sizes(conversations, bounds)
         encoded: list[Encoded | ScoreError] = []
         num_tokens = 0
-        shared = SharedStart()
+        shared = SharedPrefix()
         with self.encoding.flow(current().client) as turn:
             for some, size in slices(conversations, sizes):
                 work = partial(encode, some, reading, self.encoder, shared)
@@ -208,10 +208,10 @@ class ServedModel:
         return encoded
 
     async def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
-        """Where its tokens stand in its text; see `ChatEncoder.offsets`."""
+        """Where its tokens stand in its text; see `ChatEncoder.compute_offsets`."""
         with self.encoding.flow(current().client) as turn:
             return await self.encoding.run(
-                turn, len(encoded.text), lambda _: self.encoder.offsets(encoded)
+                turn, len(encoded.text), lambda _: self.encoder.compute_offsets(encoded)
             )
 
     async def score(
@@ -341,7 +341,7 @@ class _Request:
         self._fingerprint = fingerprint
         self._flow = flow
         self._scope = model.scope_of(flow.client)
-        self._shared = SharedStart()
+        self._shared = SharedPrefix()
         self._waiting: set[asyncio.Task[Part]] = set()
         self._has_failed = False
 

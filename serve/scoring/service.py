@@ -151,7 +151,7 @@ class ScoringService:
 
         Args:
             name: of the model; see `find`.
-            conversations: as they came; or `Rendered` or `Tokens` in the place of any.
+            conversations: as they came; or `Rendered` or `PrerenderedTokens` in the place of any.
             truncation: what to do with those that are too long.
             priority: which of the client's requests go first: those of a lower number.
             max_length: most tokens of a conversation, where that is less than the model's limit.

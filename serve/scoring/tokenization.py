@@ -10,17 +10,17 @@ from rm_core import (
     ChatEncoder,
     Encoded,
     Fingerprint,
-    Rendered,
+    PrerenderedText,
+    PrerenderedTokens,
     Reward,
     ScoreCache,
     ScoredBatch,
     ScoreError,
-    SharedStart,
-    Tokens,
+    SharedPrefix,
     Truncation,
     cache_keys,
-    combine,
-    messages_in,
+    get_messages,
+    merge_results,
 )
 from rm_core.packing import TokenIds
 from serve.scheduler.pending import Computed
@@ -96,7 +96,7 @@ class Part:
         """The slice with the answer to its `unknown`."""
         fresh = (answer.batch.rewards[place] for place in one.places)
         rewards = tuple(next(fresh) if reward is None else reward for reward in one.known)
-        results = combine(one.encoded, ScoredBatch(rewards, 0))
+        results = merge_results(one.encoded, ScoredBatch(rewards, 0))
         num_computed = ScoredBatch((), answer.batch.num_computed_tokens)
         return cls(results, replace(answer, batch=num_computed), one.num_cached_tokens)
 
@@ -105,7 +105,7 @@ def encode(
     conversations: Sequence[object],
     reading: Reading,
     encoder: ChatEncoder,
-    shared: SharedStart,
+    shared: SharedPrefix,
     look_up: Callable[[], None],
 ) -> list[Encoded | ScoreError]:
     """Tokenize; an error stands in the place of what cannot be.
@@ -121,7 +121,7 @@ def encode(
     kept = [c for c, error in zip(conversations, refused, strict=True) if error is None]
     encoded = iter(
         encoder.encode_all(
-            kept, reading.truncation, reading.max_length, shared=shared, look_up=look_up
+            kept, reading.truncation, reading.max_length, shared=shared, check_cancelled=look_up
         )
     )
     return [next(encoded) if error is None else error for error in refused]
@@ -178,14 +178,14 @@ def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
     before: Sequence[object] = ()
     size_before = 0
     for conversation in conversations:
-        if isinstance(conversation, Rendered):
+        if isinstance(conversation, PrerenderedText):
             size = len(conversation.text)
         elif isinstance(
-            conversation, Tokens
+            conversation, PrerenderedTokens
         ):  # an id is checked and decoded as fast as a character
             size = len(conversation.input_ids)
         else:
-            messages = messages_in(conversation)
+            messages = get_messages(conversation)
             messages = messages if isinstance(messages, list | tuple) else ()
             # Answers to one prompt: its messages are the same objects each time.
             if len(messages) != len(before) or any(map(is_not, messages[:-1], before[:-1])):

@@ -66,7 +66,7 @@ class Engine:
     """
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
-        self.clock = BatchClock(compiled=scorer.loaded.compiled, stuck_after_s=stuck_after_s)
+        self.clock = BatchClock(compiled=scorer.loaded_model.compiled, stuck_after_s=stuck_after_s)
         self._scorer = scorer
         self._fingerprint: dict[str, str] = scorer.fingerprint.as_dict()
         self._failure: str | None = None
@@ -90,7 +90,7 @@ class Engine:
         """
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self._scorer.prepare, sequences)
+            _submit(self._packing_thread, self._scorer.pack, sequences)
         )
         return await self._outcome(_submit(self._device_thread, self._score, packing))
 
@@ -131,7 +131,7 @@ class Engine:
 
     def _score_alone(self, sequence: TokenIds) -> EngineAnswer:
         """On the device's thread."""
-        return self._score(self._scorer.prepare([sequence]))
+        return self._score(self._scorer.pack([sequence]))
 
     def describe(self) -> dict[str, Any]:
         """Effective settings of the loaded model.
@@ -176,7 +176,7 @@ class Engine:
         started = time.perf_counter()
         self.clock.begin(packing.num_tokens)
         try:
-            batch = self._scorer.score_prepared(packing)
+            batch = self._scorer.score_packing(packing)
             forward_s = time.perf_counter() - started
             if any(isinstance(r, ScoreError) and r.code in _SUSPICIOUS for r in batch.rewards):
                 self._probe()

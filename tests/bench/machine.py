@@ -44,7 +44,7 @@ def need_of(sequences: Sequence[TokenIds], model: PreTrainedModel) -> Need:
     """Count a workload, given as token ids, for a model."""
     (tree,) = pack(sequences, _ANY_NUMBER).batches
     lengths = [len(sequence) for sequence in sequences]
-    positions = sum(run.depth + i + 1 for run in tree.runs for i in range(len(run.token_ids)))
+    positions = sum(run.depth + i + 1 for run in tree.segments for i in range(len(run.token_ids)))
     config = model.config
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

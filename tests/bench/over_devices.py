@@ -29,7 +29,7 @@ from checkpoints import SPECS, build_checkpoint
 from reference import CONVERSATIONS, Reference
 
 from rm_core import ModelConfig, Reward, RewardScorer
-from rm_core.model.pipeline import connect
+from rm_core.model.pipeline import install_transfer_hooks
 
 FAMILIES = ("llama-v0.2", "gemma2", "qwen3")
 DTYPES = ("float32", "bfloat16")
@@ -71,8 +71,8 @@ def rewards_by_layers(folder: Path, dtype: str, stages: int) -> list[float]:
     scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu", dtype=dtype))
     if stages > 1:
         devices = (_CPU,) * stages
-        connect(scorer.loaded.model, devices)
-        scorer = RewardScorer(dataclasses.replace(scorer.loaded, devices=devices))
+        install_transfer_hooks(scorer.loaded_model.model, devices)
+        scorer = RewardScorer(dataclasses.replace(scorer.loaded_model, devices=devices))
     results = [scorer.score([messages])[0] for messages in CONVERSATIONS]
     assert all(isinstance(result, Reward) for result in results)
     return [result.reward for result in results]  # type: ignore[union-attr]

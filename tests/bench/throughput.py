@@ -98,7 +98,7 @@ def main() -> None:
         json.dumps(
             {
                 "model": options.model or Path(model).name,
-                "device": str(scorer.loaded.device),
+                "device": str(scorer.loaded_model.device),
                 "dtype": scorer.fingerprint.dtype,
                 "cores": os.cpu_count(),
                 "torch": torch.__version__,
@@ -143,7 +143,9 @@ def measure_workloads(
     model: str,
 ) -> dict[str, Measured]:
     """Every workload through every way; tables are printed as they come."""
-    rate = partial(matrix_rate, scorer.loaded.device, getattr(torch, scorer.fingerprint.dtype))
+    rate = partial(
+        matrix_rate, scorer.loaded_model.device, getattr(torch, scorer.fingerprint.dtype)
+    )
     print(f"a matrix product at {rate() / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds")
 
     def rounds(way: str) -> int:

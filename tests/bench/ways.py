@@ -41,7 +41,7 @@ class Plain:
     """
 
     def __init__(self, scorer: RewardScorer, attention: str | None = None) -> None:
-        loaded = scorer.loaded
+        loaded = scorer.loaded_model
         gemma = loaded.checkpoint.family == "gemma2"
         self.attention = attention or ("eager" if gemma else "sdpa")
         self._encoder = scorer.encoder

@@ -19,7 +19,7 @@ from rm_core.config import Quantization
 from rm_core.model.forward import forward_batch
 from rm_core.model.loading import LoadedModel
 from rm_core.model.quantization import check_quantization, quantize, silence_torchao
-from rm_core.packing import Tree, pack
+from rm_core.packing import PrefixTree, pack
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
 # Lengths of rows, none of which a compiler should compile for; also widths of models and heads.
@@ -75,7 +75,7 @@ def scaled_products(model: Any, meter: Meter, num_tokens: int, most_s: float) ->
 
 
 def compiled_layers(
-    model: Any, loaded: LoadedModel, tree: Tree, meter: Meter, most_s: float, divisor: int
+    model: Any, loaded: LoadedModel, tree: PrefixTree, meter: Meter, most_s: float, divisor: int
 ) -> dict[str, Any]:
     """Compile the decoder layers as the loader does, and score rows of many lengths.
 
@@ -108,7 +108,7 @@ def compiled_layers(
     }
 
 
-def host_gap(loaded: LoadedModel, tree: Tree, meter: Meter) -> dict[str, Any]:
+def host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dict[str, Any]:
     """Time of a batch that passes before the decoder's first kernel and after its last."""
     decoder: nn.Module = loaded.model.get_submodule(loaded.model.base_model_prefix)
     marks: list[Any] = []

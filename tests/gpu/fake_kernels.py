@@ -13,13 +13,13 @@ from unittest import mock
 
 import torch
 
-from rm_core.attention import Backend, make_backend
+from rm_core.attention import AttentionBackend, make_backend
 from rm_core.attention.flash import FlashAttnBackend
 from rm_core.attention.flex import FlexBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 
 
-def stand_in(name: str, deterministic: bool) -> Backend:
+def stand_in(name: str, deterministic: bool) -> AttentionBackend:
     """The backend of a name on a kernel that runs anywhere."""
     match name:
         case "varlen":

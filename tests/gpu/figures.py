@@ -21,13 +21,13 @@ from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
 from gpu.speed import Speed
 
 from rm_core.attention import (
+    AttentionBackend,
     AttentionChoice,
-    Backend,
-    Placement,
+    AttentionTarget,
     choose_attention,
-    proven_backend,
+    select_validated_backend,
 )
-from rm_core.attention.select import flash_attn_installed
+from rm_core.attention.select import is_flash_attn_installed
 from rm_core.config import Quantization
 from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds
@@ -62,7 +62,7 @@ class Figures:
         self._scale = scale
         self._dry = meter.device.type != "cuda"
         self._softcap = shape.family == "gemma2"
-        self._backends: dict[tuple[str, bool], Backend] = {}
+        self._backends: dict[tuple[str, bool], AttentionBackend] = {}
         self._failed: set[str] = set()
 
     def run(self) -> None:
@@ -146,13 +146,13 @@ class Figures:
     def _ways(self) -> list[str]:
         """Backends of the family, the default one first and eager last."""
         default = choose_attention(
-            Placement(self._shape.family, "cuda", "bfloat16", self._softcap, self._softcap)
+            AttentionTarget(self._shape.family, "cuda", "bfloat16", self._softcap, self._softcap)
         ).name
         ways = [default]
         for name in ("varlen", "flash_attention_2", "flex", "eager"):
             if name == "varlen" and self._softcap:
                 continue  # refused for Gemma-2: it would drop the softcap
-            if name == "flash_attention_2" and not (self._dry or flash_attn_installed()):
+            if name == "flash_attention_2" and not (self._dry or is_flash_attn_installed()):
                 self._row(name, "parity", {"skipped": "flash-attn is not installed"})
             elif name != default:
                 ways.append(name)
@@ -166,7 +166,7 @@ class Figures:
                 backend = stand_in(name, deterministic)
             else:
                 choice = AttentionChoice(name, "asked for by the check")
-                _, backend = proven_backend(
+                _, backend = select_validated_backend(
                     choice, model, model.device, requested=name, deterministic=deterministic
                 )
             way = f"{name}, deterministic" if deterministic else name

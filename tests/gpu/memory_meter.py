@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm_core.packing import Tree
+from rm_core.packing import PrefixTree
 
 REPEATS = 3
 
@@ -117,7 +117,7 @@ def matrix_rate(meter: Meter, size: int) -> float:
     return 2.0 * size**3 * times / meter.seconds(products, most_s=1.0, repeats=5)
 
 
-def operations(model: Any, tree: Tree) -> float:
+def operations(model: Any, tree: PrefixTree) -> float:
     """Of the distinct tokens of a batch through the whole decoder.
 
     Two for each weight of a linear layer and token, and four for each channel of a head, query
@@ -128,7 +128,7 @@ def operations(model: Any, tree: Tree) -> float:
     per_key = 4.0 * config.num_attention_heads * config.head_dim
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     seen = {
-        kind: sum(_keys_seen(run.depth, len(run.token_ids), window) for run in tree.runs)
+        kind: sum(_keys_seen(run.depth, len(run.token_ids), window) for run in tree.segments)
         for kind, window in (
             ("full_attention", None),
             ("sliding_attention", getattr(config, "sliding_window", None)),

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from rm_core.attention import AttentionChoice, Backend, install
+from rm_core.attention import AttentionBackend, AttentionChoice, install_packed_attention
 from rm_core.model.loading import LoadedModel
 from rm_core.model.readout_layer import ReadoutLayer
 
@@ -147,11 +147,13 @@ def build(shape: Shape, config: Any, device: torch.device) -> Any:
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     layers = model.model.layers
     layers[-1] = ReadoutLayer(layers[-1])
-    install(model)
+    install_packed_attention(model)
     return model.eval().requires_grad_(False)
 
 
-def as_loaded(model: Any, name: str, backend: Backend, deterministic: bool = False) -> LoadedModel:
+def as_loaded(
+    model: Any, name: str, backend: AttentionBackend, deterministic: bool = False
+) -> LoadedModel:
     """What `forward_batch` takes, without the checkpoint and tokenizer that it never looks at."""
     known = {
         "model": model,

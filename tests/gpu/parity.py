@@ -17,7 +17,7 @@ import torch
 from gpu.memory_meter import Meter
 from gpu.models import cast
 
-from rm_core.attention import install
+from rm_core.attention import install_packed_attention
 from rm_core.model.forward import forward_batch
 from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds, pack
@@ -59,7 +59,7 @@ def plain_rewards(model: Any, sequences: Sequence[TokenIds]) -> list[float]:
             rewards.append(float(hidden[0, -1].float() @ head))
         return rewards
     finally:
-        install(model)
+        install_packed_attention(model)
 
 
 def references(model: Any, sequences: Sequence[TokenIds], meter: Meter) -> References:

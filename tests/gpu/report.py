@@ -26,7 +26,7 @@ def table(rows: list[Row], divisor: int = 1) -> str:
     """All rows, with a legend above and everything that needs words below.
 
     Args:
-        rows: as `Figures` emits them, and those of the tests.
+        rows: as `BenchmarkResult` emits them, and those of the tests.
         divisor: what lengths were divided by.
     """
     lengths = [length // divisor for length in LENGTHS]

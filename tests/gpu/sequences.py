@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from rm_core.packing import TokenIds, Tree, pack
+from rm_core.packing import PrefixTree, TokenIds, pack
 
 LENGTHS = (512, 1024, 2048, 4096)
 """Of whole conversations, timed."""
@@ -123,7 +123,7 @@ def group(draw: Draw, length: int) -> list[TokenIds]:
 KINDS = {"pairs": pair, "groups": group}
 
 
-def workload(kind: str, length: int, draw: Draw, scale: Scale) -> tuple[list[TokenIds], Tree]:
+def workload(kind: str, length: int, draw: Draw, scale: Scale) -> tuple[list[TokenIds], PrefixTree]:
     """As many pairs or groups as fit into a timed batch, at least one, and the batch.
 
     Args:

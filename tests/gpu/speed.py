@@ -14,11 +14,11 @@ from gpu.memory_meter import Meter, operations
 from gpu.models import PAD
 from gpu.sequences import KINDS, Draw, Scale, workload
 
-from rm_core.attention import install
-from rm_core.memory import bytes_per_token, choose_budget, full_batch
+from rm_core.attention import install_packed_attention
+from rm_core.memory import build_full_batch, choose_budget, estimate_bytes_per_token
 from rm_core.model.forward import forward_batch
 from rm_core.model.loading import LoadedModel
-from rm_core.packing import TokenIds, Tree
+from rm_core.packing import PrefixTree, TokenIds
 
 PADDED_BATCH = 8
 
@@ -38,21 +38,21 @@ class Speed:
         self._meter = meter
         self._scale = scale
         self._rate = rate
-        self._batches: dict[tuple[str, int], tuple[list[TokenIds], Tree]] = {}
+        self._batches: dict[tuple[str, int], tuple[list[TokenIds], PrefixTree]] = {}
 
-    def batch(self, kind: str, length: int) -> tuple[list[TokenIds], Tree]:
+    def batch(self, kind: str, length: int) -> tuple[list[TokenIds], PrefixTree]:
         """The conversations of a cell, the same ones for every backend."""
         if (kind, length) not in self._batches:
             draw = Draw(self._model.config.vocab_size, self._scale)
             self._batches[kind, length] = workload(kind, length, draw, self._scale)
         return self._batches[kind, length]
 
-    def needed_s(self, tree: Tree) -> float:
+    def needed_s(self, tree: PrefixTree) -> float:
         """A guess at the time of a cell: two runs at a fifth of the matrix rate."""
         return 2 * operations(self._model, tree) / (0.2 * self._rate)
 
     def cell(
-        self, loaded: LoadedModel, conversations: list[TokenIds], tree: Tree
+        self, loaded: LoadedModel, conversations: list[TokenIds], tree: PrefixTree
     ) -> dict[str, Any]:
         """One batch through the engine."""
         fill = self._scale.row if loaded.deterministic else 1
@@ -71,7 +71,7 @@ class Speed:
         config = self._model.config
         budget = choose_budget(None, config, torch.bfloat16, self._meter.device)
         most = budget.max_batch_tokens // self._scale.divisor
-        tree = full_batch(most, config.max_position_embeddings)
+        tree = build_full_batch(most, config.max_position_embeddings)
         seconds = self._meter.seconds(lambda: forward_batch(loaded, tree), 0.0)
         return {
             "tokens": tree.num_tokens,
@@ -103,7 +103,7 @@ class Speed:
                 if not rows:
                     raise torch.OutOfMemoryError("not even one row fits")
         finally:
-            install(self._model)
+            install_packed_attention(self._model)
         return {
             "tokens_per_s": sum(map(len, conversations)) / seconds,
             "rows": rows,
@@ -124,7 +124,7 @@ class Speed:
         return None
 
     def _estimate(self, num_tokens: int) -> int:
-        return bytes_per_token(self._model.config, torch.bfloat16) * num_tokens
+        return estimate_bytes_per_token(self._model.config, torch.bfloat16) * num_tokens
 
 
 @torch.inference_mode()

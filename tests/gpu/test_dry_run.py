@@ -147,7 +147,7 @@ def test_parity_sequences_are_what_they_say() -> None:
     assert sum(lengths) < 20_000
     assert min(lengths) == 1
     (tree,) = pack(sequences, TRUE.fixed_row).batches
-    assert len({run.parent for run in tree.runs}) > 4
+    assert len({run.parent for run in tree.segments}) > 4
     assert len(set(tree.ends)) == len(sequences)
 
 

@@ -24,7 +24,7 @@ from gpu.parity import allowed_stray
 from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.attention.select import flash_attn_installed
+from rm_core.attention.select import is_flash_attn_installed
 from rm_core.rounding import bfloat16_step
 
 pytestmark = [
@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 FAMILIES = ["llama-v0.2", "qwen3", "gemma2"]
-FLASH = pytest.mark.skipif(not flash_attn_installed(), reason="flash-attn is not installed")
+FLASH = pytest.mark.skipif(not is_flash_attn_installed(), reason="flash-attn is not installed")
 HALF_PRECISION = [
     *((name, way) for name in FAMILIES for way in ("auto", "flex")),
     *((name, "varlen") for name in FAMILIES if name != "gemma2"),
@@ -101,7 +101,7 @@ def test_bfloat16_eager_is_within_one_step(name: str, checkpoint_of: PathOf) -> 
     up to 1.5 steps. The step of a reward near 0 is far smaller than what rounding moves it by.
     """
     scorer = load(checkpoint_of(name), "eager", batch=1, dtype="bfloat16")
-    assert scorer.loaded.head.dtype == torch.float32
+    assert scorer.loaded_model.head.dtype == torch.float32
     expected = references(checkpoint_of(name), torch.bfloat16)
     rounding = 0.25 * eager_strays(checkpoint_of(name))
     for our, theirs in zip(rewards(scorer, CONVERSATIONS), expected, strict=True):
@@ -154,7 +154,7 @@ def test_defaults_on_cuda(name: str, checkpoint_of: PathOf) -> None:
     assert described["dtype"] == "bfloat16"
     assert described["head_dtype"] == "float32"
     assert described["device"].startswith("cuda")
-    expected = "flash_attention_2" if flash_attn_installed() else without_flash
+    expected = "flash_attention_2" if is_flash_attn_installed() else without_flash
     assert described["attention"] == expected, described["attention_reason"]
     assert "flash-attn" in described["attention_reason"]
     deterministic = load(checkpoint_of(name), "auto", deterministic=True).describe()

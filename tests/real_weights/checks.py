@@ -31,8 +31,8 @@ from rm_core import (
 from rm_core.config import DType, Quantization
 from rm_core.model.self_check import build_self_check, encode_samples
 from rm_core.model.weights import read_weights
-from rm_core.rounding import FLOAT32_TOLERANCE, allowed_difference
-from rm_core.verification import agreement
+from rm_core.rounding import FLOAT32_TOLERANCE, compute_tolerance
+from rm_core.verification import compare_rankings
 
 Messages = list[dict[str, Any]]
 Ids = tuple[int, ...]
@@ -139,7 +139,7 @@ def check_parity(subject: Subject) -> Iterator[Finding]:
         f"{len(exact)} conversations, {num_tokens} tokens; rewards {min(exact):.2f} to "
         f"{max(exact):.2f}, standard deviation {statistics.pstdev(exact):.2f}"
     )
-    allowed = [allowed_difference(reward, torch.float32, 0.0) for reward in exact]
+    allowed = [compute_tolerance(reward, torch.float32, 0.0) for reward in exact]
     yield _parity_finding("float32", (ours, exact, allowed), about)
 
     plain = Reference(subject.folder, torch.bfloat16)
@@ -148,7 +148,7 @@ def check_parity(subject: Subject) -> Iterator[Finding]:
     scorer = subject.load("bfloat16")
     ours = rewards(scorer.score(subject.conversations))
     mean_error = statistics.mean(differences(expected, exact))
-    allowed = [allowed_difference(reward, torch.bfloat16, mean_error) for reward in expected]
+    allowed = [compute_tolerance(reward, torch.bfloat16, mean_error) for reward in expected]
     about = (
         f"attention {scorer.fingerprint.attention}; plain transformers in bfloat16 is "
         f"{mean_error:.2g} from its own float32 in the mean, the engine "
@@ -287,7 +287,7 @@ def _cut_fault(
 
 def check_self_check(subject: Subject) -> Iterator[Finding]:
     """The comparison at load passes, and refuses a switch that the engine does not follow."""
-    check = subject.scorer.loaded.self_check
+    check = subject.scorer.loaded_model.self_check
     assert check is not None
     largest = check.compare(subject.scorer.score_ids(check.sequences).rewards)
     yield Finding(
@@ -298,7 +298,7 @@ def check_self_check(subject: Subject) -> Iterator[Finding]:
         f"{len(check.sequences)} built-in conversations and prefixes of them",
     )
     # As plain transformers computes `is_causal: false`, which a load refuses by its name already.
-    loaded = subject.scorer.loaded
+    loaded = subject.scorer.loaded_model
     model = read_weights(loaded.checkpoint, loaded.model.dtype).eval()
     model.config.is_causal = False
     bidirectional = build_self_check(model, loaded.devices, encode_samples(loaded.encoder))
@@ -382,7 +382,7 @@ def _paired(subject: Subject, flat: Sequence[float]) -> list[float]:
 def _agreement_finding(mode: str, ours: dict[str, float], exact: dict[str, float]) -> Finding:
     # How much is lost says something of the model. That a quantized engine gives the rewards of its
     # own rounded weights is compared at every load.
-    pairs, difference = agreement(ours, exact)
+    pairs, difference = compare_rankings(ours, exact)
     assert pairs.ours is not None
     return Finding(
         f"quantization, {mode}",

@@ -15,26 +15,33 @@ from gpu.fake_kernels import flash_kernel, flex_kernel, torch_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.attention import Backend, Scores, Segment, eager, of_runs, of_tokens
-from rm_core.attention.cpu_sdpa import SplitBackend
+from rm_core.attention import (
+    AttentionBackend,
+    AttentionParams,
+    Segment,
+    build_segments,
+    build_token_segments,
+    eager,
+)
+from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttnBackend
 from rm_core.attention.flex import FlexBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
-from rm_core.packing import TokenIds, Tree, pack
+from rm_core.packing import PrefixTree, TokenIds, pack
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 SEQUENCES = st.lists(
     st.lists(st.integers(0, 1), min_size=1, max_size=24).map(tuple), min_size=1, max_size=12
 )
-PLAIN = Scores(scaling=0.4)
-CAPPED = Scores(scaling=0.4, softcap=2.0)
-WINDOWED = Scores(scaling=0.4, window=5)
-BOTH = Scores(scaling=0.4, softcap=2.0, window=5)
+PLAIN = AttentionParams(scaling=0.4)
+CAPPED = AttentionParams(scaling=0.4, softcap=2.0)
+WINDOWED = AttentionParams(scaling=0.4, window=5)
+BOTH = AttentionParams(scaling=0.4, softcap=2.0, window=5)
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: AttentionParams
 ) -> torch.Tensor:
     """The last `len(query)` tokens of a conversation looking at all of it."""
     key, value = (t.repeat_interleave(HEADS // KV_HEADS, 1).double() for t in (key, value))
@@ -50,10 +57,10 @@ def attention(
     return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
 
 
-BACKENDS: dict[str, tuple[Callable[[], Backend], list[Scores]]] = {
+BACKENDS: dict[str, tuple[Callable[[], AttentionBackend], list[AttentionParams]]] = {
     "eager": (EagerBackend, [PLAIN, CAPPED, WINDOWED, BOTH]),
     "eager, aligned": (lambda: EagerBackend(aligned=True), [PLAIN, CAPPED, WINDOWED, BOTH]),
-    "split": (SplitBackend, [PLAIN]),
+    "split": (CpuSdpaBackend, [PLAIN]),
     "torch's varlen": (lambda: TorchVarlenBackend(kernel=torch_kernel), [PLAIN, WINDOWED]),
     "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
     "flex": (lambda: FlexBackend(flex_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
@@ -67,11 +74,15 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expected(
-    tree: Tree, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+    tree: PrefixTree,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scores: AttentionParams,
 ) -> torch.Tensor:
     out = torch.empty_like(query)
-    for index, run in enumerate(tree.runs):
-        path = [p for a, b in tree.path(index, run.stop) for p in range(a, b)]
+    for index, run in enumerate(tree.segments):
+        path = [p for a, b in tree.get_path(index, run.stop) for p in range(a, b)]
         out[path] = attention(query[path], key[path], value[path], scores)
     return out
 
@@ -83,7 +94,7 @@ def tensors(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, key, value
 
 
-def tree_of(sequences: list[TokenIds]) -> Tree:
+def tree_of(sequences: list[TokenIds]) -> PrefixTree:
     (tree,) = pack(sequences, 10_000).batches
     return tree
 
@@ -91,11 +102,11 @@ def tree_of(sequences: list[TokenIds]) -> Tree:
 @pytest.mark.parametrize(("name", "scores"), CASES)
 @hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
-def test_every_token(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
+def test_every_token(name: str, scores: AttentionParams, sequences: list[TokenIds]) -> None:
     tree = tree_of(sequences)
     query, key, value = tensors(tree.num_tokens)
     backend = BACKENDS[name][0]()
-    plan = backend.plan(of_runs(tree), tree.num_tokens, query.device)
+    plan = backend.plan(build_segments(tree), tree.num_tokens, query.device)
     ours = backend.attend(plan, query, key, value, scores)
     assert ours.shape == query.shape
     torch.testing.assert_close(
@@ -106,13 +117,13 @@ def test_every_token(name: str, scores: Scores, sequences: list[TokenIds]) -> No
 @pytest.mark.parametrize(("name", "scores"), CASES)
 @hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
-def test_some_tokens(name: str, scores: Scores, sequences: list[TokenIds]) -> None:
+def test_some_tokens(name: str, scores: AttentionParams, sequences: list[TokenIds]) -> None:
     """As the last layer asks: for the ends of the conversations alone."""
     tree = tree_of(sequences)
     query, key, value = tensors(tree.num_tokens)
     places = sorted(tree.ends)
     backend = BACKENDS[name][0]()
-    plan = backend.plan(of_tokens(tree, places), tree.num_tokens, query.device)
+    plan = backend.plan(build_token_segments(tree, places), tree.num_tokens, query.device)
     ours = backend.attend(plan, query[places], key, value, scores)
     torch.testing.assert_close(
         ours, expected(tree, query, key, value, scores)[places], atol=2e-6, rtol=1e-5
@@ -125,8 +136,8 @@ def test_the_mask_of_flex_goes_on_behind_a_block() -> None:
     tree = tree_of([(*start, 1, *range(200)), (*start, 2, *range(90)), start[:140], (9,) * 150])
     query, key, value = tensors(tree.num_tokens)
     backend = FlexBackend(flex_kernel)
-    plan = backend.plan(of_runs(tree), tree.num_tokens, query.device)
-    for scores in (PLAIN, CAPPED, Scores(scaling=0.4, window=70)):
+    plan = backend.plan(build_segments(tree), tree.num_tokens, query.device)
+    for scores in (PLAIN, CAPPED, AttentionParams(scaling=0.4, window=70)):
         ours = backend.attend(plan, query, key, value, scores)
         torch.testing.assert_close(
             ours, expected(tree, query, key, value, scores), atol=5e-6, rtol=1e-5
@@ -136,21 +147,21 @@ def test_the_mask_of_flex_goes_on_behind_a_block() -> None:
 @given(SEQUENCES)
 def test_segments_are_whole_conversations(sequences: list[TokenIds]) -> None:
     tree = tree_of(sequences)
-    row = [token for run in tree.runs for token in run.token_ids]
+    row = [token for run in tree.segments for token in run.token_ids]
     places = sorted(tree.ends)
     read = [
         tuple(row[place] for start, stop in segment.keys for place in range(start, stop))
-        for segment in of_tokens(tree, places)
+        for segment in build_token_segments(tree, places)
     ]
     assert dict(zip(places, read, strict=True)) == dict(zip(tree.ends, tree.sequences, strict=True))
-    for run, segment in zip(tree.runs, of_runs(tree), strict=True):
+    for run, segment in zip(tree.segments, build_segments(tree), strict=True):
         assert (segment.start, segment.stop) == (run.start, run.stop)
         assert segment.position == run.depth
 
 
 def test_siblings_see_their_ancestor_in_one_call() -> None:
     tree = tree_of([(1, 2, 3, i) for i in range(16)])
-    plan = SplitBackend().plan(of_runs(tree), tree.num_tokens, torch.device("cpu"))
+    plan = CpuSdpaBackend().plan(build_segments(tree), tree.num_tokens, torch.device("cpu"))
     assert len(plan.own) == 16
     assert [(part.queries, part.keys) for part in plan.ancestors] == [(slice(4, 19), slice(0, 3))]
 
@@ -158,10 +169,10 @@ def test_siblings_see_their_ancestor_in_one_call() -> None:
 def test_a_row_of_one_conversation_is_not_gathered() -> None:
     backend = TorchVarlenBackend(kernel=torch_kernel)
     one = backend.plan([Segment(0, 5, ((0, 5),))], 5, torch.device("cpu"))
-    assert one.gather is None
-    two = backend.plan(of_runs(tree_of([(1, 2), (1, 3)])), 3, torch.device("cpu"))
-    assert two.gather is not None
-    assert two.gather.tolist() == [0, 1, 0, 2]
+    assert one.gather_indices is None
+    two = backend.plan(build_segments(tree_of([(1, 2), (1, 3)])), 3, torch.device("cpu"))
+    assert two.gather_indices is not None
+    assert two.gather_indices.tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize(("activated", "splits"), [(None, None), ("FA3", 1)])

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from rm_core.attention import Placement, choose_attention
+from rm_core.attention import AttentionTarget, choose_attention
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
 
@@ -40,9 +40,9 @@ TABLE = [
 Row = tuple[Any, str, str, bool, str, str]
 
 
-def placement(family: Any, device: str, dtype: str) -> Placement:
+def placement(family: Any, device: str, dtype: str) -> AttentionTarget:
     gemma2 = family == "gemma2"
-    return Placement(family, device, dtype, softcap=gemma2, window=gemma2)
+    return AttentionTarget(family, device, dtype, has_softcap=gemma2, has_window=gemma2)
 
 
 @pytest.mark.parametrize("row", TABLE)
@@ -94,7 +94,7 @@ def test_an_old_gpu_has_no_flash_kernels(family: Any, flash: bool) -> None:
 
 
 def test_a_sliding_window_alone_keeps_the_cpu_kernel_away() -> None:
-    where = Placement("qwen3", "cpu", "float32", window=True)
+    where = AttentionTarget("qwen3", "cpu", "float32", has_window=True)
     assert choose_attention(where).name == "eager"
     with pytest.raises(ModelLoadError, match="sliding window"):
         choose_attention(where, "sdpa")
@@ -126,7 +126,7 @@ def test_gemma_never_runs_without_its_softcap() -> None:
         (placement("gemma2", "cuda", "bfloat16"), False, "--no-build-isolation flash-attn"),
     ],
 )
-def test_the_reason_says_why(where: Placement, flash: bool, word: str) -> None:
+def test_the_reason_says_why(where: AttentionTarget, flash: bool, word: str) -> None:
     assert word in choose_attention(where, has_flash_attn=flash).reason
 
 
@@ -134,6 +134,7 @@ def test_without_being_told_it_looks_for_flash_attn(monkeypatch: pytest.MonkeyPa
     where = placement("llama", "cuda", "bfloat16")
     for installed, expected in {True: FLASH, False: "varlen"}.items():
         monkeypatch.setattr(
-            "rm_core.attention.select.flash_attn_installed", lambda installed=installed: installed
+            "rm_core.attention.select.is_flash_attn_installed",
+            lambda installed=installed: installed,
         )
         assert choose_attention(where).name == expected

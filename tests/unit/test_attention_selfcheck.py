@@ -11,15 +11,24 @@ import torch
 from gpu.fake_kernels import flex_kernel, torch_kernel
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer
-from rm_core.attention import Placement, Scores, choose_attention, proven_backend
+from rm_core.attention import (
+    AttentionParams,
+    AttentionTarget,
+    choose_attention,
+    select_validated_backend,
+)
 from rm_core.attention import cpu_sdpa as split
-from rm_core.attention.cpu_sdpa import SplitBackend, SplitPlan
+from rm_core.attention.cpu_sdpa import CpuSdpaBackend, CpuSdpaPlan
 from rm_core.attention.eager import EagerBackend
-from rm_core.attention.selfcheck import Heads, prove
+from rm_core.attention.selfcheck import AttentionHeads, check_backend
 
 CPU = torch.device("cpu")
-HEADS = Heads(num_heads=4, num_key_value_heads=2, head_dim=16)
-SCORES = [Scores(0.25), Scores(0.25, softcap=5.0), Scores(0.25, window=40)]
+HEADS = AttentionHeads(num_heads=4, num_key_value_heads=2, head_dim=16)
+SCORES = [
+    AttentionParams(0.25),
+    AttentionParams(0.25, softcap=5.0),
+    AttentionParams(0.25, window=40),
+]
 
 
 class Careless(EagerBackend):
@@ -35,36 +44,38 @@ class Careless(EagerBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: Scores,
+        scores: AttentionParams,
     ) -> torch.Tensor:
         softcap = None if self._without == "softcap" else scores.softcap
         window = None if self._without == "window" else scores.window
         if self._without == "nothing but half a window" and window:
             window -= 1
-        return super().attend(plan, query, key, value, Scores(scores.scaling, softcap, window))  # type: ignore[arg-type]
+        return super().attend(
+            plan, query, key, value, AttentionParams(scores.scaling, softcap, window)
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_right_backend_passes(dtype: torch.dtype) -> None:
-    prove(EagerBackend(), HEADS, SCORES, CPU, dtype)
-    prove(EagerBackend(aligned=True), HEADS, SCORES, CPU, dtype)
-    prove(SplitBackend(), HEADS, SCORES[:1], CPU, dtype)
+    check_backend(EagerBackend(), HEADS, SCORES, CPU, dtype)
+    check_backend(EagerBackend(aligned=True), HEADS, SCORES, CPU, dtype)
+    check_backend(CpuSdpaBackend(), HEADS, SCORES[:1], CPU, dtype)
 
 
 @pytest.mark.parametrize("without", ["softcap", "window", "nothing but half a window"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_careless_backend_fails(dtype: torch.dtype, without: str) -> None:
     with pytest.raises(ArithmeticError, match="away from eager"):
-        prove(Careless(without), HEADS, SCORES, CPU, dtype)
+        check_backend(Careless(without), HEADS, SCORES, CPU, dtype)
 
 
 def without_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = SplitBackend.plan
+    plan = CpuSdpaBackend.plan
 
-    def lossy(self: SplitBackend, *args: object) -> SplitPlan:
-        return SplitPlan(plan(self, *args).own, [])  # type: ignore[arg-type]
+    def lossy(self: CpuSdpaBackend, *args: object) -> CpuSdpaPlan:
+        return CpuSdpaPlan(plan(self, *args).own, [])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(split.SplitBackend, "plan", lossy)
+    monkeypatch.setattr(split.CpuSdpaBackend, "plan", lossy)
 
 
 def test_auto_falls_back_and_says_so(
@@ -122,7 +133,9 @@ def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
 ) -> None:
     gemma2 = name == "gemma2"
     family: Any = name.split("-")[0]
-    choice = choose_attention(Placement(family, "cuda", "float16", softcap=gemma2, window=gemma2))
+    choice = choose_attention(
+        AttentionTarget(family, "cuda", "float16", has_softcap=gemma2, has_window=gemma2)
+    )
     assert choice.name == "flash_attention_2"
     kernels = {"varlen": torch_kernel, "flex": lambda: flex_kernel}
     monkeypatch.setattr(
@@ -131,10 +144,12 @@ def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
     monkeypatch.setattr(
         "rm_core.attention.flex.compile_kernel", kernels["flex"] if "flex" in working else fail
     )
-    model = scorer_of(name).loaded.model
-    used, backend = proven_backend(choice, model, CPU, requested="auto", deterministic=False)
+    model = scorer_of(name).loaded_model.model
+    used, backend = select_validated_backend(
+        choice, model, CPU, requested="auto", deterministic=False
+    )
     assert used.name == expected
-    prove(backend, HEADS, [Scores(0.25)], CPU, torch.float32)
+    check_backend(backend, HEADS, [AttentionParams(0.25)], CPU, torch.float32)
     failures = used.reason.split("; ")
     assert failures[0] == (
         "flash_attention_2 failed its proof on this device: ImportError: undefined symbol: "
@@ -151,7 +166,9 @@ def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
 def test_flash_attn_that_was_asked_for_and_does_not_import_is_refused(
     scorer_of: Callable[..., RewardScorer],
 ) -> None:
-    choice = choose_attention(Placement("llama", "cuda", "float16"), "flash_attention_2")
-    model = scorer_of("llama-v0.2").loaded.model
+    choice = choose_attention(AttentionTarget("llama", "cuda", "float16"), "flash_attention_2")
+    model = scorer_of("llama-v0.2").loaded_model.model
     with pytest.raises(ModelLoadError, match=r"undefined symbol.*use 'auto' or 'eager'"):
-        proven_backend(choice, model, CPU, requested="flash_attention_2", deterministic=False)
+        select_validated_backend(
+            choice, model, CPU, requested="flash_attention_2", deterministic=False
+        )

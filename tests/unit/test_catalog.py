@@ -17,7 +17,7 @@ from rm_core.catalog.entries import (
     load_catalog,
     load_not_served,
 )
-from rm_core.strict_dataclass import read_record, read_sourced
+from rm_core.strict_dataclass import read_dataclass, read_with_sources
 
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"
@@ -74,7 +74,7 @@ def test_every_source_is_cited():
         assert keys <= sources.keys()
         assert len(keys) >= 3
         used |= keys
-    used |= {score.source for e in load_catalog() for score in golden.golden_for(e).scores}
+    used |= {score.source for e in load_catalog() for score in golden.get_golden_rewards(e).scores}
     assert used == set(sources), "a citation that nothing uses"
 
 
@@ -238,13 +238,13 @@ BROKEN = {
 @pytest.mark.parametrize(("path", "value", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_entry_is_refused(path: list[Any], value: Any, message: str):
     raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
-    read_sourced(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+    read_with_sources(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
     place = raw
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(ValueError, match=message) as caught:
-        read_sourced(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+        read_with_sources(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
     assert str(caught.value).startswith("gemma.json")
 
 
@@ -253,4 +253,4 @@ def test_a_missing_key_is_refused(key: str):
     raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
     del raw[key]
     with pytest.raises(ValueError, match=f"'{key}'.*missing"):
-        read_record(CatalogEntry, raw, "gemma.json")
+        read_dataclass(CatalogEntry, raw, "gemma.json")

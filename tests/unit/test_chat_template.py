@@ -147,7 +147,7 @@ def endless():
 
 for work in (short, endless):
     try:
-        module.watch(work)
+        module.run_within_limits(work)
     except module.RenderingInterrupt:
         pass
     assert cProfile.Profile().runcall(short) == 1
@@ -182,7 +182,7 @@ def test_interruption_hits_its_own_thread_only(monkeypatch: pytest.MonkeyPatch) 
 def test_memory_of_a_rendering_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 64 << 20)
     monkeypatch.setattr(module, "_SUSPICIOUS_S", 0.05)
-    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "_POLL_INTERVAL_S", 0.02)
     grows = "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% for j in range(9999) %}"
     text = grows + "{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateError, match="did not finish"):
@@ -197,7 +197,7 @@ def test_forked_process_renders_whatever_its_parent_was_doing() -> None:
         assert template.render(HELLO) == expected
 
     child = multiprocessing.get_context("fork").Process(target=render)
-    with module._watcher._lock:
+    with module._watchdog._lock:
         child.start()
     child.join(PATIENCE_S)
     child.kill()
@@ -325,9 +325,9 @@ def test_date_is_fixed_by_the_config_and_in_the_fingerprint(copy_of: CopyOf) -> 
     assert first.encoder.encoding_sha256 != other.encoder.encoding_sha256
     assert first.encoder.encode(HELLO).text.startswith("26 Jul 2024")
     assert first.score([HELLO]) == again.score([HELLO]) != other.score([HELLO])
-    plain = PlainTransformers(first, first.loaded.model.dtype)
+    plain = PlainTransformers(first, first.loaded_model.model.dtype)
     (reward,) = first.score([HELLO])
-    assert plain.reward(HELLO) == pytest.approx(reward.reward, abs=1e-4)  # type: ignore[union-attr]
+    assert plain.compute_reward(HELLO) == pytest.approx(reward.reward, abs=1e-4)  # type: ignore[union-attr]
     today = load_encoder(ModelConfig(str(folder))).template_date
     assert today is not None
     assert abs(datetime.date.fromisoformat(today) - datetime.date.today()).days <= 1

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from rm_core import ChatEncoder, Encoded, ModelConfig, ModelLoadError, ScoreError, load_encoder
 from rm_core.errors import InvalidConversationError, TemplateError
-from rm_core.inputs.encoder import readout_position, render_record
+from rm_core.inputs.encoder import find_readout_position, to_render_json
 from rm_core.inputs.warnings import SYSTEM_PROMPT_WARNING
 
 EncoderOf = Callable[[str], ChatEncoder]
@@ -207,7 +207,7 @@ def test_the_warning_goes_by_the_name_in_the_catalogue(checkpoint_of: PathOf) ->
         "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": False,
         None: False,
     }.items():
-        encoded = load_encoder(ModelConfig(path, known_as=known_as)).encode(SYSTEM)
+        encoded = load_encoder(ModelConfig(path, catalog_name=known_as)).encode(SYSTEM)
         assert bool(encoded.warnings) == warned, known_as
 
 
@@ -237,7 +237,7 @@ def formula_of_transformers(input_ids: list[int], pad_token_id: int | None) -> i
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.none() | st.integers(0, 3))
 def test_the_readout_is_that_of_transformers(input_ids: list[int], pad: int | None) -> None:
-    assert readout_position(input_ids, pad) == formula_of_transformers(input_ids, pad)
+    assert find_readout_position(input_ids, pad) == formula_of_transformers(input_ids, pad)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_the_readout_is_that_of_transformers(input_ids: list[int], pad: int | No
     ],
 )
 def test_the_readout_by_hand(input_ids: list[int], pad: int | None, position: int) -> None:
-    assert readout_position(input_ids, pad) == position
+    assert find_readout_position(input_ids, pad) == position
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -275,7 +275,7 @@ def test_a_pad_token_that_ends_the_text_is_not_read(encoder_of: EncoderOf) -> No
 
 def test_rendering_shows_everything_as_plain_data(encoder_of: EncoderOf) -> None:
     encoded = encoder_of("llama-pad-is-eos").encode(HELLO)
-    record = render_record(encoded)
+    record = to_render_json(encoded)
     assert json.loads(json.dumps(record)) == {
         "text": encoded.text,
         "input_ids": list(encoded.input_ids),
@@ -287,7 +287,7 @@ def test_rendering_shows_everything_as_plain_data(encoder_of: EncoderOf) -> None
 
 def test_rendering_shows_warnings(copy_of: CopyOf) -> None:
     encoder = load_encoder(ModelConfig(str(v2_folder(copy_of))))
-    assert render_record(encoder.encode(SYSTEM))["warnings"] == [SYSTEM_PROMPT_WARNING]
+    assert to_render_json(encoder.encode(SYSTEM))["warnings"] == [SYSTEM_PROMPT_WARNING]
 
 
 def test_a_template_that_writes_the_date_is_told(copy_of: Callable[..., Path]) -> None:

@@ -51,7 +51,7 @@ def test_every_error_is_public() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_record_of_an_error_keeps_its_code_and_detail(cls: type[RewardError]) -> None:
-    assert ScoreError.of(cls("why")) == ScoreError(code=cls.code, message="why")
+    assert ScoreError.from_exception(cls("why")) == ScoreError(code=cls.code, message="why")
 
 
 def test_broken_text_in_a_detail_can_be_sent() -> None:

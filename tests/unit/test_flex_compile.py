@@ -20,7 +20,7 @@ from reference import CONVERSATIONS
 from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
 from rm_core.attention import AttentionChoice
 from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
-from rm_core.model.device_errors import is_compiler_error, raise_engine_errors
+from rm_core.model.device_errors import convert_device_errors, is_compiler_error
 from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
 from serve.worker.worker import Engine
 
@@ -195,12 +195,12 @@ def test_compiler_without_memory_is_no_failed_compiler() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     compiled = torch.compile(lambda rows: rows + 1, backend=backend, fullgraph=True)
-    with pytest.raises(torch.OutOfMemoryError), raise_engine_errors():
+    with pytest.raises(torch.OutOfMemoryError), convert_device_errors():
         compiled(torch.ones(3))
 
 
 def test_other_errors_are_left_as_they_are() -> None:
     for error in (ValueError("x"), RuntimeError("shape"), IndexError(), torch.OutOfMemoryError()):
         assert not is_compiler_error(error)
-        with pytest.raises(type(error)), raise_engine_errors():
+        with pytest.raises(type(error)), convert_device_errors():
             raise error

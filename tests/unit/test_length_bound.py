@@ -65,7 +65,7 @@ def test_it_is_never_more_than_there_are(make: Any) -> None:
     @given(TEXTS, st.integers(0, 30))
     def holds(text: str, limit: int) -> None:
         number = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        at_least = bound.tokens_over(text, limit)
+        at_least = bound.prove_too_long(text, limit)
         assert at_least is None or limit < at_least <= number
 
     holds()
@@ -89,7 +89,7 @@ class Untokenizing:
 def test_what_is_far_too_long_is_seen_without_tokenizing(make: Any, unit: str) -> None:
     bound = TokenBound(cast(PreTrainedTokenizerFast, Untokenizing(make())))
     text = unit * (5_000_000 // len(unit))
-    at_least = bound.tokens_over(text, 1_000)
+    at_least = bound.prove_too_long(text, 1_000)
     assert at_least is not None
     assert at_least > 1_000
 
@@ -127,9 +127,9 @@ def test_where_text_may_vanish_there_is_no_bound() -> None:
     }
     text = "word " * 1_000_000
     for name, tokenizer in unknown.items():
-        assert TokenBound(tokenizer).tokens_over(text, 10) is None, name
-    assert TokenBound(with_added(demo)).tokens_over(text, 10) is not None
-    assert TokenBound(changed(demo)).tokens_over(text, 10) is not None
+        assert TokenBound(tokenizer).prove_too_long(text, 10) is None, name
+    assert TokenBound(with_added(demo)).prove_too_long(text, 10) is not None
+    assert TokenBound(changed(demo)).prove_too_long(text, 10) is not None
 
 
 def encoder(limit: int = 100) -> ChatEncoder:
@@ -155,7 +155,7 @@ def test_what_fits_after_a_cut_is_found_as_without_the_bound(
 ) -> None:
     history = [turn for i in range(8) for turn in asked(f"{i} is a number, " * 1_000)]
     quick = encoder().encode(history, "left")
-    monkeypatch.setattr(TokenBound, "tokens_over", lambda *_: None)
+    monkeypatch.setattr(TokenBound, "prove_too_long", lambda *_: None)
     assert encoder().encode(history, "left") == quick
     assert quick.truncated
     assert quick.num_tokens <= 100

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from tokenizers_known import KNOWN, NAMES, demo, like_qwen3
 
-from rm_core import ChatEncoder, Encoded, Rendered, ScoreError, Tokens
+from rm_core import ChatEncoder, Encoded, PrerenderedText, PrerenderedTokens, ScoreError
 from rm_core.errors import ConversationTooLongError, InvalidConversationError
-from rm_core.inputs.encoder import SharedStart
-from rm_core.inputs.warnings import _missing_from
+from rm_core.inputs.encoder import SharedPrefix
+from rm_core.inputs.warnings import _find_missing
 
 LIMIT = 1_000
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
@@ -66,13 +66,13 @@ def test_what_is_cut_has_the_tokens_of_the_whole(make: Any, unit: str) -> None:
     text = unit * (400_000 // len(unit))
     rendered = f"<|im_start|>user\n{text}\n<|im_start|>assistant\n4\n"
     whole = whole_ids(make, rendered)
-    for conversation in (asked(text), Rendered(rendered)):
+    for conversation in (asked(text), PrerenderedText(rendered)):
         right = encoder.encode(conversation, "right")
         assert (right.input_ids, right.truncated) == (whole[:LIMIT], True)
         assert right.text == make().decode(list(whole[:LIMIT]))
-    left = encoder.encode(Rendered(rendered), "left")
+    left = encoder.encode(PrerenderedText(rendered), "left")
     assert (left.input_ids, left.truncated) == (whole[-LIMIT:], True)
-    if encoder._borders.after(text, 0, 1, len(text)):
+    if encoder._boundaries.find_after(text, 0, 1, len(text)):
         assert counting.num_characters < 3 * 200_000
     with pytest.raises(ConversationTooLongError, match=r"at least \d+ tokens and the limit is"):
         encoder.encode(asked(text))
@@ -93,12 +93,15 @@ def test_bos_stays_before_the_last_tokens(adds_bos: bool) -> None:
         encoder = ChatEncoder(tokenizer, pad_token_id=None, max_length=LIMIT)
         text = "<|im_start|>" + "one, two " * 50_000
         whole = whole_ids(demo, text)
-        cut = encoder.encode(Rendered(text), "left").input_ids
+        cut = encoder.encode(PrerenderedText(text), "left").input_ids
         assert cut == (bos, *whole[-(LIMIT - 1) :])
-        assert encoder.encode(Rendered(text), "left", 1).input_ids == (bos,)
-        assert encoder.encode(Rendered(text), "right").input_ids == (bos, *whole[: LIMIT - 1])
+        assert encoder.encode(PrerenderedText(text), "left", 1).input_ids == (bos,)
+        assert encoder.encode(PrerenderedText(text), "right").input_ids == (
+            bos,
+            *whole[: LIMIT - 1],
+        )
         # As for the ids themselves, which are all known.
-        assert encoder.encode(Tokens((bos, *whole)), "left").input_ids == cut
+        assert encoder.encode(PrerenderedTokens((bos, *whole)), "left").input_ids == cut
     finally:
         tokenizer.backend_tokenizer.post_processor = kept
         demo.cache_clear()
@@ -120,7 +123,7 @@ def test_a_stretch_that_cannot_be_cut_is_refused_alone(mode: Any) -> None:
     encoder.max_unbroken_characters = 100_000
     bad = asked("x" * 200_000)
     good, refused, prepared, again = encoder.encode_all(
-        [asked("hi"), bad, Rendered("<|im_start|>" + "x" * 200_000), asked("hi")], mode
+        [asked("hi"), bad, PrerenderedText("<|im_start|>" + "x" * 200_000), asked("hi")], mode
     )
     assert good == again
     for error in (refused, prepared):
@@ -138,7 +141,7 @@ def test_a_prompt_of_many_answers_is_tokenized_once(make: Any, unit: str) -> Non
     prompt = unit * (8_000 // len(unit))
     conversations = [asked(prompt, f"answer {i}") for i in range(50)]
     together = encoder.encode_all(conversations)
-    if encoder._borders.after(prompt, 0, 1, len(prompt)):
+    if encoder._boundaries.find_after(prompt, 0, 1, len(prompt)):
         assert counting.num_characters < 4 * len(prompt)
     assert together == [encoder.encode(conversation) for conversation in conversations]
 
@@ -151,7 +154,7 @@ def test_shared_starts_change_no_token(answers: list[str], unit: str) -> None:
     encoder, _ = encoder_of(like_qwen3, 10**6)
     prompt = unit * (1 + 1_500 // len(unit))
     conversations = [asked(prompt + answer[:3], answer) for answer in answers]
-    shared = SharedStart()
+    shared = SharedPrefix()
     halves = (conversations[:2], conversations[2:])
     together = [e for half in halves for e in encoder.encode_all(half, shared=shared)]
     assert together == [encoder.encode(conversation) for conversation in conversations]
@@ -167,7 +170,7 @@ PIECES = [" cap", "ital", " Fran", "ce", " 12", "34", " ", ".", "\n", "首都", 
 def test_answers_that_go_on_within_a_word_change_no_token(make: Any, answers: list[str]) -> None:
     encoder, _ = encoder_of(make, 10**6)
     conversations = [asked("one, two " * 150, answer) for answer in answers]
-    together = encoder.encode_all(conversations, shared=SharedStart())
+    together = encoder.encode_all(conversations, shared=SharedPrefix())
     assert together == [encoder.encode_all([conversation])[0] for conversation in conversations]
 
 
@@ -192,7 +195,7 @@ def test_work_that_nobody_wants_ends_between_two_parts() -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        encoder.encode_all([asked("one, two " * 100_000)], look_up=look_up)
+        encoder.encode_all([asked("one, two " * 100_000)], check_cancelled=look_up)
     assert counting.num_characters < 200_000
     assert encoder.encode_all([asked("hi")])
 
@@ -201,7 +204,7 @@ def test_work_that_nobody_wants_ends_between_two_parts() -> None:
 def test_contents_are_missing_where_they_are_nowhere_in_the_text(
     contents: list[str], text: str
 ) -> None:
-    found = _missing_from(text, list(range(len(contents))), contents)
+    found = _find_missing(text, list(range(len(contents))), contents)
     assert found == [i for i, content in enumerate(contents) if content not in text]
 
 
@@ -223,4 +226,4 @@ def test_a_tokenizer_that_panics_spoils_one_conversation(monkeypatch: pytest.Mon
     assert isinstance(bad, ScoreError)
     assert "PanicException" in bad.message
     with pytest.raises(InvalidConversationError, match="failed on this conversation"):
-        encoder.encode(Rendered("<|im_start|>trigger"), "left")
+        encoder.encode(PrerenderedText("<|im_start|>trigger"), "left")

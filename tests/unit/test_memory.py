@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rm_core import BatchConfig, DeviceMemoryError, RewardScorer
-from rm_core.memory import CUDA_TOKENS, bytes_per_token, choose_budget, full_batch
-from rm_core.packing import Tree
+from rm_core.memory import CUDA_TOKENS, build_full_batch, choose_budget, estimate_bytes_per_token
+from rm_core.packing import PrefixTree
 
 ScorerOf = Callable[..., RewardScorer]
 LLAMA_8B = SimpleNamespace(
@@ -26,15 +26,17 @@ def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 def test_bytes_of_a_token() -> None:
     """By hand: 2 x 4,096 in bfloat16 and in float32, and three times the MLP in bfloat16."""
-    assert bytes_per_token(LLAMA_8B, torch.bfloat16) == 2 * 4_096 * (2 + 4) + 3 * 14_336 * 2
-    assert bytes_per_token(LLAMA_8B, torch.float32) == 2 * 4_096 * (4 + 4) + 3 * 14_336 * 4
+    assert (
+        estimate_bytes_per_token(LLAMA_8B, torch.bfloat16) == 2 * 4_096 * (2 + 4) + 3 * 14_336 * 2
+    )
+    assert estimate_bytes_per_token(LLAMA_8B, torch.float32) == 2 * 4_096 * (4 + 4) + 3 * 14_336 * 4
 
 
 def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def budget(num_bytes: int, requested: int | None = None) -> int:
         with_free(monkeypatch, num_bytes)
         chosen = choose_budget(requested, LLAMA_8B, torch.bfloat16, CUDA)
-        assert chosen.chosen == (requested is None)
+        assert chosen.is_automatic == (requested is None)
         return chosen.max_batch_tokens
 
     assert budget(60 << 30) == CUDA_TOKENS
@@ -44,7 +46,7 @@ def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_full_batch_is_full() -> None:
-    tree = full_batch(1_000, 300)
+    tree = build_full_batch(1_000, 300)
     assert tree.num_tokens == 1_000
     assert [len(sequence) for sequence in tree.sequences] == [100, 300, 300, 300]
 
@@ -55,10 +57,10 @@ def test_the_warm_up_proves_the_largest_batch(
 ) -> None:
     """A budget that was chosen is halved until it fits; one that was asked for is refused."""
     batching = None if chosen else BatchConfig(4_096)
-    scorer = RewardScorer(scorer_of("qwen3").loaded, batching)
+    scorer = RewardScorer(scorer_of("qwen3").loaded_model, batching)
     tried: list[int] = []
 
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         tried.append(tree.num_tokens)
         assert max(map(len, tree.sequences)) <= scorer.encoder.max_length
         if tree.num_tokens > 1_500:
@@ -82,7 +84,7 @@ def test_a_batch_that_fails_is_tried_in_halves(
     scorer = scorer_of("qwen3")
     sizes: list[int] = []
 
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         sizes.append(len(tree.sequences))
         if len(tree.sequences) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -24,7 +24,7 @@ def test_tokens_stand_one_after_the_other_and_cover_the_text(
 ) -> None:
     encoder = encoder_of(name)
     encoded = encoder.encode(EMOJI)
-    offsets = encoder.offsets(encoded)
+    offsets = encoder.compute_offsets(encoded)
     assert offsets is not None
     assert len(offsets) == encoded.num_tokens
     placed = [(start, end) for start, end in offsets if end > start]
@@ -48,7 +48,7 @@ def test_a_cut_text_that_has_other_tokens_has_no_offsets(encoder_of: EncoderOf) 
             cut = encoder.encode(EMOJI, "right")
         finally:
             encoder.max_length = before
-        offsets = encoder.offsets(cut)
+        offsets = encoder.compute_offsets(cut)
         told.append(offsets is not None)
         if offsets is not None:
             assert len(offsets) == cut.num_tokens == length

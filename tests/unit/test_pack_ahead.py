@@ -9,13 +9,13 @@ import pytest
 
 from rm_core import BatchConfig, RewardScorer
 from rm_core.model.forward import forward_batch
-from rm_core.packing import TokenIds, Tree
+from rm_core.packing import PrefixTree, TokenIds
 
 
 @pytest.fixture
 def scorer(scorer_of: Callable[..., RewardScorer]) -> RewardScorer:
     """With a small budget, so that there are several batches."""
-    return RewardScorer(scorer_of("qwen3").loaded, BatchConfig(max_batch_tokens=100))
+    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def test_each_batch_is_told_before_it_begins(
 ) -> None:
     happened: list[tuple[str, int]] = []
 
-    def watched(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         happened.append(("ran", tree.num_tokens))
         return forward_batch(loaded, tree)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", watched)
     expected = scorer.score_ids(sequences)
     whole, happened = happened, []
-    scored = scorer.score_prepared(
-        scorer.prepare(sequences), lambda num_tokens: happened.append(("told", num_tokens))
+    scored = scorer.score_packing(
+        scorer.pack(sequences), lambda num_tokens: happened.append(("told", num_tokens))
     )
     assert scored == expected
     assert len(whole) > 1
@@ -59,5 +59,5 @@ def test_whoever_is_told_can_end_it(scorer: RewardScorer, sequences: list[TokenI
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        scorer.score_prepared(scorer.prepare(sequences), end_at_the_second)
+        scorer.score_packing(scorer.pack(sequences), end_at_the_second)
     assert len(sizes) == 2

@@ -6,29 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.packing import Packing, TokenIds, Tree, halves, pack
+from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
 
 # Few tokens and short sequences: shared starts at every depth, duplicates, prefixes of others.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), max_size=30)
 BUDGETS = st.integers(1, 40)
 
 
-def row(tree: Tree) -> list[int]:
-    return [token for run in tree.runs for token in run.token_ids]
+def row(tree: PrefixTree) -> list[int]:
+    return [token for run in tree.segments for token in run.token_ids]
 
 
-def run_at(tree: Tree, place: int) -> int:
-    (index,) = [i for i, run in enumerate(tree.runs) if run.start <= place < run.stop]
+def run_at(tree: PrefixTree, place: int) -> int:
+    (index,) = [i for i, run in enumerate(tree.segments) if run.start <= place < run.stop]
     return index
 
 
-def read_back(tree: Tree) -> list[TokenIds]:
+def read_back(tree: PrefixTree) -> list[TokenIds]:
     """Every sequence, from the row and the runs alone."""
     tokens = row(tree)
     return [
         tuple(
             token
-            for start, stop in tree.path(run_at(tree, end), end + 1)
+            for start, stop in tree.get_path(run_at(tree, end), end + 1)
             for token in tokens[start:stop]
         )
         for end in tree.ends
@@ -69,10 +69,13 @@ def test_what_is_shared_is_encoded_once(sequences: list[TokenIds]) -> None:
 @given(SEQUENCES, BUDGETS)
 def test_a_row_is_its_runs_without_a_gap(sequences: list[TokenIds], budget: int) -> None:
     for tree in pack(sequences, budget).batches:
-        assert [run.start for run in tree.runs] == [0, *(run.stop for run in tree.runs[:-1])]
-        assert tree.num_tokens == len(row(tree)) == tree.runs[-1].stop
-        assert all(run.token_ids for run in tree.runs)
-        assert all(run.parent < index for index, run in enumerate(tree.runs))
+        assert [run.start for run in tree.segments] == [
+            0,
+            *(run.stop for run in tree.segments[:-1]),
+        ]
+        assert tree.num_tokens == len(row(tree)) == tree.segments[-1].stop
+        assert all(run.token_ids for run in tree.segments)
+        assert all(run.parent < index for index, run in enumerate(tree.segments))
         assert tree.num_tokens == trie_size(list(tree.sequences))
 
 
@@ -83,9 +86,9 @@ def test_what_sees_a_token_stands_in_one_piece_behind_it(
     """Kernels with a mask of one interval a key rely on it."""
     for tree in pack(sequences, budget).batches:
         seen_by: dict[int, list[int]] = {}
-        for index, run in enumerate(tree.runs):
+        for index, run in enumerate(tree.segments):
             for place in range(run.start, run.stop):
-                for start, stop in tree.path(index, place + 1):
+                for start, stop in tree.get_path(index, place + 1):
                     for key in range(start, stop):
                         seen_by.setdefault(key, []).append(place)
         for key, places in seen_by.items():
@@ -104,7 +107,7 @@ def test_a_batch_keeps_the_budget_or_holds_one_sequence(
 @given(SEQUENCES.filter(lambda sequences: len(set(sequences)) > 1))
 def test_halves(sequences: list[TokenIds]) -> None:
     (tree,) = pack(sequences, 10_000).batches
-    left, right = halves(tree)
+    left, right = split_in_half(tree)
     assert (*left.sequences, *right.sequences) == tree.sequences
     assert 0 <= len(right.sequences) - len(left.sequences) <= 1
     assert read_back(left) + read_back(right) == list(tree.sequences)
@@ -118,7 +121,7 @@ def test_packing_by_hand() -> None:
         ((1, 5), (1, 2, 7), (1, 2)),
     ]
     last = packing.batches[-1]
-    assert [(run.start, run.depth, run.parent) for run in last.runs] == [(0, 0, -1), (2, 1, 0)]
+    assert [(run.start, run.depth, run.parent) for run in last.segments] == [(0, 0, -1), (2, 1, 0)]
     assert row(last) == [1, 5, 2, 7]
     assert last.ends == (1, 3, 2)
     assert packing.restore("abcde") == ["e", "b", "d", "a", "e", "c"]

@@ -57,8 +57,8 @@ def test_float32(name: str, attention: str, scorer_of: ScorerOf, checkpoint_of: 
 @pytest.mark.parametrize("name", SPECS)
 def test_bfloat16(name: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None:
     scorer = scorer_of(name, "bfloat16")
-    assert {p.dtype for p in scorer.loaded.model.parameters()} == {torch.bfloat16}
-    assert scorer.loaded.head.dtype == torch.float32
+    assert {p.dtype for p in scorer.loaded_model.model.parameters()} == {torch.bfloat16}
+    assert scorer.loaded_model.head.dtype == torch.float32
     assert scorer.describe()["head_dtype"] == "float32"
     ours = rewards(scorer, conversations_for(name))
     expected = references(name, checkpoint_of(name), "bfloat16")
@@ -89,7 +89,7 @@ def test_what_makes_a_family_special_changes_its_rewards(
 
 def test_the_long_conversations_are_longer_than_the_window(scorer_of: ScorerOf) -> None:
     scorer = scorer_of("gemma2")
-    window = scorer.loaded.model.config.sliding_window
+    window = scorer.loaded_model.model.config.sliding_window
     lengths = [scorer.encoder.encode(m).num_tokens for m in CONVERSATIONS]
     assert sum(length > 2 * window for length in lengths) >= 3
     assert min(lengths) < window
@@ -115,12 +115,12 @@ def test_any_tree(
 ) -> None:
     """Also in batches of any size, and however the sequences are cut from one another."""
     scorer = scorer_of(name, "float32", attention)
-    pad = scorer.loaded.pad_token_id
+    pad = scorer.loaded_model.pad_token_id
     for sequence in data.draw(st.lists(st.sampled_from(sequences), max_size=8)):
         stop = data.draw(st.integers(1, len(sequence)))
         sequences = [*sequences, sequence[:stop], (*sequence[:stop], 30), (*sequence, pad)]
     budget = data.draw(st.integers(1, 2 * sum(map(len, sequences))))
-    scored = RewardScorer(scorer.loaded, BatchConfig(budget)).score_ids(sequences)
+    scored = RewardScorer(scorer.loaded_model, BatchConfig(budget)).score_ids(sequences)
     reference = reference_of(name, checkpoint_of(name))
     with torch.inference_mode():
         expected = [float(reference.model(torch.tensor([s])).logits[0, 0]) for s in sequences]
@@ -172,7 +172,7 @@ def test_the_batch_invariant_mode_has_one_length_of_rows(checkpoint_of: PathOf) 
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", deterministic=True)
     scorer = RewardScorer.load(config, BatchConfig(max_batch_tokens=100))
     lengths: list[int] = []
-    embedding = scorer.loaded.model.get_submodule("model.embed_tokens")
+    embedding = scorer.loaded_model.model.get_submodule("model.embed_tokens")
     embedding.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[-1]))
     sizes = [scorer.encoder.encode(messages).num_tokens for messages in CONVERSATIONS]
     rewards(scorer, CONVERSATIONS)

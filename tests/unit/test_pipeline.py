@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer
-from rm_core.model.pipeline import connect, place, stage_of
+from rm_core.model.pipeline import get_stage, install_transfer_hooks, move_to_devices
 from serve.config.model_settings import ModelSettings
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -22,9 +22,9 @@ TALKS = [
 
 
 def test_stages_are_in_order_and_of_one_size() -> None:
-    assert [stage_of(i, 4, 2) for i in range(4)] == [0, 0, 1, 1]
-    assert [stage_of(i, 7, 3) for i in range(7)] == [0, 0, 0, 1, 1, 2, 2]
-    assert {stage_of(i, 80, 1) for i in range(80)} == {0}
+    assert [get_stage(i, 4, 2) for i in range(4)] == [0, 0, 1, 1]
+    assert [get_stage(i, 7, 3) for i in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert {get_stage(i, 80, 1) for i in range(80)} == {0}
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -36,8 +36,8 @@ def test_rewards_are_those_of_one_device(
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", deterministic=deterministic)
     budget = BatchConfig(max_batch_tokens=128)
     plain, split = RewardScorer.load(config, budget), RewardScorer.load(config)
-    connect(split.loaded.model, (CPU, CPU))
-    loaded = dataclasses.replace(split.loaded, devices=(CPU, CPU))
+    install_transfer_hooks(split.loaded_model.model, (CPU, CPU))
+    loaded = dataclasses.replace(split.loaded_model, devices=(CPU, CPU))
     assert RewardScorer(loaded, budget).score(TALKS) == plain.score(TALKS)
 
 
@@ -47,9 +47,9 @@ def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], 
         # Its linear layers are those of torch, not packed for the CPU.
         ModelConfig(str(checkpoint_of("qwen3")), device="cpu", dtype="bfloat16", attention="eager")
     )
-    model: Any = scorer.loaded.model
-    place(model, (CPU, META))
-    connect(model, (CPU, META))
+    model: Any = scorer.loaded_model.model
+    move_to_devices(model, (CPU, META))
+    install_transfer_hooks(model, (CPU, META))
     seen: list[tuple[str, str]] = []
     for layer in model.model.layers:
         layer.register_forward_pre_hook(
@@ -61,12 +61,12 @@ def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], 
     assert model.score.weight.device == model.model.norm.weight.device == META
     assert model.model.embed_tokens.weight.device == CPU
     loaded = dataclasses.replace(
-        scorer.loaded, devices=(CPU, META), head=scorer.loaded.head.to(META)
+        scorer.loaded_model, devices=(CPU, META), head=scorer.loaded_model.head.to(META)
     )
     (result,) = RewardScorer(loaded).score(TALKS[:1])
     assert result.code == "scoring_failed"  # type: ignore[union-attr]  # meta holds no numbers
     assert len(seen) == model.config.num_hidden_layers
-    stages = [stage_of(i, len(seen), 2) for i in range(len(seen))]
+    stages = [get_stage(i, len(seen), 2) for i in range(len(seen))]
     assert seen == [("meta", "meta") if stage else ("cpu", "cpu") for stage in stages]
     assert set(stages) == {0, 1}
 

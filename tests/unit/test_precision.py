@@ -17,7 +17,7 @@ from reference import CONVERSATIONS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.model.precision import check_precision, ieee_products
+from rm_core.model.precision import check_precision, use_ieee_products
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
@@ -121,9 +121,9 @@ def test_precision_is_restored(setting: str) -> None:
     before = [kind.fp32_precision for kind in kinds]
     assert "tf32" in before
 
-    @ieee_products()
+    @use_ieee_products()
     def compute() -> None:
-        with ieee_products():
+        with use_ieee_products():
             assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
             assert torch.get_float32_matmul_precision() == "highest"
             raise ZeroDivisionError

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rm_core import ModelConfig, RewardScorer
-from rm_core.model.prepacked_linear import PackedLinear, pack_linears
+from rm_core.model.prepacked_linear import PrepackedLinear, prepack_linears
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -23,16 +23,16 @@ def test_the_same_products(rows: int, bias: bool) -> None:
     linear = nn.Linear(48, 80, bias=bias)
     inputs = torch.randn(1, rows, 48)
     with torch.inference_mode():
-        torch.testing.assert_close(PackedLinear(linear)(inputs), linear(inputs))
+        torch.testing.assert_close(PrepackedLinear(linear)(inputs), linear(inputs))
 
 
 def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    pack_linears(layers)
-    assert not any(isinstance(module, PackedLinear) for module in layers.modules())
+    prepack_linears(layers)
+    assert not any(isinstance(module, PrepackedLinear) for module in layers.modules())
     monkeypatch.undo()
-    pack_linears(layers)
+    prepack_linears(layers)
     kinds = [type(module).__name__ for module in layers.modules()]
     assert kinds == ["Sequential", "PackedLinear", "Sequential", "ReLU", "PackedLinear"]
 
@@ -51,8 +51,8 @@ def test_where_layers_are_packed(
     settings: dict[str, object], packed: bool, checkpoint_of: Callable[[str], Path]
 ) -> None:
     config = ModelConfig(str(checkpoint_of("llama-v0.2")), device="cpu", **settings)  # type: ignore[arg-type]
-    modules = RewardScorer.load(config).loaded.model.modules()
-    assert any(isinstance(module, PackedLinear) for module in modules) == packed
+    modules = RewardScorer.load(config).loaded_model.model.modules()
+    assert any(isinstance(module, PrepackedLinear) for module in modules) == packed
 
 
 def test_few_kernels_are_kept_unless_somebody_chose_how_many() -> None:

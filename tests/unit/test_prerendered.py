@@ -14,11 +14,11 @@ from rm_core import (
     ConversationTooLongError,
     ForeignTemplateError,
     InvalidConversationError,
-    Rendered,
+    PrerenderedText,
+    PrerenderedTokens,
     ScoreError,
-    Tokens,
     read_turns,
-    without_end,
+    strip_end,
 )
 
 EncoderOf = Callable[[str], ChatEncoder]
@@ -53,15 +53,15 @@ def test_bos_stands_as_in_a_conversation_whatever_the_client_did(
     expected = encoder.encode(messages)
     if name not in HAVE_BOS:
         times = 0  # there is no such token: it would be part of the text
-    text = encoder.encode(Rendered("<bos>" * times + bare(name, messages)))
+    text = encoder.encode(PrerenderedText("<bos>" * times + bare(name, messages)))
     assert (text.input_ids, text.readout) == (expected.input_ids, expected.readout)
     bos = TOKENIZERS[name].bos_token_id
     without = expected.input_ids[1:] if name in HAVE_BOS else expected.input_ids
-    ids = encoder.encode(Tokens((bos,) * times + without))
+    ids = encoder.encode(PrerenderedTokens((bos,) * times + without))
     assert (ids.input_ids, ids.readout) == (expected.input_ids, expected.readout)
     word = {0: ":bos-added", 1: ":bos-kept"}.get(times, ":bos-stripped")
     word = word if name in HAVE_BOS else ""
-    assert (text.recognised, ids.recognised) == ("text" + word, "tokens" + word)
+    assert (text.input_format, ids.input_format) == ("text" + word, "tokens" + word)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -78,7 +78,7 @@ def test_a_generation_is_ended_as_the_template_ends_an_answer(
     text = "<pad>" * times + ("<bos>" if name in HAVE_BOS else "") + text
     if SPECS[name].pad != "<pad>":
         text = text.replace("<pad>", SPECS[name].pad)
-    encoded = encoder_of(name).encode(Rendered(text, close=True))
+    encoded = encoder_of(name).encode(PrerenderedText(text, close=True))
     assert encoded.input_ids == encoder_of(name).encode(messages).input_ids
 
 
@@ -97,7 +97,9 @@ def test_text_of_another_models_template_is_refused(
     name: str, dialect: str, encoder_of: EncoderOf
 ) -> None:
     own = {"llama-v0.2": "llama3", "qwen3": "chatml", "gemma2": "gemma"}[name]
-    first, second, third = encoder_of(name).encode_all([HELLO, Rendered(FOREIGN[dialect]), HELLO])
+    first, second, third = encoder_of(name).encode_all(
+        [HELLO, PrerenderedText(FOREIGN[dialect]), HELLO]
+    )
     assert first == third
     if dialect == own:
         assert not isinstance(second, ScoreError)
@@ -113,17 +115,17 @@ def test_what_an_answer_says_about_templates_is_no_template(
 ) -> None:
     about = [HELLO[0], {"role": "assistant", "content": "".join(FOREIGN.values())}]
     text = bare(name, about)
-    assert encoder_of(name).encode(Rendered(text)).input_ids == (
+    assert encoder_of(name).encode(PrerenderedText(text)).input_ids == (
         encoder_of(name).encode(about).input_ids
     )
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_plain_text_is_scored_and_told(name: str, encoder_of: EncoderOf) -> None:
-    plain = Rendered("The capital of France is Paris.")
+    plain = PrerenderedText("The capital of France is Paris.")
     encoded = encoder_of(name).encode(plain)
     word = ",bos-added" if name in HAVE_BOS else ""
-    assert encoded.recognised == "text:no-template" + word
+    assert encoded.input_format == "text:no-template" + word
     tokenizer = TOKENIZERS[name]
     expected = tokenizer(plain.text, add_special_tokens=False).input_ids
     assert list(encoded.input_ids) == [tokenizer.bos_token_id] * (name in HAVE_BOS) + expected
@@ -132,7 +134,7 @@ def test_plain_text_is_scored_and_told(name: str, encoder_of: EncoderOf) -> None
 def test_a_block_of_thoughts_does_not_make_a_text_ours(encoder_of: EncoderOf) -> None:
     text = "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\n</think>4"
     with pytest.raises(ForeignTemplateError):
-        encoder_of("qwen3").encode(Rendered(text))
+        encoder_of("qwen3").encode(PrerenderedText(text))
 
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "llama-v0.2", "qwen3"])
@@ -142,7 +144,7 @@ def test_what_is_too_long_is_refused_or_cut_on_request(
 ) -> None:
     encoder = encoder_of(name)
     whole = encoder.encode([HELLO[0], {"role": "assistant", "content": "word " * 30}])
-    sent = Tokens(whole.input_ids) if as_ids else Rendered(whole.text)
+    sent = PrerenderedTokens(whole.input_ids) if as_ids else PrerenderedText(whole.text)
     limit, bos = 20, int(name in HAVE_BOS)
     with pytest.raises(ConversationTooLongError, match=f"{whole.num_tokens} tokens .* is 20"):
         encoder.encode(sent, max_length=limit)
@@ -169,25 +171,25 @@ def test_the_limit_of_a_request_holds_for_conversations_too(encoder_of: EncoderO
 
 def test_a_text_far_too_long_is_refused_without_tokenizing_it(encoder_of: EncoderOf) -> None:
     with pytest.raises(ConversationTooLongError, match="at least"):
-        encoder_of("qwen3").encode(Rendered("<|im_start|>" + "a b" * 500_000))
+        encoder_of("qwen3").encode(PrerenderedText("<|im_start|>" + "a b" * 500_000))
 
 
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
-        (Rendered(""), "the text is empty"),
-        (Rendered("<bos> \n"), "the text is empty"),
-        (Rendered("\ud83d"), "surrogate"),
-        (Tokens(()), "no token ids"),
-        (Tokens((1,)), "no token ids but BOS"),
-        (Tokens((5, -1)), "token id 1 is -1"),
-        (Tokens((5, 10**6)), "another model's tokenizer"),
-        (Tokens((5, True)), "token id 1 is True"),
-        (Tokens((5, 1.5)), "token id 1 is 1.5"),  # type: ignore[arg-type]
+        (PrerenderedText(""), "the text is empty"),
+        (PrerenderedText("<bos> \n"), "the text is empty"),
+        (PrerenderedText("\ud83d"), "surrogate"),
+        (PrerenderedTokens(()), "no token ids"),
+        (PrerenderedTokens((1,)), "no token ids but BOS"),
+        (PrerenderedTokens((5, -1)), "token id 1 is -1"),
+        (PrerenderedTokens((5, 10**6)), "another model's tokenizer"),
+        (PrerenderedTokens((5, True)), "token id 1 is True"),
+        (PrerenderedTokens((5, 1.5)), "token id 1 is 1.5"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_text_and_no_tokens(
-    sent: Rendered | Tokens, says: str, encoder_of: EncoderOf
+    sent: PrerenderedText | PrerenderedTokens, says: str, encoder_of: EncoderOf
 ) -> None:
     assert TOKENIZERS["llama-v0.1"].bos_token_id == 1
     with pytest.raises(InvalidConversationError, match=says):
@@ -225,6 +227,6 @@ def test_a_text_without_its_prompt_is_refused(prompt: str) -> None:
 
 
 def test_only_markers_are_taken_from_the_end() -> None:
-    assert without_end("4 \n<|im_end|>\n<|endoftext|> ") == "4 \n"
-    assert without_end("4 \n") == "4 \n"
-    assert without_end("<|im_end|> 4") == "<|im_end|> 4"
+    assert strip_end("4 \n<|im_end|>\n<|endoftext|> ") == "4 \n"
+    assert strip_end("4 \n") == "4 \n"
+    assert strip_end("<|im_end|> 4") == "<|im_end|> 4"

@@ -17,7 +17,7 @@ from reference import CONVERSATIONS
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.model.quantization import check_quantization, quantize, silence_torchao
 from rm_core.types import ScoredBatch
-from rm_core.verification import agreement, verify
+from rm_core.verification import compare_rankings, verify
 
 silence_torchao()
 with warnings.catch_warnings():
@@ -57,7 +57,7 @@ def test_rewards_are_near_and_the_fingerprint_tells(
     exact, ours = rewards(scorer_of(name)), rewards(scorer)
     mean = sum(abs(a - b) for a, b in zip(exact, ours, strict=True)) / len(ours)
     assert 1e-4 < mean < 1
-    weight = scorer.loaded.model.get_submodule("model.layers.0.mlp.up_proj").weight
+    weight = scorer.loaded_model.model.get_submodule("model.layers.0.mlp.up_proj").weight
     assert type(weight) is not torch.nn.Parameter or weight.dtype != torch.float32
 
 
@@ -179,14 +179,14 @@ def test_verify_judges_the_ranking(checkpoint_of: PathOf) -> None:
 
 def test_agreement_by_hand() -> None:
     exact = {"a/chosen": 2.0, "a/rejected": 1.0, "b/chosen": -1.0, "b/rejected": 3.0}
-    pairs, difference = agreement(exact | {"b/chosen": 4.0}, exact)
+    pairs, difference = compare_rankings(exact | {"b/chosen": 4.0}, exact)
     assert (pairs.ours, pairs.passed, pairs.note) == (0.5, False, "1 of 2 pairs, against float32")
     assert (difference.ours, difference.passed) == (1.25, False)
-    pairs, difference = agreement(exact | {"a/chosen": 2.1}, exact)
+    pairs, difference = compare_rankings(exact | {"a/chosen": 2.1}, exact)
     assert (pairs.ours, pairs.passed) == (1.0, True)
     assert difference.ours == pytest.approx(0.025)
     assert difference.passed
-    assert agreement({"a/chosen": 1.0}, exact) == []
+    assert compare_rankings({"a/chosen": 1.0}, exact) == []
 
 
 def test_what_cannot_work_is_refused(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.chat_formats import _DIALECTS, DialectName, read_turns
+from rm_core.inputs.chat_formats import _CHAT_FORMATS, ChatFormatName, read_turns
 from rm_core.inputs.conversations import Messages
 
 CHATML = (
@@ -46,7 +46,7 @@ MISTRAL = (
     "{% elif m.role == 'system' %}[SYSTEM_PROMPT] {{ m.content | trim }}[/SYSTEM_PROMPT]"
     "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
 )
-TEMPLATES: dict[str, tuple[DialectName, str]] = {
+TEMPLATES: dict[str, tuple[ChatFormatName, str]] = {
     "chatml": ("chatml", CHATML),
     "qwen2.5": ("chatml", DEFAULT_SYSTEM),
     "llama3": ("llama3", LLAMA),
@@ -93,7 +93,7 @@ def test_what_a_template_wrote_is_read_back(name: str, drawn: Any) -> None:
     messages = conversation(drawn)
     text, prompt = render(name, messages)
     found = read_turns(text, prompt, TEMPLATES[name][0])
-    dialect = _DIALECTS[TEMPLATES[name][0]]
+    dialect = _CHAT_FORMATS[TEMPLATES[name][0]]
     expected = [
         {**m, "content": m["content"].strip() if dialect.trims else m["content"]} for m in messages
     ]
@@ -159,7 +159,7 @@ HELLO = [turn("user", "2+2?"), turn("assistant", "4")]
 
 @pytest.mark.parametrize(("dialect", "first", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_text_of_no_turn_is_refused_with_its_place(
-    dialect: DialectName, first: str, says: str
+    dialect: ChatFormatName, first: str, says: str
 ) -> None:
     prompt = first + LAST[dialect]
     with pytest.raises(InvalidConversationError) as caught:
@@ -171,11 +171,14 @@ def test_text_of_no_turn_is_refused_with_its_place(
 @pytest.mark.parametrize("dialect", LAST)
 @pytest.mark.parametrize("padding", ["", "<pad>", "<|endoftext|>" * 3, "<s>", "</s></s><s>"])
 def test_padding_and_bos_are_dropped_wherever_they_stand(
-    dialect: DialectName, padding: str
+    dialect: ChatFormatName, padding: str
 ) -> None:
     prompt = padding + LAST[dialect]
     assert read_turns(prompt + "4", prompt, dialect) == HELLO
-    assert read_turns(prompt + "4" + _DIALECTS[dialect].ends[0] + padding, prompt, dialect) == HELLO
+    assert (
+        read_turns(prompt + "4" + _CHAT_FORMATS[dialect].ends[0] + padding, prompt, dialect)
+        == HELLO
+    )
     # Padding that only one of the two has, as where prompts are padded for a batch.
     assert read_turns(LAST[dialect] + "4", prompt, dialect) == HELLO
 

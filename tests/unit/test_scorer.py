@@ -17,8 +17,8 @@ from rm_core import BatchConfig, ConversationTooLongError, ModelConfig, Reward, 
 from rm_core import ScoreError as Failure
 from rm_core.errors import ScoringError
 from rm_core.model.forward import forward_batch
-from rm_core.packing import Tree
-from rm_core.scorer import combine
+from rm_core.packing import PrefixTree
+from rm_core.scorer import merge_results
 from rm_core.types import ScoredBatch
 
 PathOf = Callable[[str], Path]
@@ -50,7 +50,7 @@ TEN_BAD = [
 @pytest.fixture
 def scorer(scorer_of: ScorerOf) -> RewardScorer:
     """Over the shared weights; a small budget, so that there are several batches."""
-    return RewardScorer(scorer_of("qwen3").loaded, BatchConfig(max_batch_tokens=100))
+    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_nothing_gives_nothing(scorer: RewardScorer) -> None:
 def test_batches_keep_the_budget_and_score_nothing_twice(
     scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Tree] = []
+    seen: list[PrefixTree] = []
 
-    def watched(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         seen.append(tree)
         return forward_batch(loaded, tree)
 
@@ -138,7 +138,7 @@ def test_a_forward_pass_that_raises_costs_one_reward(
 ) -> None:
     poison = ids_of(scorer, 7)
 
-    def failing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         if poison in tree.sequences:
             raise RuntimeError("secret of the inside")
         return forward_batch(loaded, tree)
@@ -161,7 +161,7 @@ def test_what_is_no_number_never_leaves(
 ) -> None:
     poison = ids_of(scorer, 3)
 
-    def wrong(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
         return [
             value if ids == poison else x for ids, x in zip(tree.sequences, logits, strict=True)
@@ -180,7 +180,7 @@ def test_what_is_no_number_never_leaves(
 def test_a_nan_in_the_weights_on_the_device_is_noticed(copy_of: Callable[..., Path]) -> None:
     scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
     with torch.no_grad():
-        next(scorer.loaded.model.parameters()).fill_(math.nan)
+        next(scorer.loaded_model.model.parameters()).fill_(math.nan)
     (result,) = scorer.score([talk("4")])
     assert isinstance(result, Failure)
     assert result.code == "non_finite_reward"
@@ -193,7 +193,7 @@ def test_out_of_memory_names_what_to_lower(
 ) -> None:
     poison = ids_of(scorer, 5)
 
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         if len(tree.sequences) > 1 or poison in tree.sequences:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward_batch(loaded, tree)
@@ -213,7 +213,7 @@ def test_a_failed_batch_is_released_before_the_next_attempt(
     """A traceback holds the tensors of its frames: what ran out of memory would do so again."""
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def full(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         assert not [ref for ref in held if ref() is not None]
         activations = torch.zeros(1)
         held.append(weakref.ref(activations))
@@ -240,14 +240,14 @@ def test_a_lost_reward_is_noticed(scorer: RewardScorer, monkeypatch: pytest.Monk
 def test_combining_needs_one_reward_for_each(scorer: RewardScorer) -> None:
     encoded = scorer.encoder.encode_all([GOOD[0], None, GOOD[1]])
     failure = Failure("scoring_failed", "why")
-    first, second, third = combine(encoded, ScoredBatch((1.5, failure), 0))
+    first, second, third = merge_results(encoded, ScoredBatch((1.5, failure), 0))
     assert isinstance(first, Reward)
     assert first.reward == 1.5
     assert isinstance(second, Failure)
     assert second.code == "invalid_conversation"
     assert third is failure
     with pytest.raises(AssertionError):
-        combine(encoded, ScoredBatch((1.0, 2.0, 3.0), 0))
+        merge_results(encoded, ScoredBatch((1.0, 2.0, 3.0), 0))
 
 
 def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
@@ -286,7 +286,7 @@ def test_describe_names_the_catalogues_entry(copy_of: Callable[..., Path]) -> No
 def test_warm_up(name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def watched(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         seen.append(len(tree.sequences))
         return forward_batch(loaded, tree)
 

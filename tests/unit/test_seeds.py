@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rm_core.catalog.entries import find_entry, load_sources, seeds_dir
-from rm_core.catalog.golden import golden_for, load_conversations
+from rm_core.catalog.golden import get_golden_rewards, load_conversations
 
 LLAMA, GEMMA = "Skywork/Skywork-Reward-Llama-3.1-8B", "Skywork/Skywork-Reward-Gemma-2-27B"
 V2 = "Skywork/Skywork-Reward-V2-"
@@ -30,7 +30,7 @@ REFUSED = "refuses without a reason or any help"
     ],
 )
 def test_apples(model: str, right: float, wrong: float):
-    golden = golden_for(model)
+    golden = get_golden_rewards(model)
     assert {s.conversation: s.reward for s in golden.scores} == {
         "apples-right": right,
         "apples-wrong": wrong,
@@ -52,7 +52,7 @@ def test_apple_conversations_word_for_word():
 
 
 def test_capitals_and_their_token_count():
-    golden = golden_for("Skywork-Reward-V2-Qwen3-0.6B")
+    golden = get_golden_rewards("Skywork-Reward-V2-Qwen3-0.6B")
     paris = next(s for s in golden.scores if s.conversation == "france-paris")
     brasilia = next(s for s in golden.scores if s.conversation == "france-brasilia")
     assert (paris.reward, brasilia.reward) == (2.6719, -5.25)
@@ -69,7 +69,7 @@ def test_capitals_and_their_token_count():
 
 def test_the_other_engine_is_kept_beside_and_one_step_away():
     for score, observed in zip(
-        golden_for(V2 + "Llama-3.1-8B").scores, (23.125, 3.578125), strict=True
+        get_golden_rewards(V2 + "Llama-3.1-8B").scores, (23.125, 3.578125), strict=True
     ):
         (other,) = score.also_observed
         assert other.reward == observed
@@ -82,7 +82,7 @@ def test_the_other_engine_is_kept_beside_and_one_step_away():
     [(LLAMA, [0.0625, 0.0625]), (GEMMA + "-v0.2", [0.03125, 0.125])],
 )
 def test_bfloat16_steps(model: str, steps: list[float]):
-    assert [s.bfloat16_step for s in golden_for(model).scores] == steps
+    assert [s.bfloat16_step for s in get_golden_rewards(model).scores] == steps
 
 
 def test_golden_scores_name_known_models_and_sources():
@@ -93,13 +93,13 @@ def test_golden_scores_name_known_models_and_sources():
     for model in models:
         entry = find_entry(model)
         assert entry is not None
-        assert golden_for(entry) == golden_for(model)
-        assert len(golden_for(entry).scores) == 2
+        assert get_golden_rewards(entry) == get_golden_rewards(model)
+        assert len(get_golden_rewards(entry).scores) == 2
     assert {s["source"] for s in raw["scores"]} <= load_sources().keys()
     official = {s["model"] for s in raw["scores"] if s["status"] == "confirmed"}
     assert official == models - {LLAMA, V2 + "Qwen3-0.6B"}
-    assert golden_for("someone/else").scores == ()
-    assert golden_for(V2 + "Qwen3-8B").scores == ()
+    assert get_golden_rewards("someone/else").scores == ()
+    assert get_golden_rewards(V2 + "Qwen3-8B").scores == ()
 
 
 @pytest.fixture(scope="module")

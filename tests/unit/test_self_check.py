@@ -20,8 +20,8 @@ from rm_core.inputs.chat_template import ChatTemplate
 from rm_core.model.self_check import (
     CONVERSATIONS,
     build_self_check,
+    compute_plain_logits,
     encode_samples,
-    score_plainly,
 )
 from rm_core.model.weights import read_weights
 
@@ -70,7 +70,7 @@ def test_self_check_passes_in_every_mode(
     name: str, settings: dict[str, Any], checkpoint_of: PathOf
 ) -> None:
     scorer = load(checkpoint_of(name), **settings)
-    check = scorer.loaded.self_check
+    check = scorer.loaded_model.self_check
     assert check is not None
     assert scorer.describe()["self_check"] is True
     assert len(check.sequences) == len(check.rewards) >= (1 if "max_length" in settings else 10)
@@ -80,7 +80,7 @@ def test_self_check_passes_in_every_mode(
 @pytest.mark.parametrize("name", SPECS)
 def test_self_check_has_the_rewards_of_plain_transformers(name: str, checkpoint_of: PathOf) -> None:
     folder = checkpoint_of(name)
-    check = load(folder).loaded.self_check
+    check = load(folder).loaded_model.self_check
     assert check is not None
     reference = Reference(folder)
     expected = [reference.reward(messages) for messages in CONVERSATIONS]
@@ -146,7 +146,7 @@ def test_self_check_refuses_a_mask_switch_that_the_engine_does_not_know(
 ) -> None:
     obey_made_up_switch(name, monkeypatch)
     folder = build_checkpoint(tmp_path, SPECS[name])
-    assert load(folder, **settings).loaded.self_check is not None
+    assert load(folder, **settings).loaded_model.self_check is not None
     edit_config(folder, forgetful=True)
     plain, ours = numbers_in_refusal(folder, **settings)
     assert abs(plain - ours) > 1e-3
@@ -191,8 +191,8 @@ def test_self_check_refuses_wrong_positions_of_shared_runs(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "rm_core.model.forward._positions",
-        lambda tree: (index for run in tree.runs for index in range(len(run.token_ids))),
+        "rm_core.model.forward._iter_positions",
+        lambda tree: (index for run in tree.segments for index in range(len(run.token_ids))),
     )
     numbers_in_refusal(checkpoint_of("qwen3"))
 
@@ -237,7 +237,7 @@ def test_self_check_needs_no_template_that_takes_its_conversations(tmp_path: Pat
     refuses = "{{ raise_exception('not these turns') }}"
     text = "{% if messages[0].role != 'system' %}" + refuses + "{% endif %}{{ messages }}"
     template.write_text(text)
-    check = load(folder, chat_template=str(template)).loaded.self_check
+    check = load(folder, chat_template=str(template)).loaded_model.self_check
     assert check is not None
     assert len(set(check.sequences[:3])) == 3
 
@@ -248,7 +248,7 @@ def test_half_precision_is_measured_against_float32_and_left_as_it_was(
 ) -> None:
     """The float32 pass over bfloat16 weights equals a model that was loaded as float32."""
     folder = checkpoint_of(name)
-    loaded = load(folder, dtype="bfloat16").loaded
+    loaded = load(folder, dtype="bfloat16").loaded_model
     narrow = read_weights(loaded.checkpoint, torch.bfloat16).eval()
     before = {key: value.clone() for key, value in narrow.state_dict().items()}
     samples = encode_samples(loaded.encoder)
@@ -256,8 +256,8 @@ def test_half_precision_is_measured_against_float32_and_left_as_it_was(
     after = narrow.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     wide = read_weights(loaded.checkpoint, torch.bfloat16).float().eval()
-    plain = score_plainly(narrow, (CPU,), samples[2:])
-    exact = score_plainly(wide, (CPU,), samples[2:])
+    plain = compute_plain_logits(narrow, (CPU,), samples[2:])
+    exact = compute_plain_logits(wide, (CPU,), samples[2:])
     error = float((plain[0].logits - exact[0].logits).abs().mean())
     assert error > 0
     assert max(check.tolerances) >= 6 * error * 0.999
@@ -273,10 +273,10 @@ def test_model_that_amplifies_rounding_is_not_refused(
     folder = build_checkpoint(tmp_path, replace(SPECS[name], seed=seed))
     edit_weights(folder, lambda weights: weights["score.weight"].mul_(300))
     scorer = load(folder)
-    check = scorer.loaded.self_check
+    check = scorer.loaded_model.self_check
     assert check is not None
-    model = read_weights(scorer.loaded.checkpoint, torch.float64).eval()
-    exact = score_plainly(model, (CPU,), check.sequences)
+    model = read_weights(scorer.loaded_model.checkpoint, torch.float64).eval()
+    exact = compute_plain_logits(model, (CPU,), check.sequences)
     errors = [abs(a.reward - b) for a, b in zip(exact, check.rewards, strict=True)]
     assert max(errors) > 1e-4  # of plain transformers itself
     assert max(check.tolerances) < 0.1
@@ -287,7 +287,7 @@ def test_model_that_amplifies_rounding_is_not_refused(
 
 
 def test_layers_on_several_devices_are_scored_plainly_too(checkpoint_of: PathOf) -> None:
-    loaded = load(checkpoint_of("gemma2")).loaded
+    loaded = load(checkpoint_of("gemma2")).loaded_model
     samples = encode_samples(loaded.encoder)
     model = read_weights(loaded.checkpoint, torch.float32).eval()
     one = build_self_check(model, (CPU,), samples)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import INFO, FakeBackend, conversation
 
-from rm_core import NotReadyError, Rendered, Reward, Tokens
+from rm_core import NotReadyError, PrerenderedText, PrerenderedTokens, Reward
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaLostError
 from serve.scoring.served_model import Scores, ServedModel, fingerprint_of
@@ -123,8 +123,8 @@ def test_slices_count_whatever_takes_time() -> None:
         [asked, *conversation("4")],
         [*conversation("4")[:1], thought],
         [told, *conversation("4")[1:]],
-        Tokens((1,) * 30_000),
-        Rendered("x" * 30_000),
+        PrerenderedTokens((1,) * 30_000),
+        PrerenderedText("x" * 30_000),
     ):
         assert [len(some) for some in cut([one] * 5)] == [2, 2, 1]
         assert sizes_of([one] * 5, 149_999) is None

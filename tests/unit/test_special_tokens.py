@@ -16,11 +16,11 @@ from reference import Reference, talk
 from rm_core import (
     ModelConfig,
     ModelLoadError,
-    Rendered,
+    PrerenderedText,
+    PrerenderedTokens,
     Reward,
     RewardScorer,
     ScoreError,
-    Tokens,
 )
 from rm_core.verification import PlainTransformers
 
@@ -80,10 +80,10 @@ def test_tokens_are_those_that_the_template_wrote_and_bos(
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
         scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"))
-    assert " ".join(scorer.encoder.left_out_tokens) == left_out
+    assert " ".join(scorer.encoder.omitted_tokens) == left_out
     assert (f"would add {left_out} to every text" in caplog.text) == bool(left_out)
     reference = Reference(folder)
-    plain = PlainTransformers(scorer, scorer.loaded.model.dtype)
+    plain = PlainTransformers(scorer, scorer.loaded_model.model.dtype)
     for conversation, result in zip(CONVERSATIONS, scorer.score(CONVERSATIONS), strict=True):
         rendered = reference.tokenizer.apply_chat_template(conversation, return_dict=True)
         expected = rendered["input_ids"]
@@ -94,11 +94,11 @@ def test_tokens_are_those_that_the_template_wrote_and_bos(
         reference.input_ids = lambda _, ids=expected: ids  # type: ignore[method-assign]
         assert isinstance(result, Reward)
         assert result.reward == pytest.approx(reference.reward(conversation), abs=1e-4)
-        assert plain.reward(conversation) == pytest.approx(result.reward, abs=1e-4)
-        prepared = [Rendered(encoded.text), Rendered(encoded.text, close=True)]
-        for other in [*prepared, Tokens(tuple(expected))]:
+        assert plain.compute_reward(conversation) == pytest.approx(result.reward, abs=1e-4)
+        prepared = [PrerenderedText(encoded.text), PrerenderedText(encoded.text, close=True)]
+        for other in [*prepared, PrerenderedTokens(tuple(expected))]:
             assert scorer.encoder.encode(other).input_ids == encoded.input_ids
-        offsets = scorer.encoder.offsets(encoded)
+        offsets = scorer.encoder.compute_offsets(encoded)
         assert offsets is not None
         assert len(offsets) == len(expected)
         pieces = "".join(encoded.text[a:b] for a, b in offsets)
@@ -137,7 +137,7 @@ def test_ids_beyond_the_embedding_are_errors_in_their_places(
     scorer_of: Callable[..., RewardScorer],
 ) -> None:
     scorer = scorer_of("qwen3")
-    rows = scorer.loaded.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    rows = scorer.loaded_model.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
     good = (20, 21, 22)
     results = scorer.score_ids([good, (20, rows), (-1, 20), (rows - 1,), (10**12, 5), good]).rewards
     alone = scorer.score_ids([good, (rows - 1,)]).rewards
@@ -152,8 +152,8 @@ def test_ids_beyond_the_embedding_are_errors_in_their_places(
 
 def test_ids_of_clients_beyond_the_tokenizer_are_refused_with_the_range(copy_of: CopyOf) -> None:
     scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
-    rows = scorer.loaded.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
-    wrong, right = scorer.score([Tokens((20, rows)), Tokens((20, rows - 1))])
+    rows = scorer.loaded_model.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    wrong, right = scorer.score([PrerenderedTokens((20, rows)), PrerenderedTokens((20, rows - 1))])
     assert isinstance(wrong, ScoreError)
     assert wrong.code == "invalid_conversation"
     assert f"from 0 to {rows - 1}" in wrong.message

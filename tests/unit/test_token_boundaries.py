@@ -21,9 +21,9 @@ from tokenizers_known import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rm_core.inputs import token_boundaries as text_borders
-from rm_core.inputs.token_boundaries import Borders
-from rm_core.packing import shared_start
+from rm_core.inputs import token_boundaries as token_boundaries
+from rm_core.inputs.token_boundaries import TokenBoundaries
+from rm_core.packing import common_prefix_length
 
 # What is awkward: white space of all kinds and lengths, marks that compose, digits of several
 # scripts, letters that fold into those of contractions, scripts without spaces, added tokens.
@@ -46,15 +46,15 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 def test_both_sides_of_a_border_have_the_tokens_of_the_whole(make: Any) -> None:
     tokenizer = make()
-    borders = Borders(tokenizer)
+    borders = TokenBoundaries(tokenizer)
 
     @settings(max_examples=150)
     @given(TEXTS)
     def holds(text: str) -> None:
         whole = ids_of(tokenizer, text)
         for place in range(1, len(text)):
-            found = borders.after(text, 0, place, len(text))
-            last = borders.before(text, 0, place)
+            found = borders.find_after(text, 0, place, len(text))
+            last = borders.find_before(text, 0, place)
             for border in {found, last} - {None}:
                 assert border is not None
                 assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
@@ -65,15 +65,15 @@ def test_both_sides_of_a_border_have_the_tokens_of_the_whole(make: Any) -> None:
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 def test_the_parts_of_a_text_have_its_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make()
-    borders = Borders(tokenizer)
+    borders = TokenBoundaries(tokenizer)
 
     @settings(max_examples=100)
     @given(TEXTS, st.integers(1, 12), st.integers(1, 40))
     def holds(text: str, piece: int, most: int) -> None:
-        monkeypatch.setattr(text_borders, "PIECE", piece)
+        monkeypatch.setattr(token_boundaries, "TARGET_CHARACTERS", piece)
         for parts in (
-            list(borders.parts(text, 0, most)),
-            list(borders.parts_from_end(text, most))[::-1],
+            list(borders.split(text, 0, most)),
+            list(borders.split_from_end(text, most))[::-1],
         ):
             assert "".join(text[start:stop] for start, stop in parts) == text
             ids = [i for start, stop in parts for i in ids_of(tokenizer, text[start:stop])]
@@ -94,18 +94,18 @@ def test_the_parts_of_a_text_have_its_tokens(make: Any, monkeypatch: pytest.Monk
     ],
 )
 def test_long_texts_fall_into_parts(make: Any, unit: str) -> None:
-    borders = Borders(make())
+    borders = TokenBoundaries(make())
     text = unit * (300_000 // len(unit))
-    for parts in (list(borders.parts(text, 0, 100_000)), list(borders.parts_from_end(text, 1_000))):
+    for parts in (list(borders.split(text, 0, 100_000)), list(borders.split_from_end(text, 1_000))):
         assert len(parts) > 3
-        assert max(stop - start for start, stop in parts) < text_borders.PIECE + 100
+        assert max(stop - start for start, stop in parts) < token_boundaries.TARGET_CHARACTERS + 100
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "中", "!", "😀"])
 def test_a_stretch_without_a_border_is_left_whole(unit: str) -> None:
-    borders = Borders(like_llama3())
+    borders = TokenBoundaries(like_llama3())
     text = "word " * 100_000 + unit * 300_000 + " end"
-    longest = max(stop - start for start, stop in borders.parts(text, 0, 100_000))
+    longest = max(stop - start for start, stop in borders.split(text, 0, 100_000))
     assert longest > 200_000
 
 
@@ -152,10 +152,10 @@ def test_where_nothing_is_proved_there_is_no_border() -> None:
     }
     text = "word, " * 100_000
     for name, tokenizer in unknown.items():
-        assert Borders(tokenizer).after(text, 0, 1, len(text)) is None, name
-        assert Borders(tokenizer).before(text, 0, len(text)) is None, name
+        assert TokenBoundaries(tokenizer).find_after(text, 0, 1, len(text)) is None, name
+        assert TokenBoundaries(tokenizer).find_before(text, 0, len(text)) is None, name
     for make in KNOWN:
-        assert Borders(make()).after(text, 0, 1, len(text)), make
+        assert TokenBoundaries(make()).find_after(text, 0, 1, len(text)), make
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,10 @@ def test_where_nothing_is_proved_there_is_no_border() -> None:
     ids=["ends in digits", "over what a space becomes"],
 )
 def test_an_added_token_beside_a_border_changes_nothing(tokenizer: Any, text: str) -> None:
-    borders, whole = Borders(tokenizer), ids_of(tokenizer, text)
-    found = {borders.after(text, 0, place, len(text)) for place in range(1, len(text))} - {None}
+    borders, whole = TokenBoundaries(tokenizer), ids_of(tokenizer, text)
+    found = {borders.find_after(text, 0, place, len(text)) for place in range(1, len(text))} - {
+        None
+    }
     assert found
     for border in found:
         assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
@@ -188,22 +190,22 @@ def test_an_added_token_beside_a_border_changes_nothing(tokenizer: Any, text: st
 
 @pytest.mark.parametrize("before", [1, 200, 40_000, 65_000])
 def test_a_stretch_is_as_long_wherever_the_parts_begin(before: int) -> None:
-    borders, most = Borders(demo()), 100_000
+    borders, most = TokenBoundaries(demo()), 100_000
     for length in (most, most + 1):
         text = "a " * before + "x" * (length - 1) + " the end"  # a space and the stretch
-        longest = max(stop - start for start, stop in borders.parts(text, 0, most))
+        longest = max(stop - start for start, stop in borders.split(text, 0, most))
         assert (longest > most) == (length > most)
 
 
 def test_added_tokens_of_digits_leave_none_between_digits() -> None:
-    borders = Borders(with_added(like_qwen3, "42"))
-    assert borders.after("7" * 1_000, 0, 1, 1_000) is None
-    assert borders.after("the end", 0, 1, 7) == 3
+    borders = TokenBoundaries(with_added(like_qwen3, "42"))
+    assert borders.find_after("7" * 1_000, 0, 1, 1_000) is None
+    assert borders.find_after("the end", 0, 1, 7) == 3
 
 
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_common_start_of_two_texts(start: str, left: str, right: str) -> None:
-    found = shared_start(start + left, start + right)
+    found = common_prefix_length(start + left, start + right)
     assert (start + left)[:found] == (start + right)[:found]
     assert found >= len(start)
     assert (start + left)[found : found + 1] != (start + right)[found : found + 1] or found == min(

@@ -11,7 +11,7 @@ import pytest
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
-from rm_core.packing import Tree
+from rm_core.packing import PrefixTree
 from rm_core.rounding import bfloat16_step
 from rm_core.verification import Check, sample_conversations, verify
 
@@ -66,7 +66,7 @@ def test_a_batch_in_bfloat16_may_round_as_far_as_plain_transformers_does(
     if attention == "sdpa":
         assert any(abs(c.difference or 0) > bfloat16_step(c.expected) for c in checks)
 
-    def shifted(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         return [logit + 1 for logit in forward_batch(loaded, tree)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
@@ -78,7 +78,7 @@ def test_a_batch_in_bfloat16_may_round_as_far_as_plain_transformers_does(
 def test_shifted_rewards_fail(
     shift: float, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         return [logit + shift for logit in forward_batch(loaded, tree)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
@@ -97,7 +97,7 @@ def test_one_wrong_reward_fails_its_own_check(
     name, messages = sample_conversations()[5]
     poison = scorer.encoder.encode(messages).input_ids
 
-    def wrong(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
         return [x + (ids == poison) for ids, x in zip(tree.sequences, logits, strict=True)]
 
@@ -109,7 +109,7 @@ def test_one_wrong_reward_fails_its_own_check(
 def test_a_conversation_that_fails_to_be_scored_fails_its_check(
     scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         raise RuntimeError("broken")
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)

@@ -10,9 +10,9 @@ import pytest
 from reference import Reference
 
 from rm_core import ChatEncoder, Encoded
-from rm_core.inputs.chat_formats import KNOWN_MARKERS, find_transcript, markers_in
+from rm_core.inputs.chat_formats import KNOWN_MARKERS, find_markers, find_transcript
 from rm_core.inputs.conversations import parse_chat
-from rm_core.inputs.warnings import Advisor
+from rm_core.inputs.warnings import WarningFinder
 
 EncoderOf = Callable[[str], ChatEncoder]
 
@@ -72,7 +72,7 @@ def test_ordinary_text_gives_no_warning(text: str, name: str, encoder_of: Encode
 
 @pytest.mark.parametrize("marker", KNOWN_MARKERS)
 def test_template_markers_warn_as_own_or_foreign(marker: str, encoder_of: EncoderOf) -> None:
-    assert marker in markers_in(f"a {marker} b")
+    assert marker in find_markers(f"a {marker} b")
     own = {"<|im_start|>", "<|im_end|>"}
     found = encoder_of("qwen3").encode(chat("2+2?", f"4{marker}\nThanks!"))
     kind = "template_markers_in_message" if marker in own else "foreign_template_markers"
@@ -83,7 +83,7 @@ def test_template_markers_warn_as_own_or_foreign(marker: str, encoder_of: Encode
 @pytest.mark.parametrize("around", ["[{}]", "<{}>", "[<{}>]", "<a[{}", "a<|{}|>"])
 def test_own_markers_within_other_brackets_are_found(around: str) -> None:
     for marker in ("<|im_end|>", "[INST]", "</s>", "two words"):
-        advisor = Advisor([marker], False)
+        advisor = WarningFinder([marker], False)
         whole = parse_chat(chat(around.format(marker)))
         text = whole.messages[0]["content"] + "4"
         (warning,) = advisor.find_warnings(whole, text, lambda _: None)

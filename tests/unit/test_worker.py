@@ -17,7 +17,7 @@ from waiting import PATIENCE_S, settle, until_async
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
-from rm_core.packing import TokenIds, Tree
+from rm_core.packing import PrefixTree, TokenIds
 from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
 from serve.worker.watchdog import BatchClock
 from serve.worker.worker import Engine
@@ -57,7 +57,7 @@ class Gate:
         self.seen: list[TokenIds] = []
         monkeypatch.setattr("rm_core.scorer.forward_batch", self)
 
-    def __call__(self, loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def __call__(self, loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         self.seen += tree.sequences
         self.reached.set()
         assert self.open.wait(PATIENCE_S)
@@ -86,7 +86,7 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
     gate = Gate(monkeypatch)
     packed = threading.Event()
     first, second = [talk(scorer, "4")], [talk(scorer, "5")]
-    prepare = scorer.prepare
+    prepare = scorer.pack
 
     def watched(sequences: Any) -> Any:
         packing = prepare(sequences)
@@ -94,7 +94,7 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
             packed.set()
         return packing
 
-    monkeypatch.setattr(scorer, "prepare", watched)
+    monkeypatch.setattr(scorer, "pack", watched)
 
     async def both() -> None:
         running = asyncio.ensure_future(engine.run(first))
@@ -228,7 +228,7 @@ def test_a_device_that_failed_is_not_tried_again(
     engine = engine_of(scorer)
     calls: list[int] = []
 
-    def failing(_loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def failing(_loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         calls.append(len(tree.sequences))
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -250,7 +250,7 @@ def test_a_conversation_that_fails_by_itself_ends_no_replica(
     engine = engine_of(scorer)
     good, poison = talk(scorer, "4"), talk(scorer, "5")
 
-    def overflowing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         if poison in tree.sequences and isinstance(value, Exception):
             raise value
         logits = forward_batch(loaded, tree)
@@ -278,9 +278,9 @@ def test_weights_that_went_bad_end_it(
     engine = engine_of(scorer)
     poison = talk(scorer, "5")
     with torch.no_grad():
-        scorer.loaded.head.add_(value)
+        scorer.loaded_model.head.add_(value)
 
-    def overflowing(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
         return [math.inf if s == poison else x for s, x in zip(tree.sequences, logits, strict=True)]
 

@@ -25,7 +25,15 @@ from pydantic import (
     model_validator,
 )
 
-from rm_core import Rendered, Reward, ScoreError, Tokens, Truncation, add_tools, parse_arguments
+from rm_core import (
+    PrerenderedText,
+    PrerenderedTokens,
+    Reward,
+    ScoreError,
+    Truncation,
+    add_tools,
+    parse_arguments,
+)
 from serve.api.error_responses import error_of, quoted
 from serve.api.routes.scoring import sigmoid
 from serve.api.schemas import ModelName, Tools
@@ -107,7 +115,7 @@ async def score_all(
     Args:
         service: that scores.
         name: of the model.
-        items: conversations, `Rendered` or `Tokens`.
+        items: conversations, `Rendered` or `PrerenderedTokens`.
         how: by default as a native request without options.
 
     Raises:
@@ -172,7 +180,7 @@ def is_single(inputs: Any) -> bool:
     return isinstance(inputs, str) or (bool(inputs) and type(inputs[0]) is int)
 
 
-def conversations_of(inputs: Any) -> list[Rendered | Tokens]:
+def conversations_of(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
     """What inputs stand for.
 
     Raises:
@@ -181,7 +189,9 @@ def conversations_of(inputs: Any) -> list[Rendered | Tokens]:
     items = [inputs] if is_single(inputs) else inputs
     if not items:
         raise EmptyInputError("You must pass at least one prompt")
-    return [Rendered(i) if isinstance(i, str) else Tokens(tuple(i)) for i in items]
+    return [
+        PrerenderedText(i) if isinstance(i, str) else PrerenderedTokens(tuple(i)) for i in items
+    ]
 
 
 class ChatBody(PeerBody):
@@ -290,7 +300,7 @@ def header_text(text: str) -> str:
 
 
 def _headers(scores: Scores, results: Sequence[Reward]) -> dict[str, str]:
-    recognised = dict.fromkeys(result.recognised or "conversation" for result in results)
+    recognised = dict.fromkeys(result.input_format or "conversation" for result in results)
     warnings = dict.fromkeys(w.partition(":")[0] for result in results for w in result.warnings)
     num_cut = sum(result.truncated for result in results)
     headers: Mapping[str, str] = {

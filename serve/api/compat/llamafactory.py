@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
-from rm_core import Rendered
+from rm_core import PrerenderedText
 from serve.api.compat.common import (
     How,
     ModelInQuery,
@@ -50,7 +50,7 @@ async def evaluation(
     name = name_or_only(service, model, body.model)
     how = How("right" if body.max_length else "error", body.max_length)
     # What its trainer leaves behind an answer is kept: the client's own rendering is scored.
-    scored = await score_all(service, name, [Rendered(text) for text in body.messages], how)
+    scored = await score_all(service, name, [PrerenderedText(text) for text in body.messages], how)
     content = {
         "id": new_id("scoreval"),
         "object": "score.evaluation",

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
-from rm_core import InvalidConversationError, Rendered, ScoreError, read_turns
+from rm_core import InvalidConversationError, PrerenderedText, ScoreError, read_turns
 from serve.api.compat.common import (
     INPUT_HEADER,
     How,
@@ -68,7 +68,7 @@ async def get_reward(
     name = model if model is not None else body.model
     items = _items(body, settings)
     scored = await score_all(service, name, items, How(hint=HINT))
-    if not isinstance(items[0], Rendered):
+    if not isinstance(items[0], PrerenderedText):
         scored.headers[INPUT_HEADER] = f"conversation:from-{settings.policy_template}"
     rewards = [result.reward for result in scored.results]
     content = {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}
@@ -79,14 +79,14 @@ def _items(body: QueryBody, settings: Settings) -> list[Any]:
     queries = _listed(body.query)
     policy = settings.policy_template
     if policy == "none" or body.prompts is None:
-        return [Rendered(query, close=True) for query in queries]
+        return [PrerenderedText(query, close=True) for query in queries]
     items = []
     for place, (query, prompt) in enumerate(zip(queries, _listed(body.prompts), strict=True)):
         try:
             items.append(read_turns(query, prompt, policy))
         except InvalidConversationError as error:
             where = f"query {place} of {len(queries)}"
-            raise error_of(ScoreError.of(error), where) from error
+            raise error_of(ScoreError.from_exception(error), where) from error
     return items
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
-from rm_core import PreparedReader, Rendered, join, read_turns, without_end
+from rm_core import PrerenderedReader, PrerenderedText, join, read_turns, strip_end
 from serve.api.compat.common import (
     INPUT_HEADER,
     How,
@@ -50,7 +50,9 @@ async def remote_rm(
 ) -> JSONResponse:
     """The raw reward, a bare number."""
     name = model if model is not None else body.model
-    item, said = _item(body, service.find(name).encoder.prepared, settings.policy_template)
+    item, said = _item(
+        body, service.find(name).encoder.prerendered_reader, settings.policy_template
+    )
     scored = await score_all(service, name, [item], How(hint=_HINT))
     if said:
         scored.headers[INPUT_HEADER] = said
@@ -58,15 +60,15 @@ async def remote_rm(
 
 
 def _item(
-    body: SampleBody, reader: PreparedReader, policy: PolicyTemplate
+    body: SampleBody, reader: PrerenderedReader, policy: PolicyTemplate
 ) -> tuple[object, str | None]:
     """What is scored, and what it was taken for, where the text itself does not tell."""
     if not isinstance(body.prompt, str):
-        return join(body.prompt, without_end(body.response)), "conversation"
+        return join(body.prompt, strip_end(body.response)), "conversation"
     text = body.prompt + body.response
     if not reader.is_templated(body.prompt):
-        turns = join(body.prompt, without_end(body.response))
+        turns = join(body.prompt, strip_end(body.response))
         return turns, "conversation:prompt-as-user"
     if policy == "none":
-        return Rendered(text, close=True), None
+        return PrerenderedText(text, close=True), None
     return read_turns(text, body.prompt, policy), f"conversation:from-{policy}"

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 
-from rm_core import Rendered
+from rm_core import PrerenderedText
 from serve.api.compat.common import (
     INPUT_HEADER,
     How,
@@ -153,6 +153,6 @@ async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -
 
 def _conversation(item: str | list[str]) -> Any:
     if isinstance(item, str) or len(item) == 1:
-        return Rendered(item if isinstance(item, str) else item[0])
+        return PrerenderedText(item if isinstance(item, str) else item[0])
     question, reply = item
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]

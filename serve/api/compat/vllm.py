@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from rm_core import Rendered, ScoreError
+from rm_core import PrerenderedText, ScoreError
 from serve.api.compat.common import (
     FORM,
     INPUT_HEADER,
@@ -120,7 +120,7 @@ class TokenizeText(PeerBody):
 
     def conversations(self) -> list[Any]:
         """What is to be tokenized."""
-        return [Rendered(self.prompt)]
+        return [PrerenderedText(self.prompt)]
 
 
 class TokenizeMessages(_Chat):
@@ -188,7 +188,7 @@ async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
     }
     headers = {
         MODEL_HEADER: header_text(model.settings.alias),
-        INPUT_HEADER: encoded.recognised or "conversation",
+        INPUT_HEADER: encoded.input_format or "conversation",
     }
     return JSONResponse(content, headers=headers)
 

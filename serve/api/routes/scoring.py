@@ -19,7 +19,7 @@ from rm_core import (
     join_chat,
     parse_pair,
     parse_prompt_chat,
-    render_record,
+    to_render_json,
 )
 from serve.api import error_responses as problems
 from serve.api.dependencies import ServiceDep, SettingsDep
@@ -104,7 +104,7 @@ async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     model, encoded = await service.encode(body.model, conversations, body.truncation)
     results: list[dict[str, Any]] = []
     for index, one in enumerate(encoded):
-        record = render_record(one) if isinstance(one, Encoded) else _error(one)
+        record = to_render_json(one) if isinstance(one, Encoded) else _error(one)
         if body.offsets and isinstance(one, Encoded):
             record["offsets"] = await model.offsets(one)
         results.append({"index": index, **record})
@@ -188,14 +188,14 @@ def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
     try:
         return parse_pair(pair)
     except InvalidConversationError as error:
-        return ScoreError.of(error)
+        return ScoreError.from_exception(error)
 
 
 def _parse_prompt(prompt: object) -> Chat | ScoreError | None:
     try:
         return parse_prompt_chat(prompt)
     except InvalidConversationError as error:
-        return ScoreError.of(error)
+        return ScoreError.from_exception(error)
 
 
 def _join(prompt: Chat | ScoreError | None, response: object) -> object:
@@ -204,4 +204,4 @@ def _join(prompt: Chat | ScoreError | None, response: object) -> object:
     try:
         return join_chat(prompt, response)
     except InvalidConversationError as error:
-        return ScoreError.of(error)
+        return ScoreError.from_exception(error)

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args
 
 from rm_core import (
-    DialectName,
+    ChatFormatName,
     InvalidConversationError,
     Reward,
     ScoreError,
     Truncation,
     add_tools,
     read_turns,
-    without_end,
+    strip_end,
 )
-from rm_core.inputs.chat_formats import markers_in
+from rm_core.inputs.chat_formats import find_markers
 from rm_core.types import Conversation
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError, ServiceError
@@ -35,7 +35,7 @@ Item: TypeAlias = Conversation | ScoreError
 
 _MAX_TOLD = 5
 _LOGGED: set[str] = set()
-TEMPLATES: tuple[str, ...] = ("none", *get_args(DialectName))
+TEMPLATES: tuple[str, ...] = ("none", *get_args(ChatFormatName))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +85,12 @@ class Reading:
             if self.policy_template != "none":
                 return read_turns(text, prompt, self.policy_template)
         except InvalidConversationError as error:
-            return ScoreError.of(error)
+            return ScoreError.from_exception(error)
         if refused := _refused(prompt):
             return refused
         if not prompt or not text.startswith(prompt):
             return ScoreError("invalid_conversation", "the text does not begin with its prompt")
-        return self.conversation(prompt, without_end(text.removeprefix(prompt)))
+        return self.conversation(prompt, strip_end(text.removeprefix(prompt)))
 
     def rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
         """The number for each result, in order.
@@ -228,7 +228,7 @@ def _messages(value: Any, role: str) -> list[Any]:
 
 
 def _refused(prompt: str) -> ScoreError | None:
-    markers = markers_in(prompt)
+    markers = find_markers(prompt)
     if not markers:
         return None
     return ScoreError(

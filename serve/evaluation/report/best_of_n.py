@@ -21,7 +21,7 @@ _ABOUT = (
 
 def curves_of(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     """A drawing for each set of the benchmark that has curves."""
-    each = [one.figures.more.get("best_of_n", {}) for one in evaluations]
+    each = [one.figures.extra.get("best_of_n", {}) for one in evaluations]
     for name in dict.fromkeys(name for sets in each for name in sets):
         found = [sets.get(name) for sets in each]
         if any(curve and curve["n"] for curve in found):

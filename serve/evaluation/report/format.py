@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_core.benchmarks.base import Part
+from rm_core.benchmarks.base import SubsetScore
 from rm_core.benchmarks.statistics import Interval
 from serve.reports.elements import printed
 
@@ -22,7 +22,7 @@ def between(interval: Interval | None) -> str:
     return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
-def part_hint(name: str, part: Part, interval: Interval | None) -> str:
+def part_hint(name: str, part: SubsetScore, interval: Interval | None) -> str:
     """All that is known of a part, in one line."""
     phrases = [f"{name}: {percent(part.score)}"]
     if interval:

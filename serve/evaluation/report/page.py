@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from rm_core.benchmarks.intervals import intervals
+from rm_core.benchmarks.intervals import compute_intervals
 from serve.evaluation.report import best_of_n, mistakes, pairs, plots, scores, tables
 from serve.evaluation.result import Evaluation
 from serve.jobs.atomic_io import write_durably
@@ -31,7 +31,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 
 def _parts(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    within = [intervals(one.benchmark, one.scored, one.figures) for one in evaluations]
+    within = [compute_intervals(one.benchmark, one.scored, one.figures) for one in evaluations]
     yield from tables.warnings(evaluations)
     yield tables.result(evaluations, within)
     yield from tables.compared(evaluations)

@@ -7,7 +7,13 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from rm_core.benchmarks.statistics import Bin, accuracy_by, calibration, even_edges, wilson
+from rm_core.benchmarks.statistics import (
+    Bin,
+    bin_accuracy,
+    compute_calibration,
+    quantile_edges,
+    wilson,
+)
 from serve.evaluation.report.format import compact, percent, row_names
 from serve.evaluation.report.pairs import Pair
 from serve.evaluation.result import Evaluation
@@ -42,7 +48,7 @@ def margins(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[Marku
 
 def calibrations(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[Markup]:
     """How often the response with the higher reward is the better one, as the margin promises."""
-    found = [calibration(pair.margin for pair in pairs) for pairs in judged]
+    found = [compute_calibration(pair.margin for pair in pairs) for pairs in judged]
     if not any(found):
         return
     lines = [_points(one.bins if one else (), "", by_mean=True) for one in found]
@@ -73,7 +79,7 @@ def length_bias(evaluations: Sequence[Evaluation], judged: Judged) -> Iterator[M
     if not longer:
         return
     edges = _edges_around_zero(longer)
-    bins = [accuracy_by([(pair.longer, pair.right) for pair in one], edges) for one in judged]
+    bins = [bin_accuracy([(pair.longer, pair.right) for pair in one], edges) for one in judged]
     axis = "characters: better less worse"
     zero = edges.index(0.0) if 0.0 in edges else None
     rows = [
@@ -99,8 +105,8 @@ def prompt_lengths(evaluations: Sequence[Evaluation], judged: Judged) -> Iterato
     lengths = [pair.prompt for pairs in judged for pair in pairs]
     if not lengths:
         return
-    edges, axis = even_edges(lengths, _PROMPT_BINS), "characters of the prompt"
-    bins = [accuracy_by([(pair.prompt, pair.right) for pair in one], edges) for one in judged]
+    edges, axis = quantile_edges(lengths, _PROMPT_BINS), "characters of the prompt"
+    bins = [bin_accuracy([(pair.prompt, pair.right) for pair in one], edges) for one in judged]
     yield section(
         "Length of prompts",
         _by_range(evaluations, bins, edges, axis, None),
@@ -112,7 +118,7 @@ def prompt_lengths(evaluations: Sequence[Evaluation], judged: Judged) -> Iterato
 def matrices(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     """The matrices of RM-Bench, where there are any."""
     for number, one in enumerate(evaluations):
-        found = one.figures.more.get("matrices")
+        found = one.figures.extra.get("matrices")
         if found:
             grids = [Grid(domain, cells) for domain, cells in found.items()]
             whose = f": {one.model}" if len(evaluations) > 1 else ""
@@ -186,9 +192,9 @@ def _edges_around_zero(numbers: Sequence[int]) -> list[float]:
     """As many pairs in each range of a side, with 0 between the sides."""
     below = [number for number in numbers if number < 0]
     above = [number for number in numbers if number > 0]
-    edges = even_edges(below, _LENGTH_BINS)[:-1] if below else []
+    edges = quantile_edges(below, _LENGTH_BINS)[:-1] if below else []
     edges.append(0.0)
-    edges += even_edges(above, _LENGTH_BINS)[1:] if above else []
+    edges += quantile_edges(above, _LENGTH_BINS)[1:] if above else []
     return edges if len(edges) > 1 else [0.0, 1.0]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
-from rm_core.benchmarks.base import Figures, Part
+from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.intervals import Intervals
 from rm_core.benchmarks.statistics import Interval
 from serve.evaluation.report.format import part_hint
@@ -51,7 +51,7 @@ def _subsets(evaluations: Sequence[Evaluation], within: Sequence[Intervals]) -> 
 
 def _rows(
     evaluations: Sequence[Evaluation],
-    pick: Callable[[Figures], Mapping[str, Part]],
+    pick: Callable[[BenchmarkResult], Mapping[str, SubsetScore]],
     within: Sequence[Mapping[str, Interval]],
 ) -> list[Row]:
     parts = [pick(one.figures) for one in evaluations]
@@ -68,5 +68,5 @@ def _rows(
     ]
 
 
-def _bar(name: str, part: Part, interval: Interval | None) -> Bar:
+def _bar(name: str, part: SubsetScore, interval: Interval | None) -> Bar:
     return Bar(part.score, f"{100 * part.score:.1f}%", interval, part_hint(name, part, interval))

@@ -67,7 +67,7 @@ def compared(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
 
 def further(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
     """Figures beside those of the leaderboard, where the benchmark has any."""
-    each = [dict(_leaves(one.figures.more)) for one in evaluations]
+    each = [dict(_leaves(one.figures.extra)) for one in evaluations]
     names = list(dict.fromkeys(name for leaves in each for name in leaves))
     # What has two names is of one section.
     details = [name for name in names if name.count(": ") > 1]

@@ -147,4 +147,4 @@ class Piece:
         ]
 
     def _give_up(self, error: RewardError) -> None:
-        self.call.fill(self.start, Scored([ScoreError.of(error)], 0))
+        self.call.fill(self.start, Scored([ScoreError.from_exception(error)], 0))

@@ -29,8 +29,8 @@ from rm_core import (
     RewardScorer,
     ScoreError,
     Truncation,
-    combine,
     load_encoder,
+    merge_results,
     open_checkpoint,
 )
 from rm_core.inputs.conversations import ChatJson
@@ -79,7 +79,7 @@ class LocalCarrier:
         if self._scorer is None and not ask:
             return None
         scorer = self._loaded()
-        name = self._config.known_as or self._config.name
+        name = self._config.catalog_name or self._config.name
         return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
     def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
@@ -114,15 +114,15 @@ class LocalCarrier:
             return
         scorer = self._loaded()
         encoded = scorer.encoder.encode_all(conversations, truncation)
-        packing = scorer.prepare([e.input_ids for e in encoded if isinstance(e, Encoded)])
+        packing = scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
         self._device.submit(_passing_on, future, self._score, future, encoded, packing)
 
     def _score(self, future: Future[Scored], encoded: Encodings, packing: Packing) -> None:
         assert self._scorer
         if not future.set_running_or_notify_cancel():
             return
-        batch = self._scorer.score_prepared(packing, self._begin)
-        future.set_result(Scored(combine(encoded, batch), batch.num_computed_tokens))
+        batch = self._scorer.score_packing(packing, self._begin)
+        future.set_result(Scored(merge_results(encoded, batch), batch.num_computed_tokens))
 
     def _begin(self, _num_tokens: int) -> None:
         # Before each batch: a job that ends need not wait for all.
@@ -143,7 +143,7 @@ class LocalCarrier:
                     "device's memory: with smaller ones, rewards may differ in their last bits",
                     kept,
                 )
-                scorer = RewardScorer(scorer.loaded)
+                scorer = RewardScorer(scorer.loaded_model)
                 scorer.warm_up()
             self._keep_budget(int(scorer.describe()["max_batch_tokens"]))
             self._scorer = scorer

@@ -20,7 +20,7 @@ from rm_core import (
     ModelLoadError,
     RewardScorer,
     Truncation,
-    combine,
+    merge_results,
 )
 from rm_core.inputs.conversations import ChatJson
 from serve import __version__
@@ -79,7 +79,7 @@ class ScorerActor:
             torch.set_num_threads(self._settings.num_threads)
         scorer = RewardScorer.load(self._settings.model)
         scorer.warm_up()
-        clock = BatchClock(compiled=scorer.loaded.compiled, stuck_after_s=self.stuck_after_s)
+        clock = BatchClock(compiled=scorer.loaded_model.compiled, stuck_after_s=self.stuck_after_s)
         started = time.perf_counter()
         clock.learn(scorer.probe().num_tokens, time.perf_counter() - started)
         self._scorer, self._clock = scorer, clock
@@ -96,14 +96,14 @@ class ScorerActor:
         with self._encoding:
             encoded = self._scorer.encoder.encode_all(conversations, truncation)
             ids = [item.input_ids for item in encoded if isinstance(item, Encoded)]
-            packing = self._scorer.prepare(ids)
+            packing = self._scorer.pack(ids)
         with self._device:
             try:
-                batch = self._scorer.score_prepared(packing, self._clock.begin)
+                batch = self._scorer.score_packing(packing, self._clock.begin)
                 self._clock.done()
             finally:
                 self._clock.stop()
-        return Scored(combine(encoded, batch), batch.num_computed_tokens)
+        return Scored(merge_results(encoded, batch), batch.num_computed_tokens)
 
     def why_stuck(self) -> str | None:
         """Why it will not answer, as far as it can tell itself; None while all is well."""

@@ -72,7 +72,7 @@ def measured(
 ) -> tuple[Mapping[str, bool], Mapping[str, Any]]:
     """One benchmark, both ways."""
     data = part_of(options.data / FILES[benchmark], folder / "data", options.share)
-    length = BENCHMARKS[benchmark].preparation.max_length
+    length = BENCHMARKS[benchmark].official_protocol.max_length
     here = evaluated(benchmark, data, folder / "here", "--model", f"demo={options.model}")
     with service_of(options, "--local", model={"max_length": length}) as service:
         there = evaluated(benchmark, data, folder / "there", "--url", service.url)

@@ -7,8 +7,8 @@ import random
 import pytest
 from published_rows import read, rewardbench2_row, rm_bench_row, scored, whole
 
-from rm_core.benchmarks.base import Item, Part, ScoredItem
-from rm_core.benchmarks.intervals import intervals, is_share
+from rm_core.benchmarks.base import Item, ScoredItem, SubsetScore
+from rm_core.benchmarks.intervals import compute_intervals, is_proportion
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.statistics import wilson
 
@@ -24,8 +24,8 @@ def noisy(item: Item, gain: float = 1.0) -> list[float]:
 def test_figures_lie_in_their_intervals(name: str) -> None:
     made = BENCHMARKS[name]
     items = scored(read(made, whole(name)), noisy)
-    figures = made.figures(items)
-    found = intervals(made, items, figures, resamples=50)
+    figures = made.compute_result(items)
+    found = compute_intervals(made, items, figures, resamples=50)
     assert found.overall is not None
     assert figures.overall is not None
     assert found.overall.low < figures.overall < found.overall.high
@@ -34,19 +34,19 @@ def test_figures_lie_in_their_intervals(name: str) -> None:
     assert found.subsets.keys() == figures.subsets.keys()
     for part, interval in ((figures.sections[n], found.sections[n]) for n in figures.sections):
         assert interval.low <= part.score <= interval.high
-        if is_share(part):
+        if is_proportion(part):
             assert interval == wilson(part.num_correct or 0.0, part.num_items)
     random.Random(1).shuffle(items)
-    assert intervals(made, items, figures, resamples=50) == found
+    assert compute_intervals(made, items, figures, resamples=50) == found
 
 
 def test_a_weighted_section_is_no_share() -> None:
     made = BENCHMARKS["rewardbench"]
     items = scored(read(made, whole("rewardbench")), noisy)
-    figures = made.figures(items)
-    assert is_share(figures.sections["Chat"])
-    assert not is_share(figures.sections["Reasoning"])
-    reasoning = intervals(made, items, figures).sections["Reasoning"]
+    figures = made.compute_result(items)
+    assert is_proportion(figures.sections["Chat"])
+    assert not is_proportion(figures.sections["Reasoning"])
+    reasoning = compute_intervals(made, items, figures).sections["Reasoning"]
     # Half of the weight is on the 447 rows of math-prm: surer than those, less than 1,431 rows.
     plain = wilson(figures.sections["Reasoning"].score * 1431, 1431)
     assert plain.high - plain.low < reasoning.high - reasoning.low
@@ -59,7 +59,7 @@ def test_cells_of_one_item_are_not_drawn_apart() -> None:
     items = [made.read(rm_bench_row(n), "chat.json") for n in range(60)]
     # All nine comparisons of an item are right, or none: as sure as 60 items, not 540.
     pairs = [ScoredItem(item, [float(n % 2)] * 3 + [0.5] * 3) for n, item in enumerate(items)]
-    found = intervals(made, pairs, made.figures(pairs)).sections["chat"]
+    found = compute_intervals(made, pairs, made.compute_result(pairs)).sections["chat"]
     alike = wilson(30, 60)
     assert found.high - found.low == pytest.approx(alike.high - alike.low, abs=0.03)
 
@@ -72,8 +72,8 @@ def test_a_number_of_ties_is_drawn_as_a_whole() -> None:
         ref = made.read(rewardbench2_row(f"ref:{number}", "Ties", 1, 1), "")
         tied = made.read(rewardbench2_row(f"tied:{number}", "Ties", 2, 1), "")
         items += [ScoredItem(ref, [gap, 0.0]), ScoredItem(tied, [gap + 1, gap, 0.0])]
-    figures = made.figures(items)
-    found = intervals(made, items, figures)
+    figures = made.compute_result(items)
+    found = compute_intervals(made, items, figures)
     # As sure as 20 numbers, half of which are right.
     assert found.overall == found.subsets["Ties"]
     low, high = found.subsets["Ties"]
@@ -83,18 +83,18 @@ def test_a_number_of_ties_is_drawn_as_a_whole() -> None:
 
 def test_nothing_has_no_interval() -> None:
     made = BENCHMARKS["rmb"]
-    found = intervals(made, [], made.figures([]))
+    found = compute_intervals(made, [], made.compute_result([]))
     assert (found.overall, found.sections, found.subsets) == (None, {}, {})
 
 
 @pytest.mark.parametrize(
     ("part", "is_one"),
     [
-        (Part(0.5, 4, None, 2.0), True),
-        (Part(0.5, 4, None, None), False),
-        (Part(0.375, 4, None, 1.5), False),
-        (Part(0.6, 4, None, 2.0), False),
+        (SubsetScore(0.5, 4, None, 2.0), True),
+        (SubsetScore(0.5, 4, None, None), False),
+        (SubsetScore(0.375, 4, None, 1.5), False),
+        (SubsetScore(0.6, 4, None, 2.0), False),
     ],
 )
-def test_what_is_a_share(part: Part, is_one: bool) -> None:
-    assert is_share(part) == is_one
+def test_what_is_a_share(part: SubsetScore, is_one: bool) -> None:
+    assert is_proportion(part) == is_one

@@ -10,7 +10,7 @@ from conftest import SHARED_DATA
 from published_rows import judgebench_row, read, scored, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["judgebench"]
@@ -31,7 +31,7 @@ SCORES = DATA / "skywork_v01_scores_gpt4o_pairs.csv"
 def test_the_raw_rewards_of_the_authors(
     model: str, sections: list[float], flat: float, mean: float, orders: str
 ) -> None:
-    made = benchmark("judgebench", orders=orders)
+    made = build_benchmark("judgebench", orders=orders)
     with SCORES.open(encoding="utf-8", newline="") as file:
         rewards = {
             row["pair_id"]: (float(row[f"{model}:A"]), float(row[f"{model}:B"]))
@@ -39,12 +39,12 @@ def test_the_raw_rewards_of_the_authors(
         }
     lines = PAIRS.read_text(encoding="utf-8").splitlines()
     items = read(made, ((json.loads(line), PAIRS.name) for line in lines))
-    found = made.figures(scored(items, lambda item: rewards[item.id]))
+    found = made.compute_result(scored(items, lambda item: rewards[item.id]))
     assert list(found.sections) == ["knowledge", "reasoning", "math", "coding"]
     assert [round(100 * part.score, 2) for part in found.sections.values()] == sections
     assert found.overall is not None
     assert round(100 * found.overall, 2) == flat
-    assert round(100 * found.more["mean_of_sections"], 2) == mean
+    assert round(100 * found.extra["mean_of_sections"], 2) == mean
     assert found.missing == ()
 
 
@@ -62,15 +62,15 @@ def test_published_counts(model: str, right: tuple[int, ...], flat: float, mean:
     left = dict(zip(("knowledge", "reasoning", "math", "coding"), right, strict=True))
     items = []
     for item in read(ORIGINAL, whole("judgebench")):
-        left[item.facts["category"]] -= 1
+        left[item.metadata["category"]] -= 1
         better = item.preferences[0].better
-        is_right = left[item.facts["category"]] >= 0
+        is_right = left[item.metadata["category"]] >= 0
         items.append(ScoredItem(item, (1.0, 0.0) if (better == 0) == is_right else (0.0, 1.0)))
-    found = ORIGINAL.figures(items)
+    found = ORIGINAL.compute_result(items)
     assert [part.num_correct for part in found.sections.values()] == list(right), model
     assert found.overall is not None
     assert round(100 * found.overall, 2) == flat
-    assert round(100 * found.more["mean_of_sections"], 2) == mean
+    assert round(100 * found.extra["mean_of_sections"], 2) == mean
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_published_counts(model: str, right: tuple[int, ...], flat: float, mean:
 def test_equal_rewards_mean_b_in_one_order_and_a_draw_in_both(
     orders: str, label: str, right: float
 ) -> None:
-    made = benchmark("judgebench", orders=orders)
+    made = build_benchmark("judgebench", orders=orders)
     item = made.read(judgebench_row(1, "mmlu-pro-law", label), "gpt.jsonl")
-    assert made.figures(scored([item], lambda item: (0.5, 0.5))).overall == right
+    assert made.compute_result(scored([item], lambda item: (0.5, 0.5))).overall == right
 
 
 def test_whose_answers_are_judged() -> None:
@@ -90,9 +90,9 @@ def test_whose_answers_are_judged() -> None:
     claude["response_model"] = "claude-3-5-sonnet-20240620"
     with pytest.raises(BenchmarkDataError, match="answers by 'claude-3-5-sonnet-20240620'"):
         ORIGINAL.read(claude, "claude.jsonl")
-    made = benchmark("judgebench", pairs="claude")
+    made = build_benchmark("judgebench", pairs="claude")
     assert made.hub[0].split == "claude"
-    found = made.figures(scored([made.read(claude, "")], lambda item: (1.0, 0.0)))
+    found = made.compute_result(scored([made.read(claude, "")], lambda item: (1.0, 0.0)))
     assert found.sections["coding"].num_expected is None
     assert "1 of 270 items" in found.missing
     assert "section math: no items" in found.missing
@@ -108,10 +108,10 @@ def test_half_of_it_is_told() -> None:
         return 1.0, 0.0
 
     items = read(ORIGINAL, whole("judgebench")[:200])
-    found = ORIGINAL.figures(scored(items, rewards))
+    found = ORIGINAL.compute_result(scored(items, rewards))
     assert "section reasoning: 46 of 98 items" in found.missing
     assert "section coding: none of 42 items" in found.missing
-    assert ORIGINAL.figures([]).overall is None
+    assert ORIGINAL.compute_result([]).overall is None
 
 
 @pytest.mark.parametrize(

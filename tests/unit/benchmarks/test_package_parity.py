@@ -19,7 +19,7 @@ from peers import peer_path
 from published_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
 
 from rm_core.benchmarks.base import ScoredItem
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from rm_core.benchmarks.rewardbench2 import SUBSETS
 
 NUM_FILES = 1000
@@ -109,7 +109,7 @@ def test_counts_and_sections_are_the_same(package: dict[str, Any]) -> None:
     assert ours == counts
     sections = (
         BENCHMARKS["rewardbench"]
-        .figures(
+        .compute_result(
             [ScoredItem(item, (1.0, 0.0)) for item in read(BENCHMARKS["rewardbench"], _one_each())]
         )
         .sections
@@ -143,7 +143,7 @@ def test_rewardbench_on_random_files(package: dict[str, Any]) -> None:
         theirs = package["calculate_scores_per_section"](
             package["EXAMPLE_COUNTS"], package["SUBSET_MAPPING"], metrics
         )
-        found = made.figures(scored)
+        found = made.compute_result(scored)
         for section, score in theirs.items():
             # It has 0 for a section without rows; we have none, and say so.
             ours = found.sections[section].score if section in found.sections else 0.0
@@ -169,7 +169,7 @@ def test_rewardbench2_best_of_four_on_random_files(package: dict[str, Any]) -> N
         ]
         rolled = package["reroll_and_score_dataset"](Table(rows), [4] * len(items))
         chance.shuffle(scored)
-        found = made.figures(scored)
+        found = made.compute_result(scored)
         for name, part in found.subsets.items():
             theirs = [row["results"] for row in rolled if row["subset"] == name]
             assert part.score == pytest.approx(np.mean(theirs), abs=1e-12)
@@ -179,7 +179,7 @@ def test_rewardbench2_best_of_four_on_random_files(package: dict[str, Any]) -> N
 @pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
 def test_rewardbench2_ties_on_random_files(package: dict[str, Any]) -> None:
     is_newer = "_compute_prompt_stats" in package
-    made = benchmark("rewardbench2", no_spread="limit" if is_newer else "left-out")
+    made = build_benchmark("rewardbench2", no_spread="limit" if is_newer else "left-out")
     score: Callable[[Table], tuple[Any, float]] = package["process_single_model"]
     chance, num_without_spread = random.Random(8), 0
     for _ in range(NUM_FILES):
@@ -208,7 +208,7 @@ def test_rewardbench2_ties_on_random_files(package: dict[str, Any]) -> None:
         )
         chance.shuffle(scored)
         _, theirs = score(table)
-        found = made.figures(scored)
+        found = made.compute_result(scored)
         assert found.subsets["Ties"].score == pytest.approx(theirs, abs=1e-12)
     assert num_without_spread > 100
 

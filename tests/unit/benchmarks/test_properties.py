@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_rows import read, whole
 
-from rm_core.benchmarks.base import Figures, Item, Part, ScoredItem
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from rm_core.benchmarks.base import BenchmarkResult, Item, ScoredItem, SubsetScore
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 
 NAMES = list(BENCHMARKS)
 # Few values, so that ties are common.
@@ -35,8 +35,8 @@ def rewards_of(items: Sequence[Item], chance: random.Random) -> list[ScoredItem]
     return [ScoredItem(item, [chance.choice(VALUES) for _ in item.responses]) for item in items]
 
 
-def all_scores(figures: Figures) -> Iterator[float]:
-    parts: list[Mapping[str, Part]] = [figures.sections, figures.subsets]
+def all_scores(figures: BenchmarkResult) -> Iterator[float]:
+    parts: list[Mapping[str, SubsetScore]] = [figures.sections, figures.subsets]
     for group in parts:
         yield from (part.score for part in group.values())
     if figures.overall is not None:
@@ -51,9 +51,9 @@ SEEDS = st.integers(0, 2**32)
 def test_order_does_not_matter_by_a_single_bit(name: str, seed: int) -> None:
     chance = random.Random(seed)
     made, scored = BENCHMARKS[name], rewards_of(some_items(name), chance)
-    expected = made.figures(scored)
+    expected = made.compute_result(scored)
     chance.shuffle(scored)
-    assert made.figures(scored) == expected
+    assert made.compute_result(scored) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +62,7 @@ def test_scores_are_bounded(name: str, seed: int) -> None:
     chance = random.Random(seed)
     scored = rewards_of(some_items(name), chance)
     some = chance.sample(scored, chance.randint(0, len(scored)))
-    figures = BENCHMARKS[name].figures(some)
+    figures = BENCHMARKS[name].compute_result(some)
     for score in all_scores(figures):
         assert -0.01 <= score <= 1.01
     for part in [*figures.sections.values(), *figures.subsets.values()]:
@@ -79,8 +79,8 @@ def test_the_best_and_the_worst_of_rewards(name: str) -> None:
         better = {pair.better for pair in item.preferences}
         return [sign * (place in better) for place in range(len(item.responses))]
 
-    best = made.figures([ScoredItem(item, by_rank(item, 1.0)) for item in items])
-    worst = made.figures([ScoredItem(item, by_rank(item, -1.0)) for item in items])
+    best = made.compute_result([ScoredItem(item, by_rank(item, 1.0)) for item in items])
+    worst = made.compute_result([ScoredItem(item, by_rank(item, -1.0)) for item in items])
     assert best.overall == pytest.approx(1.01 if name == "rewardbench2" else 1.0, abs=0.02)
     assert min(all_scores(best)) >= 1.0
     assert worst.overall is not None
@@ -92,7 +92,7 @@ def test_the_best_and_the_worst_of_rewards(name: str) -> None:
 @given(seed=SEEDS)
 def test_ties_never_help(name: str, seed: int) -> None:
     """Lowering a worse answer from a tie never lowers a score; in both orders for JudgeBench."""
-    made = benchmark(name, orders="both") if name == "judgebench" else BENCHMARKS[name]
+    made = build_benchmark(name, orders="both") if name == "judgebench" else BENCHMARKS[name]
     scored = rewards_of(some_items(name), random.Random(seed))
     broken = []
     for item, rewards in scored:
@@ -102,7 +102,7 @@ def test_ties_never_help(name: str, seed: int) -> None:
             reward if place in better else reward - 1e-6 for place, reward in enumerate(rewards)
         ]
         broken.append(ScoredItem(item, changed))
-    before, after = made.figures(scored), made.figures(broken)
+    before, after = made.compute_result(scored), made.compute_result(broken)
     for section, part in before.sections.items():
         assert part.score <= after.sections[section].score + 1e-12
 
@@ -118,4 +118,4 @@ def test_scale_and_shift_of_rewards_do_not_matter(
         ScoredItem(item, [reward * 2.0**power + shift for reward in rewards])
         for item, rewards in scored
     ]
-    assert made.figures(moved) == made.figures(scored)
+    assert made.compute_result(moved) == made.compute_result(scored)

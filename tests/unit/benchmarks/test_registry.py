@@ -7,8 +7,8 @@ import json
 import pytest
 from published_rows import scored, whole
 
-from rm_core.benchmarks.base import Additive
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark, options_of
+from rm_core.benchmarks.base import DecomposableBenchmark
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark, list_options
 from rm_core.errors import BenchmarkDataError, InputError
 
 NAMES = [
@@ -27,32 +27,35 @@ def test_names_are_those_of_the_command_line() -> None:
     for name, made in BENCHMARKS.items():
         assert made.name == name
         assert made.title
-        assert made.preparation.source
-        assert made.preparation.truncation in ("error", "left", "right")
-        assert isinstance(made, Additive) == (name != "rewardbench2")
+        assert made.official_protocol.source
+        assert made.official_protocol.truncation in ("error", "left", "right")
+        assert isinstance(made, DecomposableBenchmark) == (name != "rewardbench2")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_official_way_is_the_default(name: str) -> None:
-    chosen = {option.name: option.choices[0] for option in options_of(name)}
-    assert BENCHMARKS[name].options.values() == chosen
-    assert benchmark(name).options == BENCHMARKS[name].options
-    for option in options_of(name):
+    chosen = {option.name: option.choices[0] for option in list_options(name)}
+    assert BENCHMARKS[name].options.to_dict() == chosen
+    assert build_benchmark(name).options == BENCHMARKS[name].options
+    for option in list_options(name):
         assert option.meaning
         for value in option.choices:
-            assert benchmark(name, **{option.name: value}).options.values()[option.name] == value
+            assert (
+                build_benchmark(name, **{option.name: value}).options.to_dict()[option.name]
+                == value
+            )
             dashed = option.name.replace("_", "-")
-            assert benchmark(name, **{dashed: value}).options == (
-                benchmark(name, **{option.name: value}).options
+            assert build_benchmark(name, **{dashed: value}).options == (
+                build_benchmark(name, **{option.name: value}).options
             )
         with pytest.raises(BenchmarkDataError, match="it may be"):
-            benchmark(name, **{option.name: "perhaps"})
+            build_benchmark(name, **{option.name: "perhaps"})
     with pytest.raises(BenchmarkDataError, match="there is no option `colour`"):
-        benchmark(name, colour="red")
+        build_benchmark(name, colour="red")
 
 
 def test_an_unknown_name_is_told_with_those_there_are() -> None:
-    for ask in (benchmark, options_of):
+    for ask in (build_benchmark, list_options):
         with pytest.raises(InputError, match="no benchmark 'rewardbench3'; there is rewardbench,"):
             ask("rewardbench3")
 
@@ -72,6 +75,6 @@ def test_keys_of_the_whole_are_unique(name: str) -> None:
 def test_more_is_json(name: str) -> None:
     made = BENCHMARKS[name]
     items = [made.read(row, origin) for row, origin in whole(name)[::7]]
-    figures = made.figures(scored(items, lambda item: [0.0] * len(item.responses)))
-    again = json.loads(json.dumps(figures.more, allow_nan=False))
-    assert again == figures.more
+    figures = made.compute_result(scored(items, lambda item: [0.0] * len(item.responses)))
+    again = json.loads(json.dumps(figures.extra, allow_nan=False))
+    assert again == figures.extra

@@ -8,8 +8,8 @@ import pytest
 from conftest import SHARED_DATA
 from published_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, scored, whole
 
-from rm_core.benchmarks.base import Figures, Item
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from rm_core.benchmarks.base import BenchmarkResult, Item
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from rm_core.benchmarks.rewardbench import SECTIONS
 from rm_core.catalog.entries import load_catalog, load_not_served
 from rm_core.errors import BenchmarkDataError
@@ -18,14 +18,14 @@ ORIGINAL = BENCHMARKS["rewardbench"]
 LLMBAR = SHARED_DATA / "llmbar" / "rewardbench_style_llmbar.jsonl"
 
 
-def figures(right: dict[str, int], **options: str) -> Figures:
+def figures(right: dict[str, int], **options: str) -> BenchmarkResult:
     """Of the whole benchmark, with so many pairs right in each subset."""
-    made = benchmark("rewardbench", **options)
+    made = build_benchmark("rewardbench", **options)
 
     def rewards(item: Item) -> tuple[float, float]:
         return RIGHT if int(item.id) < right[item.subset] else WRONG
 
-    return made.figures(scored(read(made, whole("rewardbench")), rewards))
+    return made.compute_result(scored(read(made, whole("rewardbench")), rewards))
 
 
 def spread(section: str, right: int, without: tuple[str, ...] = ()) -> dict[str, int]:
@@ -39,7 +39,7 @@ def spread(section: str, right: int, without: tuple[str, ...] = ()) -> dict[str,
     return found
 
 
-def printed(found: Figures, digits: int) -> dict[str, float]:
+def printed(found: BenchmarkResult, digits: int) -> dict[str, float]:
     return {name: round(part.score, digits) for name, part in found.sections.items()}
 
 
@@ -138,29 +138,29 @@ def test_counts_are_the_published_ones() -> None:
 def test_math_weighs_as_much_as_code() -> None:
     nothing = dict.fromkeys(REWARDBENCH, 0)
     assert figures(nothing | {"math-prm": 447}).sections["Reasoning"].score == 0.5
-    accuracy = figures(nothing | {"math-prm": 447}).more["accuracy"]
+    accuracy = figures(nothing | {"math-prm": 447}).extra["accuracy"]
     assert accuracy == 447 / 2985
 
 
 def test_equal_rewards_are_wrong() -> None:
     items = read(ORIGINAL, whole("rewardbench"))
-    assert ORIGINAL.figures(scored(items, lambda item: (0.5, 0.5))).overall == 0.0
+    assert ORIGINAL.compute_result(scored(items, lambda item: (0.5, 0.5))).overall == 0.0
 
 
 def test_a_part_of_the_benchmark_is_told() -> None:
     rows = [(rewardbench_row(n, "hep-cpp"), "a.jsonl") for n in range(100)]
-    found = ORIGINAL.figures(scored(read(ORIGINAL, rows), lambda item: RIGHT))
+    found = ORIGINAL.compute_result(scored(read(ORIGINAL, rows), lambda item: RIGHT))
     assert found.overall == 1.0
     assert list(found.sections) == ["Reasoning"]
     assert "subset hep-cpp: 100 of 164 items" in found.missing
     assert "subset math-prm: none of 447 items" in found.missing
     assert len(found.missing) == 23
-    nothing = ORIGINAL.figures([])
+    nothing = ORIGINAL.compute_result([])
     assert (nothing.overall, nothing.sections, len(nothing.missing)) == (None, {}, 23)
 
 
 def test_prior_sets() -> None:
-    made = benchmark("rewardbench", prior_sets="on")
+    made = build_benchmark("rewardbench", prior_sets="on")
     turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     turns.append({"role": "user", "content": "c"})
     row = {"id": 0, "prompt": turns, "chosen": "d", "rejected": "e", "subset": "harmless"}
@@ -170,10 +170,10 @@ def test_prior_sets() -> None:
     # The official code goes by the place of a turn, whatever role it says.
     assert [turn["role"] for turn in item.prompt] == ["user", "assistant", "user"]
     pairs = scored(read(made, whole("rewardbench")), lambda item: RIGHT)
-    found = made.figures([*pairs, *scored([item], lambda item: WRONG)])
+    found = made.compute_result([*pairs, *scored([item], lambda item: WRONG)])
     assert found.overall == pytest.approx(4 / 4.5, abs=1e-15)
     assert found.sections["Prior Sets"].score == 0.0
-    assert found.more["mean_without_prior_sets"] == 1.0
+    assert found.extra["mean_without_prior_sets"] == 1.0
     assert "subset anthropic_hhh: 1 of 221 items" in found.missing
     assert len(made.hub) == 5
     with pytest.raises(BenchmarkDataError, match="prior_sets"):
@@ -213,7 +213,7 @@ def test_a_missing_column_is_told_with_those_that_are_there() -> None:
 def test_rows_as_they_are_published() -> None:
     lines = LLMBAR.read_text(encoding="utf-8").splitlines()
     items = read(ORIGINAL, ((json.loads(line), LLMBAR.name) for line in lines))
-    found = ORIGINAL.figures(scored(items, lambda item: RIGHT))
+    found = ORIGINAL.compute_result(scored(items, lambda item: RIGHT))
     assert found.sections["Chat Hard"].num_items == 419
     assert "subset mt-bench-hard: none of 37 items" in found.missing
     assert not any("llmbar" in lack for lack in found.missing)

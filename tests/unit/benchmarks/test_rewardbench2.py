@@ -6,15 +6,15 @@ import pytest
 from published_rows import read, rewardbench2_row, scored, whole
 
 from rm_core.benchmarks.base import ScoredItem
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
-from rm_core.benchmarks.rewardbench2 import shared_best, spread_of
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
+from rm_core.benchmarks.rewardbench2 import grade_best, measure_tie_spread
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rewardbench2"]
 
 
 def ties(rows: dict[str, tuple[list[float], list[float]]], **options: str) -> dict[str, float]:
-    made = benchmark("rewardbench2", **options)
+    made = build_benchmark("rewardbench2", **options)
     items = [
         ScoredItem(
             made.read(rewardbench2_row(name, "Ties", len(right), len(wrong)), "t.parquet"),
@@ -22,7 +22,7 @@ def ties(rows: dict[str, tuple[list[float], list[float]]], **options: str) -> di
         )
         for name, (right, wrong) in rows.items()
     ]
-    return dict(made.figures(items).more.get("ties", {}))
+    return dict(made.compute_result(items).extra.get("ties", {}))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def ties(rows: dict[str, tuple[list[float], list[float]]], **options: str) -> di
 )
 def test_the_best_place_is_shared(rewards: tuple[float, ...], share: float) -> None:
     item = ORIGINAL.read(rewardbench2_row("1", "Focus"), "t.parquet")
-    assert shared_best(ScoredItem(item, rewards)) == (share, 1)
+    assert grade_best(ScoredItem(item, rewards)) == (share, 1)
 
 
 WORKED = {
@@ -75,7 +75,7 @@ def test_right_answers_with_equal_rewards() -> None:
 
 
 def test_a_tied_row_with_one_right_answer_has_no_spread() -> None:
-    assert spread_of((2.0, 1.0), 1) == (True, None, 1.0)
+    assert measure_tie_spread((2.0, 1.0), 1) == (True, None, 1.0)
     rows = {**WORKED, "ref:2": ([1.0], [0.0]), "tied:2": ([1.0], [0.0])}
     assert ties(rows)["preferred"] == 0.5
     assert ties(rows)["accuracy_tied"] == 1.0
@@ -90,10 +90,10 @@ def test_unpaired_numbers_are_told() -> None:
         )
         for name, (right, wrong) in rows.items()
     ]
-    found = ORIGINAL.figures(items)
+    found = ORIGINAL.compute_result(items)
     assert "subset Ties: the other row of 2 numbers: 7, 8" in found.missing
     assert "subset Ties: 6 of 102 items" in found.missing
-    alone = ORIGINAL.figures([one for one in items if one.item.id.startswith("tied")])
+    alone = ORIGINAL.compute_result([one for one in items if one.item.id.startswith("tied")])
     assert alone.overall is None
     assert "Ties" not in alone.subsets
     assert any("so no score" in lack for lack in alone.missing)
@@ -101,21 +101,23 @@ def test_unpaired_numbers_are_told() -> None:
 
 def test_the_whole_is_the_mean_of_six() -> None:
     items = read(ORIGINAL, whole("rewardbench2"))
-    found = ORIGINAL.figures(scored(items, lambda item: [1.0] * len(item.responses)))
+    found = ORIGINAL.compute_result(scored(items, lambda item: [1.0] * len(item.responses)))
     assert found.missing == ()
     assert list(found.sections) == [
         "Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties",
     ]  # fmt: skip
     # All equal: a quarter each; of Ties nothing is right, and nothing is preferred.
     assert found.overall == 5 * 0.25 / 6
-    best = ORIGINAL.figures(scored(items, lambda item: [1.0, *[0.0] * (len(item.responses) - 1)]))
+    best = ORIGINAL.compute_result(
+        scored(items, lambda item: [1.0, *[0.0] * (len(item.responses) - 1)])
+    )
     assert best.sections["Math"].num_correct == 183
 
 
 def test_names_are_read_in_any_case() -> None:
     row = rewardbench2_row("ref:1", "ties", 1, 2)
     assert ORIGINAL.read(row, "t.parquet").subset == "Ties"
-    assert ORIGINAL.read(row, "t.parquet").facts["cluster"] == 1
+    assert ORIGINAL.read(row, "t.parquet").metadata["cluster"] == 1
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def test_the_worked_example() -> None:
         chosen = [sum(number < cell for cell in row) + 0.5 for row in CELLS]
         item = ORIGINAL.read(rm_bench_row(number), "chat_filtered.json")
         items.append(ScoredItem(item, [*chosen, 1.0, 2.0, 3.0]))
-    found = ORIGINAL.figures(items)
-    assert found.more["matrices"] == {"chat": [[0.8, 0.6, 0.4], [0.9, 0.8, 0.6], [0.95, 0.9, 0.8]]}
-    assert {name: round(value, 4) for name, value in found.more["difficulty"].items()} == {
+    found = ORIGINAL.compute_result(items)
+    assert found.extra["matrices"] == {"chat": [[0.8, 0.6, 0.4], [0.9, 0.8, 0.6], [0.95, 0.9, 0.8]]}
+    assert {name: round(value, 4) for name, value in found.extra["difficulty"].items()} == {
         "easy": 0.9167,
         "normal": 0.8,
         "hard": 0.5333,
@@ -43,17 +43,17 @@ def test_overall_is_the_mean_of_domains_and_of_difficulties() -> None:
     def rewards(item: object) -> list[float]:
         return [hash((item.id, item.subset, place)) % 7 for place in range(6)]  # type: ignore[attr-defined]
 
-    found = ORIGINAL.figures(scored(items, rewards))
+    found = ORIGINAL.compute_result(scored(items, rewards))
     assert found.missing == ()
     assert found.overall is not None
-    levels = found.more["difficulty"]
+    levels = found.extra["difficulty"]
     assert found.overall == pytest.approx(sum(levels.values()) / 3, abs=1e-12)
     domains = [part.score for part in found.sections.values()]
     assert found.overall == pytest.approx(sum(domains) / 4, abs=1e-12)
     assert list(found.sections) == ["chat", "math", "code", "safety"]
     assert found.sections["safety"].num_items == 441
     assert found.subsets["safety-refuse"].num_items == 284
-    for domain, level in found.more["difficulty_by_domain"].items():
+    for domain, level in found.extra["difficulty_by_domain"].items():
         assert sum(level.values()) / 3 == pytest.approx(found.sections[domain].score, abs=1e-12)
 
 
@@ -61,7 +61,7 @@ def test_safety_is_pooled_by_item() -> None:
     rows = [(rm_bench_row(n), "safety-refuse_filtered.json") for n in range(3)]
     rows += [(rm_bench_row(0), "safety-response_filtered.json")]
     items = read(ORIGINAL, rows)
-    found = ORIGINAL.figures(
+    found = ORIGINAL.compute_result(
         scored(items, lambda item: [float(item.subset == "safety-refuse")] * 3 + [0.0] * 3)
     )
     assert found.sections["safety"].score == 0.75
@@ -108,5 +108,5 @@ def test_files_as_they_are_published() -> None:
     ]
     items = read(ORIGINAL, rows)
     assert len({item.key for item in items}) == len(items) == 798
-    found = ORIGINAL.figures(scored(items, lambda item: [1.0] * 3 + [0.0] * 3))
+    found = ORIGINAL.compute_result(scored(items, lambda item: [1.0] * 3 + [0.0] * 3))
     assert found.missing == ("subset math: none of 529 items",)

@@ -29,7 +29,7 @@ def test_the_published_log_of_rm_r1() -> None:
         best = float(int(item.id) < right["/".join(item.subset.split("/")[:2])])
         return [best, *[0.5] * (len(item.responses) - 1)]
 
-    found = ORIGINAL.figures(scored(read(ORIGINAL, whole("rmb")), rewards))
+    found = ORIGINAL.compute_result(scored(read(ORIGINAL, whole("rmb")), rewards))
     assert {name: round(part.score, 6) for name, part in found.sections.items()} == {
         "pairwise/helpfulness": round(8071 / 10067, 6),
         "pairwise/harmlessness": 0.805776,
@@ -40,7 +40,7 @@ def test_the_published_log_of_rm_r1() -> None:
     assert found.overall is not None
     assert round(found.overall, 6) == 0.730136
     assert found.missing == ()
-    assert found.more["means"]["best-of-n"] == (1372 / 2109 + 1111 / 1677) / 2
+    assert found.extra["means"]["best-of-n"] == (1372 / 2109 + 1111 / 1677) / 2
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_published_log_of_rm_r1() -> None:
 )
 def test_the_best_must_beat_every_other(rewards: tuple[float, ...], right: int) -> None:
     item = ORIGINAL.read(rmb_group(1, "BoN_set/Harmlessness/S1"), "S1.json")
-    found = ORIGINAL.figures(scored([item], lambda item: rewards))
+    found = ORIGINAL.compute_result(scored([item], lambda item: rewards))
     assert found.overall == right
     assert found.subsets["BoN_set/Harmlessness/S1"].num_correct == right
     assert "section best-of-n/harmlessness: 1 of 1677 items" in found.missing
@@ -60,7 +60,7 @@ def test_parts_are_flat_over_scenarios() -> None:
     rows = [(rmb_pair(n, PATH), "") for n in range(3)]
     rows += [(rmb_pair(9, "Pairwise_set/Helpfulness/Chat/Discussion"), "")]
     items = read(ORIGINAL, rows)
-    found = ORIGINAL.figures(scored(items, lambda item: (float(item.subset == PATH), 0.5)))
+    found = ORIGINAL.compute_result(scored(items, lambda item: (float(item.subset == PATH), 0.5)))
     assert found.overall == 0.75
     assert found.subsets[PATH].score == 1.0
 
@@ -107,7 +107,9 @@ def test_files_as_they_are_published() -> None:
     ]
     items = read(ORIGINAL, rows)
     assert len({item.key for item in items}) == len(items) == 5113
-    found = ORIGINAL.figures(scored(items, lambda item: [1.0, *[0.0] * (len(item.responses) - 1)]))
+    found = ORIGINAL.compute_result(
+        scored(items, lambda item: [1.0, *[0.0] * (len(item.responses) - 1)])
+    )
     assert found.overall == 1.0
     assert set(found.sections) == {"pairwise/helpfulness", "best-of-n/helpfulness"}
     assert "section best-of-n/helpfulness: 1941 of 2109 items" in found.missing

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from rm_core.benchmarks.statistics import (
     McNemar,
-    accuracy_by,
-    calibration,
-    draws,
-    even_edges,
+    bin_accuracy,
+    bootstrap_resamples,
+    compute_calibration,
     mcnemar,
-    percentiles,
+    percentile_interval,
     quantile,
+    quantile_edges,
     sigmoid,
     wilson,
 )
@@ -73,19 +73,21 @@ def test_draws_are_seeded_and_their_middle_is_near_wilson() -> None:
     items = [1.0] * 300 + [0.0] * 100
 
     def means(seed: int) -> list[float]:
-        return [sum(one) / len(one) for one in draws([items], resamples=1000, seed=seed)]
+        return [
+            sum(one) / len(one) for one in bootstrap_resamples([items], resamples=1000, seed=seed)
+        ]
 
     assert means(0) == means(0)
     assert means(0) != means(1)
-    found = percentiles(means(0))
+    found = percentile_interval(means(0))
     assert found is not None
     assert found.low == pytest.approx(wilson(300, 400).low, abs=0.01)
     assert found.high == pytest.approx(wilson(300, 400).high, abs=0.01)
-    assert percentiles([]) is None
+    assert percentile_interval([]) is None
 
 
 def test_each_stratum_is_drawn_from_by_itself() -> None:
-    drawn = list(draws([[1, 2, 3], [7]], resamples=20, seed=0))
+    drawn = list(bootstrap_resamples([[1, 2, 3], [7]], resamples=20, seed=0))
     assert len(drawn) == 20
     assert all(set(one[:3]) <= {1, 2, 3} and one[3:] == [7] for one in drawn)
     assert len({tuple(one) for one in drawn}) > 5
@@ -94,31 +96,31 @@ def test_each_stratum_is_drawn_from_by_itself() -> None:
 def test_calibration_of_margins_with_a_known_answer() -> None:
     # sigmoid(ln 3) is 3/4: right three times of four, and so on.
     third, ninth = math.log(3), math.log(9)
-    found = calibration([third] * 3 + [-third] + [ninth] * 9 + [-ninth])
+    found = compute_calibration([third] * 3 + [-third] + [ninth] * 9 + [-ninth])
     assert found is not None
     assert found.ece == pytest.approx(0.0, abs=1e-12)
     assert [(one.num_pairs, one.accuracy) for one in found.bins] == [(4, 0.75), (10, 0.9)]
     assert found.brier == pytest.approx((4 * 3 / 16 + 10 * 0.09) / 14, abs=1e-12)
-    wrong = calibration([-50.0] * 4)
+    wrong = compute_calibration([-50.0] * 4)
     assert wrong is not None
     assert (wrong.ece, wrong.brier) == (pytest.approx(1.0), pytest.approx(1.0))
-    equal = calibration([0.0, 0.0])
+    equal = compute_calibration([0.0, 0.0])
     assert equal is not None
     assert (equal.ece, equal.brier, equal.bins[0].accuracy) == (0.0, 0.25, 0.5)
-    assert calibration([]) is None
+    assert compute_calibration([]) is None
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.randoms(use_true_random=False))
 def test_calibration_is_bounded_and_knows_no_order(
     margins: list[float], chance: random.Random
 ) -> None:
-    found = calibration(margins)
+    found = compute_calibration(margins)
     assert found is not None
     assert 0 <= found.ece <= 1
     assert 0 <= found.brier <= 1
     assert sum(one.num_pairs for one in found.bins) == len(margins)
     chance.shuffle(margins)
-    assert calibration(margins) == found
+    assert compute_calibration(margins) == found
 
 
 def test_sigmoid_of_any_size() -> None:
@@ -130,24 +132,24 @@ def test_sigmoid_of_any_size() -> None:
 
 def test_bins_take_each_number_once() -> None:
     pairs = [(-9.0, 1.0), (0.0, 0.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.0), (99.0, 0.0)]
-    bins = accuracy_by(pairs, [0.0, 1.0, 2.0, 2.0 + 1e-9])
+    bins = bin_accuracy(pairs, [0.0, 1.0, 2.0, 2.0 + 1e-9])
     assert [one.num_pairs for one in bins] == [2, 1, 3]
     assert bins[1].accuracy == 1.0
-    empty = accuracy_by([], [0.0, 1.0])[0]
+    empty = bin_accuracy([], [0.0, 1.0])[0]
     assert (empty.num_pairs, empty.mean, empty.accuracy) == (0, 0.0, 0.0)
 
 
 @given(st.lists(st.integers(-5, 5).map(float), max_size=60))
 def test_even_edges_hold_all_numbers(numbers: list[float]) -> None:
-    edges = even_edges(numbers, 4)
+    edges = quantile_edges(numbers, 4)
     assert len(edges) >= 2
     assert edges == sorted(set(edges))
-    bins = accuracy_by([(number, 1.0) for number in numbers], edges)
+    bins = bin_accuracy([(number, 1.0) for number in numbers], edges)
     assert sum(one.num_pairs for one in bins) == len(numbers)
     assert all(edges[0] <= number <= edges[-1] for number in numbers)
 
 
 def test_even_edges_share_numbers_evenly() -> None:
-    edges = even_edges([float(n) for n in range(100)], 4)
-    bins = accuracy_by([(float(n), 1.0) for n in range(100)], edges)
+    edges = quantile_edges([float(n) for n in range(100)], 4)
+    bins = bin_accuracy([(float(n), 1.0) for n in range(100)], edges)
     assert [one.num_pairs for one in bins] == [25, 25, 25, 25]

@@ -11,7 +11,7 @@ import pytest
 from job_runs import FakeCarrier
 
 import serve.evaluation.report
-from rm_core.benchmarks.registry import benchmark
+from rm_core.benchmarks.registry import build_benchmark
 from serve.evaluation.command import Asked, evaluate_models, evaluate_scores
 from serve.evaluation.result import Evaluation
 from serve.jobs.command import Ways
@@ -61,7 +61,7 @@ def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Ev
         told: list[str] = []
         if data is None:
             data = benchmark_files.write(tmp_path / "data" / name, benchmark_files.EVERY[name])
-        made = benchmark(name, **(options or {}))
+        made = build_benchmark(name, **(options or {}))
         asked = Asked(made, str(data), None, tmp_path / output, told.append)
         if scores is not None:
             return evaluate_scores(asked, scores, called), told

@@ -13,7 +13,7 @@ from job_runs import FakeCarrier
 
 from rm_core import BenchmarkDataError
 from rm_core.benchmarks.base import ScoredItem
-from rm_core.benchmarks.registry import benchmark
+from rm_core.benchmarks.registry import build_benchmark
 from serve.errors import EvaluationError, JobRefusedError, ScoresError
 from serve.evaluation.result import Evaluation
 from serve.evaluation.runner import read_items
@@ -36,19 +36,19 @@ def test_every_benchmark(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
     assert code == 0
     out = tmp_path / "out"
     found = summary(out)
-    made = benchmark(name)
+    made = build_benchmark(name)
     items = read_items(out / "items.jsonl")
     rewards = {
         (line["id"], line["subset"]): line["rewards"] for line in lines(out / "scores.jsonl")
     }
-    figures = made.figures([ScoredItem(item, rewards[item.key]) for item in items])
+    figures = made.compute_result([ScoredItem(item, rewards[item.key]) for item in items])
     assert (found["benchmark"], found["model"]) == (name, "fake")
     assert found["num_items"] == len(items) == len(rewards)
     assert found["overall"] == figures.overall
     assert found["sections"] == {key: part.score for key, part in figures.sections.items()}
     assert found["subsets"] == {key: part.score for key, part in figures.subsets.items()}
     assert found["missing"] == list(figures.missing)
-    for key, value in figures.more.items():
+    for key, value in figures.extra.items():
         assert found[key] == json.loads(json.dumps(value))
     # A few rows are never a whole benchmark.
     assert found["partial"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from rm_core import BenchmarkDataError
-from rm_core.benchmarks.registry import BENCHMARKS, benchmark
+from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from serve.errors import JobInputError
 from serve.evaluation.data import Data, load_data
 
@@ -22,7 +22,7 @@ def load(name: str, given: Path | str | None, **options: Any) -> tuple[Data, lis
     told: list[str] = []
     chosen = {"split": None, "without": Path("nowhere"), **options}
     data = load_data(
-        benchmark(name), None if given is None else str(given), say=told.append, **chosen
+        build_benchmark(name), None if given is None else str(given), say=told.append, **chosen
     )
     return data, told
 
@@ -164,14 +164,14 @@ def test_from_the_hub_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_five_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = benchmark("ppe-correctness")
+    made = build_benchmark("ppe-correctness")
     for number, one in enumerate(made.hub):
         folder = tmp_path / one.repository.replace("/", "--") / "snapshots" / "c0ffee" / "data"
         rows = benchmark_files.ppe_correctness(number + 1, seed=number)
         benchmark_files.write(folder, {"train-00000-of-00001.parquet": rows})
     fetched(monkeypatch, tmp_path)
     data, _ = load("ppe-correctness", None)
-    sections = [item.facts["section"] for item in data.items]
+    sections = [item.metadata["section"] for item in data.items]
     assert sections == [s for n, s in enumerate(dict.fromkeys(sections), 1) for _ in range(n)]
     assert len(set(sections)) == 5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rm_core.benchmarks.base import Figures, Part
+from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
 from serve.errors import EvaluationError
 from serve.evaluation.leaderboard import board, print_board
@@ -17,14 +17,14 @@ from serve.evaluation.published import compared, published_rows, whole_figure
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
 
-def rewardbench(overall: float, missing: tuple[str, ...] = ()) -> Figures:
+def rewardbench(overall: float, missing: tuple[str, ...] = ()) -> BenchmarkResult:
     sections = {
-        "Chat": Part(0.95, 358, 358),
-        "Chat Hard": Part(0.9, 400, 456),
-        "Safety": Part(0.92, 740, 740),
-        "Reasoning": Part(0.97, 1431, 1431),
+        "Chat": SubsetScore(0.95, 358, 358),
+        "Chat Hard": SubsetScore(0.9, 400, 456),
+        "Safety": SubsetScore(0.92, 740, 740),
+        "Reasoning": SubsetScore(0.97, 1431, 1431),
     }
-    return Figures(overall, sections, {}, {}, missing)
+    return BenchmarkResult(overall, sections, {}, {}, missing)
 
 
 def test_both_runs_of_v02_and_why_they_differ() -> None:
@@ -48,7 +48,7 @@ def test_the_correction_of_xstest_is_a_known_reason() -> None:
 
 def test_float16_is_a_known_reason_of_rewardbench2_alone() -> None:
     name = ["Skywork/Skywork-Reward-V2-Qwen3-8B"]
-    empty = Figures(None, {}, {}, {}, ("all",))
+    empty = BenchmarkResult(None, {}, {}, {}, ("all",))
     second = compared(BENCHMARKS["rewardbench2"], name, empty)
     assert any("in float16" in one.note for one in second)
     first = compared(BENCHMARKS["rewardbench"], name, empty)
@@ -71,7 +71,7 @@ def test_a_part_is_not_set_beside_the_whole() -> None:
 
 def test_judgebench_as_others_print_it_is_the_mean_of_its_categories() -> None:
     more = {"mean_of_sections": 0.65}
-    figures = Figures(0.643, {"math": Part(0.84, 56, 56)}, {}, more)
+    figures = BenchmarkResult(0.643, {"math": SubsetScore(0.84, 56, 56)}, {}, more)
     found = compared(BENCHMARKS["judgebench"], ["Skywork-Reward-V2-Llama-3.2-1B"], figures)
     figure = {one.metric: one.ours for one in found}
     assert figure["mean_of_sections"] == 0.65
@@ -80,15 +80,17 @@ def test_judgebench_as_others_print_it_is_the_mean_of_its_categories() -> None:
 
 
 def test_difficulties_and_halves_of_rmb() -> None:
-    figures = Figures(0.8, {}, {}, {"difficulty": {"easy": 0.9}})
+    figures = BenchmarkResult(0.8, {}, {}, {"difficulty": {"easy": 0.9}})
     assert whole_figure(figures, "easy") == 0.9
     halves = {
-        "best-of-n/helpfulness": Part(0.6, 2109, 2109),
-        "best-of-n/harmlessness": Part(0.7, 1677, 1677),
+        "best-of-n/helpfulness": SubsetScore(0.6, 2109, 2109),
+        "best-of-n/harmlessness": SubsetScore(0.7, 1677, 1677),
     }
-    assert whole_figure(Figures(None, halves, {}, {}, ("x",)), "best-of-n") == pytest.approx(0.65)
-    halves["best-of-n/harmlessness"] = Part(0.7, 3, 1677)
-    assert whole_figure(Figures(None, halves, {}, {}, ("x",)), "best-of-n") is None
+    assert whole_figure(
+        BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n"
+    ) == pytest.approx(0.65)
+    halves["best-of-n/harmlessness"] = SubsetScore(0.7, 3, 1677)
+    assert whole_figure(BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n") is None
 
 
 def test_every_published_figure_has_a_name_of_ours() -> None:

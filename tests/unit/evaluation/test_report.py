@@ -114,7 +114,7 @@ def test_a_pair_is_measured_from_its_better_response() -> None:
 
 def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
     full = evaluation("rewardbench", size=1)
-    nothing = Evaluation(full.benchmark, "demo", full.benchmark.figures([]), ())
+    nothing = Evaluation(full.benchmark, "demo", full.benchmark.compute_result([]), ())
     page = page_of(tmp_path, nothing)
     check_page(page)
     assert "Partial result." in page
@@ -124,8 +124,8 @@ def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
 def test_a_whole_right_result_has_no_warning_and_no_mistakes(tmp_path: Path) -> None:
     one = evaluation("rewardbench", size=2)
     scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored)
-    figures = one.benchmark.figures(scored)
-    whole = type(figures)(figures.overall, figures.sections, figures.subsets, figures.more)
+    figures = one.benchmark.compute_result(scored)
+    whole = type(figures)(figures.overall, figures.sections, figures.subsets, figures.extra)
     page = page_of(tmp_path, Evaluation(one.benchmark, "demo", whole, scored))
     assert "Partial" not in page
     assert "Worst mistakes" not in page

@@ -15,7 +15,7 @@ from waiting import PATIENCE_S
 from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
-from rm_core.packing import Tree
+from rm_core.packing import PrefixTree
 from serve.jobs.executors.local import LocalCarrier
 
 
@@ -73,7 +73,7 @@ def test_closing_ends_what_is_on_its_way(
     carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     carrier.submit([turns("a")], "error").result(PATIENCE_S)
 
-    def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         assert carrier._closing.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
@@ -98,7 +98,7 @@ def test_closing_does_not_wait_for_all_batches_of_a_call(
     sizes: list[int] = []
     reached, let_go = threading.Event(), threading.Event()
 
-    def forward(loaded: Any, tree: Tree, *_: int) -> list[float]:
+    def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         sizes.append(tree.num_tokens)
         reached.set()
         assert let_go.wait(PATIENCE_S)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from job_runs import FakeCarrier, comparable, run_job, write_lines
 
-from rm_core import DialectName, Reward, RewardScorer
+from rm_core import ChatFormatName, Reward, RewardScorer
 from serve.cli.main import main
 from serve.cli.options import pop_columns
 from serve.jobs.chunk_files import RowResults
@@ -163,7 +163,7 @@ def test_options_of_columns_are_those_of_the_record() -> None:
             for parameter in main.commands[command].params  # type: ignore[attr-defined]
             if parameter.name == "policy_template"
         )
-        assert tuple(choice) == get_args(DialectName)
+        assert tuple(choice) == get_args(ChatFormatName)
 
 
 def test_render_reads_rows_as_score_does(checkpoint_of: Any, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_what_cannot_be_scored_says_why(
     assert re.search(says, caught.value.detail), caught.value.detail
     work = read_work(record, columns)
     assert work.shape == shape
-    assert work.error == ScoreError.of(caught.value)
+    assert work.error == ScoreError.from_exception(caught.value)
     assert work.conversations == ()
 
 
