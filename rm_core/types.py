@@ -56,7 +56,7 @@ class Encoded:
         readout: index into `input_ids` of the token whose hidden state becomes the reward.
         truncated: whether anything of the conversation was cut off.
         warnings: what the caller should know although the conversation is scored.
-        recognised: of `Rendered` and `PrerenderedTokens`, what was made of them, such as `text:bos-added`,
+        recognised: of `RenderResult` and `PrerenderedTokens`, what was made of them, such as `text:bos-added`,
             `text:bos-kept`, `tokens:bos-stripped`, `text:no-template,bos-added`; else empty.
     """
 

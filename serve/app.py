@@ -23,11 +23,11 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from serve.api.middleware.api_keys import KeyRing
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
-from serve.deployments.autoscaling import QueuedTokens
-from serve.deployments.gateway import Gateway, deployment_name
-from serve.deployments.replica import Scorer
+from serve.deployments.autoscaling import QueuedTokensPolicy
+from serve.deployments.gateway import Gateway, get_deployment_name
+from serve.deployments.replica import ScorerReplica
 from serve.deployments.router import LeastLoadedRouter
-from serve.worker.backends import pin
+from serve.worker.backends import pin_settings
 
 APP_NAME = "skyreward"
 
@@ -58,16 +58,16 @@ def build(args: Settings) -> Application:
     Raises:
         ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
-    keys, listed_keys = KeyRing.of(args).digests, KeyRing.of_listed(args).digests
+    keys, listed_keys = KeyRing.from_settings(args).digests, KeyRing.from_inline_keys(args).digests
     # Else a push to the hub could give the gateway and each replica another revision.
-    args = args.model_copy(update={"models": tuple(map(pin, args.models))})
-    scorers = {model.alias: _scorer(model, args) for model in args.models}
+    args = args.model_copy(update={"models": tuple(map(pin_settings, args.models))})
+    scorers = {model.alias: _bind_scorer(model, args) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",
         num_replicas=args.num_gateways,
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
         ray_actor_options={"num_cpus": _NUM_CPUS},
-        **_until_stopped(args),
+        **_build_shutdown_options(args),
     )
     # No key is given to Ray: gateways get digests.
     without_keys = args.model_copy(update={"api_keys": ()})
@@ -75,30 +75,30 @@ def build(args: Settings) -> Application:
     return application
 
 
-def _scorer(model: ModelSettings, settings: Settings) -> Any:
-    num_gpus = _num_gpus(model)
+def _bind_scorer(model: ModelSettings, settings: Settings) -> Any:
+    num_gpus = _resolve_num_gpus(model)
     if num_gpus == 0 and model.device == "auto":
         # Ray leaves the GPUs of a machine visible to an actor that was given none of them.
         model = model.model_copy(update={"device": "cpu"})
-    deployment = ray_serve.deployment(Scorer).options(
-        name=deployment_name(model.alias),
+    deployment = ray_serve.deployment(ScorerReplica).options(
+        name=get_deployment_name(model.alias),
         max_ongoing_requests=_SCORER_MAX_ONGOING,
         # A refused checkpoint is refused again: trying twenty times only hides the reason.
         max_constructor_retry_count=1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
         ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": num_gpus},
-        **_copies(model),
-        **_until_stopped(settings),
+        **_build_replica_options(model),
+        **_build_shutdown_options(settings),
     )
     return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
 
 
-def _copies(model: ModelSettings) -> dict[str, Any]:
+def _build_replica_options(model: ModelSettings) -> dict[str, Any]:
     if model.max_replicas is None or model.max_replicas == model.num_replicas:
         return {"num_replicas": model.num_replicas}
     policy = AutoscalingPolicy(
-        policy_function=QueuedTokens,
+        policy_function=QueuedTokensPolicy,
         policy_kwargs={"target_queued_tokens": model.target_queued_tokens},
     )
     return {
@@ -113,7 +113,7 @@ def _copies(model: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _until_stopped(settings: Settings) -> dict[str, Any]:
+def _build_shutdown_options(settings: Settings) -> dict[str, Any]:
     """How long a replica that is to stop may finish what it accepted, and how often it looks."""
     return {
         "graceful_shutdown_timeout_s": settings.max_request_timeout_s + _AFTER_DEADLINE_S,
@@ -121,7 +121,7 @@ def _until_stopped(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _num_gpus(model: ModelSettings) -> float:
+def _resolve_num_gpus(model: ModelSettings) -> float:
     if model.num_gpus is not None:
         return model.num_gpus
     if model.device == "cpu":

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from serve.escaping import escaped
+from serve.escaping import escape_text
 
 _WIDTH = 160
 
@@ -35,4 +35,4 @@ class Console(RichConsole):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See Rich; every string of a table or a line comes through here."""
-        return super().render_str(escaped(text), **options)
+        return super().render_str(escape_text(text), **options)

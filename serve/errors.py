@@ -61,7 +61,7 @@ class ReplicaUnhealthyError(OverloadedError):
     code = "replica_unhealthy"
 
 
-class ReplicaRefusedError(ReplicaUnhealthyError):
+class ReplicaRejectedBatchError(ReplicaUnhealthyError):
     """It could not score any more before the batch came; nothing of the batch was tried."""
 
 
@@ -132,7 +132,7 @@ class ReplicaLostError(RewardError):
     reason: RetryReason = "replica_lost"
 
     @classmethod
-    def of(
+    def for_replica(
         cls, detail: str, replica: str, reason: RetryReason = "replica_lost"
     ) -> ReplicaLostError:
         """The error with all that is known."""
@@ -147,7 +147,7 @@ class ReplicaBusyError(OverloadedError):
     code = "replica_busy"
 
 
-class GaveUpError(ModelError):
+class ConversationQuarantinedError(ModelError):
     """Every replica that had the conversation was lost; no other is risked for it."""
 
     code = "lost_replicas"
@@ -207,7 +207,7 @@ class EvaluationError(InputError):
     code = "evaluation"
 
 
-class ScoresError(EvaluationError):
+class ScoreFileError(EvaluationError):
     """A line of a file of rewards is none, or none of these items."""
 
     code = "scores_file"

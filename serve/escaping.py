@@ -18,17 +18,17 @@ _UNSAFE = re.compile(
 )
 
 
-def escaped(text: str) -> str:
+def escape_text(text: str) -> str:
     r"""The text with unsafe characters as `\x1b` or `\u202e`; tabs and line feeds stay."""
-    return _UNSAFE.sub(lambda found: _escape(found[0]), text)
+    return _UNSAFE.sub(lambda found: _escape_character(found[0]), text)
 
 
-def escaped_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """The same, with further lines indented, so that none can pass for a message of ours."""
-    return escaped(text).replace("\n", "\n  ")
+    return escape_text(text).replace("\n", "\n  ")
 
 
-def json_text(value: Any, **options: Any) -> str:
+def dump_json(value: Any, **options: Any) -> str:
     """JSON for people and programs: readable in any script, unsafe characters as its own escapes.
 
     Args:
@@ -45,9 +45,9 @@ class EscapingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """All lines of the record."""
-        return escaped_line(super().format(record))
+        return escape_line(super().format(record))
 
 
-def _escape(character: str) -> str:
+def _escape_character(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -15,7 +15,7 @@ import pytest
 from checkpoints import SPECS, build_checkpoint
 from fastapi.testclient import TestClient
 
-from serve.cli.demo import free_port as free_port
+from serve.cli.demo import find_free_port as find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -54,12 +54,12 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(checkpoint_folder: Path) -> Iterator[str]:
     """Address of a real service on Ray with the demo model and one of each other family."""
-    from serve.cli.demo import running_service
+    from serve.cli.demo import run_service
 
     options = ["--model", "demo"]
     for alias, spec in (("llama", "llama-v0.1"), ("gemma", "gemma2")):
         options += ["--model", f"{alias}={checkpoint_folder / spec}"]
-    with running_service(*options) as url:
+    with run_service(*options) as url:
         yield url
 
 

@@ -10,9 +10,9 @@ from waiting import VirtualTime
 
 from rm_core import Fingerprint, ScoredBatch, ScoreError, pack
 from serve.scheduler.dispatcher import Dispatcher
-from serve.scheduler.pending import Computed
-from serve.telemetry.events import BatchReport, Nobody
-from serve.worker.backends import Answer
+from serve.scheduler.pending import DispatchResult
+from serve.telemetry.events import BatchReport, NullObserver
+from serve.worker.backends import BatchResult
 
 Ids = tuple[int, ...]
 FINGERPRINT = Fingerprint("r", "t", "float32", "eager")
@@ -39,7 +39,7 @@ class Replicas:
         self.go.set()
         self.running = 0
 
-    async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> Answer:
+    async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
         self.batches.append(list(sequences))
         self.backlogs.append(backlog_tokens)
         self.running += 1
@@ -53,17 +53,19 @@ class Replicas:
             raise failure
         num_tokens = pack(sequences, 10**6).num_tokens
         self.num_computed_tokens += num_tokens
-        return Answer(ScoredBatch(tuple(map(reward_of, sequences)), num_tokens), 0.0, FINGERPRINT)
+        return BatchResult(
+            ScoredBatch(tuple(map(reward_of, sequences)), num_tokens), 0.0, FINGERPRINT
+        )
 
-    async def score_each(
+    async def run_one_by_one(
         self, sequences: Sequence[Ids], backlog_tokens: int
-    ) -> AsyncIterator[Answer | None]:
+    ) -> AsyncIterator[BatchResult | None]:
         await self.go.wait()
         if failure := self.failure_before():
             raise failure
         yield None
         for sequence in sequences:
-            yield await self.score([sequence], backlog_tokens)
+            yield await self.run_batch([sequence], backlog_tokens)
         if failure := self.failure_after():
             raise failure
 
@@ -74,7 +76,7 @@ class Replicas:
         return
 
 
-class Counting(Nobody):
+class Counting(NullObserver):
     def __init__(self) -> None:
         self.reports: list[BatchReport] = []
         self.retries: list[tuple[str, int]] = []
@@ -99,14 +101,16 @@ class Line:
         self.queue = Dispatcher("rm", self.replicas, self.told)
         self.queue.max_batch_tokens = budget
 
-    def ask(self, *sequences: Ids, client: str = "a", priority: int = 0) -> asyncio.Task[Computed]:
+    def ask(
+        self, *sequences: Ids, client: str = "a", priority: int = 0
+    ) -> asyncio.Task[DispatchResult]:
         return asyncio.ensure_future(self._ask(sequences, client, priority))
 
-    async def _ask(self, sequences: Sequence[Ids], client: str, priority: int) -> Computed:
-        with self.queue.flow(client, priority) as flow:
-            return await self.queue.score(flow, sequences)
+    async def _ask(self, sequences: Sequence[Ids], client: str, priority: int) -> DispatchResult:
+        with self.queue.open_flow(client, priority) as flow:
+            return await self.queue.compute_rewards(flow, sequences)
 
-    async def hold(self) -> asyncio.Task[Computed]:
+    async def hold(self) -> asyncio.Task[DispatchResult]:
         """Every replica stands at a batch of one; what is asked now waits together."""
         self.replicas.go.clear()
         first = self.ask((99,))
@@ -123,7 +127,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def rewards(answer: Awaitable[Computed]) -> list[float | ScoreError]:
+async def rewards(answer: Awaitable[DispatchResult]) -> list[float | ScoreError]:
     async with asyncio.timeout(10):
         return list((await answer).batch.rewards)
 

@@ -11,7 +11,7 @@ from rm_core.benchmarks.base import Item, ScoredItem
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.rewardbench import SECTIONS
 from rm_core.benchmarks.rewardbench2 import SUBSETS
-from serve.evaluation.result import Compared, Evaluation
+from serve.evaluation.result import Evaluation, MetricComparison
 from serve.jobs.summary import Summary
 
 NASTY = "<script>alert('$x$')</script> & \u8bed\u8a00"
@@ -91,11 +91,11 @@ def evaluation(name: str, model: str = "demo", size: int = 6, seed: int = 0) -> 
         model,
         figures,
         tuple(scored),
-        failed=((lost, ScoreError("conversation_too_long", f"9 tokens {NASTY}")),),
-        used={"data": NASTY, "max_length": 2048, "dtype": None, "ties": "wrong"},
-        compared=(
-            Compared("overall", figures.overall, 0.943, "HF card", NASTY),
-            Compared("hard", None, 0.5, "board"),
+        failed_items=((lost, ScoreError("conversation_too_long", f"9 tokens {NASTY}")),),
+        provenance={"data": NASTY, "max_length": 2048, "dtype": None, "ties": "wrong"},
+        comparisons=(
+            MetricComparison("overall", figures.overall, 0.943, "HF card", NASTY),
+            MetricComparison("hard", None, 0.5, "board"),
         ),
         summary=Summary(num_rows=len(scored) + 1, num_tokens=5_000, seconds=3.0),
     )

@@ -13,9 +13,9 @@ from rm_core import ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
 from serve.api.app import create_app
 from serve.config.settings import Settings
-from serve.scoring.served_model import fingerprint_of
+from serve.scoring.served_model import build_fingerprint
 from serve.scoring.service import ScoringService
-from serve.worker.backends import Answer
+from serve.worker.backends import BatchResult
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 INFO = {**FINGERPRINT, "max_batch_tokens": 200}
@@ -39,7 +39,7 @@ class FakeBackend:
         self.info: dict[str, Any] = INFO
         self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         self.batches.append(sequences)
         await asyncio.sleep(self.delay_s)
         if self.gate:
@@ -48,7 +48,7 @@ class FakeBackend:
             raise self.failure
         tokens = sum(len(ids) for ids in sequences)
         batch = ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
-        return Answer(batch, self.delay_s, fingerprint_of(self.info))
+        return BatchResult(batch, self.delay_s, build_fingerprint(self.info))
 
     async def describe(self) -> dict[str, Any]:
         if self.load_failure:
@@ -63,7 +63,7 @@ class FakeBackend:
 @contextlib.contextmanager
 def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
     """A client of an application with one model, the demo's tokenizer before the backend."""
-    settings = Settings.of(models=[{"name": "demo", **chosen}])
+    settings = Settings.load(models=[{"name": "demo", **chosen}])
     service = ScoringService([(settings.models[0], backend)], settings)
     app = create_app(service, settings)
     with TestClient(app, raise_server_exceptions=False) as client:

@@ -15,18 +15,18 @@ from typing import Any
 
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
-from serve.jobs.executors.base import Scored, ScoringModel
+from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary import RowSink, Summary
 
 WORDS = [f"word{number}" for number in range(300)]
 
 
-class FakeCarrier:
+class FakeExecutor:
     """Answers a number made from the text as the reward, on a thread of its own.
 
     Args:
@@ -35,7 +35,7 @@ class FakeCarrier:
     """
 
     def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
-        self.patience_s: float | None = None
+        self.drain_timeout_s: float | None = None
         self.calls: list[list[Messages]] = []
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
         self.num_asked = 0
@@ -46,12 +46,12 @@ class FakeCarrier:
         self._delay_s, self._fail_at = delay_s, fail_at
         self._threads = ThreadPoolExecutor(1)
 
-    def identity(self) -> dict[str, Any]:
+    def resolve_identity(self) -> dict[str, Any]:
         self.num_asked += 1
         return self.model
 
-    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
-        if not (ask or self.calls):
+    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
+        if not (fetch or self.calls):
             return None
         return ScoringModel("fake", Fingerprint("r1", "t1", "float32", "sdpa"), 100)
 
@@ -59,7 +59,9 @@ class FakeCarrier:
     def capacity(self) -> int:
         return 3
 
-    def submit(self, conversations: Sequence[Messages], truncation: Truncation) -> Future[Scored]:
+    def submit(
+        self, conversations: Sequence[Messages], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
         assert conversations
         texts = [json.dumps(conversation) for conversation in conversations]
         assert len(set(texts)) == len(texts)
@@ -74,7 +76,7 @@ class FakeCarrier:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _score(self, number: int, texts: list[str]) -> Scored:
+    def _score(self, number: int, texts: list[str]) -> ScoreBatchResult:
         self.gate.wait()
         self.before(number)
         if self._fail_at is not None and number >= self._fail_at:
@@ -84,7 +86,9 @@ class FakeCarrier:
             ScoreError("conversation_too_long", "too long") if "HUGE" in text else reward_of(text)
             for text in texts
         ]
-        return Scored(results, sum(r.num_tokens for r in results if isinstance(r, Reward)))
+        return ScoreBatchResult(
+            results, sum(r.num_tokens for r in results if isinstance(r, Reward))
+        )
 
 
 def reward_of(text: str) -> Reward:
@@ -124,19 +128,19 @@ def write_lines(path: Path, rows: Sequence[Any]) -> Path:
 def run_job(
     source: Path,
     output: Path,
-    carrier: FakeCarrier,
+    carrier: FakeExecutor,
     *,
     told: list[str] | None = None,
-    stopping: Stopping | None = None,
+    stopping: GracefulShutdown | None = None,
     sink: RowSink | None = None,
     **options: Any,
 ) -> Summary:
     """One run, chunks of ten rows unless told otherwise."""
     say = (told if told is not None else []).append
-    plan = Plan(open_source(str(source)), output, **{"chunk_rows": 10, **options})
+    plan = JobSpec(open_source(str(source)), output, **{"chunk_rows": 10, **options})
     try:
         with Progress(say, on_terminal=False) as progress:
-            return Job(plan, carrier, say, progress, stopping or Stopping(""), sink).run()
+            return Job(plan, carrier, say, progress, stopping or GracefulShutdown(""), sink).run()
     finally:
         carrier.close()
 

@@ -20,10 +20,10 @@ from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp
 from waiting import PATIENCE_S, MovableLoop, settle, until
 
-from serve.api.middleware import stack as guard
+from serve.api.middleware import stack
 from serve.api.middleware.admission import Admission
 from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.connections import BoundedConnection, Connections
+from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
 
 JSON = b"Content-Type: application/json\r\n"
@@ -65,9 +65,9 @@ class Guarded:
 def guarded(*keys: str, **chosen: Any) -> Guarded:
     """Routes that echo, wait, and answer slowly, behind the guard with these settings."""
     app = FastAPI()
-    settings = Settings.of(api_keys=keys, **chosen)
-    app.state.settings, app.state.keys = settings, KeyRing.of(settings)
-    seen = Guarded(app, guard.install(app, settings))
+    settings = Settings.load(api_keys=keys, **chosen)
+    app.state.settings, app.state.keys = settings, KeyRing.from_settings(settings)
+    seen = Guarded(app, stack.install(app, settings))
     router = APIRouter()
 
     @router.post("/size")
@@ -138,7 +138,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def live(app: ASGIApp, limits: Connections | None = None, **options: Any) -> Iterator[Server]:
+def live(app: ASGIApp, limits: ConnectionLimits | None = None, **options: Any) -> Iterator[Server]:
     """A real server on a port, with our limits on connections. A warning in its log fails the test.
 
     Args:
@@ -154,7 +154,7 @@ def live(app: ASGIApp, limits: Connections | None = None, **options: Any) -> Ite
 
     config = uvicorn.Config(
         app, port=0, ws="none", log_config=None, access_log=False, **options,
-        http=partial(BoundedConnection, limits=limits or Connections()),  # type: ignore[arg-type]
+        http=partial(BoundedConnection, limits=limits or ConnectionLimits()),  # type: ignore[arg-type]
         timeout_graceful_shutdown=10,  # a request that is never cancelled fails its test, no more
     )  # fmt: skip
     server = uvicorn.Server(config)

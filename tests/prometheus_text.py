@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rm_core import Reward, ScoreError
 from rm_core.cache import CacheStats
-from serve.telemetry.aggregate import Collected, Family
+from serve.telemetry.aggregate import FamilyCollector, MetricFamily
 from serve.telemetry.collectors import ModelState
-from serve.telemetry.context import RequestRecord
+from serve.telemetry.context import RequestContext
 from serve.telemetry.events import BatchReport
 from serve.telemetry.metrics import Metrics
 
@@ -63,8 +63,8 @@ def parse(text: str) -> dict[Series, float]:
     }
 
 
-def read(families: Iterable[Family]) -> dict[Series, float]:
-    return parse(generate_latest(Collected(families)).decode())
+def read(families: Iterable[MetricFamily]) -> dict[Series, float]:
+    return parse(generate_latest(FamilyCollector(families)).decode())
 
 
 def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict[Series, float]:
@@ -85,13 +85,13 @@ def eventful() -> Metrics:
     """Metrics of one model with a series of every kind."""
     metrics = Metrics()
     metrics.add_models(["m"], lambda: {"m": STATE})
-    record = RequestRecord("r", model="m", tokenize_s=0.01, code="overloaded")
-    metrics.request(record, "/v1/score", 503, 0.1)
+    record = RequestContext("r", model="m", tokenize_s=0.01, code="overloaded")
+    metrics.record_request(record, "/v1/score", 503, 0.1)
     results = [Reward(1.5, 30, truncated=True), ScoreError("device_memory", "lower it")]
-    metrics.scored("m", results, num_computed_tokens=20, num_cached_tokens=0)
-    metrics.batch(Batch())
-    metrics.retry("m", "replica_lost", 3)
-    metrics.gave_up("m", 1)
+    metrics.record_results("m", results, num_computed_tokens=20, num_cached_tokens=0)
+    metrics.record_batch(Batch())
+    metrics.record_retry("m", "replica_lost", 3)
+    metrics.record_abandonment("m", 1)
     return metrics
 
 
@@ -99,7 +99,7 @@ def known_labels() -> dict[str, set[str]]:
     """Labels of every series that Prometheus would hold, by its name."""
     found: dict[str, set[str]] = defaultdict(set)
     for family in eventful().snapshot():
-        for figure in family.figures:
+        for figure in family.samples:
             found[figure.name] |= {name for name, _ in figure.labels}
     with serving(FakeBackend()) as client:
         for shown in text_string_to_metric_families(client.get("/metrics").text):

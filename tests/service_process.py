@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import torch
 from checkpoints import SPECS, build_checkpoint, edit_config
-from conftest import free_port
+from conftest import find_free_port
 from safetensors.torch import load_file, save_file
 
 SKYREWARD = [sys.executable, "-m", "serve.cli.main"]
@@ -61,7 +61,7 @@ def assert_refused(folder: Path, name: str, says: str, *options: str) -> str:
     """A checkpoint with this damage never becomes ready; returns what is told."""
     build_checkpoint(folder, SPECS["qwen3"])
     damage(folder, name)
-    port = free_port()
+    port = find_free_port()
     process = start("--model", str(folder), "--port", str(port), *options)
     seen = statuses_until_exit(process, port)
     output = process.communicate()[0]

@@ -115,7 +115,7 @@ def _apply_mask(weights: torch.Tensor, start: int, low: int, window: int | None)
         weights: `[..., num_queries, num_keys]`; keys go up to the last query's position.
         start: position of the first query.
         low: position of the first key.
-        window: see `Scores`.
+        window: see `ScoreResult`.
     """
     stop = start + weights.shape[-2]
     queries = torch.arange(start, stop, device=weights.device).unsqueeze(1)

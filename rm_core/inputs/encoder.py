@@ -168,9 +168,9 @@ class ChatEncoder:
 
         Args:
             conversation: messages, the last one the assistant's; or a mapping of `messages` and
-                `tools`; or `Rendered` or `PrerenderedTokens`.
+                `tools`; or `RenderResult` or `PrerenderedTokens`.
             truncation: `error` refuses what is over the limit; `left` drops the oldest turns and
-                keeps the markers of the template and the last turn whole, of `Rendered` and
+                keeps the markers of the template and the last turn whole, of `RenderResult` and
                 `PrerenderedTokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
             max_length: a limit below that of the model.
             shared: what the conversations before had in common; changes no token.

@@ -18,27 +18,35 @@ from starlette.routing import Mount, Route
 from rm_core import RewardError
 from serve import __version__
 from serve.api import openapi
-from serve.api.compat import llamafactory, openrlhf, rerank, sglang, shared_paths, slime, tei, vllm
-from serve.api.compat import openai_chat as chat
-from serve.api.compat.common import FORM
-from serve.api.compat.errors import SHAPES
-from serve.api.error_responses import (
-    Failure,
-    failure_of,
-    failure_response,
-    problem_response,
-    quoted,
+from serve.api.compat import (
+    llamafactory,
+    openai_chat,
+    openrlhf,
+    rerank,
+    sglang,
+    shared_paths,
+    slime,
+    tei,
+    vllm,
 )
-from serve.api.middleware import stack as guard
+from serve.api.compat.common import FORM_TAG_PREFIX
+from serve.api.compat.errors import ERROR_FORMATS
+from serve.api.error_responses import (
+    ErrorDetails,
+    build_error_details,
+    build_error_response,
+    build_response_from_details,
+    truncate_for_message,
+)
+from serve.api.middleware import stack
 from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.request_log import NOSNIFF, RECORD, RequestLog
-from serve.api.routes import docs, playground, status
+from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY, RequestLogMiddleware
+from serve.api.routes import docs, playground, scoring, status
 from serve.api.routes import metrics as figures
-from serve.api.routes import scoring as native
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import begin, current, end
+from serve.telemetry.context import bind_request, current_request, unbind_request
 
 if TYPE_CHECKING:
     from serve.api.middleware.tracing import OtlpTracer
@@ -46,7 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUTERS = (
-    native.router,
+    scoring.router,
     shared_paths.native_router,
     status.router,
     figures.router,
@@ -58,12 +66,12 @@ _ROUTERS = (
     tei.router,
     llamafactory.router,
     slime.router,
-    chat.router,
+    openai_chat.router,
     rerank.router,
     playground.router,
     docs.router,
 )
-_MAX_FINDINGS = 5
+_MAX_FIELD_ERRORS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
 
@@ -78,7 +86,7 @@ def create_app(
     keys: KeyRing | None = None,
     *,
     echo_request_id: bool = True,
-    gather: figures.Gather | None = None,
+    gather: figures.GatherSnapshots | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
@@ -93,7 +101,7 @@ def create_app(
     Raises:
         ModelLoadError: the keys of the settings cannot be read or used.
     """
-    keys = KeyRing.of(settings) if keys is None else keys
+    keys = KeyRing.from_settings(settings) if keys is None else keys
     tracer = _tracer(settings.otlp_endpoint)
 
     # It has the scripts of `serve.api.routes.docs`; FastAPI's own come from another host.
@@ -113,18 +121,18 @@ def create_app(
     app.state.keys = keys
     app.state.echo_request_id = echo_request_id
     app.state.gather = gather
-    app.state.shapes = SHAPES
+    app.state.error_formats = ERROR_FORMATS
     for router in _ROUTERS:
         app.include_router(router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    guard.install(app, settings, service.require_some_room)
+    stack.install(app, settings, service.check_any_capacity)
     # The last one is outermost: whatever another one refuses must be seen as well.
     app.add_middleware(
-        RequestLog,
+        RequestLogMiddleware,
         metrics=service.metrics,
-        echo=echo_request_id,
-        templates=_templates(app),
+        echo_request_id=echo_request_id,
+        route_templates=_collect_route_templates(app),
         tracer=tracer,
     )
     openapi.install(app, with_keys=bool(keys))
@@ -153,7 +161,7 @@ def _tracer(endpoint: str | None) -> OtlpTracer | None:
     return OtlpTracer(endpoint)
 
 
-def _templates(app: FastAPI) -> set[str]:
+def _collect_route_templates(app: FastAPI) -> set[str]:
     """Of every route; those below a mount are told by `/*`."""
     routes = [*app.routes, *(route for router in _ROUTERS for route in router.routes)]
     return {
@@ -165,43 +173,45 @@ def _templates(app: FastAPI) -> set[str]:
 
 async def _on_reward_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RewardError)
-    current().code = error.code
-    return problem_response(error, request.scope)
+    current_request().code = error.code
+    return build_error_response(error, request.scope)
 
 
 async def _on_malformed_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    findings = [_finding(item) for item in found[:_MAX_FINDINGS]]
+    findings = [_describe_field_error(item) for item in found[:_MAX_FIELD_ERRORS]]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in findings)
-    if len(found) > _MAX_FINDINGS:
-        message += f"; and {len(found) - _MAX_FINDINGS} more like these"
+    if len(found) > _MAX_FIELD_ERRORS:
+        message += f"; and {len(found) - _MAX_FIELD_ERRORS} more like these"
     problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
-    current().code = problem.code
-    return failure_response(failure_of(problem, findings[0][0] or None, findings), request.scope)
+    current_request().code = problem.code
+    return build_response_from_details(
+        build_error_details(problem, findings[0][0] or None, findings), request.scope
+    )
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {quoted(request.url.path)}: {error.detail}"
+    message = f"{request.method} {truncate_for_message(request.url.path)}: {error.detail}"
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
-    code = current().code = f"http_{error.status_code}"
-    failure = Failure(error.status_code, "invalid_request_error", code, message)
-    response = failure_response(failure, request.scope)
+    code = current_request().code = f"http_{error.status_code}"
+    failure = ErrorDetails(error.status_code, "invalid_request_error", code, message)
+    response = build_response_from_details(failure, request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # The border of the web layer. Starlette logs the traceback when it raises this again, and
     # calls this outside of every middleware: the id has to be put on by hand.
-    record = request.scope[RECORD]
-    token = begin(record)
+    record = request.scope[REQUEST_CONTEXT_KEY]
+    token = bind_request(record)
     logger.error("a request failed: %s", type(error).__name__)
-    end(token)
+    unbind_request(token)
     problem = RewardError("the service failed on this request; its log has the details")
-    response = problem_response(problem, request.scope)
+    response = build_error_response(problem, request.scope)
     response.headers[NOSNIFF[0].decode()] = NOSNIFF[1].decode()
     if request.app.state.echo_request_id:
         response.headers["X-Request-Id"] = record.id
@@ -212,14 +222,16 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Res
     RewardError: _on_reward_error,
     RequestValidationError: _on_malformed_body,
     HTTPException: _on_http_error,
-    Exception: _on_bug,
+    Exception: _on_unexpected_error,
 }
 
 
-def _finding(item: Mapping[str, Any]) -> tuple[str, str]:
+def _describe_field_error(item: Mapping[str, Any]) -> tuple[str, str]:
     """Where in the body, and what is wrong there."""
     parts = [str(part) for part in item["loc"][1:]]
-    place = quoted(".".join(part for part in parts if not part.startswith(FORM)))
+    place = truncate_for_message(
+        ".".join(part for part in parts if not part.startswith(FORM_TAG_PREFIX))
+    )
     if item["type"] == "extra_forbidden":
         return place, "there is no such field"
     return place, str(item["msg"]).removeprefix("Value error, ")

@@ -14,24 +14,24 @@ from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 
 
-async def _service(request: Request) -> ScoringService:
+async def _get_service(request: Request) -> ScoringService:
     service = request.app.state.service
     assert isinstance(service, ScoringService)
     return service
 
 
-async def _settings(request: Request) -> Settings:
+async def _get_settings(request: Request) -> Settings:
     settings = request.app.state.settings
     assert isinstance(settings, Settings)
     return settings
 
 
-async def _keys(request: Request) -> KeyRing:
+async def _get_keys(request: Request) -> KeyRing:
     keys = request.app.state.keys
     assert isinstance(keys, KeyRing)
     return keys
 
 
-ServiceDep = Annotated[ScoringService, Depends(_service)]
-SettingsDep = Annotated[Settings, Depends(_settings)]
-KeysDep = Annotated[KeyRing, Depends(_keys)]
+ServiceDep = Annotated[ScoringService, Depends(_get_service)]
+SettingsDep = Annotated[Settings, Depends(_get_settings)]
+KeysDep = Annotated[KeyRing, Depends(_get_keys)]

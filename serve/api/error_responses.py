@@ -31,46 +31,46 @@ MAX_QUOTED_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ErrorSpec:
     """How errors of one class look on the wire."""
 
     status: int
     type: str
-    meaning: str
+    description: str
 
 
 # The most specific class of an error decides.
-PROBLEMS: dict[type[RewardError], Problem] = {
-    AuthenticationError: Problem(401, "authentication_error", "no API key, or a wrong one"),
-    BodyTooLargeError: Problem(413, "invalid_request_error", "the body is too large; split it"),
-    RequestTooLargeError: Problem(
+ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
+    AuthenticationError: ErrorSpec(401, "authentication_error", "no API key, or a wrong one"),
+    BodyTooLargeError: ErrorSpec(413, "invalid_request_error", "the body is too large; split it"),
+    RequestTooLargeError: ErrorSpec(
         413, "invalid_request_error", "the request is too large; split it"
     ),
-    UnsupportedMediaTypeError: Problem(415, "invalid_request_error", "the body is no plain JSON"),
-    MisdirectedRequestError: Problem(
+    UnsupportedMediaTypeError: ErrorSpec(415, "invalid_request_error", "the body is no plain JSON"),
+    MisdirectedRequestError: ErrorSpec(
         421, "invalid_request_error", "the header Host names a host that is not this service's"
     ),
-    TimeExceededError: Problem(
+    TimeExceededError: ErrorSpec(
         408, "timeout_error", "the deadline passed, or the body did not arrive in time"
     ),
-    TooManyRequestsError: Problem(
+    TooManyRequestsError: ErrorSpec(
         429, "rate_limit_error", "too many requests of this caller at the same time; wait"
     ),
-    UnknownModelError: Problem(404, "not_found_error", "the model is not served here"),
-    InputError: Problem(400, "invalid_request_error", "the body is malformed"),
-    OverloadedError: Problem(503, "overloaded_error", "try again after `Retry-After` seconds"),
-    ModelError: Problem(500, "server_error", "the model failed; the service's log has details"),
-    RewardError: Problem(500, "server_error", "the service failed; its log has details"),
+    UnknownModelError: ErrorSpec(404, "not_found_error", "the model is not served here"),
+    InputError: ErrorSpec(400, "invalid_request_error", "the body is malformed"),
+    OverloadedError: ErrorSpec(503, "overloaded_error", "try again after `Retry-After` seconds"),
+    ModelError: ErrorSpec(500, "server_error", "the model failed; the service's log has details"),
+    RewardError: ErrorSpec(500, "server_error", "the service failed; its log has details"),
 }
 
 
-def problem_of(error: RewardError) -> Problem:
+def error_spec_for(error: RewardError) -> ErrorSpec:
     """The row of the table for an error."""
-    return next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
+    return next(ERROR_SPECS[cls] for cls in type(error).__mro__ if cls in ERROR_SPECS)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ErrorDetails:
     """A request that failed as a whole, before its answer gets the shape that its client knows.
 
     Attributes:
@@ -88,59 +88,61 @@ class Failure:
     code: str
     message: str
     param: str | None = None
-    findings: Sequence[tuple[str, str]] = ()
+    field_errors: Sequence[tuple[str, str]] = ()
     error: RewardError | None = None
 
 
-Shape: TypeAlias = Callable[[Failure], tuple[int, Any]]
+ErrorFormat: TypeAlias = Callable[[ErrorDetails], tuple[int, Any]]
 """Status and body of a failure, as the clients of a wire format know them."""
 
-SHAPE = "skyreward.shape"
+ERROR_FORMAT_KEY = "skyreward.error_format"
 """Of a request's scope: the shape of its errors, where its path alone does not tell."""
 
 
-def native(failure: Failure) -> tuple[int, Any]:
+def format_native_error(failure: ErrorDetails) -> tuple[int, Any]:
     """The shape of our own errors."""
-    body = error_object(failure.message, failure.type, failure.code, failure.param)
+    body = build_error_object(failure.message, failure.type, failure.code, failure.param)
     return failure.status, body
 
 
-def shape_of(scope: Mapping[str, Any]) -> Shape:
+def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
     """The shape of a request's errors, known before its body is."""
-    if SHAPE in scope:
-        shape: Shape = scope[SHAPE]
-        return shape
+    if ERROR_FORMAT_KEY in scope:
+        error_format: ErrorFormat = scope[ERROR_FORMAT_KEY]
+        return error_format
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    shapes: Mapping[str, Shape] = getattr(scope["app"].state, "shapes", {})
-    return shapes.get(path, native) if scope["method"] == "POST" else native
+    error_formats: Mapping[str, ErrorFormat] = getattr(scope["app"].state, "error_formats", {})
+    if scope["method"] != "POST":
+        return format_native_error
+    return error_formats.get(path, format_native_error)
 
 
-def failure_of(
-    error: RewardError, param: str | None = None, findings: Sequence[tuple[str, str]] = ()
-) -> Failure:
+def build_error_details(
+    error: RewardError, param: str | None = None, field_errors: Sequence[tuple[str, str]] = ()
+) -> ErrorDetails:
     """What an error means for the whole request."""
-    row = problem_of(error)
-    return Failure(row.status, row.type, error.code, error.detail, param, findings, error)
+    row = error_spec_for(error)
+    return ErrorDetails(row.status, row.type, error.code, error.detail, param, field_errors, error)
 
 
-def problem_response(error: RewardError, scope: Mapping[str, Any]) -> JSONResponse:
+def build_error_response(error: RewardError, scope: Mapping[str, Any]) -> JSONResponse:
     """The answer to a request that failed as a whole."""
-    return failure_response(failure_of(error), scope)
+    return build_response_from_details(build_error_details(error), scope)
 
 
-def failure_response(failure: Failure, scope: Mapping[str, Any]) -> JSONResponse:
+def build_response_from_details(details: ErrorDetails, scope: Mapping[str, Any]) -> JSONResponse:
     """The same, for what is not only an error of ours."""
-    status, body = shape_of(scope)(failure)
+    status, body = error_format_for(scope)(details)
     headers = {}
     if status in (429, 503):
-        seconds = getattr(failure.error, "retry_after_s", None) or RETRY_AFTER_S
+        seconds = getattr(details.error, "retry_after_s", None) or RETRY_AFTER_S
         headers["Retry-After"] = str(math.ceil(seconds))
-    if isinstance(failure.error, AuthenticationError):
+    if isinstance(details.error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers)
 
 
-def error_of(error: ScoreError, where: str = "") -> RewardError:
+def build_exception(error: ScoreError, where: str = "") -> RewardError:
     """The error to raise where one conversation fails the whole request, as some formats want."""
     cls = _classes_by_code().get(error.code, ScoringError)
     return cls(f"{where}: {error.message}" if where else error.message)
@@ -157,35 +159,37 @@ def _classes_by_code() -> dict[str, type[RewardError]]:
     return {cls.code: cls for cls in reversed([*walk(InputError), *walk(ModelError)])}
 
 
-def error_body(error: RewardError, param: str | None = None) -> dict[str, Any]:
+def build_error_body(error: RewardError, param: str | None = None) -> dict[str, Any]:
     """The JSON body of a failed request."""
-    return error_object(error.detail, problem_of(error).type, error.code, param)
+    return build_error_object(error.detail, error_spec_for(error).type, error.code, param)
 
 
-def error_object(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+def build_error_object(
+    message: str, kind: str, code: str, param: str | None = None
+) -> dict[str, Any]:
     """A body of the shape that every 4xx and 5xx has."""
-    param = None if param is None else quoted(param)
-    message = quoted(message, MAX_MESSAGE_LENGTH)
+    param = None if param is None else truncate_for_message(param)
+    message = truncate_for_message(message, MAX_MESSAGE_LENGTH)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def quoted(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
+def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
     """What a caller sent, fit to be sent back: not too long, and valid Unicode."""
     if len(text) > limit:
         text = f"{text[:limit]}... ({len(text)} characters)"
     return text.encode(errors="backslashreplace").decode()
 
 
-def shaped_responses() -> dict[int | str, dict[str, Any]]:
+def build_compat_error_docs() -> dict[int | str, dict[str, Any]]:
     """Those of a route whose errors have the shape of another service's."""
-    meanings = {p.status: p.meaning for p in reversed(PROBLEMS.values())}
+    meanings = {p.status: p.description for p in reversed(ERROR_SPECS.values())}
     meanings |= {422: "as 400, for clients that know this one", 424: "as 500, likewise"}
     return {status: {"description": meaning} for status, meaning in sorted(meanings.items())}
 
 
-def responses() -> dict[int | str, dict[str, Any]]:
+def build_error_docs() -> dict[int | str, dict[str, Any]]:
     """The error answers of a scoring route, for the OpenAPI document."""
-    found = {p.status: p.meaning for p in reversed(PROBLEMS.values())}
+    found = {p.status: p.description for p in reversed(ERROR_SPECS.values())}
     return {
         status: {"model": ErrorResponse, "description": meaning}
         for status, meaning in sorted(found.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.api.error_responses import quoted
+from serve.api.error_responses import truncate_for_message
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 
@@ -25,7 +25,7 @@ _SPARE_NAMES = 10_000
 MAX_FIELDS = 100
 _TOKEN_IDS = ("input", "input_ids")  # which may be one list of very many
 
-_SLICE = 2**20
+_BLOCK_BYTES = 2**20
 _QUOTE = ord('"')
 _HINT = (
     "split it into several requests, or raise the service's settings `max_conversations` and "
@@ -44,7 +44,7 @@ def check_values(body: bytes, settings: Settings) -> None:
     Raises:
         BadRequestError: too many lists and objects, strings, or fields of objects.
     """
-    counts = _outside_strings(body)
+    counts = _count_bytes_outside_strings(body)
     num_objects, num_strings = int(counts[ord("{")]), int(counts[_QUOTE])
     num_containers = num_objects + int(counts[ord("[")])
     limit = _PER_CONVERSATION * settings.max_conversations + _PER_MESSAGE * settings.max_messages
@@ -77,16 +77,18 @@ def check_fields(value: Any, settings: Settings) -> None:
     limit = max(settings.max_conversations, settings.max_messages)
     for name, items in value.items():
         if isinstance(items, list) and len(items) > limit and name not in _TOKEN_IDS:
-            _check(len(items), limit, f"items in `{quoted(name)}`")
+            _check(len(items), limit, f"items in `{truncate_for_message(name)}`")
 
 
-def _outside_strings(body: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _count_bytes_outside_strings(body: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """How often each byte stands outside of strings; a quote counts once for its string."""
     # What is left are the quotes that begin and end strings.
     bare = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     counts, inside = np.zeros(256, np.int64), np.uint8(0)
-    for start in range(0, len(bare), _SLICE):  # numpy takes ten bytes for each that it looks at
-        part = bare[start : start + _SLICE]
+    for start in range(
+        0, len(bare), _BLOCK_BYTES
+    ):  # numpy takes ten bytes for each that it looks at
+        part = bare[start : start + _BLOCK_BYTES]
         # It overflows, which leaves odd numbers odd.
         quotes = np.cumsum(part == _QUOTE, dtype=np.uint8) + inside
         counts += np.bincount(part[quotes & 1 == 0], minlength=256)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from serve.api.error_responses import SHAPE, Shape
+from serve.api.error_responses import ERROR_FORMAT_KEY, ErrorFormat
 from serve.api.json_limits import check_fields, check_values
 from serve.api.strict_json import parse_json
 from serve.config.settings import Settings
@@ -19,8 +19,8 @@ from serve.config.settings import Settings
 # A larger body is read on a thread: it would hold up every other request for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10
 # From here on it must let others run; it takes up to three times as long for that.
-_GIVE_WAY_FROM_BYTES = 4 * 2**20
-_parsing = threading.Lock()
+_YIELD_GIL_FROM_BYTES = 4 * 2**20
+_parse_lock = threading.Lock()
 
 
 class _JsonRequest(Request):
@@ -49,10 +49,10 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
     # Python's garbage collector would look through all that was parsed so far, again and again:
     # for most of the time, with every other thread waiting, and there is no garbage among it. One
     # body at a time, so that it gets its turn in between.
-    with _parsing:
+    with _parse_lock:
         gc.disable()
         try:
-            value = parse_json(body, give_way=len(body) >= _GIVE_WAY_FROM_BYTES)
+            value = parse_json(body, yield_gil=len(body) >= _YIELD_GIL_FROM_BYTES)
         finally:
             gc.enable()
     check_fields(value, settings)
@@ -62,7 +62,7 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
 class JsonRoute(APIRoute):
     """A route with a JSON body; errors in it are those of `parse_json`."""
 
-    def shape_for(self, body: Any) -> Shape | None:
+    def error_format_for(self, body: Any) -> ErrorFormat | None:
         """The shape of errors, where it goes by the body; None where it goes by the path."""
         return None
 
@@ -74,8 +74,8 @@ class JsonRoute(APIRoute):
             # Here, and not in `json`: FastAPI would make one unclear error of all that it raises.
             request = _JsonRequest(request.scope, request.receive)
             await request.parse()
-            if shape := self.shape_for(request.value):
-                request.scope[SHAPE] = shape
+            if shape := self.error_format_for(request.value):
+                request.scope[ERROR_FORMAT_KEY] = shape
             return await handle(request)
 
         return parsed

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.api.error_responses import PROBLEMS
+from serve.api.error_responses import ERROR_SPECS
 from serve.api.middleware.stack import OPEN_PATHS
 from serve.api.schemas import ErrorResponse
 from serve.errors import AuthenticationError
@@ -49,7 +49,7 @@ def _add_keys(document: dict[str, Any]) -> None:
     components.setdefault("securitySchemes", {})["key"] = _SCHEME
     schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
     answer = {
-        "description": PROBLEMS[AuthenticationError].meaning,
+        "description": ERROR_SPECS[AuthenticationError].description,
         "content": {"application/json": {"schema": schema}},
     }
     for name, path in document["paths"].items():

@@ -11,7 +11,7 @@ HEAD_TIMEOUT_S = 30
 _RETRY_AFTER_S = 5
 
 
-class Refusal(NamedTuple):
+class RawErrorResponse(NamedTuple):
     """An error that is answered before, or instead of, an application."""
 
     status: int
@@ -20,7 +20,7 @@ class Refusal(NamedTuple):
     code: str
     message: str
 
-    def response(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The whole response, in the shape of all other errors; the connection ends with it."""
         error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
         body = json.dumps({"error": error})
@@ -34,21 +34,21 @@ class Refusal(NamedTuple):
         return "\r\n".join([*head, "", body]).encode()
 
 
-BAD_REQUEST = Refusal(
+BAD_REQUEST = RawErrorResponse(
     400,
     "Bad Request",
     "invalid_request_error",
     "bad_request",
     "this is no HTTP request that can be read",
 )
-HEAD_TIMEOUT = Refusal(
+HEAD_TIMEOUT = RawErrorResponse(
     408,
     "Request Timeout",
     "invalid_request_error",
     "request_timeout",
     f"the request's head did not arrive within {HEAD_TIMEOUT_S} s",
 )
-_UNAVAILABLE = Refusal(
+_UNAVAILABLE = RawErrorResponse(
     503,
     "Service Unavailable",
     "overloaded_error",
@@ -73,4 +73,4 @@ def write_error_pages(folder: Path) -> None:
     """
     folder.mkdir()
     for code, refusal in _ERRORS.items():
-        (folder / f"{code}.http").write_bytes(refusal.response())
+        (folder / f"{code}.http").write_bytes(refusal.to_bytes())

@@ -64,7 +64,7 @@ _PAIR = {
 }
 
 
-def _checked_tools(value: object) -> object:
+def _check_tools(value: object) -> object:
     try:
         return parse_tools(value)
     except InvalidConversationError as error:
@@ -78,7 +78,7 @@ RawResponse = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
 RawMessages = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, {"type": "null"}]})]
 Tools = Annotated[
     Any,
-    AfterValidator(_checked_tools),
+    AfterValidator(_check_tools),
     WithJsonSchema(_TOOLS),
     Field(
         description="JSON schemas of the functions on offer, rendered by the model's chat "
@@ -145,7 +145,7 @@ class ScoreRequest(_Body):
     )
 
     @model_validator(mode="after")
-    def _either(self) -> ScoreRequest:
+    def _check_exactly_one(self) -> ScoreRequest:
         if (self.conversations is None) == (self.messages is None):
             raise ValueError(
                 "give either `conversations` (a list of conversations) or `messages` (one)"
@@ -157,7 +157,7 @@ class ScoreRequest(_Body):
         """Whether the body holds one conversation, in `messages`."""
         return self.messages is not None
 
-    def all_conversations(self) -> list[object]:
+    def get_conversations(self) -> list[object]:
         """The conversations, each with the body's `tools` unless it has its own."""
         given = [self.messages] if self.conversations is None else self.conversations
         return [add_tools(conversation, self.tools) for conversation in given]
@@ -249,7 +249,7 @@ class _Answer(BaseModel):
     fingerprint: FingerprintOut
 
 
-class Scored(BaseModel):
+class ConversationResult(BaseModel):
     """One conversation: `reward`, or `error`."""
 
     index: int
@@ -267,10 +267,10 @@ class ScoreResponse(_Answer):
     """Rewards in the order of the conversations."""
 
     object: Literal["list"] = "list"
-    results: list[Scored]
+    results: list[ConversationResult]
 
 
-class Compared(BaseModel):
+class PairResult(BaseModel):
     """One pair: both rewards, or `error`."""
 
     index: int
@@ -287,11 +287,11 @@ class CompareResponse(_Answer):
     """Margins in the order of the pairs."""
 
     object: Literal["list"] = "list"
-    results: list[Compared]
+    results: list[PairResult]
     accuracy: float | None = Field(description="share of scored pairs with margin > 0")
 
 
-class Ranked(Scored):
+class RankResult(ConversationResult):
     """One answer; `rank` 1 is the best, equal rewards share a rank."""
 
     rank: int | None = None
@@ -301,11 +301,11 @@ class RankResponse(_Answer):
     """Answers in the order given."""
 
     object: Literal["list"] = "list"
-    results: list[Ranked]
+    results: list[RankResult]
     best_index: int | None = Field(description="of the first best answer; null if none was scored")
 
 
-class Rendered(BaseModel):
+class RenderResult(BaseModel):
     """Exactly what would be scored, or `error`."""
 
     index: int
@@ -329,7 +329,7 @@ class RenderResponse(BaseModel):
     id: str
     object: Literal["list"] = "list"
     model: str
-    results: list[Rendered]
+    results: list[RenderResult]
     template_sha256: str
 
 

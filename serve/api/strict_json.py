@@ -12,14 +12,14 @@ import math
 from collections import Counter
 from typing import Any, NoReturn
 
-from serve.api.error_responses import quoted
+from serve.api.error_responses import truncate_for_message
 from serve.errors import BadRequestError
 
 MAX_DEPTH = 100
 """Most lists and objects inside each other; Python's own limit is about 1,000 calls in all."""
 
 
-def parse_json(body: bytes, *, give_way: bool = False) -> Any:
+def parse_json(body: bytes, *, yield_gil: bool = False) -> Any:
     """The value that a body holds.
 
     Args:
@@ -32,7 +32,7 @@ def parse_json(body: bytes, *, give_way: bool = False) -> Any:
     if not body.strip():
         raise BadRequestError("the body is empty; send a JSON object. Its shape is at /docs")
     try:
-        decoder = _PATIENT if give_way else _DECODER
+        decoder = _YIELDING_DECODER if yield_gil else _DECODER
         value = decoder.decode(body.removeprefix(b"\xef\xbb\xbf").decode())
     except UnicodeDecodeError as error:
         raise BadRequestError(
@@ -61,20 +61,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         twice = counts.most_common(1)[0][0]
         raise BadRequestError(
-            f"an object has the key {quoted(twice)!r} twice, and which one counts cannot be "
+            f"an object has the key {truncate_for_message(twice)!r} twice, and which one counts cannot be "
             "known; leave one out"
         )
     return found
 
 
-def _constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise BadRequestError(f"the body is no JSON: it has {name}, and JSON knows finite numbers only")
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise BadRequestError(f"the number {quoted(text)} is too large for a double")
+        raise BadRequestError(f"the number {truncate_for_message(text)} is too large for a double")
     return number
 
 
@@ -97,8 +97,8 @@ def _int(text: str) -> int:
 
 
 _decoder = functools.partial(
-    json.JSONDecoder, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+    json.JSONDecoder, object_pairs_hook=_object, parse_constant=_reject_constant, parse_float=_float
 )
 _DECODER = _decoder()
 # Python changes threads in its own code alone: without any, a body of numbers keeps all waiting.
-_PATIENT = _decoder(parse_int=_int)
+_YIELDING_DECODER = _decoder(parse_int=_int)

@@ -6,20 +6,25 @@ import dataclasses
 
 from rich.table import Table
 
-from serve.capacity.plan import Plan
+from serve.capacity.plan import CapacityPlan
 from serve.console import Console
-from serve.escaping import json_text
+from serve.escaping import dump_json
 
 _GIB = 2**30
 
 
-def print_plan(plan: Plan, as_json: bool) -> None:
+def print_plan(plan: CapacityPlan, as_json: bool) -> None:
     """On standard output."""
     if as_json:
-        print(json_text(dataclasses.asdict(plan), indent=2, default=dict))
+        print(dump_json(dataclasses.asdict(plan), indent=2, default=dict))
         return
     console = Console(width=120)
-    for table in (_replica(plan), _fleet(plan), _limits(plan), _curve(plan)):
+    for table in (
+        _build_replica_table(plan),
+        _build_fleet_table(plan),
+        _build_limits_table(plan),
+        _build_curve_table(plan),
+    ):
         console.print(table)
     console.print(f"start: {plan.command}", soft_wrap=True)
     if plan.rate.status == "inferred":
@@ -29,18 +34,20 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         )
 
 
-def _replica(plan: Plan) -> Table:
+def _build_replica_table(plan: CapacityPlan) -> Table:
     memory, rate, load = plan.memory, plan.rate, plan.load
-    table = _rows(f"One replica of {plan.model}")
+    table = _new_table(f"One replica of {plan.model}")
     several = f"{plan.gpus_per_replica} x " if plan.gpus_per_replica > 1 else ""
     table.add_row("device", f"{several}{plan.device}", "")
-    table.add_row("parameters", _parameters(plan.num_parameters), plan.sizes_from)
-    table.add_row("weights", _gib(memory.weights_bytes), "on the fullest device" * bool(several))
+    table.add_row("parameters", _format_parameters(plan.num_parameters), plan.sizes_from)
+    table.add_row(
+        "weights", _format_bytes(memory.weights_bytes), "on the fullest device" * bool(several)
+    )
     if memory.device_bytes:
-        table.add_row("CUDA itself", _gib(memory.runtime_bytes), "inferred")
-        table.add_row("largest batch", _gib(memory.activation_bytes), "beside the weights")
+        table.add_row("CUDA itself", _format_bytes(memory.runtime_bytes), "inferred")
+        table.add_row("largest batch", _format_bytes(memory.activation_bytes), "beside the weights")
         share = memory.peak_bytes / memory.device_bytes
-        table.add_row("peak", _gib(memory.peak_bytes), f"{share:.0%} of the device")
+        table.add_row("peak", _format_bytes(memory.peak_bytes), f"{share:.0%} of the device")
     table.add_row("max_batch_tokens", f"{memory.max_batch_tokens:,}", memory.reason)
     spread = f" ({rate.low:,.0f} to {rate.high:,.0f})" if rate.low < rate.high else ""
     table.add_row("distinct tokens/s", f"{rate.tokens_per_s:,.0f}{spread}", rate.status)
@@ -52,9 +59,9 @@ def _replica(plan: Plan) -> Table:
     return table
 
 
-def _fleet(plan: Plan) -> Table:
+def _build_fleet_table(plan: CapacityPlan) -> Table:
     load, fleet = plan.load, plan.fleet
-    table = _rows(
+    table = _new_table(
         f"For {load.conversations_per_s:,.1f} conversations/s "
         f"({load.conversations_per_s * 60:,.0f} a minute)"
     )
@@ -72,7 +79,7 @@ def _fleet(plan: Plan) -> Table:
     return table
 
 
-def _limits(plan: Plan) -> Table:
+def _build_limits_table(plan: CapacityPlan) -> Table:
     table = Table(title="What gives out first", title_justify="left")
     for header in ("limit", "conversations/s", "times the load", "why"):
         table.add_column(header)
@@ -82,7 +89,7 @@ def _limits(plan: Plan) -> Table:
     return table
 
 
-def _curve(plan: Plan) -> Table:
+def _build_curve_table(plan: CapacityPlan) -> Table:
     table = Table(title="Latency of a post (simulated)", title_justify="left")
     for header in ("of the most", "conversations/s", "p50", "p95", "p99", "tokens a batch", "busy"):
         table.add_column(header, justify="right")
@@ -97,18 +104,18 @@ def _curve(plan: Plan) -> Table:
     return table
 
 
-def _rows(title: str) -> Table:
+def _new_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for _ in range(3):
         table.add_column()
     return table
 
 
-def _gib(num_bytes: int) -> str:
+def _format_bytes(num_bytes: int) -> str:
     if num_bytes < _GIB / 10:
         return f"{num_bytes / 2**20:,.1f} MiB"
     return f"{num_bytes / _GIB:,.1f} GiB"
 
 
-def _parameters(number: int) -> str:
+def _format_parameters(number: int) -> str:
     return f"{number / 1e9:.3f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"

@@ -51,7 +51,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Efficiency:
     """A part of something, and how surely.
 
     Attributes:
@@ -70,21 +70,21 @@ class Share:
 
 
 # Large products on hot GPUs stay below the data sheet: power and clocks.
-MATRIX_SHARE = Share(
+MATRIX_EFFICIENCY = Efficiency(
     0.70, 0.55, 0.80, "inferred", "large bfloat16 products against the data sheet's rate"
 )
 # Of the rate of the device's own matrix products, on distinct tokens. On two CPU cores 0.67 to 0.82
 # were measured in process, 0.70 to 0.82 over HTTP, 0.47 for groups of 16 over HTTP (README,
 # "Measured"); on a GPU launches count for more the smaller the products are.
-_BY_HIDDEN_SIZE = (
-    (4_096, Share(0.65, 0.50, 0.80, "inferred", "hidden size of 4,096 and more")),
-    (2_048, Share(0.55, 0.35, 0.75, "inferred", "hidden size of 2,048 and more")),
-    (0, Share(0.40, 0.20, 0.65, "inferred", "hidden size below 2,048")),
+_EFFICIENCY_BY_HIDDEN_SIZE = (
+    (4_096, Efficiency(0.65, 0.50, 0.80, "inferred", "hidden size of 4,096 and more")),
+    (2_048, Efficiency(0.55, 0.35, 0.75, "inferred", "hidden size of 2,048 and more")),
+    (0, Efficiency(0.40, 0.20, 0.65, "inferred", "hidden size below 2,048")),
 )
 # Of a batch, however small: transformers launches about a dozen kernels a layer.
 LAUNCH_S_PER_LAYER = 6e-4
 
 
-def engine_share(hidden_size: int) -> Share:
+def estimate_efficiency(hidden_size: int) -> Efficiency:
     """Of the device's matrix rate, what the engine is expected to reach with full batches."""
-    return next(share for least, share in _BY_HIDDEN_SIZE if hidden_size >= least)
+    return next(share for least, share in _EFFICIENCY_BY_HIDDEN_SIZE if hidden_size >= least)

@@ -12,19 +12,25 @@ import random
 from dataclasses import dataclass
 
 from serve.capacity.load import Load
-from serve.capacity.queueing import Draw, Outcome, Post, Station, simulate
+from serve.capacity.queueing import (
+    QueueModel,
+    RequestSampler,
+    SimulatedRequest,
+    SimulationResult,
+    simulate,
+)
 from serve.capacity.replica import Memory, Rate
 
-POST_S = 11.2e-3
-CONVERSATION_S = 0.13e-3
-TOKEN_S = 2.1e-6
+REQUEST_CPU_S = 11.2e-3
+CONVERSATION_CPU_S = 0.13e-3
+TOKEN_CPU_S = 2.1e-6
 # A lone small post took 11 to 17 ms longer than its forward pass on Ray; half of that is CPU above.
 HOP_S = 5e-3
 # A gateway is one Python process. Above this share of a core posts wait for it longer than it
 # works for them.
 GATEWAY_UTILIZATION = 0.6
 # Of a node's cores: gateways may have this part; the rest is the replicas' and Ray's own.
-_GATEWAY_CORES = 0.5
+_GATEWAY_CORE_FRACTION = 0.5
 _LINK_BYTES_PER_S = 10e9 / 8
 # A post goes through the door to a gateway, and as token ids to a replica.
 _TIMES_SENT = 2
@@ -36,11 +42,11 @@ _SIMULATED_REPLICAS = 8
 _SIMULATED_CONVERSATIONS = 12_000
 _FRACTIONS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Of lengths, over their mean.
-_SPREAD = 0.5
+_LENGTH_CV = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class NodeSpec:
     """What nodes are made of, and what they may be used for.
 
     Attributes:
@@ -68,7 +74,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LatencyPoint:
     """One load of the latency curve.
 
     Attributes:
@@ -111,25 +117,25 @@ class Fleet:
     limits: tuple[Limit, ...]
 
 
-def gateway_post_s(load: Load) -> float:
+def compute_request_cpu_s(load: Load) -> float:
     """CPU of a post beside the model."""
     tokens = load.group_size * load.conversation_tokens
-    return POST_S + load.group_size * CONVERSATION_S + tokens * TOKEN_S
+    return REQUEST_CPU_S + load.group_size * CONVERSATION_CPU_S + tokens * TOKEN_CPU_S
 
 
-def fleet_for(load: Load, rate: Rate, site: Site) -> Fleet:
+def size_fleet(load: Load, rate: Rate, node_spec: NodeSpec) -> Fleet:
     """The smallest fleet that keeps to the utilization."""
     computed = load.conversations_per_s * (1 - load.cached_share)
     one = rate.conversations_per_s(load)
     # Rounded, or what is exactly enough would get one more.
-    num_replicas = max(1, math.ceil(round(computed / (one * site.utilization), 6)))
-    cpu_s = load.posts_per_s * gateway_post_s(load)
+    num_replicas = max(1, math.ceil(round(computed / (one * node_spec.utilization), 6)))
+    cpu_s = load.requests_per_s * compute_request_cpu_s(load)
     num_gateways = max(1, math.ceil(round(cpu_s / GATEWAY_UTILIZATION, 6)))
     if num_replicas > 1:  # so that one may die
         num_gateways = max(2, num_gateways)
     num_nodes = max(
-        math.ceil(num_replicas * site.gpus_per_replica / site.gpus_per_node),
-        math.ceil(num_gateways / (site.cores_per_node * _GATEWAY_CORES)),
+        math.ceil(num_replicas * node_spec.gpus_per_replica / node_spec.gpus_per_node),
+        math.ceil(num_gateways / (node_spec.cores_per_node * _GATEWAY_CORE_FRACTION)),
     )
     return Fleet(
         num_replicas=num_replicas,
@@ -137,15 +143,17 @@ def fleet_for(load: Load, rate: Rate, site: Site) -> Fleet:
         num_nodes=num_nodes,
         num_clusters=math.ceil(num_replicas / _REPLICAS_PER_CLUSTER),
         gateway_cpu_s=cpu_s,
-        limits=_limits(load, rate, site, (num_replicas, num_gateways, num_nodes)),
+        limits=_compute_limits(load, rate, node_spec, (num_replicas, num_gateways, num_nodes)),
     )
 
 
-def _limits(load: Load, rate: Rate, site: Site, numbers: tuple[int, int, int]) -> tuple[Limit, ...]:
+def _compute_limits(
+    load: Load, rate: Rate, node_spec: NodeSpec, numbers: tuple[int, int, int]
+) -> tuple[Limit, ...]:
     num_replicas, num_gateways, num_nodes = numbers
     one = rate.conversations_per_s(load)
-    cpu = gateway_post_s(load) / load.group_size
-    sent = load.post_bytes * _TIMES_SENT / load.group_size
+    cpu = compute_request_cpu_s(load) / load.group_size
+    sent = load.request_bytes * _TIMES_SENT / load.group_size
     # A post in a full house waits for about two batches of its own size and the floor.
     held_s = max(rate.batch_floor_s, load.group_tokens / rate.tokens_per_s) * 2 + HOP_S
     limits = [
@@ -161,8 +169,8 @@ def _limits(load: Load, rate: Rate, site: Site, numbers: tuple[int, int, int]) -
         ),
         Limit(
             "requests in flight",
-            num_gateways * site.max_requests * load.group_size / held_s,
-            f"max_requests {site.max_requests} in each gateway, if nothing waits",
+            num_gateways * node_spec.max_requests * load.group_size / held_s,
+            f"max_requests {node_spec.max_requests} in each gateway, if nothing waits",
         ),
         Limit(
             "network",
@@ -173,52 +181,52 @@ def _limits(load: Load, rate: Rate, site: Site, numbers: tuple[int, int, int]) -
     return tuple(sorted(limits, key=lambda limit: limit.conversations_per_s))
 
 
-def latency_curve(
+def simulate_latency_curve(
     load: Load, rate: Rate, memory: Memory, fleet: Fleet, seed: int = 0
-) -> tuple[Point, ...]:
+) -> tuple[LatencyPoint, ...]:
     """Latency of posts by how much of the fleet's rate is asked for.
 
     A slice of a large fleet is simulated, its replicas and gateways in the same proportion: more
     of them wait less, so the curve is on the safe side.
     """
-    station = station_of(rate, memory, fleet)
+    station = build_queue_model(rate, memory, fleet)
     one = rate.conversations_per_s(load) / (1 - load.cached_share)
     num_posts = max(600, _SIMULATED_CONVERSATIONS // load.group_size)
     points = []
     for fraction in _FRACTIONS:
         posts_per_s = fraction * one * station.num_replicas / load.group_size
-        outcome = simulate(station, lengths_of(load), posts_per_s, num_posts, seed)
-        points.append(_point(fraction, fraction * one * fleet.num_replicas, outcome))
+        outcome = simulate(station, build_request_sampler(load), posts_per_s, num_posts, seed)
+        points.append(_build_point(fraction, fraction * one * fleet.num_replicas, outcome))
     return tuple(points)
 
 
-def station_of(rate: Rate, memory: Memory, fleet: Fleet) -> Station:
+def build_queue_model(rate: Rate, memory: Memory, fleet: Fleet) -> QueueModel:
     """The fleet, or a slice of it, as what is simulated."""
     num_replicas = min(fleet.num_replicas, _SIMULATED_REPLICAS)
     # Gateways are sized for the load at which replicas are busy for a part of the time only; a
     # slice must not have less of them.
     num_gateways = math.ceil(fleet.num_gateways * num_replicas / fleet.num_replicas)
-    return Station(
+    return QueueModel(
         num_replicas=num_replicas,
         num_gateways=num_gateways,
         max_batch_tokens=memory.max_batch_tokens,
         token_s=1 / rate.tokens_per_s,
         batch_floor_s=rate.batch_floor_s,
         hop_s=HOP_S,
-        post_s=POST_S,
-        conversation_s=CONVERSATION_S,
-        gateway_token_s=TOKEN_S,
+        request_cpu_s=REQUEST_CPU_S,
+        conversation_cpu_s=CONVERSATION_CPU_S,
+        token_cpu_s=TOKEN_CPU_S,
     )
 
 
-def lengths_of(load: Load) -> Draw:
+def build_request_sampler(load: Load) -> RequestSampler:
     """Posts whose prompts and responses vary log-normally by half of their mean.
 
     Each response is known to the cache with the probability that the load has.
     """
-    sigma = math.sqrt(math.log(1 + _SPREAD**2))
+    sigma = math.sqrt(math.log(1 + _LENGTH_CV**2))
 
-    def draw(source: random.Random) -> Post:
+    def draw(source: random.Random) -> SimulatedRequest:
         def length(mean: int) -> int:
             return max(1, round(source.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
 
@@ -228,13 +236,15 @@ def lengths_of(load: Load) -> Draw:
         for _ in range(load.group_size):
             known = source.random() < load.cached_share
             (cached if known else computed).append(length(load.response_tokens))
-        return Post(prompt, computed, cached)
+        return SimulatedRequest(prompt, computed, cached)
 
     return draw
 
 
-def _point(fraction: float, conversations_per_s: float, outcome: Outcome) -> Point:
-    return Point(
+def _build_point(
+    fraction: float, conversations_per_s: float, outcome: SimulationResult
+) -> LatencyPoint:
+    return LatencyPoint(
         fraction=fraction,
         conversations_per_s=conversations_per_s,
         p50_s=outcome.percentile(0.5),

@@ -48,11 +48,11 @@ class Load:
         return self.prompt_tokens + self.response_tokens
 
     @property
-    def posts_per_s(self) -> float:
+    def requests_per_s(self) -> float:
         """On average."""
         return self.conversations_per_s / self.group_size
 
     @property
-    def post_bytes(self) -> float:
+    def request_bytes(self) -> float:
         """Of the body of a post that has the prompt in every conversation."""
         return self.group_size * self.conversation_tokens * _BYTES_PER_TOKEN

@@ -24,7 +24,7 @@ _SMALLEST_ID = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """Of the device at hand.
 
     Attributes:
@@ -38,7 +38,7 @@ class Measured:
     memory: Memory
 
 
-def measure(config: ModelConfig, load: Load) -> Measured:
+def measure(config: ModelConfig, load: Load) -> Measurement:
     """Load a model here and time it.
 
     Raises:
@@ -58,10 +58,10 @@ def measure(config: ModelConfig, load: Load) -> Measured:
     budget = int(scorer.describe()["max_batch_tokens"])
     source = random.Random(0)
     vocab = int(scorer.loaded_model.model.config.vocab_size)
-    full = [_group(source, load, vocab) for _ in range(max(1, budget // load.group_tokens))]
-    seconds, tokens = _timed(scorer, [ids for group in full for ids in group])
-    floor_s, _ = _timed(scorer, [_ids(source, 1, vocab)])
-    return Measured(
+    full = [_sample_group(source, load, vocab) for _ in range(max(1, budget // load.group_tokens))]
+    seconds, tokens = _time_batch(scorer, [ids for group in full for ids in group])
+    floor_s, _ = _time_batch(scorer, [_sample_ids(source, 1, vocab)])
+    return Measurement(
         device=torch.cuda.get_device_name(scorer.loaded_model.device) if cuda else "CPU",
         rate=Rate(
             tokens_per_s=tokens / seconds,
@@ -71,20 +71,22 @@ def measure(config: ModelConfig, load: Load) -> Measured:
             status="measured",
             note=f"{tokens} distinct tokens in {seconds:.3f} s, median of {_ROUNDS}",
         ),
-        memory=_memory_here(scorer, budget),
+        memory=_measure_memory(scorer, budget),
     )
 
 
-def _group(source: random.Random, load: Load, vocab: int) -> list[TokenIds]:
-    prompt = _ids(source, load.prompt_tokens, vocab)
-    return [prompt + _ids(source, load.response_tokens, vocab) for _ in range(load.group_size)]
+def _sample_group(source: random.Random, load: Load, vocab: int) -> list[TokenIds]:
+    prompt = _sample_ids(source, load.prompt_tokens, vocab)
+    return [
+        prompt + _sample_ids(source, load.response_tokens, vocab) for _ in range(load.group_size)
+    ]
 
 
-def _ids(source: random.Random, number: int, vocab: int) -> TokenIds:
+def _sample_ids(source: random.Random, number: int, vocab: int) -> TokenIds:
     return tuple(source.choices(range(_SMALLEST_ID, vocab), k=number))
 
 
-def _timed(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float, int]:
+def _time_batch(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float, int]:
     """Median seconds, and distinct tokens, after a round that does not count."""
     times = []
     scored = scorer.score_ids(sequences)
@@ -95,7 +97,7 @@ def _timed(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float, int]
     return statistics.median(times), scored.num_computed_tokens
 
 
-def _memory_here(scorer: RewardScorer, budget: int) -> Memory:
+def _measure_memory(scorer: RewardScorer, budget: int) -> Memory:
     model, device = scorer.loaded_model.model, scorer.loaded_model.device
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     reason = str(scorer.describe()["max_batch_tokens_reason"])

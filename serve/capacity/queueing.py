@@ -18,11 +18,11 @@ from typing import TypeAlias
 
 _WARM_UP = 0.1
 
-Draw: TypeAlias = Callable[[random.Random], "Post"]
+RequestSampler: TypeAlias = Callable[[random.Random], "SimulatedRequest"]
 
 
 @dataclass(slots=True)
-class Post:
+class SimulatedRequest:
     """A prompt with responses, by their tokens; what is left of it is counted down.
 
     `cached` are the responses whose reward is known: they cost the gateway, and nobody else.
@@ -31,16 +31,16 @@ class Post:
     prompt_tokens: int
     responses: Sequence[int]
     cached: Sequence[int] = ()
-    arrived_s: float = 0.0
-    taken: int = 0
-    left: int = field(init=False)
+    arrival_s: float = 0.0
+    num_started: int = 0
+    num_unfinished: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left = len(self.responses)
+        self.num_unfinished = len(self.responses)
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class QueueModel:
     """What there is to serve posts with.
 
     Attributes:
@@ -61,19 +61,19 @@ class Station:
     token_s: float
     batch_floor_s: float = 0.0
     hop_s: float = 0.0
-    post_s: float = 0.0
-    conversation_s: float = 0.0
-    gateway_token_s: float = 0.0
+    request_cpu_s: float = 0.0
+    conversation_cpu_s: float = 0.0
+    token_cpu_s: float = 0.0
 
-    def gateway_s(self, post: Post) -> float:
+    def compute_gateway_s(self, request: SimulatedRequest) -> float:
         """CPU of the gateway for a post."""
-        number = len(post.responses) + len(post.cached)
-        tokens = number * post.prompt_tokens + sum(post.responses) + sum(post.cached)
-        return self.post_s + number * self.conversation_s + tokens * self.gateway_token_s
+        number = len(request.responses) + len(request.cached)
+        tokens = number * request.prompt_tokens + sum(request.responses) + sum(request.cached)
+        return self.request_cpu_s + number * self.conversation_cpu_s + tokens * self.token_cpu_s
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationResult:
     """Of one simulation, without its beginning.
 
     Attributes:
@@ -97,8 +97,8 @@ class Outcome:
 
 
 def simulate(
-    station: Station, draw: Draw, posts_per_s: float, num_posts: int, seed: int
-) -> Outcome:
+    model: QueueModel, sampler: RequestSampler, requests_per_s: float, num_requests: int, seed: int
+) -> SimulationResult:
     """Let posts come until that many did, and wait for the last answer.
 
     Args:
@@ -108,94 +108,96 @@ def simulate(
         num_posts: how many; the first tenth is left out of the figures.
         seed: of all that is random.
     """
-    return _Simulation(station, draw, seed).run(posts_per_s, num_posts)
+    return _Simulation(model, sampler, seed).run(requests_per_s, num_requests)
 
 
 class _Simulation:
-    def __init__(self, station: Station, draw: Draw, seed: int) -> None:
-        self._station = station
-        self._draw = draw
+    def __init__(self, model: QueueModel, sampler: RequestSampler, seed: int) -> None:
+        self._model = model
+        self._sampler = sampler
         self._random = random.Random(seed)
-        self._gateway_free_s = [0.0] * station.num_gateways
-        self._idle = station.num_replicas
-        self._waiting: deque[Post] = deque()
+        self._gateway_free_s = [0.0] * model.num_gateways
+        self._num_idle = model.num_replicas
+        self._queue: deque[SimulatedRequest] = deque()
         # Ends of batches and posts that leave their gateway: (time, number, what).
-        self._events: list[tuple[float, int, Post | list[tuple[Post, int]]]] = []
+        self._events: list[
+            tuple[float, int, SimulatedRequest | list[tuple[SimulatedRequest, int]]]
+        ] = []
         self._number = 0
         self._latencies: list[tuple[float, float]] = []
         self._batch_tokens: list[int] = []
         self._busy_s = 0.0
         self._last_s = 0.0
 
-    def run(self, posts_per_s: float, num_posts: int) -> Outcome:
+    def run(self, requests_per_s: float, num_requests: int) -> SimulationResult:
         now = 0.0
-        for _ in range(num_posts):
-            now += self._random.expovariate(posts_per_s)
-            self._until(now)
-            self._arrive(now)
-        self._until(float("inf"))
+        for _ in range(num_requests):
+            now += self._random.expovariate(requests_per_s)
+            self._advance(now)
+            self._add_arrival(now)
+        self._advance(float("inf"))
         self._latencies.sort()
-        counted = [latency for _, latency in self._latencies[int(_WARM_UP * num_posts) :]]
-        busy = self._busy_s / (max(now, self._last_s) * self._station.num_replicas)
+        counted = [latency for _, latency in self._latencies[int(_WARM_UP * num_requests) :]]
+        busy = self._busy_s / (max(now, self._last_s) * self._model.num_replicas)
         mean = sum(self._batch_tokens) / max(1, len(self._batch_tokens))
-        return Outcome(tuple(sorted(counted)), mean, busy)
+        return SimulationResult(tuple(sorted(counted)), mean, busy)
 
-    def _until(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         while self._events and self._events[0][0] <= now:
             at, _, what = heapq.heappop(self._events)
-            if not isinstance(what, Post):
+            if not isinstance(what, SimulatedRequest):
                 self._finish(at, what)
-            elif what.left:
-                self._waiting.append(what)
+            elif what.num_unfinished:
+                self._queue.append(what)
             else:
-                self._latencies.append((what.arrived_s, at - what.arrived_s))
-            while self._idle and self._waiting:
+                self._latencies.append((what.arrival_s, at - what.arrival_s))
+            while self._num_idle and self._queue:
                 self._start(at)
 
-    def _arrive(self, now: float) -> None:
-        post = self._draw(self._random)
-        post.arrived_s = now
-        gateway = self._random.randrange(self._station.num_gateways)
-        done = max(now, self._gateway_free_s[gateway]) + self._station.gateway_s(post)
+    def _add_arrival(self, now: float) -> None:
+        post = self._sampler(self._random)
+        post.arrival_s = now
+        gateway = self._random.randrange(self._model.num_gateways)
+        done = max(now, self._gateway_free_s[gateway]) + self._model.compute_gateway_s(post)
         self._gateway_free_s[gateway] = done
         self._push(done, post)
 
     def _start(self, now: float) -> None:
         batch, tokens = self._next_batch()
-        self._idle -= 1
+        self._num_idle -= 1
         self._batch_tokens.append(tokens)
-        seconds = max(self._station.batch_floor_s, tokens * self._station.token_s)
+        seconds = max(self._model.batch_floor_s, tokens * self._model.token_s)
         self._busy_s += seconds
         self._push(now + seconds, batch)
 
-    def _next_batch(self) -> tuple[list[tuple[Post, int]], int]:
-        batch: list[tuple[Post, int]] = []
+    def _next_batch(self) -> tuple[list[tuple[SimulatedRequest, int]], int]:
+        batch: list[tuple[SimulatedRequest, int]] = []
         tokens = 0
-        while self._waiting:
-            post = self._waiting[0]
-            first, shared = post.taken, post.prompt_tokens
-            while post.taken < len(post.responses):
-                new = shared + post.responses[post.taken]
-                if tokens and tokens + new > self._station.max_batch_tokens:
+        while self._queue:
+            post = self._queue[0]
+            first, shared = post.num_started, post.prompt_tokens
+            while post.num_started < len(post.responses):
+                new = shared + post.responses[post.num_started]
+                if tokens and tokens + new > self._model.max_batch_tokens:
                     break
                 tokens, shared = tokens + new, 0
-                post.taken += 1
-            if post.taken > first:
-                batch.append((post, post.taken - first))
-            if post.taken < len(post.responses):
+                post.num_started += 1
+            if post.num_started > first:
+                batch.append((post, post.num_started - first))
+            if post.num_started < len(post.responses):
                 break
-            self._waiting.popleft()
+            self._queue.popleft()
         return batch, tokens
 
-    def _finish(self, now: float, batch: list[tuple[Post, int]]) -> None:
-        self._idle += 1
+    def _finish(self, now: float, batch: list[tuple[SimulatedRequest, int]]) -> None:
+        self._num_idle += 1
         self._last_s = now
         for post, number in batch:
-            post.left -= number
-            if not post.left:
-                latency = now + self._station.hop_s - post.arrived_s
-                self._latencies.append((post.arrived_s, latency))
+            post.num_unfinished -= number
+            if not post.num_unfinished:
+                latency = now + self._model.hop_s - post.arrival_s
+                self._latencies.append((post.arrival_s, latency))
 
-    def _push(self, at: float, what: Post | list[tuple[Post, int]]) -> None:
+    def _push(self, at: float, what: SimulatedRequest | list[tuple[SimulatedRequest, int]]) -> None:
         self._number += 1
         heapq.heappush(self._events, (at, self._number, what))

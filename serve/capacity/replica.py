@@ -13,11 +13,11 @@ import torch
 from rm_core.memory import estimate_bytes_per_token, fit_budget
 from serve.capacity.devices import (
     LAUNCH_S_PER_LAYER,
-    MATRIX_SHARE,
+    MATRIX_EFFICIENCY,
     Device,
-    Share,
+    Efficiency,
     Status,
-    engine_share,
+    estimate_efficiency,
 )
 from serve.capacity.load import Load
 from serve.capacity.shape import ModelShape
@@ -26,8 +26,8 @@ from serve.errors import PlanError
 # CUDA's context, cuBLAS' workspaces and the kernels' code. Inferred, not measured.
 RUNTIME_BYTES = 3 * 2**28
 # Below this a row is too short for a device to be busy.
-_LEAST_TOKENS = 1_024
-_MOST_DEVICES = 8
+_MIN_TOKENS = 1_024
+_MAX_DEVICES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Rate:
         return self.tokens_per_s * load.group_size / load.group_tokens
 
 
-def memory_of(
+def estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int = 1
 ) -> Memory:
     """What a replica takes of each device.
@@ -89,25 +89,25 @@ def memory_of(
     Raises:
         PlanError: it does not fit; with how many devices it would.
     """
-    memory = _memory(shape, device, dtype, num_devices)
+    memory = _try_estimate_memory(shape, device, dtype, num_devices)
     if memory is not None:
         return memory
-    for number in range(num_devices + 1, _MOST_DEVICES + 1):
-        if _memory(shape, device, dtype, number) is not None:
+    for number in range(num_devices + 1, _MAX_DEVICES + 1):
+        if _try_estimate_memory(shape, device, dtype, number) is not None:
             raise PlanError(
                 f"{shape.name} does not fit {num_devices} x {device.name}; it fits {number} "
                 f"(--gpus-per-replica {number}), whose layers work one after another"
             )
-    raise PlanError(f"{shape.name} does not fit {_MOST_DEVICES} x {device.name}")
+    raise PlanError(f"{shape.name} does not fit {_MAX_DEVICES} x {device.name}")
 
 
-def _memory(
+def _try_estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int
 ) -> Memory | None:
     weights = shape.weight_bytes(dtype.itemsize, num_devices)
     free = device.memory_bytes - weights - RUNTIME_BYTES
     each = estimate_bytes_per_token(shape, dtype)
-    if free < each * _LEAST_TOKENS:
+    if free < each * _MIN_TOKENS:
         return None
     budget = fit_budget(free, shape, dtype)
     return Memory(
@@ -120,12 +120,12 @@ def _memory(
     )
 
 
-def expected_rate(
+def estimate_rate(
     shape: ModelShape,
     device: Device,
     load: Load,
     matrix_flops: float | None = None,
-    share: float | None = None,
+    efficiency: float | None = None,
 ) -> Rate:
     """From the data sheet and a share of it.
 
@@ -136,14 +136,14 @@ def expected_rate(
         matrix_flops: measured rate of the device's matrix products, if known.
         share: of that, what the engine reached in a measurement, if known.
     """
-    matrix = MATRIX_SHARE
+    matrix = MATRIX_EFFICIENCY
     if matrix_flops is not None:
         measured = matrix_flops / device.peak_flops
-        matrix = Share(measured, measured, measured, "given", "the matrix rate that was given")
-    engine = engine_share(shape.hidden_size)
-    if share is not None:
-        engine = Share(share, share, share, "given", "the share that was given")
-    operations = shape.group_operations(load.prompt_tokens, load.response_tokens, load.group_size)
+        matrix = Efficiency(measured, measured, measured, "given", "the matrix rate that was given")
+    engine = estimate_efficiency(shape.hidden_size)
+    if efficiency is not None:
+        engine = Efficiency(efficiency, efficiency, efficiency, "given", "the share that was given")
+    operations = shape.count_group_flops(load.prompt_tokens, load.response_tokens, load.group_size)
     most = device.peak_flops / (operations / load.group_tokens)
     given = matrix.status == engine.status == "given"
     return Rate(

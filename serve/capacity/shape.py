@@ -69,7 +69,7 @@ class ModelShape:
         on_each[-1] += 2 * self.hidden_size
         return max(on_each) * itemsize
 
-    def group_operations(self, prompt: int, response: int, group: int) -> float:
+    def count_group_flops(self, prompt: int, response: int, group: int) -> float:
         """Floating-point operations of a prompt with several responses, the prompt computed once.
 
         As `make gpu-check` counts: two for a weight and token, four for each channel of a head,
@@ -79,7 +79,8 @@ class ModelShape:
         linear = 2.0 * self.linear_weights * self.num_hidden_layers * tokens
         per_key = 4.0 * self.num_attention_heads * self.head_dim
         full, windowed = (
-            _keys_seen(0, prompt, window) + group * _keys_seen(prompt, response, window)
+            _count_visible_keys(0, prompt, window)
+            + group * _count_visible_keys(prompt, response, window)
             for window in (None, self.sliding_window)
         )
         num_windowed = 0 if self.sliding_window is None else (self.num_hidden_layers + 1) // 2
@@ -87,7 +88,7 @@ class ModelShape:
         return linear + per_key * (num_full * full + num_windowed * windowed)
 
 
-def _keys_seen(depth: int, number: int, window: int | None) -> float:
+def _count_visible_keys(depth: int, number: int, window: int | None) -> float:
     """By that many tokens behind `depth` others, together."""
     first, last = depth + 1, depth + number
     if window is None or last <= window:
@@ -96,7 +97,7 @@ def _keys_seen(depth: int, number: int, window: int | None) -> float:
     return growing * (first + window) / 2 + (number - growing) * window
 
 
-def shape_of(name: str) -> ModelShape:
+def find_model_shape(name: str) -> ModelShape:
     """Of a checkpoint in the catalogue, or of one that is at hand.
 
     Raises:
@@ -105,12 +106,12 @@ def shape_of(name: str) -> ModelShape:
     """
     entry = find_entry(name.partition("@")[0])
     if entry is not None:
-        return _of_entry(entry)
+        return _shape_from_entry(entry)
     checkpoint = open_checkpoint(ModelConfig(name), weights=False)
-    return _of_config(name, checkpoint.family, checkpoint.config, checkpoint.max_length)
+    return _shape_from_config(name, checkpoint.family, checkpoint.config, checkpoint.max_length)
 
 
-def _of_entry(entry: CatalogEntry) -> ModelShape:
+def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
     sizes, window = entry.geometry, entry.attention.sliding_window
     found = {
         "hidden_size": sizes.hidden_size.value,
@@ -136,7 +137,9 @@ def _of_entry(entry: CatalogEntry) -> ModelShape:
     )
 
 
-def _of_config(name: str, family: Family, config: Mapping[str, Any], max_length: int) -> ModelShape:
+def _shape_from_config(
+    name: str, family: Family, config: Mapping[str, Any], max_length: int
+) -> ModelShape:
     heads = int(config["num_attention_heads"])
     return ModelShape(
         name=name,

@@ -15,7 +15,7 @@ from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sour
 from rm_core.verification import Check
 from serve.console import Console
 from serve.errors import UnknownCheckpointError
-from serve.escaping import json_text
+from serve.escaping import dump_json
 
 
 def print_catalog(as_json: bool) -> None:
@@ -23,13 +23,13 @@ def print_catalog(as_json: bool) -> None:
     if as_json:
         _print_json(
             {
-                "models": [_plain(entry) for entry in load_catalog()],
-                "not_served": [_plain(entry) for entry in load_not_served()],
+                "models": [_to_dict(entry) for entry in load_catalog()],
+                "not_served": [_to_dict(entry) for entry in load_not_served()],
             }
         )
         return
     console = Console()
-    table = _table(
+    table = _create_table(
         "Served", "checkpoint", "family", "context", "RewardBench", "attention here", "licence"
     )
     for entry in load_catalog():
@@ -37,15 +37,15 @@ def print_catalog(as_json: bool) -> None:
             entry.id,
             entry.family,
             str(entry.recommended_max_length or "unconfirmed"),
-            _overall(entry),
-            attention_here(entry).name,
+            _format_overall(entry),
+            choose_local_attention(entry).name,
             str(entry.licence.value),
         )
     console.print(table)
-    chosen = {choice.name: choice.reason for choice in map(attention_here, load_catalog())}
+    chosen = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
     for name, reason in chosen.items():
         console.print(f"attention here: {name}: {reason}")
-    later = _table("Not served yet", "checkpoint", "why not")
+    later = _create_table("Not served yet", "checkpoint", "why not")
     for other in load_not_served():
         later.add_row(other.id, other.reason)
     console.print(later)
@@ -67,24 +67,24 @@ def print_entry(name: str, as_json: bool) -> None:
         known = ", ".join(name.rpartition("/")[2] for name in ids)
         raise UnknownCheckpointError(f"{name!r} is not in the catalogue; it has: {known}")
     if as_json:
-        _print_json(_plain(entry))
+        _print_json(_to_dict(entry))
         return
     console = Console()
     if isinstance(entry, UnservedModel):
         console.print(f"{entry.what}\nNot served yet: {entry.reason}")
-    facts = _table(entry.id, "fact", "value", "status", "source")
-    for label, fact in _facts(entry):
-        facts.add_row(label, _value(fact), fact.status, fact.source)
+    facts = _create_table(entry.id, "fact", "value", "status", "source")
+    for label, fact in _collect_facts(entry):
+        facts.add_row(label, _format_value(fact), fact.status, fact.source)
     console.print(facts)
     if isinstance(entry, CatalogEntry):
-        choice = attention_here(entry)
+        choice = choose_local_attention(entry)
         console.print(f"attention on this machine: {choice.name} ({choice.reason})")
-    published = _table("Published", "benchmark", "metric", "value", "source", "note")
+    published = _create_table("Published", "benchmark", "metric", "value", "source", "note")
     for row in entry.published:
         unit = "%" if row.unit == "percent" else ""
         published.add_row(row.benchmark, row.metric, f"{row.value}{unit}", row.source, row.note)
     console.print(published)
-    used = {f.source for _, f in _facts(entry)} | {row.source for row in entry.published}
+    used = {f.source for _, f in _collect_facts(entry)} | {row.source for row in entry.published}
     for key, citation in load_sources().items():
         if key in used:
             console.print(f"{key}: {citation}")
@@ -98,7 +98,7 @@ def _find_not_served(name: str) -> UnservedModel | None:
     return None
 
 
-def attention_here(entry: CatalogEntry) -> AttentionChoice:
+def choose_local_attention(entry: CatalogEntry) -> AttentionChoice:
     """What `attention: auto` becomes for a checkpoint on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
@@ -111,7 +111,9 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
     console = Console()
     for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
         console.print(f"{key}: {model[key]}")
-    table = _table("Checks", "check", "ours", "expected", "difference", "allowed", "", "against")
+    table = _create_table(
+        "Checks", "check", "ours", "expected", "difference", "allowed", "", "against"
+    )
     for check in checks:
         table.add_row(
             check.name,
@@ -127,7 +129,7 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
     console.print(f"{len(checks)} checks, {wrong} wrong")
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _create_table(title: str, first: str, *others: str) -> Table:
     """A table whose first column, the name of a row, is never wrapped."""
     table = Table(title=title, title_justify="left")
     table.add_column(first, no_wrap=True)
@@ -136,12 +138,12 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _overall(entry: CatalogEntry) -> str:
+def _format_overall(entry: CatalogEntry) -> str:
     rows = [p for p in entry.published if p.benchmark == "rewardbench" and p.metric == "overall"]
     return " / ".join(dict.fromkeys(f"{row.value:g}" for row in rows)) or "-"
 
 
-def _facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]:
+def _collect_facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]:
     """Every fact of a record, with its dotted name."""
     if isinstance(record, Fact):
         return [(prefix, record)]
@@ -156,11 +158,11 @@ def _facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]:
     return [
         found
         for name, item in items
-        for found in _facts(item, f"{prefix}.{name}" if prefix else str(name))
+        for found in _collect_facts(item, f"{prefix}.{name}" if prefix else str(name))
     ]
 
 
-def _value(fact: Fact[Any]) -> str:
+def _format_value(fact: Fact[Any]) -> str:
     value = fact.value
     text = "unconfirmed" if value is None else str(value)
     if isinstance(value, tuple):
@@ -168,9 +170,9 @@ def _value(fact: Fact[Any]) -> str:
     return f"{text} ({fact.note})" if fact.note else text
 
 
-def _plain(record: Any) -> Any:
+def _to_dict(record: Any) -> Any:
     return dataclasses.asdict(record)
 
 
 def _print_json(value: Any) -> None:
-    print(json_text(value, indent=2, default=dict))
+    print(dump_json(value, indent=2, default=dict))

@@ -24,7 +24,7 @@ from rich.table import Table
 from rm_core import RewardError, seeds_dir
 from serve.client import ScoringClient, ServiceError
 from serve.console import Console
-from serve.escaping import escaped_line
+from serve.escaping import escape_line
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -37,20 +37,20 @@ def main() -> int:
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     try:
-        with running_service() as url, ScoringClient(url) as client:
+        with run_service() as url, ScoringClient(url) as client:
             sent = [
                 {key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs
             ]
             answer = client.post("/v1/compare", {"pairs": sent})
     except RewardError as error:
-        print(f"demo: {escaped_line(error.detail)}", file=sys.stderr)
+        print(f"demo: {escape_line(error.detail)}", file=sys.stderr)
         return 1
     print_pairs(pairs, answer)
     return 1 if any("error" in result for result in answer["results"]) else 0
 
 
 @contextlib.contextmanager
-def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
+def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
     """A service in a process of its own; gives its address once it is ready.
 
     Args:
@@ -60,7 +60,7 @@ def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[
     Raises:
         ServiceError: it did not become ready, or did not stop in order.
     """
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
@@ -79,7 +79,7 @@ def running_service(*options: str, output: IO[bytes] | None = None) -> Iterator[
         raise ServiceError(f"the service ended with exit code {code} instead of 0")
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Find a port of 127.0.0.1 on which nothing listens, another one at each call.
 
     A service takes seconds to listen on it, and Ray opens many connections meanwhile. So the port

@@ -10,22 +10,22 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
-    F,
-    given_options,
+    CommandT,
+    echo_status,
+    get_given_options,
+    handle_errors,
     loading_options,
     refuse_with_url,
-    reported,
-    say,
     service_options,
 )
-from serve.escaping import json_text
+from serve.escaping import dump_json
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 # Those of `rm_core.benchmarks.registry`, without importing all of the engine for `--help`.
-NAMES = (
+BENCHMARK_NAMES = (
     "rewardbench",
     "rewardbench2",
     "rm-bench",
@@ -34,10 +34,10 @@ NAMES = (
     "ppe-preference",
     "ppe-correctness",
 )
-_benchmark_argument = click.argument("benchmark", type=click.Choice(NAMES))
+_benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
 
-def _data_options(command: F) -> F:
+def _data_options(command: CommandT) -> CommandT:
     options = (
         click.option(
             "--data",
@@ -86,7 +86,7 @@ def _data_options(command: F) -> F:
 )
 @loading_options
 @click.option("--overwrite", is_flag=True, help="Score afresh, whatever DIR has.")
-@reported
+@handle_errors
 def evaluate(
     benchmark: str, chosen: tuple[str, ...], scores: Path | None, name: str | None, **options: Any
 ) -> None:
@@ -98,17 +98,17 @@ def evaluate(
 
     Example: skyreward eval rm-bench --data rm-bench/ --model demo -o results/
     """
-    from serve.evaluation.command import Asked, evaluate_models, evaluate_scores
+    from serve.evaluation.command import EvalRequest, evaluate_models, evaluate_scores
 
-    made = _benchmark(benchmark, chosen)
+    made = _load_benchmark(benchmark, chosen)
     if options["output"] is None:
         raise click.UsageError("give a folder: -o DIR")
-    asked = Asked(made, options["data"], options["split"], options["output"], say)
+    asked = EvalRequest(made, options["data"], options["split"], options["output"], echo_status)
     models, urls = options["models"], options["urls"]
     if scores is not None:
         if models or urls:
             raise click.UsageError("--scores has the rewards already; leave --model and --url out")
-        for useless in given_options(("truncation", *LOADING_OPTIONS)):
+        for useless in get_given_options(("truncation", *LOADING_OPTIONS)):
             raise click.UsageError(f"--{useless.replace('_', '-')} scores nothing with --scores")
         sys.exit(evaluate_scores(asked, scores, name, overwrite=options["overwrite"]))
     if name is not None:
@@ -118,7 +118,7 @@ def evaluate(
     sys.exit(
         evaluate_models(
             asked,
-            _ways(models, urls, options),
+            _build_executor_options(models, urls, options),
             truncation=options["truncation"],
             overwrite=options["overwrite"],
         )
@@ -129,7 +129,9 @@ def evaluate(
 @click.argument("a", type=click.Path(exists=True, path_type=Path))
 @click.argument("b", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--benchmark", type=click.Choice(NAMES), help="What files of rewards are of; folders tell it."
+    "--benchmark",
+    type=click.Choice(BENCHMARK_NAMES),
+    help="What files of rewards are of; folders tell it.",
 )
 @click.option(
     "--data", metavar="PATH", help="The items of files of rewards; folders have their own."
@@ -144,7 +146,7 @@ def evaluate(
     help="Number of changed items to print.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
-@reported
+@handle_errors
 def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> None:
     """What changed between two evaluations of one benchmark.
 
@@ -152,15 +154,15 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 
     Example: skyreward compare-runs results/base results/tuned
     """
-    from serve.evaluation.compare import benchmark_of, compare, load_run
-    from serve.evaluation.compare_console import as_plain, print_comparison
+    from serve.evaluation.compare import compare, find_benchmark, load_run
+    from serve.evaluation.compare_console import print_comparison, to_dict
 
     if options["benchmark"] is None:
-        options["benchmark"] = benchmark_of(a) or benchmark_of(b)
-    first, second = (load_run(path, say=say, **options) for path in (a, b))
+        options["benchmark"] = find_benchmark(a) or find_benchmark(b)
+    first, second = (load_run(path, notify=echo_status, **options) for path in (a, b))
     comparison = compare(first, second)
     if as_json:
-        click.echo(json_text(as_plain(comparison), indent=2))
+        click.echo(dump_json(to_dict(comparison), indent=2))
     else:
         print_comparison(comparison, show)
 
@@ -169,7 +171,7 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 @_benchmark_argument
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of a table.")
-@reported
+@handle_errors
 def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> None:
     """Every published row of a benchmark, and local results sorted in.
 
@@ -178,35 +180,39 @@ def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> Non
     from rm_core.benchmarks.registry import BENCHMARKS
     from serve.evaluation import leaderboard as boards
 
-    places = boards.board(benchmark, folders)
+    places = boards.build_leaderboard(benchmark, folders)
     if as_json:
-        click.echo(json_text(boards.as_json(places), indent=2))
+        click.echo(dump_json(boards.to_dicts(places), indent=2))
     else:
-        boards.print_board(BENCHMARKS[benchmark].title, benchmark, places)
+        boards.print_leaderboard(BENCHMARKS[benchmark].title, benchmark, places)
 
 
-def _benchmark(name: str, chosen: tuple[str, ...]) -> Any:
+def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:
     from rm_core.benchmarks.registry import build_benchmark, list_options
 
-    if "help" in chosen:
+    if "help" in variants:
         for option in list_options(name):
             click.echo(f"{option.name}={'|'.join(option.choices)}  {option.meaning}")
         sys.exit()
-    pairs = [text.partition("=") for text in chosen]
+    pairs = [text.partition("=") for text in variants]
     for given, equals, _ in pairs:
         if not equals:
             raise click.UsageError(f"--variant {given} has no value; write NAME=VALUE, or `help`")
     return build_benchmark(name, **{given: value for given, _, value in pairs})
 
 
-def _ways(models: tuple[str, ...], urls: tuple[str, ...], options: dict[str, Any]) -> list[Any]:
-    from serve.jobs.command import Ways
+def _build_executor_options(
+    models: tuple[str, ...], urls: tuple[str, ...], options: dict[str, Any]
+) -> list[Any]:
+    from serve.jobs.command import ExecutorOptions
 
     loading = {option: options[option] for option in LOADING_OPTIONS}
     if urls:
-        refuse_with_url(given_options(loading))
+        refuse_with_url(get_given_options(loading))
         return [
-            Ways({}, urls, served, *(options[name] for name in ("api_key", "retry_s", "timeout_s")))
+            ExecutorOptions(
+                {}, urls, served, *(options[name] for name in ("api_key", "retry_s", "timeout_s"))
+            )
             for served in models or (None,)
         ]
-    return [Ways({"model": model, **loading}) for model in models]
+    return [ExecutorOptions({"model": model, **loading}) for model in models]

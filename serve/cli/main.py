@@ -14,16 +14,16 @@ from serve import __version__
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
     column_options,
+    echo_status,
+    get_status_reporter,
+    handle_errors,
     model_options,
     pop_columns,
-    reported,
-    say,
-    sayer,
     truncation_option,
 )
 from serve.cli.plan import plan
 from serve.cli.score import score
-from serve.escaping import escaped_line
+from serve.escaping import escape_line
 
 _EXAMPLES = """\b
 Examples:
@@ -42,21 +42,21 @@ class _EscapingGroup(click.Group):
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """See click."""
-        with _escaped_errors():
+        with _escape_errors():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """See click; errors in a command's own arguments are raised in here too."""
-        with _escaped_errors():
+        with _escape_errors():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _escaped_errors() -> Iterator[None]:
+def _escape_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        message = escaped_line(error.format_message())
+        message = escape_line(error.format_message())
         vars(error)["format_message"] = lambda: message
         raise
 
@@ -118,9 +118,9 @@ def main() -> None:
     help="Start Ray without a token if RAY_AUTH_MODE asks for that: whoever reaches its ports can "
     "run code.",
 )
-@reported
+@handle_errors
 def serve(
-    models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **place: Any
+    models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **options: Any
 ) -> None:
     """Run the service in the foreground.
 
@@ -131,17 +131,17 @@ def serve(
     from serve.launch.ray import run_locally, run_with_ray
 
     chosen = read_settings_file(config) if config else {}
-    chosen |= {name: value for name, value in place.items() if value is not None}
+    chosen |= {name: value for name, value in options.items() if value is not None}
     if models:
         chosen["models"] = list(models)
-    settings = Settings.of(**chosen)
+    settings = Settings.load(**chosen)
     if replicas is not None:
         copies = [
             ModelSettings.model_validate(m.model_dump() | {"num_replicas": replicas})
             for m in settings.models
         ]
-        settings = Settings.of(**(settings.model_dump() | {"models": copies}))
-    (run_locally if local else run_with_ray)(settings, sayer(settings.log_format))
+        settings = Settings.load(**(settings.model_dump() | {"models": copies}))
+    (run_locally if local else run_with_ray)(settings, get_status_reporter(settings.log_format))
 
 
 main.add_command(score)
@@ -154,7 +154,7 @@ main.add_command(plan)
 @main.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
-@reported
+@handle_errors
 def models(name: str | None, as_json: bool) -> None:
     """The catalogue of known checkpoints, or one of them in full.
 
@@ -173,7 +173,7 @@ def models(name: str | None, as_json: bool) -> None:
 @model_options
 @truncation_option
 @column_options
-@reported
+@handle_errors
 def render(file: Any, truncation: Any, **options: Any) -> None:
     """Exactly what is scored of each conversation in a JSONL file, as JSON lines.
 
@@ -183,18 +183,18 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
     Example: skyreward render --model demo conversations.jsonl
     """
     from serve.jobs.columns import Columns
-    from serve.jobs.model_options import model_config
+    from serve.jobs.model_options import build_model_config
     from serve.jobs.render import render_lines
 
     columns = Columns(**pop_columns(options))
-    failed = render_lines(file, model_config(**options), truncation, click.echo, columns)
+    failed = render_lines(file, build_model_config(**options), truncation, click.echo, columns)
     if failed:
         sys.exit(3)
 
 
 @main.command()
 @model_options
-@reported
+@handle_errors
 def verify(**model: Any) -> None:
     """Compare our rewards with plain transformers' and with published ones.
 
@@ -203,11 +203,11 @@ def verify(**model: Any) -> None:
     from rm_core import RewardScorer
     from rm_core.verification import verify as run_checks
     from serve.cli.catalog import print_checks
-    from serve.jobs.model_options import model_config
+    from serve.jobs.model_options import build_model_config
 
-    say("loading the model")
-    scorer = RewardScorer.load(model_config(**model))
-    checks = run_checks(scorer, say)
+    echo_status("loading the model")
+    scorer = RewardScorer.load(build_model_config(**model))
+    checks = run_checks(scorer, echo_status)
     print_checks(scorer.describe(), checks)
     if not checks or not all(check.passed for check in checks):
         sys.exit(1)

@@ -12,27 +12,27 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from serve.escaping import EscapingFormatter, escaped_line
+from serve.escaping import EscapingFormatter, escape_line
 
-F = TypeVar("F", bound=Callable[..., Any])
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-def say(text: str) -> None:
+def echo_status(text: str) -> None:
     """Tell whoever started the command, on standard error."""
-    click.echo(f"skyreward: {escaped_line(text)}", err=True)
+    click.echo(f"skyreward: {escape_line(text)}", err=True)
 
 
-def sayer(log_format: str) -> Callable[[str], None]:
+def get_status_reporter(log_format: str) -> Callable[[str], None]:
     """Progress as a person reads it, or as lines of the log for what reads the log."""
     if log_format == "text":
-        return say
+        return echo_status
     from serve.telemetry.logging import configure_logging
 
     configure_logging("INFO", "json")
     return logging.getLogger("serve.launch.ray").info
 
 
-def reported(command: F) -> F:
+def handle_errors(command: CommandT) -> CommandT:
     """Errors of ours, and files that cannot be used, become one line and exit code 1."""
 
     @functools.wraps(command)
@@ -48,13 +48,13 @@ def reported(command: F) -> F:
         except OSError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:  # where a command does not listen to signals itself
-            say("stopped")
+            echo_status("stopped")
             sys.exit(128 + signal.SIGINT)
 
     return wrapper  # type: ignore[return-value]
 
 
-def model_options(command: F) -> F:
+def model_options(command: CommandT) -> CommandT:
     """The options that choose a single model, and how it is loaded."""
     return click.option(
         "--model",
@@ -65,7 +65,7 @@ def model_options(command: F) -> F:
     )(loading_options(command))
 
 
-def loading_options(command: F) -> F:
+def loading_options(command: CommandT) -> CommandT:
     """The options that choose how models are loaded."""
     options = (
         click.option(
@@ -122,7 +122,7 @@ def loading_options(command: F) -> F:
     return command
 
 
-def service_options(command: F) -> F:
+def service_options(command: CommandT) -> CommandT:
     """The options that name running services instead of a model here."""
     options = (
         click.option(
@@ -153,7 +153,7 @@ def service_options(command: F) -> F:
     return command
 
 
-def given_options(names: Iterable[str]) -> list[str]:
+def get_given_options(names: Iterable[str]) -> list[str]:
     """Those of the command's options that were not left at their defaults."""
     source_of = click.get_current_context().get_parameter_source
     return [name for name in names if source_of(name) is not ParameterSource.DEFAULT]
@@ -198,7 +198,7 @@ COLUMNS = {
 """Columns that `--NAME-column` names, and what they hold."""
 
 
-def column_options(command: F) -> F:
+def column_options(command: CommandT) -> CommandT:
     """The options that say how the columns of a record are read; `pop_columns` takes them."""
     options = [
         click.option(

@@ -9,12 +9,12 @@ import click
 from click.core import ParameterSource
 
 from serve.capacity.devices import DEVICES
-from serve.cli.options import F, reported, say
+from serve.cli.options import CommandT, echo_status, handle_errors
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
 
-def _load_options(command: F) -> F:
+def _load_options(command: CommandT) -> CommandT:
     options = (
         click.option(
             "--conversations-per-s",
@@ -60,7 +60,7 @@ def _load_options(command: F) -> F:
     return command
 
 
-def _site_options(command: F) -> F:
+def _node_options(command: CommandT) -> CommandT:
     options = (
         click.option(
             "--gpus-per-replica",
@@ -90,7 +90,7 @@ def _site_options(command: F) -> F:
     return command
 
 
-def _rate_options(command: F) -> F:
+def _rate_options(command: CommandT) -> CommandT:
     options = (
         click.option(
             "--measure",
@@ -126,7 +126,7 @@ def _rate_options(command: F) -> F:
 )
 @click.option("--gpu", type=click.Choice(list(DEVICES)), default="h200", show_default=True)
 @_load_options
-@_site_options
+@_node_options
 @_rate_options
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
 @click.option(
@@ -136,7 +136,7 @@ def _rate_options(command: F) -> F:
     metavar="FILE",
     help="Write a Ray Serve config that starts it.",
 )
-@reported
+@handle_errors
 def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: Any) -> None:
     """Memory, throughput, replicas and latency for a load, and how to start it.
 
@@ -148,13 +148,13 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     import yaml
 
     from serve.capacity.console import print_plan
-    from serve.capacity.fleet import Site
+    from serve.capacity.fleet import NodeSpec
     from serve.capacity.load import Load
-    from serve.capacity.plan import Wanted, make_plan
+    from serve.capacity.plan import PlanRequest, make_plan
     from serve.config.settings import Settings
 
     measured = options["measured"]
-    if measured and _given("gpu", "matrix_tflops", "share"):
+    if measured and _is_given("gpu", "matrix_tflops", "share"):
         raise click.UsageError(
             "--measure is of the device at hand; leave --gpu, --matrix-tflops and --mfu out"
         )
@@ -162,7 +162,7 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     names = ("prompt_tokens", "response_tokens", "group_size", "cached_share")
     lengths = Load(per_s or 1.0, *(options[name] for name in names))
     tflops = options["matrix_tflops"]
-    site = Site(
+    site = NodeSpec(
         gpus_per_node=options["gpus_per_node"],
         cores_per_node=options["cores_per_node"],
         gpus_per_replica=options["gpus_per_replica"],
@@ -170,24 +170,24 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
         max_requests=Settings.model_fields["max_requests"].default,
     )
     if measured:
-        say("loading the model and timing it")
+        echo_status("loading the model and timing it")
     made = make_plan(
-        Wanted(
+        PlanRequest(
             model=model,
             gpu=None if measured else gpu,
             load=lengths if per_s else None,
             lengths=lengths,
-            site=site,
+            node_spec=site,
             matrix_flops=tflops * 1e12 if tflops else None,
-            share=options["share"],
+            efficiency=options["share"],
         )
     )
     print_plan(made, as_json)
     if output is not None:
         output.write_text(yaml.safe_dump(dict(made.config), sort_keys=False), encoding="utf-8")
-        say(f"wrote {output}: it listens on every interface; give it `api_keys_file`")
+        echo_status(f"wrote {output}: it listens on every interface; give it `api_keys_file`")
 
 
-def _given(*names: str) -> bool:
+def _is_given(*names: str) -> bool:
     source_of = click.get_current_context().get_parameter_source
     return any(source_of(name) is not ParameterSource.DEFAULT for name in names)

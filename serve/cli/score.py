@@ -10,20 +10,20 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
-    F,
+    CommandT,
     column_options,
-    given_options,
+    echo_status,
+    get_given_options,
+    handle_errors,
     model_options,
     pop_columns,
     refuse_with_url,
-    reported,
-    say,
     service_options,
     truncation_option,
 )
 
 
-def _ray_options(command: F) -> F:
+def _ray_options(command: CommandT) -> CommandT:
     options = (
         click.option(
             "--ray",
@@ -44,7 +44,7 @@ def _ray_options(command: F) -> F:
     return command
 
 
-def _job_options(command: F) -> F:
+def _job_options(command: CommandT) -> CommandT:
     options = (
         click.option("--split", help="Of a `datasets` folder or an hf:// set that has several."),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N rows only."),
@@ -88,7 +88,7 @@ def _job_options(command: F) -> F:
 @truncation_option
 @column_options
 @_job_options
-@reported
+@handle_errors
 def score(input: str, output: Path | None, **options: Any) -> None:
     """Score a file of any size into another; a second start goes on where the first one ended.
 
@@ -100,7 +100,7 @@ def score(input: str, output: Path | None, **options: Any) -> None:
 
     Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
     """
-    from serve.jobs.command import Ways, run
+    from serve.jobs.command import ExecutorOptions, run
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
@@ -110,14 +110,14 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         raise click.UsageError("--url and --ray are two ways to score; give one of them")
     if ray_actors and not ray:
         raise click.UsageError("--ray-actors is for a Ray cluster; give --ray ADDRESS too")
-    given = given_options(model)
+    given = get_given_options(model)
     if urls:
         refuse_with_url(option for option in given if option != "model")
-    ways = Ways(
+    ways = ExecutorOptions(
         model=model,
         urls=urls,
         # A service has models of its own: only a model that was really named is asked for.
-        served=model["model"] if "model" in given else None,
+        served_model=model["model"] if "model" in given else None,
         api_key=options.pop("api_key"),
         retry_s=options.pop("retry_s"),
         timeout_s=options.pop("timeout_s"),
@@ -125,4 +125,4 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         ray_actors=ray_actors,
     )
     columns = pop_columns(options)
-    sys.exit(run(input, output, ways, say=say, columns=columns, **options))
+    sys.exit(run(input, output, ways, notify=echo_status, columns=columns, **options))

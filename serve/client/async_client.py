@@ -12,17 +12,17 @@ import httpx
 
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
-from serve.client.base import Client, options_of
-from serve.client.batching import CONVERSATIONS, PAIRS, RESPONSES, Part, Work
-from serve.client.progress import bar
+from serve.client.base import BaseClient, build_options
+from serve.client.batching import COMPARE_ROUTE, RANK_ROUTE, SCORE_ROUTE, BatchCall, RequestShard
+from serve.client.progress import show_progress
 from serve.client.responses import Comparison, Ranking
-from serve.client.sansio import Pause, Steps, encoded
+from serve.client.sansio import Pause, Steps, encode_json
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncScoringClient(Client):
+class AsyncScoringClient(BaseClient):
     """`ScoringClient` for event loops; an async context manager.
 
     May be used by any number of tasks at a time, and in one loop after another: each has its own
@@ -31,14 +31,14 @@ class AsyncScoringClient(Client):
     Args:
         url: address of the service, or several.
         model: which of its models; None if it serves one.
-        options: the other fields of `Options`, by name.
+        options: the other fields of `ClientOptions`, by name.
 
     Raises:
         ServiceError: `url` is no address, or `api_key` no key.
     """
 
     def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
-        super().__init__(options_of(url, model, **options))
+        super().__init__(build_options(url, model, **options))
         self._open()
 
     async def score(
@@ -50,8 +50,11 @@ class AsyncScoringClient(Client):
         progress: bool = False,
     ) -> list[float]:
         """As `ScoringClient.score`."""
-        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
-        return [result.reward for result in (await self._done(work, progress)).all_good()]
+        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        return [
+            result.reward
+            for result in (await self._execute(work, progress)).collect_results_or_raise()
+        ]
 
     async def results(
         self,
@@ -62,8 +65,8 @@ class AsyncScoringClient(Client):
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """As `ScoringClient.results`."""
-        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
-        return (await self._done(work, progress)).done()
+        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        return (await self._execute(work, progress)).collect_results()
 
     async def compare(
         self,
@@ -75,8 +78,10 @@ class AsyncScoringClient(Client):
     ) -> list[Comparison]:
         """As `ScoringClient.compare`."""
         return (
-            await self._done(self._work(PAIRS, pairs, truncation, tools=tools), progress)
-        ).all_good()
+            await self._execute(
+                self._build_call(COMPARE_ROUTE, pairs, truncation, tools=tools), progress
+            )
+        ).collect_results_or_raise()
 
     async def rank(
         self,
@@ -88,17 +93,19 @@ class AsyncScoringClient(Client):
         progress: bool = False,
     ) -> Ranking:
         """As `ScoringClient.rank`."""
-        work = self._work(RESPONSES, responses, truncation, tools=tools, prompt=prompt)
-        return Ranking.of([r.reward for r in (await self._done(work, progress)).all_good()])
+        work = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
+        return Ranking.from_rewards(
+            [r.reward for r in (await self._execute(work, progress)).collect_results_or_raise()]
+        )
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """As `ScoringClient.post`."""
-        content = encoded(self._body(body)).encode()
-        return await self._run(self._sender.ask("POST", route, content))
+        content = encode_json(self._add_model(body)).encode()
+        return await self._run(self._sender.request("POST", route, content))
 
     async def get(self, route: str) -> dict[str, Any]:
         """As `ScoringClient.get`."""
-        return await self._run(self._sender.ask("GET", route))
+        return await self._run(self._sender.request("GET", route))
 
     async def close(self) -> None:
         """Let go of the connections of this loop."""
@@ -109,28 +116,30 @@ class AsyncScoringClient(Client):
     def _open(self) -> None:
         self._pools: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
-    def _connections(self) -> httpx.AsyncClient:
+    def _get_pool(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         with self._lock:
             # Those of loops that have ended can be neither used nor closed any more.
             self._pools = {o: pool for o, pool in self._pools.items() if not o.is_closed()}
             if loop not in self._pools:
-                self._pools[loop] = httpx.AsyncClient(**self._transport(httpx.AsyncHTTPTransport))
+                self._pools[loop] = httpx.AsyncClient(
+                    **self._build_httpx_kwargs(httpx.AsyncHTTPTransport)
+                )
             return self._pools[loop]
 
-    async def _done(self, work: Work[R], progress: bool) -> Work[R]:
-        num_items = len(work.results)
-        parts = work.parts(self._most_items(num_items), self.options.max_bytes)
-        with bar(num_items, progress) as show:
+    async def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
+        num_items = len(call.results)
+        parts = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
+        with show_progress(num_items, progress) as show:
 
-            async def take_parts(queue: Iterator[Part]) -> None:
+            async def take_parts(queue: Iterator[RequestShard]) -> None:
                 for part in queue:
-                    await self._run(work.steps(part, self._sender))
-                    show(len(part.places))
+                    await self._run(call.send_shard(part, self._sender))
+                    show(len(part.indices))
 
             first, second = next(parts, None), next(parts, None)
             queue = itertools.chain(filter(None, (first, second)), parts)
-            number = 1 if second is None else self._num_posts()
+            number = 1 if second is None else self._total_concurrency()
             tasks = [asyncio.create_task(take_parts(queue)) for _ in range(number)]
             try:
                 await asyncio.gather(*tasks)
@@ -138,10 +147,10 @@ class AsyncScoringClient(Client):
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return self._check(work)
+        return self._check_fingerprints(call)
 
     async def _run(self, steps: Steps[T]) -> T:
-        pool = self._connections()
+        pool = self._get_pool()
         came: httpx.Response | httpx.HTTPError | None = None
         try:
             while True:
@@ -154,10 +163,10 @@ class AsyncScoringClient(Client):
                     async with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
                     ) as response:
-                        body = self._body_of(response)
+                        body = self._build_response_body(response)
                         async for piece in response.aiter_raw():
-                            body.add(piece)
-                    came = body.response()
+                            body.feed(piece)
+                    came = body.build_response()
                 except httpx.HTTPError as error:
                     came = error
         except StopIteration as end:

@@ -13,9 +13,14 @@ from urllib.request import getproxies
 import httpx
 
 from rm_core import Truncation, drop_nulls
-from serve.client.batching import MOST_BYTES_PER_POST, MOST_PER_POST, Kind, Work
-from serve.client.bodies import MOST_BYTES_PER_ANSWER, Body
-from serve.client.endpoints import Addresses, is_loopback
+from serve.client.batching import (
+    MAX_BYTES_PER_REQUEST,
+    MAX_ITEMS_PER_REQUEST,
+    BatchCall,
+    ScoringRoute,
+)
+from serve.client.bodies import MAX_ANSWER_BYTES, ResponseBody
+from serve.client.endpoints import EndpointPool, is_loopback
 from serve.client.errors import ServiceError
 from serve.client.sansio import Sender
 
@@ -39,7 +44,7 @@ _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ClientOptions:
     """Everything about a client that travels with it.
 
     Attributes:
@@ -61,19 +66,21 @@ class Options:
     retry_s: float = 300.0
     timeout_s: float | None = None
     num_posts: int = 4
-    max_items: int = MOST_PER_POST
-    max_bytes: int = MOST_BYTES_PER_POST
-    max_answer_bytes: int = MOST_BYTES_PER_ANSWER
+    max_items: int = MAX_ITEMS_PER_REQUEST
+    max_bytes: int = MAX_BYTES_PER_REQUEST
+    max_answer_bytes: int = MAX_ANSWER_BYTES
 
     @property
-    def silence_s(self) -> float:
+    def read_timeout_s(self) -> float:
         """Seconds after which a service that says nothing is left."""
         if self.timeout_s is None:
             return _TIMEOUT_S
         return self.timeout_s + min(_GRACE_S, max(_LEAST_GRACE_S, self.timeout_s))
 
-    def transport(
-        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport], hosts: Iterable[str]
+    def build_httpx_kwargs(
+        self,
+        transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport],
+        hosts: Iterable[str],
     ) -> dict[str, Any]:
         """Arguments of an httpx client.
 
@@ -95,16 +102,16 @@ class Options:
             if is_loopback(host)
         }
         if "all" not in getproxies():
-            mounts["all://"] = made(limits=limits, socket_options=_KEEPALIVE)
+            mounts["all://"] = transport_class(limits=limits, socket_options=_KEEPALIVE)
         return {
             "headers": headers,
-            "timeout": httpx.Timeout(self.silence_s, connect=10.0, pool=None),
+            "timeout": httpx.Timeout(self.read_timeout_s, connect=10.0, pool=None),
             "limits": limits,
             "mounts": mounts,
         }
 
 
-class Client:
+class BaseClient:
     """The base of both clients. Pickles: what travels is where it posts, not its connections.
 
     Attributes:
@@ -114,7 +121,7 @@ class Client:
             not mixed with its.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ClientOptions) -> None:
         for name in ("num_posts", "max_items", "max_bytes", "max_answer_bytes"):
             if getattr(options, name) < 1:
                 raise ServiceError(f"{name} is {getattr(options, name)}; give at least 1")
@@ -122,57 +129,57 @@ class Client:
         self.num_retries = 0
         self.fingerprint: dict[str, Any] | None = None
         self._lock = threading.Lock()
-        self._sender = Sender(Addresses(options.urls), options.retry_s, self._count_retry)
+        self._sender = Sender(EndpointPool(options.urls), options.retry_s, self._count_retry)
 
-    def __getstate__(self) -> Options:
+    def __getstate__(self) -> ClientOptions:
         return self.options
 
-    def __setstate__(self, options: Options) -> None:
-        Client.__init__(self, options)
-        self._open()
+    def __setstate__(self, options: ClientOptions) -> None:
+        BaseClient.__init__(self, options)
+        self._reset_pool()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options.model or 'the only model'} at " + (
-            f"{', '.join(self._sender.addresses.places)})"
+            f"{', '.join(self._sender.endpoints.display_urls)})"
         )
 
-    def _open(self) -> None:
+    def _reset_pool(self) -> None:
         raise NotImplementedError
 
-    def _work(
+    def _build_call(
         self,
-        kind: Kind[R],
+        route: ScoringRoute[R],
         items: Sequence[object],
         truncation: Truncation,
         *,
         tools: Any = None,
         **body: Any,
-    ) -> Work[R]:
+    ) -> BatchCall[R]:
         rest = {**body, "truncation": truncation} | ({} if tools is None else {"tools": tools})
         try:
             rest = {name: drop_nulls(value) for name, value in rest.items()}
         except RecursionError as error:
             raise ServiceError(f"the request cannot be sent as JSON: {error}") from None
-        return Work(kind, items, self._body(rest))
+        return BatchCall(route, items, self._add_model(rest))
 
-    def _body(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _add_model(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if self.options.model is None else {"model": self.options.model, **body}
 
-    def _most_items(self, num_items: int) -> int:
+    def _max_items_per_shard(self, num_items: int) -> int:
         """Of a post, so that every address has something to do."""
-        share = math.ceil(num_items / len(self._sender.addresses))
+        share = math.ceil(num_items / len(self._sender.endpoints))
         return max(1, min(self.options.max_items, share))
 
-    def _num_posts(self) -> int:
-        return self.options.num_posts * len(self._sender.addresses)
+    def _total_concurrency(self) -> int:
+        return self.options.num_posts * len(self._sender.endpoints)
 
-    def _check(self, work: Work[R]) -> Work[R]:
+    def _check_fingerprints(self, call: BatchCall[R]) -> BatchCall[R]:
         """The same, if all its rewards and those before are of one model.
 
         Raises:
             ServiceError: they are not.
         """
-        for fingerprint in work.fingerprints:
+        for fingerprint in call.fingerprints:
             with self._lock:
                 self.fingerprint = first = self.fingerprint or fingerprint
             if fingerprint != first:
@@ -181,35 +188,35 @@ class Client:
                     f"now {fingerprint} answers; give addresses that serve the same model in the "
                     "same way, or make a new client if it was replaced on purpose"
                 )
-        return work
+        return call
 
-    def _transport(
-        self, made: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
+    def _build_httpx_kwargs(
+        self, transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
     ) -> dict[str, Any]:
-        return self.options.transport(made, self._sender.addresses.hosts)
+        return self.options.build_httpx_kwargs(transport_class, self._sender.endpoints.hosts)
 
-    def _body_of(self, response: httpx.Response) -> Body:
-        return Body(response, self.options.max_answer_bytes, self.options.silence_s)
+    def _build_response_body(self, response: httpx.Response) -> ResponseBody:
+        return ResponseBody(response, self.options.max_answer_bytes, self.options.read_timeout_s)
 
     def _count_retry(self) -> None:
         with self._lock:
             self.num_retries += 1
 
 
-def options_of(url: str | Sequence[str], model: str | None, **chosen: Any) -> Options:
+def build_options(url: str | Sequence[str], model: str | None, **fields: Any) -> ClientOptions:
     """Options from what a caller of a client gave.
 
     Raises:
         ServiceError: the API key is none.
     """
     urls = (url,) if isinstance(url, str) else tuple(url)
-    options = Options(urls, model, **chosen)
+    options = ClientOptions(urls, model, **fields)
     if options.api_key is None:
         return options
-    return replace(options, api_key=_checked(options.api_key))
+    return replace(options, api_key=_clean_api_key(options.api_key))
 
 
-def _checked(api_key: str) -> str:
+def _clean_api_key(api_key: str) -> str:
     # Else the HTTP library refuses it, with an error that quotes it.
     if not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
         raise ServiceError(

@@ -9,17 +9,17 @@ from typing import Any
 
 import httpx
 
-MOST_BYTES_PER_ANSWER = 64 * 2**20
+MAX_ANSWER_BYTES = 64 * 2**20
 """Results of 20,000 conversations take about 3 MiB, and 20 MiB with several warnings each."""
-_MOST_CONTAINERS = 2_000_000
-_MOST_QUOTED = 200
+_MAX_CONTAINERS = 2_000_000
+_EXCERPT_CHARS = 200
 
 
 class UnreadableAnswerError(httpx.HTTPError):
     """An answer that is too large, takes too long or is not encoded as was asked."""
 
 
-class Body:
+class ResponseBody:
     """Collects the body of one answer.
 
     Args:
@@ -34,41 +34,41 @@ class Body:
     def __init__(self, response: httpx.Response, max_bytes: int, timeout_s: float) -> None:
         self._response = response
         self._max_bytes = max_bytes
-        self._ends_at = time.monotonic() + timeout_s
+        self._deadline = time.monotonic() + timeout_s
         self._content = bytearray()
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", ""):
             raise UnreadableAnswerError(f"it is encoded as {encoding[:80]!r}, and gzip was asked")
-        self._unpacked = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
+        self._decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
 
-    def add(self, piece: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """The next bytes as they came.
 
         Raises:
             UnreadableAnswerError: it is too large, too slow, or no gzip.
         """
         room = self._max_bytes - len(self._content)
-        if self._unpacked is not None:
+        if self._decompressor is not None:
             try:
-                piece = self._unpacked.decompress(piece, room + 1)
+                data = self._decompressor.decompress(data, room + 1)
             except zlib.error as error:
                 raise UnreadableAnswerError(f"it cannot be unpacked ({error})") from error
-        if len(piece) > room:
+        if len(data) > room:
             raise UnreadableAnswerError(
                 f"it has more than {self._max_bytes:,} bytes; post fewer conversations at a time "
                 "(max_items), or allow more (max_answer_bytes)"
             )
-        self._content += piece
-        if time.monotonic() > self._ends_at:
+        self._content += data
+        if time.monotonic() > self._deadline:
             raise UnreadableAnswerError("it comes too slowly; allow more time (timeout_s)")
 
-    def response(self) -> httpx.Response:
+    def build_response(self) -> httpx.Response:
         """The whole answer.
 
         Raises:
             UnreadableAnswerError: it was cut off.
         """
-        if self._unpacked is not None and self._content and not self._unpacked.eof:
+        if self._decompressor is not None and self._content and not self._decompressor.eof:
             raise UnreadableAnswerError("it cannot be unpacked (its end is missing)")
         kept = {"Content-Type", "Retry-After"} & {n.title() for n in self._response.headers}
         return httpx.Response(
@@ -78,11 +78,11 @@ class Body:
         )
 
 
-def json_of(response: httpx.Response) -> dict[str, Any] | None:
+def parse_json_object(response: httpx.Response) -> dict[str, Any] | None:
     """The JSON object of an answer; None if it is none, or none that a service would write."""
     content = response.content
     # Empty lists and objects take 30 times as much memory as bytes.
-    if content.count(b"[") + content.count(b"{") > _MOST_CONTAINERS:
+    if content.count(b"[") + content.count(b"{") > _MAX_CONTAINERS:
         return None
     try:
         value = json.loads(content)
@@ -91,7 +91,7 @@ def json_of(response: httpx.Response) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def quoted(response: httpx.Response) -> str:
+def excerpt(response: httpx.Response) -> str:
     """The beginning of an answer, for a message."""
     # Not `text`: the answer names the codec, and may name one that unpacks.
-    return response.content[: 4 * _MOST_QUOTED].decode(errors="replace")[:_MOST_QUOTED]
+    return response.content[: 4 * _EXCERPT_CHARS].decode(errors="replace")[:_EXCERPT_CHARS]

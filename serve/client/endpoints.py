@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from serve.client.bodies import UnreadableAnswerError, json_of, quoted
+from serve.client.bodies import UnreadableAnswerError, excerpt, parse_json_object
 from serve.client.errors import ServiceError
-from serve.client.retries import is_ours, wait_after
+from serve.client.retries import backoff_seconds, is_from_service
 
 logger = logging.getLogger("serve.client")
 
 
 @dataclass(eq=False, slots=True)
-class Address:
+class Endpoint:
     """One of them.
 
     Attributes:
@@ -41,27 +41,31 @@ class Address:
     """
 
     url: httpx.URL
-    place: str
+    display_url: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    num_running: int = 0
+    num_in_flight: int = 0
     num_failures: int = 0
     failed_at: float = 0.0
-    rests_until: float = 0.0
+    cooldown_until: float = 0.0
 
-    def told(self, failure: httpx.Response | httpx.HTTPError) -> str:
+    def describe_failure(self, failure: httpx.Response | httpx.HTTPError) -> str:
         """What happened, in words."""
         if isinstance(failure, UnreadableAnswerError):
-            return f"{self.place} sent an answer that is not read: {failure}"
+            return f"{self.display_url} sent an answer that is not read: {failure}"
         if isinstance(failure, httpx.HTTPError):
             return (
-                f"{self.place} did not answer: {type(failure).__name__}: {failure}; is the "
+                f"{self.display_url} did not answer: {type(failure).__name__}: {failure}; is the "
                 "service running there?"
             )
-        said = (json_of(failure) or {})["error"].get("message") if is_ours(failure) else None
-        return f"{self.place} answered {failure.status_code}: {said or quoted(failure)}"
+        said = (
+            (parse_json_object(failure) or {})["error"].get("message")
+            if is_from_service(failure)
+            else None
+        )
+        return f"{self.display_url} answered {failure.status_code}: {said or excerpt(failure)}"
 
 
-class Addresses:
+class EndpointPool:
     """All of them.
 
     Args:
@@ -74,50 +78,50 @@ class Addresses:
     def __init__(self, urls: Sequence[str]) -> None:
         if not urls:
             raise ServiceError("no address was given; give one such as http://127.0.0.1:8000")
-        self._addresses = [_parsed(url) for url in dict.fromkeys(urls)]
+        self._endpoints = [_parse_url(url) for url in dict.fromkeys(urls)]
         self._lock = threading.Lock()
 
     @property
-    def places(self) -> list[str]:
+    def display_urls(self) -> list[str]:
         """Where they are, without passwords."""
-        return [address.place for address in self._addresses]
+        return [address.display_url for address in self._endpoints]
 
     @property
     def hosts(self) -> set[str]:
         """Where they are, without ports."""
-        return {address.url.host for address in self._addresses}
+        return {address.url.host for address in self._endpoints}
 
     def __len__(self) -> int:
-        return len(self._addresses)
+        return len(self._endpoints)
 
-    def begin(self) -> Address:
+    def acquire(self) -> Endpoint:
         """The one to send a request to: with the fewest running, of those that do not rest."""
         with self._lock:
             now = time.monotonic()
-            awake = [a for a in self._addresses if a.rests_until <= now]
+            awake = [a for a in self._endpoints if a.cooldown_until <= now]
             if awake:
-                chosen = min(awake, key=lambda a: a.num_running)
+                chosen = min(awake, key=lambda a: a.num_in_flight)
                 # The next one starts behind it, so that equal ones take turns.
-                self._addresses.remove(chosen)
-                self._addresses.append(chosen)
+                self._endpoints.remove(chosen)
+                self._endpoints.append(chosen)
             else:
-                chosen = min(self._addresses, key=lambda a: a.rests_until)
-            chosen.num_running += 1
+                chosen = min(self._endpoints, key=lambda a: a.cooldown_until)
+            chosen.num_in_flight += 1
             return chosen
 
-    def end(self, address: Address) -> None:
+    def release(self, endpoint: Endpoint) -> None:
         """A request there is over, whatever came of it."""
         with self._lock:
-            address.num_running -= 1
+            endpoint.num_in_flight -= 1
 
-    def worked(self, address: Address) -> None:
+    def mark_healthy(self, endpoint: Endpoint) -> None:
         """It answered."""
         with self._lock:
-            address.num_failures = 0
-            address.rests_until = 0.0
+            endpoint.num_failures = 0
+            endpoint.cooldown_until = 0.0
 
-    def failed(
-        self, address: Address, failure: httpx.Response | httpx.HTTPError, sent_at: float
+    def mark_failed(
+        self, endpoint: Endpoint, failure: httpx.Response | httpx.HTTPError, sent_at: float
     ) -> None:
         """It did not, or refused for a while; it rests now.
 
@@ -129,33 +133,33 @@ class Addresses:
         """
         with self._lock:
             now = time.monotonic()
-            before = address.num_failures
-            if before and sent_at < address.failed_at:
+            before = endpoint.num_failures
+            if before and sent_at < endpoint.failed_at:
                 before -= 1
             else:
-                address.num_failures += 1
-                address.failed_at = now
-            rests_until = now + wait_after(failure, before)
-            address.rests_until = max(address.rests_until, rests_until)
+                endpoint.num_failures += 1
+                endpoint.failed_at = now
+            rests_until = now + backoff_seconds(failure, before)
+            endpoint.cooldown_until = max(endpoint.cooldown_until, rests_until)
 
-    def wait(self) -> float:
+    def compute_wait(self) -> float:
         """Seconds until one of them does not rest."""
         with self._lock:
-            return max(0.0, min(a.rests_until for a in self._addresses) - time.monotonic())
+            return max(0.0, min(a.cooldown_until for a in self._endpoints) - time.monotonic())
 
 
-def _parsed(url: str) -> Address:
+def _parse_url(url: str) -> Endpoint:
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
         raise ServiceError(
-            f"{_without_secrets(url)!r} is no address ({error}); give one such as "
+            f"{_strip_secrets(url)!r} is no address ({error}); give one such as "
             "http://127.0.0.1:8000"
         ) from None
     is_port = address.port is None or 0 < address.port < 65536
     if address.scheme not in ("http", "https") or not address.host or not is_port:
         raise ServiceError(
-            f"{_without_secrets(url)!r} is no address; give one such as http://127.0.0.1:8000"
+            f"{_strip_secrets(url)!r} is no address; give one such as http://127.0.0.1:8000"
         )
     headers = {}
     if address.userinfo:
@@ -170,16 +174,16 @@ def _parsed(url: str) -> Address:
     )
     shown = str(place).rstrip("/")
     if address.query or address.fragment:
-        _warn_of_query(shown)
-    return Address(place, shown, headers)
+        _warn_about_query(shown)
+    return Endpoint(place, shown, headers)
 
 
 @functools.cache
-def _warn_of_query(place: str) -> None:
-    logger.warning("what follows ? or # in the address %s is not sent; leave it out", place)
+def _warn_about_query(url: str) -> None:
+    logger.warning("what follows ? or # in the address %s is not sent; leave it out", url)
 
 
-def _without_secrets(url: object) -> str:
+def _strip_secrets(url: object) -> str:
     """What can be shown of a text that is no address: not what may be a password in it."""
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]
     before, at, after = text.rpartition("@")
@@ -187,13 +191,13 @@ def _without_secrets(url: object) -> str:
     return scheme + after if at else text
 
 
-def place_of(url: str) -> str:
+def get_display_url(url: str) -> str:
     """An address without user, password and query: what may be shown and kept.
 
     Raises:
         ServiceError: it is no address.
     """
-    return _parsed(url).place
+    return _parse_url(url).display_url
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rm_core import RewardError, ScoreError
 
-_MAX_TOLD = 5
+_MAX_MESSAGES = 5
 
 
 class ServiceError(RewardError):
@@ -19,7 +19,7 @@ class ServiceError(RewardError):
     """
 
     code = "service_error"
-    may_pass = False
+    retryable = False
     status: int | None = None
 
 
@@ -43,12 +43,18 @@ class ScoringFailedError(ServiceError):
         return {i: r for i, r in enumerate(self.results) if isinstance(r, ScoreError)}
 
     @classmethod
-    def of(cls, results: Sequence[Any], what: str = "conversation") -> ScoringFailedError:
+    def from_results(
+        cls, results: Sequence[Any], item_name: str = "conversation"
+    ) -> ScoringFailedError:
         """The error of results of which some are errors."""
         failed = [(i, r) for i, r in enumerate(results) if isinstance(r, ScoreError)]
-        told = "; ".join(f"{what} {i}: {r.code}: {r.message}" for i, r in failed[:_MAX_TOLD])
-        more = len(failed) - _MAX_TOLD
+        told = "; ".join(
+            f"{item_name} {i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES]
+        )
+        more = len(failed) - _MAX_MESSAGES
         if more > 0:
-            told += f"; and {more} more ({', '.join(str(i) for i, _ in failed[_MAX_TOLD:][:50])}"
+            told += (
+                f"; and {more} more ({', '.join(str(i) for i, _ in failed[_MAX_MESSAGES:][:50])}"
+            )
             told += ", ...)" if more > 50 else ")"
-        return cls(f"{len(failed)} of {len(results)} {what}s got no reward: {told}", results)
+        return cls(f"{len(failed)} of {len(results)} {item_name}s got no reward: {told}", results)

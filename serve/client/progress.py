@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def show_progress(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
     """Gives a function that takes how many more are done; on standard error."""
-    if not wanted:
+    if not enabled:
         yield lambda more: None
         return
     from rich.console import Console

@@ -13,7 +13,7 @@ _MOST_TOKENS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RequestResult:
     """What came back of one request.
 
     Attributes:
@@ -67,7 +67,7 @@ class Ranking:
         return self.ranks.index(1)
 
     @classmethod
-    def of(cls, rewards: Sequence[float]) -> Ranking:
+    def from_rewards(cls, rewards: Sequence[float]) -> Ranking:
         """The ranking that rewards make."""
         ranks: dict[float, int] = {}
         for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
@@ -78,29 +78,29 @@ class Ranking:
 def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
     """A result of `/v1/score` or `/v1/rank`."""
     return read_error(item) or Reward(
-        reward=_number(item["reward"]),
+        reward=_read_number(item["reward"]),
         num_tokens=read_count(item["num_tokens"]),
         truncated=bool(item["truncated"]),
-        warnings=_texts(item.get("warnings", [])),
+        warnings=_read_texts(item.get("warnings", [])),
     )
 
 
 def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
     """A result of `/v1/compare`."""
     return read_error(item) or Comparison(
-        chosen_reward=_number(item["chosen_reward"]),
-        rejected_reward=_number(item["rejected_reward"]),
-        margin=_number(item["margin"]),
-        probability=_number(item["probability"]),
+        chosen_reward=_read_number(item["chosen_reward"]),
+        rejected_reward=_read_number(item["rejected_reward"]),
+        margin=_read_number(item["margin"]),
+        probability=_read_number(item["probability"]),
         truncated=bool(item["truncated"]),
-        warnings=_texts(item.get("warnings", [])),
+        warnings=_read_texts(item.get("warnings", [])),
     )
 
 
 def read_error(item: Mapping[str, Any]) -> ScoreError | None:
     """The error in the place of a result, if there is one."""
     error = item.get("error")
-    return ScoreError(*_texts([error["code"], error["message"]])) if error else None
+    return ScoreError(*_read_texts([error["code"], error["message"]])) if error else None
 
 
 def read_count(value: Any) -> int:
@@ -114,13 +114,13 @@ def read_count(value: Any) -> int:
     return value
 
 
-def _texts(values: Any) -> tuple[str, ...]:
+def _read_texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError("an error or a warning is not in words")
     return tuple(values)
 
 
-def _number(value: Any) -> float:
+def _read_number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no reward")
     return float(value)

@@ -14,30 +14,30 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from serve.client.bodies import json_of
+from serve.client.bodies import parse_json_object
 
-_FOR_A_WHILE = (429, 502, 503, 504)
+_RETRYABLE_STATUSES = (429, 502, 503, 504)
 # Only if it isn't our answer: a proxy writes these when the process behind it dies or is slow, we
 # when a request fails in a way that it would fail in again.
-_UNLESS_OURS = (408, 500)
-_LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+_RETRYABLE_PROXY_STATUSES = (408, 500)
+_RETRYABLE_EXCEPTIONS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 # Not the global generator: a trainer's seed decides that, and every process waits its own time.
 _JITTER = random.SystemRandom()
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 30.0
-_SHORTEST_WAIT_S = 0.1
+_INITIAL_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 30.0
+_MIN_RETRY_AFTER_S = 0.1
 
 
-def may_go_away(failure: httpx.Response | httpx.HTTPError) -> bool:
+def is_retryable(failure: httpx.Response | httpx.HTTPError) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(failure, httpx.HTTPError):
-        return isinstance(failure, _LOST) or _was_cut_off(failure)
-    if failure.status_code in _UNLESS_OURS:
-        return not is_ours(failure)
-    return failure.status_code in _FOR_A_WHILE
+        return isinstance(failure, _RETRYABLE_EXCEPTIONS) or _is_peer_timeout(failure)
+    if failure.status_code in _RETRYABLE_PROXY_STATUSES:
+        return not is_from_service(failure)
+    return failure.status_code in _RETRYABLE_STATUSES
 
 
-def _was_cut_off(failure: httpx.HTTPError) -> bool:
+def _is_peer_timeout(failure: httpx.HTTPError) -> bool:
     """Whether the system found the other side gone; to httpx that is a timeout like our own."""
     cause: BaseException | None = failure
     while cause is not None:
@@ -47,26 +47,26 @@ def _was_cut_off(failure: httpx.HTTPError) -> bool:
     return False
 
 
-def is_ours(response: httpx.Response) -> bool:
+def is_from_service(response: httpx.Response) -> bool:
     """Whether an error was written by the service itself rather than by a proxy before it."""
-    return isinstance((json_of(response) or {}).get("error"), dict)
+    return isinstance((parse_json_object(response) or {}).get("error"), dict)
 
 
-def wait_after(failure: httpx.Response | httpx.HTTPError, num_before: int) -> float:
+def backoff_seconds(failure: httpx.Response | httpx.HTTPError, num_failures: int) -> float:
     """Seconds to leave an address alone that has failed.
 
     Args:
         failure: what came.
         num_before: how often it failed before, one time after another.
     """
-    asked = _asked_for(failure)
+    asked = _parse_retry_after(failure)
     if asked is not None:  # never sooner than asked, and not all clients at once
-        return max(asked, _SHORTEST_WAIT_S) * _JITTER.uniform(1.0, 1.2)
-    wait: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(num_before, 16))
+        return max(asked, _MIN_RETRY_AFTER_S) * _JITTER.uniform(1.0, 1.2)
+    wait: float = min(_MAX_BACKOFF_S, _INITIAL_BACKOFF_S * 2 ** min(num_failures, 16))
     return wait * _JITTER.uniform(0.5, 1.0)
 
 
-def _asked_for(failure: httpx.Response | httpx.HTTPError) -> float | None:
+def _parse_retry_after(failure: httpx.Response | httpx.HTTPError) -> float | None:
     """What `Retry-After` says, in seconds; it may also be a date."""
     if isinstance(failure, httpx.HTTPError) or not (said := failure.headers.get("Retry-After")):
         return None

@@ -16,11 +16,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
-from serve.client.bodies import json_of, quoted
-from serve.client.endpoints import Addresses
+from serve.client.bodies import excerpt, parse_json_object
+from serve.client.endpoints import EndpointPool
 from serve.client.errors import ServiceError
-from serve.client.retries import may_go_away
-from serve.escaping import escaped_line
+from serve.client.retries import is_retryable
+from serve.escaping import escape_line
 
 logger = logging.getLogger("serve.client")
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class OutgoingRequest:
     """Send a request now, and give back the answer or what went wrong with the connection."""
 
     method: str
@@ -44,7 +44,7 @@ class Pause:
     seconds: float
 
 
-Steps: TypeAlias = Generator[Send | Pause, httpx.Response | httpx.HTTPError | None, T]
+Steps: TypeAlias = Generator[OutgoingRequest | Pause, httpx.Response | httpx.HTTPError | None, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,22 @@ class Sender:
         on_retry: called each time that something is sent again.
     """
 
-    addresses: Addresses
+    endpoints: EndpointPool
     retry_s: float
     on_retry: Callable[[], None]
 
-    def ask(self, method: str, route: str, content: bytes | None = None) -> Steps[dict[str, Any]]:
+    def request(
+        self, method: str, route: str, content: bytes | None = None
+    ) -> Steps[dict[str, Any]]:
         """The JSON object that is answered in the end.
 
         Raises:
             ServiceError: the request failed.
         """
         response, place = yield from self._send(method, route, content)
-        answer = json_of(response)
+        answer = parse_json_object(response)
         if answer is None:
-            raise ServiceError(f"{place} answered no JSON object of a service: {quoted(response)}")
+            raise ServiceError(f"{place} answered no JSON object of a service: {excerpt(response)}")
         return answer
 
     def _send(
@@ -81,40 +83,42 @@ class Sender:
         tries = 0
         deadline: float | None = None
         while True:
-            address = self.addresses.begin()
+            address = self.endpoints.acquire()
             sent_at = time.monotonic()
             tries += 1
             try:
                 url = address.url.join(route.lstrip("/"))
-                came = yield Send(method, url, {**headers, **address.headers}, content)
+                came = yield OutgoingRequest(method, url, {**headers, **address.headers}, content)
             finally:
-                self.addresses.end(address)
+                self.endpoints.release(address)
             assert came is not None
             if isinstance(came, httpx.Response) and came.is_success:
-                self.addresses.worked(address)
-                return came, address.place
+                self.endpoints.mark_healthy(address)
+                return came, address.display_url
             wait = None
-            if may_go_away(came):
-                self.addresses.failed(address, came, sent_at)
+            if is_retryable(came):
+                self.endpoints.mark_failed(address, came, sent_at)
                 now = time.monotonic()
                 # From here: the first try may have taken as long as its work does.
                 deadline = now + self.retry_s if deadline is None else deadline
-                wait = self.addresses.wait()
+                wait = self.endpoints.compute_wait()
                 if now + wait > deadline:
                     wait = None
             if wait is None:
-                told = ServiceError(f"{address.told(came)} ({tries} tries, request {identifier})")
-                told.may_pass = may_go_away(came)
+                told = ServiceError(
+                    f"{address.describe_failure(came)} ({tries} tries, request {identifier})"
+                )
+                told.retryable = is_retryable(came)
                 told.status = came.status_code if isinstance(came, httpx.Response) else None
                 raise told
-            why = escaped_line(address.told(came))
+            why = escape_line(address.describe_failure(came))
             logger.warning("%s; trying again in %.1f s", why, wait)
             self.on_retry()
             if wait:
                 yield Pause(wait)
 
 
-def encoded(value: object) -> str:
+def encode_json(value: object) -> str:
     """JSON; arrays and numbers of numpy become lists and numbers.
 
     Raises:
@@ -122,10 +126,10 @@ def encoded(value: object) -> str:
         TypeError: it has something that JSON has no form for.
     """
     # Not httpx's own encoding, which raises on half of a surrogate pair.
-    return json.dumps(value, allow_nan=False, default=_plain)
+    return json.dumps(value, allow_nan=False, default=_encode_array)
 
 
-def _plain(value: Any) -> Any:
+def _encode_array(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}")

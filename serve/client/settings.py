@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core import ChatFormatName, Truncation
-from serve.client.bodies import MOST_BYTES_PER_ANSWER
+from serve.client.bodies import MAX_ANSWER_BYTES
 from serve.client.errors import ServiceError
 
 PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
@@ -42,7 +42,7 @@ class ClientSettings(BaseSettings):
     )
     timeout_s: float | None = Field(default=None, gt=0, description="deadline of each try")
     max_answer_bytes: int = Field(
-        default=MOST_BYTES_PER_ANSWER,
+        default=MAX_ANSWER_BYTES,
         ge=1,
         description="maximum size of an answer of the service in bytes, uncompressed",
     )
@@ -68,7 +68,7 @@ class ClientSettings(BaseSettings):
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
     @classmethod
-    def of(cls, **chosen: Any) -> ClientSettings:
+    def load(cls, **overrides: Any) -> ClientSettings:
         """Settings from arguments, the environment and the defaults.
 
         Raises:
@@ -83,7 +83,7 @@ class ClientSettings(BaseSettings):
                 + ", ".join(sorted(known))
             )
         try:
-            return cls(**chosen)
+            return cls(**overrides)
         except ValidationError as error:
             told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ServiceError(f"bad settings of the client: {'; '.join(told)}") from None

@@ -15,18 +15,18 @@ import httpx
 
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
-from serve.client.base import Client, options_of
-from serve.client.batching import CONVERSATIONS, PAIRS, RESPONSES, Part, Work
+from serve.client.base import BaseClient, build_options
+from serve.client.batching import COMPARE_ROUTE, RANK_ROUTE, SCORE_ROUTE, BatchCall, RequestShard
 from serve.client.errors import ServiceError
-from serve.client.progress import bar
-from serve.client.responses import Answer, Comparison, Ranking
-from serve.client.sansio import Pause, Steps, encoded
+from serve.client.progress import show_progress
+from serve.client.responses import Comparison, Ranking, RequestResult
+from serve.client.sansio import Pause, Steps, encode_json
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class ScoringClient(Client):
+class ScoringClient(BaseClient):
     """Posts to one or several running services that serve the same model. A context manager.
 
     A request that is refused for a while, or lost with its connection, is sent again, to another
@@ -37,7 +37,7 @@ class ScoringClient(Client):
     Args:
         url: address of the service, such as `http://127.0.0.1:8000`, or several.
         model: which of its models; None if it serves one.
-        options: the other fields of `Options`, by name: `api_key`, `retry_s`, `timeout_s`, ...
+        options: the other fields of `ClientOptions`, by name: `api_key`, `retry_s`, `timeout_s`, ...
 
     Raises:
         ServiceError: `url` is no address, or `api_key` no key.
@@ -47,7 +47,7 @@ class ScoringClient(Client):
     _owner: int
 
     def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
-        super().__init__(options_of(url, model, **options))
+        super().__init__(build_options(url, model, **options))
         self._open()
 
     def score(
@@ -71,8 +71,10 @@ class ScoringClient(Client):
             ScoringFailedError: some have none; it says which, and has the others' rewards.
             ServiceError: a whole request failed.
         """
-        work = self._work(CONVERSATIONS, conversations, truncation, tools=tools)
-        return [result.reward for result in self._done(work, progress).all_good()]
+        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        return [
+            result.reward for result in self._execute(work, progress).collect_results_or_raise()
+        ]
 
     def results(
         self,
@@ -89,9 +91,9 @@ class ScoringClient(Client):
         Raises:
             ServiceError: a whole request failed.
         """
-        return self._done(
-            self._work(CONVERSATIONS, conversations, truncation, tools=tools), progress
-        ).done()
+        return self._execute(
+            self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools), progress
+        ).collect_results()
 
     def compare(
         self,
@@ -107,7 +109,9 @@ class ScoringClient(Client):
             ScoringFailedError: some pairs have none; it says which, and has the others' rewards.
             ServiceError: a whole request failed.
         """
-        return self._done(self._work(PAIRS, pairs, truncation, tools=tools), progress).all_good()
+        return self._execute(
+            self._build_call(COMPARE_ROUTE, pairs, truncation, tools=tools), progress
+        ).collect_results_or_raise()
 
     def rank(
         self,
@@ -124,20 +128,24 @@ class ScoringClient(Client):
             ScoringFailedError: some have no reward; it says which, and has the others'.
             ServiceError: a whole request failed.
         """
-        work = self._work(RESPONSES, responses, truncation, tools=tools, prompt=prompt)
-        return Ranking.of([r.reward for r in self._done(work, progress).all_good()])
+        work = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
+        return Ranking.from_rewards(
+            [r.reward for r in self._execute(work, progress).collect_results_or_raise()]
+        )
 
-    def ask(self, conversations: Sequence[Any], truncation: Truncation = "error") -> Answer:
+    def score_in_one_request(
+        self, conversations: Sequence[Any], truncation: Truncation = "error"
+    ) -> RequestResult:
         """Score conversations in a single request.
 
         Raises:
             ServiceError: it failed.
         """
-        work = self._work(CONVERSATIONS, conversations, truncation)
-        for part in work.parts(len(conversations), 2**62):
-            self._run(work.steps(part, self._sender))
+        work = self._build_call(SCORE_ROUTE, conversations, truncation)
+        for part in work.iter_shards(len(conversations), 2**62):
+            self._run(work.send_shard(part, self._sender))
         fingerprint = work.fingerprints[0] if work.fingerprints else None
-        return Answer(work.done(), work.num_computed_tokens, fingerprint)
+        return RequestResult(work.collect_results(), work.num_computed_tokens, fingerprint)
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post a body, `model` added, and return the answer as it is.
@@ -145,8 +153,8 @@ class ScoringClient(Client):
         Raises:
             ServiceError: the request failed.
         """
-        content = encoded(self._body(body)).encode()
-        return self._run(self._sender.ask("POST", route, content))
+        content = encode_json(self._add_model(body)).encode()
+        return self._run(self._sender.request("POST", route, content))
 
     def get(self, route: str) -> dict[str, Any]:
         """What the service tells at a route.
@@ -154,7 +162,7 @@ class ScoringClient(Client):
         Raises:
             ServiceError: the request failed.
         """
-        return self._run(self._sender.ask("GET", route))
+        return self._run(self._sender.request("GET", route))
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -167,36 +175,36 @@ class ScoringClient(Client):
         self._pool = None
         self._owner = os.getpid()
 
-    def _connections(self) -> httpx.Client:
+    def _get_pool(self) -> httpx.Client:
         with self._lock:
             if self._owner != os.getpid():
                 # Of the process that this one was forked from: its connections are its own.
                 self._open()
             if self._pool is None:
-                self._pool = httpx.Client(**self._transport(httpx.HTTPTransport))
+                self._pool = httpx.Client(**self._build_httpx_kwargs(httpx.HTTPTransport))
             return self._pool
 
-    def _done(self, work: Work[R], progress: bool) -> Work[R]:
-        num_items = len(work.results)
-        parts = work.parts(self._most_items(num_items), self.options.max_bytes)
+    def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
+        num_items = len(call.results)
+        parts = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
         first, second = next(parts, None), next(parts, None)
-        queue = _Queue(itertools.chain(filter(None, (first, second)), parts))
-        with bar(num_items, progress) as show:
+        queue = _RequestQueue(itertools.chain(filter(None, (first, second)), parts))
+        with show_progress(num_items, progress) as show:
 
             def take_parts() -> None:
                 for part in queue:
-                    self._run(work.steps(part, self._sender), queue.stopped.wait)
-                    show(len(part.places))
+                    self._run(call.send_shard(part, self._sender), queue.stop_event.wait)
+                    show(len(part.indices))
 
             if second is None:
                 take_parts()
             else:
-                _in_threads(take_parts, self._num_posts(), queue)
-        return self._check(work)
+                _run_in_threads(take_parts, self._total_concurrency(), queue)
+        return self._check_fingerprints(call)
 
     def _run(self, steps: Steps[T], wait: Callable[[float], object] | None = None) -> T:
         wait = wait or threading.Event().wait
-        pool = self._connections()
+        pool = self._get_pool()
         came: httpx.Response | httpx.HTTPError | None = None
         try:
             while True:
@@ -210,10 +218,10 @@ class ScoringClient(Client):
                     with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
                     ) as response:
-                        body = self._body_of(response)
+                        body = self._build_response_body(response)
                         for piece in response.iter_raw():
-                            body.add(piece)
-                    came = body.response()
+                            body.feed(piece)
+                    came = body.build_response()
                 except httpx.HTTPError as error:
                     came = error
         except StopIteration as end:
@@ -234,22 +242,22 @@ class ScoringClient(Client):
         self.close()
 
 
-class _Queue(Iterator[Part]):
+class _RequestQueue(Iterator[RequestShard]):
     """Parts for several threads, until there are no more or one of them failed."""
 
-    def __init__(self, parts: Iterator[Part]) -> None:
-        self.stopped = threading.Event()
-        self._parts = parts
+    def __init__(self, shards: Iterator[RequestShard]) -> None:
+        self.stop_event = threading.Event()
+        self._shards = shards
         self._lock = threading.Lock()
 
-    def __next__(self) -> Part:
+    def __next__(self) -> RequestShard:
         with self._lock:
-            if self.stopped.is_set():
+            if self.stop_event.is_set():
                 raise StopIteration
-            return next(self._parts)
+            return next(self._shards)
 
 
-def _in_threads(function: Callable[[], None], number: int, queue: _Queue) -> None:
+def _run_in_threads(function: Callable[[], None], number: int, queue: _RequestQueue) -> None:
     """Run a function in threads; the first failure stops the queue and is raised."""
     failures: list[BaseException] = []
 
@@ -258,14 +266,14 @@ def _in_threads(function: Callable[[], None], number: int, queue: _Queue) -> Non
             function()
         except BaseException as error:
             failures.append(error)
-            queue.stopped.set()
+            queue.stop_event.set()
 
     pool = ThreadPoolExecutor(number, thread_name_prefix="score")
     try:
         concurrent.futures.wait([pool.submit(guarded) for _ in range(number)])
     except BaseException:
         # Ctrl-C: what is in flight ends by itself, nobody waits for it.
-        queue.stopped.set()
+        queue.stop_event.set()
         pool.shutdown(wait=False)
         raise
     pool.shutdown()

@@ -78,7 +78,7 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_short_form(cls, value: object) -> object:
+    def _parse_short_form(cls, value: object) -> object:
         if isinstance(value, str):
             # A folder may have `=` or `@` in its own name.
             has_alias = "=" in value and not find_local_folder(value)
@@ -96,12 +96,12 @@ class ModelSettings(BaseModel):
 
     @field_validator("chat_template")
     @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
+    def _resolve_path(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
 
     @field_validator("template_date")
     @classmethod
-    def _day(cls, text: str | None) -> str | None:
+    def _check_template_date(cls, text: str | None) -> str | None:
         if text is not None:
             try:
                 read_date(text)
@@ -111,13 +111,13 @@ class ModelSettings(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _named(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not name.strip():
             raise ValueError("the model's name is empty; give `demo`, a folder or a hub id")
         return name
 
     @model_validator(mode="after")
-    def _range(self) -> ModelSettings:
+    def _check_consistency(self) -> ModelSettings:
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(
                 f"max_replicas {self.max_replicas} is less than num_replicas {self.num_replicas}"
@@ -139,11 +139,11 @@ class ModelSettings(BaseModel):
         return max(1, int(self.num_gpus or 1))
 
     @property
-    def on_hub(self) -> bool:
+    def is_on_hub(self) -> bool:
         """Whether it has to be fetched: neither the embedded model nor a folder."""
         return self.name != "demo" and find_local_folder(self.name) is None
 
-    def model_loading(self) -> ModelConfig:
+    def to_model_config(self) -> ModelConfig:
         """What the engine needs to load it."""
         return ModelConfig(
             name=self.name,
@@ -162,6 +162,6 @@ class ModelSettings(BaseModel):
             self_check=self.self_check,
         )
 
-    def batching(self) -> BatchConfig:
+    def to_batch_config(self) -> BatchConfig:
         """How the engine fills batches."""
         return BatchConfig(max_batch_tokens=self.max_batch_tokens)

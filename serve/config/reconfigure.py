@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rm_core import ModelLoadError
-from serve.config.settings import Settings, explain
+from serve.config.settings import Settings, format_validation_error
 
 # Nothing that is loaded or listened on hangs on these. No keys themselves: Serve shows
 # `user_config` to whoever asks for its status.
-CHANGEABLE = (
+RECONFIGURABLE_FIELDS = (
     "allowed_hosts",
     "answer_timeout_s",
     "api_keys_file",
@@ -36,22 +36,22 @@ CHANGEABLE = (
 )
 
 
-def changed(settings: Settings, user_config: Mapping[str, Any]) -> Settings:
+def apply_user_config(settings: Settings, user_config: Mapping[str, Any]) -> Settings:
     """The gateway's settings with some of them changed.
 
     Raises:
         ModelLoadError: a bad value, or a name that is not in `CHANGEABLE`.
     """
-    if unknown := sorted(set(user_config) - set(CHANGEABLE)):
+    if unknown := sorted(set(user_config) - set(RECONFIGURABLE_FIELDS)):
         raise ModelLoadError(
             f"user_config has {unknown[0]!r}, which cannot be changed while the service runs; "
-            f"what can: {', '.join(CHANGEABLE)}"
+            f"what can: {', '.join(RECONFIGURABLE_FIELDS)}"
         )
     kept = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return Settings.of(**{**kept, **user_config})
+    return Settings.load(**{**kept, **user_config})
 
 
-class ScorerChanges(BaseModel):
+class ReplicaUserConfig(BaseModel):
     """What may change about a scorer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class ScorerChanges(BaseModel):
     stuck_after_s: float | None = Field(default=None, gt=0)
 
     @classmethod
-    def of(cls, user_config: Mapping[str, Any]) -> ScorerChanges:
+    def from_user_config(cls, user_config: Mapping[str, Any]) -> ReplicaUserConfig:
         """Checked.
 
         Raises:
@@ -69,4 +69,4 @@ class ScorerChanges(BaseModel):
         try:
             return cls.model_validate(dict(user_config))
         except ValidationError as error:
-            raise ModelLoadError(explain(error)) from None
+            raise ModelLoadError(format_validation_error(error)) from None

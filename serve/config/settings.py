@@ -149,7 +149,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_variables(cls, values: object) -> object:
+    def _reject_unknown_variables(cls, values: object) -> object:
         prefix = cls.model_config["env_prefix"]
         known = {prefix + name.upper() for name in cls.model_fields}
         for variable in sorted(os.environ):
@@ -165,7 +165,7 @@ class Settings(BaseSettings):
 
     @field_validator("models", mode="before")
     @classmethod
-    def _listed(cls, value: object) -> object:
+    def _parse_models(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         text = value.strip()
@@ -173,17 +173,17 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("api_keys_file", "tls_cert_file", "tls_key_file")
     @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
+    def _resolve_path(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
 
     @field_validator("allowed_hosts")
     @classmethod
-    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\]|[^/:@\s*\[\]]+", host):
                 raise ValueError(
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             # What browsers send, to the letter: `https://host` with a slash at its end never comes.
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         return origins
 
     @model_validator(mode="after")
-    def _whole(self) -> Settings:
+    def _check_consistency(self) -> Settings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
         if self.max_request_timeout_s < self.request_timeout_s:
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
 
     @field_validator("models", mode="after")
     @classmethod
-    def _distinct(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+    def _check_aliases(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
         aliases = [model.alias for model in models]
         twice = sorted({alias for alias in aliases if aliases.count(alias) > 1})
         if twice:
@@ -232,16 +232,16 @@ class Settings(BaseSettings):
         return models
 
     @classmethod
-    def of(cls, **chosen: Any) -> Settings:
+    def load(cls, **overrides: Any) -> Settings:
         """Settings from arguments, the environment and the defaults.
 
         Raises:
             ModelLoadError: an unknown name or a bad value, told one a line.
         """
         try:
-            return cls(**chosen)
+            return cls(**overrides)
         except ValidationError as error:
-            raise ModelLoadError(explain(error)) from None
+            raise ModelLoadError(format_validation_error(error)) from None
         except ValueError as error:
             raise ModelLoadError(f"settings: {error}") from None
 
@@ -277,17 +277,17 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def explain(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """What is wrong with the settings, one finding a line."""
     lines = [
         f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-        + (f" (came: {item['input']!r})" if _may_be_shown(item) else "")
+        + (f" (came: {item['input']!r})" if _is_safe_to_show(item) else "")
         for item in error.errors()
     ]
     return "bad settings\n  " + "\n  ".join(lines)
 
 
-def _may_be_shown(finding: ErrorDetails) -> bool:
+def _is_safe_to_show(finding: ErrorDetails) -> bool:
     # Not of an unknown setting: that may be a misspelt one for keys.
     hidden = finding["type"] in ("missing", "extra_forbidden") or "api_keys" in finding["loc"]
     return bool(finding["loc"]) and not hidden

@@ -2,8 +2,8 @@
 
 Serve counts requests, and a post of a thousand conversations is one. So gateways tell replicas how
 many tokens wait (`Backlog`), replicas tell Serve
-(`serve.deployments.replica.Scorer.record_autoscaling_stats`), and Serve's controller asks
-`QueuedTokens`. Neither Ray nor torch here.
+(`serve.deployments.replica.ScorerReplica.record_autoscaling_stats`), and Serve's controller asks
+`QueuedTokensPolicy`. Neither Ray nor torch here.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ QUEUED_TOKENS = "queued_tokens"
 
 # A gateway that says nothing any more is gone: it speaks at each batch, the last one with what is
 # left behind it.
-_KNOWN_FOR_S = 60.0
+_REPORT_TTL_S = 60.0
 
 
 class Backlog:
     """What each gateway said last of the tokens that wait in it."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, int]] = {}
+        self._reports: dict[str, tuple[float, int]] = {}
 
-    def note(self, gateway: str, num_tokens: int, now: float | None = None) -> None:
+    def update(self, gateway: str, num_tokens: int, now: float | None = None) -> None:
         """Remember what one gateway says.
 
         Args:
@@ -33,25 +33,25 @@ class Backlog:
             num_tokens: waiting there for this model.
             now: seconds of `time.monotonic`, for tests.
         """
-        self._said[gateway] = (time.monotonic() if now is None else now, num_tokens)
+        self._reports[gateway] = (time.monotonic() if now is None else now, num_tokens)
 
-    def total(self, now: float | None = None) -> int:
+    def sum_tokens(self, now: float | None = None) -> int:
         """Tokens that wait in all gateways that were heard of lately."""
         now = time.monotonic() if now is None else now
-        self._said = {
+        self._reports = {
             name: (since, tokens)
-            for name, (since, tokens) in self._said.items()
-            if now - since <= _KNOWN_FOR_S
+            for name, (since, tokens) in self._reports.items()
+            if now - since <= _REPORT_TTL_S
         }
-        return sum(tokens for _, tokens in self._said.values())
+        return sum(tokens for _, tokens in self._reports.values())
 
 
-def wanted_replicas(queued_tokens: float, target_queued_tokens: int) -> int:
+def compute_num_replicas(queued_tokens: float, target_queued_tokens: int) -> int:
     """Replicas so that each has at most the target waiting; at least one."""
     return max(1, math.ceil(queued_tokens / target_queued_tokens))
 
 
-class QueuedTokens:
+class QueuedTokensPolicy:
     """Serve's autoscaling policy; Serve keeps to its bounds and delays.
 
     Args:
@@ -72,4 +72,4 @@ class QueuedTokens:
             return context.target_num_replicas, {}
         # Every replica hears of the same queues: the one that heard last knows best, and the most
         # is the safe side.
-        return wanted_replicas(max(reports.values()), self._target), {}
+        return compute_num_replicas(max(reports.values()), self._target), {}

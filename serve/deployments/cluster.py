@@ -36,12 +36,12 @@ PROXY_CALLBACK = (
     "serve.api.middleware.ray_proxy:middlewares",
 )
 
-_KNOCK_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 # Of clusters of our own; deleted when this process ends, after Ray, which is imported later.
 _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def guard_with_a_token(insecure: bool = False) -> None:
+def enable_token_auth(insecure: bool = False) -> None:
     """Ray's own ports listen on every interface; only our own processes know the token.
 
     Args:
@@ -87,7 +87,7 @@ def warn_without_limits() -> None:
         )
 
 
-def own_cluster(folder: Path) -> dict[str, Any]:
+def build_local_cluster_options(folder: Path) -> dict[str, Any]:
     """Options of `ray.init` for a cluster of our own, which ends with this process.
 
     Args:
@@ -98,7 +98,7 @@ def own_cluster(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def settings_left_out() -> Iterator[None]:
+def hide_settings() -> Iterator[None]:
     """While Ray starts: its processes inherit the environment, and API keys may be in there."""
     ours = {name: os.environ[name] for name in os.environ if name.upper().startswith("SKYREWARD_")}
     for name in ours:
@@ -109,7 +109,7 @@ def settings_left_out() -> Iterator[None]:
         os.environ.update(ours)
 
 
-def private_folder() -> tempfile.TemporaryDirectory[str]:
+def create_private_folder() -> tempfile.TemporaryDirectory[str]:
     """A new folder of this user alone, deleted at the end of its `with` or of this process."""
     # Not under TMPDIR: the paths of sockets must be short.
     return tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True)
@@ -132,7 +132,7 @@ def connect(address: str) -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
-        guard_with_a_token()
+        enable_token_auth()
     import ray
     from ray.exceptions import RayError
 
@@ -140,13 +140,13 @@ def connect(address: str) -> bool:
         return False
     options = {"address": address}
     if address == "local":
-        _folders.append(private_folder())
-        options = own_cluster(Path(_folders[-1].name))
+        _folders.append(create_private_folder())
+        options = build_local_cluster_options(Path(_folders[-1].name))
     try:
         if address not in ("local", "auto"):
-            _knock(address)
+            _check_reachable(address)
         # What actors write goes to Ray's own logs: it would tear a progress bar apart.
-        with settings_left_out():
+        with hide_settings():
             ray.init(logging_level="CRITICAL", log_to_driver=False, **options)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()
@@ -161,9 +161,9 @@ def connect(address: str) -> bool:
     return True
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Whether anybody is there; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("it is no address")
-    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

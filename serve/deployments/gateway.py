@@ -14,18 +14,22 @@ from ray import serve as ray_serve
 
 from serve.api.app import create_app
 from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.ray_proxy import InFlight, Restored
-from serve.config.reconfigure import changed
+from serve.api.middleware.ray_proxy import InFlightMiddleware, RestoreHeadersMiddleware
+from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.deployments.cluster import warn_without_limits, warn_without_token
-from serve.deployments.gateway_metrics import AllGateways, Named, own_figures
+from serve.deployments.gateway_metrics import (
+    GatewayMetricsGatherer,
+    NamedSnapshot,
+    snapshot_own_metrics,
+)
 from serve.scoring.service import ScoringService
 from serve.telemetry.logging import configure_logging
 from serve.worker.backends import RayBackend
 
 logger = logging.getLogger(__name__)
 
-_LAST_ANSWERS_S = 10.0
+_FLUSH_TIMEOUT_S = 10.0
 
 
 @ray_serve.ingress()
@@ -35,7 +39,7 @@ class Gateway:
     Args:
         settings: already resolved by the process that built the app.
         scorers: handle of the scorer deployment of each model, by alias.
-        keys: digests of the API keys, see `KeyRing.of_digests`.
+        keys: digests of the API keys, see `KeyRing.from_digests`.
         listed_keys: those of them that no file has.
     """
 
@@ -46,7 +50,7 @@ class Gateway:
         keys: Sequence[str],
         listed_keys: Sequence[str],
     ) -> None:
-        self._at_start = settings
+        self._initial_settings = settings
         self._listed_keys = listed_keys
         configure_logging(settings.log_level, settings.log_format)
         warn_without_token()
@@ -57,28 +61,28 @@ class Gateway:
         self._app = create_app(
             self._service,
             settings,
-            KeyRing.of_digests(keys),
+            KeyRing.from_digests(keys),
             echo_request_id=False,
-            gather=AllGateways(self._service.metrics) if several else None,
+            gather=GatewayMetricsGatherer(self._service.metrics) if several else None,
         )
-        self._app.add_middleware(Restored)
-        self._answered = asyncio.Event()
-        self._app.add_middleware(InFlight, idle=self._answered)
+        self._app.add_middleware(RestoreHeadersMiddleware)
+        self._idle = asyncio.Event()
+        self._app.add_middleware(InFlightMiddleware, idle=self._idle)
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
         await self._service.drain()
         # Of others, such as a client that still sends a body, nothing was accepted.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._answered.wait(), _LAST_ANSWERS_S)
+            await asyncio.wait_for(self._idle.wait(), _FLUSH_TIMEOUT_S)
 
     def check_health(self) -> None:
         """Asked by Serve, which replaces a replica for which this raises."""
-        self._service.check()
+        self._service.check_health()
 
-    async def metrics_snapshot(self) -> Named:
+    async def snapshot_metrics(self) -> NamedSnapshot:
         """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
-        return own_figures(self._service.metrics)
+        return snapshot_own_metrics(self._service.metrics)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
@@ -88,11 +92,11 @@ class Gateway:
         Raises:
             ModelLoadError: a bad value, or a name that cannot be changed while this runs.
         """
-        settings = changed(self._at_start, user_config)
+        settings = apply_user_config(self._initial_settings, user_config)
         configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
-        read = KeyRing.of(settings).digests
-        self._app.state.keys = KeyRing.of_digests((*self._listed_keys, *read))
+        read = KeyRing.from_settings(settings).digests
+        self._app.state.keys = KeyRing.from_digests((*self._listed_keys, *read))
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -100,6 +104,6 @@ class Gateway:
         return self._app
 
 
-def deployment_name(alias: str) -> str:
+def get_deployment_name(alias: str) -> str:
     """Name of the deployment that serves a model, unique where aliases are."""
     return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)

@@ -12,18 +12,18 @@ import torch
 
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.config.reconfigure import ScorerChanges
+from serve.config.reconfigure import ReplicaUserConfig
 from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog
-from serve.errors import ReplicaRefusedError
+from serve.errors import ReplicaRejectedBatchError
 from serve.telemetry.logging import LogFormat, configure_logging
 from serve.worker.backends import load_scorer
-from serve.worker.worker import Engine, EngineAnswer
+from serve.worker.worker import Worker, WorkerResult
 
-_REFUSE_AFTER_S = 1.0
+_REJECTION_DELAY_S = 1.0
 
 
-class Scorer:
-    """An `Engine`, in a replica.
+class ScorerReplica:
+    """An `Worker`, in a replica.
 
     Args:
         settings: `ModelSettings` as plain data.
@@ -38,13 +38,13 @@ class Scorer:
         configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)
         self._log_level, self._log_format = log_level, log_format
-        torch.set_num_threads(self._settings.cpu_threads or self._fair_share())
-        self._engine = Engine(load_scorer(self._settings), self._settings.stuck_after_s)
+        torch.set_num_threads(self._settings.cpu_threads or self._compute_cpu_threads())
+        self._worker = Worker(load_scorer(self._settings), self._settings.stuck_after_s)
         self._backlog = Backlog()
 
-    async def score_batch(
+    async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
-    ) -> EngineAnswer:
+    ) -> WorkerResult:
         """Score one batch; the event loop stays free meanwhile.
 
         Args:
@@ -55,14 +55,14 @@ class Scorer:
         Raises:
             ReplicaUnhealthyError: nothing of it may be trusted; another replica can score it.
         """
-        self._backlog.note(gateway, backlog_tokens)
-        async with _not_looking_idle():
-            return await self._engine.run(sequences)
+        self._backlog.update(gateway, backlog_tokens)
+        async with _delay_rejection():
+            return await self._worker.run_batch(sequences)
 
-    async def score_each(
+    async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
-    ) -> AsyncIterator[EngineAnswer | None]:
-        """Score each alone, one after another: see `Engine.run_each`.
+    ) -> AsyncIterator[WorkerResult | None]:
+        """Score each alone, one after another: see `Worker.run_one_by_one`.
 
         Args:
             sequences: token ids, none empty.
@@ -70,24 +70,24 @@ class Scorer:
             gateway: which one that is.
 
         Raises:
-            ReplicaUnhealthyError: see `score_batch`.
+            ReplicaUnhealthyError: see `run_batch`.
         """
-        self._backlog.note(gateway, backlog_tokens)
-        async with _not_looking_idle():
-            async for answer in self._engine.run_each(sequences):
+        self._backlog.update(gateway, backlog_tokens)
+        async with _delay_rejection():
+            async for answer in self._worker.run_one_by_one(sequences):
                 yield answer
 
     async def describe(self) -> dict[str, Any]:
         """Effective settings; answered only once the model is loaded and warmed up."""
-        return self._engine.describe()
+        return self._worker.describe()
 
     def check_health(self) -> None:
         """Asked by Serve, which replaces a replica for which this raises."""
-        self._engine.check()
+        self._worker.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Serve, for `serve.deployments.autoscaling.QueuedTokens`."""
-        return {QUEUED_TOKENS: float(self._backlog.total())}
+        """Asked by Serve, for `serve.deployments.autoscaling.QueuedTokensPolicy`."""
+        return {QUEUED_TOKENS: float(self._backlog.sum_tokens())}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
@@ -95,20 +95,20 @@ class Scorer:
         Raises:
             ModelLoadError: an unknown name or a bad value.
         """
-        changes = ScorerChanges.of(user_config)
+        changes = ReplicaUserConfig.from_user_config(user_config)
         configure_logging(changes.log_level or self._log_level, self._log_format)
-        self._engine.clock.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
+        self._worker.watchdog.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
 
-    def _fair_share(self) -> int:
+    def _compute_cpu_threads(self) -> int:
         copies = self._settings.max_replicas or self._settings.num_replicas
         return max(1, (os.cpu_count() or 1) // copies)
 
 
 @asynccontextmanager
-async def _not_looking_idle() -> AsyncIterator[None]:
+async def _delay_rejection() -> AsyncIterator[None]:
     """A replica that refuses at once would have the least to do, and get everything."""
     try:
         yield
-    except ReplicaRefusedError:
-        await asyncio.sleep(_REFUSE_AFTER_S)
+    except ReplicaRejectedBatchError:
+        await asyncio.sleep(_REJECTION_DELAY_S)
         raise

@@ -12,7 +12,7 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, R
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "serve"
-_LOOK_S = 2.0
+_POLL_INTERVAL_S = 2.0
 
 
 class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
@@ -29,7 +29,7 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._partings: set[asyncio.Task[None]] = set()
+        self._closing_tasks: set[asyncio.Task[None]] = set()
 
     async def choose_replicas(
         self,
@@ -48,22 +48,22 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         super().update_replicas(replicas)
         for replica_id, replica in before.items():
             if replica_id not in self.curr_replicas:
-                task = asyncio.get_running_loop().create_task(_part_from(replica))
-                self._partings.add(task)
-                task.add_done_callback(self._partings.discard)
+                task = asyncio.get_running_loop().create_task(_close_when_dead(replica))
+                self._closing_tasks.add(task)
+                task.add_done_callback(self._closing_tasks.discard)
 
 
-async def _part_from(replica: RunningReplica) -> None:
+async def _close_when_dead(replica: RunningReplica) -> None:
     """Close the connection to a replica once it is dead; until then it may finish its work."""
     name = replica.replica_id.to_full_id_str()
-    while await asyncio.to_thread(_exists, name):
-        await asyncio.sleep(_LOOK_S)
+    while await asyncio.to_thread(_is_alive, name):
+        await asyncio.sleep(_POLL_INTERVAL_S)
     channel = getattr(replica, "_channel", None)
     if channel is not None:
         await channel.close()
 
 
-def _exists(actor: str) -> bool:
+def _is_alive(actor: str) -> bool:
     try:
         ray.get_actor(actor, _NAMESPACE)
     except ValueError:

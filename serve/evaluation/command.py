@@ -13,30 +13,30 @@ from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.artifacts import REPORT, SUMMARY, is_partial, read_summary, write_files
 from serve.evaluation.console import print_evaluations
-from serve.evaluation.data import Data, load_data
-from serve.evaluation.provenance import carried_over, used_of
-from serve.evaluation.published import compared
+from serve.evaluation.data import BenchmarkData, load_data
+from serve.evaluation.provenance import collect_provenance, inherit_provenance
+from serve.evaluation.published import compare_with_published
 from serve.evaluation.result import Evaluation
 from serve.evaluation.runner import (
-    Rewards,
-    Run,
-    alias_of,
-    score_items,
-    with_official_length,
+    EvalContext,
+    ItemRewards,
+    apply_official_length,
+    get_alias,
+    run_scoring_job,
     write_items,
 )
 from serve.evaluation.score_files import read_scores
-from serve.jobs.command import EXIT_PARTIAL, Ways
-from serve.jobs.private_files import require_own_link
+from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
+from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
+from serve.jobs.shutdown import GracefulShutdown
 
-Say = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvalRequest:
     """What is evaluated, whatever gives the rewards.
 
     Attributes:
@@ -51,17 +51,21 @@ class Asked:
     data: str | None
     split: str | None
     output: Path
-    say: Say
+    notify: StatusCallback
 
-    def load(self) -> Data:
+    def load(self) -> BenchmarkData:
         """The items; see `load_data`."""
         return load_data(
-            self.benchmark, self.data, split=self.split, without=self.output, say=self.say
+            self.benchmark, self.data, split=self.split, exclude=self.output, notify=self.notify
         )
 
 
 def evaluate_models(
-    asked: Asked, ways: Sequence[Ways], *, truncation: Truncation | None, overwrite: bool
+    request: EvalRequest,
+    executor_options: Sequence[ExecutorOptions],
+    *,
+    truncation: Truncation | None,
+    overwrite: bool,
 ) -> int:
     """Score with each model once, and write what was found; returns the exit code.
 
@@ -74,32 +78,34 @@ def evaluate_models(
     Raises:
         RewardError: the data cannot be read, or a job cannot begin or go on.
     """
-    official = asked.benchmark.official_protocol
-    ways = [with_official_length(one, official.max_length) for one in ways]
-    folders = _folders(asked.output, ways)
-    data = asked.load()
-    _make_folder(asked.output)
-    items = write_items(data.items, asked.output, overwrite=overwrite)
+    official = request.benchmark.official_protocol
+    executor_options = [apply_official_length(one, official.max_length) for one in executor_options]
+    folders = _choose_folders(request.output, executor_options)
+    data = request.load()
+    _make_folder(request.output)
+    items = write_items(data.items, request.output, overwrite=overwrite)
     cut: Truncation = truncation or official.truncation  # type: ignore[assignment]
     gc.freeze()
     evaluations: list[Evaluation] = []
-    with Stopping(_NOTE) as stopping, Progress(asked.say) as progress:
-        run = Run(cut, overwrite, asked.say, progress, stopping)
-        for way, folder in zip(ways, folders, strict=True):
+    with GracefulShutdown(_NOTE) as stopping, Progress(request.notify) as progress:
+        run = EvalContext(cut, overwrite, request.notify, progress, stopping)
+        for way, folder in zip(executor_options, folders, strict=True):
             _make_folder(folder)
             try:
-                rewards = score_items(items, folder, way, run)
+                rewards = run_scoring_job(items, folder, way, run)
             except JobStoppedError as error:
-                asked.say(f"{error.detail}; run the same command again to go on")
+                request.notify(f"{error.detail}; run the same command again to go on")
                 return stopping.exit_code
-            _tell_length(asked, rewards)
-            evaluations.append(_evaluated(asked, data, rewards, _names(way, rewards)))
+            _warn_about_length(request, rewards)
+            evaluations.append(
+                _build_evaluation(request, data, rewards, _get_model_names(way, rewards))
+            )
             _write(evaluations[-1], folder)
-    return _finished(asked, evaluations)
+    return _finish(request, evaluations)
 
 
 def evaluate_scores(
-    asked: Asked, scores: Path, name: str | None, *, overwrite: bool = False
+    request: EvalRequest, scores: Path, name: str | None, *, overwrite: bool = False
 ) -> int:
     """Compute the figures of a file of rewards, and write what was found; returns the exit code.
 
@@ -113,26 +119,26 @@ def evaluate_scores(
     Raises:
         RewardError: the data or the file cannot be read, or they do not go together.
     """
-    data = asked.load()
-    earlier = _earlier(scores, asked.benchmark.name)
+    data = request.load()
+    earlier = _read_earlier_summary(scores, request.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
-    rewards = Rewards(by_key=read_scores(scores, data.items))
-    _make_folder(asked.output)
-    write_items(data.items, asked.output, overwrite=overwrite)
-    evaluation = _evaluated(asked, data, rewards, [name], carried_over(earlier))
-    _write(evaluation, asked.output)
-    return _finished(asked, [evaluation])
+    rewards = ItemRewards(by_key=read_scores(scores, data.items))
+    _make_folder(request.output)
+    write_items(data.items, request.output, overwrite=overwrite)
+    evaluation = _build_evaluation(request, data, rewards, [name], inherit_provenance(earlier))
+    _write(evaluation, request.output)
+    return _finish(request, [evaluation])
 
 
 def _make_folder(folder: Path) -> None:
-    require_own_link(folder)
+    reject_foreign_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _evaluated(
-    asked: Asked,
-    data: Data,
-    rewards: Rewards,
+def _build_evaluation(
+    request: EvalRequest,
+    data: BenchmarkData,
+    rewards: ItemRewards,
     names: Sequence[str],
     more: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -140,17 +146,17 @@ def _evaluated(
     for item in data.items:
         if item.key in rewards.by_key:
             scored.append(ScoredItem(item, tuple(rewards.by_key[item.key])))
-        elif item.key in rewards.failed:
-            failed.append((item, rewards.failed[item.key]))
-    figures = asked.benchmark.compute_result(scored)
+        elif item.key in rewards.errors:
+            failed.append((item, rewards.errors[item.key]))
+    figures = request.benchmark.compute_result(scored)
     return Evaluation(
-        benchmark=asked.benchmark,
+        benchmark=request.benchmark,
         model=names[0],
-        figures=figures,
-        scored=tuple(scored),
-        failed=tuple(failed),
-        used={**used_of(asked.benchmark, data, rewards), **(more or {})},
-        compared=compared(asked.benchmark, names, figures),
+        result=figures,
+        scored_items=tuple(scored),
+        failed_items=tuple(failed),
+        provenance={**collect_provenance(request.benchmark, data, rewards), **(more or {})},
+        comparisons=compare_with_published(request.benchmark, names, figures),
         summary=rewards.summary,
     )
 
@@ -162,46 +168,48 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
     write_report(folder / REPORT, [evaluation])
 
 
-def _finished(asked: Asked, evaluations: Sequence[Evaluation]) -> int:
+def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
     if len(evaluations) > 1:
         from serve.evaluation.report import write_report
 
-        write_report(asked.output / REPORT, evaluations)
+        write_report(request.output / REPORT, evaluations)
     print_evaluations(evaluations)
     for one in evaluations:
         if is_partial(one):
-            asked.say(f"{one.model}: a partial result; {SUMMARY} and {REPORT} say what is missing")
-        for item, error in one.failed[:3]:
-            asked.say(f"not scored: {_named(item)}: {error.message}")
-    asked.say(f"written to {asked.output}")
-    return EXIT_PARTIAL if any(one.failed for one in evaluations) else 0
+            request.notify(
+                f"{one.model}: a partial result; {SUMMARY} and {REPORT} say what is missing"
+            )
+        for item, error in one.failed_items[:3]:
+            request.notify(f"not scored: {_describe_item(item)}: {error.message}")
+    request.notify(f"written to {request.output}")
+    return EXIT_PARTIAL if any(one.failed_items for one in evaluations) else 0
 
 
-def _tell_length(asked: Asked, rewards: Rewards) -> None:
-    assert rewards.scored_by is not None
-    model, official = rewards.scored_by.model, asked.benchmark.official_protocol.max_length
+def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:
+    assert rewards.provenance is not None
+    model, official = rewards.provenance.model, request.benchmark.official_protocol.max_length
     if official is not None and model.max_length != official:
-        asked.say(
+        request.notify(
             f"{model.name} takes at most {model.max_length} tokens, and the official runs at most "
             f"{official}: what is longer may be scored differently"
         )
 
 
-def _named(item: Item) -> str:
+def _describe_item(item: Item) -> str:
     return f"item {item.id!r} of {item.subset!r}"
 
 
-def _names(way: Ways, rewards: Rewards) -> list[str]:
+def _get_model_names(executor_options: ExecutorOptions, rewards: ItemRewards) -> list[str]:
     """Of the model: in requests, and as it was asked for."""
-    assert rewards.scored_by is not None
-    names = [rewards.scored_by.model.name]
-    return names if way.urls else [*names, str(way.model["model"])]
+    assert rewards.provenance is not None
+    names = [rewards.provenance.model.name]
+    return names if executor_options.urls else [*names, str(executor_options.model["model"])]
 
 
-def _folders(output: Path, ways: Sequence[Ways]) -> list[Path]:
-    if len(ways) == 1:
+def _choose_folders(output: Path, executor_options: Sequence[ExecutorOptions]) -> list[Path]:
+    if len(executor_options) == 1:
         return [output]
-    aliases = [alias_of(way) or "" for way in ways]
+    aliases = [get_alias(way) or "" for way in executor_options]
     if len(set(aliases)) < len(aliases):
         twice = next(alias for alias in aliases if aliases.count(alias) > 1)
         raise EvaluationError(
@@ -212,7 +220,7 @@ def _folders(output: Path, ways: Sequence[Ways]) -> list[Path]:
     return [output / name for name in chosen]
 
 
-def _earlier(scores: Path, benchmark: str) -> dict[str, Any]:
+def _read_earlier_summary(scores: Path, benchmark: str) -> dict[str, Any]:
     """The summary beside a file of rewards, if it is of that benchmark."""
     path = scores.parent / SUMMARY
     if not path.is_file():

@@ -41,17 +41,17 @@ class LoadedRun:
     """
 
     name: str
-    place: str
+    path: str
     benchmark: Benchmark
-    scored: tuple[ScoredItem, ...]
+    scored_items: tuple[ScoredItem, ...]
 
     @property
-    def figures(self) -> BenchmarkResult:
+    def result(self) -> BenchmarkResult:
         """Of its items."""
-        return self.benchmark.compute_result(self.scored)
+        return self.benchmark.compute_result(self.scored_items)
 
 
-class Changed(NamedTuple):
+class FlippedItem(NamedTuple):
     """An item, or a comparison of one, that one run alone has right.
 
     Attributes:
@@ -71,7 +71,7 @@ class Changed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """What two runs have in common, and what not.
 
     Attributes:
@@ -95,10 +95,10 @@ class Comparison:
     test: McNemar
     agreement: float
     correlation: tuple[float, float] | None
-    changed: tuple[Changed, ...]
+    flipped_items: tuple[FlippedItem, ...]
 
 
-def benchmark_of(path: Path) -> str | None:
+def find_benchmark(path: Path) -> str | None:
     """The name of the benchmark that a folder or a file of rewards is of, where a summary tells."""
     folder = path if path.is_dir() else path.parent
     if not (folder / SUMMARY).is_file():
@@ -112,7 +112,7 @@ def load_run(
     benchmark: str | None,
     data: str | None,
     split: str | None,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> LoadedRun:
     """A run from what was given on the command line.
 
@@ -131,7 +131,7 @@ def load_run(
     summary: Mapping[str, Any] = {}
     if path.is_dir() or (folder / SUMMARY).is_file():
         summary = read_summary(folder)
-    name = benchmark or benchmark_of(path)
+    name = benchmark or find_benchmark(path)
     if name is None:
         raise EvaluationError(f"{path} does not tell its benchmark; give --benchmark NAME")
     if summary and summary["benchmark"] != name:
@@ -140,15 +140,15 @@ def load_run(
     known = [option.name for option in list_options(name)]
     chosen = made(name, **{option: used[option] for option in known if option in used})
     if data is not None:
-        items = list(load_data(chosen, data, split=split, without=folder, say=say).items)
+        items = list(load_data(chosen, data, split=split, exclude=folder, notify=notify).items)
     else:
-        items = read_items(_items_of(folder, path))
+        items = read_items(_find_items(folder, path))
     rewards = read_scores(scores, items)
     scored = [ScoredItem(item, rewards[item.key]) for item in items if item.key in rewards]
     return LoadedRun(str(summary.get("model", path.stem)), str(path), chosen, tuple(scored))
 
 
-def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
+def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     """Compare two runs on the items that both have.
 
     Raises:
@@ -156,18 +156,18 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     """
     if first.benchmark.name != second.benchmark.name:
         raise EvaluationError(
-            f"{first.place} is of {first.benchmark.name} and {second.place} of "
+            f"{first.path} is of {first.benchmark.name} and {second.path} of "
             f"{second.benchmark.name}; compare runs of one benchmark"
         )
-    others = {one.item.key: one for one in second.scored}
-    pairs = [(one, others[one.item.key]) for one in first.scored if one.item.key in others]
+    others = {one.item.key: one for one in second.scored_items}
+    pairs = [(one, others[one.item.key]) for one in first.scored_items if one.item.key in others]
     if not pairs:
-        raise EvaluationError(f"{first.place} and {second.place} have no item in common")
+        raise EvaluationError(f"{first.path} and {second.path} have no item in common")
     for a, b in pairs:
         if (a.item.prompt, a.item.responses) != (b.item.prompt, b.item.responses):
             raise EvaluationError(
-                f"item {a.item.id!r} of {a.item.subset!r} has other texts in {first.place} than in "
-                f"{second.place}, so the runs are of different data"
+                f"item {a.item.id!r} of {a.item.subset!r} has other texts in {first.path} than in "
+                f"{second.path}, so the runs are of different data"
             )
     counts = [0, 0, 0, 0]
     changed = []
@@ -175,17 +175,17 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
         for unit_a, unit_b in zip(_units(first, a), _units(second, b), strict=True):
             counts[2 * (not unit_a.right) + (not unit_b.right)] += 1
             if unit_a.right != unit_b.right:
-                changed.append(Changed(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
+                changed.append(FlippedItem(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
     changed.sort(key=lambda one: -abs(one.shift))
     both, only_first, only_second, neither = counts
-    return Comparison(
+    return RunComparison(
         # Figures too are of what both have: else a half would seem to differ from its whole.
         runs=(
-            replace(first, scored=tuple(a for a, _ in pairs)),
-            replace(second, scored=tuple(b for _, b in pairs)),
+            replace(first, scored_items=tuple(a for a, _ in pairs)),
+            replace(second, scored_items=tuple(b for _, b in pairs)),
         ),
         num_items=len(pairs),
-        only=(len(first.scored) - len(pairs), len(second.scored) - len(pairs)),
+        only=(len(first.scored_items) - len(pairs), len(second.scored_items) - len(pairs)),
         unit="items" if sum(counts) <= len(pairs) else "comparisons",
         counts=(both, only_first, only_second, neither),
         test=mcnemar(only_first, only_second),
@@ -194,7 +194,7 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
             [float(reward) for a, _ in pairs for reward in a.rewards],
             [float(reward) for _, b in pairs for reward in b.rewards],
         ),
-        changed=tuple(changed),
+        flipped_items=tuple(changed),
     )
 
 
@@ -240,7 +240,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-def _items_of(folder: Path, given: Path) -> Path:
+def _find_items(folder: Path, given: Path) -> Path:
     for path in (folder / ITEMS, folder.parent / ITEMS):
         if path.is_file():
             return path

@@ -18,17 +18,17 @@ from rm_core import BenchmarkDataError, RewardError, ScoreError
 from rm_core.benchmarks.base import Benchmark, Item, ItemKey
 from serve.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
-from serve.jobs.inputs.formats import of_split
-from serve.jobs.inputs.hub import HUB
+from serve.jobs.inputs.formats import select_split
+from serve.jobs.inputs.hub import HUB_PREFIX
 from serve.jobs.inputs.resolve import open_source
 
 _TOTAL = "total_dataset"
-_PARTS_OF_RMB = ("BoN_set", "Pairwise_set")
+_RMB_FOLDERS = ("BoN_set", "Pairwise_set")
 _SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class BenchmarkData:
     """What is evaluated on.
 
     Attributes:
@@ -40,7 +40,7 @@ class Data:
     items: tuple[Item, ...]
 
 
-class _Asked(NamedTuple):
+class _SourceRequest(NamedTuple):
     """What to open.
 
     Attributes:
@@ -56,12 +56,12 @@ class _Asked(NamedTuple):
 
 def load_data(
     benchmark: Benchmark,
-    given: str | None,
+    location: str | None,
     *,
     split: str | None,
-    without: Path,
-    say: Callable[[str], None],
-) -> Data:
+    exclude: Path,
+    notify: Callable[[str], None],
+) -> BenchmarkData:
     """All items of the data.
 
     Args:
@@ -76,14 +76,14 @@ def load_data(
         BenchmarkDataError: a row is no row of the benchmark, is there twice, or there is none.
         JobInputError: nothing there, or it cannot be read.
     """
-    asked = _asked(benchmark, given, split)
+    asked = _list_sources(benchmark, location, split)
     names: list[str] = []
     items: dict[ItemKey, Item] = {}
     places: dict[ItemKey, str] = {}
     for one in asked:
-        source = _narrowed(benchmark.name, _open(one, without), one, say)
-        names.append(source.name if one.name.startswith(HUB) else one.name)
-        for place, item in _items(benchmark, source, _Origins(one.name, source)):
+        source = _select_files(benchmark.name, _open(one, exclude), one, notify)
+        names.append(source.name if one.name.startswith(HUB_PREFIX) else one.name)
+        for place, item in _iter_items(benchmark, source, _Origins(one.name, source)):
             if item.key in items:
                 raise BenchmarkDataError(
                     f"{place}: id {item.id!r} of {item.subset!r} was there before, in "
@@ -93,35 +93,42 @@ def load_data(
             places[item.key] = place
     if not items:
         raise BenchmarkDataError(f"{', '.join(names)}: there are no rows")
-    return Data(", ".join(names), tuple(items.values()))
+    return BenchmarkData(", ".join(names), tuple(items.values()))
 
 
-def _asked(benchmark: Benchmark, given: str | None, split: str | None) -> list[_Asked]:
-    if given is not None:
-        return [_Asked(given, split, tuple(dict.fromkeys(one.split for one in benchmark.hub)))]
+def _list_sources(
+    benchmark: Benchmark, location: str | None, split: str | None
+) -> list[_SourceRequest]:
+    if location is not None:
+        return [
+            _SourceRequest(
+                location, split, tuple(dict.fromkeys(one.split for one in benchmark.hub))
+            )
+        ]
     if not benchmark.hub:
         raise BenchmarkDataError(
             f"{benchmark.title} is not on the hub; get it from where it is published and give the "
             "folder: --data PATH"
         )
     return [
-        _Asked(f"{HUB}datasets/{one.repository}", split or one.split, ()) for one in benchmark.hub
+        _SourceRequest(f"{HUB_PREFIX}datasets/{one.repository}", split or one.split, ())
+        for one in benchmark.hub
     ]
 
 
-def _open(asked: _Asked, without: Path) -> FileSource:
+def _open(request: _SourceRequest, exclude: Path) -> FileSource:
     try:
-        return open_source(asked.name, split=asked.split, without=without)
+        return open_source(request.name, split=request.split, exclude=exclude)
     except JobInputError:
-        if asked.split is None and len(asked.official) == 1:
+        if request.split is None and len(request.official) == 1:
             # A set with several splits can be read once one is chosen.
             with contextlib.suppress(JobInputError):
-                return open_source(asked.name, split=asked.official[0], without=without)
+                return open_source(request.name, split=request.official[0], exclude=exclude)
         raise
 
 
-def _narrowed(
-    benchmark: str, source: FileSource, asked: _Asked, say: Callable[[str], None]
+def _select_files(
+    benchmark: str, source: FileSource, request: _SourceRequest, notify: Callable[[str], None]
 ) -> FileSource:
     """The files that are the benchmark, where its repository has more beside them."""
     names = {str(file.path): file for file in source.files}
@@ -130,18 +137,20 @@ def _narrowed(
         # The same rows once more.
         kept = [name for name in kept if not _is_total(name)] or kept
     if benchmark == "rmb":
-        parts = [name for name in kept if set(_PARTS_OF_RMB) & set(Path(name).parts)]
+        parts = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
         kept = parts or kept
-    if asked.split is None and asked.official and len(kept) > 1:
-        root = _root(asked.name)
+    if request.split is None and request.official and len(kept) > 1:
+        root = _find_root(request.name)
         inside = {os.path.relpath(name, root): name for name in kept}
-        official = {name for split in asked.official for name in of_split(list(inside), split)}
+        official = {
+            name for split in request.official for name in select_split(list(inside), split)
+        }
         kept = [inside[name] for name in inside if name in official] or kept
     if len(kept) == len(names):
         return source
     left = [os.path.basename(name) for name in names if name not in kept]
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    say(f"not read, since {benchmark} is in other files: {', '.join(left[:3])}{more}")
+    notify(f"not read, since {benchmark} is in other files: {', '.join(left[:3])}{more}")
     return replace(source, files=tuple(names[name] for name in kept))
 
 
@@ -149,7 +158,7 @@ def _is_total(name: str) -> bool:
     return os.path.basename(name).startswith(_TOTAL)
 
 
-def _root(name: str) -> str:
+def _find_root(name: str) -> str:
     """The folder that a name means, or that all it matches are in."""
     if glob.has_magic(name) and not os.path.exists(name):
         fixed = []
@@ -172,29 +181,29 @@ class _Origins:
 
     def __init__(self, name: str, source: FileSource) -> None:
         self._paths: Mapping[int, str] = {
-            index: _origin(name, file.path) for index, file in enumerate(source.files)
+            index: _get_origin(name, file.path) for index, file in enumerate(source.files)
         }
 
     def __getitem__(self, file: int) -> str:
         return self._paths[file]
 
 
-def _origin(name: str, path: Path) -> str:
-    if name.startswith(HUB):
-        repository = "/".join(name.removeprefix(HUB + "datasets/").split("/")[:2])
+def _get_origin(name: str, path: Path) -> str:
+    if name.startswith(HUB_PREFIX):
+        repository = "/".join(name.removeprefix(HUB_PREFIX + "datasets/").split("/")[:2])
         parts = path.parts
         last = len(parts) - 1 - parts[::-1].index(_SNAPSHOTS) if _SNAPSHOTS in parts else -2
         return "/".join([repository.partition("@")[0], *parts[last + 2 :]])
-    root = _root(name)
+    root = _find_root(name)
     return Path(os.path.basename(root), os.path.relpath(path, root)).as_posix()
 
 
-def _items(
+def _iter_items(
     benchmark: Benchmark, source: FileSource, origins: _Origins
 ) -> Iterator[tuple[str, Item]]:
     """Every row as an item, with its place."""
     firsts: dict[int, int] = {}
-    for row in source.rows():
+    for row in source.iter_rows():
         number = row.number - firsts.setdefault(row.file, row.number)
         origin = origins[row.file]
         place = f"row {number} of {origin}"
@@ -203,9 +212,11 @@ def _items(
         try:
             yield place, benchmark.read(row.record, origin)
         except BenchmarkDataError as error:
-            raise _placed(error, place, origin) from None
+            raise _add_location(error, place, origin) from None
 
 
-def _placed(error: RewardError, place: str, origin: str) -> BenchmarkDataError:
+def _add_location(error: RewardError, location: str, origin: str) -> BenchmarkDataError:
     rest = error.detail.removeprefix(origin)
-    return BenchmarkDataError(f"{place}{rest}" if rest != error.detail else f"{place}: {rest}")
+    return BenchmarkDataError(
+        f"{location}{rest}" if rest != error.detail else f"{location}: {rest}"
+    )

@@ -9,18 +9,18 @@ from typing import Any
 
 from rm_core.catalog.entries import load_sources
 from serve.errors import EvaluationError
-from serve.escaping import escaped_line
+from serve.escaping import escape_line
 from serve.evaluation.artifacts import read_summary
-from serve.evaluation.console import percent, print_table
+from serve.evaluation.console import format_percent, print_table
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
-from serve.evaluation.published import published_rows
+from serve.evaluation.published import iter_published_rows
 
 LOCAL = "here"
-_LEADING = {"judgebench": MEAN_OF_SECTIONS}
+_SORT_METRICS = {"judgebench": MEAN_OF_SECTIONS}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LeaderboardRow:
     """One line of the board.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place:
     notes: Mapping[str, str]
 
 
-def board(benchmark: str, folders: Iterable[Path]) -> list[Place]:
+def build_leaderboard(benchmark: str, folders: Iterable[Path]) -> list[LeaderboardRow]:
     """The best first; then partial results, and what has no overall figure.
 
     Args:
@@ -52,7 +52,7 @@ def board(benchmark: str, folders: Iterable[Path]) -> list[Place]:
     """
     sources = load_sources()
     places = [
-        Place(
+        LeaderboardRow(
             row.model,
             {metric.name: metric.value for metric in row.metrics.values()},
             sources[row.source],
@@ -60,57 +60,57 @@ def board(benchmark: str, folders: Iterable[Path]) -> list[Place]:
             (),
             {metric.name: metric.note for metric in row.metrics.values() if metric.note},
         )
-        for row in published_rows(benchmark)
+        for row in iter_published_rows(benchmark)
     ]
     for folder in folders:
-        places += [_local(benchmark, found) for found in _evaluations(folder)]
-    leading = leading_figure(benchmark)
+        places += [_read_local_row(benchmark, found) for found in _find_evaluations(folder)]
+    leading = get_sort_metric(benchmark)
 
-    def order(place: Place) -> tuple[bool, bool, float]:
+    def order(place: LeaderboardRow) -> tuple[bool, bool, float]:
         value = place.figures.get(leading)
         return bool(place.missing), value is None, -(value or 0.0)
 
     return sorted(places, key=order)
 
 
-def leading_figure(benchmark: str) -> str:
+def get_sort_metric(benchmark: str) -> str:
     """What a board is sorted by."""
-    return _LEADING.get(benchmark, OVERALL)
+    return _SORT_METRICS.get(benchmark, OVERALL)
 
 
-def print_board(title: str, benchmark: str, places: Sequence[Place]) -> None:
+def print_leaderboard(title: str, benchmark: str, rows: Sequence[LeaderboardRow]) -> None:
     """The board as a table, percent; below it the notes of its figures."""
-    leading = leading_figure(benchmark)
-    names = list(dict.fromkeys([leading, *(name for place in places for name in place.figures)]))
+    leading = get_sort_metric(benchmark)
+    names = list(dict.fromkeys([leading, *(name for place in rows for name in place.figures)]))
     print_table(
         title,
         ["model", *(name.replace("_", " ") for name in names), "source"],
         (
             [
-                _called(place),
-                *(percent(place.figures.get(n)) for n in names),
+                _format_model(place),
+                *(format_percent(place.figures.get(n)) for n in names),
                 place.folder or place.source,
             ]
-            for place in places
+            for place in rows
         ),
     )
-    for place in places:
+    for place in rows:
         if place.missing:
-            print(escaped_line(f"{place.model} (partial): {'; '.join(place.missing)}"))
+            print(escape_line(f"{place.model} (partial): {'; '.join(place.missing)}"))
 
 
-def as_json(places: Iterable[Place]) -> list[dict[str, Any]]:
+def to_dicts(rows: Iterable[LeaderboardRow]) -> list[dict[str, Any]]:
     """The board as plain data."""
-    return [asdict(place) for place in places]
+    return [asdict(place) for place in rows]
 
 
-def _called(place: Place) -> str:
-    if place.folder is None:
-        return place.model
-    return f"> {place.model}" + (" (partial)" if place.missing else "")
+def _format_model(row: LeaderboardRow) -> str:
+    if row.folder is None:
+        return row.model
+    return f"> {row.model}" + (" (partial)" if row.missing else "")
 
 
-def _evaluations(folder: Path) -> list[Path]:
+def _find_evaluations(folder: Path) -> list[Path]:
     if folder.is_dir() and not (folder / "summary.json").exists():
         below = sorted(path.parent for path in folder.glob("*/summary.json"))
         if below:
@@ -118,7 +118,7 @@ def _evaluations(folder: Path) -> list[Path]:
     return [folder]
 
 
-def _local(benchmark: str, folder: Path) -> Place:
+def _read_local_row(benchmark: str, folder: Path) -> LeaderboardRow:
     summary = read_summary(folder)
     if summary["benchmark"] != benchmark:
         raise EvaluationError(
@@ -132,7 +132,7 @@ def _local(benchmark: str, folder: Path) -> Place:
     }
     failed = len(summary.get("failed", []))
     lacks = [f"{failed:,} items could not be scored"] * bool(failed) + summary.get("missing", [])
-    return Place(
+    return LeaderboardRow(
         model=summary["model"],
         figures={name: value for name, value in figures.items() if value is not None},
         source=LOCAL,

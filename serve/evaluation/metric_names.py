@@ -9,11 +9,11 @@ MEAN_OF_SECTIONS = "mean_of_sections"
 DIFFICULTY = "difficulty"
 
 
-def named_figures(figures: BenchmarkResult) -> dict[str, float | None]:
+def collect_metrics(result: BenchmarkResult) -> dict[str, float | None]:
     """The figures that a table shows: overall first, then sections, then difficulties."""
-    named: dict[str, float | None] = {OVERALL: figures.overall}
-    if MEAN_OF_SECTIONS in figures.extra:
-        named[MEAN_OF_SECTIONS] = figures.extra[MEAN_OF_SECTIONS]
-    named |= {name: part.score for name, part in figures.sections.items()}
-    named |= figures.extra.get(DIFFICULTY, {})
+    named: dict[str, float | None] = {OVERALL: result.overall}
+    if MEAN_OF_SECTIONS in result.extra:
+        named[MEAN_OF_SECTIONS] = result.extra[MEAN_OF_SECTIONS]
+    named |= {name: part.score for name, part in result.sections.items()}
+    named |= result.extra.get(DIFFICULTY, {})
     return named

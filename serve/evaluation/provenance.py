@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_core.benchmarks.base import Benchmark
-from serve.evaluation.data import Data
-from serve.evaluation.runner import Rewards, item_lines
+from serve.evaluation.data import BenchmarkData
+from serve.evaluation.runner import ItemRewards, encode_items
 
 _TIES = {
     "rewardbench2": "a shared best place counts in part; wrong in Ties",
     "judgebench": "read as B>A",
 }
-_OF_SCORING = (
+_SCORING_KEYS = (
     "truncation",
     "max_length",
     "num_truncated",
@@ -27,7 +27,9 @@ _OF_SCORING = (
 )
 
 
-def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any]:
+def collect_provenance(
+    benchmark: Benchmark, data: BenchmarkData, rewards: ItemRewards
+) -> dict[str, Any]:
     """What was used, by name, as JSON data.
 
     Args:
@@ -37,11 +39,11 @@ def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any
     """
     used: dict[str, Any] = {
         "data": data.name,
-        "items_sha256": digest_of(data),
+        "items_sha256": compute_digest(data),
         "ties": _TIES.get(benchmark.name, "wrong"),
         **benchmark.options.to_dict(),
     }
-    if scored_by := rewards.scored_by:
+    if scored_by := rewards.provenance:
         model = scored_by.model
         used |= {
             "truncation": scored_by.truncation,
@@ -50,26 +52,26 @@ def used_of(benchmark: Benchmark, data: Data, rewards: Rewards) -> dict[str, Any
             "bos": "exactly one",
             **model.fingerprint.as_dict(),
         }
-    used["official"] = official(benchmark)
+    used["official"] = describe_protocol(benchmark)
     return used
 
 
-def official(benchmark: Benchmark) -> str:
+def describe_protocol(benchmark: Benchmark) -> str:
     """How the benchmark's own runner prepares text, in words."""
     how = benchmark.official_protocol
     length = "the model's longest length" if how.max_length is None else f"{how.max_length} tokens"
     return f"{length}, truncation {how.truncation}, {how.dtype} ({how.source})"
 
 
-def carried_over(summary: Mapping[str, Any]) -> dict[str, Any]:
+def inherit_provenance(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What an earlier evaluation of the same rewards says of how they were scored."""
     used = summary.get("used", {})
-    return {name: used[name] for name in _OF_SCORING if name in used}
+    return {name: used[name] for name in _SCORING_KEYS if name in used}
 
 
-def digest_of(data: Data) -> str:
+def compute_digest(data: BenchmarkData) -> str:
     """The same for the same items in the same order, wherever they were read from."""
     digest = hashlib.sha256()
-    for line in item_lines(data.items):
+    for line in encode_items(data.items):
         digest.update(line)
     return digest.hexdigest()

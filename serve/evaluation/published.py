@@ -13,17 +13,17 @@ from rm_core import find_entry, load_catalog, load_not_served
 from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
 from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_sources
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
-from serve.evaluation.result import Compared
+from serve.evaluation.result import MetricComparison
 
 _BEST_OF_N = "best-of-n"
 _SCALE = {"percent": 100.0, "fraction": 1.0}
 # What others print as a benchmark's figure, where ours has another name.
-_OURS: Mapping[tuple[str, str], tuple[str, str]] = {
+_METRIC_ALIASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("judgebench", OVERALL): (MEAN_OF_SECTIONS, "the plain mean of the four categories"),
 }
 
 
-class Metric(NamedTuple):
+class PublishedMetric(NamedTuple):
     """A published figure.
 
     Attributes:
@@ -37,7 +37,7 @@ class Metric(NamedTuple):
     note: str
 
 
-class Row(NamedTuple):
+class PublishedRow(NamedTuple):
     """What one source publishes of one model.
 
     Attributes:
@@ -48,20 +48,20 @@ class Row(NamedTuple):
 
     model: str
     source: str
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, PublishedMetric]
 
 
-def published_rows(benchmark: str) -> Iterator[Row]:
+def iter_published_rows(benchmark: str) -> Iterator[PublishedRow]:
     """All that the catalogue has of a benchmark, also of what is not served."""
     for entry in load_catalog():
-        yield from _rows(entry.id, benchmark, entry.published)
+        yield from _iter_rows(entry.id, benchmark, entry.published)
     for other in load_not_served():
-        yield from _rows(other.id, benchmark, other.published)
+        yield from _iter_rows(other.id, benchmark, other.published)
 
 
-def compared(
-    benchmark: Benchmark, names: Iterable[str], figures: BenchmarkResult
-) -> tuple[Compared, ...]:
+def compare_with_published(
+    benchmark: Benchmark, names: Iterable[str], result: BenchmarkResult
+) -> tuple[MetricComparison, ...]:
     """Our figures beside the published ones of the same checkpoint.
 
     Args:
@@ -77,15 +77,15 @@ def compared(
         return ()
     sources = load_sources()
     found = []
-    for row in _rows(entry.id, benchmark.name, entry.published):
+    for row in _iter_rows(entry.id, benchmark.name, entry.published):
         for index, metric in enumerate(row.metrics.values()):
             reasons = [metric.note] if metric.note else []
             if index == 0:
-                reasons += _known_issues(entry, benchmark)
+                reasons += _find_known_issues(entry, benchmark)
             found.append(
-                Compared(
+                MetricComparison(
                     metric=metric.name,
-                    ours=whole_figure(figures, metric.name),
+                    ours=get_complete_metric(result, metric.name),
                     published=metric.value,
                     source=sources[row.source],
                     note=" ".join(_sentence(reason) for reason in reasons),
@@ -94,47 +94,51 @@ def compared(
     return tuple(found)
 
 
-def whole_figure(figures: BenchmarkResult, name: str) -> float | None:
+def get_complete_metric(result: BenchmarkResult, name: str) -> float | None:
     """One of our figures, if it covers all that its name means.
 
     Args:
         figures: ours.
         name: `overall`, or a section, subset, difficulty, or a figure of `more`.
     """
-    parts = {**figures.subsets, **figures.sections}
+    parts = {**result.subsets, **result.sections}
     if name in parts:
-        return _whole(parts[name], figures)
+        return _get_complete_score(parts[name], result)
     if name == _BEST_OF_N:
-        halves = [part for key, part in figures.sections.items() if key.startswith(f"{name}/")]
-        values = [value for half in halves if (value := _whole(half, figures)) is not None]
+        halves = [part for key, part in result.sections.items() if key.startswith(f"{name}/")]
+        values = [
+            value for half in halves if (value := _get_complete_score(half, result)) is not None
+        ]
         return sum(values) / 2 if len(values) == 2 else None
-    if figures.missing:
+    if result.missing:
         return None
     if name == OVERALL:
-        return figures.overall
-    value = {**figures.extra, **figures.extra.get(DIFFICULTY, {})}.get(name)
+        return result.overall
+    value = {**result.extra, **result.extra.get(DIFFICULTY, {})}.get(name)
     return value if isinstance(value, float) else None
 
 
-def _whole(part: SubsetScore, figures: BenchmarkResult) -> float | None:
-    if part.num_expected is None:
-        return None if figures.missing else part.score
-    return part.score if part.num_items == part.num_expected else None
+def _get_complete_score(subset: SubsetScore, result: BenchmarkResult) -> float | None:
+    if subset.num_expected is None:
+        return None if result.missing else subset.score
+    return subset.score if subset.num_items == subset.num_expected else None
 
 
-def _rows(model: str, benchmark: str, published: Iterable[PublishedResult]) -> Iterator[Row]:
-    by_source: dict[str, dict[str, Metric]] = {}
+def _iter_rows(
+    model: str, benchmark: str, published: Iterable[PublishedResult]
+) -> Iterator[PublishedRow]:
+    by_source: dict[str, dict[str, PublishedMetric]] = {}
     for one in published:
         if one.benchmark == benchmark:
-            name, about = _OURS.get((benchmark, one.metric), (one.metric, ""))
+            name, about = _METRIC_ALIASES.get((benchmark, one.metric), (one.metric, ""))
             note = "; ".join(dict.fromkeys(text for text in (one.note, about) if text))
             metrics = by_source.setdefault(one.source, {})
-            metrics[name] = Metric(name, one.value / _SCALE[one.unit], note)
+            metrics[name] = PublishedMetric(name, one.value / _SCALE[one.unit], note)
     for source, metrics in by_source.items():
-        yield Row(model, source, metrics)
+        yield PublishedRow(model, source, metrics)
 
 
-def _known_issues(entry: CatalogEntry, benchmark: Benchmark) -> list[str]:
+def _find_known_issues(entry: CatalogEntry, benchmark: Benchmark) -> list[str]:
     # `RewardBench` is the start of `RewardBench 2` too.
     named = re.compile(rf"\b{re.escape(benchmark.title)}(?! \d)\b")
     texts = [str(issue.value) for issue in entry.known_issues if issue.value]

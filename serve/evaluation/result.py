@@ -12,7 +12,7 @@ from serve.jobs.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class MetricComparison:
     """One of our figures beside a published one of the same checkpoint.
 
     Attributes:
@@ -48,9 +48,9 @@ class Evaluation:
 
     benchmark: Benchmark
     model: str
-    figures: BenchmarkResult
-    scored: tuple[ScoredItem, ...]
-    failed: tuple[tuple[Item, ScoreError], ...] = ()
-    used: Mapping[str, Any] = field(default_factory=dict)
-    compared: tuple[Compared, ...] = ()
+    result: BenchmarkResult
+    scored_items: tuple[ScoredItem, ...]
+    failed_items: tuple[tuple[Item, ScoreError], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: tuple[MetricComparison, ...] = ()
     summary: Summary | None = None

@@ -1,6 +1,6 @@
 """Items to rewards: one job of `skyreward score`, kept in the folder of the evaluation.
 
-Start at `score_items`. The items are the job's input and its output has their rewards, so a second
+Start at `run_scoring_job`. The items are the job's input and its output has their rewards, so a second
 start goes on where the first one ended, and one that is done scores nothing.
 """
 
@@ -17,27 +17,27 @@ from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
 from rm_core.benchmarks.base import Item, ItemKey, Preference
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
-from serve.jobs.atomic_io import read_regular, write_durably
-from serve.jobs.command import Ways
-from serve.jobs.executors.base import ModelCarrier, ScoringModel
+from serve.jobs.atomic_io import read_regular_file, write_atomically
+from serve.jobs.command import ExecutorOptions
+from serve.jobs.executors.base import ModelExecutor, ScoringModel
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
-from serve.jobs.model_options import model_config
+from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.state import JobFolder
 from serve.jobs.summary import Summary
 
 ITEMS = "items.jsonl"
 REWARDS = "rewards.jsonl"
-SCORED_BY = "scored_by.json"
+PROVENANCE = "scored_by.json"
 # Rows hold up to 32 responses: what a stop waits for, and a kill costs, should be little.
 _CHUNK_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredBy:
+class ScoringProvenance:
     """How the rewards came about.
 
     Attributes:
@@ -50,13 +50,13 @@ class ScoredBy:
 
     def write(self, path: Path) -> None:
         """Keep it, durably."""
-        write_durably(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
-    def read(cls, path: Path) -> ScoredBy | None:
+    def read(cls, path: Path) -> ScoringProvenance | None:
         """What `write` kept; None where it is not there, or not whole."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            plain = json.loads(read_regular(path))
+            plain = json.loads(read_regular_file(path))
             model = plain["model"]
             fingerprint = Fingerprint(**model.pop("fingerprint"))
             return cls(ScoringModel(fingerprint=fingerprint, **model), plain["truncation"])
@@ -64,7 +64,7 @@ class ScoredBy:
 
 
 @dataclass(slots=True)
-class Rewards:
+class ItemRewards:
     """What became of the items.
 
     Attributes:
@@ -76,14 +76,14 @@ class Rewards:
     """
 
     by_key: dict[ItemKey, list[float]] = field(default_factory=dict)
-    failed: dict[ItemKey, ScoreError] = field(default_factory=dict)
+    errors: dict[ItemKey, ScoreError] = field(default_factory=dict)
     num_truncated: int | None = None
-    scored_by: ScoredBy | None = None
+    provenance: ScoringProvenance | None = None
     summary: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EvalContext:
     """What all jobs of one command share.
 
     Attributes:
@@ -96,9 +96,9 @@ class Run:
 
     truncation: Truncation
     overwrite: bool
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     progress: Progress
-    stopping: Stopping
+    shutdown: GracefulShutdown
 
 
 def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path:
@@ -114,7 +114,7 @@ def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path
         OSError: the folder cannot be written to.
     """
     path = folder / ITEMS
-    content = b"".join(item_lines(items))
+    content = b"".join(encode_items(items))
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return path
@@ -123,11 +123,11 @@ def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path
                 f"{folder} has an evaluation of other items; give another folder, or --overwrite "
                 "to replace it"
             )
-    write_durably(path, content)
+    write_atomically(path, content)
     return path
 
 
-def item_lines(items: Iterable[Item]) -> Iterator[bytes]:
+def encode_items(items: Iterable[Item]) -> Iterator[bytes]:
     """Each item as a line of JSON: a group of the job, and all else that makes it an item."""
     for item in items:
         plain = {
@@ -149,7 +149,7 @@ def read_items(path: Path) -> list[Item]:
     """
     try:
         with path.open(encoding="utf-8") as lines:
-            return [_item(json.loads(line)) for line in lines]
+            return [_parse_item(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
             f"the items of the evaluation cannot be read from {path} ({error}); run `skyreward "
@@ -157,7 +157,9 @@ def read_items(path: Path) -> list[Item]:
         ) from error
 
 
-def score_items(items: Path, folder: Path, ways: Ways, run: Run) -> Rewards:
+def run_scoring_job(
+    items: Path, folder: Path, executor_options: ExecutorOptions, context: EvalContext
+) -> ItemRewards:
     """Score what is left of the items; returns the rewards of all of them.
 
     Args:
@@ -170,78 +172,88 @@ def score_items(items: Path, folder: Path, ways: Ways, run: Run) -> Rewards:
         JobStoppedError: it was asked to stop.
         RewardError: it cannot begin or go on.
     """
-    plan = Plan(
+    plan = JobSpec(
         source=open_source(str(items)),
         output=folder / REWARDS,
-        truncation=run.truncation,
+        truncation=context.truncation,
         chunk_rows=_CHUNK_ROWS,
-        overwrite=run.overwrite,
-        asked=ways.asked,
+        overwrite=context.overwrite,
+        model_spec=executor_options.model_spec,
     )
     # A model here, or services: both can tell.
-    job_folder = JobFolder(plan.output, run.say)
-    carrier = cast(ModelCarrier, ways.carrier(job_folder, overwrite=run.overwrite))
-    kept = folder / SCORED_BY
+    job_folder = JobFolder(plan.output, context.notify)
+    carrier = cast(
+        ModelExecutor, executor_options.build_executor(job_folder, overwrite=context.overwrite)
+    )
+    kept = folder / PROVENANCE
     try:
         try:
-            job = Job(plan, carrier, run.say, run.progress, run.stopping)
+            job = Job(plan, carrier, context.notify, context.progress, context.shutdown)
             summary = job.run()
         finally:
-            if model := carrier.scoring_model():
-                ScoredBy(model, run.truncation).write(kept)
-        scored_by = ScoredBy.read(kept)
+            if model := carrier.get_scoring_model():
+                ScoringProvenance(model, context.truncation).write(kept)
+        scored_by = ScoringProvenance.read(kept)
         if scored_by is None:
-            with run.stopping.interrupting(carrier.patience_s is not None):
-                model = carrier.scoring_model(ask=True)
+            with context.shutdown.allow_interrupt(carrier.drain_timeout_s is not None):
+                model = carrier.get_scoring_model(fetch=True)
             if model:
-                scored_by = ScoredBy(model, run.truncation)
+                scored_by = ScoringProvenance(model, context.truncation)
                 scored_by.write(kept)
     finally:
         carrier.close()
     rewards = _read_rewards(plan.output)
-    rewards.scored_by, rewards.summary = scored_by, summary
+    rewards.provenance, rewards.summary = scored_by, summary
     return rewards
 
 
-def with_official_length(ways: Ways, max_length: int | None) -> Ways:
+def apply_official_length(
+    executor_options: ExecutorOptions, max_length: int | None
+) -> ExecutorOptions:
     """The same way with the benchmark's longest length, or the model's own if that is less.
 
     Args:
         ways: a model here whose own `max_length` may be chosen already, which wins.
         max_length: of the official runs.
     """
-    if ways.urls or max_length is None or ways.model.get("max_length") is not None:
-        return ways
-    positions = open_checkpoint(model_config(**ways.model)).max_positions
-    return replace(ways, model={**ways.model, "max_length": min(max_length, positions)})
+    if (
+        executor_options.urls
+        or max_length is None
+        or executor_options.model.get("max_length") is not None
+    ):
+        return executor_options
+    positions = open_checkpoint(build_model_config(**executor_options.model)).max_positions
+    return replace(
+        executor_options, model={**executor_options.model, "max_length": min(max_length, positions)}
+    )
 
 
-def alias_of(ways: Ways) -> str | None:
+def get_alias(executor_options: ExecutorOptions) -> str | None:
     """The model's name in requests; None where only its service knows."""
-    if ways.urls:
-        return ways.served
-    return ModelSettings.model_validate(ways.model["model"]).alias
+    if executor_options.urls:
+        return executor_options.served_model
+    return ModelSettings.model_validate(executor_options.model["model"]).alias
 
 
-def _read_rewards(output: Path) -> Rewards:
-    found = Rewards(num_truncated=0)
-    for record in _records(output):
+def _read_rewards(output: Path) -> ItemRewards:
+    found = ItemRewards(num_truncated=0)
+    for record in _iter_records(output):
         key = (record["id"], record["subset"])
         if error := record.get("error"):
-            found.failed[key] = ScoreError(error["code"], error["message"])
+            found.errors[key] = ScoreError(error["code"], error["message"])
         else:
             found.by_key[key] = record["rewards"]
         found.num_truncated = (found.num_truncated or 0) + bool(record.get("truncated"))
     return found
 
 
-def _records(output: Path) -> Iterator[Mapping[str, Any]]:
+def _iter_records(output: Path) -> Iterator[Mapping[str, Any]]:
     with output.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
-def _item(plain: Mapping[str, Any]) -> Item:
+def _parse_item(plain: Mapping[str, Any]) -> Item:
     return Item(
         id=plain["id"],
         subset=plain["subset"],

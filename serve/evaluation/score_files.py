@@ -14,16 +14,16 @@ from typing import Any
 
 from rm_core import ScoreError
 from rm_core.benchmarks.base import Item, ItemKey, ScoredItem
-from serve.errors import ScoresError
-from serve.jobs.atomic_io import write_durably
-from serve.jobs.inputs.io import opened
-from serve.jobs.inputs.jsonl import parse_line, split_lines, too_long
+from serve.errors import ScoreFileError
+from serve.jobs.atomic_io import write_atomically
+from serve.jobs.inputs.io import open_decompressed
+from serve.jobs.inputs.jsonl import parse_line, row_too_long_error, split_lines
 
 SCORES = "scores.jsonl"
-_MAX_SHOWN = 60
+_MAX_VALUE_CHARS = 60
 
 
-def write_scores(path: Path, scored: Iterable[ScoredItem]) -> None:
+def write_scores(path: Path, scored_items: Iterable[ScoredItem]) -> None:
     """Write the rewards of items, in their order."""
     lines = (
         json.dumps(
@@ -31,9 +31,9 @@ def write_scores(path: Path, scored: Iterable[ScoredItem]) -> None:
             ensure_ascii=False,
             allow_nan=False,
         )
-        for one in scored
+        for one in scored_items
     )
-    write_durably(path, "".join(f"{line}\n" for line in lines).encode())
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]:
@@ -53,82 +53,90 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]
     rewards: dict[ItemKey, list[float]] = {}
     lines: dict[ItemKey, int] = {}
     number = 0
-    with opened(path, 0) as file:
+    with open_decompressed(path, 0) as file:
         for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue
             place = f"{path}, line {number}"
-            record = _record(line, size, place)
-            item = _item(record, items_by_id, place)
+            record = _parse_record(line, size, place)
+            item = _find_item(record, items_by_id, place)
             if item.key in rewards:
-                raise ScoresError(
-                    f"{place}: {_named(item)} had rewards in line {lines[item.key]} already; leave "
+                raise ScoreFileError(
+                    f"{place}: {_describe_item(item)} had rewards in line {lines[item.key]} already; leave "
                     "one of the two lines out"
                 )
-            rewards[item.key] = _rewards(record, item, place)
+            rewards[item.key] = _read_rewards(record, item, place)
             lines[item.key] = number
     if not rewards:
-        raise ScoresError(f"{path} has {number} lines and no rewards; give a line for each item")
+        raise ScoreFileError(f"{path} has {number} lines and no rewards; give a line for each item")
     return rewards
 
 
-def _record(line: bytes, size: int, place: str) -> Mapping[str, Any]:
+def _parse_record(line: bytes, size: int, location: str) -> Mapping[str, Any]:
     # NaN is read, for a message that names the item.
-    parsed = too_long("line", line, size) if size > len(line) else parse_line(line, finite=False)
+    parsed = (
+        row_too_long_error("line", line, size)
+        if size > len(line)
+        else parse_line(line, finite=False)
+    )
     record = parsed[0]
     if isinstance(record, ScoreError):
-        raise ScoresError(f"{place}: {record.message}")
+        raise ScoreFileError(f"{location}: {record.message}")
     if not isinstance(record, Mapping):
-        raise ScoresError(
-            f"{place}: it must be an object with `id`, `subset` and `rewards`, and is "
-            f"{_shown(record)}"
+        raise ScoreFileError(
+            f"{location}: it must be an object with `id`, `subset` and `rewards`, and is "
+            f"{_format_value(record)}"
         )
     for name in ("id", "rewards"):
         if record.get(name) is None:
             there = ", ".join(f"`{key}`" for key in record) or "nothing"
-            raise ScoresError(f"{place}: there is no `{name}`; there is {there}")
+            raise ScoreFileError(f"{location}: there is no `{name}`; there is {there}")
     return record
 
 
-def _item(record: Mapping[str, Any], items_by_id: Mapping[str, list[Item]], place: str) -> Item:
+def _find_item(
+    record: Mapping[str, Any], items_by_id: Mapping[str, list[Item]], location: str
+) -> Item:
     given, subset = record["id"], record.get("subset")
     if isinstance(given, bool) or not isinstance(given, str | int):
-        raise ScoresError(f"{place}: `id` must be text or a whole number, and is {_shown(given)}")
+        raise ScoreFileError(
+            f"{location}: `id` must be text or a whole number, and is {_format_value(given)}"
+        )
     with_id = items_by_id.get(str(given), [])
     found = [item for item in with_id if subset is None or item.subset == subset]
     if len(found) == 1:
         return found[0]
     if not with_id:
-        raise ScoresError(f"{place}: no item of the data has the id {_shown(given)}")
+        raise ScoreFileError(f"{location}: no item of the data has the id {_format_value(given)}")
     subsets = ", ".join(repr(item.subset) for item in with_id[:8])
     if not found:
-        raise ScoresError(
-            f"{place}: no item with the id {_shown(given)} has the subset {_shown(subset)}; it has "
+        raise ScoreFileError(
+            f"{location}: no item with the id {_format_value(given)} has the subset {_format_value(subset)}; it has "
             f"{subsets}"
         )
-    raise ScoresError(
-        f"{place}: {len(found)} items have the id {_shown(given)}; say by `subset` which one it "
+    raise ScoreFileError(
+        f"{location}: {len(found)} items have the id {_format_value(given)}; say by `subset` which one it "
         f"is: {subsets}"
     )
 
 
-def _rewards(record: Mapping[str, Any], item: Item, place: str) -> list[float]:
+def _read_rewards(record: Mapping[str, Any], item: Item, location: str) -> list[float]:
     rewards = record["rewards"]
     if not isinstance(rewards, list) or len(rewards) != len(item.responses):
-        came = f"{len(rewards)} rewards" if isinstance(rewards, list) else _shown(rewards)
-        raise ScoresError(
-            f"{place}: {_named(item)} has {len(item.responses)} responses, so `rewards` must be a "
+        came = f"{len(rewards)} rewards" if isinstance(rewards, list) else _format_value(rewards)
+        raise ScoreFileError(
+            f"{location}: {_describe_item(item)} has {len(item.responses)} responses, so `rewards` must be a "
             f"list of {len(item.responses)} numbers, and is {came}"
         )
     for index, reward in enumerate(rewards):
         if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise ScoresError(
-                f"{place}: reward {index} of {_named(item)} is {_shown(reward)}; it must be a "
+            raise ScoreFileError(
+                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; it must be a "
                 "number"
             )
         if not _is_finite(reward):
-            raise ScoresError(
-                f"{place}: reward {index} of {_named(item)} is {_shown(reward)}; NaN and infinite "
+            raise ScoreFileError(
+                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; NaN and infinite "
                 "numbers order nothing: leave the line out, and the result is marked as partial"
             )
     return [float(reward) for reward in rewards]
@@ -141,10 +149,10 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-def _named(item: Item) -> str:
+def _describe_item(item: Item) -> str:
     return f"item {item.id!r} of {item.subset!r}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."

@@ -15,30 +15,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-TEMPORARY = ".partial"
+TEMP_SUFFIX = ".partial"
 # The last one is what a limit on the size of files gives.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 20
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` in the place of a file, at once.
 
     Raises:
         OSError: it cannot be written; the file is what it was before.
     """
-    with replacing(path) as file:
+    with open_atomic(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` if the block succeeds.
 
     Raises:
         OSError: it cannot be written; `path` is what it was before.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(path.name + TEMP_SUFFIX)
     temporary.unlink(missing_ok=True)
     # Made here or not at all: somebody else's link of that name is not written through.
     file = temporary.open("xb+")
@@ -64,7 +64,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_regular(path: Path, max_bytes: int = 256 << 20) -> bytes:
+def read_regular_file(path: Path, max_bytes: int = 256 << 20) -> bytes:
     """The content of a regular file that is not too large.
 
     Raises:
@@ -80,12 +80,12 @@ def read_regular(path: Path, max_bytes: int = 256 << 20) -> bytes:
         return file.read()
 
 
-def is_no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether the disk, a quota or a limit on sizes is what made a write fail."""
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
-def sha256_of(path: Path, told: Callable[[int], None] | None = None) -> str:
+def compute_file_sha256(path: Path, on_read: Callable[[int], None] | None = None) -> str:
     """Digest of a file.
 
     Args:
@@ -96,6 +96,6 @@ def sha256_of(path: Path, told: Callable[[int], None] | None = None) -> str:
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
-            if told:
-                told(len(piece))
+            if on_read:
+                on_read(len(piece))
     return digest.hexdigest()

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
-from serve.jobs.atomic_io import write_durably
+from serve.jobs.atomic_io import write_atomically
 from serve.jobs.inputs.source import Position
-from serve.jobs.record_schema import Shape
-from serve.jobs.row_results import every_warning, first_failure
+from serve.jobs.record_schema import RecordKind
+from serve.jobs.row_results import collect_warnings, find_first_error
 from serve.jobs.summary import Summary
 
 Result: TypeAlias = Reward | ScoreError
@@ -36,7 +36,7 @@ class RowResults(NamedTuple):
         warnings: about how its record was read; those of rewards are with them.
     """
 
-    shape: Shape | None
+    kind: RecordKind | None
     results: list[Result]
     error: ScoreError | None = None
     warnings: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ class RowResults(NamedTuple):
     @property
     def all_warnings(self) -> list[str]:
         """What the row's `warnings` column says: of the record, then of its rewards."""
-        return every_warning(self.warnings, self.results)
+        return collect_warnings(self.warnings, self.results)
 
     @property
     def failure(self) -> ScoreError | None:
         """What the row's `error` column says: of the row, or of the first that failed in it."""
         if self.error:
             return self.error
-        return first_failure(self.shape, self.results)
+        return find_first_error(self.kind, self.results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class ChunkResult:
     """A chunk that is done.
 
     Attributes:
@@ -83,10 +83,10 @@ class Finished:
 
     span: Span
     rows: Sequence[RowResults]
-    figures: Summary
+    summary: Summary
 
 
-class DamagedError(Exception):
+class CorruptStateError(Exception):
     """A file of the job that is not as it was written; its text says how."""
 
 
@@ -95,7 +95,7 @@ def chunk_path(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:06d}.json.gz"
 
 
-def write_chunk(folder: Path, job: str, finished: Finished) -> None:
+def write_chunk(folder: Path, job_id: str, result: ChunkResult) -> None:
     """Keep a chunk, durably.
 
     Args:
@@ -103,19 +103,19 @@ def write_chunk(folder: Path, job: str, finished: Finished) -> None:
         job: digest of what the job is pinned to.
         finished: the chunk.
     """
-    body = _body(finished.rows)
+    body = _body(result.rows)
     header = {
-        "job": job,
-        **asdict(finished.span),
-        "figures": finished.figures.as_json(),
+        "job": job_id,
+        **asdict(result.span),
+        "figures": result.summary.as_json(),
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     content = json.dumps(header).encode() + b"\n" + body
-    path = chunk_path(folder, finished.span.chunk)
-    write_durably(path, gzip.compress(content, _LEVEL, mtime=0))
+    path = chunk_path(folder, result.span.chunk)
+    write_atomically(path, gzip.compress(content, _LEVEL, mtime=0))
 
 
-def read_chunk(folder: Path, job: str, chunk: int) -> Finished:
+def read_chunk(folder: Path, job_id: str, chunk: int) -> ChunkResult:
     """What `write_chunk` kept.
 
     Raises:
@@ -125,24 +125,24 @@ def read_chunk(folder: Path, job: str, chunk: int) -> Finished:
     try:
         first, _, body = gzip.decompress(chunk_path(folder, chunk).read_bytes()).partition(b"\n")
         header = json.loads(first)
-        if header.pop("job") != job:
-            raise DamagedError("it belongs to another job")
+        if header.pop("job") != job_id:
+            raise CorruptStateError("it belongs to another job")
         if header.pop("sha256") != hashlib.sha256(body).hexdigest():
-            raise DamagedError("its digest is wrong")
+            raise CorruptStateError("its digest is wrong")
         figures = Summary.from_json(header.pop("figures"))
         span = Span(**{**header, "end": Position(*header["end"])})
         rows = [_read_row(row) for row in json.loads(body)]
-    except (FileNotFoundError, DamagedError):
+    except (FileNotFoundError, CorruptStateError):
         raise
     # Anything may stand in a damaged file, and so fail in any way.
     except Exception as error:
-        raise DamagedError(f"it cannot be read ({type(error).__name__}: {error})") from error
+        raise CorruptStateError(f"it cannot be read ({type(error).__name__}: {error})") from error
     if span.num_rows != len(rows) or span.chunk != chunk:
-        raise DamagedError("it does not hold what its header says")
-    return Finished(span, rows, figures)
+        raise CorruptStateError("it does not hold what its header says")
+    return ChunkResult(span, rows, figures)
 
 
-def result_text(result: Result) -> str:
+def encode_result(result: Result) -> str:
     """A result as JSON. Rewards come back to the last bit: `repr` of a float does."""
     if isinstance(result, ScoreError):
         return json.dumps({"code": result.code, "message": result.message})
@@ -153,8 +153,8 @@ def result_text(result: Result) -> str:
     return f"[{result.reward!r},{result.num_tokens}]"
 
 
-def read_result(value: Any) -> Result:
-    """What `result_text` wrote, as `json` reads it."""
+def decode_result(value: Any) -> Result:
+    """What `encode_result` wrote, as `json` reads it."""
     if isinstance(value, dict):
         return ScoreError(**value)
     if len(value) == 2:
@@ -169,10 +169,10 @@ def _body(rows: Sequence[RowResults]) -> bytes:
 
 
 def _row_text(row: RowResults) -> str:
-    shape = f'"{row.shape}"' if row.shape else "null"
+    shape = f'"{row.kind}"' if row.kind else "null"
     if row.error:
-        return f"[{shape},{result_text(row.error)},true]"
-    results = ",".join(map(result_text, row.results))
+        return f"[{shape},{encode_result(row.error)},true]"
+    results = ",".join(map(encode_result, row.results))
     warnings = f",{json.dumps(row.warnings)}" if row.warnings else ""
     return f"[{shape},[{results}]{warnings}]"
 
@@ -182,4 +182,4 @@ def _read_row(value: list[Any]) -> RowResults:
     if more == [True]:
         return RowResults(shape, [], ScoreError(**results))
     warnings = tuple(more[0]) if more else ()
-    return RowResults(shape, [read_result(result) for result in results], warnings=warnings)
+    return RowResults(shape, [decode_result(result) for result in results], warnings=warnings)

@@ -14,15 +14,15 @@ from typing import NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import ChatJson
-from serve.jobs.chunk_files import Finished, Result, RowResults, Span
+from serve.jobs.chunk_files import ChunkResult, Result, RowResults, Span
 from serve.jobs.columns import Columns
-from serve.jobs.dedup_store import Digest, Known, SeenStore, digest_of
-from serve.jobs.executors.base import Scored
+from serve.jobs.dedup_store import DedupStore, Digest, KnownResult, compute_digest
+from serve.jobs.executors.base import ScoreBatchResult
 from serve.jobs.inputs.source import Row
-from serve.jobs.record_schema import Shape, read_work
+from serve.jobs.record_schema import RecordKind, try_parse_record
 from serve.jobs.summary import Summary
 
-Submit: TypeAlias = Callable[[Sequence[ChatJson]], "Future[Scored]"]
+Submit: TypeAlias = Callable[[Sequence[ChatJson]], "Future[ScoreBatchResult]"]
 
 MAX_CHUNK_BYTES = 8 * 2**20
 
@@ -37,7 +37,7 @@ class ParsedRow(NamedTuple):
         warnings: about how the record was read.
     """
 
-    shape: Shape | None
+    kind: RecordKind | None
     conversations: tuple[Digest | ScoreError, ...]
     error: ScoreError | None = None
     warnings: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Pending:
+class PendingChunk:
     """A chunk on its way.
 
     Attributes:
@@ -73,12 +73,12 @@ class Pending:
 
     span: Span
     rows: tuple[ParsedRow, ...]
-    own: tuple[Digest, ...]
-    known: dict[Digest, Known]
-    elsewhere: tuple[Digest, ...]
-    future: Future[Scored] | None = field(default=None)
+    own_digests: tuple[Digest, ...]
+    known_results: dict[Digest, KnownResult]
+    awaited_digests: tuple[Digest, ...]
+    future: Future[ScoreBatchResult] | None = field(default=None)
 
-    def finish(self, seen: SeenStore) -> tuple[Finished, dict[Digest, Result]]:
+    def finish(self, store: DedupStore) -> tuple[ChunkResult, dict[Digest, Result]]:
         """Wait for the results, put them into the rows, and keep them in the store.
 
         Chunks are finished in the order of their numbers.
@@ -92,20 +92,20 @@ class Pending:
         Raises:
             RewardError: the carrier failed.
         """
-        scored = self.future.result() if self.future else Scored([], 0)
-        mine: dict[Digest, Result] = dict(zip(self.own, scored.results, strict=True))
-        known = self.known | seen.find(self.elsewhere)
+        scored = self.future.result() if self.future else ScoreBatchResult([], 0)
+        mine: dict[Digest, Result] = dict(zip(self.own_digests, scored.results, strict=True))
+        known = self.known_results | store.find(self.awaited_digests)
         results = {digest: one.result for digest, one in known.items()} | mine
         # Scored before by this very chunk, whose file was lost.
         again = {digest for digest, one in known.items() if one.chunk == self.span.chunk}
-        rows = [_filled(row, results) for row in self.rows]
+        rows = [_fill_row(row, results) for row in self.rows]
         figures = _count(self.rows, rows, self.span.first_row, first=mine.keys() | again)
-        spent = seen.computed_tokens(self.span.chunk)
+        spent = store.get_num_computed_tokens(self.span.chunk)
         figures.num_computed_tokens = scored.num_computed_tokens if spent is None else spent
-        return Finished(self.span, rows, figures), mine
+        return ChunkResult(self.span, rows, figures), mine
 
 
-def cut(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
+def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
     """Rows in chunks: up to `max_rows`, and no more once they have `MAX_CHUNK_BYTES` together."""
     chunk: list[Row] = []
     size = 0
@@ -133,12 +133,14 @@ def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
         chunk=number,
         first_row=rows[0].number,
         num_rows=len(rows),
-        end=rows[-1].after,
+        end=rows[-1].next_position,
     )
     return Chunk(span, parsed, conversations)
 
 
-def send(chunk: Chunk, seen: SeenStore, on_its_way: set[Digest], submit: Submit) -> Pending:
+def submit_chunk(
+    chunk: Chunk, store: DedupStore, in_flight: set[Digest], submit: Submit
+) -> PendingChunk:
     """Have those conversations of a chunk scored that nobody has sent yet.
 
     Args:
@@ -147,19 +149,19 @@ def send(chunk: Chunk, seen: SeenStore, on_its_way: set[Digest], submit: Submit)
         on_its_way: conversations of the others; gets this chunk's own.
         submit: of a carrier.
     """
-    elsewhere = tuple(digest for digest in chunk.conversations if digest in on_its_way)
-    known = seen.find([digest for digest in chunk.conversations if digest not in on_its_way])
+    elsewhere = tuple(digest for digest in chunk.conversations if digest in in_flight)
+    known = store.find([digest for digest in chunk.conversations if digest not in in_flight])
     own = {
         digest: conversation
         for digest, conversation in chunk.conversations.items()
-        if digest not in on_its_way and digest not in known
+        if digest not in in_flight and digest not in known
     }
-    on_its_way.update(own)
+    in_flight.update(own)
     future = submit(list(own.values())) if own else None
-    return Pending(chunk.span, chunk.rows, tuple(own), known, elsewhere, future)
+    return PendingChunk(chunk.span, chunk.rows, tuple(own), known, elsewhere, future)
 
 
-def results_of(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]:
+def collect_results(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]:
     """The result of each conversation of a chunk that is done."""
     return {
         mark: result
@@ -170,25 +172,25 @@ def results_of(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]
 
 
 def _parse(row: Row, columns: Columns, conversations: dict[Digest, ChatJson]) -> ParsedRow:
-    work = read_work(row.record, columns)
+    work = try_parse_record(row.record, columns)
     if work.error:
-        return ParsedRow(work.shape, (), work.error)
+        return ParsedRow(work.kind, (), work.error)
     marks: list[Digest | ScoreError] = []
     for conversation in work.conversations:
         if isinstance(conversation, ScoreError):
             marks.append(conversation)
             continue
-        digest = digest_of(conversation)
+        digest = compute_digest(conversation)
         conversations.setdefault(digest, conversation)
         marks.append(digest)
-    return ParsedRow(work.shape, tuple(marks), warnings=work.warnings)
+    return ParsedRow(work.kind, tuple(marks), warnings=work.warnings)
 
 
-def _filled(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
+def _fill_row(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
     if row.error:
-        return RowResults(row.shape, [], row.error)
+        return RowResults(row.kind, [], row.error)
     found = [c if isinstance(c, ScoreError) else results[c] for c in row.conversations]
-    return RowResults(row.shape, found, warnings=row.warnings)
+    return RowResults(row.kind, found, warnings=row.warnings)
 
 
 def _count(
@@ -206,8 +208,8 @@ def _count(
     unmet = set(first)
     for number, (before, row) in enumerate(zip(parsed, rows, strict=True), first_row):
         if failure := row.failure:
-            figures.failed(number, failure)
-        figures.warn(number, row.all_warnings)
+            figures.add_error(number, failure)
+        figures.add_warnings(number, row.all_warnings)
         for mark, result in zip(before.conversations, row.results, strict=True):
             if isinstance(result, Reward):
                 figures.num_conversations += 1

@@ -21,7 +21,7 @@ from typing import Any
 
 from rm_core import InvalidConversationError
 from rm_core.inputs.conversations import Messages
-from serve.jobs.columns import listed
+from serve.jobs.columns import format_names
 
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 """Names of the better answer of a pair."""
@@ -49,7 +49,7 @@ MEDIA = (
 )
 """Columns of what an answer is about and text does not hold."""
 _MEDIA = frozenset(MEDIA)
-NOT_READ = (
+MODEL_INPUT_COLUMNS = (
     *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
     *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
     *("context_messages", "system_message", "available_tools"),
@@ -57,7 +57,7 @@ NOT_READ = (
 """Columns that a format puts into what the model reads; warned of where they were not read."""
 
 
-def require_text(record: Mapping[str, Any]) -> None:
+def require_text_only(record: Mapping[str, Any]) -> None:
     """Return if a record, or a message, is about text alone.
 
     Raises:
@@ -68,13 +68,13 @@ def require_text(record: Mapping[str, Any]) -> None:
     media = [name for name in MEDIA if _is_filled(record.get(name))]
     if media:
         raise InvalidConversationError(
-            f"the record has {listed(media)}, and only text is scored; an answer about something "
+            f"the record has {format_names(media)}, and only text is scored; an answer about something "
             "that the model does not see would get a wrong reward. If the answer is not about it, "
-            f"leave the column aside: {_ignoring(media)}"
+            f"leave the column aside: {_format_ignore_options(media)}"
         )
 
 
-def explain_no_shape(record: Mapping[str, Any]) -> str:
+def explain_unknown_kind(record: Mapping[str, Any]) -> str:
     """What a record without a known shape is, and what to do."""
     if isinstance(record.get("fields"), Mapping):
         return (
@@ -87,16 +87,16 @@ def explain_no_shape(record: Mapping[str, Any]) -> str:
             "of steps, and a reward is given to a whole answer: join the steps into `response`"
         )
     prompts = [name for name in ("prompt", *PROMPTS) if name in record]
-    hint = f"; {listed(prompts)} has no answer with it" if prompts else ""
+    hint = f"; {format_names(prompts)} has no answer with it" if prompts else ""
     return (
         "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
-        f"or `prompt` and `responses`, or `prompt` and `response`; this one has {listed(record)}"
+        f"or `prompt` and `responses`, or `prompt` and `response`; this one has {format_names(record)}"
         f"{hint}: rename them, or name them by options such as --messages-column"
     )
 
 
-def warn_unread(
-    record: Mapping[str, Any], read: Collection[str], conversations: Sequence[Messages]
+def find_unread_warnings(
+    record: Mapping[str, Any], read_columns: Collection[str], conversations: Sequence[Messages]
 ) -> list[str]:
     """Warnings about columns that say what the model may have to read, and were not read.
 
@@ -107,17 +107,17 @@ def warn_unread(
     """
     unread = [
         name
-        for name in NOT_READ
+        for name in MODEL_INPUT_COLUMNS
         if name in record
-        and name not in read
+        and name not in read_columns
         and _is_filled(record[name])
         and not _is_repeated(name, record[name], conversations)
     ]
     if not unread:
         return []
     return [
-        f"column_not_read: {listed(unread)} may belong to what the model should read, and was not "
-        f"read; name the columns to read by options, or say {_ignoring(unread)}"
+        f"column_not_read: {format_names(unread)} may belong to what the model should read, and was not "
+        f"read; name the columns to read by options, or say {_format_ignore_options(unread)}"
     ]
 
 
@@ -151,22 +151,22 @@ def _is_filled(value: Any) -> bool:
     return value is not None and value is not False
 
 
-def _ignoring(names: Sequence[str]) -> str:
+def _format_ignore_options(names: Sequence[str]) -> str:
     return " ".join(f"--ignore-column {name}" for name in names)
 
 
-def find_pair(has: Callable[[str], bool]) -> tuple[str, str] | None:
+def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | None:
     """The columns with the two sides of a pair; None if there are no two.
 
     Args:
         has: whether there is a column of that name.
     """
-    chosen = [name for name in CHOSEN if has(name)]
-    rejected = [name for name in REJECTED if has(name)]
+    chosen = [name for name in CHOSEN if has_column(name)]
+    rejected = [name for name in REJECTED if has_column(name)]
     if chosen and rejected:
         return chosen[0], rejected[0]
     others = [name for name in rejected if name != "rejected"]
-    better = [name for name in ("messages", *RESPONSES) if has(name)]
+    better = [name for name in ("messages", *RESPONSES) if has_column(name)]
     return (better[0], others[0]) if others and better else None
 
 
@@ -176,7 +176,7 @@ def is_prompt(messages: Any) -> bool:
     return isinstance(last, Mapping) and last.get("role") in ("user", "tool")
 
 
-def is_whole(answer: Any) -> bool:
+def is_whole_conversation(answer: Any) -> bool:
     """Whether an answer is a whole conversation: messages that do not begin with the answer."""
     first = answer[0] if isinstance(answer, list) and answer else None
     return isinstance(first, Mapping) and first.get("role") in ("system", "user")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from rm_core import ChatFormatName, InvalidConversationError
 from serve.errors import JobInputError
 
-Transcripts: TypeAlias = Literal["auto", "read", "keep"]
+TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
 """Whether text that holds several turns is read as turns; see `serve.jobs.transcripts`."""
 
 
@@ -50,7 +50,7 @@ class Columns:
     history: str | None = None
     tools: str | None = None
     ignored: tuple[str, ...] = ()
-    transcripts: Transcripts = "auto"
+    transcripts: TranscriptMode = "auto"
     policy_template: ChatFormatName | None = None
 
     def __post_init__(self) -> None:
@@ -84,53 +84,53 @@ class Columns:
         return {**named, **others}
 
 
-AS_USUAL = Columns()
+DEFAULT_COLUMNS = Columns()
 
 
-def reach(record: Mapping[str, Any], path: str) -> Any:
+def get_path(record: Mapping[str, Any], path: str) -> Any:
     """The value at a path; see `Columns`.
 
     Raises:
         InvalidConversationError: there is none, or it is null.
     """
     try:
-        value = _reach(record, path)
+        value = _walk_path(record, path)
     except (LookupError, TypeError):
         value = None
     if value is None:
         raise InvalidConversationError(
-            f"the record has nothing at `{path}`, which an option names; it has {listed(record)}"
+            f"the record has nothing at `{path}`, which an option names; it has {format_names(record)}"
         )
     return value
 
 
-def reach_optional(record: Mapping[str, Any], path: str) -> Any:
+def get_optional_path(record: Mapping[str, Any], path: str) -> Any:
     """The value at a path, None where it is null.
 
     Raises:
         InvalidConversationError: there is no such column.
     """
     try:
-        return _reach(record, path)
+        return _walk_path(record, path)
     except (LookupError, TypeError):
-        return reach(record, path)
+        return get_path(record, path)
 
 
-def listed(names: Iterable[str]) -> str:
+def format_names(names: Iterable[str]) -> str:
     """The first of a caller's own names, which may be many and of any length."""
     every = [f"`{str(name)[:40]}`" for name in names]
     more = f" and {len(every) - 8} more" if len(every) > 8 else ""
     return (", ".join(every[:8]) or "no columns") + more
 
 
-def _reach(value: Any, path: str) -> Any:
+def _walk_path(value: Any, path: str) -> Any:
     head, _, rest = path.partition(".")
     if isinstance(value, Mapping):
         if path in value:
             return value[path]
-        return _reach(value[head], rest) if rest else value[head]
+        return _walk_path(value[head], rest) if rest else value[head]
     if isinstance(value, list):
         if head.isdecimal():
-            return _reach(value[int(head)], rest) if rest else value[int(head)]
-        return [_reach(item, path) for item in value]
+            return _walk_path(value[int(head)], rest) if rest else value[int(head)]
+        return [_walk_path(item, path) for item in value]
     raise TypeError(path)

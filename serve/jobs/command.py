@@ -12,16 +12,16 @@ from typing import Any
 from serve.errors import JobOutputError, JobStoppedError
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
-from serve.jobs.executors.base import Carrier
+from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.job import Job, require_report
-from serve.jobs.model_options import model_config
+from serve.jobs.job import Job, require_report_path
+from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.state import JobFolder
 from serve.jobs.summary import RowSink
-from serve.jobs.summary_table import example_lines, print_lines, summary_lines
+from serve.jobs.summary_table import format_examples, format_summary, print_lines
 from serve.jobs.writers.base import is_tabular
 
 EXIT_PARTIAL = 3
@@ -29,11 +29,11 @@ _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class ExecutorOptions:
     """Where a job is scored: by a model here, unless there are addresses or a cluster.
 
     Attributes:
-        model: arguments of `model_config`.
+        model: arguments of `build_model_config`.
         urls: of services.
         served: which of their models; None if each serves one.
         api_key: of all of them.
@@ -45,7 +45,7 @@ class Ways:
 
     model: dict[str, Any]
     urls: tuple[str, ...] = field(default=(), repr=False)
-    served: str | None = None
+    served_model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     retry_s: float = 300.0
     timeout_s: float | None = None
@@ -53,15 +53,15 @@ class Ways:
     ray_actors: int | None = None
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def model_spec(self) -> dict[str, Any]:
         """How the model was asked for; without the key, passwords and queries of addresses."""
         if self.urls:
-            from serve.client.endpoints import place_of
+            from serve.client.endpoints import get_display_url
 
-            return {"urls": sorted(map(place_of, self.urls)), "model": self.served}
+            return {"urls": sorted(map(get_display_url, self.urls)), "model": self.served_model}
         return {**self.model, "ray": bool(self.ray)}
 
-    def carrier(self, folder: JobFolder | None, *, overwrite: bool = False) -> Carrier:
+    def build_executor(self, folder: JobFolder | None, *, overwrite: bool = False) -> Executor:
         """The way to score that was asked for.
 
         Args:
@@ -72,35 +72,35 @@ class Ways:
             RewardError: a model's option has a bad value, or an address is none.
         """
         if self.urls:
-            from serve.jobs.executors.service import UrlsCarrier
+            from serve.jobs.executors.service import ServiceExecutor
 
-            return UrlsCarrier(
+            return ServiceExecutor(
                 self.urls,
-                self.served,
+                self.served_model,
                 api_key=self.api_key,
                 retry_s=self.retry_s,
                 timeout_s=self.timeout_s,
             )
-        config = model_config(**self.model)
+        config = build_model_config(**self.model)
         if config.template_date is None:
             # A job that goes on another day, and every actor of a pool, renders the same prompts.
-            kept = folder.kept_date() if folder and not overwrite else None
+            kept = folder.read_template_date() if folder and not overwrite else None
             config = replace(config, template_date=kept or datetime.date.today().isoformat())
         if self.ray:
-            from serve.jobs.executors.ray_executor import RayPool
+            from serve.jobs.executors.ray_executor import RayExecutor
 
-            return RayPool(config, self.ray, self.ray_actors)
-        from serve.jobs.executors.local import LocalCarrier
+            return RayExecutor(config, self.ray, self.ray_actors)
+        from serve.jobs.executors.local import LocalExecutor
 
-        return LocalCarrier(config, folder.batches if folder else None)
+        return LocalExecutor(config, folder.batches_path if folder else None)
 
 
 def run(
     input: str,
     output: Path | None,
-    ways: Ways,
+    executor_options: ExecutorOptions,
     *,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     dry_run: bool,
     report: Path | None,
     **options: Any,
@@ -114,49 +114,49 @@ def run(
         say: tells a person a line.
         dry_run: whether to count and estimate only.
         report: where to write a report; None for none.
-        options: see `_plan`.
+        options: see `_build_spec`.
 
     Raises:
         RewardError: the job cannot begin or go on.
     """
-    plan = _plan(input, output, ways, **options)
+    plan = _build_spec(input, output, executor_options, **options)
     if report:
-        require_report(report, plan)
+        require_report_path(report, plan)
     gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
-    folder = None if dry_run else JobFolder(plan.output, say)
-    with Stopping(_NOTE) as stopping, Progress(say) as progress:
-        carrier = ways.carrier(folder, overwrite=plan.overwrite)
+    folder = None if dry_run else JobFolder(plan.output, notify)
+    with GracefulShutdown(_NOTE) as stopping, Progress(notify) as progress:
+        carrier = executor_options.build_executor(folder, overwrite=plan.overwrite)
         try:
             if dry_run:
                 found = estimate(plan, carrier, progress, stopping)
-                lines, failed = found.lines(), bool(found.errors)
+                lines, failed = found.format_lines(), bool(found.errors)
             else:
-                job = Job(plan, carrier, say, progress, stopping, _sink(report, plan))
+                job = Job(plan, carrier, notify, progress, stopping, _build_report(report, plan))
                 summary = job.run()
-                lines, failed = summary_lines(summary), bool(summary.num_failed)
-                for line in example_lines(summary):
-                    say(line)
+                lines, failed = format_summary(summary), bool(summary.num_failed)
+                for line in format_examples(summary):
+                    notify(line)
         except JobStoppedError as error:
-            say(f"{error.detail}; run the same command again to go on")
+            notify(f"{error.detail}; run the same command again to go on")
             return stopping.exit_code
         finally:
             carrier.close()
     print_lines(lines)
-    if stopping.asked is not None and dry_run:
-        say("stopped: not all was counted")
+    if stopping.received_signal is not None and dry_run:
+        notify("stopped: not all was counted")
         return stopping.exit_code
     return EXIT_PARTIAL if failed else 0
 
 
-def _plan(
+def _build_spec(
     input: str,
     output: Path | None,
-    ways: Ways,
+    executor_options: ExecutorOptions,
     *,
     split: str | None,
     columns: dict[str, Any],
     **options: Any,
-) -> Plan:
+) -> JobSpec:
     """The plan of a job; `options` are fields of `Plan`."""
     if output:
         if str(output) == "-":
@@ -165,18 +165,18 @@ def _plan(
                 "give the name of a file"
             )
         is_tabular(output)  # a name that asks for an unknown format is refused before all else
-    return Plan(
-        source=open_source(input, split=split, without=output),
+    return JobSpec(
+        source=open_source(input, split=split, exclude=output),
         output=output or Path("dry-run.jsonl"),
         columns=Columns(**columns),
-        asked=ways.asked,
+        model_spec=executor_options.model_spec,
         **options,
     )
 
 
-def _sink(report: Path | None, plan: Plan) -> RowSink | None:
+def _build_report(report: Path | None, spec: JobSpec) -> RowSink | None:
     if report is None:
         return None
     from serve.jobs.report import Report
 
-    return Report(report, plan.output.name)
+    return Report(report, spec.output.name)

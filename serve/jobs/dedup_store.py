@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from rm_core.inputs.conversations import ChatJson
 from serve.errors import DiskFullError
-from serve.jobs.chunk_files import DamagedError, Result, read_result, result_text
+from serve.jobs.chunk_files import CorruptStateError, Result, decode_result, encode_result
 
 Digest = bytes
 
@@ -35,19 +35,19 @@ CREATE TABLE job (digest TEXT);
 """
 
 
-class Known(NamedTuple):
+class KnownResult(NamedTuple):
     """A conversation that was scored: in which chunk, and what came of it."""
 
     chunk: int
     result: Result
 
 
-def digest_of(conversation: ChatJson) -> Digest:
+def compute_digest(conversation: ChatJson) -> Digest:
     """Equal for conversations that are the same to every template, tools included: 16 bytes."""
     return hashlib.blake2b(_canonical(conversation).encode(), digest_size=16).digest()
 
 
-class SeenStore:
+class DedupStore:
     """The conversations of all chunks that were scored. Use from one thread.
 
     Args:
@@ -59,13 +59,13 @@ class SeenStore:
         DiskFullError: there is no room to make it.
     """
 
-    def __init__(self, path: Path, job: str) -> None:
+    def __init__(self, path: Path, job_id: str) -> None:
         self._path = path
         is_new = not path.exists()
         self._connection = sqlite3.connect(path, isolation_level=None)
         try:
             with _explained(path):
-                self._open(job, is_new)
+                self._open(job_id, is_new)
         except BaseException:
             self._connection.close()
             raise
@@ -84,9 +84,9 @@ class SeenStore:
             return
         (verdict,) = run("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise DamagedError(f"SQLite finds it damaged ({verdict})")
+            raise CorruptStateError(f"SQLite finds it damaged ({verdict})")
         if run("SELECT digest FROM job").fetchall() != [(job,)]:
-            raise DamagedError("it belongs to another job")
+            raise CorruptStateError("it belongs to another job")
 
     @property
     def num_chunks(self) -> int:
@@ -95,16 +95,16 @@ class SeenStore:
             (last,) = self._connection.execute("SELECT max(chunk) FROM chunks").fetchone()
         return 0 if last is None else int(last) + 1
 
-    def computed_tokens(self, chunk: int) -> int | None:
+    def get_num_computed_tokens(self, chunk: int) -> int | None:
         """What a chunk cost when it was scored; None if it was not."""
         query = "SELECT num_computed_tokens FROM chunks WHERE chunk = ?"
         with _explained(self._path):
             found = self._connection.execute(query, (chunk,)).fetchone()
         return int(found[0]) if found else None
 
-    def find(self, digests: Sequence[Digest]) -> dict[Digest, Known]:
+    def find(self, digests: Sequence[Digest]) -> dict[Digest, KnownResult]:
         """Those of the conversations that were scored."""
-        found: dict[Digest, Known] = {}
+        found: dict[Digest, KnownResult] = {}
         with _explained(self._path):
             for start in range(0, len(digests), _LOOKUPS):
                 some = digests[start : start + _LOOKUPS]
@@ -112,7 +112,7 @@ class SeenStore:
                 rows = self._connection.execute(
                     f"SELECT digest, chunk, result FROM seen WHERE digest IN ({marks})", some
                 )
-                found |= {key: Known(chunk, _checked(key, text)) for key, chunk, text in rows}
+                found |= {key: KnownResult(chunk, _checked(key, text)) for key, chunk, text in rows}
         return found
 
     def add(self, chunk: int, results: Mapping[Digest, Result], num_computed_tokens: int) -> None:
@@ -153,14 +153,14 @@ def remove_store(path: Path) -> None:
 
 def _sealed(key: Digest, result: Result) -> str:
     """A result with a checksum: SQLite has none of its own."""
-    text = result_text(result)
+    text = encode_result(result)
     return f"{zlib.crc32(key + text.encode()):08x}{text}"
 
 
 def _checked(key: Digest, text: str) -> Result:
     if f"{zlib.crc32(key + text[8:].encode()):08x}" != text[:8]:
-        raise DamagedError("a result is not as it was written")
-    return read_result(json.loads(text[8:]))
+        raise CorruptStateError("a result is not as it was written")
+    return decode_result(json.loads(text[8:]))
 
 
 @contextlib.contextmanager
@@ -171,4 +171,4 @@ def _explained(path: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             raise DiskFullError(f"{path} cannot be written: {error}") from error
-        raise DamagedError(f"{type(error).__name__}: {error}") from error
+        raise CorruptStateError(f"{type(error).__name__}: {error}") from error

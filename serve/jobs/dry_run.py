@@ -15,11 +15,11 @@ from itertools import islice
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import ChatJson
 from serve.errors import JobStoppedError
-from serve.jobs.chunks import Chunk, cut, parse_chunk
-from serve.jobs.executors.base import Carrier
-from serve.jobs.progress import Progress, clock
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.chunks import Chunk, parse_chunk, split_into_chunks
+from serve.jobs.executors.base import Executor
+from serve.jobs.progress import Progress, format_duration
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary_table import Line
 
 SAMPLE_ROWS = 64
@@ -47,7 +47,7 @@ class Estimate:
     longest: int = 0
     tokens_per_s: float = 0.0
 
-    def lines(self) -> Iterable[Line]:
+    def format_lines(self) -> Iterable[Line]:
         """Names and values for people."""
         yield "rows", f"{self.num_rows:,}"
         yield "with an error", f"{sum(self.errors.values()):,}"
@@ -62,10 +62,12 @@ class Estimate:
         yield "longest conversation", f"{self.longest:,} tokens"
         if self.tokens_per_s:
             yield f"tokens/s ({SAMPLE_ROWS} rows scored)", f"{self.tokens_per_s:,.0f}"
-            yield "would take about", clock(self.num_tokens / self.tokens_per_s)
+            yield "would take about", format_duration(self.num_tokens / self.tokens_per_s)
 
 
-def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stopping) -> Estimate:
+def estimate(
+    spec: JobSpec, executor: Executor, progress: Progress, shutdown: GracefulShutdown
+) -> Estimate:
     """Count what a job has to score, and time a sample of it.
 
     Args:
@@ -78,40 +80,46 @@ def estimate(plan: Plan, carrier: Carrier, progress: Progress, stopping: Stoppin
         RewardError: the carrier failed.
     """
     found = Estimate()
-    progress.phase("counting", total=sum(file.size for file in plan.source.files), unit="bytes")
-    asks_services = carrier.patience_s is not None
-    with contextlib.suppress(JobStoppedError), stopping.interrupting(asks_services):
-        _count_all(plan, carrier, progress, stopping, found)
+    progress.start_phase(
+        "counting", total=sum(file.size for file in spec.source.files), unit="bytes"
+    )
+    asks_services = executor.drain_timeout_s is not None
+    with contextlib.suppress(JobStoppedError), shutdown.allow_interrupt(asks_services):
+        _count_all(spec, executor, progress, shutdown, found)
     return found
 
 
 def _count_all(
-    plan: Plan, carrier: Carrier, progress: Progress, stopping: Stopping, found: Estimate
+    spec: JobSpec,
+    executor: Executor,
+    progress: Progress,
+    shutdown: GracefulShutdown,
+    found: Estimate,
 ) -> None:
-    rows = islice(plan.source.rows(), plan.limit)
-    for number, some in enumerate(cut(rows, plan.chunk_rows)):
-        chunk = parse_chunk(number, some, plan.columns)
+    rows = islice(spec.source.iter_rows(), spec.limit)
+    for number, some in enumerate(split_into_chunks(rows, spec.chunk_rows)):
+        chunk = parse_chunk(number, some, spec.columns)
         if number == 0:
-            sample = list(parse_chunk(0, some[:SAMPLE_ROWS], plan.columns).conversations.values())
-            found.tokens_per_s = _rate(sample, plan, carrier) if sample else 0.0
-        _count(chunk, plan, carrier, found)
+            sample = list(parse_chunk(0, some[:SAMPLE_ROWS], spec.columns).conversations.values())
+            found.tokens_per_s = _measure_rate(sample, spec, executor) if sample else 0.0
+        _count(chunk, spec, executor, found)
         progress.advance(sum(row.size for row in some))
-        if stopping.asked is not None:
+        if shutdown.received_signal is not None:
             break
 
 
-def _rate(sample: list[ChatJson], plan: Plan, carrier: Carrier) -> float:
+def _measure_rate(sample: list[ChatJson], spec: JobSpec, executor: Executor) -> float:
     # The first call also loads the model, or wakes a cluster.
-    carrier.submit(sample[:1], plan.truncation).result()
+    executor.submit(sample[:1], spec.truncation).result()
     started = time.monotonic()
-    scored = carrier.submit(sample, plan.truncation).result()
+    scored = executor.submit(sample, spec.truncation).result()
     seconds = time.monotonic() - started
     return sum(r.num_tokens for r in scored.results if isinstance(r, Reward)) / seconds
 
 
-def _count(chunk: Chunk, plan: Plan, carrier: Carrier, found: Estimate) -> None:
+def _count(chunk: Chunk, spec: JobSpec, executor: Executor, found: Estimate) -> None:
     distinct = list(chunk.conversations.values())
-    counted = carrier.count_tokens(distinct, plan.truncation) if distinct else []
+    counted = executor.count_tokens(distinct, spec.truncation) if distinct else []
     counts = dict(zip(chunk.conversations, counted, strict=True))
     for row in chunk.rows:
         found.num_rows += 1

@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serve.errors import JobInputError, JobStoppedError
-from serve.jobs.atomic_io import replacing
-from serve.jobs.chunk_files import Finished, RowResults
+from serve.jobs.atomic_io import open_atomic
+from serve.jobs.chunk_files import ChunkResult, RowResults
 from serve.jobs.inputs.source import InputFile
-from serve.jobs.manifest import Manifest, input_changes
+from serve.jobs.manifest import Manifest, find_input_changes
 from serve.jobs.progress import Progress
-from serve.jobs.record_schema import Work
-from serve.jobs.row_results import Outcome, outcome_of
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.record_schema import ParsedRecord
+from serve.jobs.row_results import RowOutput, build_row_output
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary import RowSink
 from serve.jobs.writers.base import is_tabular, open_writer
 
 
 def write_output(
-    plan: Plan,
+    spec: JobSpec,
     manifest: Manifest,
-    finished: Iterator[Finished],
+    chunks: Iterator[ChunkResult],
     *,
     sink: RowSink | None,
     progress: Progress,
-    stopping: Stopping,
+    shutdown: GracefulShutdown,
 ) -> Counter[str]:
     """Write the output; it has its name only once it is whole.
 
@@ -46,45 +46,47 @@ def write_output(
         JobInputError: the input changed since it was scored.
         JobStoppedError: it was asked to stop.
     """
-    _require_unchanged(plan, manifest)
-    tabular = plan.source.schema is not None and is_tabular(plan.output)
-    rows = plan.source.rows(decoded=not tabular)
-    with replacing(plan.output) as file:
-        with open_writer(plan.output, file, manifest.survey) as writer:
-            for chunk in finished:
-                if stopping.asked is not None:
+    _require_unchanged(spec, manifest)
+    tabular = spec.source.schema is not None and is_tabular(spec.output)
+    rows = spec.source.iter_rows(decode=not tabular)
+    with open_atomic(spec.output) as file:
+        with open_writer(spec.output, file, manifest.scan) as writer:
+            for chunk in chunks:
+                if shutdown.received_signal is not None:
                     raise JobStoppedError("stopped as asked")
                 for results in chunk.rows:
                     row = next(rows, None)
                     if row is None:
-                        raise _changed(plan, "it has fewer rows than were scored")
-                    writer.write(row, _outcome(results))
+                        raise _input_changed_error(spec, "it has fewer rows than were scored")
+                    writer.write(row, _build_output(results))
                     if sink:
-                        sink.add(results.shape, results.results, results.failure)
-                progress.add(chunk.figures)
-        _require_unchanged(plan, manifest)
-    return writer.nulled
+                        sink.add(results.kind, results.results, results.failure)
+                progress.add(chunk.summary)
+        _require_unchanged(spec, manifest)
+    return writer.null_counts
 
 
-def _outcome(row: RowResults) -> Outcome:
-    return outcome_of(Work(row.shape, error=row.error, warnings=row.warnings), row.results)
+def _build_output(row: RowResults) -> RowOutput:
+    return build_row_output(
+        ParsedRecord(row.kind, error=row.error, warnings=row.warnings), row.results
+    )
 
 
-def _require_unchanged(plan: Plan, manifest: Manifest) -> None:
-    now = [_now(file.path) for file in plan.source.files]
-    limited = plan.limit is not None
-    if changes := input_changes(manifest.survey.files, now, limited=limited):
-        raise _changed(plan, "; ".join(changes))
+def _require_unchanged(spec: JobSpec, manifest: Manifest) -> None:
+    now = [_stat_input(file.path) for file in spec.source.files]
+    limited = spec.limit is not None
+    if changes := find_input_changes(manifest.scan.files, now, has_limit=limited):
+        raise _input_changed_error(spec, "; ".join(changes))
 
 
-def _changed(plan: Plan, how: str) -> JobInputError:
+def _input_changed_error(spec: JobSpec, how: str) -> JobInputError:
     return JobInputError(
-        f"the input {plan.source.name} changed while it was scored: {how}. Put it back as it was, "
+        f"the input {spec.source.name} changed while it was scored: {how}. Put it back as it was, "
         "or start afresh with --overwrite"
     )
 
 
-def _now(path: Path) -> InputFile:
+def _stat_input(path: Path) -> InputFile:
     try:
         stat = os.stat(path)
     except OSError:

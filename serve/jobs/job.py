@@ -20,20 +20,20 @@ from serve.errors import (
     JobRefusedError,
     JobStoppedError,
 )
-from serve.jobs.atomic_io import is_no_room, sha256_of
-from serve.jobs.chunk_files import DamagedError
-from serve.jobs.executors.base import Carrier
+from serve.jobs.atomic_io import compute_file_sha256, is_disk_full
+from serve.jobs.chunk_files import CorruptStateError
+from serve.jobs.executors.base import Executor
 from serve.jobs.export import write_output
-from serve.jobs.inputs.scan import Survey, survey
-from serve.jobs.lock import locked
-from serve.jobs.manifest import Done, Manifest, require_same
-from serve.jobs.previous_output import find_results
-from serve.jobs.private_files import make_private
+from serve.jobs.inputs.scan import InputScan, scan_input
+from serve.jobs.lock import hold_lock
+from serve.jobs.manifest import Completion, Manifest, require_compatible
+from serve.jobs.previous_output import find_result_columns
+from serve.jobs.private_files import make_private_folder
 from serve.jobs.progress import Progress
-from serve.jobs.runner import Scoring, require_good
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
-from serve.jobs.state import JobFolder, Prefix
+from serve.jobs.runner import ChunkRunner, raise_on_error
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
+from serve.jobs.state import CompletedChunks, JobFolder
 from serve.jobs.summary import RowSink, Summary
 from serve.jobs.writers.base import is_tabular
 
@@ -52,13 +52,13 @@ class Job:
         prefix: the chunks that are done.
     """
 
-    plan: Plan
-    carrier: Carrier
-    say: Callable[[str], None]
+    spec: JobSpec
+    executor: Executor
+    notify: Callable[[str], None]
     progress: Progress
-    stopping: Stopping
+    shutdown: GracefulShutdown
     sink: RowSink | None = None
-    prefix: Prefix = field(default_factory=Prefix)
+    completed_chunks: CompletedChunks = field(default_factory=CompletedChunks)
 
     def run(self) -> Summary:
         """Do what is left of the job; returns the figures of all of it.
@@ -69,13 +69,13 @@ class Job:
             DiskFullError: there is no room for what it writes.
             RewardError: it cannot go on for another reason.
         """
-        require_place(self.plan)
-        folder = JobFolder(self.plan.output, self.say)
+        require_output_path(self.spec)
+        folder = JobFolder(self.spec.output, self.notify)
         try:
-            make_private(folder.path)
-            with locked(folder.lock):
-                return self._run_told(folder)
-        except DamagedError as error:
+            make_private_folder(folder.path)
+            with hold_lock(folder.lock_path):
+                return self._run_and_notify(folder)
+        except CorruptStateError as error:
             raise JobError(
                 f"a file in {folder.path} is damaged ({error}); run the same command again, which "
                 "makes it good"
@@ -86,149 +86,154 @@ class Job:
                     f"{folder.path.parent} cannot be written to ({error.strerror}); the output and "
                     "what a job keeps beside it go there: choose another place for the output"
                 ) from error
-            if isinstance(error, OSError) and not is_no_room(error):
+            if isinstance(error, OSError) and not is_disk_full(error):
                 raise
             raise DiskFullError(
                 f"there is no room left for what the job writes in {folder.path.parent} ({error}); "
                 "make room, then run the same command again, which goes on where this one ended"
             ) from error
 
-    def _run_told(self, folder: JobFolder) -> Summary:
+    def _run_and_notify(self, folder: JobFolder) -> Summary:
         try:
             return self._run(folder)
         except BaseException:
-            if self.prefix.num_chunks:
-                done = self.prefix.summary
-                self.say(
-                    f"{done.num_rows:,} rows in {self.prefix.num_chunks:,} chunks are scored and "
+            if self.completed_chunks.num_chunks:
+                done = self.completed_chunks.summary
+                self.notify(
+                    f"{done.num_rows:,} rows in {self.completed_chunks.num_chunks:,} chunks are scored and "
                     f"kept in {folder.path}"
                 )
             raise
 
     def _run(self, folder: JobFolder) -> Summary:
-        manifest = self._manifest(folder)
-        if manifest.done:
+        manifest = self._open_manifest(folder)
+        if manifest.completion:
             folder.remove_work()
-            self._require_output(manifest.done)
+            self._require_output(manifest.completion)
             if self.sink:
-                self.say("a report is written when a job ends; --overwrite scores all of it again")
-            return manifest.done.summary
-        for line in manifest.survey.names.lines():
-            self.say(line)
-        folder.sweep()
-        self.prefix = folder.check(manifest.job)
-        self._score(folder, manifest)
-        self.prefix.summary.renamed = dict(manifest.survey.names.renamed)
-        self._write(folder, manifest)
-        output = self.plan.output
+                self.notify(
+                    "a report is written when a job ends; --overwrite scores all of it again"
+                )
+            return manifest.completion.summary
+        for line in manifest.scan.names.format_notices():
+            self.notify(line)
+        folder.remove_temp_files()
+        self.completed_chunks = folder.recover_chunks(manifest.job_id)
+        self._run_chunks(folder, manifest)
+        self.completed_chunks.summary.renamed = dict(manifest.scan.names.renames)
+        self._write_output(folder, manifest)
+        output = self.spec.output
         stat = output.stat()
-        summary = self.prefix.summary
-        done = Done(stat.st_size, stat.st_mtime_ns, sha256_of(output), summary)
-        folder.write_manifest(replace(manifest, done=done, asked=self.plan.asked))
+        summary = self.completed_chunks.summary
+        done = Completion(stat.st_size, stat.st_mtime_ns, compute_file_sha256(output), summary)
+        folder.write_manifest(replace(manifest, completion=done, model_spec=self.spec.model_spec))
         folder.remove_work()
         return summary
 
-    def _manifest(self, folder: JobFolder) -> Manifest:
+    def _open_manifest(self, folder: JobFolder) -> Manifest:
         """How the job began, be it now."""
-        plan = self.plan
+        plan = self.spec
         kept = None
         if plan.overwrite:
             folder.clear()
         else:
             kept = folder.read_manifest()
-            if kept is None and plan.output.exists() and not folder.chunks.exists():
+            if kept is None and plan.output.exists() and not folder.chunks_folder.exists():
                 raise JobRefusedError(
                     f"{plan.output} is there already, and no job is known to have written it; give "
                     "another output, or --overwrite to replace it"
                 )
         if kept:
             # Nothing is asked of a model or a service for a job that is done.
-            asks = not (kept.done and kept.asked == plan.asked)
-            model = self._identity() if asks else None
-            require_same(kept, plan.source.files, model, plan.options)
+            asks = not (kept.completion and kept.model_spec == plan.model_spec)
+            model = self._resolve_identity() if asks else None
+            require_compatible(kept, plan.source.files, model, plan.options)
             return kept
-        model = self._identity()
-        if not folder.chunks.exists():
+        model = self._resolve_identity()
+        if not folder.chunks_folder.exists():
             folder.clear()
-        manifest = Manifest(self._survey(), model, plan.options, plan.asked)
+        manifest = Manifest(self._scan_input(), model, plan.options, plan.model_spec)
         folder.write_manifest(manifest)
         return manifest
 
-    def _identity(self) -> dict[str, Any]:
-        with self.stopping.interrupting(self.carrier.patience_s is not None):
-            return self.carrier.identity()
+    def _resolve_identity(self) -> dict[str, Any]:
+        with self.shutdown.allow_interrupt(self.executor.drain_timeout_s is not None):
+            return self.executor.resolve_identity()
 
-    def _survey(self) -> Survey:
-        source = self.plan.source
+    def _scan_input(self) -> InputScan:
+        source = self.spec.source
         total = sum(file.size for file in source.files)
 
         def told(num_rows: int, num_bytes: int) -> None:
-            self.progress.reach(num_bytes)
-            if self.stopping.asked is not None:
+            self.progress.update(num_bytes)
+            if self.shutdown.received_signal is not None:
                 raise JobStoppedError("stopped as asked")
 
-        self.progress.phase("reading", total=total, unit="bytes")
-        return survey(
+        self.progress.start_phase("reading", total=total, unit="bytes")
+        return scan_input(
             source,
-            limit=self.plan.limit,
-            tabular=is_tabular(self.plan.output),
-            columns=self.plan.columns,
-            replace_results=self.plan.replace_results,
-            earlier=find_results,
-            told=told,
+            limit=self.spec.limit,
+            tabular=is_tabular(self.spec.output),
+            columns=self.spec.columns,
+            replace_results=self.spec.replace_results,
+            find_result_columns=find_result_columns,
+            on_progress=told,
         )
 
-    def _score(self, folder: JobFolder, manifest: Manifest) -> None:
-        done, total = self.prefix.summary, manifest.survey
-        if self.plan.fail_fast and done.num_failed:
-            for finished in folder.finished(manifest.job, self.prefix.num_chunks):
-                require_good(finished)
+    def _run_chunks(self, folder: JobFolder, manifest: Manifest) -> None:
+        done, total = self.completed_chunks.summary, manifest.scan
+        if self.spec.fail_fast and done.num_failed:
+            for finished in folder.read_chunks(manifest.job_id, self.completed_chunks.num_chunks):
+                raise_on_error(finished)
         if done.num_rows < total.num_rows:
             if done.num_rows:
-                self.say(f"going on behind row {done.num_rows:,} of {total.num_rows:,}")
-            self.progress.phase(
+                self.notify(f"going on behind row {done.num_rows:,} of {total.num_rows:,}")
+            self.progress.start_phase(
                 "scoring",
                 total=total.num_rows,
-                done=done.num_rows,
+                completed=done.num_rows,
             )
-            Scoring(
-                plan=self.plan,
-                job=manifest.job,
+            ChunkRunner(
+                spec=self.spec,
+                job_id=manifest.job_id,
                 folder=folder,
-                prefix=self.prefix,
+                completed_chunks=self.completed_chunks,
                 progress=self.progress,
-                stopping=self.stopping,
-            ).run(self.carrier)
-        if self.prefix.summary.num_rows != total.num_rows:
+                shutdown=self.shutdown,
+            ).run(self.executor)
+        if self.completed_chunks.summary.num_rows != total.num_rows:
             raise JobInputError(
                 f"the input had {total.num_rows} rows when the job began and has "
-                f"{self.prefix.summary.num_rows} now; put it back as it was, or start afresh with "
+                f"{self.completed_chunks.summary.num_rows} now; put it back as it was, or start afresh with "
                 "--overwrite"
             )
 
-    def _write(self, folder: JobFolder, manifest: Manifest) -> None:
-        self.progress.phase("writing", total=manifest.survey.num_rows)
-        self.prefix.summary.nulled = write_output(
-            self.plan,
+    def _write_output(self, folder: JobFolder, manifest: Manifest) -> None:
+        self.progress.start_phase("writing", total=manifest.scan.num_rows)
+        self.completed_chunks.summary.nulled = write_output(
+            self.spec,
             manifest,
-            folder.finished(manifest.job, self.prefix.num_chunks),
+            folder.read_chunks(manifest.job_id, self.completed_chunks.num_chunks),
             sink=self.sink,
             progress=self.progress,
-            stopping=self.stopping,
+            shutdown=self.shutdown,
         )
         if self.sink:
-            self.sink.write(self.prefix.summary)
+            self.sink.write(self.completed_chunks.summary)
 
-    def _require_output(self, done: Done) -> None:
-        output = self.plan.output
+    def _require_output(self, done: Completion) -> None:
+        output = self.spec.output
         if not output.exists():
             found = "is gone"
         elif output.stat().st_size != done.size:
             found = f"had {done.size} bytes and has {output.stat().st_size}"
-        elif output.stat().st_mtime_ns != done.mtime_ns and sha256_of(output) != done.sha256:
+        elif (
+            output.stat().st_mtime_ns != done.mtime_ns
+            and compute_file_sha256(output) != done.sha256
+        ):
             found = "changed"
         else:
-            self.say(f"{output} is done already")
+            self.notify(f"{output} is done already")
             return
         raise JobRefusedError(
             f"the job was done, but since then {output} {found}; put it back, or score all of it "
@@ -236,7 +241,7 @@ class Job:
         )
 
 
-def require_report(report: Path, plan: Plan) -> None:
+def require_report_path(report: Path, spec: JobSpec) -> None:
     """Return if a report can be where it is asked for, and takes the place of nothing else.
 
     Raises:
@@ -244,7 +249,7 @@ def require_report(report: Path, plan: Plan) -> None:
     """
     if not report.parent.is_dir():
         raise JobOutputError(f"there is no folder {report.parent}; make it first")
-    others = {plan.output.resolve(), *(file.path.resolve() for file in plan.source.files)}
+    others = {spec.output.resolve(), *(file.path.resolve() for file in spec.source.files)}
     is_page = True
     if report.is_file():
         with report.open("rb") as file:
@@ -256,16 +261,16 @@ def require_report(report: Path, plan: Plan) -> None:
         )
 
 
-def require_place(plan: Plan) -> None:
+def require_output_path(spec: JobSpec) -> None:
     """Return if an output can be where it is asked for.
 
     Raises:
         JobOutputError: it cannot.
     """
-    output = plan.output
+    output = spec.output
     if not output.parent.is_dir():
         raise JobOutputError(f"there is no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
         raise JobOutputError(f"{output} is no file; give the name of a file as the output")
-    if output.resolve() in {file.path.resolve() for file in plan.source.files}:
+    if output.resolve() in {file.path.resolve() for file in spec.source.files}:
         raise JobOutputError(f"{output} is the input too; give another name as the output")

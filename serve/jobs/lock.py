@@ -13,7 +13,7 @@ from serve.errors import JobRefusedError
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a job.
 
     Args:

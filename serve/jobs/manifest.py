@@ -2,7 +2,7 @@
 
 The manifest is the first file of a job and the last that stays: once the output is whole it says
 so, with the figures and the output's digest. Should it be damaged, nothing is lost, since chunks
-carry the digest of the pins too: see `Manifest.job`.
+carry the digest of the pins too: see `Manifest.job_id`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from serve.errors import JobRefusedError
-from serve.jobs.atomic_io import read_regular, write_durably
-from serve.jobs.chunk_files import DamagedError
-from serve.jobs.inputs.scan import FileDigest, Survey, is_unchanged
+from serve.jobs.atomic_io import read_regular_file, write_atomically
+from serve.jobs.chunk_files import CorruptStateError
+from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
 from serve.jobs.inputs.source import InputFile
 from serve.jobs.row_results import ResultNames
 from serve.jobs.summary import Summary
@@ -29,7 +29,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Completion:
     """The end of a job.
 
     Attributes:
@@ -57,16 +57,16 @@ class Manifest:
         done: None while the job runs.
     """
 
-    survey: Survey
+    scan: InputScan
     model: dict[str, Any]
     options: dict[str, Any]
-    asked: dict[str, Any]
-    done: Done | None = None
+    model_spec: dict[str, Any]
+    completion: Completion | None = None
 
     @property
-    def job(self) -> str:
+    def job_id(self) -> str:
         """Digest of all that must stay the same; names the job in what it keeps."""
-        files = [(f.path, f.size, f.sha256, f.num_hashed_bytes) for f in self.survey.files]
+        files = [(f.path, f.size, f.sha256, f.num_hashed_bytes) for f in self.scan.files]
         plain = json.dumps([VERSION, files, self.model, self.options], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:32]
 
@@ -74,14 +74,14 @@ class Manifest:
         """Keep it, durably."""
         plain = {
             "version": VERSION,
-            "input": _plain_survey(self.survey),
+            "input": _plain_survey(self.scan),
             "model": self.model,
             "options": self.options,
-            "asked": self.asked,
-            "done": self.done and _plain_done(self.done),
+            "asked": self.model_spec,
+            "done": self.completion and _plain_done(self.completion),
         }
         text = json.dumps(plain, indent=1, sort_keys=True)
-        write_durably(path, f"{text}\n{_digest(text)}\n".encode())
+        write_atomically(path, f"{text}\n{_digest(text)}\n".encode())
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
@@ -92,14 +92,14 @@ class Manifest:
             JobRefusedError: another version of the program wrote it.
         """
         try:
-            text, _, digest = read_regular(path).decode().rstrip("\n").rpartition("\n")
+            text, _, digest = read_regular_file(path).decode().rstrip("\n").rpartition("\n")
             if _digest(text) != digest:
-                raise DamagedError("its digest is wrong")
+                raise CorruptStateError("its digest is wrong")
             plain = json.loads(text)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise DamagedError(f"it is not whole ({error})") from error
+            raise CorruptStateError(f"it is not whole ({error})") from error
         if plain["version"] != VERSION:
             raise JobRefusedError(
                 f"{path} is of version {plain['version']} and this program writes {VERSION}; "
@@ -107,16 +107,17 @@ class Manifest:
             )
         done = plain["done"]
         return cls(
-            survey=_survey(plain["input"]),
+            scan=_survey(plain["input"]),
             model=plain["model"],
             options=plain["options"],
-            asked=plain["asked"],
-            done=done and Done(**{**done, "summary": Summary.from_json(done["summary"])}),
+            model_spec=plain["asked"],
+            completion=done
+            and Completion(**{**done, "summary": Summary.from_json(done["summary"])}),
         )
 
 
-def require_same(
-    kept: Manifest,
+def require_compatible(
+    manifest: Manifest,
     files: Sequence[InputFile],
     model: dict[str, Any] | None,
     options: dict[str, Any],
@@ -132,11 +133,11 @@ def require_same(
     Raises:
         JobRefusedError: names everything that changed.
     """
-    limited = kept.options.get("limit") is not None
+    limited = manifest.options.get("limit") is not None
     changes = [
-        *input_changes(kept.survey.files, files, limited=limited),
-        *(_changes(kept.model, model, "the model's {}") if model is not None else ()),
-        *_changes(kept.options, options, "--{}"),
+        *find_input_changes(manifest.scan.files, files, has_limit=limited),
+        *(_changes(manifest.model, model, "the model's {}") if model is not None else ()),
+        *_changes(manifest.options, options, "--{}"),
     ]
     if changes:
         raise JobRefusedError(
@@ -145,8 +146,8 @@ def require_same(
         )
 
 
-def input_changes(
-    kept: Sequence[FileDigest], now: Sequence[InputFile], *, limited: bool
+def find_input_changes(
+    previous: Sequence[FileDigest], current: Sequence[InputFile], *, has_limit: bool
 ) -> list[str]:
     """How the input differs from what it was.
 
@@ -155,8 +156,8 @@ def input_changes(
         now: the files as they are.
         limited: whether files may follow that were not read.
     """
-    before, after = [file.path for file in kept], [str(file.path) for file in now]
-    if limited:
+    before, after = [file.path for file in previous], [str(file.path) for file in current]
+    if has_limit:
         after = after[: len(before)]
     if before != after:
         gone = [f"{path} is gone" for path in before if path not in set(after)]
@@ -166,7 +167,7 @@ def input_changes(
         f"{pinned.path} had {pinned.size} bytes and has {file.size}"
         if pinned.size != file.size
         else f"the content of {pinned.path} changed"
-        for pinned, file in zip(kept, now, strict=False)
+        for pinned, file in zip(previous, current, strict=False)
         if not is_unchanged(pinned, file)
     ][:3]
 
@@ -189,7 +190,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain_done(done: Done) -> dict[str, Any]:
+def _plain_done(done: Completion) -> dict[str, Any]:
     return {
         "size": done.size,
         "mtime_ns": done.mtime_ns,
@@ -198,7 +199,7 @@ def _plain_done(done: Done) -> dict[str, Any]:
     }
 
 
-def _plain_survey(survey: Survey) -> dict[str, Any]:
+def _plain_survey(survey: InputScan) -> dict[str, Any]:
     schema = survey.schema
     return {
         "num_rows": survey.num_rows,
@@ -207,19 +208,19 @@ def _plain_survey(survey: Survey) -> dict[str, Any]:
         "schema": None
         if schema is None
         else base64.b64encode(schema.serialize().to_pybytes()).decode(),
-        "shapes": sorted(survey.shapes),
-        "renamed": dict(survey.names.renamed),
-        "replaced": sorted(survey.names.replaced),
+        "shapes": sorted(survey.kinds),
+        "renamed": dict(survey.names.renames),
+        "replaced": sorted(survey.names.replaced_columns),
     }
 
 
-def _survey(plain: dict[str, Any]) -> Survey:
+def _survey(plain: dict[str, Any]) -> InputScan:
     schema = plain["schema"]
-    return Survey(
+    return InputScan(
         num_rows=plain["num_rows"],
         num_bytes=plain["num_bytes"],
         files=tuple(FileDigest(**file) for file in plain["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
-        shapes=frozenset(plain["shapes"]),
+        kinds=frozenset(plain["shapes"]),
         names=ResultNames(plain["renamed"], frozenset(plain["replaced"])),
     )

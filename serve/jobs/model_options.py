@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from rm_core import ModelConfig, ModelLoadError
 from serve.config.model_settings import ModelSettings
-from serve.config.settings import explain
+from serve.config.settings import format_validation_error
 
 
-def model_config(model: str, **chosen: Any) -> ModelConfig:
+def build_model_config(model: str, **fields: Any) -> ModelConfig:
     """What the command line's model options mean; NAME@REVISION as in the settings.
 
     Args:
@@ -24,5 +24,5 @@ def model_config(model: str, **chosen: Any) -> ModelConfig:
     try:
         short = ModelSettings.model_validate(model)
     except ValidationError as error:
-        raise ModelLoadError(explain(error)) from None
-    return ModelConfig(name=short.name, revision=short.revision, catalog_name=short.alias, **chosen)
+        raise ModelLoadError(format_validation_error(error)) from None
+    return ModelConfig(name=short.name, revision=short.revision, catalog_name=short.alias, **fields)

@@ -15,7 +15,7 @@ from pathlib import Path
 from serve.errors import JobRefusedError
 
 
-def make_private(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
     """Make a folder that this user alone may enter, or make sure that an existing one is ours.
 
     Raises:
@@ -29,22 +29,22 @@ def make_private(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         found = "a link" if folder.is_symlink() else f"no folder that can be read ({error})"
-        raise _refused(folder, f"is {found}") from error
+        raise _folder_error(folder, f"is {found}") from error
     try:
         owner = os.fstat(descriptor).st_uid
         if owner != _own_user(folder.parent):
-            raise _refused(folder, f"belongs to another user (uid {owner})")
+            raise _folder_error(folder, f"belongs to another user (uid {owner})")
         with contextlib.suppress(OSError):  # some file systems have no modes
             os.fchmod(descriptor, 0o700)
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise _refused(folder, f"has a link in it ({entry.name})")
+                    raise _folder_error(folder, f"has a link in it ({entry.name})")
     finally:
         os.close(descriptor)
 
 
-def require_own_link(path: Path) -> None:
+def reject_foreign_link(path: Path) -> None:
     """Return unless a path is a link that another user made; one of ours or the system's is fine.
 
     Raises:
@@ -73,7 +73,7 @@ def _own_user(folder: Path) -> int:
         return os.fstat(probe.fileno()).st_uid
 
 
-def _refused(folder: Path, found: str) -> JobRefusedError:
+def _folder_error(folder: Path, found: str) -> JobRefusedError:
     return JobRefusedError(
         f"{folder} {found}, so this job did not make it as it is; remove it, or give another output"
     )

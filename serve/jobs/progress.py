@@ -27,20 +27,20 @@ class Progress:
 
     def __init__(
         self,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         *,
         on_terminal: bool | None = None,
         line_every_s: float = _LINE_EVERY_S,
     ) -> None:
         shown = sys.stderr.isatty() if on_terminal is None else on_terminal
-        self._say = say
+        self._notify = notify
         self._line_every_s = line_every_s
-        self._bar = _bar() if shown else None
+        self._bar = _build_bar() if shown else None
         self._task: TaskID | None = None
         self._line_at = 0.0
         self._begin("", 0, 0, "rows")
 
-    def phase(self, name: str, *, total: int, done: int = 0, unit: str = "rows") -> None:
+    def start_phase(self, name: str, *, total: int, completed: int = 0, unit: str = "rows") -> None:
         """Begin to count anew.
 
         Args:
@@ -49,26 +49,28 @@ class Progress:
             done: of it, before this run.
             unit: what is counted.
         """
-        self._begin(name, total, done, unit)
+        self._begin(name, total, completed, unit)
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(name, total=total, completed=done, told=self._told())
+            self._task = self._bar.add_task(
+                name, total=total, completed=completed, told=self._format_status()
+            )
 
-    def add(self, figures: Summary) -> None:
+    def add(self, summary: Summary) -> None:
         """Some rows are done."""
-        self._tokens += figures.num_tokens
-        self.advance(figures.num_rows)
+        self._tokens += summary.num_tokens
+        self.advance(summary.num_rows)
 
-    def advance(self, some: int) -> None:
+    def advance(self, count: int) -> None:
         """So much more is done."""
-        self.reach(self._done + some)
+        self.update(self._done + count)
 
-    def reach(self, done: int) -> None:
+    def update(self, completed: int) -> None:
         """So much is done, in all."""
-        self._done = done
+        self._done = completed
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, told=self._told())
+            self._bar.update(self._task, completed=completed, told=self._format_status())
         self.tick()
 
     def tick(self) -> None:
@@ -78,7 +80,9 @@ class Progress:
             return
         self._line_at = now
         share = 100 * self._done / self._total if self._total else 100.0
-        self._say(f"{self._name}: {share:.0f}%, {self._told()}{self._left(now)}")
+        self._notify(
+            f"{self._name}: {share:.0f}%, {self._format_status()}{self._format_remaining(now)}"
+        )
 
     def _begin(self, name: str, total: int, done: int, unit: str) -> None:
         self._name, self._total, self._unit = name, total, unit
@@ -86,17 +90,17 @@ class Progress:
         self._tokens = 0
         self._started = self._line_at = time.monotonic()
 
-    def _told(self) -> str:
+    def _format_status(self) -> str:
         seconds = time.monotonic() - self._started
         rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds else ""
         return f"{self._done:,} {self._unit}{rate}"
 
-    def _left(self, now: float) -> str:
+    def _format_remaining(self, now: float) -> str:
         done = self._done - self._done_before
         if done <= 0:
             return ""
         seconds = (now - self._started) * (self._total - self._done) / done
-        return f", {clock(max(0.0, seconds))} left"
+        return f", {format_duration(max(0.0, seconds))} left"
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -113,7 +117,7 @@ class Progress:
             self._bar.stop()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As people write a time: `1:02:03`, `2:03`, `3 s`."""
     whole = round(seconds)
     if whole < 60:
@@ -123,7 +127,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _bar() -> Bar:
+def _build_bar() -> Bar:
     return Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -32,18 +32,18 @@ from serve.jobs.column_rules import (
     RESPONSES,
     SYSTEMS,
     TOOLS,
-    find_pair,
+    find_pair_columns,
+    find_unread_warnings,
     is_annotation,
     is_prompt,
-    is_whole,
-    require_text,
-    warn_unread,
+    is_whole_conversation,
+    require_text_only,
 )
-from serve.jobs.columns import Columns, listed, reach, reach_optional
+from serve.jobs.columns import Columns, format_names, get_optional_path, get_path
 from serve.jobs.sharegpt import (
-    as_messages,
     has_function_calls,
     load_messages,
+    normalize_messages,
     parse_history,
     parse_json_turns,
     read_tools,
@@ -57,7 +57,7 @@ _ANSWER_HEADERS: Mapping[ChatFormatName, str] = {
     "mistral": r"\[/INST\] ?",
 }
 """What begins an answer, as a pattern."""
-_BEGINNINGS: Mapping[ChatFormatName, tuple[str, ...]] = {
+_TURN_MARKERS: Mapping[ChatFormatName, tuple[str, ...]] = {
     "chatml": ("<|im_start|>",),
     "llama3": ("<|start_header_id|>",),
     "gemma": ("<start_of_turn>",),
@@ -118,9 +118,9 @@ class RecordReader:
             for name, value in record.items()
             if value is not None and name not in columns.ignored
         }
-        self._read: set[str] = set()
+        self._read_columns: set[str] = set()
         self._warnings: list[str] = []
-        require_text(self._record)
+        require_text_only(self._record)
         for path, names in (
             (columns.prompt, ("prompt", *PROMPTS, INPUT)),
             (columns.system, SYSTEMS),
@@ -128,8 +128,8 @@ class RecordReader:
             (columns.tools, (TOOLS,)),
         ):
             if path == "":
-                self._read.update(names)
-        self._named = self._columns_named()
+                self._read_columns.update(names)
+        self._named_columns = self._find_named_columns()
         self._history = self._parse_history()
         self._tools = self._parse_tools()
 
@@ -142,14 +142,14 @@ class RecordReader:
         """The only conversation of the record."""
         columns = self._columns
         if columns.messages:
-            return [self._whole(self._reach(columns.messages), columns.messages)]
+            return [self._parse_whole(self._read_path(columns.messages), columns.messages)]
         if columns.response:
-            name, answer = columns.response, self._reach(columns.response)
-            return [*self._join(self._prompt(), [answer], [name])]
+            name, answer = columns.response, self._read_path(columns.response)
+            return [*self._join(self._parse_prompt(), [answer], [name])]
         has_answer = any(name in self._record for name in (*RESPONSES, GENERATION))
         for name in CONVERSATIONS:
             if name in self._record:
-                value = self._messages(name)
+                value = self._load_messages(name)
                 is_text = isinstance(value, str)
                 if has_answer and is_text and name == "messages":
                     raise InvalidConversationError(
@@ -158,21 +158,21 @@ class RecordReader:
                         "messages"
                     )
                 if not (has_answer and (is_prompt(value) or is_text)):
-                    self._read.add(name)
-                    return [self._whole(value, name)]
-        name = self._only(RESPONSES, "--response-column") or GENERATION
-        return [*self._join(self._prompt(), [self._take(name)], [name])]
+                    self._read_columns.add(name)
+                    return [self._parse_whole(value, name)]
+        name = self._find_only_column(RESPONSES, "--response-column") or GENERATION
+        return [*self._join(self._parse_prompt(), [self._take(name)], [name])]
 
     def read_pair(self) -> list[Messages | ScoreError]:
         """The better conversation, then the worse one."""
-        (chosen, better), (rejected, worse) = sides = self._sides()
+        (chosen, better), (rejected, worse) = sides = self._read_sides()
         if missing := [name for name, side in sides if side is None]:
             raise InvalidConversationError(
-                f"the pair has no {listed(missing)}; it has {listed(self._record)}"
+                f"the pair has no {format_names(missing)}; it has {format_names(self._record)}"
             )
         if chosen == "messages" and not self._columns.chosen:
-            return [*self._pair_of_messages(rejected, worse)]
-        prompt = self._prompt_of_pair(better, worse)
+            return [*self._read_messages_pair(rejected, worse)]
+        prompt = self._parse_pair_prompt(better, worse)
         return [*self._join(prompt, [better, worse], [chosen, rejected])]
 
     def read_group(self) -> list[Messages | ScoreError]:
@@ -182,7 +182,7 @@ class RecordReader:
         if self._columns.responses:
             responses = []
             for path in self._columns.responses:
-                value = self._reach(path)
+                value = self._read_path(path)
                 responses += value if isinstance(value, list) else [value]
         if is_annotation(self._record, responses):
             raise InvalidConversationError(
@@ -190,7 +190,7 @@ class RecordReader:
                 "record); name the columns to score, for example --prompt-column fields.prompt "
                 "--response-column fields.response"
             )
-        prompt = self._prompt()
+        prompt = self._parse_prompt()
         if not isinstance(responses, list) or not responses or prompt is None:
             raise InvalidConversationError(
                 "a record with `responses` needs a `prompt` and a list of at least one response"
@@ -207,14 +207,14 @@ class RecordReader:
         """
         system = self._parse_system()
         extended = [
-            c if isinstance(c, ScoreError) else _check_keys(_with_system(c, system))
+            c if isinstance(c, ScoreError) else _check_keys(_add_system(c, system))
             for c in conversations
         ]
         good = [c for c in extended if not isinstance(c, ScoreError)]
         if all(message in c for message in self._history for c in good):
-            self._read.add(HISTORY)
+            self._read_columns.add(HISTORY)
         if good:
-            self._warnings += warn_unread(self._record, self._read, good)
+            self._warnings += find_unread_warnings(self._record, self._read_columns, good)
         if self._tools is None:
             return [*extended]
         return [
@@ -222,43 +222,45 @@ class RecordReader:
             for c in extended
         ]
 
-    def _prompt_of_pair(self, better: Any, worse: Any) -> _Prompt | None:
+    def _parse_pair_prompt(self, better: Any, worse: Any) -> _Prompt | None:
         columns = self._columns
         named = columns.prompt or "prompt" in self._record or self._has_leading_messages()
-        if not named and all(is_whole(as_messages(side)) for side in (better, worse)):
+        if not named and all(
+            is_whole_conversation(normalize_messages(side)) for side in (better, worse)
+        ):
             return None
-        return self._prompt()
+        return self._parse_prompt()
 
-    def _pair_of_messages(self, name: str, value: Any) -> list[Messages]:
+    def _read_messages_pair(self, name: str, value: Any) -> list[Messages]:
         """ms-swift's pair: `messages`, and another answer or conversation."""
-        chosen = self._whole(self._messages("messages"), "messages")
+        chosen = self._parse_whole(self._load_messages("messages"), "messages")
         if name == "rejected_messages":
             other = load_messages(value)
         else:
-            other = self._answer(value, _Prompt([], is_text=True))
-        if is_whole(other):
-            return [chosen, self._whole(other, name)]
+            other = self._parse_answer(value, _Prompt([], is_text=True))
+        if is_whole_conversation(other):
+            return [chosen, self._parse_whole(other, name)]
         if isinstance(other, str):  # in the place of the last answer
             return [chosen, join_parsed(chosen[:-1], other, name)]
         last = max((i for i, m in enumerate(chosen) if m["role"] == "user"), default=-1)
         return [chosen, join_parsed(chosen[: last + 1], other, name)]
 
-    def _sides(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
+    def _read_sides(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
         columns = self._columns
         if columns.chosen or columns.rejected:
             better, worse = (
-                (path, self._reach(path)) if path else (name, self._take(name))
+                (path, self._read_path(path)) if path else (name, self._take(name))
                 for path, name in ((columns.chosen, "chosen"), (columns.rejected, "rejected"))
             )
             return better, worse
-        pair = find_pair(self._record.__contains__)
+        pair = find_pair_columns(self._record.__contains__)
         if pair is None:
             chosen = next((name for name in CHOSEN if name in self._record), CHOSEN[0])
             rejected = next((name for name in REJECTED if name in self._record), REJECTED[0])
         else:
             chosen, rejected = pair
         if chosen in RESPONSES:
-            chosen = self._only(RESPONSES, "--chosen-column") or chosen
+            chosen = self._find_only_column(RESPONSES, "--chosen-column") or chosen
         return (chosen, self._take(chosen)), (rejected, self._take(rejected))
 
     def _lenient_join(self, prompt: _Prompt, response: object) -> Messages | ScoreError:
@@ -277,16 +279,16 @@ class RecordReader:
         Answers that are whole conversations may have a prompt that is not their beginning, if it
         says no more than they do before they differ; they are used as they are.
         """
-        answers = [self._answer(value, prompt) for value in values]
+        answers = [self._parse_answer(value, prompt) for value in values]
         if prompt is None:
-            return [self._whole(a, n) for a, n in zip(answers, names, strict=True)]
-        if prompt.rendered is None and all(is_whole(answer) for answer in answers):
-            whole = [self._whole(a, n) for a, n in zip(answers, names, strict=True)]
+            return [self._parse_whole(a, n) for a, n in zip(answers, names, strict=True)]
+        if prompt.rendered is None and all(is_whole_conversation(answer) for answer in answers):
+            whole = [self._parse_whole(a, n) for a, n in zip(answers, names, strict=True)]
             repeats = all(c[: len(prompt.messages)] == prompt.messages for c in whole)
-            if not repeats and _says_no_more(prompt, _shared_start(whole)):
+            if not repeats and _is_covered_by(prompt, _common_prefix(whole)):
                 return whole
         return [
-            self._with_history(self._join_one(prompt, answer, name), prompt)
+            self._add_history(self._join_one(prompt, answer, name), prompt)
             for answer, name in zip(answers, names, strict=True)
         ]
 
@@ -313,7 +315,7 @@ class RecordReader:
         try:
             return join_parsed(prompt.messages, answer, name)
         except InvalidConversationError as error:
-            if not is_whole(answer):
+            if not is_whole_conversation(answer):
                 raise
             raise InvalidConversationError(
                 f"{error.detail} (--prompt-column '' leaves the prompt aside)"
@@ -321,22 +323,22 @@ class RecordReader:
 
     def _read_repeated(self, prompt: str, text: str, name: str) -> Messages:
         """The conversation of rendered text that has its prompt at the start once more."""
-        if not _without_bos(text).startswith(_without_bos(prompt)):
+        if not _strip_bos(text).startswith(_strip_bos(prompt)):
             raise InvalidConversationError(
                 f"`{name}` begins a conversation that does not begin with `prompt`; give only what "
                 "follows the prompt, or leave the prompt aside with --prompt-column ''"
             )
-        return self._turns_of_whole(text, name)
+        return self._parse_whole_text(text, name)
 
-    def _whole(self, value: Any, name: str) -> Messages:
+    def _parse_whole(self, value: Any, name: str) -> Messages:
         """A whole conversation, also in text of a known form."""
         self._note_calls(value)
-        value = as_messages(value)
+        value = normalize_messages(value)
         if isinstance(value, str):
-            value = self._turns_of_whole(value, name)
+            value = self._parse_whole_text(value, name)
         return parse_conversation(value)
 
-    def _turns_of_whole(self, text: str, name: str) -> Messages:
+    def _parse_whole_text(self, text: str, name: str) -> Messages:
         if template := self._columns.policy_template:
             headers = [*re.finditer(_ANSWER_HEADERS[template], text)]
             if headers and not text[headers[-1].end() :].strip():
@@ -350,7 +352,7 @@ class RecordReader:
                 f"`{name}` is text without a turn of the assistant in the template that "
                 f"--policy-template names ({template}); name the template that rendered it"
             )
-        if (turns := self._turns_in(text, self._columns.transcripts)) is not None:
+        if (turns := self._parse_turns(text, self._columns.transcripts)) is not None:
             return turns
         raise InvalidConversationError(
             f"`{name}` is a string and there is no `prompt`; give the `prompt` it answers, or make "
@@ -358,10 +360,10 @@ class RecordReader:
             "transcripts, --policy-template what a chat template rendered"
         )
 
-    def _answer(self, value: Any, prompt: _Prompt | None) -> Any:
+    def _parse_answer(self, value: Any, prompt: _Prompt | None) -> Any:
         """An answer: text, or messages, also where text holds those."""
         self._note_calls(value)
-        value = as_messages(value)
+        value = normalize_messages(value)
         if not isinstance(value, str) or self._columns.policy_template:
             return value
         mode = self._columns.transcripts
@@ -370,10 +372,10 @@ class RecordReader:
             mode = "keep" if mode == "keep" else "auto"
         if prompt is not None and prompt.is_text and parse_json_turns(value) is not None:
             return value
-        turns = self._turns_in(value, mode)
+        turns = self._parse_turns(value, mode)
         return value if turns is None else turns
 
-    def _turns_in(self, text: str, mode: Any) -> Messages | None:
+    def _parse_turns(self, text: str, mode: Any) -> Messages | None:
         """The turns of a text that is a transcript or JSON; None for other text."""
         if mode == "keep":
             return None
@@ -385,12 +387,12 @@ class RecordReader:
             self._warn(_TRANSCRIPT_READ)
         return transcript
 
-    def _prompt(self) -> _Prompt | None:
-        value, is_complete = self._prompt_value()
+    def _parse_prompt(self) -> _Prompt | None:
+        value, is_complete = self._read_prompt_value()
         if value is None:
             return None
         self._note_calls(value)
-        value = as_messages(value)
+        value = normalize_messages(value)
         if not isinstance(value, str):
             return _Prompt(parse_prompt(value), is_whole=is_complete)
         if self._columns.policy_template:
@@ -403,30 +405,30 @@ class RecordReader:
             if (transcript := parse_prompt_transcript(value, mode)) is not None:
                 self._warn(_TRANSCRIPT_READ)
                 return _Prompt(transcript.messages, transcript.opening, is_transcript=True)
-            _refuse_rendered(value)
+            _reject_rendered(value)
         return _Prompt(parse_prompt(value), is_text=True)
 
-    def _prompt_value(self) -> tuple[Any, bool]:
+    def _read_prompt_value(self) -> tuple[Any, bool]:
         """The prompt as its column has it, and whether that has all earlier turns too."""
         columns = self._columns
         if columns.prompt is not None:
-            return (self._reach(columns.prompt) if columns.prompt else None), False
+            return (self._read_path(columns.prompt) if columns.prompt else None), False
         if self._has_leading_messages():
-            self._read.add("messages")
-            return self._messages("messages"), True
+            self._read_columns.add("messages")
+            return self._load_messages("messages"), True
         if "prompt" in self._record:
             return self._take("prompt"), False
-        name = self._only(PROMPTS, "--prompt-column")
+        name = self._find_only_column(PROMPTS, "--prompt-column")
         if name is None:
             for conversations in CONVERSATIONS[1:]:
                 if conversations in self._record:
-                    self._read.add(conversations)
-                    return self._messages(conversations), True
+                    self._read_columns.add(conversations)
+                    return self._load_messages(conversations), True
             prompt = self._take(INPUT)
             return (prompt if prompt != "" else None), False
         prompt, more = self._take(name), self._record.get(INPUT)
         if name == "instruction" and isinstance(prompt, str) and isinstance(more, str) and more:
-            self._read.add(INPUT)
+            self._read_columns.add(INPUT)
             if self._columns.policy_template and find_markers(prompt):
                 raise InvalidConversationError(
                     "`instruction` is text of a chat template (--policy-template), and `input` "
@@ -438,14 +440,14 @@ class RecordReader:
 
     def _has_leading_messages(self) -> bool:
         """Whether `messages` end before an answer."""
-        return is_prompt(self._messages("messages"))
+        return is_prompt(self._load_messages("messages"))
 
-    def _messages(self, name: str) -> Any:
+    def _load_messages(self, name: str) -> Any:
         value = self._record.get(name)
         self._note_calls(value)
         return load_messages(value)
 
-    def _columns_named(self) -> set[str]:
+    def _find_named_columns(self) -> set[str]:
         """Columns that an option names, so that their own names say nothing of them."""
         columns = self._columns
         named = (columns.messages, columns.prompt, columns.response, columns.chosen)
@@ -459,11 +461,11 @@ class RecordReader:
     def _parse_system(self) -> str:
         path = self._columns.system
         if path is None:
-            free = tuple(name for name in SYSTEMS if name not in self._named)
-            name = self._only(free, "--system-column")
+            free = tuple(name for name in SYSTEMS if name not in self._named_columns)
+            name = self._find_only_column(free, "--system-column")
             system = self._record[name] if name else ""
         else:
-            system = reach_optional(self._original, path) if path else ""
+            system = get_optional_path(self._original, path) if path else ""
         if system is not None and not isinstance(system, str):
             raise InvalidConversationError(
                 f"the system message of the record is of type {type(system).__name__}; it must be "
@@ -474,21 +476,21 @@ class RecordReader:
     def _parse_history(self) -> Messages:
         path = self._columns.history
         if path is None:
-            value = None if HISTORY in self._named else self._record.get(HISTORY)
+            value = None if HISTORY in self._named_columns else self._record.get(HISTORY)
         else:
-            value = reach_optional(self._original, path) if path else None
+            value = get_optional_path(self._original, path) if path else None
         return [] if value is None else parse_history(value)
 
     def _parse_tools(self) -> list[Any] | None:
         path = self._columns.tools
         if path is None:
-            value = None if TOOLS in self._named else self._record.get(TOOLS)
+            value = None if TOOLS in self._named_columns else self._record.get(TOOLS)
         else:
-            value = reach_optional(self._original, path) if path else None
-        self._read.add(TOOLS)
+            value = get_optional_path(self._original, path) if path else None
+        self._read_columns.add(TOOLS)
         return read_tools(value)
 
-    def _with_history(self, messages: Messages, prompt: _Prompt) -> Messages:
+    def _add_history(self, messages: Messages, prompt: _Prompt) -> Messages:
         if prompt.is_whole:
             return messages
         if self._history and self._history[-1]["role"] == "user":
@@ -496,7 +498,7 @@ class RecordReader:
                 "`history` ends with a turn of the user, and the prompt is another one; end it "
                 "with an answer, or leave the column aside with --history-column ''"
             )
-        self._read.add(HISTORY)
+        self._read_columns.add(HISTORY)
         start = int(messages[0]["role"] == "system")
         return [*messages[:start], *self._history, *messages[start:]]
 
@@ -509,18 +511,18 @@ class RecordReader:
             self._warnings.append(warning)
 
     def _take(self, name: str) -> Any:
-        self._read.add(name)
+        self._read_columns.add(name)
         return self._record.get(name)
 
-    def _reach(self, path: str) -> Any:
-        self._read.add(path if path in self._record else path.partition(".")[0])
-        return reach(self._record, path)
+    def _read_path(self, path: str) -> Any:
+        self._read_columns.add(path if path in self._record else path.partition(".")[0])
+        return get_path(self._record, path)
 
-    def _only(self, names: tuple[str, ...], option: str) -> str | None:
+    def _find_only_column(self, names: tuple[str, ...], option: str) -> str | None:
         there = [name for name in names if name in self._record]
         if len(there) > 1:
             raise InvalidConversationError(
-                f"the record has {listed(there)}, any of which may be meant; say which by {option}"
+                f"the record has {format_names(there)}, any of which may be meant; say which by {option}"
             )
         return there[0] if there else None
 
@@ -538,19 +540,19 @@ def _check_keys(messages: Messages) -> Messages | ScoreError:
                 "JSON text of one",
             )
         try:
-            require_text(message)
+            require_text_only(message)
         except InvalidConversationError as error:
             return ScoreError(error.code, f"message {place}: {error.detail}")
     return messages
 
 
-def _with_system(messages: Messages, system: str) -> Messages:
+def _add_system(messages: Messages, system: str) -> Messages:
     if not system or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
-def _says_no_more(prompt: _Prompt, start: Messages) -> bool:
+def _is_covered_by(prompt: _Prompt, start: Messages) -> bool:
     """Whether a prompt is among the messages with which whole conversations begin."""
     if prompt.opening:
         return False
@@ -561,7 +563,7 @@ def _says_no_more(prompt: _Prompt, start: Messages) -> bool:
     return any(there[i : i + len(wanted)] == wanted for i in range(len(there)))
 
 
-def _shared_start(conversations: Sequence[Messages]) -> Messages:
+def _common_prefix(conversations: Sequence[Messages]) -> Messages:
     """The messages before the last one, as far as all conversations have them."""
     first = conversations[0]
     length = min(len(c) for c in conversations) - 1
@@ -573,21 +575,21 @@ def _shared_start(conversations: Sequence[Messages]) -> Messages:
 
 def _begins_conversation(answer: str, template: ChatFormatName) -> bool:
     """Whether the text of an answer begins with a turn that is not the answer."""
-    text = _without_bos(answer)
-    begins_turn = any(text.startswith(marker) for marker in _BEGINNINGS[template])
+    text = _strip_bos(answer)
+    begins_turn = any(text.startswith(marker) for marker in _TURN_MARKERS[template])
     return begins_turn and re.match(_ANSWER_HEADERS[template], text) is None
 
 
-def _without_bos(text: str) -> str:
+def _strip_bos(text: str) -> str:
     text = text.lstrip()
     while bos := next((bos for bos in BOS_TEXTS if text.startswith(bos)), None):
         text = text.removeprefix(bos).lstrip()
     return text
 
 
-def _refuse_rendered(prompt: str) -> None:
+def _reject_rendered(prompt: str) -> None:
     """Return if a prompt does not begin as a chat template begins a turn."""
-    text = _without_bos(prompt)
+    text = _strip_bos(prompt)
     marker = next((marker for marker in find_markers(text) if text.startswith(marker)), None)
     if marker:
         raise ForeignTemplateError(

@@ -19,19 +19,19 @@ from serve.jobs.column_rules import (
     GENERATION,
     REJECTED,
     RESPONSES,
-    explain_no_shape,
-    find_pair,
+    explain_unknown_kind,
+    find_pair_columns,
     is_prompt,
 )
-from serve.jobs.columns import AS_USUAL, Columns
+from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.record_reader import RecordReader
 from serve.jobs.sharegpt import load_messages
 
-Shape = Literal["conversation", "pair", "group"]
+RecordKind = Literal["conversation", "pair", "group"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ParsedRecord:
     """What one record asks for.
 
     Attributes:
@@ -41,29 +41,29 @@ class Work:
         warnings: what the caller should know of how the record was read.
     """
 
-    shape: Shape | None
+    kind: RecordKind | None
     conversations: tuple[ChatJson | ScoreError, ...] = ()
     error: ScoreError | None = None
     warnings: tuple[str, ...] = ()
 
 
-def read_work(record: object, columns: Columns = AS_USUAL) -> Work:
-    """What a record asks for; what is wrong with it becomes the error of the `Work`.
+def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
+    """What a record asks for; what is wrong with it becomes the error of the `BatchCall`.
 
     Args:
         record: as a reader gives it, also a `ScoreError` for what could not be read.
         columns: where the caller said its parts are.
     """
     if isinstance(record, ScoreError):
-        return Work(None, error=record)
+        return ParsedRecord(None, error=record)
     try:
         return parse_record(record, columns)
     except InputError as error:
-        shapes = shapes_in(record, columns) if isinstance(record, Mapping) else []
-        return Work(shapes[0] if shapes else None, error=ScoreError.from_exception(error))
+        shapes = infer_record_kinds(record, columns) if isinstance(record, Mapping) else []
+        return ParsedRecord(shapes[0] if shapes else None, error=ScoreError.from_exception(error))
 
 
-def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
+def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
     """The conversations of a record.
 
     Args:
@@ -77,9 +77,9 @@ def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
         raise InvalidConversationError(
             f"a record must be a JSON object, got {type(record).__name__}"
         )
-    shapes = shapes_in(record, columns)
+    shapes = infer_record_kinds(record, columns)
     if not shapes:
-        raise InvalidConversationError(explain_no_shape(record))
+        raise InvalidConversationError(explain_unknown_kind(record))
     if len(shapes) > 1:
         raise InvalidConversationError(
             f"the record is a {' and a '.join(shapes)} at once; name the columns of the one to "
@@ -87,16 +87,18 @@ def parse_record(record: object, columns: Columns = AS_USUAL) -> Work:
             "--responses-column"
         )
     reader = RecordReader(record, columns)
-    read: Mapping[Shape, Callable[[], list[Any]]] = {
+    read: Mapping[RecordKind, Callable[[], list[Any]]] = {
         "conversation": reader.read_conversation,
         "pair": reader.read_pair,
         "group": reader.read_group,
     }
     conversations = reader.complete(read[shapes[0]]())
-    return Work(shapes[0], tuple(conversations), warnings=reader.warnings)
+    return ParsedRecord(shapes[0], tuple(conversations), warnings=reader.warnings)
 
 
-def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> list[Shape]:
+def infer_kinds_from_columns(
+    has_column: Callable[[str], bool], columns: Columns = DEFAULT_COLUMNS
+) -> list[RecordKind]:
     """Which shapes there are where certain columns are; more than one is for the caller to solve.
 
     Args:
@@ -109,39 +111,39 @@ def shapes_among(has: Callable[[str], bool], columns: Columns = AS_USUAL) -> lis
         return ["group"]
     if columns.messages or columns.response:
         return ["conversation"]
-    pair = find_pair(has)
-    shapes: list[Shape] = []
-    if has("messages") and (pair is None or pair[0] != "messages"):
+    pair = find_pair_columns(has_column)
+    shapes: list[RecordKind] = []
+    if has_column("messages") and (pair is None or pair[0] != "messages"):
         shapes.append("conversation")
     if pair:
         shapes.append("pair")
-    if has("responses"):
+    if has_column("responses"):
         shapes.append("group")
-    if not shapes and has("generations"):
+    if not shapes and has_column("generations"):
         shapes.append("group")
-    if not shapes and any(has(name) for name in (*CONVERSATIONS, *RESPONSES, GENERATION)):
+    if not shapes and any(has_column(name) for name in (*CONVERSATIONS, *RESPONSES, GENERATION)):
         shapes.append("conversation")
-    if not shapes and any(has(name) for name in (*CHOSEN, *REJECTED)):
+    if not shapes and any(has_column(name) for name in (*CHOSEN, *REJECTED)):
         shapes.append("pair")  # half of one: the other half is reported as missing
     return shapes
 
 
-def shapes_in(record: Mapping[str, Any], columns: Columns) -> list[Shape]:
+def infer_record_kinds(record: Mapping[str, Any], columns: Columns) -> list[RecordKind]:
     """Which shapes a record has by its columns, null ones left aside.
 
-    Where `shapes_among` finds a conversation by its name, the values decide: `messages` that end
+    Where `infer_kinds_from_columns` finds a conversation by its name, the values decide: `messages` that end
     before an answer are the prompt of a pair, a group or an answer that is there too, and
     `messages` that are equal to `chosen` add nothing to a pair.
     """
     there = {
         name for name, value in record.items() if value is not None and name not in columns.ignored
     }
-    shapes = shapes_among(there.__contains__, columns)
+    shapes = infer_kinds_from_columns(there.__contains__, columns)
     if "messages" not in there or "conversation" not in shapes:
         return shapes
     messages = load_messages(record["messages"])
     if is_prompt(messages):
-        return shapes_among((there - {"messages"}).__contains__, columns) or shapes
+        return infer_kinds_from_columns((there - {"messages"}).__contains__, columns) or shapes
     if shapes == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
         return ["pair"]
     return shapes

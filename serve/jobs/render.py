@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, to_render_json
-from serve.escaping import json_text
-from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.inputs.jsonl import rows_of
-from serve.jobs.record_schema import read_work
+from serve.escaping import dump_json
+from serve.jobs.columns import DEFAULT_COLUMNS, Columns
+from serve.jobs.inputs.jsonl import parse_rows
+from serve.jobs.record_schema import try_parse_record
 
 
 def render_lines(
@@ -17,7 +17,7 @@ def render_lines(
     config: ModelConfig,
     truncation: Truncation,
     write: Callable[[str], None],
-    columns: Columns = AS_USUAL,
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> int:
     """Write what would be scored of each record's conversations; returns the number of errors.
 
@@ -30,8 +30,8 @@ def render_lines(
     """
     encoder = load_encoder(config)
     failed = 0
-    for row in rows_of(lines):
-        work = read_work(row.record, columns)
+    for row in parse_rows(lines):
+        work = try_parse_record(row.record, columns)
         for conversation in [work.error] if work.error else work.conversations:
             encoded: Encoded | ScoreError
             if isinstance(conversation, ScoreError):
@@ -46,5 +46,5 @@ def render_lines(
             else:
                 failed += 1
                 record["error"] = {"code": encoded.code, "message": encoded.message}
-            write(json_text(record))
+            write(dump_json(record))
     return failed

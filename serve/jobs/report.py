@@ -1,6 +1,6 @@
 """The page that `--report` writes: how rewards, margins and lengths of a job are spread.
 
-What it is told of each row goes into a `Spread` at once, so memory stays bounded. How a page is put
+What it is told of each row goes into a `StreamingHistogram` at once, so memory stays bounded. How a page is put
 together and drawn is in `serve.reports`.
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rm_core import Reward, ScoreError
-from serve.jobs.atomic_io import write_durably
-from serve.jobs.record_schema import Shape
+from serve.jobs.atomic_io import write_atomically
+from serve.jobs.record_schema import RecordKind
 from serve.jobs.summary import Summary
-from serve.jobs.summary_table import summary_lines
-from serve.reports.bars import Bar, Row, bars
-from serve.reports.document import columns, document, section
-from serve.reports.elements import facts
-from serve.reports.histogram import Histogram, Series, histogram
-from serve.reports.streaming_histogram import Spread
+from serve.jobs.summary_table import format_summary
+from serve.reports.bars import Bar, BarRow, render_bars
+from serve.reports.document import columns, render_document, section
+from serve.reports.elements import key_value_table
+from serve.reports.histogram import HistogramPlot, Series, render_histogram
+from serve.reports.streaming_histogram import StreamingHistogram
 
 
 class Report:
@@ -35,52 +35,60 @@ class Report:
 
     def __init__(self, path: Path, title: str) -> None:
         self._path, self._title = path, title
-        self._rewards, self._chosen, self._rejected = Spread(), Spread(), Spread()
-        self._margins, self._leads, self._lengths = Spread(), Spread(), Spread()
+        self._rewards, self._chosen, self._rejected = (
+            StreamingHistogram(),
+            StreamingHistogram(),
+            StreamingHistogram(),
+        )
+        self._margins, self._leads, self._lengths = (
+            StreamingHistogram(),
+            StreamingHistogram(),
+            StreamingHistogram(),
+        )
         self._ties = 0
         self._truncated = self._warned = 0
         self._shapes: Counter[str] = Counter()
 
     def add(
         self,
-        shape: Shape | None,
+        kind: RecordKind | None,
         results: Sequence[Reward | ScoreError],
         error: ScoreError | None,
     ) -> None:
         """See `RowSink`."""
-        self._shapes[shape or "of no known shape"] += 1
+        self._shapes[kind or "of no known shape"] += 1
         done = [result for result in results if isinstance(result, Reward)]
         for result in done:
             self._lengths.add(math.log2(max(1, result.num_tokens)))
             self._truncated += result.truncated
             self._warned += bool(result.warnings)
-        if shape == "pair":
+        if kind == "pair":
             self._add_pair(results)
             return
         for result in done:
             self._rewards.add(result.reward)
-        if shape == "group" and len(done) > 1:
+        if kind == "group" and len(done) > 1:
             second, first = sorted(result.reward for result in done)[-2:]
             self._leads.add(first - second)
 
     def write(self, summary: Summary) -> None:
         """See `RowSink`."""
-        write_durably(self._path, self.page(summary).encode(errors="replace"))
+        write_atomically(self._path, self.render(summary).encode(errors="replace"))
 
-    def page(self, summary: Summary) -> str:
+    def render(self, summary: Summary) -> str:
         """The page as it is.
 
         Args:
             summary: of the whole job.
         """
         tables = [
-            section("What was done", facts(summary_lines(summary))),
-            section("What there was", facts(self._counts())),
+            section("What was done", key_value_table(format_summary(summary))),
+            section("What there was", key_value_table(self._counts())),
         ]
-        plots = [histogram(what) for what in self._histograms()]
+        plots = [render_histogram(what) for what in self._histograms()]
         if summary.errors:
-            plots.append(section("Errors by kind", _errors(summary)))
-        return document(f"Rewards of {self._title}", [columns(tables), columns(plots)])
+            plots.append(section("Errors by kind", _render_errors(summary)))
+        return render_document(f"Rewards of {self._title}", [columns(tables), columns(plots)])
 
     def _add_pair(self, results: Sequence[Reward | ScoreError]) -> None:
         for result, spread in zip(results, (self._chosen, self._rejected), strict=False):
@@ -97,54 +105,54 @@ class Report:
             yield f"rows: {names.get(shape, shape)}", f"{number:,}"
         yield "conversations with a reward", f"{self._lengths.count:,}"
         if self._margins.count:
-            share = self._margins.positive / self._margins.count
-            yield "pairs with the chosen one ahead", f"{self._margins.positive:,} ({share:.2%})"
+            share = self._margins.num_positive / self._margins.count
+            yield "pairs with the chosen one ahead", f"{self._margins.num_positive:,} ({share:.2%})"
             yield "pairs with equal rewards", f"{self._ties:,}"
         if self._truncated:
             yield "truncated conversations", f"{self._truncated:,}"
         if self._warned:
             yield "conversations with a warning", f"{self._warned:,}"
 
-    def _histograms(self) -> Iterator[Histogram]:
+    def _histograms(self) -> Iterator[HistogramPlot]:
         if self._rewards.count:
-            yield Histogram(
+            yield HistogramPlot(
                 "Rewards",
                 "of conversations, and of the responses of groups",
                 "reward",
                 (Series("reward", self._rewards),),
             )
         if self._chosen.count or self._rejected.count:
-            yield Histogram(
+            yield HistogramPlot(
                 "Rewards of pairs",
                 "the chosen ones and the rejected ones",
                 "reward",
                 (Series("chosen", self._chosen), Series("rejected", self._rejected)),
             )
         if self._margins.count:
-            yield Histogram(
+            yield HistogramPlot(
                 "Margins of pairs",
                 "reward of the chosen one, less that of the rejected one: below 0 they disagree",
                 "margin",
                 (Series("margin", self._margins),),
             )
         if self._leads.count:
-            yield Histogram(
+            yield HistogramPlot(
                 "Leads in groups",
                 "by how much the best response of a group is ahead of the second",
                 "lead",
                 (Series("lead", self._leads),),
             )
         if self._lengths.count:
-            yield Histogram(
+            yield HistogramPlot(
                 "Lengths",
                 "tokens of a conversation; each step of the scale is twice as long",
                 "tokens",
                 (Series("tokens", self._lengths),),
-                powers=True,
+                is_log2=True,
             )
 
 
-def _errors(summary: Summary) -> Markup:
+def _render_errors(summary: Summary) -> Markup:
     kinds = summary.errors.most_common()
-    rows = [Row(kind, (Bar(number, f"{number:,}"),)) for kind, number in kinds]
-    return bars("Errors by kind", rows)
+    rows = [BarRow(kind, (Bar(number, f"{number:,}"),)) for kind, number in kinds]
+    return render_bars("Errors by kind", rows)

@@ -8,26 +8,32 @@ from typing import Any, NamedTuple
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
-from serve.jobs.record_schema import Shape, Work
+from serve.jobs.record_schema import ParsedRecord, RecordKind
 
-RESULT_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
+RESULT_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
     "conversation": ("reward",),
     "pair": ("chosen_reward", "rejected_reward", "margin"),
     "group": ("rewards",),
 }
 
-RESULTS = (
+RESULT_NAMES = (
     *(name for names in RESULT_COLUMNS.values() for name in names),
     "error",
     "truncated",
     "warnings",
 )
 """Names of results, as they are written where the input has no column of that name."""
-UNREAD = "line"
+UNREAD_COLUMN = "line"
 """Column for the text of a row that cannot be read."""
-PREFIX = "skyreward_"
+RESULT_PREFIX = "skyreward_"
 """Begins the name of a result where the input has a column of the result's own name."""
-WATCHED = frozenset([*RESULTS, UNREAD, *(f"{PREFIX}{name}" for name in (*RESULTS, UNREAD))])
+RESERVED_COLUMNS = frozenset(
+    [
+        *RESULT_NAMES,
+        UNREAD_COLUMN,
+        *(f"{RESULT_PREFIX}{name}" for name in (*RESULT_NAMES, UNREAD_COLUMN)),
+    ]
+)
 """Names of the input's columns that decide under which names results are written."""
 
 _CODES = frozenset(
@@ -45,7 +51,7 @@ _CODES = frozenset(
 )
 
 
-def is_error_of_run(value: object) -> bool:
+def is_job_error(value: object) -> bool:
     """Whether a value of a column `error` can only be of a run: an object with a code of ours."""
     return (
         isinstance(value, Mapping)
@@ -66,24 +72,24 @@ class ResultNames:
         replaced: columns of the input that an earlier run wrote; they are left out.
     """
 
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    replaced: frozenset[str] = frozenset()
+    renames: Mapping[str, str] = field(default_factory=dict)
+    replaced_columns: frozenset[str] = frozenset()
 
     def __getitem__(self, result: str) -> str:
-        return self.renamed.get(result, result)
+        return self.renames.get(result, result)
 
     @property
-    def written(self) -> frozenset[str]:
+    def result_columns(self) -> frozenset[str]:
         """Columns that this job writes."""
-        return frozenset(self[name] for name in RESULTS)
+        return frozenset(self[name] for name in RESULT_NAMES)
 
-    def lines(self) -> Iterator[str]:
+    def format_notices(self) -> Iterator[str]:
         """What a person must know of it, before anything is scored."""
-        if self.replaced:
-            names = ", ".join(f"`{name}`" for name in sorted(self.replaced))
+        if self.replaced_columns:
+            names = ", ".join(f"`{name}`" for name in sorted(self.replaced_columns))
             yield f"results of an earlier run are replaced: {names}"
-        if self.renamed:
-            pairs = ", ".join(f"`{name}` in `{other}`" for name, other in self.renamed.items())
+        if self.renames:
+            pairs = ", ".join(f"`{name}` in `{other}`" for name, other in self.renames.items())
             yield (
                 "the input has columns that are named like results, and they are kept; this job "
                 f"writes its own under other names: {pairs}. If they are results of an earlier "
@@ -91,10 +97,10 @@ class ResultNames:
             )
 
 
-AS_NAMED = ResultNames()
+DEFAULT_RESULT_NAMES = ResultNames()
 
 
-def choose_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
+def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
     """Decide under which names a job writes its results.
 
     Args:
@@ -108,10 +114,17 @@ def choose_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> 
         JobInputError: a result has no free name.
     """
     if replace:
-        named = {n: f"{PREFIX}{n}" if f"{PREFIX}{n}" in own | earlier else n for n in RESULTS}
+        named = {
+            n: f"{RESULT_PREFIX}{n}" if f"{RESULT_PREFIX}{n}" in own | earlier else n
+            for n in RESULT_NAMES
+        }
         earlier = (own | earlier) & set(named.values())
         own = own - earlier
-    renamed = {name: f"{PREFIX}{name}" for name in sorted((*RESULTS, UNREAD)) if name in own}
+    renamed = {
+        name: f"{RESULT_PREFIX}{name}"
+        for name in sorted((*RESULT_NAMES, UNREAD_COLUMN))
+        if name in own
+    }
     for name, other in renamed.items():
         if other in own:
             raise JobInputError(
@@ -121,7 +134,7 @@ def choose_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> 
     return ResultNames(renamed, frozenset(earlier - own))
 
 
-class Outcome(NamedTuple):
+class RowOutput(NamedTuple):
     """What became of one row.
 
     Attributes:
@@ -129,27 +142,29 @@ class Outcome(NamedTuple):
         columns: of results, as they go out: rewards, `error`, `truncated`, `warnings`.
     """
 
-    shape: Shape | None
+    kind: RecordKind | None
     columns: Mapping[str, Any]
 
 
-def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) -> Outcome:
+def build_row_output(
+    record: ParsedRecord | ScoreError, results: Sequence[Reward | ScoreError]
+) -> RowOutput:
     """The result columns of one row.
 
     Args:
-        work: what `read_work` made of the row; an error for a row of no known shape.
+        work: what `try_parse_record` made of the row; an error for a row of no known shape.
         results: of `work.conversations`, in order: those that are errors already included.
     """
-    if isinstance(work, ScoreError):
-        return Outcome(None, _error(work))
-    if work.error:
-        return Outcome(work.shape, _error(work.error))
-    error = first_failure(work.shape, results)
+    if isinstance(record, ScoreError):
+        return RowOutput(None, _error_column(record))
+    if record.error:
+        return RowOutput(record.kind, _error_column(record.error))
+    error = find_first_error(record.kind, results)
     done = [r for r in results if isinstance(r, Reward)]
     columns: dict[str, Any] = {}
-    if work.shape == "group":
+    if record.kind == "group":
         columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in results]
-    elif error is None and work.shape == "pair":
+    elif error is None and record.kind == "pair":
         chosen, rejected = (r.reward for r in done)
         columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
         columns["margin"] = chosen - rejected
@@ -157,12 +172,14 @@ def outcome_of(work: Work | ScoreError, results: Sequence[Reward | ScoreError]) 
         columns["reward"] = done[0].reward
     if any(r.truncated for r in done):
         columns["truncated"] = True
-    if warnings := every_warning(work.warnings, results):
+    if warnings := collect_warnings(record.warnings, results):
         columns["warnings"] = warnings
-    return Outcome(work.shape, columns | (_error(error) if error else {}))
+    return RowOutput(record.kind, columns | (_error_column(error) if error else {}))
 
 
-def first_failure(shape: Shape | None, results: Sequence[Reward | ScoreError]) -> ScoreError | None:
+def find_first_error(
+    kind: RecordKind | None, results: Sequence[Reward | ScoreError]
+) -> ScoreError | None:
     """The first error of a row, which says where in its record it is.
 
     Args:
@@ -172,12 +189,12 @@ def first_failure(shape: Shape | None, results: Sequence[Reward | ScoreError]) -
     for place, result in enumerate(results):
         if isinstance(result, ScoreError):
             where = {"pair": ("chosen", "rejected")[place > 0], "group": f"responses[{place}]"}
-            named = f"`{where[shape]}`: " if shape in where else ""
+            named = f"`{where[kind]}`: " if kind in where else ""
             return ScoreError(result.code, named + result.message)
     return None
 
 
-def every_warning(warnings: Sequence[str], results: Sequence[Reward | ScoreError]) -> list[str]:
+def collect_warnings(warnings: Sequence[str], results: Sequence[Reward | ScoreError]) -> list[str]:
     """The distinct warnings of a row.
 
     Args:
@@ -188,8 +205,11 @@ def every_warning(warnings: Sequence[str], results: Sequence[Reward | ScoreError
     return list(dict.fromkeys([*warnings, *of_rewards]))
 
 
-def merged(
-    record: object, outcome: Outcome, raw: str | None = None, names: ResultNames = AS_NAMED
+def merge_record(
+    record: object,
+    output: RowOutput,
+    raw: str | None = None,
+    names: ResultNames = DEFAULT_RESULT_NAMES,
 ) -> dict[str, Any]:
     """The record with its results, under the names that the job chose.
 
@@ -200,13 +220,13 @@ def merged(
         names: of the results.
     """
     if not isinstance(record, Mapping):
-        record = {names[UNREAD]: record if raw is None else raw}
-    elif not names.replaced.isdisjoint(record):
-        record = {key: value for key, value in record.items() if key not in names.replaced}
-    if not names.renamed:
-        return {**record, **outcome.columns}
-    return {**record, **{names[key]: value for key, value in outcome.columns.items()}}
+        record = {names[UNREAD_COLUMN]: record if raw is None else raw}
+    elif not names.replaced_columns.isdisjoint(record):
+        record = {key: value for key, value in record.items() if key not in names.replaced_columns}
+    if not names.renames:
+        return {**record, **output.columns}
+    return {**record, **{names[key]: value for key, value in output.columns.items()}}
 
 
-def _error(error: ScoreError) -> dict[str, Any]:
+def _error_column(error: ScoreError) -> dict[str, Any]:
     return {"error": {"code": error.code, "message": error.message}}

@@ -11,21 +11,28 @@ from itertools import islice
 
 from rm_core.inputs.conversations import ChatJson
 from serve.errors import BadRowError, JobError, JobStoppedError
-from serve.jobs.chunk_files import DamagedError, Finished, write_chunk
-from serve.jobs.chunks import Chunk, Pending, cut, parse_chunk, results_of, send
-from serve.jobs.dedup_store import Digest, SeenStore
-from serve.jobs.executors.base import Carrier, Scored
+from serve.jobs.chunk_files import ChunkResult, CorruptStateError, write_chunk
+from serve.jobs.chunks import (
+    Chunk,
+    PendingChunk,
+    collect_results,
+    parse_chunk,
+    split_into_chunks,
+    submit_chunk,
+)
+from serve.jobs.dedup_store import DedupStore, Digest
+from serve.jobs.executors.base import Executor, ScoreBatchResult
 from serve.jobs.inputs.source import START, Position, Row
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
-from serve.jobs.state import JobFolder, Prefix
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
+from serve.jobs.state import CompletedChunks, JobFolder
 
 _POLL_S = 0.2
 
 
 @dataclass(slots=True)
-class Scoring:
+class ChunkRunner:
     """One run through what is left of a job.
 
     Attributes:
@@ -37,17 +44,17 @@ class Scoring:
         stopping: says when to stop.
     """
 
-    plan: Plan
-    job: str
+    spec: JobSpec
+    job_id: str
     folder: JobFolder
-    prefix: Prefix
+    completed_chunks: CompletedChunks
     progress: Progress
-    stopping: Stopping
-    _on_its_way: set[Digest] = field(default_factory=set)
+    shutdown: GracefulShutdown
+    _in_flight: set[Digest] = field(default_factory=set)
     _finished_at: float = 0.0
-    _gives_up_at: float | None = None
+    _drain_deadline: float | None = None
 
-    def run(self, carrier: Carrier) -> None:
+    def run(self, executor: Executor) -> None:
         """Score until all chunks are done.
 
         Raises:
@@ -56,13 +63,15 @@ class Scoring:
             DiskFullError: there is no room for results.
             RewardError: the carrier failed.
         """
-        seen = self.folder.open_seen(self.job, self.prefix.num_chunks, self._rebuild)
-        pending: deque[Pending] = deque()
+        seen = self.folder.open_dedup_store(
+            self.job_id, self.completed_chunks.num_chunks, self._rebuild
+        )
+        pending: deque[PendingChunk] = deque()
         self._finished_at = time.monotonic()
         try:
-            self._run(carrier, seen, pending)
-        except DamagedError as error:
-            self.folder.discard_seen()
+            self._run(executor, seen, pending)
+        except CorruptStateError as error:
+            self.folder.discard_dedup_store()
             raise JobError(
                 f"the store of scored conversations is damaged ({error}); run the same command "
                 "again, which makes it again"
@@ -70,75 +79,77 @@ class Scoring:
         finally:
             _cancel(pending)
             seen.close()
-        if self.stopping.asked is not None:
+        if self.shutdown.received_signal is not None:
             raise JobStoppedError("stopped as asked")
 
-    def _run(self, carrier: Carrier, seen: SeenStore, pending: deque[Pending]) -> None:
-        def submit(conversations: Sequence[ChatJson]) -> Future[Scored]:
-            return carrier.submit(conversations, self.plan.truncation)
+    def _run(self, executor: Executor, store: DedupStore, pending: deque[PendingChunk]) -> None:
+        def submit(conversations: Sequence[ChatJson]) -> Future[ScoreBatchResult]:
+            return executor.submit(conversations, self.spec.truncation)
 
-        chunks = self._chunks(self.prefix.end, self.prefix.num_chunks)
+        chunks = self._chunks(self.completed_chunks.end, self.completed_chunks.num_chunks)
         while True:
-            while len(pending) < carrier.capacity and self.stopping.asked is None:
+            while len(pending) < executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
                 if chunk is None:
                     break
-                pending.append(send(chunk, seen, self._on_its_way, submit))
-            if not pending or not self._wait(pending, carrier.patience_s):
+                pending.append(submit_chunk(chunk, store, self._in_flight, submit))
+            if not pending or not self._wait(pending, executor.drain_timeout_s):
                 return
-            self._finish(pending.popleft(), seen)
+            self._finish(pending.popleft(), store)
 
-    def _wait(self, pending: deque[Pending], patience_s: float | None) -> bool:
+    def _wait(self, pending: deque[PendingChunk], drain_timeout_s: float | None) -> bool:
         """Whether the first chunk has its results; not if it was cancelled or given up."""
         future = pending[0].future
         while future is not None and not future.done():
-            if self.stopping.asked is not None:
+            if self.shutdown.received_signal is not None:
                 _cancel(pending)
-                if patience_s is not None and self._is_over(patience_s):
+                if drain_timeout_s is not None and self._is_drain_over(drain_timeout_s):
                     return False
             self.progress.tick()
             wait((future,), _POLL_S)
         return future is None or not future.cancelled()
 
-    def _is_over(self, patience_s: float) -> bool:
+    def _is_drain_over(self, drain_timeout_s: float) -> bool:
         """Whether so many seconds have passed since the first call."""
         now = time.monotonic()
-        if self._gives_up_at is None:
-            self._gives_up_at = now + patience_s
-        return now >= self._gives_up_at
+        if self._drain_deadline is None:
+            self._drain_deadline = now + drain_timeout_s
+        return now >= self._drain_deadline
 
-    def _finish(self, one: Pending, seen: SeenStore) -> None:
-        finished, mine = one.finish(seen)
-        if self.plan.fail_fast:
-            require_good(finished)
+    def _finish(self, one: PendingChunk, store: DedupStore) -> None:
+        finished, mine = one.finish(store)
+        if self.spec.fail_fast:
+            raise_on_error(finished)
         now = time.monotonic()
-        finished.figures.seconds, self._finished_at = now - self._finished_at, now
-        seen.add(one.span.chunk, mine, finished.figures.num_computed_tokens)
-        write_chunk(self.folder.chunks, self.job, finished)
-        self._on_its_way.difference_update(one.own)
-        self.prefix.add(finished.span, finished.figures)
-        self.progress.add(finished.figures)
+        finished.summary.seconds, self._finished_at = now - self._finished_at, now
+        store.add(one.span.chunk, mine, finished.summary.num_computed_tokens)
+        write_chunk(self.folder.chunks_folder, self.job_id, finished)
+        self._in_flight.difference_update(one.own_digests)
+        self.completed_chunks.add(finished.span, finished.summary)
+        self.progress.add(finished.summary)
 
     def _chunks(self, start: Position, number: int) -> Iterator[Chunk]:
-        for index, rows in enumerate(cut(self._rows(start), self.plan.chunk_rows), number):
-            yield parse_chunk(index, rows, self.plan.columns)
+        for index, rows in enumerate(
+            split_into_chunks(self._rows(start), self.spec.chunk_rows), number
+        ):
+            yield parse_chunk(index, rows, self.spec.columns)
 
     def _rows(self, start: Position) -> Iterator[Row]:
-        rows = self.plan.source.rows(start)
-        limit = self.plan.limit
+        rows = self.spec.source.iter_rows(start)
+        limit = self.spec.limit
         return rows if limit is None else islice(rows, max(0, limit - start.row))
 
-    def _rebuild(self, seen: SeenStore) -> None:
+    def _rebuild(self, store: DedupStore) -> None:
         """Fill an empty store from the input and the chunks that are done."""
-        done = self.folder.finished(self.job, self.prefix.num_chunks)
+        done = self.folder.read_chunks(self.job_id, self.completed_chunks.num_chunks)
         for finished, chunk in zip(done, self._chunks(START, 0), strict=False):
-            results = results_of(chunk, finished.rows)
-            known = seen.find(list(results))
+            results = collect_results(chunk, finished.rows)
+            known = store.find(list(results))
             mine = {digest: result for digest, result in results.items() if digest not in known}
-            seen.add(chunk.span.chunk, mine, finished.figures.num_computed_tokens)
+            store.add(chunk.span.chunk, mine, finished.summary.num_computed_tokens)
 
 
-def require_good(finished: Finished) -> None:
+def raise_on_error(finished: ChunkResult) -> None:
     """Return if every row of a chunk could be scored.
 
     Raises:
@@ -153,7 +164,7 @@ def require_good(finished: Finished) -> None:
             )
 
 
-def _cancel(pending: deque[Pending]) -> None:
+def _cancel(pending: deque[PendingChunk]) -> None:
     # The last first: one behind a cancelled one would be scored for nothing.
     for one in reversed(pending):
         if one.future:

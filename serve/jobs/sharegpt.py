@@ -38,24 +38,24 @@ _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 _MAX_SHOWN = 60
 
 
-def as_messages(value: Any) -> Any:
+def normalize_messages(value: Any) -> Any:
     """Text as it is, and everything that is turns as a list of messages."""
     if isinstance(value, Mapping):
         turns = _transpose(value)
         if turns is not None:
-            return as_messages(turns)
-        return [_as_message(value)] if "from" in value or "role" in value else value
+            return normalize_messages(turns)
+        return [_normalize_message(value)] if "from" in value or "role" in value else value
     if isinstance(value, list):
         if value and all(_is_exchange(turn) for turn in value):
             return [message for turn in value for message in _split_exchange(turn)]
-        return [_as_message(turn) for turn in value]
+        return [_normalize_message(turn) for turn in value]
     return value
 
 
 def load_messages(value: Any) -> Any:
-    """As `as_messages`, for a column of messages: JSON text of them is messages there too."""
+    """As `normalize_messages`, for a column of messages: JSON text of them is messages there too."""
     turns = parse_json_turns(value) if isinstance(value, str) else None
-    return as_messages(value) if turns is None else turns
+    return normalize_messages(value) if turns is None else turns
 
 
 def parse_json_turns(text: str) -> list[Any] | None:
@@ -72,7 +72,7 @@ def parse_json_turns(text: str) -> list[Any] | None:
     for turn in value:
         if not isinstance(turn, Mapping) or not any(pair <= turn.keys() for pair in pairs):
             return None
-    return [_as_message(turn) for turn in value]
+    return [_normalize_message(turn) for turn in value]
 
 
 def has_function_calls(value: Any) -> bool:
@@ -101,29 +101,29 @@ def parse_history(value: Any) -> Messages:
     if isinstance(found, Mapping):
         found = _transpose(found)
     if not isinstance(found, list):
-        raise _not_history(value)
+        raise _history_error(value)
     messages: Messages = []
     for turn in found:
         if isinstance(turn, Mapping) and not _is_exchange(turn):
             if not {"role", "from"} & turn.keys():
-                raise _not_history(turn)
+                raise _history_error(turn)
             messages += _parse_history_message(turn)
             continue
         exchange = [*turn.values()] if isinstance(turn, Mapping) else turn
         if isinstance(turn, Mapping):
             exchange = [message["content"] for message in _split_exchange(turn)]
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
-            raise _not_history(turn)
+            raise _history_error(turn)
         for role, content in zip(("user", "assistant"), exchange, strict=True):
             if not isinstance(content, str):
-                raise _not_history(turn)
+                raise _history_error(turn)
             messages.append({"role": role, "content": validate_unicode(content, "`history`")})
     return messages
 
 
 def _parse_history_message(turn: Any) -> Messages:
     try:
-        return parse_prompt([_as_message(turn)])
+        return parse_prompt([_normalize_message(turn)])
     except InvalidConversationError as error:
         raise InvalidConversationError(
             f"`history`: {error.detail}; the turn is {_short(turn)} (--history-column '' leaves "
@@ -143,7 +143,7 @@ def read_tools(value: Any) -> Tools | None:
         InvalidConversationError: it has another shape.
     """
     if not isinstance(value, str):
-        value = _plain(value)
+        value = _drop_nulls_and_maps(value)
         if isinstance(value, Mapping):
             transposed = _transpose(value, ("type", "function", "name"))
             value = value if transposed is None else drop_nulls(transposed)
@@ -155,23 +155,23 @@ def read_tools(value: Any) -> Tools | None:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _drop_nulls_and_maps(value: Any) -> Any:
     """A value without the keys that are null, with maps of Arrow as objects."""
-    return drop_nulls(_with_objects(value))
+    return drop_nulls(_convert_maps(value))
 
 
-def _with_objects(value: Any) -> Any:
+def _convert_maps(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _with_objects(item) for key, item in value.items()}
+        return {key: _convert_maps(item) for key, item in value.items()}
     if isinstance(value, list):
         # Arrow gives a map as a list of tuples, which it gives for nothing else.
         if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
-            return _with_objects(dict(value))
-        return [_with_objects(item) for item in value]
+            return _convert_maps(dict(value))
+        return [_convert_maps(item) for item in value]
     return value
 
 
-def _as_message(turn: Any) -> Any:
+def _normalize_message(turn: Any) -> Any:
     if not isinstance(turn, Mapping):
         return turn
     if turn.get("role") is None and "from" in turn:
@@ -179,21 +179,21 @@ def _as_message(turn: Any) -> Any:
         role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
         others = {key: item for key, item in turn.items() if key not in _SHAREGPT_KEYS}
         message = {"role": role, "content": turn.get("value")}
-        return {**message, **_as_keys(others)} if others else message
+        return {**message, **_normalize_keys(others)} if others else message
     if len(turn) > 2:  # role and content are looked at by rm_core
-        return _as_keys(turn)
+        return _normalize_keys(turn)
     return turn
 
 
-def _as_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a message as templates read them."""
-    found: dict[str, Any] = _plain(keys)
+    found: dict[str, Any] = _drop_nulls_and_maps(keys)
     if "tool_calls" in found:
-        found["tool_calls"] = _as_list(found["tool_calls"])
+        found["tool_calls"] = _normalize_tool_calls(found["tool_calls"])
     return found
 
 
-def _as_list(calls: Any) -> Any:
+def _normalize_tool_calls(calls: Any) -> Any:
     """Calls of tools as a list, also where a table has a struct of lists or JSON text of them."""
     if isinstance(calls, Mapping):
         if not calls:  # all of its keys were null
@@ -253,7 +253,7 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _not_history(value: Any) -> InvalidConversationError:
+def _history_error(value: Any) -> InvalidConversationError:
     return InvalidConversationError(
         f"`history` has {_short(value)}; it must be a list of [question, answer], each of them "
         "text: correct it, or leave the column aside with --ignore-column"

@@ -18,7 +18,7 @@ from serve.errors import JobStoppedError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopping:
+class GracefulShutdown:
     """Whether a job was asked to stop. A context manager, for the main thread.
 
     Args:
@@ -28,34 +28,36 @@ class Stopping:
         asked: the signal that asked; None while nobody did.
     """
 
-    def __init__(self, note: str) -> None:
-        self.asked: int | None = None
-        self._note = note
+    def __init__(self, notice: str) -> None:
+        self.received_signal: int | None = None
+        self._note = notice
         self._interrupts = False
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
         """As a shell tells of a program that a signal ended."""
-        return 128 + (self.asked or 0)
+        return 128 + (self.received_signal or 0)
 
     @contextlib.contextmanager
-    def interrupting(self, wanted: bool) -> Iterator[None]:
+    def allow_interrupt(self, enabled: bool) -> Iterator[None]:
         """A block of the main thread that a signal ends at once, if that is wanted.
 
         Raises:
             JobStoppedError: a signal came, now or before.
         """
-        if wanted and self.asked is not None:
+        if enabled and self.received_signal is not None:
             raise JobStoppedError("stopped as asked")
-        self._interrupts = wanted
+        self._interrupts = enabled
         try:
             yield
         finally:
             self._interrupts = False
 
-    def __enter__(self) -> Stopping:
-        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+    def __enter__(self) -> GracefulShutdown:
+        self._previous_handlers = {
+            number: signal.signal(number, self._on_signal) for number in _SIGNALS
+        }
         return self
 
     def __exit__(
@@ -64,15 +66,15 @@ class Stopping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.received_signal is not None:
             # Threads may be deep in a batch: nothing waits for them. As after any kill, the next
             # start goes on behind the last chunk that is whole.
             os._exit(128 + number)
-        self.asked = number
+        self.received_signal = number
         # Not through Python's streams: the signal may have come in the middle of a write to one.
         os.write(2, self._note.encode())
         if self._interrupts:

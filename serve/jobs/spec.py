@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Truncation
-from serve.jobs.columns import AS_USUAL, Columns
+from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.files import FileSource
 
 CHUNK_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JobSpec:
     """The options of a job.
 
     Attributes:
@@ -35,13 +35,13 @@ class Plan:
     source: FileSource
     output: Path
     truncation: Truncation = "error"
-    columns: Columns = AS_USUAL
+    columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
     replace_results: bool = False
-    asked: dict[str, Any] = field(default_factory=dict)
+    model_spec: dict[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:

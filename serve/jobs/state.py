@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rm_core import RewardError
-from serve.jobs.atomic_io import TEMPORARY, sync_folder
-from serve.jobs.chunk_files import DamagedError, Finished, Span, chunk_path, read_chunk
-from serve.jobs.dedup_store import SeenStore, remove_store
+from serve.jobs.atomic_io import TEMP_SUFFIX, sync_folder
+from serve.jobs.chunk_files import ChunkResult, CorruptStateError, Span, chunk_path, read_chunk
+from serve.jobs.dedup_store import DedupStore, remove_store
 from serve.jobs.inputs.source import START, Position
 from serve.jobs.manifest import Manifest
-from serve.jobs.private_files import make_private
+from serve.jobs.private_files import make_private_folder
 from serve.jobs.summary import Summary
 
 
 @dataclass(slots=True)
-class Prefix:
+class CompletedChunks:
     """The chunks that are done: always the first ones.
 
     Attributes:
@@ -36,21 +36,21 @@ class Prefix:
     end: Position = START
     summary: Summary = field(default_factory=Summary)
 
-    def add(self, span: Span, figures: Summary) -> None:
+    def add(self, span: Span, summary: Summary) -> None:
         """One more is done."""
         self.num_chunks += 1
         self.end = span.end
-        self.summary.add(figures)
+        self.summary.add(summary)
 
 
-def folder_path(output: Path) -> Path:
+def job_folder_path(output: Path) -> Path:
     """The folder in which the job of an output keeps what is done."""
     return output.with_name(output.name + ".job")
 
 
 def manifest_path(output: Path) -> Path:
     """The manifest of the job of an output."""
-    return folder_path(output) / "manifest.json"
+    return job_folder_path(output) / "manifest.json"
 
 
 class JobFolder:
@@ -61,21 +61,21 @@ class JobFolder:
         say: told what was found to be damaged.
     """
 
-    def __init__(self, output: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, output: Path, notify: Callable[[str], None]) -> None:
         self.output = output
-        self.path = folder_path(output)
-        self.chunks = self.path / "chunks"
+        self.path = job_folder_path(output)
+        self.chunks_folder = self.path / "chunks"
         self._seen = self.path / "seen.sqlite"
         self._manifest = manifest_path(output)
-        self._say = say
+        self._say = notify
 
     @property
-    def lock(self) -> Path:
+    def lock_path(self) -> Path:
         """The file that is locked while a run is at work."""
         return self.path / "lock"
 
     @property
-    def batches(self) -> Path:
+    def batches_path(self) -> Path:
         """Where a carrier keeps what it has to do in the same way at the next start."""
         return self.path / "batches.json"
 
@@ -87,13 +87,13 @@ class JobFolder:
         """
         try:
             return Manifest.read(self._manifest)
-        except DamagedError as error:
+        except CorruptStateError as error:
             self._say(f"{self._manifest} is damaged ({error}); it is made again")
             return None
 
-    def kept_date(self) -> str | None:
+    def read_template_date(self) -> str | None:
         """The `template_date` that the job began with; None if it is not known."""
-        with contextlib.suppress(DamagedError, RewardError, OSError, KeyError, TypeError):
+        with contextlib.suppress(CorruptStateError, RewardError, OSError, KeyError, TypeError):
             kept = Manifest.read(self._manifest)
             date = kept and kept.model.get("template_date")
             return date if isinstance(date, str) else None
@@ -106,24 +106,24 @@ class JobFolder:
     def clear(self) -> None:
         """Forget the job, all but its lock; the manifest, which says what the rest is, last."""
         self.remove_work()
-        self.batches.unlink(missing_ok=True)
+        self.batches_path.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
         sync_folder(self.path)
 
     def remove_work(self) -> None:
         """Remove what a job needs only until it is done, and what a kill left behind."""
-        self.sweep()
+        self.remove_temp_files()
         remove_store(self._seen)
-        shutil.rmtree(self.chunks, ignore_errors=True)
+        shutil.rmtree(self.chunks_folder, ignore_errors=True)
 
-    def sweep(self) -> None:
+    def remove_temp_files(self) -> None:
         """Remove temporary files."""
-        for folder in (self.path, self.chunks):
-            for file in folder.glob("*" + TEMPORARY):
+        for folder in (self.path, self.chunks_folder):
+            for file in folder.glob("*" + TEMP_SUFFIX):
                 file.unlink(missing_ok=True)
-        self.output.with_name(self.output.name + TEMPORARY).unlink(missing_ok=True)
+        self.output.with_name(self.output.name + TEMP_SUFFIX).unlink(missing_ok=True)
 
-    def finished(self, job: str, num_chunks: int) -> Iterator[Finished]:
+    def read_chunks(self, job_id: str, num_chunks: int) -> Iterator[ChunkResult]:
         """The chunks that are done, in order.
 
         Args:
@@ -134,34 +134,34 @@ class JobFolder:
             DamagedError: one changed since `check` found them whole.
         """
         for chunk in range(num_chunks):
-            yield read_chunk(self.chunks, job, chunk)
+            yield read_chunk(self.chunks_folder, job_id, chunk)
 
-    def check(self, job: str) -> Prefix:
+    def recover_chunks(self, job_id: str) -> CompletedChunks:
         """Find the chunks that are done, and remove what comes behind the first gap."""
-        make_private(self.chunks)
-        prefix = Prefix()
-        there = {file.name for file in self.chunks.iterdir()}
-        while chunk_path(self.chunks, prefix.num_chunks).name in there:
+        make_private_folder(self.chunks_folder)
+        prefix = CompletedChunks()
+        there = {file.name for file in self.chunks_folder.iterdir()}
+        while chunk_path(self.chunks_folder, prefix.num_chunks).name in there:
             number = prefix.num_chunks
             try:
-                one = read_chunk(self.chunks, job, number)
+                one = read_chunk(self.chunks_folder, job_id, number)
                 if one.span.first_row != prefix.end.row:
-                    raise DamagedError("its rows do not follow those of the chunk before")
-            except DamagedError as error:
+                    raise CorruptStateError("its rows do not follow those of the chunk before")
+            except CorruptStateError as error:
                 self._say(
-                    f"{chunk_path(self.chunks, number)} is damaged ({error}); it and all chunks "
+                    f"{chunk_path(self.chunks_folder, number)} is damaged ({error}); it and all chunks "
                     "behind it are done again"
                 )
                 break
-            there.discard(chunk_path(self.chunks, number).name)
-            prefix.add(one.span, one.figures)
+            there.discard(chunk_path(self.chunks_folder, number).name)
+            prefix.add(one.span, one.summary)
         for name in there:
-            (self.chunks / name).unlink()
+            (self.chunks_folder / name).unlink()
         return prefix
 
-    def open_seen(
-        self, job: str, num_chunks: int, rebuild: Callable[[SeenStore], None]
-    ) -> SeenStore:
+    def open_dedup_store(
+        self, job_id: str, num_chunks: int, rebuild: Callable[[DedupStore], None]
+    ) -> DedupStore:
         """The store of what was scored, made again where it is not whole.
 
         Args:
@@ -170,20 +170,20 @@ class JobFolder:
             rebuild: fills an empty one.
         """
         try:
-            store = SeenStore(self._seen, job)
+            store = DedupStore(self._seen, job_id)
             held = store.num_chunks
             if held >= num_chunks:
                 return store
             store.close()
             found = f"has {held} of {num_chunks} chunks"
-        except DamagedError as error:
+        except CorruptStateError as error:
             found = f"is damaged ({error})"
         self._say(f"{self._seen} {found}; it is made again from the input and the chunks")
         remove_store(self._seen)
-        store = SeenStore(self._seen, job)
+        store = DedupStore(self._seen, job_id)
         rebuild(store)
         return store
 
-    def discard_seen(self) -> None:
+    def discard_dedup_store(self) -> None:
         """Remove the store, for the next start to make it again."""
         remove_store(self._seen)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from rm_core import Reward, ScoreError
-from serve.jobs.record_schema import Shape
+from serve.jobs.record_schema import RecordKind
 
 _MAX_EXAMPLE = 300
 _COUNTERS = ("errors", "warnings", "nulled")
@@ -67,7 +67,7 @@ class Summary:
         """Tokens of the input a second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
-    def failed(self, row: int, error: ScoreError) -> None:
+    def add_error(self, row: int, error: ScoreError) -> None:
         """Count a row with an error.
 
         Args:
@@ -77,7 +77,7 @@ class Summary:
         self.errors[error.code] += 1
         self.examples.setdefault(error.code, f"row {row}: {error.message[:_MAX_EXAMPLE]}")
 
-    def warn(self, row: int, warnings: Sequence[str]) -> None:
+    def add_warnings(self, row: int, warnings: Sequence[str]) -> None:
         """Count the warnings of a row, each code once.
 
         Args:
@@ -125,7 +125,7 @@ class RowSink(Protocol):
 
     def add(
         self,
-        shape: Shape | None,
+        kind: RecordKind | None,
         results: Sequence[Reward | ScoreError],
         error: ScoreError | None,
     ) -> None:

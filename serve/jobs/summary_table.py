@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from serve.console import Console
-from serve.jobs.progress import clock
+from serve.jobs.progress import format_duration
 from serve.jobs.summary import Summary
 
 Line = tuple[str, str]
 
 
-def summary_lines(summary: Summary) -> Iterable[Line]:
+def format_summary(summary: Summary) -> Iterable[Line]:
     """What a job did, as names and values."""
     yield "rows", f"{summary.num_rows:,}"
     yield "scored", f"{summary.num_scored:,}"
@@ -26,18 +26,21 @@ def summary_lines(summary: Summary) -> Iterable[Line]:
         yield f"  {code}", f"{number:,}"
     yield "tokens", f"{summary.num_tokens:,}"
     saved = summary.num_repeated_tokens + summary.num_shared_tokens
-    yield "not computed", _part(saved, summary.num_tokens)
-    yield "  same conversation as before", _part(summary.num_repeated_tokens, summary.num_tokens)
-    yield "  same start as another's", _part(summary.num_shared_tokens, summary.num_tokens)
+    yield "not computed", _format_share(saved, summary.num_tokens)
+    yield (
+        "  same conversation as before",
+        _format_share(summary.num_repeated_tokens, summary.num_tokens),
+    )
+    yield "  same start as another's", _format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
-    yield "scored in", clock(summary.seconds)
+    yield "scored in", format_duration(summary.seconds)
     for result, column in summary.renamed.items():
         yield f"{result}, since the input has `{result}`", column
     for column, number in summary.nulled.items():
         yield f"NaN or infinite, null in the output: {column}", f"{number:,}"
 
 
-def example_lines(summary: Summary) -> Iterable[str]:
+def format_examples(summary: Summary) -> Iterable[str]:
     """The first row with an error or a warning of each kind, rows counted from 0."""
     for codes, examples in (
         (summary.errors, summary.examples),
@@ -58,5 +61,5 @@ def print_lines(lines: Iterable[Line]) -> None:
     Console(stderr=True).print(table)
 
 
-def _part(some: int, whole: int) -> str:
+def _format_share(some: int, whole: int) -> str:
     return f"{some:,} ({100 * some / whole:.1f}%)" if whole else f"{some:,}"

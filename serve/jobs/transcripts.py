@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 from rm_core import InvalidConversationError
 from rm_core.inputs.conversations import Messages, validate_unicode
-from serve.jobs.columns import Transcripts
+from serve.jobs.columns import TranscriptMode
 
 _HH_START = re.compile(r"(?:\r?\n){2}Human:")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _TranscriptFormat:
     """A way to write a transcript.
 
     Attributes:
@@ -36,23 +36,23 @@ class _Kind:
 
     start: str
     turn: str
-    unmarked: str | None = None
+    unmarked_role: str | None = None
     end: str = ""
 
 
-_HH = _Kind(r"\s*Human:", r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
-_KINDS = (
+_HH = _TranscriptFormat(r"\s*Human:", r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
+_FORMATS = (
     _HH,
-    _Kind(
+    _TranscriptFormat(
         r"\s*<extra_id_0>System\r?\n|(?s:.*?)<extra_id_1>(?:User|Assistant)\r?\n",
         r"(?:\r?\n)?<extra_id_[01]>(System|User|Assistant)\r?\n",
-        unmarked="user",
+        unmarked_role="user",
     ),
-    _Kind(r"\s*### (?:Human|System):", r"### (Human|Assistant|System):"),
-    _Kind(
+    _TranscriptFormat(r"\s*### (?:Human|System):", r"### (Human|Assistant|System):"),
+    _TranscriptFormat(
         r"(?s:.*?)\bUSER:(?s:.*)\bASSISTANT:",
         r"(?:\A\s*|\s|(?<=</s>))(USER|ASSISTANT):",
-        unmarked="system",
+        unmarked_role="system",
         end="</s>",
     ),
 )
@@ -73,7 +73,7 @@ class Transcript:
     opening: str = ""
 
 
-def parse_prompt_transcript(text: str, mode: Transcripts) -> Transcript | None:
+def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | None:
     """The turns of a prompt; None where it is plain text.
 
     Raises:
@@ -88,7 +88,7 @@ def parse_prompt_transcript(text: str, mode: Transcripts) -> Transcript | None:
     return Transcript(turns[:-1], opening and opening + text[len(text.rstrip()) :])
 
 
-def parse_transcript(text: str, mode: Transcripts) -> Messages | None:
+def parse_transcript(text: str, mode: TranscriptMode) -> Messages | None:
     """The turns of a whole conversation, the last one the assistant's; None for other text.
 
     Raises:
@@ -105,8 +105,8 @@ def parse_transcript(text: str, mode: Transcripts) -> Messages | None:
     )
 
 
-def _parse(text: str, mode: Transcripts) -> Messages | None:
-    kind = _find_kind(text, mode)
+def _parse(text: str, mode: TranscriptMode) -> Messages | None:
+    kind = _find_format(text, mode)
     if kind is None:
         return None
     before, *parts = re.split(kind.turn, text)
@@ -115,14 +115,14 @@ def _parse(text: str, mode: Transcripts) -> Messages | None:
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
     if before.strip():
-        if kind.unmarked is None:
+        if kind.unmarked_role is None:
             return None
-        turns.insert(0, (kind.unmarked, before))
+        turns.insert(0, (kind.unmarked_role, before))
     if not any(role == "user" for role, _ in turns):
         return None
     messages = []
     for role, content in turns:
-        if "<extra_id_" in content and kind.unmarked == "user":
+        if "<extra_id_" in content and kind.unmarked_role == "user":
             raise InvalidConversationError(
                 "the transcript has an <extra_id_...> that begins no turn (labels of an answer, "
                 "for one); leave it out of the text"
@@ -134,9 +134,9 @@ def _parse(text: str, mode: Transcripts) -> Messages | None:
     return messages
 
 
-def _find_kind(text: str, mode: Transcripts) -> _Kind | None:
+def _find_format(text: str, mode: TranscriptMode) -> _TranscriptFormat | None:
     if mode == "auto":
         return _HH if _HH_START.match(text) else None
     if mode == "read":
-        return next((kind for kind in _KINDS if re.match(kind.start, text)), None)
+        return next((kind for kind in _FORMATS if re.match(kind.start, text)), None)
     return None

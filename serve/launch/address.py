@@ -43,7 +43,7 @@ def check_address(settings: Settings) -> None:
         ) from error
 
 
-def address(settings: Settings) -> str:
+def get_service_url(settings: Settings) -> str:
     """Where a client on this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     scheme = "https" if settings.tls_cert_file else "http"
@@ -54,14 +54,16 @@ def address(settings: Settings) -> str:
     )
 
 
-def ready_line(settings: Settings) -> str:
+def format_ready_line(settings: Settings) -> str:
     """The one line that says where to post."""
     models = ", ".join(model.alias for model in settings.models)
-    return f"ready: POST {address(settings)}/v1/score  (models: {models}; docs: /docs)"
+    return f"ready: POST {get_service_url(settings)}/v1/score  (models: {models}; docs: /docs)"
 
 
-def own_client(settings: Settings) -> httpx.Client:
+def create_client(settings: Settings) -> httpx.Client:
     """A client of the service that was started here, to ask whether it is ready."""
     # It may have a certificate for another name, or by nobody whom this machine trusts; nothing
     # secret is sent.
-    return httpx.Client(base_url=address(settings), timeout=5, trust_env=False, verify=False)
+    return httpx.Client(
+        base_url=get_service_url(settings), timeout=5, trust_env=False, verify=False
+    )

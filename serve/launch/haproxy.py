@@ -23,7 +23,7 @@ from pathlib import Path
 # A folder of the private one, for Ray writes pages there too.
 ERROR_PAGES = "error-pages"
 # Of all connections, for one address: the others have room for a health check, whatever it does.
-_SHARE_OF_AN_ADDRESS = 0.75
+_MAX_SHARE_PER_ADDRESS = 0.75
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     folder, binary, listen, head_timeout_s, *rest = arguments
     file = Path(rest[rest.index("-f") + 1])
     try:
-        file.write_text(confined(file.read_text(), Path(folder), listen, int(head_timeout_s)))
+        file.write_text(harden_config(file.read_text(), Path(folder), listen, int(head_timeout_s)))
     except ValueError as error:
         sys.exit(f"skyreward: {error}")
     # Ray's process that starts HAProxy may be killed: whoever listens then must end with it.
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     os.execv(binary, [binary, *rest])
 
 
-def confined(config: str, folder: Path, listen: str, head_timeout_s: int) -> str:
+def harden_config(config: str, folder: Path, listen: str, head_timeout_s: int) -> str:
     """Ray's configuration with every listener in its place.
 
     Args:
@@ -62,8 +62,8 @@ def confined(config: str, folder: Path, listen: str, head_timeout_s: int) -> str
     changes = (
         (r"bind :\d+$", f"bind unix@{folder}/prometheus.sock mode 600"),
         (r"bind \*:\d+$", f"bind unix@{folder}/statistics.sock mode 600"),
-        (r"bind 127\.0\.0\.1:\d+$", _frontend(config, listen)),
-        (r"mode http\n    option log-health-checks$", _defaults(folder, head_timeout_s)),
+        (r"bind 127\.0\.0\.1:\d+$", _render_frontend(config, listen)),
+        (r"mode http\n    option log-health-checks$", _render_defaults(folder, head_timeout_s)),
         # What Ray says while there is no application yet; trainers never repeat a 4xx.
         (r"http-request return status 404 content-type .*$", "http-request deny deny_status 503"),
     )
@@ -85,7 +85,7 @@ def confined(config: str, folder: Path, listen: str, head_timeout_s: int) -> str
     return config
 
 
-def _frontend(config: str, listen: str) -> str:
+def _render_frontend(config: str, listen: str) -> str:
     found = re.search(r"^ *maxconn (\d+)$", config, flags=re.MULTILINE)
     most = int(found[1]) if found else 4096
     lines = [
@@ -93,12 +93,12 @@ def _frontend(config: str, listen: str) -> str:
         "stick-table type ipv6 size 100k expire 1m store conn_cur",
         "tcp-request connection track-sc0 src",
         "tcp-request connection reject if "
-        f"{{ sc0_conn_cur gt {max(1, int(most * _SHARE_OF_AN_ADDRESS))} }}",
+        f"{{ sc0_conn_cur gt {max(1, int(most * _MAX_SHARE_PER_ADDRESS))} }}",
     ]
     return "\n    ".join(lines)
 
 
-def _defaults(folder: Path, head_timeout_s: int) -> str:
+def _render_defaults(folder: Path, head_timeout_s: int) -> str:
     pages = sorted((folder / ERROR_PAGES).glob("*.http"))
     lines = [
         "mode http",

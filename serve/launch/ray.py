@@ -22,25 +22,25 @@ from typing import Any
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve.api.middleware.api_keys import KeyRing, warnings_of
+from serve.api.middleware.api_keys import KeyRing, build_key_warnings
 from serve.config.settings import Settings
 from serve.deployments.cluster import (
-    guard_with_a_token,
-    own_cluster,
-    private_folder,
-    settings_left_out,
+    build_local_cluster_options,
+    create_private_folder,
+    enable_token_auth,
+    hide_settings,
 )
 from serve.launch import ingress
-from serve.launch.address import check_address, own_client, ready_line
+from serve.launch.address import check_address, create_client, format_ready_line
 
-Say = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 
-_POLL_S = 0.3
+_POLL_INTERVAL_S = 0.3
 # For what gateways have answered to leave what listens.
 _LAST_BYTES_S = 0.5
 
 
-def run_with_ray(settings: Settings, say: Say) -> None:
+def run_with_ray(settings: Settings, notify: StatusCallback) -> None:
     """Serve on Ray until a signal comes: on a cluster named by RAY_ADDRESS, else on one of our own.
 
     Does not return: the process ends.
@@ -49,29 +49,31 @@ def run_with_ray(settings: Settings, say: Say) -> None:
         ModelLoadError: a model was refused, or the address cannot be listened on.
     """
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    chosen = ingress.choose(settings, not joins)
+    chosen = ingress.choose_ingress(settings, not joins)
     if not joins:
-        guard_with_a_token(settings.insecure_ray)
-    preflight(settings, say)
-    with private_folder() as made:
+        enable_token_auth(settings.insecure_ray)
+    run_preflight_checks(settings, notify)
+    with create_private_folder() as made:
         for name, value in ingress.RAY_DEFAULTS.items():
             os.environ.setdefault(name, value)
         if settings.log_format == "json":
             # A line that starts with the name of its process is no JSON.
             os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         if joins:
-            say(f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
+            notify(f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
         else:
-            os.environ.update(ingress.environment(chosen, settings, Path(made)))
-            say("starting Ray")
-        exit_code = _serve(settings, chosen, None if joins else Path(made), say)
+            os.environ.update(ingress.build_environment(chosen, settings, Path(made)))
+            notify("starting Ray")
+        exit_code = _serve(settings, chosen, None if joins else Path(made), notify)
     # Nothing is left to do, and tearing down torch and Ray takes seconds.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
 
 
-def _serve(settings: Settings, chosen: ingress.Ingress, folder: Path | None, say: Say) -> int:
+def _serve(
+    settings: Settings, ingress_kind: ingress.Ingress, folder: Path | None, notify: StatusCallback
+) -> int:
     """Serve until a signal comes.
 
     Args:
@@ -90,13 +92,15 @@ def _serve(settings: Settings, chosen: ingress.Ingress, folder: Path | None, say
     from serve.app import APP_NAME, build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with settings_left_out():
-        ray.init(logging_level="ERROR", **(own_cluster(folder) if folder else {}))
-    stop = _Stop()
+    with hide_settings():
+        ray.init(logging_level="ERROR", **(build_local_cluster_options(folder) if folder else {}))
+    stop = _ShutdownRequest()
     try:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
-            ray_serve.start(http_options=_http_options(settings, chosen), logging_config=quiet)
+            ray_serve.start(
+                http_options=_build_http_options(settings, ingress_kind), logging_config=quiet
+            )
         except (
             RuntimeError
         ) as error:  # the port was taken after it was looked at, or HAProxy failed
@@ -106,9 +110,9 @@ def _serve(settings: Settings, chosen: ingress.Ingress, folder: Path | None, say
             ) from error
         target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
         ray_serve.run_many([target], wait_for_applications_running=False)
-        may_have_accepted = _await_ready(settings, stop, say, _failure_on_ray)
+        may_have_accepted = _await_ready(settings, stop, notify, _find_ray_failure)
         stop.wait()
-        say("stopping: finishing what was accepted (once more to stop at once)")
+        notify("stopping: finishing what was accepted (once more to stop at once)")
         if may_have_accepted:
             # Before anything is deleted: Serve would stop gateways and scorers at the same moment.
             # One that dies meanwhile has nothing left to finish.
@@ -129,12 +133,12 @@ def _serve(settings: Settings, chosen: ingress.Ingress, folder: Path | None, say
     return stop.exit_code
 
 
-def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
+def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> Any:
     from ray.serve.config import HTTPOptions
 
-    if chosen == "haproxy":
+    if ingress_kind == "haproxy":
         # HAProxy itself listens where the settings say; see `serve.launch.haproxy`.
-        return HTTPOptions(host=ingress.INSIDE_HOST, port=settings.port)
+        return HTTPOptions(host=ingress.INTERNAL_HOST, port=settings.port)
     return HTTPOptions(
         host=settings.host,
         port=settings.port,
@@ -143,7 +147,7 @@ def _http_options(settings: Settings, chosen: ingress.Ingress) -> Any:
     )
 
 
-def run_locally(settings: Settings, say: Say) -> None:
+def run_locally(settings: Settings, notify: StatusCallback) -> None:
     """Serve from this one process, without Ray, until a signal comes.
 
     Raises:
@@ -151,74 +155,79 @@ def run_locally(settings: Settings, say: Say) -> None:
     """
     from serve.launch import local
 
-    preflight(settings, say)
-    local.run(settings, say)
+    run_preflight_checks(settings, notify)
+    local.run(settings, notify)
 
 
-def preflight(settings: Settings, say: Say) -> None:
+def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     """Refuse what can be refused before anything is started.
 
     Raises:
         ModelLoadError: a checkpoint's files or the API keys are wrong, or the port is taken.
     """
-    for warning in warnings_of(settings, KeyRing.of(settings)):
-        say(warning)
+    for warning in build_key_warnings(settings, KeyRing.from_settings(settings)):
+        notify(warning)
     for model in settings.models:
-        say(f"checking {model.alias}")
-        config = model.model_loading()
+        notify(f"checking {model.alias}")
+        config = model.to_model_config()
         # A hub checkpoint's weights are fetched where they are needed: by the replicas.
-        load_encoder(config, open_checkpoint(config, weights=not model.on_hub))
+        load_encoder(config, open_checkpoint(config, weights=not model.is_on_hub))
     check_address(settings)
 
 
-class _Stop:
+class _ShutdownRequest:
     """Becomes true on SIGTERM or SIGINT; made after `ray.init`, which sets handlers of its own."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_requested = False
         self.exit_code = 0
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._previous_handlers = {
+            s: signal.signal(s, self._handle_signal) for s in (signal.SIGTERM, signal.SIGINT)
+        }
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_requested:
             self.exit_code = 128 + number
             raise SystemExit(self.exit_code)
-        self.asked = True
+        self.is_requested = True
 
     def wait(self) -> None:
-        while not self.asked:
-            time.sleep(_POLL_S)
+        while not self.is_requested:
+            time.sleep(_POLL_INTERVAL_S)
 
     def restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
 
 def _await_ready(
-    settings: Settings, stop: _Stop, say: Say, failure: Callable[[], str | None]
+    settings: Settings,
+    shutdown: _ShutdownRequest,
+    notify: StatusCallback,
+    find_failure: Callable[[], str | None],
 ) -> bool:
     """Return once all is ready, or a signal came; False if not even the gateway was up by then."""
     said, gateway_is_up = "", False
-    with own_client(settings) as client:
-        while not stop.asked:
-            if why := failure():
+    with create_client(settings) as client:
+        while not shutdown.is_requested:
+            if why := find_failure():
                 raise ModelLoadError(why)
-            state = _readiness(client)
+            state = _fetch_readiness(client)
             if state.get("ready"):
-                say(ready_line(settings))
+                notify(format_ready_line(settings))
                 return True
             gateway_is_up = gateway_is_up or "models" in state
             waiting = [a for a, m in state.get("models", {}).items() if m["state"] != "ready"]
             now = f"loading {', '.join(waiting)}" if waiting else "starting the gateway"
             if now != said:
-                say(now)
+                notify(now)
                 said = now
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_INTERVAL_S)
         # It may have come up since it was asked last.
-        return gateway_is_up or "models" in _readiness(client)
+        return gateway_is_up or "models" in _fetch_readiness(client)
 
 
-def _readiness(client: httpx.Client) -> dict[str, Any]:
+def _fetch_readiness(client: httpx.Client) -> dict[str, Any]:
     try:
         body = client.get("/ready").json()
     except (httpx.HTTPError, ValueError):
@@ -226,7 +235,7 @@ def _readiness(client: httpx.Client) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _failure_on_ray() -> str | None:
+def _find_ray_failure() -> str | None:
     """Why the application will not start; None while it still may."""
     from ray import serve as ray_serve
     from ray.serve.schema import ApplicationStatus

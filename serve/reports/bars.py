@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from serve.reports.colours import SOFT, TEXT, series_colour
-from serve.reports.svg import SMALL, WIDTH, drawn, hint
+from serve.reports.svg import SMALL, WIDTH, add_tooltip, render_svg
 
 # Pixels: a name, a bar alone, one of several, room after a row, the axis, numbers at the right.
 _NAME, _ALONE, _BAR, _GAP, _AXIS, _NUMBER = 18, 11, 14, 7, 22, 58
@@ -32,18 +32,18 @@ class Bar:
     value: float
     text: str
     interval: tuple[float, float] | None = None
-    hint: str = ""
+    tooltip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BarRow:
     """A name, and a bar for each series; None where one has none."""
 
     name: str
     bars: tuple[Bar | None, ...]
 
 
-def bars(label: str, rows: Sequence[Row], shares: bool = False) -> Markup:
+def render_bars(label: str, rows: Sequence[BarRow], as_percent: bool = False) -> Markup:
     """A drawing of bars.
 
     Args:
@@ -51,22 +51,22 @@ def bars(label: str, rows: Sequence[Row], shares: bool = False) -> Markup:
         rows: from top to bottom; at least one.
         shares: whether the values are shares of 1, drawn on an axis in percent from 0 to 100.
     """
-    height = sum(_NAME + _thick(row) * len(row.bars) + _GAP for row in rows)
-    height += _AXIS if shares else 0
-    return drawn(label, height, lambda figure: _draw(figure, rows, height, shares))
+    height = sum(_NAME + _get_bar_height(row) * len(row.bars) + _GAP for row in rows)
+    height += _AXIS if as_percent else 0
+    return render_svg(label, height, lambda figure: _draw(figure, rows, height, as_percent))
 
 
-def _thick(row: Row) -> int:
+def _get_bar_height(row: BarRow) -> int:
     return _ALONE if len(row.bars) == 1 else _BAR
 
 
-def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> None:
+def _draw(figure: Figure, rows: Sequence[BarRow], height: float, as_percent: bool) -> None:
     # Heights are pixels here, so that a row looks alike in a plot of two and of a hundred.
     figure.set_layout_engine("none")
-    bottom = _AXIS / height if shares else 0.0
+    bottom = _AXIS / height if as_percent else 0.0
     axes: Axes = figure.add_axes((0.0, bottom, 1 - _NUMBER / WIDTH, 1 - bottom))
     longest = max((bar.value for row in rows for bar in row.bars if bar), default=0.0) or 1.0
-    end = 1.0 if shares else longest
+    end = 1.0 if as_percent else longest
     top = 0.0
     for row in rows:
         name = " ".join(row.name.split())
@@ -74,7 +74,7 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
             name = name[: _LONGEST_NAME - 1].rstrip() + "…"
         axes.text(0, top + _NAME - 5, name)
         top += _NAME
-        thick = _thick(row)
+        thick = _get_bar_height(row)
         for number, bar in enumerate(row.bars):
             if bar:
                 _draw_bar(axes, bar, number, (top + thick / 2, thick - 2, end))
@@ -85,7 +85,7 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if shares:
+    if as_percent:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
         axes.get_xticklabels()[0].set_horizontalalignment("left")
         axes.grid(axis="x")
@@ -93,11 +93,11 @@ def _draw(figure: Figure, rows: Sequence[Row], height: float, shares: bool) -> N
         axes.set_xticks([])
 
 
-def _draw_bar(axes: Axes, bar: Bar, number: int, place: tuple[float, float, float]) -> None:
-    middle, thick, end = place
+def _draw_bar(axes: Axes, bar: Bar, number: int, geometry: tuple[float, float, float]) -> None:
+    middle, thick, end = geometry
     drawn_bar = axes.barh(middle, min(max(bar.value, 0.0), end), thick, color=series_colour(number))
-    if bar.hint:
-        hint(drawn_bar[0], bar.hint)
+    if bar.tooltip:
+        add_tooltip(drawn_bar[0], bar.tooltip)
     low, high = (min(max(value, 0.0), end) for value in bar.interval or (0.0, 0.0))
     if low < high:
         axes.plot([low, high], [middle, middle], color=TEXT, linewidth=1.3)

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from serve.reports.colours import SOFT, series_colour
-from serve.reports.svg import WIDTH, drawn, hint
+from serve.reports.svg import WIDTH, add_tooltip, render_svg
 
 _HEIGHT = 250
 # Pixels between the points of two lines at the same place: their intervals can be told apart.
-_APART = 5
+_LINE_OFFSET_PX = 5
 
 
 class Point(NamedTuple):
@@ -28,10 +28,10 @@ class Point(NamedTuple):
         hint: what is shown at the pointer; may be empty.
     """
 
-    across: float
-    up: float
+    x: float
+    y: float
     interval: tuple[float, float] | None = None
-    hint: str = ""
+    tooltip: str = ""
 
 
 class Scale(NamedTuple):
@@ -51,7 +51,7 @@ class Scale(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Curves:
+class CurvePlot:
     """What is drawn.
 
     Attributes:
@@ -65,18 +65,18 @@ class Curves:
 
     label: str
     lines: Sequence[Sequence[Point]]
-    across: Scale
-    up: Scale
+    x_axis: Scale
+    y_axis: Scale
     guides: Sequence[tuple[tuple[float, float], tuple[float, float]]] = ()
-    apart: bool = False
+    offset_lines: bool = False
 
 
-def curves(what: Curves) -> Markup:
+def render_curves(plot: CurvePlot) -> Markup:
     """The drawing."""
-    return drawn(what.label, _HEIGHT, lambda figure: _draw(figure, what))
+    return render_svg(plot.label, _HEIGHT, lambda figure: _draw(figure, plot))
 
 
-def percent_scale(title: str, lowest: float) -> Scale:
+def build_percent_scale(title: str, lowest: float) -> Scale:
     """Of shares: up to 100%, from a round number not above the lowest that is drawn.
 
     Args:
@@ -89,32 +89,36 @@ def percent_scale(title: str, lowest: float) -> Scale:
     return Scale(title, start, 1.0, [(tick, f"{tick:.0%}") for tick in ticks])
 
 
-def _draw(figure: Figure, what: Curves) -> None:
+def _draw(figure: Figure, plot: CurvePlot) -> None:
     axes: Axes = figure.subplots()
-    for (from_across, from_up), (to_across, to_up) in what.guides:
+    for (from_across, from_up), (to_across, to_up) in plot.guides:
         axes.plot(
             [from_across, to_across], [from_up, to_up], color=SOFT, linewidth=1, dashes=(4, 3)
         )
-    step = _APART * (what.across.end - what.across.start) / WIDTH if what.apart else 0.0
-    for number, points in enumerate(what.lines):
-        _draw_line(axes, points, number, step * (number - (len(what.lines) - 1) / 2))
-    for axis, scale in ((axes.xaxis, what.across), (axes.yaxis, what.up)):
+    step = (
+        _LINE_OFFSET_PX * (plot.x_axis.end - plot.x_axis.start) / WIDTH
+        if plot.offset_lines
+        else 0.0
+    )
+    for number, points in enumerate(plot.lines):
+        _draw_line(axes, points, number, step * (number - (len(plot.lines) - 1) / 2))
+    for axis, scale in ((axes.xaxis, plot.x_axis), (axes.yaxis, plot.y_axis)):
         inside = [tick for tick in scale.ticks if scale.start <= tick[0] <= scale.end]
         axis.set_ticks([place for place, _ in inside], [text for _, text in inside])
         axis.set_label_text(scale.title)
-    axes.set_xlim(what.across.start, what.across.end)
-    axes.set_ylim(what.up.start, what.up.end)
+    axes.set_xlim(plot.x_axis.start, plot.x_axis.end)
+    axes.set_ylim(plot.y_axis.start, plot.y_axis.end)
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], number: int, aside: float) -> None:
+def _draw_line(axes: Axes, points: Sequence[Point], number: int, offset: float) -> None:
     colour = series_colour(number)
-    across = [point.across + aside for point in points]
-    axes.plot(across, [point.up for point in points], color=colour, linewidth=1.2, alpha=0.65)
+    across = [point.x + offset for point in points]
+    axes.plot(across, [point.y for point in points], color=colour, linewidth=1.2, alpha=0.65)
     for at, point in zip(across, points, strict=True):
         if point.interval:
             axes.plot([at, at], list(point.interval), color=colour, linewidth=1.6)
-        (dot,) = axes.plot([at], [point.up], "o", color=colour, markersize=5, markeredgewidth=0)
-        if point.hint:
-            hint(dot, point.hint)
+        (dot,) = axes.plot([at], [point.y], "o", color=colour, markersize=5, markeredgewidth=0)
+        if point.tooltip:
+            add_tooltip(dot, point.tooltip)

@@ -29,7 +29,7 @@ _SHELL = Markup("""<!doctype html>
 """)
 
 
-def document(title: str, parts: Iterable[Markup], about: str = "") -> str:
+def render_document(title: str, sections: Iterable[Markup], about: str = "") -> str:
     """The whole page.
 
     Args:
@@ -43,12 +43,12 @@ def document(title: str, parts: Iterable[Markup], about: str = "") -> str:
             style=_style(),
             policy=_policy(),
             about=Markup('<p class="about">{}</p>').format(about) if about else "",
-            parts=Markup("\n").join(parts),
+            parts=Markup("\n").join(sections),
         )
     )
 
 
-def section(title: str, *parts: Markup | str, about: str = "") -> Markup:
+def section(title: str, *children: Markup | str, about: str = "") -> Markup:
     """A frame with a heading.
 
     Args:
@@ -59,13 +59,13 @@ def section(title: str, *parts: Markup | str, about: str = "") -> Markup:
     return Markup("<section><h2>{}</h2>{}{}</section>").format(
         title,
         Markup('<p class="about">{}</p>').format(about) if about else "",
-        Markup("").join(parts),
+        Markup("").join(children),
     )
 
 
-def columns(parts: Iterable[Markup]) -> Markup:
+def columns(children: Iterable[Markup]) -> Markup:
     """Parts in two columns where there is room, one below another where there is not."""
-    return Markup('<div class="columns">{}</div>').format(Markup("\n").join(parts))
+    return Markup('<div class="columns">{}</div>').format(Markup("\n").join(children))
 
 
 @cache

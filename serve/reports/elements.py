@@ -27,7 +27,7 @@ class Cell:
     kind: str = ""
 
 
-def facts(lines: Iterable[tuple[str, str]]) -> Markup:
+def key_value_table(lines: Iterable[tuple[str, str]]) -> Markup:
     """Names and values; a name that starts with a space belongs to the one above."""
     rows = (
         Markup("<tr><td{}>{}</td><td>{}</td></tr>").format(
@@ -47,16 +47,16 @@ def table(
         head: of the columns; if all are empty, there is none.
         rows: from top to bottom.
     """
-    body = Markup("").join(_row(row, "td") for row in rows)
+    body = Markup("").join(_build_row(row, "td") for row in rows)
     top = (
-        Markup("<thead>{}</thead>").format(_row(head, "th"))
+        Markup("<thead>{}</thead>").format(_build_row(head, "th"))
         if any(_is_filled(cell) for cell in head)
         else ""
     )
     return Markup('<div class="wide"><table>{}<tbody>{}</tbody></table></div>').format(top, body)
 
 
-def printed(value: float, form: str) -> str:
+def format_number(value: float, form: str) -> str:
     """A number as it is printed, with a minus that is as wide as a plus.
 
     Args:
@@ -66,7 +66,7 @@ def printed(value: float, form: str) -> str:
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
-def counted(number: int, what: str) -> str:
+def format_quantity(number: int, what: str) -> str:
     """Such as "1 item" and "2,000 items"."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
@@ -75,23 +75,23 @@ def legend(names: Sequence[str]) -> Markup:
     """Which colour is whose; nothing if there is only one."""
     if len(names) < 2:
         return Markup()
-    keys = (Markup("<li>{}{}</li>").format(key(n), name) for n, name in enumerate(names))
+    keys = (Markup("<li>{}{}</li>").format(colour_key(n), name) for n, name in enumerate(names))
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(keys))
 
 
-def key(number: int) -> Markup:
+def colour_key(number: int) -> Markup:
     """A spot in the colour of a series."""
     return Markup('<span class="key" style="--key: {}"></span>').format(series_variable(number))
 
 
-def folded(summary: Markup | str, *parts: Markup | str) -> Markup:
+def details_block(summary: Markup | str, *children: Markup | str) -> Markup:
     """A line that unfolds."""
     return Markup("<details><summary>{}</summary>{}</details>").format(
-        summary, Markup("").join(parts)
+        summary, Markup("").join(children)
     )
 
 
-def words(text: str, series: int | None = None) -> Markup:
+def text_block(text: str, series: int | None = None) -> Markup:
     """Somebody's text, with its line breaks.
 
     Args:
@@ -102,16 +102,16 @@ def words(text: str, series: int | None = None) -> Markup:
     return Markup('<div class="words" tabindex="0"{}>{}</div>').format(style, text)
 
 
-def tiles(figures: Iterable[tuple[str, str]]) -> Markup:
+def stat_cards(stats: Iterable[tuple[str, str]]) -> Markup:
     """Figures to be seen first, the first of them large: each a number and what it is."""
     each = (
         Markup('<div class="tile{}"><b>{}</b>{}</div>').format("" if n else " main", number, name)
-        for n, (number, name) in enumerate(figures)
+        for n, (number, name) in enumerate(stats)
     )
     return Markup('<div class="tiles">{}</div>').format(Markup("").join(each))
 
 
-def warning(title: str, lines: Sequence[str], most: int = 6) -> Markup:
+def warning(title: str, lines: Sequence[str], max_lines: int = 6) -> Markup:
     """What must not be overlooked.
 
     Args:
@@ -119,9 +119,11 @@ def warning(title: str, lines: Sequence[str], most: int = 6) -> Markup:
         lines: one a point.
         most: points that are not folded away.
     """
-    shown = _points(lines[:most]) if lines else Markup()
-    if len(lines) > most:
-        shown += folded(f"and {len(lines) - most:,} more", _points(lines[most:]))
+    shown = _build_list(lines[:max_lines]) if lines else Markup()
+    if len(lines) > max_lines:
+        shown += details_block(
+            f"and {len(lines) - max_lines:,} more", _build_list(lines[max_lines:])
+        )
     return Markup('<aside class="warn" role="note"><strong>{}</strong>{}</aside>').format(
         title, shown
     )
@@ -131,12 +133,12 @@ def _is_filled(cell: Cell | Markup | str) -> bool:
     return bool(cell.content if isinstance(cell, Cell) else cell)
 
 
-def _points(lines: Sequence[str]) -> Markup:
+def _build_list(lines: Sequence[str]) -> Markup:
     points = Markup("").join(Markup("<li>{}</li>").format(line) for line in lines)
     return Markup("<ul>{}</ul>").format(points)
 
 
-def _row(cells: Sequence[Cell | Markup | str], tag: str) -> Markup:
+def _build_row(cells: Sequence[Cell | Markup | str], tag: str) -> Markup:
     each = []
     for place, cell in enumerate(cells):
         one = cell if isinstance(cell, Cell) else Cell(cell, "" if place else "first")

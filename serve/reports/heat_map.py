@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from serve.reports.colours import BACK, series_colour
-from serve.reports.svg import SMALL, drawn, hint
+from serve.reports.svg import SMALL, add_tooltip, render_svg
 
 _ACROSS = 2
 _HEIGHT = 190
@@ -32,7 +32,7 @@ class Grid(NamedTuple):
     cells: Sequence[Sequence[float]]
 
 
-class Sides(NamedTuple):
+class GridLabels(NamedTuple):
     """What stands beside all grids of a drawing.
 
     Attributes:
@@ -42,13 +42,15 @@ class Sides(NamedTuple):
         columns: their names.
     """
 
-    row: str
-    rows: Sequence[str]
-    column: str
-    columns: Sequence[str]
+    row_title: str
+    row_names: Sequence[str]
+    column_title: str
+    column_names: Sequence[str]
 
 
-def heat_maps(label: str, grids: Sequence[Grid], sides: Sides, series: int = 0) -> Markup:
+def render_heat_maps(
+    label: str, grids: Sequence[Grid], labels: GridLabels, series: int = 0
+) -> Markup:
     """Grids, two beside one another.
 
     Args:
@@ -65,35 +67,37 @@ def heat_maps(label: str, grids: Sequence[Grid], sides: Sides, series: int = 0) 
             if place >= len(grids):
                 axes.set_axis_off()
                 continue
-            _draw(axes, grids[place], sides, series)
+            _draw(axes, grids[place], labels, series)
             if place % _ACROSS:
                 axes.set_yticks([])
             else:
-                axes.set_ylabel(sides.row, fontsize=SMALL)
+                axes.set_ylabel(labels.row_title, fontsize=SMALL)
             if place + _ACROSS >= len(grids):
-                axes.set_xlabel(sides.column, fontsize=SMALL)
+                axes.set_xlabel(labels.column_title, fontsize=SMALL)
 
-    return drawn(label, _HEIGHT * down, draw)
+    return render_svg(label, _HEIGHT * down, draw)
 
 
-def _draw(axes: Axes, grid: Grid, sides: Sides, series: int) -> None:
+def _draw(axes: Axes, grid: Grid, labels: GridLabels, series: int) -> None:
     for row, cells in enumerate(grid.cells):
         for column, share in enumerate(cells):
             # Squared, since most shares are high and their differences count.
             strength = _STRONGEST * min(1.0, max(0.0, share)) ** 2
             cell = Rectangle((column, row), 1, 1, edgecolor=BACK, linewidth=2)
             cell.set_facecolor((series_colour(series), strength))
-            hint(
+            add_tooltip(
                 cell,
-                f"{sides.row} {sides.rows[row]}, {sides.column} {sides.columns[column]}: "
+                f"{labels.row_title} {labels.row_names[row]}, {labels.column_title} {labels.column_names[column]}: "
                 f"{share:.2%}",
             )
             axes.add_patch(cell)
             axes.text(column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center")
-    axes.set_xlim(0, len(sides.columns))
-    axes.set_ylim(len(sides.rows), 0)
-    axes.set_xticks([place + 0.5 for place in range(len(sides.columns))], list(sides.columns))
-    axes.set_yticks([place + 0.5 for place in range(len(sides.rows))], list(sides.rows))
+    axes.set_xlim(0, len(labels.column_names))
+    axes.set_ylim(len(labels.row_names), 0)
+    axes.set_xticks(
+        [place + 0.5 for place in range(len(labels.column_names))], list(labels.column_names)
+    )
+    axes.set_yticks([place + 0.5 for place in range(len(labels.row_names))], list(labels.row_names))
     axes.tick_params(axis="x", labelsize=SMALL - 1)
     for spine in axes.spines.values():
         spine.set_visible(False)

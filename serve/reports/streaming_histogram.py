@@ -11,11 +11,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 _MAX_BINS = 4_096
-_FINEST = -20
+_MIN_EXPONENT = -20
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class HistogramBars:
     """Bars of a histogram.
 
     Attributes:
@@ -34,7 +34,7 @@ class Bars:
         return tuple(self.start + self.width * place for place in range(len(self.counts) + 1))
 
 
-class Spread:
+class StreamingHistogram:
     """Counts of numbers in bins, and what is exact beside them.
 
     Attributes:
@@ -45,16 +45,16 @@ class Spread:
     """
 
     def __init__(self) -> None:
-        self.count = self.positive = 0
+        self.count = self.num_positive = 0
         self.smallest, self.largest = math.inf, -math.inf
         self._sum = 0.0
-        self._exponent = _FINEST
+        self._exponent = _MIN_EXPONENT
         self._bins: Counter[int] = Counter()
 
     def add(self, value: float) -> None:
         """One more number; finite."""
         self.count += 1
-        self.positive += value > 0
+        self.num_positive += value > 0
         self._sum += value
         self.smallest, self.largest = min(self.smallest, value), max(self.largest, value)
         self._bins[math.floor(math.ldexp(value, -self._exponent))] += 1
@@ -80,7 +80,7 @@ class Spread:
                 return min(max(middle, self.smallest), self.largest)
         return math.nan
 
-    def bars(self, start: float, end: float, most: int) -> Bars:
+    def compute_bars(self, start: float, end: float, max_bars: int) -> HistogramBars:
         """The counts between two numbers, in bars that all spreads have alike.
 
         Args:
@@ -90,7 +90,7 @@ class Spread:
         """
         exponent = self._exponent
         if end > start:
-            exponent = max(exponent, math.ceil(math.log2((end - start) / most)))
+            exponent = max(exponent, math.ceil(math.log2((end - start) / max_bars)))
         width = math.ldexp(1.0, exponent)
         first, last = math.floor(start / width), math.floor(end / width)
         counts = [0] * (last - first + 1)
@@ -98,7 +98,7 @@ class Spread:
             place = (index >> (exponent - self._exponent)) - first
             if 0 <= place < len(counts):
                 counts[place] += count
-        return Bars(first * width, width, tuple(counts))
+        return HistogramBars(first * width, width, tuple(counts))
 
     def _widen(self) -> None:
         self._exponent += 1

@@ -62,16 +62,16 @@ _STYLE: Mapping[Any, Any] = {
     "xtick.major.pad": 5,
     "ytick.major.pad": 5,
 }
-_HINT = "hint: "
+_TOOLTIP = "hint: "
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"\s*font-family:[^;]*;")
 # What the writer lets through and no reader takes: control characters, halves of pairs.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_INVALID_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMALS = re.compile(r"\d+\.\d{2,}")
 
 
-def drawn(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
+def render_svg(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
     """A drawing, as a part of a page; equal drawings give equal bytes.
 
     Args:
@@ -89,7 +89,7 @@ def drawn(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
         for artist in figure.findobj():
             artist.set_clip_on(False)
             if isinstance(artist, Text):
-                artist.set_text(_readable(artist.get_text()))
+                artist.set_text(_replace_invalid_xml(artist.get_text()))
         file = io.StringIO()
         # Names may be in any script: the reader's fonts have it even if matplotlib's has not.
         with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def drawn(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
     return Markup('<div class="figure">{}</div>').format(_inline(file.getvalue(), label))
 
 
-def hint(artist: Artist, text: str, alone: bool = False) -> None:
+def add_tooltip(artist: Artist, text: str, hover_only: bool = False) -> None:
     """Show a text where the pointer is over an artist.
 
     Args:
@@ -106,16 +106,16 @@ def hint(artist: Artist, text: str, alone: bool = False) -> None:
         text: of the hint.
         alone: whether the artist is there for its hint alone, and seen under the pointer only.
     """
-    artist.set_gid(_HINT + ("! " if alone else "") + text)
+    artist.set_gid(_TOOLTIP + ("! " if hover_only else "") + text)
 
 
-def _readable(text: str) -> str:
-    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+def _replace_invalid_xml(text: str) -> str:
+    return _INVALID_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _inline(svg: str, label: str) -> Markup:
     # ElementTree writes names with their namespaces, which SVG inside HTML does not have.
-    root = ElementTree.fromstring(_readable(svg))
+    root = ElementTree.fromstring(_replace_invalid_xml(svg))
     defined: dict[str, ElementTree.Element] = {}
     for element in root.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
@@ -123,7 +123,11 @@ def _inline(svg: str, label: str) -> Markup:
         if element.tag == "path" and "id" in element.attrib:
             defined["#" + element.attrib.pop("id")] = element
     _tidy(root, defined)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": _readable(label)}
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": _replace_invalid_xml(label),
+    }
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -143,18 +147,18 @@ def _tidy(element: ElementTree.Element, defined: Mapping[str, ElementTree.Elemen
         if child.tag in ("metadata", "defs") or child.attrib.get("style") == "fill: none":
             element.remove(child)
         elif child.tag == "use":
-            _place(child, defined[child.attrib["href"]])
+            _inline_marker(child, defined[child.attrib["href"]])
             _tidy(child, {})
         else:
             _tidy(child, defined)
             if child.tag == "g" and not len(child):
                 element.remove(child)
     said = element.attrib.pop("id", "")
-    if said.startswith(_HINT):
-        _say(element, said.removeprefix(_HINT))
+    if said.startswith(_TOOLTIP):
+        _insert_title(element, said.removeprefix(_TOOLTIP))
 
 
-def _place(use: ElementTree.Element, path: ElementTree.Element) -> None:
+def _inline_marker(use: ElementTree.Element, path: ElementTree.Element) -> None:
     """Make a reference to a marker into the marker."""
     use.tag = "path"
     place = f"translate({use.attrib['x']} {use.attrib['y']})"
@@ -165,7 +169,7 @@ def _place(use: ElementTree.Element, path: ElementTree.Element) -> None:
     }
 
 
-def _say(element: ElementTree.Element, text: str) -> None:
+def _insert_title(element: ElementTree.Element, text: str) -> None:
     title = ElementTree.Element("title")
     title.text = text.removeprefix("! ")
     element.insert(0, title)

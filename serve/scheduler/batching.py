@@ -15,7 +15,7 @@ from rm_core.packing import SPLIT_PENALTY, TokenIds, common_prefix_length
 
 # A sequence goes along with one whose turn it is, before its own turn, if they share at least this
 # part of what not everything that waits has in common: then it costs little, and much if left.
-_KIN = 0.25
+_MIN_SHARED_FRACTION = 0.25
 
 
 class Batch:
@@ -32,7 +32,7 @@ class Batch:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self.ordered: list[TokenIds] = []
+        self.sequences: list[TokenIds] = []
         self.members: set[TokenIds] = set()
         self.num_tokens = 0
 
@@ -40,10 +40,10 @@ class Batch:
         """Add it if it fits, or is the first; whether it is in the batch now."""
         if sequence in self.members:
             return True
-        new = self._new_tokens(sequence)
+        new = self._count_new_tokens(sequence)
         if self.members and self.num_tokens + new > self._max_tokens:
             return False
-        insort(self.ordered, sequence)
+        insort(self.sequences, sequence)
         self.members.add(sequence)
         self.num_tokens += new
         return True
@@ -54,7 +54,7 @@ class Batch:
         for sequence in group:
             if sequence not in self.members:
                 new += min(
-                    self._new_tokens(sequence),
+                    self._count_new_tokens(sequence),
                     len(sequence) - common_prefix_length(before, sequence),
                 )
                 before = sequence
@@ -67,15 +67,15 @@ class Batch:
         encoded_twice = min(map(common_prefix_length, group, group[1:])) - common
         return encoded_twice * SPLIT_PENALTY > self._max_tokens - self.num_tokens
 
-    def _new_tokens(self, sequence: TokenIds) -> int:
-        place = bisect_left(self.ordered, sequence)
-        neighbours = self.ordered[max(0, place - 1) : place + 1]
+    def _count_new_tokens(self, sequence: TokenIds) -> int:
+        place = bisect_left(self.sequences, sequence)
+        neighbours = self.sequences[max(0, place - 1) : place + 1]
         return len(sequence) - max(
             (common_prefix_length(n, sequence) for n in neighbours), default=0
         )
 
 
-def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
+def form_batch(pending: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
     """The first sequences with those that share most with them, as many as fit into a batch.
 
     Args:
@@ -83,13 +83,13 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
             batch.
         max_batch_tokens: most tokens of the prefix tree; a longer sequence goes alone.
     """
-    ordered = sorted(waiting)
+    ordered = sorted(pending)
     common = common_prefix_length(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
     batch = Batch(max_batch_tokens)
-    for sequence in waiting:
+    for sequence in pending:
         if sequence in batch.members:
             continue
-        group = _group(ordered, bisect_left(ordered, sequence), common)
+        group = _find_group(ordered, bisect_left(ordered, sequence), common)
         if batch.members and not batch.fits(group):
             # Rather a batch that is not full than a prompt that is encoded twice.
             if batch.is_worth_closing(group, common):
@@ -103,8 +103,8 @@ def choose(waiting: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
     return batch
 
 
-def choose_beside(
-    small: Sequence[TokenIds], waiting: Sequence[TokenIds], max_batch_tokens: int
+def form_mixed_batch(
+    small: Sequence[TokenIds], pending: Sequence[TokenIds], max_batch_tokens: int
 ) -> Batch:
     """As `choose`; but what large requests add to small ones is at most half a batch.
 
@@ -115,21 +115,21 @@ def choose_beside(
         waiting: as of `choose`.
         max_batch_tokens: as of `choose`.
     """
-    if not small or len(small) == len(waiting) or small[0] != waiting[0]:
-        return choose(waiting, max_batch_tokens)
-    chosen = choose(small, max_batch_tokens)
+    if not small or len(small) == len(pending) or small[0] != pending[0]:
+        return form_batch(pending, max_batch_tokens)
+    chosen = form_batch(small, max_batch_tokens)
     half = max_batch_tokens // 2
-    return chosen if chosen.num_tokens >= half else choose(waiting, half)
+    return chosen if chosen.num_tokens >= half else form_batch(pending, half)
 
 
-def _group(ordered: Sequence[TokenIds], place: int, common: int) -> Sequence[TokenIds]:
+def _find_group(ordered: Sequence[TokenIds], index: int, common: int) -> Sequence[TokenIds]:
     """The sequences that go along with one of them, itself included, in their order."""
 
     def kin(left: TokenIds, right: TokenIds) -> bool:
         shortest = min(len(left), len(right)) - common
-        return common_prefix_length(left, right) - common > _KIN * shortest
+        return common_prefix_length(left, right) - common > _MIN_SHARED_FRACTION * shortest
 
-    start, stop = place, place + 1
+    start, stop = index, index + 1
     while start > 0 and kin(ordered[start - 1], ordered[start]):
         start -= 1
     while stop < len(ordered) and kin(ordered[stop - 1], ordered[stop]):
@@ -137,14 +137,14 @@ def _group(ordered: Sequence[TokenIds], place: int, common: int) -> Sequence[Tok
     return ordered[start:stop]
 
 
-def share_out(total: int, weights: Sequence[int]) -> list[int]:
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
     """Whole numbers in proportion to the weights that add up to the total."""
     whole = sum(weights)
     marks = [total * part // whole for part in accumulate(weights, initial=0)]
     return [stop - start for start, stop in pairwise(marks)]
 
 
-def tree_size(sequences: Sequence[TokenIds]) -> int:
+def compute_tree_size(sequences: Sequence[TokenIds]) -> int:
     """Tokens of the prefix tree of distinct sequences, given in sorted order."""
     shared = sum(common_prefix_length(before, after) for before, after in pairwise(sequences))
     return sum(map(len, sequences)) - shared

@@ -39,14 +39,14 @@ class Flow(Generic[T]):
 
     client: str
     priority: int = 0
-    parts: deque[tuple[float, deque[T]]] = field(default_factory=deque)
-    done_at: float = 0.0
+    bursts: deque[tuple[float, deque[T]]] = field(default_factory=deque)
+    finish_time: float = 0.0
     num_tokens: int = 0
     is_over: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
 
 
-class FairOrder(Generic[T]):
+class FairQueue(Generic[T]):
     """The flows that have something waiting.
 
     Args:
@@ -54,12 +54,14 @@ class FairOrder(Generic[T]):
         wanted: whether an item is still to be taken.
     """
 
-    def __init__(self, size_of: Callable[[T], int], wanted: Callable[[T], bool]) -> None:
-        self._size_of = size_of
-        self._wanted = wanted
+    def __init__(self, get_size: Callable[[T], int], is_pending: Callable[[T], bool]) -> None:
+        self._get_size = get_size
+        self._is_pending = is_pending
         self._flows: dict[Flow[T], None] = {}
         self._num_flows: Counter[str] = Counter()  # by client
-        self._now = 0.0  # virtual time: tokens that each client with one request would have got
+        self._virtual_time = (
+            0.0  # virtual time: tokens that each client with one request would have got
+        )
 
     def add(self, flow: Flow[T], items: Sequence[T]) -> None:
         """Have items wait behind those of the same flow."""
@@ -68,21 +70,23 @@ class FairOrder(Generic[T]):
         if flow not in self._flows:
             self._flows[flow] = None
             self._num_flows[flow.client] += 1
-        size = sum(map(self._size_of, items))
-        flow.done_at = max(flow.done_at, self._now) + size * self._num_flows[flow.client]
-        flow.parts.append((flow.done_at, deque(items)))
+        size = sum(map(self._get_size, items))
+        flow.finish_time = (
+            max(flow.finish_time, self._virtual_time) + size * self._num_flows[flow.client]
+        )
+        flow.bursts.append((flow.finish_time, deque(items)))
 
     def discard(self, flow: Flow[T]) -> None:
         """Forget a flow with all that waits of it."""
-        flow.parts.clear()
+        flow.bursts.clear()
         self._remove(flow)
 
-    def first(self, num_tokens: int) -> list[T]:
+    def peek(self, num_tokens: int) -> list[T]:
         """What is to be taken next, until it is of so many tokens; all of it if there is less."""
-        self.settle()
+        self.prune()
         flows: dict[str, list[tuple[int, float, int, int, Flow[T]]]] = {}
         for flow in self._flows:
-            head = (flow.priority, flow.parts[0][0], flow.number, 0, flow)
+            head = (flow.priority, flow.bursts[0][0], flow.number, 0, flow)
             flows.setdefault(flow.client, []).append(head)
         for own in flows.values():
             heapq.heapify(own)
@@ -93,12 +97,12 @@ class FairOrder(Generic[T]):
         while clients and num_tokens > 0:
             own = flows[clients[0][2]]
             priority, _, number, place, flow = own[0]
-            for item in flow.parts[place][1]:
-                if num_tokens > 0 and item not in items and self._wanted(item):
+            for item in flow.bursts[place][1]:
+                if num_tokens > 0 and item not in items and self._is_pending(item):
                     items[item] = None
-                    num_tokens -= self._size_of(item)
-            if place + 1 < len(flow.parts):
-                head = (priority, flow.parts[place + 1][0], number, place + 1, flow)
+                    num_tokens -= self._get_size(item)
+            if place + 1 < len(flow.bursts):
+                head = (priority, flow.bursts[place + 1][0], number, place + 1, flow)
                 heapq.heapreplace(own, head)
             else:
                 heapq.heappop(own)
@@ -108,28 +112,28 @@ class FairOrder(Generic[T]):
                 heapq.heappop(clients)
         return list(items)
 
-    def took(self, item: T) -> None:
+    def mark_dispatched(self, item: T) -> None:
         """An item was taken."""
-        self._now += self._size_of(item) / max(1, len(self._num_flows))
+        self._virtual_time += self._get_size(item) / max(1, len(self._num_flows))
 
-    def settle(self) -> None:
+    def prune(self) -> None:
         """Forget the flows of which nothing waits any more."""
-        wanted = self._wanted
+        wanted = self._is_pending
         # There may be a thousand flows, and most have what is wanted at their front.
-        found = [f for f in self._flows if not (f.parts and wanted(f.parts[0][1][0]))]
+        found = [f for f in self._flows if not (f.bursts and wanted(f.bursts[0][1][0]))]
         for flow in found:
             if not self._trim(flow):
                 self._remove(flow)
 
     def _trim(self, flow: Flow[T]) -> bool:
         """Drop what is not wanted from the front; whether anything is left."""
-        while flow.parts:
-            items = flow.parts[0][1]
-            while items and not self._wanted(items[0]):
+        while flow.bursts:
+            items = flow.bursts[0][1]
+            while items and not self._is_pending(items[0]):
                 items.popleft()
             if items:
                 return True
-            flow.parts.popleft()
+            flow.bursts.popleft()
         return False
 
     def _remove(self, flow: Flow[T]) -> None:

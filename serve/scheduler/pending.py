@@ -1,6 +1,6 @@
 """What waits for one model: each distinct sequence once, with all who wait for it. No sending here.
 
-`Pool.ask` puts sequences in, `Pool.next_ones` says what is to be taken, `Pool.take` marks it as on
+`PendingPool.add` puts sequences in, `PendingPool.peek` says what is to be taken, `PendingPool.mark_dispatched` marks it as on
 its way, and each then either gets its reward (`settle`) or comes back (`put_back`).
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from rm_core import Fingerprint, RewardError, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
-from serve.scheduler.fair_queue import FairOrder, Flow
+from serve.scheduler.fair_queue import FairQueue, Flow
 from serve.telemetry.events import BatchReport
-from serve.worker.backends import Answer
+from serve.worker.backends import BatchResult
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class DispatchResult:
     """The answer to the sequences of one call.
 
     Attributes:
@@ -33,36 +33,36 @@ class Computed:
     batch: ScoredBatch
     fingerprints: frozenset[Fingerprint]
     queue_s: float
-    batches: dict[int, float]
+    batch_seconds: dict[int, float]
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class PendingRequest:
     """What one request asked for at once, and what has come of it."""
 
-    flow: Flow[Entry]
+    flow: Flow[PendingSequence]
     sequences: tuple[TokenIds, ...]
     num_missing: int
     future: asyncio.Future[None]
-    asked_at: float
-    taken_at: float | None = None
+    submitted_at: float
+    dispatched_at: float | None = None
     rewards: dict[TokenIds, float | ScoreError] = field(default_factory=dict)
     fingerprints: set[Fingerprint] = field(default_factory=set)
     num_computed_tokens: int = 0
-    batches: dict[int, float] = field(default_factory=dict)
+    batch_seconds: dict[int, float] = field(default_factory=dict)
 
-    def answer(self) -> Computed:
+    def build_result(self) -> DispatchResult:
         """All that it asked for; only once nothing is missing."""
-        return Computed(
+        return DispatchResult(
             ScoredBatch(tuple(self.rewards[s] for s in self.sequences), self.num_computed_tokens),
             frozenset(self.fingerprints),
-            0.0 if self.taken_at is None else self.taken_at - self.asked_at,
-            self.batches,
+            0.0 if self.dispatched_at is None else self.dispatched_at - self.submitted_at,
+            self.batch_seconds,
         )
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
+class PendingSequence:
     """A sequence that is waited for, whoever waits.
 
     Attributes:
@@ -73,16 +73,16 @@ class Entry:
 
     sequence: TokenIds
     owner: str = ""
-    calls: list[Call] = field(default_factory=list)
+    requests: list[PendingRequest] = field(default_factory=list)
     is_running: bool = False
 
     @property
-    def is_wanted(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether it is still to be sent."""
-        return bool(self.calls) and not self.is_running
+        return bool(self.requests) and not self.is_running
 
 
-class Pool:
+class PendingPool:
     """All that waits for one model, in fair order.
 
     Args:
@@ -95,11 +95,11 @@ class Pool:
 
     def __init__(self, shares_rewards: bool = True) -> None:
         self.num_tokens = 0
-        self.by_client: Counter[str] = Counter()
+        self.tokens_by_client: Counter[str] = Counter()
         self._shares_rewards = shares_rewards
-        self._entries: dict[tuple[str, TokenIds], Entry] = {}
-        self._order: FairOrder[Entry] = FairOrder(
-            size_of=lambda entry: len(entry.sequence), wanted=lambda entry: entry.is_wanted
+        self._entries: dict[tuple[str, TokenIds], PendingSequence] = {}
+        self._queue: FairQueue[PendingSequence] = FairQueue(
+            get_size=lambda entry: len(entry.sequence), is_pending=lambda entry: entry.is_pending
         )
 
     def __len__(self) -> int:
@@ -109,124 +109,128 @@ class Pool:
     @property
     def num_waiting(self) -> int:
         """Distinct sequences that wait."""
-        return sum(entry.is_wanted for entry in self._entries.values())
+        return sum(entry.is_pending for entry in self._entries.values())
 
-    def ask(self, flow: Flow[Entry], sequences: Sequence[TokenIds]) -> Call:
+    def add(self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]) -> PendingRequest:
         """Have sequences wait for their rewards; the call's future is done when all have come."""
         loop = asyncio.get_running_loop()
         distinct = dict.fromkeys(sequences)
         assert all(distinct), "no sequence may be empty"
-        call = Call(flow, tuple(sequences), len(distinct), loop.create_future(), loop.time())
+        call = PendingRequest(
+            flow, tuple(sequences), len(distinct), loop.create_future(), loop.time()
+        )
         if not distinct:
             call.future.set_result(None)
         entries = []
-        owner = self._owner(flow)
+        owner = self._get_owner(flow)
         for sequence in distinct:
             entry = self._entries.get((owner, sequence))
             if entry is None:
-                entry = self._entries[owner, sequence] = Entry(sequence, owner)
+                entry = self._entries[owner, sequence] = PendingSequence(sequence, owner)
                 self.num_tokens += len(sequence)
-            entry.calls.append(call)
+            entry.requests.append(call)
             entries.append(entry)
-        self._count(flow, sum(map(len, distinct)))
-        self._order.add(flow, entries)
+        self._adjust_tokens(flow, sum(map(len, distinct)))
+        self._queue.add(flow, entries)
         return call
 
-    def entries(self, flow: Flow[Entry], sequences: Iterable[TokenIds]) -> list[Entry]:
+    def find_pending(
+        self, flow: Flow[PendingSequence], sequences: Iterable[TokenIds]
+    ) -> list[PendingSequence]:
         """What is to be sent of these sequences, each once."""
-        owner = self._owner(flow)
+        owner = self._get_owner(flow)
         found = (self._entries.get((owner, s)) for s in dict.fromkeys(sequences))
-        return [entry for entry in found if entry is not None and entry.is_wanted]
+        return [entry for entry in found if entry is not None and entry.is_pending]
 
-    def forget(self, call: Call) -> None:
+    def cancel(self, request: PendingRequest) -> None:
         """Nobody waits for this call any more; what only it wanted is dropped."""
-        owner = self._owner(call.flow)
-        for sequence in dict.fromkeys(call.sequences):
+        owner = self._get_owner(request.flow)
+        for sequence in dict.fromkeys(request.sequences):
             entry = self._entries.get((owner, sequence))
-            if entry is None or call not in entry.calls:
+            if entry is None or request not in entry.requests:
                 continue
-            entry.calls.remove(call)
-            if not entry.calls and not entry.is_running:
+            entry.requests.remove(request)
+            if not entry.requests and not entry.is_running:
                 del self._entries[owner, sequence]
                 self.num_tokens -= len(sequence)
 
-    def discard(self, flow: Flow[Entry]) -> None:
+    def discard(self, flow: Flow[PendingSequence]) -> None:
         """A request is over."""
-        self._order.discard(flow)
-        self._count(flow, -flow.num_tokens)
+        self._queue.discard(flow)
+        self._adjust_tokens(flow, -flow.num_tokens)
         flow.is_over = True
 
-    def next_ones(
-        self, num_tokens: int, without: Iterable[Entry] = ()
-    ) -> dict[TokenIds, list[Entry]]:
+    def peek(
+        self, num_tokens: int, exclude: Iterable[PendingSequence] = ()
+    ) -> dict[TokenIds, list[PendingSequence]]:
         """What is to be taken next, in order, of about so many tokens; all entries of each."""
-        held_back = set(without)
-        found: dict[TokenIds, list[Entry]] = {}
-        for entry in self._order.first(num_tokens):
+        held_back = set(exclude)
+        found: dict[TokenIds, list[PendingSequence]] = {}
+        for entry in self._queue.peek(num_tokens):
             if entry not in held_back:
                 found.setdefault(entry.sequence, []).append(entry)
         return found
 
-    def take(self, batch: Sequence[Entry], now: float) -> None:
+    def mark_dispatched(self, batch: Sequence[PendingSequence], now: float) -> None:
         """What is wanted of a batch goes on its way."""
         for entry in batch:
-            assert entry.is_wanted
+            assert entry.is_pending
             entry.is_running = True
             self.num_tokens -= len(entry.sequence)
-            self._order.took(entry)
-            for call in entry.calls:
-                if call.taken_at is None:
-                    call.taken_at = now
-        self._order.settle()
+            self._queue.mark_dispatched(entry)
+            for call in entry.requests:
+                if call.dispatched_at is None:
+                    call.dispatched_at = now
+        self._queue.prune()
 
-    def put_back(self, batch: Iterable[Entry]) -> None:
+    def requeue(self, batch: Iterable[PendingSequence]) -> None:
         """It came back without rewards; what nobody waits for any more is dropped."""
         for entry in batch:
             entry.is_running = False
-            if entry.calls:
+            if entry.requests:
                 self.num_tokens += len(entry.sequence)
             else:
                 self._drop(entry)
 
-    def settle(self, entry: Entry, reward: float | ScoreError) -> None:
+    def resolve(self, entry: PendingSequence, reward: float | ScoreError) -> None:
         """The reward of what was on its way, to all who wait for it."""
-        for call in entry.calls:
+        for call in entry.requests:
             call.rewards[entry.sequence] = reward
-            self._count(call.flow, -len(entry.sequence))
+            self._adjust_tokens(call.flow, -len(entry.sequence))
             call.num_missing -= 1
             if not call.num_missing and not call.future.done():
                 call.future.set_result(None)
         self._drop(entry)
 
-    def refuse(self, batch: Collection[Entry], error: RewardError) -> None:
+    def fail(self, batch: Collection[PendingSequence], error: RewardError) -> None:
         """There will be no rewards: whoever waits for one of these gets the error."""
-        for call in {call: None for entry in batch for call in entry.calls}:
+        for call in {call: None for entry in batch for call in entry.requests}:
             if not call.future.done():
                 call.future.set_exception(error)
         for entry in batch:
             self._drop(entry)
 
-    def _drop(self, entry: Entry) -> None:
-        entry.calls.clear()
+    def _drop(self, entry: PendingSequence) -> None:
+        entry.requests.clear()
         entry.is_running = False
         self._entries.pop((entry.owner, entry.sequence), None)
 
-    def _owner(self, flow: Flow[Entry]) -> str:
+    def _get_owner(self, flow: Flow[PendingSequence]) -> str:
         return "" if self._shares_rewards else flow.client
 
-    def _count(self, flow: Flow[Entry], num_tokens: int) -> None:
+    def _adjust_tokens(self, flow: Flow[PendingSequence], num_tokens: int) -> None:
         if flow.is_over:
             return
         flow.num_tokens += num_tokens
-        self.by_client[flow.client] += num_tokens
-        if not self.by_client[flow.client]:
-            del self.by_client[flow.client]  # there may be any number of clients in time
+        self.tokens_by_client[flow.client] += num_tokens
+        if not self.tokens_by_client[flow.client]:
+            del self.tokens_by_client[flow.client]  # there may be any number of clients in time
 
 
-def report_of(
+def build_report(
     model: str,
-    batch: Sequence[Entry],
-    answer: Answer,
+    batch: Sequence[PendingSequence],
+    result: BatchResult,
     max_batch_tokens: int,
     *,
     sent_at: float,
@@ -237,9 +241,11 @@ def report_of(
         model=model,
         num_sequences=len(batch),
         num_tokens=sum(len(entry.sequence) for entry in batch),
-        num_computed_tokens=answer.batch.num_computed_tokens,
+        num_computed_tokens=result.batch.num_computed_tokens,
         max_batch_tokens=max_batch_tokens,
-        waited_s=tuple(sent_at - call.asked_at for entry in batch for call in entry.calls),
-        forward_s=answer.forward_s,
+        queue_durations_s=tuple(
+            sent_at - call.submitted_at for entry in batch for call in entry.requests
+        ),
+        inference_s=result.forward_s,
         elapsed_s=elapsed_s,
     )

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # How much of what was learnt stays after another batch.
-_MEMORY = 0.8
+_DECAY = 0.8
 # Where a batch takes longer, a replica that is idle between two of them loses next to nothing, and
 # who comes meanwhile would wait long behind a batch that was sent ahead.
-_SHORT_S = 0.1
+_SHORT_BATCH_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class InFlightBatch:
     """A batch on its way: how long it should take, and when it should be done."""
 
-    seconds: float
+    expected_seconds: float
     expected_end: float
 
 
-class WorkRate:
+class ThroughputEstimator:
     """Batches on their way through replicas that do one after another.
 
     Args:
@@ -27,49 +27,49 @@ class WorkRate:
             batches are short.
     """
 
-    def __init__(self, lead_s: float) -> None:
-        self._lead_s = lead_s
-        self._running: list[Ticket] = []
+    def __init__(self, prefetch_s: float) -> None:
+        self._prefetch_s = prefetch_s
+        self._in_flight: list[InFlightBatch] = []
         self._num_tokens = 0.0
         self._seconds = 0.0
 
-    def learn(self, num_tokens: int, seconds: float) -> None:
+    def observe(self, num_tokens: int, seconds: float) -> None:
         """A batch of so many tokens took so long on its replica."""
-        self._num_tokens = _MEMORY * self._num_tokens + num_tokens
-        self._seconds = _MEMORY * self._seconds + seconds
+        self._num_tokens = _DECAY * self._num_tokens + num_tokens
+        self._seconds = _DECAY * self._seconds + seconds
 
-    def seconds_for(self, num_tokens: int, num_replicas: int) -> float | None:
+    def estimate_seconds(self, num_tokens: int, num_replicas: int) -> float | None:
         """How long so many replicas take for so many tokens; None if nothing was learnt yet."""
         if not self._num_tokens:
             return None
         return num_tokens * self._seconds / self._num_tokens / num_replicas
 
-    def begin(self, now: float, num_tokens: int, num_replicas: int) -> Ticket:
+    def begin(self, now: float, num_tokens: int, num_replicas: int) -> InFlightBatch:
         """A batch was sent; `end` has to follow."""
         start = now
-        if len(self._running) >= num_replicas:
-            start = max(now, self._by_end()[len(self._running) - num_replicas].expected_end)
-        seconds = self.seconds_for(num_tokens, 1)
+        if len(self._in_flight) >= num_replicas:
+            start = max(now, self._sort_by_end()[len(self._in_flight) - num_replicas].expected_end)
+        seconds = self.estimate_seconds(num_tokens, 1)
         seconds = float("inf") if seconds is None else seconds
-        ticket = Ticket(seconds, start + seconds)
-        self._running.append(ticket)
+        ticket = InFlightBatch(seconds, start + seconds)
+        self._in_flight.append(ticket)
         return ticket
 
-    def end(self, ticket: Ticket) -> None:
+    def end(self, batch: InFlightBatch) -> None:
         """Its answer came, or will not come."""
-        self._running.remove(ticket)
+        self._in_flight.remove(batch)
 
-    def free_in(self, now: float, num_replicas: int) -> float | None:
+    def estimate_wait(self, now: float, num_replicas: int) -> float | None:
         """Seconds until a replica may be given a batch, 0 for now; None: not before an answer."""
-        num_behind = len(self._running) - num_replicas
+        num_behind = len(self._in_flight) - num_replicas
         if num_behind < 0:
             return 0.0
         if num_behind >= num_replicas:  # one is running and one waits at each of them
             return None
-        next_done = self._by_end()[num_behind]
-        if next_done.seconds > _SHORT_S:
+        next_done = self._sort_by_end()[num_behind]
+        if next_done.expected_seconds > _SHORT_BATCH_S:
             return None
-        return max(0.0, next_done.expected_end - self._lead_s - now)
+        return max(0.0, next_done.expected_end - self._prefetch_s - now)
 
-    def _by_end(self) -> list[Ticket]:
-        return sorted(self._running, key=lambda ticket: ticket.expected_end)
+    def _sort_by_end(self) -> list[InFlightBatch]:
+        return sorted(self._in_flight, key=lambda ticket: ticket.expected_end)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rm_core import NotReadyError
-from serve.scheduler.fair_queue import FairOrder, Flow
+from serve.scheduler.fair_queue import FairQueue, Flow
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class AbandonedError(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class EncoderTask:
     """Some work of one request.
 
     Attributes:
@@ -46,13 +46,13 @@ class Job:
     future: asyncio.Future[Any]
     is_abandoned: threading.Event = field(default_factory=threading.Event)
 
-    def look_up(self) -> None:
+    def check_cancelled(self) -> None:
         """Raise `AbandonedError` if nobody waits."""
         if self.is_abandoned.is_set():
             raise AbandonedError
 
     @property
-    def is_wanted(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether it is still to be done."""
         return not self.future.done()
 
@@ -66,34 +66,36 @@ class EncoderThread:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        self._order: FairOrder[Job] = FairOrder(
-            size_of=lambda job: job.size, wanted=lambda job: job.is_wanted
+        self._queue: FairQueue[EncoderTask] = FairQueue(
+            get_size=lambda job: job.size, is_pending=lambda job: job.is_pending
         )
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._running: Job | None = None
-        self._since = 0.0
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._current: EncoderTask | None = None
+        self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         threading.Thread(
-            target=_work, args=(self._jobs,), name=f"encoder-{alias}", daemon=True
+            target=_run_tasks, args=(self._tasks,), name=f"encoder-{alias}", daemon=True
         ).start()
-        weakref.finalize(self, self._jobs.put, None)
+        weakref.finalize(self, self._tasks.put, None)
 
     @property
     def is_busy(self) -> bool:
         """Whether the thread is at work, or stuck."""
-        return self._running is not None
+        return self._current is not None
 
     @contextlib.contextmanager
-    def flow(self, client: str, priority: int = 0) -> Iterator[Flow[Job]]:
+    def open_flow(self, client: str, priority: int = 0) -> Iterator[Flow[EncoderTask]]:
         """What a request has to do as a whole; see `serve.scheduler.fair_queue`."""
-        flow: Flow[Job] = Flow(client, priority)
+        flow: Flow[EncoderTask] = Flow(client, priority)
         try:
             yield flow
         finally:
-            self._order.discard(flow)
+            self._queue.discard(flow)
 
-    async def run(self, flow: Flow[Job], size: int, work: Callable[[Callable[[], None]], T]) -> T:
+    async def run(
+        self, flow: Flow[EncoderTask], size: int, work: Callable[[Callable[[], None]], T]
+    ) -> T:
         """The result of some work, once it was its turn; cancelled, it is dropped or ends soon.
 
         Args:
@@ -104,12 +106,12 @@ class EncoderThread:
         Raises:
             NotReadyError: the thread is stuck.
         """
-        self.check()
+        self.check_health()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what one that was closed waited for is told to nobody
-            self._loop, self._running = loop, None
-        job = Job(work, max(1, size), loop.create_future())
-        self._order.add(flow, [job])
+            self._loop, self._current = loop, None
+        job = EncoderTask(work, max(1, size), loop.create_future())
+        self._queue.add(flow, [job])
         self._begin_next()
         try:
             result: T = await job.future
@@ -117,11 +119,11 @@ class EncoderThread:
         finally:
             job.is_abandoned.set()
 
-    def why_stuck(self) -> str | None:
+    def stall_reason(self) -> str | None:
         """What there is to say of work that runs for too long; None while all is well."""
-        if self._running is None or self._loop is None:
+        if self._current is None or self._loop is None:
             return None
-        seconds = self._loop.time() - self._since
+        seconds = self._loop.time() - self._started_at
         if seconds < STUCK_AFTER_S:
             return None
         return (
@@ -129,32 +131,32 @@ class EncoderThread:
             f"(limit: {STUCK_AFTER_S:.0f} s)"
         )
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         """Return if the thread is not stuck.
 
         Raises:
             NotReadyError: it is.
         """
-        if why := self.why_stuck():
+        if why := self.stall_reason():
             raise NotReadyError(
                 f"model {self._alias!r} is stuck at {why}; the gateway has to be restarted"
             )
 
     def _begin_next(self) -> None:
-        if self._running is not None or not (jobs := self._order.first(1)):
+        if self._current is not None or not (jobs := self._queue.peek(1)):
             return
         assert self._loop is not None
-        job = self._running = jobs[0]
-        self._since = self._loop.time()
-        self._timer = self._loop.call_later(STUCK_AFTER_S, self._give_up)
-        self._jobs.put(functools.partial(_do, job, self._loop, self._done))
-        self._order.took(job)
+        job = self._current = jobs[0]
+        self._started_at = self._loop.time()
+        self._timer = self._loop.call_later(STUCK_AFTER_S, self._fail_pending)
+        self._tasks.put(functools.partial(_run_task, job, self._loop, self._finish))
+        self._queue.mark_dispatched(job)
 
-    def _done(self, job: Job, result: Any, error: BaseException | None) -> None:
+    def _finish(self, job: EncoderTask, result: Any, error: BaseException | None) -> None:
         """On the event loop, once the thread has done some work."""
         assert self._timer is not None
         self._timer.cancel()
-        self._running = None
+        self._current = None
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
@@ -163,36 +165,36 @@ class EncoderThread:
         job.is_abandoned.set()
         self._begin_next()
 
-    def _give_up(self) -> None:
+    def _fail_pending(self) -> None:
         """Whoever waits for a stuck thread must not be stuck with it."""
-        waiting = self._order.first(1 << 62)
-        for job in [self._running, *waiting]:
+        waiting = self._queue.peek(1 << 62)
+        for job in [self._current, *waiting]:
             if job is not None and not job.future.done():
                 try:
-                    self.check()
+                    self.check_health()
                 except NotReadyError as error:
                     job.future.set_exception(error)
-        self._order.settle()
+        self._queue.prune()
 
 
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+def _run_tasks(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
     """On the thread."""
     while (job := jobs.get()) is not None:
         job()
         del job
 
 
-def _do(
-    job: Job,
+def _run_task(
+    job: EncoderTask,
     loop: asyncio.AbstractEventLoop,
-    done: Callable[[Job, Any, BaseException | None], None],
+    on_done: Callable[[EncoderTask, Any, BaseException | None], None],
 ) -> None:
     """On the thread."""
     result: Any = None
     failure: BaseException | None = None
     try:
-        job.look_up()
-        result = job.work(job.look_up)
+        job.check_cancelled()
+        result = job.work(job.check_cancelled)
     # The border of the thread: it goes on, whatever it was, also after a panic in Rust.
     except BaseException as error:
         failure = error
@@ -200,4 +202,4 @@ def _do(
             # A future takes no StopIteration, and the others would end the event loop.
             failure = RuntimeError(f"{type(error).__name__} on the encoder's thread")
     with contextlib.suppress(RuntimeError):  # the loop was closed
-        loop.call_soon_threadsafe(done, job, result, failure)
+        loop.call_soon_threadsafe(on_done, job, result, failure)

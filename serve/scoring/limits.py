@@ -6,7 +6,7 @@ from rm_core import InvalidConversationError, ScoreError, get_messages
 from serve.errors import BadRequestError
 
 
-def check_number(number: int, limit: int, what: str = "conversations") -> None:
+def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
     """Refuse a request with more conversations than one may have.
 
     Args:
@@ -19,12 +19,12 @@ def check_number(number: int, limit: int, what: str = "conversations") -> None:
     """
     if number > limit:
         raise BadRequestError(
-            f"the request has {number:,} {what} and the limit is {limit:,}; split it into "
+            f"the request has {number:,} {noun} and the limit is {limit:,}; split it into "
             "several requests, or raise the service's setting `max_conversations`"
         )
 
 
-def too_many_messages(conversation: object, limit: int) -> ScoreError | None:
+def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
     """The error that a conversation gets in its place for having too many messages, if it has.
 
     Args:

@@ -10,21 +10,21 @@ from serve.scoring.served_model import ServedModel
 from serve.telemetry.collectors import ModelState
 
 
-def states_of(models: Mapping[str, ServedModel]) -> dict[str, ModelState]:
+def get_model_states(models: Mapping[str, ServedModel]) -> dict[str, ModelState]:
     """The state of each model at this moment, by alias."""
-    return {alias: _state(model) for alias, model in models.items()}
+    return {alias: _get_state(model) for alias, model in models.items()}
 
 
-def _state(model: ServedModel) -> ModelState:
-    info = model.info or {}
+def _get_state(model: ServedModel) -> ModelState:
+    info = model.model_info or {}
     return ModelState(
         ready=model.state == "ready",
         fingerprint={
             field.name: str(info[field.name]) for field in fields(Fingerprint) if field.name in info
         },
-        num_replicas=model.queue.num_replicas,
-        queued_tokens=model.queue.queued_tokens,
-        num_waiting=model.queue.num_waiting,
-        num_in_flight=model.queue.num_in_flight,
+        num_replicas=model.dispatcher.num_replicas,
+        queued_tokens=model.dispatcher.queued_tokens,
+        num_waiting=model.dispatcher.num_waiting,
+        num_in_flight=model.dispatcher.num_in_flight,
         cache=model.cache.stats if model.cache is not None else None,
     )

@@ -32,19 +32,19 @@ from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError, RequestTooLargeError
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.fair_queue import Flow
-from serve.scheduler.pending import Entry
-from serve.scoring.encoder_thread import EncoderThread, Job
+from serve.scheduler.pending import PendingSequence
+from serve.scoring.encoder_thread import EncoderTask, EncoderThread
 from serve.scoring.tokenization import (
-    Part,
-    Reading,
-    Slice,
-    encode,
-    known_rewards,
-    sizes_of,
-    slices,
+    EncodedSlice,
+    EncodeOptions,
+    ScoredSlice,
+    encode_conversations,
+    estimate_sizes,
+    look_up_rewards,
+    split_into_slices,
 )
-from serve.telemetry.context import current
-from serve.telemetry.events import Nobody, Observer
+from serve.telemetry.context import current_request
+from serve.telemetry.events import NullObserver, Observer
 from serve.worker.backends import Backend
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RequestLimits:
     """What one request may ask of a model; see the settings of the same names."""
 
     max_queued_tokens: int = 2_000_000
@@ -65,7 +65,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ScoreResult:
     """Rewards in the order of the conversations, and what they cost.
 
     Attributes:
@@ -120,31 +120,33 @@ class ServedModel:
         max_unbroken_characters: int | None = None,
     ) -> None:
         self.settings = settings
-        self.encoder = load_encoder(settings.model_loading())
+        self.encoder = load_encoder(settings.to_model_config())
         if max_unbroken_characters is not None:
             self.encoder.max_unbroken_characters = max_unbroken_characters
-        self.encoding = EncoderThread(settings.alias)
+        self.encoder_thread = EncoderThread(settings.alias)
         self.cache = ScoreCache(settings.cache_bytes) if settings.cache_bytes else None
-        self.queue = Dispatcher(settings.alias, backend, observer or Nobody(), shares_rewards)
-        self.info: dict[str, Any] | None = None
+        self.dispatcher = Dispatcher(
+            settings.alias, backend, observer or NullObserver(), shares_rewards
+        )
+        self.model_info: dict[str, Any] | None = None
         self._failure: str | None = None
-        self.created = int(time.time())
+        self.created_at = int(time.time())
         self._backend = backend
         self._shares_rewards = shares_rewards
 
     @property
     def failure(self) -> str | None:
         """Why it is not ready, where that is known."""
-        if why := self.encoding.why_stuck():
+        if why := self.encoder_thread.stall_reason():
             return f"the gateway is stuck at {why}"
         return self._failure
 
     @property
     def state(self) -> str:
         """`ready`, `restarting` if all replicas were lost, `failed` or `loading`."""
-        if self.encoding.why_stuck():
+        if self.encoder_thread.stall_reason():
             return "failed"
-        if self.info is not None:
+        if self.model_info is not None:
             return "ready" if self._backend.num_replicas else "restarting"
         return "failed" if self.failure else "loading"
 
@@ -154,13 +156,13 @@ class ServedModel:
         Raises:
             NotReadyError: the model is not loaded, or its encoder is stuck.
         """
-        self.encoding.check()
-        if self.info is None:
+        self.encoder_thread.check_health()
+        if self.model_info is None:
             why = f" ({self.failure})" if self.failure else ""
             raise NotReadyError(f"model {self.settings.alias!r} is still loading{why}; try again")
-        return self.info
+        return self.model_info
 
-    def require_room(self, client: str, max_queued_tokens: int) -> None:
+    def check_capacity(self, client: str, max_queued_tokens: int) -> None:
         """Return if less than its share waits for a client.
 
         The share is an equal one among the clients that wait for anything, this one included: who
@@ -169,11 +171,11 @@ class ServedModel:
         Raises:
             OverloadedError: it does not.
         """
-        waiting = self.queue.tokens_by_client.get(client, 0)
-        share = self.share_of(client, max_queued_tokens)
+        waiting = self.dispatcher.tokens_by_client.get(client, 0)
+        share = self.get_token_share(client, max_queued_tokens)
         if waiting < share:
             return
-        num_clients = self._num_clients(client)
+        num_clients = self._count_clients(client)
         error = OverloadedError(
             f"{waiting} of your tokens wait for model {self.settings.alias!r}, and {share} may: "
             f"the setting `max_queued_tokens` is {max_queued_tokens} for {num_clients} client(s); "
@@ -181,11 +183,14 @@ class ServedModel:
         )
         # What waits of this client is computed at its share of the rate.
         excess = (waiting - share) * num_clients
-        error.retry_after_s = 1.0 + (self.queue.seconds_for(excess) or 0.0)
+        error.retry_after_s = 1.0 + (self.dispatcher.estimate_seconds(excess) or 0.0)
         raise error
 
     async def encode(
-        self, conversations: Sequence[object], reading: Reading, bounds: Bounds | None = None
+        self,
+        conversations: Sequence[object],
+        options: EncodeOptions,
+        limits: RequestLimits | None = None,
     ) -> list[Encoded | ScoreError]:
         """Render and tokenize only.
 
@@ -193,62 +198,62 @@ class ServedModel:
             RequestTooLargeError: there are too many characters or tokens.
             NotReadyError: the encoder is stuck.
         """
-        bounds = bounds or Bounds()
-        sizes = _checked_sizes(conversations, bounds)
+        limits = limits or RequestLimits()
+        sizes = _check_sizes(conversations, limits)
         encoded: list[Encoded | ScoreError] = []
         num_tokens = 0
         shared = SharedPrefix()
-        with self.encoding.flow(current().client) as turn:
-            for some, size in slices(conversations, sizes):
-                work = partial(encode, some, reading, self.encoder, shared)
-                new = await self.encoding.run(turn, size, work)
+        with self.encoder_thread.open_flow(current_request().client) as turn:
+            for some, size in split_into_slices(conversations, sizes):
+                work = partial(encode_conversations, some, options, self.encoder, shared)
+                new = await self.encoder_thread.run(turn, size, work)
                 num_tokens += sum(e.num_tokens for e in new if isinstance(e, Encoded))
-                _check_tokens(num_tokens, bounds, len(encoded) + len(new), len(conversations))
+                _check_tokens(num_tokens, limits, len(encoded) + len(new), len(conversations))
                 encoded += new
         return encoded
 
-    async def offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
+    async def compute_offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
         """Where its tokens stand in its text; see `ChatEncoder.compute_offsets`."""
-        with self.encoding.flow(current().client) as turn:
-            return await self.encoding.run(
+        with self.encoder_thread.open_flow(current_request().client) as turn:
+            return await self.encoder_thread.run(
                 turn, len(encoded.text), lambda _: self.encoder.compute_offsets(encoded)
             )
 
     async def score(
         self,
         conversations: Sequence[object],
-        reading: Reading,
+        options: EncodeOptions,
         priority: int = 0,
-        bounds: Bounds | None = None,
-    ) -> Scores:
+        limits: RequestLimits | None = None,
+    ) -> ScoreResult:
         """Score conversations; result i belongs to conversation i.
 
         Raises:
             NotReadyError: the model is not loaded, or will not be again.
             RequestTooLargeError: there are too many characters or tokens.
         """
-        bounds = bounds or Bounds()
-        sizes = _checked_sizes(conversations, bounds)
+        limits = limits or RequestLimits()
+        sizes = _check_sizes(conversations, limits)
         for _ in range(_ATTEMPTS):
             info = self.require_ready()
-            self.queue.max_batch_tokens = info["max_batch_tokens"]
-            fingerprint = fingerprint_of(info)
+            self.dispatcher.max_batch_tokens = info["max_batch_tokens"]
+            fingerprint = build_fingerprint(info)
             with (
-                self.queue.flow(current().client, priority) as flow,
-                self.encoding.flow(current().client, priority) as turn,
+                self.dispatcher.open_flow(current_request().client, priority) as flow,
+                self.encoder_thread.open_flow(current_request().client, priority) as turn,
             ):
-                request = _Request(self, reading, bounds, fingerprint, flow)
+                request = _RequestPipeline(self, options, limits, fingerprint, flow)
                 parts = await request.compute(conversations, sizes, turn)
-            fingerprints = {f for part in parts for f in part.computed.fingerprints}
+            fingerprints = {f for part in parts for f in part.dispatch_result.fingerprints}
             if any(part.num_cached_tokens for part in parts) or not fingerprints:
                 fingerprints.add(fingerprint)
             if fingerprints == {fingerprint}:
-                return self._scores(parts, fingerprint)
+                return self._build_result(parts, fingerprint)
             # The model that answered is not the one that `info` tells of.
-            self.info = await self._describe()
+            self.model_info = await self._fetch_model_info()
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
-    def scope_of(self, client: str) -> str:
+    def get_cache_scope(self, client: str) -> str:
         """What keeps the rewards of clients apart in the cache, where they do not share them."""
         return "" if self._shares_rewards else client
 
@@ -257,8 +262,8 @@ class ServedModel:
         alias = self.settings.alias
         while True:
             try:
-                if self.info is None:
-                    self.info = await self._describe()
+                if self.model_info is None:
+                    self.model_info = await self._fetch_model_info()
                     self._failure = None
                 await self._backend.refresh()
             except ModelLoadError as error:
@@ -266,38 +271,38 @@ class ServedModel:
                 logger.error("model %s: %s", alias, error.detail)
                 return
             except RewardError as error:
-                self.info, self._failure = None, error.detail
+                self.model_info, self._failure = None, error.detail
             # Whatever it was, without a watcher the model would be loading for ever.
             except Exception as error:
                 logger.exception("model %s cannot be asked", alias)
                 self._failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)
 
-    def _scores(self, parts: Sequence[Part], fingerprint: Fingerprint) -> Scores:
-        answers = [part.computed for part in parts]
-        scores = Scores(
+    def _build_result(self, parts: Sequence[ScoredSlice], fingerprint: Fingerprint) -> ScoreResult:
+        answers = [part.dispatch_result for part in parts]
+        scores = ScoreResult(
             model=self.settings.alias,
             results=[result for part in parts for result in part.results],
             fingerprint=fingerprint,
             num_computed_tokens=sum(answer.batch.num_computed_tokens for answer in answers),
             num_cached_tokens=sum(part.num_cached_tokens for part in parts),
         )
-        record = current()
-        record.queue_s += answers[0].queue_s if answers else 0.0
-        batches = {number: s for answer in answers for number, s in answer.batches.items()}
-        record.forward_s += sum(batches.values())
+        record = current_request()
+        record.queue_duration_s += answers[0].queue_s if answers else 0.0
+        batches = {number: s for answer in answers for number, s in answer.batch_seconds.items()}
+        record.inference_s += sum(batches.values())
         return scores
 
-    def _num_clients(self, client: str) -> int:
+    def _count_clients(self, client: str) -> int:
         """Clients that wait for anything, this one included."""
-        waiting = self.queue.tokens_by_client
+        waiting = self.dispatcher.tokens_by_client
         return len(waiting) + (client not in waiting)
 
-    def share_of(self, client: str, max_queued_tokens: int) -> int:
+    def get_token_share(self, client: str, max_queued_tokens: int) -> int:
         """Tokens that may wait for a client: an equal share among those that wait for any."""
-        return max(1, max_queued_tokens // self._num_clients(client))
+        return max(1, max_queued_tokens // self._count_clients(client))
 
-    async def _describe(self) -> dict[str, Any]:
+    async def _fetch_model_info(self) -> dict[str, Any]:
         """Effective settings of a replica, which must read the token ids of this tokenizer.
 
         Raises:
@@ -316,7 +321,7 @@ class ServedModel:
         return info
 
 
-class _Request:
+class _RequestPipeline:
     """The work of one request, slice by slice.
 
     Args:
@@ -330,110 +335,116 @@ class _Request:
     def __init__(
         self,
         model: ServedModel,
-        reading: Reading,
-        bounds: Bounds,
+        options: EncodeOptions,
+        limits: RequestLimits,
         fingerprint: Fingerprint,
-        flow: Flow[Entry],
+        flow: Flow[PendingSequence],
     ) -> None:
         self._model = model
-        self._reading = reading
-        self._bounds = bounds
+        self._options = options
+        self._limits = limits
         self._fingerprint = fingerprint
         self._flow = flow
-        self._scope = model.scope_of(flow.client)
-        self._shared = SharedPrefix()
-        self._waiting: set[asyncio.Task[Part]] = set()
+        self._scope = model.get_cache_scope(flow.client)
+        self._shared_start = SharedPrefix()
+        self._pending_tasks: set[asyncio.Task[ScoredSlice]] = set()
         self._has_failed = False
 
     async def compute(
-        self, conversations: Sequence[object], sizes: Sequence[int], turn: Flow[Job]
-    ) -> list[Part]:
+        self, conversations: Sequence[object], sizes: Sequence[int], turn: Flow[EncoderTask]
+    ) -> list[ScoredSlice]:
         """What came of each slice.
 
         Raises:
             RewardError: the request failed as a whole.
         """
-        record = current()
-        tasks: list[asyncio.Task[Part]] = []
+        record = current_request()
+        tasks: list[asyncio.Task[ScoredSlice]] = []
         num_tokens = num_done = 0
         try:
-            for some, size in slices(conversations, sizes):
+            for some, size in split_into_slices(conversations, sizes):
                 started = time.perf_counter()
-                one = await self._model.encoding.run(turn, size, partial(self._encode, some))
+                one = await self._model.encoder_thread.run(turn, size, partial(self._encode, some))
                 record.tokenize_s += time.perf_counter() - started
                 num_tokens += one.num_tokens
                 num_done += len(some)
-                _check_tokens(num_tokens, self._bounds, num_done, len(conversations))
-                task = asyncio.create_task(self._score(one))
+                _check_tokens(num_tokens, self._limits, num_done, len(conversations))
+                task = asyncio.create_task(self._compute_rewards(one))
                 tasks.append(task)
-                self._waiting.add(task)
-                task.add_done_callback(self._ended)
-                await self._wait_while_enough_waits()
+                self._pending_tasks.add(task)
+                task.add_done_callback(self._on_task_done)
+                await self._apply_backpressure()
                 if self._has_failed:
                     break  # nobody needs the rest
             return await asyncio.gather(*tasks)
         finally:
-            for task in self._waiting:
+            for task in self._pending_tasks:
                 task.cancel()
 
-    def _encode(self, some: Sequence[object], look_up: Callable[[], None]) -> Slice:
+    def _encode(self, some: Sequence[object], check_cancelled: Callable[[], None]) -> EncodedSlice:
         """On the encoder's thread."""
         model = self._model
-        encoded = encode(some, self._reading, model.encoder, self._shared, look_up)
-        return known_rewards(encoded, model.cache, self._fingerprint, self._scope)
+        encoded = encode_conversations(
+            some, self._options, model.encoder, self._shared_start, check_cancelled
+        )
+        return look_up_rewards(encoded, model.cache, self._fingerprint, self._scope)
 
-    async def _score(self, one: Slice) -> Part:
+    async def _compute_rewards(self, encoded_slice: EncodedSlice) -> ScoredSlice:
         model = self._model
-        answer = await model.queue.score(self._flow, one.unknown)
+        answer = await model.dispatcher.compute_rewards(self._flow, encoded_slice.missing_sequences)
         # What each model computed, under its own fingerprint.
         if model.cache is not None and len(answer.fingerprints) == 1:
-            keys = cache_keys(next(iter(answer.fingerprints)), one.unknown, self._scope)
+            keys = cache_keys(
+                next(iter(answer.fingerprints)), encoded_slice.missing_sequences, self._scope
+            )
             for key, reward in zip(keys, answer.batch.rewards, strict=True):
                 model.cache.put(key, reward)
-        return Part.of(one, answer)
+        return ScoredSlice.from_dispatch_result(encoded_slice, answer)
 
-    async def _wait_while_enough_waits(self) -> None:
+    async def _apply_backpressure(self) -> None:
         """Tokens of a request are made when they are needed: else they would fill the memory."""
-        model, limit = self._model, self._bounds.max_queued_tokens
+        model, limit = self._model, self._limits.max_queued_tokens
         await asyncio.sleep(0)  # the slice just made joins the queue
-        while self._waiting and not self._has_failed:
-            if not model.queue.has_enough(self._flow, model.share_of(self._flow.client, limit)):
+        while self._pending_tasks and not self._has_failed:
+            if not model.dispatcher.should_wait(
+                self._flow, model.get_token_share(self._flow.client, limit)
+            ):
                 return
-            await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._pending_tasks, return_when=asyncio.FIRST_COMPLETED)
 
-    def _ended(self, task: asyncio.Task[Part]) -> None:
-        self._waiting.discard(task)
+    def _on_task_done(self, task: asyncio.Task[ScoredSlice]) -> None:
+        self._pending_tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._has_failed = True
 
 
-def _checked_sizes(conversations: Sequence[object], bounds: Bounds) -> list[int]:
+def _check_sizes(conversations: Sequence[object], limits: RequestLimits) -> list[int]:
     """About how many characters each conversation has.
 
     Raises:
         RequestTooLargeError: there are too many.
     """
-    sizes = sizes_of(conversations, bounds.max_request_characters)
+    sizes = estimate_sizes(conversations, limits.max_request_characters)
     if sizes is None:
         raise RequestTooLargeError(
             f"the request's {len(conversations):,} conversations have more than "
-            f"{bounds.max_request_characters:,} characters together, a prompt counted for each of "
+            f"{limits.max_request_characters:,} characters together, a prompt counted for each of "
             "its answers; split it into several requests, or raise the service's setting "
             "`max_request_characters`"
         )
     return sizes
 
 
-def _check_tokens(num_tokens: int, bounds: Bounds, num_done: int, number: int) -> None:
-    if num_tokens > bounds.max_request_tokens:
+def _check_tokens(num_tokens: int, limits: RequestLimits, num_done: int, number: int) -> None:
+    if num_tokens > limits.max_request_tokens:
         raise RequestTooLargeError(
             f"the first {num_done:,} of the request's {number:,} conversations have "
-            f"{num_tokens:,} tokens and the limit is {bounds.max_request_tokens:,}; split it into "
+            f"{num_tokens:,} tokens and the limit is {limits.max_request_tokens:,}; split it into "
             "several requests, or raise the service's setting `max_request_tokens`"
         )
 
 
-def fingerprint_of(info: dict[str, Any]) -> Fingerprint:
+def build_fingerprint(info: dict[str, Any]) -> Fingerprint:
     """The part of the effective settings that makes rewards comparable."""
     names = (field.name for field in fields(Fingerprint))
     return Fingerprint(**{name: info[name] for name in names if name in info})

@@ -1,7 +1,7 @@
 """The served models by name, and whether new work is accepted. Knows neither HTTP nor Ray.
 
 Every wire format goes through `ScoringService.score`; what happens to the conversations then is
-the business of `serve.scoring.served_model`.
+the business of `serve.get_reward_client.served_model`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.errors import BadRequestError, UnknownModelError
-from serve.scoring.limits import check_number
-from serve.scoring.model_state import states_of
-from serve.scoring.served_model import Bounds, Scores, ServedModel
-from serve.scoring.tokenization import Reading
-from serve.telemetry.context import current
+from serve.scoring.limits import check_num_conversations
+from serve.scoring.model_state import get_model_states
+from serve.scoring.served_model import RequestLimits, ScoreResult, ServedModel
+from serve.scoring.tokenization import EncodeOptions
+from serve.telemetry.context import current_request
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
 
@@ -55,9 +55,9 @@ class ScoringService:
             )
             for model, backend in models
         }
-        self.metrics.add_models(self._models, lambda: states_of(self._models))
+        self.metrics.add_models(self._models, lambda: get_model_states(self._models))
         self._num_running = 0
-        self._draining = False
+        self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -67,20 +67,20 @@ class ScoringService:
         return self._models
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether every model has a replica that is warmed up, and new work is accepted."""
-        return not self._draining and all(m.state == "ready" for m in self._models.values())
+        return not self._is_draining and all(m.state == "ready" for m in self._models.values())
 
     async def drain(self) -> None:
         """Accept nothing new, and return once everything accepted is answered."""
-        self._draining = True
+        self._is_draining = True
         await self._idle.wait()
 
     async def watch(self) -> None:
-        """Keep `ServedModel.info` true of every model; runs until cancelled."""
+        """Keep `ServedModel.model_info` true of every model; runs until cancelled."""
         await asyncio.gather(*(model.watch() for model in self._models.values()))
 
-    def find(self, name: str | None) -> ServedModel:
+    def resolve_model(self, name: str | None) -> ServedModel:
         """The model that a request means.
 
         Raises:
@@ -100,16 +100,16 @@ class ScoringService:
             return loaded_from_it[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         """Return if no model's encoder is stuck: only a new process helps then.
 
         Raises:
             NotReadyError: one is.
         """
         for model in self._models.values():
-            model.encoding.check()
+            model.encoder_thread.check_health()
 
-    def require_some_room(self) -> None:
+    def check_any_capacity(self) -> None:
         """Return if any model can queue something for the client of this request.
 
         Raises:
@@ -117,7 +117,7 @@ class ScoringService:
         """
         for model in self._models.values():
             try:
-                model.require_room(current().client, self.settings.max_queued_tokens)
+                model.check_capacity(current_request().client, self.settings.max_queued_tokens)
             except OverloadedError as error:
                 full = error
             else:
@@ -135,9 +135,9 @@ class ScoringService:
             RequestTooLargeError: they have too many characters or tokens together.
             NotReadyError: the model's encoder is stuck.
         """
-        model = self._begin(name, conversations)
-        reading = self._reading(truncation, None)
-        return model, await model.encode(conversations, reading, self._bounds())
+        model = self._prepare_request(name, conversations)
+        reading = self._build_encode_options(truncation, None)
+        return model, await model.encode(conversations, reading, self._build_limits())
 
     async def score(
         self,
@@ -146,12 +146,12 @@ class ScoringService:
         truncation: Truncation,
         priority: int = 0,
         max_length: int | None = None,
-    ) -> Scores:
+    ) -> ScoreResult:
         """Score conversations; result i belongs to conversation i.
 
         Args:
             name: of the model; see `find`.
-            conversations: as they came; or `Rendered` or `PrerenderedTokens` in the place of any.
+            conversations: as they came; or `RenderResult` or `PrerenderedTokens` in the place of any.
             truncation: what to do with those that are too long.
             priority: which of the client's requests go first: those of a lower number.
             max_length: most tokens of a conversation, where that is less than the model's limit.
@@ -163,49 +163,54 @@ class ScoringService:
             NotReadyError: the model is not loaded, or will not be again.
             OverloadedError: too much waits already for the client, or the service is stopping.
         """
-        model = self._begin(name, conversations)
+        model = self._prepare_request(name, conversations)
         model.require_ready()
-        model.require_room(current().client, self.settings.max_queued_tokens)
-        if self._draining:
+        model.check_capacity(current_request().client, self.settings.max_queued_tokens)
+        if self._is_draining:
             raise OverloadedError("the service is stopping; send the request again, or elsewhere")
         self._num_running += 1
         self._idle.clear()
         try:
             scores = await model.score(
-                conversations, self._reading(truncation, max_length), priority, self._bounds()
+                conversations,
+                self._build_encode_options(truncation, max_length),
+                priority,
+                self._build_limits(),
             )
-            self._count(scores)
+            self._record_result(scores)
             return scores
         finally:
             self._num_running -= 1
             if self._num_running == 0:
                 self._idle.set()
 
-    def _begin(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
-        model = self.find(name)
-        check_number(len(conversations), self.settings.max_conversations)
-        record = current()
+    def _prepare_request(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
+        model = self.resolve_model(name)
+        check_num_conversations(len(conversations), self.settings.max_conversations)
+        record = current_request()
         record.model = model.settings.alias
         record.num_conversations = len(conversations)
         return model
 
-    def _reading(self, truncation: Truncation, max_length: int | None) -> Reading:
-        return Reading(truncation, self.settings.max_messages, max_length)
+    def _build_encode_options(
+        self, truncation: Truncation, max_length: int | None
+    ) -> EncodeOptions:
+        return EncodeOptions(truncation, self.settings.max_messages, max_length)
 
-    def _bounds(self) -> Bounds:
-        return Bounds(
+    def _build_limits(self) -> RequestLimits:
+        return RequestLimits(
             self.settings.max_queued_tokens,
             self.settings.max_request_characters,
             self.settings.max_request_tokens,
         )
 
-    def _count(self, scores: Scores) -> None:
-        record = current()
+    def _record_result(self, scores: ScoreResult) -> None:
+        record = current_request()
         record.num_errors = sum(isinstance(result, ScoreError) for result in scores.results)
         record.num_tokens = scores.num_tokens
         record.num_computed_tokens = scores.num_computed_tokens
         record.num_cached_tokens = scores.num_cached_tokens
-        self.metrics.scored(
+        self.metrics.record_results(
             scores.model,
             scores.results,
             num_computed_tokens=scores.num_computed_tokens,

@@ -23,19 +23,19 @@ from rm_core import (
     merge_results,
 )
 from rm_core.packing import TokenIds
-from serve.scheduler.pending import Computed
-from serve.scoring.limits import too_many_messages
+from serve.scheduler.pending import DispatchResult
+from serve.scoring.limits import check_num_messages
 
 # Conversations are tokenized in slices of so many, or so many characters: the model starts on the
 # first one at once, and requests take turns in between, after some 20 ms.
-_SLICE = 64
-_SLICE_CHARACTERS = 50_000
+_MAX_SLICE_CONVERSATIONS = 64
+_MAX_SLICE_CHARACTERS = 50_000
 # What a template writes around a message, about.
-_PER_MESSAGE = 16
+_CHARACTERS_PER_MESSAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class EncodeOptions:
     """How conversations are read.
 
     Attributes:
@@ -50,7 +50,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class EncodedSlice:
     """Some conversations of a request, tokenized.
 
     Attributes:
@@ -61,9 +61,9 @@ class Slice:
     """
 
     encoded: list[Encoded | ScoreError]
-    known: list[float | None]
-    unknown: list[TokenIds]
-    places: list[int]
+    cached_rewards: list[float | None]
+    missing_sequences: list[TokenIds]
+    reward_indices: list[int]
 
     @property
     def num_tokens(self) -> int:
@@ -74,11 +74,13 @@ class Slice:
     def num_cached_tokens(self) -> int:
         """Tokens of those whose reward was known."""
         lengths = (item.num_tokens for item in self.encoded if isinstance(item, Encoded))
-        return sum(n for n, reward in zip(lengths, self.known, strict=True) if reward is not None)
+        return sum(
+            n for n, reward in zip(lengths, self.cached_rewards, strict=True) if reward is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ScoredSlice:
     """What came of a slice; token ids are gone by now.
 
     Attributes:
@@ -88,25 +90,29 @@ class Part:
     """
 
     results: list[Reward | ScoreError]
-    computed: Computed
+    dispatch_result: DispatchResult
     num_cached_tokens: int
 
     @classmethod
-    def of(cls, one: Slice, answer: Computed) -> Part:
+    def from_dispatch_result(
+        cls, encoded_slice: EncodedSlice, result: DispatchResult
+    ) -> ScoredSlice:
         """The slice with the answer to its `unknown`."""
-        fresh = (answer.batch.rewards[place] for place in one.places)
-        rewards = tuple(next(fresh) if reward is None else reward for reward in one.known)
-        results = merge_results(one.encoded, ScoredBatch(rewards, 0))
-        num_computed = ScoredBatch((), answer.batch.num_computed_tokens)
-        return cls(results, replace(answer, batch=num_computed), one.num_cached_tokens)
+        fresh = (result.batch.rewards[place] for place in encoded_slice.reward_indices)
+        rewards = tuple(
+            next(fresh) if reward is None else reward for reward in encoded_slice.cached_rewards
+        )
+        results = merge_results(encoded_slice.encoded, ScoredBatch(rewards, 0))
+        num_computed = ScoredBatch((), result.batch.num_computed_tokens)
+        return cls(results, replace(result, batch=num_computed), encoded_slice.num_cached_tokens)
 
 
-def encode(
+def encode_conversations(
     conversations: Sequence[object],
-    reading: Reading,
+    options: EncodeOptions,
     encoder: ChatEncoder,
     shared: SharedPrefix,
-    look_up: Callable[[], None],
+    check_cancelled: Callable[[], None],
 ) -> list[Encoded | ScoreError]:
     """Tokenize; an error stands in the place of what cannot be.
 
@@ -117,22 +123,26 @@ def encode(
         shared: of the request.
         look_up: see `ChatEncoder.encode_all`.
     """
-    refused = [too_many_messages(c, reading.max_messages) for c in conversations]
+    refused = [check_num_messages(c, options.max_messages) for c in conversations]
     kept = [c for c, error in zip(conversations, refused, strict=True) if error is None]
     encoded = iter(
         encoder.encode_all(
-            kept, reading.truncation, reading.max_length, shared=shared, check_cancelled=look_up
+            kept,
+            options.truncation,
+            options.max_length,
+            shared=shared,
+            check_cancelled=check_cancelled,
         )
     )
     return [next(encoded) if error is None else error for error in refused]
 
 
-def known_rewards(
+def look_up_rewards(
     encoded: Sequence[Encoded | ScoreError],
     cache: ScoreCache | None,
     fingerprint: Fingerprint,
     scope: str,
-) -> Slice:
+) -> EncodedSlice:
     """Look up what the model of that fingerprint computed before, within a scope."""
     bare = [replace(item, text="") if isinstance(item, Encoded) else item for item in encoded]
     sequences = [item.input_ids for item in bare if isinstance(item, Encoded)]
@@ -142,27 +152,31 @@ def known_rewards(
     wanted = [s for s, reward in zip(sequences, known, strict=True) if reward is None]
     unknown = sorted(set(wanted))
     places = {sequence: place for place, sequence in enumerate(unknown)}
-    return Slice(bare, known, unknown, [places[s] for s in wanted])
+    return EncodedSlice(bare, known, unknown, [places[s] for s in wanted])
 
 
-def slices(
+def split_into_slices(
     conversations: Sequence[object], sizes: Sequence[int]
 ) -> Iterator[tuple[Sequence[object], int]]:
     """The conversations in order, some at a time, and how many characters these have.
 
     Args:
         conversations: of a request.
-        sizes: of each, from `sizes_of`.
+        sizes: of each, from `estimate_sizes`.
     """
     start, characters = 0, 0
     for stop, size in enumerate(sizes, start=1):
         characters += size
-        if stop - start == _SLICE or characters >= _SLICE_CHARACTERS or stop == len(sizes):
+        if (
+            stop - start == _MAX_SLICE_CONVERSATIONS
+            or characters >= _MAX_SLICE_CHARACTERS
+            or stop == len(sizes)
+        ):
             yield conversations[start:stop], characters
             start, characters = stop, 0
 
 
-def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
+def estimate_sizes(conversations: Sequence[object], max_total: int) -> list[int] | None:
     """About how many characters (or token ids) each has, what they share counted each time.
 
     Args:
@@ -189,24 +203,24 @@ def sizes_of(conversations: Sequence[object], most: int) -> list[int] | None:
             messages = messages if isinstance(messages, list | tuple) else ()
             # Answers to one prompt: its messages are the same objects each time.
             if len(messages) != len(before) or any(map(is_not, messages[:-1], before[:-1])):
-                size_before = _characters(messages[:-1])
+                size_before = _estimate_message_sizes(messages[:-1])
             before = messages
-            size = size_before + _characters(messages[-1:])
+            size = size_before + _estimate_message_sizes(messages[-1:])
             if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
                 # Rendered for each conversation, though one list may belong to all of a request.
                 if id(tools) not in of_tools:
-                    of_tools[id(tools)] = _size(tools)
+                    of_tools[id(tools)] = _count_characters(tools)
                 size += of_tools[id(tools)]
         sizes.append(size)
         total += size
-        if total > most:
+        if total > max_total:
             return None
     return sizes
 
 
-def _characters(messages: Sequence[object]) -> int:
+def _estimate_message_sizes(messages: Sequence[object]) -> int:
     """About how long some messages are; what has another shape is refused quickly."""
-    size = _PER_MESSAGE * len(messages)
+    size = _CHARACTERS_PER_MESSAGE * len(messages)
     for message in messages:
         if isinstance(message, dict):
             content = message.get("content")
@@ -214,11 +228,11 @@ def _characters(messages: Sequence[object]) -> int:
             if isinstance(content, str) and len(message) <= 2:
                 size += len(content)
             else:
-                size += _size(message)
+                size += _count_characters(message)
     return size
 
 
-def _size(value: object) -> int:
+def _count_characters(value: object) -> int:
     """Characters of all texts in a value, names of keys among them."""
     size, rest = 0, [value]
     while rest:

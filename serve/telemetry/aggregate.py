@@ -17,7 +17,7 @@ GATEWAY_LABEL = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Sample:
     """One number: its series' name and labels, and its value."""
 
     name: str
@@ -26,7 +26,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MetricFamily:
     """A metric at one moment, as data that can go from process to process.
 
     Attributes:
@@ -39,36 +39,36 @@ class Family:
     name: str
     kind: str
     documentation: str
-    figures: tuple[Figure, ...]
+    samples: tuple[Sample, ...]
 
 
-Snapshot = Sequence[Family]
+Snapshot = Sequence[MetricFamily]
 
 
-class Collected:
+class FamilyCollector:
     """Families as a collector of prometheus_client, for its writers of the text formats."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
+    def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks of every collector."""
         for family in self._families:
             metric = Metric(family.name, family.documentation, family.kind)
-            for figure in family.figures:
+            for figure in family.samples:
                 metric.add_sample(figure.name, dict(figure.labels), figure.value)
             yield metric
 
 
-def snapshot_of(metrics: Iterable[Metric]) -> list[Family]:
+def build_snapshot(metrics: Iterable[Metric]) -> list[MetricFamily]:
     """The families of a registry, without the times when their series were made."""
     return [
-        Family(
+        MetricFamily(
             name=metric.name,
             kind=metric.type,
             documentation=metric.documentation,
-            figures=tuple(
-                Figure(sample.name, tuple(sample.labels.items()), sample.value)
+            samples=tuple(
+                Sample(sample.name, tuple(sample.labels.items()), sample.value)
                 for sample in metric.samples
                 if sample.name != f"{metric.name}_created"
             ),
@@ -77,23 +77,23 @@ def snapshot_of(metrics: Iterable[Metric]) -> list[Family]:
     ]
 
 
-def merge(snapshots: Mapping[str, Snapshot]) -> list[Family]:
+def merge_snapshots(snapshots: Mapping[str, Snapshot]) -> list[MetricFamily]:
     """One family of each name, with the series of all gateways.
 
     Args:
         snapshots: by gateway; in two versions of the service, during an update, the kind and the
             text of a family are the first one's that has it.
     """
-    merged: dict[str, Family] = {}
+    merged: dict[str, MetricFamily] = {}
     for gateway, snapshot in snapshots.items():
         for family in snapshot:
             own = tuple(
                 replace(figure, labels=(*figure.labels, (GATEWAY_LABEL, gateway)))
-                for figure in family.figures
+                for figure in family.samples
             )
             before = merged.get(family.name)
             if before is not None and before.kind != family.kind:
                 continue
-            figures = own if before is None else (*before.figures, *own)
-            merged[family.name] = replace(before or family, figures=figures)
+            samples = own if before is None else (*before.samples, *own)
+            merged[family.name] = replace(before or family, samples=samples)
     return list(merged.values())

@@ -81,7 +81,7 @@ _CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
 }
 
 
-class ModelStates:
+class ModelStateCollector:
     """Gauges of each model's queue, replicas and readiness, and the figures of its cache.
 
     Args:
@@ -130,7 +130,7 @@ class _Distribution:
     negative: float = 0.0
 
 
-class Rewards:
+class RewardHistogram:
     """A histogram of rewards by model, and their sums.
 
     A class of its own, because prometheus_client's histogram takes one value at a time (a

@@ -14,7 +14,7 @@ ANONYMOUS = "anonymous"
 
 
 @dataclass(slots=True)
-class RequestRecord:
+class RequestContext:
     """One request.
 
     Attributes:
@@ -42,24 +42,24 @@ class RequestRecord:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     tokenize_s: float = 0.0
-    queue_s: float = 0.0
-    forward_s: float = 0.0
+    queue_duration_s: float = 0.0
+    inference_s: float = 0.0
     code: str | None = None
 
 
-_current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
+_current: ContextVar[RequestContext | None] = ContextVar("request", default=None)
 
 
-def current() -> RequestRecord:
+def current_request() -> RequestContext:
     """The record of the request that this code works for; one that nobody reads outside of any."""
-    return _current.get() or RequestRecord("-")
+    return _current.get() or RequestContext("-")
 
 
-def begin(record: RequestRecord) -> object:
+def bind_request(context: RequestContext) -> object:
     """Make a record the current one; `end` with what this returns."""
-    return _current.set(record)
+    return _current.set(context)
 
 
-def end(token: object) -> None:
+def unbind_request(token: object) -> None:
     """Undo `begin`."""
     _current.reset(token)  # type: ignore[arg-type]

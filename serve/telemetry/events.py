@@ -28,35 +28,35 @@ class BatchReport:
     num_tokens: int
     num_computed_tokens: int
     max_batch_tokens: int
-    waited_s: tuple[float, ...]
-    forward_s: float
+    queue_durations_s: tuple[float, ...]
+    inference_s: float
     elapsed_s: float
 
 
 class Observer(Protocol):
     """Told of what happens to the batches of a model."""
 
-    def batch(self, report: BatchReport) -> None:
+    def record_batch(self, report: BatchReport) -> None:
         """A batch came back."""
         ...
 
-    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
         """Conversations are sent once more."""
         ...
 
-    def gave_up(self, model: str, num_sequences: int) -> None:
+    def record_abandonment(self, model: str, num_sequences: int) -> None:
         """Conversations are not sent once more: each lost its replica twice."""
         ...
 
 
-class Nobody:
+class NullObserver:
     """An observer that looks away."""
 
-    def batch(self, report: BatchReport) -> None:
+    def record_batch(self, report: BatchReport) -> None:
         """See `Observer`."""
 
-    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
         """See `Observer`."""
 
-    def gave_up(self, model: str, num_sequences: int) -> None:
+    def record_abandonment(self, model: str, num_sequences: int) -> None:
         """See `Observer`."""

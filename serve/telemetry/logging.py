@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from serve.escaping import escaped
-from serve.telemetry.context import current
+from serve.escaping import escape_text
+from serve.telemetry.context import current_request
 
 LogFormat = Literal["text", "json"]
 
@@ -30,7 +30,7 @@ def configure_logging(level: str, log_format: LogFormat = "text") -> None:
     """Send the project's own loggers to standard error, one line a record. Idempotent."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    handler.addFilter(_with_request_id)
+    handler.addFilter(_add_request_id)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -39,15 +39,15 @@ def configure_logging(level: str, log_format: LogFormat = "text") -> None:
         logger.propagate = False
 
 
-def new_id(prefix: str) -> str:
+def generate_id(prefix: str) -> str:
     """A fresh identifier, such as `score-5f0c...`."""
     # Unique, not secret: no call of the system for each request.
     return f"{prefix}-{_ids.getrandbits(128):032x}"
 
 
-def accept_request_id(sent: str | None) -> str:
+def accept_request_id(header: str | None) -> str:
     """The caller's `X-Request-Id` if it is fit to be logged and echoed, else a fresh one."""
-    return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else new_id("req")
+    return header if header and _ACCEPTABLE_ID.fullmatch(header) else generate_id("req")
 
 
 class TextFormatter(logging.Formatter):
@@ -67,7 +67,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line and its traceback, without what could control a terminal."""
-        return escaped(super().format(record))
+        return escape_text(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -101,6 +101,6 @@ def _text(value: object) -> str:
     return text if _BARE.fullmatch(text) else json.dumps(text)
 
 
-def _with_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = current().id
+def _add_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = current_request().id
     return True

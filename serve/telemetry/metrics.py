@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rm_core import Reward, ScoreError
 from serve import __version__
-from serve.telemetry.aggregate import Family, snapshot_of
-from serve.telemetry.collectors import ModelStates, ReadStates, Rewards
-from serve.telemetry.context import RequestRecord
+from serve.telemetry.aggregate import MetricFamily, build_snapshot
+from serve.telemetry.collectors import ModelStateCollector, ReadStates, RewardHistogram
+from serve.telemetry.context import RequestContext
 from serve.telemetry.events import BatchReport, RetryReason
 
 PREFIX = "skyreward_"
@@ -38,7 +38,7 @@ class Metrics:
         self._make_request_metrics()
         self._make_conversation_metrics()
         self._make_batch_metrics()
-        self._rewards = Rewards(PREFIX)
+        self._rewards = RewardHistogram(PREFIX)
         self._registry.register(self._rewards)
         build = self._gauge("build_info", "Always 1; the version stands in the label.", "version")
         build.labels(__version__).set(1)
@@ -57,29 +57,36 @@ class Metrics:
                 self._tokens.labels(model, kind)
             for reason in RETRY_REASONS:
                 self._retries.labels(model, reason)
-            for metric in (self._truncated, self._retried, self._given_up, self._batches):
+            for metric in (
+                self._truncated_conversations,
+                self._retried_conversations,
+                self._abandoned_conversations,
+                self._batches,
+            ):
                 metric.labels(model)
             self._rewards.add_model(model)
-        self._registry.register(ModelStates(PREFIX, read))
+        self._registry.register(ModelStateCollector(PREFIX, read))
 
-    def begun(self) -> None:
+    def request_started(self) -> None:
         """A scoring request has come."""
         self._in_flight.inc()
 
-    def ended(self) -> None:
+    def request_finished(self) -> None:
         """It is answered, or its client has gone."""
         self._in_flight.dec()
 
-    def request(self, record: RequestRecord, route: str, status: int, total_s: float) -> None:
+    def record_request(
+        self, context: RequestContext, route: str, status: int, total_s: float
+    ) -> None:
         """Count a request that is over."""
         self._requests.labels(route, str(status)).inc()
         self._request_duration.labels(route).observe(total_s)
-        if record.code is not None:
-            self._errors.labels(record.code).inc()
-        if record.model is not None and record.tokenize_s > 0:
-            self._tokenize.labels(record.model).observe(record.tokenize_s)
+        if context.code is not None:
+            self._errors.labels(context.code).inc()
+        if context.model is not None and context.tokenize_s > 0:
+            self._tokenize.labels(context.model).observe(context.tokenize_s)
 
-    def scored(
+    def record_results(
         self,
         model: str,
         results: Iterable[Reward | ScoreError],
@@ -108,38 +115,38 @@ class Metrics:
         self._rewards.observe(model, rewards)
         self._conversations.labels(model, "scored").inc(len(rewards))
         self._conversations.labels(model, "error").inc(num_errors)
-        self._truncated.labels(model).inc(num_truncated)
+        self._truncated_conversations.labels(model).inc(num_truncated)
         self._tokens.labels(model, "received").inc(num_tokens)
         self._tokens.labels(model, "cached").inc(num_cached_tokens)
         # Less than nothing where conversations were computed and then had no reward.
         shared = max(0, num_tokens - num_cached_tokens - num_computed_tokens)
         self._tokens.labels(model, "shared").inc(shared)
 
-    def batch(self, report: BatchReport) -> None:
+    def record_batch(self, report: BatchReport) -> None:
         """Count a batch that was scored."""
         model = report.model
         self._batches.labels(model).inc()
         self._tokens.labels(model, "computed").inc(report.num_computed_tokens)
         self._batch_fill.labels(model).observe(report.num_computed_tokens / report.max_batch_tokens)
         self._batch_conversations.labels(model).observe(report.num_sequences)
-        self._forward.labels(model).observe(report.forward_s)
+        self._inference.labels(model).observe(report.inference_s)
         self._round_trip.labels(model).observe(report.elapsed_s)
-        queue_wait = self._queue_wait.labels(model)
-        for seconds in report.waited_s:
+        queue_wait = self._queue_duration.labels(model)
+        for seconds in report.queue_durations_s:
             queue_wait.observe(seconds)
 
-    def retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
+    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
         """Count a batch that is sent again."""
         self._retries.labels(model, reason).inc()
-        self._retried.labels(model).inc(num_sequences)
+        self._retried_conversations.labels(model).inc(num_sequences)
 
-    def gave_up(self, model: str, num_sequences: int) -> None:
+    def record_abandonment(self, model: str, num_sequences: int) -> None:
         """Count conversations that are not tried again, since their replicas died."""
-        self._given_up.labels(model).inc(num_sequences)
+        self._abandoned_conversations.labels(model).inc(num_sequences)
 
-    def snapshot(self) -> list[Family]:
+    def snapshot(self) -> list[MetricFamily]:
         """All figures of this moment, as plain data."""
-        return snapshot_of(self._registry.collect())
+        return build_snapshot(self._registry.collect())
 
     def _make_request_metrics(self) -> None:
         self._requests = self._counter(
@@ -173,7 +180,7 @@ class Metrics:
             "conversation_errors", "Conversations that failed, by error code.",
             "model", "code",
         )  # fmt: skip
-        self._truncated = self._counter(
+        self._truncated_conversations = self._counter(
             "truncated_conversations", "Conversations truncated before scoring.", "model"
         )
         self._tokens = self._counter(
@@ -195,13 +202,13 @@ class Metrics:
         self._batch_conversations = self._histogram(
             "batch_conversations", "Conversations in a batch.", _CONVERSATIONS, "model"
         )
-        self._queue_wait = self._histogram(
+        self._queue_duration = self._histogram(
             "queue_duration_seconds",
             "Time that a conversation spent queued before dispatch, in seconds.",
             _SECONDS,
             "model",
         )
-        self._forward = self._histogram(
+        self._inference = self._histogram(
             "inference_seconds",
             "Time of the forward pass of a batch, in seconds.",
             _SECONDS,
@@ -215,10 +222,10 @@ class Metrics:
         self._retries = self._counter(
             "retried_batches", "Batches sent again, by reason.", "model", "reason"
         )
-        self._retried = self._counter(
+        self._retried_conversations = self._counter(
             "retried_conversations", "Conversations in batches that were sent again.", "model"
         )
-        self._given_up = self._counter(
+        self._abandoned_conversations = self._counter(
             "abandoned_conversations",
             "Conversations abandoned after crashing two replicas.",
             "model",

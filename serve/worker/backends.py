@@ -27,16 +27,16 @@ from serve.config.model_settings import ModelSettings
 from serve.errors import (
     ReplicaBusyError,
     ReplicaLostError,
-    ReplicaRefusedError,
+    ReplicaRejectedBatchError,
     ReplicaUnhealthyError,
 )
-from serve.worker.worker import Engine, EngineAnswer
+from serve.worker.worker import Worker, WorkerResult
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BatchResult:
     """One batch, scored.
 
     Attributes:
@@ -50,9 +50,9 @@ class Answer:
     fingerprint: Fingerprint
 
     @classmethod
-    def of(cls, answer: EngineAnswer) -> Answer:
+    def from_worker_result(cls, result: WorkerResult) -> BatchResult:
         """What an engine answered."""
-        return cls(answer.batch, answer.forward_s, Fingerprint(**answer.fingerprint))
+        return cls(result.batch, result.forward_s, Fingerprint(**result.fingerprint))
 
 
 class Backend(Protocol):
@@ -64,7 +64,7 @@ class Backend(Protocol):
 
     num_replicas: int
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """One batch through one replica; reward i belongs to sequence i.
 
         Args:
@@ -77,9 +77,9 @@ class Backend(Protocol):
         """
         ...
 
-    def score_each(
+    def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[Answer | None]:
+    ) -> AsyncIterator[BatchResult | None]:
         """Each alone through one replica, one after another.
 
         Args:
@@ -115,30 +115,30 @@ class Backend(Protocol):
 class LocalBackend:
     """A model in this process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.num_replicas = 1
-        self._engine = engine
+        self._worker = worker
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """See `Backend`."""
-        with _translated():
-            return Answer.of(await self._engine.run(sequences))
+        with _translate_errors():
+            return BatchResult.from_worker_result(await self._worker.run_batch(sequences))
 
-    async def score_each(
+    async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[Answer | None]:
+    ) -> AsyncIterator[BatchResult | None]:
         """See `Backend`."""
-        with _translated():
-            async for answer in self._engine.run_each(sequences):
-                yield None if answer is None else Answer.of(answer)
+        with _translate_errors():
+            async for answer in self._worker.run_one_by_one(sequences):
+                yield None if answer is None else BatchResult.from_worker_result(answer)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
-        return self._engine.describe()
+        return self._worker.describe()
 
     async def refresh(self) -> None:
         """See `Backend`."""
-        self._engine.check()
+        self._worker.check_health()
 
 
 class RayBackend:
@@ -157,62 +157,68 @@ class RayBackend:
         self._handle = handle.options(_by_reference=False)
         self._gateway = uuid.uuid4().hex
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """See `Backend`."""
-        with _translated_from_ray(self._alias):
-            method = self._handle.score_batch
-            return Answer.of(await method.remote(list(sequences), backlog_tokens, self._gateway))
+        with _translate_ray_errors(self._alias):
+            method = self._handle.run_batch
+            return BatchResult.from_worker_result(
+                await method.remote(list(sequences), backlog_tokens, self._gateway)
+            )
 
-    async def score_each(
+    async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[Answer | None]:
+    ) -> AsyncIterator[BatchResult | None]:
         """See `Backend`."""
-        with _translated_from_ray(self._alias):
-            method = self._handle.options(stream=True).score_each
+        with _translate_ray_errors(self._alias):
+            method = self._handle.options(stream=True).run_one_by_one
             async for answer in method.remote(list(sequences), backlog_tokens, self._gateway):
-                yield None if answer is None else Answer.of(answer)
+                yield None if answer is None else BatchResult.from_worker_result(answer)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
-        with _translated_from_ray(self._alias):
+        with _translate_ray_errors(self._alias):
             answer: dict[str, Any] = await self._handle.describe.remote()
             return answer
 
     async def refresh(self) -> None:
         """See `Backend`."""
-        self.num_replicas = await asyncio.to_thread(_num_running, self._deployment)
+        self.num_replicas = await asyncio.to_thread(_count_running, self._deployment)
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """What an engine raises, as its gateway sees it."""
     try:
         yield
-    except ReplicaRefusedError as error:
+    except ReplicaRejectedBatchError as error:
         raise ReplicaBusyError(error.detail) from error
     except ReplicaUnhealthyError as error:
-        raise ReplicaLostError.of(error.detail, uuid.uuid4().hex, "replica_unhealthy") from error
+        raise ReplicaLostError.for_replica(
+            error.detail, uuid.uuid4().hex, "replica_unhealthy"
+        ) from error
 
 
 @contextmanager
-def _translated_from_ray(alias: str) -> Iterator[None]:
+def _translate_ray_errors(alias: str) -> Iterator[None]:
     """What a call to a replica raises, as its gateway sees it."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
     try:
-        with _translated():
+        with _translate_errors():
             yield
     except RayActorError as error:
         replica = error.actor_id or uuid.uuid4().hex
-        raise ReplicaLostError.of(f"replica {replica} is gone", replica, "replica_lost") from error
+        raise ReplicaLostError.for_replica(
+            f"replica {replica} is gone", replica, "replica_lost"
+        ) from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         # Not we: the connection was closed, by `serve.deployments.router`.
         told = "the machine of a replica is gone"
-        raise ReplicaLostError.of(told, uuid.uuid4().hex, "replica_lost") from error
+        raise ReplicaLostError.for_replica(told, uuid.uuid4().hex, "replica_lost") from error
     except BackPressureError as error:
         raise ReplicaBusyError(f"model {alias!r} is at its limit; try again") from error
     except DeploymentUnavailableError as error:
@@ -221,7 +227,7 @@ def _translated_from_ray(alias: str) -> Iterator[None]:
         ) from error
 
 
-def _num_running(deployment: str) -> int:
+def _count_running(deployment: str) -> int:
     """Replicas of a deployment of this process's own application that are up."""
     from ray import serve as ray_serve
 
@@ -239,13 +245,13 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
     Raises:
         ModelLoadError: the hub checkpoint, or its revision, cannot be found.
     """
-    if not settings.on_hub:
+    if not settings.is_on_hub:
         return settings
-    commit = open_checkpoint(settings.model_loading(), weights=False).revision
+    commit = open_checkpoint(settings.to_model_config(), weights=False).revision
     return settings.model_copy(update={"revision": commit})
 
 
-def pin(settings: ModelSettings) -> ModelSettings:
+def pin_settings(settings: ModelSettings) -> ModelSettings:
     """The settings with everything fixed that gateways and replicas have to agree on.
 
     Raises:
@@ -266,7 +272,7 @@ def load_scorer(settings: ModelSettings) -> RewardScorer:
     """
     started = time.perf_counter()
     logger.info("%s: loading", settings.alias)
-    scorer = RewardScorer.load(settings.model_loading(), settings.batching())
+    scorer = RewardScorer.load(settings.to_model_config(), settings.to_batch_config())
     loaded = time.perf_counter()
     logger.info("%s: loaded in %.1f s, warming up", settings.alias, loaded - started)
     scorer.warm_up()

@@ -1,8 +1,8 @@
 """A model on its device, the one thread that may use it, and whether both are in order.
 
-`Engine.run` takes batches from an event loop and never holds it up: a batch is packed on a thread
-of its own while the one before it is on the device. `Engine.check` tells the truth about the
-device; Serve asks it through `serve.deployments.replica.Scorer`, `/ready` without Ray. No HTTP and
+`Worker.run_batch` takes batches from an event loop and never holds it up: a batch is packed on a thread
+of its own while the one before it is on the device. `Worker.check_health` tells the truth about the
+device; Serve asks it through `serve.deployments.replica.ScorerReplica`, `/ready` without Ray. No HTTP and
 no Ray here.
 """
 
@@ -19,24 +19,24 @@ from typing import Any, ParamSpec, TypeVar
 
 from rm_core import DeviceFailedError, ModelError, Packing, RewardScorer, ScoredBatch, ScoreError
 from rm_core.packing import TokenIds
-from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
-from serve.worker.watchdog import BatchClock
+from serve.errors import ReplicaRejectedBatchError, ReplicaUnhealthyError
+from serve.worker.watchdog import BatchWatchdog
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LOOK_S = 5.0
+_POLL_INTERVAL_S = 5.0
 # From an answer of `run_each` to the next conversation; and if nobody takes the answer.
-_ON_ITS_WAY_S = 0.005
-_ON_ITS_WAY_AT_MOST_S = 1.0
+_DELIVERY_S = 0.005
+_MAX_DELIVERY_S = 1.0
 # Errors of a conversation that may as well be the device's fault: the probe finds out.
-_SUSPICIOUS = frozenset({"non_finite_reward", "scoring_failed"})
+_SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
 
 @dataclass(frozen=True, slots=True)
-class EngineAnswer:
+class WorkerResult:
     """One batch, scored. Plain data: it travels between processes.
 
     Attributes:
@@ -50,13 +50,13 @@ class EngineAnswer:
     fingerprint: dict[str, str]
 
 
-class Engine:
+class Worker:
     """Runs the batches of one model, one at a time, in the order in which they come.
 
     Args:
         scorer: loaded and warmed up; used by nobody else from now on.
         stuck_after_s: seconds after which a batch that still runs makes the engine unhealthy; None:
-            see `BatchClock`.
+            see `BatchWatchdog`.
 
     Attributes:
         clock: of its batches.
@@ -66,7 +66,9 @@ class Engine:
     """
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
-        self.clock = BatchClock(compiled=scorer.loaded_model.compiled, stuck_after_s=stuck_after_s)
+        self.watchdog = BatchWatchdog(
+            is_compiled=scorer.loaded_model.compiled, stuck_after_s=stuck_after_s
+        )
         self._scorer = scorer
         self._fingerprint: dict[str, str] = scorer.fingerprint.as_dict()
         self._failure: str | None = None
@@ -75,10 +77,10 @@ class Engine:
         self._thread = self._device_thread.submit(threading.current_thread).result()
         started = time.perf_counter()
         probed = self._device_thread.submit(scorer.probe).result()
-        self._expected = probed.reward
-        self.clock.learn(probed.num_tokens, time.perf_counter() - started)
+        self._expected_reward = probed.reward
+        self.watchdog.observe(probed.num_tokens, time.perf_counter() - started)
 
-    async def run(self, sequences: Sequence[TokenIds]) -> EngineAnswer:
+    async def run_batch(self, sequences: Sequence[TokenIds]) -> WorkerResult:
         """Score token ids; one that is cancelled before its turn never reaches the device.
 
         Args:
@@ -92,9 +94,13 @@ class Engine:
         packing = await asyncio.wrap_future(
             _submit(self._packing_thread, self._scorer.pack, sequences)
         )
-        return await self._outcome(_submit(self._device_thread, self._score, packing))
+        return await self._await_with_watchdog(
+            _submit(self._device_thread, self._run_packing, packing)
+        )
 
-    async def run_each(self, sequences: Sequence[TokenIds]) -> AsyncIterator[EngineAnswer | None]:
+    async def run_one_by_one(
+        self, sequences: Sequence[TokenIds]
+    ) -> AsyncIterator[WorkerResult | None]:
         """Score token ids one after another with nothing in between, each as a batch of its own.
 
         Args:
@@ -114,24 +120,24 @@ class Engine:
         began = _submit(self._device_thread, threading.current_thread)
         jobs, sent = [], [threading.Event() for _ in sequences]
         for sequence, is_sent in zip(sequences, sent, strict=True):
-            jobs.append(_submit(self._device_thread, self._score_alone, sequence))
-            _submit(self._device_thread, is_sent.wait, _ON_ITS_WAY_AT_MOST_S)
+            jobs.append(_submit(self._device_thread, self._run_single, sequence))
+            _submit(self._device_thread, is_sent.wait, _MAX_DELIVERY_S)
         try:
-            await self._outcome(began)
+            await self._await_with_watchdog(began)
             yield None
             for job, is_sent in zip(jobs, sent, strict=True):
-                answer: EngineAnswer = await self._outcome(job)
+                answer: WorkerResult = await self._await_with_watchdog(job)
                 yield answer
-                await asyncio.sleep(_ON_ITS_WAY_S)
+                await asyncio.sleep(_DELIVERY_S)
                 is_sent.set()
         finally:
             for job, is_sent in zip(jobs, sent, strict=True):
                 job.cancel()
                 is_sent.set()
 
-    def _score_alone(self, sequence: TokenIds) -> EngineAnswer:
+    def _run_single(self, sequence: TokenIds) -> WorkerResult:
         """On the device's thread."""
-        return self._score(self._scorer.pack([sequence]))
+        return self._run_packing(self._scorer.pack([sequence]))
 
     def describe(self) -> dict[str, Any]:
         """Effective settings of the loaded model.
@@ -139,17 +145,17 @@ class Engine:
         Raises:
             ReplicaUnhealthyError: see `check`.
         """
-        self.check()
+        self.check_health()
         return self._scorer.describe()
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         """Return if the engine is in order.
 
         Raises:
             ReplicaUnhealthyError: its thread is dead or stuck, its device failed, or it computes
                 something else than when it was loaded.
         """
-        if why := self._failure or self._dead() or self.clock.why_stuck():
+        if why := self._failure or self._find_thread_failure() or self.watchdog.stall_reason():
             raise ReplicaUnhealthyError(f"the replica cannot score any more: {why}")
 
     def close(self) -> None:
@@ -157,42 +163,44 @@ class Engine:
         self._packing_thread.shutdown(wait=False)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _outcome(self, waiting: Future[T]) -> T:
-        future = asyncio.wrap_future(waiting)
+    async def _await_with_watchdog(self, pending: Future[T]) -> T:
+        future = asyncio.wrap_future(pending)
         try:
-            while not (await asyncio.wait([future], timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait([future], timeout=_POLL_INTERVAL_S))[0]:
                 # Whoever waits for a stuck thread must not be stuck with it.
-                if waiting.running():
-                    self.check()
+                if pending.running():
+                    self.check_health()
                 else:
                     self._refuse_if_unhealthy()
             return future.result()
         finally:
             future.cancel()
 
-    def _score(self, packing: Packing) -> EngineAnswer:
+    def _run_packing(self, packing: Packing) -> WorkerResult:
         """On the device's thread."""
         self._refuse_if_unhealthy()
         started = time.perf_counter()
-        self.clock.begin(packing.num_tokens)
+        self.watchdog.begin(packing.num_tokens)
         try:
             batch = self._scorer.score_packing(packing)
             forward_s = time.perf_counter() - started
-            if any(isinstance(r, ScoreError) and r.code in _SUSPICIOUS for r in batch.rewards):
+            if any(
+                isinstance(r, ScoreError) and r.code in _SUSPICIOUS_CODES for r in batch.rewards
+            ):
                 self._probe()
-            self.clock.done()
+            self.watchdog.finish()
         except DeviceFailedError as error:
-            self._fail(error.detail)
+            self._mark_unhealthy(error.detail)
         finally:
-            self.clock.stop()
-        self.check()
-        return EngineAnswer(batch, forward_s, self._fingerprint)
+            self.watchdog.stop()
+        self.check_health()
+        return WorkerResult(batch, forward_s, self._fingerprint)
 
     def _refuse_if_unhealthy(self) -> None:
         try:
-            self.check()
+            self.check_health()
         except ReplicaUnhealthyError as error:
-            raise ReplicaRefusedError(error.detail) from error
+            raise ReplicaRejectedBatchError(error.detail) from error
 
     def _probe(self) -> None:
         """Whether a conversation failed by itself, or would have with any other engine."""
@@ -201,20 +209,20 @@ class Engine:
         except DeviceFailedError:
             raise
         except ModelError as error:
-            self._fail(error.detail)
+            self._mark_unhealthy(error.detail)
             return
         # The same row in the same process: hardly a bit may differ.
-        if abs(reward - self._expected) > 0.01 * max(1.0, abs(self._expected)):
-            self._fail(
-                f"the warm-up conversation gets {reward:.6g} now and got {self._expected:.6g} "
+        if abs(reward - self._expected_reward) > 0.01 * max(1.0, abs(self._expected_reward)):
+            self._mark_unhealthy(
+                f"the warm-up conversation gets {reward:.6g} now and got {self._expected_reward:.6g} "
                 "when the model was loaded"
             )
 
-    def _fail(self, why: str) -> None:
-        logger.error("unhealthy: %s", why)
-        self._failure = why
+    def _mark_unhealthy(self, reason: str) -> None:
+        logger.error("unhealthy: %s", reason)
+        self._failure = reason
 
-    def _dead(self) -> str | None:
+    def _find_thread_failure(self) -> str | None:
         return None if self._thread.is_alive() else "its thread ended"
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from prometheus_text import known_labels
 
 from rm_core.errors import RewardError
-from serve.api.error_responses import responses
+from serve.api.error_responses import build_error_docs
 from serve.telemetry.events import RetryReason
 
 RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
@@ -68,7 +68,7 @@ def test_it_looks_for_values_that_occur(alarm: dict[str, Any]) -> None:
     known = {
         "code": error_codes(),
         "reason": set(get_args(RetryReason)),
-        "status": {str(status) for status in responses()},
+        "status": {str(status) for status in build_error_docs()},
         "outcome": {"scored", "error"},
         "job": {"skyreward"},
     }

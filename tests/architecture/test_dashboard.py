@@ -51,7 +51,7 @@ def test_every_metric_is_shown() -> None:
     """A metric that nobody looks at is one too many."""
     shown = set().union(*(names_in(expression) for _, expression in expressions()))
     for family in eventful().snapshot():
-        names = {figure.name for figure in family.figures}
+        names = {figure.name for figure in family.samples}
         assert names & shown, family.name
 
 

@@ -29,7 +29,7 @@ from packaging.version import Version
 from rm_core import find_entry, load_catalog
 from serve import __version__
 from serve.cli.main import main
-from serve.config.reconfigure import changed
+from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.launch.ingress import RAY_DEFAULTS
 
@@ -65,11 +65,11 @@ def check_config(config: dict[str, Any]) -> Settings:
     ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]
     assert application["import_path"] == "serve.app:build"
-    settings = Settings.of(**application["args"])
+    settings = Settings.load(**application["args"])
     for deployment in application.get("deployments", ()):
         assert deployment["name"] == "Gateway"
         user_config = {k: v for k, v in deployment["user_config"].items() if k != "api_keys_file"}
-        assert changed(settings, user_config) != settings or user_config
+        assert apply_user_config(settings, user_config) != settings or user_config
     return settings
 
 
@@ -99,7 +99,7 @@ def test_every_size_of_the_catalogue_has_a_config() -> None:
 
 
 def test_the_settings_file_for_systemd() -> None:
-    assert Settings.of(**yaml.safe_load((DEPLOY / "systemd" / "skyreward.yaml").read_text()))
+    assert Settings.load(**yaml.safe_load((DEPLOY / "systemd" / "skyreward.yaml").read_text()))
 
 
 def test_every_configuration_is_looked_at() -> None:

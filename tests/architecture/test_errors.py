@@ -29,9 +29,9 @@ def test_the_walk_found_those_of_serve_too() -> None:
 @pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
 def test_every_error_has_a_status_that_is_documented(cls: type[RewardError]) -> None:
     error = cls("what to do")
-    problem = error_responses.problem_of(error)
-    assert problem.status in error_responses.responses()
-    assert error_responses.error_body(error) == {
+    problem = error_responses.error_spec_for(error)
+    assert problem.status in error_responses.build_error_docs()
+    assert error_responses.build_error_body(error) == {
         "error": {"message": "what to do", "type": problem.type, "param": None, "code": cls.code}
     }
 
@@ -39,7 +39,7 @@ def test_every_error_has_a_status_that_is_documented(cls: type[RewardError]) -> 
 def test_overload_is_never_a_4xx() -> None:
     for cls in ERRORS:
         if cls.__name__ in ("OverloadedError", "NotReadyError"):
-            assert error_responses.problem_of(cls("")).status == 503
+            assert error_responses.error_spec_for(cls("")).status == 503
 
 
 def test_every_error_of_the_service_is_in_the_drawing() -> None:

@@ -95,7 +95,7 @@ def test_yaml_in_the_readme_loads_through_the_settings() -> None:
     for block in blocks:
         content = yaml.safe_load(block)
         for application in content.get("applications", [{"args": content}]):
-            assert Settings.of(**application["args"])
+            assert Settings.load(**application["args"])
 
 
 def test_python_in_the_readme_runs() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from workloads import Conversations
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 
 class Skyreward:
@@ -113,5 +113,5 @@ def our_service(model: str, local: bool) -> Iterator[str]:
         file.write(json.dumps(settings))  # which is YAML as well
         file.flush()
         options = ("--local",) if local else ()
-        with running_service("--config", file.name, *options) as url:
+        with run_service("--config", file.name, *options) as url:
             yield url

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoints import SPECS, build_tokenizer
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 MAX_LENGTH = 8_192
 TOLERANCE = 1e-3
@@ -194,7 +194,7 @@ def compare(family: str, script: Path, venv: Path) -> dict[str, Any]:
         model = Path(folder) / family
         tokenizer = build(model, family)
         good, bad = good_bodies(tokenizer), bad_bodies()
-        with running_service("--local", "--model", f"{family}={model}") as url:
+        with run_service("--local", "--model", f"{family}={model}") as url:
             ours = ask(url, good | bad)
         with vllm(script, venv, model) as url:
             theirs = ask(url, good | bad)

@@ -13,8 +13,8 @@ from peer_service import Served
 from playground import LINES, READY
 
 from rm_core import seeds_dir
-from serve.cli.demo import running_service
-from serve.client.integrations import base as rewards_module
+from serve.cli.demo import run_service
+from serve.client.integrations import base
 
 # Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
 # started once, and `serve run` would join the cluster of another one. All others, whose services
@@ -35,7 +35,7 @@ def playground_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service of the demo model, and of the same for short conversations alone."""
     config = tmp_path_factory.mktemp("config") / "models.yaml"
     config.write_text("models: [{name: demo}, {name: demo, alias: short, max_length: 64}]")
-    with running_service("--local", "--config", str(config)) as address:
+    with run_service("--local", "--config", str(config)) as address:
         yield address
 
 
@@ -67,7 +67,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = build_checkpoint(tmp_path_factory.mktemp("llama"), SPECS["llama-v0.2"])
-    with running_service("--local", "--model", "demo", "--model", f"llama={folder}") as url:
+    with run_service("--local", "--model", "demo", "--model", f"llama={folder}") as url:
         yield Served(url, {"demo": seeds_dir() / "demo", "llama": folder})
 
 
@@ -76,7 +76,7 @@ def chosen(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.M
     """Settings of our reward functions."""
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", served.url)
     monkeypatch.setenv("SKYREWARD_CLIENT_MODEL", "llama")
-    rewards_module._scoring.cache_clear()
+    base._build_reward_client.cache_clear()
     yield monkeypatch
-    rewards_module.scoring().client.close()
-    rewards_module._scoring.cache_clear()
+    base.get_reward_client().client.close()
+    base._build_reward_client.cache_clear()

@@ -20,7 +20,7 @@ from checkpoints import SPECS, build_tokenizer
 from compat_formats import FORMATS, Client, Format, Messages
 from waiting import PATIENCE_S
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 NUMBER, CLIENTS = 1_000, 32
 SPEC = "llama-v0.2"
@@ -44,7 +44,7 @@ def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     model = {"name": str(checkpoint_folder / SPEC), "alias": "llama"}
     config = tmp_path_factory.mktemp("config") / "service.yaml"
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
-    with running_service("--local", "--config", str(config)) as url:
+    with run_service("--local", "--config", str(config)) as url:
         yield url
 
 

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 
 from rm_core import find_entry
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 STAND_INS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
 OF_RAY = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}
@@ -37,7 +37,7 @@ def test_it_starts_and_scores(name: str, checkpoint_folder: Path, tmp_path: Path
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
     with (
-        running_service("--local", "--config", str(file)) as url,
+        run_service("--local", "--config", str(file)) as url,
         httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
     ):
         info = client.get("/info").json()

@@ -17,7 +17,7 @@ import pytest
 from conftest import SHARED_DATA
 from waiting import PATIENCE_S
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 # The tokenizer of small models takes a letter as a token: some answers are too long, both ways.
 LENGTH = 1024
@@ -33,7 +33,7 @@ def local_service(checkpoint_folder: Path) -> Iterator[str]:
     config = checkpoint_folder / "eval.yaml"
     model = {"name": str(checkpoint_folder / "qwen3"), "alias": "tiny", "max_length": LENGTH}
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
-    with running_service("--local", "--config", str(config)) as url:
+    with run_service("--local", "--config", str(config)) as url:
         yield url
 
 

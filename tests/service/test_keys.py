@@ -11,7 +11,7 @@ from conftest import ROOT
 from middleware_harness import KEY, OTHER_KEY
 from waiting import PATIENCE_S
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 
 def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
     file.write_text(f"# of the trainers\n{KEY}\n{OTHER_KEY}\n")
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     with (
-        running_service("--local", "--api-keys", str(file)) as url,
+        run_service("--local", "--api-keys", str(file)) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as client,
     ):
         assert client.get("/health").status_code == 200

@@ -16,7 +16,7 @@ from peers import peer_module
 from transformers import PreTrainedTokenizerBase
 
 import serve.client.integrations.openrlhf
-from serve.client.integrations import base as rewards_module
+from serve.client.integrations import base
 from serve.client.integrations.ms_swift import SkyRewardORM
 
 # What their code warns of is theirs to mend.
@@ -148,7 +148,7 @@ def test_a_custom_reward_function_of_verl(served: Served, chosen: pytest.MonkeyP
             worker = module.NaiveRewardManager(config, served.tokenizer("demo"), function)
             samples = [rollout_of(served.tokenizer("demo"), answer) for answer in ANSWERS]
             found = await asyncio.gather(*(worker.run_single(Rollouts([s])) for s in samples))
-            await rewards_module.scoring(model="demo").async_client.close()
+            await base.get_reward_client(model="demo").async_client.close()
             return found
 
         found = asyncio.run(run())
@@ -224,7 +224,7 @@ def test_a_custom_reward_model_of_slime(served: Served, chosen: pytest.MonkeyPat
                 await module.async_rm(args, samples[0]),
                 await module.batched_async_rm(args, samples),
             )
-            await rewards_module.scoring().async_client.close()
+            await base.get_reward_client().async_client.close()
             return found
 
         assert asyncio.run(run()) == (served.native("llama")[0], served.native("llama"))

@@ -29,7 +29,7 @@ class Served:
     """A service with a key, in this process."""
 
     def __init__(self) -> None:
-        settings = Settings.of(api_keys=[KEY])
+        settings = Settings.load(api_keys=[KEY])
         self.backend = FakeBackend()
         service = ScoringService([(settings.models[0], self.backend)], settings)
         self.app: FastAPI = create_app(service, settings)

@@ -22,10 +22,10 @@ from waiting import PATIENCE_S
 import rm_core.scorer
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
-from serve.jobs.executors import ray_actor_pool as ray_seats
-from serve.jobs.executors.base import Scored
+from serve.jobs.executors import ray_actor_pool
+from serve.jobs.executors.base import ScoreBatchResult
 from serve.jobs.executors.ray_actor import ScorerActor
-from serve.jobs.executors.ray_executor import RayPool
+from serve.jobs.executors.ray_executor import RayExecutor
 
 # Sums of floats differ with the number of threads: 1.2e-6 measured.
 TOLERANCE = 1e-4
@@ -50,7 +50,9 @@ def poisonable() -> type[ScorerActor]:
     class PoisonableActor(ScorerActor):
         stuck_after_s = STUCK_AFTER_S
 
-        def score(self, conversations: Sequence[Messages], truncation: Truncation) -> Scored:
+        def score(
+            self, conversations: Sequence[Messages], truncation: Truncation
+        ) -> ScoreBatchResult:
             texts = [message["content"] for c in conversations for message in c]
             if any(DEADLY in text for text in texts):
                 os._exit(139)
@@ -61,10 +63,10 @@ def poisonable() -> type[ScorerActor]:
                     forward = rm_core.scorer.forward_batch
                     rm_core.scorer.forward_batch = lambda *_: time.sleep(3600)
                     try:
-                        return super().score(conversations, truncation)
+                        return super().run_batch(conversations, truncation)
                     finally:
                         rm_core.scorer.forward_batch = forward
-            return super().score(conversations, truncation)
+            return super().run_batch(conversations, truncation)
 
     return PoisonableActor
 
@@ -95,8 +97,8 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pool(cluster: Any) -> Iterator[RayPool]:
-    carrier = RayPool(ModelConfig("demo"), cluster.address, actor=poisonable())
+def pool(cluster: Any) -> Iterator[RayExecutor]:
+    carrier = RayExecutor(ModelConfig("demo"), cluster.address, actor=poisonable())
     try:
         yield carrier
     finally:
@@ -124,12 +126,12 @@ def calls_of(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messag
     ]
 
 
-def submitted(pool: RayPool, calls: list[list[Messages]]) -> list[Future[Scored]]:
+def submitted(pool: RayExecutor, calls: list[list[Messages]]) -> list[Future[ScoreBatchResult]]:
     return [pool.submit(call, "error") for call in calls]
 
 
 def assert_right(
-    futures: list[Future[Scored]], calls: list[list[Messages]], scorer: RewardScorer
+    futures: list[Future[ScoreBatchResult]], calls: list[list[Messages]], scorer: RewardScorer
 ) -> None:
     """All there, in order, and what a scorer here gives."""
     for future, call in zip(futures, calls, strict=True):
@@ -152,7 +154,7 @@ def actors() -> list[Process]:
 @pytest.mark.parametrize("address", ["nowhere", "ray://", "127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_no_cluster_is_said_at_once(address: str) -> None:
     # Before there is one: a process that is in a cluster stays in it.
-    pool = RayPool(ModelConfig("demo"), address)
+    pool = RayExecutor(ModelConfig("demo"), address)
     future = pool.submit([conversation("hi")], "error")
     with pytest.raises(ModelLoadError, match=r"no Ray cluster at .*`local`"):
         future.result(PATIENCE_S)
@@ -160,7 +162,7 @@ def test_no_cluster_is_said_at_once(address: str) -> None:
 
 
 def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
-    pool = RayPool(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
+    pool = RayExecutor(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
     try:
         future = pool.submit([conversation("hi")], "error")
         with pytest.raises(ModelLoadError, match=r"no actor of the pool can score.*nowhere"):
@@ -171,7 +173,7 @@ def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
         pool.close()
 
 
-def test_calls_come_back_in_order(pool: RayPool, scorer: RewardScorer) -> None:
+def test_calls_come_back_in_order(pool: RayExecutor, scorer: RewardScorer) -> None:
     calls = calls_of("in order")
     futures = submitted(pool, calls)
     assert_right(futures, calls, scorer)
@@ -182,7 +184,7 @@ def test_calls_come_back_in_order(pool: RayPool, scorer: RewardScorer) -> None:
     assert 0 < computed < tokens
 
 
-def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayPool) -> None:
+def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayExecutor) -> None:
     long = conversation("word " * 30_000)
     scored = pool.submit([long, conversation("short"), long], "error").result(LOSS_PATIENCE_S)
     first, second, third = scored.results
@@ -192,7 +194,7 @@ def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayPool) -> None:
     assert {first.code, third.code} == {"conversation_too_long"}
 
 
-def test_a_killed_worker_costs_nothing_but_time(pool: RayPool, scorer: RewardScorer) -> None:
+def test_a_killed_worker_costs_nothing_but_time(pool: RayExecutor, scorer: RewardScorer) -> None:
     calls = calls_of("killed", 20)
     futures = submitted(pool, calls)
     wait(futures, return_when=FIRST_COMPLETED)
@@ -203,7 +205,9 @@ def test_a_killed_worker_costs_nothing_but_time(pool: RayPool, scorer: RewardSco
     until(lambda: len({p.pid for p in actors()} - {before[0].pid}) == 2, "it is replaced")
 
 
-def test_a_conversation_that_kills_is_given_up_alone(pool: RayPool, scorer: RewardScorer) -> None:
+def test_a_conversation_that_kills_is_given_up_alone(
+    pool: RayExecutor, scorer: RewardScorer
+) -> None:
     around = calls_of("around", 6)
     poisoned = [conversation("before"), conversation(DEADLY), conversation("after")]
     futures = submitted(pool, around[:3])
@@ -223,7 +227,7 @@ def test_a_conversation_that_kills_is_given_up_alone(pool: RayPool, scorer: Rewa
 
 
 def test_a_device_that_hangs_is_left_for_another(
-    pool: RayPool, scorer: RewardScorer, tmp_path: Path
+    pool: RayExecutor, scorer: RewardScorer, tmp_path: Path
 ) -> None:
     calls = calls_of("hangs", 4)
     file = tmp_path / "has-hung"
@@ -237,9 +241,9 @@ def test_a_device_that_hangs_is_left_for_another(
 
 
 def test_a_process_that_says_nothing_is_left_for_another(
-    pool: RayPool, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+    pool: RayExecutor, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_seats, "_MAX_SILENT_LOOKS", 2)
+    monkeypatch.setattr(ray_actor_pool, "_MAX_SILENT_LOOKS", 2)
     until(lambda: pool.capacity == 4, "both actors are up")
     calls = calls_of("silent", 20)
     futures = submitted(pool, calls)
@@ -255,7 +259,7 @@ def test_a_process_that_says_nothing_is_left_for_another(
 
 
 def test_the_pool_grows_with_the_cluster_and_lives_with_less(
-    cluster: Any, pool: RayPool, scorer: RewardScorer
+    cluster: Any, pool: RayExecutor, scorer: RewardScorer
 ) -> None:
     until(lambda: pool.capacity == 4, "both actors are up")
     added = cluster.add_node(**NODE)

@@ -15,7 +15,7 @@ from checkpoints import SPECS, build_tokenizer
 from conftest import ROOT
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
 ADDRESS, POLICY = "http://127.0.0.1:8000", "Qwen/Qwen3-0.6B"
@@ -26,7 +26,7 @@ CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "cont
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running_service("--local") as address:
+    with run_service("--local") as address:
         yield address
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from conftest import free_port
+from conftest import find_free_port
 from waiting import PATIENCE_S, until
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -46,7 +46,7 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
 @pytest.mark.parametrize("how", ["import path", "yaml"])
 def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, how: str) -> None:
     folder = checkpoint_folder / "llama-v0.1"
-    port = DEFAULT_PORT if how == "import path" else free_port()
+    port = DEFAULT_PORT if how == "import path" else find_free_port()
     if is_taken(port):
         pytest.skip(f"something listens on {port}, the only port that this way can use")
     target = (

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certificates import self_signed
-from conftest import free_port
+from conftest import find_free_port
 from processes import processes_of
 from prometheus_text import parse
 from service_process import assert_refused, start
@@ -32,7 +32,7 @@ def test_a_checkpoint_that_a_replica_refuses(tmp_path: Path) -> None:
 
 @pytest.fixture
 def local_service(checkpoint_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
+    port = find_free_port()
     folder = checkpoint_folder / "llama-v0.1"
     process = start("--local", "--model", str(folder), "--port", str(port))
     assert process.stdout is not None
@@ -67,7 +67,7 @@ def test_what_others_on_this_machine_may_not_have(
     And connections with unfinished heads do not hold up the end.
     """
     monkeypatch.setenv("SKYREWARD_API_KEYS", "correct-horse-battery")
-    port = free_port()
+    port = find_free_port()
     process = start("--model", str(checkpoint_folder / "llama-v0.1"), "--port", str(port))
     assert process.stdout is not None
     lines = []
@@ -117,7 +117,7 @@ def test_what_was_accepted_is_finished_before_the_end(
 
     Once with HTTPS behind HAProxy, once with HTTPS by Serve's own proxy.
     """
-    port = free_port()
+    port = find_free_port()
     folder = checkpoint_folder / "llama-v0.1"
     cert, key = self_signed(tmp_path)
     options = ["--tls-cert", str(cert), "--tls-key", str(key)]

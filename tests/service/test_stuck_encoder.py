@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import httpx
-from conftest import ROOT, free_port
+from conftest import ROOT, find_free_port
 from waiting import PATIENCE_S, until
 
 _SERVICE = """
@@ -29,7 +29,7 @@ main(["serve", "--local", "--model", "one=demo", "--model", "two=demo", "--port"
 
 
 def test_a_stuck_tokenizer_spares_other_models_and_ends_with_the_process() -> None:
-    port = free_port()
+    port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-c", _SERVICE, str(port)], cwd=ROOT)
 

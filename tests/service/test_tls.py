@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certificates import self_signed
-from conftest import free_port
+from conftest import find_free_port
 from waiting import PATIENCE_S
 
 BODY = {
@@ -24,7 +24,7 @@ BODY = {
 
 def test_https(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)]
     command += ["--tls-cert", str(cert), "--tls-key", str(key)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -12,7 +12,7 @@ from checkpoints import SPECS, build_tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from waiting import PATIENCE_S
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError
 from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 
@@ -32,7 +32,7 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running_service("--local", "--model", "demo") as address:
+    with run_service("--local", "--model", "demo") as address:
         yield address
 
 

@@ -32,7 +32,7 @@ from health_latency import ask
 from result import finish, percentiles
 from service import Service, cpu_s, parser_of, service_of
 
-from serve.cli.demo import free_port
+from serve.cli.demo import find_free_port
 
 HEAD_WITHIN_S = 40.0
 HEALTH_WITHIN_S = 0.5
@@ -114,7 +114,7 @@ def unfinished(port: int, number: int) -> dict[str, Any]:
 @contextlib.contextmanager
 def few_files() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """A service that may open `FILES` files: its port, and its process."""
-    port = free_port()
+    port = find_free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES)),
@@ -196,7 +196,7 @@ def cpu_of_parsers(rounds: int, posts: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         started = {}
         for name in PARSERS:
-            port = free_port()
+            port = find_free_port()
             command = [sys.executable, __file__, "--parser", name, str(port)]
             process = subprocess.Popen(command)
             stack.callback(process.wait)

@@ -21,7 +21,7 @@ from rm_core.packing import TokenIds
 from serve.api.app import create_app
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.worker.backends import Answer
+from serve.worker.backends import BatchResult
 
 _RUNS = 20
 _FINGERPRINT = Fingerprint("none", "none", "float32", "none")
@@ -32,15 +32,15 @@ class _AtOnce:
 
     num_replicas = 1
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> Answer:
+    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         batch = ScoredBatch((0.0,) * len(sequences), sum(map(len, sequences)))
-        return Answer(batch, 0.0, _FINGERPRINT)
+        return BatchResult(batch, 0.0, _FINGERPRINT)
 
-    async def score_each(
+    async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[Answer | None]:
+    ) -> AsyncIterator[BatchResult | None]:
         for sequence in sequences:
-            yield await self.score([sequence], backlog_tokens)
+            yield await self.run_batch([sequence], backlog_tokens)
 
     async def describe(self) -> dict[str, Any]:
         return {**asdict(_FINGERPRINT), "max_batch_tokens": 4096}
@@ -86,7 +86,7 @@ async def _runs(posts: list[Post], clients: int) -> list[float]:
     service = ScoringService([(settings.models[0], _AtOnce())], settings)
     app = create_app(service, settings)
     watcher = asyncio.create_task(service.watch())
-    while not service.ready:
+    while not service.is_ready:
         await asyncio.sleep(0.05)
     found = []
     for _ in range(_RUNS):

@@ -36,7 +36,7 @@ from service import Service, parser_of
 from workload_mix import Conversation, Writer
 
 from serve.config.settings import Settings
-from serve.deployments.cluster import guard_with_a_token
+from serve.deployments.cluster import enable_token_auth
 from serve.launch import ingress
 
 _QUIET_S = 6.0
@@ -111,12 +111,12 @@ class Node:
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
         self._options = options
         self._file = Path(folder) / "serve.yaml"
-        self.port, dashboard = free_port(), free_port()
-        settings = Settings.of(port=self.port, ingress=options.ingress)
-        self._chosen = ingress.choose(settings, own_cluster=True)
+        self.port, dashboard = find_free_port(), find_free_port()
+        settings = Settings.load(port=self.port, ingress=options.ingress)
+        self._chosen = ingress.choose_ingress(settings, own_cluster=True)
         os.environ.update(ingress.RAY_DEFAULTS)
-        os.environ.update(ingress.environment(self._chosen, settings, Path(folder)))
-        guard_with_a_token()
+        os.environ.update(ingress.build_environment(self._chosen, settings, Path(folder)))
+        enable_token_auth()
         self._dashboard = f"http://127.0.0.1:{dashboard}"
         command = [str(_PROGRAMS / "ray"), "start", "--head", "--block", "--port=0"]
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true"]
@@ -144,7 +144,7 @@ class Node:
         self._process.wait(60)
 
     def _configuration(self, step: Step) -> dict[str, Any]:
-        host = ingress.INSIDE_HOST if self._chosen == "haproxy" else "127.0.0.1"
+        host = ingress.INTERNAL_HOST if self._chosen == "haproxy" else "127.0.0.1"
         model = {"name": self._options.model, "alias": "demo", "cache_bytes": 0, **step.model}
         application = {
             "name": "skyreward",
@@ -177,7 +177,7 @@ class Node:
         return False
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

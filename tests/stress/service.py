@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import httpx
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from processes import (
@@ -161,7 +161,7 @@ def service_of(
         file.write(json.dumps(chosen))  # which is YAML as well
         file.flush()
         log = output or sys.stderr.buffer
-        with running_service("--config", file.name, *flags, output=log) as url:
+        with run_service("--config", file.name, *flags, output=log) as url:
             port = httpx.URL(url).port
             assert port is not None
             yield Service(url, service_on(port, os.getpid()), not local)

@@ -23,7 +23,7 @@ from result import finish
 from service import parser_of, service_of
 from workload_mix import Writer
 
-from serve.deployments.cluster import guard_with_a_token
+from serve.deployments.cluster import enable_token_auth
 
 _KINDS = ("Scorer", "Gateway")
 
@@ -54,7 +54,7 @@ def main() -> int:
     if options.url:
         parser.error("this starts a cluster by itself: leave --url out")
     isolate()
-    guard_with_a_token()
+    enable_token_auth()
     pool = Writer(options.seed).pool()
     model = {"cache_bytes": 0, "num_replicas": 2}
     with (

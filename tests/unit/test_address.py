@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from certificates import self_signed
-from conftest import free_port
+from conftest import find_free_port
 
 from rm_core import ModelLoadError
 from serve.config.settings import Settings
-from serve.launch.address import address, check_address, ready_line
+from serve.launch.address import check_address, format_ready_line, get_service_url
 
 
 @pytest.mark.parametrize(
@@ -23,28 +23,28 @@ from serve.launch.address import address, check_address, ready_line
     ],
 )
 def test_how_a_client_reaches_it(host: str, url: str) -> None:
-    settings = Settings.of(host=host, port=9000)
-    assert address(settings) == url
-    assert f"POST {url}/v1/score  (models: demo;" in ready_line(settings)
+    settings = Settings.load(host=host, port=9000)
+    assert get_service_url(settings) == url
+    assert f"POST {url}/v1/score  (models: demo;" in format_ready_line(settings)
 
 
 def test_with_a_certificate_it_is_https(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
-    settings = Settings.of(port=9000, tls_cert_file=str(cert), tls_key_file=str(key))
-    assert address(settings) == "https://127.0.0.1:9000"
+    settings = Settings.load(port=9000, tls_cert_file=str(cert), tls_key_file=str(key))
+    assert get_service_url(settings) == "https://127.0.0.1:9000"
 
 
 def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     cert, key = self_signed(tmp_path)
     _, other = self_signed(tmp_path / "other")
-    check_address(Settings.of(port=free_port(), tls_cert_file=str(cert), tls_key_file=str(key)))
+    check_address(Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(key)))
     for wrong in (other, cert, tmp_path / "nowhere"):
-        settings = Settings.of(port=free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong))
+        settings = Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong))
         with pytest.raises(ModelLoadError, match=r"cannot be used: .*; both must be readable PEM"):
             check_address(settings)
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ModelLoadError, match=r"cannot listen on 192\.0\.2\.1"):
-        check_address(Settings.of(host="192.0.2.1", port=free_port()))
+        check_address(Settings.load(host="192.0.2.1", port=find_free_port()))

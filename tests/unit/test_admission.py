@@ -12,23 +12,23 @@ from serve.telemetry.context import ANONYMOUS
 
 
 def limited(**limits: int) -> Admission:
-    settings = Settings.of(**{"max_body_bytes": 1, **limits})
+    settings = Settings.load(**{"max_body_bytes": 1, **limits})
     return Admission(lambda: settings)
 
 
 def test_one_caller_is_told_to_wait_before_all_are() -> None:
     admission = limited(max_requests=3, max_requests_per_key=2)
-    a1, a2, b1, b2 = (admission.ticket(name) for name in "aabb")
-    a1.start()
-    a2.start()
+    a1, a2, b1, b2 = (admission.create_slot(name) for name in "aabb")
+    a1.start_running()
+    a2.start_running()
     with pytest.raises(TooManyRequestsError, match="2 of your requests"):
         admission.check("a")
-    b1.start()
+    b1.start_running()
     with pytest.raises(OverloadedError, match="3 requests are running") as caught:
-        b2.start()
+        b2.start_running()
     assert not isinstance(caught.value, TooManyRequestsError)
     a1.release()
-    b2.start()
+    b2.start_running()
     a1.release()
     assert admission.num_running == 3
     for ticket in (a1, a2, b1, b2):
@@ -39,85 +39,85 @@ def test_one_caller_is_told_to_wait_before_all_are() -> None:
 def test_without_keys_only_the_number_of_all_counts() -> None:
     admission = limited(max_requests=3, max_requests_per_key=1)
     for _ in range(3):
-        admission.ticket(ANONYMOUS).start()
+        admission.create_slot(ANONYMOUS).start_running()
     with pytest.raises(OverloadedError, match="3 requests are running"):
         admission.check(ANONYMOUS)
 
 
 def test_bytes_of_all_bodies_are_bounded_together() -> None:
     admission = limited(max_buffered_bytes=10)
-    first = admission.ticket(ANONYMOUS)
-    first.add_bytes(6)
-    with admission.ticket(ANONYMOUS) as second:
-        second.add_bytes(4)
+    first = admission.create_slot(ANONYMOUS)
+    first.add_body_bytes(6)
+    with admission.create_slot(ANONYMOUS) as second:
+        second.add_body_bytes(4)
         with pytest.raises(OverloadedError, match="bodies of 10 bytes"):
-            second.add_bytes(1)
+            second.add_body_bytes(1)
         assert admission.num_bytes == 10
     assert admission.num_bytes == 6
-    first.add_bytes(4)
+    first.add_body_bytes(4)
 
 
 def test_bytes_of_one_client_leave_as_many_for_others() -> None:
     admission = limited(max_buffered_bytes=100)
-    first, second, third = (admission.ticket(name) for name in "abc")
-    first.add_bytes(50)
+    first, second, third = (admission.create_slot(name) for name in "abc")
+    first.add_body_bytes(50)
     with pytest.raises(TooManyRequestsError, match="hold 50 bytes, and 49 is the most of one"):
-        admission.ticket("a").add_bytes(1)
-    second.add_bytes(25)
+        admission.create_slot("a").add_body_bytes(1)
+    second.add_body_bytes(25)
     with pytest.raises(TooManyRequestsError):
-        second.add_bytes(1)
-    third.add_bytes(12)
+        second.add_body_bytes(1)
+    third.add_body_bytes(12)
     first.release()
-    second.add_bytes(15)
+    second.add_body_bytes(15)
     assert admission.num_bytes == 52
 
 
 def test_one_body_fits_even_where_it_is_more_than_a_share() -> None:
     admission = limited(max_buffered_bytes=10, max_body_bytes=8)
-    only = admission.ticket("a")
-    only.add_bytes(8)
+    only = admission.create_slot("a")
+    only.add_body_bytes(8)
     with pytest.raises(TooManyRequestsError):
-        admission.ticket("a").add_bytes(1)
-    admission.ticket("b").add_bytes(2)
+        admission.create_slot("a").add_body_bytes(1)
+    admission.create_slot("b").add_body_bytes(2)
     with pytest.raises(OverloadedError) as caught:
-        admission.ticket("b").add_bytes(1)
+        admission.create_slot("b").add_body_bytes(1)
     assert not isinstance(caught.value, TooManyRequestsError)
 
 
 def test_answers_that_are_not_taken_count_to_their_client_alone() -> None:
     admission = limited(max_buffered_bytes=100)
-    first, second = admission.ticket("a"), admission.ticket("b")
-    first.add_answer(1_000)
+    first, second = admission.create_slot("a"), admission.create_slot("b")
+    first.add_response_bytes(1_000)
     assert admission.num_bytes == 1_000
     with pytest.raises(TooManyRequestsError, match="answers that you have not read hold 1,000"):
-        admission.ticket("a").add_bytes(1)
-    second.add_bytes(50)
+        admission.create_slot("a").add_body_bytes(1)
+    second.add_body_bytes(50)
     first.release()
-    admission.ticket("a").add_bytes(20)
+    admission.create_slot("a").add_body_bytes(20)
 
 
 def test_without_keys_answers_that_are_not_taken_count_to_all() -> None:
     admission = limited(max_buffered_bytes=100)
-    admission.ticket(ANONYMOUS).add_answer(99)
-    admission.ticket(ANONYMOUS).add_bytes(1)
+    admission.create_slot(ANONYMOUS).add_response_bytes(99)
+    admission.create_slot(ANONYMOUS).add_body_bytes(1)
     with pytest.raises(OverloadedError, match="bodies of 100 bytes"):
-        admission.ticket(ANONYMOUS).add_bytes(1)
+        admission.create_slot(ANONYMOUS).add_body_bytes(1)
 
 
 def test_bodies_under_way_of_one_client_are_bounded() -> None:
     admission = limited(max_requests_per_key=2)
-    one, other = admission.ticket("a"), admission.ticket("a")
-    one.arrive()
-    other.arrive()
+    one, other = admission.create_slot("a"), admission.create_slot("a")
+    one.start_receiving()
+    other.start_receiving()
     with pytest.raises(TooManyRequestsError, match="2 of your requests are being received"):
-        admission.ticket("a").arrive()
-    admission.ticket("b").arrive()
-    one.start()  # it is here, whatever else still arrives
-    admission.ticket("a").arrive()
+        admission.create_slot("a").start_receiving()
+    admission.create_slot("b").start_receiving()
+    one.start_running()  # it is here, whatever else still arrives
+    admission.create_slot("a").start_receiving()
     for _ in range(3):
-        admission.ticket(ANONYMOUS).arrive()
+        admission.create_slot(ANONYMOUS).start_receiving()
 
 
 def test_the_largest_body_must_fit_into_what_is_held() -> None:
     with pytest.raises(Exception, match="max_buffered_bytes 5 is less than max_body_bytes 6"):
-        Settings.of(max_buffered_bytes=5, max_body_bytes=6)
+        Settings.load(max_buffered_bytes=5, max_body_bytes=6)

@@ -13,8 +13,8 @@ from waiting import PATIENCE_S, settle, until, until_async
 
 from rm_core import ModelLoadError, NotReadyError, ScoreError, pack
 from serve.api.app import create_app
-from serve.api.middleware.ray_proxy import Restored
-from serve.api.routes import scoring as native
+from serve.api.middleware.ray_proxy import RestoreHeadersMiddleware
+from serve.api.routes import scoring
 from serve.config.settings import Settings
 from serve.errors import UnknownModelError
 from serve.scoring.service import ScoringService
@@ -106,7 +106,7 @@ def test_an_unhealthy_model_is_not_ready_until_it_is_well_again(
 
 def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> None:
     async def scenario() -> None:
-        settings = Settings.of(max_queued_tokens=100)
+        settings = Settings.load(max_queued_tokens=100)
         service = ScoringService([(settings.models[0], backend)], settings)
         app = create_app(service, settings)
         transport = httpx.ASGITransport(app)
@@ -120,7 +120,7 @@ def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> No
             big = {"conversations": [conversation(f"{i} " * 10) for i in range(20)]}
             accepted = asyncio.create_task(client.post("/v1/score", json=big))
             model = service.models["demo"]
-            await until_async(lambda: model.queue.queued_tokens >= 100)
+            await until_async(lambda: model.dispatcher.queued_tokens >= 100)
             refused = await client.post("/v1/score", json=BODY)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "overloaded"
@@ -134,7 +134,7 @@ def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> No
 
 def test_a_model_that_was_refused_never_becomes_ready(backend: FakeBackend) -> None:
     backend.load_failure = ModelLoadError("no score.weight")
-    settings = Settings.of()
+    settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app) as client:
         until(lambda: client.get("/ready").json()["models"]["demo"]["state"] == "failed")
@@ -154,7 +154,7 @@ def test_a_bug_is_a_500_without_internals(
     def broken(*_: object) -> None:
         raise RuntimeError("secret path /srv/x")
 
-    monkeypatch.setattr(ScoringService, "find", broken)
+    monkeypatch.setattr(ScoringService, "resolve_model", broken)
     answer = client.post("/v1/score", json=BODY)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
@@ -168,12 +168,12 @@ def test_a_bug_behind_serve_keeps_its_shape(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is more around the application there."""
-    settings = Settings.of()
+    settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
-    app.add_middleware(Restored)
+    app.add_middleware(RestoreHeadersMiddleware)
     with TestClient(app, raise_server_exceptions=False) as client:
         until(lambda: ready(client))
-        monkeypatch.setattr(ScoringService, "find", lambda *_: 1 / 0)
+        monkeypatch.setattr(ScoringService, "resolve_model", lambda *_: 1 / 0)
         answer = client.post("/v1/score", json=BODY, headers={"x-request-id": "step-7"})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
@@ -202,13 +202,13 @@ def test_a_backend_that_fails_oddly_is_asked_again(client: TestClient, backend: 
 
 def test_a_model_is_found_by_its_alias_first() -> None:
     def service(*models: str) -> ScoringService:
-        settings = Settings.of(models=list(models))
+        settings = Settings.load(models=list(models))
         return ScoringService([(model, FakeBackend()) for model in settings.models], settings)
 
-    assert service("new=demo", "demo=demo").find("demo").settings.alias == "demo"
-    assert service("new=demo").find("demo").settings.alias == "new"
+    assert service("new=demo", "demo=demo").resolve_model("demo").settings.alias == "demo"
+    assert service("new=demo").resolve_model("demo").settings.alias == "new"
     with pytest.raises(UnknownModelError, match="served: new, old"):
-        service("new=demo", "old=demo").find("demo")
+        service("new=demo", "old=demo").resolve_model("demo")
 
 
 def test_errors_of_single_sequences_stay_single(client: TestClient, backend: FakeBackend) -> None:
@@ -242,7 +242,7 @@ def test_equal_rewards_share_a_rank(client: TestClient, backend: FakeBackend) ->
 
 def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -> None:
     async def scenario() -> None:
-        settings = Settings.of()
+        settings = Settings.load()
         service = ScoringService([(settings.models[0], backend)], settings)
         app = create_app(service, settings)
         transport = httpx.ASGITransport(app)
@@ -272,7 +272,7 @@ def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -
 def test_ranks_of_many_answers_in_one_walk() -> None:
     rewards = [float(number % 7) for number in range(50)]
     best_first = sorted(rewards, reverse=True)
-    assert native._ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}
+    assert scoring._ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}
     compared = 0
 
     class Reward(float):
@@ -283,5 +283,5 @@ def test_ranks_of_many_answers_in_one_walk() -> None:
 
         __hash__ = float.__hash__
 
-    assert len(native._ranks([Reward(number) for number in range(5_000)])) == 5_000
+    assert len(scoring._ranks([Reward(number) for number in range(5_000)])) == 5_000
     assert compared < 50_000

@@ -13,39 +13,39 @@ from middleware_harness import KEY, OTHER_KEY
 
 from rm_core import ModelLoadError
 from serve.api.app import create_app
-from serve.api.middleware.api_keys import KeyRing, warnings_of
+from serve.api.middleware.api_keys import KeyRing, build_key_warnings
 from serve.config.settings import Settings, read_settings_file
-from serve.launch import ray as launch
+from serve.launch import ray
 from serve.scoring.service import ScoringService
 
 
 def test_keys_of_the_settings_and_of_the_file_are_known(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# trainers\n\n  {OTHER_KEY}  \n# nobody\n")
-    ring = KeyRing.of(Settings.of(api_keys=[KEY], api_keys_file=str(file)))
+    ring = KeyRing.from_settings(Settings.load(api_keys=[KEY], api_keys_file=str(file)))
     assert len(ring) == 2
-    names = [ring.name_of(key.encode()) for key in (KEY, OTHER_KEY)]
+    names = [ring.find_name(key.encode()) for key in (KEY, OTHER_KEY)]
     assert None not in names
     assert len(set(names)) == 2
     for unknown in (b"", KEY[:-1].encode(), KEY.upper().encode(), b"# trainers", b"\xff\x00"):
-        assert ring.name_of(unknown) is None
+        assert ring.find_name(unknown) is None
 
 
 def test_only_digests_are_held_and_they_are_enough() -> None:
-    ring = KeyRing.of(Settings.of(api_keys=f"{KEY}, {OTHER_KEY} {KEY}"))
+    ring = KeyRing.from_settings(Settings.load(api_keys=f"{KEY}, {OTHER_KEY} {KEY}"))
     assert ring.digests == tuple(hashlib.sha256(k.encode()).hexdigest() for k in (KEY, OTHER_KEY))
     assert KEY not in repr(vars(ring))
-    again = KeyRing.of_digests(ring.digests)
-    assert again.name_of(KEY.encode()) == ring.name_of(KEY.encode())
-    name = str(again.name_of(KEY.encode()))
+    again = KeyRing.from_digests(ring.digests)
+    assert again.find_name(KEY.encode()) == ring.find_name(KEY.encode())
+    name = str(again.find_name(KEY.encode()))
     assert name.startswith("key-")
     assert name.removeprefix("key-") not in ring.digests[0]
 
 
 def test_without_keys_the_ring_is_empty() -> None:
-    ring = KeyRing.of(Settings.of())
+    ring = KeyRing.from_settings(Settings.load())
     assert not ring
-    assert ring.name_of(b"") is None
+    assert ring.find_name(b"") is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_used_stops_the_start(
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(ModelLoadError, match=says) as caught:
-        KeyRing.of(Settings.of(api_keys_file=str(file)))
+        KeyRing.from_settings(Settings.load(api_keys_file=str(file)))
     for secret in ("short12", "schlüssel", "two keys", "latin-latin", KEY):
         assert secret not in caught.value.detail
 
@@ -73,9 +73,9 @@ def test_a_file_that_cannot_be_used_stops_the_start(
 def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ModelLoadError, match="--api-keys"):
-            KeyRing.of(Settings.of(api_keys_file=str(path)))
+            KeyRing.from_settings(Settings.load(api_keys_file=str(path)))
     with pytest.raises(ModelLoadError, match="key 2 of `api_keys`"):
-        KeyRing.of(Settings.of(api_keys=[KEY, "1234567"]))
+        KeyRing.from_settings(Settings.load(api_keys=[KEY, "1234567"]))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_told_without_the_keys(chosen: dict[str, object]) -> None:
     with pytest.raises(ModelLoadError) as caught:
-        Settings.of(**chosen)
+        Settings.load(**chosen)
     with pytest.raises(ValueError, match="validation error") as raw:  # as Serve would raise it
         Settings.model_validate(chosen)
     for text in (caught.value.detail, str(raw.value)):
@@ -109,7 +109,7 @@ def test_a_settings_file_that_cannot_be_read_is_told_without_its_text(tmp_path: 
 
 
 def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFixture) -> None:
-    settings = Settings.of(api_keys=[KEY, OTHER_KEY])
+    settings = Settings.load(api_keys=[KEY, OTHER_KEY])
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with caplog.at_level(logging.DEBUG), TestClient(app) as client:
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -125,29 +125,29 @@ def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFi
 
 def test_a_service_that_is_open_to_all_is_told_of_at_its_start() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "lab.example.org"):
-        settings = Settings.of(host=host)
-        (warning,) = warnings_of(settings, KeyRing.of(settings))
+        settings = Settings.load(host=host)
+        (warning,) = build_key_warnings(settings, KeyRing.from_settings(settings))
         assert f"no API keys, and it listens on {host}" in warning
         assert "--api-keys" in warning
-    for settings in (Settings.of(), Settings.of(host="::1"), Settings.of(host="localhost")):
-        assert warnings_of(settings, KeyRing.of(settings)) == []
-    settings = Settings.of(host="0.0.0.0", api_keys=[KEY])
-    assert warnings_of(settings, KeyRing.of(settings)) == []
+    for settings in (Settings.load(), Settings.load(host="::1"), Settings.load(host="localhost")):
+        assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
+    settings = Settings.load(host="0.0.0.0", api_keys=[KEY])
+    assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
 
 
 def test_short_keys_are_taken_with_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"eight-88\n{KEY}\n")
-    settings = Settings.of(api_keys_file=str(file), api_keys=["fifteen-fifteen"])
-    ring = KeyRing.of(settings)
+    settings = Settings.load(api_keys_file=str(file), api_keys=["fifteen-fifteen"])
+    ring = KeyRing.from_settings(settings)
     assert len(ring) == 3
-    (warning,) = warnings_of(settings, ring)
+    (warning,) = build_key_warnings(settings, ring)
     assert f"key 1 of `api_keys`, line 1 of {file}: fewer than 16" in warning
     assert "eight-88" not in warning
 
 
 def test_the_warnings_come_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "check_address", lambda _: None)
+    monkeypatch.setattr(ray, "check_address", lambda _: None)
     said: list[str] = []
-    launch.preflight(Settings.of(host="0.0.0.0"), said.append)
+    ray.run_preflight_checks(Settings.load(host="0.0.0.0"), said.append)
     assert sum("no API keys" in line for line in said) == 1

@@ -15,9 +15,9 @@ from rm_core.attention import (
     AttentionParams,
     AttentionTarget,
     choose_attention,
+    cpu_sdpa,
     select_validated_backend,
 )
-from rm_core.attention import cpu_sdpa as split
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend, CpuSdpaPlan
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.selfcheck import AttentionHeads, check_backend
@@ -75,7 +75,7 @@ def without_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
     def lossy(self: CpuSdpaBackend, *args: object) -> CpuSdpaPlan:
         return CpuSdpaPlan(plan(self, *args).own, [])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(split.CpuSdpaBackend, "plan", lossy)
+    monkeypatch.setattr(cpu_sdpa.CpuSdpaBackend, "plan", lossy)
 
 
 def test_auto_falls_back_and_says_so(

@@ -7,26 +7,26 @@ from typing import Any
 import pytest
 
 from serve.config.model_settings import ModelSettings
-from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog, wanted_replicas
+from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog, compute_num_replicas
 
 
 def test_the_latest_word_of_each_gateway_counts_until_it_is_old() -> None:
     backlog = Backlog()
-    assert backlog.total(0) == 0
-    backlog.note("a", 100, now=0)
-    backlog.note("b", 30, now=50)
-    backlog.note("a", 70, now=50)
-    assert backlog.total(51) == 100
-    backlog.note("b", 0, now=100)
-    assert backlog.total(105) == 70
-    assert backlog.total(111) == 0
+    assert backlog.sum_tokens(0) == 0
+    backlog.update("a", 100, now=0)
+    backlog.update("b", 30, now=50)
+    backlog.update("a", 70, now=50)
+    assert backlog.sum_tokens(51) == 100
+    backlog.update("b", 0, now=100)
+    assert backlog.sum_tokens(105) == 70
+    assert backlog.sum_tokens(111) == 0
 
 
 @pytest.mark.parametrize(
     ("queued", "replicas"), [(0, 1), (1, 1), (1000, 1), (1001, 2), (9999, 10), (10_000, 10)]
 )
 def test_each_replica_is_to_have_the_target_waiting(queued: int, replicas: int) -> None:
-    assert wanted_replicas(queued, 1000) == replicas
+    assert compute_num_replicas(queued, 1000) == replicas
 
 
 def context(reports: dict[str, float] | None, target: int = 2) -> Any:
@@ -57,14 +57,14 @@ def context(reports: dict[str, float] | None, target: int = 2) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # of Ray's own
 def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
-    from serve.app import _copies
+    from serve.app import _build_replica_options
 
-    assert _copies(ModelSettings(name="demo", num_replicas=3)) == {"num_replicas": 3}
-    assert _copies(ModelSettings(name="demo", num_replicas=3, max_replicas=3)) == {
+    assert _build_replica_options(ModelSettings(name="demo", num_replicas=3)) == {"num_replicas": 3}
+    assert _build_replica_options(ModelSettings(name="demo", num_replicas=3, max_replicas=3)) == {
         "num_replicas": 3
     }
     settings = ModelSettings(name="demo", num_replicas=1, max_replicas=8, target_queued_tokens=1000)
-    config = _copies(settings)["autoscaling_config"]
+    config = _build_replica_options(settings)["autoscaling_config"]
     assert (config.min_replicas, config.max_replicas) == (1, 8)
     policy = config.policy.get_policy()(**config.policy.policy_kwargs)
     # Both replicas hear of the same queues: the larger figure is the later one.

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core import pack
-from serve.scheduler import batching as batch_choice
-from serve.scheduler.batching import share_out, tree_size
+from serve.scheduler import batching
+from serve.scheduler.batching import apportion, compute_tree_size
 
 Ids = tuple[int, ...]
 WAITING = st.lists(
@@ -19,10 +19,10 @@ WAITING = st.lists(
 
 
 def choose(waiting: list[Ids], budget: int) -> list[Ids]:
-    batch = batch_choice.choose(waiting, budget)
-    assert batch.ordered == sorted(batch.members)
-    assert batch.num_tokens == size(batch.ordered) == tree_size(batch.ordered)
-    return batch.ordered
+    batch = batching.form_batch(waiting, budget)
+    assert batch.sequences == sorted(batch.members)
+    assert batch.num_tokens == size(batch.sequences) == compute_tree_size(batch.sequences)
+    return batch.sequences
 
 
 def size(batch: list[Ids]) -> int:
@@ -96,7 +96,7 @@ def test_a_start_that_everything_shares_makes_nobody_kin() -> None:
 
 @given(st.integers(0, 100), st.lists(st.integers(1, 9), min_size=1, max_size=9))
 def test_shares_are_whole_and_add_up(total: int, weights: list[int]) -> None:
-    parts = share_out(total, weights)
+    parts = apportion(total, weights)
     assert sum(parts) == total
     whole = sum(weights)
     assert all(

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from rm_core.catalog import entries as catalog
-from rm_core.catalog import golden
+from rm_core.catalog import entries, golden
 from rm_core.catalog.entries import (
     CatalogEntry,
     Fact,
@@ -61,13 +60,13 @@ def test_the_twelve_by_series_then_size():
 
 
 def test_a_file_is_named_after_its_entry():
-    folder = catalog.seeds_dir() / "catalog"
+    folder = entries.seeds_dir() / "catalog"
     names = {path.stem for path in folder.glob("*.json")} - {"sources", "not_served"}
     assert names == {e.name.lower() for e in load_catalog()}
 
 
 def test_every_source_is_cited():
-    sources = catalog.load_sources()
+    sources = entries.load_sources()
     used = set()
     for record in (*load_catalog(), *load_not_served()):
         keys = {f.source for f in facts_in(record)} | {p.source for p in record.published}
@@ -237,20 +236,20 @@ BROKEN = {
 
 @pytest.mark.parametrize(("path", "value", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_entry_is_refused(path: list[Any], value: Any, message: str):
-    raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
-    read_with_sources(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+    raw = copy.deepcopy(entries.load_json("catalog/skywork-reward-gemma-2-27b.json"))
+    read_with_sources(CatalogEntry, raw, entries.load_sources(), "gemma.json")
     place = raw
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(ValueError, match=message) as caught:
-        read_with_sources(CatalogEntry, raw, catalog.load_sources(), "gemma.json")
+        read_with_sources(CatalogEntry, raw, entries.load_sources(), "gemma.json")
     assert str(caught.value).startswith("gemma.json")
 
 
 @pytest.mark.parametrize("key", ["licence", "published", "id", "template"])
 def test_a_missing_key_is_refused(key: str):
-    raw = copy.deepcopy(catalog.load_json("catalog/skywork-reward-gemma-2-27b.json"))
+    raw = copy.deepcopy(entries.load_json("catalog/skywork-reward-gemma-2-27b.json"))
     del raw[key]
     with pytest.raises(ValueError, match=f"'{key}'.*missing"):
         read_dataclass(CatalogEntry, raw, "gemma.json")

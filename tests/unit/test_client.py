@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from serve.client import ScoringClient, ServiceError
-from serve.client.retries import wait_after
+from serve.client.retries import backoff_seconds
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 SCORED = b'{"results": [{"reward": 1.5, "num_tokens": 3, "truncated": false}]}'
@@ -256,7 +256,7 @@ def test_a_password_in_the_address_is_not_told() -> None:
 
 
 def waits(*failures: httpx.Response | httpx.HTTPError) -> list[float]:
-    return [wait_after(failure, number) for number, failure in enumerate(failures)]
+    return [backoff_seconds(failure, number) for number, failure in enumerate(failures)]
 
 
 def test_waits_grow_up_to_a_limit() -> None:

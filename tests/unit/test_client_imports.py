@@ -14,32 +14,32 @@ from waiting import until as until_now
 from rm_core import OverloadedError
 from serve.config.model_settings import ModelSettings
 from serve.errors import RequestTooLargeError
-from serve.scoring.served_model import Bounds, Scores, ServedModel
-from serve.scoring.tokenization import Reading
-from serve.telemetry.context import RequestRecord, begin, end
+from serve.scoring.served_model import RequestLimits, ScoreResult, ServedModel
+from serve.scoring.tokenization import EncodeOptions
+from serve.telemetry.context import RequestContext, bind_request, unbind_request
 
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
 
 @contextmanager
 def client(name: str) -> Iterator[None]:
-    token = begin(RequestRecord("-", client=name))
+    token = bind_request(RequestContext("-", client=name))
     try:
         yield
     finally:
-        end(token)
+        unbind_request(token)
 
 
 def served(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
     settings = ModelSettings(name="demo", alias="demo")
     model = ServedModel(settings, backend, shares_rewards=shares_rewards)
-    model.info = backend.info
+    model.model_info = backend.info
     return model
 
 
-async def score(model: ServedModel, name: str) -> Scores:
+async def score(model: ServedModel, name: str) -> ScoreResult:
     with client(name):
-        return await model.score(CONVERSATIONS, Reading())
+        return await model.score(CONVERSATIONS, EncodeOptions())
 
 
 @pytest.mark.parametrize("shares_rewards", [True, False])
@@ -61,12 +61,12 @@ def test_rewards_of_a_client_are_known_to_it_alone(shares_rewards: bool) -> None
 
 
 def test_what_is_in_flight_for_another_client_is_counted_in_full() -> None:
-    async def run(names: tuple[str, ...]) -> list[Scores]:
+    async def run(names: tuple[str, ...]) -> list[ScoreResult]:
         backend = FakeBackend()
         backend.gate = asyncio.Event()
         model = served(backend, shares_rewards=False)
         waiting = [asyncio.ensure_future(score(model, name)) for name in names]
-        await until(lambda: not model.encoding.is_busy and bool(backend.batches))
+        await until(lambda: not model.encoder_thread.is_busy and bool(backend.batches))
         backend.gate.set()
         return list(await asyncio.gather(*waiting))
 
@@ -110,21 +110,21 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
         await score(model, "c")  # so that the rate is known
         backend.gate = asyncio.Event()
         waiting = asyncio.ensure_future(score(model, "a"))
-        await until(lambda: "a" in model.queue.tokens_by_client)
-        num_tokens = model.queue.tokens_by_client["a"]
-        model.require_room("a", num_tokens + 1)
+        await until(lambda: "a" in model.dispatcher.tokens_by_client)
+        num_tokens = model.dispatcher.tokens_by_client["a"]
+        model.check_capacity("a", num_tokens + 1)
         with pytest.raises(OverloadedError, match="of your tokens wait") as caught:
-            model.require_room("a", num_tokens)
+            model.check_capacity("a", num_tokens)
         assert (caught.value.retry_after_s or 0) >= 1
-        model.require_room("b", 1)  # who waits for nothing is let in
+        model.check_capacity("b", 1)  # who waits for nothing is let in
         other = asyncio.ensure_future(score(model, "b"))
-        await until(lambda: "b" in model.queue.tokens_by_client)
-        model.require_room("a", 2 * (num_tokens + 1))
+        await until(lambda: "b" in model.dispatcher.tokens_by_client)
+        model.check_capacity("a", 2 * (num_tokens + 1))
         with pytest.raises(OverloadedError, match=r"for 2 client\(s\)"):
-            model.require_room("a", 2 * num_tokens)
+            model.check_capacity("a", 2 * num_tokens)
         backend.gate.set()
         await asyncio.gather(waiting, other)
-        model.require_room("a", 1)
+        model.check_capacity("a", 1)
 
     asyncio.run(run())
 
@@ -132,20 +132,26 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [
-        (Bounds(max_request_characters=2_000), r"more than 2,000 characters.*`max_request_char"),
-        (Bounds(max_request_tokens=1_000), r"[\d,]+ tokens and the limit is 1,000.*`max_request_t"),
+        (
+            RequestLimits(max_request_characters=2_000),
+            r"more than 2,000 characters.*`max_request_char",
+        ),
+        (
+            RequestLimits(max_request_tokens=1_000),
+            r"[\d,]+ tokens and the limit is 1,000.*`max_request_t",
+        ),
     ],
 )
-def test_a_request_makes_no_more_than_it_may(bounds: Bounds, said: str) -> None:
+def test_a_request_makes_no_more_than_it_may(bounds: RequestLimits, said: str) -> None:
     prompt = {"role": "user", "content": "word " * 100}
     answers = [[prompt, {"role": "assistant", "content": str(i)}] for i in range(100)]
     model = served(FakeBackend(), shares_rewards=True)
     for number in (1, 2):
-        assert asyncio.run(model.score(answers[:number], Reading(), bounds=bounds)).results
+        assert asyncio.run(model.score(answers[:number], EncodeOptions(), limits=bounds)).results
     with pytest.raises(RequestTooLargeError, match=said):
-        asyncio.run(model.score(answers, Reading(), bounds=bounds))
+        asyncio.run(model.score(answers, EncodeOptions(), limits=bounds))
     with pytest.raises(RequestTooLargeError, match=said):
-        asyncio.run(model.encode(answers, Reading(), bounds))
+        asyncio.run(model.encode(answers, EncodeOptions(), bounds))
 
 
 def test_a_request_that_is_too_large_is_413(monkeypatch: pytest.MonkeyPatch) -> None:

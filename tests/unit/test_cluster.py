@@ -11,7 +11,7 @@ import pytest
 from rm_core import ModelLoadError
 from serve.config.settings import Settings
 from serve.deployments import cluster
-from serve.launch import ray as launch
+from serve.launch import ray
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
@@ -25,13 +25,13 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_ray_gets_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.guard_with_a_token()
+    cluster.enable_token_auth()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     first = os.environ["RAY_AUTH_TOKEN"]
     assert len(first) == 64
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     # Ray would write one for everybody to read.
-    cluster.guard_with_a_token()
+    cluster.enable_token_auth()
     assert os.environ["RAY_AUTH_TOKEN"] not in ("", first)
 
 
@@ -46,7 +46,7 @@ def test_a_token_that_is_given_is_kept(
     else:
         monkeypatch.setenv(given, "x")
     before = dict(os.environ)
-    cluster.guard_with_a_token()
+    cluster.enable_token_auth()
     assert dict(os.environ) == before
 
 
@@ -55,14 +55,14 @@ def test_ray_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: s
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     said: list[str] = []
     for start in (
-        lambda: cluster.guard_with_a_token(),
+        lambda: cluster.enable_token_auth(),
         lambda: cluster.connect("local"),
-        lambda: launch.run_with_ray(Settings.of(), said.append),
+        lambda: ray.run_with_ray(Settings.load(), said.append),
     ):
         with pytest.raises(ModelLoadError, match=r"RAY_AUTH_MODE is .* can run code .*Unset it"):
             start()
     assert not said
-    cluster.guard_with_a_token(insecure=True)
+    cluster.enable_token_auth(insecure=True)
     assert os.environ["RAY_AUTH_MODE"] == mode
 
 
@@ -105,9 +105,9 @@ def test_a_proxy_without_limits_is_warned_of(
 
 
 def test_rays_folder_is_private_and_its_sockets_fit() -> None:
-    with cluster.private_folder() as made:
+    with cluster.create_private_folder() as made:
         assert stat.S_IMODE(Path(made).stat().st_mode) == 0o700
-        folder = cluster.own_cluster(Path(made))["_temp_dir"]
+        folder = cluster.build_local_cluster_options(Path(made))["_temp_dir"]
         assert folder.startswith(made)
         # The longest that Ray makes there, with process ids of 7 digits.
         session = f"{folder}/session_2026-01-01_00-00-00_123456_1234567"
@@ -126,6 +126,6 @@ def test_no_key_is_in_the_environment_while_ray_starts(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_TOKEN", "needed by the scorers")
     before = dict(os.environ)
-    with cluster.settings_left_out():
+    with cluster.hide_settings():
         assert dict(os.environ) == {k: v for k, v in before.items() if k not in ours}
     assert dict(os.environ) == before

@@ -21,7 +21,7 @@ from middleware_harness import Guarded, Server, guarded, live, post, read_all, r
 from uvicorn.config import HTTP_PROTOCOLS
 from waiting import PATIENCE_S, until
 
-from serve.api.middleware.connections import MAX_HEAD_BYTES, BoundedConnection, Connections
+from serve.api.middleware.connections import MAX_HEAD_BYTES, BoundedConnection, ConnectionLimits
 from serve.api.middleware.ray_proxy import middlewares
 from serve.api.raw_responses import HEAD_TIMEOUT_S
 
@@ -240,7 +240,7 @@ def busy(seen: Guarded, server: Server, number: int) -> list[socket.socket]:
 
 def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
     seen = guarded()
-    with live(seen.app, Connections(max_open=4)) as server:
+    with live(seen.app, ConnectionLimits(max_connections=4)) as server:
         working = busy(seen, server, 2)
         idle = [server.connect() for _ in range(3)]
         assert read_all(idle[0]) == b""
@@ -258,7 +258,7 @@ def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
 
 def test_no_answer_is_given_up_for_a_new_connection() -> None:
     seen = guarded()
-    with live(seen.app, Connections(max_open=2)) as server:
+    with live(seen.app, ConnectionLimits(max_connections=2)) as server:
         working = busy(seen, server, 2)
         with server.connect() as new:
             answer = read_all(new)
@@ -312,7 +312,7 @@ def test_half_open_connections_do_not_hold_up_the_end(scheme: str, tmp_path: Pat
 
 def test_room_for_other_files_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _kind: (300, 300))
-    assert Connections().max_open == 225
+    assert ConnectionLimits().max_connections == 225
 
 
 def test_serves_own_proxies_get_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
 
 def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
     backend = FakeBackend()
-    settings = Settings.of()
+    settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))

@@ -41,7 +41,7 @@ async def test_what_waits_goes_together_and_equal_sequences_once(line: Line) -> 
     assert line.replicas.backlogs == [0, 0]
     report = line.told.reports[1]
     assert (report.num_sequences, report.num_tokens, report.num_computed_tokens) == (3, 8, 6)
-    assert len(report.waited_s) == 5
+    assert len(report.queue_durations_s) == 5
 
 
 @scenario
@@ -128,14 +128,14 @@ async def test_priority_goes_first(line: Line) -> None:
 async def test_a_large_request_is_not_looked_at_as_a_whole_for_each_batch(line: Line) -> None:
     await line.hold()
     looked_at: list[int] = []
-    next_ones = line.queue._pool.next_ones
+    next_ones = line.queue._pool.peek
 
     def watched(num_tokens: int, **without: Any) -> Any:
         found = next_ones(num_tokens, **without)
         looked_at.append(sum(map(len, found)))
         return found
 
-    line.queue._pool.next_ones = watched  # type: ignore[method-assign]
+    line.queue._pool.peek = watched  # type: ignore[method-assign]
     call = line.ask(*[(i,) * 5 for i in range(2000)])
     await until(lambda: line.queue.num_waiting == 2000)
     line.release()

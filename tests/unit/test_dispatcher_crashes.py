@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from rm_core import NotReadyError, ScoredBatch, ScoreError
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.dispatcher import Dispatcher
-from serve.telemetry.events import Nobody
-from serve.worker.backends import Answer
+from serve.telemetry.events import NullObserver
+from serve.worker.backends import BatchResult
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
 
@@ -50,7 +50,7 @@ async def test_what_fails_together_is_tried_in_halves_until_the_bad_one_stands_a
 @scenario
 async def test_a_lost_batch_goes_to_another_replica(line: Line) -> None:
     await line.hold()
-    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda batch: next(losses, None) if (1,) in batch else None
     call = line.ask((1,), (2,), (3,))
     await until(lambda: line.queue.num_waiting == 3)
@@ -78,7 +78,9 @@ async def test_what_kills_its_replica_twice_does_not_take_a_third(line: Line) ->
 @scenario
 async def test_losing_the_same_replica_twice_counts_once(line: Line) -> None:
     """A dead replica that the router has not yet noticed proves nothing against a conversation."""
-    losses = iter([ReplicaLostError.of("killed", "the one", "replica_lost") for _ in range(5)])
+    losses = iter(
+        [ReplicaLostError.for_replica("killed", "the one", "replica_lost") for _ in range(5)]
+    )
     line.replicas.failure_at = lambda _: next(losses, None)
     assert await rewards(line.ask((1,))) == [reward_of((1,))]
 
@@ -90,7 +92,7 @@ async def test_only_the_one_on_the_device_is_to_blame(line: Line) -> None:
 
     def kill(batch: Sequence[Ids]) -> Exception | None:
         name = next(losses, None) if len(batch) > 1 or batch == [(3,)] else None
-        return name and ReplicaLostError.of("killed", name, "replica_lost")  # type: ignore[return-value]
+        return name and ReplicaLostError.for_replica("killed", name, "replica_lost")  # type: ignore[return-value]
 
     line.replicas.failure_at = kill
     found = await rewards(line.ask(*[(i,) for i in range(1, 7)]))
@@ -100,8 +102,10 @@ async def test_only_the_one_on_the_device_is_to_blame(line: Line) -> None:
 
 @scenario
 async def test_a_replica_lost_before_it_begins_proves_nothing(line: Line) -> None:
-    before = iter([ReplicaLostError.of("killed", f"r{i}", "replica_lost") for i in range(5)])
-    losses = iter([ReplicaLostError.of("killed", "first", "replica_lost")])
+    before = iter(
+        [ReplicaLostError.for_replica("killed", f"r{i}", "replica_lost") for i in range(5)]
+    )
+    losses = iter([ReplicaLostError.for_replica("killed", "first", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     line.replicas.failure_before = lambda: next(before, None)
     assert await rewards(line.ask((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
@@ -111,7 +115,7 @@ async def test_a_replica_lost_before_it_begins_proves_nothing(line: Line) -> Non
 @scenario
 async def test_others_go_on_while_suspects_are_tried(line: Line) -> None:
     line.replicas.num_replicas = 2
-    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
 
     def lose_one_and_hold(batch: Sequence[Ids]) -> Exception | None:
         loss = next(losses, None) if (1,) in batch else None
@@ -132,7 +136,7 @@ async def test_others_go_on_while_suspects_are_tried(line: Line) -> None:
 
 @scenario
 async def test_suspects_of_a_model_that_will_not_answer_are_refused(line: Line) -> None:
-    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     line.replicas.failure_before = lambda: NotReadyError("gone")
     with pytest.raises(NotReadyError, match="gone"):
@@ -151,7 +155,9 @@ async def test_a_busy_replica_is_asked_again(line: Line) -> None:
 @scenario
 async def test_a_lost_call_that_nobody_waits_for_is_dropped(line: Line) -> None:
     line.replicas.go.clear()
-    line.replicas.failure_at = lambda _: ReplicaLostError.of("killed", "one", "replica_lost")
+    line.replicas.failure_at = lambda _: ReplicaLostError.for_replica(
+        "killed", "one", "replica_lost"
+    )
     gone = line.ask((1,))
     await until(lambda: line.queue.num_in_flight == 1)
     gone.cancel()
@@ -169,7 +175,7 @@ def killers_of(bad: Ids, killed: list[str]) -> Callable[[Sequence[Ids]], Excepti
         if bad not in batch:
             return None
         killed.append(f"replica {len(killed)}")
-        return ReplicaLostError.of("killed", killed[-1], "replica_lost")
+        return ReplicaLostError.for_replica("killed", killed[-1], "replica_lost")
 
     return kill
 
@@ -200,7 +206,7 @@ async def test_losses_are_remembered_when_the_client_has_gone(line: Line) -> Non
 
 @scenario
 async def test_what_was_scored_after_a_loss_is_under_no_suspicion(line: Line) -> None:
-    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     await rewards(line.ask((1,), (2,)))
     await rewards(line.ask((1,), (2,)))
@@ -234,9 +240,11 @@ async def test_a_batch_that_is_cancelled_is_sent_again(line: Line) -> None:
 
 @scenario
 async def test_a_replica_lost_behind_its_last_answer_costs_nothing(line: Line) -> None:
-    losses = iter([ReplicaLostError.of("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
-    line.replicas.failure_after = lambda: ReplicaLostError.of("killed", "two", "replica_lost")
+    line.replicas.failure_after = lambda: ReplicaLostError.for_replica(
+        "killed", "two", "replica_lost"
+    )
     assert await rewards(line.ask((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
     assert line.told.given_up == 0
 
@@ -257,12 +265,12 @@ async def test_a_model_that_will_not_answer_ends_the_requests_of_the_batch(line:
 @scenario
 async def test_a_wrong_number_of_rewards_is_a_failure(line: Line) -> None:
     class Wrong(Replicas):
-        async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> Answer:
-            return Answer(ScoredBatch((1.0, 2.0), 1), 0.0, FINGERPRINT)
+        async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
+            return BatchResult(ScoredBatch((1.0, 2.0), 1), 0.0, FINGERPRINT)
 
-    queue = Dispatcher("rm", Wrong(), Nobody())
-    with queue.flow("a", 0) as flow:
-        (only,) = (await queue.score(flow, [(1,)])).batch.rewards
+    queue = Dispatcher("rm", Wrong(), NullObserver())
+    with queue.open_flow("a", 0) as flow:
+        (only,) = (await queue.compute_rewards(flow, [(1,)])).batch.rewards
     assert isinstance(only, ScoreError)
 
 
@@ -279,7 +287,7 @@ def test_whatever_replicas_do_every_conversation_is_answered(
         def fate(_: Sequence[Ids]) -> Exception | None:
             number = next(coming, 9)
             if number < 3:
-                return ReplicaLostError.of("killed", f"{number}", "replica_lost")
+                return ReplicaLostError.for_replica("killed", f"{number}", "replica_lost")
             return RuntimeError("once") if number == 3 else None
 
         line.replicas.failure_at = fate
@@ -303,4 +311,4 @@ async def test_what_was_to_be_sent_again_is_forgotten_once_nobody_waits(line: Li
     await until(lambda: bool(line.replicas.batches))
     asked.cancel()
     await until(lambda: line.queue.num_in_flight == 0)
-    await until(lambda: not line.queue._again)
+    await until(lambda: not line.queue._retry_batches)

@@ -19,10 +19,10 @@ from rm_core import NotReadyError, Reward
 from serve.api.app import create_app
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
-from serve.scoring.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderThread, Job
+from serve.scoring.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderTask, EncoderThread
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
-from serve.scoring.tokenization import Reading
+from serve.scoring.tokenization import EncodeOptions
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
@@ -33,7 +33,7 @@ def run(scenario: Scenario) -> None:
 
 
 async def ask(thread: EncoderThread, client: str, size: int, work: Any, priority: int = 0) -> Any:
-    with thread.flow(client, priority) as flow:
+    with thread.open_flow(client, priority) as flow:
         return await thread.run(flow, size, work)
 
 
@@ -42,7 +42,7 @@ def test_slices_take_turns_by_client_and_by_request() -> None:
         thread, go, order = EncoderThread("rm"), threading.Event(), []
 
         async def slice_by_slice(name: str, client: str, number: int, size: int) -> None:
-            with thread.flow(client) as flow:
+            with thread.open_flow(client) as flow:
                 for _ in range(number):
                     await thread.run(flow, size, lambda _: order.append(name))
 
@@ -65,13 +65,13 @@ def test_slices_take_turns_by_client_and_by_request() -> None:
 def test_a_turn_looks_at_each_request_that_waits_about_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looks, is_wanted = count(), Job.is_wanted.fget  # type: ignore[attr-defined]
+    looks, is_wanted = count(), EncoderTask.is_pending.fget  # type: ignore[attr-defined]
 
-    def counted(job: Job) -> bool:
+    def counted(job: EncoderTask) -> bool:
         next(looks)
         return bool(is_wanted(job))
 
-    monkeypatch.setattr(Job, "is_wanted", property(counted))
+    monkeypatch.setattr(EncoderTask, "is_pending", property(counted))
 
     async def scenario() -> None:
         thread, number = EncoderThread("rm"), 100
@@ -186,7 +186,7 @@ def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
         await asyncio.sleep(0)
         advance(STUCK_AFTER_S - 60)
         await asyncio.sleep(0.01)
-        assert thread.why_stuck() is None
+        assert thread.stall_reason() is None
         advance(61)
         for waiting in (running, behind):
             with pytest.raises(NotReadyError, match="'rm' is stuck at rendering or tokenizing"):
@@ -194,7 +194,7 @@ def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
         with pytest.raises(NotReadyError, match="has to be restarted"):
             await ask(thread, "a", 1, lambda _: 7)
         go.set()
-        await until_async(lambda: thread.why_stuck() is None)
+        await until_async(lambda: thread.stall_reason() is None)
         assert await ask(thread, "a", 1, lambda _: 7) == 7
 
     run(scenario)
@@ -203,26 +203,26 @@ def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
 def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
     async def scenario() -> None:
         backend, go = FakeBackend(), threading.Event()
-        settings = Settings.of(models=["one=demo", "two=demo"])
+        settings = Settings.load(models=["one=demo", "two=demo"])
         service = ScoringService([(model, backend) for model in settings.models], settings)
         create_app(service, settings)
         one, two = service.models.values()
-        one.info = two.info = backend.info
-        assert service.ready
-        service.check()
+        one.model_info = two.model_info = backend.info
+        assert service.is_ready
+        service.check_health()
         encode = one.encoder.encode_all
         one.encoder.encode_all = (  # type: ignore[method-assign]
             lambda *args, **options: go.wait(PATIENCE_S) and encode(*args, **options)
         )
         waiting = asyncio.ensure_future(service.score("one", [conversation("4")], "error"))
-        await until_async(lambda: one.encoding.is_busy)
+        await until_async(lambda: one.encoder_thread.is_busy)
         advance(STUCK_AFTER_S + 1)
         with pytest.raises(NotReadyError):
             await waiting
-        assert (service.ready, one.state, two.state) == (False, "failed", "ready")
+        assert (service.is_ready, one.state, two.state) == (False, "failed", "ready")
         assert "the gateway is stuck" in (one.failure or "")
         with pytest.raises(NotReadyError):  # what Serve hears, which then replaces the gateway
-            service.check()
+            service.check_health()
         with pytest.raises(NotReadyError):
             await service.score("one", [conversation("4")], "error")
         scores = await service.score("two", [conversation("4")], "error")
@@ -243,7 +243,7 @@ async def main():
     def work(_):
         began.set()
         threading.Event().wait()
-    with thread.flow("a") as flow:
+    with thread.open_flow("a") as flow:
         waiting = asyncio.ensure_future(thread.run(flow, 1, work))
         while not began.is_set():
             await asyncio.sleep(0.001)
@@ -260,11 +260,11 @@ def test_a_large_request_is_tokenized_as_its_tokens_are_needed() -> None:
         backend = FakeBackend()
         backend.gate = asyncio.Event()
         model = ServedModel(ModelSettings(name="demo", alias="demo", cache_bytes=0), backend)
-        model.info = backend.info  # batches of 200 tokens
+        model.model_info = backend.info  # batches of 200 tokens
         conversations = [conversation(f"{i} " * 100) for i in range(2_000)]
-        waiting = asyncio.ensure_future(model.score(conversations, Reading()))
-        await until_async(lambda: bool(backend.batches) and not model.encoding.is_busy)
-        slices_made = model.queue.queued_tokens
+        waiting = asyncio.ensure_future(model.score(conversations, EncodeOptions()))
+        await until_async(lambda: bool(backend.batches) and not model.encoder_thread.is_busy)
+        slices_made = model.dispatcher.queued_tokens
         assert slices_made < 64 * 400 + 16 * 200
         backend.gate.set()
         scores = await waiting

@@ -24,7 +24,7 @@ from rm_core.verification import Check
 from serve.cli.catalog import print_checks
 from serve.cli.main import main
 from serve.console import Console
-from serve.escaping import EscapingFormatter, escaped, escaped_line, json_text
+from serve.escaping import EscapingFormatter, dump_json, escape_line, escape_text
 from serve.evaluation.console import print_table
 from serve.telemetry.logging import TextFormatter
 
@@ -38,23 +38,23 @@ TEXTS = st.text(st.one_of(st.characters(), st.sampled_from(EVIL + "[/]\n\t")))
 
 @given(TEXTS)
 def test_escaped_text_has_no_unsafe_character_and_is_else_unchanged(text: str) -> None:
-    shown = escaped(text)
+    shown = escape_text(text)
     assert not UNSAFE.search(shown)
-    assert escaped(shown) == shown
+    assert escape_text(shown) == shown
     if not UNSAFE.search(text):
         assert shown == text
     # Whatever follows a line end is indented, so it is no line of ours.
-    assert all(line.startswith("  ") for line in escaped_line(text).split("\n")[1:])
+    assert all(line.startswith("  ") for line in escape_line(text).split("\n")[1:])
 
 
 def test_escapes_name_the_character() -> None:
-    assert escaped("a\x1b[2J\x9b\u202eb\tc\nd") == "a\\x1b[2J\\x9b\\u202eb\tc\nd"
-    assert escaped("日本 שלום é") == "日本 שלום é"
+    assert escape_text("a\x1b[2J\x9b\u202eb\tc\nd") == "a\\x1b[2J\\x9b\\u202eb\tc\nd"
+    assert escape_text("日本 שלום é") == "日本 שלום é"
 
 
 @given(st.recursive(TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
 def test_json_for_people_is_the_same_json(value: Any) -> None:
-    text = json_text(value, indent=1)
+    text = dump_json(value, indent=1)
     assert not UNSAFE.search(text)
     assert json.loads(text) == value
 

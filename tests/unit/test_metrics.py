@@ -15,7 +15,7 @@ from waiting import until
 from rm_core import Reward, ScoreError
 from serve import __version__
 from serve.telemetry.collectors import REWARD_BOUNDS
-from serve.telemetry.context import RequestRecord
+from serve.telemetry.context import RequestContext
 from serve.telemetry.metrics import RETRY_REASONS, Metrics
 
 BODY = {"conversations": [conversation("4")]}
@@ -46,7 +46,7 @@ def scrape(client: TestClient) -> dict[Series, float]:
 
 def test_a_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.request(RequestRecord("r", model="m", tokenize_s=0.003), "/v1/score", 200, 0.25)
+    metrics.record_request(RequestContext("r", model="m", tokenize_s=0.003), "/v1/score", 200, 0.25)
     after = read(metrics.snapshot())
     assert moved(before, after) == {
         series("skyreward_requests_total", route="/v1/score", status="200"): 1,
@@ -61,7 +61,7 @@ def test_a_request(metrics: Metrics) -> None:
 
 def test_a_refused_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.request(RequestRecord("r", code="overloaded"), "/v1/score", 503, 0.001)
+    metrics.record_request(RequestContext("r", code="overloaded"), "/v1/score", 503, 0.001)
     assert moved(before, read(metrics.snapshot())) == {
         series("skyreward_requests_total", route="/v1/score", status="503"): 1,
         series("skyreward_request_duration_seconds_count", route="/v1/score"): 1,
@@ -77,7 +77,7 @@ def test_conversations(metrics: Metrics) -> None:
         Reward(1.0, 5),
         ScoreError("conversation_too_long", "cut it"),
     ]
-    metrics.scored("m", results, num_computed_tokens=18, num_cached_tokens=5)
+    metrics.record_results("m", results, num_computed_tokens=18, num_cached_tokens=5)
     assert moved(before, read(metrics.snapshot())) == {
         series("skyreward_conversations_total", model="m", outcome="scored"): 3,
         series("skyreward_conversations_total", model="m", outcome="error"): 1,
@@ -94,7 +94,7 @@ def test_conversations(metrics: Metrics) -> None:
 
 def test_a_batch(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.batch(Batch())
+    metrics.record_batch(Batch())
     after = read(metrics.snapshot())
     assert moved(before, after) == {
         series("skyreward_batches_total", model="m"): 1,
@@ -108,7 +108,7 @@ def test_a_batch(metrics: Metrics) -> None:
     assert after[series("skyreward_batch_fill_ratio_sum", model="m")] == 0.6
     assert after[series("skyreward_batch_conversations_sum", model="m")] == 3
     assert after[series("skyreward_inference_seconds_sum", model="m")] == 0.2
-    metrics.batch(Batch(waited_s=(0.5,)))
+    metrics.record_batch(Batch(waited_s=(0.5,)))
     waits = read(metrics.snapshot())[series("skyreward_queue_duration_seconds_count", model="m")]
     assert waits == 3
 
@@ -116,13 +116,13 @@ def test_a_batch(metrics: Metrics) -> None:
 def test_retries(metrics: Metrics) -> None:
     for reason in RETRY_REASONS:
         before = read(metrics.snapshot())
-        metrics.retry("m", reason, 4)
+        metrics.record_retry("m", reason, 4)
         assert moved(before, read(metrics.snapshot())) == {
             series("skyreward_retried_batches_total", model="m", reason=reason): 1,
             series("skyreward_retried_conversations_total", model="m"): 4,
         }
     before = read(metrics.snapshot())
-    metrics.gave_up("m", 2)
+    metrics.record_abandonment("m", 2)
     assert moved(before, read(metrics.snapshot())) == {
         series("skyreward_abandoned_conversations_total", model="m"): 2
     }
@@ -130,10 +130,10 @@ def test_retries(metrics: Metrics) -> None:
 
 def test_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
     in_flight = series("skyreward_requests_in_flight")
-    metrics.begun()
-    metrics.begun()
+    metrics.request_started()
+    metrics.request_started()
     assert read(metrics.snapshot())[in_flight] == 2
-    metrics.ended()
+    metrics.request_finished()
     assert read(metrics.snapshot())[in_flight] == 1
 
 
@@ -153,7 +153,9 @@ def test_states_are_read_when_they_are_asked_for(metrics: Metrics) -> None:
 
 def test_rewards_fall_into_their_buckets(metrics: Metrics) -> None:
     rewards = [-1000.0, -60.0, -0.1, 0.0, 0.1, 12.4, 1000.0]
-    metrics.scored("m", [Reward(r, 1) for r in rewards], num_computed_tokens=7, num_cached_tokens=0)
+    metrics.record_results(
+        "m", [Reward(r, 1) for r in rewards], num_computed_tokens=7, num_cached_tokens=0
+    )
     found = read(metrics.snapshot())
     bounds = {
         float(dict(labels)["le"]): value
@@ -179,8 +181,8 @@ def test_names_follow_the_conventions() -> None:
         assert family.name.startswith("skyreward_")
         assert family.documentation[0].isupper() or family.documentation[0] == "1"
         assert family.documentation.endswith("."), family.name
-        assert family.figures, family.name
-        labels = {name for figure in family.figures for name, _ in figure.labels}
+        assert family.samples, family.name
+        labels = {name for figure in family.samples for name, _ in figure.labels}
         known = {
             "model", "route", "status", "code", "outcome", "kind", "reason", "sign", "le",
             "version", "revision", "dtype",

@@ -16,13 +16,13 @@ from starlette.websockets import WebSocketDisconnect
 from waiting import until
 
 from serve.api.app import create_app
-from serve.api.compat.errors import SHAPES, sglang, vllm
+from serve.api.compat.errors import ERROR_FORMATS, format_sglang_error, format_vllm_error
 from serve.api.middleware.api_keys import KeyRing
 from serve.api.middleware.stack import OPEN_PATHS
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.telemetry import context as request_record
-from serve.telemetry.context import RequestRecord
+from serve.telemetry import context
+from serve.telemetry.context import RequestContext
 
 RIGHT = {"Authorization": f"Bearer {KEY}"}
 WRONG = [
@@ -54,14 +54,14 @@ def is_refusal(path: str, body: Any) -> bool:
         return set(body) == {"error", "error_type"} and "API key" in body["error"]
     if path == "/v1/score/evaluation":
         return bool(body == {"detail": "Invalid API key."})
-    if SHAPES.get(path) in (vllm, sglang):
+    if ERROR_FORMATS.get(path) in (format_vllm_error, format_sglang_error):
         return bool(body == {"error": "Unauthorized"})
     error = body["error"]
     return (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
 
 
 def client_of(*keys: str, **chosen: Any) -> TestClient:
-    settings = Settings.of(api_keys=keys, **chosen)
+    settings = Settings.load(api_keys=keys, **chosen)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     return TestClient(app, raise_server_exceptions=False, follow_redirects=False)
 
@@ -148,25 +148,25 @@ def test_a_websocket_is_closed(client: TestClient) -> None:
 
 def test_the_record_of_a_request_names_its_key() -> None:
     seen = guarded(KEY, OTHER_KEY)
-    records: list[RequestRecord] = []
+    records: list[RequestContext] = []
 
     class Outermost:
         def __init__(self, app: Any) -> None:
             self._app = app
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            records.append(RequestRecord("r"))
-            token = request_record.begin(records[-1])
+            records.append(RequestContext("r"))
+            token = context.bind_request(records[-1])
             try:
                 await self._app(scope, receive, send)
             finally:
-                request_record.end(token)
+                context.unbind_request(token)
 
     client = TestClient(Outermost(seen.app))
     for headers in (RIGHT, {"Authorization": f"Bearer {OTHER_KEY}"}, {}):
         client.post("/size", json={}, headers=headers)
     ring = KeyRing([(KEY, ""), (OTHER_KEY, "")])
-    names = [ring.name_of(KEY.encode()), ring.name_of(OTHER_KEY.encode()), "anonymous"]
+    names = [ring.find_name(KEY.encode()), ring.find_name(OTHER_KEY.encode()), "anonymous"]
     assert [record.client for record in records] == names
     assert [record.code for record in records] == [None, None, "invalid_api_key"]
 
@@ -282,13 +282,13 @@ def test_any_positive_deadline_is_taken(client: TestClient, sent: str) -> None:
 @pytest.mark.parametrize("origin", ["lab.example.org", "https://lab.example.org/", "http://", "**"])
 def test_what_is_no_origin_stops_the_start(origin: str) -> None:
     with pytest.raises(Exception, match="is no origin"):
-        Settings.of(cors_origins=[origin])
-    assert Settings.of(cors_origins="https://a.org http://localhost:3000,*").cors_origins
+        Settings.load(cors_origins=[origin])
+    assert Settings.load(cors_origins="https://a.org http://localhost:3000,*").cors_origins
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
 def test_load_balancers_may_ask_by_head(path: str) -> None:
-    settings = Settings.of(api_keys=[KEY])
+    settings = Settings.load(api_keys=[KEY])
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with live(app) as server, server.client() as client, server.connect() as connection:
         until(lambda: client.get("/ready").status_code == 200)
@@ -310,7 +310,7 @@ def test_no_browser_guesses_what_an_answer_is(client: TestClient, path: str) -> 
 
 def test_a_bug_has_the_headers_of_every_answer(client: TestClient) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScoringService, "find", lambda *_: 1 / 0)
+        patch.setattr(ScoringService, "resolve_model", lambda *_: 1 / 0)
         body = {"conversations": [[{"role": "user", "content": "x"}]]}
         answer = client.post("/v1/score", json=body, headers=RIGHT)
     assert answer.status_code == 500

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 from click.testing import CliRunner
 
-from serve.cli.options import reported
+from serve.cli.options import handle_errors
 
 
 def test_ctrl_c_where_a_command_does_not_listen_is_130() -> None:
     @click.command()
-    @reported
+    @handle_errors
     def command() -> None:
         raise KeyboardInterrupt
 

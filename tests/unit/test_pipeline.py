@@ -85,7 +85,7 @@ def test_as_many_devices_as_there_are() -> None:
 
 def test_a_replica_has_whole_devices_or_a_part_of_one() -> None:
     def devices(num_gpus: float | None) -> int:
-        return ModelSettings(name="demo", num_gpus=num_gpus).model_loading().num_devices
+        return ModelSettings(name="demo", num_gpus=num_gpus).to_model_config().num_devices
 
     assert [devices(n) for n in (None, 0, 0.5, 1, 2)] == [1, 1, 1, 1, 2]
     with pytest.raises(ValueError, match="no whole number"):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from serve.scheduler.quarantine import Losses
+from serve.scheduler.quarantine import CrashHistory
 
 
 def test_losses_are_counted_by_replica_and_forgotten_after_a_while() -> None:
     now = 0.0
-    losses = Losses(lambda: now)
+    losses = CrashHistory(lambda: now)
     assert not losses
     assert [losses.add((1, 2), replica) for replica in ("a", "a", "b")] == [1, 1, 2]
-    assert (losses.of((1, 2)), losses.of((1,))) == (2, 0)
+    assert (losses.count((1, 2)), losses.count((1,))) == (2, 0)
     now = 3_600.0
-    assert losses.of((1, 2)) == 0
+    assert losses.count((1, 2)) == 0
     assert not losses
 
 
 def test_no_more_losses_are_kept_than_memory_is_meant_for() -> None:
-    losses = Losses()
+    losses = CrashHistory()
     for number in range(10_001):
         losses.add((number,), "a")
-    assert (losses.of((0,)), losses.of((1,))) == (0, 1)
+    assert (losses.count((0,)), losses.count((1,))) == (0, 1)

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from rm_core import ModelLoadError
-from serve.config.reconfigure import CHANGEABLE, ScorerChanges, changed
+from serve.config.reconfigure import RECONFIGURABLE_FIELDS, ReplicaUserConfig, apply_user_config
 from serve.config.settings import Settings
 
 
 def test_what_is_left_out_stays_as_it_was(tmp_path: Path) -> None:
-    before = Settings.of(port=9000, api_keys=["first"], max_messages=7, max_requests=5)
-    after = changed(before, {"max_messages": 9, "api_keys_file": str(tmp_path / "keys")})
+    before = Settings.load(port=9000, api_keys=["first"], max_messages=7, max_requests=5)
+    after = apply_user_config(before, {"max_messages": 9, "api_keys_file": str(tmp_path / "keys")})
     assert (after.max_messages, after.api_keys_file) == (9, str(tmp_path / "keys"))
     assert (after.port, after.max_requests, after.models) == (9000, 5, before.models)
     assert [key.get_secret_value() for key in after.api_keys] == ["first"]
-    assert changed(before, {}) == before
+    assert apply_user_config(before, {}) == before
 
 
 @pytest.mark.parametrize(
@@ -32,18 +32,18 @@ def test_what_is_left_out_stays_as_it_was(tmp_path: Path) -> None:
 )
 def test_other_names_and_bad_values_are_refused(user_config: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelLoadError, match=says):
-        changed(Settings.of(), user_config)
+        apply_user_config(Settings.load(), user_config)
 
 
 def test_what_can_be_changed_is_a_setting() -> None:
-    assert set(CHANGEABLE) <= set(Settings.model_fields)
-    assert list(CHANGEABLE) == sorted(CHANGEABLE)
+    assert set(RECONFIGURABLE_FIELDS) <= set(Settings.model_fields)
+    assert list(RECONFIGURABLE_FIELDS) == sorted(RECONFIGURABLE_FIELDS)
 
 
 def test_a_scorer_takes_two() -> None:
-    changes = ScorerChanges.of({"stuck_after_s": 5, "log_level": "DEBUG"})
+    changes = ReplicaUserConfig.from_user_config({"stuck_after_s": 5, "log_level": "DEBUG"})
     assert (changes.stuck_after_s, changes.log_level) == (5, "DEBUG")
-    assert ScorerChanges.of({}).stuck_after_s is None
+    assert ReplicaUserConfig.from_user_config({}).stuck_after_s is None
     for bad in ({"stuck_after_s": 0}, {"log_level": "LOUD"}, {"dtype": "float32"}):
         with pytest.raises(ModelLoadError, match=next(iter(bad))):
-            ScorerChanges.of(bad)
+            ReplicaUserConfig.from_user_config(bad)

@@ -31,15 +31,15 @@ def test_replica_without_a_gpu_runs_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also on a machine with GPUs: Ray does not hide them from an actor that has none."""
-    from serve.app import _scorer
+    from serve.app import _bind_scorer
 
     monkeypatch.setattr("serve.app.ray.is_initialized", lambda: True)
     monkeypatch.setattr("serve.app.ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
     model = ModelSettings(name="demo", **settings)
-    bound = _scorer(model, Settings(models=(model,)))._bound_deployment
+    bound = _bind_scorer(model, Settings(models=(model,)))._bound_deployment
     replica = ModelSettings.model_validate(bound.init_args[0])
     used = bound.ray_actor_options["num_gpus"]
-    assert (replica.model_loading().device, used) == expected
+    assert (replica.to_model_config().device, used) == expected
 
 
 def test_no_gpus_on_a_cuda_device_are_refused() -> None:

@@ -20,10 +20,10 @@ from waiting import until
 
 from rm_core import NotReadyError
 from serve.api.app import create_app
-from serve.api.middleware.request_log import RequestLog
+from serve.api.middleware.request_log import RequestLogMiddleware
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current
+from serve.telemetry.context import current_request
 from serve.telemetry.logging import TextFormatter
 from serve.telemetry.metrics import Metrics
 
@@ -168,7 +168,7 @@ def test_request_ids(client: TestClient, sent: str | None) -> None:
 def test_every_documented_route_is_known_by_its_template(client: TestClient) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
-    (layer,) = [m for m in app.user_middleware if m.cls is RequestLog]
+    (layer,) = [m for m in app.user_middleware if m.cls is RequestLogMiddleware]
     assert app.user_middleware[0] is layer, "it must be outermost"
     templates = layer.kwargs["templates"]
     assert isinstance(templates, set)
@@ -176,7 +176,7 @@ def test_every_documented_route_is_known_by_its_template(client: TestClient) -> 
 
 
 class Line:
-    """What became of one request to an application under `RequestLog`."""
+    """What became of one request to an application under `RequestLogMiddleware`."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serve")
@@ -190,7 +190,9 @@ class Line:
             return
 
         scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
-        layer = RequestLog(app, metrics=self.metrics, echo=True, templates={"/v1/score"})
+        layer = RequestLogMiddleware(
+            app, metrics=self.metrics, echo_request_id=True, route_templates={"/v1/score"}
+        )
         with contextlib.suppress(asyncio.CancelledError, OSError, ZeroDivisionError):
             await layer(scope, receive, send or ignore)
         (record,) = [record for record in self._caplog.records if record.msg == "request"]
@@ -199,7 +201,7 @@ class Line:
         status = str(facts["status"])
         assert found[series("skyreward_requests_total", route="/v1/score", status=status)] == 1
         assert found[series("skyreward_requests_in_flight")] == 0
-        assert current().id == "-"
+        assert current_request().id == "-"
         return facts["status"], facts.get("code")
 
 
@@ -264,7 +266,7 @@ def test_a_client_that_leaves_after_its_answer_had_it(caplog: pytest.LogCaptureF
 def test_what_another_task_learns_is_in_the_line(caplog: pytest.LogCaptureFixture) -> None:
     async def in_a_task(_: Scope, __: Receive, send: Send) -> None:
         async def handler() -> None:
-            current().code = "overloaded"
+            current_request().code = "overloaded"
             await answer(send)
 
         await asyncio.create_task(handler())
@@ -279,7 +281,7 @@ def test_what_is_no_request_passes(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, _: Receive, __: Send) -> None:
         seen.append(scope["type"])
 
-    layer = RequestLog(app, metrics=Metrics(), echo=True, templates=())
+    layer = RequestLogMiddleware(app, metrics=Metrics(), echo_request_id=True, route_templates=())
     send: Callable[[Message], Awaitable[None]] = lambda _: asyncio.sleep(0)  # noqa: E731
     asyncio.run(layer({"type": "lifespan"}, body, send))
     assert (seen, caplog.records) == (["lifespan"], [])
@@ -292,7 +294,7 @@ def test_lines_of_wrong_keys_are_few_and_counted(
     # Of the log alone: event loops read the clock too.
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
     monkeypatch.setattr("serve.api.middleware.request_log.time", clock)
-    settings = Settings.of(api_keys=["correct-horse-battery"])
+    settings = Settings.load(api_keys=["correct-horse-battery"])
     service = ScoringService([(settings.models[0], FakeBackend())], settings)
     client = TestClient(create_app(service, settings))
     for _ in range(50):
@@ -318,7 +320,7 @@ def test_a_panic_is_500_and_no_client_that_has_gone(
     def panic(*_: object) -> None:
         raise PanicException("secret")
 
-    monkeypatch.setattr("serve.scoring.service.ScoringService.find", panic)
+    monkeypatch.setattr("serve.scoring.service.ScoringService.resolve_model", panic)
     answer = client.post("/v1/score", json=BODY)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

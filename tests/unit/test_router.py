@@ -53,39 +53,39 @@ def test_the_connection_is_closed_when_the_actor_is_dead(
         return object()
 
     monkeypatch.setattr(ray, "get_actor", get_actor)
-    monkeypatch.setattr(router, "_LOOK_S", 0.01)
-    asyncio.run(router._part_from(replica_with(channel)))
+    monkeypatch.setattr(router, "_POLL_INTERVAL_S", 0.01)
+    asyncio.run(router._close_when_dead(replica_with(channel)))
     assert channel.closed
     assert asked == [("SERVE_REPLICA::skyreward#Scorer-demo#abc", "serve")] * 3
 
 
-def test_who_was_never_called_has_no_connection(
+def test_replica_without_calls_has_no_channel(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "_is_alive", lambda _name: False)
+    asyncio.run(router._close_when_dead(replica_with(None)))
+
+
+def test_router_closes_channel_of_removed_replica_once(
     router: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router, "_exists", lambda _name: False)
-    asyncio.run(router._part_from(replica_with(None)))
-
-
-def test_whoever_runs_no_more_is_parted_from(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that Serve takes off the list, once each; nobody else."""
     left: list[object] = []
 
-    async def part_from(replica: object) -> None:
+    async def close_when_dead(replica: object) -> None:
         left.append(replica)
 
     def update(self: Any, replicas: list[str]) -> None:
         self._replicas = {name: name for name in replicas}
 
-    monkeypatch.setattr(router, "_part_from", part_from)
+    monkeypatch.setattr(router, "_close_when_dead", close_when_dead)
     monkeypatch.setattr(router.RequestRouter, "update_replicas", update)
 
     async def updates() -> None:
         made = object.__new__(router.LeastLoadedRouter)
-        made._partings, made._replicas = set(), {}
+        made._closing_tasks, made._replicas = set(), {}
         for running in (["a", "b"], ["b", "c"], ["b", "c"]):
             made.update_replicas(running)
             await asyncio.sleep(0)
-        assert not made._partings
+        assert not made._closing_tasks
 
     asyncio.run(updates())
     assert left == ["a"]
@@ -98,7 +98,7 @@ class Handle:
 
     def __init__(self) -> None:
         self.calls: list[asyncio.Future[Any]] = []
-        self.score_batch = SimpleNamespace(remote=self._remote)
+        self.run_batch = SimpleNamespace(remote=self._remote)
 
     def options(self, **_: object) -> Handle:
         return self
@@ -112,7 +112,7 @@ class Handle:
 def test_a_call_that_is_cut_off_may_be_sent_again(who: str) -> None:
     async def outcome() -> BaseException:
         handle = Handle()
-        task = asyncio.create_task(RayBackend("demo", handle).score([[1, 2]], 0))
+        task = asyncio.create_task(RayBackend("demo", handle).run_batch([[1, 2]], 0))
         await until_async(lambda: handle.calls)
         (handle.calls[0] if who == "the connection" else task).cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)

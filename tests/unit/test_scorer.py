@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from rm_core import BatchConfig, ConversationTooLongError, ModelConfig, Reward, RewardScorer
-from rm_core import ScoreError as Failure
+from rm_core import (
+    BatchConfig,
+    ConversationTooLongError,
+    ModelConfig,
+    Reward,
+    RewardScorer,
+    ScoreError,
+)
 from rm_core.errors import ScoringError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
@@ -80,8 +86,8 @@ def test_bad_conversations_fail_in_their_places_and_alone(
     results = scorer.score(mixed)
     assert len(results) == len(mixed)
     for i, result in enumerate(results):
-        assert isinstance(result, Failure) == (i in places), result
-    errors = [r for r in results if isinstance(r, Failure)]
+        assert isinstance(result, ScoreError) == (i in places), result
+    errors = [r for r in results if isinstance(r, ScoreError)]
     assert {e.code for e in errors} == {"invalid_conversation", "conversation_too_long"}
     assert errors[-1].code == "conversation_too_long"
     assert len({e.message for e in errors}) == len(TEN_BAD)
@@ -146,7 +152,7 @@ def test_a_forward_pass_that_raises_costs_one_reward(
     replace_forward(monkeypatch, failing)
     results = scorer.score(GOOD)
     failure = results.pop(7)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ScoreError)
     assert failure.code == "scoring_failed"
     assert f"of {len(poison)} tokens (RuntimeError)" in failure.message
     assert "secret" not in failure.message
@@ -170,7 +176,7 @@ def test_what_is_no_number_never_leaves(
     replace_forward(monkeypatch, wrong)
     results = scorer.score(GOOD)
     failure = results.pop(3)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ScoreError)
     assert failure.code == "non_finite_reward"
     assert f"answered {value}" in failure.message
     assert "setting `dtype`" in failure.message
@@ -182,7 +188,7 @@ def test_a_nan_in_the_weights_on_the_device_is_noticed(copy_of: Callable[..., Pa
     with torch.no_grad():
         next(scorer.loaded_model.model.parameters()).fill_(math.nan)
     (result,) = scorer.score([talk("4")])
-    assert isinstance(result, Failure)
+    assert isinstance(result, ScoreError)
     assert result.code == "non_finite_reward"
     with pytest.raises(ScoringError, match="warm-up conversation could not be scored"):
         scorer.warm_up()
@@ -201,7 +207,7 @@ def test_out_of_memory_names_what_to_lower(
     replace_forward(monkeypatch, full)
     results = scorer.score(GOOD)
     failure = results.pop(5)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ScoreError)
     assert failure.code == "device_memory"
     assert f"of {len(poison)} tokens; lower `max_length`" in failure.message
     assert [r.reward for r in results if isinstance(r, Reward)] == near(expected[:5] + expected[6:])
@@ -239,11 +245,11 @@ def test_a_lost_reward_is_noticed(scorer: RewardScorer, monkeypatch: pytest.Monk
 
 def test_combining_needs_one_reward_for_each(scorer: RewardScorer) -> None:
     encoded = scorer.encoder.encode_all([GOOD[0], None, GOOD[1]])
-    failure = Failure("scoring_failed", "why")
+    failure = ScoreError("scoring_failed", "why")
     first, second, third = merge_results(encoded, ScoredBatch((1.5, failure), 0))
     assert isinstance(first, Reward)
     assert first.reward == 1.5
-    assert isinstance(second, Failure)
+    assert isinstance(second, ScoreError)
     assert second.code == "invalid_conversation"
     assert third is failure
     with pytest.raises(AssertionError):

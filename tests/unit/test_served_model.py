@@ -14,9 +14,9 @@ from fakes import INFO, FakeBackend, conversation
 from rm_core import NotReadyError, PrerenderedText, PrerenderedTokens, Reward
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaLostError
-from serve.scoring.served_model import Scores, ServedModel, fingerprint_of
-from serve.scoring.tokenization import Reading, sizes_of, slices
-from serve.worker.backends import Answer
+from serve.scoring.served_model import ScoreResult, ServedModel, build_fingerprint
+from serve.scoring.tokenization import EncodeOptions, estimate_sizes, split_into_slices
+from serve.worker.backends import BatchResult
 
 OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]
@@ -24,15 +24,15 @@ CONVERSATIONS = [conversation("4"), conversation("five")]
 
 def served(backend: FakeBackend) -> ServedModel:
     model = ServedModel(ModelSettings(name="demo", alias="demo"), backend)
-    model.info = backend.info
+    model.model_info = backend.info
     return model
 
 
-def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> Scores:
-    return asyncio.run(model.score(conversations, Reading()))
+def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> ScoreResult:
+    return asyncio.run(model.score(conversations, EncodeOptions()))
 
 
-def rewards(scores: Scores) -> list[float | None]:
+def rewards(scores: ScoreResult) -> list[float | None]:
     return [r.reward if isinstance(r, Reward) else None for r in scores.results]
 
 
@@ -46,7 +46,7 @@ def test_replaced_under_way_it_is_scored_by_the_new_one_alone() -> None:
     assert rewards(scores) == [0.25, 0.25]
     assert rewards(scores)[:1] != first
     assert scores.fingerprint.revision == "other"
-    assert model.info == OTHER
+    assert model.model_info == OTHER
 
 
 def test_what_another_model_computed_is_not_answered() -> None:
@@ -56,7 +56,7 @@ def test_what_another_model_computed_is_not_answered() -> None:
     backend.info = OTHER
     backend.reward = lambda _: 0.25
     score(model)
-    backend.info = model.info = INFO  # and back again: what it computed is still true
+    backend.info = model.model_info = INFO  # and back again: what it computed is still true
     again = score(model)
     assert rewards(again) == before
     assert again.num_cached_tokens == again.num_tokens
@@ -66,14 +66,14 @@ def test_what_another_model_computed_is_not_answered() -> None:
 def test_replicas_that_never_agree_are_not_mixed() -> None:
     backend = FakeBackend()
     model = served(backend)
-    score_batch = backend.score
+    run_batch = backend.run_batch
 
-    in_turn = cycle([fingerprint_of(INFO), fingerprint_of(OTHER)])
+    in_turn = cycle([build_fingerprint(INFO), build_fingerprint(OTHER)])
 
-    async def alternate(*batch: Any) -> Answer:
-        return replace(await score_batch(*batch), fingerprint=next(in_turn))
+    async def alternate(*batch: Any) -> BatchResult:
+        return replace(await run_batch(*batch), fingerprint=next(in_turn))
 
-    backend.score = alternate  # type: ignore[method-assign]
+    backend.run_batch = alternate  # type: ignore[method-assign]
     with pytest.raises(NotReadyError, match="being replaced; try again"):
         score(model, [conversation("x " * n) for n in range(60, 90)])
 
@@ -92,15 +92,15 @@ def test_a_replica_lost_while_it_is_asked_is_no_failure_of_the_service() -> None
     backend = FakeBackend()
     model = served(backend)
     backend.info = OTHER
-    backend.load_failure = ReplicaLostError.of("gone", "one", "replica_lost")
+    backend.load_failure = ReplicaLostError.for_replica("gone", "one", "replica_lost")
     with pytest.raises(NotReadyError, match="gone; try again"):
         score(model)
 
 
 def cut(conversations: Sequence[object]) -> list[Sequence[object]]:
-    sizes = sizes_of(conversations, 10**9)
+    sizes = estimate_sizes(conversations, 10**9)
     assert sizes is not None
-    return [some for some, _ in slices(conversations, sizes)]
+    return [some for some, _ in split_into_slices(conversations, sizes)]
 
 
 def test_slices_keep_the_order_and_are_small() -> None:
@@ -127,7 +127,7 @@ def test_slices_count_whatever_takes_time() -> None:
         PrerenderedText("x" * 30_000),
     ):
         assert [len(some) for some in cut([one] * 5)] == [2, 2, 1]
-        assert sizes_of([one] * 5, 149_999) is None
+        assert estimate_sizes([one] * 5, 149_999) is None
 
 
 def test_slices_count_tools_for_each_conversation() -> None:

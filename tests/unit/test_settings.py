@@ -14,7 +14,7 @@ from serve.config.settings import Settings, read_settings_file
 
 
 def test_defaults_serve_the_demo_model() -> None:
-    settings = Settings.of()
+    settings = Settings.load()
     assert [(m.alias, m.name) for m in settings.models] == [("demo", "demo")]
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
 
@@ -50,29 +50,29 @@ def test_a_folder_with_an_equals_sign_is_a_folder(
     monkeypatch.chdir(tmp_path)
     for short, alias in ((str(folder), "rm"), ("ck/lr=1e-5/rm", "rm"), (f"a={folder}", "a")):
         model = ModelSettings.model_validate(short)
-        assert (model.alias, model.name, model.on_hub) == (alias, str(folder), False)
+        assert (model.alias, model.name, model.is_on_hub) == (alias, str(folder), False)
 
 
 @pytest.mark.parametrize("name", ["~nobody-at-all/x", "x" * 5000, "a\0b"])
 def test_names_that_can_be_no_path_are_no_folders(name: str) -> None:
     model = ModelSettings.model_validate(name)
-    assert (model.name, model.on_hub) == (name, True)
+    assert (model.name, model.is_on_hub) == (name, True)
 
 
 def test_a_misspelt_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PROT", "9000")
     with pytest.raises(ModelLoadError, match="SKYREWARD_PROT, which is no setting"):
-        Settings.of()
+        Settings.load()
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PORT", "9001")
     monkeypatch.setenv("SKYREWARD_MODELS", "a=demo, b=demo")
-    assert Settings.of().port == 9001
-    assert [m.alias for m in Settings.of().models] == ["a", "b"]
-    assert Settings.of(port=9002).port == 9002
+    assert Settings.load().port == 9001
+    assert [m.alias for m in Settings.load().models] == ["a", "b"]
+    assert Settings.load(port=9002).port == 9002
     monkeypatch.setenv("SKYREWARD_MODELS", '[{"name": "demo", "dtype": "bfloat16"}]')
-    assert Settings.of().models[0].dtype == "bfloat16"
+    assert Settings.load().models[0].dtype == "bfloat16"
 
 
 def test_as_serve_makes_them() -> None:
@@ -83,8 +83,8 @@ def test_as_serve_makes_them() -> None:
 
 
 def test_survives_the_way_to_a_replica() -> None:
-    settings = Settings.of(models=["rm=demo"], port=8123)
-    assert Settings.of(**settings.model_dump(mode="json")) == settings
+    settings = Settings.load(models=["rm=demo"], port=8123)
+    assert Settings.load(**settings.model_dump(mode="json")) == settings
 
 
 @pytest.mark.parametrize(
@@ -104,19 +104,19 @@ def test_survives_the_way_to_a_replica() -> None:
 )
 def test_bad_values_stop_the_start(chosen: dict[str, object], says: str) -> None:
     with pytest.raises(ModelLoadError, match="bad settings") as caught:
-        Settings.of(**chosen)
+        Settings.load(**chosen)
     assert says in caught.value.detail
 
 
 def test_nothing_changes_after_construction() -> None:
     with pytest.raises(ValidationError):
-        Settings.of().port = 1
+        Settings.load().port = 1
 
 
 def test_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("port: 9000\nmodels: [rm=demo]\n")
-    assert Settings.of(**read_settings_file(file)).models[0].alias == "rm"
+    assert Settings.load(**read_settings_file(file)).models[0].alias == "rm"
     for text, says in (
         ("applications: []\n", "serve run"),
         ("- 1\n", "must map names to values"),

@@ -17,7 +17,7 @@ KEY = "correct-horse-battery"
 
 
 def shown(route: str, **chosen: Any) -> Any:
-    settings = Settings.of(**chosen)
+    settings = Settings.load(**chosen)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     # The lifespan ends the exporter of traces, whose retries would draw from the global `random`
     # beside the next tests.

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import pytest
 
-from serve.scheduler.throughput import WorkRate
+from serve.scheduler.throughput import ThroughputEstimator
 
 
-def learnt() -> WorkRate:
-    rate = WorkRate(lead_s=0.005)
-    rate.learn(10_000, 1.0)
+def learnt() -> ThroughputEstimator:
+    rate = ThroughputEstimator(prefetch_s=0.005)
+    rate.observe(10_000, 1.0)
     return rate
 
 
 def test_without_knowledge_the_answer_is_waited_for() -> None:
-    rate = WorkRate(lead_s=0.005)
-    assert rate.seconds_for(100, 1) is None
-    assert rate.free_in(0.0, 1) == 0.0
+    rate = ThroughputEstimator(prefetch_s=0.005)
+    assert rate.estimate_seconds(100, 1) is None
+    assert rate.estimate_wait(0.0, 1) == 0.0
     ticket = rate.begin(0.0, 100, 1)
-    assert rate.free_in(50.0, 1) is None
+    assert rate.estimate_wait(50.0, 1) is None
     rate.end(ticket)
-    assert rate.free_in(50.0, 1) == 0.0
+    assert rate.estimate_wait(50.0, 1) == 0.0
 
 
 def test_the_next_batch_goes_shortly_before_the_end() -> None:
     rate = learnt()
     rate.begin(0.0, 200, 1)  # 20 ms
-    assert rate.free_in(0.0, 1) == pytest.approx(0.015)
-    assert rate.free_in(0.016, 1) == 0.0
+    assert rate.estimate_wait(0.0, 1) == pytest.approx(0.015)
+    assert rate.estimate_wait(0.016, 1) == 0.0
     rate.begin(0.016, 300, 1)  # one runs, one waits
-    assert rate.free_in(0.016, 1) is None
-    assert rate.free_in(10.0, 1) is None
+    assert rate.estimate_wait(0.016, 1) is None
+    assert rate.estimate_wait(10.0, 1) is None
 
 
 def test_nothing_is_sent_ahead_of_a_long_batch() -> None:
     rate = learnt()
     ticket = rate.begin(0.0, 2000, 1)  # 200 ms
-    assert rate.free_in(0.199, 1) is None
-    assert rate.free_in(5.0, 1) is None
+    assert rate.estimate_wait(0.199, 1) is None
+    assert rate.estimate_wait(5.0, 1) is None
     rate.end(ticket)
-    assert rate.free_in(5.0, 1) == 0.0
+    assert rate.estimate_wait(5.0, 1) == 0.0
 
 
 def test_what_waits_ends_after_what_runs() -> None:
@@ -47,23 +47,25 @@ def test_what_waits_ends_after_what_runs() -> None:
     first = rate.begin(0.0, 200, 1)
     rate.begin(0.016, 300, 1)
     rate.end(first)
-    assert rate.free_in(0.02, 1) == pytest.approx(0.025)  # 20 ms, then 30 ms more, less the lead
+    assert rate.estimate_wait(0.02, 1) == pytest.approx(
+        0.025
+    )  # 20 ms, then 30 ms more, less the lead
 
 
 def test_every_replica_counts() -> None:
     rate = learnt()
     for num_tokens in (200, 400):
-        assert rate.free_in(0.0, 2) == 0.0
+        assert rate.estimate_wait(0.0, 2) == 0.0
         rate.begin(0.0, num_tokens, 2)
-    assert rate.free_in(0.0, 2) == pytest.approx(0.015)
+    assert rate.estimate_wait(0.0, 2) == pytest.approx(0.015)
     rate.begin(0.015, 100, 2)
-    assert rate.free_in(0.015, 2) == pytest.approx(0.01)  # where it waits: 30 ms
-    assert rate.free_in(0.015, 4) == 0.0  # others came up
-    assert rate.seconds_for(400, 2) == pytest.approx(0.02)
+    assert rate.estimate_wait(0.015, 2) == pytest.approx(0.01)  # where it waits: 30 ms
+    assert rate.estimate_wait(0.015, 4) == 0.0  # others came up
+    assert rate.estimate_seconds(400, 2) == pytest.approx(0.02)
 
 
 def test_the_latest_batches_count_most() -> None:
     rate = learnt()
     for _ in range(30):
-        rate.learn(1000, 1.0)
-    assert rate.seconds_for(1000, 1) == pytest.approx(1.0, rel=0.02)
+        rate.observe(1000, 1.0)
+    assert rate.estimate_seconds(1000, 1) == pytest.approx(1.0, rel=0.02)

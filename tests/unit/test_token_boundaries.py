@@ -21,7 +21,7 @@ from tokenizers_known import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rm_core.inputs import token_boundaries as token_boundaries
+from rm_core.inputs import token_boundaries
 from rm_core.inputs.token_boundaries import TokenBoundaries
 from rm_core.packing import common_prefix_length
 

@@ -76,7 +76,7 @@ def collector() -> Iterator[Collector]:
 
 def traced(endpoint: str, backend: FakeBackend, *requests: dict[str, Any]) -> list[int]:
     """Statuses of requests to an application that sends traces; they have been sent on return."""
-    settings = Settings.of(otlp_endpoint=endpoint)
+    settings = Settings.load(otlp_endpoint=endpoint)
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         until(lambda: ready(client))

@@ -22,7 +22,7 @@ from middleware_harness import (
 )
 from waiting import advance, settle, until
 
-from serve.api.middleware.response_timeout import LEAST_BYTES
+from serve.api.middleware.response_timeout import MIN_PROGRESS_BYTES
 
 JSON_TYPE = {"Content-Type": "application/json"}
 CHUNKED = (
@@ -337,7 +337,7 @@ def test_a_large_answer_that_is_read_slowly_arrives_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "is_enough"), [(2 * LEAST_BYTES, True), (LEAST_BYTES // 10, False)]
+    ("step", "is_enough"), [(2 * MIN_PROGRESS_BYTES, True), (MIN_PROGRESS_BYTES // 10, False)]
 )
 def test_what_a_client_takes_in_the_time_decides(step: int, is_enough: bool) -> None:
     """Also where the system takes nothing more for many periods, since it has much already."""

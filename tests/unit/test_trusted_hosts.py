@@ -43,7 +43,7 @@ FOREIGN = [
 
 
 def client_of(*keys: str, **chosen: Any) -> TestClient:
-    settings = Settings.of(api_keys=keys, **chosen)
+    settings = Settings.load(api_keys=keys, **chosen)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     return TestClient(app)
 
@@ -120,7 +120,7 @@ def test_a_star_allows_every_host() -> None:
 @pytest.mark.parametrize("name", ["http://x", "x:80", "x/y", "", "a b", "*.example.org"])
 def test_what_is_no_host_name_is_refused_at_the_start(name: str) -> None:
     with pytest.raises(ModelLoadError, match="is no host name"):
-        Settings.of(allowed_hosts=[name])
+        Settings.load(allowed_hosts=[name])
 
 
 def test_requests_without_a_host_or_with_two() -> None:

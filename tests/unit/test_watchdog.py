@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve.worker import watchdog as batch_clock
-from serve.worker.watchdog import BatchClock
+from serve.worker import watchdog
+from serve.worker.watchdog import BatchWatchdog
 
 
 class Time:
@@ -13,14 +13,14 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(batch_clock.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(watchdog.time, "perf_counter", lambda: self.now)
 
 
-def limit_of(clock: BatchClock, time: Time, num_tokens: int) -> float:
+def limit_of(clock: BatchWatchdog, time: Time, num_tokens: int) -> float:
     """Seconds after which a batch that begins now is stuck, to a tenth."""
     clock.begin(num_tokens)
     began = time.now
-    while clock.why_stuck() is None:
+    while clock.stall_reason() is None:
         time.now += 0.1
     clock.stop()
     return time.now - began
@@ -29,23 +29,23 @@ def limit_of(clock: BatchClock, time: Time, num_tokens: int) -> float:
 @pytest.mark.parametrize(("compiled", "seconds"), [(False, 120), (True, 900)])
 def test_at_least_minutes(compiled: bool, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
-    clock = BatchClock(compiled=compiled)
+    clock = BatchWatchdog(is_compiled=compiled)
     assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
-    clock.learn(1000, 0.001)
+    clock.observe(1000, 0.001)
     assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
 
 
 def test_20_times_what_the_batches_before_it_say(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
-    clock = BatchClock(compiled=False)
-    clock.learn(1000, 50.0)
+    clock = BatchWatchdog(is_compiled=False)
+    clock.observe(1000, 50.0)
     assert limit_of(clock, time, 4096) == pytest.approx(20 * 4096 * 0.05, abs=0.2)
     # A batch that is done counts, and more than those before it; one that is not done does not.
     clock.begin(1000)
     time.now += 10
     clock.begin(1000)
     time.now += 10
-    clock.done()
+    clock.finish()
     clock.begin(1)
     time.now += 1e6
     clock.stop()
@@ -55,10 +55,10 @@ def test_20_times_what_the_batches_before_it_say(monkeypatch: pytest.MonkeyPatch
 
 def test_a_number_that_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
-    clock = BatchClock(compiled=True, stuck_after_s=60)
+    clock = BatchWatchdog(is_compiled=True, stuck_after_s=60)
     clock.stuck_after_s = 3.0
     clock.begin(100)
     time.now += 4
-    assert clock.why_stuck() == "a batch of 100 tokens runs for 4 s (limit: 3 s)"
-    clock.done()
-    assert clock.why_stuck() is None
+    assert clock.stall_reason() == "a batch of 100 tokens runs for 4 s (limit: 3 s)"
+    clock.finish()
+    assert clock.stall_reason() is None

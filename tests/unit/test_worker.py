@@ -18,12 +18,12 @@ from waiting import PATIENCE_S, settle, until_async
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree, TokenIds
-from serve.errors import ReplicaRefusedError, ReplicaUnhealthyError
-from serve.worker.watchdog import BatchClock
-from serve.worker.worker import Engine
+from serve.errors import ReplicaRejectedBatchError, ReplicaUnhealthyError
+from serve.worker.watchdog import BatchWatchdog
+from serve.worker.worker import Worker
 
 ScorerOf = Callable[..., RewardScorer]
-Make = Callable[..., Engine]
+Make = Callable[..., Worker]
 
 
 def talk(scorer: RewardScorer, answer: str) -> TokenIds:
@@ -38,10 +38,10 @@ def scorer(scorer_of: ScorerOf) -> RewardScorer:
 
 @pytest.fixture
 def engine_of() -> Iterator[Make]:
-    made: list[Engine] = []
+    made: list[Worker] = []
 
-    def make(*args: Any) -> Engine:
-        made.append(Engine(*args))
+    def make(*args: Any) -> Worker:
+        made.append(Worker(*args))
         return made[-1]
 
     yield make
@@ -71,7 +71,7 @@ async def reached(gate: Gate) -> None:
 def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_of: Make) -> None:
     engine = engine_of(scorer)
     sequences = [talk(scorer, str(i)) for i in range(5)]
-    answer = asyncio.run(engine.run(sequences))
+    answer = asyncio.run(engine.run_batch(sequences))
     assert answer.batch == scorer.score_ids(sequences)
     assert answer.forward_s > 0
     assert answer.fingerprint["attention"] == "sdpa"
@@ -97,9 +97,9 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
     monkeypatch.setattr(scorer, "pack", watched)
 
     async def both() -> None:
-        running = asyncio.ensure_future(engine.run(first))
+        running = asyncio.ensure_future(engine.run_batch(first))
         await reached(gate)
-        queued = asyncio.ensure_future(engine.run(second))
+        queued = asyncio.ensure_future(engine.run_batch(second))
         assert await asyncio.to_thread(packed.wait, PATIENCE_S)
         assert gate.seen == first
         gate.open.set()
@@ -118,12 +118,12 @@ def test_each_alone_with_nothing_in_between(
     gate = Gate(monkeypatch)
 
     async def scenario() -> None:
-        running = asyncio.ensure_future(engine.run([first]))
+        running = asyncio.ensure_future(engine.run_batch([first]))
         await reached(gate)
-        answers = engine.run_each(suspects)
+        answers = engine.run_one_by_one(suspects)
         begun = asyncio.ensure_future(anext(answers))
         await settle()  # the suspects stand in line
-        queued = asyncio.ensure_future(engine.run([last]))
+        queued = asyncio.ensure_future(engine.run_batch([last]))
         await settle()
         assert not begun.done()  # the device is at another batch
         gate.open.set()
@@ -144,7 +144,7 @@ def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
     first, second, third = ([talk(scorer, text)] for text in ("4", "5", "6"))
 
     async def three() -> None:
-        runs = [asyncio.ensure_future(engine.run(batch)) for batch in (first, second, third)]
+        runs = [asyncio.ensure_future(engine.run_batch(batch)) for batch in (first, second, third)]
         await reached(gate)
         # All are packed and stand before the device.
         await until_async(lambda: engine._device_thread._work_queue.qsize() == 2)
@@ -161,31 +161,31 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("serve.worker.worker._LOOK_S", 0.05)
+    monkeypatch.setattr("serve.worker.worker._POLL_INTERVAL_S", 0.05)
     monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: clock.now)
     engine = engine_of(scorer, 60.0)
     gate = Gate(monkeypatch)
 
     async def stuck() -> None:
-        running = asyncio.ensure_future(engine.run([talk(scorer, "4")]))
+        running = asyncio.ensure_future(engine.run_batch([talk(scorer, "4")]))
         await reached(gate)
-        engine.check()  # not yet
-        queued = asyncio.ensure_future(engine.run([talk(scorer, "5")]))
+        engine.check_health()  # not yet
+        queued = asyncio.ensure_future(engine.run_batch([talk(scorer, "5")]))
         await until_async(lambda: engine._device_thread._work_queue.qsize() == 1)
         assert not running.done()
         clock.now = 61.0
         outcomes = await asyncio.gather(running, queued, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [
             ReplicaUnhealthyError,
-            ReplicaRefusedError,
+            ReplicaRejectedBatchError,
         ]
         with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens runs for 61 s"):
-            engine.check()
+            engine.check_health()
         with pytest.raises(ReplicaUnhealthyError):
             engine.describe()
         gate.open.set()
         await asyncio.to_thread(engine._device_thread.submit(int).result)
-        engine.check()  # it was slow, no more
+        engine.check_health()  # it was slow, no more
 
     asyncio.run(stuck())
     assert len(gate.seen) == 1
@@ -195,11 +195,11 @@ def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[int] = []
-    monkeypatch.setattr(BatchClock, "learn", lambda _, number, seconds: learnt.append(number))
+    monkeypatch.setattr(BatchWatchdog, "observe", lambda _, number, seconds: learnt.append(number))
     engine = engine_of(scorer)
     probe = scorer.probe().num_tokens
     assert learnt == [probe]
-    answer = asyncio.run(engine.run([talk(scorer, "4"), talk(scorer, "5")]))
+    answer = asyncio.run(engine.run_batch([talk(scorer, "4"), talk(scorer, "5")]))
     assert learnt == [probe, answer.batch.num_computed_tokens]
 
     def failing(*_: Any) -> list[float]:
@@ -207,19 +207,19 @@ def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
     with pytest.raises(ReplicaUnhealthyError):
-        asyncio.run(engine.run([talk(scorer, "6")]))
+        asyncio.run(engine.run_batch([talk(scorer, "6")]))
     assert len(learnt) == 2
-    engine.clock.stuck_after_s = 1e-9
-    assert engine.clock.why_stuck() is None  # nothing is on the device any more
+    engine.watchdog.stuck_after_s = 1e-9
+    assert engine.watchdog.stall_reason() is None  # nothing is on the device any more
 
 
 def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None:
     engine = engine_of(scorer)
     engine._device_thread.shutdown()
     with pytest.raises(ReplicaUnhealthyError, match="its thread ended"):
-        engine.check()
-    with pytest.raises(ReplicaRefusedError):
-        asyncio.run(engine.run([talk(scorer, "4")]))
+        engine.check_health()
+    with pytest.raises(ReplicaRejectedBatchError):
+        asyncio.run(engine.run_batch([talk(scorer, "4")]))
 
 
 def test_a_device_that_failed_is_not_tried_again(
@@ -235,11 +235,11 @@ def test_a_device_that_failed_is_not_tried_again(
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
     batch = [talk(scorer, str(i)) for i in range(8)]
     with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
-        asyncio.run(engine.run(batch))
+        asyncio.run(engine.run_batch(batch))
     with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
-        engine.check()
-    with pytest.raises(ReplicaRefusedError):
-        asyncio.run(engine.run(batch))
+        engine.check_health()
+    with pytest.raises(ReplicaRejectedBatchError):
+        asyncio.run(engine.run_batch(batch))
     assert calls == [8]
 
 
@@ -258,10 +258,10 @@ def test_a_conversation_that_fails_by_itself_ends_no_replica(
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
     for _ in range(3):
-        first, second = asyncio.run(engine.run([good, poison])).batch.rewards
+        first, second = asyncio.run(engine.run_batch([good, poison])).batch.rewards
         assert isinstance(first, float)
         assert isinstance(second, ScoreError)
-        engine.check()
+        engine.check_health()
 
 
 @pytest.mark.parametrize(
@@ -286,6 +286,6 @@ def test_weights_that_went_bad_end_it(
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
     with pytest.raises(ReplicaUnhealthyError, match=says):
-        asyncio.run(engine.run([talk(scorer, "4"), poison]))
+        asyncio.run(engine.run_batch([talk(scorer, "4"), poison]))
     with pytest.raises(ReplicaUnhealthyError, match=says):
-        engine.check()
+        engine.check_health()

@@ -34,15 +34,15 @@ from rm_core import (
     add_tools,
     parse_arguments,
 )
-from serve.api.error_responses import error_of, quoted
+from serve.api.error_responses import build_exception, truncate_for_message
 from serve.api.routes.scoring import sigmoid
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
-from serve.scoring.served_model import Scores
+from serve.scoring.served_model import ScoreResult
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current
+from serve.telemetry.context import current_request
 
-FORM = "form:"
+FORM_TAG_PREFIX = "form:"
 """Begins the tag of a body's form, which is no place in the body."""
 
 MODEL_HEADER = "x-skyreward-model"
@@ -64,14 +64,14 @@ TextList = Annotated[list[str], Field(fail_fast=True)]
 MessageList = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
-class PeerBody(BaseModel):
+class CompatBody(BaseModel):
     """A body of another service; fields that it does not know are ignored, as there."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class ScoringOptions:
     """How the conversations of a body are scored.
 
     Attributes:
@@ -88,7 +88,7 @@ class How:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class CompatResult:
     """All rewards of a body.
 
     Attributes:
@@ -107,34 +107,39 @@ class Scored:
         return sum(result.num_tokens for result in self.results)
 
 
-async def score_all(
-    service: ScoringService, name: str | None, items: Sequence[object], how: How | None = None
-) -> Scored:
+async def compute_rewards(
+    service: ScoringService,
+    name: str | None,
+    items: Sequence[object],
+    options: ScoringOptions | None = None,
+) -> CompatResult:
     """Score what a body holds, all or nothing.
 
     Args:
         service: that scores.
         name: of the model.
-        items: conversations, `Rendered` or `PrerenderedTokens`.
+        items: conversations, `RenderResult` or `PrerenderedTokens`.
         how: by default as a native request without options.
 
     Raises:
         RewardError: of the request, or of the first conversation that cannot be scored.
     """
-    how = how or How()
-    scores = await service.score(name, items, how.truncation, how.priority, how.max_length)
+    options = options or ScoringOptions()
+    scores = await service.score(
+        name, items, options.truncation, options.priority, options.max_length
+    )
     results = []
     for place, result in enumerate(scores.results):
         if isinstance(result, ScoreError):
-            raise error_of(
-                ScoreError(result.code, result.message + _hint(result, how)),
+            raise build_exception(
+                ScoreError(result.code, result.message + _hint(result, options)),
                 f"input {place} of {len(items)}" if len(items) > 1 else "",
             )
         results.append(result)
-    return Scored(scores.model, results, _headers(scores, results))
+    return CompatResult(scores.model, results, _headers(scores, results))
 
 
-def name_or_only(service: ScoringService, *names: str | None) -> str | None:
+def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
     """The model that a body means whose own service takes any name: a served one, or the only one.
 
     Raises:
@@ -142,7 +147,7 @@ def name_or_only(service: ScoringService, *names: str | None) -> str | None:
     """
     name = next((name for name in names if name is not None), None)
     try:
-        service.find(name)
+        service.resolve_model(name)
     except UnknownModelError:
         if len(service.models) > 1:
             raise
@@ -150,15 +155,15 @@ def name_or_only(service: ScoringService, *names: str | None) -> str | None:
     return name
 
 
-def checked_inputs(value: object) -> object:
+def check_inputs(value: object) -> object:
     """A text, several, token ids, or several lists of them, as most services take them.
 
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(value, str) or _are(str, value) or _are_ids(value):
+    if isinstance(value, str) or _is_list_of(str, value) or _is_token_ids(value):
         return value
-    if isinstance(value, list) and all(map(_are_ids, value)):
+    if isinstance(value, list) and all(map(_is_token_ids, value)):
         return value
     raise ValueError(
         "must be a string, a list of strings, a list of token ids or a list of such lists"
@@ -171,8 +176,8 @@ _IDS = [
     {"type": "array", "items": _ID},
     {"type": "array", "items": {"type": "array", "items": _ID}},
 ]
-Inputs = Annotated[Any, AfterValidator(checked_inputs), WithJsonSchema({"anyOf": [*_TEXTS, *_IDS]})]
-"""See `checked_inputs`."""
+Inputs = Annotated[Any, AfterValidator(check_inputs), WithJsonSchema({"anyOf": [*_TEXTS, *_IDS]})]
+"""See `check_inputs`."""
 
 
 def is_single(inputs: Any) -> bool:
@@ -180,7 +185,7 @@ def is_single(inputs: Any) -> bool:
     return isinstance(inputs, str) or (bool(inputs) and type(inputs[0]) is int)
 
 
-def conversations_of(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
+def parse_inputs(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
     """What inputs stand for.
 
     Raises:
@@ -194,7 +199,7 @@ def conversations_of(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
     ]
 
 
-class ChatBody(PeerBody):
+class ChatBody(CompatBody):
     """One conversation, rendered here, in the fields of OpenAI's and vLLM's chat bodies."""
 
     messages: MessageList = Field(description="one conversation, the assistant's last")
@@ -204,7 +209,7 @@ class ChatBody(PeerBody):
     documents: list[Any] | None = None
 
     @model_validator(mode="after")
-    def _own_template(self) -> ChatBody:
+    def _reject_template_choice(self) -> ChatBody:
         if self.chat_template is not None or self.chat_template_kwargs:
             raise ValueError(
                 "requests cannot choose the chat template: rewards are those of the model's own"
@@ -213,7 +218,7 @@ class ChatBody(PeerBody):
             raise ValueError("`documents` are not rendered; write them into the messages")
         return self
 
-    def conversations(self) -> list[Any]:
+    def get_conversations(self) -> list[Any]:
         """The conversation to score; `arguments` of tool calls are objects, as vLLM makes them.
 
         Raises:
@@ -222,7 +227,7 @@ class ChatBody(PeerBody):
         return [add_tools(parse_arguments(self.messages), self.tools)]
 
 
-class Truncating(PeerBody):
+class VllmBody(CompatBody):
     """Fields by which vLLM's clients ask to cut what is too long, and their like."""
 
     model: ModelName = None
@@ -238,7 +243,7 @@ class Truncating(PeerBody):
     )
     request_id: str | None = None
 
-    def how(self) -> How:
+    def get_options(self) -> ScoringOptions:
         """The same in our words.
 
         Raises:
@@ -246,30 +251,30 @@ class Truncating(PeerBody):
         """
         priority = max(-_PRIORITIES, min(_PRIORITIES, self.priority))
         if self.truncate_prompt_tokens is None:
-            return How(priority=priority)
+            return ScoringOptions(priority=priority)
         if self.truncate_prompt_tokens == 0:
             raise BadRequestError("truncate_prompt_tokens is 0, which leaves nothing to score")
         limit = None if self.truncate_prompt_tokens < 0 else self.truncate_prompt_tokens
-        return How(self.truncation_side or "right", limit, priority)
+        return ScoringOptions(self.truncation_side or "right", limit, priority)
 
-    def values(self, scored: Scored) -> list[float]:
+    def apply_activation(self, scored: CompatResult) -> list[float]:
         """Rewards, or their sigmoids where that was asked for; headers say which."""
         asked = "default" if self.use_activation is None else "as asked"
         scored.headers[ACTIVATION_HEADER] = f"{str(bool(self.use_activation)).lower()} ({asked})"
         rewards = [result.reward for result in scored.results]
         return list(map(sigmoid, rewards)) if self.use_activation else rewards
 
-    def answer_id(self, prefix: str) -> str:
+    def build_response_id(self, prefix: str) -> str:
         """As vLLM makes it of the request's id."""
-        return f"{prefix}-{quoted(self.request_id or current().id)}"
+        return f"{prefix}-{truncate_for_message(self.request_id or current_request().id)}"
 
 
-def answer(content: Any, scored: Scored) -> JSONResponse:
+def build_response(content: Any, scored: CompatResult) -> JSONResponse:
     """The answer to a body, with its headers."""
     return JSONResponse(content, headers=scored.headers)
 
 
-def usage(scored: Scored) -> dict[str, Any]:
+def build_usage(scored: CompatResult) -> dict[str, Any]:
     """Tokens, as OpenAI's clients read them."""
     return {
         "prompt_tokens": scored.num_tokens,
@@ -279,7 +284,7 @@ def usage(scored: Scored) -> dict[str, Any]:
     }
 
 
-def envelope(identifier: str, scored: Scored) -> dict[str, Any]:
+def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
     """What begins most answers."""
     return {
         "id": identifier,
@@ -289,17 +294,19 @@ def envelope(identifier: str, scored: Scored) -> dict[str, Any]:
     }
 
 
-def in_base64(value: float, order: Literal["<", ">"] = "<") -> str:
+def encode_base64(value: float, order: Literal["<", ">"] = "<") -> str:
     """A float32 as bytes, for JSON."""
     return base64.b64encode(struct.pack(order + "f", value)).decode()
 
 
-def header_text(text: str) -> str:
+def to_header_value(text: str) -> str:
     """Fit for a header: short, printable ASCII."""
-    return quoted(text, _MAX_HEADER_LENGTH).encode("ascii", "backslashreplace").decode()
+    return (
+        truncate_for_message(text, _MAX_HEADER_LENGTH).encode("ascii", "backslashreplace").decode()
+    )
 
 
-def _headers(scores: Scores, results: Sequence[Reward]) -> dict[str, str]:
+def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:
     recognised = dict.fromkeys(result.input_format or "conversation" for result in results)
     warnings = dict.fromkeys(w.partition(":")[0] for result in results for w in result.warnings)
     num_cut = sum(result.truncated for result in results)
@@ -309,16 +316,16 @@ def _headers(scores: Scores, results: Sequence[Reward]) -> dict[str, str]:
         "x-skyreward-warnings": ", ".join(warnings),
         "x-skyreward-truncated": str(num_cut) if num_cut else "",
     }
-    return {name: header_text(value) for name, value in headers.items() if value}
+    return {name: to_header_value(value) for name, value in headers.items() if value}
 
 
-def _hint(error: ScoreError, how: How) -> str:
-    return how.hint if error.code == "foreign_template" else ""
+def _hint(error: ScoreError, options: ScoringOptions) -> str:
+    return options.hint if error.code == "foreign_template" else ""
 
 
-def _are(kind: type, value: object) -> bool:
+def _is_list_of(kind: type, value: object) -> bool:
     return isinstance(value, list) and set(map(type, value)) <= {kind}
 
 
-def _are_ids(value: object) -> bool:
-    return _are(int, value)
+def _is_token_ids(value: object) -> bool:
+    return _is_list_of(int, value)

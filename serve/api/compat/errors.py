@@ -12,7 +12,13 @@ from http import HTTPStatus
 from typing import Any
 
 from rm_core import ConversationTooLongError, ModelError, NotReadyError, OverloadedError
-from serve.api.error_responses import MAX_MESSAGE_LENGTH, Failure, Shape, native, quoted
+from serve.api.error_responses import (
+    MAX_MESSAGE_LENGTH,
+    ErrorDetails,
+    ErrorFormat,
+    format_native_error,
+    truncate_for_message,
+)
 from serve.errors import (
     AuthenticationError,
     TimeExceededError,
@@ -21,22 +27,22 @@ from serve.errors import (
 )
 
 
-def openai(failure: Failure) -> tuple[int, Any]:
+def format_openai_error(failure: ErrorDetails) -> tuple[int, Any]:
     """Ours, with the statuses that trainers expect."""
-    _, body = native(failure)
+    _, body = format_native_error(failure)
     return _status(failure), body
 
 
-def vllm(failure: Failure) -> tuple[int, Any]:
+def format_vllm_error(failure: ErrorDetails) -> tuple[int, Any]:
     """An object in `error`, its `code` the status; a bare string where the key is wrong."""
     if isinstance(failure.error, AuthenticationError):
         return 401, {"error": "Unauthorized"}
     status = _status(failure)
     message = _message(failure)
     param = failure.param
-    if failure.findings:
+    if failure.field_errors:
         kind = "Bad Request"
-        num_findings = len(failure.findings)
+        num_findings = len(failure.field_errors)
         message = f"{num_findings} validation error{'s'[: num_findings > 1]}: {message}"
         param = f"body.{param}" if param else "body"
     elif isinstance(failure.error, UnknownModelError):
@@ -51,29 +57,34 @@ def vllm(failure: Failure) -> tuple[int, Any]:
         # The words and the field by which its clients know this error.
         message = f"This model's maximum context length is exceeded: {message}"
         param = "input_tokens"
-    error = {"message": message, "type": kind, "param": param and quoted(param), "code": status}
+    error = {
+        "message": message,
+        "type": kind,
+        "param": param and truncate_for_message(param),
+        "code": status,
+    }
     return status, {"error": error}
 
 
-def sglang(failure: Failure) -> tuple[int, Any]:
+def format_sglang_error(failure: ErrorDetails) -> tuple[int, Any]:
     """The flat one of its routes below `/v1`."""
     if isinstance(failure.error, AuthenticationError):
         return 401, {"error": "Unauthorized"}
-    status, body = vllm(failure)
+    status, body = format_vllm_error(failure)
     error = body["error"]
     if status == 400:
         error["type"] = "BadRequestError"
     return status, {"object": "error", **error}
 
 
-def sglang_native(failure: Failure) -> tuple[int, Any]:
+def format_sglang_native_error(failure: ErrorDetails) -> tuple[int, Any]:
     """Of its own `/classify`: a message alone, or the flat one for a malformed body."""
-    if failure.findings or isinstance(failure.error, AuthenticationError):
-        return sglang(failure)
+    if failure.field_errors or isinstance(failure.error, AuthenticationError):
+        return format_sglang_error(failure)
     return _status(failure), {"error": {"message": _message(failure)}}
 
 
-def tei(failure: Failure) -> tuple[int, Any]:
+def format_tei_error(failure: ErrorDetails) -> tuple[int, Any]:
     """Text-embeddings-inference: a message and one of its own kinds of error."""
     error = failure.error
     if isinstance(error, NotReadyError):
@@ -93,24 +104,24 @@ def tei(failure: Failure) -> tuple[int, Any]:
     return status, {"error": _message(failure), "error_type": kind}
 
 
-def llamafactory(failure: Failure) -> tuple[int, Any]:
+def format_llamafactory_error(failure: ErrorDetails) -> tuple[int, Any]:
     """FastAPI's own: `detail`, and 422 with a list of them for a malformed body."""
     if isinstance(failure.error, AuthenticationError):
         return 401, {"detail": "Invalid API key."}
-    if failure.findings:
+    if failure.field_errors:
         detail = [
             {"type": "value_error", "loc": ["body", *place.split(".")], "msg": text}
-            for place, text in failure.findings
+            for place, text in failure.field_errors
         ]
         return 422, {"detail": detail}
     return _status(failure), {"detail": _message(failure)}
 
 
-def _message(failure: Failure) -> str:
-    return quoted(failure.message, MAX_MESSAGE_LENGTH)
+def _message(failure: ErrorDetails) -> str:
+    return truncate_for_message(failure.message, MAX_MESSAGE_LENGTH)
 
 
-def _status(failure: Failure) -> int:
+def _status(failure: ErrorDetails) -> int:
     if isinstance(failure.error, OverloadedError | TimeExceededError):
         return 503
     if isinstance(failure.error, UnsupportedMediaTypeError):
@@ -118,20 +129,20 @@ def _status(failure: Failure) -> int:
     return failure.status
 
 
-SHAPES: Mapping[str, Shape] = {
-    "/classify": vllm,
-    "/pooling": vllm,
-    "/tokenize": vllm,
-    "/score": vllm,
-    "/rerank": vllm,
-    "/v1/rerank": vllm,
-    "/v2/rerank": vllm,
-    "/v1/embeddings": sglang,
-    "/predict": tei,
-    "/": tei,
-    "/v1/score/evaluation": llamafactory,
-    "/get_reward": openai,
-    "/remote_rm": openai,
-    "/v1/chat/completions": openai,
+ERROR_FORMATS: Mapping[str, ErrorFormat] = {
+    "/classify": format_vllm_error,
+    "/pooling": format_vllm_error,
+    "/tokenize": format_vllm_error,
+    "/score": format_vllm_error,
+    "/rerank": format_vllm_error,
+    "/v1/rerank": format_vllm_error,
+    "/v2/rerank": format_vllm_error,
+    "/v1/embeddings": format_sglang_error,
+    "/predict": format_tei_error,
+    "/": format_tei_error,
+    "/v1/score/evaluation": format_llamafactory_error,
+    "/get_reward": format_openai_error,
+    "/remote_rm": format_openai_error,
+    "/v1/chat/completions": format_openai_error,
 }
 """Of posts, by path. What is not here has our own."""

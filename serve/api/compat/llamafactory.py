@@ -8,26 +8,28 @@ from pydantic import ConfigDict, Field
 
 from rm_core import PrerenderedText
 from serve.api.compat.common import (
-    How,
+    CompatBody,
     ModelInQuery,
-    PeerBody,
+    ScoringOptions,
     TextList,
-    answer,
-    name_or_only,
-    score_all,
+    build_response,
+    compute_rewards,
+    resolve_model_name,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import quoted, shaped_responses
+from serve.api.error_responses import build_compat_error_docs, truncate_for_message
 from serve.api.json_route import JsonRoute
 from serve.errors import EmptyInputError
-from serve.telemetry.logging import new_id
+from serve.telemetry.logging import generate_id
 
-router = APIRouter(tags=["LLaMA-Factory"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(
+    tags=["LLaMA-Factory"], responses=build_compat_error_docs(), route_class=JsonRoute
+)
 
 _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
-class EvaluationBody(PeerBody):
+class EvaluationBody(CompatBody):
     """Texts to score; `model` is a hint, as there."""
 
     model_config = ConfigDict(
@@ -47,14 +49,16 @@ async def evaluation(
     """Raw rewards, in the order of `messages`."""
     if not body.messages:
         raise EmptyInputError("Invalid request")
-    name = name_or_only(service, model, body.model)
-    how = How("right" if body.max_length else "error", body.max_length)
+    name = resolve_model_name(service, model, body.model)
+    how = ScoringOptions("right" if body.max_length else "error", body.max_length)
     # What its trainer leaves behind an answer is kept: the client's own rendering is scored.
-    scored = await score_all(service, name, [PrerenderedText(text) for text in body.messages], how)
+    scored = await compute_rewards(
+        service, name, [PrerenderedText(text) for text in body.messages], how
+    )
     content = {
-        "id": new_id("scoreval"),
+        "id": generate_id("scoreval"),
         "object": "score.evaluation",
-        "model": quoted(body.model) if body.model else scored.model,
+        "model": truncate_for_message(body.model) if body.model else scored.model,
         "scores": [result.reward for result in scored.results],
     }
-    return answer(content, scored)
+    return build_response(content, scored)

@@ -13,14 +13,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
-from serve.api.compat.common import ChatBody, answer, score_all, usage
+from serve.api.compat.common import ChatBody, build_response, build_usage, compute_rewards
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import shaped_responses
+from serve.api.error_responses import build_compat_error_docs
 from serve.api.json_route import JsonRoute
 from serve.api.schemas import ModelName
-from serve.telemetry.logging import new_id
+from serve.telemetry.logging import generate_id
 
-router = APIRouter(tags=["NVIDIA NIM"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["NVIDIA NIM"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -35,7 +35,7 @@ class CompletionBody(ChatBody):
     functions: list[Any] | None = Field(default=None, description="refused; send `tools`")
 
     @model_validator(mode="after")
-    def _one_answer(self) -> CompletionBody:
+    def _reject_unsupported_options(self) -> CompletionBody:
         if self.stream:
             raise ValueError("a reward is not streamed; leave `stream` out")
         if self.n not in (None, 1):
@@ -48,7 +48,7 @@ class CompletionBody(ChatBody):
 @router.post("/v1/chat/completions", summary="Score as NVIDIA's reward models do")
 async def completions(body: CompletionBody, service: ServiceDep) -> JSONResponse:
     """The raw reward of the conversation, as `reward:NUMBER`."""
-    scored = await score_all(service, body.model, body.conversations())
+    scored = await compute_rewards(service, body.model, body.get_conversations())
     reward = scored.results[0].reward
     token = {"token": "reward", "logprob": reward, "bytes": None, "top_logprobs": []}
     choice = {
@@ -58,11 +58,11 @@ async def completions(body: CompletionBody, service: ServiceDep) -> JSONResponse
         "finish_reason": "stop",
     }
     content = {
-        "id": new_id("chatcmpl"),
+        "id": generate_id("chatcmpl"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": scored.model,
         "choices": [choice],
-        "usage": usage(scored),
+        "usage": build_usage(scored),
     }
-    return answer(content, scored)
+    return build_response(content, scored)

@@ -16,20 +16,20 @@ from pydantic import ConfigDict, Field, model_validator
 from rm_core import InvalidConversationError, PrerenderedText, ScoreError, read_turns
 from serve.api.compat.common import (
     INPUT_HEADER,
-    How,
+    CompatBody,
     ModelInQuery,
-    PeerBody,
+    ScoringOptions,
     TextList,
-    answer,
-    score_all,
+    build_response,
+    compute_rewards,
 )
 from serve.api.dependencies import ServiceDep, SettingsDep
-from serve.api.error_responses import error_of, shaped_responses
+from serve.api.error_responses import build_compat_error_docs, build_exception
 from serve.api.json_route import JsonRoute
 from serve.config.settings import Settings
 from serve.errors import EmptyInputError
 
-router = APIRouter(tags=["OpenRLHF"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["OpenRLHF"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 _PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 HINT = (
@@ -38,7 +38,7 @@ HINT = (
 )
 
 
-class QueryBody(PeerBody):
+class QueryBody(CompatBody):
     """Texts of the policy."""
 
     model_config = ConfigDict(
@@ -52,8 +52,8 @@ class QueryBody(PeerBody):
     labels: Any = Field(default=None, description="not read")
 
     @model_validator(mode="after")
-    def _as_many(self) -> QueryBody:
-        if self.prompts is not None and len(_listed(self.prompts)) != len(_listed(self.query)):
+    def _check_lengths(self) -> QueryBody:
+        if self.prompts is not None and len(_to_list(self.prompts)) != len(_to_list(self.query)):
             raise ValueError("`prompts` must be as many as `query`")
         return self
 
@@ -67,28 +67,28 @@ async def get_reward(
         raise EmptyInputError("`query` is empty; send at least one text")
     name = model if model is not None else body.model
     items = _items(body, settings)
-    scored = await score_all(service, name, items, How(hint=HINT))
+    scored = await compute_rewards(service, name, items, ScoringOptions(hint=HINT))
     if not isinstance(items[0], PrerenderedText):
         scored.headers[INPUT_HEADER] = f"conversation:from-{settings.policy_template}"
     rewards = [result.reward for result in scored.results]
     content = {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}
-    return answer(content, scored)
+    return build_response(content, scored)
 
 
 def _items(body: QueryBody, settings: Settings) -> list[Any]:
-    queries = _listed(body.query)
+    queries = _to_list(body.query)
     policy = settings.policy_template
     if policy == "none" or body.prompts is None:
         return [PrerenderedText(query, close=True) for query in queries]
     items = []
-    for place, (query, prompt) in enumerate(zip(queries, _listed(body.prompts), strict=True)):
+    for place, (query, prompt) in enumerate(zip(queries, _to_list(body.prompts), strict=True)):
         try:
             items.append(read_turns(query, prompt, policy))
         except InvalidConversationError as error:
             where = f"query {place} of {len(queries)}"
-            raise error_of(ScoreError.from_exception(error), where) from error
+            raise build_exception(ScoreError.from_exception(error), where) from error
     return items
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _to_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value

@@ -14,20 +14,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from serve.api.compat.common import (
     INPUT_HEADER,
-    Scored,
-    Truncating,
-    answer,
-    envelope,
-    score_all,
-    usage,
+    CompatResult,
+    VllmBody,
+    build_envelope,
+    build_response,
+    build_usage,
+    compute_rewards,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import shaped_responses
+from serve.api.error_responses import build_compat_error_docs
 from serve.api.json_route import JsonRoute
 from serve.errors import EmptyInputError
 from serve.scoring.service import ScoringService
 
-router = APIRouter(tags=["vLLM"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["vLLM"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 AS_TURNS = "conversation:query-as-user,document-as-assistant"
 
@@ -51,13 +51,13 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _checked(value: object) -> object:
+def _check_texts(value: object) -> object:
     if _is_text(value) or (isinstance(value, list) and all(map(_is_text, value))):
         return value
     raise ValueError('must be a string, {"content": [text parts]}, or a list of these')
 
 
-def _one(value: object) -> object:
+def _check_text(value: object) -> object:
     if _is_text(value):
         return value
     raise ValueError('must be one text: a string, or {"content": [text parts]}')
@@ -67,11 +67,11 @@ _TEXT: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 _ONE_OR_MANY: dict[str, Any] = {
     "anyOf": [*_TEXT["anyOf"], {"type": "array", "items": _TEXT, "minItems": 1}]
 }
-Text = Annotated[Any, AfterValidator(_one), WithJsonSchema(_TEXT)]
-Texts = Annotated[Any, AfterValidator(_checked), WithJsonSchema(_ONE_OR_MANY)]
+Text = Annotated[Any, AfterValidator(_check_text), WithJsonSchema(_TEXT)]
+Texts = Annotated[Any, AfterValidator(_check_texts), WithJsonSchema(_ONE_OR_MANY)]
 
 
-class Pairs(Truncating):
+class PairsBody(VllmBody):
     """One query with one or many documents, or as many of each, under one pair of names."""
 
     model_config = ConfigDict(
@@ -86,17 +86,17 @@ class Pairs(Truncating):
     text_2: Texts = None
 
     @model_validator(mode="after")
-    def _one_pair(self) -> Pairs:
+    def _check_fields(self) -> PairsBody:
         named = {name for name in _NAMES if name in self.model_fields_set}
         if named not in [set(pair) for pair in _PAIRS_OF_NAMES]:
             either = "; ".join(f"`{one}` and `{other}`" for one, other in _PAIRS_OF_NAMES)
             raise ValueError(f"give one of these pairs and nothing of another: {either}")
         return self
 
-    def sides(self) -> tuple[list[Any], list[Any]]:
+    def get_sides(self) -> tuple[list[Any], list[Any]]:
         """Queries and documents."""
         names = next(p for p in _PAIRS_OF_NAMES if set(p) <= self.model_fields_set)
-        first, second = (_listed(getattr(self, name)) for name in names)
+        first, second = (_to_list(getattr(self, name)) for name in names)
         if not first or not second:
             raise EmptyInputError("At least one text must be given on each side")
         if len(first) == 1:
@@ -104,15 +104,15 @@ class Pairs(Truncating):
         return first, second
 
     @model_validator(mode="after")
-    def _same_number(self) -> Pairs:
+    def _check_lengths(self) -> PairsBody:
         names = next(p for p in _PAIRS_OF_NAMES if set(p) <= self.model_fields_set)
-        first, second = (len(_listed(getattr(self, name))) for name in names)
+        first, second = (len(_to_list(getattr(self, name))) for name in names)
         if first not in (1, second) and first and second:
             raise ValueError(f"{first} queries and {second} documents: give 1:1, 1:N or N:N")
         return self
 
 
-class RerankBody(Truncating):
+class RerankBody(VllmBody):
     """Documents that answer one query."""
 
     model_config = ConfigDict(
@@ -155,19 +155,23 @@ class PairsErrorResponse(BaseModel):
     error: _PairsErrorBody
 
 
-async def score_pairs(body: Pairs, service: ScoringService) -> JSONResponse:
+async def score_pairs(body: PairsBody, service: ScoringService) -> JSONResponse:
     """The reward of each pair."""
-    scored = await _score(service, body, *body.sides())
+    scored = await _compute_pair_rewards(service, body, *body.get_sides())
     data = [
         {"index": i, "object": "score", "score": value}
-        for i, value in enumerate(body.values(scored))
+        for i, value in enumerate(body.apply_activation(scored))
     ]
-    content = {**envelope(body.answer_id("score"), scored), "data": data, "usage": usage(scored)}
-    return answer(content, scored)
+    content = {
+        **build_envelope(body.build_response_id("score"), scored),
+        "data": data,
+        "usage": build_usage(scored),
+    }
+    return build_response(content, scored)
 
 
 @router.post("/score", summary="Score pairs of texts as vLLM does")
-async def score(body: Pairs, service: ServiceDep) -> JSONResponse:
+async def score(body: PairsBody, service: ServiceDep) -> JSONResponse:
     """The reward of each document as the answer to its query."""
     return await score_pairs(body, service)
 
@@ -181,10 +185,10 @@ async def rerank(body: RerankBody, service: ServiceDep) -> JSONResponse:
 
 async def rank_documents(body: RerankBody, service: ScoringService) -> JSONResponse:
     """The same, for `POST /rerank`, which is routed by `serve.api.compat.shared_paths`."""
-    documents = _listed(body.documents)
+    documents = _to_list(body.documents)
     if not documents:
         raise EmptyInputError("At least one document must be given")
-    scored = await _score(service, body, [body.query] * len(documents), documents)
+    scored = await _compute_pair_rewards(service, body, [body.query] * len(documents), documents)
     results = [
         {
             "index": i,
@@ -192,21 +196,23 @@ async def rank_documents(body: RerankBody, service: ScoringService) -> JSONRespo
             | {"multi_modal": None if isinstance(document, str) else document},
             "relevance_score": value,
         }
-        for i, (document, value) in enumerate(zip(documents, body.values(scored), strict=True))
+        for i, (document, value) in enumerate(
+            zip(documents, body.apply_activation(scored), strict=True)
+        )
     ]
     results.sort(key=lambda result: -float(str(result["relevance_score"])))
     content = {
-        "id": body.answer_id("score"),
+        "id": body.build_response_id("score"),
         "model": scored.model,
         "usage": {"prompt_tokens": scored.num_tokens, "total_tokens": scored.num_tokens},
         "results": results[: body.top_n] if body.top_n > 0 else results,
     }
-    return answer(content, scored)
+    return build_response(content, scored)
 
 
-async def _score(
-    service: ScoringService, body: Truncating, queries: list[Any], documents: list[Any]
-) -> Scored:
+async def _compute_pair_rewards(
+    service: ScoringService, body: VllmBody, queries: list[Any], documents: list[Any]
+) -> CompatResult:
     conversations = [
         [
             {"role": "user", "content": _content(query)},
@@ -214,12 +220,12 @@ async def _score(
         ]
         for query, document in zip(queries, documents, strict=True)
     ]
-    scored = await score_all(service, body.model, conversations, body.how())
+    scored = await compute_rewards(service, body.model, conversations, body.get_options())
     scored.headers[INPUT_HEADER] = AS_TURNS
     return scored
 
 
-def _listed(value: Any) -> list[Any]:
+def _to_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

@@ -13,30 +13,30 @@ from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
 from serve.api.compat.common import (
+    CompatBody,
     Inputs,
     ModelInQuery,
-    PeerBody,
     TextList,
-    answer,
-    conversations_of,
-    in_base64,
+    build_response,
+    build_usage,
+    compute_rewards,
+    encode_base64,
     is_single,
-    name_or_only,
-    score_all,
-    usage,
+    parse_inputs,
+    resolve_model_name,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import shaped_responses
+from serve.api.error_responses import build_compat_error_docs
 from serve.api.json_route import JsonRoute
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current
+from serve.telemetry.context import current_request
 
-router = APIRouter(tags=["SGLang"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["SGLang"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
-class NativeClassify(PeerBody):
+class SglangClassifyBody(CompatBody):
     """Texts that the client templated, or token ids; `model` is a hint, as there."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": [_TEXT]}]})
@@ -46,7 +46,7 @@ class NativeClassify(PeerBody):
     rid: str | TextList | None = None
 
     @model_validator(mode="after")
-    def _either(self) -> NativeClassify:
+    def _check_exactly_one(self) -> SglangClassifyBody:
         if (self.text is None) == (self.input_ids is None):
             raise ValueError("give either `text` or `input_ids`")
         if isinstance(self.input_ids, str) or _has_texts(self.input_ids):
@@ -56,7 +56,7 @@ class NativeClassify(PeerBody):
         return self
 
 
-class EmbeddingBody(PeerBody):
+class EmbeddingBody(CompatBody):
     """As OpenAI's clients and verl send it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": _TEXT}]})
@@ -67,20 +67,20 @@ class EmbeddingBody(PeerBody):
 
 
 async def classify(
-    body: NativeClassify, service: ScoringService, name: str | None = None
+    body: SglangClassifyBody, service: ScoringService, name: str | None = None
 ) -> JSONResponse:
     """The reward of each, as `embedding`: an object for a single one, else a list."""
     began = time.perf_counter()
     inputs = body.input_ids if body.text is None else body.text
-    name = name_or_only(service, name, body.model)
-    scored = await score_all(service, name, conversations_of(inputs))
+    name = resolve_model_name(service, name, body.model)
+    scored = await compute_rewards(service, name, parse_inputs(inputs))
     elapsed = time.perf_counter() - began
     rids = body.rid if isinstance(body.rid, list) else [body.rid] * len(scored.results)
     results = [
         {
             "embedding": [result.reward],
             "meta_info": {
-                "id": (rids[i] if i < len(rids) else None) or f"{current().id}-{i}",
+                "id": (rids[i] if i < len(rids) else None) or f"{current_request().id}-{i}",
                 "finish_reason": {"type": "length", "length": 0},
                 "prompt_tokens": result.num_tokens,
                 "weight_version": "default",
@@ -90,7 +90,7 @@ async def classify(
         }
         for i, result in enumerate(scored.results)
     ]
-    return answer(results[0] if is_single(inputs) else results, scored)
+    return build_response(results[0] if is_single(inputs) else results, scored)
 
 
 @router.post("/v1/embeddings", summary="Score as SGLang's embeddings do")
@@ -98,15 +98,15 @@ async def embeddings(
     body: EmbeddingBody, service: ServiceDep, model: ModelInQuery = None
 ) -> JSONResponse:
     """The reward of each, as an embedding of one number."""
-    name = name_or_only(service, model, body.model)
-    scored = await score_all(service, name, conversations_of(body.input))
+    name = resolve_model_name(service, model, body.model)
+    scored = await compute_rewards(service, name, parse_inputs(body.input))
     data: list[dict[str, Any]] = []
     for i, result in enumerate(scored.results):
         value = result.reward
-        as_asked = [value] if body.encoding_format == "float" else in_base64(value)
+        as_asked = [value] if body.encoding_format == "float" else encode_base64(value)
         data.append({"embedding": as_asked, "index": i, "object": "embedding"})
-    content = {"data": data, "model": scored.model, "object": "list", "usage": usage(scored)}
-    return answer(content, scored)
+    content = {"data": data, "model": scored.model, "object": "list", "usage": build_usage(scored)}
+    return build_response(content, scored)
 
 
 def _has_texts(value: object) -> bool:

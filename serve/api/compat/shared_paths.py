@@ -13,14 +13,13 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Discriminator, Tag
 
-from serve.api import error_responses as problems
-from serve.api.compat import errors as shapes
-from serve.api.compat import rerank, sglang, tei, vllm
-from serve.api.compat.common import FORM, ModelInQuery
+from serve.api import error_responses
+from serve.api.compat import errors, rerank, sglang, tei, vllm
+from serve.api.compat.common import FORM_TAG_PREFIX, ModelInQuery
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import Shape, shaped_responses
+from serve.api.error_responses import ErrorFormat, build_compat_error_docs
 from serve.api.json_route import JsonRoute
-from serve.api.routes import scoring as native
+from serve.api.routes import scoring
 from serve.api.schemas import ErrorResponse, ScoreRequest, ScoreResponse
 
 _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -30,60 +29,72 @@ class _Messages(vllm.MessagesBody):
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
 
 
-def _form_of_classify(body: Any) -> str:
+def _select_classify_form(body: Any) -> str:
     if isinstance(body, dict) and ("text" in body or "input_ids" in body):
-        return FORM + "sglang"
-    return vllm.form_of(body)
+        return FORM_TAG_PREFIX + "sglang"
+    return vllm.select_form(body)
 
 
-def _form_of_score(body: Any) -> str:
+def _select_score_form(body: Any) -> str:
     ours = isinstance(body, dict) and ("conversations" in body or "messages" in body)
     theirs = isinstance(body, dict) and not ours and rerank.has_pairs(body)
-    return FORM + ("pairs" if theirs else "native")
+    return FORM_TAG_PREFIX + ("pairs" if theirs else "native")
 
 
-def _form_of_rerank(body: Any) -> str:
+def _select_rerank_form(body: Any) -> str:
     theirs = isinstance(body, dict) and "texts" in body and "documents" not in body
-    return FORM + ("texts" if theirs else "documents")
+    return FORM_TAG_PREFIX + ("texts" if theirs else "documents")
 
 
 Classify = Annotated[
-    Annotated[_Messages, Tag(FORM + "messages")]
-    | Annotated[vllm.TextsBody, Tag(FORM + "texts")]
-    | Annotated[sglang.NativeClassify, Tag(FORM + "sglang")],
-    Discriminator(_form_of_classify),
+    Annotated[_Messages, Tag(FORM_TAG_PREFIX + "messages")]
+    | Annotated[vllm.TextsBody, Tag(FORM_TAG_PREFIX + "texts")]
+    | Annotated[sglang.SglangClassifyBody, Tag(FORM_TAG_PREFIX + "sglang")],
+    Discriminator(_select_classify_form),
 ]
 Score = Annotated[
-    Annotated[ScoreRequest, Tag(FORM + "native")] | Annotated[rerank.Pairs, Tag(FORM + "pairs")],
-    Discriminator(_form_of_score),
+    Annotated[ScoreRequest, Tag(FORM_TAG_PREFIX + "native")]
+    | Annotated[rerank.PairsBody, Tag(FORM_TAG_PREFIX + "pairs")],
+    Discriminator(_select_score_form),
 ]
 Rerank = Annotated[
-    Annotated[rerank.RerankBody, Tag(FORM + "documents")]
-    | Annotated[tei.RerankTexts, Tag(FORM + "texts")],
-    Discriminator(_form_of_rerank),
+    Annotated[rerank.RerankBody, Tag(FORM_TAG_PREFIX + "documents")]
+    | Annotated[tei.RerankTexts, Tag(FORM_TAG_PREFIX + "texts")],
+    Discriminator(_select_rerank_form),
 ]
 
 
-def _either_error() -> dict[int | str, dict[str, Any]]:
+def _build_score_error_docs() -> dict[int | str, dict[str, Any]]:
     """The error answers of `/v1/score`, whose shape goes by the form of the body."""
     model = ErrorResponse | rerank.PairsErrorResponse
-    return {status: {**row, "model": model} for status, row in problems.responses().items()}
+    return {
+        status: {**row, "model": model}
+        for status, row in error_responses.build_error_docs().items()
+    }
 
 
 class _ClassifyRoute(JsonRoute):
-    def shape_for(self, body: Any) -> Shape | None:
-        ours = _form_of_classify(body) == FORM + "sglang"
-        return shapes.sglang_native if ours else None
+    def shape_for(self, body: Any) -> ErrorFormat | None:
+        ours = _select_classify_form(body) == FORM_TAG_PREFIX + "sglang"
+        return errors.format_sglang_native_error if ours else None
 
 
 class _ScoreRoute(JsonRoute):
-    def shape_for(self, body: Any) -> Shape | None:
-        return shapes.vllm if _form_of_score(body) == FORM + "pairs" else None
+    def shape_for(self, body: Any) -> ErrorFormat | None:
+        return (
+            errors.format_vllm_error
+            if _select_score_form(body) == FORM_TAG_PREFIX + "pairs"
+            else None
+        )
 
 
 class _RerankRoute(JsonRoute):
-    def shape_for(self, body: Any) -> Shape | None:
-        return shapes.tei if _form_of_rerank(body) == FORM + "texts" else None
+    def shape_for(self, body: Any) -> ErrorFormat | None:
+        return (
+            errors.format_tei_error
+            if _select_rerank_form(body) == FORM_TAG_PREFIX + "texts"
+            else None
+        )
 
 
 rerank_router = APIRouter(tags=["vLLM", "TEI"], route_class=_RerankRoute)
@@ -91,10 +102,10 @@ router = APIRouter(tags=["vLLM", "SGLang"], route_class=_ClassifyRoute)
 native_router = APIRouter(tags=["scoring"], route_class=_ScoreRoute)
 
 
-@router.post("/classify", summary="Score as vLLM or SGLang do", responses=shaped_responses())
+@router.post("/classify", summary="Score as vLLM or SGLang do", responses=build_compat_error_docs())
 async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
     """Raw rewards: `data[i].probs[0]` for vLLM's clients, `[i].embedding[0]` for SGLang's."""
-    if isinstance(body, sglang.NativeClassify):
+    if isinstance(body, sglang.SglangClassifyBody):
         return await sglang.classify(body, service, model)
     return await vllm.classify(body, service)
 
@@ -102,7 +113,7 @@ async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = No
 @native_router.post(
     "/v1/score",
     response_model=ScoreResponse | rerank.PairsResponse,
-    responses=_either_error(),
+    responses=_build_score_error_docs(),
     summary="Score conversations",
 )
 async def score(body: Score, service: ServiceDep) -> JSONResponse:
@@ -111,11 +122,13 @@ async def score(body: Score, service: ServiceDep) -> JSONResponse:
     vLLM's form of this path is taken too: see `/score`.
     """
     if isinstance(body, ScoreRequest):
-        return await native.score(body, service)
+        return await scoring.score(body, service)
     return await rerank.score_pairs(body, service)
 
 
-@rerank_router.post("/rerank", summary="Rank as vLLM or TEI do", responses=shaped_responses())
+@rerank_router.post(
+    "/rerank", summary="Rank as vLLM or TEI do", responses=build_compat_error_docs()
+)
 async def rank(body: Rerank, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
     """The best answer first: `results` for vLLM's clients, a list for TEI's (with `texts`)."""
     if isinstance(body, tei.RerankTexts):

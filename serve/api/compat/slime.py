@@ -15,24 +15,24 @@ from pydantic import ConfigDict, Field
 from rm_core import PrerenderedReader, PrerenderedText, join, read_turns, strip_end
 from serve.api.compat.common import (
     INPUT_HEADER,
-    How,
+    CompatBody,
     MessageList,
     ModelInQuery,
-    PeerBody,
-    answer,
-    score_all,
+    ScoringOptions,
+    build_response,
+    compute_rewards,
 )
 from serve.api.dependencies import ServiceDep, SettingsDep
-from serve.api.error_responses import shaped_responses
+from serve.api.error_responses import build_compat_error_docs
 from serve.api.json_route import JsonRoute
 from serve.config.settings import PolicyTemplate
 
-router = APIRouter(tags=["slime"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["slime"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 _HINT = "; or name the policy's template by the service's setting `policy_template`"
 
 
-class SampleBody(PeerBody):
+class SampleBody(CompatBody):
     """A prompt and an answer to it."""
 
     model_config = ConfigDict(
@@ -51,12 +51,12 @@ async def remote_rm(
     """The raw reward, a bare number."""
     name = model if model is not None else body.model
     item, said = _item(
-        body, service.find(name).encoder.prerendered_reader, settings.policy_template
+        body, service.resolve_model(name).encoder.prerendered_reader, settings.policy_template
     )
-    scored = await score_all(service, name, [item], How(hint=_HINT))
+    scored = await compute_rewards(service, name, [item], ScoringOptions(hint=_HINT))
     if said:
         scored.headers[INPUT_HEADER] = said
-    return answer(scored.results[0].reward, scored)
+    return build_response(scored.results[0].reward, scored)
 
 
 def _item(

@@ -11,22 +11,22 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictBool, WithJsonSche
 from rm_core import PrerenderedText
 from serve.api.compat.common import (
     INPUT_HEADER,
-    How,
+    CompatBody,
+    CompatResult,
     ModelInQuery,
-    PeerBody,
-    Scored,
+    ScoringOptions,
     TextList,
-    answer,
-    score_all,
+    build_response,
+    compute_rewards,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import shaped_responses
+from serve.api.error_responses import build_compat_error_docs
 from serve.api.json_route import JsonRoute
 from serve.api.routes.scoring import sigmoid
 from serve.errors import EmptyInputError
 from serve.scoring.service import ScoringService
 
-router = APIRouter(tags=["TEI"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["TEI"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 RAW_HEADER = "x-skyreward-raw-scores"
 AS_TURNS = "conversation:query-as-user,text-as-assistant"
@@ -34,7 +34,7 @@ _PAIR = "conversation:first-as-user,second-as-assistant"
 _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
-def _is_one(value: object) -> bool:
+def _is_text_or_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) in (1, 2) and _are_texts(value)
 
 
@@ -42,7 +42,7 @@ def _are_texts(value: list[Any]) -> bool:
     return all(isinstance(item, str) for item in value)
 
 
-def _checked(value: object) -> object:
+def _check_inputs(value: object) -> object:
     if isinstance(value, str) or value == []:
         return value
     if isinstance(value, list) and _are_texts(value):
@@ -52,7 +52,7 @@ def _checked(value: object) -> object:
             f"a list of {len(value)} strings is neither a pair nor a batch; a batch is a list of "
             'lists: [["text"], ["text"]]'
         )
-    if isinstance(value, list) and all(map(_is_one, value)):
+    if isinstance(value, list) and all(map(_is_text_or_pair, value)):
         return value
     raise ValueError('must be a string, a pair of them, or a batch: a list of ["text"] or of pairs')
 
@@ -60,7 +60,7 @@ def _checked(value: object) -> object:
 _STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 PredictInputs = Annotated[
     Any,
-    AfterValidator(_checked),
+    AfterValidator(_check_inputs),
     WithJsonSchema(
         {
             "anyOf": [
@@ -73,7 +73,7 @@ PredictInputs = Annotated[
 ]
 
 
-class _Cut(PeerBody):
+class _TeiBody(CompatBody):
     model: str | None = None
     truncate: StrictBool | None = Field(
         default=None, description="true: cut what is too long; else it is refused"
@@ -83,12 +83,12 @@ class _Cut(PeerBody):
         default=None, description="false: the sigmoid of the reward; else the raw reward"
     )
 
-    def how(self) -> How:
+    def get_options(self) -> ScoringOptions:
         """How texts that are too long are cut."""
         side: Any = self.truncation_direction.lower()
-        return How(side if self.truncate else "error")
+        return ScoringOptions(side if self.truncate else "error")
 
-    def values(self, scored: Scored) -> list[float]:
+    def apply_activation(self, scored: CompatResult) -> list[float]:
         """Rewards, or their sigmoids where that was asked for; a header says which."""
         raw = self.raw_scores is not False
         asked = "default" if self.raw_scores is None else "as asked"
@@ -98,14 +98,14 @@ class _Cut(PeerBody):
         return rewards if raw else list(map(sigmoid, rewards))
 
 
-class PredictBody(_Cut):
+class PredictBody(_TeiBody):
     """Texts that the client templated, or pairs of a question and its answer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
     inputs: PredictInputs
 
 
-class RerankTexts(_Cut):
+class RerankTexts(_TeiBody):
     """Texts that answer one query."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "2+2?", "texts": ["5"]}]})
@@ -125,11 +125,13 @@ async def predict(
     single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
     items = [_conversation(item) for item in ([body.inputs] if single else body.inputs)]
     name = model if model is not None else body.model
-    scored = await score_all(service, name, items, body.how())
+    scored = await compute_rewards(service, name, items, body.get_options())
     if any(isinstance(item, list) for item in items):
         scored.headers[INPUT_HEADER] = scored.headers[INPUT_HEADER].replace("conversation", _PAIR)
-    predictions = [[{"score": score, "label": "LABEL_0"}] for score in body.values(scored)]
-    return answer(predictions[0] if single else predictions, scored)
+    predictions = [
+        [{"score": score, "label": "LABEL_0"}] for score in body.apply_activation(scored)
+    ]
+    return build_response(predictions[0] if single else predictions, scored)
 
 
 async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -> JSONResponse:
@@ -140,15 +142,19 @@ async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -
     if not body.texts:
         raise EmptyInputError("`texts` cannot be empty")
     items = [_conversation([body.query, text]) for text in body.texts]
-    scored = await score_all(service, name if name is not None else body.model, items, body.how())
+    scored = await compute_rewards(
+        service, name if name is not None else body.model, items, body.get_options()
+    )
     scored.headers[INPUT_HEADER] = AS_TURNS
     ranks: list[dict[str, Any]] = [
         {"index": index, "score": score} | ({"text": text} if body.return_text else {})
-        for index, (text, score) in enumerate(zip(body.texts, body.values(scored), strict=True))
+        for index, (text, score) in enumerate(
+            zip(body.texts, body.apply_activation(scored), strict=True)
+        )
     ]
     # As there: sorted, then reversed, so that the later one of equal scores comes first.
     ranks.sort(key=lambda rank: float(rank["score"]))
-    return answer(ranks[::-1], scored)
+    return build_response(ranks[::-1], scored)
 
 
 def _conversation(item: str | list[str]) -> Any:

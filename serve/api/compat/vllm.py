@@ -14,39 +14,39 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rm_core import PrerenderedText, ScoreError
 from serve.api.compat.common import (
-    FORM,
+    FORM_TAG_PREFIX,
     INPUT_HEADER,
     MODEL_HEADER,
     ChatBody,
+    CompatBody,
+    CompatResult,
     Inputs,
-    PeerBody,
-    Scored,
-    Truncating,
-    answer,
-    conversations_of,
-    envelope,
-    header_text,
-    in_base64,
-    score_all,
-    usage,
+    VllmBody,
+    build_envelope,
+    build_response,
+    build_usage,
+    compute_rewards,
+    encode_base64,
+    parse_inputs,
+    to_header_value,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import error_of, shaped_responses
+from serve.api.error_responses import build_compat_error_docs, build_exception
 from serve.api.json_route import JsonRoute
 from serve.api.schemas import ModelName
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
 
-router = APIRouter(tags=["vLLM"], responses=shaped_responses(), route_class=JsonRoute)
+router = APIRouter(tags=["vLLM"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
-class _Removed(Truncating):
+class _CurrentVllmBody(VllmBody):
     @model_validator(mode="before")
     @classmethod
-    def _no_removed_fields(cls, body: Any) -> Any:
+    def _reject_removed_fields(cls, body: Any) -> Any:
         if isinstance(body, dict):
             if "normalize" in body:
                 raise ValueError("`normalize` was removed from vLLM; use `use_activation`")
@@ -55,22 +55,22 @@ class _Removed(Truncating):
         return body
 
 
-class TextsBody(_Removed):
+class TextsBody(_CurrentVllmBody):
     """Texts that the client templated, or token ids."""
 
     input: Inputs = Field(description="one or several; BOS may stand there or not")
 
-    def conversations(self) -> list[Any]:
+    def get_conversations(self) -> list[Any]:
         """What is to be scored."""
-        return list(conversations_of(self.input))
+        return list(parse_inputs(self.input))
 
 
-class _Chat(ChatBody):
+class _VllmChatBody(ChatBody):
     add_generation_prompt: bool = False
     continue_final_message: bool = False
 
     @model_validator(mode="after")
-    def _only_as_it_is_scored(self) -> _Chat:
+    def _reject_generation_options(self) -> _VllmChatBody:
         for name in ("add_generation_prompt", "continue_final_message"):
             if getattr(self, name):
                 raise ValueError(
@@ -79,18 +79,18 @@ class _Chat(ChatBody):
         return self
 
 
-class MessagesBody(_Chat, _Removed):
+class MessagesBody(_VllmChatBody, _CurrentVllmBody):
     """One conversation, rendered here."""
 
 
-class _Encoded(PeerBody):
+class _EncodingOptions(CompatBody):
     task: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     embed_dtype: Literal["float32"] = "float32"
     endianness: Literal["native", "little", "big"] = "native"
 
     @model_validator(mode="after")
-    def _task_is_classify(self) -> _Encoded:
+    def _check_task(self) -> _EncodingOptions:
         if self.task not in (None, "classify"):
             raise ValueError(
                 f"task {self.task!r:.40} is not one of a reward model; use classify or leave it out"
@@ -98,19 +98,19 @@ class _Encoded(PeerBody):
         return self
 
 
-class PoolingTexts(TextsBody, _Encoded):
+class PoolingTexts(TextsBody, _EncodingOptions):
     """Like `/classify`, with the reward as a vector of one number."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": [_TEXT]}]})
 
 
-class PoolingMessages(MessagesBody, _Encoded):
+class PoolingMessages(MessagesBody, _EncodingOptions):
     """The same of one conversation."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
 
 
-class TokenizeText(PeerBody):
+class TokenizeText(CompatBody):
     """A text that the client templated."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": _TEXT}]})
@@ -118,12 +118,12 @@ class TokenizeText(PeerBody):
     prompt: str
     return_token_strs: bool | None = None
 
-    def conversations(self) -> list[Any]:
+    def get_conversations(self) -> list[Any]:
         """What is to be tokenized."""
         return [PrerenderedText(self.prompt)]
 
 
-class TokenizeMessages(_Chat):
+class TokenizeMessages(_VllmChatBody):
     """A conversation; its tokens are those that are scored, without a generation prompt."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
@@ -131,53 +131,57 @@ class TokenizeMessages(_Chat):
     return_token_strs: bool | None = None
 
 
-def form_of(body: Any) -> str:
+def select_form(body: Any) -> str:
     """Tag of the form that a body has: messages, else texts."""
     chat = isinstance(body, dict) and "messages" in body and "input" not in body
-    return FORM + ("messages" if chat else "texts")
+    return FORM_TAG_PREFIX + ("messages" if chat else "texts")
 
 
 Pooling = Annotated[
-    Annotated[PoolingTexts, Tag(FORM + "texts")]
-    | Annotated[PoolingMessages, Tag(FORM + "messages")],
-    Discriminator(form_of),
+    Annotated[PoolingTexts, Tag(FORM_TAG_PREFIX + "texts")]
+    | Annotated[PoolingMessages, Tag(FORM_TAG_PREFIX + "messages")],
+    Discriminator(select_form),
 ]
 Tokenize = Annotated[
-    Annotated[TokenizeText, Tag(FORM + "texts")]
-    | Annotated[TokenizeMessages, Tag(FORM + "messages")],
-    Discriminator(form_of),
+    Annotated[TokenizeText, Tag(FORM_TAG_PREFIX + "texts")]
+    | Annotated[TokenizeMessages, Tag(FORM_TAG_PREFIX + "messages")],
+    Discriminator(select_form),
 ]
 
 
 async def classify(body: TextsBody | MessagesBody, service: ScoringService) -> JSONResponse:
     """The reward of each, in `probs`."""
-    scored = await score_all(service, body.model, body.conversations(), body.how())
+    scored = await compute_rewards(
+        service, body.model, body.get_conversations(), body.get_options()
+    )
     data = [
         {"index": i, "label": "LABEL_0", "probs": [value], "num_classes": 1}
-        for i, value in enumerate(body.values(scored))
+        for i, value in enumerate(body.apply_activation(scored))
     ]
-    return _answer("classify", body, data, scored)
+    return _build_list_response("classify", body, data, scored)
 
 
 @router.post("/pooling", summary="Score as vLLM's pooling does")
 async def pooling(body: Pooling, service: ServiceDep) -> JSONResponse:
     """The reward of each, as a vector of one number; as float32 in base64 if so asked."""
-    scored = await score_all(service, body.model, body.conversations(), body.how())
+    scored = await compute_rewards(
+        service, body.model, body.get_conversations(), body.get_options()
+    )
     order = body.endianness if body.endianness != "native" else sys.byteorder
     data: list[dict[str, Any]] = []
-    for i, value in enumerate(body.values(scored)):
-        packed = in_base64(value, "<" if order == "little" else ">")
+    for i, value in enumerate(body.apply_activation(scored)):
+        packed = encode_base64(value, "<" if order == "little" else ">")
         as_asked = [value] if body.encoding_format == "float" else packed
         data.append({"index": i, "object": "pooling", "data": as_asked})
-    return _answer("pooling", body, data, scored)
+    return _build_list_response("pooling", body, data, scored)
 
 
 @router.post("/tokenize", summary="Tokenize as vLLM does")
 async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
     """Exactly the ids that would be scored, BOS once."""
-    model, (encoded,) = await service.encode(body.model, body.conversations(), "error")
+    model, (encoded,) = await service.encode(body.model, body.get_conversations(), "error")
     if isinstance(encoded, ScoreError):
-        raise error_of(encoded)
+        raise build_exception(encoded)
     if body.return_token_strs:
         raise BadRequestError("token strings are not given; leave `return_token_strs` out")
     content = {
@@ -187,13 +191,15 @@ async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
         "token_strs": None,
     }
     headers = {
-        MODEL_HEADER: header_text(model.settings.alias),
+        MODEL_HEADER: to_header_value(model.settings.alias),
         INPUT_HEADER: encoded.input_format or "conversation",
     }
     return JSONResponse(content, headers=headers)
 
 
-def _answer(kind: str, body: Truncating, data: list[Any], scored: Scored) -> JSONResponse:
-    begin = envelope(body.answer_id(kind), scored)
-    tokens = usage(scored) | {"completion_tokens_details": None}
-    return answer({**begin, "data": data, "usage": tokens}, scored)
+def _build_list_response(
+    kind: str, body: VllmBody, data: list[Any], scored: CompatResult
+) -> JSONResponse:
+    begin = build_envelope(body.build_response_id(kind), scored)
+    tokens = build_usage(scored) | {"completion_tokens_details": None}
+    return build_response({**begin, "data": data, "usage": tokens}, scored)

@@ -19,7 +19,7 @@ from serve.telemetry.context import ANONYMOUS
 
 
 @dataclass(slots=True)
-class _Held:
+class _Usage:
     """What requests hold.
 
     Attributes:
@@ -29,20 +29,22 @@ class _Held:
         answer_bytes: of answers that their clients have not taken yet.
     """
 
-    arriving: int = 0
-    running: int = 0
+    num_receiving: int = 0
+    num_running: int = 0
     body_bytes: int = 0
-    answer_bytes: int = 0
+    response_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
-        return self.body_bytes + self.answer_bytes
+        return self.body_bytes + self.response_bytes
 
-    def add(self, arriving: int, running: int, body_bytes: int, answer_bytes: int) -> None:
-        self.arriving += arriving
-        self.running += running
+    def add(
+        self, num_receiving: int, num_running: int, body_bytes: int, response_bytes: int
+    ) -> None:
+        self.num_receiving += num_receiving
+        self.num_running += num_running
         self.body_bytes += body_bytes
-        self.answer_bytes += answer_bytes
+        self.response_bytes += response_bytes
 
 
 class Admission:
@@ -54,13 +56,13 @@ class Admission:
 
     def __init__(self, settings: Callable[[], Settings]) -> None:
         self._settings = settings
-        self._all = _Held()
-        self._by_client: defaultdict[str, _Held] = defaultdict(_Held)
+        self._all = _Usage()
+        self._by_client: defaultdict[str, _Usage] = defaultdict(_Usage)
 
     @property
     def num_running(self) -> int:
         """Requests that are being answered."""
-        return self._all.running
+        return self._all.num_running
 
     @property
     def num_bytes(self) -> int:
@@ -77,14 +79,14 @@ class Admission:
         settings, mine = self._settings(), self._by_client.get(client)
         # Without keys everybody is one client, and trainers that never repeat a 4xx shall hear 503.
         if mine is not None and client != ANONYMOUS:
-            _check_number(mine.running, settings.max_requests_per_key, "running")
-        if self._all.running >= settings.max_requests:
+            _check_number(mine.num_running, settings.max_requests_per_key, "running")
+        if self._all.num_running >= settings.max_requests:
             raise OverloadedError(
                 f"{settings.max_requests:,} requests are running, the most that the service takes; "
                 "send the request again"
             )
 
-    def check_arriving(self, client: str) -> None:
+    def check_receiving(self, client: str) -> None:
         """Refuse a body that could not be received now, or not be started.
 
         Raises:
@@ -94,7 +96,9 @@ class Admission:
         self.check(client)
         mine = self._by_client.get(client)
         if mine is not None and client != ANONYMOUS:
-            _check_number(mine.arriving, self._settings().max_requests_per_key, "being received")
+            _check_number(
+                mine.num_receiving, self._settings().max_requests_per_key, "being received"
+            )
 
     def check_bytes(self, client: str, number: int) -> None:
         """Refuse more bytes of a body than can be held now.
@@ -112,20 +116,20 @@ class Admission:
                 f"your requests and the answers that you have not read hold {mine.num_bytes:,} "
                 f"bytes, and {share:,} is the most of one caller now; wait for some of them"
             )
-        if bodies + mine.answer_bytes > limit:
+        if bodies + mine.response_bytes > limit:
             raise OverloadedError(
                 f"bodies of {limit:,} bytes are held, the most at one time; send the request again"
             )
 
-    def ticket(self, client: str) -> Ticket:
+    def create_slot(self, client: str) -> AdmissionSlot:
         """What a new request of a client holds: nothing yet."""
-        return Ticket(self, client)
+        return AdmissionSlot(self, client)
 
     def _add(self, client: str, *numbers: int) -> None:
         self._all.add(*numbers)
         mine = self._by_client[client]
         mine.add(*numbers)
-        if not (mine.arriving or mine.running or mine.num_bytes):
+        if not (mine.num_receiving or mine.num_running or mine.num_bytes):
             del self._by_client[client]  # there may be any number of clients in time
 
 
@@ -137,24 +141,24 @@ def _check_number(number: int, limit: int, what: str) -> None:
         )
 
 
-class Ticket:
+class AdmissionSlot:
     """What one request holds; gives it all back at the end of the `with` block, or sooner."""
 
     def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
         self._client = client
-        self._held = _Held()
+        self._usage = _Usage()
 
-    def arrive(self) -> None:
+    def start_receiving(self) -> None:
         """Be one of the requests that are being received.
 
         Raises:
-            TooManyRequestsError, OverloadedError: see `Admission.check_arriving`.
+            TooManyRequestsError, OverloadedError: see `Admission.check_receiving`.
         """
-        self._admission.check_arriving(self._client)
+        self._admission.check_receiving(self._client)
         self._add(1, 0, 0, 0)
 
-    def add_bytes(self, number: int) -> None:
+    def add_body_bytes(self, number: int) -> None:
         """Hold more of a body.
 
         Raises:
@@ -163,29 +167,29 @@ class Ticket:
         self._admission.check_bytes(self._client, number)
         self._add(0, 0, number, 0)
 
-    def start(self) -> None:
+    def start_running(self) -> None:
         """Be one of the running requests, and none of those that are being received.
 
         Raises:
             TooManyRequestsError, OverloadedError: see `Admission.check`.
         """
         self._admission.check(self._client)
-        self._add(-self._held.arriving, 1, 0, 0)
+        self._add(-self._usage.num_receiving, 1, 0, 0)
 
-    def add_answer(self, number: int) -> None:
+    def add_response_bytes(self, number: int) -> None:
         """Hold more of an answer, which is never refused."""
         self._add(0, 0, 0, number)
 
     def release(self) -> None:
         """Give back what is held. May be called again."""
-        held = self._held
-        self._add(-held.arriving, -held.running, -held.body_bytes, -held.answer_bytes)
+        held = self._usage
+        self._add(-held.num_receiving, -held.num_running, -held.body_bytes, -held.response_bytes)
 
     def _add(self, *numbers: int) -> None:
-        self._held.add(*numbers)
+        self._usage.add(*numbers)
         self._admission._add(self._client, *numbers)
 
-    def __enter__(self) -> Ticket:
+    def __enter__(self) -> AdmissionSlot:
         return self
 
     def __exit__(

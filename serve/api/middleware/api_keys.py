@@ -36,46 +36,48 @@ class KeyRing:
     """
 
     def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
-        listed = [(_checked(key, where), where) for key, where in keys]
-        self.short = tuple(where for key, where in listed if len(key) < SAFE_KEY_LENGTH)
-        self._hold(_digest(key.encode()) for key, _ in listed)
+        listed = [(_check_key(key, where), where) for key, where in keys]
+        self.short_key_locations = tuple(
+            where for key, where in listed if len(key) < SAFE_KEY_LENGTH
+        )
+        self._set_digests(_digest(key.encode()) for key, _ in listed)
 
-    def _hold(self, digests: Iterable[str]) -> None:
+    def _set_digests(self, digests: Iterable[str]) -> None:
         self.digests = tuple(dict.fromkeys(digests))
         self._names = {digest.encode(): _name(digest) for digest in self.digests}
 
     @classmethod
-    def of(cls, settings: Settings) -> KeyRing:
+    def from_settings(cls, settings: Settings) -> KeyRing:
         """Every key of the settings and of the file that they name.
 
         Raises:
             ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
         """
-        keys = _listed(settings)
+        keys = _get_inline_keys(settings)
         if settings.api_keys_file is not None:
-            keys += _keys_in(Path(settings.api_keys_file))
+            keys += _read_keys_file(Path(settings.api_keys_file))
         return cls(keys)
 
     @classmethod
-    def of_listed(cls, settings: Settings) -> KeyRing:
+    def from_inline_keys(cls, settings: Settings) -> KeyRing:
         """The keys that stand in the settings themselves.
 
         Raises:
             ModelLoadError: a key cannot be used.
         """
-        return cls(_listed(settings))
+        return cls(_get_inline_keys(settings))
 
     @classmethod
-    def of_digests(cls, digests: Iterable[str]) -> KeyRing:
+    def from_digests(cls, digests: Iterable[str]) -> KeyRing:
         """The ring that has these digests."""
         ring = cls()
-        ring._hold(digests)
+        ring._set_digests(digests)
         return ring
 
     def __len__(self) -> int:
         return len(self.digests)
 
-    def name_of(self, key: bytes) -> str | None:
+    def find_name(self, key: bytes) -> str | None:
         """The name of a key in logs, which does not tell the key; None if it is not known.
 
         Takes the same time for every key, known or not.
@@ -88,7 +90,7 @@ class KeyRing:
         return found
 
 
-def warnings_of(settings: Settings, keys: KeyRing) -> list[str]:
+def build_key_warnings(settings: Settings, keys: KeyRing) -> list[str]:
     """What an operator should know at the start of who may call, one line each."""
     found = []
     if not keys and not is_loopback(settings.host):
@@ -96,9 +98,9 @@ def warnings_of(settings: Settings, keys: KeyRing) -> list[str]:
             f"WARNING: no API keys, and it listens on {settings.host}: everybody who reaches this "
             "machine can use the service; give keys (--api-keys FILE), or --host 127.0.0.1"
         )
-    if keys.short:
+    if keys.short_key_locations:
         found.append(
-            f"WARNING: {', '.join(keys.short)}: fewer than {SAFE_KEY_LENGTH} characters, which may "
+            f"WARNING: {', '.join(keys.short_key_locations)}: fewer than {SAFE_KEY_LENGTH} characters, which may "
             "be guessed; make one with: openssl rand -hex 32"
         )
     return found
@@ -113,7 +115,7 @@ def _name(digest: str) -> str:
     return "key-" + _digest(digest.encode())[:8]
 
 
-def _checked(key: str, where: str) -> str:
+def _check_key(key: str, where: str) -> str:
     if len(key) < MIN_KEY_LENGTH:
         raise ModelLoadError(
             f"{where} has {len(key)} characters and must have at least {MIN_KEY_LENGTH}; "
@@ -127,14 +129,14 @@ def _checked(key: str, where: str) -> str:
     return key
 
 
-def _listed(settings: Settings) -> list[tuple[str, str]]:
+def _get_inline_keys(settings: Settings) -> list[tuple[str, str]]:
     return [
         (key.get_secret_value(), f"key {number} of `api_keys`")
         for number, key in enumerate(settings.api_keys, 1)
     ]
 
 
-def _keys_in(file: Path) -> list[tuple[str, str]]:
+def _read_keys_file(file: Path) -> list[tuple[str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:  # its text would show what is in the file

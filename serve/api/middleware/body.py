@@ -10,8 +10,8 @@ from email.message import Message as Headed
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from serve.api.error_responses import quoted
-from serve.api.middleware.deadline import ClientGoneError, Deadline
+from serve.api.error_responses import truncate_for_message
+from serve.api.middleware.deadline import ClientDisconnectedError, Deadline
 from serve.config.settings import Settings
 from serve.errors import (
     BadRequestError,
@@ -40,23 +40,25 @@ def check_headers(headers: Headers, max_bytes: int) -> None:
     """
     if not has_body(headers):
         return
-    _check_type(headers.get("content-type"))
+    _check_content_type(headers.get("content-type"))
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaTypeError(
-            f"the body is encoded as {quoted(encoding)!r}; send it as it is, without "
+            f"the body is encoded as {truncate_for_message(encoding)!r}; send it as it is, without "
             "Content-Encoding"
         )
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
-        raise BadRequestError(f"Content-Length is {quoted(length)!r}; it must be a number of bytes")
+        raise BadRequestError(
+            f"Content-Length is {truncate_for_message(length)!r}; it must be a number of bytes"
+        )
     # A number of very many digits would not even be converted.
     if len(length) > 18 or int(length) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _build_too_large_error(max_bytes)
 
 
 async def read_body(
-    receive: Receive, hold: Callable[[int], None], settings: Settings, deadline: Deadline
+    receive: Receive, reserve_bytes: Callable[[int], None], settings: Settings, deadline: Deadline
 ) -> bytes:
     """All of a body.
 
@@ -82,11 +84,11 @@ async def read_body(
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientGoneError
+                    raise ClientDisconnectedError
                 part = message.get("body", b"")
                 if len(body) + len(part) > settings.max_body_bytes:
-                    raise _too_large(settings.max_body_bytes)
-                hold(len(part))
+                    raise _build_too_large_error(settings.max_body_bytes)
+                reserve_bytes(len(part))
                 body += part
                 if not message.get("more_body", False):
                     return bytes(body)
@@ -95,33 +97,35 @@ async def read_body(
                     limit.reschedule(min(latest, slowest, deadline.at))
     except TimeoutError:
         if deadline.at < min(latest, slowest):
-            raise deadline.error() from None
+            raise deadline.build_error() from None
         came = f"only {len(body):,} bytes of the body arrived in {min(latest, slowest) - began:g} s"
         if slowest < latest:
             came += f", fewer than {settings.min_body_rate:,} a second"
         raise BodyTimeoutError(f"{came}; send it faster, or in smaller posts") from None
 
 
-def _check_type(sent: str | None) -> None:
-    if sent == "application/json":  # what nearly all send
+def _check_content_type(content_type: str | None) -> None:
+    if content_type == "application/json":  # what nearly all send
         return
     hint = "send JSON with the header Content-Type: application/json"
-    if sent is None:
+    if content_type is None:
         raise UnsupportedMediaTypeError(f"the body has no Content-Type; {hint}")
     header = Headed()
-    header["content-type"] = sent
+    header["content-type"] = content_type
     subtype = header.get_content_subtype()
     is_json = subtype == "json" or subtype.endswith("+json")
     if header.get_content_maintype() != "application" or not is_json:
-        raise UnsupportedMediaTypeError(f"the body's Content-Type is {quoted(sent)!r}; {hint}")
+        raise UnsupportedMediaTypeError(
+            f"the body's Content-Type is {truncate_for_message(content_type)!r}; {hint}"
+        )
     charset = str(header.get_param("charset", "utf-8")).lower()
     if charset not in _UTF8:
         raise UnsupportedMediaTypeError(
-            f"the body's charset is {quoted(charset)!r}; send it in UTF-8"
+            f"the body's charset is {truncate_for_message(charset)!r}; send it in UTF-8"
         )
 
 
-def _too_large(max_bytes: int) -> BodyTooLargeError:
+def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(
         f"the body has more than {max_bytes:,} bytes, the limit; split it into several requests, "
         "or raise the service's setting `max_body_bytes`"

@@ -20,8 +20,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serve.api.middleware.response_timeout import Patience
-from serve.api.raw_responses import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, Refusal
+from serve.api.middleware.response_timeout import SlowReaderTimer
+from serve.api.raw_responses import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, RawErrorResponse
 
 MAX_HEAD_BYTES = 64 * 2**10
 # How long a client that was refused may go on sending, so that it gets to see the answer.
@@ -30,7 +30,7 @@ _LINGER_S = 2.0
 _SHARE_OF_FILES = 0.75
 _MOST_CONNECTIONS = 16_384
 
-_HEAD_TOO_LARGE = Refusal(
+_HEAD_TOO_LARGE = RawErrorResponse(
     431,
     "Request Header Fields Too Large",
     "invalid_request_error",
@@ -38,7 +38,7 @@ _HEAD_TOO_LARGE = Refusal(
     f"the request line and the headers have more than {MAX_HEAD_BYTES:,} bytes; send fewer or "
     "shorter headers",
 )
-_TOO_MANY = Refusal(
+_TOO_MANY = RawErrorResponse(
     503,
     "Service Unavailable",
     "overloaded_error",
@@ -47,14 +47,14 @@ _TOO_MANY = Refusal(
 )
 
 
-def _default_max_open() -> int:
+def _get_default_max_connections() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
     return max(1, min(_MOST_CONNECTIONS, int(files * _SHARE_OF_FILES)))
 
 
-class Connections:
+class ConnectionLimits:
     """Limits of the connections of one server, and those connections that wait for a request.
 
     Args:
@@ -69,16 +69,16 @@ class Connections:
         self,
         max_head_bytes: int = MAX_HEAD_BYTES,
         head_timeout_s: float = HEAD_TIMEOUT_S,
-        max_open: int | None = None,
+        max_connections: int | None = None,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
-        self.max_open = max_open or _default_max_open()
+        self.max_connections = max_connections or _get_default_max_connections()
         # A dict for its order: the connection that has waited longest comes first.
-        self.waiting: dict[BoundedConnection, None] = {}
+        self.idle_connections: dict[BoundedConnection, None] = {}
 
 
-_OF_THIS_PROCESS = Connections()
+_PROCESS_LIMITS = ConnectionLimits()
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -89,49 +89,51 @@ class BoundedConnection(HttpToolsProtocol):
         uvicorn: what uvicorn gives every connection.
     """
 
-    def __init__(self, *, limits: Connections = _OF_THIS_PROCESS, **uvicorn: Any) -> None:
-        super().__init__(**uvicorn)
+    def __init__(
+        self, *, limits: ConnectionLimits = _PROCESS_LIMITS, **protocol_options: Any
+    ) -> None:
+        super().__init__(**protocol_options)
         self._limits = limits
         # Since the last head, or piece of a body, that was whole. That also covers endless chunk
         # extensions and trailers, of which httptools makes headers.
         self._unread_bytes = 0
         self._head_is_too_large = False
-        self._is_refused = False
+        self._is_rejected = False
         self._timer: asyncio.TimerHandle | None = None
-        self._patience: Patience | None = None
+        self._slow_reader_timer: SlowReaderTimer | None = None
         # The head of a request that asks for another protocol, such as HTTP/2: it is begun again.
         self._plain_head: bytes | None = None
         self._head_ends_at = 0
-        self._answered: RequestResponseCycle | None = None
+        self._active_cycle: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it; if there are too many, end the one that has been idle longest."""
         super().connection_made(transport)
-        waiting = self._limits.waiting
+        waiting = self._limits.idle_connections
         waiting[self] = None
         self._start_timer()
-        if len(self.connections) > self._limits.max_open:
+        if len(self.connections) > self._limits.max_connections:
             oldest = next(iter(waiting))
             del waiting[oldest]
             if oldest is self:  # all others are being answered
-                self.transport.write(_TOO_MANY.response())
+                self.transport.write(_TOO_MANY.to_bytes())
             oldest._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         super().connection_lost(exc)
         # uvicorn tells the last request that came, which may be one that waits for its turn.
-        if self._answered is not None and not self._answered.response_complete:
-            self._answered.disconnected = True
-            self._answered.message_event.set()
+        if self._active_cycle is not None and not self._active_cycle.response_complete:
+            self._active_cycle.disconnected = True
+            self._active_cycle.message_event.set()
         self.pipeline.clear()
-        self._stop_waiting()
-        if self._patience is not None:
-            self._patience.cancel()
+        self._mark_busy()
+        if self._slow_reader_timer is not None:
+            self._slow_reader_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what grows without becoming a request or a piece of a body."""
-        if self._is_refused:
+        if self._is_rejected:
             return
         self._unread_bytes += len(data)
         super().data_received(data)
@@ -143,7 +145,7 @@ class BoundedConnection(HttpToolsProtocol):
             super().data_received(head)
             super().data_received(data)
         if self._unread_bytes > self._limits.max_head_bytes:
-            self._refuse(_HEAD_TOO_LARGE)
+            self._reject(_HEAD_TOO_LARGE)
         elif self._timer is None and not self._is_answering():
             self._start_timer()
 
@@ -156,13 +158,13 @@ class BoundedConnection(HttpToolsProtocol):
             raise ValueError("ends the parsing; see send_400_response")
         self._unread_bytes = 0
         if self.parser.should_upgrade() and self._get_upgrade() and not self._should_upgrade():
-            self._plain_head = self._without_upgrade()
+            self._plain_head = self._build_head_without_upgrade()
             return
         super().on_headers_complete()
-        self._stop_waiting()
+        self._mark_busy()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answered = cycle
+        self._active_cycle = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -181,7 +183,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():  # as the client asked
             self._close()
         if not self._is_answering():
-            self._limits.waiting[self] = None
+            self._limits.idle_connections[self] = None
             if self.is_in_head():  # of the next request
                 self._start_timer()
 
@@ -206,7 +208,7 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             super()._unsupported_upgrade_warning()
 
-    def _without_upgrade(self) -> bytes:
+    def _build_head_without_upgrade(self) -> bytes:
         method, version = self.parser.get_method(), self.parser.get_http_version()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
         lines += [b"%s: %s" % pair for pair in self.headers if pair[0] != b"upgrade"]
@@ -215,7 +217,7 @@ class BoundedConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Called for what the parser refuses; uvicorn's own answer would be plain text."""
         self._unread_bytes = 0
-        self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else BAD_REQUEST)
+        self._reject(_HEAD_TOO_LARGE if self._head_is_too_large else BAD_REQUEST)
 
     def is_in_head(self) -> bool:
         """Whether a head has begun and is not whole."""
@@ -234,7 +236,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _on_late_head(self) -> None:
         self._timer = None
         if self.is_in_head():
-            self._refuse(HEAD_TIMEOUT)
+            self._reject(HEAD_TIMEOUT)
         else:  # a client that never sent anything would take an answer for that to its first post
             self._end()
 
@@ -247,19 +249,19 @@ class BoundedConnection(HttpToolsProtocol):
     def _close(self) -> None:
         """End it when all is taken, or too little of it."""
         self.transport.close()
-        if self._patience is None and self.transport.get_write_buffer_size():
-            self._patience = Patience(self.transport, self._limits.head_timeout_s)
+        if self._slow_reader_timer is None and self.transport.get_write_buffer_size():
+            self._slow_reader_timer = SlowReaderTimer(self.transport, self._limits.head_timeout_s)
 
-    def _stop_waiting(self) -> None:
-        self._limits.waiting.pop(self, None)
+    def _mark_busy(self) -> None:
+        self._limits.idle_connections.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self, refusal: Refusal) -> None:
-        if self._is_refused or self.transport.is_closing():
+    def _reject(self, response: RawErrorResponse) -> None:
+        if self._is_rejected or self.transport.is_closing():
             return
-        self._is_refused = True
+        self._is_rejected = True
         if self._is_answering():
             if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
                 # What is refused came behind a request that is being answered.
@@ -268,9 +270,9 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._unset_keepalive_if_required()
-        self._stop_waiting()
-        self._limits.waiting[self] = None
-        self.transport.write(refusal.response())
+        self._mark_busy()
+        self._limits.idle_connections[self] = None
+        self.transport.write(response.to_bytes())
         if self.transport.can_write_eof():
             self.transport.write_eof()
         # If it were closed while the client still sends, it would be reset, and the answer lost.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.error_responses import quoted
+from serve.api.error_responses import truncate_for_message
 from serve.errors import BadRequestError, DeadlineExceededError
 
-HEADER = "X-Request-Timeout-Seconds"
+TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 
 # Ray Serve reads the same header and cuts the request off with a 408 of its own, in plain text. Its
 # clock starts first, so ours ends sooner, by more than the way from there to here takes. Measured
@@ -22,7 +22,7 @@ _MARGIN_SHARE = 0.1
 _MIN_MARGIN_S, _MAX_MARGIN_S = 0.05, 0.25
 
 
-class ClientGoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client hung up: there is nobody to answer."""
 
 
@@ -39,7 +39,7 @@ class Deadline:
     at: float
 
     @classmethod
-    def of(cls, sent: str | None, default_s: float, most_s: float) -> Deadline:
+    def from_header(cls, value: str | None, default_s: float, max_s: float) -> Deadline:
         """The deadline of a request that has just come.
 
         Args:
@@ -50,25 +50,25 @@ class Deadline:
         Raises:
             BadRequestError: the header is no positive number.
         """
-        seconds = min(default_s if sent is None else _positive(sent), most_s)
+        seconds = min(default_s if value is None else _parse_seconds(value), max_s)
         margin = min(max(_MARGIN_SHARE * seconds, _MIN_MARGIN_S), _MAX_MARGIN_S, seconds / 2)
         return cls(seconds, asyncio.get_running_loop().time() + seconds - margin)
 
-    def error(self) -> DeadlineExceededError:
+    def build_error(self) -> DeadlineExceededError:
         """What a request is answered that did not keep it."""
         return DeadlineExceededError(
             f"the request was not done within {self.seconds:g} s and was given up; send fewer "
-            f"conversations at once, or give it more time with the header {HEADER}"
+            f"conversations at once, or give it more time with the header {TIMEOUT_HEADER}"
         )
 
 
-async def run_until(
+async def run_with_deadline(
     app: ASGIApp,
     scope: Scope,
     body: bytes,
     streams: tuple[Receive, Send],
     deadline: Deadline,
-    hold: Callable[[int], None],
+    reserve_bytes: Callable[[int], None],
 ) -> None:
     """Run an application on a body that was read, and cancel it when nobody needs its answer.
 
@@ -102,7 +102,7 @@ async def run_until(
             if not limit.expired():
                 limit.reschedule(None)
         elif body := message.get("body"):
-            hold(len(body))
+            reserve_bytes(len(body))
         await send(message)
 
     async def watch() -> None:
@@ -119,19 +119,19 @@ async def run_until(
     except TimeoutError:
         if not limit.expired():
             raise
-        raise (ClientGoneError() if gone.is_set() else deadline.error()) from None
+        raise (ClientDisconnectedError() if gone.is_set() else deadline.build_error()) from None
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-def _positive(sent: str) -> float:
+def _parse_seconds(value: str) -> float:
     try:
-        seconds = math.nan if "_" in sent else float(sent)
+        seconds = math.nan if "_" in value else float(value)
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise BadRequestError(
-            f"the header {HEADER} is {quoted(sent)!r}; it must be a positive number of seconds"
+            f"the header {TIMEOUT_HEADER} is {truncate_for_message(value)!r}; it must be a positive number of seconds"
         )
     return seconds

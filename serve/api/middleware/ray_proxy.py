@@ -3,7 +3,7 @@
 Serve answers a deadline that passes with plain text, and at the moment at which the gateway would
 have answered; it stops looking whether the client is still there if a header says so; and header
 values that are no UTF-8 end in 500. `middlewares` runs in whatever process of Serve speaks HTTP
-(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `Restored` in the gateway. No rm_core here: a proxy
+(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `RestoreHeadersMiddleware` in the gateway. No rm_core here: a proxy
 needs no torch.
 """
 
@@ -20,8 +20,10 @@ from serve.telemetry.logging import accept_request_id
 
 _ID = b"x-request-id"
 _DEADLINE = b"x-request-timeout-seconds"
-_CARRIED = b"x-skyreward-timeout-seconds"
-_DROPPED = frozenset({_ID, b"x-request-disconnect-disabled", b"serve-multiplexed-model-id"})
+_HIDDEN_DEADLINE = b"x-skyreward-timeout-seconds"
+_STRIPPED_HEADERS = frozenset(
+    {_ID, b"x-request-disconnect-disabled", b"serve-multiplexed-model-id"}
+)
 
 
 def middlewares() -> list[Middleware]:
@@ -31,10 +33,10 @@ def middlewares() -> list[Middleware]:
     limits on connections become that choice: in this process only Serve uses uvicorn.
     """
     HTTP_PROTOCOLS["auto"] = f"{BoundedConnection.__module__}:{BoundedConnection.__qualname__}"
-    return [Middleware(Hidden)]
+    return [Middleware(StripHeadersMiddleware)]
 
 
-class Hidden:
+class StripHeadersMiddleware:
     """Outside of Serve: the request's id made fit to be echoed, other headers out of its sight."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,15 +48,15 @@ class Hidden:
             sent = dict(scope["headers"]).get(_ID)
             identifier = accept_request_id(sent.decode("latin-1") if sent else None)
             headers = [
-                (_CARRIED if name == _DEADLINE else name, value)
+                (_HIDDEN_DEADLINE if name == _DEADLINE else name, value)
                 for name, value in scope["headers"]
-                if name.replace(b"_", b"-") not in _DROPPED
+                if name.replace(b"_", b"-") not in _STRIPPED_HEADERS
             ]
             scope = {**scope, "headers": [*headers, (_ID, identifier.encode())]}
         await self._app(scope, receive, send)
 
 
-class Restored:
+class RestoreHeadersMiddleware:
     """In the gateway: the headers again as the client sent them."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,12 +67,13 @@ class Restored:
         if scope["type"] == "http":
             # In place: what is noted in the scope further in has to be there further out.
             scope["headers"] = [
-                (_DEADLINE if name == _CARRIED else name, value) for name, value in scope["headers"]
+                (_DEADLINE if name == _HIDDEN_DEADLINE else name, value)
+                for name, value in scope["headers"]
             ]
         await self._app(scope, receive, send)
 
 
-class InFlight:
+class InFlightMiddleware:
     """In the gateway: knows when every answer is out of the application's hands.
 
     Args:

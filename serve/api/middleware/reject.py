@@ -10,16 +10,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rm_core import RewardError
-from serve.api.error_responses import problem_response
+from serve.api.error_responses import build_error_response
 from serve.api.middleware.body import has_body
-from serve.telemetry.context import current
+from serve.telemetry.context import current_request
 
 # How much of a body is still read, so that its sender gets to see the answer, and for how long.
 _LINGER_BYTES = 256 * 2**20
 _LINGER_S = 5.0
 
 
-async def refuse(
+async def send_rejection(
     error: RewardError,
     scope: Scope,
     receive: Receive,
@@ -39,8 +39,8 @@ async def refuse(
             the body, for the sake of the next request.
         page: sent in place of the error's own body.
     """
-    current().code = error.code
-    response = page or problem_response(error, scope)
+    current_request().code = error.code
+    response = page or build_error_response(error, scope)
     if not close:
         await response(scope, receive, send)
         return
@@ -54,7 +54,7 @@ async def refuse(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def ends_soon(headers: Headers, max_bytes: int) -> bool:
+def can_keep_alive(headers: Headers, max_bytes: int) -> bool:
     """Whether what follows of a request is a body of a known, allowed length, or none."""
     length = headers.get("content-length", "0")
     known = "transfer-encoding" not in headers and "expect" not in headers

@@ -1,6 +1,6 @@
 """The outermost layer of the application: one record, one line, one count of every request.
 
-It makes the `RequestRecord` that everything further in fills, takes or makes `X-Request-Id`, puts
+It makes the `RequestContext` that everything further in fills, takes or makes `X-Request-Id`, puts
 the times of the stages on the answer, and tells log, metrics and traces once the answer is complete
 or nobody waits for it any more. Nothing a caller chose is logged but an acceptable request id:
 paths appear as the template of their route.
@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.telemetry.context import RequestRecord, begin, end
+from serve.telemetry.context import RequestContext, bind_request, unbind_request
 from serve.telemetry.logging import accept_request_id
 from serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-RECORD = "skyreward.record"
+REQUEST_CONTEXT_KEY = "skyreward.record"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 """A header of every answer: browsers shall not guess what it is."""
 
@@ -31,11 +31,11 @@ CLIENT_CLOSED_REQUEST = 499
 UNMATCHED = "unmatched"
 
 # Lines of requests without a right key.
-_REFUSALS_EVERY_S = 10.0
+_AUTH_FAILURE_LOG_INTERVAL_S = 10.0
 
 _STATUS_ROUTES = {"/health", "/ready", "/metrics"}
 # What ends a task or the process, and is no failure.
-_ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+_EXIT_EXCEPTIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -47,7 +47,7 @@ class Tracer(Protocol):
         ...
 
 
-class _Refusals:
+class _AuthFailureThrottle:
     """Which lines about keys that are missing or wrong are written: one in a while.
 
     Anybody may cause any number of them. What was left out is counted in the next line.
@@ -55,15 +55,15 @@ class _Refusals:
 
     def __init__(self) -> None:
         self._next_at = -math.inf
-        self._left_out = 0
+        self._num_suppressed = 0
 
-    def left_out(self, at: float) -> dict[str, int] | None:
+    def take_line_fields(self, now: float) -> dict[str, int] | None:
         """What the line at a time has to add; None if it is left out."""
-        if at < self._next_at:
-            self._left_out += 1
+        if now < self._next_at:
+            self._num_suppressed += 1
             return None
-        self._next_at = at + _REFUSALS_EVERY_S
-        left_out, self._left_out = self._left_out, 0
+        self._next_at = now + _AUTH_FAILURE_LOG_INTERVAL_S
+        left_out, self._num_suppressed = self._num_suppressed, 0
         return {"left_out": left_out} if left_out else {}
 
 
@@ -79,8 +79,8 @@ class Exchange:
         total_s: seconds from its arrival to its end.
     """
 
-    def __init__(self, record: RequestRecord, method: str, route: str) -> None:
-        self.record = record
+    def __init__(self, context: RequestContext, method: str, route: str) -> None:
+        self.context = context
         self.method = method if method in _METHODS else "OTHER"
         self.route = route
         self.started_ns = time.time_ns()
@@ -88,10 +88,10 @@ class Exchange:
         self.total_s = 0.0
         self._started = time.perf_counter()
         self._status_sent: int | None = None
-        self._last_part = self._complete = self._gone = False
+        self._is_last_message = self._is_complete = self._is_disconnected = False
 
     @property
-    def scores(self) -> bool:
+    def is_scoring_request(self) -> bool:
         """Whether it asks for work on conversations."""
         return self.method == "POST" and self.route != UNMATCHED
 
@@ -100,36 +100,40 @@ class Exchange:
         """Seconds since it came."""
         return time.perf_counter() - self._started
 
-    def saw_client_leave(self) -> None:
+    def mark_client_disconnected(self) -> None:
         """The server says that the client has gone."""
-        self._gone = True
+        self._is_disconnected = True
 
-    def sending(self, message: Message) -> None:
+    def before_send(self, message: Message) -> None:
         """A part of the answer is about to be sent."""
         if message["type"] == "http.response.start":
             self._status_sent = message["status"]
         # Asked before it is sent: right after it, servers say that the client has gone in any case.
-        elif not message.get("more_body", False) and not self._gone:
-            self._last_part = True
+        elif not message.get("more_body", False) and not self._is_disconnected:
+            self._is_last_message = True
 
-    def sent(self) -> None:
+    def after_send(self) -> None:
         """It has been sent."""
-        self._complete = self._last_part
+        self._is_complete = self._is_last_message
 
     def finish(self, error: BaseException | None) -> None:
         """It is over; `error` is what came out of the application."""
         self.total_s = self.elapsed_s
-        if self._complete and self._status_sent is not None:
+        if self._is_complete and self._status_sent is not None:
             self.status = self._status_sent
         # A server that cannot send raises OSError; one that saw the client go cancels.
-        elif not (error is None or isinstance(error, (*_ENDINGS, OSError)) or self._gone):
+        elif not (
+            error is None
+            or isinstance(error, (*_EXIT_EXCEPTIONS, OSError))
+            or self._is_disconnected
+        ):
             self.status = 500
-            self.record.code = self.record.code or "internal_error"
+            self.context.code = self.context.code or "internal_error"
         else:
-            self.record.code = "client_closed_request"
+            self.context.code = "client_closed_request"
 
 
-class RequestLog:
+class RequestLogMiddleware:
     """Pure ASGI middleware; to be added last, so that it is outermost.
 
     Args:
@@ -145,17 +149,17 @@ class RequestLog:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        echo: bool,
-        templates: Iterable[str],
+        echo_request_id: bool,
+        route_templates: Iterable[str],
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._echo = echo
-        self._templates = set(templates)
+        self._echo = echo_request_id
+        self._templates = set(route_templates)
         self._mounts = tuple(t.removesuffix("*") for t in self._templates if t.endswith("/*"))
         self._tracer = tracer
-        self._refusals = _Refusals()
+        self._auth_failures = _AuthFailureThrottle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -163,66 +167,70 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         sent = dict(scope["headers"]).get(b"x-request-id")
-        record = RequestRecord(accept_request_id(sent.decode("latin-1") if sent else None))
-        exchange = Exchange(record, scope["method"], self._template(scope))
-        scope[RECORD] = record
-        token = begin(record)
-        if exchange.scores:
-            self._metrics.begun()
+        record = RequestContext(accept_request_id(sent.decode("latin-1") if sent else None))
+        exchange = Exchange(record, scope["method"], self._match_route(scope))
+        scope[REQUEST_CONTEXT_KEY] = record
+        token = bind_request(record)
+        if exchange.is_scoring_request:
+            self._metrics.request_started()
         error: BaseException | None = None
         try:
-            await self._app(scope, _watched(receive, exchange), self._answering(send, exchange))
+            await self._app(
+                scope, _wrap_receive(receive, exchange), self._wrap_send(send, exchange)
+            )
         except BaseException as raised:
             error = raised
-            if isinstance(raised, (Exception, *_ENDINGS)):
+            if isinstance(raised, (Exception, *_EXIT_EXCEPTIONS)):
                 raise
             # Such as a panic in Rust, to which nothing further out would have an answer.
             raise RuntimeError(f"{type(raised).__name__} while answering a request") from raised
         finally:
-            if exchange.scores:
-                self._metrics.ended()
+            if exchange.is_scoring_request:
+                self._metrics.request_finished()
             exchange.finish(error)
-            self._tell(exchange, scope)
-            end(token)
+            self._report(exchange, scope)
+            unbind_request(token)
 
-    def _template(self, scope: Scope) -> str:
+    def _match_route(self, scope: Scope) -> str:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in self._templates:
             return path
         return next((f"{m}*" for m in self._mounts if path.startswith(m)), UNMATCHED)
 
-    def _answering(self, send: Send, exchange: Exchange) -> Send:
+    def _wrap_send(self, send: Send, exchange: Exchange) -> Send:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), NOSNIFF]
                 if self._echo:
-                    headers.append((b"x-request-id", exchange.record.id.encode()))
-                if exchange.scores and exchange.record.model is not None:
+                    headers.append((b"x-request-id", exchange.context.id.encode()))
+                if exchange.is_scoring_request and exchange.context.model is not None:
                     headers += _stage_times(exchange)
                 message = {**message, "headers": headers}
-            exchange.sending(message)
+            exchange.before_send(message)
             await send(message)
-            exchange.sent()
+            exchange.after_send()
 
         return answer
 
-    def _tell(self, exchange: Exchange, scope: Scope) -> None:
-        record = exchange.record
-        self._metrics.request(record, exchange.route, exchange.status, exchange.total_s)
+    def _report(self, exchange: Exchange, scope: Scope) -> None:
+        record = exchange.context
+        self._metrics.record_request(record, exchange.route, exchange.status, exchange.total_s)
         quiet = exchange.route in _STATUS_ROUTES
         level = logging.DEBUG if quiet else logging.INFO
-        left_out = self._refusals.left_out(time.monotonic()) if exchange.status == 401 else {}
+        left_out = (
+            self._auth_failures.take_line_fields(time.monotonic()) if exchange.status == 401 else {}
+        )
         if left_out is not None:
-            logger.log(level, "request", extra={"fields": _facts(exchange) | left_out})
+            logger.log(level, "request", extra={"fields": _build_log_fields(exchange) | left_out})
         if self._tracer is not None and not quiet:
             self._tracer.trace(exchange, scope["headers"])
 
 
-def _watched(receive: Receive, exchange: Exchange) -> Receive:
+def _wrap_receive(receive: Receive, exchange: Exchange) -> Receive:
     async def watched() -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
-            exchange.saw_client_leave()
+            exchange.mark_client_disconnected()
         return message
 
     return watched
@@ -230,11 +238,11 @@ def _watched(receive: Receive, exchange: Exchange) -> Receive:
 
 def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     """Whole milliseconds, under the names that text-embeddings-inference gave them."""
-    record = exchange.record
+    record = exchange.context
     stages = {
         "x-tokenization-time": record.tokenize_s,
-        "x-queue-time": record.queue_s,
-        "x-inference-time": record.forward_s,
+        "x-queue-time": record.queue_duration_s,
+        "x-inference-time": record.inference_s,
         "x-total-time": exchange.elapsed_s,
     }
     return [
@@ -242,9 +250,9 @@ def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _facts(exchange: Exchange) -> dict[str, Any]:
+def _build_log_fields(exchange: Exchange) -> dict[str, Any]:
     """What the line says; the id stands in every line of the log anyway."""
-    record = exchange.record
+    record = exchange.context
     facts: dict[str, Any] = {
         "method": exchange.method,
         "route": exchange.route,
@@ -261,8 +269,8 @@ def _facts(exchange: Exchange) -> dict[str, Any]:
             "computed": record.num_computed_tokens,
             "cached": record.num_cached_tokens,
             "tokenize_s": round(record.tokenize_s, 6),
-            "queue_duration_s": round(record.queue_s, 6),
-            "inference_s": round(record.forward_s, 6),
+            "queue_duration_s": round(record.queue_duration_s, 6),
+            "inference_s": round(record.inference_s, 6),
         }
     facts["total_s"] = round(exchange.total_s, 6)
     return {name: fact for name, fact in facts.items() if fact is not None}

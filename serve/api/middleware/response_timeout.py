@@ -18,14 +18,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PART_BYTES = 256 * 2**10
+_MAX_WRITE_BYTES = 256 * 2**10
 # Else a client that takes one byte at a time would hold its answer for days.
-LEAST_BYTES = 64 * 2**10
+MIN_PROGRESS_BYTES = 64 * 2**10
 """Fewer than these, taken in the time that a client has, are as good as none."""
 _TRANSPORT = "skyreward.transport"
 
 
-class Reachable:
+class TransportMiddleware:
     """Outside of everything: notes in the scope what the connection is, where that can be known."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -47,8 +47,8 @@ def _reset(transport: Any) -> None:
     transport.abort()
 
 
-class Patience:
-    """Resets a connection once its client took fewer than `LEAST_BYTES` in a period.
+class SlowReaderTimer:
+    """Resets a connection once its client took fewer than `MIN_PROGRESS_BYTES` in a period.
 
     Args:
         transport: of the connection, which is given nothing more to send.
@@ -56,7 +56,7 @@ class Patience:
     """
 
     def __init__(self, transport: Any, timeout_s: float) -> None:
-        self.is_over = False
+        self.has_expired = False
         self._transport = transport
         self._timeout_s = timeout_s
         self._begin()
@@ -66,18 +66,21 @@ class Patience:
         self._timer.cancel()
 
     def _begin(self) -> None:
-        self._left = _untaken(self._transport)
-        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+        self._num_unacknowledged = _count_unacknowledged_bytes(self._transport)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._check_progress)
 
-    def _look(self) -> None:
-        if self._left - _untaken(self._transport) < LEAST_BYTES:
-            self.is_over = True
+    def _check_progress(self) -> None:
+        if (
+            self._num_unacknowledged - _count_unacknowledged_bytes(self._transport)
+            < MIN_PROGRESS_BYTES
+        ):
+            self.has_expired = True
             _reset(self._transport)  # and then the server's `send` returns
         else:
             self._begin()
 
 
-def _untaken(transport: Any) -> int:
+def _count_unacknowledged_bytes(transport: Any) -> int:
     """Bytes that the machine of the client has not acknowledged."""
     held: int = transport.get_write_buffer_size()
     connection = transport.get_extra_info("socket")
@@ -91,13 +94,13 @@ def _untaken(transport: Any) -> int:
     return held
 
 
-def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
+def enforce_send_timeout(scope: Scope, send: Send, timeout_s: float) -> Send:
     """A `send` that gives a client up which takes nothing, or next to nothing, for a while.
 
     Args:
-        scope: of the request, noted by `Reachable`.
+        scope: of the request, noted by `TransportMiddleware`.
         send: of the server.
-        timeout_s: seconds in which `LEAST_BYTES` have to be taken while the server waits for that.
+        timeout_s: seconds in which `MIN_PROGRESS_BYTES` have to be taken while the server waits for that.
     """
     transport = scope[_TRANSPORT]
     if transport is None:  # whatever this is takes everything at once
@@ -111,20 +114,20 @@ def delivering(scope: Scope, send: Send, timeout_s: float) -> Send:
         if not transport.get_write_buffer_size():  # it will not wait
             await send(message)
             return
-        patience = Patience(transport, timeout_s)
+        patience = SlowReaderTimer(transport, timeout_s)
         try:
             await send(message)
         finally:
             patience.cancel()
-            is_given_up = patience.is_over
+            is_given_up = patience.has_expired
 
     async def deliver(message: Message) -> None:
         body = message.get("body", b"")
-        if len(body) <= _PART_BYTES:
+        if len(body) <= _MAX_WRITE_BYTES:
             await one(message)
             return
-        for start in range(0, len(body), _PART_BYTES):
-            part = body[start : start + _PART_BYTES]
+        for start in range(0, len(body), _MAX_WRITE_BYTES):
+            part = body[start : start + _MAX_WRITE_BYTES]
             await one({"type": "http.response.body", "body": part, "more_body": True})
             await asyncio.sleep(0)  # to hear whether the connection is still there
         # Waits until nearly all is taken.

@@ -15,18 +15,23 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rm_core import RewardError
-from serve.api.error_responses import problem_response
+from serve.api.error_responses import build_error_response
 from serve.api.middleware.admission import Admission
 from serve.api.middleware.api_keys import KeyRing
 from serve.api.middleware.body import check_headers, read_body
-from serve.api.middleware.deadline import HEADER, ClientGoneError, Deadline, run_until
-from serve.api.middleware.reject import ends_soon, refuse
-from serve.api.middleware.response_timeout import Reachable, delivering
+from serve.api.middleware.deadline import (
+    TIMEOUT_HEADER,
+    ClientDisconnectedError,
+    Deadline,
+    run_with_deadline,
+)
+from serve.api.middleware.reject import can_keep_alive, send_rejection
+from serve.api.middleware.response_timeout import TransportMiddleware, enforce_send_timeout
 from serve.api.middleware.trusted_hosts import check_host
-from serve.api.playground.page import door, page_headers
+from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
 from serve.errors import AuthenticationError, BodyTimeoutError, MisdirectedRequestError
-from serve.telemetry.context import ANONYMOUS, current
+from serve.telemetry.context import ANONYMOUS, current_request
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Read by load balancers and Prometheus, which have no key."""
@@ -35,7 +40,7 @@ _CLIENT = "skyreward.client"
 
 
 def install(
-    app: FastAPI, settings: Settings, require_room: Callable[[], None] = lambda: None
+    app: FastAPI, settings: Settings, check_capacity: Callable[[], None] = lambda: None
 ) -> Admission:
     """Put the guard around an application; what is added later stands outside of it.
 
@@ -44,11 +49,11 @@ def install(
     Args:
         app: the application.
         settings: at the start.
-        require_room: raises `OverloadedError` while no post at all can be taken.
+        check_capacity: raises `OverloadedError` while no post at all can be taken.
     """
     admission = Admission(lambda: app.state.settings)
-    app.add_middleware(_Guard, admission=admission, require_room=require_room)
-    app.add_middleware(_KeyCheck)
+    app.add_middleware(RequestLimitsMiddleware, admission=admission, check_capacity=check_capacity)
+    app.add_middleware(ApiKeyMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -57,13 +62,13 @@ def install(
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(_Front)
+    app.add_middleware(HostAndTimeoutMiddleware)
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Reachable(build())  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: TransportMiddleware(build())  # type: ignore[method-assign]
     return admission
 
 
-class _Front:
+class HostAndTimeoutMiddleware:
     """Answers what is for this host, as long as the client takes the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -77,17 +82,17 @@ class _Front:
             await self._app(scope, receive, send)
             return
         state = scope["app"].state
-        send = delivering(scope, send, state.settings.answer_timeout_s)
+        send = enforce_send_timeout(scope, send, state.settings.answer_timeout_s)
         try:
             check_host(scope["headers"], state.settings, with_keys=bool(state.keys))
         except MisdirectedRequestError as error:
-            close = not ends_soon(Headers(scope=scope), state.settings.max_body_bytes)
-            await refuse(error, scope, receive, send, close=close)
+            close = not can_keep_alive(Headers(scope=scope), state.settings.max_body_bytes)
+            await send_rejection(error, scope, receive, send, close=close)
             return
         await self._app(scope, receive, send)
 
 
-class _KeyCheck:
+class ApiKeyMiddleware:
     """Lets nobody in without a key, if there are keys; a person is asked for it by a page."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -96,25 +101,27 @@ class _KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
             try:
-                scope[_CLIENT] = current().client = _caller(scope, scope["app"].state.keys)
+                scope[_CLIENT] = current_request().client = _authenticate(
+                    scope, scope["app"].state.keys
+                )
             except AuthenticationError as error:
                 limit = scope["app"].state.settings.max_body_bytes
-                close = not ends_soon(Headers(scope=scope), limit)
-                page = _door(error, scope) if _asks_for_page(scope) else None
-                await refuse(error, scope, receive, send, close=close, page=page)
+                close = not can_keep_alive(Headers(scope=scope), limit)
+                page = _build_login_response(error, scope) if _asks_for_page(scope) else None
+                await send_rejection(error, scope, receive, send, close=close, page=page)
                 return
         await self._app(scope, receive, send)
 
 
-class _Guard:
+class RequestLimitsMiddleware:
     """Bounds what a post may cost, and for how long."""
 
     def __init__(
-        self, app: ASGIApp, admission: Admission, require_room: Callable[[], None]
+        self, app: ASGIApp, admission: Admission, check_capacity: Callable[[], None]
     ) -> None:
         self._app = app
         self._admission = admission
-        self._require_room = require_room
+        self._check_capacity = check_capacity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -123,27 +130,31 @@ class _Guard:
         headers, settings = Headers(scope=scope), scope["app"].state.settings
         client = scope.get(_CLIENT, ANONYMOUS)
         is_read = False
-        with self._admission.ticket(client) as ticket:
+        with self._admission.create_slot(client) as ticket:
             try:
-                deadline = Deadline.of(
-                    headers.get(HEADER), settings.request_timeout_s, settings.max_request_timeout_s
+                deadline = Deadline.from_header(
+                    headers.get(TIMEOUT_HEADER),
+                    settings.request_timeout_s,
+                    settings.max_request_timeout_s,
                 )
                 check_headers(headers, settings.max_body_bytes)
-                ticket.arrive()
+                ticket.start_receiving()
                 # Overload is worst where refusing costs as much as reading what is refused.
-                self._require_room()
-                body = await read_body(receive, ticket.add_bytes, settings, deadline)
+                self._check_capacity()
+                body = await read_body(receive, ticket.add_body_bytes, settings, deadline)
                 is_read = True
-                ticket.start()  # only now: a slow body must not keep others out
+                ticket.start_running()  # only now: a slow body must not keep others out
                 streams = (receive, send)
-                await run_until(self._app, scope, body, streams, deadline, ticket.add_answer)
-            except ClientGoneError:
-                current().code = "client_gone"
+                await run_with_deadline(
+                    self._app, scope, body, streams, deadline, ticket.add_response_bytes
+                )
+            except ClientDisconnectedError:
+                current_request().code = "client_gone"
             except RewardError as error:
                 ticket.release()
                 stuck = isinstance(error, BodyTimeoutError)
-                ends = is_read or (not stuck and ends_soon(headers, settings.max_body_bytes))
-                await refuse(error, scope, receive, send, close=not ends)
+                ends = is_read or (not stuck and can_keep_alive(headers, settings.max_body_bytes))
+                await send_rejection(error, scope, receive, send, close=not ends)
 
 
 def _is_open(scope: Scope) -> bool:
@@ -158,20 +169,20 @@ def _asks_for_page(scope: Scope) -> bool:
     return path == "/" and scope["method"] == "GET" and wants_html
 
 
-def _door(error: RewardError, scope: Scope) -> Response:
-    refused = problem_response(error, scope)
-    headers = {"WWW-Authenticate": refused.headers["WWW-Authenticate"], **page_headers()}
-    return Response(door(), refused.status_code, headers)
+def _build_login_response(error: RewardError, scope: Scope) -> Response:
+    refused = build_error_response(error, scope)
+    headers = {"WWW-Authenticate": refused.headers["WWW-Authenticate"], **build_page_headers()}
+    return Response(build_login_page(), refused.status_code, headers)
 
 
-def _caller(scope: Scope, keys: KeyRing) -> str:
+def _authenticate(scope: Scope, keys: KeyRing) -> str:
     sent = [value for name, value in scope["headers"] if name == b"authorization"]
     if not sent:
         raise AuthenticationError("there is no API key; send Authorization: Bearer KEY")
     scheme, _, key = sent[0].partition(b" ")
     if len(sent) > 1 or scheme.lower() != b"bearer":
         raise AuthenticationError("the API key must come as: Authorization: Bearer KEY")
-    name = keys.name_of(key.strip())
+    name = keys.find_name(key.strip())
     if name is None:
         raise AuthenticationError("the API key is wrong; ask the operator for one")
     return name

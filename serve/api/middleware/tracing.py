@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 
 from serve import __version__
 from serve.api.middleware.request_log import Exchange
-from serve.telemetry.context import RequestRecord
+from serve.telemetry.context import RequestContext
 
 _PATH = "/v1/traces"
 # A collector that does not answer must not hold up the end of the service.
@@ -67,7 +67,7 @@ class OtlpTracer:
         if exchange.status >= 500:
             span.set_status(StatusCode.ERROR)
         inside = set_span_in_context(span)
-        for name, start_ns, end_ns in _stages(exchange.record, exchange.started_ns, ended_ns):
+        for name, start_ns, end_ns in _stages(exchange.context, exchange.started_ns, ended_ns):
             self._tracer.start_span(name, context=inside, start_time=start_ns).end(end_ns)
         span.end(ended_ns)
 
@@ -77,7 +77,7 @@ class OtlpTracer:
 
 
 def _attributes(exchange: Exchange) -> dict[str, AttributeValue]:
-    record = exchange.record
+    record = exchange.context
     attributes: dict[str, AttributeValue] = {
         "http.request.method": exchange.method,
         "http.route": exchange.route,
@@ -99,14 +99,18 @@ def _attributes(exchange: Exchange) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _stages(record: RequestRecord, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, int]]:
+def _stages(context: RequestContext, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, int]]:
     """Name, start and end of each stage that took any time.
 
     The record knows how long they took and not when. They are laid out one after the other so that
     the last ends with the request: what comes before them, the arrival of the body, can take long;
     what comes after, writing the answer, does not.
     """
-    stages = {"tokenize": record.tokenize_s, "queue": record.queue_s, "forward": record.forward_s}
+    stages = {
+        "tokenize": context.tokenize_s,
+        "queue": context.queue_duration_s,
+        "forward": context.inference_s,
+    }
     at_ns = max(start_ns, end_ns - int(sum(stages.values()) * _NS))
     for name, seconds in stages.items():
         if seconds > 0:

@@ -11,7 +11,7 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-from serve.api.error_responses import quoted
+from serve.api.error_responses import truncate_for_message
 from serve.config.settings import Settings
 from serve.errors import MisdirectedRequestError
 
@@ -31,13 +31,13 @@ def check_host(
     Raises:
         MisdirectedRequestError: the host is another.
     """
-    allowed = _allowed(settings.host, settings.allowed_hosts, with_keys)
+    allowed = _get_allowed_hosts(settings.host, settings.allowed_hosts, with_keys)
     if allowed is None:
         return
     for name, value in headers:
-        if name == b"host" and _without_port(value.decode("latin-1")) not in allowed:
+        if name == b"host" and _strip_port(value.decode("latin-1")) not in allowed:
             raise MisdirectedRequestError(
-                f"the request is for the host {quoted(value.decode('latin-1'))!r}, and this "
+                f"the request is for the host {truncate_for_message(value.decode('latin-1'))!r}, and this "
                 f"service is asked for as {', '.join(sorted(allowed))}; use one of these, or add "
                 "yours to the service's setting `allowed_hosts`"
             )
@@ -48,23 +48,23 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return _plain(host) == "localhost"
+        return _normalize_name(host) == "localhost"
 
 
 @functools.lru_cache
-def _allowed(host: str, more: tuple[str, ...], with_keys: bool) -> frozenset[str] | None:
+def _get_allowed_hosts(host: str, more: tuple[str, ...], with_keys: bool) -> frozenset[str] | None:
     """None where every host is."""
     if "*" in more or (not more and (with_keys or not is_loopback(host))):
         return None
     own = f"[{host}]" if ":" in host else host
-    return frozenset(_plain(name) for name in (*_LOCAL, own, *more))
+    return frozenset(_normalize_name(name) for name in (*_LOCAL, own, *more))
 
 
-def _without_port(sent: str) -> str:
-    host, colon, port = sent.strip().rpartition(":")
-    return _plain(host if colon and "]" not in port else sent.strip())
+def _strip_port(header: str) -> str:
+    host, colon, port = header.strip().rpartition(":")
+    return _normalize_name(host if colon and "]" not in port else header.strip())
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     # With the dot at its end a name is complete, and the same.
     return name.lower().removesuffix(".")

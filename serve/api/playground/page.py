@@ -28,25 +28,25 @@ _SCRIPTS = (
 
 
 @functools.cache
-def playground() -> str:
+def build_playground_page() -> str:
     """The page itself. It has no data but the sample pairs."""
-    return _filled("index.html", _script(), examples=_examples())
+    return _fill_template("index.html", _script(), examples=_examples())
 
 
 @functools.cache
-def door() -> str:
+def build_login_page() -> str:
     """The page that asks for a key; it tells nothing of the service."""
-    return _filled("login.html", _read("login.js"))
+    return _fill_template("login.html", _read("login.js"))
 
 
 @functools.cache
-def page_headers() -> Mapping[str, str]:
+def build_page_headers() -> Mapping[str, str]:
     """The headers that both pages come with, the content security policy among them."""
-    scripts = " ".join(digest(text) for text in (_script(), _read("login.js")))
+    scripts = " ".join(hash_inline_source(text) for text in (_script(), _read("login.js")))
     policy = {
         "default-src": "'none'",
         "script-src": scripts,
-        "style-src": digest(_style()),
+        "style-src": hash_inline_source(_style()),
         "img-src": "data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -54,24 +54,24 @@ def page_headers() -> Mapping[str, str]:
         "frame-ancestors": "'none'",
     }
     return {
-        "Content-Security-Policy": written(policy),
+        "Content-Security-Policy": format_csp(policy),
         "Content-Type": "text/html; charset=utf-8",
         "Cache-Control": "no-store",  # one address, and what it gives depends on the key
         "Referrer-Policy": "no-referrer",
     }
 
 
-def digest(text: str) -> str:
+def hash_inline_source(text: str) -> str:
     """A script or style that stands in a page, as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def written(policy: Mapping[str, str]) -> str:
+def format_csp(policy: Mapping[str, str]) -> str:
     """A content security policy as a header has it."""
     return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
-def _filled(name: str, script: str, examples: str = "") -> str:
+def _fill_template(name: str, script: str, examples: str = "") -> str:
     page = _read(name)
     for place, text in (("style", _style()), ("examples", examples), ("script", script)):
         page = page.replace(f"/*{place}*/", text)

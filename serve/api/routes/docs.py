@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
-from serve.api.playground.page import digest, written
+from serve.api.playground.page import format_csp, hash_inline_source
 
 router = APIRouter()
 
@@ -30,7 +30,7 @@ async def docs(request: Request) -> HTMLResponse:
         swagger_css_url=f"{root}{_STATIC}/swagger-ui.css",
         swagger_favicon_url=f"{root}{_STATIC}/favicon.png",
     )
-    return _confined(page)
+    return _add_csp(page)
 
 
 @router.get("/redoc", include_in_schema=False)
@@ -44,14 +44,14 @@ async def redoc(request: Request) -> HTMLResponse:
         redoc_favicon_url=f"{root}{_STATIC}/favicon.png",
         with_google_fonts=False,
     )
-    return _confined(page)
+    return _add_csp(page)
 
 
-def _confined(page: HTMLResponse) -> HTMLResponse:
+def _add_csp(page: HTMLResponse) -> HTMLResponse:
     inline = _INLINE_SCRIPT.findall(bytes(page.body).decode())
     policy = {
         "default-src": "'none'",
-        "script-src": " ".join(["'self'", *map(digest, inline)]),
+        "script-src": " ".join(["'self'", *map(hash_inline_source, inline)]),
         "style-src": "'self' 'unsafe-inline'",  # both write styles by script
         "img-src": "'self' data:",
         "connect-src": "'self'",
@@ -60,5 +60,5 @@ def _confined(page: HTMLResponse) -> HTMLResponse:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
-    page.headers["Content-Security-Policy"] = written(policy)
+    page.headers["Content-Security-Policy"] = format_csp(policy)
     return page

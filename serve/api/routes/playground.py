@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-from serve.api.playground.page import page_headers, playground
+from serve.api.playground.page import build_page_headers, build_playground_page
 
 router = APIRouter()
 
@@ -13,4 +13,4 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """The page; it asks everything else of the public routes, with the visitor's key."""
-    return HTMLResponse(playground(), headers=dict(page_headers()))
+    return HTMLResponse(build_playground_page(), headers=dict(build_page_headers()))

@@ -21,7 +21,7 @@ from rm_core import (
     parse_prompt_chat,
     to_render_json,
 )
-from serve.api import error_responses as problems
+from serve.api import error_responses
 from serve.api.dependencies import ServiceDep, SettingsDep
 from serve.api.json_route import JsonRoute
 from serve.api.schemas import (
@@ -33,16 +33,18 @@ from serve.api.schemas import (
     RenderResponse,
     ScoreRequest,
 )
-from serve.scoring.limits import check_number, too_many_messages
-from serve.scoring.served_model import Scores
-from serve.telemetry.logging import new_id
+from serve.scoring.limits import check_num_conversations, check_num_messages
+from serve.scoring.served_model import ScoreResult
+from serve.telemetry.logging import generate_id
 
-router = APIRouter(tags=["scoring"], responses=problems.responses(), route_class=JsonRoute)
+router = APIRouter(
+    tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute
+)
 
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """`POST /v1/score`, which is routed by `serve.api.compat.shared_paths`."""
-    conversations = body.all_conversations()
+    conversations = body.get_conversations()
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
     if body.is_single and "reward" in results[0]:
@@ -54,7 +56,9 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
 async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Margin and probability of each pair, and the share of pairs with a positive margin."""
-    check_number(2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)")
+    check_num_conversations(
+        2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
+    )
     parsed = [_parse_pair(pair) for pair in body.pairs]
     sides = [
         add_tools(side, body.tools)
@@ -69,7 +73,7 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         compared = (
             _error(pair)
             if isinstance(pair, ScoreError)
-            else _compared(next(rewards), next(rewards))
+            else _build_comparison(next(rewards), next(rewards))
         )
         results.append({"index": index, **compared})
     margins = [result["margin"] for result in results if "margin" in result]
@@ -80,8 +84,8 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
 async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Answers in the order given, each with its rank; equal rewards share one."""
-    check_number(len(body.responses), settings.max_conversations, "responses")
-    prompt = too_many_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
+    check_num_conversations(len(body.responses), settings.max_conversations, "responses")
+    prompt = check_num_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
     joined = [_join(prompt, response) for response in body.responses]
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
@@ -100,17 +104,17 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
 async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     """Text, token ids and readout position of each conversation; nothing is scored."""
-    conversations = body.all_conversations()
+    conversations = body.get_conversations()
     model, encoded = await service.encode(body.model, conversations, body.truncation)
     results: list[dict[str, Any]] = []
     for index, one in enumerate(encoded):
         record = to_render_json(one) if isinstance(one, Encoded) else _error(one)
         if body.offsets and isinstance(one, Encoded):
-            record["offsets"] = await model.offsets(one)
+            record["offsets"] = await model.compute_offsets(one)
         results.append({"index": index, **record})
     return JSONResponse(
         {
-            "id": new_id("render"),
+            "id": generate_id("render"),
             "object": "list",
             "model": model.settings.alias,
             "results": results,
@@ -119,9 +123,9 @@ async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     )
 
 
-def _envelope(kind: str, scores: Scores) -> dict[str, Any]:
+def _envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
     return {
-        "id": new_id(kind),
+        "id": generate_id(kind),
         "object": "list",
         "model": scores.model,
         "usage": {
@@ -150,7 +154,7 @@ def _error(error: ScoreError) -> dict[str, Any]:
     return {"error": {"code": error.code, "message": error.message}}
 
 
-def _compared(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:
+def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:
     for side, result in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(result, ScoreError):
             return _error(ScoreError(result.code, f"`{side}`: {result.message}"))

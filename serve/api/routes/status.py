@@ -41,8 +41,8 @@ async def ready(service: ServiceDep) -> JSONResponse:
         alias: {"state": model.state} | ({"message": model.failure} if model.failure else {})
         for alias, model in service.models.items()
     }
-    body = {"ready": service.ready, "models": models}
-    if service.ready:
+    body = {"ready": service.is_ready, "models": models}
+    if service.is_ready:
         return JSONResponse(body)
     return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER_S)})
 
@@ -56,48 +56,48 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 @router.get("/info", summary="Effective settings")
 async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
     """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
-    return _as_tei(service, settings) | {
+    return _build_tei_info(service, settings) | {
         "service": "skyreward",
         "version": __version__,
-        "ready": service.ready,
-        "settings": _shown(settings) | {"api_keys": ["**********"] * len(keys)},
+        "ready": service.is_ready,
+        "settings": _mask_settings(settings) | {"api_keys": ["**********"] * len(keys)},
         "models": {
-            alias: _model(alias, model) | (model.info or {}) | {"score_cache": _cache(model)}
+            alias: _model(alias, model) | (model.model_info or {}) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()
         },
     }
 
 
-def _shown(settings: Settings) -> dict[str, Any]:
+def _mask_settings(settings: Settings) -> dict[str, Any]:
     """Settings as anybody may see them: of files their names, of addresses no credentials."""
     shown = settings.model_dump(mode="json")
     for name in ("api_keys_file", "tls_cert_file", "tls_key_file"):
-        shown[name] = _file_name(shown[name])
+        shown[name] = _hide_folder(shown[name])
     for model in shown["models"]:
-        model["name"] = _file_name(model["name"])
-        model["chat_template"] = _file_name(model["chat_template"])
+        model["name"] = _hide_folder(model["name"])
+        model["chat_template"] = _hide_folder(model["chat_template"])
     if settings.otlp_endpoint is not None:
-        shown["otlp_endpoint"] = _without_credentials(settings.otlp_endpoint)
+        shown["otlp_endpoint"] = _strip_credentials(settings.otlp_endpoint)
     return shown
 
 
-def _file_name(path: str | None) -> str | None:
+def _hide_folder(path: str | None) -> str | None:
     """The last part of an absolute path; hub ids and `demo` are as they are."""
     return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 
-def _without_credentials(url: str) -> str:
+def _strip_credentials(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
+def _build_tei_info(service: ScoringService, settings: Settings) -> dict[str, Any]:
     """What clients of text-embeddings-inference look for, of the first model."""
     model = next(iter(service.models.values()))
-    effective = model.info or {}
+    effective = model.model_info or {}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return {
-        "model_id": _file_name(model.settings.name),
+        "model_id": _hide_folder(model.settings.name),
         "model_sha": effective.get("revision"),
         "model_dtype": effective.get("dtype"),
         "model_type": {"classifier": labels},
@@ -112,13 +112,13 @@ def _as_tei(service: ScoringService, settings: Settings) -> dict[str, Any]:
 
 
 def _model(alias: str, model: ServedModel) -> dict[str, Any]:
-    effective = model.info or {}
+    effective = model.model_info or {}
     return {
         "id": alias,
         "object": "model",
-        "created": model.created,
+        "created": model.created_at,
         "owned_by": "skyreward",
-        "root": _file_name(model.settings.name),
+        "root": _hide_folder(model.settings.name),
         "max_model_len": model.encoder.max_length,
         "state": model.state,
         "fingerprint": {

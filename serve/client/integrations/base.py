@@ -33,13 +33,13 @@ logger = logging.getLogger("serve.client")
 
 Item: TypeAlias = Conversation | ScoreError
 
-_MAX_TOLD = 5
-_LOGGED: set[str] = set()
+_MAX_MESSAGES = 5
+_LOGGED_KINDS: set[str] = set()
 TEMPLATES: tuple[str, ...] = ("none", *get_args(ChatFormatName))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ConversationReader:
     """How a trainer's texts are read, and what becomes of those that cannot be scored.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reading:
                 f"{', '.join(TEMPLATES)}"
             )
 
-    def conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
+    def build_conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
         """A prompt and the answer to it, each text or messages.
 
         Args:
@@ -69,30 +69,30 @@ class Reading:
             tools: a row's column of that name, also as JSON text; None and blank text: no tools.
                 A policy's template wrote them into a prompt that is text in that template.
         """
-        prompt, answer = _plain(prompt), _plain(answer)
+        prompt, answer = _to_list(prompt), _to_list(answer)
         if isinstance(prompt, str) and isinstance(answer, str):
             if self.policy_template != "none":
-                return self.conversation_of_text(prompt + answer, prompt)
-            if refused := _refused(prompt):
+                return self.parse_conversation(prompt + answer, prompt)
+            if refused := _find_template_error(prompt):
                 return refused
-        messages = [*_messages(prompt, "user"), *_messages(answer, "assistant")]
+        messages = [*_to_messages(prompt, "user"), *_to_messages(answer, "assistant")]
         item: Item = with_tools(messages, tools)
         return item
 
-    def conversation_of_text(self, text: str, prompt: str) -> Item:
+    def parse_conversation(self, text: str, prompt: str) -> Item:
         """The conversation in a text that begins with its prompt, special tokens and all."""
         try:
             if self.policy_template != "none":
                 return read_turns(text, prompt, self.policy_template)
         except InvalidConversationError as error:
             return ScoreError.from_exception(error)
-        if refused := _refused(prompt):
+        if refused := _find_template_error(prompt):
             return refused
         if not prompt or not text.startswith(prompt):
             return ScoreError("invalid_conversation", "the text does not begin with its prompt")
-        return self.conversation(prompt, strip_end(text.removeprefix(prompt)))
+        return self.build_conversation(prompt, strip_end(text.removeprefix(prompt)))
 
-    def rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
+    def extract_rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
         """The number for each result, in order.
 
         Raises:
@@ -105,8 +105,8 @@ class Reading:
         if not failed:
             return [r.reward for r in results if isinstance(r, Reward)]
         if self.failed_reward is None:
-            raise ScoringFailedError.of(results)
-        told = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_TOLD])
+            raise ScoringFailedError.from_results(results)
+        told = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES])
         logger.warning(
             "%d of %d conversations cannot be scored and get %g: %s",
             len(failed),
@@ -118,7 +118,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class RewardClient:
     """Clients and reading that settings ask for.
 
     Attributes:
@@ -131,34 +131,34 @@ class Scoring:
     settings: ClientSettings
     client: ScoringClient
     async_client: AsyncScoringClient
-    reading: Reading = field(default_factory=Reading)
+    reader: ConversationReader = field(default_factory=ConversationReader)
 
     def score(self, items: Sequence[Item]) -> list[float]:
         """The number for each item, in order.
 
         Raises:
-            ScoringFailedError: see `Reading.rewards`.
+            ScoringFailedError: see `ConversationReader.extract_rewards`.
             ServiceError: a whole request failed.
         """
-        return self.reading.rewards(self.client.results(items, self.reading.truncation))
+        return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
 
     async def score_async(self, items: Sequence[Item]) -> list[float]:
         """The same, in an event loop."""
-        results = await self.async_client.results(items, self.reading.truncation)
-        return self.reading.rewards(results)
+        results = await self.async_client.results(items, self.reader.truncation)
+        return self.reader.extract_rewards(results)
 
 
-def scoring(**chosen: Any) -> Scoring:
+def get_reward_client(**overrides: Any) -> RewardClient:
     """What `SKYREWARD_CLIENT_*` says, and these, which win; made once for equal ones.
 
     Raises:
         ServiceError: an unknown name or a bad value.
     """
-    return _scoring(ClientSettings.of(**chosen))
+    return _build_reward_client(ClientSettings.load(**overrides))
 
 
 @functools.cache
-def _scoring(settings: ClientSettings) -> Scoring:
+def _build_reward_client(settings: ClientSettings) -> RewardClient:
     options: dict[str, Any] = {
         "api_key": settings.api_key and settings.api_key.get_secret_value(),
         "retry_s": settings.retry_s,
@@ -166,14 +166,14 @@ def _scoring(settings: ClientSettings) -> Scoring:
         "max_answer_bytes": settings.max_answer_bytes,
         "num_posts": settings.num_posts,
     }
-    reading = Reading(
+    reading = ConversationReader(
         truncation=settings.truncation,
         policy_template=settings.policy_template,
         failed_reward=settings.failed_reward,
     )
     client = ScoringClient(settings.urls, settings.model, **options)
     async_client = AsyncScoringClient(settings.urls, settings.model, **options)
-    return Scoring(settings, client, async_client, reading)
+    return RewardClient(settings, client, async_client, reading)
 
 
 def score(conversations: Sequence[Conversation]) -> list[float]:
@@ -183,33 +183,33 @@ def score(conversations: Sequence[Conversation]) -> list[float]:
         ScoringFailedError: some have none; it says which, and has the others' rewards.
         ServiceError: a whole request failed.
     """
-    return scoring().score(conversations)
+    return get_reward_client().score(conversations)
 
 
 def _log_warnings(warnings: Sequence[str]) -> None:
     """Log the first warning of each kind: trainers get numbers, and would never see them."""
     for warning in warnings:
         kind = warning.partition(":")[0]
-        if kind not in _LOGGED:
-            _LOGGED.add(kind)
+        if kind not in _LOGGED_KINDS:
+            _LOGGED_KINDS.add(kind)
             logger.warning("%s (the first warning of this kind; others are not logged)", warning)
 
 
 def with_tools(conversation: Any, tools: Any) -> Any:
     """A conversation with a row's tools, if the row has some and the conversation none."""
-    tools = _plain(tools)
+    tools = _to_list(tools)
     if isinstance(tools, str) and not tools.strip():
         return conversation
     return add_tools(conversation, tools)
 
 
-def column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
+def get_column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
     """The values of a column that a trainer passes by keyword; None for each where there is none.
 
     Raises:
         ServiceError: the column has not one value for each row.
     """
-    values = _plain(columns.get(name))
+    values = _to_list(columns.get(name))
     if values is None:
         return [None] * num_rows
     if not isinstance(values, list | tuple) or len(values) != num_rows:
@@ -217,17 +217,17 @@ def column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any
     return values
 
 
-def _plain(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _messages(value: Any, role: str) -> list[Any]:
+def _to_messages(value: Any, role: str) -> list[Any]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     return [value] if isinstance(value, Mapping) else list(value)
 
 
-def _refused(prompt: str) -> ScoreError | None:
+def _find_template_error(prompt: str) -> ScoreError | None:
     markers = find_markers(prompt)
     if not markers:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rm_core.types import Conversation
-from serve.client.integrations.base import Scoring, column, scoring, with_tools
+from serve.client.integrations.base import RewardClient, get_column, get_reward_client, with_tools
 
 
 class SkyRewardORM:
@@ -21,7 +21,7 @@ class SkyRewardORM:
     def __init__(self, args: Any = None, **settings: Any) -> None:
         self.args = args
         self._settings = settings
-        self._scoring()  # what is wrong with them is told at the start
+        self._get_client()  # what is wrong with them is told at the start
 
     async def __call__(
         self, completions: Sequence[str], messages: Sequence[Conversation], **columns: Any
@@ -30,10 +30,10 @@ class SkyRewardORM:
 
         A column `tools` is rendered.
         """
-        tools = column(columns, "tools", len(messages))
+        tools = get_column(columns, "tools", len(messages))
         rows = [with_tools(*row) for row in zip(messages, tools, strict=True)]
         # ms-swift runs an event loop of its own at every step: on a thread, connections last.
-        return await asyncio.to_thread(self._scoring().score, rows)
+        return await asyncio.to_thread(self._get_client().score, rows)
 
-    def _scoring(self) -> Scoring:
-        return scoring(**self._settings)
+    def _get_client(self) -> RewardClient:
+        return get_reward_client(**self._settings)

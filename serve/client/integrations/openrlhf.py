@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from serve.client.integrations.base import logger, scoring
+from serve.client.integrations.base import get_reward_client, logger
 
 
 def reward_func(
@@ -17,10 +17,10 @@ def reward_func(
 ) -> dict[str, Any]:
     """Raw rewards of queries, each a prompt and the answer to it, in order."""
     try:
-        chosen = scoring()
+        chosen = get_reward_client()
         pairs = zip(queries, prompts, strict=True)
         rewards = chosen.score(
-            [chosen.reading.conversation_of_text(query, prompt) for query, prompt in pairs]
+            [chosen.reader.parse_conversation(query, prompt) for query, prompt in pairs]
         )
     except Exception:
         # OpenRLHF logs it as information and goes on without a reward.

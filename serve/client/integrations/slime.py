@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.client.integrations.base import scoring
+from serve.client.integrations.base import get_reward_client
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> float | list[float]:
     """The raw reward of a sample, or of each of a list of samples, in order."""
-    chosen = scoring()
+    chosen = get_reward_client()
     samples = sample if isinstance(sample, list) else [sample]
     items = [
-        chosen.reading.conversation_of_text(one.prompt + one.response, one.prompt)
+        chosen.reader.parse_conversation(one.prompt + one.response, one.prompt)
         if isinstance(one.prompt, str)
-        else chosen.reading.conversation(one.prompt, one.response, _tools(one))
+        else chosen.reader.build_conversation(one.prompt, one.response, _tools(one))
         for one in samples
     ]
     rewards = await chosen.score_async(items)

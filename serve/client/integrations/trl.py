@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.client.async_client import AsyncScoringClient
-from serve.client.integrations.base import Item, Reading, column
+from serve.client.integrations.base import ConversationReader, Item, get_column
 from serve.client.sync_client import ScoringClient
 
 
-class _Named:
+class _TRLRewardBase:
     def __init__(self, reading: dict[str, Any], name: str) -> None:
-        self.reading = Reading(**reading)
+        self.reader = ConversationReader(**reading)
         # What TRL's logs call it.
         self.__name__ = name
 
-    def _items(
+    def _build_conversations(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> list[Item]:
-        tools = column(columns, "tools", len(prompts))
+        tools = get_column(columns, "tools", len(prompts))
         rows = zip(prompts, completions, tools, strict=True)
-        return [self.reading.conversation(*row) for row in rows]
+        return [self.reader.build_conversation(*row) for row in rows]
 
 
-class TRLReward(_Named):
+class TRLReward(_TRLRewardBase):
     """A reward function. Pickles.
 
     Args:
         client: of the service.
         name: in TRL's logs.
-        reading: `truncation`, `policy_template`, `failed_reward`; see `Reading`.
+        reading: `truncation`, `policy_template`, `failed_reward`; see `ConversationReader`.
     """
 
     def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
@@ -41,11 +41,11 @@ class TRLReward(_Named):
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """The raw reward of each completion, in order; a column `tools` is rendered."""
-        items = self._items(prompts, completions, columns)
-        return self.reading.rewards(self.client.results(items, self.reading.truncation))
+        items = self._build_conversations(prompts, completions, columns)
+        return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
 
 
-class AsyncTRLReward(_Named):
+class AsyncTRLReward(_TRLRewardBase):
     """The same, awaited: TRL runs all asynchronous reward functions at the same time.
 
     Args:
@@ -64,5 +64,5 @@ class AsyncTRLReward(_Named):
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """The raw reward of each completion, in order; a column `tools` is rendered."""
-        items = self._items(prompts, completions, columns)
-        return self.reading.rewards(await self.client.results(items, self.reading.truncation))
+        items = self._build_conversations(prompts, completions, columns)
+        return self.reader.extract_rewards(await self.client.results(items, self.reader.truncation))

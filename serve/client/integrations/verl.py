@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_core import ScoreError
-from serve.client.integrations.base import Item, Scoring, scoring
+from serve.client.integrations.base import Item, RewardClient, get_reward_client
 
 # What verl gives beside the settings, where it runs reward models of its own.
-_OF_VERL = ("reward_router_address", "reward_model_tokenizer")
+_VERL_ARGUMENTS = ("reward_router_address", "reward_model_tokenizer")
 
 
 async def compute_score(
@@ -24,8 +24,8 @@ async def compute_score(
     **settings: Any,
 ) -> float:
     """The raw reward of an answer."""
-    chosen = _chosen(settings)
-    (reward,) = await chosen.score_async([_item(chosen, extra_info, solution_str)])
+    chosen = _get_client(settings)
+    (reward,) = await chosen.score_async([_build_item(chosen, extra_info, solution_str)])
     return reward
 
 
@@ -37,17 +37,19 @@ def compute_score_batch(
     **settings: Any,
 ) -> list[float]:
     """The raw reward of each answer, in order."""
-    chosen = _chosen(settings)
+    chosen = _get_client(settings)
     pairs = zip(extra_infos, solution_strs, strict=True)
-    return chosen.score([_item(chosen, info, answer) for info, answer in pairs])
+    return chosen.score([_build_item(chosen, info, answer) for info, answer in pairs])
 
 
-def _chosen(settings: Mapping[str, Any]) -> Scoring:
-    return scoring(**{name: v for name, v in settings.items() if name not in _OF_VERL})
+def _get_client(settings: Mapping[str, Any]) -> RewardClient:
+    return get_reward_client(
+        **{name: v for name, v in settings.items() if name not in _VERL_ARGUMENTS}
+    )
 
 
-def _item(chosen: Scoring, extra_info: Mapping[str, Any] | None, answer: str) -> Item:
-    name = chosen.settings.prompt_field
+def _build_item(client: RewardClient, extra_info: Mapping[str, Any] | None, answer: str) -> Item:
+    name = client.settings.prompt_field
     info = extra_info or {}
     if info.get(name) is None:
         return ScoreError(
@@ -56,4 +58,4 @@ def _item(chosen: Scoring, extra_info: Mapping[str, Any] | None, answer: str) ->
             f"{', '.join(map(repr, info)) or 'nothing'}); add it to the data, or name another "
             "field by reward_kwargs.prompt_field",
         )
-    return chosen.reading.conversation(info[name], answer)
+    return client.reader.build_conversation(info[name], answer)

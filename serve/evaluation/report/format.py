@@ -7,58 +7,58 @@ from typing import Any
 
 from rm_core.benchmarks.base import SubsetScore
 from rm_core.benchmarks.statistics import Interval
-from serve.reports.elements import printed
+from serve.reports.elements import format_number
 
 NOTHING = "\N{EM DASH}"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Such as 94.27%."""
     return NOTHING if share is None else f"{share:.2%}"
 
 
-def between(interval: Interval | None) -> str:
+def format_interval(interval: Interval | None) -> str:
     """Such as 93.1 to 95.2."""
     return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
-def part_hint(name: str, part: SubsetScore, interval: Interval | None) -> str:
+def describe_subset(name: str, subset: SubsetScore, interval: Interval | None) -> str:
     """All that is known of a part, in one line."""
-    phrases = [f"{name}: {percent(part.score)}"]
+    phrases = [f"{name}: {format_percent(subset.score)}"]
     if interval:
-        phrases.append(f"95% interval {between(interval)}")
-    items = f"{part.num_items:,} items"
-    if part.num_expected is not None and part.num_expected != part.num_items:
-        items = f"{part.num_items:,} of {part.num_expected:,} items"
+        phrases.append(f"95% interval {format_interval(interval)}")
+    items = f"{subset.num_items:,} items"
+    if subset.num_expected is not None and subset.num_expected != subset.num_items:
+        items = f"{subset.num_items:,} of {subset.num_expected:,} items"
     return ", ".join([*phrases, items])
 
 
-def plain(value: Any) -> str:
+def format_value(value: Any) -> str:
     """What an evaluation used, as people read it."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return printed(value, "g")
+        return format_number(value, "g")
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {format_value(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(plain(one) for one in value)
+        return ", ".join(format_value(one) for one in value)
     return str(value)
 
 
-def figure(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
     """A further figure: shares in percent, others as they are."""
     if isinstance(value, int):
         return f"{value:,}"
     is_share = name.startswith(("difficulty", "mean", "accuracy"))
-    return percent(value) if is_share else printed(value, ".4f")
+    return format_percent(value) if is_share else format_number(value, ".4f")
 
 
-def row_names(names: Sequence[str], alone: str) -> list[str]:
+def get_row_names(names: Sequence[str], alone: str) -> list[str]:
     """Names of rows: short ones of the models, or what the row is where there is only one.
 
     Args:
@@ -71,8 +71,8 @@ def row_names(names: Sequence[str], alone: str) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def compact(value: float) -> str:
+def format_compact(value: float) -> str:
     """A count of characters in few letters, such as 2.3k."""
     if abs(value) < 1_000:
-        return printed(value, ".0f")
-    return printed(value / 1_000, ".1f" if abs(value) < 10_000 else ".0f") + "k"
+        return format_number(value, ".0f")
+    return format_number(value / 1_000, ".1f" if abs(value) < 10_000 else ".0f") + "k"

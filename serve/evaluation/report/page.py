@@ -10,8 +10,8 @@ from markupsafe import Markup
 from rm_core.benchmarks.intervals import compute_intervals
 from serve.evaluation.report import best_of_n, mistakes, pairs, plots, scores, tables
 from serve.evaluation.result import Evaluation
-from serve.jobs.atomic_io import write_durably
-from serve.reports.document import columns, document
+from serve.jobs.atomic_io import write_atomically
+from serve.reports.document import columns, render_document
 
 
 def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -25,29 +25,31 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     if any(one.benchmark.name != evaluations[0].benchmark.name for one in evaluations):
         raise ValueError("a report is of one benchmark")
     about = evaluations[0].model if len(evaluations) == 1 else f"{len(evaluations)} models"
-    page = document(title, _parts(evaluations), about=about)
+    page = render_document(title, _render_sections(evaluations), about=about)
     # Text of a benchmark may have half a surrogate pair, which no file can hold.
-    write_durably(path, page.encode(errors="replace"))
+    write_atomically(path, page.encode(errors="replace"))
 
 
-def _parts(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    within = [compute_intervals(one.benchmark, one.scored, one.figures) for one in evaluations]
-    yield from tables.warnings(evaluations)
-    yield tables.result(evaluations, within)
-    yield from tables.compared(evaluations)
-    yield columns([*scores.few(evaluations, within), *tables.further(evaluations)])
-    judged = [pairs.judged(one.scored) for one in evaluations]
+def _render_sections(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
+    within = [compute_intervals(one.benchmark, one.scored_items, one.result) for one in evaluations]
+    yield from tables.render_warnings(evaluations)
+    yield tables.render_result(evaluations, within)
+    yield from tables.render_published(evaluations)
+    yield columns(
+        [*scores.render_sections(evaluations, within), *tables.render_further_metrics(evaluations)]
+    )
+    judged = [pairs.build_pairs(one.scored_items) for one in evaluations]
     yield columns(
         [
-            *plots.margins(evaluations, judged),
-            *plots.calibrations(evaluations, judged),
-            *plots.length_bias(evaluations, judged),
-            *plots.prompt_lengths(evaluations, judged),
-            *plots.matrices(evaluations),
-            *best_of_n.curves_of(evaluations),
+            *plots.render_margins(evaluations, judged),
+            *plots.render_calibration(evaluations, judged),
+            *plots.render_length_bias(evaluations, judged),
+            *plots.render_prompt_lengths(evaluations, judged),
+            *plots.render_style_matrices(evaluations),
+            *best_of_n.render_best_of_n(evaluations),
         ]
     )
-    yield from scores.many(evaluations, within)
-    yield from mistakes.worst(evaluations, judged)
-    yield from mistakes.failed(evaluations)
-    yield tables.used(evaluations)
+    yield from scores.render_subsets(evaluations, within)
+    yield from mistakes.render_worst_mistakes(evaluations, judged)
+    yield from mistakes.render_failures(evaluations)
+    yield tables.render_provenance(evaluations)

@@ -20,31 +20,31 @@ class Pair(NamedTuple):
         prompt: characters of the prompt's messages.
     """
 
-    one: ScoredItem
+    scored_item: ScoredItem
     preference: Preference
     margin: float
-    longer: int
-    prompt: int
+    length_difference: int
+    prompt_length: int
 
     @property
-    def right(self) -> float:
+    def correct(self) -> float:
         """1 if the better response has the higher reward, else 0."""
         return float(self.margin > 0)
 
 
-def judged(scored: Iterable[ScoredItem]) -> list[Pair]:
+def build_pairs(scored: Iterable[ScoredItem]) -> list[Pair]:
     """All pairs, in the order of the items."""
-    return [pair for one in scored for pair in _pairs(one)]
+    return [pair for one in scored for pair in _iter_pairs(one)]
 
 
-def content_of(message: dict[str, Any]) -> str:
+def get_content(message: dict[str, Any]) -> str:
     """The text of a message, whatever it is."""
     content = message.get("content")
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-def _pairs(one: ScoredItem) -> Iterable[Pair]:
-    prompt = _characters(one.item)
+def _iter_pairs(one: ScoredItem) -> Iterable[Pair]:
+    prompt = _count_characters(one.item)
     for preference in one.item.preferences:
         better, worse = preference
         margin = one.rewards[better] - one.rewards[worse]
@@ -52,5 +52,5 @@ def _pairs(one: ScoredItem) -> Iterable[Pair]:
         yield Pair(one, preference, margin, longer, prompt)
 
 
-def _characters(item: Item) -> int:
-    return sum(len(content_of(message)) for message in item.prompt)
+def _count_characters(item: Item) -> int:
+    return sum(len(get_content(message)) for message in item.prompt)

@@ -16,7 +16,7 @@ from rm_core.inputs.conversations import ChatJson
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoreBatchResult:
     """What came back of one call.
 
     Attributes:
@@ -44,7 +44,7 @@ class ScoringModel:
     max_length: int
 
 
-class Carrier(Protocol):
+class Executor(Protocol):
     """Carries conversations to where they are scored. Used from one thread.
 
     Attributes:
@@ -53,9 +53,9 @@ class Carrier(Protocol):
             interrupted, too. None: until it is done.
     """
 
-    patience_s: float | None
+    drain_timeout_s: float | None
 
-    def identity(self) -> dict[str, Any]:
+    def resolve_identity(self) -> dict[str, Any]:
         """What decides the rewards, as plain JSON data; a job goes on only where it is the same.
 
         Costs no weights: asked before anything is scored, and also when nothing is left to do.
@@ -70,7 +70,9 @@ class Carrier(Protocol):
         """How many calls are worth having in flight, at least 1; may change while it runs."""
         ...
 
-    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
         """Begin to score some conversations; returns at once.
 
         The future fails only where the whole way fails (the service is gone, the model cannot be
@@ -97,10 +99,10 @@ class Carrier(Protocol):
         ...
 
 
-class ModelCarrier(Carrier, Protocol):
+class ModelExecutor(Executor, Protocol):
     """A carrier that can tell which model it scores with."""
 
-    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         """What gives the rewards; None as long as that is not known.
 
         Args:

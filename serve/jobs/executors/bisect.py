@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from rm_core import Reward, RewardError, ScoreError, ScoringError, Truncation
 from rm_core.inputs.conversations import ChatJson
-from serve.errors import GaveUpError
-from serve.jobs.executors.base import Scored
+from serve.errors import ConversationQuarantinedError
+from serve.jobs.executors.base import ScoreBatchResult
 
 _PARTS = 16
 # Actors that a piece may lose before it is cut, and a conversation alone before it is given up.
@@ -26,7 +26,7 @@ _MAX_LOSSES = 2
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class SubmittedCall:
     """What was submitted at once.
 
     Attributes:
@@ -36,14 +36,14 @@ class Call:
 
     conversations: Sequence[ChatJson]
     truncation: Truncation
-    future: Future[Scored] = field(default_factory=Future)
+    future: Future[ScoreBatchResult] = field(default_factory=Future)
     results: list[Reward | ScoreError | None] = field(default_factory=list)
     num_computed_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.results = [None] * len(self.conversations)
 
-    def begin(self) -> bool:
+    def try_start(self) -> bool:
         """Whether anybody waits for it; from now on it cannot be cancelled."""
         return self.future.running() or (
             not self.future.done() and self.future.set_running_or_notify_cancel()
@@ -54,18 +54,18 @@ class Call:
         with contextlib.suppress(InvalidStateError):  # cancelled, or known already
             self.future.set_exception(error)
 
-    def fill(self, start: int, scored: Scored) -> None:
+    def set_results(self, start: int, scored: ScoreBatchResult) -> None:
         """Results from a place on."""
         self.results[start : start + len(scored.results)] = scored.results
         self.num_computed_tokens += scored.num_computed_tokens
         if all(result is not None for result in self.results):
             known = [result for result in self.results if result is not None]
             with contextlib.suppress(InvalidStateError):
-                self.future.set_result(Scored(known, self.num_computed_tokens))
+                self.future.set_result(ScoreBatchResult(known, self.num_computed_tokens))
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class WorkUnit:
     """Consecutive conversations of a call.
 
     Attributes:
@@ -75,14 +75,14 @@ class Piece:
         alone: whether its actor may have nothing else.
     """
 
-    call: Call
+    call: SubmittedCall
     start: int
     stop: int
-    losses: int = 0
-    alone: bool = False
+    num_losses: int = 0
+    needs_own_actor: bool = False
 
     @classmethod
-    def whole(cls, call: Call) -> Piece:
+    def from_call(cls, call: SubmittedCall) -> WorkUnit:
         """All of a call."""
         return cls(call, 0, len(call.conversations))
 
@@ -94,27 +94,27 @@ class Piece:
         """What is to be scored."""
         return list(self.call.conversations[self.start : self.stop])
 
-    def done(self, scored: Scored) -> None:
+    def complete(self, result: ScoreBatchResult) -> None:
         """The answer to this piece."""
-        assert len(scored.results) == len(self)
-        self.call.fill(self.start, scored)
+        assert len(result.results) == len(self)
+        self.call.set_results(self.start, result)
 
-    def lost(self) -> list[Piece]:
+    def handle_actor_loss(self) -> list[WorkUnit]:
         """The actor went with it.
 
         Returns:
             What goes to another one; nothing if that was the last time.
         """
         # Not counted against a single conversation that others were beside.
-        losses = self.losses + (self.alone or len(self) > 1)
+        losses = self.num_losses + (self.needs_own_actor or len(self) > 1)
         if losses < _MAX_LOSSES:
-            return [Piece(self.call, self.start, self.stop, losses, alone=True)]
+            return [WorkUnit(self.call, self.start, self.stop, losses, needs_own_actor=True)]
         if len(self) > 1:
             # Parts were lost with the whole, so once more is enough to cut them; a single
             # conversation is judged by what becomes of it alone.
             return self._parts(losses=_MAX_LOSSES - 1)
         self._give_up(
-            GaveUpError(
+            ConversationQuarantinedError(
                 f"this conversation was alone with {_MAX_LOSSES} actors when they were lost, so it "
                 "is not sent to another; what the job said meanwhile, and Ray's logs, have the "
                 "details"
@@ -122,7 +122,7 @@ class Piece:
         )
         return []
 
-    def failed(self, error: BaseException) -> list[Piece]:
+    def handle_error(self, error: BaseException) -> list[WorkUnit]:
         """The actor lives, and raised what no conversation should make it raise.
 
         Returns:
@@ -138,13 +138,19 @@ class Piece:
         )
         return []
 
-    def _parts(self, losses: int) -> list[Piece]:
+    def _parts(self, losses: int) -> list[WorkUnit]:
         size = -(-len(self) // _PARTS)
         starts = range(self.start, self.stop, size)
         return [
-            Piece(self.call, at, min(at + size, self.stop), losses if size > 1 else 0, alone=True)
+            WorkUnit(
+                self.call,
+                at,
+                min(at + size, self.stop),
+                losses if size > 1 else 0,
+                needs_own_actor=True,
+            )
             for at in starts
         ]
 
     def _give_up(self, error: RewardError) -> None:
-        self.call.fill(self.start, Scored([ScoreError.from_exception(error)], 0))
+        self.call.set_results(self.start, ScoreBatchResult([ScoreError.from_exception(error)], 0))

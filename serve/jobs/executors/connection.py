@@ -7,15 +7,15 @@ import time
 from typing import Any
 
 from serve.client import ScoringClient, ServiceError
-from serve.client.responses import Answer
-from serve.jobs.executors.base import Scored
-from serve.jobs.executors.shards import Part, PartQueue
+from serve.client.responses import RequestResult
+from serve.jobs.executors.base import ScoreBatchResult
+from serve.jobs.executors.shards import Shard, ShardQueue
 
 _FIRST_REST_S = 0.5
 _LONGEST_REST_S = 30.0
 
 
-class Posting(threading.Thread):
+class SenderThread(threading.Thread):
     """Sends parts until their queue is closed.
 
     Args:
@@ -29,18 +29,18 @@ class Posting(threading.Thread):
 
     def __init__(
         self,
-        queue: PartQueue,
+        queue: ShardQueue,
         client: ScoringClient,
-        place: str,
+        address: str,
         fingerprint: dict[str, Any],
-        patience_s: float,
+        retry_timeout_s: float,
     ) -> None:
-        super().__init__(name=f"post-{place}", daemon=True)
+        super().__init__(name=f"post-{address}", daemon=True)
         self._queue = queue
         self._client = client
-        self._place = place
+        self._place = address
         self._fingerprint = fingerprint
-        self._patience_s = patience_s
+        self._patience_s = retry_timeout_s
         self._rest_s = _FIRST_REST_S
 
     def run(self) -> None:
@@ -51,13 +51,13 @@ class Posting(threading.Thread):
         finally:
             self._client.close()
 
-    def _post(self, part: Part) -> None:
+    def _post(self, part: Shard) -> None:
         try:
-            answer = self._client.ask(part.conversations, part.call.truncation)
+            answer = self._client.score_in_one_request(part.conversations, part.call.truncation)
             self._require_same(answer)
         except ServiceError as error:
-            if error.may_pass and self._is_patient(part):
-                self._queue.put_back(part)
+            if error.retryable and self._is_patient(part):
+                self._queue.requeue(part)
                 self._rest()
             else:
                 self._queue.fail(part, error)
@@ -69,9 +69,9 @@ class Posting(threading.Thread):
             )
         else:
             self._rest_s = _FIRST_REST_S
-            self._queue.finish(part, Scored(answer.results, answer.num_computed_tokens))
+            self._queue.complete(part, ScoreBatchResult(answer.results, answer.num_computed_tokens))
 
-    def _require_same(self, answer: Answer) -> None:
+    def _require_same(self, answer: RequestResult) -> None:
         if answer.fingerprint not in (None, self._fingerprint):
             raise ServiceError(
                 f"{self._place} scores with another model than when the job began: it was "
@@ -79,7 +79,7 @@ class Posting(threading.Thread):
                 "the same command again"
             )
 
-    def _is_patient(self, part: Part) -> bool:
+    def _is_patient(self, part: Shard) -> bool:
         now = time.monotonic()
         if part.failing_since is None:
             part.failing_since = now

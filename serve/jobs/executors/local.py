@@ -35,8 +35,8 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
-from serve.jobs.atomic_io import sha256_of, write_durably
-from serve.jobs.executors.base import Scored, ScoringModel
+from serve.jobs.atomic_io import compute_file_sha256, write_atomically
+from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _CAPACITY = 3
 Encodings = list[Encoded | ScoreError]
 
 
-class LocalCarrier:
+class LocalExecutor:
     """Scores in this process.
 
     Args:
@@ -54,7 +54,7 @@ class LocalCarrier:
             keep nothing.
     """
 
-    patience_s: float | None = None
+    drain_timeout_s: float | None = None
 
     def __init__(self, config: ModelConfig, budget_file: Path | None = None) -> None:
         self._config = config
@@ -65,26 +65,28 @@ class LocalCarrier:
         self._closing = Event()
         self._scorer: RewardScorer | None = None
 
-    def identity(self) -> dict[str, Any]:
-        """See `local_identity`."""
-        return local_identity(self._config)
+    def resolve_identity(self) -> dict[str, Any]:
+        """See `resolve_local_identity`."""
+        return resolve_local_identity(self._config)
 
     @property
     def capacity(self) -> int:
         """Enough that the device never waits for the tokenizer."""
         return _CAPACITY
 
-    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         """The model once it is loaded."""
-        if self._scorer is None and not ask:
+        if self._scorer is None and not fetch:
             return None
         scorer = self._loaded()
         name = self._config.catalog_name or self._config.name
         return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
-    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
         """Begin to score; the future can be cancelled until the device has the conversations."""
-        future: Future[Scored] = Future()
+        future: Future[ScoreBatchResult] = Future()
         self._tokenizing.submit(
             _passing_on, future, self._prepare, future, conversations, truncation
         )
@@ -108,7 +110,10 @@ class LocalCarrier:
         return load_encoder(self._config)
 
     def _prepare(
-        self, future: Future[Scored], conversations: Sequence[ChatJson], truncation: Truncation
+        self,
+        future: Future[ScoreBatchResult],
+        conversations: Sequence[ChatJson],
+        truncation: Truncation,
     ) -> None:
         if future.cancelled():
             return
@@ -117,12 +122,16 @@ class LocalCarrier:
         packing = scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
         self._device.submit(_passing_on, future, self._score, future, encoded, packing)
 
-    def _score(self, future: Future[Scored], encoded: Encodings, packing: Packing) -> None:
+    def _score(
+        self, future: Future[ScoreBatchResult], encoded: Encodings, packing: Packing
+    ) -> None:
         assert self._scorer
         if not future.set_running_or_notify_cancel():
             return
         batch = self._scorer.score_packing(packing, self._begin)
-        future.set_result(Scored(merge_results(encoded, batch), batch.num_computed_tokens))
+        future.set_result(
+            ScoreBatchResult(merge_results(encoded, batch), batch.num_computed_tokens)
+        )
 
     def _begin(self, _num_tokens: int) -> None:
         # Before each batch: a job that ends need not wait for all.
@@ -159,10 +168,10 @@ class LocalCarrier:
     def _keep_budget(self, max_batch_tokens: int) -> None:
         if self._budget_file and self._kept_budget() != max_batch_tokens:
             plain = json.dumps({"max_batch_tokens": max_batch_tokens})
-            write_durably(self._budget_file, plain.encode())
+            write_atomically(self._budget_file, plain.encode())
 
 
-def local_identity(config: ModelConfig) -> dict[str, Any]:
+def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     """What decides the rewards of a model on the devices of this machine; reads no weights.
 
     Raises:
@@ -177,7 +186,7 @@ def local_identity(config: ModelConfig) -> dict[str, Any]:
     )
     return {
         "revision": checkpoint.revision,
-        "chat_template": template and sha256_of(Path(template).expanduser()),
+        "chat_template": template and compute_file_sha256(Path(template).expanduser()),
         "max_length": config.max_length or checkpoint.max_length,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
@@ -188,7 +197,9 @@ def local_identity(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _passing_on(future: Future[Scored], work: Callable[..., None], *arguments: Any) -> None:
+def _passing_on(
+    future: Future[ScoreBatchResult], work: Callable[..., None], *arguments: Any
+) -> None:
     """Do a part of a future's work; an error is the future's."""
     try:
         work(*arguments)

@@ -24,8 +24,8 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from serve import __version__
-from serve.jobs.executors.base import Scored
-from serve.worker.watchdog import BatchClock
+from serve.jobs.executors.base import ScoreBatchResult
+from serve.worker.watchdog import BatchWatchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ScorerActor:
     Made at once and loaded by a call, so that what goes wrong then arrives as it was raised.
 
     Attributes:
-        stuck_after_s: see `BatchClock`.
+        stuck_after_s: see `BatchWatchdog`.
     """
 
     stuck_after_s: ClassVar[float | None] = None
@@ -57,7 +57,7 @@ class ScorerActor:
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._scorer: RewardScorer | None = None
-        self._clock: BatchClock | None = None
+        self._clock: BatchWatchdog | None = None
         self._encoding = threading.Lock()
         self._device = threading.Lock()
 
@@ -79,13 +79,17 @@ class ScorerActor:
             torch.set_num_threads(self._settings.num_threads)
         scorer = RewardScorer.load(self._settings.model)
         scorer.warm_up()
-        clock = BatchClock(compiled=scorer.loaded_model.compiled, stuck_after_s=self.stuck_after_s)
+        clock = BatchWatchdog(
+            is_compiled=scorer.loaded_model.compiled, stuck_after_s=self.stuck_after_s
+        )
         started = time.perf_counter()
-        clock.learn(scorer.probe().num_tokens, time.perf_counter() - started)
+        clock.observe(scorer.probe().num_tokens, time.perf_counter() - started)
         self._scorer, self._clock = scorer, clock
         return scorer.fingerprint.as_dict()
 
-    def score(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Scored:
+    def run_batch(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> ScoreBatchResult:
         """Score conversations, in order.
 
         Raises:
@@ -100,17 +104,17 @@ class ScorerActor:
         with self._device:
             try:
                 batch = self._scorer.score_packing(packing, self._clock.begin)
-                self._clock.done()
+                self._clock.finish()
             finally:
                 self._clock.stop()
-        return Scored(merge_results(encoded, batch), batch.num_computed_tokens)
+        return ScoreBatchResult(merge_results(encoded, batch), batch.num_computed_tokens)
 
-    def why_stuck(self) -> str | None:
+    def stall_reason(self) -> str | None:
         """Why it will not answer, as far as it can tell itself; None while all is well."""
-        return self._clock.why_stuck() if self._clock else None
+        return self._clock.stall_reason() if self._clock else None
 
 
-def why_not_together(first: Fingerprint, other: Fingerprint) -> str | None:
+def find_incompatibility(first: Fingerprint, other: Fingerprint) -> str | None:
     """Why two actors may not score one job; None if they may.
 
     Attention may differ, with the kind of GPU: rewards then differ by what rounding makes of it.

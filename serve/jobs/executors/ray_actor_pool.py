@@ -18,8 +18,8 @@ from typing import Any
 
 from rm_core import Fingerprint, ModelConfig, RewardError
 from serve import __version__
-from serve.jobs.executors.bisect import Piece
-from serve.jobs.executors.ray_actor import ActorSettings, ScorerActor, why_not_together
+from serve.jobs.executors.bisect import WorkUnit
+from serve.jobs.executors.ray_actor import ActorSettings, ScorerActor, find_incompatibility
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _MAX_SILENT_LOOKS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class ResourceRequest:
     """What one actor takes of a node: some of one kind of resource."""
 
     kind: str
@@ -42,7 +42,7 @@ class Need:
     def __str__(self) -> str:
         return f"{self.amount} {self.kind}{'s' if self.amount > 1 else ''}"
 
-    def room(self, nodes: Iterable[Mapping[str, float]]) -> int:
+    def count_slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """For how many actors there is room in all, whatever else runs.
 
         Args:
@@ -51,7 +51,9 @@ class Need:
         return sum(int(node.get(self.kind, 0) // self.amount) for node in nodes)
 
 
-def need_of(model: ModelConfig, num_actors: int | None, nodes: list[Mapping[str, float]]) -> Need:
+def choose_resource_request(
+    model: ModelConfig, num_actors: int | None, nodes: list[Mapping[str, float]]
+) -> ResourceRequest:
     """What an actor takes, for the whole of a job: rewards depend on the kind of device.
 
     Args:
@@ -61,16 +63,16 @@ def need_of(model: ModelConfig, num_actors: int | None, nodes: list[Mapping[str,
     """
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     if model.device.startswith("cuda") or (model.device == "auto" and has_gpus):
-        return Need("GPU", model.num_devices)
+        return ResourceRequest("GPU", model.num_devices)
     sizes = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     for amount in range(min(sizes, default=1), 1, -1):
-        if Need("CPU", amount).room(nodes) >= (num_actors or 1):
-            return Need("CPU", amount)
-    return Need("CPU", 1)
+        if ResourceRequest("CPU", amount).count_slots(nodes) >= (num_actors or 1):
+            return ResourceRequest("CPU", amount)
+    return ResourceRequest("CPU", 1)
 
 
 @dataclass(eq=False, slots=True)
-class Seat:
+class ActorHandle:
     """One actor.
 
     Attributes:
@@ -81,23 +83,23 @@ class Seat:
     """
 
     actor: Any
-    in_flight: list[Piece] = field(default_factory=list)
+    in_flight: list[WorkUnit] = field(default_factory=list)
     is_up: bool = False
-    refused: str | None = None
-    num_silent_looks: int = 0
+    rejection_reason: str | None = None
+    num_missed_polls: int = 0
 
     @property
     def is_reserved(self) -> bool:
         """Whether what it has must be alone with it."""
-        return any(piece.alone for piece in self.in_flight)
+        return any(piece.needs_own_actor for piece in self.in_flight)
 
 
-class Seats:
+class ActorPool:
     """The actors.
 
     Args:
         model: what they load.
-        num_actors: see `need_of`.
+        num_actors: see `choose_resource_request`.
         actor: their class.
         loaded: is told, on some thread, when one has loaded or failed to.
         told: is told, on some thread, why one is stuck, or None.
@@ -108,21 +110,21 @@ class Seats:
         model: ModelConfig,
         num_actors: int | None,
         actor: type[ScorerActor],
-        loaded: Callable[[Seat, Future[dict[str, Any]]], None],
-        told: Callable[[Seat, Future[str | None]], None],
+        on_loaded: Callable[[ActorHandle, Future[dict[str, Any]]], None],
+        on_stall_report: Callable[[ActorHandle, Future[str | None]], None],
     ) -> None:
         import ray
 
         self._ray = ray
         self._num_actors = num_actors
-        self._loaded, self._told = loaded, told
-        self._seats: list[Seat] = []
+        self._loaded, self._told = on_loaded, on_stall_report
+        self._seats: list[ActorHandle] = []
         self._first: Fingerprint | None = None
         self._bad_starts, self._why, self._not_before = 0, "", 0.0
         self._silent_since = time.monotonic()
         nodes = self._nodes()
-        self._need = need_of(model, num_actors, nodes)
-        self._room = self._need.room(nodes)
+        self._need = choose_resource_request(model, num_actors, nodes)
+        self._room = self._need.count_slots(nodes)
         on_gpu = self._need.kind == "GPU"
         settings = ActorSettings(
             replace(model, device="auto" if on_gpu else "cpu"),
@@ -132,28 +134,30 @@ class Seats:
         self._start: Callable[[], Any] = partial(self._remote(actor, on_gpu).remote, settings)
 
     @property
-    def up(self) -> list[Seat]:
+    def ready_actors(self) -> list[ActorHandle]:
         """Those that can score."""
         return [seat for seat in self._seats if seat.is_up]
 
     @property
-    def kind(self) -> str:
+    def resource_kind(self) -> str:
         """What actors take of a node: GPUs or CPUs."""
         return self._need.kind
 
     @property
-    def wanted(self) -> int:
+    def target_size(self) -> int:
         """How many there should be."""
         return self._num_actors or max(1, self._room)
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Start what is missing, and let go of what the cluster has no room for any more."""
-        self._room = self._need.room(self._nodes())
-        idle = sorted((s for s in self._seats if not s.is_up), key=lambda seat: not seat.refused)
-        for seat in idle[: max(0, len(self._seats) - self.wanted)]:
-            self.drop(seat)
-        self.fill()
-        if self.up:
+        self._room = self._need.count_slots(self._nodes())
+        idle = sorted(
+            (s for s in self._seats if not s.is_up), key=lambda seat: not seat.rejection_reason
+        )
+        for seat in idle[: max(0, len(self._seats) - self.target_size)]:
+            self.remove(seat)
+        self.start_missing()
+        if self.ready_actors:
             self._silent_since = time.monotonic()
         elif time.monotonic() - self._silent_since > _SAY_AFTER_S:
             self._silent_since = time.monotonic()
@@ -163,80 +167,82 @@ class Seats:
                 self._room,
             )
 
-    def fill(self) -> None:
+    def start_missing(self) -> None:
         """Start what is missing."""
         if time.monotonic() < self._not_before:
             return
-        while len(self._seats) < self.wanted:
-            seat = Seat(self._start())
+        while len(self._seats) < self.target_size:
+            seat = ActorHandle(self._start())
             self._seats.append(seat)
             loading = seat.actor.load.remote().future()
             loading.add_done_callback(lambda future, seat=seat: self._loaded(seat, future))
 
-    def ask(self) -> list[Seat]:
+    def poll_stalls(self) -> list[ActorHandle]:
         """Ask those that can score whether they are stuck.
 
         Returns:
             Those that have not answered for too long.
         """
-        for seat in self.up:
-            if not seat.num_silent_looks:
-                asked = seat.actor.why_stuck.remote().future()
+        for seat in self.ready_actors:
+            if not seat.num_missed_polls:
+                asked = seat.actor.stall_reason.remote().future()
                 asked.add_done_callback(lambda future, seat=seat: self._told(seat, future))
-            seat.num_silent_looks += 1
-        return [seat for seat in self.up if seat.num_silent_looks > _MAX_SILENT_LOOKS]
+            seat.num_missed_polls += 1
+        return [seat for seat in self.ready_actors if seat.num_missed_polls > _MAX_SILENT_LOOKS]
 
-    def settle(self, seat: Seat, loading: Future[dict[str, Any]]) -> None:
+    def finish_loading(self, handle: ActorHandle, loading: Future[dict[str, Any]]) -> None:
         """What became of one that was loading."""
         from ray.exceptions import RayActorError
 
-        if seat not in self._seats:
+        if handle not in self._seats:
             return
         try:
             fingerprint = Fingerprint(**loading.result())
         except RewardError as error:
-            self._refuse(seat, error.detail)
+            self._refuse(handle, error.detail)
         except RayActorError as error:
-            self.drop(seat)
+            self.remove(handle)
             self._bad_starts += 1
-            self._why = f"an actor died while it was loading the model: {reason_of(error)}"
+            self._why = (
+                f"an actor died while it was loading the model: {summarize_ray_error(error)}"
+            )
             self._not_before = time.monotonic() + _RETRY_S
             logger.warning("%s", self._why)
         # Whatever else it raised in there: it will not score.
         except Exception as error:
-            self._refuse(seat, f"{type(error).__name__} {reason_of(error)}")
+            self._refuse(handle, f"{type(error).__name__} {summarize_ray_error(error)}")
         else:
             self._first = self._first or fingerprint
-            if why := why_not_together(self._first, fingerprint):
-                self._refuse(seat, why)
+            if why := find_incompatibility(self._first, fingerprint):
+                self._refuse(handle, why)
             else:
-                seat.is_up = True
+                handle.is_up = True
                 self._bad_starts = 0
 
-    def drop(self, seat: Seat) -> None:
+    def remove(self, handle: ActorHandle) -> None:
         """End one, if it has not ended by itself."""
-        if seat in self._seats:
-            self._seats.remove(seat)
-            self._ray.kill(seat.actor)
+        if handle in self._seats:
+            self._seats.remove(handle)
+            self._ray.kill(handle.actor)
 
     def close(self) -> None:
         """End all."""
         for seat in list(self._seats):
-            self.drop(seat)
+            self.remove(seat)
 
-    def why_hopeless(self) -> str | None:
+    def fatal_reason(self) -> str | None:
         """Why there will be no actor that scores; None while there is hope."""
-        if self.up:
+        if self.ready_actors:
             return None
-        if self._bad_starts >= _MAX_BAD_STARTS * self.wanted:
+        if self._bad_starts >= _MAX_BAD_STARTS * self.target_size:
             return self._why
-        refused = [seat.refused for seat in self._seats if seat.refused]
-        if refused and len(refused) >= min(self.wanted, max(1, self._room)):
+        refused = [seat.rejection_reason for seat in self._seats if seat.rejection_reason]
+        if refused and len(refused) >= min(self.target_size, max(1, self._room)):
             return refused[-1]
         return None
 
-    def _refuse(self, seat: Seat, why: str) -> None:
-        seat.refused = why
+    def _refuse(self, seat: ActorHandle, why: str) -> None:
+        seat.rejection_reason = why
         logger.warning("an actor cannot score: %s", why)
 
     def _remote(self, actor: type[ScorerActor], on_gpu: bool) -> Any:
@@ -254,7 +260,7 @@ class Seats:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
 
-def reason_of(error: BaseException) -> str:
+def summarize_ray_error(error: BaseException) -> str:
     """The line of a Ray error that says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line or "exit" in line or "dead" in line]

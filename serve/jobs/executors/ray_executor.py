@@ -42,11 +42,11 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from serve.deployments.cluster import connect
-from serve.jobs.executors.base import Scored
-from serve.jobs.executors.bisect import Call, Piece
-from serve.jobs.executors.local import local_identity
+from serve.jobs.executors.base import ScoreBatchResult
+from serve.jobs.executors.bisect import SubmittedCall, WorkUnit
+from serve.jobs.executors.local import resolve_local_identity
 from serve.jobs.executors.ray_actor import ScorerActor
-from serve.jobs.executors.ray_actor_pool import Seat, Seats, reason_of
+from serve.jobs.executors.ray_actor_pool import ActorHandle, ActorPool, summarize_ray_error
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ _CALLS_PER_ACTOR = 2
 _LOOK_EVERY_S = 3.0
 
 
-class RayPool:
+class RayExecutor:
     """The carrier that scores on Ray; connects when it has to.
 
     Args:
@@ -65,7 +65,7 @@ class RayPool:
         actor: their class.
     """
 
-    patience_s: float | None = None
+    drain_timeout_s: float | None = None
 
     def __init__(
         self,
@@ -78,22 +78,22 @@ class RayPool:
         self._actor = actor
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._seats: Seats | None = None
-        self._calls: set[Call] = set()
-        self._fresh: deque[Piece] = deque()
-        self._suspects: deque[Piece] = deque()
+        self._seats: ActorPool | None = None
+        self._calls: set[SubmittedCall] = set()
+        self._fresh: deque[WorkUnit] = deque()
+        self._suspects: deque[WorkUnit] = deque()
         self._failure: RewardError | None = None
         self._has_begun = False
         self._num_up = 0
 
-    def identity(self) -> dict[str, Any]:
-        """See `Carrier`; joins a cluster to see whether it has GPUs, which decide the dtype."""
+    def resolve_identity(self) -> dict[str, Any]:
+        """See `Executor`; joins a cluster to see whether it has GPUs, which decide the dtype."""
         if self._address == "local":
-            return local_identity(self._model)
+            return resolve_local_identity(self._model)
         kind: Future[str] = Future()
         self._post(partial(self._tell_kind, kind))
         # Here may be no GPU: what the files say is the same for both.
-        identity = local_identity(replace(self._model, device="cpu", num_devices=1))
+        identity = resolve_local_identity(replace(self._model, device="cpu", num_devices=1))
         if kind.result() == "GPU":
             dtype = "bfloat16" if self._model.dtype == "auto" else self._model.dtype
             identity |= {"device": "cuda", "dtype": dtype}
@@ -101,24 +101,26 @@ class RayPool:
 
     @property
     def capacity(self) -> int:
-        """See `Carrier`."""
+        """See `Executor`."""
         return _CALLS_PER_ACTOR * max(1, self._num_up)
 
-    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
-        """See `Carrier`."""
-        call = Call(conversations, truncation)
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
+        """See `Executor`."""
+        call = SubmittedCall(conversations, truncation)
         self._post(partial(self._take, call))
         return call.future
 
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """See `Carrier`."""
+        """See `Executor`."""
         encoded = load_encoder(self._model).encode_all(conversations, truncation)
         return [item.num_tokens if isinstance(item, Encoded) else item for item in encoded]
 
     def close(self) -> None:
-        """See `Carrier`."""
+        """See `Executor`."""
         if self._thread is not None:
             self._events.put(None)
             self._thread.join()
@@ -135,7 +137,7 @@ class RayPool:
         joined = False
         try:
             joined = connect(self._address)
-            self._seats = Seats(
+            self._seats = ActorPool(
                 self._model, self._num_actors, self._actor, self._loaded, self._told
             )
             self._serve_events(self._seats)
@@ -143,7 +145,7 @@ class RayPool:
             self._fail(error)
         # The border of the thread: whatever it is, nobody may wait for ever.
         except Exception as error:
-            self._fail(ScoringError(f"the pool of actors failed: {reason_of(error)}"))
+            self._fail(ScoringError(f"the pool of actors failed: {summarize_ray_error(error)}"))
         finally:
             self._leave(joined)
         while self._failure is not None and (event := self._events.get()) is not None:
@@ -151,7 +153,7 @@ class RayPool:
         for call in self._calls:
             call.future.cancel()
 
-    def _serve_events(self, seats: Seats) -> None:
+    def _serve_events(self, seats: ActorPool) -> None:
         next_look = 0.0
         while True:
             with contextlib.suppress(queue.Empty):
@@ -160,13 +162,13 @@ class RayPool:
                     return
                 event()
             if self._has_begun and time.monotonic() >= next_look:
-                seats.look()
-                for seat in seats.ask():
+                seats.reconcile()
+                for seat in seats.poll_stalls():
                     self._give_up(seat, "it does not answer")
                 next_look = time.monotonic() + _LOOK_EVERY_S
-            if why := seats.why_hopeless():
+            if why := seats.fatal_reason():
                 raise ModelLoadError(f"no actor of the pool can score: {why}")
-            self._num_up = len(seats.up)
+            self._num_up = len(seats.ready_actors)
             self._pump(seats)
 
     def _leave(self, joined: bool) -> None:
@@ -183,42 +185,42 @@ class RayPool:
         for call in self._calls:
             call.fail(error)
 
-    def _take(self, call: Call) -> None:
+    def _take(self, call: SubmittedCall) -> None:
         if self._failure is not None:
             call.fail(self._failure)
             return
         self._has_begun = True
         self._calls.add(call)
-        self._fresh.append(Piece.whole(call))
+        self._fresh.append(WorkUnit.from_call(call))
 
     def _tell_kind(self, kind: Future[str]) -> None:
         if self._failure is not None or self._seats is None:
             kind.set_exception(self._failure or ScoringError("there is no pool of actors"))
         else:
-            kind.set_result(self._seats.kind)
+            kind.set_result(self._seats.resource_kind)
 
-    def _loaded(self, seat: Seat, loading: Future[dict[str, Any]]) -> None:
+    def _loaded(self, seat: ActorHandle, loading: Future[dict[str, Any]]) -> None:
         # On some thread of Ray's.
-        self._events.put(lambda: self._seats.settle(seat, loading) if self._seats else None)
+        self._events.put(lambda: self._seats.finish_loading(seat, loading) if self._seats else None)
 
-    def _told(self, seat: Seat, answer: Future[str | None]) -> None:
+    def _told(self, seat: ActorHandle, answer: Future[str | None]) -> None:
         # On some thread of Ray's.
         self._events.put(lambda: self._heard(seat, answer))
 
-    def _heard(self, seat: Seat, answer: Future[str | None]) -> None:
+    def _heard(self, seat: ActorHandle, answer: Future[str | None]) -> None:
         """Whether an actor is stuck."""
         from ray.exceptions import RayError
 
-        seat.num_silent_looks = 0
+        seat.num_missed_polls = 0
         # If it is dead, the calls that it has tell so.
         with contextlib.suppress(RayError):
             if why := answer.result():
                 self._give_up(seat, why)
 
-    def _pump(self, seats: Seats) -> None:
+    def _pump(self, seats: ActorPool) -> None:
         """Give work to whoever can take some: suspects first, to actors that have nothing."""
         free = sorted(
-            (seat for seat in seats.up if not seat.is_reserved),
+            (seat for seat in seats.ready_actors if not seat.is_reserved),
             key=lambda seat: len(seat.in_flight),
         )
         while self._suspects and free and not free[0].in_flight:
@@ -230,48 +232,50 @@ class RayPool:
                 while self._fresh and len(seat.in_flight) == depth:
                     self._send(seat, self._fresh.popleft())
 
-    def _send(self, seat: Seat, piece: Piece) -> None:
-        if not piece.call.begin():
+    def _send(self, seat: ActorHandle, piece: WorkUnit) -> None:
+        if not piece.call.try_start():
             self._calls.discard(piece.call)
             return
         seat.in_flight.append(piece)
-        answer = seat.actor.score.remote(piece.conversations, piece.call.truncation).future()
+        answer = seat.actor.run_batch.remote(piece.conversations, piece.call.truncation).future()
         answer.add_done_callback(
             lambda future: self._events.put(lambda: self._answered(seat, piece, future))
         )
 
-    def _answered(self, seat: Seat, piece: Piece, answer: Future[Scored]) -> None:
+    def _answered(
+        self, seat: ActorHandle, piece: WorkUnit, answer: Future[ScoreBatchResult]
+    ) -> None:
         from ray.exceptions import RayError, RayTaskError
 
         if piece not in seat.in_flight:  # it was given up
             return
         seat.in_flight.remove(piece)
         try:
-            piece.done(answer.result())
+            piece.complete(answer.result())
         except DeviceFailedError as error:
             self._lost(seat, [piece], error.detail)
         except RayTaskError as error:
-            self._suspects += piece.failed(error)
+            self._suspects += piece.handle_error(error)
         except RayError as error:
-            self._lost(seat, [piece], reason_of(error))
+            self._lost(seat, [piece], summarize_ray_error(error))
         self._forget_if_done(piece.call)
 
-    def _give_up(self, seat: Seat, why: str) -> None:
+    def _give_up(self, seat: ActorHandle, why: str) -> None:
         """Let go of an actor that lives and will not answer."""
         pieces, seat.in_flight = seat.in_flight, []
         self._lost(seat, pieces, why)
         for piece in pieces:
             self._forget_if_done(piece.call)
 
-    def _lost(self, seat: Seat, pieces: Sequence[Piece], why: str) -> None:
+    def _lost(self, seat: ActorHandle, pieces: Sequence[WorkUnit], why: str) -> None:
         """What an actor had goes to others, and another comes in its place."""
         assert self._seats is not None
         logger.warning("an actor was lost with %d conversations: %s", sum(map(len, pieces)), why)
         for piece in pieces:
-            self._suspects += piece.lost()
-        self._seats.drop(seat)
-        self._seats.fill()
+            self._suspects += piece.handle_actor_loss()
+        self._seats.remove(seat)
+        self._seats.start_missing()
 
-    def _forget_if_done(self, call: Call) -> None:
+    def _forget_if_done(self, call: SubmittedCall) -> None:
         if call.future.done():
             self._calls.discard(call)

@@ -16,17 +16,17 @@ from typing import Any
 from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
 from serve.client import ScoringClient, ServiceError
-from serve.client.endpoints import place_of
+from serve.client.endpoints import get_display_url
 from serve.client.responses import read_count, read_error
-from serve.jobs.executors.base import Scored, ScoringModel
-from serve.jobs.executors.connection import Posting
-from serve.jobs.executors.shards import PartQueue, split
+from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
+from serve.jobs.executors.connection import SenderThread
+from serve.jobs.executors.shards import ShardQueue, split_into_shards
 
 _CONNECTIONS = 4  # to each address: a service merges what waits, so few are enough to fill it
 _ASK_AGAIN_S = 1.0
 
 
-class UrlsCarrier:
+class ServiceExecutor:
     """Scores with services.
 
     Args:
@@ -40,7 +40,7 @@ class UrlsCarrier:
         ServiceError: an address is none.
     """
 
-    patience_s: float | None = 5.0
+    drain_timeout_s: float | None = 5.0
 
     def __init__(
         self,
@@ -52,17 +52,17 @@ class UrlsCarrier:
         timeout_s: float | None = None,
     ) -> None:
         self._urls = list(dict.fromkeys(urls))
-        self._places = {url: place_of(url) for url in self._urls}
+        self._places = {url: get_display_url(url) for url in self._urls}
         self._model = model
         self._api_key = api_key
         self._retry_s = retry_s
         self._timeout_s = timeout_s
         self._fingerprint: dict[str, Any] | None = None
         self._served: ScoringModel | None = None
-        self._queue = PartQueue()
-        self._threads: list[Posting] = []
+        self._queue = ShardQueue()
+        self._threads: list[SenderThread] = []
 
-    def identity(self) -> dict[str, Any]:
+    def resolve_identity(self) -> dict[str, Any]:
         """Fingerprint, tokenizer and limit of the model behind the addresses.
 
         Raises:
@@ -74,7 +74,7 @@ class UrlsCarrier:
             try:
                 found[url] = self._asked(url, self._retry_s if len(self._urls) == 1 else 0.0)
             except ServiceError as error:
-                if not error.may_pass:
+                if not error.retryable:
                     raise
                 failure = error
         if not found:
@@ -92,10 +92,10 @@ class UrlsCarrier:
         self._fingerprint = identity["fingerprint"]
         return identity
 
-    def scoring_model(self, *, ask: bool = False) -> ScoringModel | None:
+    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         """The model of the first service that answered."""
-        if self._served is None and ask:
-            self.identity()
+        if self._served is None and fetch:
+            self.resolve_identity()
         return self._served
 
     @property
@@ -103,7 +103,9 @@ class UrlsCarrier:
         """Enough calls that no connection waits while one is finished."""
         return 1 + 2 * len(self._urls)
 
-    def submit(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
         """Begin to score; the future can be cancelled until the first part is sent."""
         if not self._threads:
             self._start()
@@ -115,7 +117,7 @@ class UrlsCarrier:
         """Tokens of each conversation, as the first service that answers counts them."""
         counts: list[int | ScoreError] = [0] * len(conversations)
         with self._client(self._urls[0], self._retry_s) as client:
-            for places in split(conversations):
+            for places in split_into_shards(conversations):
                 sent = [conversations[place] for place in places]
                 body = {"conversations": sent, "truncation": truncation}
                 answer = client.post("/v1/render", body)
@@ -131,12 +133,12 @@ class UrlsCarrier:
     def _start(self) -> None:
         # Where there is another address, that is better than to wait.
         several = len(self._urls) > 1
-        fingerprint = self._fingerprint or self.identity()["fingerprint"]
+        fingerprint = self._fingerprint or self.resolve_identity()["fingerprint"]
         for url in self._urls:
             for _ in range(_CONNECTIONS):
                 client = self._client(url, 0.0 if several else self._retry_s)
                 patience = self._retry_s if several else 0.0
-                thread = Posting(self._queue, client, self._places[url], fingerprint, patience)
+                thread = SenderThread(self._queue, client, self._places[url], fingerprint, patience)
                 thread.start()
                 self._threads.append(thread)
 
@@ -173,7 +175,7 @@ class UrlsCarrier:
                         f"model {name!r} at {place} is {state}; wait until it is ready, or look "
                         "into the service's log"
                     )
-                    error.may_pass = True
+                    error.retryable = True
                     raise error
                 time.sleep(_ASK_AGAIN_S)
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 from rm_core import Reward, RewardError, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
-from serve.jobs.executors.base import Scored
+from serve.jobs.executors.base import ScoreBatchResult
 
 MAX_CONVERSATIONS = 128
 MAX_BYTES = 2 * 2**20
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class ShardedCall:
     """One `submit`, until all its parts are back. Its fields are the queue's to change.
 
     Attributes:
@@ -37,13 +37,13 @@ class Call:
     truncation: Truncation
     results: list[Reward | ScoreError | None]
     num_missing: int
-    future: Future[Scored] = field(default_factory=Future)
+    future: Future[ScoreBatchResult] = field(default_factory=Future)
     num_computed_tokens: int = 0
     is_begun: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class Shard:
     """Some conversations of a call.
 
     Attributes:
@@ -52,34 +52,36 @@ class Part:
         failing_since: when it was refused first, by `time.monotonic`; None if never.
     """
 
-    call: Call
-    places: Sequence[int]
+    call: ShardedCall
+    indices: Sequence[int]
     failing_since: float | None = None
 
     @property
     def conversations(self) -> list[ChatJson]:
         """In the order of `places`."""
-        return [self.call.conversations[place] for place in self.places]
+        return [self.call.conversations[place] for place in self.indices]
 
 
-class PartQueue:
+class ShardQueue:
     """Parts that wait for a connection. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Part] = deque()
+        self._waiting: deque[Shard] = deque()
         self._changed = threading.Condition()
         self.is_closed = threading.Event()
 
-    def add(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Future[Scored]:
+    def add(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
         """Queue a call behind all others."""
-        parts = list(split(conversations))
-        call = Call(conversations, truncation, [None] * len(conversations), len(parts))
+        parts = list(split_into_shards(conversations))
+        call = ShardedCall(conversations, truncation, [None] * len(conversations), len(parts))
         with self._changed:
-            self._waiting.extend(Part(call, places) for places in parts)
+            self._waiting.extend(Shard(call, places) for places in parts)
             self._changed.notify_all()
         return call.future
 
-    def take(self) -> Part | None:
+    def take(self) -> Shard | None:
         """The next part, as soon as there is one; None once the queue is closed."""
         with self._changed:
             while not self.is_closed.is_set():
@@ -90,30 +92,30 @@ class PartQueue:
                 self._changed.wait()
         return None
 
-    def put_back(self, part: Part) -> None:
+    def requeue(self, shard: Shard) -> None:
         """A part that could not be scored goes before all others."""
         with self._changed:
-            self._waiting.appendleft(part)
+            self._waiting.appendleft(shard)
             self._changed.notify()
 
-    def finish(self, part: Part, scored: Scored) -> None:
+    def complete(self, shard: Shard, scored: ScoreBatchResult) -> None:
         """The results of a part; the last one completes the call."""
         with self._changed:
-            call = part.call
-            for place, result in zip(part.places, scored.results, strict=True):
+            call = shard.call
+            for place, result in zip(shard.indices, scored.results, strict=True):
                 call.results[place] = result
             call.num_computed_tokens += scored.num_computed_tokens
             call.num_missing -= 1
             if call.num_missing or call.future.done():
                 return
         results = [result for result in call.results if result is not None]
-        call.future.set_result(Scored(results, call.num_computed_tokens))
+        call.future.set_result(ScoreBatchResult(results, call.num_computed_tokens))
 
-    def fail(self, part: Part, error: RewardError) -> None:
+    def fail(self, shard: Shard, error: RewardError) -> None:
         """A part that nobody scores fails its call."""
         with self._changed:
-            if not part.call.future.done():
-                part.call.future.set_exception(error)
+            if not shard.call.future.done():
+                shard.call.future.set_exception(error)
 
     def close(self) -> None:
         """Let all connections go once they have answered."""
@@ -122,7 +124,7 @@ class PartQueue:
             self._changed.notify_all()
 
 
-def split(conversations: Sequence[ChatJson]) -> Iterator[list[int]]:
+def split_into_shards(conversations: Sequence[ChatJson]) -> Iterator[list[int]]:
     """Indices of conversations in parts, what starts alike in one part where it fits."""
     texts = [json.dumps(conversation) for conversation in conversations]
     part: list[int] = []
@@ -137,7 +139,7 @@ def split(conversations: Sequence[ChatJson]) -> Iterator[list[int]]:
         yield part
 
 
-def _is_wanted(call: Call) -> bool:
+def _is_wanted(call: ShardedCall) -> bool:
     if not call.is_begun:
         call.is_begun = True
         return call.future.set_running_or_notify_cancel()

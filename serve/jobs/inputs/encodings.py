@@ -21,7 +21,7 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (b"\x84\x31\x95\x33", "GB18030"),
     (b"+/v", "UTF-7"),
 )
-_PACKED = (
+_COMPRESSION_MAGIC = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
@@ -29,7 +29,7 @@ _PACKED = (
     (b"\x04\x22\x4d\x18", "lz4"),
 )
 # Other encodings in use, those that are used most first.
-_NARROW = (
+_CANDIDATE_ENCODINGS = (
     "cp1252",
     "shift_jis",
     "gb18030",
@@ -66,17 +66,17 @@ def require_utf8(head: bytes, path: Path | str) -> None:
     Raises:
         JobInputError: names the encoding that was found.
     """
-    for magic, name in _PACKED:
+    for magic, name in _COMPRESSION_MAGIC:
         if head.startswith(magic):
             raise JobInputError(f"{path} is compressed ({name}); unpack it, or compress it by gzip")
-    if encoding := _wide_encoding(head):
+    if encoding := _detect_wide_encoding(head):
         raise JobInputError(
             f"{path} is {encoding} text, and only UTF-8 is read; save it as UTF-8, for example by "
             f"`iconv -f {encoding} -t UTF-8`"
         )
 
 
-class EncodingCount:
+class EncodingCounter:
     """Counts the lines of a file that are UTF-8 and those that are not."""
 
     def __init__(self) -> None:
@@ -131,16 +131,16 @@ def guess_encoding(text: bytes) -> str | None:
     # Slow to import, and needed only where something is wrong.
     from charset_normalizer import from_bytes
 
-    best = from_bytes(text, cp_isolation=list(_NARROW)).best()
+    best = from_bytes(text, cp_isolation=list(_CANDIDATE_ENCODINGS)).best()
     if best is None:
         return None
     # Where several give the same text, the one that is used most.
     same = {best.encoding, *best.could_be_from_charset}
-    found = next((name for name in _NARROW if name in same), best.encoding)
+    found = next((name for name in _CANDIDATE_ENCODINGS if name in same), best.encoding)
     return found.replace("_", "-")
 
 
-def _wide_encoding(head: bytes) -> str | None:
+def _detect_wide_encoding(head: bytes) -> str | None:
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     if marked or b"\x00" not in head:
         return marked

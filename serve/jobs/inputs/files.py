@@ -11,20 +11,25 @@ import pyarrow as pa
 from serve.jobs.inputs.io import Watcher
 from serve.jobs.inputs.json_array import is_array, read_array
 from serve.jobs.inputs.jsonl import read_lines
-from serve.jobs.inputs.source import START, Decoded, InputFile, Kind, Position, Row
-from serve.jobs.inputs.tabular import arrow_schema, parquet_schema, read_arrow, read_parquet
+from serve.jobs.inputs.source import START, DecodeFilter, FileFormat, InputFile, Position, Row
+from serve.jobs.inputs.tabular import (
+    read_arrow,
+    read_arrow_schema,
+    read_parquet,
+    read_parquet_schema,
+)
 
 
 def _read_json(
-    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None
+    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None
 ) -> Iterator[Row]:
     # `.json` is both in use: one array, or one record a line.
     is_json = path.name.lower().removesuffix(".gz").endswith(".json")
     read = read_array if is_json and is_array(path) else read_lines
-    return read(path, start, decoded=decoded, watch=watch)
+    return read(path, start, decode=decode, watch=watch)
 
 
-_READERS: Mapping[Kind, Callable[..., Iterator[Row]]] = {
+_READERS: Mapping[FileFormat, Callable[..., Iterator[Row]]] = {
     "jsonl": _read_json,
     "parquet": read_parquet,
     "arrow": read_arrow,
@@ -43,33 +48,33 @@ class FileSource:
     """
 
     name: str
-    kind: Kind
+    format: FileFormat
     files: tuple[InputFile, ...]
     schema: pa.Schema | None = None
 
-    def rows(self, start: Position = START, *, decoded: bool = True) -> Iterator[Row]:
-        """See `Source.rows`."""
+    def iter_rows(self, start: Position = START, *, decode: bool = True) -> Iterator[Row]:
+        """See `Source.iter_rows`."""
         for file in range(start.file, len(self.files)):
-            for row in self.rows_in(start, decoded=decoded):
-                start = row.after
+            for row in self.iter_file_rows(start, decode=decode):
+                start = row.next_position
                 yield row
             start = Position(file + 1, 0, start.row)
 
-    def rows_in(
-        self, start: Position, *, decoded: Decoded = True, watch: Watcher | None = None
+    def iter_file_rows(
+        self, start: Position, *, decode: DecodeFilter = True, watch: Watcher | None = None
     ) -> Iterator[Row]:
         """Rows of the file that `start` is in.
 
         Args:
             start: where to begin.
-            decoded: see `Source.rows`; also a function, which is called with the bytes of each row
+            decoded: see `Source.iter_rows`; also a function, which is called with the bytes of each row
                 of JSON that is not too long. Tables are not decoded then.
             watch: is told every byte of the file once, in order; of text as far as it is read.
         """
-        reader = _READERS[self.kind]
-        return reader(self.files[start.file].path, start, decoded=decoded, watch=watch)
+        reader = _READERS[self.format]
+        return reader(self.files[start.file].path, start, decode=decode, watch=watch)
 
-    def schema_in(self, file: int) -> pa.Schema | None:
+    def read_file_schema(self, file: int) -> pa.Schema | None:
         """Columns of one file; None for JSON.
 
         Args:
@@ -77,5 +82,5 @@ class FileSource:
         """
         if self.schema is None:
             return None
-        read = parquet_schema if self.kind == "parquet" else arrow_schema
+        read = read_parquet_schema if self.format == "parquet" else read_arrow_schema
         return read(self.files[file].path)

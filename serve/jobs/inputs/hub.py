@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.formats import SUFFIXES, is_data, of_split, splits_in
+from serve.jobs.inputs.formats import SUFFIXES, find_splits, is_data_file, select_split
 from serve.jobs.inputs.paths import require_inside
 
-HUB = "hf://"
+HUB_PREFIX = "hf://"
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/]+))?"
     r"(?:/(?P<path>.+))?"
@@ -31,7 +31,7 @@ class HubFiles:
     paths: list[Path]
 
 
-def fetch(address: str, split: str | None) -> HubFiles:
+def fetch_dataset(address: str, split: str | None) -> HubFiles:
     """Bring the files that an address names onto this machine, through the hub's own cache.
 
     Raises:
@@ -46,15 +46,15 @@ def fetch(address: str, split: str | None) -> HubFiles:
     repo, revision, path = parts["repo"], parts["revision"], parts["path"]
     patterns = _patterns(path)
     revision = revision.replace("%2F", "/") if revision else None
-    folder = _download(repo, revision, _narrowed(patterns, split, path))
+    folder = _download(repo, revision, _narrow_patterns(patterns, split, path))
     every = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*"))
-    names = [n for n in every if is_data(n) and any(fnmatch.fnmatch(n, p) for p in patterns)]
+    names = [n for n in every if is_data_file(n) and any(fnmatch.fnmatch(n, p) for p in patterns)]
     names = [name for name in names if (folder / name).is_file()]
     name = f"hf://datasets/{repo}@{folder.name}" + (f"/{path}" if path else "")
-    if split is None and path is None and len(splits := splits_in(names)) > 1:
+    if split is None and path is None and len(splits := find_splits(names)) > 1:
         raise JobInputError(f"{name} has the splits {', '.join(splits)}; choose one by --split")
     if split is not None:
-        names = of_split(names, split)
+        names = select_split(names, split)
     if not names:
         raise JobInputError(
             f"{name} has no files to score"
@@ -72,7 +72,7 @@ def _patterns(path: str | None) -> list[str]:
     return [path, path.replace("**/", ""), f"{path}/*"]
 
 
-def _narrowed(patterns: list[str], split: str | None, path: str | None) -> list[str]:
+def _narrow_patterns(patterns: list[str], split: str | None, path: str | None) -> list[str]:
     # Other splits need not be fetched.
     if split is None or path is not None:
         return patterns

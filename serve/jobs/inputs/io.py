@@ -22,7 +22,7 @@ _GZIP = b"\x1f\x8b"
 
 
 @contextlib.contextmanager
-def opened(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO[bytes]]:
+def open_decompressed(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO[bytes]]:
     """The text that a file holds, whether compressed or not, from a place in it on.
 
     Compressed files are unpacked again from their beginning to reach the place.
@@ -38,23 +38,23 @@ def opened(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO
     """
     assert watch is None or not offset
     if not offset:
-        with _unpacked(path, 0, None) as file:
+        with _open_unchecked(path, 0, None) as file:
             require_utf8(file.read(HEAD_BYTES), path)
-    with _unpacked(path, offset, watch) as file:
+    with _open_unchecked(path, offset, watch) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[bytes]]:
+def _open_unchecked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[bytes]]:
     if not path.is_file():
         raise JobInputError(f"{path} is no regular file; save what it gives to one")
-    with _Watched(path, watch) as raw, io.BufferedReader(raw, _BLOCK_BYTES) as stored:
+    with _WatchedFile(path, watch) as raw, io.BufferedReader(raw, _BLOCK_BYTES) as stored:
         file: IO[bytes] = stored
         try:
             if stored.peek(2)[:2] == _GZIP:
                 file = cast(IO[bytes], gzip.GzipFile(fileobj=stored))
             if offset and (file.seek(offset - 1) != offset - 1 or not file.read(1)):
-                raise too_short(path)
+                raise truncated_file_error(path)
             yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise JobInputError(
@@ -62,7 +62,7 @@ def _unpacked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[byt
             ) from error
 
 
-def watched(path: Path, watch: Watcher, num_bytes: int | None = None) -> None:
+def read_through(path: Path, watch: Watcher, num_bytes: int | None = None) -> None:
     """Read a file, or its first bytes, for the watcher alone."""
     left = path.stat().st_size if num_bytes is None else num_bytes
     with path.open("rb", buffering=0) as file:
@@ -71,21 +71,21 @@ def watched(path: Path, watch: Watcher, num_bytes: int | None = None) -> None:
             left -= len(block)
 
 
-def digest_of(path: Path, num_bytes: int) -> str:
+def compute_prefix_sha256(path: Path, num_bytes: int) -> str:
     """SHA-256 of the first bytes of a file, hexadecimal; of all of it where it is shorter."""
     digest = hashlib.sha256()
-    watched(path, digest.update, num_bytes)
+    read_through(path, digest.update, num_bytes)
     return digest.hexdigest()
 
 
-def too_short(path: Path) -> JobInputError:
+def truncated_file_error(path: Path) -> JobInputError:
     """The error for a file that ends before the position to go on at."""
     return JobInputError(
         f"{path} is shorter than when the job began; bring it back as it was, or start afresh"
     )
 
 
-class _Watched(io.FileIO):
+class _WatchedFile(io.FileIO):
     """A file whose reader is watched; read without seeking."""
 
     def __init__(self, path: Path, watch: Watcher | None) -> None:

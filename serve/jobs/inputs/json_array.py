@@ -16,11 +16,11 @@ from typing import IO, Any, NamedTuple
 
 from rm_core import ScoreError
 from serve.errors import JobInputError
-from serve.jobs.inputs import jsonl as lines
-from serve.jobs.inputs.io import Watcher, opened
-from serve.jobs.inputs.jsonl import not_utf8, too_long
-from serve.jobs.inputs.source import Decoded, Position, Row
-from serve.jobs.inputs.strict_json import decode_strict, describe, require_depth
+from serve.jobs.inputs import jsonl
+from serve.jobs.inputs.io import Watcher, open_decompressed
+from serve.jobs.inputs.jsonl import not_utf8_error, row_too_long_error
+from serve.jobs.inputs.source import DecodeFilter, Position, Row
+from serve.jobs.inputs.strict_json import decode_strict, describe_error, require_depth
 
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
 _LONGEST_TOKEN = 16  # an error this close to the end of a block may be a token cut in two
@@ -31,30 +31,30 @@ _END_OF_SCALAR = re.compile(r"[\s,\]]")
 
 def is_array(path: Path) -> bool:
     """Whether the file's first character is the beginning of an array."""
-    with opened(path, 0) as file:
+    with open_decompressed(path, 0) as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def read_array(
-    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
+    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.rows_in`. A row ends where its element does."""
-    with opened(path, start.offset, watch) as file:
-        text = _Text(path, file, start.offset)
+    """Rows of a file; arguments as for `FileSource.iter_file_rows`. A row ends where its element does."""
+    with open_decompressed(path, start.offset, watch) as file:
+        text = _TextCursor(path, file, start.offset)
         number = start.row
-        is_more = text.take() == "," if start.offset else text.begin()
+        is_more = text.read_separator() == "," if start.offset else text.begin()
         while is_more:
             before = text.offset
-            record, raw, content = text.element(number)
+            record, raw, content = text.read_element(number)
             end = text.offset
-            is_wanted = decoded is not False
-            if callable(decoded) and content is not None:
-                is_wanted = decoded(content)
+            is_wanted = decode is not False
+            if callable(decode) and content is not None:
+                is_wanted = decode(content)
             if not is_wanted:
                 record = raw = None
             yield Row(number, end - before, record, raw, start.file, end)
             number += 1
-            is_more = text.take(number) == ","
+            is_more = text.read_separator(number) == ","
         text.finish()
 
 
@@ -72,7 +72,7 @@ class _Element(NamedTuple):
     content: bytes | None
 
 
-class _Text:
+class _TextCursor:
     """The file's text from a place on, and how far it was read.
 
     Bytes that are not UTF-8 are in it as half surrogate pairs, which UTF-8 cannot hold.
@@ -85,17 +85,17 @@ class _Text:
         self._text = ""
         self._at = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._is_all = False
+        self._is_exhausted = False
 
     def begin(self) -> bool:
         """Go to the first element; False if there is none."""
         if self.next() == "\ufeff":
-            self._go(self._at + 1)
+            self._advance_to(self._at + 1)
         if self.next() != "[":
-            raise self._damaged("it does not begin with an array")
-        self._go(self._at + 1)
+            raise self._corrupt_error("it does not begin with an array")
+        self._advance_to(self._at + 1)
         if is_empty := self.next() == "]":
-            self._go(self._at + 1)
+            self._advance_to(self._at + 1)
         return not is_empty
 
     def next(self) -> str:
@@ -103,13 +103,13 @@ class _Text:
         while True:
             rest = self._text[self._at : self._at + 64]
             blanks = len(rest) - len(rest.lstrip(" \t\r\n"))
-            self._go(self._at + blanks)
+            self._advance_to(self._at + blanks)
             if blanks < len(rest):
                 return rest[blanks]
             if not rest and not self._read():
                 return ""
 
-    def element(self, number: int) -> _Element:
+    def read_element(self, number: int) -> _Element:
         """Read one value and go behind it."""
         self.next()
         problem: Exception | None = None
@@ -120,12 +120,12 @@ class _Text:
                 value, end = decode_strict(self._text, self._at)
             except json.JSONDecodeError as error:
                 is_cut = self._is_cut(error)
-                if self._is_too_long() and (is_cut or error.pos - self._at > lines.MAX_ROW_BYTES):
+                if self._is_too_long() and (is_cut or error.pos - self._at > jsonl.MAX_ROW_BYTES):
                     return self._skip(number)
                 if is_cut and self._read():
                     continue
                 hint = "; it may be ISO-2022 text: save it as UTF-8" if "\x1b" in self._text else ""
-                raise self._damaged(f"row {number} is no JSON: {error}{hint}") from None
+                raise self._corrupt_error(f"row {number} is no JSON: {error}{hint}") from None
             except (ValueError, RecursionError) as error:
                 problem = error
                 end = self._find_end(number)
@@ -137,41 +137,43 @@ class _Text:
             is_cut = not mark or (isinstance(value, int | float) and mark not in " \t\r\n,]")
             if not (is_cut and self._read()):
                 break
-        return self._finished(value, problem, end)
+        return self._build_element(value, problem, end)
 
-    def take(self, number: int = 0) -> str:
+    def read_separator(self, number: int = 0) -> str:
         """Go behind the comma or bracket that follows an element; that character."""
         mark = self.next()
         if mark not in (",", "]"):
             came = mark.encode(errors="backslashreplace").decode() or "the end"
-            raise self._damaged(f"after row {number - 1} comes {came}, not a comma")
-        self._go(self._at + 1)
+            raise self._corrupt_error(f"after row {number - 1} comes {came}, not a comma")
+        self._advance_to(self._at + 1)
         return mark
 
     def finish(self) -> None:
         """Make sure that nothing follows."""
         if self.next():
-            raise self._damaged("something follows the array")
+            raise self._corrupt_error("something follows the array")
 
-    def _finished(self, value: Any, problem: Exception | None, end: int) -> _Element:
+    def _build_element(self, value: Any, problem: Exception | None, end: int) -> _Element:
         text = self._text[self._at : end]
         content = text.encode(errors="surrogateescape")
         self.offset += len(content)
         self._at = end
-        if len(content) > lines.MAX_ROW_BYTES:
-            return _Element(*too_long("element", content[: lines.SHOWN_BYTES], len(content)), None)
+        if len(content) > jsonl.MAX_ROW_BYTES:
+            return _Element(
+                *row_too_long_error("element", content[: jsonl.PREVIEW_BYTES], len(content)), None
+            )
         try:
             if not text.isascii():
                 content.decode()
             if problem is None:
                 require_depth(value, text)
         except UnicodeDecodeError as error:
-            return _Element(*not_utf8("element", content, error), content)
+            return _Element(*not_utf8_error("element", content, error), content)
         except ValueError as error:
             problem = error
         if problem is None:
             return _Element(value, None, content)
-        told = f"the element is not strict JSON: {describe(problem)}"
+        told = f"the element is not strict JSON: {describe_error(problem)}"
         return _Element(ScoreError("invalid_json", told), text, content)
 
     def _find_end(self, number: int) -> int | None:
@@ -192,23 +194,25 @@ class _Text:
     def _skip(self, number: int) -> _Element:
         """Go behind an element that is too long, and forget it on the way."""
         scanner = _Scanner(self._text[self._at])
-        head = self._text[self._at : self._at + lines.SHOWN_BYTES].encode(errors="surrogateescape")
+        head = self._text[self._at : self._at + jsonl.PREVIEW_BYTES].encode(
+            errors="surrogateescape"
+        )
         before = self.offset
         while (end := scanner.find_end(self._text, self._at)) is None:
-            self._go(len(self._text))
+            self._advance_to(len(self._text))
             self._require_more(number)
-        self._go(end)
-        return _Element(*too_long("element", head, self.offset - before), None)
+        self._advance_to(end)
+        return _Element(*row_too_long_error("element", head, self.offset - before), None)
 
     def _require_more(self, number: int) -> None:
         if not self._read():
-            raise self._damaged(f"row {number} is cut off: it has no end")
+            raise self._corrupt_error(f"row {number} is cut off: it has no end")
 
     def _is_too_long(self) -> bool:
         # A character has at least one byte.
-        return len(self._text) - self._at > lines.MAX_ROW_BYTES
+        return len(self._text) - self._at > jsonl.MAX_ROW_BYTES
 
-    def _go(self, end: int) -> None:
+    def _advance_to(self, end: int) -> None:
         self.offset += len(self._text[self._at : end].encode(errors="surrogateescape"))
         self._at = end
 
@@ -217,17 +221,17 @@ class _Text:
         return is_near_end or error.msg.startswith("Unterminated string")
 
     def _read(self) -> bool:
-        if self._is_all:
+        if self._is_exhausted:
             return False
         # Twice as much where an element is longer than a block: each is looked at few times.
         more = min(max(_BLOCK_BYTES, len(self._text) - self._at), _LARGEST_READ)
         block = self._file.read(more)
-        self._is_all = not block
-        self._text = self._text[self._at :] + self._decoder.decode(block, self._is_all)
+        self._is_exhausted = not block
+        self._text = self._text[self._at :] + self._decoder.decode(block, self._is_exhausted)
         self._at = 0
         return bool(block)
 
-    def _damaged(self, reason: str) -> JobInputError:
+    def _corrupt_error(self, reason: str) -> JobInputError:
         return JobInputError(
             f"{self._path} is no array of JSON records ({reason}, near byte {self.offset}); mend "
             "it, or write one record a line into a .jsonl file"

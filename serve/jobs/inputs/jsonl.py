@@ -9,32 +9,34 @@ from typing import IO, Any
 
 from rm_core import ScoreError
 from serve.jobs.inputs.encodings import HEAD_BYTES, guess_encoding, require_utf8
-from serve.jobs.inputs.io import Watcher, opened
-from serve.jobs.inputs.source import START, Decoded, Position, Row
-from serve.jobs.inputs.strict_json import describe, parse_strict
+from serve.jobs.inputs.io import Watcher, open_decompressed
+from serve.jobs.inputs.source import START, DecodeFilter, Position, Row
+from serve.jobs.inputs.strict_json import describe_error, parse_strict
 
 MAX_ROW_BYTES = 64 << 20
 """Maximum size of a row of JSON; a longer one is an error of its row, and never held in memory."""
-SHOWN_BYTES = 1000
+PREVIEW_BYTES = 1000
 """Size of the beginning of a longer row that is kept."""
 _BLOCK_BYTES = 1 << 20
 
 
 def read_lines(
-    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
+    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.rows_in`."""
-    with opened(path, start.offset, watch) as file:
-        yield from rows_of(file, start, decoded=decoded)
+    """Rows of a file; arguments as for `FileSource.iter_file_rows`."""
+    with open_decompressed(path, start.offset, watch) as file:
+        yield from parse_rows(file, start, decode=decode)
 
 
-def rows_of(file: IO[bytes], start: Position = START, *, decoded: Decoded = True) -> Iterator[Row]:
+def parse_rows(
+    file: IO[bytes], start: Position = START, *, decode: DecodeFilter = True
+) -> Iterator[Row]:
     """Rows of lines of bytes; lines of blanks are none.
 
     Args:
         file: its next line is the one at `start`.
         start: where it stands.
-        decoded: see `FileSource.rows_in`.
+        decoded: see `FileSource.iter_file_rows`.
 
     Raises:
         JobInputError: the first line is not UTF-8 but UTF-16 or the like.
@@ -49,9 +51,9 @@ def rows_of(file: IO[bytes], start: Position = START, *, decoded: Decoded = True
         record: Any = None
         raw: str | None = None
         if size > len(line):
-            if decoded is not False:
-                record, raw = too_long("line", line, size)
-        elif decoded(line) if callable(decoded) else decoded:
+            if decode is not False:
+                record, raw = row_too_long_error("line", line, size)
+        elif decode(line) if callable(decode) else decode:
             record, raw = parse_line(line)
         yield Row(number, size, record, raw, start.file, end)
         number += 1
@@ -60,14 +62,14 @@ def rows_of(file: IO[bytes], start: Position = START, *, decoded: Decoded = True
 def split_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
     """Lines with their size in bytes, line end included.
 
-    A line of more than `MAX_ROW_BYTES` comes as its first `SHOWN_BYTES`, so that its size is larger
+    A line of more than `MAX_ROW_BYTES` comes as its first `PREVIEW_BYTES`, so that its size is larger
     than its length; as one blank where it is blank.
     """
     readline, limit = file.readline, MAX_ROW_BYTES
     while line := readline(limit + 1):
         size = len(line)
         if size > limit:
-            is_blank, head = line.isspace(), line[:SHOWN_BYTES]
+            is_blank, head = line.isspace(), line[:PREVIEW_BYTES]
             while not line.endswith(b"\n") and (line := readline(_BLOCK_BYTES)):
                 size += len(line)
                 is_blank = is_blank and line.isspace()
@@ -85,15 +87,15 @@ def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
     try:
         text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        return not_utf8("line", line, error)
+        return not_utf8_error("line", line, error)
     try:
         return parse_strict(text, finite=finite), None
     except (ValueError, RecursionError) as error:
-        problem = f"the line cannot be read as JSON: {describe(error)}"
+        problem = f"the line cannot be read as JSON: {describe_error(error)}"
         return ScoreError("invalid_json", problem), text.rstrip("\r\n")
 
 
-def not_utf8(what: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreError, str]:
+def not_utf8_error(what: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreError, str]:
     r"""The error and the text of a row that is not UTF-8, its wrong bytes as `\xNN`."""
     guess = guess_encoding(text[:_BLOCK_BYTES])
     looks = f" (it may be {guess})" if guess else ""
@@ -104,13 +106,13 @@ def not_utf8(what: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreEr
     return ScoreError("invalid_json", problem), _readable(text)
 
 
-def too_long(what: str, head: bytes, size: int) -> tuple[ScoreError, str]:
+def row_too_long_error(what: str, head: bytes, size: int) -> tuple[ScoreError, str]:
     """The error and the beginning of a row of more than `MAX_ROW_BYTES`."""
     problem = (
         f"the {what} has {size:,} bytes and may have {MAX_ROW_BYTES:,}; only its beginning is kept "
         "here. Write one record a line, or one array of records into a file that ends in .json"
     )
-    return ScoreError("invalid_json", problem), _readable(head[:SHOWN_BYTES])
+    return ScoreError("invalid_json", problem), _readable(head[:PREVIEW_BYTES])
 
 
 def _readable(text: bytes) -> str:

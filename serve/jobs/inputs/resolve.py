@@ -11,15 +11,22 @@ import pyarrow as pa
 
 from serve.errors import JobInputError
 from serve.jobs.inputs.files import FileSource
-from serve.jobs.inputs.formats import SUFFIXES, is_data, is_kept, kind_of, of_split, splits_in
-from serve.jobs.inputs.hf_saved import is_saved_set, saved_files
-from serve.jobs.inputs.hub import HUB, fetch
+from serve.jobs.inputs.formats import (
+    SUFFIXES,
+    detect_format,
+    find_splits,
+    is_data_file,
+    is_job_state,
+    select_split,
+)
+from serve.jobs.inputs.hf_saved import is_saved_dataset, list_saved_files
+from serve.jobs.inputs.hub import HUB_PREFIX, fetch_dataset
 from serve.jobs.inputs.paths import require_inside
-from serve.jobs.inputs.source import InputFile, Kind
-from serve.jobs.inputs.tabular import arrow_schema, parquet_schema
+from serve.jobs.inputs.source import FileFormat, InputFile
+from serve.jobs.inputs.tabular import read_arrow_schema, read_parquet_schema
 
 
-def open_source(name: str, *, split: str | None = None, without: Path | None = None) -> FileSource:
+def open_source(name: str, *, split: str | None = None, exclude: Path | None = None) -> FileSource:
     """The input that NAME means.
 
     Args:
@@ -36,47 +43,51 @@ def open_source(name: str, *, split: str | None = None, without: Path | None = N
             "a job reads its input twice, and again when it goes on, so it cannot be standard "
             "input; save it to a file"
         )
-    if name.startswith(HUB):
-        fetched = fetch(name, split)
-        return _source(fetched.name, fetched.paths)
+    if name.startswith(HUB_PREFIX):
+        fetched = fetch_dataset(name, split)
+        return _build_source(fetched.name, fetched.paths)
     path = Path(name)
     if path.is_dir():
-        paths = saved_files(path, split) if is_saved_set(path) else _in_folder(path, split, without)
-        return _source(str(path.absolute()), paths)
+        paths = (
+            list_saved_files(path, split)
+            if is_saved_dataset(path)
+            else _list_folder(path, split, exclude)
+        )
+        return _build_source(str(path.absolute()), paths)
     if split is not None:
         raise JobInputError(
             f"--split chooses among the files of a folder or of the hub, and {name} is no folder; "
             "leave it out"
         )
     if path.exists():
-        return _source(str(path.absolute()), [path])
+        return _build_source(str(path.absolute()), [path])
     if glob.has_magic(name):
         found = sorted(glob.glob(name, recursive=True))
         every = [
             one
             for one in found
-            if os.path.isfile(one) and not is_kept(one) and not _is_of(Path(one), without)
+            if os.path.isfile(one) and not is_job_state(one) and not _is_inside(Path(one), exclude)
         ]
         if not every:
             raise JobInputError(f"no file matches {name}")
-        return _source(os.path.abspath(name), [Path(one) for one in every])
+        return _build_source(os.path.abspath(name), [Path(one) for one in every])
     raise JobInputError(f"there is no file or folder {name}")
 
 
-def _is_of(path: Path, other: Path | None) -> bool:
+def _is_inside(path: Path, other: Path | None) -> bool:
     return other is not None and path.resolve().is_relative_to(other.resolve())
 
 
-def _in_folder(folder: Path, split: str | None, without: Path | None) -> list[Path]:
+def _list_folder(folder: Path, split: str | None, exclude: Path | None) -> list[Path]:
     every = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if not _is_of(path, without)
+        if not _is_inside(path, exclude)
     )
-    names = [name for name in every if is_data(name) and (folder / name).is_file()]
+    names = [name for name in every if is_data_file(name) and (folder / name).is_file()]
     if split is not None:
-        there = ", ".join(splits_in(names)) or "none that names of files tell"
-        names = of_split(names, split)
+        there = ", ".join(find_splits(names)) or "none that names of files tell"
+        names = select_split(names, split)
         if not names:
             raise JobInputError(f"{folder} has no files of a split {split!r}; it has {there}")
     if not names:
@@ -87,10 +98,10 @@ def _in_folder(folder: Path, split: str | None, without: Path | None) -> list[Pa
     return [folder / name for name in names]
 
 
-def _source(name: str, paths: Sequence[Path]) -> FileSource:
-    kinds: dict[Kind, Path] = {}
+def _build_source(name: str, paths: Sequence[Path]) -> FileSource:
+    kinds: dict[FileFormat, Path] = {}
     for path in paths:
-        kinds.setdefault(kind_of(path), path)
+        kinds.setdefault(detect_format(path), path)
     if len(kinds) != 1:
         examples = " and ".join(f"{kind} ({path})" for kind, path in kinds.items())
         raise JobInputError(
@@ -107,10 +118,10 @@ def _source(name: str, paths: Sequence[Path]) -> FileSource:
     return FileSource(name, kind, tuple(files), _schema(kind, paths))
 
 
-def _schema(kind: Kind, paths: Sequence[Path]) -> pa.Schema | None:
+def _schema(kind: FileFormat, paths: Sequence[Path]) -> pa.Schema | None:
     if kind == "jsonl":
         return None
-    read = parquet_schema if kind == "parquet" else arrow_schema
+    read = read_parquet_schema if kind == "parquet" else read_arrow_schema
     schema = read(paths[0])
     for path in paths[1:]:
         try:

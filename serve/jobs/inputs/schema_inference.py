@@ -20,15 +20,15 @@ _EXACT_IN_FLOAT64 = range(-(1 << 53), (1 << 53) + 1)
 _SCALARS = {str: "text", bool: "true/false", int: "whole numbers", float: "decimals"}
 
 
-class SeenValues:
+class TypeInference:
     """What was seen at one place of the records; grows with the number of places alone."""
 
     __slots__ = ("fields", "item", "largest", "scalars", "smallest")
 
     def __init__(self) -> None:
         self.scalars: set[type] = set()
-        self.fields: dict[str, SeenValues] | None = None
-        self.item: SeenValues | None = None
+        self.fields: dict[str, TypeInference] | None = None
+        self.item: TypeInference | None = None
         self.smallest = self.largest = 0
 
     def add(self, value: Any) -> None:
@@ -42,11 +42,11 @@ class SeenValues:
             fields = self.fields
             for key, item in value.items():
                 if key not in fields:
-                    fields[key] = SeenValues()
+                    fields[key] = TypeInference()
                 fields[key].add(item)
         elif kind is list:
             if self.item is None:
-                self.item = SeenValues()
+                self.item = TypeInference()
             for item in value:
                 self.item.add(item)
         else:
@@ -55,7 +55,7 @@ class SeenValues:
                 self.smallest = min(self.smallest, value)
                 self.largest = max(self.largest, value)
 
-    def type_at(self, place: str) -> pa.DataType:
+    def infer_type(self, path: str) -> pa.DataType:
         """The type of all that was seen.
 
         Raises:
@@ -66,20 +66,20 @@ class SeenValues:
         if seen == ["whole numbers", "decimals"] and self._is_within(_EXACT_IN_FLOAT64):
             return pa.float64()
         if len(seen) > 1:
-            raise _no_type(place, f"both {' and '.join(seen)}")
+            raise _no_type_error(path, f"both {' and '.join(seen)}")
         if self.fields is not None:
-            return pa.struct(fields_of(self.fields, place))
+            return pa.struct(infer_fields(self.fields, path))
         if self.item is not None:
-            return pa.list_(self.item.type_at(f"{place}[]"))
-        return self._scalar_type(place)
+            return pa.list_(self.item.infer_type(f"{path}[]"))
+        return self._infer_scalar_type(path)
 
-    def _scalar_type(self, place: str) -> pa.DataType:
+    def _infer_scalar_type(self, path: str) -> pa.DataType:
         if int in self.scalars:
             if self._is_within(_INT64):
                 return pa.int64()
             if self._is_within(_UINT64):
                 return pa.uint64()
-            raise _no_type(place, "whole numbers of more than 64 bits")
+            raise _no_type_error(path, "whole numbers of more than 64 bits")
         types = {str: pa.string(), bool: pa.bool_(), float: pa.float64()}
         return next((types[kind] for kind in self.scalars), pa.null())
 
@@ -87,18 +87,18 @@ class SeenValues:
         return self.smallest in numbers and self.largest in numbers
 
 
-def fields_of(columns: Mapping[str, SeenValues], place: str = "") -> list[pa.Field]:
+def infer_fields(columns: Mapping[str, TypeInference], path: str = "") -> list[pa.Field]:
     """Fields in the order in which they were first seen.
 
     Raises:
         JobOutputError: one has no type, or there are too many.
     """
     if len(columns) > _MAX_KEYS:
-        raise _no_type(place or "the records", f"{len(columns)} different keys")
-    if not columns and place:
+        raise _no_type_error(path or "the records", f"{len(columns)} different keys")
+    if not columns and path:
         return [pa.field("_empty", pa.null())]  # Parquet has no struct without fields
-    start = f"{place}." if place else ""
-    return [pa.field(name, seen.type_at(start + name)) for name, seen in columns.items()]
+    start = f"{path}." if path else ""
+    return [pa.field(name, seen.infer_type(start + name)) for name, seen in columns.items()]
 
 
 def require_parquet_types(schema: pa.Schema) -> None:
@@ -111,11 +111,11 @@ def require_parquet_types(schema: pa.Schema) -> None:
         try:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
         except pa.ArrowNotImplementedError:
-            raise _no_type(field.name, f"values of type {field.type}") from None
+            raise _no_type_error(field.name, f"values of type {field.type}") from None
 
 
-def _no_type(place: str, seen: str) -> JobOutputError:
+def _no_type_error(path: str, found: str) -> JobOutputError:
     return JobOutputError(
-        f"`{place}` has {seen}, which no column of a Parquet file can hold; write JSON lines "
+        f"`{path}` has {found}, which no column of a Parquet file can hold; write JSON lines "
         "instead: name an OUTPUT that ends in .jsonl"
     )

@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
-Kind = Literal["jsonl", "parquet", "arrow"]
+FileFormat = Literal["jsonl", "parquet", "arrow"]
 Cells = tuple[pa.RecordBatch, int]
 """A row as Arrow has it: the batch and the row's index in it."""
 
-Decoded: TypeAlias = bool | Callable[[bytes], bool]
+DecodeFilter: TypeAlias = bool | Callable[[bytes], bool]
 """Whether to decode rows; a function is called with the text of each row of JSON and decides."""
 
 
@@ -61,7 +61,7 @@ class Row(NamedTuple):
     cells: Cells | None = None
 
     @property
-    def after(self) -> Position:
+    def next_position(self) -> Position:
         """Where to go on after this row."""
         return Position(self.file, self.end, self.number + 1)
 
@@ -89,7 +89,7 @@ class Source(Protocol):
         """What to pin and to show: as it was named, for the hub with the commit."""
 
     @property
-    def kind(self) -> Kind:
+    def format(self) -> FileFormat:
         """Of all its files."""
 
     @property
@@ -100,11 +100,11 @@ class Source(Protocol):
     def schema(self) -> pa.Schema | None:
         """Columns of all files together; None for JSON."""
 
-    def rows(self, start: Position = START, *, decoded: bool = True) -> Iterator[Row]:
+    def iter_rows(self, start: Position = START, *, decode: bool = True) -> Iterator[Row]:
         """Rows from a position on.
 
         Args:
-            start: from `Row.after` of the same input.
+            start: from `Row.next_position` of the same input.
             decoded: False leaves `Row.record` None: faster where only sizes or `cells` matter.
 
         Raises:

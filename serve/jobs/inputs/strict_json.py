@@ -73,7 +73,7 @@ def require_depth(value: Any, text: str) -> None:
     raise NotStrictError(_TOO_DEEP)
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Say why a text could not be parsed.
 
     Args:
@@ -92,7 +92,7 @@ def describe(error: Exception) -> str:
 _TOO_DEEP = f"it has more than {MAX_DEPTH} lists and objects inside each other; flatten it"
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -100,18 +100,20 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise NotStrictError(f"it has {name}, and JSON has finite numbers only; write null or text")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise NotStrictError(f"the number {text[:40]} is too large for a double; write it as text")
     return number
 
 
-_DISTINCT = json.JSONDecoder(object_pairs_hook=_distinct)
+_DISTINCT = json.JSONDecoder(object_pairs_hook=_require_distinct_keys)
 _STRICT = json.JSONDecoder(
-    object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite
+    object_pairs_hook=_require_distinct_keys,
+    parse_constant=_reject_constant,
+    parse_float=_parse_finite,
 )

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.io import Watcher, too_short, watched
-from serve.jobs.inputs.source import Decoded, Position, Row
+from serve.jobs.inputs.io import Watcher, read_through, truncated_file_error
+from serve.jobs.inputs.source import DecodeFilter, Position, Row
 
 _BATCH_ROWS = 256  # 1024 take as long a row (0.43 us, nested text), and four times the memory
 _BUFFER_BYTES = 1 << 20
@@ -34,35 +34,35 @@ _MOST_UNPACKED = 512 << 20
 
 
 def read_parquet(
-    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
+    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.rows_in`."""
+    """Rows of a file; arguments as for `FileSource.iter_file_rows`."""
     if watch:
-        watched(path, watch)
-    with _explained(path), open_parquet(path) as file:
-        yield from _rows(path, _parquet_batches(file, start.offset), start, decoded is True)
+        read_through(path, watch)
+    with _translate_errors(path), open_parquet(path) as file:
+        yield from _iter_rows(path, _parquet_batches(file, start.offset), start, decode is True)
 
 
 def read_arrow(
-    path: Path, start: Position, *, decoded: Decoded, watch: Watcher | None = None
+    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of an IPC file or stream; arguments as for `FileSource.rows_in`."""
+    """Rows of an IPC file or stream; arguments as for `FileSource.iter_file_rows`."""
     if watch:
-        watched(path, watch)
-    with _explained(path), pa.OSFile(str(path)) as file:
-        yield from _rows(path, _arrow_batches(file), start, decoded is True)
+        read_through(path, watch)
+    with _translate_errors(path), pa.OSFile(str(path)) as file:
+        yield from _iter_rows(path, _arrow_batches(file), start, decode is True)
 
 
-def parquet_schema(path: Path) -> pa.Schema:
+def read_parquet_schema(path: Path) -> pa.Schema:
     """From the end of the file alone."""
-    with _explained(path), open_parquet(path) as file:
+    with _translate_errors(path), open_parquet(path) as file:
         return file.schema_arrow
 
 
-def arrow_schema(path: Path) -> pa.Schema:
+def read_arrow_schema(path: Path) -> pa.Schema:
     """From the beginning of the file alone."""
-    with _explained(path), pa.OSFile(str(path)) as file:
-        return _opened(file)[0]
+    with _translate_errors(path), pa.OSFile(str(path)) as file:
+        return _open_arrow(file)[0]
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -71,7 +71,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -83,8 +83,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _rows(
-    path: Path, batches: Iterator[tuple[int, pa.RecordBatch]], start: Position, decoded: bool
+def _iter_rows(
+    path: Path, batches: Iterator[tuple[int, pa.RecordBatch]], start: Position, decode: bool
 ) -> Iterator[Row]:
     """Rows from a position on.
 
@@ -92,7 +92,7 @@ def _rows(
         path: for messages.
         batches: each with the index of its first row in the file.
         start: where to begin.
-        decoded: see `Source.rows`.
+        decoded: see `Source.iter_rows`.
     """
     shift = start.row - start.offset  # from rows of the file to rows of the input
     end = 0
@@ -100,22 +100,22 @@ def _rows(
         end = first + batch.num_rows
         if end <= start.offset:
             continue
-        num_bytes = _decoded_bytes(batch)
+        num_bytes = _count_decoded_bytes(batch)
         size = max(1, num_bytes // batch.num_rows)
         # Else row by row, since all together would not fit.
         is_small = num_bytes <= _BATCH_BYTES
-        records = _decode(batch, path, first) if decoded and is_small else None
+        records = _decode_or_locate_error(batch, path, first) if decode and is_small else None
         for index in range(max(0, start.offset - first), batch.num_rows):
             row = first + index
             record = records[index] if records else None
-            if decoded and not is_small:
-                (record,) = _decode(batch.slice(index, 1), path, row)
+            if decode and not is_small:
+                (record,) = _decode_or_locate_error(batch.slice(index, 1), path, row)
             yield Row(row + shift, size, record, None, start.file, row + 1, (batch, index))
     if end < start.offset:
-        raise too_short(path)
+        raise truncated_file_error(path)
 
 
-def _decoded_bytes(batch: pa.RecordBatch) -> int:
+def _count_decoded_bytes(batch: pa.RecordBatch) -> int:
     """Bytes of the batch once every row has values of its own that rows may share here."""
     num_bytes = batch.nbytes
     for column in batch.columns:
@@ -132,7 +132,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+def _choose_batch_rows(file: pq.ParquetFile, group: int) -> int:
     """Rows of a group to read at a time.
 
     Raises:
@@ -164,7 +164,7 @@ def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, p
     first = 0
     for group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
-        batch_rows = _batch_rows(file, group)
+        batch_rows = _choose_batch_rows(file, group)
         if first + num_rows > offset or group + 1 == file.num_row_groups:
             position = first
             for batch in file.iter_batches(batch_rows, row_groups=[group], use_threads=False):
@@ -176,14 +176,14 @@ def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, p
 
 def _arrow_batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
     first = 0
-    for whole in _opened(file)[1]:
+    for whole in _open_arrow(file)[1]:
         for begin in range(0, whole.num_rows, _BATCH_ROWS):
             batch = whole.slice(begin, _BATCH_ROWS)
             yield first + begin, batch
         first += whole.num_rows
 
 
-def _opened(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _open_arrow(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
     file.seek(0)
     if not is_file:
@@ -194,10 +194,10 @@ def _opened(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     return indexed.schema, batches
 
 
-def _decode(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
+def _decode_or_locate_error(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
     """Like `decode`; an error names the row and the column."""
     try:
-        return decode(batch)
+        return decode_batch(batch)
     except pa.ArrowException:
         raise
     except (ValueError, OverflowError):
@@ -213,7 +213,7 @@ def _decode(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any
         raise
 
 
-def decode(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def decode_batch(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """Rows as Python has them.
 
     Nanoseconds, which it lacks, become ISO 8601 text, and seconds where they are durations.

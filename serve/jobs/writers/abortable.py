@@ -6,7 +6,7 @@ import io
 from typing import IO, Any
 
 
-class Sink(io.RawIOBase):
+class AbortableFile(io.RawIOBase):
     """Hands bytes on until it is dropped, and throws them away from then on.
 
     Args:
@@ -34,6 +34,6 @@ class Sink(io.RawIOBase):
         """Bytes so far."""
         return self._num_bytes
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Write nothing more."""
         self._file = None

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from serve.errors import JobOutputError
-from serve.jobs.inputs.scan import Survey
+from serve.jobs.inputs.scan import InputScan
 from serve.jobs.inputs.source import Row
-from serve.jobs.row_results import Outcome
-from serve.jobs.writers.jsonl import LinesWriter
-from serve.jobs.writers.parquet import TableWriter
+from serve.jobs.row_results import RowOutput
+from serve.jobs.writers.jsonl import JsonlWriter
+from serve.jobs.writers.parquet import ParquetWriter
 
-_TABLES = (".parquet", ".pq")
-_PACKED = ".gz"
-_OTHERS = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+_GZIP_SUFFIX = ".gz"
+_UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
 
 
 class Writer(Protocol):
@@ -29,10 +29,10 @@ class Writer(Protocol):
         nulled: values that the format cannot hold and that are null in the output, by column.
     """
 
-    nulled: Counter[str]
+    null_counts: Counter[str]
 
-    def write(self, row: Row, outcome: Outcome) -> None:
-        """Append one row with what became of it; see `serve.jobs.row_results.outcome_of`."""
+    def write(self, row: Row, output: RowOutput) -> None:
+        """Append one row with what became of it; see `serve.jobs.row_results.build_row_output`."""
 
 
 def is_tabular(output: Path) -> bool:
@@ -42,15 +42,15 @@ def is_tabular(output: Path) -> bool:
         JobOutputError: a name that asks for what is not written, such as `.csv`.
     """
     suffix = output.suffix.lower()
-    if suffix in _OTHERS:
+    if suffix in _UNSUPPORTED_SUFFIXES:
         raise JobOutputError(
             f"{output} has a name that ends in {suffix}, which is not written; let it end in "
             ".jsonl, .jsonl.gz or .parquet"
         )
-    return suffix in _TABLES
+    return suffix in _PARQUET_SUFFIXES
 
 
-def open_writer(output: Path, file: IO[bytes], survey: Survey) -> AbstractContextManager[Writer]:
+def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> AbstractContextManager[Writer]:
     """A writer of the format that OUTPUT's name asks for.
 
     Leaving the context finishes the format; leaving it with an error does not. FILE stays open.
@@ -64,7 +64,7 @@ def open_writer(output: Path, file: IO[bytes], survey: Survey) -> AbstractContex
         JobOutputError: as for `is_tabular`.
     """
     if is_tabular(output):
-        assert survey.schema is not None, "the survey of a table's input has a schema"
-        return TableWriter(file, survey.schema, survey.shapes, survey.names)
-    packed = output.suffix.lower() == _PACKED
-    return LinesWriter(file, packed=packed, names=survey.names)
+        assert scan.schema is not None, "the survey of a table's input has a schema"
+        return ParquetWriter(file, scan.schema, scan.kinds, scan.names)
+    packed = output.suffix.lower() == _GZIP_SUFFIX
+    return JsonlWriter(file, compress=packed, names=scan.names)

@@ -12,11 +12,11 @@ from collections import Counter
 from typing import IO, Any, Self
 
 from serve.jobs.inputs.source import Row
-from serve.jobs.row_results import AS_NAMED, Outcome, ResultNames, merged
-from serve.jobs.writers.abortable import Sink
+from serve.jobs.row_results import DEFAULT_RESULT_NAMES, ResultNames, RowOutput, merge_record
+from serve.jobs.writers.abortable import AbortableFile
 
 
-class LinesWriter:
+class JsonlWriter:
     """One row a line, columns as they came in and in their order.
 
     Args:
@@ -25,12 +25,14 @@ class LinesWriter:
         names: of the results.
     """
 
-    def __init__(self, file: IO[bytes], *, packed: bool, names: ResultNames = AS_NAMED) -> None:
-        self.nulled: Counter[str] = Counter()
+    def __init__(
+        self, file: IO[bytes], *, compress: bool, names: ResultNames = DEFAULT_RESULT_NAMES
+    ) -> None:
+        self.null_counts: Counter[str] = Counter()
         self._names = names
-        self._sink = Sink(file)
-        self._file: Sink | gzip.GzipFile = self._sink
-        if packed:
+        self._sink = AbortableFile(file)
+        self._file: AbortableFile | gzip.GzipFile = self._sink
+        if compress:
             # No time and no name in it: the same rows give the same bytes.
             self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
@@ -39,15 +41,17 @@ class LinesWriter:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         if failure is not None:
-            self._sink.drop()
+            self._sink.abort()
         self._file.close()
 
-    def write(self, row: Row, outcome: Outcome) -> None:
+    def write(self, row: Row, output: RowOutput) -> None:
         """See `Writer`."""
-        self._file.write(line_of(merged(row.record, outcome, row.raw, self._names), self.nulled))
+        self._file.write(
+            encode_line(merge_record(row.record, output, row.raw, self._names), self.null_counts)
+        )
 
 
-def line_of(record: dict[str, Any], nulled: Counter[str] | None = None) -> bytes:
+def encode_line(record: dict[str, Any], null_counts: Counter[str] | None = None) -> bytes:
     """One line of JSON as RFC 8259 has it.
 
     What only tables have becomes text: times in ISO 8601, decimals in digits, bytes in base64;
@@ -59,14 +63,16 @@ def line_of(record: dict[str, Any], nulled: Counter[str] | None = None) -> bytes
         nulled: gets the number of values that became null, by column.
     """
     try:
-        text = _encoded(record)
+        text = _encode_record(record)
     except ValueError:  # NaN, or infinite
-        counts: Counter[str] = Counter() if nulled is None else nulled
-        text = _encoded({key: _finite(value, key, counts) for key, value in record.items()})
+        counts: Counter[str] = Counter() if null_counts is None else null_counts
+        text = _encode_record(
+            {key: _replace_non_finite(value, key, counts) for key, value in record.items()}
+        )
     return text + b"\n"
 
 
-def _encoded(record: dict[str, Any]) -> bytes:
+def _encode_record(record: dict[str, Any]) -> bytes:
     text = _encode(record)
     try:
         return text.encode()
@@ -74,14 +80,14 @@ def _encoded(record: dict[str, Any]) -> bytes:
         return _encode_as_ascii(record).encode()
 
 
-def _finite(value: Any, column: str, nulled: Counter[str]) -> Any:
+def _replace_non_finite(value: Any, column: str, null_counts: Counter[str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        nulled[column] += 1
+        null_counts[column] += 1
         return None
     if isinstance(value, dict):
-        return {key: _finite(item, column, nulled) for key, item in value.items()}
+        return {key: _replace_non_finite(item, column, null_counts) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item, column, nulled) for item in value]
+        return [_replace_non_finite(item, column, null_counts) for item in value]
     return value
 
 

@@ -16,11 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.errors import JobOutputError
-from serve.jobs.inputs.scan import RESULTS_KEY
+from serve.jobs.inputs.scan import RESULTS_METADATA_KEY
 from serve.jobs.inputs.source import Row
-from serve.jobs.record_schema import Shape
-from serve.jobs.row_results import AS_NAMED, RESULT_COLUMNS, UNREAD, Outcome, ResultNames
-from serve.jobs.writers.abortable import Sink
+from serve.jobs.record_schema import RecordKind
+from serve.jobs.row_results import (
+    DEFAULT_RESULT_NAMES,
+    RESULT_COLUMNS,
+    UNREAD_COLUMN,
+    ResultNames,
+    RowOutput,
+)
+from serve.jobs.writers.abortable import AbortableFile
 
 _GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
@@ -38,7 +44,7 @@ _TYPES = {
 }
 
 
-class TableWriter:
+class ParquetWriter:
     """Writes one Parquet file.
 
     Args:
@@ -52,20 +58,22 @@ class TableWriter:
         self,
         file: IO[bytes],
         schema: pa.Schema,
-        shapes: Iterable[Shape],
-        names: ResultNames = AS_NAMED,
+        kinds: Iterable[RecordKind],
+        names: ResultNames = DEFAULT_RESULT_NAMES,
     ) -> None:
-        self.nulled: Counter[str] = Counter()  # a table holds every number
+        self.null_counts: Counter[str] = Counter()  # a table holds every number
         self._names = names
-        self._carried = pa.schema([field for field in schema if field.name not in names.replaced])
-        self._results = _results(shapes, names)
-        mark = {RESULTS_KEY: json.dumps(self._results.names).encode()}
+        self._input_schema = pa.schema(
+            [field for field in schema if field.name not in names.replaced_columns]
+        )
+        self._result_schema = _build_result_schema(kinds, names)
+        mark = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
         metadata = {**(schema.metadata or {}), **mark}
-        self._schema = pa.schema([*self._carried, *self._results], metadata)
-        self._sink = Sink(file)
+        self._schema = pa.schema([*self._input_schema, *self._result_schema], metadata)
+        self._sink = AbortableFile(file)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []
-        self._outcomes: list[Mapping[str, Any]] = []
+        self._outputs: list[Mapping[str, Any]] = []
         self._num_bytes = 0
         self._group: list[pa.RecordBatch] = []
 
@@ -78,32 +86,34 @@ class TableWriter:
             self._write_group()
             self._writer.close()
         else:
-            self._sink.drop()
+            self._sink.abort()
             self._writer.close()
 
-    def write(self, row: Row, outcome: Outcome) -> None:
+    def write(self, row: Row, output: RowOutput) -> None:
         """See `Writer`."""
         self._rows.append(row)
-        self._outcomes.append({self._names[key]: one for key, one in outcome.columns.items()})
+        self._outputs.append({self._names[key]: one for key, one in output.columns.items()})
         self._num_bytes += row.size
         if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
             self._gather()
 
-    def _record(self, row: Row) -> Mapping[str, Any]:
+    def _get_record(self, row: Row) -> Mapping[str, Any]:
         if isinstance(row.record, Mapping):
             return row.record
-        return {self._names[UNREAD]: row.record if row.raw is None else row.raw}
+        return {self._names[UNREAD_COLUMN]: row.record if row.raw is None else row.raw}
 
     def _gather(self) -> None:
         if not self._rows:
             return
         if self._rows[0].cells:
-            columns = _cells(self._rows, self._carried)
+            columns = _concat_cells(self._rows, self._input_schema)
         else:
-            columns = _arrays([self._record(row) for row in self._rows], self._carried)
-        columns += _arrays(self._outcomes, self._results)
+            columns = _build_arrays(
+                [self._get_record(row) for row in self._rows], self._input_schema
+            )
+        columns += _build_arrays(self._outputs, self._result_schema)
         self._group.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._rows, self._outcomes, self._num_bytes = [], [], 0
+        self._rows, self._outputs, self._num_bytes = [], [], 0
         num_rows = sum(batch.num_rows for batch in self._group)
         if num_rows >= _GROUP_ROWS or sum(b.nbytes for b in self._group) >= _GROUP_BYTES:
             self._write_group()
@@ -115,20 +125,20 @@ class TableWriter:
             self._group = []
 
 
-def _results(shapes: Iterable[Shape], names: ResultNames) -> pa.Schema:
+def _build_result_schema(shapes: Iterable[RecordKind], names: ResultNames) -> pa.Schema:
     results = [name for shape in sorted(shapes) for name in RESULT_COLUMNS[shape]]
     results += ["error", "truncated", "warnings"]
     return pa.schema([(names[name], _TYPES[name]) for name in results])
 
 
-def _arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
+def _build_arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
     arrays = []
     for field in schema:
         values = [record.get(field.name) for record in records]
         try:
             arrays.append(pa.array(values, field.type))
         except UnicodeEncodeError:
-            arrays.append(pa.array([_well_formed(value) for value in values], field.type))
+            arrays.append(pa.array([_escape_surrogates(value) for value in values], field.type))
         except pa.ArrowException as error:
             raise JobOutputError(
                 f"column `{field.name}` cannot be written as {field.type}: {error}; the input "
@@ -137,18 +147,18 @@ def _arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Arra
     return arrays
 
 
-def _well_formed(value: Any) -> Any:
+def _escape_surrogates(value: Any) -> Any:
     # Half a surrogate pair is no Unicode, which is all that Parquet holds: written as \udXXX.
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, list):
-        return [_well_formed(item) for item in value]
+        return [_escape_surrogates(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _well_formed(item) for key, item in value.items()}
+        return {key: _escape_surrogates(item) for key, item in value.items()}
     return value
 
 
-def _cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
+def _concat_cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
     """Columns of rows that Arrow has already; consecutive rows of a batch are taken at once."""
     runs = []
     for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
@@ -156,10 +166,10 @@ def _cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
         assert run[0].cells
         batch, first = run[0].cells
         runs.append(batch.slice(first, len(run)))
-    return [pa.concat_arrays([_column(run, field) for run in runs]) for field in schema]
+    return [pa.concat_arrays([_get_column(run, field) for run in runs]) for field in schema]
 
 
-def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+def _get_column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     index = batch.schema.get_field_index(field.name)
     if index < 0:  # another file of the input has it
         return pa.nulls(batch.num_rows, field.type)

@@ -51,8 +51,8 @@ class Way:
         """What the job took."""
         manifest = Manifest.read(self.folder / "rewards.jsonl.job" / "manifest.json")
         assert manifest
-        assert manifest.done
-        took = manifest.done.summary
+        assert manifest.completion
+        took = manifest.completion.summary
         saved = took.num_tokens - took.num_computed_tokens
         return {
             "wall_s": round(self.seconds, 1),

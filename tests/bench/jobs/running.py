@@ -124,5 +124,5 @@ def summary_of(output: Path) -> dict[str, Any]:
     """The figures that a finished job keeps."""
     manifest = Manifest.read(output.parent / f"{output.name}.job" / "manifest.json")
     assert manifest
-    assert manifest.done
-    return manifest.done.summary.as_json()
+    assert manifest.completion
+    return manifest.completion.summary.as_json()

@@ -17,17 +17,17 @@ import pytest
 from waiting import VirtualTime
 
 from rm_core import Fingerprint, ScoredBatch, pack
-from serve.capacity.fleet import lengths_of
+from serve.capacity.fleet import build_request_sampler
 from serve.capacity.load import Load
-from serve.capacity.queueing import Station, simulate
+from serve.capacity.queueing import QueueModel, simulate
 from serve.scheduler.dispatcher import Dispatcher
-from serve.telemetry.events import Nobody
-from serve.worker.backends import Answer
+from serve.telemetry.events import NullObserver
+from serve.worker.backends import BatchResult
 
 POSTS = 2_000
 PAIRS = Load(1, 40, 40, 2)
 GROUPS = Load(1, 40, 40, 8)
-STATION = Station(4, 1, max_batch_tokens=600, token_s=1 / 600, batch_floor_s=0.05)
+STATION = QueueModel(4, 1, max_batch_tokens=600, token_s=1 / 600, batch_floor_s=0.05)
 FINGERPRINT = Fingerprint("r", "t", "float32", "eager")
 
 
@@ -38,19 +38,19 @@ class Replicas:
         self.num_replicas = STATION.num_replicas
         self._free = asyncio.Semaphore(STATION.num_replicas)
 
-    async def score(self, sequences: Sequence[tuple[int, ...]], backlog_tokens: int) -> Answer:
+    async def score(self, sequences: Sequence[tuple[int, ...]], backlog_tokens: int) -> BatchResult:
         num_tokens = pack(sequences, 10**9).num_tokens
         seconds = max(STATION.batch_floor_s, num_tokens * STATION.token_s)
         async with self._free:
             await asyncio.sleep(seconds)
-        return Answer(ScoredBatch((0.0,) * len(sequences), num_tokens), seconds, FINGERPRINT)
+        return BatchResult(ScoredBatch((0.0,) * len(sequences), num_tokens), seconds, FINGERPRINT)
 
 
 async def latencies_of(load: Load, posts_per_s: float) -> list[float]:
     """Of the posts, sorted, without the first tenth."""
-    loop, source, draw = asyncio.get_running_loop(), random.Random(1), lengths_of(load)
+    loop, source, draw = asyncio.get_running_loop(), random.Random(1), build_request_sampler(load)
     backend: Any = Replicas()
-    queue = Dispatcher("m", backend, Nobody())
+    queue = Dispatcher("m", backend, NullObserver())
     queue.max_batch_tokens = STATION.max_batch_tokens
     latencies = [0.0] * POSTS
 
@@ -59,8 +59,8 @@ async def latencies_of(load: Load, posts_per_s: float) -> list[float]:
         prompt = tuple(source.choices(range(10**6), k=drawn.prompt_tokens))
         ids = [prompt + tuple(source.choices(range(10**6), k=n)) for n in drawn.responses]
         start = loop.time()
-        with queue.flow(str(index), 0) as flow:
-            await queue.score(flow, ids)
+        with queue.open_flow(str(index), 0) as flow:
+            await queue.compute_rewards(flow, ids)
         latencies[index] = loop.time() - start
 
     tasks = []
@@ -80,7 +80,7 @@ def test_latencies_are_alike(load: Load, busy: float, tolerances: tuple[float, f
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
         served = runner.run(latencies_of(load, posts_per_s))
     simulated = [
-        simulate(STATION, lengths_of(load), posts_per_s, POSTS, seed).latencies_s
+        simulate(STATION, build_request_sampler(load), posts_per_s, POSTS, seed).latencies_s
         for seed in range(4)
     ]
     for share, tolerance in zip((0.5, 0.95), tolerances, strict=True):

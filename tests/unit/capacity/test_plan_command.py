@@ -59,7 +59,7 @@ def test_its_command_and_its_config(tmp_path: Path) -> None:
         f"--replicas {replicas}"
     )
     (application,) = yaml.safe_load(file.read_text())["applications"]
-    settings = Settings.of(**application["args"])
+    settings = Settings.load(**application["args"])
     assert (settings.num_gateways, settings.models[0].num_replicas) == (gateways, replicas)
     assert settings.models[0].name == f"Skywork/{MODEL}"  # a name that can be loaded
 

@@ -7,23 +7,23 @@ import random
 
 import pytest
 
-from serve.capacity.queueing import Outcome, Post, Station, simulate
+from serve.capacity.queueing import QueueModel, SimulatedRequest, SimulationResult, simulate
 
 POSTS = 20_000
 TOKENS = 1_000
 
 
-def fixed(_: random.Random) -> Post:
-    return Post(0, [TOKENS])
+def fixed(_: random.Random) -> SimulatedRequest:
+    return SimulatedRequest(0, [TOKENS])
 
 
-def exponential(source: random.Random) -> Post:
-    return Post(0, [max(1, round(source.expovariate(1 / TOKENS)))])
+def exponential(source: random.Random) -> SimulatedRequest:
+    return SimulatedRequest(0, [max(1, round(source.expovariate(1 / TOKENS)))])
 
 
-def alone(num_replicas: int) -> Station:
+def alone(num_replicas: int) -> QueueModel:
     """A second for a conversation, one to a batch."""
-    return Station(num_replicas, 1, max_batch_tokens=1, token_s=1 / TOKENS)
+    return QueueModel(num_replicas, 1, max_batch_tokens=1, token_s=1 / TOKENS)
 
 
 def erlang_c(servers: int, offered: float) -> float:
@@ -58,29 +58,29 @@ def test_several_servers(servers: int) -> None:
 
 def test_a_gateway_is_a_queue_of_its_own() -> None:
     """M/D/1 before a model that costs next to nothing."""
-    station = Station(1, 1, 10**9, token_s=1e-12, post_s=1.0)
+    station = QueueModel(1, 1, 10**9, token_s=1e-12, request_cpu_s=1.0)
     outcome = simulate(station, fixed, 0.5, POSTS, seed=4)
     assert outcome.mean_s == pytest.approx(1.5, rel=0.05)
 
 
 def test_a_lone_post_takes_its_parts() -> None:
-    station = Station(
+    station = QueueModel(
         2, 1, 10_000, token_s=1e-3, batch_floor_s=0.5, hop_s=0.25,
-        post_s=1.0, conversation_s=0.1, gateway_token_s=1e-4,
+        request_cpu_s=1.0, conversation_cpu_s=0.1, token_cpu_s=1e-4,
     )  # fmt: skip
-    outcome = simulate(station, lambda _: Post(400, [100, 300]), 1e-6, 20, seed=0)
+    outcome = simulate(station, lambda _: SimulatedRequest(400, [100, 300]), 1e-6, 20, seed=0)
     gateway = 1.0 + 2 * 0.1 + (2 * 400 + 400) * 1e-4
     assert outcome.mean_s == pytest.approx(gateway + 0.8 + 0.25)  # the prompt once
     assert outcome.mean_batch_tokens == 800
-    short = simulate(station, lambda _: Post(0, [10]), 1e-6, 20, seed=0)
+    short = simulate(station, lambda _: SimulatedRequest(0, [10]), 1e-6, 20, seed=0)
     assert short.mean_s == pytest.approx(1.0 + 0.1 + 1e-3 + 0.5 + 0.25)  # the floor
 
 
 def test_batches_grow_with_the_load_and_carry_it() -> None:
     """Ten times what single posts could do under the floor goes through in fuller batches."""
-    station = Station(1, 1, 10_000, token_s=1e-6, batch_floor_s=1.0)
-    lone = simulate(station, lambda _: Post(0, [10]), 0.01, 300, seed=0)
-    busy = simulate(station, lambda _: Post(0, [10]), 10.0, 3_000, seed=0)
+    station = QueueModel(1, 1, 10_000, token_s=1e-6, batch_floor_s=1.0)
+    lone = simulate(station, lambda _: SimulatedRequest(0, [10]), 0.01, 300, seed=0)
+    busy = simulate(station, lambda _: SimulatedRequest(0, [10]), 10.0, 3_000, seed=0)
     assert lone.mean_batch_tokens < 11
     assert busy.mean_batch_tokens == pytest.approx(100, rel=0.1)
     assert busy.percentile(0.99) < 2.1
@@ -89,11 +89,11 @@ def test_batches_grow_with_the_load_and_carry_it() -> None:
 def test_a_long_post_is_cut_into_batches_and_spread() -> None:
     """Eight conversations, two to a batch with their prompt: one replica, then four."""
 
-    def post(_: random.Random) -> Post:
-        return Post(100, [450] * 8)
+    def post(_: random.Random) -> SimulatedRequest:
+        return SimulatedRequest(100, [450] * 8)
 
-    def seconds(num_replicas: int) -> Outcome:
-        station = Station(num_replicas, 1, 1_000, token_s=1e-3)
+    def seconds(num_replicas: int) -> SimulationResult:
+        station = QueueModel(num_replicas, 1, 1_000, token_s=1e-3)
         return simulate(station, post, 1e-6, 20, seed=0)
 
     assert seconds(1).mean_s == pytest.approx(4.0)
@@ -102,8 +102,8 @@ def test_a_long_post_is_cut_into_batches_and_spread() -> None:
 
 
 def test_what_the_cache_knows_goes_no_further_than_the_gateway() -> None:
-    station = Station(1, 1, 1_000, token_s=1.0, hop_s=9.0, conversation_s=0.5)
-    outcome = simulate(station, lambda _: Post(5, [], cached=[7, 7]), 1e-6, 20, seed=0)
+    station = QueueModel(1, 1, 1_000, token_s=1.0, hop_s=9.0, conversation_cpu_s=0.5)
+    outcome = simulate(station, lambda _: SimulatedRequest(5, [], cached=[7, 7]), 1e-6, 20, seed=0)
     assert outcome.mean_s == pytest.approx(1.0)
     assert outcome.busy == 0
 

@@ -8,18 +8,18 @@ import torch
 from rm_core.memory import CUDA_TOKENS, choose_budget
 from serve.capacity.devices import DEVICES
 from serve.capacity.load import Load
-from serve.capacity.replica import RUNTIME_BYTES, Rate, expected_rate, memory_of
-from serve.capacity.shape import shape_of
+from serve.capacity.replica import RUNTIME_BYTES, Rate, estimate_memory, estimate_rate
+from serve.capacity.shape import find_model_shape
 from serve.errors import PlanError
 
-LLAMA = shape_of("Skywork-Reward-V2-Llama-3.1-8B")
-GEMMA = shape_of("Skywork-Reward-Gemma-2-27B-v0.2")
+LLAMA = find_model_shape("Skywork-Reward-V2-Llama-3.1-8B")
+GEMMA = find_model_shape("Skywork-Reward-Gemma-2-27B-v0.2")
 PAIRS = Load(10, 400, 400, 2)
 
 
 def test_8b_on_one_h200() -> None:
     """15.0 GB of weights in bfloat16, and 135,168 bytes for each of 32,768 tokens."""
-    memory = memory_of(LLAMA, DEVICES["h200"], torch.bfloat16)
+    memory = estimate_memory(LLAMA, DEVICES["h200"], torch.bfloat16)
     assert memory.weights_bytes == 2 * LLAMA.num_parameters == pytest.approx(15.01e9, rel=1e-3)
     assert memory.activation_bytes == 32_768 * 135_168
     assert memory.max_batch_tokens == CUDA_TOKENS
@@ -28,7 +28,7 @@ def test_8b_on_one_h200() -> None:
 
 
 def test_the_batch_is_the_one_that_the_engine_would_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = memory_of(GEMMA, DEVICES["l4"], torch.bfloat16, 3)
+    memory = estimate_memory(GEMMA, DEVICES["l4"], torch.bfloat16, 3)
     free = DEVICES["l4"].memory_bytes - memory.weights_bytes - RUNTIME_BYTES
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 0))
     chosen = choose_budget(None, GEMMA, torch.bfloat16, torch.device("cuda"))
@@ -38,27 +38,27 @@ def test_the_batch_is_the_one_that_the_engine_would_choose(monkeypatch: pytest.M
 
 def test_27b_fits_two_smaller_ones() -> None:
     with pytest.raises(PlanError, match="--gpus-per-replica 2"):
-        memory_of(GEMMA, DEVICES["l40s"], torch.bfloat16)
-    spread = memory_of(GEMMA, DEVICES["l40s"], torch.bfloat16, 2)
+        estimate_memory(GEMMA, DEVICES["l40s"], torch.bfloat16)
+    spread = estimate_memory(GEMMA, DEVICES["l40s"], torch.bfloat16, 2)
     assert spread.weights_bytes < 30e9
     assert spread.peak_bytes < spread.device_bytes
-    assert memory_of(GEMMA, DEVICES["h100"], torch.bfloat16).max_batch_tokens >= 4_096
+    assert estimate_memory(GEMMA, DEVICES["h100"], torch.bfloat16).max_batch_tokens >= 4_096
     with pytest.raises(PlanError, match="--gpus-per-replica 3"):
-        memory_of(GEMMA, DEVICES["l4"], torch.bfloat16, 2)
+        estimate_memory(GEMMA, DEVICES["l4"], torch.bfloat16, 2)
 
 
 @pytest.mark.parametrize("gpu", DEVICES)
 def test_every_8b_fits_every_gpu_of_the_table(gpu: str) -> None:
-    memory = memory_of(LLAMA, DEVICES[gpu], torch.bfloat16)
+    memory = estimate_memory(LLAMA, DEVICES[gpu], torch.bfloat16)
     assert memory.peak_bytes < memory.device_bytes
 
 
 def test_the_rate_is_a_share_of_the_data_sheet() -> None:
-    inferred = expected_rate(LLAMA, DEVICES["h200"], PAIRS)
+    inferred = estimate_rate(LLAMA, DEVICES["h200"], PAIRS)
     assert inferred.low < inferred.tokens_per_s < inferred.high
     assert inferred.status == "inferred"
-    given = expected_rate(LLAMA, DEVICES["h200"], PAIRS, matrix_flops=700e12, share=0.5)
-    operations = LLAMA.group_operations(400, 400, 2)
+    given = estimate_rate(LLAMA, DEVICES["h200"], PAIRS, matrix_flops=700e12, efficiency=0.5)
+    operations = LLAMA.count_group_flops(400, 400, 2)
     assert given.tokens_per_s == pytest.approx(1_200 * 350e12 / operations)
     assert given.low == given.high == given.tokens_per_s
     assert given.status == "given"
@@ -66,7 +66,7 @@ def test_the_rate_is_a_share_of_the_data_sheet() -> None:
 
 def test_longer_conversations_cost_more_a_token() -> None:
     rates = [
-        expected_rate(LLAMA, DEVICES["h200"], Load(1, 0, length, 1)).tokens_per_s
+        estimate_rate(LLAMA, DEVICES["h200"], Load(1, 0, length, 1)).tokens_per_s
         for length in (100, 1_000, 10_000)
     ]
     assert rates == sorted(rates, reverse=True)

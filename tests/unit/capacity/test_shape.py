@@ -8,7 +8,7 @@ from gpu.memory_meter import operations
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_core import ModelLoadError, load_catalog, pack, seeds_dir
-from serve.capacity.shape import ModelShape, shape_of
+from serve.capacity.shape import ModelShape, find_model_shape
 
 DEMO = seeds_dir() / "demo"
 
@@ -33,7 +33,7 @@ def meta_model(shape: ModelShape, family: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("entry", load_catalog(), ids=lambda entry: entry.name)
 def test_parameters_are_those_of_the_catalogue(entry) -> None:  # type: ignore[no-untyped-def]
-    assert shape_of(entry.id).num_parameters / 1e9 == pytest.approx(
+    assert find_model_shape(entry.id).num_parameters / 1e9 == pytest.approx(
         entry.parameters.value, abs=6e-4
     )
 
@@ -47,7 +47,7 @@ def test_parameters_are_those_of_the_catalogue(entry) -> None:  # type: ignore[n
     ],
 )
 def test_parameters_are_those_of_transformers(name: str) -> None:
-    shape = shape_of(name)
+    shape = find_model_shape(name)
     model = meta_model(shape, shape.family)
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
 
@@ -66,18 +66,18 @@ def test_operations_are_those_that_gpu_check_counts(
     shape = ModelShape("m", family, 32, 64, 3, 4, 2, 8, 99, 999, window, "here")
     sequences = [(*range(prompt), *([1_000 + g] * response)) for g in range(group)]
     (tree,) = pack(sequences, 10_000).batches
-    assert shape.group_operations(prompt, response, group) == operations(model, tree)
+    assert shape.count_group_flops(prompt, response, group) == operations(model, tree)
 
 
 def test_a_folder_has_its_own_shape() -> None:
-    shape = shape_of("demo")
+    shape = find_model_shape("demo")
     model = AutoModelForSequenceClassification.from_pretrained(DEMO)
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
     assert shape.source == "its config.json"
 
 
 def test_layers_over_several_devices() -> None:
-    shape = shape_of("Skywork-Reward-Gemma-2-27B-v0.2")
+    shape = find_model_shape("Skywork-Reward-Gemma-2-27B-v0.2")
     whole, half = shape.weight_bytes(2), shape.weight_bytes(2, 2)
     assert whole == 2 * shape.num_parameters
     # 23 of 46 layers and the embedding, the larger half.
@@ -87,4 +87,4 @@ def test_layers_over_several_devices() -> None:
 
 def test_a_model_that_nobody_knows() -> None:
     with pytest.raises(ModelLoadError):
-        shape_of("./no/such/folder")
+        find_model_shape("./no/such/folder")

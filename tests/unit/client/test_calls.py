@@ -15,7 +15,7 @@ from stub_service import StubService, conversation
 
 from rm_core import Reward, ScoreError
 from serve.client import ScoringFailedError, ServiceError
-from serve.client.retries import wait_after
+from serve.client.retries import backoff_seconds
 
 DEAD = "http://127.0.0.1:9"
 
@@ -89,7 +89,7 @@ def test_failures_are_named_and_cost_nobody_else_anything(
 
 
 def test_many_failures_are_told_in_short() -> None:
-    error = ScoringFailedError.of([ScoreError("c", "m")] * 100)
+    error = ScoringFailedError.from_results([ScoreError("c", "m")] * 100)
     assert error.detail.startswith("100 of 100 conversations got no reward: conversation 0: c: m; ")
     assert "and 95 more (5, 6, 7," in error.detail
     assert len(error.detail) < 500
@@ -110,8 +110,8 @@ def test_an_address_that_is_dead_costs_little(
     stub: StubService, client_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It rests for longer than a test may take, so the posts that are sent at first are all.
-    monkeypatch.setattr("serve.client.retries._FIRST_WAIT_S", 3_600.0)
-    monkeypatch.setattr("serve.client.retries._LONGEST_WAIT_S", 3_600.0)
+    monkeypatch.setattr("serve.client.retries._INITIAL_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.retries._MAX_BACKOFF_S", 3_600.0)
     client = client_of([DEAD, stub.url], max_items=5, num_posts=4)
     assert client.score([conversation(n) for n in range(200)]) == list(range(200))
     assert 1 <= client.num_retries <= 4
@@ -229,6 +229,6 @@ def test_tools_for_all_go_into_the_body(client_of: Callable[..., Any], stub: Stu
 def test_waits_leave_the_global_generator_alone() -> None:
     """A trainer's own draws depend on its seed alone, whatever its reward service does."""
     state = random.getstate()
-    waits = {wait_after(httpx.ConnectError("refused"), 3) for _ in range(10)}
+    waits = {backoff_seconds(httpx.ConnectError("refused"), 3) for _ in range(10)}
     assert len(waits) > 1
     assert random.getstate() == state

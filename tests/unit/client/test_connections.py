@@ -23,8 +23,8 @@ from stub_service import StubService, conversation
 from waiting import PATIENCE_S, until_async
 
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
-from serve.client.base import Options
-from serve.client.retries import may_go_away
+from serve.client.base import ClientOptions
+from serve.client.retries import is_retryable
 
 
 def test_what_travels_is_where_it_posts(stub: StubService, client_of: Callable[..., Any]) -> None:
@@ -97,8 +97,8 @@ def test_a_cancelled_call_leaves_nothing_behind(stub: StubService) -> None:
                 await call
             stub.num_together = 1
             assert await client.score([conversation(3)]) == [3]
-            address = client._sender.addresses.begin()
-            assert address.num_running == 1
+            address = client._sender.endpoints.acquire()
+            assert address.num_in_flight == 1
 
     asyncio.run(use())
     assert len(stub.headers) < 20
@@ -161,9 +161,11 @@ def test_a_machine_that_is_cut_off_would_be_noticed() -> None:
     ):
         listening.settimeout(PATIENCE_S)
         pool.submit(answer_once, listening)
-        options = Options((f"http://127.0.0.2:{listening.getsockname()[1]}",))
+        options = ClientOptions((f"http://127.0.0.2:{listening.getsockname()[1]}",))
         with (
-            httpx.Client(**options.transport(httpx.HTTPTransport, ()), trust_env=False) as http,
+            httpx.Client(
+                **options.build_httpx_kwargs(httpx.HTTPTransport, ()), trust_env=False
+            ) as http,
             http.stream("GET", options.urls[0]) as answer,
         ):
             connection = answer.extensions["network_stream"].get_extra_info("socket")
@@ -194,4 +196,4 @@ def test_what_the_system_gave_up_may_go_away_and_our_own_timeout_not() -> None:
         failure = httpx.ReadTimeout(str(cause))
         failure.__cause__ = RuntimeError()
         failure.__cause__.__cause__ = cause
-        assert may_go_away(failure) is again
+        assert is_retryable(failure) is again

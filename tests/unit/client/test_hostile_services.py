@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 from stub_service import StubService, conversation
 
-from serve.client import ServiceError
-from serve.client import base as client
-from serve.client.bodies import MOST_BYTES_PER_ANSWER
-from serve.client.endpoints import is_loopback, place_of
+from serve.client import ServiceError, base
+from serve.client.bodies import MAX_ANSWER_BYTES
+from serve.client.endpoints import get_display_url, is_loopback
 from serve.client.responses import Ranking
 from serve.client.settings import ClientSettings
-from serve.jobs.command import Ways
+from serve.jobs.command import ExecutorOptions
 
 ClientOf = Callable[..., Any]
 WARNING = "system_prompt: " + "the model's card advises against system prompts " * 10
@@ -75,8 +74,8 @@ def refusal(client_of: ClientOf, url: str, **options: Any) -> str:
 
 
 def test_answers_with_20000_results_and_warnings_are_within_the_limit() -> None:
-    assert len(good(20_000)) < MOST_BYTES_PER_ANSWER / 10
-    assert len(good(20_000, warnings=5)) < MOST_BYTES_PER_ANSWER
+    assert len(good(20_000)) < MAX_ANSWER_BYTES / 10
+    assert len(good(20_000, warnings=5)) < MAX_ANSWER_BYTES
 
 
 def test_a_compressed_answer_is_read(client_of: ClientOf) -> None:
@@ -143,7 +142,7 @@ def test_an_error_that_names_a_codec_is_quoted_as_bytes(client_of: ClientOf) -> 
 def test_a_service_that_says_nothing_is_left(
     client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_LEAST_GRACE_S", 0.2)
+    monkeypatch.setattr(base, "_LEAST_GRACE_S", 0.2)
     said = threading.Event()
 
     def silence() -> Iterator[bytes]:
@@ -162,7 +161,7 @@ def test_a_service_that_says_nothing_is_left(
 
 def test_a_silent_service_is_left_after_the_timeout_and_a_grace() -> None:
     def silence_s(timeout_s: float | None) -> float:
-        return client.Options(("http://h",), timeout_s=timeout_s).silence_s
+        return base.ClientOptions(("http://h",), timeout_s=timeout_s).read_timeout_s
 
     assert [silence_s(t) for t in (None, 0.5, 10, 300)] == [600, 5.5, 20, 330]
 
@@ -213,14 +212,16 @@ def test_secrets_of_an_address_are_sent_and_never_shown(
     inner = getattr(made, "client", made)
     shown = [
         caplog.text, str(caught.value), repr(caught.value), repr(inner), repr(inner.options),
-        repr(inner._sender), repr(ClientSettings.of(urls=url)),
-        repr(Ways({}, (url,), api_key="sk-secret")), json.dumps(Ways({}, (url,)).asked),
+        repr(inner._sender), repr(ClientSettings.load(urls=url)),
+        repr(ExecutorOptions({}, (url,), api_key="sk-secret")), json.dumps(ExecutorOptions({}, (url,)).model_spec),
     ]  # fmt: skip
     assert not [text for text in shown if "secret" in text or basic in text]
     assert stub.url in caught.value.detail
     assert "what follows ? or # in the address" in caplog.text
     assert pickle.loads(pickle.dumps(inner)).options.urls == (url,)
-    assert Ways({}, (url,)).asked == Ways({}, (f"{stub.url}/",)).asked
+    assert (
+        ExecutorOptions({}, (url,)).model_spec == ExecutorOptions({}, (f"{stub.url}/",)).model_spec
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,12 +233,12 @@ def test_secrets_of_an_address_are_sent_and_never_shown(
 )  # fmt: skip
 def test_what_is_no_address_is_told_without_secrets(url: str) -> None:
     with pytest.raises(ServiceError, match="is no address") as caught:
-        place_of(url)
+        get_display_url(url)
     assert "secret" not in str(caught.value)
 
 
 def test_ranks_of_many_rewards() -> None:
     rewards = [float(n % 15_000) for n in range(20_000)]
-    ranking = Ranking.of(rewards)
+    ranking = Ranking.from_rewards(rewards)
     assert ranking.best_index == 14_999
-    assert Ranking.of([1.0, 3.0, 3.0, 2.0]).ranks == [4, 1, 1, 3]
+    assert Ranking.from_rewards([1.0, 3.0, 3.0, 2.0]).ranks == [4, 1, 1, 3]

@@ -19,8 +19,8 @@ from stub_service import StubService, conversation, stub_service
 
 from rm_core import Reward, ScoreError, parse_conversation
 from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError, ServiceError
-from serve.client.integrations import base as rewards_module
-from serve.client.integrations.base import Reading, score
+from serve.client.integrations import base
+from serve.client.integrations.base import ConversationReader, score
 from serve.client.integrations.ms_swift import SkyRewardORM
 from serve.client.integrations.openrlhf import reward_func
 from serve.client.integrations.slime import custom_rm
@@ -28,7 +28,7 @@ from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 from serve.client.integrations.verl import compute_score, compute_score_batch
 from serve.client.settings import ClientSettings
 from serve.config.settings import Settings
-from serve.jobs.sharegpt import as_messages
+from serve.jobs.sharegpt import normalize_messages
 
 CHATML = (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n"
@@ -64,9 +64,9 @@ def chosen(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytes
         return made[-1]
 
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", stub.url)
-    monkeypatch.setattr(rewards_module, "ScoringClient", make)
+    monkeypatch.setattr(base, "ScoringClient", make)
     yield monkeypatch
-    rewards_module._scoring.cache_clear()
+    base._build_reward_client.cache_clear()
     for client in made:
         client.close()
 
@@ -95,34 +95,38 @@ def test_a_trainer_needs_none_of_what_a_service_needs(trainer: str) -> None:
     ],
 )
 def test_prompts_and_answers_are_text_or_messages(prompt: Any, answer: Any) -> None:
-    assert Reading().conversation(prompt, answer) == [user("2+2?"), assistant("4")]
+    assert ConversationReader().build_conversation(prompt, answer) == [user("2+2?"), assistant("4")]
 
 
 def test_prompts_that_a_template_wrote_are_refused_or_read() -> None:
     system = {"role": "system", "content": "Be brief."}
-    refused = Reading().conversation(CHATML, "4")
+    refused = ConversationReader().build_conversation(CHATML, "4")
     assert isinstance(refused, ScoreError)
     assert refused.code == "foreign_template"
     assert "policy_template (chatml," in refused.message
-    chatml = Reading(policy_template="chatml")
-    assert chatml.conversation(CHATML, "4<|im_end|>") == [system, user("2+2?"), assistant("4")]
-    llama = Reading(policy_template="llama3")
-    assert llama.conversation(LLAMA3, "4<|eot_id|>") == [user("2+2?"), assistant("4")]
+    chatml = ConversationReader(policy_template="chatml")
+    assert chatml.build_conversation(CHATML, "4<|im_end|>") == [
+        system,
+        user("2+2?"),
+        assistant("4"),
+    ]
+    llama = ConversationReader(policy_template="llama3")
+    assert llama.build_conversation(LLAMA3, "4<|eot_id|>") == [user("2+2?"), assistant("4")]
     # An answer may speak of markers, and plain prompts keep their text.
-    assert Reading().conversation("2+2?", "<|im_start|>") == [
+    assert ConversationReader().build_conversation("2+2?", "<|im_start|>") == [
         user("2+2?"),
         assistant("<|im_start|>"),
     ]
     with pytest.raises(ServiceError, match="'alpaca' is not known; there are: none, chatml"):
-        Reading(policy_template="alpaca")
+        ConversationReader(policy_template="alpaca")
 
 
 def test_text_with_its_prompt_is_cut_where_the_answer_begins() -> None:
-    assert Reading().conversation_of_text("2+2? = 4</s>", "2+2?") == [
+    assert ConversationReader().parse_conversation("2+2? = 4</s>", "2+2?") == [
         user("2+2?"),
         assistant(" = 4"),
     ]
-    broken = Reading().conversation_of_text("1+1? 2", "2+2?")
+    broken = ConversationReader().parse_conversation("1+1? 2", "2+2?")
     assert isinstance(broken, ScoreError)
     assert "does not begin with its prompt" in broken.message
 
@@ -130,9 +134,9 @@ def test_text_with_its_prompt_is_cut_where_the_answer_begins() -> None:
 def test_a_number_for_failures_is_given_only_if_chosen(caplog: pytest.LogCaptureFixture) -> None:
     results = [ScoreError("conversation_too_long", "9 tokens")]
     with pytest.raises(ScoringFailedError, match="conversation 0: conversation_too_long: 9 tokens"):
-        Reading().rewards(results)
+        ConversationReader().extract_rewards(results)
     with caplog.at_level(logging.WARNING):
-        assert Reading(failed_reward=-20.0).rewards(results) == [-20.0]
+        assert ConversationReader(failed_reward=-20.0).extract_rewards(results) == [-20.0]
     assert "1 of 1 conversations cannot be scored and get -20: 0: conversation_too" in caplog.text
 
 
@@ -175,7 +179,7 @@ def test_verl(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
             await compute_score("gsm8k", "4", "4", info, reward_model_tokenizer=None)
             for info in infos
         ]
-        await rewards_module.scoring().async_client.close()
+        await base.get_reward_client().async_client.close()
         return scored
 
     assert asyncio.run(single()) == [4, 4]
@@ -222,7 +226,7 @@ def test_slime(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
 
     async def use() -> Any:
         found = await custom_rm(None, samples[0]), await custom_rm(None, samples, evaluation=True)
-        await rewards_module.scoring().async_client.close()
+        await base.get_reward_client().async_client.close()
         return found
 
     assert asyncio.run(use()) == (4, [4, 5])
@@ -238,16 +242,16 @@ def test_plain(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
 def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", "http://a:1, http://b:2")
     monkeypatch.setenv("SKYREWARD_CLIENT_API_KEY", "sk-secret")
-    assert ClientSettings.of().urls == ("http://a:1", "http://b:2")
-    assert "sk-secret" not in repr(ClientSettings.of())
+    assert ClientSettings.load().urls == ("http://a:1", "http://b:2")
+    assert "sk-secret" not in repr(ClientSettings.load())
     # They are no business of a service on the same machine.
-    assert Settings.of().port == 8000
+    assert Settings.load().port == 8000
     monkeypatch.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "alpaca")
     with pytest.raises(ServiceError, match=r"policy_template.*: Input should be .*'chatml'"):
-        ClientSettings.of()
+        ClientSettings.load()
     monkeypatch.setenv("SKYREWARD_CLIENT_URL", "http://a:1")
     with pytest.raises(ServiceError, match=r"SKYREWARD_CLIENT_URL, which is no setting; .*_URLS"):
-        ClientSettings.of()
+        ClientSettings.load()
 
 
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": None}}]
@@ -297,7 +301,7 @@ def test_ms_swift_and_slime_give_tools(stub: StubService, chosen: pytest.MonkeyP
 
     async def use() -> Any:
         found = await custom_rm(None, samples)
-        await rewards_module.scoring().async_client.close()
+        await base.get_reward_client().async_client.close()
         return found
 
     assert asyncio.run(use()) == [5, 6, 7]
@@ -313,7 +317,7 @@ def test_rows_of_tables_are_sent_as_jobs_read_them(stub: StubService) -> None:
         assert TRLReward(client)([ROW[:-1]], [[ROW[-1]]]) == [6]
         client.compare([{"prompt": ROW[:-1], "chosen": [ROW[-1]], "rejected": [ROW[-1]]}])
         client.rank(ROW[:-1], [[ROW[-1]]])  # type: ignore[arg-type]
-    read = parse_conversation(as_messages(ROW))
+    read = parse_conversation(normalize_messages(ROW))
     for body in stub.bodies[:2]:
         for sent in body["conversations"]:
             assert parse_conversation(sent) == read
@@ -336,14 +340,14 @@ def test_a_conversation_nested_without_end_costs_no_neighbour(stub: StubService)
 def test_a_warning_is_logged_once_for_each_kind(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards_module, "_LOGGED", set())
+    monkeypatch.setattr(base, "_LOGGED_KINDS", set())
     results = [
         Reward(1.0, 5, warnings=("template_ignores_tools: of a", "x: one")),
         Reward(2.0, 5, warnings=("template_ignores_tools: of b",)),
     ]
     with caplog.at_level(logging.WARNING):
-        assert Reading().rewards(results) == [1, 2]
-        assert Reading().rewards(results) == [1, 2]
+        assert ConversationReader().extract_rewards(results) == [1, 2]
+        assert ConversationReader().extract_rewards(results) == [1, 2]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "template_ignores_tools",
         "x",

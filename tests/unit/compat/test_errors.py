@@ -13,7 +13,7 @@ from waiting import until
 
 from rm_core import NotReadyError, OverloadedError, ScoreError
 from serve.api.app import _ROUTERS
-from serve.api.compat.errors import SHAPES
+from serve.api.compat.errors import ERROR_FORMATS
 from serve.api.middleware.api_keys import KeyRing
 from serve.errors import DeadlineExceededError
 from serve.scoring.service import ScoringService
@@ -177,7 +177,7 @@ def test_every_path_of_a_peer_is_here_and_has_a_shape() -> None:
         if "POST" in getattr(route, "methods", ())
     }
     ours = {"/v1/score", "/v1/compare", "/v1/rank", "/v1/render"}
-    assert paths - ours == set(GOOD) == set(SHAPES)
+    assert paths - ours == set(GOOD) == set(ERROR_FORMATS)
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -199,9 +199,9 @@ def test_overload_is_told_with_a_time_to_wait(
     def full(*_: object) -> None:
         raise OverloadedError("no room")
 
-    monkeypatch.setattr(ScoringService, "require_some_room", full)
+    monkeypatch.setattr(ScoringService, "check_any_capacity", full)
     # The guard refuses before the body is read; what it holds was bound when it was installed.
-    monkeypatch.setattr("serve.scoring.served_model.ServedModel.require_room", full)
+    monkeypatch.setattr("serve.scoring.served_model.ServedModel.check_capacity", full)
     answer = client.post(path, json=GOOD[path])
     assert answer.status_code == expected_overload(path)
     assert int(answer.headers["retry-after"]) > 0

@@ -163,7 +163,7 @@ def test_openrlhf(client: TestClient, prompts: object, labels: object) -> None:
 
 
 def test_a_policys_text_is_templated_anew_where_a_setting_says_whose_it_is() -> None:
-    settings = Settings.of(policy_template="gemma")
+    settings = Settings.load(policy_template="gemma")
     backend = FakeBackend()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     prompt = "<bos><start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n"

@@ -19,7 +19,7 @@ from serve.scoring.service import ScoringService
 
 @contextlib.contextmanager
 def serving_two(**chosen: Any) -> Iterator[TestClient]:
-    settings = Settings.of(models=["one=demo", "two=demo"], **chosen)
+    settings = Settings.load(models=["one=demo", "two=demo"], **chosen)
     backends = [FakeBackend(), FakeBackend()]
     backends[1].reward = lambda ids: -float(len(ids))
     service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)

@@ -225,12 +225,12 @@ def test_native_arguments_are_kept_as_they_were_sent(
 
 
 def test_messages_are_counted_where_there_are_tools() -> None:
-    from serve.scoring.limits import too_many_messages
+    from serve.scoring.limits import check_num_messages
 
-    error = too_many_messages({"messages": [ASK] * 6, "tools": TOOLS}, 5)
+    error = check_num_messages({"messages": [ASK] * 6, "tools": TOOLS}, 5)
     assert error is not None
     assert "6 messages and the limit is 5" in error.message
-    assert too_many_messages({"messages": [ASK] * 5, "tools": TOOLS}, 5) is None
+    assert check_num_messages({"messages": [ASK] * 5, "tools": TOOLS}, 5) is None
 
 
 def test_teis_rerank_answers_a_list_the_best_first(client: TestClient) -> None:

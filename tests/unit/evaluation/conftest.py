@@ -8,24 +8,24 @@ from typing import Any
 
 import benchmark_files
 import pytest
-from job_runs import FakeCarrier
+from job_runs import FakeExecutor
 
 import serve.evaluation.report
 from rm_core.benchmarks.registry import build_benchmark
-from serve.evaluation.command import Asked, evaluate_models, evaluate_scores
+from serve.evaluation.command import EvalRequest, evaluate_models, evaluate_scores
 from serve.evaluation.result import Evaluation
-from serve.jobs.command import Ways
+from serve.jobs.command import ExecutorOptions
 
 
 @pytest.fixture
-def carriers(monkeypatch: pytest.MonkeyPatch) -> list[FakeCarrier]:
+def carriers(monkeypatch: pytest.MonkeyPatch) -> list[FakeExecutor]:
     """Those that score, in the order in which they are needed; one is made where there is none."""
-    waiting: list[FakeCarrier] = []
+    waiting: list[FakeExecutor] = []
 
-    def carrier(self: Ways, folder: object, *, overwrite: bool = False) -> FakeCarrier:
-        return waiting.pop(0) if waiting else FakeCarrier()
+    def carrier(self: ExecutorOptions, folder: object, *, overwrite: bool = False) -> FakeExecutor:
+        return waiting.pop(0) if waiting else FakeExecutor()
 
-    monkeypatch.setattr(Ways, "carrier", carrier)
+    monkeypatch.setattr(ExecutorOptions, "build_executor", carrier)
     return waiting
 
 
@@ -41,7 +41,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]
 
 
 @pytest.fixture
-def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Evaluate:
+def evaluate(carriers: list[FakeExecutor], reports: object, tmp_path: Path) -> Evaluate:
     """Evaluate into `tmp_path / output`, on the rows of `benchmark_files` unless others are given.
 
     Returns the exit code and what was told.
@@ -62,10 +62,10 @@ def evaluate(carriers: list[FakeCarrier], reports: object, tmp_path: Path) -> Ev
         if data is None:
             data = benchmark_files.write(tmp_path / "data" / name, benchmark_files.EVERY[name])
         made = build_benchmark(name, **(options or {}))
-        asked = Asked(made, str(data), None, tmp_path / output, told.append)
+        asked = EvalRequest(made, str(data), None, tmp_path / output, told.append)
         if scores is not None:
             return evaluate_scores(asked, scores, called), told
-        ways = [Ways({"model": model}) for model in models]
+        ways = [ExecutorOptions({"model": model}) for model in models]
         return evaluate_models(asked, ways, **{"truncation": None, "overwrite": False, **how}), told
 
     return run

@@ -9,12 +9,12 @@ from typing import Any
 
 import benchmark_files
 import pytest
-from job_runs import FakeCarrier
+from job_runs import FakeExecutor
 
 from rm_core import BenchmarkDataError
 from rm_core.benchmarks.base import ScoredItem
 from rm_core.benchmarks.registry import build_benchmark
-from serve.errors import EvaluationError, JobRefusedError, ScoresError
+from serve.errors import EvaluationError, JobRefusedError, ScoreFileError
 from serve.evaluation.result import Evaluation
 from serve.evaluation.runner import read_items
 
@@ -86,11 +86,11 @@ def test_what_was_used_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
 
 
 def test_a_second_run_scores_nothing(
-    evaluate: Evaluate, carriers: list[FakeCarrier], tmp_path: Path
+    evaluate: Evaluate, carriers: list[FakeExecutor], tmp_path: Path
 ) -> None:
     evaluate()
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("s*")}
-    again = FakeCarrier()
+    again = FakeExecutor()
     carriers.append(again)
     code, told = evaluate()
     assert code == 0
@@ -101,12 +101,12 @@ def test_a_second_run_scores_nothing(
 
 
 def test_goes_on_where_it_ended(
-    evaluate: Evaluate, carriers: list[FakeCarrier], tmp_path: Path
+    evaluate: Evaluate, carriers: list[FakeExecutor], tmp_path: Path
 ) -> None:
     rows = benchmark_files.rewardbench(300)
     data = benchmark_files.write(tmp_path / "many", {"filtered.jsonl": rows})
     evaluate(data=data, output="undisturbed")
-    broken, second = FakeCarrier(fail_at=2), FakeCarrier()
+    broken, second = FakeExecutor(fail_at=2), FakeExecutor()
     carriers += [broken, second]
     with pytest.raises(RuntimeError, match="the carrier failed"):
         evaluate(data=data)
@@ -156,12 +156,12 @@ def test_an_item_that_cannot_be_scored_is_told_and_left_out(
 
 def test_several_models_each_in_a_folder(
     evaluate: Evaluate,
-    carriers: list[FakeCarrier],
+    carriers: list[FakeExecutor],
     reports: dict[Path, Sequence[Evaluation]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first, second = FakeCarrier(), FakeCarrier()
+    first, second = FakeExecutor(), FakeExecutor()
     carriers += [first, second]
     assert evaluate(models=("one=demo", "some/two=demo"))[0] == 0
     for name in ("one", "two"):
@@ -191,7 +191,7 @@ def test_half_a_file_of_rewards_is_partial(evaluate: Evaluate, tmp_path: Path) -
 def test_errors_leave_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "0", "rewards": [1, NaN]}\n')
-    with pytest.raises(ScoresError, match="line 1"):
+    with pytest.raises(ScoreFileError, match="line 1"):
         evaluate(scores=bad)
     rows = {"filtered.jsonl": [{"id": 1, "prompt": "2+2?"}]}
     with pytest.raises(BenchmarkDataError, match="no column `subset`"):

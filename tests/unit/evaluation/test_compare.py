@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 from serve.cli.main import main
 from serve.errors import EvaluationError
-from serve.evaluation.compare import Comparison, compare, load_run
-from serve.evaluation.compare_console import as_plain, print_comparison
+from serve.evaluation.compare import RunComparison, compare, load_run
+from serve.evaluation.compare_console import print_comparison, to_dict
 
 Evaluate = Callable[..., tuple[int, list[str]]]
 
 
 def run_of(path: Path, **given: Any) -> Any:
     options = {"benchmark": None, "data": None, "split": None, **given}
-    return load_run(path, say=lambda text: None, **options)
+    return load_run(path, notify=lambda text: None, **options)
 
 
 def rescored(folder: Path, path: Path, change: Callable[[list[float]], list[float]]) -> Path:
@@ -40,7 +40,7 @@ def base(evaluate: Evaluate, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def counted(found: Comparison) -> tuple[int, int, int, int]:
+def counted(found: RunComparison) -> tuple[int, int, int, int]:
     return found.counts
 
 
@@ -52,7 +52,7 @@ def test_a_run_with_itself(base: Path) -> None:
     assert found.agreement == 1
     assert found.test.exact_p == 1
     assert found.correlation == pytest.approx((1, 1))
-    assert not found.changed
+    assert not found.flipped_items
 
 
 def test_all_rewards_negated(base: Path, tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_all_rewards_negated(base: Path, tmp_path: Path) -> None:
     assert only_first + only_second == 12
     assert found.agreement == 0
     assert found.correlation == pytest.approx((-1, -1))
-    shifts = [abs(one.shift) for one in found.changed]
+    shifts = [abs(one.shift) for one in found.flipped_items]
     assert shifts == sorted(shifts, reverse=True)
-    for one in found.changed:
+    for one in found.flipped_items:
         assert one.now_right == (one.margins[1] > 0) != (one.margins[0] > 0)
     # As the formula of the binomial test says.
     assert found.test.only_first == only_first
@@ -79,7 +79,7 @@ def test_ties_are_wrong_and_items_that_one_lacks_are_left_out(base: Path, tmp_pa
     found = compare(run_of(base), run_of(other, benchmark="rewardbench", data=data))
     assert found.num_items == 7
     assert found.only == (5, 0)
-    assert [len(run.scored) for run in found.runs] == [7, 7]
+    assert [len(run.scored_items) for run in found.runs] == [7, 7]
     assert found.counts[0] == found.counts[2] == 0
     assert found.correlation is None
 
@@ -123,9 +123,9 @@ def test_shown_and_as_data(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "right in fake only" in shown
     assert "McNemar, exact p" in shown
     assert "Largest shifts of the margin, 3 of 12" in shown
-    plain = json.loads(json.dumps(as_plain(found)))
+    plain = json.loads(json.dumps(to_dict(found)))
     assert plain["right_in_first_only"] == found.counts[1]
-    assert plain["figures"]["overall"] == [run.figures.overall for run in found.runs]
+    assert plain["figures"]["overall"] == [run.result.overall for run in found.runs]
     assert len(plain["changed"]) == 12
 
 

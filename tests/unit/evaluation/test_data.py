@@ -13,16 +13,16 @@ import pytest
 from rm_core import BenchmarkDataError
 from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from serve.errors import JobInputError
-from serve.evaluation.data import Data, load_data
+from serve.evaluation.data import BenchmarkData, load_data
 
 REWARDBENCH = benchmark_files.rewardbench()
 
 
-def load(name: str, given: Path | str | None, **options: Any) -> tuple[Data, list[str]]:
+def load(name: str, given: Path | str | None, **options: Any) -> tuple[BenchmarkData, list[str]]:
     told: list[str] = []
     chosen = {"split": None, "without": Path("nowhere"), **options}
     data = load_data(
-        build_benchmark(name), None if given is None else str(given), say=told.append, **chosen
+        build_benchmark(name), None if given is None else str(given), notify=told.append, **chosen
     )
     return data, told
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from conftest import SHARED_DATA
 
 from rm_core.benchmarks.registry import BENCHMARKS
-from serve.cli.eval import NAMES
+from serve.cli.eval import BENCHMARK_NAMES
 from serve.cli.main import main
 from serve.evaluation.result import Evaluation
 
@@ -41,7 +41,7 @@ def raw_scores(path: Path, model: str) -> Path:
 
 
 def test_the_names_are_those_of_the_registry() -> None:
-    assert tuple(BENCHMARKS) == NAMES
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
 
 
 @pytest.mark.skipif(not JUDGEBENCH.is_dir(), reason="the published files of JudgeBench are missing")
@@ -139,7 +139,7 @@ def test_a_benchmark_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_board_is_printed() -> None:
-    for name in NAMES:
+    for name in BENCHMARK_NAMES:
         done = run("leaderboard", name)
         assert done.exit_code == 0, done.output
         assert "Skywork/Skywork-Reward-V2-Llama-3.1-8B-40M" in done.stdout

@@ -11,8 +11,12 @@ import pytest
 from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
 from serve.errors import EvaluationError
-from serve.evaluation.leaderboard import board, print_board
-from serve.evaluation.published import compared, published_rows, whole_figure
+from serve.evaluation.leaderboard import build_leaderboard, print_leaderboard
+from serve.evaluation.published import (
+    compare_with_published,
+    get_complete_metric,
+    iter_published_rows,
+)
 
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
@@ -29,7 +33,7 @@ def rewardbench(overall: float, missing: tuple[str, ...] = ()) -> BenchmarkResul
 
 def test_both_runs_of_v02_and_why_they_differ() -> None:
     figures = rewardbench(0.935)
-    found = compared(BENCHMARKS["rewardbench"], ["x", GEMMA + "-v0.2"], figures)
+    found = compare_with_published(BENCHMARKS["rewardbench"], ["x", GEMMA + "-v0.2"], figures)
     overall = [one for one in found if one.metric == "overall"]
     assert [one.published for one in overall] == pytest.approx([0.943, 0.944, 0.943])
     assert {one.ours for one in overall} == {0.935}
@@ -39,7 +43,7 @@ def test_both_runs_of_v02_and_why_they_differ() -> None:
 
 
 def test_the_correction_of_xstest_is_a_known_reason() -> None:
-    found = compared(BENCHMARKS["rewardbench"], [GEMMA], rewardbench(0.9))
+    found = compare_with_published(BENCHMARKS["rewardbench"], [GEMMA], rewardbench(0.9))
     assert any("swapped until 10 September 2024" in one.note for one in found)
     notes = {round(one.published, 3): one.note for one in found if one.metric == "Safety"}
     assert "With the corrected XSTest counts." in notes[0.919]
@@ -49,30 +53,35 @@ def test_the_correction_of_xstest_is_a_known_reason() -> None:
 def test_float16_is_a_known_reason_of_rewardbench2_alone() -> None:
     name = ["Skywork/Skywork-Reward-V2-Qwen3-8B"]
     empty = BenchmarkResult(None, {}, {}, {}, ("all",))
-    second = compared(BENCHMARKS["rewardbench2"], name, empty)
+    second = compare_with_published(BENCHMARKS["rewardbench2"], name, empty)
     assert any("in float16" in one.note for one in second)
-    first = compared(BENCHMARKS["rewardbench"], name, empty)
+    first = compare_with_published(BENCHMARKS["rewardbench"], name, empty)
     assert first
     assert not any("in float16" in one.note for one in first)
     assert {one.ours for one in (*first, *second)} == {None}
 
 
 def test_an_unknown_checkpoint_is_compared_with_nothing() -> None:
-    assert compared(BENCHMARKS["rewardbench"], ["demo", "some/other"], rewardbench(0.9)) == ()
+    assert (
+        compare_with_published(BENCHMARKS["rewardbench"], ["demo", "some/other"], rewardbench(0.9))
+        == ()
+    )
 
 
 def test_a_part_is_not_set_beside_the_whole() -> None:
     partial = rewardbench(0.935, ("subset llmbar-natural: 44 of 100 items",))
-    assert whole_figure(partial, "overall") is None
-    assert whole_figure(partial, "Chat Hard") is None
-    assert whole_figure(partial, "Chat") == 0.95
-    assert whole_figure(partial, "Jokes") is None
+    assert get_complete_metric(partial, "overall") is None
+    assert get_complete_metric(partial, "Chat Hard") is None
+    assert get_complete_metric(partial, "Chat") == 0.95
+    assert get_complete_metric(partial, "Jokes") is None
 
 
 def test_judgebench_as_others_print_it_is_the_mean_of_its_categories() -> None:
     more = {"mean_of_sections": 0.65}
     figures = BenchmarkResult(0.643, {"math": SubsetScore(0.84, 56, 56)}, {}, more)
-    found = compared(BENCHMARKS["judgebench"], ["Skywork-Reward-V2-Llama-3.2-1B"], figures)
+    found = compare_with_published(
+        BENCHMARKS["judgebench"], ["Skywork-Reward-V2-Llama-3.2-1B"], figures
+    )
     figure = {one.metric: one.ours for one in found}
     assert figure["mean_of_sections"] == 0.65
     assert figure["math"] == 0.84
@@ -81,16 +90,16 @@ def test_judgebench_as_others_print_it_is_the_mean_of_its_categories() -> None:
 
 def test_difficulties_and_halves_of_rmb() -> None:
     figures = BenchmarkResult(0.8, {}, {}, {"difficulty": {"easy": 0.9}})
-    assert whole_figure(figures, "easy") == 0.9
+    assert get_complete_metric(figures, "easy") == 0.9
     halves = {
         "best-of-n/helpfulness": SubsetScore(0.6, 2109, 2109),
         "best-of-n/harmlessness": SubsetScore(0.7, 1677, 1677),
     }
-    assert whole_figure(
+    assert get_complete_metric(
         BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n"
     ) == pytest.approx(0.65)
     halves["best-of-n/harmlessness"] = SubsetScore(0.7, 3, 1677)
-    assert whole_figure(BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n") is None
+    assert get_complete_metric(BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n") is None
 
 
 def test_every_published_figure_has_a_name_of_ours() -> None:
@@ -112,7 +121,7 @@ def test_every_published_figure_has_a_name_of_ours() -> None:
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
-        rows = list(published_rows(name))
+        rows = list(iter_published_rows(name))
         assert len(rows) >= 10
         for row in rows:
             assert set(row.metrics) <= allowed, row
@@ -133,7 +142,7 @@ def test_a_board_with_local_results_sorted_in(
 ) -> None:
     ours = local(tmp_path / "a", "rewardbench", "mine", 0.94, sections={"Chat": 0.99})
     part = local(tmp_path / "b", "rewardbench", "half", 0.999, missing=["subset x: none of 3"])
-    places = board("rewardbench", [ours, part])
+    places = build_leaderboard("rewardbench", [ours, part])
     # The twelve rows of the boards, and one for each source that has single sections alone.
     values = [place.figures.get("overall") for place in places if not place.missing]
     with_value = [value for value in values if value is not None]
@@ -144,7 +153,7 @@ def test_a_board_with_local_results_sorted_in(
     assert {"Skywork/Skywork-Critic-Llama-3.1-70B", "Skywork/Skywork-VL-Reward-7B"} <= {
         place.model for place in places
     }
-    print_board("RewardBench", "rewardbench", places)
+    print_leaderboard("RewardBench", "rewardbench", places)
     shown = capsys.readouterr().out
     assert "> mine" in shown
     assert "> half (partial)" in shown
@@ -156,7 +165,7 @@ def test_two_results_of_one_model_are_told_apart(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [local(Path(name), "ppe-preference", "mine", 0.5) for name in ("left", "right")]
-    print_board("PPE", "ppe-preference", board("ppe-preference", folders))
+    print_leaderboard("PPE", "ppe-preference", build_leaderboard("ppe-preference", folders))
     shown = capsys.readouterr().out
     assert "left" in shown
     assert "right" in shown
@@ -164,7 +173,7 @@ def test_two_results_of_one_model_are_told_apart(
 
 def test_a_board_of_judgebench_goes_by_the_mean(tmp_path: Path) -> None:
     ours = local(tmp_path / "a", "judgebench", "mine", 0.99, mean_of_sections=0.7)
-    places = board("judgebench", [tmp_path])
+    places = build_leaderboard("judgebench", [tmp_path])
     values = [place.figures["mean_of_sections"] for place in places]
     assert values == sorted(values, reverse=True)
     assert str(ours) in {place.folder for place in places}
@@ -173,9 +182,9 @@ def test_a_board_of_judgebench_goes_by_the_mean(tmp_path: Path) -> None:
 def test_a_folder_of_another_benchmark_is_refused(tmp_path: Path) -> None:
     folder = local(tmp_path / "a", "rmb", "mine", 0.7)
     with pytest.raises(EvaluationError, match="of rmb, not of judgebench"):
-        board("judgebench", [folder])
+        build_leaderboard("judgebench", [folder])
     (folder / "summary.json").write_text('{"benchmark": "rmb"}')
     with pytest.raises(EvaluationError, match="has no model, num_items"):
-        board("rmb", [folder])
+        build_leaderboard("rmb", [folder])
     with pytest.raises(EvaluationError, match=r"nothing/summary\.json|nothing cannot be read"):
-        board("rmb", [tmp_path / "nothing"])
+        build_leaderboard("rmb", [tmp_path / "nothing"])

@@ -11,7 +11,7 @@ from html_pages import check_page, text_of
 
 from rm_core.benchmarks.base import ScoredItem
 from serve.evaluation.report import write_report
-from serve.evaluation.report.pairs import judged
+from serve.evaluation.report.pairs import build_pairs
 from serve.evaluation.result import Evaluation
 
 
@@ -39,18 +39,18 @@ def test_every_part_is_there(tmp_path: Path, name: str, drawn: set[str]) -> None
     always = {"Margins", "Calibration", "characters", "characters of the prompt"}
     assert drawn | always <= labels
     text = text_of(page)
-    assert one.figures.overall is not None
+    assert one.result.overall is not None
     for said in (
-        f"{one.figures.overall:.2%} overall", "95% interval", "Partial result.",
+        f"{one.result.overall:.2%} overall", "95% interval", "Partial result.",
         "1 item without rewards, left out of all figures.", "Compared with what is published",
-        f"{100 * one.figures.overall:.2f} 94.3", "calibration error (ECE)", "Brier score",
+        f"{100 * one.result.overall:.2f} 94.3", "calibration error (ECE)", "Brier score",
         "better one is longer", "Worst mistakes", "Not scored", "conversation_too_long",
         "max_length 2,048", "What scoring took: demo",
     ):  # fmt: skip
         assert said in text, said
-    for lack in one.figures.missing[:6]:
+    for lack in one.result.missing[:6]:
         assert lack in text
-    for part in one.figures.sections:
+    for part in one.result.sections:
         assert part in text
 
 
@@ -79,12 +79,12 @@ def test_models_stand_beside_one_another(tmp_path: Path) -> None:
     page = page_of(tmp_path, *both)
     text = text_of(page)
     for one in both:
-        assert one.figures.overall is not None
-        assert f"{one.model} {one.figures.overall:.2%}" in text
+        assert one.result.overall is not None
+        assert f"{one.model} {one.result.overall:.2%}" in text
         assert f"Worst mistakes: {one.model}" in text
         assert f"Styles: {one.model}" in text
         assert f"{one.model}: Partial result." in text
-    best = max(one.figures.overall or 0.0 for one in both)
+    best = max(one.result.overall or 0.0 for one in both)
     assert f'<td class="best">{best:.2%}</td>' in page
 
 
@@ -92,9 +92,11 @@ def test_the_worst_mistakes_are_the_largest_wrong_margins_one_an_item(tmp_path: 
     one = evaluation("rm-bench", size=30)
     page = page_of(tmp_path, one)
     worst: dict[object, float] = {}
-    for pair in judged(one.scored):
+    for pair in build_pairs(one.scored_items):
         if pair.margin <= 0:
-            worst[pair.one.item.key] = min(pair.margin, worst.get(pair.one.item.key, 0.0))
+            worst[pair.scored_item.item.key] = min(
+                pair.margin, worst.get(pair.scored_item.item.key, 0.0)
+            )
     expected = [f"{margin:.2f}".replace("-", "\N{MINUS SIGN}") for margin in sorted(worst.values())]
     assert len(expected) > 20
     assert re.findall(r'<span class="number">([^<]*)</span>', page) == expected[:20]
@@ -102,14 +104,14 @@ def test_the_worst_mistakes_are_the_largest_wrong_margins_one_an_item(tmp_path: 
 
 def test_a_pair_is_measured_from_its_better_response() -> None:
     one = evaluation("ppe-correctness")
-    item, rewards = one.scored[0]
-    first, second = judged([ScoredItem(item, rewards)])
+    item, rewards = one.scored_items[0]
+    first, second = build_pairs([ScoredItem(item, rewards)])
     # Of the two sampled pairs, which are one and the same, the better response is the second.
     assert first.preference == second.preference == (1, 0)
     assert first.margin == rewards[1] - rewards[0]
-    assert first.longer == len(item.responses[1]) - len(item.responses[0])
-    assert first.prompt == len(NASTY)
-    assert first.right == float(rewards[1] > rewards[0])
+    assert first.length_difference == len(item.responses[1]) - len(item.responses[0])
+    assert first.prompt_length == len(NASTY)
+    assert first.correct == float(rewards[1] > rewards[0])
 
 
 def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
 
 def test_a_whole_right_result_has_no_warning_and_no_mistakes(tmp_path: Path) -> None:
     one = evaluation("rewardbench", size=2)
-    scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored)
+    scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored_items)
     figures = one.benchmark.compute_result(scored)
     whole = type(figures)(figures.overall, figures.sections, figures.subsets, figures.extra)
     page = page_of(tmp_path, Evaluation(one.benchmark, "demo", whole, scored))

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core.benchmarks.base import Item, Preference, ScoredItem
-from serve.errors import EvaluationError, JobInputError, ScoresError
+from serve.errors import EvaluationError, JobInputError, ScoreFileError
 from serve.evaluation.artifacts import read_summary
 from serve.evaluation.score_files import read_scores, write_scores
-from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs import jsonl
 
 
 def item(id: str, subset: str = "chat", num_responses: int = 2) -> Item:
@@ -33,8 +33,8 @@ GOOD: list[dict[str, Any]] = [
 
 
 def written(path: Path, *records: object) -> Path:
-    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
-    path.write_text("".join(f"{line}\n" for line in lines))
+    jsonl = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    path.write_text("".join(f"{line}\n" for line in jsonl))
     return path
 
 
@@ -85,12 +85,12 @@ def test_lines_in_any_order_some_missing_compressed_or_with_more_in_them(tmp_pat
 )
 def test_what_is_wrong_with_a_line(line: object, message: str, tmp_path: Path) -> None:
     path = written(tmp_path / "scores.jsonl", *GOOD, "", line)
-    with pytest.raises(ScoresError, match=rf"scores.jsonl, line 4: .*{message}"):
+    with pytest.raises(ScoreFileError, match=rf"scores.jsonl, line 4: .*{message}"):
         read_scores(path, ITEMS)
 
 
 def test_no_rewards_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ScoresError, match="no rewards"):
+    with pytest.raises(ScoreFileError, match="no rewards"):
         read_scores(written(tmp_path / "scores.jsonl", "", ""), ITEMS)
 
 
@@ -105,9 +105,9 @@ def test_rewards_in_another_encoding(tmp_path: Path, encoding: str) -> None:
 def test_a_line_of_rewards_that_is_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 100)
     path = written(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
-    with pytest.raises(ScoresError, match=r"line 3: the line has \d+ bytes and may have 100"):
+    with pytest.raises(ScoreFileError, match=r"line 3: the line has \d+ bytes and may have 100"):
         read_scores(path, ITEMS)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
-from serve.jobs.executors.base import Scored
-from serve.jobs.executors.bisect import Call, Piece
+from serve.jobs.executors.base import ScoreBatchResult
+from serve.jobs.executors.bisect import SubmittedCall, WorkUnit
 
 
 def conversation(number: int) -> Messages:
@@ -22,20 +22,20 @@ def number_of(messages: Messages) -> int:
     return int(messages[0]["content"])
 
 
-def played(size: int, deadly: set[int], raising: set[int]) -> tuple[Scored, int]:
+def played(size: int, deadly: set[int], raising: set[int]) -> tuple[ScoreBatchResult, int]:
     """The answer to one call, and how many actors it took with it."""
-    call = Call([conversation(number) for number in range(size)], "error")
-    waiting, num_lost = deque([Piece.whole(call)]), 0
+    call = SubmittedCall([conversation(number) for number in range(size)], "error")
+    waiting, num_lost = deque([WorkUnit.from_call(call)]), 0
     while waiting:
         piece = waiting.popleft()
         numbers = [number_of(messages) for messages in piece.conversations]
         if deadly & set(numbers):
             num_lost += 1
-            waiting += piece.lost()
+            waiting += piece.handle_actor_loss()
         elif raising & set(numbers):
-            waiting += piece.failed(ValueError("no"))
+            waiting += piece.handle_error(ValueError("no"))
         else:
-            piece.done(Scored([Reward(float(n), 1) for n in numbers], len(numbers)))
+            piece.complete(ScoreBatchResult([Reward(float(n), 1) for n in numbers], len(numbers)))
     return call.future.result(0), num_lost
 
 
@@ -69,23 +69,23 @@ def test_one_in_4000_costs_six_actors() -> None:
 
 
 def test_a_call_that_lost_two_actors_by_chance_gets_all_rewards() -> None:
-    call = Call([conversation(0), conversation(1)], "error")
-    (again,) = Piece.whole(call).lost()
-    assert again.alone
-    first, second = again.lost()
-    (first,) = first.lost()
+    call = SubmittedCall([conversation(0), conversation(1)], "error")
+    (again,) = WorkUnit.from_call(call).handle_actor_loss()
+    assert again.needs_own_actor
+    first, second = again.handle_actor_loss()
+    (first,) = first.handle_actor_loss()
     for piece in (second, first):
-        piece.done(Scored([Reward(1.0, 1)], 1))
+        piece.complete(ScoreBatchResult([Reward(1.0, 1)], 1))
     assert call.future.result(0).results == [Reward(1.0, 1)] * 2
 
 
 def test_what_nobody_waits_for_is_not_begun() -> None:
-    call = Call([conversation(0)], "error")
+    call = SubmittedCall([conversation(0)], "error")
     assert call.future.cancel()
-    assert not call.begin()
-    Piece.whole(call).done(Scored([Reward(1.0, 1)], 1))
-    other = Call([conversation(0)], "error")
-    assert other.begin()
-    assert other.begin()
+    assert not call.try_start()
+    WorkUnit.from_call(call).complete(ScoreBatchResult([Reward(1.0, 1)], 1))
+    other = SubmittedCall([conversation(0)], "error")
+    assert other.try_start()
+    assert other.try_start()
     assert not other.future.cancel()
     assert isinstance(other.future, Future)

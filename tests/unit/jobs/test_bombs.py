@@ -15,7 +15,7 @@ import pytest
 
 from rm_core import ScoreError
 from serve.errors import JobInputError
-from serve.jobs.inputs import tabular as tables
+from serve.jobs.inputs import tabular
 from serve.jobs.inputs.jsonl import MAX_ROW_BYTES
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.source import START, Position, Row
@@ -25,8 +25,8 @@ TEXT = "x" * (4 << 20)
 
 @pytest.fixture(autouse=True)
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BATCH_BYTES", 16 << 20)
-    monkeypatch.setattr(tables, "_MOST_UNPACKED", 64 << 20)
+    monkeypatch.setattr(tabular, "_BATCH_BYTES", 16 << 20)
+    monkeypatch.setattr(tabular, "_MOST_UNPACKED", 64 << 20)
 
 
 def shared_text(num_rows: int) -> pa.DictionaryArray:
@@ -38,7 +38,7 @@ def read(path: Path, start: Position = START) -> tuple[list[Row], int]:
     pool = pa.default_memory_pool()
     before, most = pool.bytes_allocated(), 0
     rows = []
-    for row in open_source(str(path)).rows(start):
+    for row in open_source(str(path)).iter_rows(start):
         most = max(most, pool.bytes_allocated() - before)
         rows.append(row._replace(record=len(row.record["prompt"]), cells=None))
     return rows, most
@@ -61,15 +61,15 @@ def test_a_text_that_rows_share_is_not_copied_for_all(tmp_path: Path, kind: str)
     # Chunks are cut by sizes, so a row counts what it takes once decoded.
     assert all(len(TEXT) <= row.size < 2 * len(TEXT) for row in rows)
     # They are the same wherever reading begins.
-    again, _ = read(path, rows[9].after)
+    again, _ = read(path, rows[9].next_position)
     assert again == rows[10:]
 
 
 def test_ordinary_files_are_read_as_before(tmp_path: Path) -> None:
     texts = [f"{n} " * 500 for n in range(2_000)]
     pq.write_table(pa.table({"prompt": texts}), tmp_path / "in.parquet")
-    with tables.open_parquet(tmp_path / "in.parquet") as file:
-        assert tables._batch_rows(file, 0) == tables._BATCH_ROWS
+    with tabular.open_parquet(tmp_path / "in.parquet") as file:
+        assert tabular._choose_batch_rows(file, 0) == tabular._BATCH_ROWS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, column: Any) -> Non
     pq.write_table(pa.table({"prompt": column}), path, compression="zstd")
     assert path.stat().st_size < 100_000
     with pytest.raises(JobInputError, match="write the file again with smaller row groups") as told:
-        list(open_source(str(path)).rows())
+        list(open_source(str(path)).iter_rows())
     assert "column `prompt" in told.value.detail
 
 
@@ -102,7 +102,7 @@ def test_a_long_row_of_a_compressed_file_is_an_error_of_its_own(tmp_path: Path, 
 
     (tmp_path / name).write_bytes(packed(pieces()))
     assert (tmp_path / name).stat().st_size < 200_000
-    before, long, after = list(open_source(str(tmp_path / name)).rows())
+    before, long, after = list(open_source(str(tmp_path / name)).iter_rows())
     assert isinstance(long.record, ScoreError)
     assert "67,108,864" in long.record.message
     assert long.raw is not None
@@ -113,4 +113,4 @@ def test_a_long_row_of_a_compressed_file_is_an_error_of_its_own(tmp_path: Path, 
 def test_a_compressed_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 9)[:-9])
     with pytest.raises(JobInputError, match="is compressed and damaged"):
-        list(open_source(str(tmp_path / "in.jsonl.gz")).rows())
+        list(open_source(str(tmp_path / "in.jsonl.gz")).iter_rows())

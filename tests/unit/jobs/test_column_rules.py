@@ -19,7 +19,7 @@ from reference import Reference
 from rm_core import InvalidConversationError, ModelConfig, Reward, RewardScorer, ScoreError
 from serve.jobs.columns import Columns
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.inputs.scan import survey
+from serve.jobs.inputs.scan import scan_input
 from serve.jobs.record_schema import parse_record
 
 USUAL = Columns()
@@ -258,17 +258,17 @@ def test_table_of_one_format_has_result_columns_of_its_shape(name: str, tmp_path
     row, _ = ROWS[name]
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    found = survey(open_source(str(path)), tabular=True)
-    assert found.shapes == {parse_record(row).shape}
+    found = scan_input(open_source(str(path)), tabular=True)
+    assert found.kinds == {parse_record(row).kind}
     try:
         table = pa.Table.from_pylist([row])
     except pa.ArrowInvalid:  # Arrow has no column of text and objects
         return
     pa.parquet.write_table(table, tmp_path / "in.parquet")
     source = open_source(str(tmp_path / "in.parquet"))
-    (read,) = source.rows()
+    (read,) = source.iter_rows()
     assert parse_record(read.record) == parse_record(row)
-    assert parse_record(row).shape in survey(source, tabular=True).shapes
+    assert parse_record(row).kind in scan_input(source, tabular=True).kinds
 
 
 NAMED: list[tuple[dict[str, Any], str]] = [

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_runs import FakeCarrier, comparable, records, run_job, write_lines
+from job_runs import FakeExecutor, comparable, records, run_job, write_lines
 from waiting import PATIENCE_S, until
 
 from serve.errors import DiskFullError
-from serve.jobs.atomic_io import replacing, write_durably
+from serve.jobs.atomic_io import open_atomic, write_atomically
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -28,7 +28,7 @@ _FORK = multiprocessing.get_context("fork")
 def child(source: Path, output: Path, calls: Path) -> None:
     """A run whose carrier notes each call that it begins to answer."""
     os.setpgrp()
-    carrier = FakeCarrier(delay_s=0.01)
+    carrier = FakeExecutor(delay_s=0.01)
 
     def note(number: int) -> None:
         with calls.open("a") as file:
@@ -54,7 +54,7 @@ def num_lines(calls: Path) -> int:
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """The output is that of an undisturbed run, and nothing that was kept is scored again."""
     source = write_lines(tmp_path / "in.jsonl", records(600))
-    whole = FakeCarrier()
+    whole = FakeExecutor()
     undisturbed = run_job(source, tmp_path / "whole.jsonl", whole)
     output, calls = tmp_path / "out.jsonl", tmp_path / "calls"
     calls.touch()
@@ -80,7 +80,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     # A job that is done gives the figures of all its runs.
-    done = run_job(source, output, FakeCarrier())
+    done = run_job(source, output, FakeExecutor())
     assert comparable(done) == comparable(undisturbed)
     # Of the chunks that were kept none was scored again.
     assert num_lines(calls) - num_calls <= 60 - num_chunks
@@ -105,17 +105,17 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """Fails with a clear message wherever the room ends, and goes on once there is some."""
     source = write_lines(tmp_path / "in.jsonl", records(600))
-    run_job(source, tmp_path / "whole.jsonl", FakeCarrier())
+    run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
     with small_disk(tmp_path / "disk", "8m") as disk:
         output, ballast = disk / "out.jsonl", disk / "ballast"
         ballast.write_bytes(bytes(free_bytes(disk)))
         failures = 0
         while True:
             with contextlib.suppress(DiskFullError):
-                run_job(source, output, FakeCarrier())
+                run_job(source, output, FakeExecutor())
                 break
             with pytest.raises(DiskFullError, match=r"no room left .*disk.* run the same command"):
-                run_job(source, output, FakeCarrier())
+                run_job(source, output, FakeExecutor())
             assert not list(disk.rglob("*.partial"))
             failures += 1
             os.truncate(ballast, ballast.stat().st_size - 120_000)
@@ -131,7 +131,7 @@ def free_bytes(folder: Path) -> int:
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     """Found in every file that a job writes, without a disk of its own."""
     source = write_lines(tmp_path / "in.jsonl", records(300))
-    run_job(source, tmp_path / "whole.jsonl", FakeCarrier())
+    run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
     output = tmp_path / "out.jsonl"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -139,21 +139,21 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
         for limit in (300, 20_000, 100_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
             with pytest.raises(DiskFullError):
-                run_job(source, output, FakeCarrier())
+                run_job(source, output, FakeExecutor())
             assert not list(tmp_path.rglob("*.partial"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_durably(path, b"first")
+    write_atomically(path, b"first")
 
     def fails() -> None:
-        with replacing(path) as file:
+        with open_atomic(path) as file:
             file.write(b"seco")
             raise OSError(errno.ENOSPC, "no room")
 
@@ -170,12 +170,12 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     errors.touch()
 
     def stuck() -> None:
-        from serve.jobs.shutdown import Stopping
+        from serve.jobs.shutdown import GracefulShutdown
 
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-        carrier = FakeCarrier()
+        carrier = FakeExecutor()
         carrier.before = lambda number: time.sleep(600) if number == 3 else None
-        with Stopping("stopping\n") as stopping:
+        with GracefulShutdown("stopping\n") as stopping:
             run_job(source, tmp_path / "out.jsonl", carrier, stopping=stopping)
 
     process = _FORK.Process(target=stuck)
@@ -190,6 +190,6 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.join(PATIENCE_S)
     assert process.exitcode == 130
-    rest = FakeCarrier()
+    rest = FakeExecutor()
     run_job(source, tmp_path / "out.jsonl", rest)
     assert len(rest.calls) == 7

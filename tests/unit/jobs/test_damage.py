@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_runs import FakeCarrier, comparable, records, run_job, write_lines
+from job_runs import FakeExecutor, comparable, records, run_job, write_lines
 
 import serve.jobs.runner
 from serve.jobs.summary import Summary
@@ -18,10 +18,10 @@ Damage = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Summary, FakeCarrier]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Summary, FakeExecutor]:
     """Output, figures and calls of a job that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     source = write_lines(folder / "in.jsonl", records(95))
     summary = run_job(source, folder / "out.jsonl", carrier)
     return (folder / "out.jsonl").read_bytes(), summary, carrier
@@ -32,7 +32,7 @@ def half_done(tmp_path: Path) -> Path:
     """The output of a job that ended after 6 of 10 chunks."""
     source = write_lines(tmp_path / "in.jsonl", records(95))
     with pytest.raises(RuntimeError):
-        run_job(source, tmp_path / "out.jsonl", FakeCarrier(fail_at=6))
+        run_job(source, tmp_path / "out.jsonl", FakeExecutor(fail_at=6))
     assert len(list((tmp_path / "out.jsonl.job" / "chunks").iterdir())) == 6
     return tmp_path / "out.jsonl"
 
@@ -63,10 +63,10 @@ DAMAGES = [cut_off, empty, garbage, one_byte, remove]
 
 
 def finish(
-    output: Path, whole: tuple[bytes, Summary, FakeCarrier]
-) -> tuple[FakeCarrier, list[str]]:
+    output: Path, whole: tuple[bytes, Summary, FakeExecutor]
+) -> tuple[FakeExecutor, list[str]]:
     """Start again; the output and figures have to be those of an undisturbed job."""
-    carrier, told = FakeCarrier(), []
+    carrier, told = FakeExecutor(), []
     summary = run_job(output.with_name("in.jsonl"), output, carrier, told=told)
     assert output.read_bytes() == whole[0]
     assert comparable(summary) == comparable(whole[1])
@@ -77,7 +77,7 @@ def finish(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_chunk(
-    half_done: Path, whole: tuple[bytes, Summary, FakeCarrier], damage: Damage
+    half_done: Path, whole: tuple[bytes, Summary, FakeExecutor], damage: Damage
 ) -> None:
     """Its results are in the store of conversations still: nothing is scored again."""
     damage(half_done.with_name("out.jsonl.job") / "chunks" / "000003.json.gz")
@@ -90,7 +90,7 @@ def test_a_chunk(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_store(
-    half_done: Path, whole: tuple[bytes, Summary, FakeCarrier], damage: Damage
+    half_done: Path, whole: tuple[bytes, Summary, FakeExecutor], damage: Damage
 ) -> None:
     """It is made again from the input and the chunks: nothing is scored again."""
     store = half_done.with_name("out.jsonl.job") / "seen.sqlite"
@@ -99,7 +99,7 @@ def test_the_store(
         with sqlite3.connect(store) as connection:
             connection.execute("UPDATE seen SET result = replace(result, '[', '[1')")
         connection.close()
-        carrier = FakeCarrier()
+        carrier = FakeExecutor()
         with pytest.raises(Exception, match="run the same command again"):
             run_job(half_done.with_name("in.jsonl"), half_done, carrier)
         assert not store.exists()
@@ -111,7 +111,7 @@ def test_the_store(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_both(half_done: Path, whole: tuple[bytes, Summary, FakeCarrier], damage: Damage) -> None:
+def test_both(half_done: Path, whole: tuple[bytes, Summary, FakeExecutor], damage: Damage) -> None:
     folder = half_done.with_name("out.jsonl.job")
     remove(folder / "seen.sqlite")
     damage(folder / "chunks" / "000003.json.gz")
@@ -121,7 +121,7 @@ def test_both(half_done: Path, whole: tuple[bytes, Summary, FakeCarrier], damage
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_manifest(
-    half_done: Path, whole: tuple[bytes, Summary, FakeCarrier], damage: Damage
+    half_done: Path, whole: tuple[bytes, Summary, FakeExecutor], damage: Damage
 ) -> None:
     """Chunks say themselves which job they are of."""
     damage(half_done.with_name("out.jsonl.job") / "manifest.json")
@@ -133,7 +133,7 @@ def test_the_manifest(
 
 def test_chunks_of_another_job_are_not_taken(half_done: Path) -> None:
     remove(half_done.with_name("out.jsonl.job") / "manifest.json")
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     carrier.model = {"revision": "r2"}
     told: list[str] = []
     run_job(half_done.with_name("in.jsonl"), half_done, carrier, told=told)
@@ -142,7 +142,7 @@ def test_chunks_of_another_job_are_not_taken(half_done: Path) -> None:
 
 
 def test_what_a_kill_left_behind(
-    half_done: Path, whole: tuple[bytes, Summary, FakeCarrier]
+    half_done: Path, whole: tuple[bytes, Summary, FakeExecutor]
 ) -> None:
     folder = half_done.with_name("out.jsonl.job")
     for path in (
@@ -158,7 +158,7 @@ def test_what_a_kill_left_behind(
 
 def test_killed_between_the_store_and_the_chunk(
     tmp_path: Path,
-    whole: tuple[bytes, Summary, FakeCarrier],
+    whole: tuple[bytes, Summary, FakeExecutor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The work is in the store: it is not done again, and counts as done once."""
@@ -170,7 +170,7 @@ def test_killed_between_the_store_and_the_chunk(
 
     monkeypatch.setattr("serve.jobs.runner.write_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_job(source, tmp_path / "out.jsonl", FakeCarrier())
+        run_job(source, tmp_path / "out.jsonl", FakeExecutor())
     monkeypatch.setattr("serve.jobs.runner.write_chunk", write_chunk)
     carrier, _ = finish(tmp_path / "out.jsonl", whole)
     assert carrier.calls == whole[2].calls[1:]

@@ -11,19 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job_runs import FakeCarrier, comparable, records, reward_of, run_job, write_lines
+from job_runs import FakeExecutor, comparable, records, reward_of, run_job, write_lines
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
 from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
-from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs import jsonl
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.job import require_report
-from serve.jobs.lock import locked
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.job import require_report_path
+from serve.jobs.lock import hold_lock
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary
-from serve.jobs.summary_table import summary_lines
+from serve.jobs.summary_table import format_summary
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -42,12 +42,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def sent(carrier: FakeCarrier) -> list[str]:
+def sent(carrier: FakeExecutor) -> list[str]:
     return [json.dumps(conversation) for call in carrier.calls for conversation in call]
 
 
 def test_every_row_in_order_with_its_reward(source: Path, output: Path) -> None:
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     summary = run_job(source, output, carrier)
     rows = read(output)
     assert [row["id"] for row in rows] == list(range(95))
@@ -70,31 +70,31 @@ def test_every_row_in_order_with_its_reward(source: Path, output: Path) -> None:
 
 
 def test_the_first_row_of_each_kind_of_error_is_told(source: Path, output: Path) -> None:
-    summary = run_job(source, output, FakeCarrier())
+    summary = run_job(source, output, FakeExecutor())
     first: dict[str, int] = {}
     for number, row in enumerate(read(output)):
         if "error" in row:
             first.setdefault(row["error"]["code"], number)
     told = {code: text.split(":")[0] for code, text in summary.examples.items()}
     assert told == {code: f"row {number}" for code, number in first.items()}
-    again = run_job(source, output, FakeCarrier())
+    again = run_job(source, output, FakeExecutor())
     assert again.examples == summary.examples
 
 
 def test_a_report_takes_the_place_of_nothing_else(source: Path, output: Path) -> None:
-    plan = Plan(open_source(str(source)), output)
+    plan = JobSpec(open_source(str(source)), output)
     page = source.with_name("page.html")
-    require_report(page, plan)
+    require_report_path(page, plan)
     page.write_text("<!doctype html><p>old")
-    require_report(page, plan)
+    require_report_path(page, plan)
     page.write_text("dear diary")
     for report in (source, output, page, source.with_name("none") / "page.html"):
         with pytest.raises(JobOutputError):
-            require_report(report, plan)
+            require_report_path(report, plan)
 
 
 def test_a_conversation_is_scored_once_in_the_whole_job(source: Path, output: Path) -> None:
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     summary = run_job(source, output, carrier)
     texts = sent(carrier)
     assert len(set(texts)) == len(texts)
@@ -109,7 +109,7 @@ def test_what_a_call_gets_depends_on_the_input_alone(source: Path, tmp_path: Pat
     """However late the answers come: chunks in flight own what they sent."""
     calls: list[list[list[Messages]]] = []
     for delay_s in (0.0, 0.01):
-        carrier = FakeCarrier(delay_s)
+        carrier = FakeExecutor(delay_s)
         run_job(source, tmp_path / f"{delay_s}.jsonl", carrier)
         calls.append(carrier.calls)
     assert calls[0] == calls[1]
@@ -117,10 +117,10 @@ def test_what_a_call_gets_depends_on_the_input_alone(source: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("fail_at", [0, 1, 4, 8])
 def test_goes_on_where_it_ended(source: Path, tmp_path: Path, fail_at: int) -> None:
-    whole = FakeCarrier()
+    whole = FakeExecutor()
     undisturbed = run_job(source, tmp_path / "whole.jsonl", whole)
     output = tmp_path / "out.jsonl"
-    first, second = FakeCarrier(fail_at=fail_at), FakeCarrier()
+    first, second = FakeExecutor(fail_at=fail_at), FakeExecutor()
     with pytest.raises(RuntimeError, match="the carrier failed"):
         run_job(source, output, first)
     assert not output.exists()
@@ -131,9 +131,9 @@ def test_goes_on_where_it_ended(source: Path, tmp_path: Path, fail_at: int) -> N
 
 
 def test_a_job_that_is_done_asks_nobody(source: Path, output: Path) -> None:
-    summary = run_job(source, output, FakeCarrier())
+    summary = run_job(source, output, FakeExecutor())
     before = output.stat()
-    again, told = FakeCarrier(), []
+    again, told = FakeExecutor(), []
     assert run_job(source, output, again, told=told) == summary
     assert (again.num_asked, again.calls) == (0, [])
     assert output.stat() == before
@@ -141,52 +141,52 @@ def test_a_job_that_is_done_asks_nobody(source: Path, output: Path) -> None:
 
 
 def test_an_output_that_changed_is_not_taken_for_done(source: Path, output: Path) -> None:
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
     content = output.read_bytes()
     output.write_bytes(content)  # the same, at another time
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
     output.write_bytes(content[:-2] + b" \n")
     with pytest.raises(JobRefusedError, match=r"out\.jsonl changed.*--overwrite"):
-        run_job(source, output, FakeCarrier())
+        run_job(source, output, FakeExecutor())
     output.unlink()
     with pytest.raises(JobRefusedError, match="is gone"):
-        run_job(source, output, FakeCarrier())
-    run_job(source, output, FakeCarrier(), overwrite=True)
+        run_job(source, output, FakeExecutor())
+    run_job(source, output, FakeExecutor(), overwrite=True)
     assert output.read_bytes() == content
 
 
 def test_another_job_is_refused(source: Path, output: Path) -> None:
     with pytest.raises(RuntimeError):
-        run_job(source, output, FakeCarrier(fail_at=3))
-    other = FakeCarrier()
+        run_job(source, output, FakeExecutor(fail_at=3))
+    other = FakeExecutor()
     other.model = {**other.model, "revision": "r2"}
     with pytest.raises(JobRefusedError, match='model\'s revision was "r1" and is "r2"'):
         run_job(source, output, other)
     with pytest.raises(JobRefusedError, match=r"--chunk-rows was 10 and is 20.*--truncation"):
-        run_job(source, output, FakeCarrier(), chunk_rows=20, truncation="left")
+        run_job(source, output, FakeExecutor(), chunk_rows=20, truncation="left")
     with pytest.raises(JobRefusedError, match="--limit was not given and is 5"):
-        run_job(source, output, FakeCarrier(), limit=5)
+        run_job(source, output, FakeExecutor(), limit=5)
     write_lines(source, records(94))
     with pytest.raises(JobRefusedError, match=r"in\.jsonl had \d+ bytes and has \d+"):
-        run_job(source, output, FakeCarrier())
-    carrier = FakeCarrier()
+        run_job(source, output, FakeExecutor())
+    carrier = FakeExecutor()
     assert run_job(source, output, carrier, overwrite=True).num_rows == 94
     assert len(carrier.calls) == 10
 
 
 def test_the_same_content_at_another_time_is_the_same_input(source: Path, output: Path) -> None:
     with pytest.raises(RuntimeError):
-        run_job(source, output, FakeCarrier(fail_at=3))
+        run_job(source, output, FakeExecutor(fail_at=3))
     text = source.read_text()
     source.write_text(text.replace("word1", "word2"))
     with pytest.raises(JobRefusedError, match=r"the content of .*in\.jsonl changed"):
-        run_job(source, output, FakeCarrier())
+        run_job(source, output, FakeExecutor())
     source.write_text(text)
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
 
 
 def test_an_input_that_changes_under_way(source: Path, output: Path) -> None:
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
 
     def append(number: int) -> None:
         if number == 5:
@@ -201,25 +201,25 @@ def test_an_input_that_changes_under_way(source: Path, output: Path) -> None:
 
 def test_places_where_no_output_can_be(source: Path, output: Path, tmp_path: Path) -> None:
     with pytest.raises(JobOutputError, match="there is no folder"):
-        run_job(source, tmp_path / "no" / "out.jsonl", FakeCarrier())
+        run_job(source, tmp_path / "no" / "out.jsonl", FakeExecutor())
     with pytest.raises(JobOutputError, match="is the input too"):
-        run_job(source, source, FakeCarrier())
+        run_job(source, source, FakeExecutor())
     output.write_text("mine")
     with pytest.raises(JobRefusedError, match="is there already"):
-        run_job(source, output, FakeCarrier())
+        run_job(source, output, FakeExecutor())
     assert output.read_text() == "mine"
-    run_job(source, output, FakeCarrier(), overwrite=True)
+    run_job(source, output, FakeExecutor(), overwrite=True)
 
 
 def test_two_runs_refuse_each_other(source: Path, output: Path) -> None:
     folder = output.with_name(output.name + ".job")
     folder.mkdir()
     with (
-        locked(folder / "lock"),
+        hold_lock(folder / "lock"),
         pytest.raises(JobRefusedError, match=r"in use by process \d+ on"),
     ):
-        run_job(source, output, FakeCarrier())
-    run_job(source, output, FakeCarrier())
+        run_job(source, output, FakeExecutor())
+    run_job(source, output, FakeExecutor())
 
 
 def test_fail_fast_names_the_row_and_keeps_what_was_before(source: Path, output: Path) -> None:
@@ -229,8 +229,8 @@ def test_fail_fast_names_the_row_and_keeps_what_was_before(source: Path, output:
     good = [row for row in good if 5 not in row.get("responses", [])]
     write_lines(source, [*good, rows[first], *rows[first:]])
     with pytest.raises(BadRowError, match=rf"row {len(good)} .*no known shape"):
-        run_job(source, output, FakeCarrier(), fail_fast=True)
-    rest = FakeCarrier()
+        run_job(source, output, FakeExecutor(), fail_fast=True)
+    rest = FakeExecutor()
     told: list[str] = []
     run_job(source, output, rest, told=told)
     assert told[0].startswith(f"going on behind row {len(good) // 10 * 10}")
@@ -238,13 +238,13 @@ def test_fail_fast_names_the_row_and_keeps_what_was_before(source: Path, output:
 
 
 def test_limit(source: Path, output: Path) -> None:
-    assert run_job(source, output, FakeCarrier(), limit=23).num_rows == 23
+    assert run_job(source, output, FakeExecutor(), limit=23).num_rows == 23
     assert [row["id"] for row in read(output)] == list(range(23))
 
 
 def test_no_rows_at_all(source: Path, output: Path) -> None:
     source.write_text("")
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     assert run_job(source, output, carrier).num_rows == 0
     assert output.read_bytes() == b""
     assert carrier.calls == []
@@ -270,9 +270,9 @@ def test_an_output_with_its_folder_can_be_scored_again(
     source: Path, tmp_path: Path, names: tuple[str, str], limit: int | None
 ) -> None:
     first, again = (tmp_path / name for name in names)
-    run_job(source, first, FakeCarrier())
+    run_job(source, first, FakeExecutor())
     told: list[str] = []
-    run_job(first, again, FakeCarrier(), told=told, limit=limit)
+    run_job(first, again, FakeExecutor(), told=told, limit=limit)
     assert comparable_rows(again) == comparable_rows(first)[:limit]
     assert "results of an earlier run are replaced" in told[0]
 
@@ -280,11 +280,11 @@ def test_an_output_with_its_folder_can_be_scored_again(
 def test_an_output_that_was_moved_keeps_its_results_unless_told(
     source: Path, output: Path, tmp_path: Path
 ) -> None:
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
     moved, again = tmp_path / "moved.jsonl", tmp_path / "again.jsonl"
     moved.write_bytes(output.read_bytes())
     told: list[str] = []
-    summary = run_job(moved, again, FakeCarrier(), told=told)
+    summary = run_job(moved, again, FakeExecutor(), told=told)
     assert told[0] == "results of an earlier run are replaced: `error`"
     assert "`reward` in `skyreward_reward`" in told[1]
     assert "--replace-results" in told[1]
@@ -294,17 +294,17 @@ def test_an_output_that_was_moved_keeps_its_results_unless_told(
         assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
         for name in NAMES & kept:
             assert after[f"skyreward_{name}"] == before[name]
-    run_job(moved, again, FakeCarrier(), overwrite=True, replace_results=True)
+    run_job(moved, again, FakeExecutor(), overwrite=True, replace_results=True)
     assert comparable_rows(again) == comparable_rows(output)
 
 
 def test_an_output_that_a_person_changed_is_that_persons_own(source: Path, output: Path) -> None:
-    run_job(source, output, FakeCarrier())
+    run_job(source, output, FakeExecutor())
     rows = read(output)
     rows[3] |= {"margin": 2.0}
     write_lines(output, rows)
     again = output.with_name("again.jsonl")
-    run_job(output, again, FakeCarrier())
+    run_job(output, again, FakeExecutor())
     assert read(again)[3]["margin"] == 2.0
     assert any("skyreward_margin" in row for row in read(again))
 
@@ -321,15 +321,15 @@ def test_names_of_results_are_kept_when_a_job_goes_on(
     rows[90]["margin"] = 2.5
     write_lines(source, rows)
     output, whole = tmp_path / name, tmp_path / f"whole-{name}"
-    run_job(source, whole, FakeCarrier())
+    run_job(source, whole, FakeExecutor())
     with pytest.raises(RuntimeError):
-        run_job(source, output, FakeCarrier(fail_at=fail_at))
+        run_job(source, output, FakeExecutor(fail_at=fail_at))
     told: list[str] = []
-    summary = run_job(source, output, FakeCarrier(), told=told)
+    summary = run_job(source, output, FakeExecutor(), told=told)
     assert output.read_bytes() == whole.read_bytes()
     assert "`error` in `skyreward_error`, `margin` in `skyreward_margin`" in told[0]
     renamed = {"margin": "skyreward_margin", "error": "skyreward_error"}
-    assert summary.renamed == renamed == run_job(source, output, FakeCarrier()).renamed
+    assert summary.renamed == renamed == run_job(source, output, FakeExecutor()).renamed
     out = pq.read_table(output).to_pylist() if name.endswith("parquet") else read(output)
     for before, after in zip(rows, out, strict=True):
         assert {key: after[key] for key in before} == before
@@ -354,7 +354,7 @@ def test_refused_before_anything_is_scored(
     folder.mkdir()
     for path in (source, other):
         path.rename(folder / path.name)
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     with pytest.raises(JobInputError, match=says):
         run_job(folder, output, carrier)
     assert carrier.calls == []
@@ -365,28 +365,28 @@ def test_refused_before_anything_is_scored(
 def test_a_row_that_is_too_long_is_a_row_of_the_output(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 3000)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 3000)
     texts = [json.dumps({"id": n, "messages": TURNS}) for n in range(95)]
     texts[40] = json.dumps({"messages": TURNS, "more": "x" * 5000})
     array = f"[{', '.join(texts)}]"
     (tmp_path / name).write_text(array if name == "in.json" else "\n".join(texts))
     with pytest.raises(RuntimeError):
-        run_job(tmp_path / name, output, FakeCarrier(fail_at=0))
-    summary = run_job(tmp_path / name, output, FakeCarrier())
+        run_job(tmp_path / name, output, FakeExecutor(fail_at=0))
+    summary = run_job(tmp_path / name, output, FakeExecutor())
     assert (summary.num_rows, summary.num_failed) == (95, 1)
     rows = read(output)
     assert [row.get("id") for row in rows] == [*range(40), None, *range(41, 95)]
-    assert rows[40]["line"] == texts[40][: lines.SHOWN_BYTES]
+    assert rows[40]["line"] == texts[40][: jsonl.PREVIEW_BYTES]
     assert "may have 3,000" in rows[40]["error"]["message"]
 
 
 def test_numbers_that_json_has_not_are_counted_in_the_figures(source: Path, output: Path) -> None:
     table = pa.table({"messages": [TURNS] * 3, "x": [float("nan"), float("inf"), 1.0]})
     pq.write_table(table, source.with_name("in.parquet"))
-    summary = run_job(source.with_name("in.parquet"), output, FakeCarrier())
+    summary = run_job(source.with_name("in.parquet"), output, FakeExecutor())
     assert summary.nulled == {"x": 2}
-    assert ("NaN or infinite, null in the output: x", "2") in summary_lines(summary)
-    again = run_job(source.with_name("in.parquet"), output, FakeCarrier())
+    assert ("NaN or infinite, null in the output: x", "2") in format_summary(summary)
+    again = run_job(source.with_name("in.parquet"), output, FakeExecutor())
     assert again.nulled == {"x": 2}
     assert [row["x"] for row in read(output)] == [None, None, 1.0]
 
@@ -407,7 +407,7 @@ class Sink:
 
 def test_a_sink_hears_of_every_row(source: Path, output: Path) -> None:
     sink = Sink()
-    summary = run_job(source, output, FakeCarrier(), sink=sink)
+    summary = run_job(source, output, FakeExecutor(), sink=sink)
     assert sink.written == [summary]
     assert [code for _, _, code in sink.rows] == [
         row.get("error", {}).get("code") for row in read(output)
@@ -418,19 +418,19 @@ def test_a_sink_hears_of_every_row(source: Path, output: Path) -> None:
 def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
     from serve.errors import JobStoppedError
 
-    stopping = Stopping("")
-    carrier = FakeCarrier()
+    stopping = GracefulShutdown("")
+    carrier = FakeExecutor()
 
     def stop(number: int) -> None:
         if number == 2:
-            stopping.asked = 2
+            stopping.received_signal = 2
 
     carrier.before = stop
     with pytest.raises(JobStoppedError):
         run_job(source, output, carrier, stopping=stopping)
     kept = len(list((output.with_name("out.jsonl.job") / "chunks").iterdir()))
     assert 3 <= kept <= 5
-    rest = FakeCarrier()
+    rest = FakeExecutor()
     run_job(source, output, rest)
     assert len(rest.calls) == 10 - kept
 
@@ -438,5 +438,5 @@ def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
 def test_a_table_without_columns_becomes_one(tmp_path: Path) -> None:
     source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pq.write_table(pa.table({}), source)
-    assert run_job(source, output, FakeCarrier()).num_rows == 0
+    assert run_job(source, output, FakeExecutor()).num_rows == 0
     assert pq.read_table(output).num_rows == 0

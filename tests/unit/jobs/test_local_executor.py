@@ -16,7 +16,7 @@ from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
-from serve.jobs.executors.local import LocalCarrier
+from serve.jobs.executors.local import LocalExecutor
 
 
 def turns(answer: str, question: str = "2+2?") -> Messages:
@@ -29,7 +29,7 @@ MANY = [turns(f"answer {number}", f"question {number % 7}") for number in range(
 def test_equals_the_scorer(
     checkpoint_of: Callable[[str], Path], scorer_of: Callable[..., RewardScorer]
 ) -> None:
-    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     try:
         conversations = [turns("a"), turns("b"), turns("x " * 3_000), turns("c", "other?")]
         scored = carrier.submit(conversations, "error").result(PATIENCE_S)
@@ -52,16 +52,16 @@ def test_batches_are_those_of_the_first_start(
     for content, expected in ((None, 4_096), ('{"max_batch_tokens": 77}', 77), ("{", 4_096)):
         if content:
             kept.write_text(content)
-        carrier = LocalCarrier(config, kept)
+        carrier = LocalExecutor(config, kept)
         carrier.submit([turns("a")], "error").result(PATIENCE_S)
         carrier.close()
         assert json.loads(kept.read_text()) == {"max_batch_tokens": expected}
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_call(tmp_path: Path) -> None:
-    carrier = LocalCarrier(ModelConfig(str(tmp_path)))
+    carrier = LocalExecutor(ModelConfig(str(tmp_path)))
     with pytest.raises(Exception, match=r"config\.json"):
-        carrier.identity()
+        carrier.resolve_identity()
     with pytest.raises(Exception, match=r"config\.json"):
         carrier.submit([turns("a")], "error").result(PATIENCE_S)
     carrier.close()
@@ -70,7 +70,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_call(tmp_path: Path) -> None:
 def test_closing_ends_what_is_on_its_way(
     checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     carrier.submit([turns("a")], "error").result(PATIENCE_S)
 
     def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
@@ -93,7 +93,7 @@ def test_closing_does_not_wait_for_all_batches_of_a_call(
 ) -> None:
     kept = tmp_path / "batches.json"
     kept.write_text('{"max_batch_tokens": 77}')
-    carrier = LocalCarrier(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), kept)
+    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), kept)
     carrier.submit([turns("a")], "error").result(PATIENCE_S)
     sizes: list[int] = []
     reached, let_go = threading.Event(), threading.Event()
@@ -123,8 +123,8 @@ def test_identity_is_of_what_decides_the_rewards(
     folder = str(checkpoint_of("qwen3"))
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages[0]['content'] }}")
-    plain = LocalCarrier(ModelConfig(folder)).identity()
-    assert plain == LocalCarrier(ModelConfig(folder)).identity()
+    plain = LocalExecutor(ModelConfig(folder)).resolve_identity()
+    assert plain == LocalExecutor(ModelConfig(folder)).resolve_identity()
     assert json.loads(json.dumps(plain)) == plain
     for other in (
         ModelConfig(str(checkpoint_of("qwen3-tied"))),
@@ -133,4 +133,4 @@ def test_identity_is_of_what_decides_the_rewards(
         ModelConfig(folder, deterministic=True),
         ModelConfig(folder, chat_template=str(template)),
     ):
-        assert LocalCarrier(other).identity() != plain
+        assert LocalExecutor(other).resolve_identity() != plain

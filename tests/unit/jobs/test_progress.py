@@ -7,21 +7,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from job_runs import FakeCarrier, records, run_job, write_lines
+from job_runs import FakeExecutor, records, run_job, write_lines
 
 from serve.jobs.dry_run import estimate
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.progress import Progress, clock
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
+from serve.jobs.progress import Progress, format_duration
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary
-from serve.jobs.summary_table import print_lines, summary_lines
+from serve.jobs.summary_table import format_summary, print_lines
 
 
 def test_lines_where_there_is_no_terminal() -> None:
     told: list[str] = []
     with Progress(told.append, on_terminal=False, line_every_s=0) as progress:
-        progress.phase("scoring", total=200, done=100)
+        progress.start_phase("scoring", total=200, completed=100)
         progress.add(Summary(num_rows=50, num_tokens=1_000))
         progress.tick()
     assert told[0].startswith("scoring: 75%, 150 rows, ")
@@ -32,7 +32,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 def test_few_lines_by_default() -> None:
     told: list[str] = []
     with Progress(told.append, on_terminal=False) as progress:
-        progress.phase("scoring", total=200)
+        progress.start_phase("scoring", total=200)
         for _ in range(200):
             progress.advance(1)
     assert told == []
@@ -41,9 +41,9 @@ def test_few_lines_by_default() -> None:
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
     with Progress(told.append, on_terminal=True) as progress:
-        progress.phase("scoring", total=200)
+        progress.start_phase("scoring", total=200)
         progress.add(Summary(num_rows=200, num_tokens=1_000))
-        progress.phase("writing", total=200)
+        progress.start_phase("writing", total=200)
     assert told == []
     assert "writing" in capsys.readouterr().err
 
@@ -52,36 +52,36 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ("seconds", "shown"), [(0.4, "0 s"), (59.7, "1:00"), (125, "2:05"), (3_725, "1:02:05")]
 )
 def test_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     summary = Summary(10, Counter({"too_long": 2}), 15, 1_000, 200, 500, 2.0)
-    lines = dict(summary_lines(summary))
+    lines = dict(format_summary(summary))
     assert lines["scored"] == "8"
     assert lines["  too_long"] == "2"
     assert lines["not computed"] == "500 (50.0%)"
     assert lines["  same conversation as before"] == "200 (20.0%)"
     assert lines["  same start as another's"] == "300 (30.0%)"
     assert lines["tokens/s"] == "500"
-    print_lines(summary_lines(summary))
+    print_lines(format_summary(summary))
     assert "500 (50.0%)" in capsys.readouterr().err
     assert Summary.from_json(json.loads(json.dumps(summary.as_json()))) == summary
 
 
 def test_an_estimate_counts_what_the_job_will_count(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", records(95))
-    plan = Plan(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
-    carrier = FakeCarrier(delay_s=0.01)
+    plan = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+    carrier = FakeExecutor(delay_s=0.01)
     with Progress(lambda line: None, on_terminal=False) as progress:
-        found = estimate(plan, carrier, progress, Stopping(""))
+        found = estimate(plan, carrier, progress, GracefulShutdown(""))
     carrier.close()
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
     assert len(carrier.calls) == 2
-    summary = run_job(source, tmp_path / "out.jsonl", FakeCarrier())
+    summary = run_job(source, tmp_path / "out.jsonl", FakeExecutor())
     assert found.num_rows == summary.num_rows
     assert found.tokens_per_s > 0
-    lines = dict(found.lines())
+    lines = dict(found.format_lines())
     assert lines["rows"] == "95"
     assert "would take about" in lines
     # The carrier finds some too long only when it scores them.

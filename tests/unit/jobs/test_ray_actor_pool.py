@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rm_core import Fingerprint, ModelConfig, ModelLoadError
-from serve.jobs.executors.ray_actor import ActorSettings, ScorerActor, why_not_together
-from serve.jobs.executors.ray_actor_pool import Need, need_of
+from serve.jobs.executors.ray_actor import ActorSettings, ScorerActor, find_incompatibility
+from serve.jobs.executors.ray_actor_pool import ResourceRequest, choose_resource_request
 
 DEMO = ModelConfig("demo")
 HEAD: Mapping[str, float] = {"memory": 1e9}
@@ -23,39 +23,39 @@ GPUS: Mapping[str, float] = {"CPU": 8.0, "GPU": 8.0}
     ("model", "number", "nodes", "need", "room"),
     [
         # As many CPUs as the smallest node has, so that one fits on each.
-        (DEMO, None, [HEAD, SMALL, LARGE], Need("CPU", 4), 5),
-        (DEMO, None, [SMALL, SMALL], Need("CPU", 4), 2),
+        (DEMO, None, [HEAD, SMALL, LARGE], ResourceRequest("CPU", 4), 5),
+        (DEMO, None, [SMALL, SMALL], ResourceRequest("CPU", 4), 2),
         # Fewer, if more actors are asked for.
-        (DEMO, 4, [SMALL, SMALL], Need("CPU", 2), 4),
-        (DEMO, 9, [SMALL, SMALL], Need("CPU", 1), 8),
+        (DEMO, 4, [SMALL, SMALL], ResourceRequest("CPU", 2), 4),
+        (DEMO, 9, [SMALL, SMALL], ResourceRequest("CPU", 1), 8),
         # Where there are GPUs, on these alone.
-        (DEMO, None, [HEAD, SMALL, GPUS, GPUS], Need("GPU", 1), 16),
-        (replace(DEMO, num_devices=3), None, [GPUS], Need("GPU", 3), 2),
-        (replace(DEMO, device="cpu"), None, [GPUS], Need("CPU", 8), 1),
+        (DEMO, None, [HEAD, SMALL, GPUS, GPUS], ResourceRequest("GPU", 1), 16),
+        (replace(DEMO, num_devices=3), None, [GPUS], ResourceRequest("GPU", 3), 2),
+        (replace(DEMO, device="cpu"), None, [GPUS], ResourceRequest("CPU", 8), 1),
         # No GPU yet: waited for, not replaced by CPUs.
-        (replace(DEMO, device="cuda"), None, [SMALL], Need("GPU", 1), 0),
-        (DEMO, None, [HEAD], Need("CPU", 1), 0),
-        (DEMO, None, [], Need("CPU", 1), 0),
+        (replace(DEMO, device="cuda"), None, [SMALL], ResourceRequest("GPU", 1), 0),
+        (DEMO, None, [HEAD], ResourceRequest("CPU", 1), 0),
+        (DEMO, None, [], ResourceRequest("CPU", 1), 0),
     ],
 )
 def test_need_and_room(
     model: ModelConfig,
     number: int | None,
     nodes: list[Mapping[str, float]],
-    need: Need,
+    need: ResourceRequest,
     room: int,
 ) -> None:
-    assert need_of(model, number, nodes) == need
-    assert need.room(nodes) == room
+    assert choose_resource_request(model, number, nodes) == need
+    assert need.count_slots(nodes) == room
 
 
 def test_actors_of_one_job_score_alike() -> None:
     first = Fingerprint("abc", "def", "float32", "sdpa")
-    assert why_not_together(first, first) is None
-    assert why_not_together(first, replace(first, attention="eager")) is None
+    assert find_incompatibility(first, first) is None
+    assert find_incompatibility(first, replace(first, attention="eager")) is None
     for changed in ({"revision": "abd"}, {"template_sha256": "x"}, {"dtype": "bfloat16"}):
         field: dict[str, Any] = changed
-        why = why_not_together(first, replace(first, **field))
+        why = find_incompatibility(first, replace(first, **field))
         assert why
         assert next(iter(changed)) in why
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from rm_core import ScoreError
 from serve.errors import JobInputError
-from serve.jobs.inputs import json_array
-from serve.jobs.inputs import jsonl as lines
+from serve.jobs.inputs import json_array, jsonl
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.source import START, Position, Row
 
@@ -44,13 +43,13 @@ def facts(row: Row) -> tuple[Any, ...]:
 def assert_resumes_anywhere(path: Path) -> list[Row]:
     """Every row of a file, having seen that reading may begin behind any of them."""
     source = open_source(str(path))
-    rows = list(source.rows())
+    rows = list(source.iter_rows())
     assert [row.number for row in rows] == list(range(len(rows)))
     for row in [*rows[:5], *rows[-2:], *rows[len(rows) // 2 :][:2]]:
-        position = Position(*json.loads(json.dumps(row.after)))
-        again = [facts(r) for r in source.rows(position)]
+        position = Position(*json.loads(json.dumps(row.next_position)))
+        again = [facts(r) for r in source.iter_rows(position)]
         assert again == [facts(r) for r in rows[row.number + 1 :]]
-    plain = [facts(r)[:2] for r in source.rows(decoded=False)]
+    plain = [facts(r)[:2] for r in source.iter_rows(decode=False)]
     assert plain == [facts(r)[:2] for r in rows]
     return rows
 
@@ -92,7 +91,7 @@ def test_an_array_of_json(
 
 def test_lines_in_a_file_that_is_called_json(tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text('{"a": 1}\n{"a": 2}\n')
-    assert [r.record for r in open_source(str(tmp_path / "in.json")).rows()] == [
+    assert [r.record for r in open_source(str(tmp_path / "in.json")).iter_rows()] == [
         {"a": 1},
         {"a": 2},
     ]
@@ -113,7 +112,7 @@ def test_lines_in_a_file_that_is_called_json(tmp_path: Path) -> None:
 def test_a_damaged_array_says_where(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(JobInputError, match="no array of JSON records") as caught:
-        list(open_source(str(tmp_path / "in.json")).rows())
+        list(open_source(str(tmp_path / "in.json")).iter_rows())
     assert says in caught.value.detail
 
 
@@ -174,10 +173,10 @@ def test_what_is_not_strict_json_is_an_error_of_its_row(
 def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
-    for module, constant in ((json_array, "_BLOCK_BYTES"), (lines, "_BLOCK_BYTES")):
+    for module, constant in ((json_array, "_BLOCK_BYTES"), (jsonl, "_BLOCK_BYTES")):
         monkeypatch.setattr(module, constant, block)
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
-    monkeypatch.setattr(lines, "SHOWN_BYTES", 20)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(jsonl, "PREVIEW_BYTES", 20)
     texts = []
     for size in (380, 395, 399, 400, 401, 402, 405, 1000, 5000):
         filler = 'é\\"]}' * 3
@@ -204,8 +203,8 @@ def test_a_long_element_ends_where_its_brackets_and_quotes_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 40)
-    monkeypatch.setattr(lines, "SHOWN_BYTES", 20)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 40)
+    monkeypatch.setattr(jsonl, "PREVIEW_BYTES", 20)
     long = [json.dumps({"a": ['\\"]}', "\\\\", "x\\"] * 9}), json.dumps('"\\' * 40)]
     texts = [text for one in long for text in (one, GOOD[:8] + "}")]
     path = tmp_path / "in.json"
@@ -216,7 +215,7 @@ def test_a_long_element_ends_where_its_brackets_and_quotes_say(
 
 
 def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.jsonl").write_text(f'{{"a": 1}}\n{" " * 5000}\n{{"a": 2}}\n{" " * 5000}')
     rows = assert_resumes_anywhere(tmp_path / "in.jsonl")
     assert [row.record for row in rows] == [{"a": 1}, {"a": 2}]
@@ -226,10 +225,10 @@ def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_long_element_without_an_end_ends_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(JobInputError, match="no array of JSON records"):
-        list(open_source(str(tmp_path / "in.json")).rows())
+        list(open_source(str(tmp_path / "in.json")).iter_rows())
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
@@ -259,7 +258,7 @@ def test_wide_encodings_are_refused_by_name(
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     with pytest.raises(JobInputError, match=rf"is UTF-{encoding[4:6]}.*only UTF-8 is read.*iconv"):
-        list(open_source(str(path)).rows())
+        list(open_source(str(path)).iter_rows())
 
 
 @pytest.mark.parametrize(
@@ -269,13 +268,13 @@ def test_wide_encodings_are_refused_by_name(
 def test_other_compressions_are_refused_by_name(tmp_path: Path, start: bytes, says: str) -> None:
     (tmp_path / "in.jsonl").write_bytes(start + b"\x80\n" * 50)
     with pytest.raises(JobInputError, match=rf"is compressed \({says}\)"):
-        list(open_source(str(tmp_path / "in.jsonl")).rows())
+        list(open_source(str(tmp_path / "in.jsonl")).iter_rows())
 
 
 def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
     line = '{"id": 1, "messages": [{"role": "user", "role": "assistant"}]}'
     (tmp_path / "in.jsonl").write_text(line + "\n")
-    (row,) = open_source(str(tmp_path / "in.jsonl")).rows()
+    (row,) = open_source(str(tmp_path / "in.jsonl")).iter_rows()
     assert isinstance(row.record, ScoreError)
     assert "'role' occurs twice" in row.record.message
     assert row.raw == line
@@ -283,7 +282,7 @@ def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_json_keeps_its_text(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": \n\xff\xfe\n[1]\n')
-    rows = list(open_source(str(tmp_path / "in.jsonl")).rows())
+    rows = list(open_source(str(tmp_path / "in.jsonl")).iter_rows())
     assert rows[0].record == {"a": 1}
     assert isinstance(rows[1].record, ScoreError)
     assert rows[1].record.code == "invalid_json"
@@ -343,11 +342,11 @@ def test_several_files_are_one_input(tmp_path: Path) -> None:
     for index, size in enumerate((3, 0, 300)):
         write_parquet(tmp_path / f"{index}.parquet", table(size))
     source = open_source(str(tmp_path))
-    rows = list(source.rows())
+    rows = list(source.iter_rows())
     assert [row.number for row in rows] == list(range(303))
     assert [row.record["id"] for row in rows] == [*range(3), *range(300)]
     for at in (0, 2, 3, 302):
-        after = [facts(row) for row in source.rows(rows[at].after)]
+        after = [facts(row) for row in source.iter_rows(rows[at].next_position)]
         assert after == [facts(row) for row in rows[at + 1 :]]
 
 
@@ -362,7 +361,7 @@ def test_a_file_that_became_shorter_is_noticed(tmp_path: Path, name: str) -> Non
         text = b'{"a": 1}\n' * 3
         path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     with pytest.raises(JobInputError, match="shorter than when the job began"):
-        list(open_source(str(path)).rows(START._replace(offset=1000, row=900)))
+        list(open_source(str(path)).iter_rows(START._replace(offset=1000, row=900)))
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.7, 0.95])
@@ -377,7 +376,7 @@ def test_half_a_file_is_an_error(tmp_path: Path, name: str, cut: float) -> None:
         path.write_bytes(gzip.compress(b'{"a": 1}\n' * 20_000))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
     with pytest.raises(JobInputError, match=r"in\.\w+.*bring a whole copy"):
-        list(open_source(str(path)).rows())
+        list(open_source(str(path)).iter_rows())
 
 
 def test_times_finer_than_python_has(tmp_path: Path) -> None:
@@ -389,7 +388,7 @@ def test_times_finer_than_python_has(tmp_path: Path) -> None:
         }
     )
     write_parquet(tmp_path / "in.parquet", whole)
-    (row,) = open_source(str(tmp_path / "in.parquet")).rows()
+    (row,) = open_source(str(tmp_path / "in.parquet")).iter_rows()
     assert row.record["t"].startswith("2023-11-14T22:13:20.123456789")
     assert row.record["d"] == pytest.approx(1.500000001)
     assert row.record["u"].isoformat() == "2023-11-14T22:13:20.123456"
@@ -422,4 +421,4 @@ def test_a_cell_that_python_cannot_hold_is_named(
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(JobInputError, match=rf"row {row} of .* column `own` .*{says}"):
-        list(open_source(str(path)).rows())
+        list(open_source(str(path)).iter_rows())

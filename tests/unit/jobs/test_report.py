@@ -52,16 +52,16 @@ def test_the_page_says_what_was_there(tmp_path: Path) -> None:
 
 def test_equal_jobs_have_equal_pages_that_need_nothing_else(tmp_path: Path) -> None:
     report, summary = filled(tmp_path / "report.html")
-    page = report.page(summary)
+    page = report.render(summary)
     check_page(page)
     again, _ = filled(tmp_path / "report.html")
-    assert page == again.page(summary)
+    assert page == again.render(summary)
 
 
 def test_a_job_without_rewards_has_a_page(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.html", "nothing.jsonl")
     report.add("conversation", [BAD], BAD)
-    page = report.page(Summary(num_rows=1, errors=Counter({BAD.code: 1})))
+    page = report.render(Summary(num_rows=1, errors=Counter({BAD.code: 1})))
     assert page.count("<svg") == 1
     assert "Errors by kind" in page
     check_page(page)

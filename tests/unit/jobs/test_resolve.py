@@ -30,7 +30,7 @@ def write(path: Path, *numbers: int) -> Path:
 
 
 def numbers(name: str | Path, split: str | None = None) -> list[Any]:
-    return [row.record["n"] for row in open_source(str(name), split=split).rows()]
+    return [row.record["n"] for row in open_source(str(name), split=split).iter_rows()]
 
 
 def refused(name: str | Path, split: str | None = None) -> str:
@@ -54,8 +54,8 @@ def test_the_output_in_the_folder_of_the_input_is_no_input(tmp_path: Path) -> No
     write(tmp_path / "a.jsonl", 1)
     output = write(tmp_path / "out.jsonl", 9)
     for name in (str(tmp_path), f"{tmp_path}/*.jsonl"):
-        source = open_source(name, without=output)
-        assert [row.record["n"] for row in source.rows()] == [1]
+        source = open_source(name, exclude=output)
+        assert [row.record["n"] for row in source.iter_rows()] == [1]
 
 
 def test_standard_input_is_refused() -> None:

@@ -8,8 +8,14 @@ import pytest
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
-from serve.jobs.record_schema import read_work
-from serve.jobs.row_results import RESULTS, ResultNames, choose_names, merged, outcome_of
+from serve.jobs.record_schema import try_parse_record
+from serve.jobs.row_results import (
+    RESULT_NAMES,
+    ResultNames,
+    build_row_output,
+    choose_result_names,
+    merge_record,
+)
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine", "truncated": "no"}
@@ -18,7 +24,9 @@ OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine",
 def scored(
     record: dict[str, Any], *results: Reward | ScoreError, names: ResultNames | None = None
 ) -> Any:
-    return merged(record, outcome_of(read_work(record), results), names=names or ResultNames())
+    return merge_record(
+        record, build_row_output(try_parse_record(record), results), names=names or ResultNames()
+    )
 
 
 def test_columns_that_the_job_writes_not_are_kept() -> None:
@@ -27,8 +35,8 @@ def test_columns_that_the_job_writes_not_are_kept() -> None:
 
 
 def test_a_column_of_the_input_keeps_its_name_and_value() -> None:
-    record = {"messages": TURNS, **dict.fromkeys(RESULTS, "mine")}
-    names = choose_names(set(RESULTS), set())
+    record = {"messages": TURNS, **dict.fromkeys(RESULT_NAMES, "mine")}
+    names = choose_result_names(set(RESULT_NAMES), set())
     out = scored(record, Reward(1.5, 9, True, ("w",)), names=names)
     assert out == {
         **record,
@@ -40,12 +48,12 @@ def test_a_column_of_the_input_keeps_its_name_and_value() -> None:
     assert failed["error"] == "mine"
     assert failed["skyreward_error"]["code"] == "invalid_conversation"
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 2.0, "error": "none"}
-    out = scored(pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_names({"margin"}, set()))
+    out = scored(pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_result_names({"margin"}, set()))
     assert out == {**pair, "chosen_reward": 1.5, "rejected_reward": 0.5, "skyreward_margin": 1.0}
 
 
 def test_columns_of_an_earlier_run_are_replaced() -> None:
-    names = choose_names(set(), set(RESULTS))
+    names = choose_result_names(set(), set(RESULT_NAMES))
     earlier = {"messages": TURNS, "reward": 9.0, "truncated": True, "warnings": ["old"], "id": 7}
     assert scored(earlier, Reward(1.5, 9), names=names) == {
         "messages": TURNS,
@@ -76,13 +84,13 @@ def test_columns_of_an_earlier_run_are_replaced() -> None:
 def test_names_of_results(
     own: str, earlier: str, replace: bool, renamed: dict[str, str], replaced: str
 ) -> None:
-    names = choose_names(set(own.split()), set(earlier.split()), replace=replace)
+    names = choose_result_names(set(own.split()), set(earlier.split()), replace=replace)
     assert names == ResultNames(renamed, frozenset(replaced.split()))
 
 
 def test_a_result_without_a_free_name_is_refused() -> None:
     with pytest.raises(JobInputError, match=r"`margin` and `skyreward_margin`.*rename"):
-        choose_names({"margin", "skyreward_margin"}, set())
+        choose_result_names({"margin", "skyreward_margin"}, set())
 
 
 def test_what_is_true_of_a_reward_is_told() -> None:
@@ -108,9 +116,9 @@ def test_an_error_says_where_in_its_record_it_is(record: dict[str, Any], place: 
 def test_a_line_that_is_no_record_is_carried_as_text() -> None:
     error = ScoreError("invalid_json", "no")
     told = {"code": "invalid_json", "message": "no"}
-    out = merged(error, outcome_of(read_work(error), ()), '{"a": ')
+    out = merge_record(error, build_row_output(try_parse_record(error), ()), '{"a": ')
     assert out == {"line": '{"a": ', "error": told}
-    assert merged([1], outcome_of(error, ())) == {"line": [1], "error": told}
+    assert merge_record([1], build_row_output(error, ())) == {"line": [1], "error": told}
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -10,21 +10,21 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from job_runs import FakeCarrier, comparable, run_job, write_lines
+from job_runs import FakeExecutor, comparable, run_job, write_lines
 
 from rm_core import ChatFormatName, Reward, RewardScorer
 from serve.cli.main import main
 from serve.cli.options import pop_columns
 from serve.jobs.chunk_files import RowResults
 from serve.jobs.columns import Columns
-from serve.jobs.dedup_store import digest_of
+from serve.jobs.dedup_store import compute_digest
 from serve.jobs.dry_run import estimate
-from serve.jobs.executors.local import LocalCarrier
+from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import Stopping
-from serve.jobs.spec import Plan
-from serve.jobs.summary_table import example_lines, summary_lines
+from serve.jobs.shutdown import GracefulShutdown
+from serve.jobs.spec import JobSpec
+from serve.jobs.summary_table import format_examples, format_summary
 
 HH = "\n\nHuman: 2+2?\n\nAssistant:"
 
@@ -55,10 +55,10 @@ def test_warnings_are_in_the_output_and_survive_a_restart(
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
     whole, output = tmp_path / f"whole-{name}", tmp_path / name
-    undisturbed = run_job(source, whole, FakeCarrier())
+    undisturbed = run_job(source, whole, FakeExecutor())
     with pytest.raises(RuntimeError):
-        run_job(source, output, FakeCarrier(fail_at=fail_at))
-    summary = run_job(source, output, FakeCarrier())
+        run_job(source, output, FakeExecutor(fail_at=fail_at))
+    summary = run_job(source, output, FakeExecutor())
     assert output.read_bytes() == whole.read_bytes()
     assert comparable(summary) == comparable(undisturbed)
     if name.endswith(".parquet"):
@@ -74,10 +74,10 @@ def test_warnings_are_in_the_output_and_survive_a_restart(
     assert summary.warnings["column_not_read"] == 11
     assert summary.warnings["transcript_read"] == 11
     assert summary.errors["invalid_conversation"] == 10
-    assert dict(summary_lines(summary))["  column_not_read"] == "11"
+    assert dict(format_summary(summary))["  column_not_read"] == "11"
     assert any(
         line.startswith("column_not_read, first in row 0: `context`")
-        for line in example_lines(summary)
+        for line in format_examples(summary)
     )
 
 
@@ -86,7 +86,7 @@ def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Pa
 
     source = write_lines(tmp_path / "in.jsonl", rows(30))
     with pytest.raises(RuntimeError):
-        run_job(source, tmp_path / "out.jsonl", FakeCarrier(fail_at=1))
+        run_job(source, tmp_path / "out.jsonl", FakeExecutor(fail_at=1))
     for columns, says in (
         (Columns(transcripts="keep"), '--transcripts was "auto" and is "keep"'),
         (Columns(ignored=("context",)), "--ignore-column was"),
@@ -94,18 +94,18 @@ def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Pa
         (Columns(policy_template="chatml"), "--policy-template was not given"),
     ):
         with pytest.raises(JobRefusedError, match=says):
-            run_job(source, tmp_path / "out.jsonl", FakeCarrier(), columns=columns)
+            run_job(source, tmp_path / "out.jsonl", FakeExecutor(), columns=columns)
 
 
 def test_store_that_is_lost_is_made_again_with_tools_in_its_keys(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
-    whole, output = FakeCarrier(), tmp_path / "out.jsonl"
+    whole, output = FakeExecutor(), tmp_path / "out.jsonl"
     run_job(source, tmp_path / "whole.jsonl", whole)
     with pytest.raises(RuntimeError):
-        run_job(source, output, FakeCarrier(fail_at=3))
+        run_job(source, output, FakeExecutor(fail_at=3))
     for file in (tmp_path / "out.jsonl.job").glob("seen*"):
         file.unlink()
-    second = FakeCarrier()
+    second = FakeExecutor()
     run_job(source, output, second)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert second.calls == whole.calls[3:]
@@ -113,13 +113,13 @@ def test_store_that_is_lost_is_made_again_with_tools_in_its_keys(tmp_path: Path)
 
 def test_dry_run_counts_warnings(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
-    carrier = FakeCarrier()
+    carrier = FakeExecutor()
     with Progress(lambda line: None, on_terminal=False) as progress:
-        plan = Plan(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
-        found = estimate(plan, carrier, progress, Stopping(""))
+        plan = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+        found = estimate(plan, carrier, progress, GracefulShutdown(""))
     carrier.close()
     assert found.warnings == {"column_not_read": 11, "transcript_read": 11}
-    assert dict(found.lines())["  transcript_read"] == "11"
+    assert dict(found.format_lines())["  transcript_read"] == "11"
 
 
 def test_digests_tell_conversations_apart_that_templates_tell_apart() -> None:
@@ -136,8 +136,8 @@ def test_digests_tell_conversations_apart_that_templates_tell_apart() -> None:
         {"messages": turns, "tools": [{"description": "b", "name": "a"}]},
         *([turns[0], turns[1] | {"tool_calls": call}] for call in calls),
     ]
-    assert len({digest_of(conversation) for conversation in different}) == len(different)
-    assert digest_of(json.loads(json.dumps(turns))) == digest_of(turns)
+    assert len({compute_digest(conversation) for conversation in different}) == len(different)
+    assert compute_digest(json.loads(json.dumps(turns))) == compute_digest(turns)
 
 
 def test_row_has_each_warning_once() -> None:
@@ -199,7 +199,7 @@ def test_tools_go_through_the_carrier_of_this_process(copy_of: Any, tmp_path: Pa
             {"messages": turns, "tools": []},
         ],
     )
-    run_job(source, tmp_path / "out.jsonl", LocalCarrier(config))  # type: ignore[arg-type]
+    run_job(source, tmp_path / "out.jsonl", LocalExecutor(config))  # type: ignore[arg-type]
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     with_tools = {"messages": turns, "tools": tools}
     expected = RewardScorer.load(config).score([turns, with_tools, turns])

@@ -16,7 +16,7 @@ import pytest
 from serve.errors import JobInputError, JobOutputError
 from serve.jobs.columns import Columns
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.inputs.scan import Survey, is_unchanged, survey
+from serve.jobs.inputs.scan import InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.source import InputFile
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -28,8 +28,8 @@ def write(path: Path, *records: Any) -> Path:
     return path
 
 
-def surveyed(path: Path, **options: Any) -> Survey:
-    return survey(open_source(str(path)), **options)
+def surveyed(path: Path, **options: Any) -> InputScan:
+    return scan_input(open_source(str(path)), **options)
 
 
 def sha256(path: Path) -> str:
@@ -46,13 +46,13 @@ def test_rows_are_counted_and_files_pinned(tmp_path: Path, name: str) -> None:
     else:
         write(path, *({"n": number} for number in range(1000)))
     source = open_source(str(path))
-    found = survey(source)
+    found = scan_input(source)
     assert found.num_rows == 1000
-    assert found.num_bytes == sum(row.size for row in source.rows())
+    assert found.num_bytes == sum(row.size for row in source.iter_rows())
     (file,) = found.files
     assert (file.path, file.size) == (str(path), path.stat().st_size)
     assert (file.sha256, file.num_hashed_bytes) == (sha256(path), file.size)
-    assert (found.schema, found.shapes) == (None, frozenset())
+    assert (found.schema, found.kinds) == (None, frozenset())
 
 
 def test_a_limit_ends_the_reading(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
             "more": pa.list_(pa.list_(pa.int64())),
         }
     )
-    assert found.shapes == {"conversation"}
+    assert found.kinds == {"conversation"}
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_shapes_of_lines(tmp_path: Path) -> None:
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     group = {"prompt": "p", "responses": ["a"]}
     path = write(tmp_path / "in.jsonl", pair, group, {"none": 1}, pair | {"responses": None})
-    assert surveyed(path, tabular=True).shapes == {"pair", "group"}
+    assert surveyed(path, tabular=True).kinds == {"pair", "group"}
     named = Columns(chosen="responses", rejected="prompt")
-    assert surveyed(path, tabular=True, columns=named).shapes == {"pair"}
+    assert surveyed(path, tabular=True, columns=named).kinds == {"pair"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_shapes_of_tables(tmp_path: Path, columns: dict[str, Any], shapes: set[s
     table = pa.table(columns)
     pq.write_table(table, tmp_path / "in.parquet")
     found = surveyed(tmp_path / "in.parquet", tabular=True)
-    assert found.shapes == shapes
+    assert found.kinds == shapes
     assert found.schema == table.schema
 
 
@@ -247,10 +247,10 @@ def test_columns_named_like_results_are_found_in_any_row(
         write(path, *rows)
     found = surveyed(path, tabular=tabular)
     renamed = {"margin": "skyreward_margin", "warnings": "skyreward_warnings"}
-    assert dict(found.names.renamed) == renamed
+    assert dict(found.names.renames) == renamed
     given = surveyed(path, tabular=tabular, replace_results=True)
-    assert (dict(given.names.renamed), given.names.replaced) == ({}, {"margin", "warnings"})
-    assert surveyed(path, limit=100).names.renamed.keys() <= (
+    assert (dict(given.names.renames), given.names.replaced_columns) == ({}, {"margin", "warnings"})
+    assert surveyed(path, limit=100).names.renames.keys() <= (
         renamed.keys() if name.endswith("parquet") else set()
     )
 
@@ -258,9 +258,9 @@ def test_columns_named_like_results_are_found_in_any_row(
 def test_escapes_and_other_places_of_a_name(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"m\\u0061rgin": 1}\n')
-    assert surveyed(path).names.renamed
+    assert surveyed(path).names.renames
     path.write_text('{"a": {"margin": 1}, "b": "\\"margin\\": 1", "c": ["margin", "error"]}\n')
-    assert not surveyed(path).names.renamed
+    assert not surveyed(path).names.renames
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_errors_of_a_run_are_known_by_their_codes(
     tmp_path: Path, errors: list[Any], is_ours: bool
 ) -> None:
     names = surveyed(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
-    assert (names.replaced == {"error"}, "error" in names.renamed) == (is_ours, not is_ours)
+    assert (names.replaced_columns == {"error"}, "error" in names.renames) == (is_ours, not is_ours)
 
 
 @pytest.mark.parametrize(

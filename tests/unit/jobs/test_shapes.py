@@ -9,8 +9,8 @@ import pytest
 
 from rm_core import InputError, InvalidConversationError, ScoreError
 from serve.errors import JobInputError
-from serve.jobs.columns import AS_USUAL, Columns
-from serve.jobs.record_schema import parse_record, read_work
+from serve.jobs.columns import DEFAULT_COLUMNS, Columns
+from serve.jobs.record_schema import parse_record, try_parse_record
 
 USER = {"role": "user", "content": "2+2?"}
 FOUR = {"role": "assistant", "content": "4"}
@@ -67,8 +67,8 @@ SAME: list[tuple[dict[str, Any], Any]] = [
 @pytest.mark.parametrize(("record", "expected"), SAME)
 def test_shapes_are_recognized(record: dict[str, Any], expected: Any) -> None:
     work = parse_record(record)
-    assert (work.shape, work.conversations) == expected
-    assert read_work(record) == work
+    assert (work.kind, work.conversations) == expected
+    assert try_parse_record(record) == work
 
 
 NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
@@ -105,45 +105,55 @@ NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
 @pytest.mark.parametrize(("record", "columns", "expected"), NAMED)
 def test_columns_can_be_named(record: dict[str, Any], columns: Columns, expected: Any) -> None:
     work = parse_record(record, columns)
-    assert (work.shape, work.conversations) == expected
+    assert (work.kind, work.conversations) == expected
 
 
 REFUSED: list[tuple[Any, Columns, str | None, str]] = [
-    ([1], AS_USUAL, None, "must be a JSON object, got list"),
-    ({"text": "x"}, AS_USUAL, None, "no known shape.*this one has `text`"),
-    ({}, AS_USUAL, None, "this one has no columns"),
-    ({"messages": None}, AS_USUAL, None, "no known shape.*`messages`"),
-    ({"messages": [USER]}, AS_USUAL, "conversation", "last message has role 'user'"),
-    ({"prompt": "p", "chosen": "4"}, AS_USUAL, "pair", "no `rejected`; it has `prompt`, `chosen`"),
-    ({"chosen": "4", "rejected": "5"}, AS_USUAL, "pair", "there is no `prompt`"),
-    ({"response": "4"}, AS_USUAL, "conversation", "there is no `prompt`"),
-    ({"prompt": "p", "responses": []}, AS_USUAL, "group", "at least one response"),
-    ({"prompt": "p", "responses": "x"}, AS_USUAL, "group", "a list of at least one response"),
-    ({"responses": ["x"]}, AS_USUAL, "group", "needs a `prompt`"),
+    ([1], DEFAULT_COLUMNS, None, "must be a JSON object, got list"),
+    ({"text": "x"}, DEFAULT_COLUMNS, None, "no known shape.*this one has `text`"),
+    ({}, DEFAULT_COLUMNS, None, "this one has no columns"),
+    ({"messages": None}, DEFAULT_COLUMNS, None, "no known shape.*`messages`"),
+    ({"messages": [USER]}, DEFAULT_COLUMNS, "conversation", "last message has role 'user'"),
+    (
+        {"prompt": "p", "chosen": "4"},
+        DEFAULT_COLUMNS,
+        "pair",
+        "no `rejected`; it has `prompt`, `chosen`",
+    ),
+    ({"chosen": "4", "rejected": "5"}, DEFAULT_COLUMNS, "pair", "there is no `prompt`"),
+    ({"response": "4"}, DEFAULT_COLUMNS, "conversation", "there is no `prompt`"),
+    ({"prompt": "p", "responses": []}, DEFAULT_COLUMNS, "group", "at least one response"),
+    (
+        {"prompt": "p", "responses": "x"},
+        DEFAULT_COLUMNS,
+        "group",
+        "a list of at least one response",
+    ),
+    ({"responses": ["x"]}, DEFAULT_COLUMNS, "group", "needs a `prompt`"),
     (
         {"messages": [USER, FOUR], "chosen": "4", "rejected": "5", "prompt": "p"},
-        AS_USUAL,
+        DEFAULT_COLUMNS,
         "conversation",
         "is a conversation and a pair at once; name the columns",
     ),
     (
         {"prompt": "p", "response": "4", "answer": "5"},
-        AS_USUAL,
+        DEFAULT_COLUMNS,
         "conversation",
         "`response`, `answer`, any of which may be meant; say which by --response-column",
     ),
     (
         {"question": "p", "instruction": "q", "response": "4"},
-        AS_USUAL,
+        DEFAULT_COLUMNS,
         "conversation",
         "say which by --prompt-column",
     ),
     ({"a": {"c": 1}}, Columns(messages="a.b"), "conversation", "nothing at `a.b`"),
     ({"a": 1}, Columns(messages="a.b"), "conversation", "nothing at `a.b`.*it has `a`"),
-    ({"conversations": [HUMAN, GPT], "system": 7}, AS_USUAL, "conversation", "must be text"),
+    ({"conversations": [HUMAN, GPT], "system": 7}, DEFAULT_COLUMNS, "conversation", "must be text"),
     (
         {"conversations": [HUMAN, {"from": "narrator", "value": "x"}]},
-        AS_USUAL,
+        DEFAULT_COLUMNS,
         "conversation",
         "message 1 has the role 'narrator'",
     ),
@@ -157,8 +167,8 @@ def test_what_cannot_be_scored_says_why(
     with pytest.raises(InvalidConversationError) as caught:
         parse_record(record, columns)
     assert re.search(says, caught.value.detail), caught.value.detail
-    work = read_work(record, columns)
-    assert work.shape == shape
+    work = try_parse_record(record, columns)
+    assert work.kind == shape
     assert work.error == ScoreError.from_exception(caught.value)
     assert work.conversations == ()
 
@@ -171,7 +181,7 @@ def test_a_bad_response_does_not_spoil_its_group() -> None:
 
 def test_a_line_that_could_not_be_read_is_its_own_error() -> None:
     error = ScoreError("invalid_json", "no")
-    assert read_work(error).error == error
+    assert try_parse_record(error).error == error
 
 
 def test_keys_that_a_table_adds_are_left_out_within_tool_calls() -> None:

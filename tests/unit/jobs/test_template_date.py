@@ -15,9 +15,9 @@ import serve.worker.backends
 from rm_core import ModelConfig, ModelLoadError, RewardError, RewardScorer
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
-from serve.jobs.command import Ways, run
-from serve.worker.backends import pin
-from serve.worker.worker import Engine
+from serve.jobs.command import ExecutorOptions, run
+from serve.worker.backends import pin_settings
+from serve.worker.worker import Worker
 
 CopyOf = Callable[..., Path]
 FIRST, SECOND = "2026-03-01", "2026-03-02"
@@ -57,13 +57,13 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def score(source: Path, output: Path, model: dict[str, Any], **options: Any) -> list[float]:
     options = {"overwrite": False, "truncation": "error", "chunk_rows": 1} | options
-    ways = Ways({"template_date": None} | model)
+    ways = ExecutorOptions({"template_date": None} | model)
     columns = dict.fromkeys(
         ("messages", "prompt", "response", "responses", "chosen", "rejected", "system")
     )
     columns["responses"] = ()  # type: ignore[assignment]
     run(
-        str(source), output, ways, say=lambda _: None, dry_run=False, report=None, split=None,
+        str(source), output, ways, notify=lambda _: None, dry_run=False, report=None, split=None,
         columns=columns, **options,
     )  # fmt: skip
     return [json.loads(line)["reward"] for line in output.read_text().splitlines()]
@@ -90,8 +90,10 @@ def test_job_that_goes_on_another_day_keeps_its_date(
     assert manifest["model"]["template_date"] == FIRST
     on(SECOND)
     folder = serve.jobs.command.JobFolder(output, lambda _: None)
-    assert Ways(model).carrier(folder).identity()["template_date"] == FIRST
-    assert Ways(model).carrier(None).identity()["template_date"] == SECOND
+    assert (
+        ExecutorOptions(model).build_executor(folder).resolve_identity()["template_date"] == FIRST
+    )
+    assert ExecutorOptions(model).build_executor(None).resolve_identity()["template_date"] == SECOND
     assert score(source, output, model) == first
     with pytest.raises(RewardError, match=r"template-date was .2026-03-01. and is .2026-03-02."):
         score(source, output, model | {"template_date": SECOND})
@@ -104,7 +106,11 @@ def test_job_without_a_clock_is_not_pinned_to_a_date(
     checkpoint_of: Callable[[str], Path], on: Callable[[str], None]
 ) -> None:
     on(FIRST)
-    identity = Ways({"model": str(checkpoint_of("qwen3"))}).carrier(None).identity()
+    identity = (
+        ExecutorOptions({"model": str(checkpoint_of("qwen3"))})
+        .build_executor(None)
+        .resolve_identity()
+    )
     assert "template_date" not in identity
 
 
@@ -115,23 +121,23 @@ def test_template_file_with_a_clock_pins_the_job(
     template = tmp_path / "t.jinja"
     template.write_text("{{ strftime_now('%d') }}{{ messages }}")
     model = {"model": str(checkpoint_of("qwen3")), "chat_template": str(template)}
-    assert Ways(model).carrier(None).identity()["template_date"] == FIRST
+    assert ExecutorOptions(model).build_executor(None).resolve_identity()["template_date"] == FIRST
 
 
 def test_service_fixes_the_date_once(dated: Path, on: Callable[[str], None]) -> None:
     on(FIRST)
-    settings = pin(ModelSettings(name=str(dated), alias="rm"))
+    settings = pin_settings(ModelSettings(name=str(dated), alias="rm"))
     assert settings.template_date == FIRST
     on(SECOND)
-    assert pin(settings) == settings  # what replicas and gateways are given
-    scorer = RewardScorer.load(settings.model_loading())
+    assert pin_settings(settings) == settings  # what replicas and gateways are given
+    scorer = RewardScorer.load(settings.to_model_config())
     assert scorer.fingerprint.template_date == FIRST
-    assert Engine(scorer).describe()["template_date"] == FIRST
-    chosen = pin(ModelSettings(name=str(dated), alias="rm", template_date="2024-07-26"))
+    assert Worker(scorer).describe()["template_date"] == FIRST
+    chosen = pin_settings(ModelSettings(name=str(dated), alias="rm", template_date="2024-07-26"))
     assert chosen.template_date == "2024-07-26"
 
 
 def test_wrong_date_of_a_setting_is_refused() -> None:
 
     with pytest.raises(ModelLoadError, match="give a day as YYYY-MM-DD"):
-        Settings.of(models=[{"name": "demo", "template_date": "tomorrow"}])
+        Settings.load(models=[{"name": "demo", "template_date": "tomorrow"}])

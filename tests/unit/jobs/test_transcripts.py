@@ -9,7 +9,7 @@ import pytest
 
 from rm_core import ForeignTemplateError, InputError, InvalidConversationError, ScoreError
 from serve.jobs.columns import Columns
-from serve.jobs.record_schema import parse_record, read_work
+from serve.jobs.record_schema import parse_record, try_parse_record
 
 READ, KEEP = Columns(transcripts="read"), Columns(transcripts="keep")
 
@@ -135,7 +135,7 @@ def test_answers_of_ms_swift_that_speak_of_turns_stay_text() -> None:
 def test_keep_scores_text_as_it_came() -> None:
     work = parse_record({"prompt": HH, "responses": [" Seven."]}, KEEP)
     assert (work.conversations, work.warnings) == ((talk(HH, " Seven."),), ())
-    assert read_work({"chosen": f"{HH} 7", "rejected": f"{HH} 8"}, KEEP).error is not None
+    assert try_parse_record({"chosen": f"{HH} 7", "rejected": f"{HH} 8"}, KEEP).error is not None
 
 
 def test_bad_transcript_in_a_group_does_not_spoil_its_neighbours() -> None:

@@ -19,31 +19,31 @@ from hypothesis import strategies as st
 from rm_core import Reward, ScoreError
 from serve.errors import JobOutputError
 from serve.jobs.inputs.resolve import open_source
-from serve.jobs.inputs.scan import survey
+from serve.jobs.inputs.scan import scan_input
 from serve.jobs.inputs.source import Row
-from serve.jobs.record_schema import Work, read_work
-from serve.jobs.row_results import RESULTS, UNREAD, Outcome, outcome_of
-from serve.jobs.writers import parquet as table_module
+from serve.jobs.record_schema import ParsedRecord, try_parse_record
+from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowOutput, build_row_output
+from serve.jobs.writers import parquet
 from serve.jobs.writers.base import is_tabular, open_writer
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 TOLD = {"code": "invalid_conversation", "message": "no"}
 
 
-def scored(source: Path, output: Path, outcomes: list[Outcome] | None = None) -> bytes:
+def scored(source: Path, output: Path, outcomes: list[RowOutput] | None = None) -> bytes:
     """What a job writes; rows are rewarded by their number unless outcomes are given."""
     opened = open_source(str(source))
     tabular = is_tabular(output)
-    found = survey(opened, tabular=tabular)
+    found = scan_input(opened, tabular=tabular)
     file = io.BytesIO()
     with open_writer(output, file, found) as writer:
-        for row in opened.rows(decoded=not (tabular and opened.schema is not None)):
+        for row in opened.iter_rows(decode=not (tabular and opened.schema is not None)):
             writer.write(row, outcomes[row.number] if outcomes else rewarded(row))
     return file.getvalue()
 
 
-def rewarded(row: Row) -> Outcome:
-    return outcome_of(Work("conversation", (TURNS,)), [Reward(row.number / 3, 5)])
+def rewarded(row: Row) -> RowOutput:
+    return build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(row.number / 3, 5)])
 
 
 def write_lines(path: Path, *records: Any) -> Path:
@@ -58,8 +58,8 @@ def read_table(content: bytes) -> pa.Table:
 def test_lines_go_out_as_they_came_in(tmp_path: Path) -> None:
     text = '{"b": "é", "messages": 1, "a": -0.0, "s": "\\ud800"}\n[1]\nnot json\n'
     (tmp_path / "in.jsonl").write_text(text)
-    rows = open_source(str(tmp_path / "in.jsonl")).rows()
-    outcomes = [outcome_of(read_work(row.record), ()) for row in rows]
+    rows = open_source(str(tmp_path / "in.jsonl")).iter_rows()
+    outcomes = [build_row_output(try_parse_record(row.record), ()) for row in rows]
     out = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outcomes).decode().splitlines()
     assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": -0.0, "s": "\\ud800", "error"')
     assert json.loads(out[1])["line"] == [1]
@@ -178,13 +178,13 @@ def test_numbers_that_json_has_not_become_null_and_are_counted(tmp_path: Path) -
     pq.write_table(table, tmp_path / "in.parquet")
     source = open_source(str(tmp_path / "in.parquet"))
     file = io.BytesIO()
-    with open_writer(tmp_path / "out.jsonl", file, survey(source)) as writer:
-        for row in source.rows():
+    with open_writer(tmp_path / "out.jsonl", file, scan_input(source)) as writer:
+        for row in source.iter_rows():
             writer.write(row, rewarded(row))
     lines = [STRICT.decode(line) for line in file.getvalue().decode().splitlines()]
     assert [line["x"] for line in lines] == [None, None, None, -0.0, 5e-324]
     assert [line["deep"] for line in lines[:1]] == [{"a": [{"b": None}]}]
-    assert writer.nulled == {"x": 3, "half": 3, "deep": 3, "map": 3}
+    assert writer.null_counts == {"x": 3, "half": 3, "deep": 3, "map": 3}
     again = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
     for name in ("x", "half", "deep", "map"):
         assert str(again.column(name).to_pylist()) == str(table.column(name).to_pylist())
@@ -193,9 +193,9 @@ def test_numbers_that_json_has_not_become_null_and_are_counted(tmp_path: Path) -
 def test_a_moved_table_still_says_which_columns_are_results(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"messages": TURNS, "margin": 2.5})
     (tmp_path / "moved.parquet").write_bytes(scored(source, tmp_path / "out.parquet"))
-    again = survey(open_source(str(tmp_path / "moved.parquet")))
-    assert dict(again.names.renamed) == {"margin": "skyreward_margin"}
-    assert again.names.replaced == {"reward", "error", "truncated", "warnings"}
+    again = scan_input(open_source(str(tmp_path / "moved.parquet")))
+    assert dict(again.names.renames) == {"margin": "skyreward_margin"}
+    assert again.names.replaced_columns == {"reward", "error", "truncated", "warnings"}
     (line,) = scored(tmp_path / "moved.parquet", tmp_path / "out.jsonl").splitlines()
     assert json.loads(line) == {"messages": TURNS, "margin": 2.5, "reward": 0.0}
 
@@ -215,7 +215,7 @@ def test_rows_that_cannot_be_read_leave_a_column_line_alone(tmp_path: Path) -> N
 @given(
     records=st.lists(
         st.dictionaries(
-            st.sampled_from([*RESULTS, UNREAD, "skyreward_x", "id", "meta"]),
+            st.sampled_from([*RESULT_NAMES, UNREAD_COLUMN, "skyreward_x", "id", "meta"]),
             st.none() | st.text(max_size=3) | st.floats(allow_nan=False, allow_infinity=False),
         ),
         max_size=5,
@@ -231,8 +231,8 @@ def test_no_column_of_the_input_is_ever_lost(
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{line}\n" for line in lines))
     outcomes = [
-        outcome_of(Work("conversation", (TURNS,)), [Reward(1.5, 5, True, ("w",))]),
-        outcome_of(Work(None, error=ScoreError(**TOLD)), ()),
+        build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(1.5, 5, True, ("w",))]),
+        build_row_output(ParsedRecord(None, error=ScoreError(**TOLD)), ()),
     ] * 3
     out = scored(source, tmp_path / "out.jsonl", outcomes).splitlines()
     for record, outcome, line in zip(records, outcomes, out, strict=False):
@@ -245,7 +245,7 @@ def test_no_column_of_the_input_is_ever_lost(
 
 def test_results_of_every_shape(tmp_path: Path) -> None:
     error = ScoreError(TOLD["code"], TOLD["message"])
-    pair, group = Work("pair", (TURNS, TURNS)), Work("group", (TURNS, TURNS))
+    pair, group = ParsedRecord("pair", (TURNS, TURNS)), ParsedRecord("group", (TURNS, TURNS))
     records = [
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "responses": ["a", "b"]},
@@ -253,9 +253,9 @@ def test_results_of_every_shape(tmp_path: Path) -> None:
     ]
     low, high = Reward(0.1, 5, True, ("w",)), Reward(1e-9, 5)
     outcomes = [
-        outcome_of(pair, [high, low]),
-        outcome_of(group, [low, error]),
-        outcome_of(Work("pair", error=error), ()),
+        build_row_output(pair, [high, low]),
+        build_row_output(group, [low, error]),
+        build_row_output(ParsedRecord("pair", error=error), ()),
     ]
     source = write_lines(tmp_path / "in.jsonl", *records)
     with pytest.raises(JobOutputError, match="`rejected` has both text and whole numbers"):
@@ -284,7 +284,7 @@ def test_files_with_other_columns_are_one_table(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_module, "_GROUP_BYTES", 200_000)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 200_000)
     source = write_lines(tmp_path / "in.jsonl", *[{"n": n, "t": "x" * 100} for n in range(9000)])
     file = pq.ParquetFile(io.BytesIO(scored(source, tmp_path / "out.parquet")))
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
@@ -295,8 +295,8 @@ def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def interrupted(source: Path, output: Path, file: IO[bytes], error: BaseException | None) -> None:
     opened = open_source(str(source))
-    with open_writer(output, file, survey(opened, tabular=True)) as writer:
-        for row in opened.rows():
+    with open_writer(output, file, scan_input(opened, tabular=True)) as writer:
+        for row in opened.iter_rows():
             writer.write(row, rewarded(row))
         if error:
             raise error

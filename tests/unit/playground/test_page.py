@@ -18,11 +18,11 @@ from middleware_harness import KEY
 
 from rm_core import seeds_dir
 from serve.api.app import create_app
-from serve.api.playground.page import door, page_headers, playground
+from serve.api.playground.page import build_login_page, build_page_headers, build_playground_page
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 
-PAGES = {"playground": playground, "door": door}
+PAGES = {"playground": build_playground_page, "door": build_login_page}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 RIGHT = {"Authorization": f"Bearer {KEY}"}
 
@@ -59,7 +59,7 @@ def read(page: str) -> Reader:
 
 
 def policy() -> dict[str, list[str]]:
-    text = page_headers()["Content-Security-Policy"]
+    text = build_page_headers()["Content-Security-Policy"]
     parts = [part.split() for part in text.split("; ")]
     return {name: sources for name, *sources in parts}
 
@@ -101,7 +101,7 @@ def test_a_page_loads_nothing_and_has_no_code_in_attributes(name: str) -> None:
 
 
 def test_every_field_and_button_of_the_page_has_a_name() -> None:
-    reader = read(playground())
+    reader = read(build_playground_page())
     named = {attributes.get("for") for tag, attributes in reader.tags if tag == "label"}
     fields = [a for tag, a in reader.tags if tag in ("select", "textarea", "input")]
     assert len(fields) > 4
@@ -116,14 +116,14 @@ def test_every_field_and_button_of_the_page_has_a_name() -> None:
 
 
 def test_the_examples_are_the_sample_pairs() -> None:
-    (text,) = read(playground()).inside["json"]
+    (text,) = read(build_playground_page()).inside["json"]
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(text) == [json.loads(line) for line in lines]
     assert "<" not in text
 
 
 def test_the_scripts_ask_for_ids_that_are_there() -> None:
-    reader = read(playground())
+    reader = read(build_playground_page())
     (script,) = reader.inside["script"]
     made = set(re.findall(r'\bid: "([\w-]+)"', script))
     asked = set(re.findall(r'\$\("([\w-]+)"\)', script))
@@ -149,7 +149,7 @@ def test_the_files_of_the_page_are_part_of_the_package() -> None:
 
 
 def client_of(*keys: str) -> TestClient:
-    settings = Settings.of(api_keys=keys)
+    settings = Settings.load(api_keys=keys)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     return TestClient(app, follow_redirects=False)
 
@@ -158,9 +158,9 @@ def test_without_keys_the_page_is_for_all() -> None:
     with client_of() as client:
         answer = client.get("/")
         assert answer.status_code == 200
-        assert answer.text == playground()
+        assert answer.text == build_playground_page()
         assert answer.headers.get_list("content-type") == ["text/html; charset=utf-8"]
-        for name, value in page_headers().items():
+        for name, value in build_page_headers().items():
             assert answer.headers[name] == value
         assert "/" not in client.get("/openapi.json").json()["paths"]
 
@@ -173,7 +173,7 @@ def test_with_keys_a_browser_gets_the_door_and_programs_an_error() -> None:
             assert asked.headers["www-authenticate"] == "Bearer"
             assert asked.headers["content-security-policy"] == policy_text()
             assert asked.headers["cache-control"] == "no-store"
-            assert asked.text == door()
+            assert asked.text == build_login_page()
         assert client.get("/").json()["error"]["code"] == "invalid_api_key"
         for method, path in (("POST", "/v1/score"), ("GET", "/v1/models"), ("GET", "/docs")):
             refused = client.request(method, path, headers=BROWSER)
@@ -181,15 +181,15 @@ def test_with_keys_a_browser_gets_the_door_and_programs_an_error() -> None:
             assert refused.json()["error"]["code"] == "invalid_api_key"
         opened = client.get("/", headers={**BROWSER, **RIGHT})
         assert opened.status_code == 200
-        assert opened.text == playground()
+        assert opened.text == build_playground_page()
 
 
 def policy_text() -> str:
-    return page_headers()["Content-Security-Policy"]
+    return build_page_headers()["Content-Security-Policy"]
 
 
 def test_the_door_tells_nothing() -> None:
-    text = door()
+    text = build_login_page()
     (script,) = read(text).inside["script"]
     assert "/v1/" not in text
     assert "demo" not in text

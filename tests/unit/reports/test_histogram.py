@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.reports.histogram import Histogram, Series, histogram
-from serve.reports.streaming_histogram import Spread
+from serve.reports.histogram import HistogramPlot, Series, render_histogram
+from serve.reports.streaming_histogram import StreamingHistogram
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def spread_of(values: list[float]) -> Spread:
-    spread = Spread()
+def spread_of(values: list[float]) -> StreamingHistogram:
+    spread = StreamingHistogram()
     for value in values:
         spread.add(value)
     return spread
@@ -25,18 +25,18 @@ def spread_of(values: list[float]) -> Spread:
 
 def drawn(*values: list[float], powers: bool = False) -> str:
     series = tuple(Series(f"<{n}>", spread_of(one)) for n, one in enumerate(values))
-    return str(histogram(Histogram("Rewards", "all", "reward", series, powers)))
+    return str(render_histogram(HistogramPlot("Rewards", "all", "reward", series, powers)))
 
 
 @given(st.lists(FINITE, min_size=1, max_size=300), st.integers(1, 60))
 def test_every_number_is_in_one_bar(values: list[float], most: int) -> None:
     spread = spread_of(values)
-    bars = spread.bars(min(values), max(values), most)
+    bars = spread.compute_bars(min(values), max(values), most)
     assert sum(bars.counts) == len(values) == spread.count
     assert len(bars.counts) <= most + 2
     assert bars.edges[0] <= min(values) <= max(values) <= bars.edges[-1]
     assert (spread.smallest, spread.largest) == (min(values), max(values))
-    assert spread.positive == sum(value > 0 for value in values)
+    assert spread.num_positive == sum(value > 0 for value in values)
 
 
 def test_many_numbers_of_any_range_stay_small_and_right() -> None:

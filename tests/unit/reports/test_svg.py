@@ -8,13 +8,20 @@ from html_pages import check_page, text_of
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from serve.reports.bars import Bar, Row, bars
+from serve.reports.bars import Bar, BarRow, render_bars
 from serve.reports.colours import SERIES, VARIABLES, series_variable
-from serve.reports.curves import Curves, Point, Scale, curves, percent_scale
-from serve.reports.document import document, section
-from serve.reports.elements import facts, folded, legend, table, warning, words
-from serve.reports.heat_map import Grid, Sides, heat_maps
-from serve.reports.svg import drawn, hint
+from serve.reports.curves import CurvePlot, Point, Scale, build_percent_scale, render_curves
+from serve.reports.document import render_document, section
+from serve.reports.elements import (
+    details_block,
+    key_value_table,
+    legend,
+    table,
+    text_block,
+    warning,
+)
+from serve.reports.heat_map import Grid, GridLabels, render_heat_maps
+from serve.reports.svg import add_tooltip, render_svg
 
 NASTY = '<script>&$x$\N{MINUS SIGN}"'
 
@@ -23,16 +30,24 @@ def nasty_page() -> str:
     point = Point(0.5, 0.75, (0.6, 0.9), NASTY)
     scale = Scale(NASTY, 0, 1, [(0.5, NASTY)])
     grid = Grid(NASTY, [[0.25, 0.5], [0.75, 1.0]])
-    sides = Sides(NASTY, ["a", "<$>"], NASTY, ["b", "<&>"])
-    return document(
+    sides = GridLabels(NASTY, ["a", "<$>"], NASTY, ["b", "<&>"])
+    return render_document(
         NASTY,
         [
             warning(NASTY, [NASTY] * 9),
-            section(NASTY, facts([(NASTY, NASTY)]), table([NASTY], [[NASTY]]), about=NASTY),
-            section(NASTY, legend([NASTY, NASTY]), folded(NASTY, words(NASTY, 1)), NASTY),
-            bars(NASTY, [Row(NASTY, (Bar(0.5, NASTY, (0.4, 0.6), NASTY), None))], shares=True),
-            curves(Curves(NASTY, [[point, point], [point]], scale, percent_scale(NASTY, 0.5))),
-            heat_maps(NASTY, [grid, grid, grid], sides),
+            section(
+                NASTY, key_value_table([(NASTY, NASTY)]), table([NASTY], [[NASTY]]), about=NASTY
+            ),
+            section(
+                NASTY, legend([NASTY, NASTY]), details_block(NASTY, text_block(NASTY, 1)), NASTY
+            ),
+            render_bars(
+                NASTY, [BarRow(NASTY, (Bar(0.5, NASTY, (0.4, 0.6), NASTY), None))], as_percent=True
+            ),
+            render_curves(
+                CurvePlot(NASTY, [[point, point], [point]], scale, build_percent_scale(NASTY, 0.5))
+            ),
+            render_heat_maps(NASTY, [grid, grid, grid], sides),
         ],
         about=NASTY,
     )
@@ -56,7 +71,7 @@ def test_equal_pages_have_equal_bytes_whatever_a_person_set_for_matplotlib() -> 
 
 def test_a_colour_that_is_not_the_pages_is_refused() -> None:
     with pytest.raises(KeyError, match="#ff0000"):
-        drawn("red", 100, lambda figure: _line(figure, "red"))
+        render_svg("red", 100, lambda figure: _line(figure, "red"))
     assert series_variable(0) == series_variable(len(SERIES)) == VARIABLES[SERIES[0]]
 
 
@@ -65,7 +80,7 @@ def _line(figure: Figure, colour: str) -> None:
 
 
 def test_markers_are_drawn_where_they_stand() -> None:
-    svg = drawn("two dots", 100, lambda figure: _line(figure, SERIES[2]))
+    svg = render_svg("two dots", 100, lambda figure: _line(figure, SERIES[2]))
     assert svg.count("translate(") == 2
     assert "<defs" not in svg
     assert " id=" not in svg
@@ -75,16 +90,18 @@ def test_markers_are_drawn_where_they_stand() -> None:
 def test_hints_are_titles_of_what_they_belong_to() -> None:
     def draw(figure: Figure) -> None:
         (bar,) = figure.subplots().bar([0], [1], color=SERIES[0])
-        hint(bar, "a < b", alone=True)
+        add_tooltip(bar, "a < b", hover_only=True)
 
-    svg = drawn("hinted", 100, draw)
+    svg = render_svg("hinted", 100, draw)
     assert '<g class="hint"><title>a &lt; b</title><path d=' in svg
     assert isinstance(svg, Markup)
 
 
 def test_bars_are_as_long_as_their_values() -> None:
     def width(value: float) -> float:
-        svg = str(bars("bar", [Row("one", (Bar(value, "", None, "it"),))], shares=True))
+        svg = str(
+            render_bars("bar", [BarRow("one", (Bar(value, "", None, "it"),))], as_percent=True)
+        )
         numbers = svg.split("<title>it</title><path d=")[1].split('"')[1].split()
         across = [float(number) for number in numbers if number[0].isdigit()][::2]
         return max(across) - min(across)
@@ -95,20 +112,20 @@ def test_bars_are_as_long_as_their_values() -> None:
 
 def test_numbers_and_colours_in_words_stay_as_they_are() -> None:
     text = "0.0005 #00ff00 url(a)"
-    svg = str(bars(text, [Row(text, (Bar(1, text, None, text),))]))
+    svg = str(render_bars(text, [BarRow(text, (Bar(1, text, None, text),))]))
     assert svg.count(text) == 4
 
 
 def test_names_may_be_in_any_script_and_broken() -> None:
     name = "\u8bed\u8a00 \x00\x0b\ud800\n\N{GRINNING FACE}"
-    page = document(name, [bars(name, [Row(name, (Bar(1, name),))])])
+    page = render_document(name, [render_bars(name, [BarRow(name, (Bar(1, name),))])])
     assert "\u8bed\u8a00 \ufffd \ufffd \N{GRINNING FACE}" in page
     assert page.encode(errors="replace")
 
 
 def test_an_interval_ends_where_the_axis_does() -> None:
     def lines(low: float, high: float) -> int:
-        svg = bars("bar", [Row("", (Bar(0.5, "", (low, high)),))], shares=True)
+        svg = render_bars("bar", [BarRow("", (Bar(0.5, "", (low, high)),))], as_percent=True)
         assert svg.count("<path d=") == svg.count("<path")
         return svg.count("stroke-width: 1.3")
 
