@@ -1,8 +1,8 @@
 """Runs every script of this folder one after another, each with a service of its own.
 
-In short form, about 20 minutes on two cores, or with `--full` at the length that the figures in the
-README come from, about an hour. Each prints its own findings, the logs of their services go to
-`build/hold`; the last line is one JSON object.
+In short form, about 20 minutes on two cores, or with `--full` at the length that the figures in
+docs/explanation/reliability.md come from, about an hour. Each prints its own findings, the logs of
+their services go to `build/stress`; the last line is one JSON object.
 
     python tests/stress/run_all.py [--only chaos,keys] [--full]
 """

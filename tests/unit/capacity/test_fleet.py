@@ -20,7 +20,7 @@ PAIRS = Load(100, 400, 400, 2)  # 20 conversations/s a replica
 
 
 def test_a_post_costs_what_was_measured() -> None:
-    """The table of the README has 7.5 to 13.9 ms for a post of 1,230 tokens on Ray."""
+    """docs/explanation/reliability.md has 7.5 to 13.9 ms for a request of 1,230 tokens on Ray."""
     assert compute_request_cpu_s(Load(1, 0, 1_230, 1)) == pytest.approx(0.0139, rel=0.01)
 
 
