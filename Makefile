@@ -8,7 +8,10 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test check format lock bench stress hold gpu-check real-weights demo-model clean
+# Material for MkDocs writes about its successor otherwise.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help demo serve test check format docs lock bench stress hold gpu-check real-weights demo-model clean
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -23,15 +26,19 @@ test: check ## linters, types and all tests
 	$(BIN)/python -m pytest -m ray tests/service
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not ray' tests/service
 
-check: $(VENV)/dev ## linters and types
+check: $(VENV)/dev ## linters, types and the documentation site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m mkdocs build --quiet --config-file .mkdocs.yml
 
 format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/docs ## build the documentation site into build/site
+	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
 # uv, since it resolves for another Python and machine than this one, which pip-tools does not.
 lock: build/lock/bin/uv ## pin what images install, by hashes, from constraints.txt
@@ -76,6 +83,10 @@ $(VENV)/bin/python:
 
 $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/base
