@@ -31,7 +31,7 @@ check: $(VENV)/dev ## linters, types and the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m mkdocs build --quiet --config-file .mkdocs.yml
+	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
 format: $(VENV)/dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

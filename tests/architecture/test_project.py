@@ -1,20 +1,15 @@
-"""What a newcomer relies on: pinned installs, a README that tells the truth, make targets."""
+"""What a newcomer relies on: pinned installs, make targets, a page that lists the packages."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
 import subprocess
-import sys
 import sysconfig
 import tomllib
 
-import yaml
 from conftest import ROOT
-
-from serve.client.settings import ClientSettings
-from serve.config.model_settings import ModelSettings
-from serve.config.settings import Settings
+from documents import pages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Parts of the virtual environment itself, and this project.
@@ -51,21 +46,16 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     assert set(project["optional-dependencies"]) >= {"flash", "eval", "dev"}
 
 
-def test_every_setting_is_in_the_readme() -> None:
-    fields = [*Settings.model_fields, *ModelSettings.model_fields, *ClientSettings.model_fields]
-    for name in fields:
-        assert f"| `{name}` |" in README, name
-
-
 def test_every_make_target_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "serve", "test", "check", "bench", "gpu-check"):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-        assert f"make {target}" in README
+    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+    for target in ("demo", "serve", "test", "check", "docs", "bench", "stress", "gpu-check"):
+        assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
+        assert f"make {target}" in text, target
     done = subprocess.run(
         ["make", "--dry-run", "test"], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for tool in ("ruff check", "ruff format --check", "mypy", "pytest"):
+    for tool in ("ruff check", "ruff format --check", "mypy", "mkdocs build", "pytest"):
         assert tool in done.stdout
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
@@ -87,25 +77,3 @@ def test_architecture_page_lists_every_package() -> None:
     }
     assert there - {"serve/__init__.py", "rm_core/__init__.py"} <= listed
     assert all((ROOT / name).exists() for name in listed)
-
-
-def test_yaml_in_the_readme_loads_through_the_settings() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        content = yaml.safe_load(block)
-        for application in content.get("applications", [{"args": content}]):
-            assert Settings.load(**application["args"])
-
-
-def test_python_in_the_readme_runs() -> None:
-    """Those that need no service; the others run in tests/service/test_readme.py."""
-    found = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    blocks = [block for block in found if "127.0.0.1:8000" not in block]
-    assert blocks
-    for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        assert done.returncode == 0, done.stderr
-        assert "invalid_conversation" in done.stdout

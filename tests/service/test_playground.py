@@ -263,6 +263,6 @@ def test_the_copied_code_gives_the_same_rewards(page: Visitor, language: str) ->
 
 
 def test_the_picture_in_the_readme_is_small() -> None:
-    picture = ROOT / "deploy" / "playground.png"
+    picture = ROOT / "docs" / "assets" / "playground.png"
     assert picture.stat().st_size < 150_000
-    assert "deploy/playground.png" in (ROOT / "README.md").read_text()
+    assert "docs/assets/playground.png" in (ROOT / "README.md").read_text()

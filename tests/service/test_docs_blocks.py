@@ -1,0 +1,91 @@
+"""Blocks of the documentation are run, page by page, against one real service in one process.
+
+Run are Python, `curl` and those commands of `skyreward` that need neither a hub, a GPU nor files
+that only a reader has. Where the next block shows output, it has to be that of the command. A page
+has a folder of its own, in which its blocks find the sample pairs and what earlier blocks wrote.
+`tests/architecture/test_docs.py` looks at all other blocks without running them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from document_runner import Page, free_names, matches, run_page
+from documents import name_of, pages, read_blocks
+
+from serve.cli.demo import running_service
+from serve.client import ScoringClient
+
+CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The one service. It keeps no rewards, so that answers do not depend on earlier pages."""
+    config = tmp_path_factory.mktemp("config") / "demo.yaml"
+    config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
+    with running_service("--local", "--config", str(config)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def reward(url: str) -> float:
+    with ScoringClient(url) as client:
+        return client.score([CONVERSATION])[0]
+
+
+def prints_the_reward(printed: str, reward: float) -> bool:
+    found = [first_number(line) for line in printed.splitlines()]
+    return found == pytest.approx([reward] * (len(found) or 1), abs=1e-5)
+
+
+def prints_as_the_clients(printed: str, reward: float) -> bool:
+    lines = printed.splitlines()
+    failed = "1 of 2 conversations got no reward: conversation 1: invalid_conv"
+    assert lines[-3].startswith(failed)
+    return all(prints_the_reward(line, reward) for line in (lines[0], lines[-2], lines[-1]))
+
+
+def first_number(line: str) -> float:
+    return float(line.strip("[]").split(",")[0])
+
+
+# What examples print, by a call that they make. Every one of them is on some page.
+EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
+    "AsyncScoringClient(": prints_as_the_clients,
+    "verl.compute_score(": prints_the_reward,
+    "verl.compute_score_batch(": prints_the_reward,
+    "openrlhf.reward_func(": prints_the_reward,
+    "ms_swift.SkyRewardORM()(": prints_the_reward,
+    "slime.custom_rm(": prints_the_reward,
+    'orms["skyreward"]': lambda printed, _: not printed,
+    "GRPOTrainer(": lambda printed, _: "rewards/skyreward/mean" in printed,
+    'RewardScorer.load(ModelConfig("demo"))': lambda printed, _: "invalid_conversation" in printed,
+}
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_blocks_of_a_page_run(page: Path, url: str, reward: float, tmp_path: Path) -> None:
+    for block, printed in run_page(page, Page(tmp_path, url)):
+        for call, check in EXAMPLES.items():
+            if call in block.text:
+                assert check(printed, reward), f"{block}\n{printed}"
+
+
+def test_every_example_is_on_a_page() -> None:
+    text = "".join(b.text for page in pages() for b in read_blocks(page) if b.language == "python")
+    assert [call for call in EXAMPLES if call not in text] == []
+
+
+def test_names_that_a_block_takes_from_earlier_ones_are_found() -> None:
+    code = "import os\ndef f(a):\n    b = [c for c in a]\n    return os, client, b\nprint(f(x))"
+    assert free_names(code) == {"client", "x"}
+
+
+def test_output_is_compared_with_what_is_shown() -> None:
+    shown = {"id": "score-...", "results": [{"reward": 1.2345, "truncated": False}]}
+    assert matches(shown, {"id": "score-1f", "results": [{"reward": 1.23449, "truncated": False}]})
+    assert not matches(shown, {"id": "score-1f", "results": [{"reward": 1.25, "truncated": False}]})
+    assert not matches(shown, {"id": "score-1f", "results": []})
