@@ -83,6 +83,9 @@ def test_the_manual_says_what_to_do(alarm: dict[str, Any]) -> None:
     assert alarm["alert"] in HEADING.findall(MANUAL.read_text(encoding="utf-8"))
     assert alarm["labels"]["severity"] in ("critical", "warning", "info")
     assert alarm["annotations"]["summary"]
+    # The anchor that the site gives the heading.
+    runbook = f"{MANUAL.relative_to(ROOT).as_posix()}#{alarm['alert'].lower()}"
+    assert alarm["annotations"]["runbook"] == runbook
 
 
 def test_pages_name_no_alarm_that_is_gone() -> None:
