@@ -57,13 +57,13 @@ class Page:
         _write_program(programs / "skyreward", f'exec "{sys.executable}" -m serve.cli.main "$@"')
         for name in ("python", "python3"):
             _write_program(programs / name, f'exec "{sys.executable}" "$@"')
-        curl = shutil.which("curl")
-        _write_program(
-            programs / "curl", f'exec "{curl}" --silent --show-error --fail-with-body "$@"'
-        )
+        if curl := shutil.which("curl"):
+            script = f'exec "{curl}" --silent --show-error --fail-with-body "$@"'
+            _write_program(programs / "curl", script)
+        self._path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         self._environment = {
             **os.environ,
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PATH": self._path,
             "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
             "COLUMNS": "120",
         }
@@ -99,7 +99,9 @@ class Page:
         if not words:
             return True
         text = " ".join(words)
-        if words[0] not in PROGRAMS or (words[0] == "curl" and not ADDRESSES.search(text)):
+        if words[0] not in PROGRAMS or shutil.which(words[0], path=self._path) is None:
+            return words[0] == "export"
+        if words[0] == "curl" and not ADDRESSES.search(text):
             return False
         if words[0] != "skyreward":
             return True
