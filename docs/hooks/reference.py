@@ -129,13 +129,13 @@ def _number(value: float) -> str:
 
 def error_statuses() -> str:
     """HTTP statuses and the types of their errors."""
-    from serve.api.error_responses import PROBLEMS
+    from serve.api.error_responses import ERROR_SPECS
 
     rows = {
-        (problem.status, problem.type): [
-            str(problem.status), code(problem.type), cell(problem.meaning)
+        (spec.status, spec.type): [
+            str(spec.status), code(spec.type), cell(spec.description)
         ]
-        for problem in reversed(PROBLEMS.values())
+        for spec in reversed(ERROR_SPECS.values())
     }  # fmt: skip
     return table(["status", "`type`", "meaning"], [rows[key] for key in sorted(rows)])
 
@@ -191,12 +191,12 @@ def _classes(module: ModuleType) -> list[Any]:
 
 
 def _error_table(classes: Sequence[Any], *, with_status: bool) -> str:
-    from serve.api.error_responses import problem_of
+    from serve.api.error_responses import error_spec_for
 
     rows = []
     for cls in classes:
         row = [code(cls.code), code(cls.__name__), cell((cls.__doc__ or "").split("\n\n")[0])]
-        rows.append([*row, str(problem_of(cls("")).status)] if with_status else row)
+        rows.append([*row, str(error_spec_for(cls("")).status)] if with_status else row)
     return table(["code", "class", "meaning", *(["status"] if with_status else [])], rows)
 
 

@@ -41,9 +41,9 @@ from rm_core.errors import RewardError
 from serve.cli.main import main
 from serve.client.settings import ClientSettings
 from serve.config.model_settings import ModelSettings
-from serve.config.reconfigure import changed
+from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
-from serve.telemetry.context import RequestRecord
+from serve.telemetry.context import RequestContext
 
 # Of Ray, when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -129,14 +129,14 @@ def check_yaml(block: Block, content: Any) -> None:
             check_yaml(block, item)
     elif "applications" in content:
         for application in content["applications"]:
-            assert Settings.of(**application.get("args", {}))
+            assert Settings.load(**application.get("args", {}))
             check_deployments(application.get("deployments", ()))
     elif "deployments" in content:
         check_deployments(content["deployments"])
     elif "user_config" in content:
         check_deployments([content])
     elif content.keys() & Settings.model_fields.keys():
-        assert Settings.of(**content)
+        assert Settings.load(**content)
     elif "name" in content and content.keys() <= ModelSettings.model_fields.keys():
         assert ModelSettings.model_validate(content)
     else:
@@ -149,7 +149,7 @@ def check_deployments(deployments: Any) -> None:
         if deployment["name"] == "Gateway":
             # A file of keys would have to exist.
             values = {name: value for name, value in values.items() if name != "api_keys_file"}
-            assert changed(Settings.of(), values)
+            assert apply_user_config(Settings.load(), values)
 
 
 @by_page
@@ -266,11 +266,11 @@ def test_fields_of_the_log_are_documented() -> None:
     """Those of the line that tells of a request, which is made from its record."""
     import serve.api.middleware.request_log as request_log
 
-    record = RequestRecord("id", model="m", code="overloaded")
+    record = RequestContext("id", model="m", code="overloaded")
     exchange = request_log.Exchange(record, "POST", "/v1/score")
     page = (ROOT / "docs" / "reference" / "log-fields.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \|", page.partition("## Requests")[2], re.MULTILINE))
-    assert documented == {*request_log._facts(exchange), "left_out"}
+    assert documented == {*request_log._build_log_fields(exchange), "left_out"}
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_the_reference_has_every_route(site: Path) -> None:
     from serve.api.app import create_app
     from serve.scoring.service import ScoringService
 
-    settings = Settings.of()
+    settings = Settings.load()
     document = create_app(ScoringService([], settings), settings).openapi()
     text = shown(site, "reference/http.html")
     for path, methods in document["paths"].items():
@@ -353,7 +353,7 @@ def test_wire_formats_are_of_paths_that_exist() -> None:
     from serve.api.app import create_app
     from serve.scoring.service import ScoringService
 
-    settings = Settings.of()
+    settings = Settings.load()
     paths = create_app(ScoringService([], settings), settings).openapi()["paths"]
     page = ROOT / "docs" / "reference" / "wire-formats.md"
     tables = [line for line in read_prose(page).splitlines() if line.startswith("|")]

@@ -15,7 +15,7 @@ import pytest
 from document_runner import Page, free_names, matches, run_page
 from documents import name_of, pages, read_blocks
 
-from serve.cli.demo import running_service
+from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -26,7 +26,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The one service. It keeps no rewards, so that answers do not depend on earlier pages."""
     config = tmp_path_factory.mktemp("config") / "demo.yaml"
     config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
-    with running_service("--local", "--config", str(config)) as address:
+    with run_service("--local", "--config", str(config)) as address:
         yield address
 
 

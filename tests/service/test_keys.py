@@ -51,7 +51,7 @@ def test_only_digests_go_to_the_gateway() -> None:
         from serve.app import build
         from serve.api.middleware.api_keys import KeyRing
         from serve.config.settings import Settings
-        settings = Settings.of(api_keys=sys.argv[1:])
+        settings = Settings.load(api_keys=sys.argv[1:])
         sent = cloudpickle.dumps(build(settings))
         print(KeyRing.of(settings).digests[0].encode() in sent, sys.argv[1].encode() in sent)
     """

@@ -38,9 +38,13 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     cert, key = self_signed(tmp_path)
     _, other = self_signed(tmp_path / "other")
-    check_address(Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(key)))
+    check_address(
+        Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(key))
+    )
     for wrong in (other, cert, tmp_path / "nowhere"):
-        settings = Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong))
+        settings = Settings.load(
+            port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong)
+        )
         with pytest.raises(ModelLoadError, match=r"cannot be used: .*; both must be readable PEM"):
             check_address(settings)
 

@@ -90,7 +90,7 @@ def test_what_changed_is_noticed(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     path = write(tmp_path / "in.jsonl", *[{"n": 1}] * 25_000)
-    surveyed(path, told=lambda *so_far: told.append(so_far))
+    surveyed(path, on_progress=lambda *so_far: told.append(so_far))
     assert [num_rows for num_rows, _ in told] == [10_000, 20_000]
     assert 0 < told[0][1] <= told[1][1] <= path.stat().st_size
 
