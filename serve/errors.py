@@ -13,7 +13,7 @@
 │   ├── BodyTimeoutError                its body did not arrive in time
 │   └── DeadlineExceededError           its deadline passed
 ├── EvaluationError                   files of an earlier evaluation cannot be used
-│   └── ScoresError                     a score file does not match the items
+│   └── ScoreFileError                  a score file does not match the items
 ├── UnknownShapeError                 the catalogue has no sizes for this model
 ├── PlanError                         no plan is possible
 └── UnknownCheckpointError            the catalogue has no such checkpoint
@@ -21,9 +21,9 @@
 ├── TooManyRequestsError              one client has too many requests in flight
 ├── ReplicaBusyError                  the replica did not take the batch
 └── ReplicaUnhealthyError             the replica cannot score any more; another one can
-    └── ReplicaRefusedError             the same, and nothing of the batch was tried
+    └── ReplicaRejectedBatchError       the same, and nothing of the batch was tried
 [ModelError]                        the operator can fix it
-└── GaveUpError                       replicas died while they had this conversation
+└── ConversationQuarantinedError      replicas died while they had this conversation
 [RewardError]
 ├── ReplicaLostError                  a replica died while it had the batch
 └── JobError                          a job cannot begin or go on; what is done stays done

@@ -39,7 +39,7 @@ class Replicas:
         self.go.set()
         self.running = 0
 
-    async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
+    async def run_batch(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
         self.batches.append(list(sequences))
         self.backlogs.append(backlog_tokens)
         self.running += 1
@@ -82,13 +82,13 @@ class Counting(NullObserver):
         self.retries: list[tuple[str, int]] = []
         self.given_up = 0
 
-    def batch(self, report: BatchReport) -> None:
+    def record_batch(self, report: BatchReport) -> None:
         self.reports.append(report)
 
-    def retry(self, model: str, reason: str, num_sequences: int) -> None:
+    def record_retry(self, model: str, reason: str, num_sequences: int) -> None:
         self.retries.append((reason, num_sequences))
 
-    def gave_up(self, model: str, num_sequences: int) -> None:
+    def record_abandonment(self, model: str, num_sequences: int) -> None:
         self.given_up += num_sequences
 
 

@@ -39,7 +39,7 @@ class FakeBackend:
         self.info: dict[str, Any] = INFO
         self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         self.batches.append(sequences)
         await asyncio.sleep(self.delay_s)
         if self.gate:

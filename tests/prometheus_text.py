@@ -28,8 +28,8 @@ Batch = functools.partial(
     num_tokens=90,
     num_computed_tokens=60,
     max_batch_tokens=100,
-    waited_s=(0.02, 0.03),
-    forward_s=0.2,
+    queue_durations_s=(0.02, 0.03),
+    inference_s=0.2,
     elapsed_s=0.21,
 )
 

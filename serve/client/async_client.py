@@ -39,7 +39,7 @@ class AsyncScoringClient(BaseClient):
 
     def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
         super().__init__(build_options(url, model, **options))
-        self._open()
+        self._reset_pool()
 
     async def score(
         self,
@@ -113,7 +113,7 @@ class AsyncScoringClient(BaseClient):
         if pool is not None:
             await pool.aclose()
 
-    def _open(self) -> None:
+    def _reset_pool(self) -> None:
         self._pools: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def _get_pool(self) -> httpx.AsyncClient:

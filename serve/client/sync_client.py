@@ -48,7 +48,7 @@ class ScoringClient(BaseClient):
 
     def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
         super().__init__(build_options(url, model, **options))
-        self._open()
+        self._reset_pool()
 
     def score(
         self,
@@ -171,7 +171,7 @@ class ScoringClient(BaseClient):
         if pool is not None and self._owner == os.getpid():
             pool.close()
 
-    def _open(self) -> None:
+    def _reset_pool(self) -> None:
         self._pool = None
         self._owner = os.getpid()
 
@@ -179,7 +179,7 @@ class ScoringClient(BaseClient):
         with self._lock:
             if self._owner != os.getpid():
                 # Of the process that this one was forked from: its connections are its own.
-                self._open()
+                self._reset_pool()
             if self._pool is None:
                 self._pool = httpx.Client(**self._build_httpx_kwargs(httpx.HTTPTransport))
             return self._pool

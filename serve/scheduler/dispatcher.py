@@ -277,14 +277,14 @@ class Dispatcher:
 
     def _finish(self, batch: list[PendingSequence], result: BatchResult, now: float) -> None:
         assert len(result.batch.rewards) == len(batch)
-        self._throughput.observe(result.batch.num_computed_tokens, result.forward_s)
+        self._throughput.observe(result.batch.num_computed_tokens, result.inference_s)
         times = {"sent_at": now, "elapsed_s": asyncio.get_running_loop().time() - now}
         report = build_report(self._alias, batch, result, self.max_batch_tokens, **times)
         self._observer.record_batch(report)
         number = next(self._numbers)
         for call in {call: None for entry in batch for call in entry.requests}:
             call.fingerprints.add(result.fingerprint)
-            call.batch_seconds[number] = result.forward_s
+            call.batch_seconds[number] = result.inference_s
         self._apportion_computed_tokens(batch, result.batch.num_computed_tokens)
         for entry, reward in zip(batch, result.batch.rewards, strict=True):
             self._crash_history.forget(entry.sequence)

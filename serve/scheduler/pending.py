@@ -26,13 +26,13 @@ class DispatchResult:
         batch: rewards in order. The tokens that a batch computed are shared out among its sequences
             by their lengths; the share of a sequence goes to the oldest call that waits for it.
         fingerprints: of the models that computed them; several if it was replaced meanwhile.
-        queue_s: seconds until the first of them went to a replica.
+        queue_duration_s: seconds until the first of them went to a replica.
         batches: seconds on the device of each batch that they were in, by its number.
     """
 
     batch: ScoredBatch
     fingerprints: frozenset[Fingerprint]
-    queue_s: float
+    queue_duration_s: float
     batch_seconds: dict[int, float]
 
 
@@ -246,6 +246,6 @@ def build_report(
         queue_durations_s=tuple(
             sent_at - call.submitted_at for entry in batch for call in entry.requests
         ),
-        inference_s=result.forward_s,
+        inference_s=result.inference_s,
         elapsed_s=elapsed_s,
     )

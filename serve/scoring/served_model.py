@@ -288,7 +288,7 @@ class ServedModel:
             num_cached_tokens=sum(part.num_cached_tokens for part in parts),
         )
         record = current_request()
-        record.queue_duration_s += answers[0].queue_s if answers else 0.0
+        record.queue_duration_s += answers[0].queue_duration_s if answers else 0.0
         batches = {number: s for answer in answers for number, s in answer.batch_seconds.items()}
         record.inference_s += sum(batches.values())
         return scores

@@ -28,8 +28,8 @@ class RequestContext:
         num_computed_tokens: that went through the model for it.
         num_cached_tokens: of conversations answered from the cache.
         tokenize_s: seconds of rendering and tokenizing.
-        queue_s: seconds until its first conversation went to the model.
-        forward_s: seconds of the batches that its conversations were in.
+        queue_duration_s: seconds until its first conversation went to the model.
+        inference_s: seconds of the batches that its conversations were in.
         code: of the error that it was answered with as a whole.
     """
 

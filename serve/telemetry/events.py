@@ -19,7 +19,7 @@ class BatchReport:
         num_computed_tokens: that went through the model, what they share counted once.
         max_batch_tokens: the budget of a batch.
         waited_s: seconds that each conversation of each request waited for it.
-        forward_s: seconds on the replica's device.
+        inference_s: seconds on the replica's device.
         elapsed_s: seconds from sending it to its answer.
     """
 

@@ -41,18 +41,18 @@ class BatchResult:
 
     Attributes:
         batch: reward i belongs to sequence i.
-        forward_s: seconds on the device.
+        inference_s: seconds on the device.
         fingerprint: of the model that scored it.
     """
 
     batch: ScoredBatch
-    forward_s: float
+    inference_s: float
     fingerprint: Fingerprint
 
     @classmethod
     def from_worker_result(cls, result: WorkerResult) -> BatchResult:
         """What an engine answered."""
-        return cls(result.batch, result.forward_s, Fingerprint(**result.fingerprint))
+        return cls(result.batch, result.inference_s, Fingerprint(**result.fingerprint))
 
 
 class Backend(Protocol):

@@ -41,12 +41,12 @@ class WorkerResult:
 
     Attributes:
         batch: reward i belongs to sequence i.
-        forward_s: seconds on the device, waiting for it not included.
+        inference_s: seconds on the device, waiting for it not included.
         fingerprint: of the model that scored it, by the names of `rm_core.Fingerprint`.
     """
 
     batch: ScoredBatch
-    forward_s: float
+    inference_s: float
     fingerprint: dict[str, str]
 
 
@@ -183,7 +183,7 @@ class Worker:
         self.watchdog.begin(packing.num_tokens)
         try:
             batch = self._scorer.score_packing(packing)
-            forward_s = time.perf_counter() - started
+            inference_s = time.perf_counter() - started
             if any(
                 isinstance(r, ScoreError) and r.code in _SUSPICIOUS_CODES for r in batch.rewards
             ):
@@ -194,7 +194,7 @@ class Worker:
         finally:
             self.watchdog.stop()
         self.check_health()
-        return WorkerResult(batch, forward_s, self._fingerprint)
+        return WorkerResult(batch, inference_s, self._fingerprint)
 
     def _refuse_if_unhealthy(self) -> None:
         try:

@@ -50,7 +50,7 @@ def poisonable() -> type[ScorerActor]:
     class PoisonableActor(ScorerActor):
         stuck_after_s = STUCK_AFTER_S
 
-        def score(
+        def run_batch(
             self, conversations: Sequence[Messages], truncation: Truncation
         ) -> ScoreBatchResult:
             texts = [message["content"] for c in conversations for message in c]

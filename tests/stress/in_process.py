@@ -32,7 +32,7 @@ class _AtOnce:
 
     num_replicas = 1
 
-    async def score(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         batch = ScoredBatch((0.0,) * len(sequences), sum(map(len, sequences)))
         return BatchResult(batch, 0.0, _FINGERPRINT)
 

@@ -265,7 +265,7 @@ async def test_a_model_that_will_not_answer_ends_the_requests_of_the_batch(line:
 @scenario
 async def test_a_wrong_number_of_rewards_is_a_failure(line: Line) -> None:
     class Wrong(Replicas):
-        async def score(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
+        async def run_batch(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
             return BatchResult(ScoredBatch((1.0, 2.0), 1), 0.0, FINGERPRINT)
 
     queue = Dispatcher("rm", Wrong(), NullObserver())

@@ -108,7 +108,7 @@ def test_a_batch(metrics: Metrics) -> None:
     assert after[series("skyreward_batch_fill_ratio_sum", model="m")] == 0.6
     assert after[series("skyreward_batch_conversations_sum", model="m")] == 3
     assert after[series("skyreward_inference_seconds_sum", model="m")] == 0.2
-    metrics.record_batch(Batch(waited_s=(0.5,)))
+    metrics.record_batch(Batch(queue_durations_s=(0.5,)))
     waits = read(metrics.snapshot())[series("skyreward_queue_duration_seconds_count", model="m")]
     assert waits == 3
 

@@ -73,7 +73,7 @@ def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_
     sequences = [talk(scorer, str(i)) for i in range(5)]
     answer = asyncio.run(engine.run_batch(sequences))
     assert answer.batch == scorer.score_ids(sequences)
-    assert answer.forward_s > 0
+    assert answer.inference_s > 0
     assert answer.fingerprint["attention"] == "sdpa"
     assert pickle.loads(pickle.dumps(answer)) == answer
     assert engine.describe() == scorer.describe()

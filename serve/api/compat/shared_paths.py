@@ -74,13 +74,13 @@ def _build_score_error_docs() -> dict[int | str, dict[str, Any]]:
 
 
 class _ClassifyRoute(JsonRoute):
-    def shape_for(self, body: Any) -> ErrorFormat | None:
+    def error_format_for(self, body: Any) -> ErrorFormat | None:
         ours = _select_classify_form(body) == FORM_TAG_PREFIX + "sglang"
         return errors.format_sglang_native_error if ours else None
 
 
 class _ScoreRoute(JsonRoute):
-    def shape_for(self, body: Any) -> ErrorFormat | None:
+    def error_format_for(self, body: Any) -> ErrorFormat | None:
         return (
             errors.format_vllm_error
             if _select_score_form(body) == FORM_TAG_PREFIX + "pairs"
@@ -89,7 +89,7 @@ class _ScoreRoute(JsonRoute):
 
 
 class _RerankRoute(JsonRoute):
-    def shape_for(self, body: Any) -> ErrorFormat | None:
+    def error_format_for(self, body: Any) -> ErrorFormat | None:
         return (
             errors.format_tei_error
             if _select_rerank_form(body) == FORM_TAG_PREFIX + "texts"

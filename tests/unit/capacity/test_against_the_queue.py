@@ -38,7 +38,9 @@ class Replicas:
         self.num_replicas = STATION.num_replicas
         self._free = asyncio.Semaphore(STATION.num_replicas)
 
-    async def score(self, sequences: Sequence[tuple[int, ...]], backlog_tokens: int) -> BatchResult:
+    async def run_batch(
+        self, sequences: Sequence[tuple[int, ...]], backlog_tokens: int
+    ) -> BatchResult:
         num_tokens = pack(sequences, 10**9).num_tokens
         seconds = max(STATION.batch_floor_s, num_tokens * STATION.token_s)
         async with self._free:

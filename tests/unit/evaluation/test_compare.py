@@ -111,7 +111,7 @@ def test_options_of_a_folder_are_its_own(evaluate: Evaluate, tmp_path: Path) -> 
     run = run_of(tmp_path / "out")
     assert run.benchmark.options.values()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert run.figures.overall == summary["overall"]
+    assert run.result.overall == summary["overall"]
 
 
 def test_shown_and_as_data(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ REWARDBENCH = benchmark_files.rewardbench()
 
 def load(name: str, given: Path | str | None, **options: Any) -> tuple[BenchmarkData, list[str]]:
     told: list[str] = []
-    chosen = {"split": None, "without": Path("nowhere"), **options}
+    chosen = {"split": None, "exclude": Path("nowhere"), **options}
     data = load_data(
         build_benchmark(name), None if given is None else str(given), notify=told.append, **chosen
     )
@@ -129,7 +129,7 @@ def test_judgebench_is_the_pairs_of_gpt(tmp_path: Path) -> None:
 
 def test_what_is_written_into_the_folder_of_the_data_is_no_data(tmp_path: Path) -> None:
     benchmark_files.write(tmp_path, {"a.jsonl": REWARDBENCH, "results/scores.jsonl": [{"id": "x"}]})
-    data, _ = load("rewardbench", tmp_path, without=tmp_path / "results")
+    data, _ = load("rewardbench", tmp_path, exclude=tmp_path / "results")
     assert len(data.items) == len(REWARDBENCH)
 
 
