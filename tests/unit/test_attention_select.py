@@ -86,7 +86,7 @@ def test_batch_invariant(row: Row) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 @pytest.mark.parametrize("flash", [True, False])
 def test_an_old_gpu_has_no_flash_kernels(family: Any, flash: bool) -> None:
-    where = replace(placement(family, "cuda", "float16"), old_gpu=True)
+    where = replace(placement(family, "cuda", "float16"), is_old_gpu=True)
     assert choose_attention(where, has_flash_attn=flash).name == "eager"
     for name in ("varlen", FLASH):
         with pytest.raises(ModelLoadError):

@@ -222,7 +222,7 @@ def test_nonsense_behind_a_request_does_not_spoil_its_answer(rest: bytes) -> Non
     seen.between_parts = partial(asyncio.to_thread, answer_now.wait, PATIENCE_S)
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/slowly") + rest)
-        until(lambda: [c._is_refused for c in server.connections] == [True])
+        until(lambda: [c._is_rejected for c in server.connections] == [True])
         answer_now.set()
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 200 ")

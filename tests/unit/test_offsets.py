@@ -75,4 +75,4 @@ def offsets_of(client: object, text: str, number: int) -> list[tuple[int, int]]:
     encoder = client.app.state.service.models["demo"].encoder  # type: ignore[attr-defined]
     encoded = encoder.encode(conversation("4"))
     assert (encoded.text, encoded.num_tokens) == (text, number)
-    return list(encoder.offsets(encoded))
+    return list(encoder.compute_offsets(encoded))

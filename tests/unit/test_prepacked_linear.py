@@ -34,7 +34,7 @@ def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.undo()
     prepack_linears(layers)
     kinds = [type(module).__name__ for module in layers.modules()]
-    assert kinds == ["Sequential", "PackedLinear", "Sequential", "ReLU", "PackedLinear"]
+    assert kinds == ["Sequential", "PrepackedLinear", "Sequential", "ReLU", "PrepackedLinear"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own

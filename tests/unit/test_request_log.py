@@ -120,9 +120,9 @@ def test_overload_and_bugs_have_their_codes(
     client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     model = client.app.state.service.models["demo"]
-    model.info = FINGERPRINT  # without the budget of a batch: a bug
+    model.model_info = FINGERPRINT  # without the budget of a batch: a bug
     answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
-    model.info = backend.info
+    model.model_info = backend.info
     assert answer.headers.get_list("x-request-id") == ["step-1"]
     backend.failure = NotReadyError("gone")
     client.post("/v1/score", json=BODY)
@@ -170,7 +170,7 @@ def test_every_documented_route_is_known_by_its_template(client: TestClient) -> 
     assert isinstance(app, FastAPI)
     (layer,) = [m for m in app.user_middleware if m.cls is RequestLogMiddleware]
     assert app.user_middleware[0] is layer, "it must be outermost"
-    templates = layer.kwargs["templates"]
+    templates = layer.kwargs["route_templates"]
     assert isinstance(templates, set)
     assert {*app.openapi()["paths"], "/", "/docs", "/openapi.json"} <= templates
 

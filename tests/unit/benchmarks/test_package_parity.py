@@ -201,7 +201,7 @@ def test_rewardbench2_ties_on_random_files(package: dict[str, Any]) -> None:
                 {
                     "id": one.item.id,
                     "scores": list(one.rewards),
-                    "num_correct": one.item.facts["num_correct"],
+                    "num_correct": one.item.metadata["num_correct"],
                 }
                 for one in scored
             ]

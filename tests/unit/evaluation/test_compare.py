@@ -109,7 +109,7 @@ def test_a_tie_of_judgebench_is_right_where_the_label_is_b(
 def test_options_of_a_folder_are_its_own(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(options={"xstest": "swapped"})
     run = run_of(tmp_path / "out")
-    assert run.benchmark.options.values()["xstest"] == "swapped"
+    assert run.benchmark.options.to_dict()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert run.result.overall == summary["overall"]
 
