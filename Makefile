@@ -43,7 +43,7 @@ docs: $(VENV)/docs ## build the documentation site into build/site
 # uv, since it resolves for another Python and machine than this one, which pip-tools does not.
 lock: build/lock/bin/uv ## pin what images install, by hashes, from constraints.txt
 	printf '%s\n' hatchling flash-attn einops ninja psutil setuptools wheel | $< pip compile \
-	  pyproject.toml - --extra quantization --constraints constraints.txt --generate-hashes \
+	  pyproject.toml - --extra quantization --extra reports --constraints constraints.txt --generate-hashes \
 	  --only-binary :all: --no-binary flash-attn --python-version 3.12 \
 	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet \
 	  --output-file build/lock/all.txt
@@ -82,7 +82,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[reports]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/base

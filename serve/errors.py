@@ -14,6 +14,7 @@
 │   └── DeadlineExceededError           its deadline passed
 ├── EvaluationError                   files of an earlier evaluation cannot be used
 │   └── ScoreFileError                  a score file does not match the items
+├── MissingExtraError                 an extra of the package is not installed
 ├── UnknownShapeError                 the catalogue has no sizes for this model
 ├── PlanError                         no plan is possible
 └── UnknownCheckpointError            the catalogue has no such checkpoint
@@ -217,6 +218,12 @@ class UnknownShapeError(InputError):
     """The catalogue has no sizes for this model, and it is not at hand."""
 
     code = "unknown_shape"
+
+
+class MissingExtraError(InputError):
+    """What was asked for needs an extra of the package that is not installed."""
+
+    code = "missing_extra"
 
 
 class PlanError(InputError):

@@ -30,6 +30,7 @@ from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
 from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress
 from serve.jobs.shutdown import GracefulShutdown
+from serve.reports import require_matplotlib
 
 StatusCallback = Callable[[str], None]
 _NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
@@ -78,6 +79,7 @@ def evaluate_models(
     Raises:
         RewardError: the data cannot be read, or a job cannot begin or go on.
     """
+    require_matplotlib()
     official = request.benchmark.official_protocol
     executor_options = [apply_official_length(one, official.max_length) for one in executor_options]
     folders = _choose_folders(request.output, executor_options)
@@ -119,6 +121,7 @@ def evaluate_scores(
     Raises:
         RewardError: the data or the file cannot be read, or they do not go together.
     """
+    require_matplotlib()
     data = request.load()
     earlier = _read_earlier_summary(scores, request.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")

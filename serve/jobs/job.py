@@ -36,6 +36,7 @@ from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
 from serve.jobs.summary import RowSink, Summary
 from serve.jobs.writers.base import is_tabular
+from serve.reports import require_matplotlib
 
 
 @dataclass(slots=True)
@@ -246,7 +247,9 @@ def require_report_path(report: Path, spec: JobSpec) -> None:
 
     Raises:
         JobOutputError: it cannot, or it does.
+        MissingExtraError: the extra `reports` is not installed.
     """
+    require_matplotlib()
     if not report.parent.is_dir():
         raise JobOutputError(f"there is no folder {report.parent}; make it first")
     others = {spec.output.resolve(), *(file.path.resolve() for file in spec.source.files)}
