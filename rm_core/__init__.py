@@ -1,8 +1,8 @@
-"""The scoring engine: conversations in, rewards out. Needs torch and transformers, nothing else.
+"""The scoring engine: conversations in, rewards out. Requires only torch and transformers.
 
 Start reading at `rm_core.scorer.RewardScorer`.
 
-Names that need torch are imported when they are first used: a client of a service needs none of it.
+Names that need torch are imported on first use, so that clients of a service run without torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Rewards that were computed before, by what determines them; bounded in bytes. No torch.
+"""Cache of rewards, bounded in bytes. Does not import torch.
 
-A key is a digest of the model's fingerprint and the token ids, so that nothing computed by another
-checkpoint, dtype or attention is ever answered, and the ids themselves, which are far bigger than
-a reward, are not kept.
+A key is a digest of the model's fingerprint and the token ids. The cache therefore never returns
+the reward of another checkpoint, dtype or attention backend. It does not store the token ids, which
+are far larger than a reward.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from rm_core.types import Fingerprint, ScoreError
 # 128 bits: among 2**32 conversations, two share a key with a probability of 3e-20.
 _KEY_BYTES = 16
 
-# What an entry adds to a process on CPython 3.11, 64 bits: 96 bytes of key and reward, a list node
-# of 48, and the rest its share of the hash table just after that has grown. Measured as resident
-# memory per entry, over 0.5 to 1.4 million of them and two full turnovers: 182 to 344, and 356
-# while the table moves. The largest is taken, so that the bound holds at every size.
+# Memory of one entry in bytes on 64-bit CPython 3.11: 96 for key and reward, 48 for a list node,
+# the rest for its share of the hash table just after the table has grown. Measured as resident
+# memory per entry, over 0.5 to 1.4 million entries and two full turnovers: 182 to 344, and 356
+# while the table is resized. The constant covers the largest value, so that the bound always holds.
 ENTRY_BYTES = 360
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counters of a cache since it was made, and how full it is.
+    """Size of a cache, and its counters since it was created.
 
     Attributes:
-        hits: look-ups that were answered.
-        misses: look-ups that were not.
-        evictions: entries that made room for others.
-        entries: rewards held now.
-        bytes: memory that they are reckoned to take.
-        max_bytes: the bound.
+        hits: lookups that found a reward.
+        misses: lookups that found nothing.
+        evictions: entries removed to make room for others.
+        entries: number of rewards in the cache.
+        bytes: estimated memory of all entries.
+        max_bytes: upper bound of `bytes`.
     """
 
     hits: int
@@ -49,23 +49,23 @@ class CacheStats:
 
 
 class ScoreCache:
-    """Rewards by key; the one used longest ago goes first. Safe to use from several threads.
+    """LRU cache of rewards. Thread-safe.
 
     Args:
-        max_bytes: most memory of all entries together.
+        max_bytes: maximum memory of all entries together.
     """
 
     def __init__(self, max_bytes: int) -> None:
         assert max_bytes >= 0
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._rewards: OrderedDict[bytes, float] = OrderedDict()  # used longest ago first
+        self._rewards: OrderedDict[bytes, float] = OrderedDict()  # least recently used first
         self._hits = 0
         self._misses = 0
         self._evictions = 0
 
     def get(self, key: bytes) -> float | None:
-        """The reward of a key of `cache_keys`; None if it is not here."""
+        """Return the reward for a key from `cache_keys`, or None."""
         with self._lock:
             reward = self._rewards.get(key)
             if reward is None:
@@ -76,7 +76,7 @@ class ScoreCache:
             return reward
 
     def put(self, key: bytes, reward: float | ScoreError) -> None:
-        """Keep a finite reward; anything else is left out, since the next try may do better."""
+        """Store a finite reward. Errors and other values are ignored, since a retry may succeed."""
         if isinstance(reward, ScoreError) or not math.isfinite(reward):
             return
         with self._lock:
@@ -88,7 +88,7 @@ class ScoreCache:
 
     @property
     def stats(self) -> CacheStats:
-        """The counters of this moment."""
+        """Current counters and size."""
         with self._lock:
             entries = len(self._rewards)
             return CacheStats(
@@ -104,16 +104,18 @@ class ScoreCache:
 def cache_keys(
     fingerprint: Fingerprint, sequences: Iterable[Sequence[int]], scope: str = ""
 ) -> list[bytes]:
-    """The key of each sequence of token ids, in order; other scopes have other keys.
+    """Return the key of each sequence of token ids, in order. Keys of different scopes differ.
 
-    It takes 17 ns per token on one core; rendering and tokenizing take 100 times as long.
+    Takes 17 ns per token on one core. Rendering and tokenizing take 100 times as long.
     """
-    # Every field ends in a zero byte, so that no two fingerprints run into each other or the ids.
-    start = hashlib.blake2b(digest_size=_KEY_BYTES)
-    start.update("".join(f"{value}\0" for value in (*astuple(fingerprint), scope)).encode())
+    # A zero byte ends every field: neighboring fields and the token ids cannot be confused.
+    fingerprint_digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    fingerprint_digest.update(
+        "".join(f"{value}\0" for value in (*astuple(fingerprint), scope)).encode()
+    )
     keys = []
     for sequence in sequences:
-        digest = start.copy()
+        digest = fingerprint_digest.copy()
         digest.update(array("I", sequence))
         keys.append(digest.digest())
     return keys

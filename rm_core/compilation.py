@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-# torch keeps 8 compiled variants of a function for the whole process, and another model, dtype or
-# device takes some of them. A kernel that must be compiled as a whole fails beyond the limit.
+# By default, torch keeps 8 compiled variants of a function for the whole process, and each further
+# model, dtype or device needs variants. A kernel compiled with `fullgraph` fails beyond the limit.
 RECOMPILE_LIMIT = 64
 
 
 def recompile_options() -> dict[str, Any]:
-    """Return options of `torch.compile` that raise the limit of compiled variants.
+    """Return options for `torch.compile` that raise the limit of compiled variants.
 
-    Releases without such an option get the limit of the process raised. Newer ones keep that limit
-    for each thread, and batches run on another thread than the load.
+    For releases without such an option, raise the limit of the process. Newer releases keep that
+    limit per thread, and batches do not run on the thread that loads the model.
     """
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": RECOMPILE_LIMIT}
@@ -30,10 +30,10 @@ def recompile_options() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def compile_for_all_sizes() -> Iterator[None]:
-    """Compile, where it is needed, code that does not depend on which sizes are equal.
+    """Make compiled code independent of which sizes are equal.
 
-    By default sizes that are equal at the first call, such as tokens and heads or queries and keys,
-    have to stay equal, and rows where they are not are compiled again.
+    By default, torch assumes that sizes that are equal in the first call (tokens and heads, or
+    queries and keys) always are, and recompiles for rows where they differ.
     """
     from torch.fx.experimental import _config
 

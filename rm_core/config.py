@@ -1,4 +1,4 @@
-"""What a caller can choose about a model and its batches. Frozen; checked when made."""
+"""Options of a model and of its batches: frozen dataclasses, validated on construction."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ class ModelConfig:
     Attributes:
         name: `demo`, a local folder, or a hub id (`ORG/NAME`).
         revision: branch, tag or commit of a hub repository; None for its main branch.
-        dtype: of the decoder; `auto` is bfloat16 on CUDA and float32 on CPU.
-        attention: backend; `auto` lets `rm_core.attention` choose and say why.
+        dtype: dtype of the decoder; `auto` is bfloat16 on CUDA and float32 on CPU.
+        attention: attention backend; with `auto`, `rm_core.attention` selects one and gives the
+            reason.
         device: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
-        num_devices: over how many CUDA devices the layers are spread, for models that do not fit
-            one; the first ones that there are.
-        max_length: most tokens of one conversation; None for the checkpoint's own limit.
-        chat_template: path of a Jinja file that replaces, or supplies, the chat template.
-        template_date: day (ISO 8601, such as 2026-01-31) that the chat template gets as today's;
-            None for the day of loading. Of no effect on a template that never asks for the date.
-        known_as: another name under which the catalogue may know the checkpoint, for folders
-            whose own name does not tell.
-        deterministic: a conversation gets the same reward to the last bit alone, in any batch and
-            in any order; slower.
-        quantization: of the decoder's linear layers, by torchao; lossy, so never automatic.
-        compile: compile the decoder layers (`torch.compile`); the first batches wait for it.
-        self_check: compare the engine with plain transformers at load, and refuse a model whose
-            rewards differ by more than rounding.
+        num_devices: number of CUDA devices over which the layers are distributed, for models that
+            do not fit on one device. The first devices are used.
+        max_length: maximum number of tokens of one conversation; None for the checkpoint's limit.
+        chat_template: path of a Jinja file that replaces the checkpoint's chat template, or
+            provides a missing one.
+        catalog_name: another name to look up in the catalog, for folders whose name does not
+            identify the checkpoint.
+        template_date: day (ISO 8601, such as 2026-01-31) that the chat template gets as today's
+            date; None for the day of loading. No effect on templates that never read the date.
+        deterministic: give a conversation a bit-identical reward alone, in any batch and in any
+            order. Slower.
+        quantization: quantization of the decoder's linear layers by torchao. Lossy, so never
+            automatic.
+        compile: compile the decoder layers with `torch.compile`. The first batches wait for the
+            compilation.
+        self_check: compare the engine with plain transformers at load time, and refuse a model
+            whose rewards differ by more than rounding.
 
     Raises:
-        ModelLoadError: for a value that is not allowed.
+        ModelLoadError: a value is not allowed.
     """
 
     name: str
@@ -74,20 +78,22 @@ class ModelConfig:
             raise ModelLoadError(f"num_devices is {self.num_devices}; give at least 1")
         if self.num_devices > 1 and self.compile:
             raise ModelLoadError(
-                "`compile` is for a model on one device, and it is spread over "
-                f"{self.num_devices}; leave one of them out"
+                f"`compile` requires a model on one device, but num_devices is {self.num_devices}; "
+                "remove one of the two settings"
             )
         if self.max_length is not None and self.max_length < 1:
-            raise ModelLoadError(f"max_length is {self.max_length}; give at least 1, or nothing")
+            raise ModelLoadError(
+                f"max_length is {self.max_length}; give at least 1, or leave it unset"
+            )
         if self.template_date is not None:
             read_date(self.template_date)
 
 
 def read_date(text: str) -> datetime.date:
-    """The day that a setting names.
+    """Parse the value of `template_date`.
 
     Raises:
-        ModelLoadError: it names none.
+        ModelLoadError: the text is not a date of the form YYYY-MM-DD.
     """
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
         with contextlib.suppress(ValueError):
@@ -97,15 +103,15 @@ def read_date(text: str) -> datetime.date:
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """How much goes through the model at once.
+    """Size of batches.
 
     Attributes:
-        max_batch_tokens: most tokens of one batch, what conversations share counted once; a
-            longer conversation goes alone. None to derive it from the device's free memory and
-            the shape of the model.
+        max_batch_tokens: maximum number of tokens in a batch, with shared prefixes counted once. A
+            longer conversation forms a batch alone. None derives the limit from the device's free
+            memory and the shape of the model.
 
     Raises:
-        ModelLoadError: for a value that is not allowed.
+        ModelLoadError: a value is not allowed.
     """
 
     max_batch_tokens: int | None = None

@@ -1,23 +1,23 @@
-"""The error tree of the engine.
+"""The error classes of the engine.
 
 RewardError                       `code`: a stable snake_case word; `detail`: safe to show a caller
-├── InputError                    the caller can fix it
+├── InputError                    the caller can fix the error
 │   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
-│   │   ├── TemplateError             the checkpoint's own chat template refused it
-│   │   └── ForeignTemplateError      text that another model's chat template has written
-│   ├── ConversationTooLongError    says how long it is and what is allowed
-│   └── BenchmarkDataError          rows or options that are not the benchmark's
+│   │   ├── TemplateError             the checkpoint's chat template refused the conversation
+│   │   └── ForeignTemplateError      text rendered by another model's chat template
+│   ├── ConversationTooLongError    reports the length and the limit
+│   └── BenchmarkDataError          rows or options that do not fit the benchmark
 ├── OverloadedError               try again later
 │   └── NotReadyError               the model is still loading, or failed to load
-└── ModelError                    the operator can fix it
-    ├── ModelLoadError              start-up only: the model never becomes ready
+└── ModelError                    the operator can fix the error
+    ├── ModelLoadError              at startup only: the model never becomes ready
     ├── DeviceFailedError           a CUDA error: the process cannot score any more
-    │   └── CompilerFailedError       a kernel could not be compiled: the same
+    │   └── CompilerFailedError       a kernel could not be compiled, with the same effect
     ├── DeviceMemoryError           names the setting to lower
-    ├── NonFiniteRewardError        NaN or infinity never leaves as a number
-    └── ScoringError                the forward pass raised something else
+    ├── NonFiniteRewardError        NaN or infinity is never returned as a number
+    └── ScoringError                the forward pass raised any other error
 
-Every class takes one positional argument, so that each survives pickling between processes.
+Every class takes one positional argument, which makes it picklable between processes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import ClassVar
 
 
 class RewardError(Exception):
-    """Base of every error that this project raises on purpose.
+    """Base class of every error that this project raises on purpose.
 
     Args:
-        detail: what came, what is allowed and what to do; never contains a stack trace.
+        detail: what was received, what is allowed and what to do. Never contains a stack trace.
     """
 
     code: ClassVar[str] = "internal_error"
 
     def __init__(self, detail: str) -> None:
-        # What a caller sent may be quoted in it: broken Unicode must not break the answer too.
+        # The detail may quote input of the caller: invalid Unicode must not break the response.
         self.detail = detail.encode(errors="backslashreplace").decode()
         super().__init__(self.detail)
 
@@ -47,40 +47,40 @@ class InputError(RewardError):
 
 
 class InvalidConversationError(InputError):
-    """The conversation has no shape that a chat reward model can score."""
+    """The conversation does not have a shape that a chat reward model can score."""
 
     code = "invalid_conversation"
 
 
 class TemplateError(InvalidConversationError):
-    """The checkpoint's chat template raised on this conversation."""
+    """The checkpoint's chat template raised an error for this conversation."""
 
     code = "template_error"
 
 
 class ForeignTemplateError(InvalidConversationError):
-    """A text came that was rendered by another model's chat template."""
+    """The text was rendered by another model's chat template."""
 
     code = "foreign_template"
 
 
 class ConversationTooLongError(InputError):
-    """More tokens than the model takes, and the caller did not ask to cut."""
+    """The conversation has too many tokens for the model, and truncation was not requested."""
 
     code = "conversation_too_long"
 
 
 class BenchmarkDataError(InputError):
-    """A row, a file of rewards or an option is not what the benchmark has."""
+    """A row, a file of rewards or an option does not fit the benchmark."""
 
     code = "benchmark_data"
 
 
 class OverloadedError(RewardError):
-    """Nothing is wrong with the request; the same request will work later.
+    """The service cannot take the request now; the same request can succeed later.
 
     Attributes:
-        retry_after_s: seconds after which it is worth another try; None if nothing is known.
+        retry_after_s: seconds to wait before a retry; None if unknown.
     """
 
     code = "overloaded"
@@ -88,25 +88,25 @@ class OverloadedError(RewardError):
 
 
 class NotReadyError(OverloadedError):
-    """The model is not loaded yet, or is being replaced."""
+    """The model is not loaded yet, or its replacement is loading."""
 
     code = "not_ready"
 
 
 class ModelError(RewardError):
-    """Something about the model or the machine that only its operator can change."""
+    """A problem with the model or the machine that only the operator can fix."""
 
     code = "model_error"
 
 
 class ModelLoadError(ModelError):
-    """The checkpoint would score wrongly, or cannot be loaded at all."""
+    """The checkpoint cannot be loaded, or would give wrong rewards."""
 
     code = "model_load_error"
 
 
 class DeviceFailedError(ModelError):
-    """The device reported an error that it does not recover from while this process lives."""
+    """The device reported an error from which this process cannot recover."""
 
     code = "device_failed"
 
@@ -124,12 +124,12 @@ class DeviceMemoryError(ModelError):
 
 
 class NonFiniteRewardError(ModelError):
-    """The model answered NaN or infinity."""
+    """The model returned NaN or infinity."""
 
     code = "non_finite_reward"
 
 
 class ScoringError(ModelError):
-    """The forward pass failed for a reason with no class of its own."""
+    """The forward pass failed for any other reason."""
 
     code = "scoring_failed"

@@ -1,12 +1,13 @@
-"""From token sequences to packed prefix trees under a token budget, and back. Pure Python.
+"""Pack token sequences into prefix trees under a token budget, and restore the order of results.
 
-Identical sequences are scored once, and what several share at their start is encoded once: each
-batch is a compressed trie. Its tokens lie one after another in a single row, without padding, as
-runs. Every sequence adds one run: what it does not share with the sequence before it. A run goes
-on with the path of an earlier run (its parent) from a depth on, so the first child of a node
-stands right behind it in one piece, and what hangs on any token stands together behind it.
+Identical sequences are scored once, and a shared prefix of several sequences is encoded once: each
+batch is a compressed trie. The tokens of a batch form a single row without padding, which is
+divided into segments. Every sequence adds at most one segment: the tokens that it does not share
+with the sequence before it. A segment continues the path of an earlier segment (its parent) from a
+given depth. The first child of a node therefore directly follows the node, and all descendants of
+a token are contiguous and follow that token.
 
-`pack` is the start; how a row goes through the model is the business of `rm_core.model.forward`.
+Start at `pack`. `rm_core.model.forward` runs a row through the model. Pure Python.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ TokenIds: TypeAlias = tuple[int, ...]
 Sequential = TypeVar("Sequential", TokenIds, str)
 T = TypeVar("T")
 
-# A batch left partly empty costs little, a shared prefix encoded twice costs its tokens: a batch
-# is cut where it loses least, one token encoded twice counting as this many places left empty.
+# An underfull batch costs little, but a shared prefix that two batches encode costs its tokens. A
+# batch ends where the cost is lowest: one token encoded twice costs as much as this many unused
+# tokens of the budget.
 SPLIT_PENALTY = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSegment:
-    """Tokens of the row that stand one after another, also in their sequence.
+    """Tokens that are consecutive both in the row and in their sequence.
 
     Attributes:
-        start: place of the first one in the row.
-        depth: position of the first one in its sequence; the path before it is the parent's.
-        parent: index of the run whose path it shares up to `depth`; -1 for none.
-        token_ids: the run's tokens, at least one.
+        start: index of the first token in the row.
+        depth: position of the first token in its sequence. The path before it is the parent's.
+        parent: index of the segment whose path is shared up to `depth`; -1 for none.
+        token_ids: tokens of the segment, at least one.
     """
 
     start: int
@@ -42,7 +44,7 @@ class TreeSegment:
 
     @property
     def stop(self) -> int:
-        """Place in the row behind the last token."""
+        """Index in the row after the last token."""
         return self.start + len(self.token_ids)
 
 
@@ -51,9 +53,9 @@ class PrefixTree:
     """One batch: distinct sequences as a packed prefix tree.
 
     Attributes:
-        sequences: distinct, none empty, in the order of the row.
-        runs: in the order of the row.
-        ends: for each sequence, the place of its last token in the row.
+        sequences: distinct, non-empty sequences in the order of the row.
+        segments: segments in the order of the row.
+        ends: index of each sequence's last token in the row.
         num_tokens: length of the row.
     """
 
@@ -63,33 +65,33 @@ class PrefixTree:
     num_tokens: int
 
     def get_path(self, index: int, stop: int) -> list[tuple[int, int]]:
-        """The slices of the row that a run's sequence consists of, up to a place in the run.
+        """Return the ranges of the row that form a segment's sequence, up to `stop`.
 
         Args:
-            index: of the run.
-            stop: place in the row behind the last token that counts.
+            index: index of the segment.
+            stop: index in the row after the last token to include; within the segment.
 
         Returns:
-            `(start, stop)` of each slice, in the order of the sequence.
+            `(start, stop)` of each range, in the order of the sequence.
         """
-        slices = []
+        ranges = []
         while index >= 0:
-            run = self.segments[index]
-            slices.append((run.start, stop))
-            if run.parent >= 0:
-                parent = self.segments[run.parent]
-                stop = parent.start + run.depth - parent.depth
-            index = run.parent
-        return slices[::-1]
+            segment = self.segments[index]
+            ranges.append((segment.start, stop))
+            if segment.parent >= 0:
+                parent = self.segments[segment.parent]
+                stop = parent.start + segment.depth - parent.depth
+            index = segment.parent
+        return ranges[::-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Batches of distinct sequences, and where each input went.
+    """Batches of distinct sequences, and the position of each input in them.
 
     Attributes:
-        batches: a batch is over the budget only if it holds a single sequence that is.
-        places: `[num_inputs]`, index of each input among all sequences of all batches in order.
+        batches: the batches. A batch exceeds the budget only if its single sequence does.
+        indices: `[num_inputs]`, index of each input among all sequences of all batches, in order.
     """
 
     batches: tuple[PrefixTree, ...]
@@ -97,49 +99,49 @@ class Packing:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows together: what goes through the model."""
+        """Number of tokens in all rows, which is the number of tokens that the model computes."""
         return sum(batch.num_tokens for batch in self.batches)
 
     def restore(self, results: Sequence[T]) -> list[T]:
-        """Results in the order of the inputs.
+        """Return results in the order of the inputs.
 
         Args:
-            results: one for each sequence of each batch, in order.
+            results: one result for each sequence of each batch, in order.
         """
         assert len(results) == sum(len(batch.sequences) for batch in self.batches)
-        return [results[place] for place in self.indices]
+        return [results[index] for index in self.indices]
 
 
 def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
-    """Merge duplicates, bring together what shares its start, and cut into batches.
+    """Merge duplicates, sort sequences by shared prefix, and divide them into batches.
 
     Args:
-        sequences: token ids, none empty.
-        max_batch_tokens: the budget in tokens of a row, at least 1.
+        sequences: token ids of each sequence, none empty.
+        max_batch_tokens: maximum number of tokens in a row, at least 1.
     """
-    # Reversed, a sequence stands behind those that it is the start of, and adds no tokens to them.
+    # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens.
     ordered = sorted(set(sequences), reverse=True)
-    place_of = {sequence: place for place, sequence in enumerate(ordered)}
+    indices = {sequence: index for index, sequence in enumerate(ordered)}
     shared = [0, *map(common_prefix_length, ordered, ordered[1:])][: len(ordered)]
     batches = tuple(
         _build_tree(ordered[start:stop], shared[start:stop])
         for start, stop in _find_cuts([len(s) for s in ordered], shared, max_batch_tokens)
     )
-    return Packing(batches, tuple(place_of[sequence] for sequence in sequences))
+    return Packing(batches, tuple(indices[sequence] for sequence in sequences))
 
 
 def split_in_half(tree: PrefixTree) -> tuple[PrefixTree, PrefixTree]:
-    """A batch of several sequences as two, in the same order."""
+    """Split a batch of several sequences into two batches, in the same order."""
     middle = len(tree.sequences) // 2
     left, right = (
-        _build_tree(part, [0, *map(common_prefix_length, part, part[1:])])
-        for part in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
+        _build_tree(half, [0, *map(common_prefix_length, half, half[1:])])
+        for half in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
     )
     return left, right
 
 
 def common_prefix_length(left: Sequential, right: Sequential) -> int:
-    """How many tokens two sequences, or characters two texts, have in common at their start."""
+    """Return the length of the common prefix: in tokens of sequences, in characters of texts."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
         return high
@@ -153,22 +155,22 @@ def common_prefix_length(left: Sequential, right: Sequential) -> int:
 
 
 def _find_cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Where batches start and stop in the order of the sequences.
+    """Yield start and stop index of each batch in the ordered sequences.
 
     Args:
-        lengths: of each sequence.
-        shared: tokens that each has in common with the one before it.
-        budget: most tokens of a batch of several.
+        lengths: number of tokens of each sequence.
+        shared: length of the prefix that each sequence shares with the one before it, in tokens.
+        budget: maximum number of tokens in a batch of several sequences.
     """
     start = 0
     while start < len(lengths):
-        sizes = [lengths[start]]  # of the batch with the first, the first two, ...
+        sizes = [lengths[start]]  # tokens of a batch of the first sequence, the first two, ...
         stop = start + 1
         while stop < len(lengths) and sizes[-1] + lengths[stop] - shared[stop] <= budget:
             sizes.append(sizes[-1] + lengths[stop] - shared[stop])
             stop += 1
         if stop < len(lengths):
-            # Latest first, so that of equal cuts the fullest batch is taken.
+            # From the last cut to the first: among cuts of equal cost, the fullest batch wins.
             costs = {
                 cut: SPLIT_PENALTY * shared[cut] + budget - sizes[cut - start - 1]
                 for cut in range(stop, start, -1)
@@ -179,20 +181,20 @@ def _find_cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[t
 
 
 def _build_tree(sequences: list[TokenIds], shared: list[int]) -> PrefixTree:
-    """The tree of neighbours in the order; what the first shares with those before is no matter."""
-    runs: list[TreeSegment] = []
+    """Build the tree of consecutive sequences. `shared[0]` is ignored."""
+    segments: list[TreeSegment] = []
     ends: list[int] = []
-    path: list[int] = []  # runs that the sequence before this one consists of
+    path: list[int] = []  # indices of the segments that form the previous sequence
     num_tokens = 0
     for index, sequence in enumerate(sequences):
         depth = shared[index] if index else 0
-        while path and runs[path[-1]].depth >= depth:
+        while path and segments[path[-1]].depth >= depth:
             path.pop()
         if depth < len(sequence):
             parent = path[-1] if path else -1
-            path.append(len(runs))
-            runs.append(TreeSegment(num_tokens, depth, parent, sequence[depth:]))
-            num_tokens = runs[-1].stop
-        last = runs[path[-1]]
+            path.append(len(segments))
+            segments.append(TreeSegment(num_tokens, depth, parent, sequence[depth:]))
+            num_tokens = segments[-1].stop
+        last = segments[path[-1]]
         ends.append(last.start + len(sequence) - 1 - last.depth)
-    return PrefixTree(tuple(sequences), tuple(runs), tuple(ends), num_tokens)
+    return PrefixTree(tuple(sequences), tuple(segments), tuple(ends), num_tokens)

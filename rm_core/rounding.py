@@ -1,4 +1,4 @@
-"""How far two correct computations of one reward may be apart, by dtype."""
+"""Tolerances between two correct computations of the same reward, by dtype."""
 
 from __future__ import annotations
 
@@ -6,44 +6,46 @@ import math
 
 import torch
 
-# Absolute. Rewards of trained models stay below 100; the relative part is for larger ones, where
-# 1e-4 is less than a few float32 steps.
+# Absolute tolerance. Rewards of trained models stay below 100. The relative tolerance is for larger
+# rewards, where 1e-4 is less than a few float32 steps.
 FLOAT32_TOLERANCE = 1e-4
 _FLOAT32_RELATIVE = 2.0**-17
-# In bfloat16 on CPUs, the largest difference of SDPA from eager over the built-in conversations was
-# 2.1 to 3.5 times the mean distance of eager from float32 (three models). Under eager attention, of
-# a trained model of 135M, batches strayed 3.5 times. Not measured on CUDA.
+# In bfloat16 on CPUs, the largest difference between SDPA and eager over the built-in conversations
+# was 2.1 to 3.5 times the mean difference between eager and float32 (three models). For batches of
+# a trained 135M model under eager attention, the factor was 3.5. Not measured on CUDA.
 ROUNDING_FACTOR = 6.0
 
-# In float32 on CPUs, the largest difference of the engine from plain transformers over the
-# self-check's prefixes was up to 9.8 times the mean distance of plain transformers from float64:
-# 46 random models of six layers that amplify rounding, with packed linear layers.
+# In float32 on CPUs, the largest difference between the engine and plain transformers over the
+# self-check's prefixes was up to 9.8 times the mean difference between plain transformers and
+# float64. Measured on 46 random models of six layers that amplify rounding, with prepacked linear
+# layers.
 FLOAT32_ROUNDING_FACTOR = 24.0
 
 
 def bfloat16_step(reward: float) -> float:
-    """Distance of neighbouring bfloat16 numbers at a reward: 0.03125 from 4 to 8, and so on."""
+    """Return the distance of adjacent bfloat16 numbers at a reward, such as 0.03125 from 4 to 8."""
     return math.ldexp(1.0, math.frexp(reward)[1] - 8)
 
 
 def compute_tolerance(
     reward: float, dtype: torch.dtype, mean_error: float, factor: float = ROUNDING_FACTOR
 ) -> float:
-    """Largest absolute difference from plain transformers that rounding explains.
+    """Return the largest absolute difference from plain transformers that rounding can explain.
 
     Args:
-        reward: of plain transformers, in `dtype`.
-        dtype: of the decoder.
-        mean_error: mean absolute difference of plain transformers in `dtype` from plain
+        reward: reward of plain transformers in `dtype`.
+        dtype: dtype of the decoder.
+        mean_error: mean absolute difference between plain transformers in `dtype` and plain
             transformers in full precision.
-        times: how many times the mean error is allowed.
+        factor: allowed multiple of the mean error.
 
     Returns:
-        In float32, 1e-4 and, from rewards of 13 on, 64 float32 steps; else one bfloat16 step at
-        the reward; or `times` the mean error. The larger of the two.
+        The larger of `factor` times the mean error and a minimum. The minimum in float32 is 1e-4,
+        or 64 float32 steps for rewards of 13 and more; in other dtypes, one bfloat16 step at the
+        reward.
     """
     if dtype == torch.float32:
-        least = max(FLOAT32_TOLERANCE, _FLOAT32_RELATIVE * abs(reward))
+        minimum = max(FLOAT32_TOLERANCE, _FLOAT32_RELATIVE * abs(reward))
     else:
-        least = bfloat16_step(reward)
-    return max(least, factor * mean_error)
+        minimum = bfloat16_step(reward)
+    return max(minimum, factor * mean_error)

@@ -1,4 +1,4 @@
-"""The one class that scores: conversations in, rewards out. The main path, on one screen.
+"""`RewardScorer`: conversations in, rewards out.
 
 from rm_core import ModelConfig, RewardScorer
 
@@ -39,11 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 class RewardScorer:
-    """A loaded reward model. Use from one thread at a time.
+    """A loaded reward model. Not thread-safe: use it from one thread at a time.
 
     Args:
-        loaded: from `rm_core.model.loading.load_model`; `RewardScorer.load` does both.
-        batching: how much goes through the model at once.
+        loaded_model: result of `rm_core.model.loading.load_model`. `RewardScorer.load` loads a
+            model and creates the scorer.
+        batching: size of batches.
     """
 
     def __init__(self, loaded_model: LoadedModel, batching: BatchConfig | None = None) -> None:
@@ -58,10 +59,10 @@ class RewardScorer:
 
     @classmethod
     def load(cls, config: ModelConfig, batching: BatchConfig | None = None) -> RewardScorer:
-        """Load and check a checkpoint.
+        """Load a checkpoint and run the self-check.
 
         Raises:
-            ModelLoadError: it cannot be loaded, or would score wrongly.
+            ModelLoadError: the checkpoint cannot be loaded, or would give wrong rewards.
         """
         scorer = cls(load_model(config), batching)
         scorer._compare_with_plain_transformers()
@@ -70,28 +71,28 @@ class RewardScorer:
     def _compare_with_plain_transformers(self) -> None:
         check = self._loaded_model.self_check
         if check is None:
-            logger.warning("the self-check is switched off: nothing compares rewards at load")
+            logger.warning("the self-check is disabled: rewards are not compared at load time")
             return
-        largest = check.compare(self.score_ids(check.sequences).rewards)
-        logger.info("self-check: largest difference from plain transformers %.2g", largest)
+        difference = check.compare(self.score_ids(check.sequences).rewards)
+        logger.info("self-check: largest difference from plain transformers %.2g", difference)
 
     @property
     def encoder(self) -> ChatEncoder:
-        """Renders and tokenizes conversations as this model expects them."""
+        """Encoder that renders and tokenizes conversations for this model."""
         return self._loaded_model.encoder
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What makes two rewards comparable."""
+        """Fingerprint of the rewards of this model."""
         return self._loaded_model.fingerprint
 
     @property
     def loaded_model(self) -> LoadedModel:
-        """The model itself, for measurements and comparisons."""
+        """The loaded model, for measurements and comparisons."""
         return self._loaded_model
 
     def describe(self) -> dict[str, Any]:
-        """Effective settings as plain data, each choice with its reason."""
+        """Return the effective settings as plain data, with the reason of each automatic choice."""
         loaded = self._loaded_model
         entry = loaded.checkpoint.entry
         return {
@@ -101,7 +102,7 @@ class RewardScorer:
             "template_sha256": loaded.fingerprint.template_sha256,
             "encoding_sha256": self.encoder.encoding_sha256,
             "template_depends_on_date": self.encoder.depends_on_date,
-            **({"template_date": d} if (d := self.encoder.template_date) else {}),
+            **({"template_date": date} if (date := self.encoder.template_date) else {}),
             "dtype": loaded.fingerprint.dtype,
             "head_dtype": str(loaded.head.dtype).removeprefix("torch."),
             "device": ", ".join(map(str, loaded.devices)),
@@ -116,15 +117,15 @@ class RewardScorer:
         }
 
     def warm_up(self, largest_batch: bool | None = None) -> None:
-        """Run one small conversation, so that the first request does not pay for lazy set-up.
+        """Score a short conversation, so that the first request does not pay for lazy setup.
 
         Args:
-            largest_batch: whether to prove the batch budget too, by running a batch that is full;
-                None for on CUDA alone. A budget that was chosen here is halved until it fits.
+            largest_batch: whether to verify the batch budget by running a full batch as well. None
+                does so on CUDA only. An automatic budget is halved until a full batch fits.
 
         Raises:
-            DeviceMemoryError: the budget that was asked for does not fit.
-            ModelError: the model cannot score even the small one.
+            DeviceMemoryError: a full batch of the requested budget does not fit.
+            ModelError: the model cannot score the short conversation.
         """
         self.probe()
         if largest_batch is None:
@@ -133,16 +134,17 @@ class RewardScorer:
             if not self._budget.is_automatic or self._budget.max_batch_tokens == 1:
                 raise DeviceMemoryError(
                     f"a batch of max_batch_tokens = {self._budget.max_batch_tokens} does not fit "
-                    "into the device's memory; lower it, or leave it out to have it chosen"
+                    "into the device's memory; lower the setting, or leave it unset for an "
+                    "automatic budget"
                 )
             self._budget = halve(self._budget)
             logger.warning("batch budget: %s", self._budget.reason)
 
     def probe(self) -> Reward:
-        """Score the warm-up conversation; while all is in order, its reward stays what it was.
+        """Score the warm-up conversation. A working model always returns the same reward.
 
         Raises:
-            ModelError: it cannot be scored.
+            ModelError: the conversation cannot be scored.
         """
         conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
         encoded = self.encoder.encode(conversation)
@@ -152,7 +154,7 @@ class RewardScorer:
         return Reward(reward, encoded.num_tokens)
 
     def _fits(self) -> bool:
-        """Whether a full batch goes through the model."""
+        """Return whether a full batch fits into the device's memory."""
         tree = build_full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
             with convert_device_errors():
@@ -163,7 +165,7 @@ class RewardScorer:
 
     @property
     def _row_multiple(self) -> int:
-        """Tokens that rows are filled up to a multiple of: one shape if batch-invariant."""
+        """Number of tokens to whose multiple rows are padded: one shape if batch-invariant."""
         return self._budget.max_batch_tokens if self._loaded_model.deterministic else 1
 
     def score(
@@ -172,64 +174,68 @@ class RewardScorer:
         """Score conversations; result i belongs to conversation i.
 
         Args:
-            conversations: each a list of messages (`role`, `content`), the assistant's last, or a
-                mapping of `messages` and `tools` (JSON schemas that the template renders).
-            truncation: what to do with those over the limit; see `ChatEncoder.encode`.
+            conversations: each a list of messages (`role`, `content`) that ends with the
+                assistant's, or a mapping of `messages` and `tools` (JSON schemas that the template
+                renders).
+            truncation: how to treat conversations over the limit; see `ChatEncoder.encode`.
 
         Returns:
-            A `Reward`, or a `ScoreError` in the place of one that cannot be scored.
+            A `Reward` for each conversation, or a `ScoreError` if it cannot be scored.
         """
         encoded = self.encoder.encode_all(conversations, truncation)
         scored = self.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
         return merge_results(encoded, scored)
 
     def score_ids(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
-        """Score token ids as they are; reward i belongs to sequence i.
+        """Score token ids without changing them; reward i belongs to sequence i.
 
         Args:
-            sequences: token ids, none empty, none longer than the model's positions. One with an
-                id that the embedding has no row for gets an error in its place.
+            sequences: token ids of each sequence, none empty and none longer than the model's
+                positions. A sequence with an id outside the embedding gets a `ScoreError`.
 
         Raises:
-            DeviceFailedError: the device is out of order; this process will not score again.
+            DeviceFailedError: the device failed; this process cannot score again.
         """
-        # On CUDA such an id is an assertion on the device, which ends the process.
-        refused = [self._validate_ids(ids) for ids in sequences]
-        known = [ids for ids, error in zip(sequences, refused, strict=True) if error is None]
-        scored = self.score_packing(self.pack(known))
+        # On CUDA, an unknown id triggers an assertion on the device, which ends the process.
+        errors = [self._validate_ids(ids) for ids in sequences]
+        valid = [ids for ids, error in zip(sequences, errors, strict=True) if error is None]
+        scored = self.score_packing(self.pack(valid))
         rewards = iter(scored.rewards)
-        return replace(scored, rewards=tuple(error or next(rewards) for error in refused))
+        return replace(scored, rewards=tuple(error or next(rewards) for error in errors))
 
     def _validate_ids(self, ids: TokenIds) -> ScoreError | None:
         embedding: Any = self._loaded_model.model.get_input_embeddings()
-        rows = int(embedding.num_embeddings)
-        if min(ids) >= 0 and max(ids) < rows:
+        num_ids = int(embedding.num_embeddings)
+        if min(ids) >= 0 and max(ids) < num_ids:
             return None
-        wrong = next(token for token in ids if not 0 <= token < rows)
+        unknown = next(token for token in ids if not 0 <= token < num_ids)
         return ScoreError.from_exception(
             InvalidConversationError(
-                f"the token id {wrong} is not one of this model, whose ids are from 0 to "
-                f"{rows - 1}; was the conversation tokenized for another model?"
+                f"token id {unknown} does not exist in this model, whose ids are from 0 to "
+                f"{num_ids - 1}; was the conversation tokenized for another model?"
             )
         )
 
     def pack(self, sequences: Sequence[TokenIds]) -> Packing:
-        """The half of `score_ids` that leaves the model alone; may run on another thread."""
-        read = [
+        """Pack sequences up to their readout into batches.
+
+        The first half of `score_ids`, without the model. May run on another thread.
+        """
+        up_to_readout = [
             ids[: find_readout_position(ids, self._loaded_model.pad_token_id) + 1]
             for ids in sequences
         ]
-        return pack(read, self._budget.max_batch_tokens)
+        return pack(up_to_readout, self._budget.max_batch_tokens)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None
     ) -> ScoredBatch:
-        """The other half of `score_ids`: the batches through the model.
+        """Run the batches through the model: the second half of `score_ids`.
 
         Args:
-            packing: what `prepare` made.
-            begin: told the number of tokens of each batch before it goes to the device; what it
-                raises ends this.
+            packing: result of `pack`.
+            on_batch_start: called with the number of tokens of each batch before the batch runs on
+                the device. Its exceptions propagate.
         """
         rewards: list[float | ScoreError] = []
         for tree in packing.batches:
@@ -239,20 +245,20 @@ class RewardScorer:
         return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
 
     def _score_batch(self, tree: PrefixTree) -> list[float | ScoreError]:
-        """One reward or error for each; a batch that fails is scored again in halves."""
+        """Return a reward or an error for each sequence. A failed batch is retried in halves."""
         try:
             with convert_device_errors():
                 logits = forward_batch(self._loaded_model, tree, self._row_multiple)
-        except DeviceFailedError:  # not of a conversation: whatever comes next fails too
+        except DeviceFailedError:  # not specific to a conversation: every further batch fails too
             raise
-        # The border of the batch: whatever the forward pass raises belongs to a conversation.
+        # Any other exception of the forward pass is attributed to a conversation of the batch.
         except Exception as error:
             logger.exception("a batch of %d conversations failed", len(tree.sequences))
             failure = ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
         else:
             assert len(logits) == len(tree.sequences)
             return [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits]
-        # After the handler: until it ends, the traceback keeps the batch's tensors on the device.
+        # Outside the handler, since its traceback keeps the batch's tensors on the device.
         if len(tree.sequences) == 1:
             return [failure]
         return [reward for half in split_in_half(tree) for reward in self._score_batch(half)]
@@ -261,11 +267,11 @@ class RewardScorer:
 def merge_results(
     encoded: Sequence[Encoded | ScoreError], scored: ScoredBatch
 ) -> list[Reward | ScoreError]:
-    """Rewards back in the places of the conversations that could be encoded.
+    """Merge rewards with encoding errors into one result per conversation.
 
     Args:
-        encoded: `[num_conversations]`.
-        scored: the answer for those that are no errors, in order.
+        encoded: `[num_conversations]`, encoded conversations and errors.
+        scored: rewards of the encoded conversations, in order.
     """
     rewards = iter(scored.rewards)
     results: list[Reward | ScoreError] = []
@@ -286,8 +292,8 @@ def merge_results(
 def _non_finite(logit: float) -> ScoreError:
     return ScoreError.from_exception(
         NonFiniteRewardError(
-            f"the model answered {logit} for this conversation, which is no reward; the dtype may "
-            "be too narrow for it (setting `dtype`)"
+            f"the model returned {logit} for this conversation, which is not a valid reward; the "
+            "range of the dtype may be too small (setting `dtype`)"
         )
     )
 
@@ -295,10 +301,10 @@ def _non_finite(logit: float) -> ScoreError:
 def _scoring_error(error: Exception, num_tokens: int) -> RewardError:
     if isinstance(error, torch.OutOfMemoryError):
         return DeviceMemoryError(
-            f"the device ran out of memory on one conversation of {num_tokens} tokens; lower "
+            f"the device ran out of memory for one conversation of {num_tokens} tokens; lower "
             "`max_length`, or use a device with more memory"
         )
     return ScoringError(
         f"the model failed on this conversation of {num_tokens} tokens "
-        f"({type(error).__name__}); the service's log has the details"
+        f"({type(error).__name__}); see the service's log for details"
     )

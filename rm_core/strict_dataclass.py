@@ -1,7 +1,7 @@
-"""Frozen dataclasses from JSON, strictly: a typing error in a data file is an error at once.
+"""Read frozen dataclasses from JSON strictly, so that a typo in a data file is an error.
 
-The annotations of the record are the schema. Lists become tuples, a whole number is accepted for
-a float, everything else has to be exactly what the annotation says. Knows nothing of rewards.
+The annotations of the dataclass are the schema. Lists become tuples, and an integer is accepted
+for a float. Every other value must have exactly the annotated type.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _SCALARS = (str, int, float, bool)
 
 
 def read_dataclass(kind: Any, raw: Any, where: str) -> Any:
-    """`raw`, as `json` gives it, as a value of the annotation `kind`.
+    """Convert `raw`, a value as `json` returns it, to the annotation `kind`.
 
     Args:
         kind: a dataclass (also a generic one with its argument, as in `Fact[int]`), a scalar, a
             `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, or any of these or None.
-        raw: what was read.
-        where: named in the error, for instance a file.
+        raw: the JSON value.
+        where: origin of the value for error messages, for instance a file.
 
     Raises:
-        ValueError: a key that is unknown or missing, or a value of another kind.
+        ValueError: a key is unknown or missing, or a value has the wrong type.
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -47,16 +47,16 @@ def read_dataclass(kind: Any, raw: Any, where: str) -> Any:
 
 
 def read_with_sources(kind: type[T], raw: Any, sources: Collection[str], where: str) -> T:
-    """`read_dataclass`, with every value under a key `source`, at any depth, looked up.
+    """Like `read_dataclass`, but also check that the value of every key `source` is in `sources`.
 
     Raises:
-        ValueError: as `read_dataclass`, or a source that is not in `sources`.
+        ValueError: as in `read_dataclass`, or a source is not in `sources`.
     """
-    record: T = read_dataclass(kind, raw, where)
+    instance: T = read_dataclass(kind, raw, where)
     for source in _iter_values(raw, "source"):
         if source not in sources:
             raise ValueError(f"{where}: source {source!r} is not in the list of sources")
-    return record
+    return instance
 
 
 def _iter_values(raw: Any, key: str) -> Iterator[Any]:
@@ -89,7 +89,7 @@ def _read_fields(cls: Any, args: tuple[Any, ...], raw: Any, where: str) -> Any:
 
 
 def _bind(hint: Any, args: tuple[Any, ...]) -> Any:
-    """The hint with the argument of its generic class in the place of the type variable."""
+    """Replace the type variable of a hint by the argument of its generic class."""
     if args and any(isinstance(arg, TypeVar) for arg in (hint, *get_args(hint))):
         return args[0] if isinstance(hint, TypeVar) else hint[args[0]]
     return hint

@@ -1,4 +1,4 @@
-"""The records that travel through the engine. Frozen, plain data, picklable, no torch."""
+"""Data types of the engine: frozen, picklable dataclasses without torch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any, Literal, TypeAlias
 from rm_core.errors import RewardError
 
 Message: TypeAlias = Mapping[str, Any]
-"""`role`, `content` (a string, or a list of text parts) and whatever else the template reads."""
+"""`role`, `content` (a string, or a list of text parts) and any other keys the template reads."""
 
 Conversation: TypeAlias = Sequence[Message] | Mapping[str, Any]
-"""Messages, oldest first; the last one is the assistant's and is what gets judged. Or a mapping of
-`messages` and `tools`, where the chat template should render the functions on offer."""
+"""Messages, oldest first; the last message is the assistant's and is scored. Or a mapping of
+`messages` and `tools`, if the chat template should render the available functions."""
 
 Truncation: TypeAlias = Literal["error", "left", "right"]
-"""What to do with a conversation over the limit: refuse it, or cut it on that side."""
+"""How to treat a conversation over the limit: refuse it, or truncate it on the given side."""
 
 TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "right")
 
 
 @dataclass(frozen=True, slots=True)
 class PrerenderedText:
-    """A conversation that its sender rendered with the checkpoint's chat template.
+    """A conversation that the client rendered with the checkpoint's chat template.
 
     Attributes:
-        text: the rendering, with or without BOS.
-        close: end it as the template ends an answer: what a generation leaves behind an answer
-            (an end marker, padding, or nothing where it was cut off) gives way to that.
+        text: the rendered conversation, with or without BOS.
+        close: end the text as the template ends an answer. Replaces the end that generation left
+            after the answer: an end marker, padding, or nothing if generation was cut off.
     """
 
     text: str
@@ -37,10 +37,10 @@ class PrerenderedText:
 
 @dataclass(frozen=True, slots=True)
 class PrerenderedTokens:
-    """A conversation that its sender rendered and tokenized.
+    """A conversation that the client rendered and tokenized.
 
     Attributes:
-        input_ids: with or without BOS.
+        input_ids: token ids, with or without BOS.
     """
 
     input_ids: tuple[int, ...]
@@ -51,13 +51,14 @@ class Encoded:
     """One conversation, ready for the model.
 
     Attributes:
-        text: exactly what was tokenized, without the BOS that the tokenizer adds.
-        input_ids: token ids, BOS included where the tokenizer has one.
-        readout: index into `input_ids` of the token whose hidden state becomes the reward.
-        truncated: whether anything of the conversation was cut off.
-        warnings: what the caller should know although the conversation is scored.
-        recognised: of `RenderResult` and `PrerenderedTokens`, what was made of them, such as `text:bos-added`,
-            `text:bos-kept`, `tokens:bos-stripped`, `text:no-template,bos-added`; else empty.
+        text: exactly the text that was tokenized, without the BOS that the tokenizer adds.
+        input_ids: token ids, including BOS where the tokenizer adds it.
+        readout: index into `input_ids` of the token whose hidden state gives the reward.
+        truncated: whether any part of the conversation was cut off.
+        warnings: problems that do not prevent scoring, for the caller.
+        input_format: how `PrerenderedText` or `PrerenderedTokens` were interpreted, such as
+            `text:bos-added`, `text:bos-kept`, `tokens:bos-stripped`,
+            `text:no-template,bos-added`. Empty for messages.
     """
 
     text: str
@@ -69,20 +70,20 @@ class Encoded:
 
     @property
     def num_tokens(self) -> int:
-        """Length of `input_ids`."""
+        """Number of tokens in `input_ids`."""
         return len(self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The score of one conversation.
+    """The reward of one conversation.
 
     Attributes:
         reward: the raw float32 logit, never squashed; always finite.
-        num_tokens: tokens of the conversation as it was scored.
-        truncated: whether anything of the conversation was cut off.
-        warnings: what the caller should know although the conversation was scored.
-        recognised: see `Encoded`.
+        num_tokens: number of tokens that were scored.
+        truncated: whether any part of the conversation was cut off.
+        warnings: problems that did not prevent scoring, for the caller.
+        input_format: see `Encoded`.
     """
 
     reward: float
@@ -94,11 +95,11 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class ScoreError:
-    """Stands in the place of a reward that could not be computed.
+    """The error of a conversation that could not be scored.
 
     Attributes:
         code: the `code` of the error class, see `rm_core.errors`.
-        message: what came, what is allowed, what to do.
+        message: what was received, what is allowed, what to do.
     """
 
     code: str
@@ -106,17 +107,18 @@ class ScoreError:
 
     @classmethod
     def from_exception(cls, error: RewardError) -> ScoreError:
-        """The record of a raised error."""
+        """Create a `ScoreError` from an exception."""
         return cls(code=error.code, message=error.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """The answer to a list of token sequences.
+    """The rewards of a list of token sequences.
 
     Attributes:
         rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
-        num_computed_tokens: tokens that went through the model (duplicates go through once).
+        num_computed_tokens: number of tokens that the model computed (duplicates and shared
+            prefixes are computed once).
     """
 
     rewards: tuple[float | ScoreError, ...]
@@ -125,15 +127,15 @@ class ScoredBatch:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What has to be equal for two rewards to be comparable bit for bit.
+    """Properties that must be equal for two rewards to be comparable bit by bit.
 
     Attributes:
         revision: commit of the hub repository, or `local-` and a digest of the files.
         template_sha256: SHA-256 of the chat template's text.
-        dtype: dtype of the decoder (the head is float32 always).
-        attention: the attention implementation.
-        template_date: the day (ISO 8601) that the chat template gets as today's; None for a
-            template that never asks.
+        dtype: dtype of the decoder (the head is always float32).
+        attention: name of the attention backend.
+        template_date: day (ISO 8601) that the chat template gets as today's date; None for a
+            template that never reads the date.
     """
 
     revision: str
@@ -143,6 +145,6 @@ class Fingerprint:
     template_date: str | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """The fields as plain data, without `template_date` where there is none."""
+        """Return the fields as plain data, without `template_date` if it is None."""
         fields = asdict(self)
         return {name: value for name, value in fields.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Proves a scorer right: against plain transformers, and against rewards that others printed.
+"""Verify a scorer against plain transformers and against published rewards.
 
 The reference is deliberately naive and shares no code with the engine: transformers' own
-classifier, eager attention, one conversation at a time, tokenized as the model cards do it.
+classifier with eager attention, one conversation at a time, tokenized as in the model cards.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from rm_core.rounding import FLOAT32_ROUNDING_FACTOR, bfloat16_step, compute_tol
 from rm_core.scorer import RewardScorer
 from rm_core.types import Reward, ScoreError
 
-# Published rewards come from bfloat16 runs; other engines were seen 1 to 5 steps away from them.
+# Published rewards come from bfloat16 runs. Other engines were observed 1 to 5 bfloat16 steps away.
 GOLDEN_STEPS = 4
-# Of lower precision: share of pairs in the same order, and difference relative to the spread.
+# For lower precision: minimum share of pairs in the same order, and maximum mean difference
+# relative to the standard deviation of the rewards.
 PAIR_AGREEMENT = 0.9
 MEAN_DIFFERENCE = 0.1
 _SKIPPED_ERRORS = ("template_error", "conversation_too_long")
 
 
 class PlainTransformers:
-    """transformers' own classifier on the scorer's device, eager attention.
+    """transformers' own classifier with eager attention, on the scorer's device.
 
     Args:
-        scorer: whose checkpoint, template and device to use; its weights are loaded again.
-        dtype: of the whole model, its head included.
+        scorer: scorer whose checkpoint, template and device to use. The weights are loaded again.
+        dtype: dtype of the whole model, including the head.
     """
 
     def __init__(self, scorer: RewardScorer, dtype: torch.dtype) -> None:
@@ -60,14 +61,14 @@ class PlainTransformers:
         ).eval()
         try:
             self._model.to(self._device)
-        except torch.OutOfMemoryError:  # float32 takes twice the memory; slow beats not at all
+        except torch.OutOfMemoryError:  # float32 takes twice the memory; the CPU is slow but works
             self._device = torch.device("cpu")
             self._model.to(self._device)
 
     @use_ieee_products()
     @torch.inference_mode()
     def compute_reward(self, messages: Messages) -> float:
-        """The logit of one conversation."""
+        """Return the logit of one conversation."""
         bos = self._tokenizer.bos_token
         with _freeze_clock(self._tokenizer.chat_template, self._date):
             text = self._tokenizer.apply_chat_template(messages, tokenize=False)
@@ -77,7 +78,7 @@ class PlainTransformers:
         ]
         if adds_bos:
             text = text if text.startswith(bos) else bos + text
-        # As in `apply_chat_template(tokenize=True)`: nothing that the text does not contain.
+        # As in `apply_chat_template(tokenize=True)`: no tokens that the text does not contain.
         inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)
         input_ids = inputs["input_ids"].to(self._device)
         return float(self._model(input_ids=input_ids).logits[0, 0])
@@ -85,36 +86,36 @@ class PlainTransformers:
 
 @contextlib.contextmanager
 def _freeze_clock(template: str, date: str | None) -> Iterator[None]:
-    """Set the clock of transformers' own compiled template to midnight of a day, if there is one.
+    """Set the clock of transformers' own compiled template to midnight of `date`, if given.
 
-    transformers turns a function among the template's variables into text, so the clock can only
-    be changed where the template finds it.
+    transformers converts functions among the template's variables to text, so the clock can only be
+    replaced in the globals of the template's environment.
     """
     if date is None:
         yield
         return
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    names = _compile_jinja_template(template).environment.globals
-    clock = names["strftime_now"]
-    names["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
+    template_globals = _compile_jinja_template(template).environment.globals
+    clock = template_globals["strftime_now"]
+    template_globals["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
     try:
         yield
     finally:
-        names["strftime_now"] = clock
+        template_globals["strftime_now"] = clock
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison.
+    """One comparison with a reference.
 
     Attributes:
-        name: what was compared.
-        ours: our figure; None if the conversation could not be scored.
-        expected: the reference's figure.
+        name: name of the compared value.
+        ours: value of the scorer; None if the conversation could not be scored.
+        expected: value of the reference.
         tolerance: largest allowed absolute difference.
-        passed: whether it is within the tolerance.
-        note: where the reference comes from, or what went wrong.
+        passed: whether the difference is within the tolerance.
+        note: source of the reference, or the error.
     """
 
     name: str
@@ -126,30 +127,30 @@ class Check:
 
     @property
     def difference(self) -> float | None:
-        """Signed difference, ours - expected."""
+        """Signed difference `ours - expected`; None without `ours`."""
         return None if self.ours is None else self.ours - self.expected
 
 
 def sample_conversations() -> list[tuple[str, Messages]]:
-    """The built-in conversations with their names: both answers of every sample pair."""
+    """Return the built-in conversations with their names: both answers of every sample pair."""
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     conversations = []
-    for record in map(json.loads, lines):
+    for pair in map(json.loads, lines):
         conversations += [
-            (f"{record['id']}/{side}", join(record.get("prompt"), record[side], side))
+            (f"{pair['id']}/{side}", join(pair.get("prompt"), pair[side], side))
             for side in ("chosen", "rejected")
         ]
     return conversations
 
 
 def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: None) -> list[Check]:
-    """Every check that applies to a loaded model; all must pass.
+    """Run every check that applies to a loaded model. All checks must pass.
 
-    A conversation that the model's template refuses, or that is over its limit, is no check.
+    Conversations that the model's template refuses, or that exceed its limit, are skipped.
 
     Args:
-        scorer: the model to prove; on CUDA it has given its memory back afterwards.
-        progress: told the name of each stage.
+        scorer: scorer to verify. On CUDA, its model is moved to the CPU and stays there.
+        progress: called with the name of each stage.
     """
     progress("golden rewards")
     checks = list(_check_golden_rewards(scorer))
@@ -161,38 +162,42 @@ def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: Non
         for (name, messages), result in zip(conversations, results, strict=True)
         if isinstance(result, Reward) or result.code not in _SKIPPED_ERRORS
     ]
-    if scorer.loaded_model.device.type == "cuda":  # the largest checkpoints do not fit in twice
+    if scorer.loaded_model.device.type == "cuda":  # the largest checkpoints do not fit twice
         scorer.loaded_model.model.to("cpu")  # type: ignore[arg-type]
         torch.cuda.empty_cache()
-    messages_of = [messages for _, messages, _ in compared]
-    expected, tolerances, exact = _compute_references(scorer, messages_of, progress)
+    compared_messages = [messages for _, messages, _ in compared]
+    expected, tolerances, exact = _compute_references(scorer, compared_messages, progress)
     checks += [
         _build_check(name, result, reward, (tolerance, "plain transformers, eager"))
         for (name, _, result), reward, tolerance in zip(compared, expected, tolerances, strict=True)
     ]
     if exact:
-        ours = {name: r.reward for name, _, r in compared if isinstance(r, Reward)}
-        theirs = dict(zip((name for name, *_ in compared), exact, strict=True))
-        checks += compare_rankings(ours, theirs)
+        ours = {name: result.reward for name, _, result in compared if isinstance(result, Reward)}
+        exact_rewards = dict(zip((name for name, *_ in compared), exact, strict=True))
+        checks += compare_rankings(ours, exact_rewards)
     return checks
 
 
 def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
-    """How well rewards of lower precision keep the ranking of full precision.
+    """Check how well rewards of lower precision preserve the ranking of full precision.
 
     Args:
         ours: rewards by the names of `sample_conversations`.
-        exact: the same from plain transformers in float32.
+        exact: rewards of plain transformers in float32, by the names of `sample_conversations`.
 
     Returns:
-        The share of pairs in the same order, and the mean absolute difference; none without pairs.
+        Checks of the share of pairs in the same order and of the mean absolute difference; empty
+        without pairs.
     """
     names = sorted({name.rpartition("/")[0] for name in ours})
     pairs = [(f"{name}/chosen", f"{name}/rejected") for name in names]
     pairs = [pair for pair in pairs if all(side in ours and side in exact for side in pair)]
     if not pairs:
         return []
-    same = [(ours[a] > ours[b]) == (exact[a] > exact[b]) for a, b in pairs]
+    same = [
+        (ours[chosen] > ours[rejected]) == (exact[chosen] > exact[rejected])
+        for chosen, rejected in pairs
+    ]
     share = sum(same) / len(same)
     difference = statistics.mean(abs(ours[name] - exact[name]) for name in ours)
     allowed = MEAN_DIFFERENCE * statistics.pstdev(exact.values())
@@ -213,26 +218,27 @@ def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> l
 def _compute_references(
     scorer: RewardScorer, conversations: Sequence[Messages], progress: Callable[[str], None]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Plain transformers' reward of each conversation, and how far ours may be from it.
+    """Compute the rewards of plain transformers and their tolerances.
 
-    See `compute_tolerance`. The error of plain transformers itself counts, since a batch of
-    another shape rounds otherwise all the way through: that of its dtype, or in float32 as the
-    self-check measured it.
-    Quantized weights are not those of the checkpoint: their ranking is judged, not each reward.
+    The tolerance (see `compute_tolerance`) includes the mean error of plain transformers, since a
+    batch of another shape rounds differently in every layer. For float32, the self-check measured
+    that error; for other dtypes, it is the difference from float32.
+    Quantized weights differ from the checkpoint's, so only the ranking is checked, not each reward.
 
     Returns:
-        Rewards in the model's dtype, tolerances, and rewards in float32 if that is another dtype.
+        Rewards in the model's dtype, tolerances, and rewards in float32 if the model is quantized
+        or has another dtype (else empty).
     """
 
-    def rewards(dtype: torch.dtype) -> list[float]:
+    def compute_rewards(dtype: torch.dtype) -> list[float]:
         progress(f"plain transformers in {str(dtype).removeprefix('torch.')}")
         plain = PlainTransformers(scorer, dtype)
         return [plain.compute_reward(messages) for messages in conversations]
 
     loaded = scorer.loaded_model
     dtype = loaded.model.dtype
-    expected = rewards(dtype)
-    exact = expected if dtype == torch.float32 else rewards(torch.float32)
+    expected = compute_rewards(dtype)
+    exact = expected if dtype == torch.float32 else compute_rewards(torch.float32)
     if loaded.quantized:
         return expected, [math.inf] * len(expected), exact
     if dtype == torch.float32:
@@ -256,9 +262,9 @@ def _check_golden_rewards(scorer: RewardScorer) -> Iterable[Check]:
     for score in golden.scores:
         messages = [{"role": m.role, "content": m.content} for m in score.messages]
         (result,) = scorer.score([messages])
-        printed = [score.reward, *(other.reward for other in score.also_observed)]
+        published = [score.reward, *(other.reward for other in score.also_observed)]
         reward = result.reward if isinstance(result, Reward) else math.inf
-        nearest = min(printed, key=lambda value: abs(value - reward))
+        nearest = min(published, key=lambda value: abs(value - reward))
         tolerance = GOLDEN_STEPS * bfloat16_step(nearest)
         yield _build_check(
             f"golden/{score.conversation}", result, nearest, (tolerance, score.engine)

@@ -1,1 +1,1 @@
-"""What is known of each checkpoint, and the rewards that others published for it."""
+"""Facts about each checkpoint, and published rewards."""

@@ -1,8 +1,8 @@
-"""What is known of each checkpoint, and how surely: a typed reading of `seeds/catalog`.
+"""The catalog: facts about each checkpoint and their status, read from `seeds/catalog`.
 
-Every doubtful item is a `Fact`: a value, how far it is confirmed, and the key of its source in
-`load_sources()`. The module reads JSON and nothing else; it never looks at a checkpoint.
-Start at `load_catalog` and `find_entry`.
+Every item that could be wrong is a `Fact`: a value, its status, and the key of its source in
+`load_sources()`. The module only reads JSON, never a checkpoint. Start at `load_catalog` and
+`find_entry`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rm_core.strict_dataclass import read_dataclass, read_with_sources
 T = TypeVar("T")
 
 Status: TypeAlias = Literal["confirmed", "third_party", "inferred", "unconfirmed"]
-"""By the authors themselves, by somebody else, by reasoning from other facts, or not at all."""
+"""Confirmed by the authors, by a third party, inferred from other facts, or not confirmed."""
 
 Series: TypeAlias = Literal["v0.1", "v0.2", "v2"]
 Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
@@ -32,7 +32,7 @@ BenchmarkName: TypeAlias = Literal[
     "rmb",
     "rm-bench",
     "judgebench",
-    "average-of-seven",  # the plain mean of the seven above, as the V2 table prints it
+    "average-of-seven",  # unweighted mean of the seven benchmarks above, as in the V2 table
     "processbench",
     "vl-rewardbench",
 ]
@@ -42,13 +42,13 @@ _CACHE_PREFIX = "models--"
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T]):
-    """One item of knowledge.
+    """One fact with its source.
 
     Attributes:
-        value: None exactly when `status` is `unconfirmed`; lists are tuples.
-        status: how sure it is.
-        source: key into `load_sources()`; of an open value, where the answer would be.
-        note: a reason or a limit; may be empty.
+        value: None if and only if `status` is `unconfirmed`; lists are tuples.
+        status: how the value is confirmed.
+        source: key in `load_sources()`; for an unconfirmed value, where it could be found.
+        note: a reason or a limitation; may be empty.
     """
 
     value: T | None
@@ -58,12 +58,12 @@ class Fact(Generic[T]):
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.status == "unconfirmed"):
-            raise ValueError(f"a value is null when it is unconfirmed, and only then: {self}")
+            raise ValueError(f"a value must be null if and only if it is unconfirmed: {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedResult:
-    """One figure from a table, in the unit in which it was printed there."""
+    """One benchmark result from a published table, in the unit of that table."""
 
     benchmark: BenchmarkName
     metric: str
@@ -79,7 +79,7 @@ class PublishedResult:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The sizes of the decoder."""
+    """Sizes of the decoder."""
 
     hidden_size: Fact[int]
     num_layers: Fact[int]
@@ -92,14 +92,15 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class TemplateTraits:
-    """What the checkpoint's chat template does.
+    """Behavior of the checkpoint's chat template.
 
     Attributes:
         renders_bos: whether the rendered text itself begins with the BOS token.
-        system_prompt: `allowed` or `advised_against`.
-        last_text: what ends every rendered chat; the score is read at its last token.
+        system_prompt: whether the authors allow system prompts or advise against them.
+        last_text: text at the end of every rendered chat. The reward is read at its last token.
         notes: further traits, one sentence each.
-        dated_header: whether a header with dates is rendered; None where the family has none.
+        dated_header: whether the template renders a header with dates; None for a family without
+            such a header.
     """
 
     renders_bos: Fact[bool]
@@ -111,9 +112,9 @@ class TemplateTraits:
 
 @dataclass(frozen=True, slots=True)
 class AttentionAdvice:
-    """Which attention implementations are advised, and which are refused and why.
+    """Recommended attention backends, and the reason for each refused backend.
 
-    `softcap` (a cap on attention scores) and `sliding_window` (tokens) are None for an
+    `softcap` (a cap on attention scores) and `sliding_window` (in tokens) are None for an
     architecture without them.
     """
 
@@ -125,7 +126,7 @@ class AttentionAdvice:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One sequence classifier; `parameters` are billions, lengths are tokens."""
+    """One sequence classifier. `parameters` is in billions, lengths are in tokens."""
 
     id: str
     series: Series
@@ -150,23 +151,23 @@ class CatalogEntry:
 
     @property
     def name(self) -> str:
-        """The id without its owner."""
+        """Id without the owner."""
         return self.id.rpartition("/")[2]
 
     @property
     def recommended_max_length(self) -> int | None:
-        """The length it was trained at if known, else all its positions if known."""
+        """Trained length in tokens if known, else the number of positions if known."""
         return self.trained_length.value or self.max_position_embeddings.value
 
     @property
     def system_prompt_advised_against(self) -> bool:
-        """Whether the authors ask for conversations without a system message."""
+        """Whether the authors advise against system messages."""
         return self.template.system_prompt.value == "advised_against"
 
 
 @dataclass(frozen=True, slots=True)
 class UnservedModel:
-    """A relative of the classifiers that this service does not load: what it is, and why not."""
+    """A related model that the service does not load, and the reason."""
 
     id: str
     kind: Literal["process_reward", "critic", "vision_language"]
@@ -181,13 +182,13 @@ class UnservedModel:
 
 
 def seeds_dir() -> Path:
-    """The folder `seeds`: beside this package in a checkout and in an installation alike."""
+    """Return the folder `seeds`, which is next to `rm_core` in a checkout and when installed."""
     return Path(__file__).resolve().parents[2] / "seeds"
 
 
 @functools.cache
 def load_sources() -> Mapping[str, str]:
-    """The citation behind every source key."""
+    """Return the citation for every source key."""
     sources: Mapping[str, str] = read_dataclass(
         Mapping[str, str], load_json("catalog/sources.json"), "sources.json"
     )
@@ -196,48 +197,52 @@ def load_sources() -> Mapping[str, str]:
 
 @functools.cache
 def load_catalog() -> tuple[CatalogEntry, ...]:
-    """Every checkpoint that can be served, by series, then size, then id."""
+    """Return every checkpoint that can be served, ordered by series, then size, then id."""
     names = {path.name for path in (seeds_dir() / "catalog").glob("*.json")}
     names -= {"sources.json", "not_served.json"}
     entries = [
         read_with_sources(CatalogEntry, load_json(f"catalog/{name}"), load_sources(), name)
         for name in sorted(names)
     ]
-    order = get_args(Series)
-    entries.sort(key=lambda e: (order.index(e.series), e.parameters.value or 0.0, e.id))
+    series = get_args(Series)
+    entries.sort(key=lambda e: (series.index(e.series), e.parameters.value or 0.0, e.id))
     return tuple(entries)
 
 
 @functools.cache
 def load_not_served() -> tuple[UnservedModel, ...]:
-    """The process reward models, the critics and the vision-language model, in file order."""
+    """Return the models that are not served, in file order.
+
+    These are process reward models, critics and a vision-language model.
+    """
     raw = load_json("catalog/not_served.json")["not_served"]
     return tuple(read_with_sources(UnservedModel, row, load_sources(), row["id"]) for row in raw)
 
 
 def load_json(name: str) -> Any:
-    """The content of a file under `seeds_dir()`."""
+    """Return the content of a JSON file in `seeds_dir()`."""
     return json.loads((seeds_dir() / name).read_text(encoding="utf-8"))
 
 
 def find_entry(name: str) -> CatalogEntry | None:
-    """The entry that a hub id, a bare model name or a local folder names; never a near match.
+    """Find the entry for a hub id, a bare model name or a local folder. Near matches do not count.
 
-    A folder counts by its last component, or by a component of the form
-    `models--Skywork--NAME` above it (the hub's cache). An id with another owner is another
-    model, unless such a folder exists.
+    A folder is identified by its last component, or by a parent of the form `models--Skywork--NAME`
+    (the hub's cache). An id with another owner is a different model, unless it is the path of a
+    local folder.
     """
-    ids = {entry.id.casefold(): entry for entry in load_catalog()}
-    names = {entry.name.casefold(): entry for entry in load_catalog()}
-    wanted = name.strip().replace("\\", "/").casefold()
-    if wanted in ids:
-        return ids[wanted]
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", wanted) and not Path(name).is_dir():
-        return None  # somebody else's model, whatever it is called
-    parts = [part for part in wanted.split("/") if part]
-    if parts and parts[-1] in names:
-        return names[parts[-1]]
-    for part in reversed(parts):
-        if part.startswith(_CACHE_PREFIX):
-            return ids.get(part.removeprefix(_CACHE_PREFIX).replace("--", "/", 1))
+    entries_by_id = {entry.id.casefold(): entry for entry in load_catalog()}
+    entries_by_name = {entry.name.casefold(): entry for entry in load_catalog()}
+    path = name.strip().replace("\\", "/").casefold()
+    if path in entries_by_id:
+        return entries_by_id[path]
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(name).is_dir():
+        return None  # a model of another owner
+    components = [component for component in path.split("/") if component]
+    if components and components[-1] in entries_by_name:
+        return entries_by_name[components[-1]]
+    for component in reversed(components):
+        if component.startswith(_CACHE_PREFIX):
+            model_id = component.removeprefix(_CACHE_PREFIX).replace("--", "/", 1)
+            return entries_by_id.get(model_id)
     return None

@@ -1,6 +1,6 @@
-"""Rewards that others have printed for known conversations: what `skyreward verify` compares with.
+"""Golden rewards: published rewards of known conversations, the references of `skyreward verify`.
 
-Reads `seeds/golden_scores.json`. Start at `get_golden_rewards`.
+The data comes from `seeds/golden_scores.json`. Start at `get_golden_rewards`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class GoldenMessage:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Another reward seen for the same conversation, and with which engine."""
+    """Another published reward of the same conversation, and the engine that computed it."""
 
     reward: float
     engine: str
@@ -34,18 +34,18 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class GoldenScore:
-    """The reward that was printed for a conversation.
+    """The published reward of a conversation.
 
     Attributes:
-        model: id of the catalogue entry.
-        conversation: key into `load_conversations()`.
-        reward: as printed; may be rounded to four places.
-        engine: what computed it.
-        dtype: of the weights and activations.
-        source: key into `rm_core.catalog.entries.load_sources()`.
-        status: how sure it is.
-        also_observed: other printed values, none of them more right than `reward`.
-        stated_tolerance: absolute; what the source itself allows, None where it names nothing.
+        model: id of the catalog entry.
+        conversation: key in `load_conversations()`.
+        reward: reward as published; may be rounded to four decimal places.
+        engine: engine that computed the reward.
+        dtype: dtype of weights and activations.
+        source: key in `rm_core.catalog.entries.load_sources()`.
+        status: how the value is confirmed.
+        also_observed: other published values, each as valid as `reward`.
+        stated_tolerance: absolute tolerance that the source states; None if it states none.
     """
 
     model: str
@@ -60,18 +60,18 @@ class GoldenScore:
 
     @property
     def messages(self) -> tuple[GoldenMessage, ...]:
-        """The conversation itself, oldest turn first."""
+        """Messages of the conversation, oldest turn first."""
         return load_conversations()[self.conversation]
 
     @property
     def bfloat16_step(self) -> float:
-        """Distance of neighbouring bfloat16 numbers at this reward: the least one can ask for."""
+        """Distance of adjacent bfloat16 numbers at this reward: the smallest useful tolerance."""
         return math.ldexp(1.0, math.frexp(self.reward)[1] - 8)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLength:
-    """How many tokens a conversation must have once it is rendered and tokenized."""
+    """Number of tokens of a conversation after rendering and tokenizing."""
 
     model: str
     messages: tuple[GoldenMessage, ...]
@@ -83,7 +83,7 @@ class TokenLength:
 
 @dataclass(frozen=True, slots=True)
 class GoldenRewards:
-    """All that is printed for one checkpoint; both parts may be empty."""
+    """All published references of one checkpoint. Both fields may be empty."""
 
     scores: tuple[GoldenScore, ...]
     token_lengths: tuple[TokenLength, ...]
@@ -98,7 +98,7 @@ class _GoldenFile:
     def __post_init__(self) -> None:
         for score in self.scores:
             if score.conversation not in self.conversations:
-                raise ValueError(f"there is no conversation {score.conversation!r}")
+                raise ValueError(f"unknown conversation {score.conversation!r}")
 
 
 @functools.cache
@@ -108,15 +108,15 @@ def _load() -> _GoldenFile:
 
 
 def load_conversations() -> Mapping[str, tuple[GoldenMessage, ...]]:
-    """The golden conversations by their keys."""
+    """Return the golden conversations by key."""
     return _load().conversations
 
 
 def get_golden_rewards(model: CatalogEntry | str) -> GoldenRewards:
-    """What is printed for a checkpoint, in file order; nothing for one that is not known."""
+    """Return the references of a checkpoint, in file order; empty for an unknown checkpoint."""
     entry = find_entry(model) if isinstance(model, str) else model
-    wanted = entry.id if entry else None
+    model_id = entry.id if entry else None
     return GoldenRewards(
-        scores=tuple(score for score in _load().scores if score.model == wanted),
-        token_lengths=tuple(item for item in _load().token_lengths if item.model == wanted),
+        scores=tuple(score for score in _load().scores if score.model == model_id),
+        token_lengths=tuple(item for item in _load().token_lengths if item.model == model_id),
     )

@@ -1,1 +1,1 @@
-"""What a model reads: conversations checked, rendered by a chat template, tokenized, truncated."""
+"""Input of a model: conversations are validated, rendered, tokenized and truncated."""

@@ -77,7 +77,7 @@ def test_as_many_devices_as_there_are() -> None:
             continue
         with pytest.raises(ModelLoadError, match="2 devices were asked for"):
             RewardScorer.load(ModelConfig("demo", device=device, num_devices=2))
-    with pytest.raises(ModelLoadError, match="`compile` is for a model on one device"):
+    with pytest.raises(ModelLoadError, match="`compile` requires a model on one device"):
         ModelConfig("demo", num_devices=2, compile=True)
     with pytest.raises(ModelLoadError, match="num_devices is 0"):
         ModelConfig("demo", num_devices=0)

@@ -273,7 +273,7 @@ def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
         "attention_reason": "the model runs on the CPU; its flash kernel needs no mask",
         "max_length": 2048,
         "max_batch_tokens": 100,
-        "max_batch_tokens_reason": "asked for by the setting `max_batch_tokens`",
+        "max_batch_tokens_reason": "requested by the setting `max_batch_tokens`",
         "deterministic": False,
         "compiled": False,
         "self_check": True,

@@ -219,7 +219,7 @@ def test_self_check_is_switched_off_by_its_setting_alone(
     with caplog.at_level(logging.WARNING):
         scorer = load(checkpoint_of("qwen3"), self_check=False)
     assert scorer.describe()["self_check"] is False
-    assert "self-check is switched off" in caplog.text
+    assert "self-check is disabled" in caplog.text
 
 
 def test_self_check_skips_conversations_without_a_finite_reward(tmp_path: Path) -> None:
