@@ -1,8 +1,8 @@
-"""How well-known chat templates write turns: to recognise text of another model, and to read it.
+"""Chat formats: how families of chat templates write turns.
 
-A marker is a text that only a template writes. Whether it is this checkpoint's own is for
-`rm_core.inputs.prerendered` to say; here is what is known of templates in general. Pure; knows no
-tokenizer.
+Used to detect text that another model's template rendered, and to parse rendered text into
+messages. A marker is a text that only a chat template writes. `rm_core.inputs.prerendered` decides
+whether a marker belongs to the checkpoint's own template. Pure functions without a tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rm_core.errors import InvalidConversationError
 from rm_core.inputs.conversations import Messages, parse_conversation
 
 ChatFormatName: TypeAlias = Literal["chatml", "llama3", "gemma", "mistral"]
-"""Of a family of chat templates."""
+"""Name of a family of chat templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,15 @@ class _ChatFormat:
     """How a family of chat templates writes a conversation.
 
     Attributes:
-        name: as settings call it.
-        markers: texts that only this family writes; their presence identifies it.
-        start: matches the marker that begins a turn, without the rest of the turn's header.
-        header: matches the rest of the header; its group `role` is the turn's role. Empty where
-            the marker itself is the role.
+        name: name of the chat format in settings.
+        markers: texts that only this family writes; their presence identifies the family.
+        start: pattern of the marker that begins a turn, without the rest of the turn's header.
+        header: pattern of the rest of the header, with the turn's role as group `role`. Empty if
+            the marker itself names the role.
         ends: markers that end a turn or a conversation.
-        trims: whether these templates drop white space around a turn's text.
-        roles: names of roles that differ from ours.
-        own_text: matches text at the start of a system turn that the template writes by itself.
+        trims: whether these templates strip white space around a turn's text.
+        roles: our role for each role that this family names differently.
+        own_text: pattern of text that the template itself adds at the start of a system turn.
     """
 
     name: ChatFormatName
@@ -46,7 +46,7 @@ class _ChatFormat:
 
     @property
     def line_ends_header(self) -> bool:
-        """Whether a header ends with its line."""
+        """Whether a line end terminates the header."""
         return r"\n" in self.header
 
 
@@ -89,17 +89,21 @@ _MISTRAL = _ChatFormat(
     {"[INST]": "user", "[/INST]": "assistant", "[SYSTEM_PROMPT]": "system"},
 )
 
-_CHAT_FORMATS = {d.name: d for d in (_CHATML, _LLAMA3, _GEMMA, _MISTRAL)}
+_CHAT_FORMATS = {
+    chat_format.name: chat_format for chat_format in (_CHATML, _LLAMA3, _GEMMA, _MISTRAL)
+}
 assert set(_CHAT_FORMATS) == set(get_args(ChatFormatName))
 
-_ENDS = tuple(dict.fromkeys(end for dialect in _CHAT_FORMATS.values() for end in dialect.ends))
+_ENDS = tuple(
+    dict.fromkeys(end for chat_format in _CHAT_FORMATS.values() for end in chat_format.ends)
+)
 _STARTS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "<pad>")
 _PADS = (*_STARTS, *_ENDS, "<|pad|>", "[PAD]", "<|PAD_TOKEN|>", "<|vision_pad|>", "<unk>")
 _PADDING = re.compile(rf"(?:{'|'.join(map(re.escape, _PADS))})*+")
 _FILLING = re.compile(rf"(?:\s|{'|'.join(map(re.escape, _PADS))})*+")
-"""Text around turns that belongs to none: white space, BOS, padding and end markers."""
+"""Text around turns that belongs to no turn: white space, BOS, padding and end markers."""
 
-# Characters of a caller's text that an error quotes.
+# Maximum number of characters that an error message quotes from a caller's text.
 _MAX_EXCERPT = 40
 
 _OTHER_MARKERS = (
@@ -126,14 +130,17 @@ _OTHER_MARKERS = (
     "[SYSTEM_PROMPT]",  # Mistral
 )
 KNOWN_MARKERS = tuple(
-    dict.fromkeys([m for d in _CHAT_FORMATS.values() for m in d.markers] + list(_OTHER_MARKERS))
+    dict.fromkeys(
+        [marker for chat_format in _CHAT_FORMATS.values() for marker in chat_format.markers]
+        + list(_OTHER_MARKERS)
+    )
 )
-"""Texts that only chat templates write, each of at least one well-known family."""
+"""Markers of well-known families of chat templates."""
 
 
 def find_markers(text: str) -> list[str]:
-    """Markers of any known template that stand in a text."""
-    # Most texts have none of these characters, and one search finds that out.
+    """Return the known markers that a text contains, of any template."""
+    # Fast path: most texts contain neither character.
     if "<" not in text and "[" not in text:
         return []
     return [marker for marker in KNOWN_MARKERS if marker in text]
@@ -145,7 +152,7 @@ BOS_TEXTS = (
 )
 """Texts that chat templates write before the first turn."""
 
-# How turns of the user and of the assistant begin; ordinary text hardly has both.
+# Patterns of how turns of user and assistant begin. Ordinary text rarely matches both.
 _TRANSCRIPTS = (
     # Anthropic's HH, Nectar
     (r"(?:\A|\n)[ \t]*(?:Human|User):", r"\n[ \t]*Assistant:"),
@@ -153,55 +160,57 @@ _TRANSCRIPTS = (
     (r"### (?:Human|User|Instruction):", r"### (?:Assistant|Response):"),  # Alpaca, Guanaco
     (r"(?:\A|\s)USER:", r"\sASSISTANT:"),  # Vicuna
 )
-_COMPILED_TRANSCRIPTS = [(re.compile(one), re.compile(other)) for one, other in _TRANSCRIPTS]
+_COMPILED_TRANSCRIPTS = [
+    (re.compile(user), re.compile(assistant)) for user, assistant in _TRANSCRIPTS
+]
 
 
 def find_transcript(text: str) -> str | None:
-    """The words that begin an assistant's turn in a text that holds turns of both sides, if any."""
+    """Return the words that begin an assistant's turn if a text has turns of both sides."""
     if not any(word in text for word in ("Assistant", "ASSISTANT", "### Response")):
         return None
     for user, assistant in _COMPILED_TRANSCRIPTS:
-        found = assistant.search(text)
-        if found and user.search(text):
-            return found[0].strip()
+        match = assistant.search(text)
+        if match and user.search(text):
+            return match[0].strip()
     return None
 
 
 def strip_end(text: str, ends: tuple[str, ...] = _ENDS) -> str:
-    """A text without the markers of a turn's end that stand behind it."""
+    """Remove end markers, and white space after them, from the end of a text."""
     rest = text
     while True:
         bare = rest.rstrip()
-        found = next((end for end in ends if bare.endswith(end)), None)
-        if found is None:
-            # White space before no marker at all is the answer's own.
+        marker = next((end for end in ends if bare.endswith(end)), None)
+        if marker is None:
+            # White space that no marker follows belongs to the answer.
             return rest
-        rest = bare.removesuffix(found)
+        rest = bare.removesuffix(marker)
 
 
 def read_turns(text: str, prompt: str, name: ChatFormatName) -> Messages:
-    """The conversation that a text in a dialect is made of, read whole.
+    """Parse a rendered text into the messages of a conversation.
 
-    BOS, padding, white space between turns and what the template writes by itself (the date header
-    of Llama 3.1) are left out; all other text is in the content of a turn, or the text is refused.
+    BOS, padding, white space between turns and text that the template itself adds (the date header
+    of Llama 3.1) are omitted. All other text must belong to a turn, or the text is refused.
 
     Args:
-        text: a prompt and the answer to it.
-        prompt: the first part of the text; without any marker it is the user's turn as it is.
-        name: of the dialect of the model that wrote the answer.
+        text: a prompt followed by its answer.
+        prompt: the prompt at the start of the text. A prompt without markers is one user turn.
+        name: chat format of the model that wrote the answer.
 
     Raises:
-        InvalidConversationError: the text is not a prompt and an answer in this dialect; names the
-            character.
+        InvalidConversationError: the text is not a prompt and an answer in this chat format. The
+            message names the character.
     """
-    dialect = _CHAT_FORMATS[name]
+    chat_format = _CHAT_FORMATS[name]
     bare, prompt = _strip_starts(text), _strip_starts(prompt)
     if not prompt or not bare.startswith(prompt):
         raise InvalidConversationError(
-            "the text does not begin with its prompt, so where the answer begins cannot be known; "
-            "send as the prompt exactly what stands before the answer"
+            "the text does not begin with its prompt, so the start of the answer is unknown; send "
+            "exactly the text before the answer as the prompt"
         )
-    reader = _TurnReader(bare, dialect, len(text) - len(bare))
+    reader = _TurnReader(bare, chat_format, len(text) - len(bare))
     reader.read_prompt(len(prompt))
     reader.read_answer(len(prompt))
     return parse_conversation(reader.build_messages())
@@ -209,12 +218,12 @@ def read_turns(text: str, prompt: str, name: ChatFormatName) -> Messages:
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn that was read.
+    """A turn of the text.
 
     Attributes:
-        role: in our words.
-        content: its text.
-        ended: whether an end marker follows the content.
+        role: one of our roles.
+        content: text of the turn.
+        is_complete: whether an end marker follows the content.
     """
 
     role: str
@@ -223,12 +232,12 @@ class _Turn:
 
 
 class _TurnReader:
-    """Reads turns in the order of the text; text that belongs to no turn is an error.
+    """Reads turns in the order of the text. Text outside of turns is an error.
 
     Args:
-        text: to be read, without BOS and padding at the start.
-        dialect: of the text.
-        offset: number of characters that were left out at the start.
+        text: text to read, without BOS and padding at the start.
+        chat_format: chat format of the text.
+        offset: number of characters that were removed from the start of the text.
     """
 
     def __init__(self, text: str, chat_format: _ChatFormat, offset: int) -> None:
@@ -246,17 +255,18 @@ class _TurnReader:
             self._read_turns(0, end)
             return
         prompt = self._text[:end]
-        found = find_markers(prompt) + [m for m in self._chat_format.ends if m in prompt]
-        if found:
+        markers = find_markers(prompt) + [m for m in self._chat_format.ends if m in prompt]
+        if markers:
             raise InvalidConversationError(
-                f"the prompt has {found[0]}, and no turn of {self._chat_format.name} begins in it; "
-                "name the template that wrote the prompt as the policy's, or send all of the prompt"
+                f"the prompt contains {markers[0]}, but no turn in the format "
+                f"{self._chat_format.name}; name the template that rendered the prompt as the "
+                "policy's, or send the whole prompt"
             )
         self._turns.append(_Turn("user", prompt, is_complete=True))
 
     def read_answer(self, begin: int) -> None:
-        """Read `text[begin:]`: the rest of the prompt's last turn, and turns after that."""
-        # A generation may stop at the marker of a next turn that it did not write.
+        """Read `text[begin:]`: the rest of the prompt's last turn, and the turns after it."""
+        # Generation may stop at the marker of a turn that it did not write.
         stopped = re.compile(rf"(?:{self._chat_format.start})\s*\Z").search(self._text, begin)
         end = stopped.start() if stopped else len(self._text)
         following = self._start.search(self._text, begin, end)
@@ -273,7 +283,7 @@ class _TurnReader:
             self._read_turns(stop, end)
 
     def build_messages(self) -> Messages:
-        """What was read, without the text that the template writes by itself."""
+        """Return the turns as messages, without text that the template itself adds."""
         messages = []
         for turn in self._turns:
             content = turn.content.strip() if self._chat_format.trims else turn.content
@@ -287,13 +297,14 @@ class _TurnReader:
     def _read_turns(self, begin: int, end: int) -> None:
         starts = list(self._start.finditer(self._text, begin, end))
         self._refuse_text(begin, starts[0].start(), "before the first turn")
-        for place, start in enumerate(starts):
-            stop = starts[place + 1].start() if place + 1 < len(starts) else end
+        for index, start in enumerate(starts):
+            stop = starts[index + 1].start() if index + 1 < len(starts) else end
             header = self._header.match(self._text, start.end(), stop)
             if header is None:
                 raise self._build_error(
                     start.start(),
-                    "a turn begins whose header is not a role alone (no name, no space)",
+                    "a turn begins whose header is not only a role (names and spaces are not "
+                    "allowed)",
                 )
             role = header["role"] if self._chat_format.header else start[0]
             turn = _Turn(self._chat_format.roles.get(role, role))
@@ -301,7 +312,7 @@ class _TurnReader:
             self._extend(turn, header.end(), stop)
 
     def _extend(self, turn: _Turn, begin: int, stop: int) -> None:
-        """Add `text[begin:stop]` to a turn, up to an end marker that must be the last text."""
+        """Add `text[begin:stop]` to a turn, up to an end marker; no text may follow the marker."""
         end = self._end.search(self._text, begin, stop)
         turn.content += self._text[begin : end.start() if end else stop]
         if end:
@@ -312,23 +323,24 @@ class _TurnReader:
         filling = _FILLING.match(self._text, begin, end)
         assert filling is not None
         if filling.end() < end:
-            raise self._build_error(filling.end(), f"there is text {where} that belongs to no turn")
+            raise self._build_error(filling.end(), f"text {where} does not belong to a turn")
 
     def _is_filling(self, begin: int, end: int) -> bool:
         return _FILLING.fullmatch(self._text, begin, end) is not None
 
     def _skip_line_end(self, begin: int) -> int:
-        """Where the content begins of a turn whose header ends the prompt without a line end."""
+        """Skip the line end of a header if the prompt ends with the header but without it."""
         if self._text[begin - 1] == "\n":
             return begin
-        found = re.compile(r"\r?\n").match(self._text, begin)
-        return found.end() if found else begin
+        line_end = re.compile(r"\r?\n").match(self._text, begin)
+        return line_end.end() if line_end else begin
 
-    def _build_error(self, position: int, what: str) -> InvalidConversationError:
+    def _build_error(self, position: int, problem: str) -> InvalidConversationError:
         excerpt = self._text[position : position + _MAX_EXCERPT]
         return InvalidConversationError(
-            f"at character {self._offset + position} of the text {what}: {excerpt!r}; send exactly "
-            f"what the policy's template ({self._chat_format.name}) writes, or send messages"
+            f"at character {self._offset + position} of the text, {problem}: {excerpt!r}; send "
+            f"exactly the output of the policy's template ({self._chat_format.name}), or send "
+            "messages"
         )
 
 

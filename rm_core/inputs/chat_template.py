@@ -1,15 +1,17 @@
-"""Renders a checkpoint's chat template as transformers does, within limits and with a fixed clock.
+"""Render a checkpoint's chat template as transformers does, with limits and a fixed clock.
 
-A template is a program that came with the weights. transformers runs it in Jinja's sandbox, which
-keeps it from files and code, but not from time and memory. Here the same sandbox gets limits:
+A chat template is a program that is shipped with the weights. transformers runs it in Jinja's
+sandbox, which restricts access to files and code, but not the use of time and memory. This module
+adds limits to that sandbox:
 
-- operators, filters, calls and blocks refuse numbers and texts that are far too large, also when
-  Jinja folds constants while it compiles; how long a text may be depends on the conversation;
-- a thread interrupts a rendering that takes `MAX_CPU_S` of processor time or `MAX_BYTES` of memory;
-- `strftime_now` returns one date, so that a reward does not change overnight;
+- Operators, filters, calls and blocks refuse numbers and texts that are far too large, also while
+  Jinja folds constants during compilation. The maximum length of a text depends on the
+  conversation.
+- A thread interrupts a rendering that uses `MAX_CPU_S` of processor time or `MAX_BYTES` of memory.
+- `strftime_now` returns a fixed date, so that rewards do not change overnight.
 - `lipsum` and the filter `random` are refused, because rewards would be random.
 
-Not limited: a single call into C between two such checks.
+A single call into C between two such checks is not limited.
 """
 
 from __future__ import annotations
@@ -34,32 +36,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_CPU_S = 5.0
-"""Processor time of one rendering; 1,000 messages of 32 KB take less than a second."""
+"""Maximum processor time of one rendering, in seconds. 1,000 messages of 32 KB take less than a
+second."""
 MAX_BYTES = 2 << 30
-"""Memory by which the process may grow during one rendering that already took `_SUSPICIOUS_S`."""
+"""Maximum growth of the process's memory during one rendering, once the rendering has taken
+`_SUSPICIOUS_S`."""
 MAX_CHARACTERS = 64 << 20
-"""Length of a text that a rendering may build; less for a conversation that is short."""
+"""Maximum length of a text that a rendering may build; lower for short conversations."""
 _LEAST_CHARACTERS, _MOST_GROWTH = 1 << 20, 32
 _MOST_ESCAPED = 12
-"""Characters that a function may write for one, such as `%F0%9F%98%80` for an emoji."""
+"""Maximum number of characters into which a function escapes one, such as `%F0%9F%98%80`."""
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_NUMBER = 1_000_000
-"""Largest number that a template may write, or pass to a filter or a call."""
+"""Largest number that a template may contain, or pass to a filter or a call."""
 
 _POLL_INTERVAL_S = 0.25
 _REPEAT_S = 0.01
 _SUSPICIOUS_S = 0.5
 _MAX_BITS = 4096
-# Columns by which these may indent every line of a text.
+# Functions that indent every line of a text, and the maximum number of columns.
 _INDENTING, _MAX_INDENT = ("indent", "tojson"), 1_000
-# A template's own message may quote the conversation.
+# Characters. A message of the template may quote the whole conversation.
 _MAX_REASON_LENGTH = 200
 _CLOCK = "strftime_now"
 _WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
 
 
 class _Limit(threading.local):
-    """Length of a text that the rendering on this thread may build."""
+    """Maximum length of a text that the rendering on this thread may build."""
 
     characters = _LEAST_CHARACTERS
 
@@ -68,27 +72,28 @@ _limit = _Limit()
 
 
 class _TemplateLimitError(Exception):
-    """A template asked for something too large."""
+    """The template exceeds a limit."""
 
 
 class RenderingInterrupt(BaseException):
-    """Raised inside a rendering by the watching thread; no `except Exception` may swallow it."""
+    """Raised in a rendering by the watchdog thread. Not an `Exception`, which code might catch."""
 
 
 class ChatTemplate:
     """The compiled chat template of one tokenizer.
 
     Args:
-        tokenizer: with its chat template; named templates are chosen as transformers does.
-        date: what `strftime_now` returns, at midnight.
+        tokenizer: tokenizer with its chat template. Named templates are selected as in
+            transformers.
+        date: day whose midnight `strftime_now` formats.
 
     Attributes:
-        text: the template for conversations without tools.
-        all_texts: of all templates that a conversation may be rendered with, put together.
-        date: None for a template that never reads the clock.
+        text: text of the template for conversations without tools.
+        all_texts: concatenated texts of all templates that may render a conversation.
+        date: the given date, or None if the template never reads the clock.
 
     Raises:
-        ModelLoadError: there is no template, or it is no template that can be rendered.
+        ModelLoadError: the template is missing or cannot be rendered.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
@@ -108,12 +113,12 @@ class ChatTemplate:
         except RenderingInterrupt:
             raise ModelLoadError(
                 f"the chat template was not compiled within {MAX_CPU_S:g} s of processor time; "
-                "give a correct one with --chat-template (setting `chat_template`)"
+                "give another template with --chat-template (setting `chat_template`)"
             ) from None
         except Exception as error:
             raise ModelLoadError(
-                f"the chat template is no valid Jinja template: {_format_reason(error)}; correct it, or "
-                "give another one with --chat-template (setting `chat_template`)"
+                f"the chat template is not a valid Jinja template: {_format_reason(error)}; fix "
+                "it, or give another template with --chat-template (setting `chat_template`)"
             ) from error
 
     def render(
@@ -121,10 +126,10 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The text of a conversation, as `apply_chat_template(tokenize=False)` returns it.
+        """Render a conversation to text, as `apply_chat_template(tokenize=False)` does.
 
         Args:
-            messages: plain JSON data.
+            messages: messages as plain JSON data.
             tools: JSON schemas of functions; None for no tools.
 
         Raises:
@@ -136,16 +141,16 @@ class ChatTemplate:
             text = run_within_limits(lambda: self._render(messages, tools))
         except RenderingInterrupt as error:
             raise TemplateError(
-                "the checkpoint's chat template did not finish this conversation within "
+                "the checkpoint's chat template did not render this conversation within "
                 f"{MAX_CPU_S:g} s of processor time and {MAX_BYTES >> 30} GiB of memory; shorten "
-                "the conversation, or correct the template"
+                "the conversation, or fix the template"
             ) from error
         except _TemplateLimitError as error:
             raise TemplateError(
-                f"the checkpoint's chat template was stopped at this conversation: {error}; "
-                "correct the template"
+                f"the checkpoint's chat template exceeded a limit on this conversation: {error}; "
+                "fix the template"
             ) from error
-        # A template may raise anything on odd messages.
+        # A template may raise any exception for unusual messages.
         except Exception as error:
             raise TemplateError(_explain_failure(error)) from error
         return text
@@ -156,7 +161,7 @@ class ChatTemplate:
         from transformers.utils import chat_template_utils
 
         name = self._tokenizer.get_chat_template(None, tools)  # type: ignore[arg-type]
-        # The steps of transformers' `apply_chat_template` and `render_jinja_template`.
+        # The same steps as transformers' `apply_chat_template` and `render_jinja_template`.
         plain = getattr(chat_template_utils, "_plain_template_data", _identity)
         alias = getattr(chat_template_utils, "_alias_reasoning_fields", _identity)
         present = [{k: v for k, v in message.items() if v is not None} for message in messages]
@@ -173,7 +178,7 @@ class ChatTemplate:
     def _compile(self, text: str) -> Any:
         from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
-        # Of an empty template for its environment, which no other template shares.
+        # The environment of an empty template, since no other template shares that environment.
         environment = _cached_compile_jinja_template("").environment
         environment.optimized = False
         environment.code_generator_class = _limit_generator(environment.code_generator_class)
@@ -189,51 +194,54 @@ class ChatTemplate:
 
 
 def _get_default_template(template: Any) -> str:
-    if isinstance(template, dict):  # several named ones; transformers takes this one for chats
+    if isinstance(template, dict):  # named templates; transformers uses `default` for chats
         template = template.get("default")
     if not isinstance(template, str) or not template.strip():
         raise ModelLoadError(
-            "the checkpoint has no chat template, and guessing one would change every reward; "
-            "put `chat_template.jinja` into its folder, or name a file with --chat-template "
-            "(setting `chat_template`)"
+            "the checkpoint has no chat template, and a guessed template would change every "
+            "reward; put `chat_template.jinja` into its folder, or give a file with "
+            "--chat-template (setting `chat_template`)"
         )
     return template
 
 
 def _check_template(text: Any) -> set[str]:
-    """The names that a template reads.
+    """Check the text of a template, and return the names that the template reads.
 
     Raises:
-        ModelLoadError: it is no text, or contains what no chat template needs.
+        ModelLoadError: the template is not a text, or contains a construct that is not allowed.
     """
     import jinja2
 
     if not isinstance(text, str):
-        raise ModelLoadError(f"a chat template is {str(text)[:80]!r}; give the text of a template")
+        raise ModelLoadError(
+            f"a chat template is {str(text)[:80]!r}, which is not a string; give the text of a "
+            "template"
+        )
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise ModelLoadError(
-            f"the chat template has {len(text):,} characters, and {MAX_TEMPLATE_CHARACTERS:,} are "
-            "allowed; is this the right file?"
+            f"the chat template has {len(text):,} characters, and at most "
+            f"{MAX_TEMPLATE_CHARACTERS:,} are allowed; is this the right file?"
         )
     try:
         tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(text)]
     except jinja2.TemplateError as error:
         raise ModelLoadError(
-            f"the chat template is no valid Jinja template: {_format_reason(error)}; correct it, or give "
-            "another one with --chat-template (setting `chat_template`)"
+            f"the chat template is not a valid Jinja template: {_format_reason(error)}; fix it, or "
+            "give another template with --chat-template (setting `chat_template`)"
         ) from error
     names = {value for kind, value in tokens if kind == "name"}
     for forbidden in sorted(_find_random_sources(tokens)):
         raise ModelLoadError(
-            f"the chat template uses `{forbidden}`, so that equal conversations would get "
-            "different rewards; give a template without it"
+            f"the chat template uses `{forbidden}`, so equal conversations would get different "
+            "rewards; give a template without it"
         )
     for kind, value in tokens:
         too_large = kind in ("integer", "float") and _number(value) > MAX_NUMBER
         if too_large or (kind == "string" and _WIDE_FORMAT.search(value)):
             raise ModelLoadError(
-                f"the chat template contains {value[:40]}, and numbers up to {MAX_NUMBER:,} are "
-                "allowed (widths of formats up to 99,999); give a template without it"
+                f"the chat template contains {value[:40]}, but only numbers up to {MAX_NUMBER:,} "
+                "are allowed (and format widths up to 99,999); give a template without it"
             )
     return names
 
@@ -255,15 +263,15 @@ def _number(text: str) -> float:
 
 
 def _explain_failure(error: Exception) -> str:
-    """What a template's exception means for a caller."""
+    """Explain an exception of a template to the caller."""
     import jinja2
 
     reason = str(error).strip()[:_MAX_REASON_LENGTH]
-    # What `raise_exception` of a template raises, with the words of the template's author.
+    # Raised by `raise_exception` in a template, with a message of the template's author.
     if type(error) is jinja2.TemplateError and reason:
         return (
-            f"the checkpoint's chat template refused the conversation: {reason}; the words are the "
-            "template's own: change the conversation to what the template allows"
+            f"the checkpoint's chat template refused the conversation: {reason}; this message is "
+            "the template's own: change the conversation to what the template allows"
         )
     return (
         f"the checkpoint's chat template refused the conversation: it failed with "
@@ -282,7 +290,7 @@ def _identity(value: T) -> T:
 
 
 def _size(value: Any) -> int:
-    """About the number of characters of JSON data."""
+    """Return the approximate number of characters of JSON data."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
@@ -293,28 +301,28 @@ def _size(value: Any) -> int:
 
 
 def _limit_generator(generator: type[Any]) -> type[Any]:
-    """Jinja's writer of code, with `~` as a call that has a limit."""
+    """Return a subclass of Jinja's code generator that compiles `~` to a call with a limit."""
 
     class Limited(generator):  # type: ignore[misc]
         def visit_Concat(self, node: Any, frame: Any) -> None:
             self.write("environment.concat(map(str, (")
-            for part in node.nodes:
-                self.visit(part, frame)
+            for operand in node.nodes:
+                self.visit(operand, frame)
                 self.write(", ")
             self.write(")))")
 
     return Limited
 
 
-def _concat(parts: Iterable[str]) -> str:
-    """What a template, a block, a macro or `~` puts together."""
-    texts, length = [], 0
-    for part in parts:
-        length += len(part)
+def _concat(texts: Iterable[str]) -> str:
+    """Join the output of a template, a block, a macro or `~`, up to the limit."""
+    joined, length = [], 0
+    for text in texts:
+        length += len(text)
         if length > _limit.characters:
             _require_length(length)
-        texts.append(part)
-    return "".join(texts)
+        joined.append(text)
+    return "".join(joined)
 
 
 def _add(left: Any, right: Any) -> Any:
@@ -326,40 +334,45 @@ def _add(left: Any, right: Any) -> Any:
 def _require_length(length: int) -> None:
     if length > _limit.characters:
         raise _TemplateLimitError(
-            f"it builds a text or list of {length:,}, and {_limit.characters:,} are allowed for a "
-            "conversation of this length"
+            f"it builds a text or list of length {length:,}, and at most {_limit.characters:,} is "
+            "allowed for a conversation of this length"
         )
 
 
 def _check_result(result: T) -> T:
-    """The result of a function, which may be longer than what it was given."""
+    """Check the length of a function's result, and return the result."""
     if isinstance(result, str | list | tuple):
         _require_length(len(result))
     return result
 
 
-def _require_numbers(values: Any, most: int = MAX_NUMBER) -> None:
+def _require_numbers(values: Any, maximum: int = MAX_NUMBER) -> None:
     for value in values:
-        if isinstance(value, int) and abs(value) > most:
-            shown = f"{value:,}" if value.bit_length() < 100 else "of more than 30 digits"
+        if isinstance(value, int) and abs(value) > maximum:
+            number = (
+                f"the number {value:,}"
+                if value.bit_length() < 100
+                else "a number of more than 30 digits"
+            )
             raise _TemplateLimitError(
-                f"it passes the number {shown} to a function, and up to {most:,} is allowed there"
+                f"it passes {number} to a function, and at most {maximum:,} is allowed there"
             )
 
 
 def _require_format(text: Any, values: Any) -> None:
     if isinstance(text, str) and _WIDE_FORMAT.search(text):
-        raise _TemplateLimitError("it formats with a width of more than 99,999")
+        raise _TemplateLimitError("it uses a format with a width of more than 99,999")
     values = values if isinstance(values, tuple) else (values,)
     if isinstance(text, str) and "*" in text:
         _require_numbers(values)
     lengths = [len(value) for value in values if isinstance(value, str)]
     if isinstance(text, str) and sum(lengths) > _limit.characters // _MOST_ESCAPED:
-        # Each may be written as often as there are places.
-        places = max(1, text.count("%") + text.count("{"))
-        _require_length(
-            len(text) + (max(lengths) * places if places > len(values) else sum(lengths))
+        # Every placeholder may insert the longest value.
+        num_placeholders = max(1, text.count("%") + text.count("{"))
+        inserted = (
+            max(lengths) * num_placeholders if num_placeholders > len(values) else sum(lengths)
         )
+        _require_length(len(text) + inserted)
 
 
 def _multiply(left: Any, right: Any) -> Any:
@@ -380,7 +393,7 @@ def _power(left: Any, right: Any) -> Any:
 def _require_bits(bits: int) -> None:
     if bits > _MAX_BITS:
         raise _TemplateLimitError(
-            f"it computes a number of {bits:,} bits, and {_MAX_BITS:,} are allowed"
+            f"it computes a number of {bits:,} bits, and at most {_MAX_BITS:,} are allowed"
         )
 
 
@@ -390,33 +403,33 @@ def _modulo(left: Any, right: Any) -> Any:
 
 
 def _require_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
-    """Refuse the functions whose result may be far longer than what they are given."""
+    """Limit functions whose result may be far longer than their arguments."""
     if name == "replace" and isinstance(subject, str) and len(arguments) >= 2:
         old, new = str(arguments[0]), str(arguments[1])
-        grown = len(new) - len(old)
-        if grown > 0 and (len(subject) + 1) * len(new) > _limit.characters:
-            _require_length(len(subject) + subject.count(old) * grown)
+        growth = len(new) - len(old)
+        if growth > 0 and (len(subject) + 1) * len(new) > _limit.characters:
+            _require_length(len(subject) + subject.count(old) * growth)
     if name in _INDENTING:
         _require_numbers(arguments, _MAX_INDENT)
 
 
-def _require_join(items: Any, glue: Any) -> None:
+def _require_join(items: Any, separator: Any) -> None:
     if hasattr(items, "__len__"):
-        texts = sum(len(item) for item in items if isinstance(item, str))
-        _require_length(texts + len(str(glue)) * len(items))
+        length = sum(len(item) for item in items if isinstance(item, str))
+        _require_length(length + len(str(separator)) * len(items))
 
 
 def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # keeps the marks by which Jinja passes its context
+    @functools.wraps(function)  # keeps the attributes by which Jinja passes its context
     def limited(*arguments: Any, **options: Any) -> Any:
-        passes = int(hasattr(function, "jinja_pass_arg"))
-        context, (subject, *rest) = arguments[:passes], arguments[passes:]
+        num_context = int(hasattr(function, "jinja_pass_arg"))
+        context, (subject, *rest) = arguments[:num_context], arguments[num_context:]
         _require_numbers((*rest, *options.values()))
         if name == "format":
             _require_format(subject, tuple(rest))
         if name == "join":
             if not hasattr(subject, "__len__"):
-                subject = list(subject)  # a generator could be counted only once
+                subject = list(subject)  # a generator can be iterated only once
             _require_join(subject, [*rest, *options.values(), ""][0])
         _require_growth(name, subject, (*rest, *options.values()))
         return _check_result(function(*context, subject, *rest, **options))
@@ -445,7 +458,7 @@ def _limit_calls(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class _Rendering:
-    """A rendering under way, on the thread that it is registered for."""
+    """A running rendering of one thread."""
 
     started_s: float
     bytes_before: int | None = None
@@ -453,16 +466,16 @@ class _Rendering:
 
 
 class _RenderingWatchdog:
-    """The thread that interrupts renderings; one in a process, started with the first one."""
+    """The thread that interrupts renderings. One per process, started with the first rendering."""
 
     def __init__(self) -> None:
         self.forget()
         if hasattr(os, "register_at_fork"):
-            # A fork copies the lock as it is at that moment, and no other thread.
+            # A forked process gets the lock in its current state, but no other thread.
             os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
-        """Forget all renderings and the thread, which a forked process does not have."""
+        """Drop all renderings and the thread, which a forked process does not have."""
         self._lock = threading.Lock()
         self._renderings: dict[int, _Rendering] = {}
         self._thread: threading.Thread | None = None
@@ -488,14 +501,14 @@ class _RenderingWatchdog:
         while True:
             time.sleep(pause_s)
             pause_s = _POLL_INTERVAL_S
-            # Under the lock, since the clock of a thread that ended must not be read.
+            # Under the lock, since the clock of a thread must not be read after the thread ended.
             with self._lock:
                 for thread, rendering in self._renderings.items():
                     if _exceeds_limits(thread, rendering):
                         rendering.is_interrupted = True
                         _interrupt(thread)
-                        # Python ignores it inside a callback of the garbage collector, which is
-                        # busy when a rendering builds a large value.
+                        # Python ignores the exception in a callback of the garbage collector, which
+                        # runs often while a rendering builds a large value. So repeat it soon.
                         pause_s = _REPEAT_S
 
 
@@ -503,10 +516,10 @@ _watchdog = _RenderingWatchdog()
 
 
 def run_within_limits(work: Callable[[], T]) -> T:
-    """Run some work of the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
+    """Run a function on the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
 
     Raises:
-        RenderingInterrupt: it reached one of them.
+        RenderingInterrupt: the function reached one of the limits.
     """
     thread = threading.get_ident()
     try:
@@ -516,13 +529,13 @@ def run_within_limits(work: Callable[[], T]) -> T:
         finally:
             _watchdog.leave(thread)
     except RenderingInterrupt:
-        _watchdog.leave(thread)  # it may have been raised before the rendering was unregistered
+        _watchdog.leave(thread)  # the interrupt may precede the end of the first `leave`
         raise
 
 
 def _exceeds_limits(thread: int, rendering: _Rendering) -> bool:
     seconds, resident = _cpu_seconds(thread) - rendering.started_s, _resident_bytes()
-    # On a busy machine the first look may come late.
+    # On a busy machine the first poll may be late.
     if seconds < _SUSPICIOUS_S or rendering.bytes_before is None:
         rendering.bytes_before = resident
     if seconds > MAX_CPU_S:
@@ -531,7 +544,7 @@ def _exceeds_limits(thread: int, rendering: _Rendering) -> bool:
 
 
 def _cpu_seconds(thread: int) -> float:
-    """Processor time of a living thread: other load on the machine does not count."""
+    """Return the processor time of a running thread, which excludes other load on the machine."""
     if hasattr(time, "pthread_getcpuclockid"):
         return time.clock_gettime(time.pthread_getcpuclockid(thread))
     return time.monotonic()
@@ -552,11 +565,12 @@ def _interrupt(thread: int) -> None:
 
 
 def _drain_interrupt() -> None:
-    """Have an exception that was set for this thread, and not raised yet, raised here.
+    """Consume an asynchronous exception that is pending for this thread.
 
-    Else it would hit what comes next. To set None in its place leaves Python's flag for such
-    exceptions up (seen in 3.11): all code is slower then, and under a profiler the thread hangs.
+    Otherwise the exception would interrupt later code. Clearing it by setting None leaves Python's
+    flag for asynchronous exceptions set (observed in 3.11), which slows down all code, and under a
+    profiler the thread hangs.
     """
     with contextlib.suppress(RenderingInterrupt):
-        for _ in range(2):  # where a loop goes back, Python looks for exceptions
+        for _ in range(2):  # Python checks for such exceptions when a loop jumps back
             pass

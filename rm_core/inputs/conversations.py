@@ -1,9 +1,9 @@
-"""Checks and shapes of what callers send: conversations, preference pairs, prompts and answers.
+"""Validate and normalize the input of callers: conversations, preference pairs, prompts, answers.
 
-Pure data in, pure data out; knows no tokenizer. Everything a caller can get wrong about the shape
-of a conversation is told here, with the index of the message that is wrong.
+Pure functions on plain data, without a tokenizer. They report every error in the shape of a
+conversation, with the index of the message.
 
-A conversation is a list of messages, or a mapping `{"messages": [...], "tools": [...]}` where the
+A conversation is a list of messages, or a mapping `{"messages": [...], "tools": [...]}` if the
 template should render the functions that the assistant could call.
 """
 
@@ -22,36 +22,38 @@ ROLES = ("system", "user", "assistant", "tool")
 
 Messages = list[dict[str, Any]]
 Tools: TypeAlias = list[dict[str, Any]]
-"""JSON schemas of functions, as `apply_chat_template(..., tools=...)` takes them."""
+"""JSON schemas of functions, as in `apply_chat_template(..., tools=...)`."""
 ChatJson: TypeAlias = Messages | dict[str, Any]
-"""A checked conversation as plain data: messages, or `{"messages": [...], "tools": [...]}`."""
+"""A validated conversation as plain data: messages, or `{"messages": [...], "tools": [...]}`."""
 
 _CHAT_KEYS = ("messages", "tools")
-# Most lists and objects inside each other in JSON text; bodies over HTTP have the same limit.
+# Maximum nesting depth of JSON text. HTTP bodies have the same limit.
 _MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A checked conversation.
+    """A validated conversation.
 
     Attributes:
-        messages: contents are strings; except in a prompt, the last message is the assistant's.
-        tools: None renders the template without tools; an empty list is passed to the template.
+        messages: messages with string contents. Except in a prompt, the last message is the
+            assistant's.
+        tools: tools for the template. None renders the template without tools; an empty list is
+            passed to the template.
     """
 
     messages: Messages
     tools: Tools | None = None
 
     def to_json(self) -> ChatJson:
-        """The same as plain data: messages alone, or a mapping where there are tools."""
+        """Return the conversation as plain data: only messages, or a mapping if there are tools."""
         if self.tools is None:
             return self.messages
         return {"messages": self.messages, "tools": self.tools}
 
 
 def parse_chat(value: object) -> Chat:
-    """Check a conversation: a list of messages, or a mapping of `messages` and `tools`.
+    """Validate a conversation: a list of messages, or a mapping of `messages` and `tools`.
 
     Raises:
         InvalidConversationError: the shape is wrong.
@@ -61,30 +63,30 @@ def parse_chat(value: object) -> Chat:
 
 
 def parse_conversation(value: object) -> Messages:
-    """Check a list of messages and flatten text parts into strings.
+    """Validate a list of messages and join text parts into strings.
 
-    Parts are joined without a separator, exactly as they were sent. Keys other than `role` and
-    `content` stay as they are, for templates that read them (`tool_calls`, `name`, ...). A key of
-    a message that is null, and an empty list of `tool_calls`, count as absent.
+    Parts are joined unchanged and without a separator. Keys other than `role` and `content` are
+    kept for templates that read them (`tool_calls`, `name`, ...). Null values and an empty list of
+    `tool_calls` count as absent.
 
     Raises:
-        InvalidConversationError: with what came, what is allowed and what to do.
+        InvalidConversationError: the shape is wrong.
     """
     messages = _parse_messages(value, "conversation")
     last = messages[-1]["role"]
     if last != "assistant":
         raise InvalidConversationError(
-            f"the last message has role {last!r}; a reward is given to an answer, so the last "
-            "message must be the assistant's: append the answer that is to be scored"
+            f"the last message has the role {last!r}; a reward is given to an answer, so the last "
+            "message must be the assistant's: append the answer to be scored"
         )
     return messages
 
 
 def parse_prompt(value: object) -> Messages:
-    """A prompt as messages: a string is one user message.
+    """Validate a prompt, and return it as messages. A string becomes one user message.
 
     Raises:
-        InvalidConversationError: with what came, what is allowed and what to do.
+        InvalidConversationError: the shape is wrong.
     """
     if isinstance(value, str):
         return [{"role": "user", "content": validate_unicode(value, "prompt")}]
@@ -92,21 +94,21 @@ def parse_prompt(value: object) -> Messages:
 
 
 def join(prompt: object, answer: object, what: str = "response") -> Messages:
-    """The conversation that a prompt and one answer to it make.
+    """Join a prompt and an answer to one conversation.
 
     Args:
-        prompt: a string, a list of messages, or None where the answer is a whole conversation.
-        answer: a string (the assistant's text), or a list of messages: either what follows the
-            prompt, or the whole conversation with the prompt repeated at its start.
-        what: how messages of errors call the answer.
+        prompt: a string, a list of messages, or None if the answer is a whole conversation.
+        answer: a string (the assistant's text), or a list of messages: either the messages after
+            the prompt, or the whole conversation including the prompt.
+        what: name of the answer in error messages.
 
     Raises:
-        InvalidConversationError: with what came, what is allowed and what to do.
+        InvalidConversationError: the shape is wrong.
     """
     if prompt is None:
         if isinstance(answer, str):
             raise InvalidConversationError(
-                f"`{what}` is a string and there is no `prompt`; give the `prompt` it answers, or "
+                f"`{what}` is a string, but `prompt` is missing; give the `prompt` it answers, or "
                 f"make `{what}` a whole conversation (a list of messages)"
             )
         return parse_conversation(answer)
@@ -114,10 +116,10 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
 
 
 def join_parsed(messages: Messages, answer: object, what: str = "response") -> Messages:
-    """Like `join`, for a prompt that `parse_prompt` checked: once, where it has many answers.
+    """Like `join`, with the messages of `parse_prompt`, to validate a prompt only once.
 
     Raises:
-        InvalidConversationError: with what came, what is allowed and what to do.
+        InvalidConversationError: the shape is wrong.
     """
     if isinstance(answer, str):
         return [*messages, {"role": "assistant", "content": validate_unicode(answer, what)}]
@@ -127,31 +129,31 @@ def join_parsed(messages: Messages, answer: object, what: str = "response") -> M
     if answers[0]["role"] not in ("assistant", "tool"):
         raise InvalidConversationError(
             f"`{what}` starts with a message of role {answers[0]['role']!r} that is not the start "
-            f"of `prompt`; give either only what follows the prompt, or the whole conversation "
-            "with the same prompt, or leave `prompt` out"
+            f"of `prompt`; give only the messages after the prompt, or the whole conversation with "
+            "the same prompt, or omit `prompt`"
         )
     return parse_conversation([*messages, *answers])
 
 
 def parse_pair(value: object) -> tuple[ChatJson, ChatJson]:
-    """The two conversations (chosen, rejected) of a preference record.
+    """Return the two conversations (chosen, rejected) of a preference pair.
 
-    `tools` may be given in the record, with `prompt`, or with each whole conversation.
+    `tools` may be given in the pair, with `prompt`, or with each whole conversation.
 
     Raises:
         InvalidConversationError: the shape is wrong.
     """
-    record = _require_mapping(value, "pair", ("chosen", "rejected"))
-    tools = parse_tools(record.get("tools"))
-    prompt = parse_prompt_chat(record.get("prompt"))
+    pair = _require_mapping(value, "pair", ("chosen", "rejected"))
+    tools = parse_tools(pair.get("tools"))
+    prompt = parse_prompt_chat(pair.get("prompt"))
     chosen, rejected = (
-        join_chat(prompt, record[name], name, tools) for name in ("chosen", "rejected")
+        join_chat(prompt, pair[name], name, tools) for name in ("chosen", "rejected")
     )
     return chosen, rejected
 
 
 def parse_prompt_chat(value: object) -> Chat | None:
-    """Like `parse_prompt`, for a prompt that may be a mapping with `tools`; None stays None.
+    """Like `parse_prompt`, for a prompt that may be a mapping with `tools`. Return None for None.
 
     Raises:
         InvalidConversationError: the shape is wrong.
@@ -165,21 +167,21 @@ def parse_prompt_chat(value: object) -> Chat | None:
 def join_chat(
     prompt: Chat | None, answer: object, what: str = "response", tools: Tools | None = None
 ) -> ChatJson:
-    """Like `join`, for a prompt that may have `tools` and an answer that may bring its own.
+    """Like `join`, for a prompt and an answer that may each have `tools`.
 
     Args:
-        prompt: from `parse_prompt_chat`: once, where it has many answers.
+        prompt: result of `parse_prompt_chat`, to validate a prompt only once.
         answer: see `join`.
-        what: how messages of errors call the answer.
-        tools: checked ones that were given for prompt and answer.
+        what: name of the answer in error messages.
+        tools: validated tools that were given for both prompt and answer.
 
     Raises:
-        InvalidConversationError: also where two lists of tools were given and differ.
+        InvalidConversationError: the shape is wrong, or two given lists of tools differ.
     """
-    answer, own = _split_tools(answer, what)
-    of_prompt = None if prompt is None else prompt.tools
-    given = [one for one in (tools, of_prompt, own) if one is not None]
-    if any(one != given[0] for one in given):
+    answer, answer_tools = _split_tools(answer, what)
+    prompt_tools = None if prompt is None else prompt.tools
+    given = [each for each in (tools, prompt_tools, answer_tools) if each is not None]
+    if any(each != given[0] for each in given):
         raise InvalidConversationError(
             f"`tools` were given twice for `{what}`, and the two lists differ; give them once"
         )
@@ -191,11 +193,11 @@ def join_chat(
 
 
 def parse_tools(value: object) -> Tools | None:
-    """Check the functions that a conversation offers.
+    """Validate the tools of a conversation.
 
     Args:
-        value: a list of objects; or JSON text of such a list, as tables carry it; or a list of
-            such JSON texts. None, blank text and JSON's null mean that there are none.
+        value: a list of objects; or JSON text of such a list, as in tables; or a list of JSON
+            texts of objects. None, blank text and JSON's null mean no tools.
 
     Raises:
         InvalidConversationError: the shape is wrong.
@@ -210,11 +212,11 @@ def parse_tools(value: object) -> Tools | None:
 
 
 def add_tools(conversation: object, tools: object) -> object:
-    """The conversation with these tools, unless it has its own.
+    """Add tools to a conversation that has none.
 
     Args:
-        conversation: as it was sent, of whatever shape; other values are returned unchanged.
-        tools: None adds nothing.
+        conversation: unvalidated input. Values that are not a conversation are returned unchanged.
+        tools: tools to add; None adds nothing.
     """
     if tools is None:
         return conversation
@@ -226,17 +228,17 @@ def add_tools(conversation: object, tools: object) -> object:
 
 
 def get_messages(conversation: object) -> object:
-    """The messages of a conversation as it was sent, unchecked."""
+    """Return the messages of an unvalidated conversation."""
     if isinstance(conversation, Mapping) and "messages" in conversation:
         return conversation["messages"]
     return conversation
 
 
 def drop_nulls(value: Any) -> Any:
-    """The value without keys that are null, at every depth; items of lists stay.
+    """Remove keys whose value is null, at every depth. Items of lists are kept.
 
-    Tables give every row the keys of all rows, null where a row lacks one, and chat templates ask
-    whether a key is there. Arrays and scalars of numpy become lists and plain values.
+    In tables, every row has the keys of all rows, with null for keys that the row lacks, while chat
+    templates test whether a key exists. Arrays and scalars of numpy become lists and plain values.
 
     Raises:
         RecursionError: the value is nested too deeply, or contains itself.
@@ -251,15 +253,15 @@ def drop_nulls(value: Any) -> Any:
 
 
 def parse_arguments(messages: object) -> Any:
-    """Messages with the `arguments` of tool calls as objects, as vLLM gives them to a template.
+    """Parse the `arguments` of tool calls into objects, as vLLM does before it renders a template.
 
-    OpenAI's clients send `arguments` as JSON text. Missing, null and empty ones become `{}`.
+    OpenAI's clients send `arguments` as JSON text. Missing, null and empty arguments become `{}`.
 
     Args:
-        messages: as they were sent; what has another shape stays as it is.
+        messages: unvalidated messages. Values of another shape are returned unchanged.
 
     Raises:
-        InvalidConversationError: a text is not JSON of an object; it names the message.
+        InvalidConversationError: `arguments` are not JSON text of an object. Names the message.
     """
     if not isinstance(messages, list):
         return messages
@@ -283,7 +285,8 @@ def _parse_call_arguments(call: Any, where: str) -> Any:
         parsed = _read_json(arguments, where)
         if not isinstance(parsed, dict):
             raise InvalidConversationError(
-                f"{where} is JSON text of {_describe_type(parsed)}; send an object, or JSON text of one"
+                f"{where} is JSON text of {_describe_type(parsed)}; send an object, or JSON text "
+                "of an object"
             )
         arguments = parsed
     elif arguments is None or arguments == "":
@@ -292,30 +295,30 @@ def _parse_call_arguments(call: Any, where: str) -> Any:
 
 
 def validate_unicode(text: str, where: str) -> str:
-    """The text itself, if it is valid Unicode.
+    """Return the text if it is valid Unicode.
 
     Raises:
-        InvalidConversationError: it has half of a surrogate pair; `where` begins the message.
+        InvalidConversationError: the text has a lone surrogate. The message begins with `where`.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidConversationError(
-            f"{where} has a lone surrogate at character {error.start}, which is no valid Unicode; "
+            f"{where} has a lone surrogate at character {error.start}, which is not valid Unicode; "
             "send well-formed text (half of an emoji was probably cut off)"
         ) from None
     return text
 
 
 def _split_tools(value: object, what: str) -> tuple[object, Tools | None]:
-    """Messages and checked tools of what was sent."""
+    """Split unvalidated input into messages and validated tools."""
     if not isinstance(value, Mapping) or "messages" not in value:
         return value, None
     unknown = sorted(str(key) for key in value if key not in _CHAT_KEYS)
     if unknown:
         raise InvalidConversationError(
-            f"the {what} has {_format_first_names(unknown)}, which would not be rendered; only `messages` and "
-            "`tools` are taken, so leave the rest out"
+            f"the {what} has the unknown keys {_format_first_names(unknown)}; only `messages` and "
+            "`tools` are rendered: remove the others"
         )
     return value["messages"], parse_tools(value.get("tools"))
 
@@ -343,13 +346,12 @@ def _read_json(text: str, where: str) -> Any:
             raise RecursionError
     except RecursionError:
         raise InvalidConversationError(
-            f"{where} is JSON text with more than {_MAX_DEPTH} lists and objects inside each "
-            "other; flatten it"
+            f"{where} is JSON text that is nested more than {_MAX_DEPTH} levels deep; flatten it"
         ) from None
     except ValueError as error:
         raise InvalidConversationError(
-            f"{where} is text that cannot be read as JSON ({str(error)[:100]}); send the value "
-            "itself, or valid JSON text"
+            f"{where} is not valid JSON text ({str(error)[:100]}); send the value itself, or valid "
+            "JSON text"
         ) from None
     return value
 
@@ -378,14 +380,14 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    parsed = dict(pairs)
+    if len(parsed) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {key[:40]!r} occurs twice in one object")
-    return found
+    return parsed
 
 
-# As strict as bodies over HTTP and rows of files.
+# As strict as the parsers of HTTP bodies and of rows of files.
 _JSON = json.JSONDecoder(
     object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_float=_parse_float
 )
@@ -399,27 +401,28 @@ def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mappi
     missing = [name for name in needed if value.get(name) is None]
     if missing:
         raise InvalidConversationError(
-            f"the {what} has no {_format_names(missing)}; it has {_format_first_names(sorted(map(str, value)))}"
+            f"the {what} has no {_format_names(missing)}; its keys are: "
+            f"{_format_first_names(sorted(map(str, value)))}"
         )
     return value
 
 
 def _parse_messages(value: object, what: str) -> Messages:
-    whole = what == "conversation"  # a prompt or an answer may be a string as well
+    is_conversation = what == "conversation"  # a prompt or an answer may also be a string
     if isinstance(value, str | Mapping) or not isinstance(value, list | tuple):
-        came = _describe_type(value)
+        received = _describe_type(value)
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-            came += " that looks like JSON; send the list itself (`json.loads` of that text)"
+            received += " that looks like JSON; send the list itself (`json.loads` of the text)"
         raise InvalidConversationError(
-            f"the {what} is {came}; it must be {'' if whole else 'a string or '}"
+            f"the {what} is {received}; it must be {'' if is_conversation else 'a string or '}"
             "a list of messages such as "
             '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-            + (', or {"messages": [...], "tools": [...]}' if whole else "")
+            + (', or {"messages": [...], "tools": [...]}' if is_conversation else "")
         )
     if not value:
         raise InvalidConversationError(
             f"the {what} is empty; give at least one message"
-            + ("" if what == "prompt" else ", the last one the assistant's")
+            + ("" if what == "prompt" else ", and the assistant's last")
         )
     return [_parse_message(message, index) for index, message in enumerate(value)]
 
@@ -455,13 +458,13 @@ def _flatten(content: object, where: str) -> str:
         )
     if not isinstance(content, list | tuple):
         raise InvalidConversationError(
-            f"{where} has content that is {_describe_type(content)}; it must be a string or a list of "
-            'text parts such as {"type": "text", "text": "..."}'
+            f"the content of {where} is {_describe_type(content)}; it must be a string or a list "
+            'of text parts such as {"type": "text", "text": "..."}'
         )
-    return "".join(_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))
+    return "".join(_get_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))
 
 
-def _part_text(part: object, where: str) -> str:
+def _get_part_text(part: object, where: str) -> str:
     if isinstance(part, str):
         return validate_unicode(part, where)
     if isinstance(part, Mapping) and part.get("type", "text") == "text":
@@ -469,9 +472,9 @@ def _part_text(part: object, where: str) -> str:
         if isinstance(text, str):
             return validate_unicode(text, where)
     kind = part.get("type") if isinstance(part, Mapping) else None
-    came = f"of type {_shorten(kind)}" if kind not in (None, "text") else "not a text part"
+    received = f"of type {_shorten(kind)}" if kind not in (None, "text") else "not a text part"
     raise InvalidConversationError(
-        f'{where} is {came}; only text is scored: {{"type": "text", "text": "..."}}'
+        f'{where} is {received}; only text is scored: {{"type": "text", "text": "..."}}'
     )
 
 
@@ -487,7 +490,7 @@ def _shorten(value: object) -> str:
 
 
 def _format_first_names(names: list[str]) -> str:
-    """The first of a caller's own names, which may be many and of any length."""
+    """Format the first of a caller's names, since there may be many of any length."""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (
         _format_names([name if len(name) <= 40 else name[:37] + "..." for name in names[:8]]) + more

@@ -1,9 +1,9 @@
-"""From a conversation to token ids: the checkpoint's own template, exactly one BOS, the readout.
+"""Encode conversations: the checkpoint's chat template, token ids with one BOS, the readout.
 
-The rule that fits every Skywork generation: render the chat template to text, strip one leading
-BOS if it wrote one, tokenize, and put BOS before the ids if the tokenizer would. So BOS occurs once
-where the tokenizer adds it (Llama 3, Gemma 2) and not at all where it does not (Qwen3). Knows
-nothing of weights: a process that only tokenizes loads no model.
+One rule fits every Skywork generation: render the chat template to text, strip one leading BOS if
+the template wrote one, tokenize, and prepend BOS if the tokenizer would add it. BOS therefore
+occurs once if the tokenizer adds it (Llama 3, Gemma 2), and not at all otherwise (Qwen3). The
+encoder needs no weights: a process that only tokenizes does not load a model.
 """
 
 from __future__ import annotations
@@ -42,29 +42,30 @@ from rm_core.types import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For templates that refuse `PROBE`.
+# Probes for templates that refuse `PROBE`.
 _OTHER_PROBES = (
     ({"role": "system", "content": "system"}, *PROBE),
     (*PROBE, *PROBE),
 )
-# Characters; shorter ones are tokenized in some milliseconds, and told their exact length.
+# Characters. Shorter texts are tokenized in a few milliseconds: errors report their exact length.
 _LONG_TEXT = 65_536
-# Characters that several texts have to share at their start for its tokens to be kept.
+# Minimum length in characters of a shared prefix whose tokens are kept.
 _WORTH_KEEPING = 1_024
-# Default of `max_unbroken_characters`, and of more than a conversation that fits can have of them.
+# Default of `max_unbroken_characters`: at least the first number, and per token of `max_length` the
+# second number, which is more than a conversation within the limit needs.
 _UNBROKEN, _UNBROKEN_PER_TOKEN = 524_288, 8
 
 
 @dataclass(slots=True)
 class SharedPrefix:
-    """The start that the texts of one request have in common, such as a prompt of many answers.
+    """Prefix shared by the texts of one request, such as a prompt with many answers.
 
     Attributes:
-        before: the text before, to compare the next one with.
-        text: what they share, up to a place where they can be cut and the characters behind it
-            that make it one.
-        stop: that place.
-        input_ids: of what is before it, without BOS.
+        previous_text: the previous text, to compare the next text with.
+        text: the shared prefix, up to a boundary and including its lookahead: the characters after
+            the boundary that make it a boundary.
+        stop: position of the boundary in `text`.
+        input_ids: token ids of `text[:stop]`, without BOS.
     """
 
     previous_text: str = ""
@@ -74,11 +75,11 @@ class SharedPrefix:
 
 
 def find_readout_position(input_ids: Sequence[int], pad_token_id: int | None) -> int:
-    """Index of the token that is read: the rightmost one that is not the pad token.
+    """Return the index of the readout: the last token that is not the pad token.
 
-    What transformers' sequence classifiers do, whatever the attention mask says: if the text
-    itself ends in the pad token, the score is read before it. Without a pad token it is the last
-    position; if every token is the pad token it is 0.
+    This is the rule of transformers' sequence classifiers, which ignores the attention mask: if the
+    text itself ends with the pad token, the reward is read before that token. Without a pad token,
+    the index is the last position; if every token is the pad token, it is 0.
     """
     if pad_token_id is None:
         return len(input_ids) - 1
@@ -91,32 +92,32 @@ def find_readout_position(input_ids: Sequence[int], pad_token_id: int | None) ->
 class ChatEncoder:
     """Renders and tokenizes conversations for one checkpoint.
 
-    Not safe for concurrent use from several threads: the tokenizer is not.
+    Not thread-safe, since the tokenizer is not.
 
     Args:
-        tokenizer: with the chat template to use.
-        pad_token_id: of the model's config, not the tokenizer's.
-        max_length: most tokens of one conversation.
+        tokenizer: tokenizer with the chat template to use.
+        pad_token_id: pad token id of the model's config, not of the tokenizer.
+        max_length: maximum number of tokens of one conversation.
         warn_on_system_prompt: whether the authors advise against system prompts.
-        template_date: what the template gets as today's date; None for the day of the call.
+        template_date: day that the template gets as today's date; None for the day of the call.
 
     Attributes:
-        max_length: most tokens of one conversation.
-        max_unbroken_characters: longest part of a text that is tokenized at once because nothing
-            proves that it could be cut without changing a token; may be set to another number,
-            131,072 or more, since what can be cut is tokenized in parts of about half of that.
-        chat_template: its text.
-        template_sha256: of that text.
-        encoding_sha256: of that text and the tokenizer: equal where token ids are.
-        prepared: reads what clients rendered themselves.
-        template_date: the day (ISO 8601) that the template gets as today's; None for a template
-            that never asks.
-        depends_on_date: whether it asks.
-        left_out_tokens: special tokens that the tokenizer's post-processor would add to a text
-            and that are left out, as in `apply_chat_template(tokenize=True)`; BOS is never one.
+        max_length: maximum number of tokens of one conversation.
+        max_unbroken_characters: maximum length of a text without a boundary, which is tokenized at
+            once because no position is proven to be safe for a cut. May be changed to any number
+            from 131,072, since text with boundaries is tokenized in parts of about half that.
+        chat_template: text of the chat template.
+        template_sha256: digest of `chat_template`.
+        encoding_sha256: digest of template and tokenizer. Equal digests mean equal token ids.
+        prerendered_reader: reads conversations that clients rendered themselves.
+        template_date: day (ISO 8601) that the template gets as today's date; None for a template
+            that never reads the date.
+        depends_on_date: whether the template reads the date.
+        omitted_tokens: special tokens that the tokenizer's post-processor would add to a text, and
+            that are omitted as in `apply_chat_template(tokenize=True)`. Never contains BOS.
 
     Raises:
-        ModelLoadError: the tokenizer has no chat template, or none that can be rendered.
+        ModelLoadError: the chat template is missing or cannot be rendered.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class ChatEncoder:
         self.max_length = max_length
         self.chat_template = self._template.text
         self.template_sha256 = hashlib.sha256(self.chat_template.encode()).hexdigest()
-        # Llama 3.2's stock template writes the date into a system header.
+        # Llama 3.2's default template writes the date into a system header.
         date = self._template.date
         self.template_date = None if date is None else date.isoformat()
         self.depends_on_date = self.template_date is not None
@@ -142,7 +143,7 @@ class ChatEncoder:
         self.encoding_sha256 = hashlib.sha256(
             (dated + tokenizer.backend_tokenizer.to_str()).encode()
         ).hexdigest()
-        # Puts the file's own padding, truncation and treatment of special tokens aside for good.
+        # Disables the padding, truncation and special tokens that the tokenizer file configures.
         tokenizer("", padding=False, truncation=False)
         self._backend = tokenizer.backend_tokenizer
         self._strips_bos, self.omitted_tokens = self._find_added_special_tokens()
@@ -164,22 +165,24 @@ class ChatEncoder:
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Token ids and readout of one conversation.
+        """Encode one conversation.
 
         Args:
-            conversation: messages, the last one the assistant's; or a mapping of `messages` and
-                `tools`; or `RenderResult` or `PrerenderedTokens`.
-            truncation: `error` refuses what is over the limit; `left` drops the oldest turns and
-                keeps the markers of the template and the last turn whole, of `RenderResult` and
-                `PrerenderedTokens` it keeps BOS and the last tokens; `right` keeps the first tokens.
-            max_length: a limit below that of the model.
-            shared: what the conversations before had in common; changes no token.
+            conversation: messages that end with the assistant's; or a mapping of `messages` and
+                `tools`; or `PrerenderedText` or `PrerenderedTokens`.
+            truncation: `error` refuses a conversation over the limit. `left` drops the oldest turns
+                and keeps the template's markers and the last turn whole; for `PrerenderedText` and
+                `PrerenderedTokens`, it keeps BOS and the last tokens. `right` keeps the first
+                tokens.
+            max_length: a lower limit than the model's, in tokens.
+            shared: prefix shared with the previous conversations. Does not affect token ids.
 
         Raises:
-            InvalidConversationError: the shape is wrong, or the template refuses it, or it cannot
-                be tokenized in parts that are short enough.
-            ForeignTemplateError: another model's template has rendered it.
-            ConversationTooLongError: over the limit and not to be cut, or not cuttable.
+            InvalidConversationError: the shape is wrong, or the template refuses the conversation,
+                or a part without a boundary is too long.
+            ForeignTemplateError: another model's template rendered the conversation.
+            ConversationTooLongError: the conversation exceeds the limit, and must not or cannot be
+                truncated.
         """
         assert truncation in TRUNCATIONS
         limit = min(self.max_length, max_length or self.max_length)
@@ -187,7 +190,7 @@ class ChatEncoder:
             return self._encode_prerendered(conversation, truncation, limit)
         chat = parse_chat(conversation)
         text = self._render(chat)
-        # The first tokens can only be known by tokenizing, however long the text is.
+        # `right` needs the first tokens, which only tokenizing gives.
         over = self._prove_too_long(text, limit) if truncation != "right" else None
         if over and truncation == "error":
             raise ConversationTooLongError(_format_too_long(f"at least {over}", limit))
@@ -212,12 +215,12 @@ class ChatEncoder:
         )
 
     def encode_with_transformers(self, messages: Messages) -> list[int]:
-        """Token ids by transformers' own `apply_chat_template`, for comparisons.
+        """Encode with transformers' own `apply_chat_template`, for comparisons.
 
-        The template reads the real clock here, and BOS may be missing or doubled.
+        The template reads the real clock, and BOS may be missing or doubled.
 
         Args:
-            messages: checked ones, with text as content.
+            messages: validated messages with string contents.
 
         Raises:
             TemplateError: the template refuses the conversation.
@@ -231,16 +234,16 @@ class ChatEncoder:
         return [int(token) for token in input_ids]
 
     def strip_bos(self, input_ids: Sequence[int]) -> list[int]:
-        """Token ids without BOS at their start, however often it is there."""
+        """Remove every BOS from the start of token ids."""
         bos = self._tokenizer.bos_token_id
         start = next((i for i, token in enumerate(input_ids) if token != bos), len(input_ids))
         return list(input_ids[start:])
 
     def compute_offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
-        """Where in `encoded.text` each of its tokens stands: start and end, in characters.
+        """Return start and end of each token in `encoded.text`, in characters.
 
-        A BOS that the tokenizer added stands nowhere and has equal ends; bytes of one character
-        share it. None where `right` cut the text so that what is left has other tokens.
+        A BOS that the tokenizer added has equal start and end. Tokens that are bytes of one
+        character share its range. None if the text that `right` truncation left has other tokens.
         """
         with _convert_panics():
             encoding = self._backend.encode(encoded.text, add_special_tokens=False)
@@ -256,15 +259,15 @@ class ChatEncoder:
         shared: SharedPrefix | None = None,
         check_cancelled: Callable[[], None] | None = None,
     ) -> list[Encoded | ScoreError]:
-        """Like `encode` for each, in order; one that cannot be encoded becomes its error.
+        """Encode conversations in order. A conversation that cannot be encoded gives an error.
 
         Args:
-            conversations: as of `encode`.
-            truncation: as of `encode`.
-            max_length: as of `encode`.
-            shared: kept from one call to the next, where they belong together.
-            look_up: called before each conversation and each part of a long one; what it raises
-                ends this.
+            conversations: see `encode`.
+            truncation: see `encode`.
+            max_length: see `encode`.
+            shared: shared prefix to reuse across the calls of one request.
+            check_cancelled: called before each conversation and before each part of a long text.
+                Its exceptions propagate.
         """
         shared = shared or SharedPrefix()
         self._check_cancelled = check_cancelled or _do_nothing
@@ -283,8 +286,8 @@ class ChatEncoder:
     def _encode_prerendered(
         self, conversation: PrerenderedText | PrerenderedTokens, truncation: Truncation, limit: int
     ) -> Encoded:
-        read = self.prerendered_reader.read(conversation)
-        text, input_ids, is_whole = read.text, read.input_ids, True
+        prerendered = self.prerendered_reader.read(conversation)
+        text, input_ids, is_whole = prerendered.text, prerendered.input_ids, True
         if text is not None:
             over = self._prove_too_long(text, limit) if truncation == "error" else None
             if over:
@@ -296,8 +299,10 @@ class ChatEncoder:
         truncated = not is_whole or len(input_ids) > limit
         if truncated:
             if truncation == "error":
-                whole = "" if is_whole else "at least "
-                raise ConversationTooLongError(_format_too_long(f"{whole}{len(input_ids)}", limit))
+                at_least = "" if is_whole else "at least "
+                raise ConversationTooLongError(
+                    _format_too_long(f"{at_least}{len(input_ids)}", limit)
+                )
             bos = self._tokenizer.bos_token_id
             has_bos = bos is not None and (
                 input_ids[0] == bos if is_whole or text is None else self._begins_with_bos(text)
@@ -310,14 +315,14 @@ class ChatEncoder:
             input_ids=tuple(input_ids),
             readout=find_readout_position(input_ids, self._pad_token_id),
             truncated=truncated,
-            input_format=read.input_format,
+            input_format=prerendered.input_format,
         )
 
     def _render_probe(self) -> str:
-        """The rendering of `PROBE`; empty for a template that wants other turns.
+        """Render `PROBE`; return an empty text if the template accepts only other turns.
 
         Raises:
-            ModelLoadError: the template renders no conversation.
+            ModelLoadError: the template renders none of the probes.
         """
         refusals = []
         for conversation in (PROBE, *_OTHER_PROBES):
@@ -326,12 +331,12 @@ class ChatEncoder:
             except TemplateError as error:
                 refusals.append(error)
                 if isinstance(error.__cause__, RenderingInterrupt):
-                    break  # each further one might take as long
+                    break  # every other probe may take as long
                 continue
             return text if conversation is PROBE else ""
         raise ModelLoadError(
-            "the chat template renders no conversation, neither of a user and an assistant nor "
-            f"after a system prompt ({refusals[0].detail}); correct it, or give another one with "
+            "the chat template renders neither a conversation of a user and an assistant nor one "
+            f"with a system prompt ({refusals[0].detail}); fix it, or give another template with "
             "--chat-template (setting `chat_template`)"
         )
 
@@ -347,7 +352,7 @@ class ChatEncoder:
             return None
 
     def _apply_template(self, chat: Chat) -> str:
-        # Keys other than `content` come unchecked.
+        # Keys other than `content` are not validated before.
         return validate_unicode(
             self._template.render(chat.messages, chat.tools), "the rendered conversation"
         )
@@ -355,19 +360,21 @@ class ChatEncoder:
     def _tokenize(
         self, text: str, limit: int, shared: SharedPrefix | None = None
     ) -> tuple[list[int], bool]:
-        """Token ids of a text, and whether of all of it: else of its start, more than the limit.
+        """Tokenize a text like `apply_chat_template(tokenize=True)`, but with exactly one BOS.
 
-        As `apply_chat_template(tokenize=True)`, but with exactly one BOS.
+        Returns:
+            Token ids, and whether they cover the whole text. If not, they are the token ids of the
+            start of the text, and exceed the limit.
         """
-        most = limit - self._strips_bos
-        input_ids, stop = self._reuse_shared_ids(text, most, shared) if shared else ([], 0)
-        stop = self._extend(input_ids, text, stop, most)
+        max_tokens = limit - self._strips_bos
+        input_ids, stop = self._reuse_shared_ids(text, max_tokens, shared) if shared else ([], 0)
+        stop = self._extend(input_ids, text, stop, max_tokens)
         if not input_ids:
-            raise TemplateError("the chat template rendered the conversation to nothing")
+            raise TemplateError("the chat template rendered the conversation to an empty text")
         return self._prepend_bos(input_ids), stop == len(text)
 
     def _tokenize_end(self, text: str, limit: int) -> tuple[list[int], bool]:
-        """As `_tokenize`, but of its end; BOS before it, as if it were the whole."""
+        """Like `_tokenize`, but from the end of the text. BOS is prepended in any case."""
         if len(text) < _LONG_TEXT:
             return self._tokenize(text, limit)
         input_ids: list[int] = []
@@ -378,46 +385,50 @@ class ChatEncoder:
                 break
         return self._prepend_bos(input_ids), start == 0
 
-    def _extend(self, input_ids: list[int], text: str, start: int, most: int) -> int:
-        """Add the ids of a text from a border on; where it stopped, having more than `most`."""
+    def _extend(self, input_ids: list[int], text: str, start: int, max_tokens: int) -> int:
+        """Append the ids of `text[start:]`, from a boundary on, until more than `max_tokens`.
+
+        Returns:
+            Position in the text up to which it was tokenized.
+        """
         if len(text) < _LONG_TEXT:
             input_ids += self._tokenize_range(text, start, len(text))
             return len(text)
         for begin, stop in self._boundaries.split(text, start, self.max_unbroken_characters):
-            if len(input_ids) > most:
+            if len(input_ids) > max_tokens:
                 return begin
             input_ids += self._tokenize_range(text, begin, stop)
         return len(text)
 
     def _reuse_shared_ids(
-        self, text: str, most: int, shared: SharedPrefix
+        self, text: str, max_tokens: int, shared: SharedPrefix
     ) -> tuple[list[int], int]:
-        """Ids of what a text shares with the one before it, and where that ends."""
+        """Return the ids of the prefix that a text shares with the previous one, and its end."""
         if len(text) < _WORTH_KEEPING:
             return [], 0
         if not (shared.text and text.startswith(shared.text)):
             common = common_prefix_length(shared.previous_text, text)
-            border = self._boundaries.find_before(text, _WORTH_KEEPING, common - 1)
+            boundary = self._boundaries.find_before(text, _WORTH_KEEPING, common - 1)
             shared.previous_text = text
-            if border is None:
+            if boundary is None:
                 return [], 0
             input_ids: list[int] = []
-            shared.stop = self._extend(input_ids, text[:border], 0, most)
+            shared.stop = self._extend(input_ids, text[:boundary], 0, max_tokens)
             shared.text = text[: shared.stop + self._boundaries.get_lookahead(text, shared.stop)]
             shared.input_ids = input_ids
         return [*shared.input_ids], shared.stop
 
     def _tokenize_range(self, text: str, start: int, stop: int) -> list[int]:
-        """Token ids of a part of a text that is cut at borders, without BOS."""
+        """Tokenize `text[start:stop]` between two boundaries, without BOS."""
         self._check_cancelled()
         if stop - start > self.max_unbroken_characters:
             raise InvalidConversationError(
-                f"{stop - start:,} characters of the conversation have no place where they could "
-                "certainly be cut without changing a token, such as a space after a word, and up "
-                f"to {self.max_unbroken_characters:,} are tokenized at once; shorten it, or raise "
-                "the service's setting `max_unbroken_characters`"
+                f"{stop - start:,} characters of the conversation contain no position where the "
+                "text can certainly be cut without changing a token, such as a space after a word, "
+                f"and at most {self.max_unbroken_characters:,} characters are tokenized at once; "
+                "shorten the text, or raise the service's setting `max_unbroken_characters`"
             )
-        # The same ids as from calling the tokenizer, in half the time: no offsets, no wrapping.
+        # Same ids as from calling the tokenizer, in half the time: no offsets, no wrapper.
         with _convert_panics():
             (encoding,) = self._backend.encode_batch_fast(
                 [text[start:stop]], add_special_tokens=False
@@ -426,7 +437,7 @@ class ChatEncoder:
         return input_ids
 
     def _begins_with_bos(self, text: str) -> bool:
-        """Whether BOS is the first token of a text, the tokenizer's own included."""
+        """Return whether the first token is BOS, from the text or added by the tokenizer."""
         starts = [token for token in self._tokenizer.get_added_vocab() if text.startswith(token)]
         return self._strips_bos or max(starts, key=len, default="") == self._tokenizer.bos_token
 
@@ -434,7 +445,7 @@ class ChatEncoder:
         return [int(self._tokenizer.bos_token_id), *input_ids] if self._strips_bos else input_ids
 
     def _prove_too_long(self, text: str, limit: int) -> int | None:
-        """A number of tokens over the limit that a long text has at least; None if it may fit."""
+        """Return a lower bound of a long text's tokens above the limit; None if it may fit."""
         if len(text) < _LONG_TEXT:
             return None
         with _convert_panics():
@@ -448,45 +459,45 @@ class ChatEncoder:
         return text.removeprefix(str(bos)) if bos and self._strips_bos else text
 
     def _find_added_special_tokens(self) -> tuple[bool, tuple[str, ...]]:
-        """Whether the tokenizer puts BOS before a text, and which other tokens it would add."""
-        # Where the tokenizer adds none, a BOS that the template wrote is the only one: it stays.
+        """Return whether the tokenizer prepends BOS, and which other tokens it would add."""
+        # If the tokenizer does not add BOS, a BOS of the template is the only one and is kept.
         added: list[int] = self._tokenizer("", add_special_tokens=True)["input_ids"]
         bos = self._tokenizer.bos_token_id
         adds_bos = bos is not None and added[:1] == [bos]
         return adds_bos, tuple(self._tokenizer.convert_ids_to_tokens(added[adds_bos:]))
 
     def _drop_oldest(self, chat: Chat, num_tokens: str, limit: int) -> Chat:
-        def size(candidate: Messages) -> int | None:
+        def count_tokens(candidate: Messages) -> int | None:
             try:
                 text = self._render(replace(chat, messages=candidate))
-                # Only whether it fits is asked for, many times, of much that is far too long.
+                # Most candidates are far too long, and only the comparison to the limit matters.
                 return self._prove_too_long(text, limit) or len(self._tokenize(text, limit)[0])
             except TemplateError:
                 return None
 
-        kept = drop_oldest(chat.messages, size, limit)
+        kept = drop_oldest(chat.messages, count_tokens, limit)
         if kept is None:
             never_cut = "the last turn and `tools`" if chat.tools else "the last turn"
             raise ConversationTooLongError(
                 _format_too_long(num_tokens, limit)
-                + f"; `left` never cuts {never_cut}, and here that alone is too long"
+                + f"; `left` never cuts {never_cut}, and that alone is too long"
             )
         return replace(chat, messages=kept)
 
 
 @contextlib.contextmanager
 def _convert_panics() -> Iterator[None]:
-    """What a call of the tokenizer raises, as an error of the conversation."""
+    """Convert exceptions of the tokenizer to `InvalidConversationError`."""
     try:
         yield
     except BaseException as error:
-        # The tokenizer raises a bare Exception; a panic in Rust (a regular expression that gave
-        # up) derives from BaseException.
+        # The tokenizer raises a bare Exception. A panic in Rust (such as a regular expression that
+        # reached a limit) is a BaseException.
         if type(error).__name__ not in ("Exception", "PanicException"):
             raise
         raise InvalidConversationError(
             f"the checkpoint's tokenizer failed on this conversation ({type(error).__name__}); "
-            "change its text, or correct tokenizer.json"
+            "change the text, or fix tokenizer.json"
         ) from error
 
 
@@ -502,8 +513,8 @@ def _format_too_long(num_tokens: str, limit: int) -> str:
 
 
 def to_render_json(encoded: Encoded) -> dict[str, Any]:
-    """What a caller is shown of an encoded conversation, as plain JSON data."""
-    record: dict[str, Any] = {
+    """Return an encoded conversation as JSON data, as callers of the render route get it."""
+    rendered: dict[str, Any] = {
         "text": encoded.text,
         "input_ids": list(encoded.input_ids),
         "num_tokens": encoded.num_tokens,
@@ -511,5 +522,5 @@ def to_render_json(encoded: Encoded) -> dict[str, Any]:
         "truncated": encoded.truncated,
     }
     if encoded.warnings:
-        record["warnings"] = list(encoded.warnings)
-    return record
+        rendered["warnings"] = list(encoded.warnings)
+    return rendered

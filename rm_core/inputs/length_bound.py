@@ -1,10 +1,11 @@
-"""How many tokens a text has at least, from its length: at once, where tokenizing takes seconds.
+"""Lower bound on the number of tokens in a text, from its length.
 
-No token covers more than the longest one does, so a text has at least length / longest tokens.
-That is true only where all of a text ends up in tokens, and of its length after the tokenizer's
-normalizer. So the parts of a tokenizer are compared with those that are known to keep everything,
-and with any other there is no bound. Known: byte-level BPE (Llama 3, Qwen, the demo model), whose
-lengths are bytes, and BPE with bytes for unknown characters (Gemma), whose lengths are characters.
+The bound takes no time, while tokenizing a long text takes seconds. No token is longer than the
+longest token of the vocabulary, so a text has at least length / longest tokens. This holds only if
+the whole text ends up in tokens, and for the length after the tokenizer's normalizer. The
+components of the tokenizer are therefore compared with those that are known to keep all text; any
+other component disables the bound. Known are byte-level BPE (Llama 3, Qwen, the demo model), with
+lengths in bytes, and BPE with byte fallback (Gemma), with lengths in characters.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, list_steps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Of UTF-8, of any character.
+# Maximum number of bytes of a character in UTF-8.
 _MAX_BYTES = 4
-# Normalizing takes many bytes a character, so a longer text may well be tokenized in parts instead.
+# Maximum number of characters to normalize. Normalizing takes many bytes of memory per character,
+# and a longer text can be tokenized in parts instead.
 _MAX_NORMALIZED = 1 << 20
-# NFC makes one character of so many at most: Unicode's longest canonical decomposition.
+# Maximum number of characters that NFC composes to one: Unicode's longest canonical decomposition.
 _MAX_COMPOSED = 4
 
 
 class TokenBound:
-    """Tells of a text that it certainly has more tokens than allowed.
+    """Lower bound on the number of tokens in a text.
 
     Args:
-        tokenizer: of the checkpoint.
+        tokenizer: tokenizer of the checkpoint.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,8 +48,8 @@ class TokenBound:
     def _measure(self, fast: Any) -> None:
         added = list(fast.get_added_tokens_decoder().values())
         contents = [token.content for token in added]
-        # Such a token takes white space with it, any amount of it; and a mark at its start would
-        # be composed with what stands before it.
+        # Tokens with `lstrip` or `rstrip` include any amount of white space, and a combining mark
+        # at the start of a token would be composed with the character before it.
         if any(token.lstrip or token.rstrip or not token.content.isascii() for token in added):
             return
         steps = list_steps(fast.pre_tokenizer, "pretokenizers")
@@ -58,18 +60,19 @@ class TokenBound:
         )
         bytes_are_known = self._in_bytes or fast.model.byte_fallback
         if bytes_are_known and all(map(_keeps_all, steps)) and vocabulary.keys() >= set(all_bytes):
-            # In a byte-level vocabulary a character stands for a byte.
+            # In a byte-level vocabulary, a character represents a byte.
             self._longest = max(map(len, (*vocabulary, *contents)))
 
     def prove_too_long(self, text: str, limit: int) -> int | None:
-        """A number of tokens over the limit that the text has at least, if that is certain.
+        """Prove that a text has more tokens than allowed.
 
         Args:
-            text: what would be tokenized.
-            limit: most tokens that are allowed.
+            text: text to tokenize.
+            limit: maximum number of tokens.
 
         Returns:
-            None if it may fit, or if nothing is known of the tokenizer.
+            A lower bound of the text's tokens that exceeds the limit. None if the text may fit, or
+            if the tokenizer is unknown.
         """
         if self._longest is None or len(text) * _MAX_BYTES <= limit * self._longest:
             return None
@@ -89,7 +92,7 @@ class TokenBound:
 
 
 def _keeps_length(normalizer: dict[str, Any]) -> bool:
-    """Whether a text is not shorter afterwards, or it is NFC, which is reckoned with."""
+    """Return whether a normalizer never shortens a text, or is NFC, which the bound considers."""
     if normalizer["type"] == "Replace":
         pattern = normalizer["pattern"].get("String")
         content = normalizer["content"]
@@ -102,7 +105,7 @@ def _keeps_length(normalizer: dict[str, Any]) -> bool:
 
 
 def _keeps_all(pre_tokenizer: dict[str, Any]) -> bool:
-    """Whether every character of a text is in one of the pieces that it is split into."""
+    """Return whether a pre-tokenizer keeps every character of a text."""
     if pre_tokenizer["type"] == "Split":
         return bool(pre_tokenizer["behavior"] != "Removed")
     return pre_tokenizer["type"] in ("ByteLevel", "Digits")

@@ -1,4 +1,4 @@
-"""What a tokenizer is made of, as `tokenizer.json` has it: for proofs that hold for known parts."""
+"""Components of a tokenizer as in `tokenizer.json`, for proofs about known components."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 
 def list_steps(component: Any, name: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as its steps in order; none where there is no such part.
+    """Return the steps of a normalizer or pre-tokenizer in order; empty without the component.
 
     Args:
-        part: of a tokenizer of the library `tokenizers`.
-        name: what a sequence of such parts calls them.
+        component: component of a tokenizer of the library `tokenizers`, or None.
+        name: key of the steps in a sequence of such components.
     """
 
-    def flat(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def flatten(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if state["type"] == "Sequence":
             for step in state[name]:
-                yield from flat(step)
+                yield from flatten(step)
         else:
             yield state
 
-    return [] if component is None else list(flat(json.loads(component.__getstate__())))
+    return [] if component is None else list(flatten(json.loads(component.__getstate__())))
 
 
 def is_plain_bpe(model: Any) -> bool:
-    """Whether a model is BPE that marks neither the starts nor the ends of words."""
+    """Return whether a model is BPE that marks neither the starts nor the ends of words."""
     affixes = ("continuing_subword_prefix", "end_of_word_suffix")
     return type(model).__name__ == "BPE" and not any(getattr(model, name) for name in affixes)
