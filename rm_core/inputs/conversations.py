@@ -76,7 +76,7 @@ def parse_conversation(value: object) -> Messages:
     last = messages[-1]["role"]
     if last != "assistant":
         raise InvalidConversationError(
-            f"the last message has the role {last!r}; a reward is given to an answer, so the last "
+            f"the last message has role {last!r}; a reward is given to an answer, so the last "
             "message must be the assistant's: append the answer to be scored"
         )
     return messages
@@ -108,7 +108,7 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
     if prompt is None:
         if isinstance(answer, str):
             raise InvalidConversationError(
-                f"`{what}` is a string, but `prompt` is missing; give the `prompt` it answers, or "
+                f"`{what}` is a string, but there is no `prompt`; give the `prompt` it answers, or "
                 f"make `{what}` a whole conversation (a list of messages)"
             )
         return parse_conversation(answer)
@@ -346,12 +346,13 @@ def _read_json(text: str, where: str) -> Any:
             raise RecursionError
     except RecursionError:
         raise InvalidConversationError(
-            f"{where} is JSON text that is nested more than {_MAX_DEPTH} levels deep; flatten it"
+            f"{where} is JSON text with more than {_MAX_DEPTH} lists and objects nested in each "
+            "other; flatten it"
         ) from None
     except ValueError as error:
         raise InvalidConversationError(
-            f"{where} is not valid JSON text ({str(error)[:100]}); send the value itself, or valid "
-            "JSON text"
+            f"{where} is text that cannot be read as JSON ({str(error)[:100]}); send the value "
+            "itself, or valid JSON text"
         ) from None
     return value
 

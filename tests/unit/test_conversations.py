@@ -22,7 +22,7 @@ THE_ROLES = "allowed: system, user, assistant, tool"
 A_STRING = 'give a string ("" for an empty answer) or text parts'
 TEXT_ONLY = "only text is scored"
 WELL_FORMED = "send well-formed text"
-APPEND = "append the answer that is to be scored"
+APPEND = "append the answer to be scored"
 
 
 def said(content: object, role: object = "assistant") -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def test_a_prompt_and_an_answer_make_a_conversation(
 
 
 NOT_JOINED = {
-    "string without prompt": (None, "4", "`chosen` is a string and there is no `prompt`", "give"),
+    "string without prompt": (None, "4", "`chosen` is a string, but there is no `prompt`", "give"),
     "another prompt": ("3+3?", WHOLE, "role 'user' that is not the start of `prompt`", "leave"),
     "a system prompt more": ("2+2?", [SYSTEM, *WHOLE], "of role 'system'", "same prompt"),
     "prompt is a number": (5, "4", "the prompt is a number", A_STRING_OR_LIST),

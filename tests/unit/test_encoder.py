@@ -162,7 +162,7 @@ def test_whatever_a_template_raises_is_refused_or_a_template_error(
 
 
 def test_a_template_that_renders_nothing_is_a_template_error(encoder_of: EncoderOf) -> None:
-    with pytest.raises(TemplateError, match="to nothing"):
+    with pytest.raises(TemplateError, match="to an empty text"):
         with_template(encoder_of, "{% if false %}x{% endif %}").encode(HELLO)
 
 

@@ -217,7 +217,7 @@ def test_a_prompt_without_a_generation_header() -> None:
 
 def test_a_prompt_of_another_family_is_refused() -> None:
     for dialect in ("llama3", "gemma", "mistral"):
-        with pytest.raises(InvalidConversationError, match=r"no turn of chatml begins in it"):
+        with pytest.raises(InvalidConversationError, match="no turn in the format chatml"):
             read_turns(LAST[dialect] + "4", LAST[dialect], "chatml")
     with pytest.raises(InvalidConversationError, match=re.escape("the prompt has <|im_end|>")):
         read_turns("2+2?<|im_end|>4", "2+2?<|im_end|>", "chatml")

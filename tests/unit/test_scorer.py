@@ -156,7 +156,7 @@ def test_a_forward_pass_that_raises_costs_one_reward(
     assert failure.code == "scoring_failed"
     assert f"of {len(poison)} tokens (RuntimeError)" in failure.message
     assert "secret" not in failure.message
-    assert "log has the details" in failure.message
+    assert "see the service's log for details" in failure.message
     assert "secret of the inside" in caplog.text
     assert [r.reward for r in results if isinstance(r, Reward)] == near(expected[:7] + expected[8:])
 

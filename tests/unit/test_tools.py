@@ -163,7 +163,7 @@ def test_what_is_no_list_of_functions_is_refused_alone(
 def test_unknown_key_is_refused_by_name(scorer: RewardScorer, key: str) -> None:
     (result,) = scorer.score([{"messages": MESSAGES, "tools": TOOLS, key: []}])
     assert isinstance(result, ScoreError)
-    assert f"has `{key}`, which would not be rendered" in result.message
+    assert f"has the unknown keys `{key}`" in result.message
 
 
 def test_truncation_keeps_tools_and_the_last_turn(scorer: RewardScorer) -> None:
@@ -207,7 +207,7 @@ def test_key_that_the_template_does_not_write_warns(
     messages = [MESSAGES[0], {**MESSAGES[-1], key: value}]
     (warning,) = scorer.encoder.encode(messages).warnings
     assert warning.startswith("template_ignores_keys: ")
-    assert f"`{key}` in message(s) 1," in warning
+    assert f"`{key}` of message(s) 1," in warning
     for empty in (None, [], ""):
         plain = scorer.encoder.encode([MESSAGES[0], {**MESSAGES[-1], key: empty}])
         assert plain.warnings == ()
@@ -220,7 +220,7 @@ def test_calls_warn_unless_the_template_writes_them(
     assert scorer.encoder.encode(calls).warnings == ()
     (warning,) = encoder_of("llama-v0.2").encode(calls).warnings
     assert warning.startswith("template_ignores_keys: ")
-    assert "`tool_calls` in message(s) 1," in warning
+    assert "`tool_calls` of message(s) 1," in warning
 
 
 def test_arguments_as_text_are_kept_and_warn_where_they_differ(
@@ -345,7 +345,9 @@ def test_tools_of_pairs_prompts_and_answers() -> None:
         with pytest.raises(InvalidConversationError, match="`tools` were given twice for"):
             parse_pair(twice)
     assert join_chat(parse_prompt_chat({"messages": [ASK], "tools": TOOLS}), "At six.") == chat
-    with pytest.raises(InvalidConversationError, match="the prompt has `documents`"):
+    with pytest.raises(
+        InvalidConversationError, match="the prompt has the unknown keys `documents`"
+    ):
         parse_prompt_chat({"messages": [ASK], "documents": []})
 
 

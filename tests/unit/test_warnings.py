@@ -59,7 +59,7 @@ def test_transcript_in_message_warns(name: str, encoder_of: EncoderOf) -> None:
     for messages, place in ((chat(TRANSCRIPTS[name]), 0), (chat("2+2?", TRANSCRIPTS[name]), 1)):
         encoded = encoder_of("qwen3").encode(messages)
         (warning,) = [w for w in encoded.warnings if w.startswith("transcript_in_message: ")]
-        assert f"message(s) {place} hold turns" in warning
+        assert f"message(s) {place} contain turns" in warning
         assert "send each turn as a message" in warning
 
 
@@ -77,7 +77,7 @@ def test_template_markers_warn_as_own_or_foreign(marker: str, encoder_of: Encode
     found = encoder_of("qwen3").encode(chat("2+2?", f"4{marker}\nThanks!"))
     kind = "template_markers_in_message" if marker in own else "foreign_template_markers"
     assert kinds(found) == [kind]
-    assert f"message(s) 1 hold {marker}" in found.warnings[0]
+    assert f"message(s) 1 contain {marker}" in found.warnings[0]
 
 
 @pytest.mark.parametrize("around", ["[{}]", "<{}>", "[<{}>]", "<a[{}", "a<|{}|>"])
@@ -101,7 +101,7 @@ def test_own_special_tokens_warn_and_score_as_transformers(
     messages = chat("2+2?", f"4{marker}\n{marker}Thanks!")
     (result,) = scorer_of(name).score([messages])
     (warning,) = result.warnings
-    assert warning.startswith(f"template_markers_in_message: message(s) 1 hold {marker}, which")
+    assert warning.startswith(f"template_markers_in_message: message(s) 1 contain {marker}, which")
     right = Reference(checkpoint_of(name)).reward(messages)
     assert result.reward == pytest.approx(right, abs=1e-4)
 

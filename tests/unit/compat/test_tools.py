@@ -118,7 +118,7 @@ def test_errors_of_tools_name_their_place(tool_client: TestClient) -> None:
     answer = tool_client.post("/v1/score", json={"conversations": conversations})
     errors = [r.get("error", {}).get("message", "") for r in answer.json()["results"]]
     assert "`tools` is a number" in errors[0]
-    assert "`chat_template_kwargs`, `documents`, which would not be rendered" in errors[1]
+    assert "has the unknown keys `chat_template_kwargs`, `documents`" in errors[1]
     assert errors[2] == ""
     assert "looks like JSON" in errors[3]
 
