@@ -402,7 +402,7 @@ def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mappi
     missing = [name for name in needed if value.get(name) is None]
     if missing:
         raise InvalidConversationError(
-            f"the {what} has no {_format_names(missing)}; its keys are: "
+            f"the {what} has no {_format_names(missing)}; it has "
             f"{_format_first_names(sorted(map(str, value)))}"
         )
     return value
@@ -459,7 +459,7 @@ def _flatten(content: object, where: str) -> str:
         )
     if not isinstance(content, list | tuple):
         raise InvalidConversationError(
-            f"the content of {where} is {_describe_type(content)}; it must be a string or a list "
+            f"{where} has content that is {_describe_type(content)}; it must be a string or a list "
             'of text parts such as {"type": "text", "text": "..."}'
         )
     return "".join(_get_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))

@@ -1,4 +1,4 @@
-"""The cache of rewards: bounded, the least recently used goes first, nothing under a wrong key."""
+"""The cache of rewards: bounded memory, LRU eviction, and no reward under a wrong key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from(["get", "put"]), st.integers(0, 
 
 
 @given(OPERATIONS, st.integers(0, 5), st.integers(0, ENTRY_BYTES - 1))
-def test_it_does_what_a_list_of_the_last_used_does(
+def test_cache_behaves_like_an_lru_list(
     operations: list[tuple[str, int]], capacity: int, rest: int
 ) -> None:
     cache = ScoreCache(capacity * ENTRY_BYTES + rest)
@@ -28,16 +28,16 @@ def test_it_does_what_a_list_of_the_last_used_does(
     written: dict[int, float] = {}
     hits = misses = evictions = 0
     for step, (operation, name) in enumerate(operations):
-        there = name in last_used
+        is_cached = name in last_used
         if operation == "get":
-            assert cache.get(KEYS[name]) == (written[name] if there else None)
-            hits, misses = hits + there, misses + (not there)
+            assert cache.get(KEYS[name]) == (written[name] if is_cached else None)
+            hits, misses = hits + is_cached, misses + (not is_cached)
         else:
             written[name] = float(step)
             cache.put(KEYS[name], float(step))
-        if there:
+        if is_cached:
             last_used.remove(name)
-        if there or operation == "put":
+        if is_cached or operation == "put":
             last_used.append(name)
         if len(last_used) > capacity:
             del last_used[0]
@@ -48,7 +48,7 @@ def test_it_does_what_a_list_of_the_last_used_does(
         assert (stats.hits, stats.misses, stats.evictions) == (hits, misses, evictions)
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_least_recently_used_entry_is_evicted_first() -> None:
     cache = ScoreCache(2 * ENTRY_BYTES)
     cache.put(KEYS[0], 0.0)
     cache.put(KEYS[1], 1.0)
@@ -65,15 +65,17 @@ def test_only_finite_rewards_are_kept(reward: float | ScoreError) -> None:
     assert cache.stats.entries == 0
 
 
-@pytest.mark.parametrize("num_entries", [3000, 21_846, 43_691])  # the last two: the table has grown
-def test_an_entry_takes_no_more_memory_than_is_reckoned(num_entries: int) -> None:
+@pytest.mark.parametrize(
+    "num_entries", [3000, 21_846, 43_691]
+)  # the table has just grown in the last two
+def test_memory_of_entries_is_within_the_estimate(num_entries: int) -> None:
     keys = cache_keys(FINGERPRINT, ((i,) for i in range(3 * num_entries)))
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         cache = ScoreCache(num_entries * ENTRY_BYTES)
         for i, key in enumerate(keys):
-            cache.put(bytes(bytearray(key)), i + 0.5)  # a key that only the cache holds
+            cache.put(bytes(bytearray(key)), i + 0.5)  # a key that only the cache references
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -81,7 +83,7 @@ def test_an_entry_takes_no_more_memory_than_is_reckoned(num_entries: int) -> Non
     assert 0.3 * cache.stats.bytes < after - before <= cache.stats.bytes
 
 
-def test_every_part_of_the_fingerprint_and_every_token_count() -> None:
+def test_keys_depend_on_every_fingerprint_field_and_token() -> None:
     other = [replace(FINGERPRINT, **{field.name: "x"}) for field in fields(FINGERPRINT)]
     shifted = [Fingerprint("rt", "", "float32", "eager"), Fingerprint("", "rt", "float32", "eager")]
     sequences = [(1, 2), (2, 1), (1,), (1, 2, 0), (0, 1, 2), (1, 2 + 2**16), (258,)]
@@ -95,7 +97,7 @@ def test_every_part_of_the_fingerprint_and_every_token_count() -> None:
     assert cache_keys(FINGERPRINT, [[1, 2]]) == cache_keys(FINGERPRINT, [(1, 2)]) == keys[:1]
 
 
-def test_several_threads_may_use_it() -> None:
+def test_cache_is_thread_safe() -> None:
     cache = ScoreCache(4 * ENTRY_BYTES)
 
     def use(shift: int) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue against facts copied here by hand, and its reader against broken files."""
+"""The catalog against facts copied by hand, and its reader against broken files."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def facts_in(record: Any) -> list[Fact[Any]]:
     return []
 
 
-def test_the_twelve_by_series_then_size():
+def test_catalog_is_ordered_by_series_then_size():
     assert [e.id for e in load_catalog()] == IDS
 
 
-def test_a_file_is_named_after_its_entry():
+def test_files_are_named_after_their_entries():
     folder = entries.seeds_dir() / "catalog"
     names = {path.stem for path in folder.glob("*.json")} - {"sources", "not_served"}
     assert names == {e.name.lower() for e in load_catalog()}
@@ -78,14 +78,14 @@ def test_every_source_is_cited():
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_unconfirmed_is_exactly_what_has_no_value(name: str):
+def test_fact_is_unconfirmed_if_and_only_if_it_has_no_value(name: str):
     facts = facts_in(entry(name))
     assert len(facts) > 25
     for fact in facts:
         assert (fact.status == "unconfirmed") == (fact.value is None)
 
 
-def test_what_nobody_published_stays_open():
+def test_unpublished_facts_are_unconfirmed():
     for e in load_catalog():
         if e.series == "v2":
             assert e.pad_token_id.status == "unconfirmed"
@@ -113,7 +113,7 @@ def test_what_nobody_published_stays_open():
         (V2 + "Llama-3.2-3B", None, 128000, (128001, 128008, 128009), 128256),
     ],
 )
-def test_special_tokens(name: str, pad: int | None, bos: int, eos: tuple[int, ...], vocab: int):
+def test_special_token_ids(name: str, pad: int | None, bos: int, eos: tuple[int, ...], vocab: int):
     e = entry(name)
     assert (e.pad_token_id.value, e.bos_token_id.value) == (pad, bos)
     assert (e.eos_token_ids.value, e.geometry.vocab_size.value) == (eos, vocab)
@@ -142,12 +142,12 @@ def test_geometry(name: str, hidden: int, layers: int, heads: int, kv_heads: int
     assert e.parameters.value == pytest.approx(billions, rel=0.005)
 
 
-def test_weights_of_v01_fill_the_four_published_shards():
-    """4.98 + 5.00 + 4.92 + 0.117 GB at two bytes a parameter."""
+def test_parameters_of_v01_match_the_published_shards():
+    """4.98 + 5.00 + 4.92 + 0.117 GB at two bytes per parameter."""
     assert entry(LLAMA_V01).parameters.value == pytest.approx(15.017 / 2, abs=0.01)
 
 
-def test_lengths_and_system_prompts():
+def test_recommended_lengths_and_advice_on_system_prompts():
     lengths = {e.id: e.recommended_max_length for e in load_catalog()}
     v1_lengths = [lengths.pop(name) for name in IDS[:4]]
     assert v1_lengths == [131072, 8192, 131072, 8192]
@@ -160,13 +160,13 @@ def test_lengths_and_system_prompts():
     ]
 
 
-def test_recommended_length_when_less_is_known():
+def test_recommended_max_length_is_none_if_unknown():
     e = entry(GEMMA_V01)
     unknown: Fact[int] = Fact(None, "unconfirmed", "checkpoint-files")
     assert dataclasses.replace(e, max_position_embeddings=unknown).recommended_max_length is None
 
 
-def test_templates():
+def test_template_traits():
     assert [e.template.renders_bos.value for e in load_catalog() if e.series == "v0.1"] == [
         False
     ] * 2
@@ -193,7 +193,7 @@ def test_only_gemma_refuses_sdpa():
     assert attention.sliding_window == Fact(4096, "confirmed", "gemma-v01-config")
 
 
-def test_licences():
+def test_licences_of_entries():
     licences = {e.id: e.licence.value for e in load_catalog()}
     assert {licences[name] for name in IDS[:4]} == {"Skywork Community License"}
     assert licences[V2 + "Qwen3-4B"] == "Apache-2.0"
@@ -201,7 +201,7 @@ def test_licences():
     assert licences[V2 + "Llama-3.1-8B-40M"] == "Llama 3.1 Community License"
 
 
-def test_not_served():
+def test_models_that_are_not_served():
     rows = load_not_served()
     assert [row.kind for row in rows] == [
         "process_reward",
@@ -222,33 +222,33 @@ BROKEN = {
     "bad status": (["dtype", "status"], "certain", "certain"),
     "bad series": (["series"], "v3", "v3"),
     "unknown source": (["dtype", "source"], "hearsay", "hearsay"),
-    "unknown source of a figure": (["published", 0, "source"], "hearsay", "hearsay"),
+    "unknown source of a result": (["published", 0, "source"], "hearsay", "hearsay"),
     "text for a number": (["pad_token_id", "value"], "0", "pad_token_id.value"),
     "truth for a number": (["num_labels", "value"], True, "num_labels.value"),
     "number for a text": (["licence", "value"], 3, "licence.value"),
     "value that is unconfirmed": (["dtype", "status"], "unconfirmed", "null"),
     "null that is confirmed": (["dtype", "value"], None, "null"),
-    "figure off the scale": (["published", 0, "value"], 938.0, "percent"),
+    "result off the scale": (["published", 0, "value"], 938.0, "percent"),
     "unknown benchmark": (["published", 0, "benchmark"], "glue", "glue"),
     "object for a list": (["known_issues"], {}, "a list"),
 }
 
 
 @pytest.mark.parametrize(("path", "value", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_entry_is_refused(path: list[Any], value: Any, message: str):
+def test_broken_entry_is_refused(path: list[Any], value: Any, message: str):
     raw = copy.deepcopy(entries.load_json("catalog/skywork-reward-gemma-2-27b.json"))
     read_with_sources(CatalogEntry, raw, entries.load_sources(), "gemma.json")
-    place = raw
+    node = raw
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        node = node[key]
+    node[path[-1]] = value
     with pytest.raises(ValueError, match=message) as caught:
         read_with_sources(CatalogEntry, raw, entries.load_sources(), "gemma.json")
     assert str(caught.value).startswith("gemma.json")
 
 
 @pytest.mark.parametrize("key", ["licence", "published", "id", "template"])
-def test_a_missing_key_is_refused(key: str):
+def test_missing_key_is_refused(key: str):
     raw = copy.deepcopy(entries.load_json("catalog/skywork-reward-gemma-2-27b.json"))
     del raw[key]
     with pytest.raises(ValueError, match=f"'{key}'.*missing"):

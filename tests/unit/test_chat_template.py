@@ -1,4 +1,4 @@
-"""Chat templates render as in transformers, within limits, at a fixed date."""
+"""Chat templates render as in transformers, with limits and a fixed date."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 @pytest.fixture(autouse=True)
-def _no_callbacks_of_the_garbage_collector() -> Iterator[None]:
-    """Python ignores an interrupt inside of one, such as hypothesis', and pytest reports that."""
+def _disable_gc_callbacks() -> Iterator[None]:
+    """Python ignores an interrupt in a GC callback, such as hypothesis's, and pytest reports it."""
     callbacks = gc.callbacks[:]
     gc.callbacks.clear()
     yield
@@ -79,7 +79,7 @@ def test_render_equals_transformers(text: str, tools: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_render_of_the_families_equals_transformers(name: str) -> None:
+def test_render_equals_transformers_for_every_family(name: str) -> None:
     tokenizer = build_tokenizer(SPECS[name])
     template = ChatTemplate(tokenizer, DAY)
     assert template.date is None
@@ -88,7 +88,7 @@ def test_render_of_the_families_equals_transformers(name: str) -> None:
         assert template.render(conversation) == expected
 
 
-def test_named_templates_are_chosen_as_in_transformers() -> None:
+def test_named_templates_are_selected_as_in_transformers() -> None:
     texts = {"default": "A" + PLAIN, "tool_use": "B" + PLAIN}
     template = compiled(texts)
     assert template.text == texts["default"]
@@ -116,7 +116,7 @@ def test_endless_rendering_is_interrupted(text: str, monkeypatch: pytest.MonkeyP
     assert template.render(HELLO) == expected
 
 
-def test_interrupt_that_is_ignored_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_interrupt_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
     interrupt, ignored = module._interrupt, []
 
@@ -154,12 +154,12 @@ for work in (short, endless):
 """
 
 
-def test_profilers_work_beside_renderings() -> None:
-    """In a process of its own, since no exception gets out of that hang."""
+def test_profiler_works_after_rendering() -> None:
+    """Runs in a separate process, since no exception interrupts the hang."""
     subprocess.run([sys.executable, "-c", PROFILED], timeout=PATIENCE_S, check=True, cwd=ROOT)
 
 
-def test_interruption_hits_its_own_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_reaches_only_the_rendering_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CPU_S", 0.6)
     errors: list[BaseException] = []
 
@@ -189,7 +189,7 @@ def test_memory_of_a_rendering_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         compiled(text).render(HELLO)
 
 
-def test_forked_process_renders_whatever_its_parent_was_doing() -> None:
+def test_forked_process_renders_while_parent_holds_the_lock() -> None:
     template = compiled(PLAIN)
     expected = template.render(HELLO)
 
@@ -226,7 +226,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("text", TOO_LARGE.values(), ids=TOO_LARGE.keys())
-def test_too_large_values_are_stopped(text: str) -> None:
+def test_template_with_too_large_values_is_stopped(text: str) -> None:
     with pytest.raises(
         TemplateError, match=r"exceeded a limit on this conversation.*fix the template"
     ):
@@ -248,9 +248,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("text", "came"), REFUSED.values(), ids=REFUSED.keys())
-def test_template_is_refused_at_load(text: str, came: str) -> None:
-    with pytest.raises(ModelLoadError, match=came):
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_template_is_refused_at_load(text: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
         compiled(text)
     assert "random" not in compiled("{{ messages[0].random }}{{ 'lipsum' }}" + PLAIN).render(HELLO)
 
@@ -281,10 +281,12 @@ def test_endless_template_is_refused_at_load(
         load_encoder(ModelConfig(str(folder)))
 
 
-def test_template_that_wants_a_system_prompt_loads(copy_of: CopyOf) -> None:
+def test_template_that_requires_a_system_prompt_loads(copy_of: CopyOf) -> None:
     folder = copy_of()
-    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
-    (folder / "chat_template.jinja").write_text(wants + PLAIN)
+    requires = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(requires + PLAIN)
     encoder = load_encoder(ModelConfig(str(folder)))
     alone, with_system = encoder.encode_all([HELLO, [{"role": "system", "content": "s"}, *HELLO]])
     assert isinstance(alone, ScoreError)
@@ -313,7 +315,7 @@ def test_template_without_a_clock_has_no_date() -> None:
     assert compiled(PLAIN + "{# strftime_now #}strftime_now{{ 'strftime_now' }}").date is None
 
 
-def test_date_is_fixed_by_the_config_and_in_the_fingerprint(copy_of: CopyOf) -> None:
+def test_template_date_fixes_the_date_and_is_in_the_fingerprint(copy_of: CopyOf) -> None:
     folder = copy_of("llama-v0.2")
     template = folder / "chat_template.jinja"
     template.write_text("{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + template.read_text())
@@ -343,7 +345,7 @@ def test_fingerprint_without_a_clock_has_no_date(scorer_of: Callable[..., Reward
 @pytest.mark.parametrize(
     "date", ["today", "2026-1-31", "2026-02-30", "20260131", "", "2026-01-31 "]
 )
-def test_wrong_date_is_refused(date: str) -> None:
+def test_invalid_template_date_is_refused(date: str) -> None:
     with pytest.raises(ModelLoadError, match=r"template_date is .*; give a day as YYYY-MM-DD"):
         ModelConfig("demo", template_date=date)
 
@@ -375,8 +377,8 @@ GROWING = (
         "{{ ns.x }}{% for j in range(9999) %}{{ ns.x }}{% endfor %}",
     ],
 )
-def test_texts_that_grow_are_stopped_early(step: str) -> None:
-    """However they grow, and before they take memory: the conversation is short."""
+def test_template_that_grows_a_text_is_stopped_early(step: str) -> None:
+    """The limit is low because the conversation is short, so the text takes little memory."""
     template = compiled(GROWING.replace("%%", "%").replace("%s", step, 1))
     tracemalloc.start()
     try:
@@ -388,7 +390,7 @@ def test_texts_that_grow_are_stopped_early(step: str) -> None:
     assert peak < 200 << 20
 
 
-def test_how_much_a_template_may_build_grows_with_the_conversation() -> None:
+def test_length_limit_grows_with_the_conversation() -> None:
     template = compiled("{% set x %}" + "{{ messages[0].content }}" * 20 + "{% endset %}{{ x }}")
     content = "x" * 1_000_000
     assert template.render(talk(content, "y")) == content * 20

@@ -1,4 +1,4 @@
-"""Tables print what they are given, also what Rich would take for markup of its own."""
+"""Tables print text verbatim, including text that Rich would interpret as markup."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from serve.cli.demo import print_pairs
 ODD = "use skyreward[flash] [/INST] [red]"
 
 
-def test_checks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_checks_prints_markup_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason")
     print_checks(dict.fromkeys(keys, ODD), [])
     assert capsys.readouterr().out.count(ODD) == len(keys)
 
 
-def test_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_pairs_prints_markup_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [{"id": "one", "why": "x"}, {"id": "two", "why": "cut off"}]
     answer = {
         "results": [

@@ -1,4 +1,4 @@
-"""Shapes of conversations and preference pairs: what is taken, and how the rest is refused."""
+"""Shapes of conversations and preference pairs: accepted shapes, and errors for all others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WELL_FORMED = "send well-formed text"
 APPEND = "append the answer to be scored"
 
 
-def said(content: object, role: object = "assistant") -> list[dict[str, Any]]:
+def one_message(content: object, role: object = "assistant") -> list[dict[str, Any]]:
     return [{"role": role, "content": content}]
 
 
@@ -41,61 +41,83 @@ REFUSED = {
     "message is a list": ([USER, [ANSWER]], "message 1 is a list", AN_OBJECT),
     "message is null": ([USER, None], "message 1 is null", AN_OBJECT),
     "no role": ([{"content": "4"}], "message 0 has no `role`", THE_ROLES),
-    "role is null": (said("4", None), "message 0 has no `role`", THE_ROLES),
-    "unknown role": ([USER, *said("4", "human")], "message 1 has the role 'human'", THE_ROLES),
-    "other case": (said("4", "Assistant"), "the role 'Assistant'", THE_ROLES),
-    "role is a list": (said("4", ["user"]), "the role ['user']", THE_ROLES),
-    "role is a number": (said("4", 7), "the role 7", THE_ROLES),
+    "role is null": (one_message("4", None), "message 0 has no `role`", THE_ROLES),
+    "unknown role": (
+        [USER, *one_message("4", "human")],
+        "message 1 has the role 'human'",
+        THE_ROLES,
+    ),
+    "other case": (one_message("4", "Assistant"), "the role 'Assistant'", THE_ROLES),
+    "role is a list": (one_message("4", ["user"]), "the role ['user']", THE_ROLES),
+    "role is a number": (one_message("4", 7), "the role 7", THE_ROLES),
     "no content": ([USER, {"role": "assistant"}], "message 1 has no `content`", A_STRING),
-    "content is null": (said(None), "message 0 has no `content`", A_STRING),
+    "content is null": (one_message(None), "message 0 has no `content`", A_STRING),
     "null, no tool call": (
         [{"role": "assistant", "content": None, "tool_calls": []}],
         "message 0 has no `content`",
         A_STRING,
     ),
     "content is a number": (
-        said(4),
+        one_message(4),
         "message 0 has content that is a number",
         "a string or a list",
     ),
     "content is an object": (
-        said({"text": "4"}),
+        one_message({"text": "4"}),
         "content that is an object",
         "a string or a list",
     ),
     "image": (
-        said([{"type": "text", "text": "4"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+        one_message(
+            [{"type": "text", "text": "4"}, {"type": "image_url", "image_url": {"url": "x"}}]
+        ),
         "part 1 of message 0 is of type 'image_url'",
         TEXT_ONLY,
     ),
-    "part is a number": (said([4]), "part 0 of message 0 is not a text part", TEXT_ONLY),
-    "part is null": (said([None]), "part 0 of message 0 is not a text part", TEXT_ONLY),
-    "part without text": (said([{"type": "text"}]), "part 0 of message 0 is not a text", TEXT_ONLY),
-    "part with a number": (said([{"type": "text", "text": 4}]), "is not a text part", TEXT_ONLY),
-    "surrogate": (said("ab\ud83d"), "message 0 has a lone surrogate at character 2", WELL_FORMED),
+    "part is a number": (one_message([4]), "part 0 of message 0 is not a text part", TEXT_ONLY),
+    "part is null": (one_message([None]), "part 0 of message 0 is not a text part", TEXT_ONLY),
+    "part without text": (
+        one_message([{"type": "text"}]),
+        "part 0 of message 0 is not a text",
+        TEXT_ONLY,
+    ),
+    "part with a number": (
+        one_message([{"type": "text", "text": 4}]),
+        "is not a text part",
+        TEXT_ONLY,
+    ),
+    "surrogate": (
+        one_message("ab\ud83d"),
+        "message 0 has a lone surrogate at character 2",
+        WELL_FORMED,
+    ),
     "surrogate in a part": (
-        [USER, *said(["4", {"type": "text", "text": "\udc00"}])],
+        [USER, *one_message(["4", {"type": "text", "text": "\udc00"}])],
         "part 1 of message 1 has a lone surrogate",
         WELL_FORMED,
     ),
     "last is the user's": ([ANSWER, USER], "the last message has role 'user'", APPEND),
-    "last is a tool's": ([USER, *said("4", "tool")], "the last message has role 'tool'", APPEND),
-    "last is the system's": (said("Be brief.", "system"), "has role 'system'", APPEND),
+    "last is a tool's": (
+        [USER, *one_message("4", "tool")],
+        "the last message has role 'tool'",
+        APPEND,
+    ),
+    "last is the system's": (one_message("Be brief.", "system"), "has role 'system'", APPEND),
 }
 
 
-@pytest.mark.parametrize(("value", "came", "todo"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_refusal_says_what_came_and_what_to_do(value: object, came: str, todo: str) -> None:
+@pytest.mark.parametrize(("value", "problem", "remedy"), REFUSED.values(), ids=REFUSED.keys())
+def test_error_names_problem_and_remedy(value: object, problem: str, remedy: str) -> None:
     with pytest.raises(InvalidConversationError) as caught:
         parse_conversation(value)
-    assert came in caught.value.detail
-    assert todo in caught.value.detail
+    assert problem in caught.value.detail
+    assert remedy in caught.value.detail
     assert caught.value.code == "invalid_conversation"
 
 
-def test_a_refusal_never_repeats_a_long_value() -> None:
+def test_error_does_not_quote_long_values() -> None:
     with pytest.raises(InvalidConversationError) as caught:
-        parse_conversation(said("4", "x" * 100_000))
+        parse_conversation(one_message("4", "x" * 100_000))
     assert len(caught.value.detail) < 200
 
 
@@ -113,7 +135,7 @@ ALMOST = st.lists(
 
 
 @given(JSON | ALMOST)
-def test_whatever_comes_is_parsed_or_refused(value: Any) -> None:
+def test_any_value_is_parsed_or_refused(value: Any) -> None:
     try:
         messages = parse_conversation(value)
     except InvalidConversationError:
@@ -130,24 +152,24 @@ PARTS = st.lists(
 
 
 @given(PARTS)
-def test_text_parts_are_joined_as_they_were_sent(parts: list[tuple[str, str]]) -> None:
+def test_text_parts_are_joined_unchanged(parts: list[tuple[str, str]]) -> None:
     shape = {
         "string": lambda text: text,
         "typed": lambda text: {"type": "text", "text": text},
         "untyped": lambda text: {"text": text},
     }
-    (message,) = parse_conversation(said([shape[kind](text) for text, kind in parts]))
+    (message,) = parse_conversation(one_message([shape[kind](text) for text, kind in parts]))
     assert message["content"] == "".join(text for text, _ in parts)
 
 
-def test_the_callers_value_is_left_alone() -> None:
-    value = [USER, *said([{"type": "text", "text": "4"}])]
+def test_parse_conversation_does_not_modify_its_input() -> None:
+    value = [USER, *one_message([{"type": "text", "text": "4"}])]
     before = copy.deepcopy(value)
     parse_conversation(value)[1]["content"] = "changed"
     assert value == before
 
 
-def test_other_keys_stay_for_the_template() -> None:
+def test_other_keys_are_kept() -> None:
     call = {"id": "1", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
     value = [
         {**USER, "name": "Jane"},
@@ -161,11 +183,11 @@ def test_other_keys_stay_for_the_template() -> None:
     assert messages[2] == value[2]
 
 
-def test_tuples_and_an_empty_answer_are_fine() -> None:
-    assert parse_conversation((USER, *said(""))) == [USER, *said("")]
+def test_tuples_and_empty_answers_are_accepted() -> None:
+    assert parse_conversation((USER, *one_message(""))) == [USER, *one_message("")]
 
 
-def test_a_prompt_is_a_string_or_messages() -> None:
+def test_parse_prompt_accepts_string_or_messages() -> None:
     system = {"role": "system", "content": "Be brief."}
     assert parse_prompt("2+2?") == [USER]
     assert parse_prompt([system, USER]) == [system, USER]
@@ -193,9 +215,7 @@ JOINED = {
 
 
 @pytest.mark.parametrize(("prompt", "answer", "whole"), JOINED.values(), ids=JOINED.keys())
-def test_a_prompt_and_an_answer_make_a_conversation(
-    prompt: object, answer: object, whole: object
-) -> None:
+def test_join_makes_a_conversation(prompt: object, answer: object, whole: object) -> None:
     assert join(prompt, answer) == whole
 
 
@@ -215,18 +235,18 @@ NOT_JOINED = {
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "came", "todo"), NOT_JOINED.values(), ids=NOT_JOINED.keys()
+    ("prompt", "answer", "problem", "remedy"), NOT_JOINED.values(), ids=NOT_JOINED.keys()
 )
-def test_what_does_not_fit_together_is_refused(
-    prompt: object, answer: object, came: str, todo: str
+def test_join_refuses_prompt_and_answer_that_do_not_fit(
+    prompt: object, answer: object, problem: str, remedy: str
 ) -> None:
     with pytest.raises(InvalidConversationError) as caught:
         join(prompt, answer, "chosen")
-    assert came in caught.value.detail
-    assert todo in caught.value.detail
+    assert problem in caught.value.detail
+    assert remedy in caught.value.detail
 
 
-def test_an_empty_prompt_is_not_told_about_the_assistant() -> None:
+def test_empty_prompt_error_does_not_mention_the_assistant() -> None:
     with pytest.raises(InvalidConversationError) as caught:
         parse_prompt([])
     assert "assistant" not in caught.value.detail
@@ -248,11 +268,11 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_every_shape_of_a_preference_pair_means_the_same(pair: object) -> None:
+def test_parse_pair_accepts_every_shape(pair: object) -> None:
     assert parse_pair(pair) == (WHOLE, [USER, WRONG])
 
 
-def test_empty_strings_are_a_prompt_and_an_answer() -> None:
+def test_parse_pair_accepts_empty_strings() -> None:
     chosen, rejected = parse_pair({"prompt": "", "chosen": "", "rejected": "5"})
     assert [m["content"] for m in chosen] == ["", ""]
     assert [m["content"] for m in rejected] == ["", "5"]
@@ -269,8 +289,8 @@ NO_PAIRS = {
 }
 
 
-@pytest.mark.parametrize(("value", "came"), NO_PAIRS.values(), ids=NO_PAIRS.keys())
-def test_what_is_no_pair_is_refused(value: object, came: str) -> None:
+@pytest.mark.parametrize(("value", "problem"), NO_PAIRS.values(), ids=NO_PAIRS.keys())
+def test_parse_pair_refuses_other_values(value: object, problem: str) -> None:
     with pytest.raises(InvalidConversationError) as caught:
         parse_pair(value)
-    assert came in caught.value.detail
+    assert problem in caught.value.detail

@@ -1,4 +1,4 @@
-"""From messages to token ids: one BOS, the model card's own ids, the readout, the warnings."""
+"""Encoding of messages: one BOS, the ids of the model cards, the readout, warnings."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ CONVERSATIONS = [
 ]
 
 
-def card_ids(folder: Path, messages: list[dict[str, str]], *, adds_bos: bool) -> list[int]:
-    """The procedure of the model cards, with the tokenizer's own file for the last step."""
+def model_card_ids(folder: Path, messages: list[dict[str, str]], *, adds_bos: bool) -> list[int]:
+    """Encode as the model cards do, with the tokenizer's own file for the last step."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     if adds_bos and text.startswith(tokenizer.bos_token):
@@ -50,16 +50,16 @@ def card_ids(folder: Path, messages: list[dict[str, str]], *, adds_bos: bool) ->
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_ids_are_those_of_the_model_card(
+def test_encode_gives_ids_of_the_model_card_procedure(
     name: str, encoder_of: EncoderOf, checkpoint_of: PathOf
 ) -> None:
     for messages in CONVERSATIONS:
-        expected = card_ids(checkpoint_of(name), messages, adds_bos=SPECS[name].tokenizer_bos)
+        expected = model_card_ids(checkpoint_of(name), messages, adds_bos=SPECS[name].tokenizer_bos)
         assert list(encoder_of(name).encode(messages).input_ids) == expected
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_exactly_one_bos_where_there_is_one(name: str, encoder_of: EncoderOf) -> None:
+def test_encode_gives_exactly_one_bos(name: str, encoder_of: EncoderOf) -> None:
     spec = SPECS[name]
     bos = build_tokenizer(spec).convert_tokens_to_ids("<bos>")
     for messages in CONVERSATIONS[:4]:
@@ -69,7 +69,7 @@ def test_exactly_one_bos_where_there_is_one(name: str, encoder_of: EncoderOf) ->
 
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "llama-v0.2", "gemma2"])
-def test_text_is_what_was_tokenized(name: str, encoder_of: EncoderOf) -> None:
+def test_encoded_text_is_the_tokenized_text(name: str, encoder_of: EncoderOf) -> None:
     tokenizer = build_tokenizer(SPECS[name])
     encoded = encoder_of(name).encode(HELLO)
     assert tokenizer(encoded.text).input_ids == list(encoded.input_ids)
@@ -88,7 +88,7 @@ def test_text_parts_are_tokenized_as_one_string(encoder_of: EncoderOf) -> None:
     )
 
 
-def test_no_chat_template_is_refused_and_a_file_supplies_it(
+def test_missing_chat_template_is_refused_and_can_be_supplied(
     copy_of: CopyOf, encoder_of: EncoderOf, tmp_path: Path
 ) -> None:
     folder = copy_of()
@@ -105,14 +105,16 @@ def test_no_chat_template_is_refused_and_a_file_supplies_it(
 
 
 @pytest.mark.parametrize("content", ["", " \n"])
-def test_an_empty_template_is_none(content: str, checkpoint_of: PathOf, tmp_path: Path) -> None:
+def test_empty_chat_template_counts_as_missing(
+    content: str, checkpoint_of: PathOf, tmp_path: Path
+) -> None:
     template = tmp_path / "template.jinja"
     template.write_text(content)
     with pytest.raises(ModelLoadError, match="no chat template"):
         load_encoder(ModelConfig(str(checkpoint_of("qwen3")), chat_template=str(template)))
 
 
-def test_a_template_file_that_is_not_there_is_named(checkpoint_of: PathOf, tmp_path: Path) -> None:
+def test_missing_template_file_is_named(checkpoint_of: PathOf, tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere.jinja")
     with pytest.raises(ModelLoadError, match=r"nowhere\.jinja' cannot be read"):
         load_encoder(ModelConfig(str(checkpoint_of("qwen3")), chat_template=missing))
@@ -124,14 +126,14 @@ def with_template(encoder_of: EncoderOf, template: str, **settings: Any) -> Chat
     return ChatEncoder(tokenizer, pad_token_id=0, max_length=2048, **settings)
 
 
-def test_template_sha256_is_that_of_its_text(encoder_of: EncoderOf) -> None:
-    one = with_template(encoder_of, "{{ messages[0]['content'] }}a")
-    other = with_template(encoder_of, "{{ messages[0]['content'] }}b")
-    assert one.template_sha256 == hashlib.sha256(one.chat_template.encode()).hexdigest()
-    assert one.template_sha256 != other.template_sha256
+def test_template_sha256_is_digest_of_the_text(encoder_of: EncoderOf) -> None:
+    first = with_template(encoder_of, "{{ messages[0]['content'] }}a")
+    second = with_template(encoder_of, "{{ messages[0]['content'] }}b")
+    assert first.template_sha256 == hashlib.sha256(first.chat_template.encode()).hexdigest()
+    assert first.template_sha256 != second.template_sha256
 
 
-def test_a_template_that_raises_refuses_its_own_conversation_only(encoder_of: EncoderOf) -> None:
+def test_template_error_fails_only_its_conversation(encoder_of: EncoderOf) -> None:
     twice = [HELLO[0], HELLO[0], HELLO[1]]
     first, second, third, fourth = encoder_of("gemma2").encode_all([HELLO, SYSTEM, HELLO, twice])
     assert first == third == encoder_of("gemma2").encode(HELLO)
@@ -147,7 +149,7 @@ def test_a_template_that_raises_refuses_its_own_conversation_only(encoder_of: En
     "template",
     ["{{ messages[0]['missing'].x }}", "{{ 1 / 0 }}", "{% for x in 5 %}{% endfor %}", "{{ x( }}"],
 )
-def test_whatever_a_template_raises_is_refused_or_a_template_error(
+def test_template_exception_is_load_error_or_template_error(
     encoder_of: EncoderOf, template: str
 ) -> None:
     with pytest.raises(ModelLoadError) as refused:
@@ -161,12 +163,12 @@ def test_whatever_a_template_raises_is_refused_or_a_template_error(
     assert "chat template refused the conversation" in caught.value.detail
 
 
-def test_a_template_that_renders_nothing_is_a_template_error(encoder_of: EncoderOf) -> None:
+def test_empty_rendering_is_a_template_error(encoder_of: EncoderOf) -> None:
     with pytest.raises(TemplateError, match="to an empty text"):
         with_template(encoder_of, "{% if false %}x{% endif %}").encode(HELLO)
 
 
-def test_broken_text_outside_of_the_content_fails_alone(encoder_of: EncoderOf) -> None:
+def test_surrogate_outside_content_fails_only_its_conversation(encoder_of: EncoderOf) -> None:
     template = "{% for m in messages %}{{ m['name'] }}{{ m['content'] }}{% endfor %}"
     encoder = with_template(encoder_of, template)
     good = [{**m, "name": "Jane"} for m in HELLO]
@@ -177,7 +179,7 @@ def test_broken_text_outside_of_the_content_fails_alone(encoder_of: EncoderOf) -
     assert "surrogate" in second.message
 
 
-def test_a_conversation_of_the_wrong_shape_fails_alone(encoder_of: EncoderOf) -> None:
+def test_invalid_conversation_fails_alone(encoder_of: EncoderOf) -> None:
     encoder = encoder_of("qwen3")
     first, second, third = encoder.encode_all([HELLO, HELLO[:1], HELLO])
     assert isinstance(first, Encoded)
@@ -190,28 +192,26 @@ def v2_folder(copy_of: CopyOf) -> Path:
     return copy_of("qwen3", "Skywork-Reward-V2-Qwen3-0.6B")
 
 
-def test_a_system_prompt_on_a_v2_model_is_scored_with_a_warning(
-    copy_of: CopyOf, encoder_of: EncoderOf
-) -> None:
+def test_system_prompt_on_v2_model_gives_warning(copy_of: CopyOf, encoder_of: EncoderOf) -> None:
     encoder = load_encoder(ModelConfig(str(v2_folder(copy_of))))
     assert encoder.encode(SYSTEM).warnings == (SYSTEM_PROMPT_WARNING,)
     assert encoder.encode(SYSTEM).input_ids == encoder_of("qwen3").encode(SYSTEM).input_ids
     assert encoder.encode(HELLO).warnings == ()
 
 
-def test_the_warning_goes_by_the_name_in_the_catalogue(checkpoint_of: PathOf) -> None:
+def test_system_prompt_warning_follows_the_catalog_name(checkpoint_of: PathOf) -> None:
     path = str(checkpoint_of("qwen3"))
-    for known_as, warned in {
+    for catalog_id, warned in {
         "Skywork/Skywork-Reward-V2-Qwen3-8B": True,
         "Skywork-Reward-V2-Llama-3.1-8B-40M": True,
         "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": False,
         None: False,
     }.items():
-        encoded = load_encoder(ModelConfig(path, catalog_name=known_as)).encode(SYSTEM)
-        assert bool(encoded.warnings) == warned, known_as
+        encoded = load_encoder(ModelConfig(path, catalog_name=catalog_id)).encode(SYSTEM)
+        assert bool(encoded.warnings) == warned, catalog_id
 
 
-def test_lost_words_are_told(encoder_of: EncoderOf) -> None:
+def test_lost_words_give_warning(encoder_of: EncoderOf) -> None:
     dropping = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
     (warning,) = with_template(encoder_of, dropping).encode(SYSTEM).warnings
     assert warning.startswith("template_changed_content: ")
@@ -223,12 +223,12 @@ def test_lost_words_are_told(encoder_of: EncoderOf) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_trimmed_space_is_no_lost_word(name: str, encoder_of: EncoderOf) -> None:
+def test_trimmed_white_space_gives_no_warning(name: str, encoder_of: EncoderOf) -> None:
     spaced = [HELLO[0], {"role": "assistant", "content": "  Paris,\n\n the  capital \n"}]
     assert encoder_of(name).encode(spaced).warnings == ()
 
 
-def formula_of_transformers(input_ids: list[int], pad_token_id: int | None) -> int:
+def transformers_readout(input_ids: list[int], pad_token_id: int | None) -> int:
     if pad_token_id is None:
         return len(input_ids) - 1
     ids = torch.tensor(input_ids)
@@ -236,8 +236,8 @@ def formula_of_transformers(input_ids: list[int], pad_token_id: int | None) -> i
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.none() | st.integers(0, 3))
-def test_the_readout_is_that_of_transformers(input_ids: list[int], pad: int | None) -> None:
-    assert find_readout_position(input_ids, pad) == formula_of_transformers(input_ids, pad)
+def test_readout_equals_transformers(input_ids: list[int], pad: int | None) -> None:
+    assert find_readout_position(input_ids, pad) == transformers_readout(input_ids, pad)
 
 
 @pytest.mark.parametrize(
@@ -252,31 +252,31 @@ def test_the_readout_is_that_of_transformers(input_ids: list[int], pad: int | No
         ([0], 0, 0),
     ],
 )
-def test_the_readout_by_hand(input_ids: list[int], pad: int | None, position: int) -> None:
+def test_readout_position_examples(input_ids: list[int], pad: int | None, position: int) -> None:
     assert find_readout_position(input_ids, pad) == position
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_readout_goes_by_the_pad_token_of_the_config(
+def test_readout_uses_pad_token_of_the_config(
     name: str, encoder_of: EncoderOf, checkpoint_of: PathOf
 ) -> None:
     pad = json.loads((checkpoint_of(name) / "config.json").read_text())["pad_token_id"]
     for messages in CONVERSATIONS:
         encoded = encoder_of(name).encode(messages)
-        assert encoded.readout == formula_of_transformers(list(encoded.input_ids), pad)
+        assert encoded.readout == transformers_readout(list(encoded.input_ids), pad)
 
 
-def test_a_pad_token_that_ends_the_text_is_not_read(encoder_of: EncoderOf) -> None:
+def test_readout_skips_pad_token_at_the_end(encoder_of: EncoderOf) -> None:
     ordinary, padded = encoder_of("llama-v0.2"), encoder_of("llama-pad-is-eos")
     assert ordinary.encode(HELLO).input_ids == padded.encode(HELLO).input_ids
     assert ordinary.encode(HELLO).readout == ordinary.encode(HELLO).num_tokens - 1
     assert padded.encode(HELLO).readout == padded.encode(HELLO).num_tokens - 2
 
 
-def test_rendering_shows_everything_as_plain_data(encoder_of: EncoderOf) -> None:
+def test_to_render_json_has_all_fields(encoder_of: EncoderOf) -> None:
     encoded = encoder_of("llama-pad-is-eos").encode(HELLO)
-    record = to_render_json(encoded)
-    assert json.loads(json.dumps(record)) == {
+    rendered = to_render_json(encoded)
+    assert json.loads(json.dumps(rendered)) == {
         "text": encoded.text,
         "input_ids": list(encoded.input_ids),
         "num_tokens": len(encoded.input_ids),
@@ -285,12 +285,12 @@ def test_rendering_shows_everything_as_plain_data(encoder_of: EncoderOf) -> None
     }
 
 
-def test_rendering_shows_warnings(copy_of: CopyOf) -> None:
+def test_to_render_json_has_warnings(copy_of: CopyOf) -> None:
     encoder = load_encoder(ModelConfig(str(v2_folder(copy_of))))
     assert to_render_json(encoder.encode(SYSTEM))["warnings"] == [SYSTEM_PROMPT_WARNING]
 
 
-def test_a_template_that_writes_the_date_is_told(copy_of: Callable[..., Path]) -> None:
+def test_depends_on_date_if_template_writes_the_date(copy_of: Callable[..., Path]) -> None:
     folder = copy_of("qwen3")
     assert load_encoder(ModelConfig(str(folder))).depends_on_date is False
     template = folder / "chat_template.jinja"

@@ -1,4 +1,4 @@
-"""Which entry of the catalogue a name means; a near match is none."""
+"""Lookup of catalog entries by name. Near matches do not count."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def id_of(name: str) -> str | None:
         ("/cache/hub/models--Skywork--Skywork-Reward-V2-Llama-3.2-1B", V2 + "Llama-3.2-1B"),
     ],
 )
-def test_find_entry(name: str, found: str):
+def test_find_entry_accepts_ids_names_and_folders(name: str, found: str):
     assert id_of(name) == found
 
 
@@ -59,11 +59,13 @@ def test_find_entry(name: str, found: str):
         "/cache/hub/models--Skywork--Skywork-Reward-V2-Qwen3-8B-GGUF/snapshots/0123abc",
     ],
 )
-def test_find_entry_never_guesses(name: str):
+def test_find_entry_ignores_near_matches(name: str):
     assert find_entry(name) is None
 
 
-def test_a_relative_folder_counts_once_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_find_entry_accepts_existing_relative_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     assert find_entry("models/Skywork-Reward-V2-Qwen3-8B") is None
     (tmp_path / "models" / "Skywork-Reward-V2-Qwen3-8B").mkdir(parents=True)

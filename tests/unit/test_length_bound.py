@@ -1,4 +1,4 @@
-"""The least number of tokens of a text: never more than it has, and close enough to be of use."""
+"""Lower bound of the number of tokens: never more than the text has, and close enough to help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rm_core import ChatEncoder, seeds_dir
 from rm_core.errors import ConversationTooLongError
 from rm_core.inputs.length_bound import TokenBound
 
-# Whatever is long as one token, or shrinks under NFC, in every order.
+# Texts that are long as one token, or that NFC shortens, in every order.
 PIECES = [
     " ", "  ", "\n", "a", "the", " capital", "中", "国", "😀", "e\u0301", "\u0301", "\u0338", ">",
     "\u1100\u1161\u11a8", "\u2126", "\u212a", "\u03b1\u0313\u0300\u0345", "e\u0323\u0301", "▁",
@@ -58,7 +58,7 @@ KNOWN = [like_qwen3, like_gemma2, demo, lambda: build_tokenizer(SPECS["llama-v0.
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=["qwen3", "gemma2", "demo", "llama"])
-def test_it_is_never_more_than_there_are(make: Any) -> None:
+def test_bound_never_exceeds_the_number_of_tokens(make: Any) -> None:
     tokenizer = make()
     bound = TokenBound(tokenizer)
 
@@ -72,7 +72,7 @@ def test_it_is_never_more_than_there_are(make: Any) -> None:
 
 
 class Untokenizing:
-    """A tokenizer with all its parts that fails the test if it is asked to tokenize."""
+    """A tokenizer with all its components that fails the test if it is called to tokenize."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -80,13 +80,13 @@ class Untokenizing:
     def __getattr__(self, name: str) -> Any:
         assert "encode" not in name, name
         assert "tokenize" not in name or name in ("backend_tokenizer", "pre_tokenizer"), name
-        part = getattr(self._inner, name)
-        return Untokenizing(part) if name == "backend_tokenizer" else part
+        component = getattr(self._inner, name)
+        return Untokenizing(component) if name == "backend_tokenizer" else component
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=["qwen3", "gemma2", "demo", "llama"])
 @pytest.mark.parametrize("unit", ["word ", "中国", " ", "e\u0301", "\u212a", "😀"])
-def test_what_is_far_too_long_is_seen_without_tokenizing(make: Any, unit: str) -> None:
+def test_bound_proves_long_text_without_tokenizing(make: Any, unit: str) -> None:
     bound = TokenBound(cast(PreTrainedTokenizerFast, Untokenizing(make())))
     text = unit * (5_000_000 // len(unit))
     at_least = bound.prove_too_long(text, 1_000)
@@ -94,11 +94,11 @@ def test_what_is_far_too_long_is_seen_without_tokenizing(make: Any, unit: str) -
     assert at_least > 1_000
 
 
-def changed(make: Any, **parts: Any) -> PreTrainedTokenizerFast:
-    """Another tokenizer, some of whose parts may lose text."""
+def changed(make: Any, **components: Any) -> PreTrainedTokenizerFast:
+    """Copy a tokenizer with other components, some of which may lose text."""
     copy = Tokenizer.from_str(make().backend_tokenizer.to_str())
-    for name, part in parts.items():
-        setattr(copy, name, part)
+    for name, component in components.items():
+        setattr(copy, name, component)
     return PreTrainedTokenizerFast(tokenizer_object=copy)
 
 
@@ -108,7 +108,7 @@ def with_added(make: Any, **flags: bool) -> PreTrainedTokenizerFast:
     return copy
 
 
-def test_where_text_may_vanish_there_is_no_bound() -> None:
+def test_tokenizer_that_may_lose_text_has_no_bound() -> None:
     unknown = {
         "lower case": changed(demo, normalizer=normalizers.Lowercase()),
         "strip": changed(demo, normalizer=normalizers.Strip()),
@@ -137,23 +137,23 @@ def encoder(limit: int = 100) -> ChatEncoder:
     return ChatEncoder(tokenizer, pad_token_id=None, max_length=limit)
 
 
-def asked(text: str) -> list[dict[str, str]]:
+def messages_with(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": "4"}]
 
 
-def test_ten_megabytes_are_refused_without_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = encoder()
-    monkeypatch.setattr(made, "_backend", Untokenizing(made._backend))
+def test_encoder_refuses_ten_megabytes_without_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    untokenizing = encoder()
+    monkeypatch.setattr(untokenizing, "_backend", Untokenizing(untokenizing._backend))
     with pytest.raises(AssertionError, match="encode"):
-        made.encode(asked("word"))
+        untokenizing.encode(messages_with("word"))
     with pytest.raises(ConversationTooLongError, match=r"at least \d{5,} tokens"):
-        made.encode(asked("word " * 2_000_000))
+        untokenizing.encode(messages_with("word " * 2_000_000))
 
 
-def test_what_fits_after_a_cut_is_found_as_without_the_bound(
+def test_bound_does_not_change_left_truncation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    history = [turn for i in range(8) for turn in asked(f"{i} is a number, " * 1_000)]
+    history = [turn for i in range(8) for turn in messages_with(f"{i} is a number, " * 1_000)]
     quick = encoder().encode(history, "left")
     monkeypatch.setattr(TokenBound, "prove_too_long", lambda *_: None)
     assert encoder().encode(history, "left") == quick

@@ -1,4 +1,4 @@
-"""A long text is tokenized as far as it is needed, and gets the tokens of the whole."""
+"""A long text is tokenized only as far as needed, with the same tokens as the whole text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNITS = [
 
 
 class Counting:
-    """A tokenizer that counts the characters it is given."""
+    """A tokenizer that counts the characters of its inputs."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -43,15 +43,15 @@ class Counting:
 
 
 def encoder_of(make: Any, limit: int = LIMIT) -> tuple[ChatEncoder, Counting]:
-    made = make()
-    made.chat_template = TEMPLATE
-    encoder = ChatEncoder(made, pad_token_id=None, max_length=limit)
+    tokenizer = make()
+    tokenizer.chat_template = TEMPLATE
+    encoder = ChatEncoder(tokenizer, pad_token_id=None, max_length=limit)
     counting = Counting(encoder._backend)
     encoder._backend = counting  # type: ignore[assignment]
     return encoder, counting
 
 
-def asked(text: str, answer: str = "4") -> list[dict[str, str]]:
+def messages_with(text: str, answer: str = "4") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
 
@@ -61,12 +61,12 @@ def whole_ids(make: Any, text: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 @pytest.mark.parametrize("unit", UNITS)
-def test_what_is_cut_has_the_tokens_of_the_whole(make: Any, unit: str) -> None:
+def test_truncated_long_text_keeps_tokens(make: Any, unit: str) -> None:
     encoder, counting = encoder_of(make)
     text = unit * (400_000 // len(unit))
     rendered = f"<|im_start|>user\n{text}\n<|im_start|>assistant\n4\n"
     whole = whole_ids(make, rendered)
-    for conversation in (asked(text), PrerenderedText(rendered)):
+    for conversation in (messages_with(text), PrerenderedText(rendered)):
         right = encoder.encode(conversation, "right")
         assert (right.input_ids, right.truncated) == (whole[:LIMIT], True)
         assert right.text == make().decode(list(whole[:LIMIT]))
@@ -75,11 +75,11 @@ def test_what_is_cut_has_the_tokens_of_the_whole(make: Any, unit: str) -> None:
     if encoder._boundaries.find_after(text, 0, 1, len(text)):
         assert counting.num_characters < 3 * 200_000
     with pytest.raises(ConversationTooLongError, match=r"at least \d+ tokens and the limit is"):
-        encoder.encode(asked(text))
+        encoder.encode(messages_with(text))
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_bos_stays_before_the_last_tokens(adds_bos: bool) -> None:
+def test_left_keeps_bos_before_the_last_tokens(adds_bos: bool) -> None:
     tokenizer = demo()
     tokenizer.chat_template = TEMPLATE if adds_bos else "{{ bos_token }}" + TEMPLATE
     tokenizer.bos_token = "<|endoftext|>"
@@ -100,46 +100,52 @@ def test_bos_stays_before_the_last_tokens(adds_bos: bool) -> None:
             bos,
             *whole[: LIMIT - 1],
         )
-        # As for the ids themselves, which are all known.
+        # The same as for token ids, where the whole is known.
         assert encoder.encode(PrerenderedTokens((bos, *whole)), "left").input_ids == cut
     finally:
         tokenizer.backend_tokenizer.post_processor = kept
         demo.cache_clear()
 
 
-def test_the_left_of_turns_is_found_without_tokenizing_them_all() -> None:
-    turns = [turn for i in range(20) for turn in asked(f"{i} is a number, " * 2_000)]
+def test_left_does_not_tokenize_all_turns() -> None:
+    turns = [turn for i in range(20) for turn in messages_with(f"{i} is a number, " * 2_000)]
     encoder, counting = encoder_of(demo)
     cut = encoder.encode(turns, "left")
     assert cut.truncated
     assert cut.num_tokens <= LIMIT
-    # Some 25 candidates, each up to the limit; the whole has 700,000 characters.
+    # About 25 candidates, each tokenized up to the limit; the whole text has 700,000 characters.
     assert counting.num_characters < 25 * 100_000
 
 
 @pytest.mark.parametrize("mode", ["error", "left", "right"])
-def test_a_stretch_that_cannot_be_cut_is_refused_alone(mode: Any) -> None:
+def test_text_without_boundary_fails_only_its_conversation(mode: Any) -> None:
     encoder, counting = encoder_of(demo, 10**6)
     encoder.max_unbroken_characters = 100_000
-    bad = asked("x" * 200_000)
-    good, refused, prepared, again = encoder.encode_all(
-        [asked("hi"), bad, PrerenderedText("<|im_start|>" + "x" * 200_000), asked("hi")], mode
+    bad = messages_with("x" * 200_000)
+    good, refused, prerendered, again = encoder.encode_all(
+        [
+            messages_with("hi"),
+            bad,
+            PrerenderedText("<|im_start|>" + "x" * 200_000),
+            messages_with("hi"),
+        ],
+        mode,
     )
     assert good == again
-    for error in (refused, prepared):
+    for error in (refused, prerendered):
         assert isinstance(error, ScoreError)
         assert error.code == "invalid_conversation"
         assert "`max_unbroken_characters`" in error.message
     assert counting.num_characters < 1_000
-    assert isinstance(encoder.encode_all([asked("x" * 90_000)], mode)[0], Encoded)
+    assert isinstance(encoder.encode_all([messages_with("x" * 90_000)], mode)[0], Encoded)
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_prompt_of_many_answers_is_tokenized_once(make: Any, unit: str) -> None:
+def test_prompt_of_many_answers_is_tokenized_once(make: Any, unit: str) -> None:
     encoder, counting = encoder_of(make, 10**6)
     prompt = unit * (8_000 // len(unit))
-    conversations = [asked(prompt, f"answer {i}") for i in range(50)]
+    conversations = [messages_with(prompt, f"answer {i}") for i in range(50)]
     together = encoder.encode_all(conversations)
     if encoder._boundaries.find_after(prompt, 0, 1, len(prompt)):
         assert counting.num_characters < 4 * len(prompt)
@@ -150,33 +156,33 @@ def test_a_prompt_of_many_answers_is_tokenized_once(make: Any, unit: str) -> Non
     st.lists(st.text("ab, \u0301e7", max_size=40), min_size=1, max_size=6),
     st.text("ab, 7", min_size=1),
 )
-def test_shared_starts_change_no_token(answers: list[str], unit: str) -> None:
+def test_shared_prefix_does_not_change_tokens(answers: list[str], unit: str) -> None:
     encoder, _ = encoder_of(like_qwen3, 10**6)
     prompt = unit * (1 + 1_500 // len(unit))
-    conversations = [asked(prompt + answer[:3], answer) for answer in answers]
+    conversations = [messages_with(prompt + answer[:3], answer) for answer in answers]
     shared = SharedPrefix()
     halves = (conversations[:2], conversations[2:])
     together = [e for half in halves for e in encoder.encode_all(half, shared=shared)]
     assert together == [encoder.encode(conversation) for conversation in conversations]
 
 
-# So few and so short that answers often begin alike and go on within a word, a number or a token.
+# Few and short pieces: answers often share a start that ends within a word, a number or a token.
 PIECES = [" cap", "ital", " Fran", "ce", " 12", "34", " ", ".", "\n", "首都", "的", "<s1", "2>"]
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 @example([" cap .", " cap 34", " capital"])
 @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), min_size=3, max_size=9))
-def test_answers_that_go_on_within_a_word_change_no_token(make: Any, answers: list[str]) -> None:
+def test_shared_prefix_within_a_word_does_not_change_tokens(make: Any, answers: list[str]) -> None:
     encoder, _ = encoder_of(make, 10**6)
-    conversations = [asked("one, two " * 150, answer) for answer in answers]
+    conversations = [messages_with("one, two " * 150, answer) for answer in answers]
     together = encoder.encode_all(conversations, shared=SharedPrefix())
     assert together == [encoder.encode_all([conversation])[0] for conversation in conversations]
 
 
-def test_a_prompt_over_the_limit_is_counted_once() -> None:
+def test_shared_prompt_over_the_limit_is_tokenized_once() -> None:
     encoder, counting = encoder_of(demo)
-    conversations = [asked("one, two " * 20_000, f"answer {i}") for i in range(50)]
+    conversations = [messages_with("one, two " * 20_000, f"answer {i}") for i in range(50)]
     errors = encoder.encode_all(conversations)
     assert {error.code for error in errors if isinstance(error, ScoreError)} == {
         "conversation_too_long"
@@ -184,31 +190,29 @@ def test_a_prompt_over_the_limit_is_counted_once() -> None:
     assert counting.num_characters < 4 * 180_000
 
 
-def test_work_that_nobody_wants_ends_between_two_parts() -> None:
+def test_check_cancelled_ends_encoding_between_two_parts() -> None:
     encoder, counting = encoder_of(demo, 10**6)
-    looks = 0
+    num_calls = 0
 
-    def look_up() -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 4:
+    def check_cancelled() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 4:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        encoder.encode_all([asked("one, two " * 100_000)], check_cancelled=look_up)
+        encoder.encode_all([messages_with("one, two " * 100_000)], check_cancelled=check_cancelled)
     assert counting.num_characters < 200_000
-    assert encoder.encode_all([asked("hi")])
+    assert encoder.encode_all([messages_with("hi")])
 
 
 @given(st.lists(st.text("ab", max_size=4), max_size=8), st.text("ab", max_size=20))
-def test_contents_are_missing_where_they_are_nowhere_in_the_text(
-    contents: list[str], text: str
-) -> None:
+def test_find_missing_returns_contents_that_the_text_lacks(contents: list[str], text: str) -> None:
     found = _find_missing(text, list(range(len(contents))), contents)
     assert found == [i for i, content in enumerate(contents) if content not in text]
 
 
-def test_a_tokenizer_that_panics_spoils_one_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_panic_fails_only_its_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         pass
 
@@ -221,7 +225,9 @@ def test_a_tokenizer_that_panics_spoils_one_conversation(monkeypatch: pytest.Mon
         return work(texts, **options)
 
     monkeypatch.setattr(counting, "encode_batch_fast", panic)
-    first, bad, last = encoder.encode_all([asked("hi"), asked("trigger"), asked("hi")])
+    first, bad, last = encoder.encode_all(
+        [messages_with("hi"), messages_with("trigger"), messages_with("hi")]
+    )
     assert first == last
     assert isinstance(bad, ScoreError)
     assert "PanicException" in bad.message

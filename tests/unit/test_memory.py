@@ -1,4 +1,4 @@
-"""How large a batch may be: from memory and shape, proven by the warm-up."""
+"""Token budget of batches, from memory and shape, verified by the warm-up."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ LLAMA_8B = SimpleNamespace(
 CUDA = torch.device("cuda")
 
 
-def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+def set_free_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (num_bytes, 80 << 30))
 
 
-def test_bytes_of_a_token() -> None:
-    """By hand: 2 x 4,096 in bfloat16 and in float32, and three times the MLP in bfloat16."""
+def test_estimate_bytes_per_token() -> None:
+    """Computed by hand: 2 x 4,096 in bfloat16 and in float32, and three times the MLP."""
     assert (
         estimate_bytes_per_token(LLAMA_8B, torch.bfloat16) == 2 * 4_096 * (2 + 4) + 3 * 14_336 * 2
     )
     assert estimate_bytes_per_token(LLAMA_8B, torch.float32) == 2 * 4_096 * (4 + 4) + 3 * 14_336 * 4
 
 
-def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def budget(num_bytes: int, requested: int | None = None) -> int:
-        with_free(monkeypatch, num_bytes)
+        set_free_memory(monkeypatch, num_bytes)
         chosen = choose_budget(requested, LLAMA_8B, torch.bfloat16, CUDA)
         assert chosen.is_automatic == (requested is None)
         return chosen.max_batch_tokens
@@ -45,18 +45,18 @@ def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert budget(1 << 20, requested=9_999) == 9_999
 
 
-def test_a_full_batch_is_full() -> None:
+def test_build_full_batch_fills_the_budget() -> None:
     tree = build_full_batch(1_000, 300)
     assert tree.num_tokens == 1_000
     assert [len(sequence) for sequence in tree.sequences] == [100, 300, 300, 300]
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-def test_the_warm_up_proves_the_largest_batch(
-    chosen: bool, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("automatic", [True, False])
+def test_warm_up_verifies_the_largest_batch(
+    automatic: bool, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A budget that was chosen is halved until it fits; one that was asked for is refused."""
-    batching = None if chosen else BatchConfig(4_096)
+    """An automatic budget is halved until it fits; a requested budget is refused."""
+    batching = None if automatic else BatchConfig(4_096)
     scorer = RewardScorer(scorer_of("qwen3").loaded_model, batching)
     tried: list[int] = []
 
@@ -68,7 +68,7 @@ def test_the_warm_up_proves_the_largest_batch(
         return [0.0] * len(tree.sequences)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", full)
-    if not chosen:
+    if not automatic:
         with pytest.raises(DeviceMemoryError, match="max_batch_tokens = 4096 does not fit"):
             scorer.warm_up(largest_batch=True)
         return
@@ -78,7 +78,7 @@ def test_the_warm_up_proves_the_largest_batch(
     assert "2048 tokens did not fit" in scorer.describe()["max_batch_tokens_reason"]
 
 
-def test_a_batch_that_fails_is_tried_in_halves(
+def test_failed_batch_is_retried_in_halves(
     scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = scorer_of("qwen3")

@@ -1,4 +1,4 @@
-"""Where tokens stand in the text that was scored, for every tokenizer."""
+"""Offsets of tokens in the scored text, for every tokenizer."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ EMOJI = [
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_tokens_stand_one_after_the_other_and_cover_the_text(
-    name: str, encoder_of: EncoderOf
-) -> None:
+def test_offsets_are_ordered_and_cover_the_text(name: str, encoder_of: EncoderOf) -> None:
     encoder = encoder_of(name)
     encoded = encoder.encode(EMOJI)
     offsets = encoder.compute_offsets(encoded)
     assert offsets is not None
     assert len(offsets) == encoded.num_tokens
-    placed = [(start, end) for start, end in offsets if end > start]
-    assert [start for start, _ in placed] == sorted(start for start, _ in placed)
-    covered = {place for start, end in placed for place in range(start, end)}
-    missed = [encoded.text[place] for place in range(len(encoded.text)) if place not in covered]
+    ranges = [(start, end) for start, end in offsets if end > start]
+    assert [start for start, _ in ranges] == sorted(start for start, _ in ranges)
+    covered = {position for start, end in ranges for position in range(start, end)}
+    missed = [
+        encoded.text[position] for position in range(len(encoded.text)) if position not in covered
+    ]
     assert "".join(missed).strip() == ""  # white space may belong to no token
     start, end = offsets[encoded.readout]
     assert 0 <= start < end <= len(encoded.text)
-    if SPECS[name].tokenizer_bos:  # it is no part of the text
+    if SPECS[name].tokenizer_bos:  # BOS is not in the text
         assert offsets[0] == (0, 0)
 
 
-def test_a_cut_text_that_has_other_tokens_has_no_offsets(encoder_of: EncoderOf) -> None:
+def test_truncated_text_with_other_tokens_has_no_offsets(encoder_of: EncoderOf) -> None:
     encoder = encoder_of("qwen3")
     whole = encoder.encode(EMOJI)
-    told = []
+    has_offsets = []
     for length in range(2, whole.num_tokens):
         encoder.max_length, before = length, encoder.max_length
         try:
@@ -49,15 +49,15 @@ def test_a_cut_text_that_has_other_tokens_has_no_offsets(encoder_of: EncoderOf) 
         finally:
             encoder.max_length = before
         offsets = encoder.compute_offsets(cut)
-        told.append(offsets is not None)
+        has_offsets.append(offsets is not None)
         if offsets is not None:
             assert len(offsets) == cut.num_tokens == length
             assert offsets[-1][1] <= len(cut.text)
-    assert True in told
-    assert False in told  # cut in the middle of a character
+    assert True in has_offsets
+    assert False in has_offsets  # cut in the middle of a character
 
 
-def test_they_are_sent_where_they_are_asked_for() -> None:
+def test_render_returns_offsets_on_request() -> None:
     with serving(FakeBackend()) as client:
         body = {"conversations": [conversation("4"), "nonsense"]}
         plain, _ = client.post("/v1/render", json=body).json()["results"]

@@ -1,4 +1,4 @@
-"""The two halves of `RewardScorer.score_ids`: laying out batches, and running them one by one."""
+"""The two halves of `RewardScorer.score_ids`: `pack`, and `score_packing` batch by batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rm_core.packing import PrefixTree, TokenIds
 
 @pytest.fixture
 def scorer(scorer_of: Callable[..., RewardScorer]) -> RewardScorer:
-    """With a small budget, so that there are several batches."""
+    """A scorer with a small budget for several batches."""
     return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
 
 
@@ -30,27 +30,29 @@ def sequences(scorer: RewardScorer) -> list[TokenIds]:
     return [scorer.encoder.encode(talk).input_ids for talk in talks]
 
 
-def test_each_batch_is_told_before_it_begins(
+def test_on_batch_start_is_called_before_each_batch(
     scorer: RewardScorer, sequences: list[TokenIds], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    happened: list[tuple[str, int]] = []
+    events: list[tuple[str, int]] = []
 
     def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        happened.append(("ran", tree.num_tokens))
+        events.append(("ran", tree.num_tokens))
         return forward_batch(loaded, tree)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", watched)
     expected = scorer.score_ids(sequences)
-    whole, happened = happened, []
+    batches, events = events, []
     scored = scorer.score_packing(
-        scorer.pack(sequences), lambda num_tokens: happened.append(("told", num_tokens))
+        scorer.pack(sequences), lambda num_tokens: events.append(("started", num_tokens))
     )
     assert scored == expected
-    assert len(whole) > 1
-    assert happened == [(what, size) for _, size in whole for what in ("told", "ran")]
+    assert len(batches) > 1
+    assert events == [(event, size) for _, size in batches for event in ("started", "ran")]
 
 
-def test_whoever_is_told_can_end_it(scorer: RewardScorer, sequences: list[TokenIds]) -> None:
+def test_exception_of_on_batch_start_ends_scoring(
+    scorer: RewardScorer, sequences: list[TokenIds]
+) -> None:
     sizes: list[int] = []
 
     def end_at_the_second(num_tokens: int) -> None:

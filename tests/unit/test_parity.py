@@ -1,4 +1,4 @@
-"""Rewards equal those of plain transformers, for every family and kind of checkpoint."""
+"""Rewards equal those of plain transformers for every family and kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -48,14 +48,18 @@ def rewards(scorer: RewardScorer, conversations: list[Messages]) -> list[float]:
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
 @pytest.mark.parametrize("name", SPECS)
-def test_float32(name: str, attention: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None:
+def test_float32_rewards_equal_plain_transformers(
+    name: str, attention: str, scorer_of: ScorerOf, checkpoint_of: PathOf
+) -> None:
     ours = rewards(scorer_of(name, "float32", attention), conversations_for(name))
     assert ours == pytest.approx(references(name, checkpoint_of(name)), abs=1e-4, rel=0)
-    assert max(ours) - min(ours) > 1  # else any two wrong rewards would be equal
+    assert max(ours) - min(ours) > 1  # otherwise wrong rewards could be equal
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_bfloat16(name: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None:
+def test_bfloat16_rewards_are_within_one_step(
+    name: str, scorer_of: ScorerOf, checkpoint_of: PathOf
+) -> None:
     scorer = scorer_of(name, "bfloat16")
     assert {p.dtype for p in scorer.loaded_model.model.parameters()} == {torch.bfloat16}
     assert scorer.loaded_model.head.dtype == torch.float32
@@ -64,7 +68,7 @@ def test_bfloat16(name: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None
     expected = references(name, checkpoint_of(name), "bfloat16")
     for our, theirs in zip(ours, expected, strict=True):
         assert abs(our - theirs) <= bfloat16_step(theirs)
-    # Rewards rounded to bfloat16 would all be multiples of their step.
+    # Rewards rounded to bfloat16 would be multiples of their step.
     assert any(our % bfloat16_step(our) for our in ours)
 
 
@@ -76,10 +80,10 @@ def test_bfloat16(name: str, scorer_of: ScorerOf, checkpoint_of: PathOf) -> None
         ("llama-v0.2", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
     ],
 )
-def test_what_makes_a_family_special_changes_its_rewards(
+def test_features_of_a_family_change_its_rewards(
     name: str, changes: dict[str, Any], scorer_of: ScorerOf, checkpoint_of: PathOf
 ) -> None:
-    """Without this, parity on these checkpoints would prove nothing about these parts."""
+    """Otherwise parity on these checkpoints would prove nothing about these features."""
     without = references(name, checkpoint_of(name), **changes)
     ours = rewards(scorer_of(name), conversations_for(name))
     differences = [abs(a - b) for a, b in zip(ours, without, strict=True)]
@@ -87,7 +91,7 @@ def test_what_makes_a_family_special_changes_its_rewards(
     assert sum(difference > 0.01 for difference in differences) >= 3
 
 
-def test_the_long_conversations_are_longer_than_the_window(scorer_of: ScorerOf) -> None:
+def test_long_conversations_exceed_the_sliding_window(scorer_of: ScorerOf) -> None:
     scorer = scorer_of("gemma2")
     window = scorer.loaded_model.model.config.sliding_window
     lengths = [scorer.encoder.encode(m).num_tokens for m in CONVERSATIONS]
@@ -95,7 +99,7 @@ def test_the_long_conversations_are_longer_than_the_window(scorer_of: ScorerOf) 
     assert min(lengths) < window
 
 
-# Few tokens: shared prefixes at any depth, one sequence a prefix of another, differences of one.
+# Few tokens: shared prefixes of any depth, sequences that are prefixes of others or differ in one.
 TREES = st.lists(
     st.lists(st.integers(20, 22), min_size=1, max_size=90).map(tuple), min_size=1, max_size=64
 )
@@ -105,7 +109,7 @@ TREES = st.lists(
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3-pad-is-eos", "gemma2"])
 @hypothesis.settings(max_examples=15)
 @given(sequences=TREES, data=st.data())
-def test_any_tree(
+def test_rewards_of_any_prefix_tree_equal_plain_transformers(
     name: str,
     attention: str,
     scorer_of: ScorerOf,
@@ -113,7 +117,7 @@ def test_any_tree(
     sequences: list[tuple[int, ...]],
     data: st.DataObject,
 ) -> None:
-    """Also in batches of any size, and however the sequences are cut from one another."""
+    """In batches of any size, and for any prefixes and continuations of sequences."""
     scorer = scorer_of(name, "float32", attention)
     pad = scorer.loaded_model.pad_token_id
     for sequence in data.draw(st.lists(st.sampled_from(sequences), max_size=8)):
@@ -129,7 +133,7 @@ def test_any_tree(
 
 
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_neighbours_and_order_change_next_to_nothing(name: str, scorer_of: ScorerOf) -> None:
+def test_batch_and_order_do_not_change_rewards(name: str, scorer_of: ScorerOf) -> None:
     scorer = scorer_of(name)
     alone = [rewards(scorer, [messages])[0] for messages in CONVERSATIONS]
     order = random.Random(0).choices(range(len(CONVERSATIONS)), k=40)  # with duplicates
@@ -140,10 +144,10 @@ def test_neighbours_and_order_change_next_to_nothing(name: str, scorer_of: Score
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_the_batch_invariant_mode_changes_no_bit(
+def test_deterministic_rewards_are_bit_identical(
     name: str, dtype: str, checkpoint_of: PathOf
 ) -> None:
-    """Alone, with any neighbours, in any order, and whatever is shared."""
+    """Alone, in any batch, in any order, and with any shared prefixes."""
     scorer = RewardScorer.load(
         ModelConfig(
             str(checkpoint_of(name)),
@@ -161,14 +165,14 @@ def test_the_batch_invariant_mode_changes_no_bit(
     for messages, reward in zip(conversations, alone, strict=True):
         plain = expected.reward(messages)
         assert abs(reward - plain) <= (1e-4 if dtype == "float32" else bfloat16_step(plain))
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(6):
-        order = chance.sample(range(len(conversations)), k=chance.randint(2, len(conversations)))
+        order = rng.sample(range(len(conversations)), k=rng.randint(2, len(conversations)))
         assert rewards(scorer, [conversations[i] for i in order]) == [alone[i] for i in order]
 
 
-def test_the_batch_invariant_mode_has_one_length_of_rows(checkpoint_of: PathOf) -> None:
-    """Kernels for larger models choose by the number of rows; here they happen not to."""
+def test_deterministic_mode_has_one_row_length(checkpoint_of: PathOf) -> None:
+    """Kernels for larger models depend on the number of rows; those of this small model do not."""
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", deterministic=True)
     scorer = RewardScorer.load(config, BatchConfig(max_batch_tokens=100))
     lengths: list[int] = []
@@ -181,7 +185,7 @@ def test_the_batch_invariant_mode_has_one_length_of_rows(checkpoint_of: PathOf) 
     assert set(lengths) == {100} | alone
 
 
-def test_a_sharded_checkpoint_scores_the_same(
+def test_sharded_checkpoint_gives_the_same_rewards(
     scorer_of: ScorerOf, checkpoint_of: PathOf, tmp_path: Path
 ) -> None:
     scorer = scorer_of("llama-v0.2")
@@ -189,13 +193,13 @@ def test_a_sharded_checkpoint_scores_the_same(
     AutoTokenizer.from_pretrained(checkpoint_of("llama-v0.2")).save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     sharded = RewardScorer.load(ModelConfig(str(tmp_path), device="cpu"))
-    # Not bit for bit: weights mapped from other places in files are aligned otherwise.
+    # Not bit by bit: weights at other offsets in files are aligned differently in memory.
     ours = rewards(sharded, CONVERSATIONS)
     assert ours == pytest.approx(rewards(scorer, CONVERSATIONS), abs=1e-4, rel=0)
     assert sharded.fingerprint.revision != scorer.fingerprint.revision
 
 
-def test_the_step_of_bfloat16() -> None:
+def test_bfloat16_step_matches_torch() -> None:
     for reward in (0.3, 1.0, -1.99, 2.0, 4.0, -7.9, 8.0, 23.0):
         value = torch.tensor(reward).bfloat16()
         after = torch.nextafter(value, torch.tensor(torch.inf, dtype=torch.bfloat16) * value.sign())

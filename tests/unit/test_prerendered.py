@@ -1,4 +1,4 @@
-"""Text and ids that a client made itself: BOS once, whichever way it did that, and whose text."""
+"""Prerendered text and token ids: BOS is normalized, and foreign templates are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ conversations = st.lists(st.tuples(contents, contents), min_size=1, max_size=3).
 
 
 def bare(name: str, messages: list[dict[str, str]]) -> str:
-    """What the template writes, without BOS."""
+    """Return the rendered text without BOS."""
     text = TOKENIZERS[name].apply_chat_template(messages, tokenize=False)
     assert isinstance(text, str)
     return text.removeprefix("<bos>")
@@ -46,28 +46,28 @@ def bare(name: str, messages: list[dict[str, str]]) -> str:
 @pytest.mark.parametrize("name", SPECS)
 @settings(max_examples=40)
 @given(messages=conversations, times=st.integers(0, 3))
-def test_bos_stands_as_in_a_conversation_whatever_the_client_did(
+def test_bos_is_normalized_in_text_and_ids(
     name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int
 ) -> None:
     encoder = encoder_of(name)
     expected = encoder.encode(messages)
     if name not in HAVE_BOS:
-        times = 0  # there is no such token: it would be part of the text
+        times = 0  # without such a token, it would be ordinary text
     text = encoder.encode(PrerenderedText("<bos>" * times + bare(name, messages)))
     assert (text.input_ids, text.readout) == (expected.input_ids, expected.readout)
     bos = TOKENIZERS[name].bos_token_id
     without = expected.input_ids[1:] if name in HAVE_BOS else expected.input_ids
     ids = encoder.encode(PrerenderedTokens((bos,) * times + without))
     assert (ids.input_ids, ids.readout) == (expected.input_ids, expected.readout)
-    word = {0: ":bos-added", 1: ":bos-kept"}.get(times, ":bos-stripped")
-    word = word if name in HAVE_BOS else ""
-    assert (text.input_format, ids.input_format) == ("text" + word, "tokens" + word)
+    suffix = {0: ":bos-added", 1: ":bos-kept"}.get(times, ":bos-stripped")
+    suffix = suffix if name in HAVE_BOS else ""
+    assert (text.input_format, ids.input_format) == ("text" + suffix, "tokens" + suffix)
 
 
 @pytest.mark.parametrize("name", SPECS)
 @settings(max_examples=40)
 @given(messages=conversations, times=st.integers(0, 2), end=st.sampled_from(["cut", "pad", "eos"]))
-def test_a_generation_is_ended_as_the_template_ends_an_answer(
+def test_close_ends_text_as_the_template_does(
     name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int, end: str
 ) -> None:
     messages = [{**m, "content": m["content"].strip() or "x"} for m in messages]
@@ -92,16 +92,16 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-@pytest.mark.parametrize("dialect", FOREIGN)
-def test_text_of_another_models_template_is_refused(
-    name: str, dialect: str, encoder_of: EncoderOf
+@pytest.mark.parametrize("chat_format", FOREIGN)
+def test_text_of_another_template_is_refused(
+    name: str, chat_format: str, encoder_of: EncoderOf
 ) -> None:
     own = {"llama-v0.2": "llama3", "qwen3": "chatml", "gemma2": "gemma"}[name]
     first, second, third = encoder_of(name).encode_all(
-        [HELLO, PrerenderedText(FOREIGN[dialect]), HELLO]
+        [HELLO, PrerenderedText(FOREIGN[chat_format]), HELLO]
     )
     assert first == third
-    if dialect == own:
+    if chat_format == own:
         assert not isinstance(second, ScoreError)
         return
     assert isinstance(second, ScoreError)
@@ -110,9 +110,7 @@ def test_text_of_another_models_template_is_refused(
 
 
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_what_an_answer_says_about_templates_is_no_template(
-    name: str, encoder_of: EncoderOf
-) -> None:
+def test_foreign_markers_in_an_answer_are_accepted(name: str, encoder_of: EncoderOf) -> None:
     about = [HELLO[0], {"role": "assistant", "content": "".join(FOREIGN.values())}]
     text = bare(name, about)
     assert encoder_of(name).encode(PrerenderedText(text)).input_ids == (
@@ -121,17 +119,19 @@ def test_what_an_answer_says_about_templates_is_no_template(
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_plain_text_is_scored_and_told(name: str, encoder_of: EncoderOf) -> None:
+def test_text_without_template_is_reported_in_input_format(
+    name: str, encoder_of: EncoderOf
+) -> None:
     plain = PrerenderedText("The capital of France is Paris.")
     encoded = encoder_of(name).encode(plain)
-    word = ",bos-added" if name in HAVE_BOS else ""
-    assert encoded.input_format == "text:no-template" + word
+    suffix = ",bos-added" if name in HAVE_BOS else ""
+    assert encoded.input_format == "text:no-template" + suffix
     tokenizer = TOKENIZERS[name]
     expected = tokenizer(plain.text, add_special_tokens=False).input_ids
     assert list(encoded.input_ids) == [tokenizer.bos_token_id] * (name in HAVE_BOS) + expected
 
 
-def test_a_block_of_thoughts_does_not_make_a_text_ours(encoder_of: EncoderOf) -> None:
+def test_thinking_block_does_not_make_foreign_text_acceptable(encoder_of: EncoderOf) -> None:
     text = "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\n</think>4"
     with pytest.raises(ForeignTemplateError):
         encoder_of("qwen3").encode(PrerenderedText(text))
@@ -139,7 +139,7 @@ def test_a_block_of_thoughts_does_not_make_a_text_ours(encoder_of: EncoderOf) ->
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "llama-v0.2", "qwen3"])
 @pytest.mark.parametrize("as_ids", [False, True])
-def test_what_is_too_long_is_refused_or_cut_on_request(
+def test_prerendered_input_over_the_limit_is_refused_or_truncated(
     name: str, as_ids: bool, encoder_of: EncoderOf
 ) -> None:
     encoder = encoder_of(name)
@@ -154,12 +154,12 @@ def test_what_is_too_long_is_refused_or_cut_on_request(
     assert right.input_ids == whole.input_ids[:limit]
     assert left.truncated
     assert right.truncated
-    one = encoder.encode(sent, "left", 1)
-    assert one.num_tokens == 1
+    shortest = encoder.encode(sent, "left", 1)
+    assert shortest.num_tokens == 1
     assert not encoder.encode(sent, "left", whole.num_tokens).truncated
 
 
-def test_the_limit_of_a_request_holds_for_conversations_too(encoder_of: EncoderOf) -> None:
+def test_max_length_of_a_call_applies_to_conversations(encoder_of: EncoderOf) -> None:
     long = [{"role": "user", "content": "word " * 50}, HELLO[1]]
     encoder = encoder_of("qwen3")
     with pytest.raises(ConversationTooLongError, match="the limit is 40"):
@@ -169,13 +169,13 @@ def test_the_limit_of_a_request_holds_for_conversations_too(encoder_of: EncoderO
     assert encoder.encode(long, max_length=10**9) == encoder.encode(long)
 
 
-def test_a_text_far_too_long_is_refused_without_tokenizing_it(encoder_of: EncoderOf) -> None:
+def test_far_too_long_text_is_refused_without_tokenizing(encoder_of: EncoderOf) -> None:
     with pytest.raises(ConversationTooLongError, match="at least"):
         encoder_of("qwen3").encode(PrerenderedText("<|im_start|>" + "a b" * 500_000))
 
 
 @pytest.mark.parametrize(
-    ("sent", "says"),
+    ("sent", "message"),
     [
         (PrerenderedText(""), "the text is empty"),
         (PrerenderedText("<bos> \n"), "the text is empty"),
@@ -188,45 +188,45 @@ def test_a_text_far_too_long_is_refused_without_tokenizing_it(encoder_of: Encode
         (PrerenderedTokens((5, 1.5)), "token id 1 is 1.5"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_no_text_and_no_tokens(
-    sent: PrerenderedText | PrerenderedTokens, says: str, encoder_of: EncoderOf
+def test_invalid_text_or_token_ids_are_refused(
+    sent: PrerenderedText | PrerenderedTokens, message: str, encoder_of: EncoderOf
 ) -> None:
     assert TOKENIZERS["llama-v0.1"].bos_token_id == 1
-    with pytest.raises(InvalidConversationError, match=says):
+    with pytest.raises(InvalidConversationError, match=message):
         encoder_of("llama-v0.1").encode(sent)
 
 
-@pytest.mark.parametrize("dialect", FOREIGN)
-def test_a_policys_text_is_read_back_into_turns(dialect: str) -> None:
-    text = FOREIGN[dialect]
+@pytest.mark.parametrize("chat_format", FOREIGN)
+def test_read_turns_parses_text_of_a_policy(chat_format: str) -> None:
+    text = FOREIGN[chat_format]
     prompt = text[: text.rindex("4")]
-    assert read_turns(text, prompt, dialect) == HELLO  # type: ignore[arg-type]
+    assert read_turns(text, prompt, chat_format) == HELLO  # type: ignore[arg-type]
     cut = text[: text.rindex("4") + 1]
-    assert read_turns(cut, prompt, dialect) == HELLO  # type: ignore[arg-type]
+    assert read_turns(cut, prompt, chat_format) == HELLO  # type: ignore[arg-type]
 
 
-def test_several_turns_are_read_back() -> None:
+def test_read_turns_parses_several_turns() -> None:
     turns = [("system", "Be brief."), ("user", "a\n\nb "), ("assistant", "c"), ("user", "d")]
     prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
     prompt += "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    found = read_turns(f"<|endoftext|>{prompt} e \n<|im_end|><|endoftext|>", prompt, "chatml")
-    assert [(m["role"], m["content"]) for m in found] == [
+    messages = read_turns(f"<|endoftext|>{prompt} e \n<|im_end|><|endoftext|>", prompt, "chatml")
+    assert [(m["role"], m["content"]) for m in messages] == [
         *turns, ("assistant", "<think>\n\n</think>\n\n e \n"),
     ]  # fmt: skip
 
 
-def test_a_prompt_without_markers_is_the_users() -> None:
+def test_read_turns_takes_prompt_without_markers_as_user_turn() -> None:
     assert read_turns("2+2?4<|im_end|>", "2+2?", "chatml") == HELLO
 
 
 @pytest.mark.parametrize("prompt", ["", "another", "<|im_start|>bard\nx<|im_end|>\n"])
-def test_a_text_without_its_prompt_is_refused(prompt: str) -> None:
+def test_read_turns_refuses_text_without_its_prompt(prompt: str) -> None:
     text = prompt + "4" if "bard" in prompt else FOREIGN["chatml"]
     with pytest.raises(InvalidConversationError, match=r"begin with its prompt|role 'bard'"):
         read_turns(text, prompt, "chatml")
 
 
-def test_only_markers_are_taken_from_the_end() -> None:
+def test_strip_end_removes_only_markers() -> None:
     assert strip_end("4 \n<|im_end|>\n<|endoftext|> ") == "4 \n"
     assert strip_end("4 \n") == "4 \n"
     assert strip_end("<|im_end|> 4") == "<|im_end|> 4"

@@ -1,4 +1,4 @@
-"""`read_turns` reads the text of a policy's template whole, or refuses it."""
+"""`read_turns` parses the whole text of a policy's template, or refuses the text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Qwen2.5 writes a system prompt where there is none, which its policy has read.
+# Qwen2.5's template adds a system prompt if there is none, so the policy has read it.
 DEFAULT_SYSTEM = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helper.<|im_end|>\n"
     "{% endif %}" + CHATML
@@ -29,7 +29,7 @@ LLAMA_TURNS = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 LLAMA = "<|begin_of_text|>" + LLAMA_TURNS
-# Llama 3.1 and later: always a system turn, with dates that the template writes by itself.
+# Llama 3.1 and later: the template always writes a system turn with dates.
 DATED = (
     "<|begin_of_text|>{% if messages[0].role == 'system' %}{% set system = messages[0].content | "
     "trim %}{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
@@ -58,7 +58,7 @@ JINJA = jinja2.Environment(keep_trailing_newline=True)
 
 
 def render(name: str, messages: Messages) -> tuple[str, str]:
-    """Text and prompt as a policy reads and writes them."""
+    """Return text and prompt as a policy reads and writes them."""
     template = JINJA.from_string(TEMPLATES[name][1])
     prompt = template.render(messages=messages[:-1], add_generation_prompt=True)
     text = template.render(messages=messages)
@@ -74,7 +74,7 @@ def turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-# No marker has all of its characters from here, nor does a header.
+# These characters cannot form a marker or a header.
 WORDS = st.text(alphabet="ab Z.\n\t\r<>|[]/_:é😀", min_size=0, max_size=12)
 TURNS = st.tuples(st.none() | WORDS, st.lists(st.tuples(WORDS, WORDS), max_size=2), WORDS, WORDS)
 
@@ -89,36 +89,37 @@ def conversation(drawn: Any) -> Messages:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(drawn=TURNS)
-def test_what_a_template_wrote_is_read_back(name: str, drawn: Any) -> None:
+def test_read_turns_restores_the_rendered_messages(name: str, drawn: Any) -> None:
     messages = conversation(drawn)
     text, prompt = render(name, messages)
-    found = read_turns(text, prompt, TEMPLATES[name][0])
-    dialect = _CHAT_FORMATS[TEMPLATES[name][0]]
+    parsed = read_turns(text, prompt, TEMPLATES[name][0])
+    chat_format = _CHAT_FORMATS[TEMPLATES[name][0]]
     expected = [
-        {**m, "content": m["content"].strip() if dialect.trims else m["content"]} for m in messages
+        {**m, "content": m["content"].strip() if chat_format.trims else m["content"]}
+        for m in messages
     ]
     if name == "qwen2.5" and expected[0]["role"] != "system":
         expected.insert(0, turn("system", "You are a helper."))
     if name == "llama3.1" and expected[0] == turn("system", ""):
-        del expected[0]  # as the template itself, which writes the same text for none
-    assert found == expected
+        del expected[0]  # the template writes the same text without a system prompt
+    assert parsed == expected
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(drawn=TURNS, data=st.data())
 def test_inserted_text_is_in_a_turn_or_refused(name: str, drawn: Any, data: Any) -> None:
     text, prompt = render(name, conversation(drawn))
-    place = data.draw(st.integers(0, len(prompt)) | st.integers(0, len(text)))
+    position = data.draw(st.integers(0, len(prompt)) | st.integers(0, len(text)))
     inserted = data.draw(st.sampled_from(["Q", "QQ Q", " name=Q", "\nQ\n", "Q<|im_end|>"]))
-    changed = text[:place] + inserted + text[place:]
-    prompt = changed[: len(prompt) + len(inserted)] if place <= len(prompt) else prompt
+    changed = text[:position] + inserted + text[position:]
+    prompt = changed[: len(prompt) + len(inserted)] if position <= len(prompt) else prompt
     try:
-        found = read_turns(changed, prompt, TEMPLATES[name][0])
+        parsed = read_turns(changed, prompt, TEMPLATES[name][0])
     except InvalidConversationError:
         return
-    kept = "".join(m["content"] for m in found)
+    kept = "".join(m["content"] for m in parsed)
     assert kept.count("Q") == inserted.count("Q")
-    # Nor is other text lost, white space aside.
+    # Other text is not lost either, except for white space.
     for message in conversation(drawn):
         bare = "".join(message["content"].split())
         if "Q" not in kept:
@@ -157,47 +158,47 @@ LAST = {
 HELLO = [turn("user", "2+2?"), turn("assistant", "4")]
 
 
-@pytest.mark.parametrize(("dialect", "first", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_text_of_no_turn_is_refused_with_its_place(
-    dialect: ChatFormatName, first: str, says: str
+@pytest.mark.parametrize(
+    ("chat_format", "first", "expected_text"), REFUSED.values(), ids=REFUSED.keys()
+)
+def test_text_outside_turns_is_refused_with_its_position(
+    chat_format: ChatFormatName, first: str, expected_text: str
 ) -> None:
-    prompt = first + LAST[dialect]
+    prompt = first + LAST[chat_format]
     with pytest.raises(InvalidConversationError) as caught:
-        read_turns(prompt + "4", prompt, dialect)
-    assert says in caught.value.detail
+        read_turns(prompt + "4", prompt, chat_format)
+    assert expected_text in caught.value.detail
     assert len(caught.value.detail) < 300
 
 
-@pytest.mark.parametrize("dialect", LAST)
+@pytest.mark.parametrize("chat_format", LAST)
 @pytest.mark.parametrize("padding", ["", "<pad>", "<|endoftext|>" * 3, "<s>", "</s></s><s>"])
-def test_padding_and_bos_are_dropped_wherever_they_stand(
-    dialect: ChatFormatName, padding: str
-) -> None:
-    prompt = padding + LAST[dialect]
-    assert read_turns(prompt + "4", prompt, dialect) == HELLO
+def test_padding_and_bos_are_dropped(chat_format: ChatFormatName, padding: str) -> None:
+    prompt = padding + LAST[chat_format]
+    assert read_turns(prompt + "4", prompt, chat_format) == HELLO
     assert (
-        read_turns(prompt + "4" + _CHAT_FORMATS[dialect].ends[0] + padding, prompt, dialect)
+        read_turns(prompt + "4" + _CHAT_FORMATS[chat_format].ends[0] + padding, prompt, chat_format)
         == HELLO
     )
-    # Padding that only one of the two has, as where prompts are padded for a batch.
-    assert read_turns(LAST[dialect] + "4", prompt, dialect) == HELLO
+    # Padding in the prompt only, as if prompts were padded for a batch.
+    assert read_turns(LAST[chat_format] + "4", prompt, chat_format) == HELLO
 
 
-def test_line_ends_of_windows_are_read_and_kept_in_the_text() -> None:
+def test_windows_line_ends_are_accepted_and_kept_in_content() -> None:
     prompt = LAST["chatml"].replace("\n", "\r\n").replace("2+2?", "2+\r\n2?")
-    found = read_turns(prompt + "4<|im_end|>\r\n", prompt, "chatml")
-    assert found == [turn("user", "2+\r\n2?"), turn("assistant", "4")]
+    parsed = read_turns(prompt + "4<|im_end|>\r\n", prompt, "chatml")
+    assert parsed == [turn("user", "2+\r\n2?"), turn("assistant", "4")]
 
 
-def test_an_answer_of_several_turns_is_read_as_turns() -> None:
+def test_answer_with_several_turns_is_parsed() -> None:
     answer = (
         "<tool_call>\n{}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>4"
         "</tool_response><|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
     )
-    found = read_turns(LAST["chatml"] + answer, LAST["chatml"], "chatml")
-    assert [m["role"] for m in found] == ["user", "assistant", "user", "assistant"]
-    assert found[1]["content"] == "<tool_call>\n{}\n</tool_call>"
-    assert found[3] == turn("assistant", "4")
+    parsed = read_turns(LAST["chatml"] + answer, LAST["chatml"], "chatml")
+    assert [m["role"] for m in parsed] == ["user", "assistant", "user", "assistant"]
+    assert parsed[1]["content"] == "<tool_call>\n{}\n</tool_call>"
+    assert parsed[3] == turn("assistant", "4")
     for more in ("4<|im_end|>\nMore.", "4<|im_end|>\n<|im_start|>user name=a\nThanks<|im_end|>"):
         with pytest.raises(InvalidConversationError, match="at character"):
             read_turns(LAST["chatml"] + more, LAST["chatml"], "chatml")
@@ -205,7 +206,7 @@ def test_an_answer_of_several_turns_is_read_as_turns() -> None:
     assert read_turns(stopped, LAST["chatml"], "chatml") == HELLO
 
 
-def test_a_prompt_without_a_generation_header() -> None:
+def test_prompt_without_generation_header_is_accepted() -> None:
     bare = LAST["chatml"].removesuffix("<|im_start|>assistant\n")
     assert read_turns(bare + "4<|im_end|>", bare, "chatml") == HELLO
     assert read_turns(LAST["chatml"] + "4", bare, "chatml") == HELLO
@@ -215,17 +216,17 @@ def test_a_prompt_without_a_generation_header() -> None:
     assert [m["content"] for m in read_turns(ended + "4", ended, "chatml")] == ["2+2?", "5", "4"]
 
 
-def test_a_prompt_of_another_family_is_refused() -> None:
-    for dialect in ("llama3", "gemma", "mistral"):
+def test_prompt_of_another_chat_format_is_refused() -> None:
+    for chat_format in ("llama3", "gemma", "mistral"):
         with pytest.raises(InvalidConversationError, match="no turn in the format chatml"):
-            read_turns(LAST[dialect] + "4", LAST[dialect], "chatml")
-    with pytest.raises(InvalidConversationError, match=re.escape("the prompt has <|im_end|>")):
+            read_turns(LAST[chat_format] + "4", LAST[chat_format], "chatml")
+    with pytest.raises(InvalidConversationError, match=re.escape("the prompt contains <|im_end|>")):
         read_turns("2+2?<|im_end|>4", "2+2?<|im_end|>", "chatml")
     with pytest.raises(InvalidConversationError, match="does not begin with its prompt"):
         read_turns("<s>4", "<s>", "chatml")
 
 
-def test_dates_that_are_not_the_templates_own_are_kept() -> None:
+def test_only_date_header_of_the_template_is_dropped() -> None:
     header = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     for content, kept in (
         (header + "Be brief.", "Be brief."),
@@ -236,10 +237,10 @@ def test_dates_that_are_not_the_templates_own_are_kept() -> None:
         prompt = (
             f"<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>" + LAST["llama3"]
         )
-        found = read_turns(prompt + "4", prompt, "llama3")
-        assert found[0] == turn("system", content.strip() if kept is None else kept)
+        parsed = read_turns(prompt + "4", prompt, "llama3")
+        assert parsed[0] == turn("system", content.strip() if kept is None else kept)
 
 
-def test_long_padding_takes_no_long_time() -> None:
+def test_long_padding_is_parsed_fast() -> None:
     prompt = "<|endoftext|>" * 100_000 + " " * 100_000 + LAST["chatml"]
     assert read_turns(prompt + "4", prompt, "chatml") == HELLO

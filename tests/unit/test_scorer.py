@@ -1,4 +1,4 @@
-"""The scorer around the forward pass: places, budgets, and failures that stay where they are."""
+"""The scorer around the forward pass: order of results, budgets, and isolated failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rm_core.types import ScoredBatch
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
-# The same conversation in another batch: other shapes of products, so other last bits.
+# The last bits of a reward depend on the shapes of the batch's matrix products.
 near = functools.partial(pytest.approx, abs=1e-4, rel=0)
 
 
@@ -38,7 +38,7 @@ def talk(answer: str, question: str = "2+2?") -> list[dict[str, Any]]:
 
 
 GOOD = [talk(str(i) * (i % 5 + 1)) for i in range(30)]
-TEN_BAD = [
+BAD = [
     None,
     "2+2? 4",
     [],
@@ -55,13 +55,13 @@ TEN_BAD = [
 
 @pytest.fixture
 def scorer(scorer_of: ScorerOf) -> RewardScorer:
-    """Over the shared weights; a small budget, so that there are several batches."""
+    """A scorer with shared weights, and with a small budget for several batches."""
     return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
 
 
 @pytest.fixture
 def expected(scorer: RewardScorer) -> list[float]:
-    """The rewards of GOOD, each scored alone."""
+    """Rewards of GOOD, each scored alone."""
     return [scorer.score([c])[0].reward for c in GOOD]  # type: ignore[union-attr]
 
 
@@ -76,25 +76,25 @@ def ids_of(scorer: RewardScorer, index: int) -> tuple[int, ...]:
     return scorer.encoder.encode(GOOD[index]).input_ids
 
 
-def test_bad_conversations_fail_in_their_places_and_alone(
+def test_bad_conversations_fail_alone_at_their_index(
     scorer: RewardScorer, expected: list[float]
 ) -> None:
     mixed: list[object] = list(GOOD)
-    places = [2 * i for i in range(len(TEN_BAD))]
-    for place, bad in zip(places, TEN_BAD, strict=True):
-        mixed.insert(place, bad)
+    indices = [2 * i for i in range(len(BAD))]
+    for index, bad in zip(indices, BAD, strict=True):
+        mixed.insert(index, bad)
     results = scorer.score(mixed)
     assert len(results) == len(mixed)
     for i, result in enumerate(results):
-        assert isinstance(result, ScoreError) == (i in places), result
+        assert isinstance(result, ScoreError) == (i in indices), result
     errors = [r for r in results if isinstance(r, ScoreError)]
     assert {e.code for e in errors} == {"invalid_conversation", "conversation_too_long"}
     assert errors[-1].code == "conversation_too_long"
-    assert len({e.message for e in errors}) == len(TEN_BAD)
+    assert len({e.message for e in errors}) == len(BAD)
     assert [r.reward for r in results if isinstance(r, Reward)] == near(expected)
 
 
-def test_results_say_what_was_scored(scorer: RewardScorer) -> None:
+def test_results_report_tokens_and_truncation(scorer: RewardScorer) -> None:
     long = talk("4", "word " * 3000)
     whole, cut = scorer.score([talk("4"), long], truncation="left")
     assert isinstance(whole, Reward)
@@ -111,12 +111,12 @@ def test_results_say_what_was_scored(scorer: RewardScorer) -> None:
     assert right.reward != cut.reward
 
 
-def test_nothing_gives_nothing(scorer: RewardScorer) -> None:
+def test_score_without_valid_conversations(scorer: RewardScorer) -> None:
     assert scorer.score([]) == []
     assert scorer.score([None])[0].code == "invalid_conversation"  # type: ignore[union-attr]
 
 
-def test_batches_keep_the_budget_and_score_nothing_twice(
+def test_batches_keep_the_budget_and_have_no_duplicates(
     scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[PrefixTree] = []
@@ -136,16 +136,16 @@ def test_batches_keep_the_budget_and_score_nothing_twice(
     assert scored.num_computed_tokens == computed < sum(map(len, set(sequences)))
 
 
-def test_a_forward_pass_that_raises_costs_one_reward(
+def test_forward_error_fails_only_one_conversation(
     scorer: RewardScorer,
     expected: list[float],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    poison = ids_of(scorer, 7)
+    failing_ids = ids_of(scorer, 7)
 
     def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        if poison in tree.sequences:
+        if failing_ids in tree.sequences:
             raise RuntimeError("secret of the inside")
         return forward_batch(loaded, tree)
 
@@ -154,7 +154,7 @@ def test_a_forward_pass_that_raises_costs_one_reward(
     failure = results.pop(7)
     assert isinstance(failure, ScoreError)
     assert failure.code == "scoring_failed"
-    assert f"of {len(poison)} tokens (RuntimeError)" in failure.message
+    assert f"of {len(failing_ids)} tokens (RuntimeError)" in failure.message
     assert "secret" not in failure.message
     assert "see the service's log for details" in failure.message
     assert "secret of the inside" in caplog.text
@@ -162,15 +162,16 @@ def test_a_forward_pass_that_raises_costs_one_reward(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_never_leaves(
+def test_non_finite_reward_is_an_error(
     value: float, scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = ids_of(scorer, 3)
+    failing_ids = ids_of(scorer, 3)
 
     def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
         return [
-            value if ids == poison else x for ids, x in zip(tree.sequences, logits, strict=True)
+            value if ids == failing_ids else x
+            for ids, x in zip(tree.sequences, logits, strict=True)
         ]
 
     replace_forward(monkeypatch, wrong)
@@ -178,12 +179,12 @@ def test_what_is_no_number_never_leaves(
     failure = results.pop(3)
     assert isinstance(failure, ScoreError)
     assert failure.code == "non_finite_reward"
-    assert f"answered {value}" in failure.message
+    assert f"returned {value}" in failure.message
     assert "setting `dtype`" in failure.message
     assert [r.reward for r in results if isinstance(r, Reward)] == near(expected[:3] + expected[4:])
 
 
-def test_a_nan_in_the_weights_on_the_device_is_noticed(copy_of: Callable[..., Path]) -> None:
+def test_nan_in_weights_on_the_device_is_an_error(copy_of: Callable[..., Path]) -> None:
     scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
     with torch.no_grad():
         next(scorer.loaded_model.model.parameters()).fill_(math.nan)
@@ -194,13 +195,13 @@ def test_a_nan_in_the_weights_on_the_device_is_noticed(copy_of: Callable[..., Pa
         scorer.warm_up()
 
 
-def test_out_of_memory_names_what_to_lower(
+def test_out_of_memory_error_names_the_setting_to_lower(
     scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = ids_of(scorer, 5)
+    failing_ids = ids_of(scorer, 5)
 
     def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        if len(tree.sequences) > 1 or poison in tree.sequences:
+        if len(tree.sequences) > 1 or failing_ids in tree.sequences:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward_batch(loaded, tree)
 
@@ -209,14 +210,14 @@ def test_out_of_memory_names_what_to_lower(
     failure = results.pop(5)
     assert isinstance(failure, ScoreError)
     assert failure.code == "device_memory"
-    assert f"of {len(poison)} tokens; lower `max_length`" in failure.message
+    assert f"of {len(failing_ids)} tokens; lower `max_length`" in failure.message
     assert [r.reward for r in results if isinstance(r, Reward)] == near(expected[:5] + expected[6:])
 
 
-def test_a_failed_batch_is_released_before_the_next_attempt(
+def test_failed_batch_is_released_before_the_retry(
     scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A traceback holds the tensors of its frames: what ran out of memory would do so again."""
+    """A traceback keeps the tensors of its frames, so that the retry would run out of memory."""
     held: list[weakref.ref[torch.Tensor]] = []
 
     def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
@@ -237,13 +238,15 @@ def test_a_failed_batch_is_released_before_the_next_attempt(
     assert [getattr(result, "reward", result) for result in results] == [1.0] * 4
 
 
-def test_a_lost_reward_is_noticed(scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_reward_raises_assertion_error(
+    scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replace_forward(monkeypatch, lambda loaded, tree, *_: [1.0] * (len(tree.sequences) - 1))
     with pytest.raises(AssertionError):
         scorer.score(GOOD)
 
 
-def test_combining_needs_one_reward_for_each(scorer: RewardScorer) -> None:
+def test_merge_results_needs_one_reward_per_encoded_conversation(scorer: RewardScorer) -> None:
     encoded = scorer.encoder.encode_all([GOOD[0], None, GOOD[1]])
     failure = ScoreError("scoring_failed", "why")
     first, second, third = merge_results(encoded, ScoredBatch((1.5, failure), 0))
@@ -256,7 +259,7 @@ def test_combining_needs_one_reward_for_each(scorer: RewardScorer) -> None:
         merge_results(encoded, ScoredBatch((1.0, 2.0, 3.0), 0))
 
 
-def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
+def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
     described = scorer.describe()
     fingerprint = scorer.fingerprint
     assert described == {
@@ -282,27 +285,29 @@ def test_describe_says_what_runs_and_why(scorer: RewardScorer) -> None:
     assert (fingerprint.dtype, fingerprint.attention) == ("float32", "sdpa")
 
 
-def test_describe_names_the_catalogues_entry(copy_of: Callable[..., Path]) -> None:
+def test_describe_names_the_catalog_entry(copy_of: Callable[..., Path]) -> None:
     folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
     described = RewardScorer.load(ModelConfig(str(folder), device="cpu")).describe()
     assert described["catalogue_id"] == "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
 
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])
-def test_warm_up(name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_scores_one_conversation(
+    name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
 
     def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         seen.append(len(tree.sequences))
         return forward_batch(loaded, tree)
 
-    scorer = scorer_of(name)  # the self-check at load has batches as well
+    scorer = scorer_of(name)  # loaded first, since the self-check runs batches as well
     replace_forward(monkeypatch, watched)
     scorer.warm_up()
     assert seen == [1]
 
 
-def test_a_limit_below_the_warm_up_is_told(checkpoint_of: PathOf) -> None:
+def test_warm_up_over_max_length_raises(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", max_length=3)
     with pytest.raises(ConversationTooLongError, match="the limit is 3"):
         RewardScorer.load(config).warm_up()

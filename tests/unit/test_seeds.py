@@ -1,4 +1,4 @@
-"""The golden scores against a copy made by hand, and what the sample pairs have to contain."""
+"""Golden rewards against values copied by hand, and required contents of the sample pairs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFUSED = "refuses without a reason or any help"
         (V2 + "Llama-3.1-8B", 23.0, 3.59375),
     ],
 )
-def test_apples(model: str, right: float, wrong: float):
+def test_golden_rewards_of_apples(model: str, right: float, wrong: float):
     golden = get_golden_rewards(model)
     assert {s.conversation: s.reward for s in golden.scores} == {
         "apples-right": right,
@@ -39,7 +39,7 @@ def test_apples(model: str, right: float, wrong: float):
     assert golden.token_lengths == ()
 
 
-def test_apple_conversations_word_for_word():
+def test_apple_conversations_are_verbatim():
     question, answer = load_conversations()["apples-right"]
     assert (question.role, answer.role) == ("user", "assistant")
     assert question.content.startswith("Jane has 12 apples. She gives 4 apples to her friend Mark,")
@@ -51,7 +51,7 @@ def test_apple_conversations_word_for_word():
     assert wrong.content.endswith("9 ÷ 2 = 4.5 apples each. Each person gets 4 apples.")
 
 
-def test_capitals_and_their_token_count():
+def test_golden_rewards_and_token_count_of_capitals():
     golden = get_golden_rewards("Skywork-Reward-V2-Qwen3-0.6B")
     paris = next(s for s in golden.scores if s.conversation == "france-paris")
     brasilia = next(s for s in golden.scores if s.conversation == "france-brasilia")
@@ -67,7 +67,7 @@ def test_capitals_and_their_token_count():
     assert length.messages[1].content == "The capital of Brazil is Brasilia. (response 0)"
 
 
-def test_the_other_engine_is_kept_beside_and_one_step_away():
+def test_reward_of_other_engine_is_one_bfloat16_step_away():
     for score, observed in zip(
         get_golden_rewards(V2 + "Llama-3.1-8B").scores, (23.125, 3.578125), strict=True
     ):
@@ -158,7 +158,7 @@ def test_pairs_cover_the_topics(pairs: list[dict[str, Any]]):
     assert topics["multi-turn"] >= 2
 
 
-def test_roles_are_valid(pairs: list[dict[str, Any]]):
+def test_pair_roles_are_valid(pairs: list[dict[str, Any]]):
     lists = [pair for pair in pairs if not isinstance(pair["prompt"], str)]
     assert len(lists) >= 4
     for pair in lists:
@@ -173,14 +173,14 @@ def test_roles_are_valid(pairs: list[dict[str, Any]]):
             assert pair["prompt"][0]["role"] == "system"
 
 
-def test_the_long_one_is_long(pairs: list[dict[str, Any]]):
+def test_long_prompt_is_long(pairs: list[dict[str, Any]]):
     (pair,) = [pair for pair in pairs if pair["topic"] == "long"]
     text = words(pair["prompt"])
     assert len(text) >= 1500
     assert len(set(text)) >= 500, "real text, not one paragraph repeated"
 
 
-def test_flaws_are_well_mixed_and_what_they_say(pairs: list[dict[str, Any]]):
+def test_flaws_are_mixed_and_match_their_description(pairs: list[dict[str, Any]]):
     scrambled, cut = with_flaw(pairs, SCRAMBLED), with_flaw(pairs, CUT)
     off_topic, refused = with_flaw(pairs, OFF_TOPIC), with_flaw(pairs, REFUSED)
     assert len(scrambled) >= 4
@@ -199,7 +199,7 @@ def test_flaws_are_well_mixed_and_what_they_say(pairs: list[dict[str, Any]]):
         assert not pair["chosen"].startswith(pair["rejected"][:20])
 
 
-def test_text_in_other_scripts_is_there(pairs: list[dict[str, Any]]):
+def test_pairs_contain_chinese_and_emoji(pairs: list[dict[str, Any]]):
     for pair in pairs:
         if pair["topic"] == "chinese":
             assert sum("一" <= letter <= "鿿" for letter in pair["chosen"]) > 40
@@ -208,13 +208,13 @@ def test_text_in_other_scripts_is_there(pairs: list[dict[str, Any]]):
     assert sum(ord(letter) > 0x1F300 for letter in emoji["chosen"]) >= 3
 
 
-def test_the_json_answer_is_json(pairs: list[dict[str, Any]]):
+def test_json_answer_is_valid_json(pairs: list[dict[str, Any]]):
     (pair,) = [pair for pair in pairs if pair["topic"] == "json"]
     answer = json.loads(pair["chosen"].removeprefix("```json").removesuffix("```"))
     assert answer["guests"] == ["Mira", "Jonas", "Li"]
 
 
-def test_the_code_bug_is_one(pairs: list[dict[str, Any]]):
+def test_code_pair_has_a_bug(pairs: list[dict[str, Any]]):
     (pair,) = [pair for pair in pairs if pair["id"] == "code-median-01"]
 
     def run(answer: str) -> Any:

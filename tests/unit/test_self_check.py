@@ -1,4 +1,4 @@
-"""Every load compares the engine with plain transformers, and refuses a model where they differ."""
+"""Every load compares the engine with plain transformers, and refuses a model if they differ."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(folder: Path, **settings: Any) -> RewardScorer:
 
 
 def numbers_in_refusal(folder: Path, **settings: Any) -> tuple[float, float]:
-    """Plain transformers' reward and the engine's, from the message of a refused load."""
+    """Return the rewards of plain transformers and of the engine from the error of a load."""
     with pytest.raises(ModelLoadError, match=r"the self-check of .* failed") as caught:
         load(folder, **settings)
     found = re.search(
@@ -88,7 +88,7 @@ def test_self_check_has_the_rewards_of_plain_transformers(name: str, checkpoint_
     assert max(expected) - min(expected) > 100 * max(check.tolerances)
     assert min(check.tolerances) >= 1e-4
     assert max(check.tolerances) < 5e-4
-    # Prefixes: as if their tokens were the whole conversation.
+    # A prefix is scored as if its tokens were the whole conversation.
     for ids, reward in zip(check.sequences[3:], check.rewards[3:], strict=True):
         with torch.inference_mode():
             alone = reference.model(input_ids=torch.tensor([ids])).logits[0, 0]
@@ -100,7 +100,7 @@ def test_self_check_has_the_rewards_of_plain_transformers(name: str, checkpoint_
 def test_self_check_refuses_a_bidirectional_mask(
     name: str, dtype: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`is_causal: false` as plain transformers sees it, past the refusal of its name."""
+    """Plain transformers sees `is_causal: false`, which the check of config keys would refuse."""
 
     def read(*args: Any) -> Any:
         model = read_weights(*args)
@@ -116,7 +116,7 @@ def test_self_check_refuses_a_bidirectional_mask(
 
 
 def obey_made_up_switch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let plain transformers read a config key after which no token sees those long before it."""
+    """Make plain transformers obey a config key that hides distant tokens from each token."""
     module = modeling(name)
 
     def obeying(create: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,7 +157,7 @@ def test_self_check_refuses_a_mask_switch_that_the_engine_does_not_know(
 def test_self_check_refuses_rotary_embeddings_that_the_engine_does_not_know(
     name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neighbouring dimensions rotated together, as GPT-J does, in place of halves."""
+    """Adjacent dimensions are rotated together, as in GPT-J, instead of halves."""
 
     def rotate_pairs(tensor: torch.Tensor) -> torch.Tensor:
         even, odd = tensor[..., ::2], tensor[..., 1::2]
@@ -172,7 +172,7 @@ def test_self_check_refuses_rotary_embeddings_that_the_engine_does_not_know(
 def test_self_check_refuses_a_rotary_setting_that_depends_on_the_length(
     name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions scaled by the length of the row, which is another one where rows are packed."""
+    """Positions are scaled by the length of the row, which differs if rows are packed."""
     names = {"llama": "LlamaRotaryEmbedding", "qwen3": "Qwen3RotaryEmbedding"}
     rotary = getattr(modeling(name), names.get(SPECS[name].family, "Gemma2RotaryEmbedding"))
     forward = rotary.forward
@@ -181,27 +181,29 @@ def test_self_check_refuses_a_rotary_setting_that_depends_on_the_length(
         return forward(self, x, position_ids * (1 + position_ids.shape[1] / 64))
 
     monkeypatch.setattr(rotary, "forward", stretched)
-    # It measures the last position alone, and would refuse this one first.
+    # The precision check measures the last position alone, and would refuse this model first.
     monkeypatch.setattr("rm_core.model.loading.check_precision", lambda *_: None)
     plain, ours = numbers_in_refusal(checkpoint_of(name))
     assert abs(plain - ours) > 1e-3
 
 
-def test_self_check_refuses_wrong_positions_of_shared_runs(
+def test_self_check_refuses_wrong_positions_of_shared_segments(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "rm_core.model.forward._iter_positions",
-        lambda tree: (index for run in tree.segments for index in range(len(run.token_ids))),
+        lambda tree: (
+            index for segment in tree.segments for index in range(len(segment.token_ids))
+        ),
     )
     numbers_in_refusal(checkpoint_of("qwen3"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_self_check_refuses_a_rendering_that_is_not_that_of_transformers(
+def test_self_check_refuses_rendering_that_differs_from_transformers(
     name: str, checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after an update of transformers that renders in another way than the engine does."""
+    """Simulates an update of transformers after which the engine renders differently."""
     render = ChatTemplate.render
 
     def spaced(self: ChatTemplate, *args: Any) -> str:
@@ -213,7 +215,7 @@ def test_self_check_refuses_a_rendering_that_is_not_that_of_transformers(
     assert load(checkpoint_of(name), self_check=False).describe()["self_check"] is False
 
 
-def test_self_check_is_switched_off_by_its_setting_alone(
+def test_self_check_is_disabled_by_its_setting(
     checkpoint_of: PathOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -223,7 +225,7 @@ def test_self_check_is_switched_off_by_its_setting_alone(
 
 
 def test_self_check_skips_conversations_without_a_finite_reward(tmp_path: Path) -> None:
-    """The engine answers them with an error of each conversation, as before."""
+    """The engine still returns an error for each such conversation."""
     folder = build_checkpoint(tmp_path, SPECS["qwen3"])
     edit_weights(folder, lambda weights: weights["score.weight"].fill_(3e38))
     scorer = load(folder)
@@ -231,7 +233,7 @@ def test_self_check_skips_conversations_without_a_finite_reward(tmp_path: Path) 
     assert result.code == "non_finite_reward"  # type: ignore[union-attr]
 
 
-def test_self_check_needs_no_template_that_takes_its_conversations(tmp_path: Path) -> None:
+def test_self_check_works_if_template_refuses_its_conversations(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, SPECS["qwen3"])
     template = tmp_path / "strict.jinja"
     refuses = "{{ raise_exception('not these turns') }}"
@@ -243,10 +245,10 @@ def test_self_check_needs_no_template_that_takes_its_conversations(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_half_precision_is_measured_against_float32_and_left_as_it_was(
+def test_half_precision_error_is_measured_without_changing_weights(
     name: str, checkpoint_of: PathOf, tmp_path: Path
 ) -> None:
-    """The float32 pass over bfloat16 weights equals a model that was loaded as float32."""
+    """The float32 pass over bfloat16 weights equals a model with weights converted to float32."""
     folder = checkpoint_of(name)
     loaded = load(folder, dtype="bfloat16").loaded_model
     narrow = read_weights(loaded.checkpoint, torch.bfloat16).eval()
@@ -261,7 +263,7 @@ def test_half_precision_is_measured_against_float32_and_left_as_it_was(
     error = float((plain[0].logits - exact[0].logits).abs().mean())
     assert error > 0
     assert max(check.tolerances) >= 6 * error * 0.999
-    assert max(check.tolerances) < 1  # far below what a wrong mask does
+    assert max(check.tolerances) < 1  # far below the effect of a wrong mask
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -269,7 +271,7 @@ def test_half_precision_is_measured_against_float32_and_left_as_it_was(
 def test_model_that_amplifies_rounding_is_not_refused(
     name: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rewards spread over hundreds, so that float32 rounds small ones by more than 1e-4."""
+    """Rewards spread over hundreds, so float32 rounds small rewards by more than 1e-4."""
     folder = build_checkpoint(tmp_path, replace(SPECS[name], seed=seed))
     edit_weights(folder, lambda weights: weights["score.weight"].mul_(300))
     scorer = load(folder)
@@ -286,7 +288,7 @@ def test_model_that_amplifies_rounding_is_not_refused(
     assert abs(plain - ours) > 1
 
 
-def test_layers_on_several_devices_are_scored_plainly_too(checkpoint_of: PathOf) -> None:
+def test_self_check_is_equal_on_several_devices(checkpoint_of: PathOf) -> None:
     loaded = load(checkpoint_of("gemma2")).loaded_model
     samples = encode_samples(loaded.encoder)
     model = read_weights(loaded.checkpoint, torch.float32).eval()

@@ -1,4 +1,4 @@
-"""Only BOS is added to what the template wrote; no token has an id beyond the embedding."""
+"""Only BOS is added to the rendered text, and no token has an id beyond the embedding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOS, EOT, PAD = "<bos>", "<|eot_id|>", "<pad>"
 
 
 def processor(before: list[str], after: list[str], ids: dict[str, int]) -> dict[str, Any]:
-    """A TemplateProcessing of tokenizer.json."""
+    """Return a TemplateProcessing of tokenizer.json."""
 
     def special(token: str) -> dict[str, Any]:
         return {"SpecialToken": {"id": token, "type_id": 0}}
@@ -59,13 +59,11 @@ PROCESSORS: dict[str, tuple[list[str], list[str], str]] = {
 
 @pytest.mark.parametrize("writes_bos", [True, False])
 @pytest.mark.parametrize("in_sequence", [True, False])
-@pytest.mark.parametrize(
-    ("before", "after", "left_out"), PROCESSORS.values(), ids=PROCESSORS.keys()
-)
-def test_tokens_are_those_that_the_template_wrote_and_bos(
+@pytest.mark.parametrize(("before", "after", "omitted"), PROCESSORS.values(), ids=PROCESSORS.keys())
+def test_input_ids_are_tokens_of_the_template_and_bos(
     before: list[str],
     after: list[str],
-    left_out: str,
+    omitted: str,
     in_sequence: bool,
     writes_bos: bool,
     copy_of: CopyOf,
@@ -80,8 +78,8 @@ def test_tokens_are_those_that_the_template_wrote_and_bos(
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
         scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"))
-    assert " ".join(scorer.encoder.omitted_tokens) == left_out
-    assert (f"would add {left_out} to every text" in caplog.text) == bool(left_out)
+    assert " ".join(scorer.encoder.omitted_tokens) == omitted
+    assert (f"would add {omitted} to every text" in caplog.text) == bool(omitted)
     reference = Reference(folder)
     plain = PlainTransformers(scorer, scorer.loaded_model.model.dtype)
     for conversation, result in zip(CONVERSATIONS, scorer.score(CONVERSATIONS), strict=True):
@@ -95,19 +93,19 @@ def test_tokens_are_those_that_the_template_wrote_and_bos(
         assert isinstance(result, Reward)
         assert result.reward == pytest.approx(reference.reward(conversation), abs=1e-4)
         assert plain.compute_reward(conversation) == pytest.approx(result.reward, abs=1e-4)
-        prepared = [PrerenderedText(encoded.text), PrerenderedText(encoded.text, close=True)]
-        for other in [*prepared, PrerenderedTokens(tuple(expected))]:
+        prerendered = [PrerenderedText(encoded.text), PrerenderedText(encoded.text, close=True)]
+        for other in [*prerendered, PrerenderedTokens(tuple(expected))]:
             assert scorer.encoder.encode(other).input_ids == encoded.input_ids
         offsets = scorer.encoder.compute_offsets(encoded)
         assert offsets is not None
         assert len(offsets) == len(expected)
-        pieces = "".join(encoded.text[a:b] for a, b in offsets)
-        # The offsets of a ByteLevel post-processor leave out the spaces before words.
-        assert pieces.replace(" ", "") == encoded.text.replace(" ", "")
+        covered = "".join(encoded.text[a:b] for a, b in offsets)
+        # The offsets of a ByteLevel post-processor omit the spaces before words.
+        assert covered.replace(" ", "") == encoded.text.replace(" ", "")
 
 
 def add_token(folder: Path, token: str = "[PAD]") -> int:
-    """Add a token to tokenizer.json, with the first id that the embedding has no row for."""
+    """Add a token to tokenizer.json, with the first id for which the embedding has no row."""
     content = json.loads((folder / "tokenizer.json").read_text())
     new = json.loads((folder / "config.json").read_text())["vocab_size"]
     added = content["added_tokens"][0] | {"id": new, "content": token}
@@ -126,14 +124,14 @@ def test_tokenizer_with_an_id_beyond_the_embedding_is_refused(family: str, copy_
     assert "resize_token_embeddings" in detail
 
 
-def test_padding_that_the_tokenizer_adds_beyond_the_embedding_is_refused(copy_of: CopyOf) -> None:
+def test_pad_token_beyond_the_embedding_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     content = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(content | {"pad_token": "[NEW]"}))
     assert "('[NEW]'), and the embedding has" in refusal(folder)
 
 
-def test_ids_beyond_the_embedding_are_errors_in_their_places(
+def test_score_ids_gives_errors_for_ids_beyond_the_embedding(
     scorer_of: Callable[..., RewardScorer],
 ) -> None:
     scorer = scorer_of("qwen3")
@@ -150,7 +148,7 @@ def test_ids_beyond_the_embedding_are_errors_in_their_places(
     assert results[3] == pytest.approx(alone[1], abs=1e-4)
 
 
-def test_ids_of_clients_beyond_the_tokenizer_are_refused_with_the_range(copy_of: CopyOf) -> None:
+def test_unknown_ids_of_clients_are_refused_with_the_range(copy_of: CopyOf) -> None:
     scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
     rows = scorer.loaded_model.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
     wrong, right = scorer.score([PrerenderedTokens((20, rows)), PrerenderedTokens((20, rows - 1))])
@@ -163,7 +161,7 @@ def test_ids_of_clients_beyond_the_tokenizer_are_refused_with_the_range(copy_of:
 @pytest.mark.parametrize(
     "name", ["GemmaTokenizer", "LlamaTokenizer", "Qwen2Tokenizer", "BertTokenizer"]
 )
-def test_tokenizer_class_of_another_model_is_right_or_refused(name: str, copy_of: CopyOf) -> None:
+def test_foreign_tokenizer_class_scores_correctly_or_is_refused(name: str, copy_of: CopyOf) -> None:
     folder = copy_of("llama-v0.2")
     content = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(content | {"tokenizer_class": name}))
@@ -179,7 +177,7 @@ def test_tokenizer_class_of_another_model_is_right_or_refused(name: str, copy_of
         assert result.reward == pytest.approx(reference.reward(conversation), abs=1e-4)
 
 
-def test_tokenizer_that_panics_is_refused(copy_of: CopyOf) -> None:
+def test_tokenizer_panic_is_an_error_of_the_conversation(copy_of: CopyOf) -> None:
     folder = copy_of()
     content = json.loads((folder / "tokenizer.json").read_text())
     regex = {

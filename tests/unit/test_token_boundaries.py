@@ -1,4 +1,4 @@
-"""Where a text is cut, each part has the tokens that it has in the whole, and borders are found."""
+"""Token boundaries: they are found, and each part has the same tokens as in the whole text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rm_core.inputs import token_boundaries
 from rm_core.inputs.token_boundaries import TokenBoundaries
 from rm_core.packing import common_prefix_length
 
-# What is awkward: white space of all kinds and lengths, marks that compose, digits of several
+# Difficult texts: white space of all kinds and lengths, marks that compose, digits of several
 # scripts, letters that fold into those of contractions, scripts without spaces, added tokens.
 PIECES = [
     " ", "  ", "   ", "\n", "\r\n", "\t", "\u3000", "\u00a0", "\u2028", "\u180e", "\u200b",
@@ -44,36 +44,38 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
-def test_both_sides_of_a_border_have_the_tokens_of_the_whole(make: Any) -> None:
+def test_cut_at_boundary_keeps_tokens(make: Any) -> None:
     tokenizer = make()
-    borders = TokenBoundaries(tokenizer)
+    boundaries = TokenBoundaries(tokenizer)
 
     @settings(max_examples=150)
     @given(TEXTS)
     def holds(text: str) -> None:
         whole = ids_of(tokenizer, text)
-        for place in range(1, len(text)):
-            found = borders.find_after(text, 0, place, len(text))
-            last = borders.find_before(text, 0, place)
-            for border in {found, last} - {None}:
-                assert border is not None
-                assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
+        for position in range(1, len(text)):
+            found = boundaries.find_after(text, 0, position, len(text))
+            last = boundaries.find_before(text, 0, position)
+            for boundary in {found, last} - {None}:
+                assert boundary is not None
+                assert (
+                    ids_of(tokenizer, text[:boundary]) + ids_of(tokenizer, text[boundary:]) == whole
+                )
 
     holds()
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
-def test_the_parts_of_a_text_have_its_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_keeps_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make()
-    borders = TokenBoundaries(tokenizer)
+    boundaries = TokenBoundaries(tokenizer)
 
     @settings(max_examples=100)
     @given(TEXTS, st.integers(1, 12), st.integers(1, 40))
-    def holds(text: str, piece: int, most: int) -> None:
-        monkeypatch.setattr(token_boundaries, "TARGET_CHARACTERS", piece)
+    def holds(text: str, target_characters: int, max_characters: int) -> None:
+        monkeypatch.setattr(token_boundaries, "TARGET_CHARACTERS", target_characters)
         for parts in (
-            list(borders.split(text, 0, most)),
-            list(borders.split_from_end(text, most))[::-1],
+            list(boundaries.split(text, 0, max_characters)),
+            list(boundaries.split_from_end(text, max_characters))[::-1],
         ):
             assert "".join(text[start:stop] for start, stop in parts) == text
             ids = [i for start, stop in parts for i in ids_of(tokenizer, text[start:stop])]
@@ -93,19 +95,22 @@ def test_the_parts_of_a_text_have_its_tokens(make: Any, monkeypatch: pytest.Monk
         (like_llama3, "base64,"),
     ],
 )
-def test_long_texts_fall_into_parts(make: Any, unit: str) -> None:
-    borders = TokenBoundaries(make())
+def test_split_divides_long_texts(make: Any, unit: str) -> None:
+    boundaries = TokenBoundaries(make())
     text = unit * (300_000 // len(unit))
-    for parts in (list(borders.split(text, 0, 100_000)), list(borders.split_from_end(text, 1_000))):
+    for parts in (
+        list(boundaries.split(text, 0, 100_000)),
+        list(boundaries.split_from_end(text, 1_000)),
+    ):
         assert len(parts) > 3
         assert max(stop - start for start, stop in parts) < token_boundaries.TARGET_CHARACTERS + 100
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "中", "!", "😀"])
-def test_a_stretch_without_a_border_is_left_whole(unit: str) -> None:
-    borders = TokenBoundaries(like_llama3())
+def test_split_keeps_text_without_boundary_whole(unit: str) -> None:
+    boundaries = TokenBoundaries(like_llama3())
     text = "word " * 100_000 + unit * 300_000 + " end"
-    longest = max(stop - start for start, stop in borders.split(text, 0, 100_000))
+    longest = max(stop - start for start, stop in boundaries.split(text, 0, 100_000))
     assert longest > 200_000
 
 
@@ -128,7 +133,7 @@ def with_model(make: Any, **state: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)))
 
 
-def test_where_nothing_is_proved_there_is_no_border() -> None:
+def test_unknown_tokenizer_has_no_boundaries() -> None:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     unknown = {
         "lower case": changed(demo, normalizer=normalizers.Lowercase()),
@@ -178,33 +183,33 @@ def test_where_nothing_is_proved_there_is_no_border() -> None:
     ],
     ids=["ends in digits", "over what a space becomes"],
 )
-def test_an_added_token_beside_a_border_changes_nothing(tokenizer: Any, text: str) -> None:
-    borders, whole = TokenBoundaries(tokenizer), ids_of(tokenizer, text)
-    found = {borders.find_after(text, 0, place, len(text)) for place in range(1, len(text))} - {
-        None
-    }
+def test_cut_next_to_added_token_keeps_tokens(tokenizer: Any, text: str) -> None:
+    boundaries, whole = TokenBoundaries(tokenizer), ids_of(tokenizer, text)
+    found = {
+        boundaries.find_after(text, 0, position, len(text)) for position in range(1, len(text))
+    } - {None}
     assert found
-    for border in found:
-        assert ids_of(tokenizer, text[:border]) + ids_of(tokenizer, text[border:]) == whole
+    for boundary in found:
+        assert ids_of(tokenizer, text[:boundary]) + ids_of(tokenizer, text[boundary:]) == whole
 
 
 @pytest.mark.parametrize("before", [1, 200, 40_000, 65_000])
-def test_a_stretch_is_as_long_wherever_the_parts_begin(before: int) -> None:
-    borders, most = TokenBoundaries(demo()), 100_000
-    for length in (most, most + 1):
-        text = "a " * before + "x" * (length - 1) + " the end"  # a space and the stretch
-        longest = max(stop - start for start, stop in borders.split(text, 0, most))
-        assert (longest > most) == (length > most)
+def test_longest_part_does_not_depend_on_text_before_it(before: int) -> None:
+    boundaries, max_characters = TokenBoundaries(demo()), 100_000
+    for length in (max_characters, max_characters + 1):
+        text = "a " * before + "x" * (length - 1) + " the end"  # a space and the long part
+        longest = max(stop - start for start, stop in boundaries.split(text, 0, max_characters))
+        assert (longest > max_characters) == (length > max_characters)
 
 
-def test_added_tokens_of_digits_leave_none_between_digits() -> None:
-    borders = TokenBoundaries(with_added(like_qwen3, "42"))
-    assert borders.find_after("7" * 1_000, 0, 1, 1_000) is None
-    assert borders.find_after("the end", 0, 1, 7) == 3
+def test_added_token_of_digits_disables_boundaries_between_digits() -> None:
+    boundaries = TokenBoundaries(with_added(like_qwen3, "42"))
+    assert boundaries.find_after("7" * 1_000, 0, 1, 1_000) is None
+    assert boundaries.find_after("the end", 0, 1, 7) == 3
 
 
 @given(TEXTS, TEXTS, TEXTS)
-def test_the_common_start_of_two_texts(start: str, left: str, right: str) -> None:
+def test_common_prefix_length_of_two_texts(start: str, left: str, right: str) -> None:
     found = common_prefix_length(start + left, start + right)
     assert (start + left)[:found] == (start + right)[:found]
     assert found >= len(start)

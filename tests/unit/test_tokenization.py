@@ -1,4 +1,4 @@
-"""Token ids are those of the tokenizer as transformers calls it, whatever its file says."""
+"""Token ids equal those of the tokenizer as called by transformers, whatever its file sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "llama-v0.2"])
 @given(content=st.text(max_size=60), answer=st.text(max_size=200))
-def test_ids_are_those_of_the_tokenizer_itself(
+def test_encode_gives_ids_of_the_tokenizer(
     name: str, content: str, answer: str, encoder_of: EncoderOf, checkpoint_of: PathOf
 ) -> None:
     encoded = encoder_of(name).encode(
@@ -42,7 +42,9 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_nothing_in_the_tokenizer_file_cuts_or_pads(encoder_of: EncoderOf, copy_of: CopyOf) -> None:
+def test_truncation_and_padding_of_tokenizer_file_are_ignored(
+    encoder_of: EncoderOf, copy_of: CopyOf
+) -> None:
     folder = copy_of("qwen3")
     file = Tokenizer.from_file(str(folder / "tokenizer.json"))
     file.enable_truncation(4)

@@ -1,4 +1,4 @@
-"""Conversations with `tools` and tool calls: rendered as transformers renders them, or refused."""
+"""Conversations with `tools` and tool calls: rendered as in transformers, or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rm_core.inputs.conversations import (
 
 CopyOf = Callable[..., Path]
 
-# Writes tools and calls as Qwen's templates do, and looks for keys with `in` as Llama's does.
+# Writes tools and calls as Qwen's templates do, and tests keys with `in` as Llama's template does.
 TEMPLATE = (
     "{% if tools is not none %}<|im_start|>system\nTools:{% for t in tools %}\n{{ t | tojson }}"
     "{% endfor %}<|im_end|>\n{% endif %}"
@@ -81,7 +81,7 @@ def reference(folder: Path) -> Reference:
 
 
 def reward_of(reference: Reference, messages: Any, tools: Any) -> float:
-    """Plain transformers, with its own handling of `tools`."""
+    """Return the reward of plain transformers, with its own handling of `tools`."""
     import torch
 
     sent = [{**m, "content": m["content"] or ""} for m in messages]
@@ -97,9 +97,7 @@ def rewards(results: list[Reward | ScoreError]) -> list[float]:
     return [result.reward for result in results if isinstance(result, Reward)]
 
 
-def test_rewards_with_tools_are_those_of_transformers(
-    scorer: RewardScorer, reference: Reference
-) -> None:
+def test_rewards_with_tools_equal_transformers(scorer: RewardScorer, reference: Reference) -> None:
     calls = with_call({"port": "Brest", "day": None})
     sent: list[tuple[Any, Any]] = [
         (MESSAGES, TOOLS),
@@ -111,12 +109,12 @@ def test_rewards_with_tools_are_those_of_transformers(
     ours = scorer.score([{"messages": messages, "tools": tools} for messages, tools in sent])
     right = [reward_of(reference, messages, tools) for messages, tools in sent]
     assert rewards(ours) == pytest.approx(right, abs=1e-4)
-    # The trait is there: with, with an empty list and without are three different texts.
+    # Tools, an empty list and no tools give three different texts.
     assert len({round(value, 4) for value in right[:3]}) == 3
     assert all(not result.warnings for result in ours if isinstance(result, Reward))
 
 
-def test_tools_as_json_text_are_the_same_tools(scorer: RewardScorer) -> None:
+def test_tools_as_json_text_equal_tools_as_objects(scorer: RewardScorer) -> None:
     forms = (TOOLS, tuple(TOOLS), json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS])
     texts = {scorer.encoder.encode({"messages": MESSAGES, "tools": tools}).text for tools in forms}
     assert len(texts) == 1
@@ -144,9 +142,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("tools", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_list_of_functions_is_refused_alone(
-    scorer: RewardScorer, tools: Any, says: str
+@pytest.mark.parametrize(("tools", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_invalid_tools_fail_only_their_conversation(
+    scorer: RewardScorer, tools: Any, message: str
 ) -> None:
     good = {"messages": MESSAGES, "tools": TOOLS}
     bad = {"messages": MESSAGES, "tools": tools}
@@ -155,12 +153,12 @@ def test_what_is_no_list_of_functions_is_refused_alone(
     assert first == third
     assert isinstance(second, ScoreError)
     assert second.code == "invalid_conversation"
-    assert says in second.message
+    assert message in second.message
     assert len(second.message) < 400
 
 
 @pytest.mark.parametrize("key", ["documents", "chat_template_kwargs", "system", "Tools"])
-def test_unknown_key_is_refused_by_name(scorer: RewardScorer, key: str) -> None:
+def test_unknown_key_is_refused_and_named(scorer: RewardScorer, key: str) -> None:
     (result,) = scorer.score([{"messages": MESSAGES, "tools": TOOLS, key: []}])
     assert isinstance(result, ScoreError)
     assert f"has the unknown keys `{key}`" in result.message
@@ -201,9 +199,7 @@ def test_template_that_ignores_tools_warns(
         ("audio", {"id": "1"}),
     ],
 )
-def test_key_that_the_template_does_not_write_warns(
-    key: str, value: Any, scorer: RewardScorer
-) -> None:
+def test_key_that_the_template_ignores_warns(key: str, value: Any, scorer: RewardScorer) -> None:
     messages = [MESSAGES[0], {**MESSAGES[-1], key: value}]
     (warning,) = scorer.encoder.encode(messages).warnings
     assert warning.startswith("template_ignores_keys: ")
@@ -213,7 +209,7 @@ def test_key_that_the_template_does_not_write_warns(
         assert plain.warnings == ()
 
 
-def test_calls_warn_unless_the_template_writes_them(
+def test_tool_calls_that_the_template_ignores_warn(
     scorer: RewardScorer, encoder_of: Callable[[str], Any]
 ) -> None:
     calls = with_call({"port": "Brest"})
@@ -223,7 +219,7 @@ def test_calls_warn_unless_the_template_writes_them(
     assert "`tool_calls` of message(s) 1," in warning
 
 
-def test_arguments_as_text_are_kept_and_warn_where_they_differ(
+def test_arguments_as_text_warn_if_rendered_differently(
     scorer: RewardScorer, reference: Reference
 ) -> None:
     as_text, as_object = with_call('{"port": "Brest"}'), with_call({"port": "Brest"})
@@ -238,7 +234,7 @@ def test_arguments_as_text_are_kept_and_warn_where_they_differ(
     assert scorer.encoder.encode(with_call("not JSON")).warnings == ()
 
 
-def test_no_warning_where_the_template_writes_text_as_it_is(copy_of: CopyOf) -> None:
+def test_arguments_as_text_do_not_warn_if_rendered_equally(copy_of: CopyOf) -> None:
     folder = copy_of()
     same = "{{ f if f is string else f | tojson }}"
     (folder / "chat_template.jinja").write_text(
@@ -249,7 +245,7 @@ def test_no_warning_where_the_template_writes_text_as_it_is(copy_of: CopyOf) -> 
     assert encoder.encode(with_call('{"port": "Brest"}')).warnings == ()
 
 
-def test_named_template_for_tools_is_taken_as_transformers_takes_it(copy_of: CopyOf) -> None:
+def test_named_tool_template_is_selected_as_in_transformers(copy_of: CopyOf) -> None:
     folder = copy_of()
     default = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
@@ -265,7 +261,7 @@ def test_named_template_for_tools_is_taken_as_transformers_takes_it(copy_of: Cop
     assert "tide" in encoder.encode({"messages": MESSAGES, "tools": TOOLS}).text
 
 
-def test_a_key_that_is_null_and_no_calls_count_as_absent(
+def test_null_keys_and_empty_tool_calls_count_as_absent(
     scorer: RewardScorer, reference: Reference
 ) -> None:
     right = reward_of(reference, MESSAGES, None)
@@ -276,19 +272,19 @@ def test_a_key_that_is_null_and_no_calls_count_as_absent(
         [ASK, {**ANSWER, "tool_calls": ()}],
     ]
     assert rewards(scorer.score(variants)) == pytest.approx([right] * 4, abs=1e-4)
-    # A null inside of arguments is a value.
+    # A null in arguments is a value.
     null, absent = with_call({"port": "Brest", "day": None}), with_call({"port": "Brest"})
-    texts = [scorer.encoder.encode(one).text for one in (null, absent)]
+    texts = [scorer.encoder.encode(messages).text for messages in (null, absent)]
     assert '"day": null' in texts[0]
     assert '"day"' not in texts[1]
 
 
-def test_a_template_that_fails_says_how_and_claims_no_cause(scorer: RewardScorer) -> None:
+def test_template_failure_is_reported_without_a_guessed_cause(scorer: RewardScorer) -> None:
     two = with_call({})
     two[1]["tool_calls"] *= 2
     refused, failed = scorer.score([two, [ASK, {**ANSWER, "tool_calls": [{"id": 1}]}]])
     assert isinstance(refused, ScoreError)
-    assert "refused the conversation: exactly one call; the words are the template's" in (
+    assert "refused the conversation: exactly one call; this message is the template's" in (
         refused.message
     )
     assert isinstance(failed, ScoreError)
@@ -306,14 +302,14 @@ def test_a_template_that_fails_says_how_and_claims_no_cause(scorer: RewardScorer
         (None, {}),
     ],
 )
-def test_arguments_are_parsed_as_vllm_parses_them(arguments: object, parsed: object) -> None:
+def test_arguments_are_parsed_as_in_vllm(arguments: object, parsed: object) -> None:
     found = parse_arguments(with_call(arguments))
     assert found[1]["tool_calls"][0]["function"]["arguments"] == parsed
     assert found[0] == ASK
 
 
 @pytest.mark.parametrize("arguments", ["{", "[]", "4", '"text"', '{"a": NaN}', "[" * 9_999])
-def test_arguments_that_are_no_json_of_an_object_are_refused(arguments: str) -> None:
+def test_arguments_that_are_not_a_json_object_are_refused(arguments: str) -> None:
     with pytest.raises(InvalidConversationError, match="`arguments` of message 1 is"):
         parse_arguments(with_call(arguments))
 
@@ -324,11 +320,11 @@ def test_arguments_that_are_no_json_of_an_object_are_refused(arguments: str) -> 
      [{"role": "assistant", "tool_calls": [None, {"function": 5}]}],
      [{"role": "user", "tool_calls": [{"function": {"arguments": "{"}}]}]],
 )  # fmt: skip
-def test_what_has_no_arguments_is_left_alone(odd: Any) -> None:
+def test_parse_arguments_keeps_values_without_arguments(odd: Any) -> None:
     assert parse_arguments(odd) == odd
 
 
-def test_tools_of_pairs_prompts_and_answers() -> None:
+def test_parse_pair_and_join_chat_take_tools_from_any_level() -> None:
     other = [{"name": "other"}]
     chat = {"messages": MESSAGES, "tools": TOOLS}
     pair = {"prompt": [ASK], "chosen": [ANSWER], "rejected": "No.", "tools": TOOLS}
@@ -351,7 +347,7 @@ def test_tools_of_pairs_prompts_and_answers() -> None:
         parse_prompt_chat({"messages": [ASK], "documents": []})
 
 
-def test_own_tools_win_over_those_for_all() -> None:
+def test_add_tools_keeps_tools_of_the_conversation() -> None:
     assert add_tools(MESSAGES, TOOLS) == {"messages": MESSAGES, "tools": TOOLS}
     own = {"messages": MESSAGES, "tools": []}
     assert add_tools(own, TOOLS) == own
@@ -361,7 +357,7 @@ def test_own_tools_win_over_those_for_all() -> None:
         assert add_tools(odd, TOOLS) == odd
 
 
-def test_nulls_of_tables_are_dropped_at_every_depth() -> None:
+def test_drop_nulls_at_every_depth() -> None:
     numpy = pytest.importorskip("numpy")
     row = numpy.array(
         [{"content": "a", "name": None, "calls": numpy.array([{"x": None, "y": [None, 1.5]}])}],
@@ -371,7 +367,7 @@ def test_nulls_of_tables_are_dropped_at_every_depth() -> None:
     assert drop_nulls(("text", None, 0, False, "")) == ["text", None, 0, False, ""]
 
 
-def test_conversation_as_json_text_is_refused_by_name() -> None:
+def test_conversation_as_json_text_is_refused() -> None:
     for text in (json.dumps(MESSAGES), " " + json.dumps({"messages": MESSAGES})):
         with pytest.raises(InvalidConversationError, match=r"looks like JSON; send the list itse"):
             parse_chat(text)

@@ -1,4 +1,4 @@
-"""Cutting conversations: what may go, what must stay whole, and that no more goes than must."""
+"""Truncation: what may be dropped, what stays whole, and that nothing is dropped needlessly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rm_core.inputs.encoder import TemplateError
 from rm_core.inputs.truncation import drop_oldest
 
 Messages = list[dict[str, Any]]
-Size = Callable[[Messages], int | None]
+CountTokens = Callable[[Messages], int | None]
 FAMILIES = ["llama-v0.2", "qwen3", "gemma2"]
 
 
@@ -29,33 +29,33 @@ def encoder(name: str, max_length: int = 100_000) -> ChatEncoder:
     return ChatEncoder(build_tokenizer(SPECS[name]), pad_token_id=0, max_length=max_length)
 
 
-def size(name: str, messages: Messages) -> int | None:
+def count_tokens(name: str, messages: Messages) -> int | None:
     try:
         return encoder(name).encode(messages).num_tokens
     except TemplateError:
         return None
 
 
-def fewer(messages: Messages) -> Iterator[Messages]:
-    """All that may be left of a conversation, longest first: what is cut is always the oldest.
+def candidates(messages: Messages) -> Iterator[Messages]:
+    """Yield every allowed truncation of a conversation, longest first.
 
-    Each turn is cut at the start of its text down to nothing and then dropped; turns of the
-    system go after all others; the last turn is never touched.
+    The text of the oldest turn is cut from its start down to nothing, and then the turn is dropped.
+    System turns are dropped after all others. The last turn is never changed.
     """
     others = [i for i, m in enumerate(messages[:-1]) if m["role"] != "system"]
     systems = [i for i, m in enumerate(messages[:-1]) if m["role"] == "system"]
-    gone: set[int] = set()
+    dropped: set[int] = set()
     for index in others + systems:
         for start in range(len(messages[index]["content"]) + 1):
             cut = {**messages[index], "content": messages[index]["content"][start:]}
-            place = {index: cut} if start else {}
-            yield [place.get(i, m) for i, m in enumerate(messages) if i not in gone]
-        gone.add(index)
+            replaced = {index: cut} if start else {}
+            yield [replaced.get(i, m) for i, m in enumerate(messages) if i not in dropped]
+        dropped.add(index)
     yield messages[-1:]
 
 
-def emptied(left: Messages, messages: Messages) -> bool:
-    """Whether a turn is there without any of the text that it had."""
+def has_emptied_turn(left: Messages, messages: Messages) -> bool:
+    """Return whether a turn has lost all of its text."""
     whole = {id(m) for m in messages}
     return any(m["content"] == "" and id(m) not in whole for m in left)
 
@@ -85,7 +85,7 @@ CASES = st.one_of(
 @settings(max_examples=150)
 @given(CASES, st.integers(4, 90))
 @example(("qwen3", [turn("user", "😀" * 60), turn("assistant", "ok")]), 40)
-def test_left_keeps_the_newest_and_every_marker(
+def test_left_keeps_newest_turns_and_every_marker(
     case: tuple[str, Messages], max_length: int
 ) -> None:
     name, messages = case
@@ -96,25 +96,30 @@ def test_left_keeps_the_newest_and_every_marker(
         return
     if isinstance(cut, ScoreError):
         assert cut.code == "conversation_too_long"
-        assert all((size(name, left) or max_length + 1) > max_length for left in fewer(messages))
+        assert all(
+            (count_tokens(name, left) or max_length + 1) > max_length
+            for left in candidates(messages)
+        )
         return
     assert cut.truncated
     assert cut.num_tokens <= max_length
     assert cut.readout == cut.num_tokens - 1
-    rendered = [left for left in fewer(messages) if size(name, left) is not None]
+    rendered = [left for left in candidates(messages) if count_tokens(name, left) is not None]
     texts = [encoder(name).encode(left).text for left in rendered]
     assert cut.text in texts
-    place = texts.index(cut.text)
-    assert encoder(name).encode(rendered[place]).input_ids == cut.input_ids
-    # One step less is too long; a turn whose text is all gone goes as well.
-    if place and emptied(rendered[place - 1], messages):
-        place -= 1
-    assert place == 0 or (size(name, rendered[place - 1]) or 0) > max_length
+    index = texts.index(cut.text)
+    assert encoder(name).encode(rendered[index]).input_ids == cut.input_ids
+    # The next longer candidate is too long. A turn that lost all of its text is dropped as well.
+    if index and has_emptied_turn(rendered[index - 1], messages):
+        index -= 1
+    assert index == 0 or (count_tokens(name, rendered[index - 1]) or 0) > max_length
 
 
 @settings(max_examples=60)
 @given(CASES, st.integers(4, 90))
-def test_error_and_right(case: tuple[str, Messages], max_length: int) -> None:
+def test_error_refuses_and_right_keeps_first_tokens(
+    case: tuple[str, Messages], max_length: int
+) -> None:
     name, messages = case
     whole = encoder(name).encode(messages)
     short = encoder(name, max_length)
@@ -134,7 +139,7 @@ def test_error_and_right(case: tuple[str, Messages], max_length: int) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("truncation", ["error", "left", "right"])
-def test_nothing_changes_at_exactly_the_limit(name: str, truncation: Any) -> None:
+def test_conversation_at_the_limit_is_unchanged(name: str, truncation: Any) -> None:
     messages = [turn("user", "What is the capital of France?"), turn("assistant", "Paris")]
     whole = encoder(name).encode(messages)
     assert not whole.truncated
@@ -142,7 +147,7 @@ def test_nothing_changes_at_exactly_the_limit(name: str, truncation: Any) -> Non
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_last_turn_that_is_too_long_alone_is_refused(name: str) -> None:
+def test_left_refuses_last_turn_over_the_limit(name: str) -> None:
     messages = [turn("user", "Hello"), turn("assistant", "word " * 50)]
     with pytest.raises(ConversationTooLongError) as caught:
         encoder(name, 30).encode(messages, "left")
@@ -150,7 +155,7 @@ def test_a_last_turn_that_is_too_long_alone_is_refused(name: str) -> None:
     assert "the limit is 30" in caught.value.detail
 
 
-def test_the_system_prompt_outlives_the_other_turns() -> None:
+def test_left_drops_system_prompt_last() -> None:
     messages = [
         turn("system", "Be brief."),
         turn("user", "first " * 20),
@@ -170,7 +175,7 @@ def test_the_system_prompt_outlives_the_other_turns() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_long_question_is_cut_at_its_start(name: str) -> None:
+def test_left_cuts_long_question_at_its_start(name: str) -> None:
     messages = [turn("user", "opening " + "word " * 50 + "end?"), turn("assistant", "Yes.")]
     text = encoder(name, 60).encode(messages, "left").text
     assert "opening" not in text
@@ -178,16 +183,16 @@ def test_a_long_question_is_cut_at_its_start(name: str) -> None:
     assert "Yes." in text
 
 
-def test_gemma_never_starts_with_the_answer() -> None:
+def test_left_never_starts_gemma_with_an_answer() -> None:
     messages = [turn(role, f"{role} {i} " * 5) for i in range(3) for role in ("user", "assistant")]
-    for max_length in range(size("gemma2", messages[-1:-3:-1][::-1]) or 0, 60):
+    for max_length in range(count_tokens("gemma2", messages[-1:-3:-1][::-1]) or 0, 60):
         text = encoder("gemma2", max_length).encode(messages, "left").text
         assert text.startswith("<start_of_turn>user\n")
         assert text.count("<start_of_turn>") % 2 == 0
 
 
-def fake_size(overhead: int, default_system: int, alternating: bool) -> Size:
-    """Characters for tokens; as templates do, it may add a system prompt or refuse an order."""
+def fake_count_tokens(overhead: int, default_system: int, alternating: bool) -> CountTokens:
+    """Count characters as tokens. Like a template, may add a system prompt or refuse an order."""
 
     def count(messages: Messages) -> int | None:
         if alternating:
@@ -201,18 +206,18 @@ def fake_size(overhead: int, default_system: int, alternating: bool) -> Size:
     return count
 
 
-def longest_that_fits(messages: Messages, count: Size, limit: int) -> Messages | None:
-    """The first of `fewer` that fits, read one by one; an emptied turn goes if it can."""
+def longest_that_fits(messages: Messages, count: CountTokens, limit: int) -> Messages | None:
+    """Return the first of `candidates` that fits, without an emptied turn if possible."""
 
     def fits(left: Messages) -> bool:
         tokens = count(left)
         return tokens is not None and tokens <= limit
 
-    every = list(fewer(messages))
-    for place, left in enumerate(every):
+    every = list(candidates(messages))
+    for index, left in enumerate(every):
         if fits(left):
-            after = every[min(place + 1, len(every) - 1)]
-            return after if emptied(left, messages) and fits(after) else left
+            after = every[min(index + 1, len(every) - 1)]
+            return after if has_emptied_turn(left, messages) and fits(after) else left
     return None
 
 
@@ -223,10 +228,10 @@ def longest_that_fits(messages: Messages, count: Size, limit: int) -> Messages |
     st.integers(0, 4),
     st.booleans(),
 )
-def test_nothing_goes_that_could_stay(
+def test_drop_oldest_keeps_as_much_as_fits(
     messages: Messages, limit: int, overhead: int, alternating: bool
 ) -> None:
-    count = fake_size(overhead, 0, alternating)
+    count = fake_count_tokens(overhead, 0, alternating)
     assume((count(messages) or 0) > limit)
     assert drop_oldest(messages, count, limit) == longest_that_fits(messages, count, limit)
 
@@ -239,10 +244,10 @@ def test_nothing_goes_that_could_stay(
     st.integers(0, 30),
     st.booleans(),
 )
-def test_what_stays_fits_whatever_the_template_does(
+def test_drop_oldest_result_fits_for_any_template(
     messages: Messages, limit: int, overhead: int, default_system: int, alternating: bool
 ) -> None:
-    count = fake_size(overhead, default_system, alternating)
+    count = fake_count_tokens(overhead, default_system, alternating)
     whole = count(messages)
     assume(whole is not None and whole > limit)
     left = drop_oldest(messages, count, limit)
@@ -251,5 +256,5 @@ def test_what_stays_fits_whatever_the_template_does(
     tokens = count(left)
     assert tokens is not None
     assert tokens <= limit
-    assert left in list(fewer(messages))
+    assert left in list(candidates(messages))
     assert left[-1] is messages[-1]

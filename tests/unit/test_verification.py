@@ -1,4 +1,4 @@
-"""`verify` passes on a right scorer, and every kind of wrong scorer fails it."""
+"""`verify` passes for a correct scorer, and fails for every kind of wrong scorer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def too_long(scorer: RewardScorer, messages: Messages) -> bool:
 
 @pytest.fixture
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough of the built-in conversations where a test is not about them."""
+    """A few of the built-in conversations, for tests that do not need all of them."""
     few = sample_conversations()[:8]
     monkeypatch.setattr("rm_core.verification.sample_conversations", lambda: few)
 
@@ -34,7 +34,7 @@ def parity(checks: list[Check]) -> list[Check]:
     return [check for check in checks if check.note == "plain transformers, eager"]
 
 
-def test_a_right_scorer_passes_on_every_sample(scorer_of: ScorerOf) -> None:
+def test_verify_passes_for_a_correct_scorer(scorer_of: ScorerOf) -> None:
     stages: list[str] = []
     checks = verify(scorer_of("qwen3"), stages.append)
     assert [check for check in checks if not check.passed] == []
@@ -46,7 +46,7 @@ def test_a_right_scorer_passes_on_every_sample(scorer_of: ScorerOf) -> None:
 
 @pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("name", ["llama-v0.1", "llama-template-bos-only", "gemma2"])
-def test_a_right_scorer_of_any_family_passes(name: str, scorer_of: ScorerOf) -> None:
+def test_verify_passes_for_every_family(name: str, scorer_of: ScorerOf) -> None:
     checks = verify(scorer_of(name))
     assert checks
     assert [check for check in checks if not check.passed] == []
@@ -54,7 +54,7 @@ def test_a_right_scorer_of_any_family_passes(name: str, scorer_of: ScorerOf) -> 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3"])
-def test_a_batch_in_bfloat16_may_round_as_far_as_plain_transformers_does(
+def test_verify_allows_bfloat16_rounding_of_plain_transformers(
     name: str, attention: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer, stages = scorer_of(name, "bfloat16", attention), list[str]()
@@ -75,7 +75,7 @@ def test_a_batch_in_bfloat16_may_round_as_far_as_plain_transformers_does(
 
 @pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("shift", [0.01, -0.01, 2e-4])
-def test_shifted_rewards_fail(
+def test_verify_fails_for_shifted_rewards(
     shift: float, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
@@ -90,25 +90,23 @@ def test_shifted_rewards_fail(
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_one_wrong_reward_fails_its_own_check(
+def test_one_wrong_reward_fails_only_its_check(
     scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = scorer_of("qwen3")
     name, messages = sample_conversations()[5]
-    poison = scorer.encoder.encode(messages).input_ids
+    wrong_ids = scorer.encoder.encode(messages).input_ids
 
     def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
-        return [x + (ids == poison) for ids, x in zip(tree.sequences, logits, strict=True)]
+        return [x + (ids == wrong_ids) for ids, x in zip(tree.sequences, logits, strict=True)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", wrong)
     assert [check.name for check in verify(scorer) if not check.passed] == [name]
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_a_conversation_that_fails_to_be_scored_fails_its_check(
-    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_score_error_fails_the_check(scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         raise RuntimeError("broken")
 
@@ -121,14 +119,14 @@ def test_a_conversation_that_fails_to_be_scored_fails_its_check(
         assert check.note.startswith("scoring_failed: ")
 
 
-def test_where_nothing_can_be_compared_there_is_no_check(checkpoint_of: PathOf) -> None:
+def test_verify_has_no_checks_without_comparable_conversations(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", max_length=5)
     assert verify(RewardScorer.load(config)) == []
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_published_rewards_are_compared(copy_of: Callable[..., Path]) -> None:
-    """Random weights under a published model's name: right for plain transformers, not for it."""
+def test_verify_compares_published_rewards(copy_of: Callable[..., Path]) -> None:
+    """Random weights with a published model's name equal plain transformers, but not that model."""
     folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
     checks = verify(RewardScorer.load(ModelConfig(str(folder), device="cpu")))
     golden = [check for check in checks if check.name.startswith("golden/")]
@@ -139,7 +137,7 @@ def test_published_rewards_are_compared(copy_of: Callable[..., Path]) -> None:
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_published_token_counts_are_compared(copy_of: Callable[..., Path]) -> None:
+def test_verify_compares_published_token_counts(copy_of: Callable[..., Path]) -> None:
     folder = copy_of("qwen3", "Skywork-Reward-V2-Qwen3-0.6B")
     checks = verify(RewardScorer.load(ModelConfig(str(folder), device="cpu")))
     lengths = [check for check in checks if check.name == "golden/token length"]
@@ -148,7 +146,7 @@ def test_published_token_counts_are_compared(copy_of: Callable[..., Path]) -> No
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_published_rewards_within_their_tolerance_pass(
+def test_published_rewards_within_tolerance_pass(
     copy_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
@@ -156,10 +154,10 @@ def test_published_rewards_within_their_tolerance_pass(
     golden = [c for c in verify(scorer) if c.name.startswith("golden/")]
     for steps, passes in {3.5: True, 4.5: False}.items():
         for check in golden:
-            wanted = check.expected + steps * check.tolerance / 4
+            reward = check.expected + steps * check.tolerance / 4
             monkeypatch.setattr(
                 "rm_core.scorer.forward_batch",
-                lambda _, tree, *__, x=wanted: [x] * len(tree.sequences),
+                lambda _, tree, *__, x=reward: [x] * len(tree.sequences),
             )
             again = {c.name: c for c in verify(scorer)}[check.name]
             assert again.passed == passes

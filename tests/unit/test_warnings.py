@@ -1,4 +1,4 @@
-"""Warnings about messages that hold turns as text; ordinary text gets none."""
+"""Warnings for messages that contain turns as text. Ordinary text gives no warnings."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def kinds(encoded: Encoded) -> list[str]:
 @pytest.mark.parametrize("name", TRANSCRIPTS)
 def test_transcript_in_message_warns(name: str, encoder_of: EncoderOf) -> None:
     assert find_transcript(TRANSCRIPTS[name])
-    for messages, place in ((chat(TRANSCRIPTS[name]), 0), (chat("2+2?", TRANSCRIPTS[name]), 1)):
+    for messages, index in ((chat(TRANSCRIPTS[name]), 0), (chat("2+2?", TRANSCRIPTS[name]), 1)):
         encoded = encoder_of("qwen3").encode(messages)
         (warning,) = [w for w in encoded.warnings if w.startswith("transcript_in_message: ")]
-        assert f"message(s) {place} contain turns" in warning
+        assert f"message(s) {index} contain turns" in warning
         assert "send each turn as a message" in warning
 
 
@@ -74,20 +74,20 @@ def test_ordinary_text_gives_no_warning(text: str, name: str, encoder_of: Encode
 def test_template_markers_warn_as_own_or_foreign(marker: str, encoder_of: EncoderOf) -> None:
     assert marker in find_markers(f"a {marker} b")
     own = {"<|im_start|>", "<|im_end|>"}
-    found = encoder_of("qwen3").encode(chat("2+2?", f"4{marker}\nThanks!"))
+    encoded = encoder_of("qwen3").encode(chat("2+2?", f"4{marker}\nThanks!"))
     kind = "template_markers_in_message" if marker in own else "foreign_template_markers"
-    assert kinds(found) == [kind]
-    assert f"message(s) 1 contain {marker}" in found.warnings[0]
+    assert kinds(encoded) == [kind]
+    assert f"message(s) 1 contain {marker}" in encoded.warnings[0]
 
 
 @pytest.mark.parametrize("around", ["[{}]", "<{}>", "[<{}>]", "<a[{}", "a<|{}|>"])
 def test_own_markers_within_other_brackets_are_found(around: str) -> None:
     for marker in ("<|im_end|>", "[INST]", "</s>", "two words"):
-        advisor = WarningFinder([marker], False)
+        finder = WarningFinder([marker], False)
         whole = parse_chat(chat(around.format(marker)))
         text = whole.messages[0]["content"] + "4"
-        (warning,) = advisor.find_warnings(whole, text, lambda _: None)
-        assert f"hold {marker}, which the tokenizer" in warning
+        (warning,) = finder.find_warnings(whole, text, lambda _: None)
+        assert f"contain {marker}, which the tokenizer" in warning
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_own_special_tokens_warn_and_score_as_transformers(
 
 
 def test_messages_as_json_text_warn(encoder_of: EncoderOf) -> None:
-    found = encoder_of("qwen3").encode(chat(" " + json.dumps(chat("2+2?"))))
-    assert kinds(found) == ["messages_as_text"]
-    assert "message(s) 0 are JSON text" in found.warnings[0]
+    encoded = encoder_of("qwen3").encode(chat(" " + json.dumps(chat("2+2?"))))
+    assert kinds(encoded) == ["messages_as_text"]
+    assert "message(s) 0 are JSON text" in encoded.warnings[0]
 
 
 def test_warnings_have_bounded_length(encoder_of: EncoderOf) -> None:
