@@ -165,7 +165,7 @@ class RewardScorer:
 
     @property
     def _row_multiple(self) -> int:
-        """Number of tokens to whose multiple rows are padded: one shape if batch-invariant."""
+        """Rows are padded to a multiple of this number of tokens: one shape if batch-invariant."""
         return self._budget.max_batch_tokens if self._loaded_model.deterministic else 1
 
     def score(

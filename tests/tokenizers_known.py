@@ -1,4 +1,4 @@
-"""Tokenizers with the parts of the known families, and small vocabularies."""
+"""Tokenizers with the components of the known families, and small vocabularies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def like_qwen3() -> Any:
 
 @functools.cache
 def like_gemma2() -> Any:
-    """BPE over the whole text, some of whose tokens go over what looks like a border."""
+    """BPE over the whole text, with tokens that cross positions that look like boundaries."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trainer = BpeTrainer(vocab_size=400, show_progress=False)

@@ -1,4 +1,4 @@
-"""The published figures of the catalogue, against tables copied by hand and each other."""
+"""Published results of the catalog, against tables copied by hand and against each other."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ def entry(name: str) -> CatalogEntry:
     return found
 
 
-def figures(name: str, benchmark: str, source: str) -> dict[str, float]:
+def results(name: str, benchmark: str, source: str) -> dict[str, float]:
     rows = [p for p in entry(name).published if (p.benchmark, p.source) == (benchmark, source)]
     assert len({p.metric for p in rows}) == len(rows)
     return {p.metric: p.value for p in rows}
 
 
-def test_both_rewardbench_runs_of_v02():
+def test_published_has_both_rewardbench_runs_of_v02():
     sections = ["overall", "Chat", "Chat Hard", "Safety", "Reasoning"]
-    card = figures(GEMMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
-    readme = figures(GEMMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
+    card = results(GEMMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
+    readme = results(GEMMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
     assert [card[s] for s in sections] == [94.3, 96.1, 89.9, 93.0, 98.1]
     assert [readme[s] for s in sections] == [94.4, 95.8, 91.9, 92.6, 97.3]
-    card = figures(LLAMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
-    readme = figures(LLAMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
+    card = results(LLAMA_V01 + "-v0.2", "rewardbench", "reward-v02-card")
+    readme = results(LLAMA_V01 + "-v0.2", "rewardbench", "reward-readme-2024-10")
     assert [card[s] for s in sections] == [93.1, 94.7, 88.4, 92.7, 96.7]
     assert [readme[s] for s in sections] == [93.2, 94.7, 88.8, 92.6, 96.7]
     for name in (LLAMA_V01 + "-v0.2", GEMMA_V01 + "-v0.2"):
         assert any("Two RewardBench runs" in str(i.value) for i in entry(name).known_issues)
 
 
-def test_safety_before_and_after_the_xstest_fix():
-    assert figures(LLAMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 90.8
-    assert figures(LLAMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 90.6}
-    assert figures(GEMMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 91.9
-    assert figures(GEMMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 92.0}
-    posted = figures(LLAMA_V01, "rewardbench", "reward-bench-issue-169")
-    assert posted["Chat"] == pytest.approx(344 / 358)
-    assert posted["Chat Hard"] == pytest.approx(398 / 456)
-    # the swapped weights: 250 refusals that should be, 154 that should not
+def test_published_safety_before_and_after_the_xstest_fix():
+    assert results(LLAMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 90.8
+    assert results(LLAMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 90.6}
+    assert results(GEMMA_V01, "rewardbench", "reward-v02-card")["Safety"] == 91.9
+    assert results(GEMMA_V01, "rewardbench", "reward-readme-2024-09") == {"Safety": 92.0}
+    issue = results(LLAMA_V01, "rewardbench", "reward-bench-issue-169")
+    assert issue["Chat"] == pytest.approx(344 / 358)
+    assert issue["Chat Hard"] == pytest.approx(398 / 456)
+    # Swapped weights: 250 prompts that should be refused, 154 that should not.
     swapped = (147 / 154 * 250 + 243 / 250 * 154 + 282) / 740
-    assert posted["Safety"] == pytest.approx(swapped, abs=1e-6)
+    assert issue["Safety"] == pytest.approx(swapped, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_safety_before_and_after_the_xstest_fix():
         (V2 + "Llama-3.1-8B-40M", [97.8, 86.5, 79.8, 87.2, 89.3, 96.0, 83.4, 88.6]),
     ],
 )
-def test_seven_benchmarks(name: str, values: list[float]):
+def test_published_results_of_seven_benchmarks(name: str, values: list[float]):
     rows = [p for p in entry(name).published if p.source == "reward-v2-readme"]
     assert [p.benchmark for p in rows] == SEVEN
     assert [p.value for p in rows] == values
     assert {(p.metric, p.unit) for p in rows} == {("overall", "percent")}
 
 
-def test_other_tables():
-    assert figures(LLAMA_V01, "rewardbench2", "rewardbench2-paper") == {
+def test_published_results_of_other_tables():
+    assert results(LLAMA_V01, "rewardbench2", "rewardbench2-paper") == {
         "overall": 73.1,
         "Factuality": 69.9,
         "Precise IF": 42.5,
@@ -92,33 +92,33 @@ def test_other_tables():
         "Focus": 96.2,
         "Ties": 74.1,
     }
-    small = figures(V2 + "Qwen3-0.6B", "rewardbench2", "reward-bench-issue-253")
+    small = results(V2 + "Qwen3-0.6B", "rewardbench2", "reward-bench-issue-253")
     assert (small["Precise IF"], small["Ties"]) == (40.0, 34.0)
-    partial = figures(V2 + "Qwen3-1.7B", "rewardbench2", "reward-bench-issue-253")
+    partial = results(V2 + "Qwen3-1.7B", "rewardbench2", "reward-bench-issue-253")
     assert partial == {"overall": 68.3, "Factuality": 65.8}
-    assert figures(V2 + "Qwen3-4B", "judgebench", "reward-v2-paper") == {
+    assert results(V2 + "Qwen3-4B", "judgebench", "reward-v2-paper") == {
         "knowledge": 66.9,
         "reasoning": 64.3,
         "math": 80.4,
         "coding": 66.7,
         "overall": 69.5,
     }
-    board = figures(LLAMA_V01 + "-v0.2", "rm-bench", "rm-bench-board")
+    board = results(LLAMA_V01 + "-v0.2", "rm-bench", "rm-bench-board")
     assert list(board.values()) == [89.3, 75.8, 52.6, 72.6, 69.3, 62.1, 53.4, 96.0]
-    assert figures(V2 + "Llama-3.2-1B", "rm-bench", "rm-bench-board")["overall"] == 76.3
-    table_3 = figures(V2 + "Llama-3.1-8B", "rmb", "reward-v2-paper")
+    assert results(V2 + "Llama-3.2-1B", "rm-bench", "rm-bench-board")["overall"] == 76.3
+    table_3 = results(V2 + "Llama-3.1-8B", "rmb", "reward-v2-paper")
     assert list(table_3.values()) == [82.3, 82.8, 82.6]
-    assert figures(V2 + "Llama-3.1-8B", "average-of-seven", "reward-v2-paper") == {"overall": 85.7}
+    assert results(V2 + "Llama-3.1-8B", "average-of-seven", "reward-v2-paper") == {"overall": 85.7}
     rmb = [p for p in entry(GEMMA_V01).published if p.benchmark == "rmb"]
     assert {p.unit for p in rmb} == {"fraction"}
     assert [p.value for p in rmb] == [0.472, 0.653, 0.561, 0.721, 0.602]
 
 
 @pytest.mark.parametrize("name", [entry.id for entry in load_catalog()])
-def test_published_means_are_means(name: str):
-    """Catches a slip of the pen in a row; 0.15 allows for rounded parts."""
+def test_published_overall_is_the_mean_of_its_sections(name: str):
+    """Catches typos in a row. 0.15 allows for rounded section results."""
     tables = {(p.benchmark, p.source, p.unit) for p in entry(name).published}
-    parts = {
+    sections_of = {
         "rewardbench": ["Chat", "Chat Hard", "Safety", "Reasoning"],
         "rewardbench2": ["Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties"],
         "rm-bench": ["easy", "normal", "hard"],
@@ -126,10 +126,10 @@ def test_published_means_are_means(name: str):
     }
     checked = 0
     for benchmark, source, _ in tables:
-        row = figures(name, benchmark, source)
-        names = parts.get(benchmark, [])
-        if "overall" in row and names and all(part in row for part in names):
-            mean = sum(row[part] for part in names) / len(names)
+        row = results(name, benchmark, source)
+        names = sections_of.get(benchmark, [])
+        if "overall" in row and names and all(section in row for section in names):
+            mean = sum(row[section] for section in names) / len(names)
             assert row["overall"] == pytest.approx(mean, abs=0.15), (benchmark, source)
             checked += 1
     assert checked >= 2
