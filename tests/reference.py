@@ -1,6 +1,6 @@
-"""The reference of every comparison: transformers alone, eager, one conversation at a time.
+"""The reference of comparisons: plain transformers, eager, one conversation at a time.
 
-And conversations to compare on: short, long, empty, in other scripts, of several turns.
+Also conversations to compare: short, long, empty, in other scripts, with several turns.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Reference:
     """Scores as the model cards do: render, strip one leading BOS, tokenize, read the logit.
 
     Args:
-        folder: the checkpoint.
-        dtype: of the whole model, its head included.
-        device: where it runs.
-        changes: entries of the config to change, to see what they are good for.
+        folder: folder of the checkpoint.
+        dtype: dtype of the whole model, including the head.
+        device: device of the model.
+        changes: config entries to change, to measure their effect.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Reference:
 
 
 def talk(*turns: str) -> Messages:
-    """A conversation of these texts, the user's first."""
+    """Return a conversation of these texts that begins with the user."""
     return [
         {"role": ("user", "assistant")[i % 2], "content": content}
         for i, content in enumerate(turns)

@@ -529,7 +529,7 @@ def run_within_limits(work: Callable[[], T]) -> T:
         finally:
             _watchdog.leave(thread)
     except RenderingInterrupt:
-        _watchdog.leave(thread)  # the interrupt may precede the end of the first `leave`
+        _watchdog.leave(thread)  # the interrupt may have prevented the first call
         raise
 
 

@@ -229,7 +229,7 @@ class ChatEncoder:
             input_ids: Any = self._tokenizer.apply_chat_template(
                 messages, tokenize=True, return_dict=False
             )
-        except Exception as error:  # a template may raise anything
+        except Exception as error:  # a template may raise any exception
             raise TemplateError(f"apply_chat_template refused the conversation: {error}") from error
         return [int(token) for token in input_ids]
 
@@ -352,7 +352,7 @@ class ChatEncoder:
             return None
 
     def _apply_template(self, chat: Chat) -> str:
-        # Keys other than `content` are not validated before.
+        # Keys other than `content` are not validated before rendering.
         return validate_unicode(
             self._template.render(chat.messages, chat.tools), "the rendered conversation"
         )
