@@ -108,8 +108,8 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
     if prompt is None:
         if isinstance(answer, str):
             raise InvalidConversationError(
-                f"`{what}` is a string, but there is no `prompt`; give the `prompt` it answers, or "
-                f"make `{what}` a whole conversation (a list of messages)"
+                f"`{what}` is a string without a `prompt`; give the `prompt` it answers, or make "
+                f"`{what}` a whole conversation (a list of messages)"
             )
         return parse_conversation(answer)
     return join_parsed(parse_prompt(prompt), answer, what)

@@ -49,7 +49,7 @@ def test_compare_keeps_bad_pairs_in_their_places(http: httpx.Client) -> None:
     bad: list[tuple[Any, str]] = [
         (3, "must be an object"),
         ({"prompt": PROMPT, "chosen": GOOD}, "`rejected`"),
-        ({"chosen": GOOD, "rejected": BAD}, "there is no `prompt`"),
+        ({"chosen": GOOD, "rejected": BAD}, "without a `prompt`"),
         ({"prompt": [], "chosen": GOOD, "rejected": BAD}, "the prompt is empty"),
         ({"prompt": "word " * 3000, "chosen": GOOD, "rejected": BAD}, "tokens"),
     ]

@@ -220,7 +220,7 @@ def test_join_makes_a_conversation(prompt: object, answer: object, whole: object
 
 
 NOT_JOINED = {
-    "string without prompt": (None, "4", "`chosen` is a string, but there is no `prompt`", "give"),
+    "string without prompt": (None, "4", "`chosen` is a string without a `prompt`", "give"),
     "another prompt": ("3+3?", WHOLE, "role 'user' that is not the start of `prompt`", "leave"),
     "a system prompt more": ("2+2?", [SYSTEM, *WHOLE], "of role 'system'", "same prompt"),
     "prompt is a number": (5, "4", "the prompt is a number", A_STRING_OR_LIST),
