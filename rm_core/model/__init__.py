@@ -1,1 +1,1 @@
-"""A checkpoint as a model that scores: opened, checked, loaded, placed, and its forward pass."""
+"""Opens, checks and loads a checkpoint, places the model on devices and runs its forward pass."""

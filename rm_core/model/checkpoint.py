@@ -1,8 +1,9 @@
-"""Everything about a checkpoint that can be known, and refused, before its weights are read.
+"""Finds a checkpoint and checks everything that can be checked before its weights are read.
 
-Finds the folder (the demo model, a local path, or a download from the hub at a pinned revision),
-reads configuration files and safetensors headers, and refuses what would score wrongly. Light: no
-torch, so that a process that only tokenizes, or only checks before a start, pays little.
+The module finds the folder (the demo model, a local path, or a download from the hub at a pinned
+revision), reads configuration files and safetensors headers, and refuses checkpoints that would
+score wrongly. It does not import torch, so that a process that only tokenizes, or only checks a
+checkpoint before a start, pays little.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 16, 64
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder with a reward model that passed every check short of reading all its weights.
+    """A folder with a reward model that passed every check except reading all its weights.
 
     Attributes:
-        path: the local folder.
+        path: local folder.
         revision: commit of the hub repository, or `local-` and a digest of the files.
-        family: of the architecture.
-        config: the content of config.json.
-        entry: what the catalogue knows of it; None for a checkpoint that is not in it.
-        shapes: of the tensors that transformers will read, by name; empty where only the
-            tokenizer was asked for.
+        family: family of the architecture.
+        config: content of config.json.
+        entry: catalog entry of the checkpoint; None for a checkpoint that is not in the catalog.
+        shapes: shapes of the tensors that transformers will read, by name; empty when only the
+            tokenizer was requested.
     """
 
     path: Path
@@ -64,14 +65,14 @@ class Checkpoint:
 
     @property
     def max_length(self) -> int:
-        """Most tokens by default: the trained length where known, else all positions."""
+        """Default maximum number of tokens: the trained length if known, else all positions."""
         positions = self.max_positions
         trained = self.entry.recommended_max_length if self.entry else None
         return min(positions, trained) if trained else positions
 
     @property
     def max_positions(self) -> int:
-        """Most tokens that the position embeddings are made for, their scaling included."""
+        """Maximum number of tokens that the position embeddings support, including scaling."""
         return self.position_limit.positions
 
     @property
@@ -81,7 +82,7 @@ class Checkpoint:
 
     @property
     def num_embeddings(self) -> int | None:
-        """Rows of the token embedding; None where neither the weights nor the config say."""
+        """Rows of the token embedding; None if neither the weights nor the config have it."""
         for name, shape in self.shapes.items():
             if name.endswith(_EMBEDDING):
                 return int(shape[0])
@@ -89,10 +90,10 @@ class Checkpoint:
         return None if rows is None else int(rows)
 
     def may_ask_for_date(self, chat_template: str | None = None) -> bool:
-        """Whether the chat template may read the clock; errs on the side of yes.
+        """Return whether the chat template may read the clock; in doubt, return True.
 
         Args:
-            chat_template: path of the file that replaces the checkpoint's own.
+            chat_template: path of a file that replaces the checkpoint's own template.
         """
         files = [Path(chat_template).expanduser()] if chat_template else self._list_template_files()
         return any(file.is_file() and b"strftime_now" in file.read_bytes() for file in files)
@@ -103,14 +104,14 @@ class Checkpoint:
 
 
 def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
-    """Find, download if need be, and check a checkpoint.
+    """Find a checkpoint, download it if necessary, and check it.
 
     Args:
-        config: `name`, `revision` and `known_as` are read.
+        config: `name`, `revision` and `catalog_name` are read.
         weights: False for a process that only tokenizes: no weight file is fetched or opened.
 
     Raises:
-        ModelLoadError: there is no such checkpoint, or it would score wrongly.
+        ModelLoadError: the checkpoint does not exist or would score wrongly.
     """
     path = _locate(config, weights)
     check_files(path)
@@ -131,30 +132,31 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
 
 
 def find_local_folder(name: str) -> Path | None:
-    """The existing folder that a model's name means, absolute; None if it means something else."""
+    """Return the absolute path of the existing folder that `name` refers to, or None."""
     try:
         path = Path(name).expanduser()
         return path.resolve() if name.strip() and path.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long; `~` of nobody; a null character
+    # The name is too long, has the `~` of an unknown user, or contains a null character.
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
 def _locate(config: ModelConfig, weights: bool) -> Path:
     if config.name == "demo":
         if config.revision is not None:
-            raise ModelLoadError("the embedded model `demo` has no revisions; leave it out")
+            raise ModelLoadError("the embedded model `demo` has no revisions; omit the revision")
         return seeds_dir() / "demo"
     path = find_local_folder(config.name)
     if path is not None:
         if config.revision is not None and config.revision != get_hub_commit(path):
             raise ModelLoadError(
-                f"revision {config.revision!r} was asked for, but {config.name} is a local folder; "
-                "leave the revision out, or give a hub id"
+                f"revision {config.revision!r} was requested, but {config.name} is a local folder; "
+                "omit the revision, or give a hub id"
             )
         return path
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.name):
         raise ModelLoadError(
-            f"there is no folder {config.name!r}; give `demo`, an existing folder or a hub id "
+            f"folder {config.name!r} does not exist; give `demo`, an existing folder or a hub id "
             "(ORG/NAME)"
         )
     return _download(config, weights)
@@ -168,34 +170,37 @@ def _download(config: ModelConfig, weights: bool) -> Path:
         return Path(
             snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
         )
-    # The hub's client raises errors of several libraries; all mean that nothing was fetched.
+    # The hub's client raises errors of several libraries; all mean that the download failed.
     except Exception as error:
         revision = f" at revision {config.revision!r}" if config.revision else ""
         raise ModelLoadError(
-            f"{config.name!r} is no local folder and could not be fetched from the hub{revision}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}; "
+            f"{config.name!r} is not a local folder and could not be downloaded from the hub"
+            f"{revision}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; "
             "check the name, the revision, the network and HF_TOKEN, or give a local folder"
         ) from error
 
 
 def _refuse_adapter(path: Path) -> None:
-    """Refuse an adapter, alone or next to full weights: which model is meant cannot be known."""
-    found = [name for name in (_ADAPTER, *_ADAPTER_WEIGHTS) if (path / name).exists()]
-    if not found:
+    """Refuse an adapter, alone or next to full weights: the intended model is ambiguous."""
+    adapter_files = [name for name in (_ADAPTER, *_ADAPTER_WEIGHTS) if (path / name).exists()]
+    if not adapter_files:
         return
-    about = read_json(path / _ADAPTER) if _ADAPTER in found else {}
-    kind, base = about.get("peft_type") or "PEFT", about.get("base_model_name_or_path")
-    base = f"{base!r:.200}" if base else "a base model that it does not name"
+    adapter_config = read_json(path / _ADAPTER) if _ADAPTER in adapter_files else {}
+    kind = adapter_config.get("peft_type") or "PEFT"
+    base = adapter_config.get("base_model_name_or_path")
+    base = f"{base!r:.200}" if base else "an unnamed base model"
     if (path / "config.json").exists() and _has_weights(path):
         raise ModelLoadError(
             f"{path} has full weights and a {kind!s:.40} adapter for {base} "
-            f"({', '.join(found)}), so that it is not clear which model is meant; remove the "
-            "adapter's files, or merge it (merge_and_unload of peft) and give the merged checkpoint"
+            f"({', '.join(adapter_files)}), so the intended model is ambiguous; remove the "
+            "adapter's files, or merge the adapter (merge_and_unload of peft) and give the merged "
+            "checkpoint"
         )
     raise ModelLoadError(
-        f"{path} is a {kind!s:.40} adapter for {base} ({', '.join(found)}), not a whole reward "
-        "model; merge it into the base with merge_and_unload of peft, save the result with "
-        "save_pretrained, and give that folder"
+        f"{path} is a {kind!s:.40} adapter for {base} ({', '.join(adapter_files)}), not a full "
+        "reward model; merge the adapter into the base model with merge_and_unload of peft, save "
+        "the result with save_pretrained, and give that folder"
     )
 
 
@@ -205,7 +210,7 @@ def _has_weights(path: Path) -> bool:
 
 
 def _check_weights(path: Path) -> dict[str, list[int]]:
-    """The shapes of the tensors that transformers will read."""
+    """Return the shapes of the tensors that transformers will read, by name."""
     shapes: dict[str, list[int]] = {}
     for file in _list_weight_files(path):
         shapes |= {name: tensor["shape"] for name, tensor in read_tensor_headers(file)[0].items()}
@@ -215,35 +220,37 @@ def _check_weights(path: Path) -> dict[str, list[int]]:
         raise ModelLoadError(f"{path} has no {HEAD}: {_explain_missing_head(shapes)}")
     if len(shapes[HEAD]) != 2 or shapes[HEAD][0] != 1:
         raise ModelLoadError(
-            f"{HEAD} of {path} has the shape {shapes[HEAD]}; a reward model has [1, hidden_size]"
+            f"{HEAD} of {path} has shape {shapes[HEAD]}; a reward model has [1, hidden_size]"
         )
     return shapes
 
 
 def _list_weight_files(path: Path) -> list[Path]:
-    """The weight files that transformers will read."""
+    """Return the weight files that transformers will read."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = sorted(f.name for pattern in _PICKLES for f in path.glob(pattern))
-        found = f"only {', '.join(pickles)}" if pickles else "no weight file at all"
+        contents = f"only {', '.join(pickles)}" if pickles else "no weight files"
         raise ModelLoadError(
-            f"{path} has {found}; only safetensors is loaded, since a pickle can run code. Convert "
-            "it (save_pretrained of transformers writes safetensors)"
+            f"{path} has {contents}; only safetensors files are loaded, because a pickle can run "
+            "code. Convert the weights (save_pretrained of transformers writes safetensors)"
         )
     if (path / _WEIGHTS).exists():
         others = [file.name for file in files if file.name != _WEIGHTS]
         if others:
             logger.warning(
-                "%s has %s next to %s, which alone is read; if it is an old file, remove it",
+                "%s has %s and %s; only %s is read: remove it if it is outdated",
                 path,
                 ", ".join(others[:3]) + (" and more" if len(others) > 3 else ""),
+                _WEIGHTS,
                 _WEIGHTS,
             )
         return [path / _WEIGHTS]
     if not (path / _INDEX).exists():
         raise ModelLoadError(
             f"{path} has {', '.join(file.name for file in files[:3])}, but neither {_WEIGHTS} nor "
-            f"{_INDEX}, which names the files of a sharded checkpoint; download it again"
+            f"{_INDEX}, which lists the files of a sharded checkpoint; download the checkpoint "
+            "again"
         )
     mapping = _read_index(path / _INDEX)
     return [file for file in files if file.name in set(mapping.values())]
@@ -253,14 +260,14 @@ def _read_index(index: Path) -> dict[str, str]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise ModelLoadError(
-            f"{index} has no object weight_map, which names the file of each tensor; download the "
+            f"{index} has no weight_map object, which maps each tensor to its file; download the "
             "checkpoint again"
         )
     for name, file in mapping.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
             raise ModelLoadError(
-                f"{index} gives {file!r:.80} as the file of {name[:80]}; it has to be the "
-                "name of a safetensors file in the folder: download the checkpoint again"
+                f"{index} maps {name[:80]} to {file!r:.80}; the value must be the name of a "
+                "safetensors file in the folder: download the checkpoint again"
             )
     return mapping
 
@@ -269,7 +276,7 @@ def _check_index(index: Path, shapes: Mapping[str, list[int]]) -> None:
     missing = sorted(set(_read_index(index)) - set(shapes))
     if missing:
         raise ModelLoadError(
-            f"{index} names {len(missing)} tensors that no file in the folder holds, such as "
+            f"{index} lists {len(missing)} tensors that no file in the folder contains, such as "
             f"{missing[0]}; a shard is missing: download the checkpoint again"
         )
 
@@ -278,8 +285,8 @@ def _explain_missing_head(shapes: Mapping[str, list[int]]) -> str:
     other = next((name for name in sorted(shapes) if name.endswith(f".{HEAD}")), None)
     if other is None:
         return (
-            "the reward head is missing, and a new one would give random rewards. Is this the "
-            "base model, or an adapter? Give the full reward model"
+            "the reward head is missing, and a newly initialized head would give random rewards. "
+            "Is this the base model, or an adapter? Give the full reward model"
         )
     prefix = other.removesuffix(HEAD)
     wrapper = {
@@ -287,35 +294,36 @@ def _explain_missing_head(shapes: Mapping[str, list[int]]) -> str:
         "module.": "; a model wrapped for data parallelism was saved: save its `module`",
     }.get(prefix, "")
     return (
-        f"the head is there under another name, {other[:120]}{wrapper}. Remove {prefix[:80]!r} "
-        "from the start of every name, or save the model itself with save_pretrained"
+        f"the head has another name, {other[:120]}{wrapper}. Remove {prefix[:80]!r} from the "
+        "start of every name, or save the model itself with save_pretrained"
     )
 
 
 def _digest(path: Path) -> str:
-    """16 hex digits that change with the configuration and, practically, with any retraining.
+    """Return 16 hex digits that change with the configuration and practically any retraining.
 
-    Whole configuration and tokenizer files, and of each weight file its header, the reward head
-    and samples spread over it: reading 54 GB in full at every start would take minutes.
+    The digest covers configuration and tokenizer files in full, and of each weight file the
+    header, the reward head and samples spread over the file: reading 54 GB in full at every start
+    would take minutes.
     """
     digest = hashlib.sha256()
     for pattern in TEXT_PATTERNS:
         for file in sorted(path.glob(pattern)):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
-                while piece := stream.read(1 << 20):
-                    digest.update(piece)
+                while block := stream.read(1 << 20):
+                    digest.update(block)
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + str(file.stat().st_size).encode())
         tensors, start = read_tensor_headers(file)
         size = file.stat().st_size
-        places = [(size * i // _NUM_SAMPLES, _SAMPLE_BYTES) for i in range(_NUM_SAMPLES)]
+        ranges = [(size * i // _NUM_SAMPLES, _SAMPLE_BYTES) for i in range(_NUM_SAMPLES)]
         if HEAD in tensors:
             first, last = tensors[HEAD]["data_offsets"]
-            places.append((start + first, last - first))
+            ranges.append((start + first, last - first))
         with file.open("rb") as stream:
             digest.update(stream.read(start))
-            for offset, length in places:
+            for offset, length in ranges:
                 stream.seek(offset)
                 digest.update(stream.read(length))
     return digest.hexdigest()[:16]

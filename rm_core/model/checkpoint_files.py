@@ -1,7 +1,7 @@
-"""Opens the files of a checkpoint folder: regular, inside the folder, of a bounded size.
+"""Opens files of a checkpoint folder: regular files inside the folder, of a bounded size.
 
-A folder from somewhere else may hold anything: links to other files of the machine, pipes that
-block whoever opens them, headers that promise terabytes. Everything is checked before it is read.
+An untrusted folder may contain anything: links to other files of the machine, pipes that block the
+process that opens them, headers that declare terabytes. Every file is checked before it is read.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """Configuration, template and tokenizer files."""
 TEMPLATES_FOLDER = "additional_chat_templates"
 MAX_JSON_BYTES = 8 << 20
-"""Of a JSON file that is read here; the largest tokenizer_config.json known has 1.2 MB."""
+"""Maximum size of a JSON file read here; the largest tokenizer_config.json known has 1.2 MB."""
 MAX_CONFIG_BYTES = 1 << 20
-"""Of config.json; those of the families that are served have 2 KB."""
+"""Maximum size of config.json; files of the supported families have 2 KB."""
 MAX_TEXT_BYTES = 64 << 20
-"""Of any other text file; Gemma's tokenizer.json has 34 MB."""
+"""Maximum size of any other text file; Gemma's tokenizer.json has 34 MB."""
 MAX_HEADER_BYTES = 8 << 20
-"""Of a safetensors header; that of a model of 70B has 0.1 MB."""
+"""Maximum size of a safetensors header; the header of a 70B model has 0.1 MB."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DTYPE_BITS = {
@@ -40,7 +40,7 @@ _MAX_DIMENSION = 1 << 40
 
 
 def get_hub_commit(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache: models--ORG--NAME/snapshots/COMMIT."""
+    """Return the commit of a folder in the hub's cache: models--ORG--NAME/snapshots/COMMIT."""
     in_cache = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return folder.name if in_cache else None
 
@@ -49,7 +49,7 @@ def check_files(folder: Path) -> None:
     """Refuse a folder with a file that must not be opened.
 
     Raises:
-        ModelLoadError: names the file.
+        ModelLoadError: a file must not be opened; the message names it.
     """
     for pattern in (*TEXT_PATTERNS, "*.safetensors"):
         for file in sorted(folder.glob(pattern)):
@@ -62,34 +62,34 @@ def check_file(file: Path, max_bytes: int | None) -> None:
     """Return if a file may be opened and read.
 
     Args:
-        file: directly in the checkpoint's folder, or in its folder of templates.
-        max_bytes: None for a weight file.
+        file: file directly in the checkpoint's folder or in its templates folder.
+        max_bytes: maximum size in bytes; None for a weight file.
 
     Raises:
-        ModelLoadError: it is no regular file, a link that leaves the checkpoint, or too large.
+        ModelLoadError: the file is not a regular file, is a link to a file outside the checkpoint,
+            or is too large.
     """
     folder = file.parent.parent if file.parent.name == TEMPLATES_FOLDER else file.parent
     try:
         real, status = Path(os.path.realpath(file)), os.stat(file)
     except OSError as error:
         raise ModelLoadError(
-            f"{file} cannot be opened ({error.strerror}); is it a link to a file that is gone? "
-            "Download the checkpoint again"
+            f"{file} cannot be opened ({error.strerror}); is it a link to a file that no longer "
+            "exists? Download the checkpoint again"
         ) from error
     if not any(real.is_relative_to(root) for root in _list_allowed_roots(folder)):
         raise ModelLoadError(
-            f"{file} is a link to {real}, outside the checkpoint; put a copy of the file into the "
-            "folder"
+            f"{file} is a link to {real}, outside the checkpoint; copy the file into the folder"
         )
     if not stat.S_ISREG(status.st_mode):
         raise ModelLoadError(
-            f"{file} is {_describe_file_type(status.st_mode)}, not a regular file; remove it, or put the file "
-            "there that belongs there"
+            f"{file} is {_describe_file_type(status.st_mode)}, not a regular file; remove it, or "
+            "replace it with the right file"
         )
     if max_bytes is not None and status.st_size > max_bytes:
         raise ModelLoadError(
-            f"{file} has {status.st_size:,} bytes, and {max_bytes:,} are allowed for such a file; "
-            "is it the right one? Download the checkpoint again"
+            f"{file} has {status.st_size:,} bytes, and at most {max_bytes:,} are allowed; is it "
+            "the right file? Download the checkpoint again"
         )
 
 
@@ -97,7 +97,7 @@ def _list_allowed_roots(folder: Path) -> Iterator[Path]:
     real = Path(os.path.realpath(folder))
     yield real
     for path in (folder, real):
-        # Snapshots of the hub's cache are links to models--ORG--NAME/blobs.
+        # Files of a snapshot in the hub's cache are links into models--ORG--NAME/blobs.
         if get_hub_commit(path) and path.parent.parent.name.startswith("models--"):
             yield Path(os.path.realpath(path.parent.parent / "blobs"))
 
@@ -114,14 +114,14 @@ def _describe_file_type(mode: int) -> str:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint.
+    """Read a JSON object from a file of the checkpoint.
 
     Args:
-        path: of the file.
-        max_bytes: most bytes of it.
+        path: path of the file.
+        max_bytes: maximum size of the file in bytes.
 
     Raises:
-        ModelLoadError: missing, unreadable, or not an object.
+        ModelLoadError: the file is missing, unreadable, or not a JSON object.
     """
     if not os.path.lexists(path):
         raise ModelLoadError(f"{path.parent} has no {path.name}; is it a checkpoint?")
@@ -135,17 +135,17 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ModelLoadError(
-            f"{path} holds no JSON object but {_describe_json_type(content)}; download it again"
+            f"{path} contains {_describe_json_type(content)}, not a JSON object; download it again"
         )
     return content
 
 
 def parse_json(content: bytes) -> Any:
-    """Strict JSON: UTF-8 without a mark, finite numbers.
+    """Parse strict JSON: UTF-8 without a byte order mark, finite numbers.
 
     Raises:
-        ValueError: it is something else.
-        RecursionError: it is nested too deeply.
+        ValueError: the content is not strict JSON.
+        RecursionError: the content is nested too deeply.
     """
     return json.loads(content.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
 
@@ -162,15 +162,19 @@ def _read_float(text: str) -> float:
 
 
 def _describe_json_type(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
-    """Of each tensor in a safetensors file its `shape` and `data_offsets`; where the data begins.
+    """Read the header of a safetensors file.
+
+    Returns:
+        `dtype`, `shape` and `data_offsets` of each tensor by name, and the offset at which the
+        data begins, in bytes.
 
     Raises:
-        ModelLoadError: the file is damaged; its header is larger than `MAX_HEADER_BYTES`.
+        ModelLoadError: the file is damaged, or its header is larger than `MAX_HEADER_BYTES`.
     """
     check_file(file, None)
     size = file.stat().st_size
@@ -179,7 +183,7 @@ def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > MAX_HEADER_BYTES:
                 raise ModelLoadError(
-                    f"the header of {file} says that it has {length:,} bytes, and "
+                    f"{file} declares a header of {length:,} bytes, and at most "
                     f"{MAX_HEADER_BYTES:,} are allowed; the file is damaged: download it again"
                 )
             tensors = parse_json(stream.read(length))
@@ -187,25 +191,25 @@ def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
         end = 8 + length + max((_get_tensor_end(tensor) for tensor in tensors.values()), default=0)
     except ModelLoadError:
         raise
-    # A damaged header can be anything, and so can the way in which it fails to be read.
+    # A damaged header can contain anything and fail with any exception.
     except Exception as error:
         raise ModelLoadError(
-            f"{file} is no complete safetensors file ({type(error).__name__}); download it again"
+            f"{file} is not a complete safetensors file ({type(error).__name__}); download it again"
         ) from error
     if size != end:
         raise ModelLoadError(
-            f"{file} has {size} bytes, its header promises {end}; it was cut off or changed: "
-            "download it again"
+            f"{file} has {size} bytes, but its header declares {end}; the file is truncated or "
+            "modified: download it again"
         )
     return tensors, 8 + length
 
 
 def _get_tensor_end(tensor: dict[str, Any]) -> int:
-    """Where a tensor's bytes end, if its shape and offsets belong together."""
+    """Return the offset at which a tensor's bytes end, after checking its shape and offsets."""
     shape, (first, last) = tensor["shape"], tensor["data_offsets"]
     numbers = (*shape, first, last)
     if not all(type(n) is int and 0 <= n < _MAX_DIMENSION for n in numbers):
-        raise ValueError("sizes are whole numbers that are not negative")
+        raise ValueError("sizes must be non-negative integers")
     if (last - first) * 8 != math.prod(shape) * _DTYPE_BITS[tensor["dtype"]]:
-        raise ValueError("the offsets of a tensor do not fit its shape")
+        raise ValueError("the offsets of a tensor do not match its shape")
     return int(last)

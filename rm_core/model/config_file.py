@@ -1,6 +1,6 @@
-"""Checks of config.json and tokenizer_config.json, before transformers reads them.
+"""Checks config.json and tokenizer_config.json before transformers reads them.
 
-Refused here: what would compute something else than the family does, what names code or kernels to
+Refused are settings that change what the family computes, settings that name code or kernels to
 fetch, and values on which transformers hangs or fails with an error that names no file.
 """
 
@@ -23,16 +23,16 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3ForSequenceClassification": "qwen3",
 }
 
-# Keys of config.json that change what is computed, or by whom, in any object of the file.
+# Keys of config.json, in any object of the file, that change what is computed or by which code.
 _ENGINE_KEYS = re.compile(
     r"_?(attn|experts)_implementation.*|use_kernels|kernel_config|transformers_weights"
 )
-# Versions of transformers before 5 wrote it, with a truth value, and version 5 does not read it.
+# Versions of transformers before 5 write this key, with a boolean; version 5 does not read it.
 _IGNORED_KEY = "_attn_implementation_autoset"
 _MAX_SIZE = 1 << 24
 _MAX_LAYERS = 1_000
 _MAX_ID = 1 << 31
-# Keys of tokenizer_config.json by which transformers opens other files, wherever they are.
+# Keys of tokenizer_config.json that make transformers open other files, anywhere on the machine.
 _FILE_KEYS = (
     "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files", "tokenizer_object",
     "gguf_file", "init_inputs",
@@ -41,12 +41,12 @@ _MAX_DEPTH = 100
 _MAX_ENTRIES = 10_000
 
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
-"""What a value has to be, in words, and the test of it."""
+"""Description of the values that are allowed, and the test for a value."""
 
 
-def _whole(low: int, high: int) -> Rule:
+def _integer(low: int, high: int) -> Rule:
     return (
-        f"a whole number from {low:,} to {high:,}",
+        f"an integer from {low:,} to {high:,}",
         lambda value: type(value) is int and low <= value <= high,
     )
 
@@ -57,24 +57,24 @@ def _or_null(rule: Rule) -> Rule:
 
 _NUMBER: Rule = ("a number", lambda value: type(value) in (int, float))
 _POSITIVE: Rule = ("a number above 0", lambda value: type(value) in (int, float) and value > 0)
-_TRUTH: Rule = ("true or false", lambda value: type(value) is bool)
-_TEXT: Rule = ("a text", lambda value: isinstance(value, str))
-_ID = _whole(-_MAX_ID, _MAX_ID)
+_BOOLEAN: Rule = ("true or false", lambda value: type(value) is bool)
+_STRING: Rule = ("a string", lambda value: isinstance(value, str))
+_ID = _integer(-_MAX_ID, _MAX_ID)
 _IDS: Rule = (
-    "a whole number or a list of them",
+    "an integer or a list of integers",
     lambda value: _ID[1](value) or (isinstance(value, list) and all(map(_ID[1], value))),
 )
 _RULES: Mapping[str, Rule] = {
-    "model_type": _TEXT,
-    "hidden_size": _whole(1, _MAX_SIZE),
-    "intermediate_size": _whole(1, _MAX_SIZE),
-    "vocab_size": _whole(1, _MAX_SIZE),
-    "num_hidden_layers": _whole(1, _MAX_LAYERS),
-    "num_attention_heads": _whole(1, 1 << 16),
-    "num_key_value_heads": _or_null(_whole(1, 1 << 16)),
-    "head_dim": _or_null(_whole(1, 1 << 16)),
-    "max_window_layers": _or_null(_whole(0, _MAX_SIZE)),
-    "sliding_window": _or_null(_whole(1, MAX_POSITIONS)),
+    "model_type": _STRING,
+    "hidden_size": _integer(1, _MAX_SIZE),
+    "intermediate_size": _integer(1, _MAX_SIZE),
+    "vocab_size": _integer(1, _MAX_SIZE),
+    "num_hidden_layers": _integer(1, _MAX_LAYERS),
+    "num_attention_heads": _integer(1, 1 << 16),
+    "num_key_value_heads": _or_null(_integer(1, 1 << 16)),
+    "head_dim": _or_null(_integer(1, 1 << 16)),
+    "max_window_layers": _or_null(_integer(0, _MAX_SIZE)),
+    "sliding_window": _or_null(_integer(1, MAX_POSITIONS)),
     "rms_norm_eps": _POSITIVE,
     "rope_theta": _or_null(_POSITIVE),
     "partial_rotary_factor": _or_null(_POSITIVE),
@@ -82,28 +82,28 @@ _RULES: Mapping[str, Rule] = {
     "attn_logit_softcapping": _or_null(_POSITIVE),
     "final_logit_softcapping": _or_null(_POSITIVE),
     "attention_dropout": _or_null(_NUMBER),
-    "tie_word_embeddings": _TRUTH,
-    "attention_bias": _TRUTH,
-    "mlp_bias": _TRUTH,
-    "use_sliding_window": _or_null(_TRUTH),
-    "use_bidirectional_attention": _or_null(_TRUTH),
-    "hidden_act": _or_null(_TEXT),
-    "hidden_activation": _or_null(_TEXT),
+    "tie_word_embeddings": _BOOLEAN,
+    "attention_bias": _BOOLEAN,
+    "mlp_bias": _BOOLEAN,
+    "use_sliding_window": _or_null(_BOOLEAN),
+    "use_bidirectional_attention": _or_null(_BOOLEAN),
+    "hidden_act": _or_null(_STRING),
+    "hidden_activation": _or_null(_STRING),
     "pad_token_id": _or_null(_ID),
     "bos_token_id": _or_null(_IDS),
     "eos_token_id": _or_null(_IDS),
-    "num_labels": _or_null(_whole(0, _MAX_SIZE)),
+    "num_labels": _or_null(_integer(0, _MAX_SIZE)),
     "id2label": _or_null(("an object", lambda value: isinstance(value, dict))),
     "label2id": _or_null(("an object", lambda value: isinstance(value, dict))),
     "architectures": _or_null(
         (
-            "a list of texts",
+            "a list of strings",
             lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
         )
     ),
     "layer_types": _or_null(
         (
-            "a list of texts",
+            "a list of strings",
             lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
         )
     ),
@@ -120,10 +120,11 @@ def _is_dtype(value: Any) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json, with tokenizer_config.json checked too.
+    """Return the content of config.json, after checking the tokenizer's files too.
 
     Raises:
-        ModelLoadError: one of them is no JSON object, or asks for code of the checkpoint.
+        ModelLoadError: a file is not a JSON object, requests code of the checkpoint, or makes
+            transformers read another file.
     """
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     files = {"config.json": config}
@@ -134,47 +135,50 @@ def read_config(folder: Path) -> dict[str, Any]:
         _refuse_long_lists(folder / name, content)
         if content.get("auto_map"):
             raise ModelLoadError(
-                f"{folder / name} asks for code of the checkpoint's own (auto_map); remote code is "
+                f"{folder / name} requests the checkpoint's own code (auto_map); remote code is "
                 "never run. Convert the checkpoint to a class of transformers"
             )
-    about = files.get("tokenizer_config.json", {})
+    tokenizer_config = files.get("tokenizer_config.json", {})
     for key in _FILE_KEYS:
-        if about.get(key):
+        if tokenizer_config.get(key):
             raise ModelLoadError(
-                f"{folder / 'tokenizer_config.json'} has {key} = {_format_value(about[key])}, by which "
-                "transformers may read a file outside the checkpoint; remove the key, since the "
-                "tokenizer is in tokenizer.json"
+                f"{folder / 'tokenizer_config.json'} has {key} = "
+                f"{_format_value(tokenizer_config[key])}, which may make transformers read a file "
+                "outside the checkpoint; remove the key, since the tokenizer is in tokenizer.json"
             )
     return config
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> Family:
-    """The family of a config.json that can be served.
+    """Check a config.json and return its family.
 
     Args:
-        file: named in errors.
-        config: its content.
+        file: path of the file, for error messages.
+        config: content of the file.
 
     Raises:
-        ModelLoadError: names the key, its value, what is allowed and what to do.
+        ModelLoadError: the config cannot be served; the message names the key, its value, what is
+            allowed and what to do.
     """
     _refuse_switches(file, config)
-    for key, (wanted, holds) in _RULES.items():
-        if key in config and not holds(config[key]):
+    for key, (allowed, is_allowed) in _RULES.items():
+        if key in config and not is_allowed(config[key]):
             raise ModelLoadError(
-                f"{key} of {file} is {_format_value(config[key])}; it has to be {wanted}: correct it, or "
-                "download the file again"
+                f"{key} of {file} is {_format_value(config[key])}; it must be {allowed}: correct "
+                "it, or download the file again"
             )
     architectures = config.get("architectures") or ["none"]
     family = FAMILIES.get(architectures[0])
     if family is None:
         raise ModelLoadError(
-            f"{file.parent} is a {architectures[0][:80]}; served are {', '.join(FAMILIES)}"
+            f"unsupported architecture {architectures[0][:80]} of {file.parent}; supported: "
+            f"{', '.join(FAMILIES)}"
         )
     if config.get("model_type") != family:
         raise ModelLoadError(
-            f"model_type of {file} is {_format_value(config.get('model_type'))}, and transformers goes by "
-            f"it; the architecture {architectures[0]} has {family!r}: correct one of them"
+            f"model_type of {file} is {_format_value(config.get('model_type'))}, and transformers "
+            f"builds the model by it; the architecture {architectures[0]} has {family!r}: correct "
+            "one of the two"
         )
     _check_labels(file, config)
     _check_positions(file, config)
@@ -188,49 +192,50 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
             continue
         if _ENGINE_KEYS.fullmatch(key) and value is not None:
             raise ModelLoadError(
-                f"{file} has {key[:60]} = {_format_value(value)}, which chooses how transformers computes "
-                "or what it fetches; remove the key: the setting `attention` chooses here"
+                f"{file} has {key[:60]} = {_format_value(value)}, which selects how transformers "
+                "computes or what it fetches; remove the key: the setting `attention` selects the "
+                "attention backend"
             )
     for key in ("quantization_config", "compression_config"):
         if config.get(key) is not None:
             raise ModelLoadError(
-                f"{file} has a {key}: its weights are quantized, and only plain weights are "
-                "served, since rewards would differ from the model's own. Give the checkpoint "
-                "that was quantized, and choose a `quantization` here if it is too large"
+                f"{file} has a {key}: its weights are quantized, and only unquantized weights are "
+                "supported, since rewards would differ from the model's own. Give the checkpoint "
+                "before quantization, and choose a `quantization` here if it is too large"
             )
-    # transformers takes every false value, null too, for a mask that is not causal.
+    # transformers treats every false value, including null, as a mask that is not causal.
     if config.get("is_causal", True) is not True:
         raise ModelLoadError(
-            f"{file} has is_causal = {json.dumps(config['is_causal'])[:40]}, and it has to be "
-            "true: with another value transformers may let tokens see those behind them; served "
-            "are causal models: remove the key if the model was trained as one"
+            f"{file} has is_causal = {json.dumps(config['is_causal'])[:40]}; it must be true: with "
+            "another value transformers may let tokens attend to later tokens. Only causal models "
+            "are supported: remove the key if the model was trained as a causal model"
         )
     if config.get("attention_chunk_size") is not None:
         raise ModelLoadError(
-            f"{file} has attention_chunk_size = {_format_value(config['attention_chunk_size'])}, which "
-            "cuts attention into chunks; no family that is served has it: remove the key if the "
-            "model was trained without it"
+            f"{file} has attention_chunk_size = "
+            f"{_format_value(config['attention_chunk_size'])}, which splits attention into chunks; "
+            "no supported family has it: remove the key if the model was trained without it"
         )
     if config.get("use_bidirectional_attention"):
         raise ModelLoadError(
             f"{file} has use_bidirectional_attention = "
-            f"{_format_value(config['use_bidirectional_attention'])}; served are causal models: remove "
-            "the key if the model was trained as one"
+            f"{_format_value(config['use_bidirectional_attention'])}; only causal models are "
+            "supported: remove the key if the model was trained as a causal model"
         )
 
 
 def _refuse_long_lists(file: Path, config: Mapping[str, Any]) -> None:
-    """Refuse lists over which transformers would take minutes."""
+    """Refuse lists that transformers would process for minutes."""
     for key, value in (("the file itself", config), *_iter_keys(config, depth=0)):
         if isinstance(value, list | dict) and len(value) > _MAX_ENTRIES:
             raise ModelLoadError(
-                f"{key[:60]} of {file} has {len(value):,} entries, and {_MAX_ENTRIES:,} are "
-                "allowed; correct it, or download the file again"
+                f"{key[:60]} of {file} has {len(value):,} entries, and at most {_MAX_ENTRIES:,} "
+                "are allowed; correct it, or download the file again"
             )
 
 
 def _iter_keys(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
-    """Every key of an object and of those inside it."""
+    """Yield every key and value of an object and of the objects inside it."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(value, Mapping):
@@ -245,25 +250,25 @@ def _iter_keys(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
 def _check_labels(file: Path, config: Mapping[str, Any]) -> None:
     labels = config.get("num_labels")
     if labels is None:
-        labels = len(config.get("id2label") or ["the one"])
+        labels = len(config.get("id2label") or ["default"])
     if labels != 1:
         raise ModelLoadError(f"{file} declares {labels} labels; a reward model has exactly one")
 
 
 def _check_positions(file: Path, config: Mapping[str, Any]) -> None:
-    wanted, holds = _whole(1, MAX_POSITIONS)
+    allowed, is_allowed = _integer(1, MAX_POSITIONS)
     positions = config.get("max_position_embeddings")
     if type(positions) is not int:
         raise ModelLoadError(
-            f"{file} has no whole number as max_position_embeddings, so nothing says how long a "
-            "conversation may be; add it, or download the file again"
+            f"{file} has no integer max_position_embeddings, so the maximum length of a "
+            "conversation is unknown; add it, or download the file again"
         )
-    if not holds(positions):
+    if not is_allowed(positions):
         raise ModelLoadError(
-            f"max_position_embeddings of {file} is {positions:,}; it has to be {wanted}: correct "
+            f"max_position_embeddings of {file} is {positions:,}; it must be {allowed}: correct "
             "it, or download the file again"
             if positions.bit_length() < 100
-            else f"max_position_embeddings of {file} is too large; it has to be {wanted}"
+            else f"max_position_embeddings of {file} is too large; it must be {allowed}"
         )
     read_position_limit(file, config)
 
@@ -272,14 +277,14 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if hidden and heads and hidden % heads and config["model_type"] == "llama":
         raise ModelLoadError(
-            f"{file} has hidden_size {hidden} and num_attention_heads {heads}, which does not "
-            "divide it; correct one of them"
+            f"{file} has hidden_size {hidden}, which is not a multiple of num_attention_heads "
+            f"{heads}; correct one of the two"
         )
     keys = config.get("num_key_value_heads")
     if heads and keys and heads % keys:
         raise ModelLoadError(
-            f"{file} has num_attention_heads {heads} and num_key_value_heads {keys}, which does "
-            "not divide it; correct one of them"
+            f"{file} has num_attention_heads {heads}, which is not a multiple of "
+            f"num_key_value_heads {keys}; correct one of the two"
         )
     types, layers = config.get("layer_types"), config.get("num_hidden_layers")
     known = ("full_attention", "sliding_attention")
@@ -289,14 +294,14 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
         )
     if types is not None and layers is not None and len(types) != layers:
         raise ModelLoadError(
-            f"layer_types of {file} has {len(types)} entries, and num_hidden_layers is {layers}; "
-            "correct one of them"
+            f"layer_types of {file} has {len(types)} entries, but num_hidden_layers is {layers}; "
+            "correct one of the two"
         )
     pad, rows = config.get("pad_token_id"), config.get("vocab_size")
     if pad is not None and rows is not None and not -rows <= pad < rows:
         raise ModelLoadError(
-            f"pad_token_id of {file} is {pad}, and the embedding has {rows} rows (vocab_size); "
-            "give the id that the tokenizer has for padding, or resize the embedding "
+            f"pad_token_id of {file} is {pad}, but the embedding has {rows} rows (vocab_size); "
+            "use the tokenizer's padding id, or resize the embedding "
             "(model.resize_token_embeddings)"
         )
 
@@ -304,6 +309,6 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
 def _format_value(value: Any) -> str:
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply; a number of too many digits
+    except (RecursionError, ValueError):  # nested too deeply; a number with too many digits
         return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,7 @@
-"""Which errors of a forward pass are the engine's own and no conversation's.
+"""Distinguishes errors of the engine in a forward pass from errors of a conversation.
 
-After these the process cannot be trusted to score anything: the device's context is lost, or the
-compiler behind a kernel failed, as it will for the next batch of that kind.
+After an error of the engine the process cannot be trusted to score anything: the device's context
+is lost, or the compiler of a kernel failed and will fail again for the next batch of that kind.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from rm_core.errors import CompilerFailedError, DeviceFailedError
 
 logger = logging.getLogger(__name__)
 
-# Packages whose exception classes mean that code could not be compiled. By name: importing them
-# takes seconds, and they are loaded already where one of their exceptions is raised.
+# Packages whose exception classes mean that code could not be compiled. They are given by name,
+# because importing them takes seconds; a package that raises an exception is already imported.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
 @contextlib.contextmanager
 def convert_device_errors() -> Iterator[None]:
-    """Turn failures of the device and of the compiler into errors of the engine.
+    """Convert failures of the device and of the compiler into errors of the engine.
 
     Raises:
-        DeviceFailedError: the device reported an error that it does not recover from.
+        DeviceFailedError: the device reported an error from which it does not recover.
         CompilerFailedError: a kernel could not be compiled.
         torch.OutOfMemoryError: the compiler ran out of the device's memory.
     """
@@ -34,8 +34,8 @@ def convert_device_errors() -> Iterator[None]:
         yield
     except torch.AcceleratorError as error:
         raise DeviceFailedError(
-            f"the device failed ({_get_first_line(error)}); the model has to be loaded again by a new "
-            "process"
+            f"the device failed ({_get_first_line(error)}); the model must be loaded again in a "
+            "new process"
         ) from error
     except Exception as error:
         if not is_compiler_error(error):
@@ -51,13 +51,13 @@ def convert_device_errors() -> Iterator[None]:
         )
         raise CompilerFailedError(
             f"the compiler of a kernel failed ({type(error).__name__}: {_get_first_line(error)}), "
-            "which no conversation is to blame for; the model has to be loaded again by a new "
+            "which is not caused by a conversation; the model must be loaded again in a new "
             "process, and the log says what to do if that fails too"
         ) from error
 
 
 def is_compiler_error(error: BaseException) -> bool:
-    """Return whether an exception is one of `torch.compile` and what lies under it."""
+    """Return whether an exception was raised by `torch.compile` or the compilers it uses."""
     return any(
         cls.__module__ == package or cls.__module__.startswith(f"{package}.")
         for cls in type(error).__mro__

@@ -1,8 +1,8 @@
-"""A packed row through the model: one batch in, one raw float32 logit per sequence out.
+"""Runs a packed row through the model: one batch in, one raw float32 logit per sequence out.
 
-Nothing is padded and nothing shared is encoded twice: the decoder of transformers runs on the row
-of the tree as it is, with the positions that each token has in its conversation, and attention
-sees to it that a token looks at its own conversation only. The head is applied in float32.
+Nothing is padded, and a shared prefix is encoded once: transformers' decoder runs on the tree's row
+as it is, with each token's position in its conversation, and attention limits each token to its own
+conversation. The head is applied in float32.
 """
 
 from __future__ import annotations
@@ -26,47 +26,54 @@ from rm_core.packing import PrefixTree
 def forward_batch(
     loaded_model: LoadedModel, tree: PrefixTree, row_multiple: int = 1
 ) -> list[float]:
-    """Raw logits of a batch, in the order of its sequences.
+    """Return the raw logits of a batch, in the order of its sequences.
 
     Args:
-        loaded: the model.
+        loaded_model: the model.
         tree: the batch; each sequence is read at its last token.
-        row_multiple: the row is filled up to a multiple of this many tokens, which are not read;
-            for the mode that wants one shape.
+        row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
+            a fixed shape; the padding is not read.
 
     Returns:
-        `[num_sequences]` logits; NaN and infinity are passed on as they are.
+        `[num_sequences]` logits; NaN and infinity are returned unchanged.
     """
     with compile_for_all_sizes() if loaded_model.compiled else contextlib.nullcontext():
         hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple)
-    # One product per conversation: in a product of matrices the last bits of a row depend on how
-    # many others there are, and a reward must not depend on its neighbours.
+    # One product per conversation: in a product of matrices the last bits of a row depend on the
+    # number of other rows, and a reward must not depend on its neighbors.
     logits = torch.stack([row.float() @ loaded_model.head[0] for row in hidden]).tolist()
     logit_at = dict(zip(sorted(tree.ends), logits, strict=True))
     return [logit_at[end] for end in tree.ends]
 
 
 def _compute_hidden_states(
-    loaded_model: LoadedModel, tree: PrefixTree, filling: int
+    loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int
 ) -> torch.Tensor:
-    """Hidden states `[num_sequences, hidden_size]` after the final norm, in the order of the row.
+    """Return hidden states `[num_sequences, hidden_size]` after the final norm, in row order.
 
-    Attention is planned once and knows nothing of the filling.
+    Attention is planned once, without the padding tokens.
     """
     decoder: Any = loaded_model.model.get_submodule(loaded_model.model.base_model_prefix)
     device = loaded_model.device
-    places = sorted(tree.ends)
+    readout_indices = sorted(tree.ends)
     packed = tuple(
-        _build_packed_attention(loaded_model, tree, places, on) for on in loaded_model.devices
+        _build_packed_attention(loaded_model, tree, readout_indices, stage_device)
+        for stage_device in loaded_model.devices
     )
     hidden: torch.Tensor = decoder(
-        input_ids=_build_row(_iter_token_ids(tree), filling).to(device, non_blocking=True),
-        position_ids=_build_row(_iter_positions(tree), filling).to(device, non_blocking=True),
+        input_ids=_build_row(_iter_token_ids(tree), num_padding_tokens).to(
+            device, non_blocking=True
+        ),
+        position_ids=_build_row(_iter_positions(tree), num_padding_tokens).to(
+            device, non_blocking=True
+        ),
         use_cache=False,
-        # Of several devices, each layer takes its own; see `rm_core.model.pipeline`.
+        # With several devices, each layer takes the entry of its device: `rm_core.model.pipeline`.
         packed=packed[0] if len(packed) == 1 else packed,
     ).last_hidden_state[0]
-    return hidden[torch.tensor(places).to(hidden.device)] if loaded_model.deterministic else hidden
+    if not loaded_model.deterministic:
+        return hidden
+    return hidden[torch.tensor(readout_indices).to(hidden.device)]
 
 
 def _build_packed_attention(
@@ -83,13 +90,17 @@ def _build_packed_attention(
     return replace(packed, readouts=readouts, readout_plan=plan)
 
 
-def _build_row(values: Iterator[int], filling: int) -> torch.Tensor:
-    return torch.tensor([[*values, *[0] * filling]], dtype=torch.long)
+def _build_row(values: Iterator[int], num_padding_tokens: int) -> torch.Tensor:
+    return torch.tensor([[*values, *[0] * num_padding_tokens]], dtype=torch.long)
 
 
 def _iter_token_ids(tree: PrefixTree) -> Iterator[int]:
-    return (token for run in tree.segments for token in run.token_ids)
+    return (token for segment in tree.segments for token in segment.token_ids)
 
 
 def _iter_positions(tree: PrefixTree) -> Iterator[int]:
-    return (run.depth + index for run in tree.segments for index in range(len(run.token_ids)))
+    return (
+        segment.depth + index
+        for segment in tree.segments
+        for index in range(len(segment.token_ids))
+    )

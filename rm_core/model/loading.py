@@ -1,7 +1,7 @@
-"""From a checkpoint to a model that is safe to score with, or a refusal that says why not.
+"""Loads a checkpoint into a model that is safe to score with, or refuses it with the reason.
 
-Every check happens here, before the first request. `load_encoder` is the half that a process
-needs which only tokenizes; `load_model` is all of it.
+Every check happens here, before the first request. A process that only tokenizes needs
+`load_encoder`; `load_model` loads everything.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_SAMPLE_TOKENS = 4_096
+_MAX_SAMPLE_TOKENS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,20 @@ class LoadedModel:
     """A checked model on its device, and how it got there.
 
     Attributes:
-        model: transformers' sequence classifier, in eval mode, its layers attending through
-            packed rows and the last one ready to run on readout tokens alone.
+        model: transformers' sequence classifier, in eval mode, with packed attention in its layers
+            and a last layer that runs on the readout tokens only.
         head: `score.weight` as float32 `[1, hidden_size]`, on the model's device.
-        pad_token_id: of the config; decides the readout.
-        checkpoint: the folder and what is known of it.
-        attention: the backend's name and why it was taken.
-        backend: computes attention.
+        pad_token_id: padding id of the config; determines the readout token.
+        checkpoint: the checkpoint that was loaded.
+        attention: name of the attention backend, and the reason for the choice.
+        backend: attention backend.
         deterministic: whether a reward must not depend on its batch, to the last bit.
-        quantized: whether its linear layers hold fewer bits than the dtype says.
+        quantized: whether the linear layers are quantized.
         compiled: whether the decoder layers are compiled, once for rows of any length.
-        devices: where it runs, in the order of its layers; one if it fits.
-        fingerprint: what makes two rewards comparable.
-        encoder: renders and tokenizes for it.
-        self_check: the rewards that the engine has to reproduce; None if that is switched off.
+        devices: devices of the model, in the order of its layers; one if the model fits on it.
+        fingerprint: fingerprint of the model's rewards.
+        encoder: renders and tokenizes conversations for the model.
+        self_check: rewards that the engine must reproduce; None if the self-check is off.
     """
 
     model: PreTrainedModel
@@ -89,19 +89,20 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where a batch enters the model."""
+        """First device, on which a batch enters the model."""
         return self.devices[0]
 
 
 def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> ChatEncoder:
-    """The tokenizing half of a checkpoint.
+    """Load the tokenizer and chat template of a checkpoint.
 
     Args:
-        config: which checkpoint.
-        checkpoint: the opened checkpoint, where the caller has it already.
+        config: names the checkpoint.
+        checkpoint: the opened checkpoint, if the caller already has it.
 
     Raises:
-        ModelLoadError: no such checkpoint, no chat template, or a limit that the model lacks.
+        ModelLoadError: the checkpoint does not exist, it has no chat template, or `max_length`
+            exceeds the model's positions.
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
     check_transformers_config(checkpoint)
@@ -114,7 +115,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
     if config.max_length is not None and config.max_length > limit.positions:
         raise ModelLoadError(
             f"max_length is {config.max_length}, but the model has {limit.positions} "
-            f"positions ({limit.reason}); lower it"
+            f"positions ({limit.reason}); lower max_length"
         )
     try:
         return ChatEncoder(
@@ -128,22 +129,22 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
         )
     except RewardError:
         raise
-    # A tokenizer that could be read may still fail on its first text, also by a panic in Rust.
+    # A tokenizer that could be read may still fail on its first text, even by a panic in Rust.
     except BaseException as error:
         if not _is_library_error(error):
             raise
         raise ModelLoadError(
-            f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; is "
-            "tokenizer.json that of this checkpoint?"
+            f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
+            "does tokenizer.json belong to this checkpoint?"
         ) from error
 
 
 @use_ieee_products()
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Load a reward model and refuse it if its rewards could not be trusted.
+    """Load a reward model; refuse it if its rewards could not be trusted.
 
     Raises:
-        ModelLoadError: with what was found and what to do.
+        ModelLoadError: the model cannot be served; the message says why and what to do.
     """
     checkpoint = open_checkpoint(config)
     encoder = load_encoder(config, checkpoint)
@@ -158,18 +159,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     attention, backend = select_validated_backend(
         choice, model, device, requested=config.attention, deterministic=config.deterministic
     )
-    # Its weights in the decoder's dtype, as transformers has them; only the product is in float32.
+    # The head's weights have the decoder's dtype, as in transformers; only the product is float32.
     head = model.get_submodule("score").get_parameter("weight").detach().float()
     try:
         self_check = _quantize(model, config, devices, encoder)
     except RewardError:
         raise
-    # The forward pass of transformers may fail on any value of a config that it took.
+    # transformers' forward pass may fail on any value of a config that transformers accepted.
     except Exception as error:
         raise ModelLoadError(
             f"plain transformers cannot score a built-in conversation with {config.name}: "
-            f"{summarize_error(error)}; config.json probably has a wrong value, or the device too "
-            "little memory"
+            f"{summarize_error(error)}; probably config.json has a wrong value, or the device has "
+            "too little memory"
         ) from error
     prepare_layers(
         model,
@@ -190,15 +191,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     if encoder.template_date:
         logger.warning(
-            "the chat template of %s asks for today's date and gets %s for as long as the model "
-            "is loaded; the setting `template_date` (--template-date) chooses another day",
+            "the chat template of %s reads today's date and gets %s as long as the model is "
+            "loaded; choose another date with the setting `template_date` (--template-date)",
             config.name,
             encoder.template_date,
         )
     if encoder.omitted_tokens:
         logger.warning(
-            "the tokenizer of %s would add %s to every text; left out, since the chat template did "
-            "not write it and apply_chat_template does not add it either",
+            "the tokenizer of %s would add %s to every text; omitted, because the chat template "
+            "does not write it and apply_chat_template does not add it either",
             config.name,
             " ".join(encoder.omitted_tokens),
         )
@@ -235,16 +236,16 @@ def _quantize(
     devices: tuple[torch.device, ...],
     encoder: ChatEncoder,
 ) -> SelfCheck | None:
-    """Quantize the layers in place, and let plain transformers score before and after."""
+    """Quantize the layers in place; score the samples with plain transformers before and after."""
     quantized = config.quantization != "none"
     samples = encode_samples(encoder) if config.self_check else ()
     longest = max((len(sample) for sample in samples), default=0)
-    if longest > _MOST_SAMPLE_TOKENS:
-        # Eager attention takes memory by the square of that.
+    if longest > _MAX_SAMPLE_TOKENS:
+        # Eager attention takes memory quadratic in the number of tokens.
         raise ModelLoadError(
-            f"the chat template of {config.name} makes {longest:,} tokens of a short built-in "
-            f"conversation, and {_MOST_SAMPLE_TOKENS:,} are allowed; correct it, or give another "
-            "one with --chat-template (setting `chat_template`)"
+            f"the chat template of {config.name} turns a short built-in conversation into "
+            f"{longest:,} tokens, and at most {_MAX_SAMPLE_TOKENS:,} are allowed; correct the "
+            "template, or give another template with --chat-template (setting `chat_template`)"
         )
     unquantized = compute_plain_logits(model, devices, samples) if samples and quantized else None
     quantize(get_decoder_layers(model), config.quantization)
@@ -252,7 +253,7 @@ def _quantize(
 
 
 def get_decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The decoder's layers, in their order."""
+    """Return the decoder's layers, in order."""
     layers = model.get_submodule(f"{model.base_model_prefix}.layers")
     assert isinstance(layers, torch.nn.ModuleList)
     return layers
@@ -265,18 +266,18 @@ def prepare_layers(
     compiled: bool = False,
     deterministic: bool = False,
 ) -> None:
-    """Make a decoder, on its device, ready for packed rows; in place.
+    """Prepare a decoder, on its device, for packed rows; in place.
 
     Args:
         model: transformers' sequence classifier of one of the three families.
-        quantized: whether its linear layers are quantized.
-        compiled: whether to compile the layers, all but the last.
-        deterministic: whether torch's own linear layers stay, whose results for a row do not
+        quantized: whether the linear layers are quantized.
+        compiled: whether to compile all layers except the last.
+        deterministic: whether to keep torch's own linear layers, whose results for a row do not
             depend on the other rows.
     """
     install_packed_attention(model)
     layers = get_decoder_layers(model)
-    # Compilers do not know the packed layout, and lay weights out themselves.
+    # Compilers do not know the packed layout of weights, and choose a layout themselves.
     plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
         prepack_linears(layers)
@@ -294,7 +295,7 @@ def _build_attention_target(
         family=checkpoint.family,
         device_type=device.type,
         dtype=_format_dtype(dtype),
-        # Gemma-2 even if its config switches the softcap off: transformers has no SDPA for it.
+        # Also for a Gemma-2 config without the softcap: transformers has no SDPA for Gemma-2.
         has_softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
         has_window=_has_window(checkpoint.config),
         deterministic=config.deterministic,
@@ -307,20 +308,21 @@ def _put_on_devices(
 ) -> PreTrainedModel:
     try:
         move_to_devices(model, devices)
-    except RuntimeError as error:  # out of memory, or a device that is out of order
+    except RuntimeError as error:  # out of memory, or a broken device
         raise ModelLoadError(
-            f"{name} as {_format_dtype(model.dtype)} cannot be put on {', '.join(map(str, devices))}: "
-            f"{summarize_error(error)}; use a device with more memory, or several (`num_gpus`)"
+            f"{name} in {_format_dtype(model.dtype)} cannot be moved to "
+            f"{', '.join(map(str, devices))}: {summarize_error(error)}; use a device with more "
+            "memory, or several devices (`num_gpus`)"
         ) from error
     model.eval()
     return model
 
 
 def _has_window(config: Mapping[str, Any]) -> bool:
-    """Whether any layer sees only so many positions; the families say it in different ways."""
-    types = config.get("layer_types") or ()
+    """Return whether any layer has a sliding window; the families have different keys for it."""
+    layer_types = config.get("layer_types") or ()
     return bool(
-        "sliding_attention" in types
+        "sliding_attention" in layer_types
         or config.get("use_sliding_window")
         or (config.get("model_type") == "gemma2" and config.get("sliding_window"))
     )
@@ -329,11 +331,11 @@ def _has_window(config: Mapping[str, Any]) -> bool:
 def _read_template(path: str) -> str:
     file = Path(path).expanduser()
     try:
-        # A pipe would block, and a device never end.
+        # Reading a pipe would block, and reading a device would never end.
         if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON_BYTES):
             raise ModelLoadError(
-                f"the chat template {path!r} is no file of at most {MAX_JSON_BYTES >> 20} MiB; "
-                "give the path of a Jinja file"
+                f"the chat template {path!r} is not a regular file of at most "
+                f"{MAX_JSON_BYTES >> 20} MiB; give the path of a Jinja file"
             )
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -341,10 +343,10 @@ def _read_template(path: str) -> str:
 
 
 def check_transformers_config(checkpoint: Checkpoint) -> None:
-    """Refuse a config.json that transformers does not take.
+    """Refuse a config.json that transformers rejects.
 
     Raises:
-        ModelLoadError: with what transformers says.
+        ModelLoadError: transformers rejects the file; the message contains its reason.
     """
     from transformers import AutoConfig
 
@@ -354,30 +356,31 @@ def check_transformers_config(checkpoint: Checkpoint) -> None:
     # transformers raises many classes here; all mean that a value of the file is wrong.
     except Exception as error:
         raise ModelLoadError(
-            f"{checkpoint.path / 'config.json'} is refused by transformers: {summarize_error(error)}; "
-            "correct the value, or download the file again"
+            f"{checkpoint.path / 'config.json'} is rejected by transformers: "
+            f"{summarize_error(error)}; correct the value, or download the file again"
         ) from error
 
 
 def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
-    """Refuse a tokenizer with ids that the embedding has no row for."""
+    """Refuse a tokenizer with ids for which the embedding has no row."""
     rows = checkpoint.num_embeddings
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if not vocabulary:
         raise ModelLoadError(
-            f"the tokenizer of {checkpoint.path} has no tokens; is tokenizer.json there and whole?"
+            f"the tokenizer of {checkpoint.path} has no tokens; is tokenizer.json missing or "
+            "incomplete?"
         )
     token, largest = max(vocabulary.items(), key=lambda item: item[1])
     if rows is not None and largest >= rows:
         raise ModelLoadError(
-            f"the tokenizer of {checkpoint.path} has the id {largest} ({token!r:.40}), and the "
-            f"embedding has {rows} rows, for ids from 0 to {rows - 1}; remove the added token from "
+            f"the tokenizer of {checkpoint.path} has the id {largest} ({token!r:.40}), but the "
+            f"embedding has {rows} rows, for ids 0 to {rows - 1}; remove the added token from "
             "tokenizer.json, or resize the embedding (model.resize_token_embeddings) and save both"
         )
 
 
 def _is_library_error(error: BaseException) -> bool:
-    """Whether it is an error of a library; a panic of one in Rust derives from BaseException."""
+    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -388,18 +391,18 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False
         )
-    # transformers raises many classes here; all mean that there is no usable tokenizer.
+    # transformers raises many classes here; all mean that the tokenizer is unusable.
     except BaseException as error:
         if not _is_library_error(error):
             raise
         raise ModelLoadError(
-            f"the tokenizer of {path} cannot be loaded: {summarize_error(error)}; is tokenizer.json "
-            "there and whole?"
+            f"the tokenizer of {path} cannot be loaded: {summarize_error(error)}; is "
+            "tokenizer.json missing or incomplete?"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(
             f"the tokenizer of {path} is a {type(tokenizer).__name__}, which has no "
-            "tokenizer.json; save it once with a fast tokenizer of transformers (save_pretrained)"
+            "tokenizer.json; save it with a fast tokenizer of transformers (save_pretrained)"
         )
     return tokenizer
 

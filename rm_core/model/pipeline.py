@@ -1,8 +1,8 @@
-"""A model over several devices: the first layers on the first one, the rest behind it.
+"""Spreads a model over several devices: the first layers on the first device, and so on.
 
-For models that do not fit one device. A batch goes through the devices in turn, so they wait for
-each other: where a model fits, replicas are faster. transformers' decoder runs unchanged; hooks
-before its layers bring what a layer is given to where the layer is.
+For models that do not fit on one device. A batch goes through the devices one after another, so the
+devices wait for each other: if a model fits on one device, replicas are faster. transformers'
+decoder runs unchanged; hooks before its layers transfer a layer's inputs to the layer's device.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Stages: TypeAlias = tuple[PackedAttention, ...]
-"""The attention of one batch for each device, in their order."""
+"""The attention of one batch for each device, in the order of the devices."""
 
 
 def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
-    """Put a classifier on its devices, about as many layers on each; in place.
+    """Move a classifier to its devices, about the same number of layers on each; in place.
 
     Args:
         model: transformers' sequence classifier of one of the three families.
-        devices: the embeddings go to the first one, final norm and head to the last.
+        devices: devices; the embeddings go to the first, the final norm and the head to the last.
     """
     if len(devices) == 1:
         model.to(devices[0])  # type: ignore[arg-type]
@@ -47,53 +47,57 @@ def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
 def install_transfer_hooks(
     model: PreTrainedModel, devices: Sequence[torch.device]
 ) -> list[RemovableHandle]:
-    """Let layers take what comes from another device; after everything else was done to them.
+    """Install hooks that transfer a layer's inputs to its device.
+
+    Install them last, after all other changes to the layers. The decoder may then be called with
+    `packed`, a `Stages`.
 
     Args:
-        model: placed; its decoder may be called with `packed`, a `Stages`.
-        devices: as for `place`.
+        model: classifier on its devices.
+        devices: as for `move_to_devices`.
 
     Returns:
-        A handle for each layer, which takes the connection away again.
+        A handle for each layer, which removes the layer's hook.
     """
     decoder = model.get_submodule(model.base_model_prefix)
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)
-    borders = [_DeviceTransferHook(stage, device) for stage, device in enumerate(devices)]
+    hooks = [_DeviceTransferHook(stage, device) for stage, device in enumerate(devices)]
     return [
         layer.register_forward_pre_hook(
-            borders[get_stage(index, len(layers), len(devices))], with_kwargs=True
+            hooks[get_stage(index, len(layers), len(devices))], with_kwargs=True
         )
         for index, layer in enumerate(layers)
     ]
 
 
 def get_stage(index: int, num_layers: int, num_stages: int) -> int:
-    """Which device a layer is on: stages in the order of the layers, sizes one apart at most."""
+    """Return the stage of a layer: stages follow the layers, their sizes differ by at most one."""
     return index * num_stages // num_layers
 
 
 class _DeviceTransferHook:
-    """Brings the arguments of a layer to its device, those of all its layers once."""
+    """Transfers a layer's arguments to its device; shared arguments once for all its layers."""
 
     def __init__(self, stage: int, device: torch.device) -> None:
         self._stage = stage
         self._device = device
-        self._embeddings: tuple[Any, Any] = (None, None)  # as they came last, and brought here
+        # The position embeddings of the last call, and their copy on this device.
+        self._embeddings: tuple[Any, Any] = (None, None)
 
     def __call__(
         self, _layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        brought = {name: self._transfer(name, value) for name, value in options.items()}
-        return tuple(self._transfer("", value) for value in args), brought
+        moved = {name: self._transfer(name, value) for name, value in options.items()}
+        return tuple(self._transfer("", value) for value in args), moved
 
     def _transfer(self, name: str, value: Any) -> Any:
         if name == "packed":
             return value[self._stage]
         if name == "position_embeddings":
             if self._embeddings[0] is not value:
-                here = tuple(tensor.to(self._device, non_blocking=True) for tensor in value)
-                self._embeddings = value, here
+                moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in value)
+                self._embeddings = value, moved
             return self._embeddings[1]
         if isinstance(value, torch.Tensor):
             return value.to(self._device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where a model runs and as what: the settings `device` and `dtype`, resolved and checked."""
+"""Resolves and checks the settings `device` and `dtype` of a model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rm_core.errors import ModelLoadError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a setting means.
+    """Return the device for a value of the setting `device`.
 
     Args:
         name: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ModelLoadError: there is no such device.
+        ModelLoadError: the device is unknown, unsupported or not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,60 +28,60 @@ def resolve_device(name: str) -> torch.device:
         raise ModelLoadError(f"device {name!r} is not supported; use 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
-            f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device; "
+            f"device {name!r} was requested, but torch {torch.__version__} finds no CUDA device; "
             "use 'auto' or 'cpu', or install torch for CUDA"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(
-            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
-            "device(s), counted from 0"
+            f"device {name!r} was requested, but torch finds {torch.cuda.device_count()} CUDA "
+            "device(s), numbered from 0"
         )
     return device
 
 
 def resolve_devices(name: str, number: int) -> tuple[torch.device, ...]:
-    """The devices that a model is spread over, its first layers on the first.
+    """Return the devices over which a model is spread, in the order of its layers.
 
     Args:
         name: see `resolve_device`.
-        number: how many.
+        number: number of devices.
 
     Raises:
-        ModelLoadError: there are not as many.
+        ModelLoadError: fewer devices are available, or `name` does not allow several.
     """
     first = resolve_device(name)
     if number == 1:
         return (first,)
     if first.type != "cuda" or first.index is not None or torch.cuda.device_count() < number:
         raise ModelLoadError(
-            f"{number} devices were asked for, and device {name!r} with "
-            f"{torch.cuda.device_count()} CUDA device(s) in sight gives no such number; use 'auto' "
-            "where there are as many GPUs"
+            f"{number} devices were requested, but device {name!r} with "
+            f"{torch.cuda.device_count()} available CUDA device(s) does not provide them; use "
+            "'auto' on a machine with enough GPUs"
         )
     return tuple(torch.device("cuda", index) for index in range(number))
 
 
 def is_old_gpu(device: torch.device) -> bool:
-    """Whether a CUDA device is older than FlashAttention-2 needs: compute capability 8.0."""
+    """Return whether a GPU is too old for FlashAttention-2: compute capability below 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def resolve_dtype(name: DType, device: torch.device, family: Family) -> torch.dtype:
-    """The dtype of the decoder that a setting means.
+    """Return the dtype of the decoder for a value of the setting `dtype`.
 
     Args:
-        name: `auto` is bfloat16 on CUDA and float32 on the CPU.
-        device: where the model runs.
-        family: of the architecture.
+        name: name of the dtype; `auto` is bfloat16 on CUDA and float32 on the CPU.
+        device: device of the model.
+        family: family of the model's architecture.
 
     Raises:
-        ModelLoadError: the family would score wrongly in it.
+        ModelLoadError: the family would score wrongly in this dtype.
     """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     if name == "float16" and family == "gemma2":
         raise ModelLoadError(
-            "Gemma-2 overflows in float16 and would answer NaN; use 'bfloat16' or 'float32'"
+            "Gemma-2 overflows in float16 and would return NaN; use 'bfloat16' or 'float32'"
         )
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)

@@ -1,12 +1,13 @@
-"""Linear layers on CPUs with weights laid out for the kernel once, at load, by oneDNN.
+"""Linear layers for CPUs whose weights oneDNN packs for the kernel once, at load.
 
-torch's own linear layer lays them out anew in every call. Measured on two cores in float32, on rows
-of 4,096 tokens and the shapes of a small decoder: products 1.1 to 1.3 times as fast, a whole batch
-1.13 times. Half precision is left alone: there the reference's own kernel is what parity is about.
+torch's own linear layer packs the weights again in every call. Measured on two cores in float32, on
+rows of 4,096 tokens and the shapes of a small decoder: products are 1.1 to 1.3 times as fast, a
+whole batch 1.13 times. Half precision is left unchanged: there, parity means the reference's own
+kernel.
 
-oneDNN, and torch's layer over it, keep the kernels of the last 1,024 shapes each, a megabyte or so
-apiece. Rows have ever new lengths, seldom met again: 200 batches of the demo model took 600 MiB and
-went on growing; with 64 kept they took 140 MiB and stayed there.
+oneDNN, and torch's layer over it, each cache the kernels of the last 1,024 shapes, about a megabyte
+per kernel. Rows have ever new lengths that seldom recur: 200 batches of the demo model took 600 MiB
+and the memory kept growing; with 64 cached kernels they took 140 MiB, and the memory stayed there.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ import os
 import torch
 from torch import nn
 
-# Read when the first of them is made; whoever has set them knows better.
-_KEPT_KERNELS = "64"
+# The variables are read when the first kernel is created. Values set by the user stay.
+_NUM_CACHED_KERNELS = "64"
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, _KEPT_KERNELS)
+    os.environ.setdefault(_name, _NUM_CACHED_KERNELS)
 
-# Rows that the layout is made for; others work with it just as well.
+# Number of rows for which the weights are packed; other numbers work just as well.
 _ROWS = 2_048
 
 
 class PrepackedLinear(nn.Module):
-    """Stands in the place of a linear layer, which it takes the weights of.
+    """Replaces a linear layer, with its weights packed.
 
     Args:
-        linear: float32, on the CPU.
+        linear: layer to replace, float32, on the CPU.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # A layout of its own that no other operation understands: not a parameter.
+        # Not a parameter: no other operation understands the packed layout.
         self._weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(
             linear.weight.detach(), _ROWS
         )
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
+        """Map `[..., in_features]` to `[..., out_features]`."""
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self._weight, self._bias, "none", [], ""
         )
@@ -49,10 +50,10 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack_linears(layers: nn.Module) -> None:
-    """Replace all linear layers inside, in place; does nothing where torch has no oneDNN.
+    """Replace all linear layers of a module, in place; do nothing if torch has no oneDNN.
 
     Args:
-        layers: float32, on the CPU.
+        layers: module whose linear layers are replaced, float32, on the CPU.
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return

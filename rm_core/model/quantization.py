@@ -1,7 +1,7 @@
-"""Fewer bits for the decoder's weights, where they are asked for: torchao does the arithmetic.
+"""Optional quantization of the decoder's weights, by torchao.
 
-Lossy by intent, so it is never chosen automatically, it shows in the fingerprint, and
-`skyreward verify` says how well the ranking agrees with full precision.
+Quantization is lossy by intent, so it is never chosen automatically, it is part of the fingerprint,
+and `skyreward verify` reports how well the ranking agrees with full precision.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 from rm_core.config import Quantization
 from rm_core.errors import ModelLoadError
 
-# The config class of torchao for each value.
+# torchao's config class for each value of the setting.
 _CONFIGS: dict[Quantization, str] = {
     "int8": "Int8DynamicActivationInt8WeightConfig",
     "int8-weights": "Int8WeightOnlyConfig",
     "fp8": "Float8DynamicActivationFloat8WeightConfig",
     "fp8-weights": "Float8WeightOnlyConfig",
 }
-# These quantize activations too, with one scale for each token. A scale for the whole tensor, the
-# default of torchao for fp8, would make the reward of a conversation depend on its batch.
+# Values that quantize activations too, with one scale for each token. A scale for the whole tensor,
+# torchao's default for fp8, would make the reward of a conversation depend on its batch.
 _DYNAMIC = ("int8", "fp8")
-# Least magnitude that the scale of a token is made for: torchao divides by the scale, and zeros, as
-# in the embedding of a padding token, would become NaN.
-_LEAST = 1e-12
+# Smallest magnitude for which the scale of a token is computed: torchao divides by the scale, and
+# zeros, as in the embedding of a padding token, would become NaN.
+_MIN_MAGNITUDE = 1e-12
 # Older releases let every float32 product of the process run in TF32.
 _OLDEST_TORCHAO = "0.18"
 
@@ -38,11 +38,11 @@ _OLDEST_TORCHAO = "0.18"
 def check_quantization(
     quantization: Quantization, device: torch.device, dtype: torch.dtype, *, deterministic: bool
 ) -> None:
-    """Refuse what cannot work, before anything heavy is loaded.
+    """Refuse a quantization that cannot work, before anything heavy is loaded.
 
     Raises:
-        ModelLoadError: torchao is missing or too old, device or dtype are not supported, or the
-            mode forbids it.
+        ModelLoadError: torchao is missing or too old, the device or dtype is not supported, or the
+            setting `deterministic` is on.
     """
     if quantization == "none":
         return
@@ -60,7 +60,7 @@ def check_quantization(
         )
     if deterministic:
         raise ModelLoadError(
-            f"quantization {quantization!r} is not batch-invariant; use 'none', or switch "
+            f"quantization {quantization!r} is not batch-invariant; use 'none', or turn "
             "`deterministic` off"
         )
     if quantization == "fp8" and (
@@ -72,30 +72,30 @@ def check_quantization(
         )
     if quantization == "fp8" and dtype != torch.bfloat16:
         raise ModelLoadError(
-            "quantization 'fp8' has one scale for each token, and torchao has that for dtype "
-            f"'bfloat16' alone, not {str(dtype).removeprefix('torch.')!r}; use dtype 'bfloat16' or "
+            "quantization 'fp8' uses one scale for each token, which torchao supports for dtype "
+            f"'bfloat16' only, not {str(dtype).removeprefix('torch.')!r}; use dtype 'bfloat16' or "
             "'fp8-weights'"
         )
 
 
 def silence_torchao() -> None:
-    """Keep the import of torchao from telling of parts that are not there; nothing is wrong.
+    """Silence harmless warnings about optional components when torchao is imported.
 
-    Where it is installed, transformers imports it together with any model.
+    If torchao is installed, transformers imports it together with any model.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quantize(layers: nn.Module, quantization: Quantization) -> None:
-    """Replace the weights of all linear layers, in place, on the device where they are.
+    """Quantize the weights of all linear layers, in place, on their device.
 
     Args:
-        layers: of the decoder; embeddings and head stay as they are.
-        quantization: any; `none` does nothing.
+        layers: layers of the decoder; embeddings and head are not quantized.
+        quantization: any value of the setting; `none` does nothing.
 
     Raises:
-        ModelLoadError: torchao fails, or leaves a layer as it is.
+        ModelLoadError: torchao fails, leaves a layer unquantized, or gives unusable scales.
     """
     if quantization == "none":
         return
@@ -107,14 +107,14 @@ def quantize(layers: nn.Module, quantization: Quantization) -> None:
         config: Any = getattr(torchao.quantization, _CONFIGS[quantization])
         options: dict[str, Any] = {"granularity": PerRow()} if quantization in _DYNAMIC else {}
         if quantization == "fp8":
-            options["activation_value_lb"] = _LEAST
+            options["activation_value_lb"] = _MIN_MAGNITUDE
         quantize_(layers, config(**options))
-    # torchao may not fit the installed torch, it checks with assertions, and kernels raise classes
-    # of their own.
+    # torchao may not match the installed torch, torchao checks with assertions, and kernels raise
+    # arbitrary exception classes.
     except Exception as error:
-        why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise ModelLoadError(
-            f"quantization {quantization!r} failed: {why}; use another one or 'none'"
+            f"quantization {quantization!r} failed: {reason}; use another quantization or 'none'"
         ) from error
     for name, layer in layers.named_modules():
         if isinstance(layer, nn.Linear):
@@ -130,8 +130,8 @@ def quantize(layers: nn.Module, quantization: Quantization) -> None:
 def _find_fault(weight: Any, quantized: type[torch.Tensor]) -> str | None:
     """Return why the result of torchao cannot be used; None if it can."""
     if not isinstance(weight, quantized):
-        return "torchao leaves it as it is, since fp8 needs multiples of 16"
+        return "torchao leaves it unquantized, since fp8 needs multiples of 16"
     scale = getattr(weight, "scale", None)
     if scale is not None and bool((scale == 0).any()):
-        return "it has rows of zeros, which torchao makes NaN"
+        return "it has rows of zeros, which torchao turns into NaN"
     return None

@@ -1,7 +1,7 @@
-"""The last decoder layer, for the tokens that are read and no others.
+"""Runs the last decoder layer on the readout tokens only.
 
-Only the hidden states at the readout tokens become rewards. The last layer's keys and values are
-still needed of every token; its queries, output projection and MLP of the readout tokens alone.
+Only the hidden states at the readout tokens become rewards. The last layer needs keys and values of
+every token, but queries, output projection and MLP of the readout tokens only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from rm_core.attention import PackedAttention
 
 
 class ReadoutLayer(nn.Module):
-    """Stands in the place of a decoder's last layer and runs it on some rows.
+    """Wraps a decoder's last layer and runs it on the readout tokens.
 
     Args:
-        layer: transformers' own, of any of the three families.
+        layer: transformers' decoder layer, of any of the three families.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -33,14 +33,14 @@ class ReadoutLayer(nn.Module):
         packed: PackedAttention | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """The layer's output `[1, num_readouts, hidden_size]`; of all rows without readouts.
+        """Return the layer's output `[1, num_readouts, hidden_size]`; all rows if no readouts.
 
         Args:
             hidden_states: `[1, num_tokens, hidden_size]`.
-            args: as the layer takes them.
+            args: further positional arguments of the layer.
             position_embeddings: cosine and sine, `[1, num_tokens, head_dim]` each.
-            packed: of the batch; says which places are read.
-            options: as the layer takes them.
+            packed: attention of the batch, with the indices of the readout tokens.
+            options: further keyword arguments of the layer.
         """
         if packed is not None and packed.readouts is not None:
             readouts = packed.readouts
@@ -60,7 +60,10 @@ class ReadoutLayer(nn.Module):
     def _compute_keys_and_values(
         self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of every token, `[1, num_key_value_heads, num_tokens, head_dim]`."""
+        """Return keys and values of all tokens, `[1, num_key_value_heads, num_tokens, head_dim]`.
+
+        The keys are rotated.
+        """
         attention: Any = self.layer.self_attn
         normed = self.layer.get_submodule("input_layernorm")(hidden_states)
         shape = (*normed.shape[:-1], -1, attention.head_dim)

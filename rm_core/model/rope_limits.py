@@ -1,8 +1,8 @@
-"""How many positions a decoder has, by its config and the scaling of its rotary embeddings.
+"""Derives the number of a decoder's positions from its config and its rotary scaling.
 
-The numbers are those that vLLM derives, except where the rotary frequencies depend on the longest
-conversation of a batch (`dynamic`, `longrope`): there the limit is the length up to which they do
-not, since conversations share rows here.
+The numbers equal vLLM's, except where the rotary frequencies depend on the longest conversation of
+a batch (`dynamic`, `longrope`): there the limit is the length up to which the frequencies are
+constant, because conversations share rows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rm_core.errors import ModelLoadError
 
 MAX_POSITIONS = 1 << 24
 _ORIGINAL = "original_max_position_embeddings"
-# Their frequencies are the same at every length, and the length grows by the factor.
+# Scalings whose frequencies are the same at every length; the factor multiplies the length.
 _STRETCHED = ("linear", "proportional")
 
 
 @dataclass(frozen=True, slots=True)
 class PositionLimit:
-    """How long a conversation may be.
+    """Maximum length of a conversation.
 
     Attributes:
-        positions: most tokens.
+        positions: maximum number of tokens.
         reason: how the number was derived, for messages.
     """
 
@@ -34,27 +34,27 @@ class PositionLimit:
 
 
 def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
-    """The limit of a config.json.
+    """Return the position limit of a config.json.
 
     Args:
-        file: named in errors.
-        config: its content, with `max_position_embeddings` checked.
+        file: path of the file, for error messages.
+        config: content of the file, with `max_position_embeddings` already checked.
 
     Raises:
-        ModelLoadError: the scaling is unknown or has values of the wrong kind.
+        ModelLoadError: the scaling is unknown or has values of the wrong type.
     """
     declared = int(config["max_position_embeddings"])
-    # The order in which transformers looks: the name of version 4 wins.
+    # Same order as in transformers: the name of version 4 takes precedence.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = config.get(name)
     if scaling is None or scaling == {}:
         return PositionLimit(declared, "max_position_embeddings")
     if not isinstance(scaling, dict):
-        raise ModelLoadError(f"{name} of {file} is {scaling!r:.80}; it has to be an object or null")
+        raise ModelLoadError(f"{name} of {file} is {scaling!r:.80}; it must be an object or null")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in ("default", "llama3"):  # llama3's declared length is the scaled one
         return PositionLimit(declared, "max_position_embeddings")
-    # Here the key outside wins, for transformers and vLLM alike.
+    # The key outside the scaling object takes precedence, as in transformers and vLLM.
     original = (
         _read_number(file, "the config", config, _ORIGINAL, whole=True)
         or _read_number(file, name, scaling, _ORIGINAL, whole=True)
@@ -71,18 +71,18 @@ def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
     if kind == "dynamic":
         return PositionLimit(
             declared,
-            "max_position_embeddings; beyond it, `dynamic` scaling gives a conversation another "
-            "reward beside a longer one",
+            "max_position_embeddings; beyond it, `dynamic` scaling makes the reward of a "
+            "conversation depend on the longest conversation of its batch",
         )
     if kind == "longrope":
         return PositionLimit(
             int(min(original, declared)),
-            f"{_ORIGINAL}; beyond it, `longrope` gives a conversation another reward beside a "
-            "longer one",
+            f"{_ORIGINAL}; beyond it, `longrope` makes the reward of a conversation depend on the "
+            "longest conversation of its batch",
         )
     raise ModelLoadError(
-        f"{name} of {file} has the rope_type {kind!r:.40}; supported: default, linear, dynamic, "
-        "yarn, llama3, longrope, proportional"
+        f"{name} of {file} has unsupported rope_type {kind!r:.40}; supported: default, linear, "
+        "dynamic, yarn, llama3, longrope, proportional"
     )
 
 
@@ -90,8 +90,8 @@ def _scale_limit(file: Path, positions: float, factor: float, reason: str) -> Po
     scaled = positions * factor
     if not 1 <= scaled <= MAX_POSITIONS:
         raise ModelLoadError(
-            f"{file} scales its positions to {scaled:g} ({reason}, factor {factor:g}); from 1 to "
-            f"{MAX_POSITIONS:,} are allowed: correct the factor"
+            f"{file} scales the number of positions to {scaled:g} ({reason}, factor {factor:g}); "
+            f"1 to {MAX_POSITIONS:,} are allowed: correct the factor"
         )
     return PositionLimit(int(scaled), f"{reason}, factor {factor:g}")
 
@@ -105,7 +105,7 @@ def _read_number(
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MAX_POSITIONS:
         raise ModelLoadError(
-            f"{key} ({where}) of {file} is {value!r:.40}; it has to be a "
-            f"{'whole ' if whole else ''}number above 0"
+            f"{key} ({where}) of {file} is {value!r:.40}; it must be "
+            f"{'an integer' if whole else 'a number'} above 0"
         )
     return value

@@ -1,10 +1,10 @@
 """Compares the engine with plain transformers on three short conversations, at every load.
 
-A switch in config.json that changes what plain transformers computes, and that the packed engine
-does not follow, would give plausible and wrong rewards. Before the engine's hooks are installed,
-the model that was just loaded scores the conversations by its own forward pass: eager attention,
-one conversation at a time, on the device and in the dtype that will serve. The engine scores the
-same token ids afterwards, whole and cut at several places, and the model is refused where rewards
+A setting in config.json that changes what plain transformers computes, and that the packed engine
+does not follow, would give plausible but wrong rewards. Before the engine's hooks are installed,
+the loaded model scores the conversations with its own forward pass: eager attention, one
+conversation at a time, on the device and in the dtype used for serving. The engine then scores the
+same token ids, complete and truncated at several positions, and the model is refused if rewards
 differ by more than rounding.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _QUESTION = {"role": "user", "content": "Which river flows through Paris, and where does it end?"}
-# Two answers to one prompt, so that the engine shares a run between them; and several turns.
+# Two answers to one prompt, so that the engine shares a segment between them; and several turns.
 CONVERSATIONS = (
     [
         _QUESTION,
@@ -48,25 +48,25 @@ CONVERSATIONS = (
         },
     ],
 )
-"""Messages of each conversation; every chat template of the three families takes them."""
+"""Messages of each conversation; every chat template of the three families accepts them."""
 
-# A prefix ends behind every so many tokens. Plain transformers computes the logits of all of them
-# in one pass, the engine in one batch.
+# Distance between the ends of prefixes, in tokens. Plain transformers computes the logits of all
+# prefixes in one pass, the engine in one batch.
 _PREFIX_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """Rewards of the built-in conversations and of some of their prefixes by plain transformers.
+    """Plain transformers' rewards of the built-in conversations and some of their prefixes.
 
     Attributes:
-        model: name or folder, for messages.
-        sequences: token ids; the whole conversations first.
+        model: name or folder of the model, for messages.
+        sequences: token ids of each sequence; the complete conversations first.
         rewards: raw logits of plain transformers, one for each sequence.
         tolerances: largest allowed absolute difference, one for each sequence.
-        mean_error: mean absolute difference of plain transformers from itself in wider numbers, or
+        mean_error: mean absolute difference of plain transformers from itself in a wider dtype, or
             without quantization.
-        description: of the reference, for messages: its dtype and attention.
+        description: dtype and attention of the reference, for messages.
     """
 
     model: str
@@ -77,46 +77,48 @@ class SelfCheck:
     description: str
 
     def compare(self, rewards: Sequence[float | ScoreError]) -> float:
-        """The largest difference of the engine from plain transformers.
+        """Return the largest difference between the engine's rewards and plain transformers'.
 
         Args:
-            rewards: the engine's, one for each sequence.
+            rewards: the engine's results, one for each sequence.
 
         Returns:
-            An absolute difference; 0 if plain transformers computed no finite reward.
+            The largest absolute difference; 0 if plain transformers computed no finite reward.
 
         Raises:
-            ModelLoadError: a reward differs by more than its tolerance.
+            ModelLoadError: a reward differs by more than its tolerance, or the engine cannot score
+                a sequence that plain transformers can score.
         """
         largest = 0.0
         for reward, expected, allowed in zip(rewards, self.rewards, self.tolerances, strict=True):
             if not math.isfinite(expected):
-                continue  # the engine answers such a conversation with an error
+                continue  # the engine returns an error for such a conversation
             if isinstance(reward, ScoreError):
                 raise ModelLoadError(
-                    f"the self-check of {self.model} failed: {self.description} gives "
-                    f"{expected:.6g} to a built-in conversation that the engine cannot score: "
+                    f"the self-check of {self.model} failed: {self.description} gives a built-in "
+                    f"conversation the reward {expected:.6g}, and the engine cannot score it: "
                     f"{reward.message}"
                 )
             difference = abs(reward - expected)
             if not difference <= allowed:
                 raise ModelLoadError(
-                    f"the self-check of {self.model} failed: {self.description} gives "
-                    f"{expected:.6g} to a built-in conversation, the engine gives {reward:.6g} "
+                    f"the self-check of {self.model} failed: {self.description} gives a built-in "
+                    f"conversation the reward {expected:.6g}, the engine gives {reward:.6g} "
                     f"(allowed difference {allowed:.2g}). config.json probably has a setting "
-                    "that the engine does not follow, such as another attention mask or other "
-                    "rotary embeddings; remove it if the model was trained without it, else the "
-                    "model cannot be served"
+                    "that the engine does not follow, such as a different attention mask or "
+                    "different rotary embeddings; remove the setting if the model was trained "
+                    "without it, otherwise the model cannot be served"
                 )
             largest = max(largest, difference)
         return largest
 
 
 def encode_samples(encoder: ChatEncoder) -> tuple[TokenIds, ...]:
-    """Token ids of the built-in conversations, cut where the model's limit is below them.
+    """Return token ids of the built-in conversations, truncated to the model's limit.
 
     Raises:
-        ModelLoadError: they are not those of transformers' `apply_chat_template`, BOS left aside.
+        ModelLoadError: token ids differ from those of transformers' `apply_chat_template`, not
+            counting BOS.
     """
     return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
 
@@ -125,20 +127,20 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
     try:
         input_ids = encoder.encode(messages, "right").input_ids
     except InvalidConversationError:
-        # The template refuses ordinary turns. Any tokens show what the forward pass computes.
+        # The template refuses ordinary turns. Any tokens are enough to check the forward pass.
         text = "\n".join(message["content"] for message in messages)
         return encoder.encode(PrerenderedText(text), "right").input_ids
-    if not encoder.depends_on_date:  # else transformers writes the day and second of this call
+    if not encoder.depends_on_date:  # otherwise transformers writes the date and time of this call
         ours = encoder.strip_bos(input_ids)
         plain = encoder.strip_bos(encoder.encode_with_transformers(messages))
         if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 1):
             differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
-            place = next(differing, min(len(ours), len(plain)))
+            index = next(differing, min(len(ours), len(plain)))
             raise ModelLoadError(
-                "the self-check failed: a built-in conversation has other tokens than "
-                f"transformers' apply_chat_template gives it ({len(ours)} and {len(plain)} without "
-                f"BOS, the first difference at {place}); the installed transformers renders or "
-                "tokenizes in another way: install the release that constraints.txt pins"
+                "the self-check failed: the tokens of a built-in conversation differ from those "
+                f"of transformers' apply_chat_template ({len(ours)} and {len(plain)} tokens "
+                f"without BOS, first difference at index {index}); the installed transformers "
+                "renders or tokenizes differently: install the release pinned in constraints.txt"
             )
     return input_ids
 
@@ -148,8 +150,8 @@ class PlainLogits:
     """Plain transformers' logits of one sequence.
 
     Attributes:
-        reward: the logit that its classifier reads.
-        logits: float32 `[num_tokens]`, the head's at every token.
+        reward: logit that transformers' classifier returns.
+        logits: float32 `[num_tokens]`, the head's logit at every token.
     """
 
     reward: float
@@ -160,12 +162,13 @@ class PlainLogits:
 def compute_plain_logits(
     model: PreTrainedModel, devices: Sequence[torch.device], sequences: Sequence[TokenIds]
 ) -> list[PlainLogits]:
-    """Scores by the model's own forward pass, one sequence at a time.
+    """Score sequences with the model's own forward pass, one sequence at a time.
 
     Args:
-        model: a sequence classifier as transformers loaded it, eager, without hooks of the engine.
-        devices: over which its layers are spread.
-        sequences: token ids.
+        model: sequence classifier as loaded by transformers, with eager attention and without the
+            engine's hooks.
+        devices: devices over which the model's layers are spread.
+        sequences: token ids of each sequence.
     """
     logits: list[torch.Tensor] = []
     head = model.get_submodule("score")
@@ -192,41 +195,42 @@ def build_self_check(
     sequences: Sequence[TokenIds],
     unquantized: Sequence[PlainLogits] | None = None,
 ) -> SelfCheck:
-    """The rewards that the engine has to reproduce, and how closely.
+    """Compute the rewards that the engine must reproduce, and their tolerances.
 
-    Rounding is measured, since some models amplify it: plain transformers in half precision is
+    Rounding is measured, because some models amplify it: plain transformers in half precision is
     compared with itself in float32, in float32 with itself in float64, and with quantized layers
-    with itself without.
+    with itself before quantization.
 
     Args:
-        model: as for `compute_plain_logits`, on its devices; its linear layers may be quantized.
-        devices: over which its layers are spread.
-        sequences: from `encode_samples`.
-        unquantized: scores of the same sequences before the layers were quantized.
+        model: as for `compute_plain_logits`, on its devices; the linear layers may be quantized.
+        devices: devices over which the model's layers are spread.
+        sequences: token ids from `encode_samples`.
+        unquantized: logits of the same sequences before the layers were quantized.
     """
-    scores = compute_plain_logits(model, devices, sequences)
-    times = ROUNDING_FACTOR
+    plain = compute_plain_logits(model, devices, sequences)
+    factor = ROUNDING_FACTOR
     if unquantized is not None:
-        mean_error = _compute_mean_difference(scores, unquantized)
+        mean_error = _compute_mean_difference(plain, unquantized)
     else:
         longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
         with _widen_products(model):
             exact = compute_plain_logits(model, devices, [sequences[longest]])
-        mean_error = _compute_mean_difference([scores[longest]], exact)
+        mean_error = _compute_mean_difference([plain[longest]], exact)
         if model.dtype == torch.float32:
-            times = FLOAT32_ROUNDING_FACTOR
-    expected = {tuple(ids): score.reward for ids, score in zip(sequences, scores, strict=True)}
-    for ids, score in zip(sequences, scores, strict=True):
+            factor = FLOAT32_ROUNDING_FACTOR
+    expected = {tuple(ids): result.reward for ids, result in zip(sequences, plain, strict=True)}
+    for ids, result in zip(sequences, plain, strict=True):
         for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
-            if ids[end - 1] != model.config.pad_token_id:  # it would be read before that
-                expected.setdefault(tuple(ids[:end]), float(score.logits[end - 1]))
+            # The readout of a prefix that ends with padding is an earlier token.
+            if ids[end - 1] != model.config.pad_token_id:
+                expected.setdefault(tuple(ids[:end]), float(result.logits[end - 1]))
     dtype = str(model.dtype).removeprefix("torch.")
     return SelfCheck(
         model=str(model.name_or_path),
         sequences=tuple(expected),
         rewards=tuple(expected.values()),
         tolerances=tuple(
-            compute_tolerance(reward, model.dtype, mean_error, times)
+            compute_tolerance(reward, model.dtype, mean_error, factor)
             for reward in expected.values()
         ),
         mean_error=mean_error,
@@ -234,9 +238,9 @@ def build_self_check(
     )
 
 
-def _compute_mean_difference(ours: Sequence[PlainLogits], exact: Sequence[PlainLogits]) -> float:
-    """Mean over all tokens of all sequences; 0 where the numbers are not finite."""
-    pairs = zip(ours, exact, strict=True)
+def _compute_mean_difference(plain: Sequence[PlainLogits], exact: Sequence[PlainLogits]) -> float:
+    """Return the mean over all tokens of all sequences; 0 if no difference is finite."""
+    pairs = zip(plain, exact, strict=True)
     difference = torch.cat([(a.logits - b.logits).abs() for a, b in pairs])
     finite = difference[difference.isfinite()]
     return float(finite.mean()) if len(finite) else 0.0
@@ -244,10 +248,11 @@ def _compute_mean_difference(ours: Sequence[PlainLogits], exact: Sequence[PlainL
 
 @contextlib.contextmanager
 def _widen_products(model: PreTrainedModel) -> Iterator[None]:
-    """Let a half-precision model compute in float32, and a float32 model in float64.
+    """Make a half-precision model compute in float32, and a float32 model in float64.
 
-    The embeddings become wider, norms follow their input, and each linear layer takes a wider copy
-    of its weight for the time of its product, so that memory holds one such copy at a time.
+    The output of the embeddings is widened, norms follow the dtype of their input, and each linear
+    layer uses a wider copy of its weight during its product, so that memory holds one such copy at
+    a time.
     """
     wide = torch.float64 if model.dtype == torch.float32 else torch.float32
     narrow: dict[nn.Parameter, torch.Tensor] = {}

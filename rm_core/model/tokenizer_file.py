@@ -1,7 +1,8 @@
-"""Checks of tokenizer.json before the tokenizers library reads it and runs what it says.
+"""Checks tokenizer.json before the tokenizers library reads it and runs its steps.
 
-A tokenizer may replace each character by a million others, twelve times over, and nothing stops the
-library while it does. Steps that lengthen a text, and their number, are bounded here.
+A tokenizer may replace each character by a million others, twelve times in a row, and the library
+cannot be interrupted meanwhile. This module bounds the number of steps and how much they lengthen
+a text.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from rm_core.errors import ModelLoadError
 from rm_core.model.checkpoint_files import check_file
 
 MAX_BYTES = 64 << 20
-"""Of tokenizer.json; Gemma's has 34 MB."""
+"""Maximum size of tokenizer.json; Gemma's has 34 MB."""
 _MAX_ELEMENTS = 3_000_000
-"""Tokens, merges and all else; 256,000 tokens with 580,000 merges are 1.5 million."""
+"""Number of commas: tokens, merges etc.; 256,000 tokens with 580,000 merges are 1.5 million."""
 _MAX_OBJECTS = 100_000
-"""Added tokens, steps, and tokens with a brace in them."""
+"""Number of opening braces: added tokens, steps, and tokens that contain a brace."""
 _MAX_STEPS = 100
 _MAX_GROWTH = 16
 _MAX_INSERTED = 100
@@ -27,14 +28,15 @@ _COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
-    """Return if a tokenizer.json may be loaded, or is not there.
+    """Return if a tokenizer.json may be loaded, or does not exist.
 
     Args:
-        file: the tokenizer.json.
-        num_embeddings: rows of the model's embedding; None if not known.
+        file: path of the tokenizer.json.
+        num_embeddings: rows of the model's embedding; None if unknown.
 
     Raises:
-        ModelLoadError: it is too large, no JSON object, or lengthens texts too much.
+        ModelLoadError: the file is too large, not a JSON object, has more tokens than the
+            embedding has rows, or lengthens texts too much.
     """
     if not file.exists():
         return
@@ -43,39 +45,40 @@ def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
     elements, objects = content.count(b","), content.count(b"{")
     if elements > _MAX_ELEMENTS or objects > _MAX_OBJECTS:
         raise ModelLoadError(
-            f"{file} has {elements:,} elements and {objects:,} objects, and {_MAX_ELEMENTS:,} and "
-            f"{_MAX_OBJECTS:,} are allowed; is it the right one? Download the checkpoint again"
+            f"{file} has {elements:,} elements and {objects:,} objects, and at most "
+            f"{_MAX_ELEMENTS:,} and {_MAX_OBJECTS:,} are allowed; is it the right file? Download "
+            "the checkpoint again"
         )
     try:
-        whole = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ModelLoadError(
             f"{file} cannot be read as JSON: {reason}; download it again"
         ) from error
     del content
-    if not isinstance(whole, dict):
-        raise ModelLoadError(f"{file} holds no JSON object; download it again")
-    model = whole.get("model")
+    if not isinstance(document, dict):
+        raise ModelLoadError(f"{file} is not a JSON object; download it again")
+    model = document.get("model")
     tokens = model.get("vocab") if isinstance(model, dict) else None
     num_tokens = len(tokens) if isinstance(tokens, dict | list) else 0
     if num_embeddings is not None and num_tokens > num_embeddings:
         raise ModelLoadError(
-            f"{file} has {num_tokens:,} tokens, and the embedding has {num_embeddings:,} rows; is "
-            "it the tokenizer of this checkpoint?"
+            f"{file} has {num_tokens:,} tokens, but the embedding has {num_embeddings:,} rows; "
+            "does the tokenizer belong to this checkpoint?"
         )
-    for part in _COMPONENTS:
-        steps = list(_iter_steps(whole.get(part)))
+    for component in _COMPONENTS:
+        steps = list(_iter_steps(document.get(component)))
         if len(steps) > _MAX_STEPS:
             raise ModelLoadError(
-                f"the {part} of {file} has {len(steps):,} steps, and {_MAX_STEPS} are allowed; "
-                "correct it, or download the checkpoint again"
+                f"the {component} of {file} has {len(steps):,} steps, and at most {_MAX_STEPS} "
+                "are allowed; correct it, or download the checkpoint again"
             )
-        _check_growth(file, part, steps)
+        _check_growth(file, component, steps)
 
 
 def _iter_steps(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object within a part: its steps, and the pieces of their templates."""
+    """Yield every object within a component: its steps and the elements of their templates."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
@@ -101,7 +104,7 @@ def _check_growth(file: Path, component: str, steps: list[Mapping[str, Any]]) ->
                 inserted += new
     if growth > _MAX_GROWTH or inserted > _MAX_INSERTED:
         raise ModelLoadError(
-            f"the {component} of {file} may write {growth:,.0f} characters for one and inserts "
-            f"{inserted:,}; {_MAX_GROWTH} and {_MAX_INSERTED} are allowed: correct it, or download "
-            "the checkpoint again"
+            f"the {component} of {file} may replace one character by {growth:,.0f} characters and "
+            f"inserts {inserted:,}; at most {_MAX_GROWTH} and {_MAX_INSERTED} are allowed: correct "
+            "it, or download the checkpoint again"
         )

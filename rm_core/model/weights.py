@@ -1,4 +1,4 @@
-"""Weights into transformers' classifier, and a refusal of any that could not be trusted."""
+"""Loads weights into transformers' classifier, and refuses weights that cannot be trusted."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rm_core.model.quantization import silence_torchao
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Tensors that a checkpoint may hold beside the classifier's own without changing its rewards.
+# Tensors that a checkpoint may have in addition to the classifier's, without effect on rewards.
 _HARMLESS_EXTRAS = ("lm_head.", "rotary_emb.inv_freq")
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The sequence classifier of a checkpoint, on the CPU, every weight accounted for.
+    """Load the sequence classifier of a checkpoint on the CPU; every weight is accounted for.
 
     Args:
-        checkpoint: the folder.
-        dtype: of all weights.
+        checkpoint: the opened checkpoint.
+        dtype: dtype of the loaded weights.
 
     Raises:
-        ModelLoadError: they are not those of the config, or not finite.
+        ModelLoadError: the weights do not match the config, or are not finite.
     """
     silence_torchao()
     from transformers import AutoModelForSequenceClassification
@@ -40,13 +40,13 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
                 checkpoint.path,
                 dtype=dtype,
                 num_labels=1,
-                attn_implementation="eager",  # until the packed one is installed
+                attn_implementation="eager",  # until the packed attention is installed
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # the report names them, and they are refused below
+                ignore_mismatched_sizes=True,  # listed in the report, and refused below
                 output_loading_info=True,
             )
-    # transformers raises many classes here; whichever it is, the model cannot be served.
+    # transformers raises many classes here; all mean that the model cannot be served.
     except Exception as error:
         raise ModelLoadError(
             f"{checkpoint.path} cannot be loaded: {summarize_error(error)}"
@@ -58,7 +58,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _check_shapes(checkpoint: Checkpoint) -> None:
-    """Compare the files' headers with the config, before memory is taken for what it declares."""
+    """Compare the files' headers with the config before the declared memory is allocated."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     try:
@@ -67,21 +67,23 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
             model = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:
         raise ModelLoadError(
-            f"{checkpoint.path / 'config.json'} describes no model that transformers can build: "
-            f"{summarize_error(error)}; correct it, or download the file again"
+            f"transformers cannot build the model that {checkpoint.path / 'config.json'} "
+            f"describes: {summarize_error(error)}; correct the file, or download it again"
         ) from error
-    # Some checkpoints leave out the name of the decoder.
+    # Some checkpoints omit the name of the decoder.
     prefix = f"{model.base_model_prefix}."
-    found = {name.removeprefix(prefix): list(shape) for name, shape in checkpoint.shapes.items()}
+    stored = {name.removeprefix(prefix): list(shape) for name, shape in checkpoint.shapes.items()}
     declared = {name.removeprefix(prefix): list(p.shape) for name, p in model.named_parameters()}
     _check_report(
         checkpoint.path,
         {
-            "missing_keys": [_get_full_name(model, name) for name in declared if name not in found],
+            "missing_keys": [
+                _get_full_name(model, name) for name in declared if name not in stored
+            ],
             "mismatched_keys": [
-                f"{_get_full_name(model, name)} {found[name]} instead of {shape}"
+                f"{_get_full_name(model, name)} {stored[name]} instead of {shape}"
                 for name, shape in declared.items()
-                if name in found and found[name] != shape
+                if name in stored and stored[name] != shape
             ],
             "unexpected_keys": [],
         },
@@ -94,22 +96,22 @@ def _get_full_name(model: PreTrainedModel, name: str) -> str:
 
 
 def _check_report(path: Path, report: Mapping[str, Any]) -> None:
-    found = {
+    problems = {
         "are missing and would be random": sorted(report["missing_keys"]),
-        "have another shape than the config says": sorted(map(str, report["mismatched_keys"])),
+        "have a different shape than in the config": sorted(map(str, report["mismatched_keys"])),
         "could not be converted": sorted(map(str, report.get("error_msgs", ()))),
-        "belong to no part of the model": sorted(
+        "do not belong to any module of the model": sorted(
             key
             for key in report["unexpected_keys"]
             if not any(extra in key for extra in _HARMLESS_EXTRAS)
         ),
     }
-    for what, keys in found.items():
+    for problem, keys in problems.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelLoadError(
-                f"weights of {path} {what}: {', '.join(keys[:3])}{more}; config.json and the "
-                "weights do not belong together"
+                f"weights of {path} {problem}: {', '.join(keys[:3])}{more}; config.json and the "
+                "weights do not match"
             )
 
 
@@ -117,8 +119,8 @@ def _check_finite(model: PreTrainedModel, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelLoadError(
-                f"{name} of {path} holds NaN or infinity (as {tensor.dtype}); the checkpoint is "
-                "damaged, or its dtype is too narrow for it"
+                f"{name} of {path} contains NaN or infinity (in {tensor.dtype}); the checkpoint is "
+                "damaged, or the range of the dtype is too small for it"
             )
 
 
@@ -126,7 +128,7 @@ def _check_finite(model: PreTrainedModel, path: Path) -> None:
 def silence_transformers() -> Iterator[None]:
     """Silence transformers' warnings, loading report and progress bar.
 
-    What it reports is checked in this package, and refused.
+    This package checks the contents of the report itself and refuses the model if necessary.
     """
     from transformers.utils import logging as hf_logging
 
@@ -142,8 +144,8 @@ def silence_transformers() -> Iterator[None]:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Class and first line of an error, for a message of our own."""
+    """Return the class and first line of an error, to quote in a message."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
-    # Validators name the field in the first line and what is wrong with it in the second.
+    # Validators name the field in the first line and the problem in the second.
     text = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else "no reason given"
     return f"{type(error).__name__}: {text}"
