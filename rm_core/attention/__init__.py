@@ -1,4 +1,4 @@
-"""Which attention runs, and why; one file for each backend, and the hooks into transformers."""
+"""Attention backends, their selection and self-check, and the hooks into transformers."""
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.hooks import PackedAttention, install_packed_attention

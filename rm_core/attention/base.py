@@ -1,4 +1,4 @@
-"""What every attention backend offers. A batch is planned once and attended to in every layer."""
+"""Interface of the attention backends. A batch is planned once and attended to in every layer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from rm_core.attention.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class AttentionParams:
-    """How a layer turns queries and keys into attention scores.
+    """How a layer computes attention scores from queries and keys.
 
     Attributes:
         scaling: factor of the products.
-        softcap: scores are `softcap * tanh(score / softcap)`; None for as they are.
-        window: a query sees this many positions, itself among them; None for all before it.
+        softcap: scores become `softcap * tanh(score / softcap)`; None leaves them unchanged.
+        window: number of positions that a query sees, its own included; None for all positions up
+            to its own.
     """
 
     scaling: float
@@ -27,15 +28,15 @@ class AttentionParams:
 
 
 class AttentionBackend(Protocol):
-    """One way to compute attention over the segments of a row."""
+    """Computes attention over the segments of a row."""
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> Any:
-        """What `attend` needs to know of a batch, the same for every layer.
+        """Prepare what `attend` needs for a batch; the plan is the same for every layer.
 
         Args:
-            segments: in the order of the queries, which they cover without a gap.
+            segments: segments in the order of the queries, which they cover without gaps.
             num_keys: length of the row.
-            device: where the tensors are.
+            device: device of the tensors.
         """
         ...
 
@@ -47,14 +48,14 @@ class AttentionBackend(Protocol):
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """Attention of every query.
+        """Compute the attention of every query.
 
         Args:
-            plan: of the batch.
+            plan: plan of the batch.
             query: `[num_queries, num_heads, head_dim]`.
             key: `[num_keys, num_key_value_heads, head_dim]`, in the order of the row.
-            value: as `key`.
-            scores: of the layer.
+            value: same shape and order as `key`.
+            params: attention parameters of the layer.
 
         Returns:
             `[num_queries, num_heads, head_dim]`, in the dtype of `query`.

@@ -1,8 +1,9 @@
-"""Attention on CPUs: the kernel of SDPA without any mask, in parts merged by their log-sum-exp.
+"""Attention on CPUs: SDPA's kernel without a mask, in blocks merged by their log-sum-exp.
 
-A segment's own tokens are causal, which the kernel does at full speed; its ancestors are seen
-without a mask, and stretches of segments under one ancestor in one call. A mask would halve the
-kernel's rate. Parts are merged as FlashAttention merges blocks (Dao et al., 2022, section 3.1).
+Attention of a segment to its own tokens is causal, which the kernel supports at full speed.
+Attention to ancestors needs no mask, and all segments under one ancestor share one call. A mask
+would halve the kernel's rate. Blocks are merged as in FlashAttention (Dao et al., 2022, section
+3.1).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rm_core.attention.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """Queries and keys that see each other, as slices."""
+    """Slices of queries and of the keys that they attend to."""
 
     queries: slice
     keys: slice
@@ -26,25 +27,33 @@ class AttentionBlock:
 
 @dataclass(frozen=True, slots=True)
 class CpuSdpaPlan:
-    """`own` covers the queries in order and is causal, `ancestors` is without a mask."""
+    """Blocks of a batch.
+
+    Attributes:
+        own: causal blocks, one for each segment; they cover the queries in order.
+        ancestors: blocks without a mask, one for each ancestor.
+    """
 
     own: list[AttentionBlock]
     ancestors: list[AttentionBlock]
 
 
 class CpuSdpaBackend:
-    """See `rm_core.attention.base.Backend`. Knows neither softcap nor window."""
+    """SDPA backend for CPUs, see `AttentionBackend`. Supports neither softcap nor window."""
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> CpuSdpaPlan:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         own = [AttentionBlock(slice(s.start, s.stop), slice(*s.keys[-1])) for s in segments]
-        seen_by: dict[tuple[int, int], slice] = {}  # what sees an ancestor stands in one piece
+        # The queries that see an ancestor are contiguous.
+        queries_by_ancestor: dict[tuple[int, int], slice] = {}
         for segment in segments:
             for ancestor in segment.keys[:-1]:
-                so_far = seen_by.get(ancestor, slice(segment.start, segment.start))
-                assert so_far.stop == segment.start
-                seen_by[ancestor] = slice(so_far.start, segment.stop)
-        ancestors = [AttentionBlock(queries, slice(*keys)) for keys, queries in seen_by.items()]
+                queries = queries_by_ancestor.get(ancestor, slice(segment.start, segment.start))
+                assert queries.stop == segment.start
+                queries_by_ancestor[ancestor] = slice(queries.start, segment.stop)
+        ancestors = [
+            AttentionBlock(queries, slice(*keys)) for keys, queries in queries_by_ancestor.items()
+        ]
         return CpuSdpaPlan(own, ancestors)
 
     def attend(
@@ -55,19 +64,19 @@ class CpuSdpaBackend:
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         assert params.softcap is None
         assert params.window is None
 
-        def attend(part: AttentionBlock, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-            """Output `[queries, heads, head_dim]` and log-sum-exp `[queries, heads, 1]`."""
+        def attend_block(block: AttentionBlock, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            """Return output `[queries, heads, head_dim]`, log-sum-exp `[queries, heads, 1]`."""
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *(
                     tensor[rows].transpose(0, 1).unsqueeze(0)
                     for tensor, rows in (
-                        (query, part.queries),
-                        (key, part.keys),
-                        (value, part.keys),
+                        (query, block.queries),
+                        (key, block.keys),
+                        (value, block.keys),
                     )
                 ),
                 is_causal=causal,
@@ -75,16 +84,19 @@ class CpuSdpaBackend:
             )
             return out[0].transpose(0, 1), lse[0].transpose(0, 1).unsqueeze(-1)
 
-        # A single query sees all keys of its part, which is not what the kernel's causal mask does.
-        parts = [attend(p, p.queries.stop - p.queries.start > 1) for p in plan.own]
-        if len(parts) == 1 and not plan.ancestors:
-            return parts[0][0]
-        out = torch.cat([out for out, _ in parts])
-        lse = torch.cat([lse for _, lse in parts])
-        for part in plan.ancestors:
-            part_out, part_lse = attend(part, causal=False)
-            so_far = lse[part.queries]
-            weight = torch.sigmoid(part_lse - so_far).to(out.dtype)
-            out[part.queries].lerp_(part_out, weight)
-            lse[part.queries] = torch.logaddexp(so_far, part_lse)
+        # A single query sees all keys of its block, unlike with the kernel's causal mask.
+        own = [
+            attend_block(block, causal=block.queries.stop - block.queries.start > 1)
+            for block in plan.own
+        ]
+        if len(own) == 1 and not plan.ancestors:
+            return own[0][0]
+        out = torch.cat([out for out, _ in own])
+        lse = torch.cat([lse for _, lse in own])
+        for block in plan.ancestors:
+            block_out, block_lse = attend_block(block, causal=False)
+            merged_lse = lse[block.queries]
+            weight = torch.sigmoid(block_lse - merged_lse).to(out.dtype)
+            out[block.queries].lerp_(block_out, weight)
+            lse[block.queries] = torch.logaddexp(merged_lse, block_lse)
         return out

@@ -1,8 +1,9 @@
-"""Attention written out: the reference, for every family, device and dtype.
+"""Eager attention in plain torch operations: the reference, for every family, device and dtype.
 
-The same products, softcap and float32 softmax in the same order as transformers' eager attention,
-one segment and one block of queries at a time, so that neither the upper triangle nor keys outside
-the window cost anything and long conversations need no square of memory.
+The backend computes the same products, softcap and float32 softmax in the same order as
+transformers' eager attention, one segment and one block of queries at a time, so that neither the
+upper triangle nor keys outside the window cost anything and memory is not quadratic in the length
+of a conversation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ BLOCK = 128
 
 
 class EagerBackend:
-    """See `rm_core.attention.base.Backend`.
+    """Eager backend, see `AttentionBackend`.
 
     Args:
-        aligned: blocks start at multiples of their size in the conversation and are filled up to
-            it. Every product then has a shape that depends on the position alone, so that the
-            result of a token does not depend on what else is in the row, to the last bit.
+        aligned: whether blocks start at multiples of their size in the conversation and are padded
+            to it. The shape of every product then depends only on the position, so that the result
+            of a token does not depend on the rest of the row, to the last bit.
     """
 
     def __init__(self, aligned: bool = False) -> None:
@@ -32,7 +33,7 @@ class EagerBackend:
     def plan(
         self, segments: Sequence[Segment], num_keys: int, device: torch.device
     ) -> list[Segment]:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         return list(segments)
 
     def attend(
@@ -43,7 +44,7 @@ class EagerBackend:
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         out = torch.empty_like(query)
         for segment in plan:
             keys, values = (
@@ -69,14 +70,14 @@ class EagerBackend:
         position: int,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """Attention of queries that follow one another, the first at `position`.
+        """Compute the attention of consecutive queries, the first at `position`.
 
         Args:
-            query: `[num_queries, num_heads, head_dim]`, at most a block.
-            keys: `[num_keys, num_key_value_heads, head_dim]` of the conversation from its start.
-            values: as `keys`.
-            position: of the first query.
-            scores: of the layer.
+            query: `[num_queries, num_heads, head_dim]`, at most one block.
+            keys: `[num_keys, num_key_value_heads, head_dim]`, the conversation from its start.
+            values: same shape and order as `keys`.
+            position: position of the first query in the conversation.
+            params: attention parameters of the layer.
         """
         num_queries = len(query)
         start, stop = position, position + num_queries
@@ -90,7 +91,7 @@ class EagerBackend:
         if self._aligned:
             keys, values = _pad(keys, 0, stop - high), _pad(values, 0, stop - high)
         num_heads, num_kv_heads = query.shape[1], keys.shape[1]
-        # [kv heads, heads of each, queries, head_dim]: heads that share keys and values.
+        # [kv heads, query heads per kv head, queries, head_dim]: grouped by shared keys and values.
         grouped = query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads)).permute(1, 2, 0, 3)
         weights = (grouped.flatten(1, 2) @ keys.permute(1, 2, 0)) * params.scaling
         if params.softcap is not None:
@@ -104,18 +105,18 @@ class EagerBackend:
 
 
 def _pad(tensor: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    """Rows of zeros around the rows that are there."""
+    """Add rows of zeros before and after the rows of a tensor."""
     return torch.nn.functional.pad(tensor, (0, 0, 0, 0, before, after))
 
 
 def _apply_mask(weights: torch.Tensor, start: int, low: int, window: int | None) -> None:
-    """Take away, in place, what a query must not see.
+    """Mask the keys that a query must not see, in place.
 
     Args:
-        weights: `[..., num_queries, num_keys]`; keys go up to the last query's position.
+        weights: `[..., num_queries, num_keys]`; the last key has the last query's position.
         start: position of the first query.
         low: position of the first key.
-        window: see `ScoreResult`.
+        window: see `AttentionParams`.
     """
     stop = start + weights.shape[-2]
     queries = torch.arange(start, stop, device=weights.device).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Attention on CUDA by flash-attn, with softcap and window: all three families."""
+"""Attention on CUDA with flash-attn, including softcap and window: for all three families."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
 class FlashAttnBackend(VarlenBackend):
-    """`flash_attn.flash_attn_varlen_func` (flash-attn 2.6 and newer), half precision.
+    """Backend on `flash_attn.flash_attn_varlen_func` (flash-attn 2.6 and newer), half precision.
 
     Args:
-        kernel: in place of flash-attn's own, for tests.
+        kernel: replacement for flash-attn's kernel, for tests.
     """
 
     def __init__(self, kernel: Callable[..., torch.Tensor] | None = None) -> None:
@@ -32,7 +32,7 @@ class FlashAttnBackend(VarlenBackend):
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         return self._kernel(
             *self.build_arguments(plan, query, key, value),
             softmax_scale=params.scaling,

@@ -1,7 +1,7 @@
-"""Attention on CUDA by FlexAttention: softcap and window in a compiled kernel, without flash-attn.
+"""Attention on CUDA with FlexAttention: softcap and window in a compiled kernel, no flash-attn.
 
-No keys are gathered. In a packed row everything that sees a key stands in one piece behind it, so
-two numbers for each key, the first and the last query that see it, are the whole mask.
+No keys are gathered. In a packed row the queries that see a key are contiguous and follow the key,
+so that two numbers for each key, the first and the last query that see it, define the mask.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from rm_core.attention.segments import Segment
 from rm_core.compilation import compile_for_all_sizes, recompile_options
 
 BLOCK = 128
-# Shorter rows are filled up to two blocks: rows of one token and rows under a block would be
-# compiled apart, and only a few kernels are kept.
+# Shorter rows are padded to two blocks: rows of one token and rows shorter than a block would each
+# be compiled separately, and only a few kernels are cached.
 MIN_ROWS = 2 * BLOCK
 _FAR = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True)
 class FlexPlan:
-    """The mask of a batch, queries and keys filled up to `LEAST`.
+    """Mask of a batch, with queries and keys padded to at least `MIN_ROWS`.
 
     Attributes:
-        first: int32 `[num_keys]`, first query that sees the key.
-        stop: int32 `[num_keys]`, behind the last query that sees it.
-        query_positions: int32 `[num_queries]`, in the conversation.
-        key_positions: int32 `[num_keys]`, in the conversation.
-        num_queries: those that are no filling.
-        block_masks: by window, made when a layer first needs it.
+        first: int32 `[num_keys]`, index of the first query that sees the key.
+        stop: int32 `[num_keys]`, index of the last query that sees the key, plus 1.
+        query_positions: int32 `[num_queries]`, positions of queries in the conversation.
+        key_positions: int32 `[num_keys]`, positions of keys in the conversation.
+        num_queries: number of queries without padding.
+        block_masks: block masks by window, built when a layer first needs them.
     """
 
     first: torch.Tensor
@@ -45,10 +45,10 @@ class FlexPlan:
 
 
 class FlexBackend:
-    """See `rm_core.attention.base.Backend`.
+    """FlexAttention backend, see `AttentionBackend`.
 
     Args:
-        kernel: in place of the compiled `flex_attention`, for tests.
+        kernel: replacement for the compiled `flex_attention`, for tests.
     """
 
     def __init__(self, kernel: Callable[..., Any] | None = None) -> None:
@@ -56,7 +56,7 @@ class FlexBackend:
         self._caps: dict[tuple[float, torch.device], Callable[..., torch.Tensor]] = {}
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> FlexPlan:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         num_queries = segments[-1].stop
         queries, keys = max(num_queries, MIN_ROWS), max(num_keys, MIN_ROWS)
         first = torch.full((keys,), queries, dtype=torch.int32)
@@ -70,7 +70,7 @@ class FlexBackend:
             position = 0
             for start, end in segment.keys:
                 key_positions[start:end] = torch.arange(position, position + end - start)
-                # A key that is itself a query of the segment is seen from that query on.
+                # A key of the segment's own queries is seen from its own query on.
                 seen_from = segment.start + key_positions[start:end] - segment.position
                 first[start:end] = first[start:end].minimum(seen_from.clamp(min=segment.start))
                 stop[start:end] = segment.stop
@@ -91,7 +91,7 @@ class FlexBackend:
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         if params.window not in plan.block_masks:
             plan.block_masks[params.window] = _build_block_mask(plan, params.window)
         queries, keys = len(plan.query_positions), len(plan.key_positions)
@@ -110,11 +110,11 @@ class FlexBackend:
     def _get_softcap(
         self, softcap: float | None, device: torch.device
     ) -> Callable[..., torch.Tensor] | None:
-        """The change of a score; the same object for the same softcap, to be compiled once."""
+        """Return the function that caps a score; the same object per softcap, compiled once."""
         if softcap is None:
             return None
         if (softcap, device) not in self._caps:
-            # As a tensor: a number would become a symbol that the kernel's template cannot take.
+            # A tensor, because a number would become a symbol that the kernel's template rejects.
             limit = torch.tensor(softcap, device=device)
 
             def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -128,7 +128,7 @@ def compile_kernel() -> Callable[..., Any]:
     """Return `flex_attention`, compiled for rows of any length at its first call."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Whole, or not at all: the way out would be scores for every query and key.
+    # The full graph or an error: the fallback would compute scores for every query and key.
     compiled: Callable[..., Any] = torch.compile(
         flex_attention, dynamic=True, fullgraph=True, **recompile_options()
     )
@@ -145,20 +145,20 @@ def _pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
-    """Which blocks of queries and keys to look at, and the mask within them.
+    """Build the blocks of queries and keys to compute, and the mask within them.
 
-    A block counts as soon as the spans of its keys touch it: a few too many are looked at, and
-    nothing of the size of queries times keys is made.
+    A block is computed if the query range of its keys as a whole touches the block. This computes
+    a few blocks too many, but allocates nothing of size queries times keys.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     first, stop, query_positions = plan.first, plan.stop, plan.query_positions
-    # Position from which on queries no longer see a key; one mask with and without a window.
+    # Query position from which on a key is no longer seen; one mask with and without a window.
     limit = torch.full_like(stop, _FAR) if window is None else plan.key_positions + window
 
     def mask(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        seen = (query >= first[key]) & (query < stop[key])
-        return seen & (query_positions[query] < limit[key])
+        visible = (query >= first[key]) & (query < stop[key])
+        return visible & (query_positions[query] < limit[key])
 
     num_queries, num_keys = len(query_positions), len(first)
     blocks = torch.arange(-(-num_queries // BLOCK), device=first.device).unsqueeze(1) * BLOCK
@@ -168,7 +168,7 @@ def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
         & (blocks + BLOCK > _split_into_blocks(first, num_queries).amin(1))
         & (lowest < _split_into_blocks(limit, 0).amax(1))
     )
-    # Blocks that count first, in order, as BlockMask wants them.
+    # Touched blocks first, in order, as BlockMask requires.
     indices = torch.argsort(touched.int(), dim=1, descending=True, stable=True)
     return BlockMask.from_kv_blocks(
         touched.sum(1).int()[None, None],
@@ -180,6 +180,6 @@ def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
 
 
 def _split_into_blocks(values: torch.Tensor, fill: int) -> torch.Tensor:
-    """`[num_blocks, BLOCK]`, the end filled up."""
+    """Reshape values to `[num_blocks, BLOCK]`, padded at the end."""
     missing = -len(values) % BLOCK
     return torch.nn.functional.pad(values, (0, missing), value=fill).view(-1, BLOCK)

@@ -1,7 +1,7 @@
-"""Puts the packed row under transformers' own decoder, through its two public hooks.
+"""Runs packed rows in transformers' own decoder, through its two public hooks.
 
-transformers calls the attention function registered here from every layer of the three families;
-it hands the work to the backend that travels in the call. No mask is built. No model code of
+transformers calls the attention function registered here from every layer of the three families.
+The function calls the backend that is passed to the decoder. No mask is built, and no model code of
 transformers is changed or copied.
 """
 
@@ -22,20 +22,20 @@ NAME = "skyreward_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """What the attention of one batch needs besides queries, keys and values.
+    """Input of one batch's attention, in addition to queries, keys and values.
 
-    Everything in one opaque object: compiled layers look at none of it.
+    One opaque object, so that compiled layers do not trace its contents.
 
     Attributes:
-        backend: computes it.
-        plan: of the backend, for these queries.
-        num_queries: how many the plan is for; rows behind them are filling and get zeros.
-        num_keys: how many the plan is for; those behind them are of the filling.
-        keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace those of
-            the layer; None where the queries are the whole row.
-        readouts: int64 `[num_readouts]`, places in the row that the last layer is to run on; None
+        backend: attention backend.
+        plan: the backend's plan for these queries.
+        num_queries: number of planned queries; later rows are padding and get zeros.
+        num_keys: number of planned keys; later keys are padding.
+        keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the
+            layer's; None if the queries are the complete row.
+        readouts: int64 `[num_readouts]`, indices in the row for which the last layer runs; None
             for all.
-        readout_plan: as `plan`, for the queries at these places.
+        readout_plan: the backend's plan for the queries at `readouts`.
     """
 
     backend: AttentionBackend
@@ -47,7 +47,7 @@ class PackedAttention:
     readout_plan: Any = None
 
     def select_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
-        """The attention of the readout tokens alone, over these keys and values."""
+        """Return the attention of the readout tokens only, over these keys and values."""
         assert self.readouts is not None
         return PackedAttention(
             self.backend, self.readout_plan, len(self.readouts), self.num_keys, keys
@@ -55,11 +55,11 @@ class PackedAttention:
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:
-    """Let a model's layers attend through the row that is passed to its decoder as `packed`."""
+    """Make a model's layers use the `PackedAttention` passed to its decoder as `packed`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    # Its loops over segments differ from batch to batch: nothing to compile. Not a decorator: that
-    # would load the compiler, for seconds, wherever this package is imported.
+    # Not compiled, because loops over segments differ from batch to batch. Not a decorator, because
+    # a decorator would load the compiler, for seconds, wherever this package is imported.
     AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(NAME, _no_mask)
     model.set_attn_implementation(NAME)
@@ -83,14 +83,14 @@ def _attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """In `[1, heads, tokens, head_dim]`, out `[1, tokens, heads, head_dim]`."""
+    """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`."""
     if packed.keys is not None:
         key, value = packed.keys
-    scores = AttentionParams(scaling, softcap, sliding_window)
+    params = AttentionParams(scaling, softcap, sliding_window)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     num_queries, num_keys = packed.num_queries, packed.num_keys
     out = packed.backend.attend(
-        packed.plan, queries[:num_queries], keys[:num_keys], values[:num_keys], scores
+        packed.plan, queries[:num_queries], keys[:num_keys], values[:num_keys], params
     )
     if num_queries < len(queries):
         out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(queries) - num_queries))

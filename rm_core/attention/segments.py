@@ -1,8 +1,9 @@
-"""Who attends to what in a packed row, as plain numbers. Pure Python, no torch.
+"""Describes in plain numbers which keys each query of a packed row attends to. No torch.
 
-A segment is a stretch of queries of one conversation. Its keys are slices of the row in the order
-of the conversation: the ancestors', then its own. The mask within is causal, aligned at the end:
-the last query sees every key, the one before it all but the last, and so on.
+A segment is a stretch of consecutive queries of one conversation. Its keys are slices of the row in
+the order of the conversation: the ancestors' keys, then its own. The mask within a segment is
+causal and aligned at the end: the last query sees every key, the query before sees all keys except
+the last, and so on.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from rm_core.packing import PrefixTree
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Queries that follow one another in a conversation, and their keys.
+    """Consecutive queries of a conversation, and their keys.
 
     Attributes:
-        start: first query, as an index among the queries given.
-        stop: behind the last query.
-        keys: `(start, stop)` of slices of the row; together they are the conversation from its
-            first token to the last query's.
+        start: index of the first query among the queries of the batch.
+        stop: index of the last query, plus 1.
+        keys: `(start, stop)` of slices of the row; together the slices are the conversation from
+            its first token to the last query's token.
     """
 
     start: int
@@ -31,12 +32,12 @@ class Segment:
 
     @property
     def num_queries(self) -> int:
-        """How many queries."""
+        """Number of queries."""
         return self.stop - self.start
 
     @property
     def num_keys(self) -> int:
-        """How many keys the last query sees: its position + 1."""
+        """Number of keys that the last query sees: its position + 1."""
         return sum(stop - start for start, stop in self.keys)
 
     @property
@@ -46,17 +47,17 @@ class Segment:
 
 
 def build_segments(tree: PrefixTree) -> list[Segment]:
-    """One segment for each run: every token of the row asks."""
+    """Return one segment for each segment of the tree: every token of the row is a query."""
     return [
-        Segment(run.start, run.stop, tuple(tree.get_path(index, run.stop)))
-        for index, run in enumerate(tree.segments)
+        Segment(segment.start, segment.stop, tuple(tree.get_path(index, segment.stop)))
+        for index, segment in enumerate(tree.segments)
     ]
 
 
 def build_token_segments(tree: PrefixTree, indices: Sequence[int]) -> list[Segment]:
-    """One segment for each of some tokens: query i is the token at `places[i]` of the row."""
-    starts = [run.start for run in tree.segments]
+    """Return one segment for each of some tokens: query i is the token at `indices[i]`."""
+    starts = [segment.start for segment in tree.segments]
     return [
-        Segment(query, query + 1, tuple(tree.get_path(bisect.bisect(starts, place) - 1, place + 1)))
-        for query, place in enumerate(indices)
+        Segment(query, query + 1, tuple(tree.get_path(bisect.bisect(starts, index) - 1, index + 1)))
+        for query, index in enumerate(indices)
     ]

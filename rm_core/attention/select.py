@@ -1,8 +1,8 @@
-"""Chooses the attention backend by family, device, dtype and what is installed.
+"""Chooses the attention backend by family, device, dtype and installed packages.
 
-The choice keeps its reason, which `/info` and `skyreward verify` show. A backend that would drop
-Gemma-2's attention softcap is refused even when it is asked for: the rewards would be plausible
-and wrong.
+The choice includes its reason, which `/info` and `skyreward verify` show. A backend that would drop
+Gemma-2's attention softcap is refused even if it is requested: the rewards would be plausible but
+wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rm_core.attention.base import AttentionBackend
 from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
 
-# Its build imports torch, which pip hides from builds unless it is told not to.
+# The build of flash-attn imports torch, which pip hides from isolated builds.
 INSTALL_FLASH_ATTN = "pip install --no-build-isolation flash-attn, which needs nvcc"
 
 Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
@@ -25,17 +25,17 @@ Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
 
 @dataclass(frozen=True, slots=True)
 class AttentionTarget:
-    """Where and as what a model runs.
+    """Properties of a model and its device on which the choice depends.
 
     Attributes:
-        family: of the architecture.
+        family: family of the model's architecture.
         device_type: `cuda` or `cpu`.
-        dtype: resolved name, such as `bfloat16`.
-        softcap: whether attention scores are soft-capped.
-        window: whether any layer has a sliding window.
+        dtype: resolved name of the dtype, such as `bfloat16`.
+        has_softcap: whether attention scores are soft-capped.
+        has_window: whether any layer has a sliding window.
         deterministic: whether a reward must not depend on its batch, to the last bit.
-        old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
-            under 8.0).
+        is_old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
+            below 8.0).
     """
 
     family: Family
@@ -48,19 +48,19 @@ class AttentionTarget:
 
     @property
     def has_flash_kernels(self) -> bool:
-        """Whether FlashAttention-2 kernels run at all: CUDA, half precision, not too old."""
+        """Whether FlashAttention-2 kernels can run: CUDA, half precision, a GPU not too old."""
         return self.device_type == "cuda" and self.dtype != "float32" and not self.is_old_gpu
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """A backend by name, and why it was taken.
+    """Name of a backend, and the reason for the choice.
 
     Attributes:
-        name: of the backend.
-        reason: for people.
-        fallbacks: names of the backends to try in turn if this one fails its proof; eager comes
-            last and is not named.
+        name: name of the backend.
+        reason: why the backend was chosen, in words.
+        fallbacks: names of the backends to try in turn if this backend fails its self-check; eager
+            is the last fallback and not listed.
     """
 
     name: str
@@ -69,10 +69,9 @@ class AttentionChoice:
 
 
 def is_flash_attn_installed() -> bool:
-    """Whether a flash-attn that knows the softcap is there (not whether it works on this device).
+    """Return whether a flash-attn with softcap is installed, not whether it works on this device.
 
-    Releases before 2.6 have no softcap and would leave it out without a word; they count as not
-    installed.
+    Releases before 2.6 have no softcap and would silently ignore it; they count as not installed.
     """
     try:
         version = importlib.metadata.version("flash-attn")
@@ -84,11 +83,11 @@ def is_flash_attn_installed() -> bool:
 def choose_attention(
     target: AttentionTarget, requested: Attention = "auto", *, has_flash_attn: bool | None = None
 ) -> AttentionChoice:
-    """The backend to use.
+    """Choose the attention backend.
 
     Args:
-        placement: see `AttentionTarget`.
-        requested: a name overrides the choice, unless it would score wrongly.
+        target: properties of the model and its device.
+        requested: value of the setting `attention`; a name overrides the choice.
         has_flash_attn: whether flash-attn is installed; looked up if None.
 
     Raises:
@@ -100,7 +99,7 @@ def choose_attention(
         refusal = _refusal_reason(target, requested, has_flash_attn)
         if refusal:
             raise ModelLoadError(f"attention {requested!r} {refusal}")
-        return AttentionChoice(requested, "asked for by the setting `attention`")
+        return AttentionChoice(requested, "requested by the setting `attention`")
     if target.device_type == "cpu":
         return _choose_on_cpu(target)
     if not target.has_flash_kernels:
@@ -127,11 +126,14 @@ def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
     for applies, reason in (
         (target.has_softcap, "keeps Gemma-2's attention softcap; SDPA has none"),
         (target.has_window, "keeps the sliding window; the CPU's SDPA kernel has none"),
-        (target.deterministic, "batch-invariant: every product has a shape of its own position"),
+        (
+            target.deterministic,
+            "batch-invariant: the shape of every product depends only on the position",
+        ),
         (
             # Measured on random checkpoints: 0.05 to 0.2 from eager at rewards of 1 to 9.
             target.dtype != "float32",
-            "SDPA on the CPU strays from eager by several bfloat16 steps in half precision",
+            "SDPA on the CPU differs from eager by several bfloat16 steps in half precision",
         ),
     ):
         if applies:
@@ -140,7 +142,7 @@ def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
 
 
 def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: bool) -> str | None:
-    """Why a backend cannot be had, or None."""
+    """Return why a backend cannot be used, or None."""
     on_cuda = target.device_type == "cuda"
     if requested in ("sdpa", "varlen") and target.has_softcap:
         return (
@@ -148,9 +150,9 @@ def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: boo
             "or 'flex' (CUDA), 'eager' or 'auto'"
         )
     if requested == "sdpa" and on_cuda:
-        return "is the backend for CPUs; on CUDA use 'auto', which finds the kernels there"
+        return "is the backend for CPUs; on CUDA use 'auto', which chooses a CUDA kernel"
     if requested == "sdpa" and target.has_window:
-        return "has no sliding window on CPUs; use 'eager' or 'auto'"
+        return "does not support a sliding window on CPUs; use 'eager' or 'auto'"
     if requested in ("varlen", "flex", "flash_attention_2") and not on_cuda:
         return "needs CUDA; use 'auto' on a CPU"
     if requested == "flash_attention_2" and not has_flash_attn:
@@ -160,12 +162,12 @@ def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: boo
             return "needs a GPU of compute capability 8.0 or newer; use 'auto' or 'eager'"
         return "has no float32 kernels; use dtype 'bfloat16' or attention 'auto'"
     if target.deterministic and requested not in ("eager", "varlen"):
-        return "is not batch-invariant; use 'auto' or 'eager', or switch `deterministic` off"
+        return "is not batch-invariant; use 'auto' or 'eager', or turn `deterministic` off"
     return None
 
 
 def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
-    """The backend of a name; imports what it needs only now.
+    """Create a backend by name; its module and dependencies are imported only now.
 
     Args:
         name: an `AttentionChoice.name`.
@@ -192,4 +194,4 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
             from rm_core.attention.flash import FlashAttnBackend
 
             return FlashAttnBackend()
-    raise AssertionError(f"no backend is called {name!r}")
+    raise AssertionError(f"unknown backend {name!r}")

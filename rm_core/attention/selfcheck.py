@@ -1,9 +1,9 @@
-"""Proves at load time, on the device itself, that a backend computes attention.
+"""Checks at load time, on the device itself, that a backend computes attention correctly.
 
-Kernels differ from release to release and from GPU to GPU, and a wrong mask or a dropped softcap
-gives rewards that look right. So before the first request the backend attends over a small tree,
-in the shape and with the scores of the model's own layers, and is compared with attention written
-out in float32. What fails is not used, and the next backend of the choice is tried.
+Kernels differ between releases and between GPUs, and a wrong mask or a dropped softcap gives
+rewards that look plausible. Before the first request, the backend therefore computes attention over
+a small tree, with the shapes and parameters of the model's own layers, and is compared with eager
+attention in float32. A backend that fails is not used, and the next backend of the choice is tried.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rm_core.packing import pack
 
 logger = logging.getLogger(__name__)
 
-# Values are drawn with a standard deviation of 1. Half precision rounds weights to 1 in 256; a
-# dropped softcap or a mask that is one token off changes outputs by far more.
+# Values have a standard deviation of 1. Half precision rounds weights to 1 in 256; a dropped
+# softcap or a mask that is off by one token changes outputs by far more.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-_LONGEST = 8_192
+_MAX_LENGTH = 8_192
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionHeads:
-    """Shape of a model's attention."""
+    """Head counts and head size of a model's attention."""
 
     num_heads: int
     num_key_value_heads: int
@@ -50,18 +50,18 @@ def select_validated_backend(
     requested: Attention,
     deterministic: bool,
 ) -> tuple[AttentionChoice, AttentionBackend]:
-    """Return the first backend of a choice that computes attention; eager if none does.
+    """Return the first backend of a choice that passes the self-check; eager if none does.
 
     Args:
-        choice: what to prove, with the backends to try after it. The returned choice has the
-            reason of each failure.
-        model: of transformers, on the device, with its config.
-        device: where it will run.
-        requested: the setting that led to the choice.
+        choice: backend to check, with its fallbacks. The returned choice has the reason of each
+            failure.
+        model: transformers' model, on the device, with its config.
+        device: device of the model.
+        requested: value of the setting `attention` that led to the choice.
         deterministic: see `rm_core.config.ModelConfig`.
 
     Raises:
-        ModelLoadError: the backend was asked for by name and fails.
+        ModelLoadError: the backend was requested by name and fails.
     """
     failures: list[str] = []
     names = (choice.name, *choice.fallbacks)
@@ -73,16 +73,18 @@ def select_validated_backend(
             check_backend(
                 backend, _get_heads(model), _collect_params(model), device, _get_dtype(model)
             )
-        # A package may be installed and fail to import; compilers and kernels raise classes of
-        # their own.
+        # An installed package may fail to import; compilers and kernels raise arbitrary exception
+        # classes.
         except Exception as error:
-            why = f"{name} failed its proof on this device: {type(error).__name__}: {error}"
-            why = why.strip().splitlines()[0]
+            failure = (
+                f"{name} failed its self-check on this device: {type(error).__name__}: {error}"
+            )
+            failure = failure.strip().splitlines()[0]
             if requested != "auto":
-                raise ModelLoadError(f"attention {why}; use 'auto' or 'eager'") from error
+                raise ModelLoadError(f"attention {failure}; use 'auto' or 'eager'") from error
             slower = ", which is slower" if next_name == "eager" else ""
-            logger.warning("attention: %s; %s is tried next%s", why, next_name, slower)
-            failures.append(why)
+            logger.warning("attention: %s; trying %s next%s", failure, next_name, slower)
+            failures.append(failure)
         else:
             if not failures:
                 return choice, backend
@@ -91,8 +93,8 @@ def select_validated_backend(
     return AttentionChoice("eager", reason), make_backend("eager", deterministic)
 
 
-# In the mode of the batches: torch compiles a kernel for each mode, so that the first batch would
-# compile it again.
+# In inference mode, as for batches: torch compiles a kernel for each mode, so that otherwise the
+# first batch would compile it again.
 @torch.inference_mode()
 def check_backend(
     backend: AttentionBackend,
@@ -101,47 +103,51 @@ def check_backend(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Compare a backend with attention written out.
+    """Compare a backend with eager attention.
 
     Args:
-        backend: to prove.
-        heads: shape of the attention.
-        all_scores: each to be tried.
-        device: where.
-        dtype: of queries, keys and values.
+        backend: backend to check.
+        heads: head counts and head size.
+        all_params: attention parameters; each is checked.
+        device: device on which the backend runs.
+        dtype: dtype of queries, keys and values.
 
     Raises:
-        ArithmeticError: they differ.
+        ArithmeticError: the results differ by more than rounding.
     """
-    for scores in all_params:
-        length = min(_LONGEST, 2 * 128 + (scores.window or 0))
+    for params in all_params:
+        length = min(_MAX_LENGTH, 2 * 128 + (params.window or 0))
         start = tuple(range(length))
         (tree,) = pack(
             [(*start, 0), (*start, 1, *range(150)), (*start[:100], 2), start[:50], (7, 7)], 10**6
         ).batches
-        places = sorted(tree.ends)
+        readout_indices = sorted(tree.ends)
         generator = torch.Generator().manual_seed(0)
         query, key, value = (
             torch.randn(tree.num_tokens, count, heads.head_dim, generator=generator)
             for count in (heads.num_heads, heads.num_key_value_heads, heads.num_key_value_heads)
         )
-        # Raw scores of a standard deviation of 1, or of the softcap, so that it is felt.
-        query = query * (scores.softcap or 1.0) / (scores.scaling * heads.head_dim**0.5)
+        # Raw scores have a standard deviation of 1, or of the softcap, so that the softcap matters.
+        query = query * (params.softcap or 1.0) / (params.scaling * heads.head_dim**0.5)
         query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
-        for segments, asking in (
+        for segments, queries in (
             (build_segments(tree), query),
-            (build_token_segments(tree, places), query[places]),
+            (build_token_segments(tree, readout_indices), query[readout_indices]),
         ):
-            ours, expected = (
-                way.attend(way.plan(segments, tree.num_tokens, device), *tensors, scores)
-                for way, tensors in (
-                    (backend, (asking, key, value)),
-                    (EagerBackend(), (asking.float(), key.float(), value.float())),
+            output, expected = (
+                candidate.attend(
+                    candidate.plan(segments, tree.num_tokens, device), *tensors, params
+                )
+                for candidate, tensors in (
+                    (backend, (queries, key, value)),
+                    (EagerBackend(), (queries.float(), key.float(), value.float())),
                 )
             )
-            difference = float((ours.float() - expected).abs().max())
+            difference = float((output.float() - expected).abs().max())
             if not difference <= _TOLERANCE[str(dtype).removeprefix("torch.")]:
-                raise ArithmeticError(f"it is {difference:.3g} away from eager with {scores}")
+                raise ArithmeticError(
+                    f"output differs from eager by {difference:.3g} with {params}"
+                )
 
 
 def _list_attention_modules(model: nn.Module) -> list[Any]:
@@ -155,7 +161,7 @@ def _get_heads(model: nn.Module) -> AttentionHeads:
 
 
 def _collect_params(model: nn.Module) -> list[AttentionParams]:
-    """How the layers compute scores, each way once."""
+    """Return the distinct attention parameters of the layers, in order."""
     return list(
         dict.fromkeys(
             AttentionParams(

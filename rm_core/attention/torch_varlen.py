@@ -1,4 +1,4 @@
-"""Attention on CUDA by `varlen_attn`, the FlashAttention-2 inside torch: no softcap."""
+"""Attention on CUDA with `varlen_attn`, torch's built-in FlashAttention-2: no softcap."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from rm_core.attention.varlen import VarlenBackend, VarlenPlan
 
 
 class TorchVarlenBackend(VarlenBackend):
-    """`torch.nn.attention.varlen.varlen_attn` (torch 2.11 and newer), half precision, no softcap.
+    """Backend on `torch.nn.attention.varlen.varlen_attn` (torch 2.11 and newer).
+
+    Supports half precision only, and no softcap.
 
     Args:
-        deterministic: never split the keys of a segment among blocks, so that the result does not
-            depend on the rest of the batch.
-        kernel: in place of torch's own, for tests.
+        deterministic: whether to never split the keys of a segment among blocks, so that the
+            result does not depend on the rest of the batch.
+        kernel: replacement for torch's kernel, for tests.
     """
 
     def __init__(
@@ -30,13 +32,13 @@ class TorchVarlenBackend(VarlenBackend):
 
             kernel = varlen_attn
         self._kernel: Callable[..., Any] = kernel
-        # Newer releases want to be told of grouped heads and offer splits; older ones have neither
-        # name, take grouped heads as they are and never split.
-        offered = inspect.signature(kernel).parameters
-        wanted: dict[str, Any] = {"enable_gqa": True}
+        # Newer releases need `enable_gqa` for grouped heads and have `num_splits`. Older releases
+        # have neither parameter, accept grouped heads without it and never split.
+        supported = inspect.signature(kernel).parameters
+        options: dict[str, Any] = {"enable_gqa": True}
         if deterministic and _may_split():
-            wanted["num_splits"] = 1
-        self._options = {name: value for name, value in wanted.items() if name in offered}
+            options["num_splits"] = 1
+        self._options = {name: value for name, value in options.items() if name in supported}
 
     def attend(
         self,
@@ -46,7 +48,7 @@ class TorchVarlenBackend(VarlenBackend):
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `Backend`."""
+        """See `AttentionBackend`."""
         assert params.softcap is None
         out: torch.Tensor = self._kernel(
             *self.build_arguments(plan, query, key, value),
@@ -58,10 +60,10 @@ class TorchVarlenBackend(VarlenBackend):
 
 
 def _may_split() -> bool:
-    """Whether a FlashAttention other than torch's own version 2 has been activated.
+    """Return whether a FlashAttention other than torch's own version 2 has been activated.
 
-    Version 2 does not split the keys of more than one query, and some releases of torch refuse to
-    be told not to.
+    Version 2 does not split keys for more than one query, and some releases of torch reject
+    `num_splits` with it.
     """
     current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
     return current is not None and current() is not None

@@ -1,8 +1,8 @@
-"""What the variable-length kernels share: segments as sequences of their own.
+"""Base of the backends on variable-length kernels: each segment is a separate sequence.
 
-Keys and values are gathered into the conversations' order once per layer, so that each segment is
-a sequence with fewer queries than keys. The kernels align their causal mask at the end then, which
-is what a segment needs, and count the window in positions.
+Keys and values are gathered into the order of the conversations once per layer, so that each
+segment is a sequence with fewer queries than keys. The kernels then align their causal mask at the
+end, as a segment requires, and count the window in positions.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from rm_core.attention.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """Boundaries of the segments, and where their keys are.
+    """Boundaries of the segments, and indices of their keys.
 
     Attributes:
-        cu_seqlens_q: int32 `[num_segments + 1]`, where each segment's queries start.
-        cu_seqlens_k: int32 `[num_segments + 1]`, where each segment's gathered keys start.
-        max_seqlen_q: most queries of a segment.
-        max_seqlen_k: most keys of a segment.
-        gather: int64 `[num_gathered]`, places of the keys in the row; None if it is the row.
+        cu_seqlens_q: int32 `[num_segments + 1]`, start of each segment's queries.
+        cu_seqlens_k: int32 `[num_segments + 1]`, start of each segment's gathered keys.
+        max_seqlen_q: largest number of queries in a segment.
+        max_seqlen_k: largest number of keys in a segment.
+        gather_indices: int64 `[num_gathered]`, indices of the keys in the row; None if the keys
+            are in the order of the row.
     """
 
     cu_seqlens_q: torch.Tensor
@@ -37,30 +38,31 @@ class VarlenPlan:
 
 
 class VarlenBackend:
-    """What the backends on such kernels have in common."""
+    """Base class of the backends on variable-length kernels."""
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
-        """See `rm_core.attention.base.Backend`."""
+        """See `AttentionBackend`."""
         queries = [segment.num_queries for segment in segments]
         keys = [segment.num_keys for segment in segments]
-        slices = [part for segment in segments for part in segment.keys]
-        edges = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
-        gather = None
-        if not all(before[1] == after[0] for before, after in edges):  # the row is not the order
-            places = torch.cat([torch.arange(start, stop) for start, stop in slices])
-            gather = places.to(device, non_blocking=True)
+        slices = [key_slice for segment in segments for key_slice in segment.keys]
+        neighbors = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
+        gather_indices = None
+        # Gather the keys unless the slices are the row, in its order.
+        if not all(before[1] == after[0] for before, after in neighbors):
+            indices = torch.cat([torch.arange(start, stop) for start, stop in slices])
+            gather_indices = indices.to(device, non_blocking=True)
         return VarlenPlan(
             _build_cu_seqlens(queries, device),
             _build_cu_seqlens(keys, device),
             max(queries),
             max(keys),
-            gather,
+            gather_indices,
         )
 
     def build_arguments(
         self, plan: VarlenPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[Any, ...]:
-        """What every such kernel takes by position, keys and values in the segments' order."""
+        """Return the kernel's positional arguments, with keys and values in segment order."""
         if plan.gather_indices is not None:
             key, value = (tensor.index_select(0, plan.gather_indices) for tensor in (key, value))
         boundaries = plan.cu_seqlens_q, plan.cu_seqlens_k
