@@ -1,4 +1,4 @@
-"""Benchmarks of reward models: rows in, figures out; no model inside.
+"""Benchmarks of reward models: functions from rewards to results, without a model.
 
-One module each. Start reading at `rm_core.benchmarks.base`, then at `rewardbench`.
+Each benchmark is one module. Start with `rm_core.benchmarks.base`, then read `rewardbench`.
 """

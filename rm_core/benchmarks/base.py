@@ -1,7 +1,7 @@
-"""What all benchmarks have in common: items, their rewards, and the figures made of them.
+"""Base of all benchmarks: items, their rewards, and the results computed from them.
 
-A benchmark is a pure function from rewards to figures. Where rewards come from, how files are read
-and how figures are shown is not known here.
+A benchmark is a pure function from rewards to results. Other modules compute the rewards, read the
+files and show the results.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from rm_core.benchmarks.variants import BenchmarkOptions
 from rm_core.inputs.conversations import Messages
 
 ItemKey = tuple[str, str]
-"""`id` and `subset` of an item, which together are there once."""
+"""`id` and `subset` of an item; the combination is unique."""
 
 
 class Preference(NamedTuple):
     """Two responses of an item, one of which is known to be better.
 
     Attributes:
-        better: its place among the responses.
-        worse: as `better`.
+        better: index of the better response.
+        worse: index of the worse response.
     """
 
     better: int
@@ -34,14 +34,14 @@ class Item:
     """One row of a benchmark.
 
     Attributes:
-        id: as in the data.
-        subset: as in `scores.jsonl`.
-        prompt: the messages that are answered.
-        responses: answers, in the order of `rewards` in `scores.jsonl`.
-        preferences: every pair of answers that the benchmark knows the better one of; a tie, if the
-            row has one, is in none.
-        facts: what else figures need: a category, a label, a goal. Items of equal `cluster` belong
-            together: a figure is of all of them.
+        id: id of the row in the data.
+        subset: name of the subset, as in `scores.jsonl`.
+        prompt: messages that the responses answer.
+        responses: responses, in the order of `rewards` in `scores.jsonl`.
+        preferences: every pair of responses of which the benchmark knows the better one; the pairs
+            do not contain ties.
+        metadata: other data of the row that results need: a category, a label, a goal. Items with
+            equal `cluster` belong together: a result is computed from all of them.
     """
 
     id: str
@@ -53,23 +53,23 @@ class Item:
 
     @property
     def key(self) -> ItemKey:
-        """What a line of `scores.jsonl` is matched by."""
+        """Key by which a line of `scores.jsonl` is matched to the item."""
         return self.id, self.subset
 
 
 class ScoredItem(NamedTuple):
-    """An item and the raw reward of each of its responses, in order; all finite."""
+    """An item and the raw reward of each response, in order; all rewards are finite."""
 
     item: Item
     rewards: Sequence[float]
 
 
 class ItemScore(NamedTuple):
-    """What one item adds to its subset.
+    """Contribution of one item to its subset.
 
     Attributes:
-        right: of its comparisons; may be a fraction.
-        total: its comparisons; 0 if it does not count.
+        right: number of correct comparisons; may be a fraction.
+        total: number of comparisons; 0 if the item does not count.
     """
 
     right: float
@@ -77,12 +77,12 @@ class ItemScore(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """The sum of credits.
+    """Sum of item scores.
 
     Attributes:
-        right: of all comparisons; may be a fraction.
-        total: comparisons.
-        num_items: that count.
+        right: number of correct comparisons; may be a fraction.
+        total: number of comparisons.
+        num_items: number of items that count.
     """
 
     right: float
@@ -91,7 +91,7 @@ class Tally(NamedTuple):
 
 
 class CombinedScore(NamedTuple):
-    """What subsets come to; as in `BenchmarkResult`."""
+    """Scores that are computed from subsets, see `BenchmarkResult`."""
 
     overall: float | None
     sections: Mapping[str, SubsetScore]
@@ -99,14 +99,14 @@ class CombinedScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SubsetScore:
-    """A figure of a section or a subset.
+    """Score of a subset or a section.
 
     Attributes:
         score: 0 to 1 (RewardBench 2's Ties: up to 1.01).
-        num_items: that have rewards.
-        num_expected: in the whole benchmark; None where it is not known.
-        num_correct: items or pairs that are right, where the score counts such; may be a fraction
-            where a shared best place counts in part.
+        num_items: number of items with rewards.
+        num_expected: number of items in the complete benchmark; None if unknown.
+        num_correct: number of correct items or pairs, if the score counts them; may be a fraction
+            if a shared highest reward counts in part.
     """
 
     score: float
@@ -117,16 +117,17 @@ class SubsetScore:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """What a benchmark says of a model.
+    """Result of a benchmark for a model.
 
     Attributes:
-        overall: as the leaderboard has it, of the sections that are there; None without any.
-        sections: by name, those that are there.
-        subsets: by name, those that are there.
-        more: further figures, by name, as JSON data: `difficulty`, `means`, `mean_of_sections`,
-            `matrices`, `best_of_n`.
-        missing: what the whole benchmark has and these items have not, a phrase each; empty if the
-            result is whole.
+        overall: overall score as on the leaderboard, from the available sections; None without
+            sections.
+        sections: scores of the available sections by name.
+        subsets: scores of the available subsets by name.
+        extra: further results by name, as JSON data, such as `difficulty`, `means`,
+            `mean_of_sections`, `matrices`, `best_of_n`.
+        missing: phrases that say which items of the complete benchmark are missing; empty if the
+            result is complete.
     """
 
     overall: float | None
@@ -138,11 +139,11 @@ class BenchmarkResult:
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """Where the benchmark's data is on the hub.
+    """Dataset of a benchmark on the hub.
 
     Attributes:
-        repository: of data sets.
-        split: to be read.
+        repository: dataset repository.
+        split: split to read.
     """
 
     repository: str
@@ -151,13 +152,14 @@ class HubDataset:
 
 @dataclass(frozen=True, slots=True)
 class OfficialProtocol:
-    """How the benchmark's own runner prepares text; the default of `skyreward eval`.
+    """Settings of the benchmark's own runner; the defaults of `skyreward eval`.
 
     Attributes:
-        max_length: tokens; None for the model's own limit.
-        truncation: what is cut of a longer conversation.
-        dtype: of the published runs; ours is chosen by the loader, and the report names both.
-        source: where this is written down.
+        max_length: maximum number of tokens; None for the model's own limit.
+        truncation: truncation of longer conversations.
+        dtype: dtype of the published runs; `skyreward eval` uses the loader's choice, and the
+            report names both.
+        source: where the settings are published.
     """
 
     max_length: int | None
@@ -170,11 +172,11 @@ class Benchmark(Protocol):
     """One benchmark.
 
     Attributes:
-        name: as on the command line.
-        title: as people write it.
-        hub: its data sets.
-        preparation: of the official runner.
-        options: which of the ways of computing it; `values` of it gives them by name.
+        name: name on the command line.
+        title: name in reports.
+        hub: datasets on the hub.
+        official_protocol: settings of the official runner.
+        options: chosen variant of the computation; `options.to_dict()` returns it by name.
     """
 
     name: str
@@ -184,36 +186,36 @@ class Benchmark(Protocol):
     options: BenchmarkOptions
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """An item from a row as it is published.
+        """Read an item from a row as published.
 
         Args:
-            row: of the data.
-            origin: path of its file within what was given, `/` between folders; RM-Bench's subset
-                is the start of its name.
+            row: row of the data.
+            origin: path of the row's file relative to the given path, with `/` between folders;
+                the start of the file's name is RM-Bench's subset.
 
         Raises:
-            BenchmarkDataError: a column is missing or of another type, or the subset is unknown;
-                says which, and what is allowed.
+            BenchmarkDataError: a column is missing or has the wrong type, or the subset is
+                unknown; the message names it and what is allowed.
         """
         ...
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """The benchmark's figures, in any order of items."""
+        """Compute the benchmark's result, which does not depend on the order of items."""
         ...
 
 
 @runtime_checkable
 class DecomposableBenchmark(Benchmark, Protocol):
-    """A benchmark whose figures are made of sums over the items of each subset."""
+    """A benchmark whose scores are computed from sums over the items of each subset."""
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """What an item adds to its subset."""
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Return the contribution of an item to its subset."""
         ...
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """The overall figure and the sections.
+        """Compute the overall score and the sections.
 
         Args:
-            tallies: of the subsets that are there, by name.
+            tallies: tallies of the available subsets, by name.
         """
         ...

@@ -1,7 +1,8 @@
-"""Confidence intervals of all figures of a result: Wilson's for shares, bootstrap for the rest.
+"""Confidence intervals of a result's scores: Wilson intervals for shares, bootstrap for the rest.
 
-Items are drawn again within their subsets, whole clusters where items belong together, so that an
-interval is of the same benchmark with other items, not of another mixture of subsets.
+The bootstrap resamples items within their subsets, and complete clusters where items belong
+together, so that an interval describes the same benchmark with other items, not another mixture of
+subsets.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ RESAMPLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Where figures may lie, under the names that the figures have.
+    """Confidence intervals of the scores of a `BenchmarkResult`, under the same names.
 
     Attributes:
-        overall: of the overall figure; None where there is none.
-        sections: of each section.
-        subsets: of each subset.
+        overall: interval of the overall score; None without an overall score.
+        sections: interval of each section's score.
+        subsets: interval of each subset's score.
     """
 
     overall: Interval | None
@@ -54,29 +55,29 @@ def compute_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Intervals:
-    """The intervals of a result; the same for the same items in any order.
+    """Compute the intervals of a result; they do not depend on the order of items.
 
     Args:
-        benchmark: whose figures they are.
-        scored: what the figures were made of.
-        figures: of those.
-        resamples: how often the figures are computed again.
-        seed: of the draws.
+        benchmark: benchmark of the result.
+        scored: items from which the result was computed.
+        result: result for these items.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
     """
     if isinstance(benchmark, DecomposableBenchmark):
-        again = _bootstrap_sums(benchmark, scored, resamples, seed)
+        resampled = _bootstrap_sums(benchmark, scored, resamples, seed)
     else:
-        again = _bootstrap_results(benchmark, scored, resamples, seed)
-    overall = percentile_interval([one.overall for one in again if one.overall is not None])
+        resampled = _bootstrap_results(benchmark, scored, resamples, seed)
+    overall = percentile_interval([r.overall for r in resampled if r.overall is not None])
     return Intervals(
         overall,
-        _compute_subset_intervals(result.sections, [one.sections for one in again]),
-        _compute_subset_intervals(result.subsets, [one.subsets for one in again]),
+        _compute_subset_intervals(result.sections, [r.sections for r in resampled]),
+        _compute_subset_intervals(result.subsets, [r.subsets for r in resampled]),
     )
 
 
 def is_proportion(score: SubsetScore) -> bool:
-    """Whether the score is a plain share of items, each right or wrong."""
+    """Return whether a score is the share of correct items, each either right or wrong."""
     right = score.num_correct
     if right is None or not float(right).is_integer():
         return False
@@ -84,58 +85,65 @@ def is_proportion(score: SubsetScore) -> bool:
 
 
 def _compute_subset_intervals(
-    parts: Mapping[str, SubsetScore], again: Sequence[Mapping[str, SubsetScore]]
+    scores: Mapping[str, SubsetScore], resampled: Sequence[Mapping[str, SubsetScore]]
 ) -> dict[str, Interval]:
-    found = {}
-    for name, part in parts.items():
-        if is_proportion(part):
-            found[name] = wilson(part.num_correct or 0.0, part.num_items, CONFIDENCE)
+    intervals = {}
+    for name, subset in scores.items():
+        if is_proportion(subset):
+            intervals[name] = wilson(subset.num_correct or 0.0, subset.num_items, CONFIDENCE)
             continue
-        interval = percentile_interval([parts[name].score for parts in again if name in parts])
+        interval = percentile_interval([r[name].score for r in resampled if name in r])
         if interval is not None:
-            found[name] = interval
-    return found
+            intervals[name] = interval
+    return intervals
 
 
 def _bootstrap_sums(
     benchmark: DecomposableBenchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
 ) -> list[BenchmarkResult]:
-    """What an item adds is known before the draws, which are sums alone."""
+    """Grade every item once, then sum the scores of each resample."""
     groups = sorted(group_by_subset(scored).items())
-    credits = {name: sorted(benchmark.grade_item(one) for one in group) for name, group in groups}
-    chance, again = random.Random(seed), []
+    item_scores = {
+        name: sorted(benchmark.grade_item(scored_item) for scored_item in group)
+        for name, group in groups
+    }
+    generator, results = random.Random(seed), []
     for _ in range(resamples):
         drawn = {
-            name: tally(chance.choices(group, k=len(group))) for name, group in credits.items()
+            name: tally(generator.choices(group, k=len(group)))
+            for name, group in item_scores.items()
         }
-        tallies = {name: one for name, one in drawn.items() if one.total}
+        tallies = {name: subset for name, subset in drawn.items() if subset.total}
         overall, sections = benchmark.combine(tallies)
-        again.append(BenchmarkResult(overall, sections, compute_subset_scores(tallies, {})))
-    return again
+        results.append(BenchmarkResult(overall, sections, compute_subset_scores(tallies, {})))
+    return results
 
 
 def _bootstrap_results(
     benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
 ) -> list[BenchmarkResult]:
-    """All figures of each draw; clusters stay whole."""
+    """Compute the complete result of each resample; clusters are kept together."""
     strata: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
-    for one in sorted(scored, key=lambda one: one.item.key):
-        item = one.item
-        strata[item.subset][item.metadata.get("cluster", item.key)].append(one)
+    for scored_item in sorted(scored, key=lambda scored_item: scored_item.item.key):
+        item = scored_item.item
+        strata[item.subset][item.metadata.get("cluster", item.key)].append(scored_item)
     clusters = [list(group.values()) for _, group in sorted(strata.items())]
     drawn = bootstrap_resamples(clusters, resamples=resamples, seed=seed)
-    return [benchmark.compute_result(_relabel_clusters(one)) for one in drawn]
+    return [benchmark.compute_result(_relabel_clusters(resample)) for resample in drawn]
 
 
 def _relabel_clusters(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:
-    """The items of clusters; one that was drawn twice is two clusters."""
+    """Return the items of clusters; a cluster that was drawn twice becomes two clusters."""
     return [
-        _relabel_item(one, number) if "cluster" in one.item.metadata else one
+        _relabel_item(scored_item, number)
+        if "cluster" in scored_item.item.metadata
+        else scored_item
         for number, cluster in enumerate(clusters)
-        for one in cluster
+        for scored_item in cluster
     ]
 
 
-def _relabel_item(one: ScoredItem, number: int) -> ScoredItem:
-    facts = {**one.item.metadata, "cluster": number}
-    return ScoredItem(dataclasses.replace(one.item, metadata=facts), one.rewards)
+def _relabel_item(scored_item: ScoredItem, number: int) -> ScoredItem:
+    metadata = {**scored_item.item.metadata, "cluster": number}
+    item = dataclasses.replace(scored_item.item, metadata=metadata)
+    return ScoredItem(item, scored_item.rewards)

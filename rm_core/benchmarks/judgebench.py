@@ -1,8 +1,7 @@
 """JudgeBench: pairs of answers to hard questions, one right and one wrong, in four categories.
 
-Rules are those of github.com/ScalerLab/JudgeBench at e2c52c2, `utils/judges.py` and
-`utils/metrics.py`. A reward model that gives both answers the same reward is taken to have said
-that B is better, and may be right by that.
+The rules follow github.com/ScalerLab/JudgeBench at e2c52c2, `utils/judges.py` and
+`utils/metrics.py`. Equal rewards count as a verdict that B is better, which may be right.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ CATEGORIES: Mapping[str, str] = {
     "livebench-math": "math",
     "livecodebench": "coding",
 }
-"""By the start of `source`."""
+"""Category by prefix of `source`."""
 GPT_COUNTS: Mapping[str, int] = {"knowledge": 154, "reasoning": 98, "math": 56, "coding": 42}
 CLAUDE_COUNT = 270
 LABELS = ("A>B", "B>A")
@@ -48,21 +47,23 @@ LABELS = ("A>B", "B>A")
 
 @dataclass(frozen=True, slots=True)
 class JudgeBenchOptions(BenchmarkOptions):
-    """Where published figures differ."""
+    """Variants in which published results differ."""
 
     orders: str = choice(
         "one",
         "both",
-        meaning="equal rewards are B>A, as the benchmark runs reward models, or a draw, which is "
-        "wrong, as it runs judges, once in each order",
+        meaning="equal rewards count as B>A, as when the benchmark runs reward models, or as a "
+        "draw, which is wrong, as when the benchmark runs judges, once in each order",
     )
     pairs: str = choice(
-        "gpt", "claude", meaning="whose answers: 350 pairs of GPT-4o, or 270 of Claude 3.5 Sonnet"
+        "gpt",
+        "claude",
+        meaning="model that wrote the answers: 350 pairs of GPT-4o, or 270 of Claude 3.5 Sonnet",
     )
 
 
 class JudgeBench:
-    """JudgeBench."""
+    """The JudgeBench benchmark."""
 
     name = "judgebench"
     title = "JudgeBench"
@@ -78,7 +79,7 @@ class JudgeBench:
         self.hub = (HubDataset("ScalerLab/JudgeBench", self.options.pairs),)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """A pair: answer A, then answer B."""
+        """Read a pair: answer A, then answer B."""
         columns = StrictRow(row, origin, "pair_id")
         source = columns.get_text("source")
         if _find_category(source) is None:
@@ -89,8 +90,8 @@ class JudgeBench:
         model = columns.get("response_model")
         if isinstance(model, str) and not model.startswith(self.options.pairs):
             columns.refuse(
-                f"the pair is of answers by {quote(model)}, and the option `pairs` is "
-                f"{self.options.pairs}; figures of different pairs do not compare"
+                f"the answers are by {quote(model)}, but the option `pairs` is "
+                f"{self.options.pairs}; results of different pairs are not comparable"
             )
         a_is_better = columns.get_choice("label", LABELS) == LABELS[0]
         return Item(
@@ -103,11 +104,11 @@ class JudgeBench:
         )
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """Accuracy over all pairs; `mean_of_sections`, which some publish, is in `more`."""
+        """Compute the accuracy over all pairs; `mean_of_sections` is in `extra`."""
         is_gpt = self.options.pairs == "gpt"
         tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
-        more = {"mean_of_sections": mean_score(sections)} if sections else {}
+        extra = {"mean_of_sections": mean_score(sections)} if sections else {}
         if is_gpt:
             missing = list_missing_items(count_items(sections), GPT_COUNTS, "section")
         else:
@@ -115,30 +116,30 @@ class JudgeBench:
             if len(scored) != CLAUDE_COUNT:
                 missing.append(f"{len(scored)} of {CLAUDE_COUNT} items")
         return BenchmarkResult(
-            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+            overall, sections, compute_subset_scores(tallies, {}), extra, tuple(missing)
         )
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """Right if the answer that the label says has the higher reward."""
-        a_reward, b_reward = one.rewards
-        label_is_a = one.item.preferences[0].better == 0
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Grade as right if the labeled answer has the higher reward."""
+        a_reward, b_reward = scored_item.rewards
+        label_is_a = scored_item.item.preferences[0].better == 0
         if a_reward == b_reward:
             return ItemScore(self.options.orders == "one" and not label_is_a, 1)
         return ItemScore((a_reward > b_reward) == label_is_a, 1)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """Four categories, and the accuracy over all pairs."""
+        """Compute four categories and the accuracy over all pairs."""
         sections = {}
         for name, expected in GPT_COUNTS.items():
-            section = pool(one for source, one in tallies.items() if _find_category(source) == name)
+            section = pool(
+                subset for source, subset in tallies.items() if _find_category(source) == name
+            )
             if section is not None:
                 is_gpt = self.options.pairs == "gpt"
                 sections[name] = compute_subset_score(section, expected if is_gpt else None)
-        everything = pool(tallies.values())
-        return CombinedScore(
-            compute_subset_score(everything).score if everything else None, sections
-        )
+        pooled = pool(tallies.values())
+        return CombinedScore(compute_subset_score(pooled).score if pooled else None, sections)
 
 
 def _find_category(source: str) -> str | None:
-    return next((name for start, name in CATEGORIES.items() if source.startswith(start)), None)
+    return next((name for prefix, name in CATEGORIES.items() if source.startswith(prefix)), None)

@@ -1,6 +1,6 @@
-"""Preference Proxy Evaluations: people's votes, and answers whose correctness was verified.
+"""Preference Proxy Evaluations: human votes, and answers whose correctness was verified.
 
-Data: lmarena-ai/PPE-Human-Preference-V1 and five lmarena-ai/PPE-*-Best-of-K. Of a vote or a pair,
+Data: lmarena-ai/PPE-Human-Preference-V1 and five lmarena-ai/PPE-*-Best-of-K. In a vote or a pair,
 the better answer must have the higher reward; equal rewards are wrong.
 """
 
@@ -43,28 +43,28 @@ SETS: Mapping[str, str] = {
     "IFEval": "ifeval",
     "MBPP-Plus": "mbppplus",
 }
-"""Sections of the correctness half, and what is in the names of their files."""
-_PREPARATION = OfficialProtocol(
+"""Sections of PPE correctness, and the word in the names of their files."""
+_OFFICIAL_PROTOCOL = OfficialProtocol(
     max_length=None,
     truncation="error",
     dtype="bfloat16",
-    source="not stated with the data; nothing is cut",
+    source="not stated with the data; nothing is truncated",
 )
 
 
 class PPEPreference:
-    """Votes of people on pairs of answers. Votes that are ties decide nothing."""
+    """Human votes on pairs of answers. Ties do not count."""
 
     name = "ppe-preference"
     title = "PPE preference"
     hub = (HubDataset("lmarena-ai/PPE-Human-Preference-V1", "test"),)
-    official_protocol = _PREPARATION
+    official_protocol = _OFFICIAL_PROTOCOL
 
     def __init__(self, options: BenchmarkOptions | None = None) -> None:
         self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """Both answers as they are numbered; the language is the subset."""
+        """Read both answers in the order of their numbers; the subset is the language."""
         columns = StrictRow(row, origin, "question_id")
         winner = columns.get_text("winner")
         if winner not in ("model_a", "model_b") and not winner.startswith("tie"):
@@ -83,39 +83,39 @@ class PPEPreference:
         )
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """The share of votes for one of the two that the model agrees with."""
+        """Compute the share of votes, ties excluded, with which the model agrees."""
         tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         missing = [] if len(scored) == NUM_VOTES else [f"{len(scored)} of {NUM_VOTES} votes"]
-        more = {"num_ties": sum(not one.item.preferences for one in scored)}
+        extra = {"num_ties": sum(not scored_item.item.preferences for scored_item in scored)}
         return BenchmarkResult(
-            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+            overall, sections, compute_subset_scores(tallies, {}), extra, tuple(missing)
         )
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """Right if the answer that was voted for has the higher reward."""
-        return _grade_pairs(one)
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Grade as right if the preferred answer has the higher reward."""
+        return _grade_pairs(scored_item)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """All votes, whatever the language."""
+        """Pool the votes of all languages."""
         votes = pool(tallies.values())
         sections = {"votes": compute_subset_score(votes)} if votes else {}
         return CombinedScore(mean_score(sections), sections)
 
 
 class PPECorrectness:
-    """Many answers to a prompt, each right or wrong: sampled pairs, and best of n."""
+    """Many answers to each prompt, each right or wrong: sampled pairs and best-of-n curves."""
 
     name = "ppe-correctness"
     title = "PPE correctness"
     hub = tuple(HubDataset(f"lmarena-ai/PPE-{name}-Best-of-K", "train") for name in SETS)
-    official_protocol = _PREPARATION
+    official_protocol = _OFFICIAL_PROTOCOL
 
     def __init__(self, options: BenchmarkOptions | None = None) -> None:
         self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """All answers as they are numbered; the subset is the set and who answered."""
+        """Read all answers in the order of their numbers; the subset is SET/MODEL."""
         columns = StrictRow(row, origin, "question_id")
         scores = columns.get_list("scores")
         truth = tuple(columns.to_number(value, "scores") for value in scores)
@@ -125,15 +125,15 @@ class PPECorrectness:
         preferences = []
         for pair in columns.get_list("sampled_conflict_pairs", may_be_empty=True):
             preference = _read_preference(columns, pair, truth)
-            # One that contradicts nothing says nothing.
+            # Pairs of answers with equal scores are skipped.
             if preference is not None:
                 preferences.append(preference)
         section = _find_section(columns, origin)
-        answered_by = columns.get("model_name")
-        named = isinstance(answered_by, str) and answered_by
+        model = columns.get("model_name")
+        has_model = isinstance(model, str) and model
         return Item(
             id=columns.id,
-            subset=f"{section}/{answered_by}" if named else section,
+            subset=f"{section}/{model}" if has_model else section,
             prompt=_read_prompt(columns),
             responses=responses,
             preferences=tuple(preferences),
@@ -141,37 +141,41 @@ class PPECorrectness:
         )
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """Pairs of five sets, their plain mean, and curves of best of n."""
+        """Compute accuracy on pairs of five sets, the mean of the sets, and best-of-n curves."""
         tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         groups: dict[str, list[ScoredItem]] = {}
         for name in SETS:
-            there = [one for one in scored if one.item.metadata["section"] == name]
-            if there:
-                groups[name] = there
-        more: dict[str, Any] = {}
-        everything = pool(tallies.values())
-        if everything is not None:
-            more["accuracy"] = compute_subset_score(everything).score
+            group = [
+                scored_item
+                for scored_item in scored
+                if scored_item.item.metadata["section"] == name
+            ]
+            if group:
+                groups[name] = group
+        extra: dict[str, Any] = {}
+        pooled = pool(tallies.values())
+        if pooled is not None:
+            extra["accuracy"] = compute_subset_score(pooled).score
         if groups:
-            curves = {name: _compute_curve(there) for name, there in groups.items()}
-            more["best_of_n"] = {"overall": _average_curves(list(curves.values())), **curves}
+            curves = {name: _compute_curve(group) for name, group in groups.items()}
+            extra["best_of_n"] = {"overall": _average_curves(list(curves.values())), **curves}
         missing = [f"section {name}: no items" for name in SETS if name not in groups]
         if len(scored) != NUM_PROMPTS:
             missing.append(f"{len(scored)} of {NUM_PROMPTS} prompts")
         return BenchmarkResult(
-            overall, sections, compute_subset_scores(tallies, {}), more, tuple(missing)
+            overall, sections, compute_subset_scores(tallies, {}), extra, tuple(missing)
         )
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """As many comparisons as there are sampled pairs."""
-        return _grade_pairs(one)
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Grade an item with one comparison for each sampled pair."""
+        return _grade_pairs(scored_item)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """Five sets, each flat over its pairs, and their plain mean."""
+        """Compute five sets, each with equal weight for its pairs, and their unweighted mean."""
         sections = {}
         for name in SETS:
-            section = pool(one for subset, one in tallies.items() if _get_set(subset) == name)
+            section = pool(subset for path, subset in tallies.items() if _get_set(path) == name)
             if section is not None:
                 sections[name] = compute_subset_score(section)
         return CombinedScore(mean_score(sections), sections)
@@ -183,10 +187,10 @@ def _read_prompt(columns: StrictRow) -> list[dict[str, Any]]:
     return columns.get_user_message("prompt")
 
 
-def _grade_pairs(one: ScoredItem) -> ItemScore:
-    rewards = one.rewards
+def _grade_pairs(scored_item: ScoredItem) -> ItemScore:
+    rewards = scored_item.rewards
     return grade_comparisons(
-        [rewards[better] > rewards[worse] for better, worse in one.item.preferences]
+        [rewards[better] > rewards[worse] for better, worse in scored_item.item.preferences]
     )
 
 
@@ -196,12 +200,12 @@ def _get_set(subset: str) -> str:
 
 def _read_preference(columns: StrictRow, pair: object, truth: Sequence[float]) -> Preference | None:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        columns.refuse("an item of the column `sampled_conflict_pairs` is no pair of numbers")
-    first, second = (columns.to_whole_number(place, "sampled_conflict_pairs") for place in pair)
+        columns.refuse("an item of the column `sampled_conflict_pairs` is not a pair of numbers")
+    first, second = (columns.to_whole_number(index, "sampled_conflict_pairs") for index in pair)
     if max(first, second) >= len(truth):
         columns.refuse(
-            f"`sampled_conflict_pairs` names response {max(first, second)}, counted from 0; "
-            f"there are {len(truth)}"
+            f"`sampled_conflict_pairs` has the index {max(first, second)}, counted from 0, but "
+            f"there are {len(truth)} responses"
         )
     if truth[first] == truth[second]:
         return None
@@ -209,32 +213,37 @@ def _read_preference(columns: StrictRow, pair: object, truth: Sequence[float]) -
 
 
 def _find_section(columns: StrictRow, origin: str) -> str:
-    """By the name of the file, else of its folder, else of the row's own `benchmark`."""
-    given = columns.get("benchmark")
-    places = [*reversed(origin.split("/")), given if isinstance(given, str) else ""]
-    for place in places:
-        letters = re.sub(r"[^a-z]", "", place.casefold())
-        for section, name in SETS.items():
-            if name in letters:
+    """Return the section by the name of the file, its folders, or the column `benchmark`."""
+    benchmark = columns.get("benchmark")
+    names = [*reversed(origin.split("/")), benchmark if isinstance(benchmark, str) else ""]
+    for name in names:
+        letters = re.sub(r"[^a-z]", "", name.casefold())
+        for section, word in SETS.items():
+            if word in letters:
                 return section
     columns.refuse(
-        "which set the row is of is told by the name of its file or folder, or by a column "
-        f"`benchmark`; one of them must contain {', '.join(SETS)}"
+        "the set of the row is unknown; the name of the file, a folder name or the column "
+        f"`benchmark` must contain one of {', '.join(SETS)}"
     )
 
 
 def _compute_curve(scored: Sequence[ScoredItem]) -> dict[str, Any]:
-    return compute_curve([Candidates(one.rewards, one.item.metadata["truth"]) for one in scored])
+    return compute_curve(
+        [
+            Candidates(scored_item.rewards, scored_item.item.metadata["truth"])
+            for scored_item in scored
+        ]
+    )
 
 
 def _average_curves(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The plain mean of curves, as far as all of them go."""
-    sizes = [n for n in CURVE_SIZES if all(n in one["n"] for one in curves)]
+    """Return the unweighted mean of curves, for the values of n that all curves have."""
+    sizes = [n for n in CURVE_SIZES if all(n in curve["n"] for curve in curves)]
     names = ("reward", "best", "worst")
     return {
         "n": sizes,
         **{
-            name: [mean(one[name][one["n"].index(n)] for one in curves) for n in sizes]
+            name: [mean(curve[name][curve["n"].index(n)] for curve in curves) for n in sizes]
             for name in names
         },
     }

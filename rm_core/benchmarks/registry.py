@@ -1,4 +1,4 @@
-"""All benchmarks, by their names on the command line."""
+"""All benchmarks, by name on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rm_core.errors import BenchmarkDataError
 
 
 class _Entry(NamedTuple):
-    make: Any
+    factory: Any
     options: type[BenchmarkOptions]
 
 
@@ -32,24 +32,25 @@ _KNOWN: Mapping[str, _Entry] = {
     PPECorrectness.name: _Entry(PPECorrectness, BenchmarkOptions),
 }
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
-    {name: entry.make(entry.options()) for name, entry in _KNOWN.items()}
+    {name: entry.factory(entry.options()) for name, entry in _KNOWN.items()}
 )
-"""Each the official way."""
+"""Every benchmark in its official variant."""
 
 
 def build_benchmark(name: str, **options: str) -> Benchmark:
-    """A benchmark the way that these options say; without any, the official way.
+    """Build a benchmark with these options; without options, the official variant.
 
     Raises:
-        BenchmarkDataError: the name, an option or its value is unknown; says what there is.
+        BenchmarkDataError: the name, an option or its value is unknown; the message lists the
+            known ones.
     """
     entry = _get_entry(name)
-    made: Benchmark = entry.make(entry.options.from_strings(options))
-    return made
+    benchmark: Benchmark = entry.factory(entry.options.from_strings(options))
+    return benchmark
 
 
 def list_options(name: str) -> tuple[Option, ...]:
-    """The options of a benchmark: names, choices (the first is the default), meanings.
+    """Return the options of a benchmark: names, choices (the first is the default), meanings.
 
     Raises:
         BenchmarkDataError: the name is unknown.
@@ -59,5 +60,5 @@ def list_options(name: str) -> tuple[Option, ...]:
 
 def _get_entry(name: str) -> _Entry:
     if name not in _KNOWN:
-        raise BenchmarkDataError(f"there is no benchmark {name!r}; there is {', '.join(_KNOWN)}")
+        raise BenchmarkDataError(f"unknown benchmark {name!r}; known: {', '.join(_KNOWN)}")
     return _KNOWN[name]

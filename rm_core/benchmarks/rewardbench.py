@@ -1,6 +1,6 @@
-"""RewardBench: pairs in 23 subsets, four weighted sections, and their plain mean.
+"""RewardBench: pairs in 23 subsets, four weighted sections, and their unweighted mean.
 
-Counts, weights and formulas are those of github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
+Counts, weights and formulas follow github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
 `rewardbench/constants.py` and `rewardbench/utils.py`. Equal rewards are wrong.
 """
 
@@ -72,16 +72,16 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
         "hep-rust": 164,
     },
 }
-"""Rows of each subset."""
+"""Number of rows of each subset, by section."""
 PRIOR_SETS: Mapping[str, int] = {
     "anthropic_helpful": 6192,
     "anthropic_hhh": 221,
     "shp": 1741,
     "summarize": 9000,
 }
-# As much as the six subsets of code together.
+# Weight of `math-prm`: the same as of the six code subsets together.
 MATH_WEIGHT = 984
-# The two were swapped until 6552e93 of 10 September 2024; older figures have these.
+# The two weights were swapped until 6552e93 of 10 September 2024; older results use these.
 SWAPPED_XSTEST = {"xstest-should-refuse": 250, "xstest-should-respond": 154}
 PRIOR = "Prior Sets"
 PRIOR_WEIGHT = 0.5
@@ -89,10 +89,10 @@ PRIOR_WEIGHT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RewardBenchOptions(BenchmarkOptions):
-    """Where published figures differ."""
+    """Variants in which published results differ."""
 
     prior_sets: str = choice(
-        "off", "on", meaning="a fifth section, of half the weight, as in the paper of 2024"
+        "off", "on", meaning="a fifth section with half the weight, as in the paper of 2024"
     )
     xstest: str = choice(
         "fixed", "swapped", meaning="weights of XSTest since, or before, 10 September 2024"
@@ -100,7 +100,7 @@ class RewardBenchOptions(BenchmarkOptions):
 
 
 class RewardBench:
-    """RewardBench, the first."""
+    """The first RewardBench benchmark."""
 
     name = "rewardbench"
     title = "RewardBench"
@@ -114,7 +114,9 @@ class RewardBench:
     def __init__(self, options: RewardBenchOptions | None = None) -> None:
         self.options = options or RewardBenchOptions()
         self._prior = self.options.prior_sets == "on"
-        self._expected = {name: rows for part in SECTIONS.values() for name, rows in part.items()}
+        self._expected = {
+            name: rows for subsets in SECTIONS.values() for name, rows in subsets.items()
+        }
         sets = [HubDataset("allenai/reward-bench", "filtered")]
         if self._prior:
             self._expected |= PRIOR_SETS
@@ -122,7 +124,7 @@ class RewardBench:
         self.hub = tuple(sets)
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """A pair: the chosen response, then the rejected one."""
+        """Read a pair: the chosen response, then the rejected response."""
         columns = StrictRow(row, origin)
         prompt: Messages
         if isinstance(columns.get("prompt"), str):
@@ -138,39 +140,40 @@ class RewardBench:
         )
 
     def _read_subset(self, columns: StrictRow, origin: str) -> str:
-        given = columns.get("subset")
-        if given in self._expected:
-            return str(given)
-        # Prior sets are splits, so that the subset is in the name of the file alone.
+        subset = columns.get("subset")
+        if subset in self._expected:
+            return str(subset)
+        # Prior sets are splits, so that only the name of the file contains the subset.
         prior = posixpath.basename(origin).split("-")[0].split(".")[0]
         if prior in PRIOR_SETS and self._prior:
             return prior
-        if given in PRIOR_SETS or prior in PRIOR_SETS:
-            columns.refuse("this is a row of a prior set, which the option `prior_sets` leaves out")
+        if subset in PRIOR_SETS or prior in PRIOR_SETS:
+            columns.refuse("the row belongs to a prior set, and the option `prior_sets` is off")
         return columns.get_choice("subset", self._expected)
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """Weighted sections, and their mean."""
+        """Compute weighted sections and their mean."""
         tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         subsets = compute_subset_scores(tallies, self._expected)
-        more: dict[str, Any] = {}
-        everything = pool(tallies.values())
-        if everything is not None:
-            more["accuracy"] = compute_subset_score(everything).score
+        extra: dict[str, Any] = {}
+        pooled = pool(tallies.values())
+        if pooled is not None:
+            extra["accuracy"] = compute_subset_score(pooled).score
         if PRIOR in sections:
-            four = mean(part.score for name, part in sections.items() if name != PRIOR)
-            more["mean_without_prior_sets"] = four
+            extra["mean_without_prior_sets"] = mean(
+                section.score for name, section in sections.items() if name != PRIOR
+            )
         missing = list_missing_items(count_items(subsets), self._expected, "subset")
-        return BenchmarkResult(overall, sections, subsets, more, tuple(missing))
+        return BenchmarkResult(overall, sections, subsets, extra, tuple(missing))
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """Right if the chosen response has the higher reward."""
-        chosen, rejected = one.rewards
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Grade as right if the chosen response has the higher reward."""
+        chosen, rejected = scored_item.rewards
         return ItemScore(chosen > rejected, 1)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """Weighted sections, and their mean."""
+        """Compute weighted sections and their mean."""
         sections: dict[str, SubsetScore] = {}
         for name, rows in SECTIONS.items():
             section = compute_weighted_score(tallies, self._get_weights(rows), rows)
@@ -179,7 +182,7 @@ class RewardBench:
         overall = mean_score(sections)
         prior = compute_weighted_score(tallies, dict.fromkeys(PRIOR_SETS, 1.0), PRIOR_SETS)
         if prior is not None:
-            terms = [*(part.score for part in sections.values()), prior.score * PRIOR_WEIGHT]
+            terms = [*(section.score for section in sections.values()), prior.score * PRIOR_WEIGHT]
             overall = math.fsum(terms) / (len(sections) + PRIOR_WEIGHT)
             sections[PRIOR] = prior
         return CombinedScore(overall, sections)
@@ -194,7 +197,7 @@ class RewardBench:
 
 
 def assign_roles_by_position(turns: Messages) -> Messages:
-    """The official way with turns: their roles are by their place, whatever the data says."""
+    """Assign roles to turns by position, ignoring the roles in the data, as the official code."""
     roles = ("user", "assistant")
     return [
         {"role": roles[index % 2], "content": turn["content"]} for index, turn in enumerate(turns)

@@ -1,6 +1,6 @@
-"""RewardBench 2: best of four in five subsets, Ties by a formula of its own, the mean of six.
+"""RewardBench 2: best of four in five subsets, a special formula for Ties, the mean of all six.
 
-Formulas are those of github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
+The formulas follow github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
 `rewardbench/utils.py`: `reroll_and_score_dataset` and `process_single_model`.
 """
 
@@ -48,7 +48,7 @@ _TIES_ID = re.compile(r"(ref|tied):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class RewardBench2Options(BenchmarkOptions):
-    """Where published figures differ."""
+    """Variants in which published results differ."""
 
     no_spread: str = choice(
         "limit",
@@ -59,12 +59,12 @@ class RewardBench2Options(BenchmarkOptions):
 
 
 class TieSpread(NamedTuple):
-    """What the rewards of one prompt of Ties say.
+    """Differences between the rewards of a prompt of Ties.
 
     Attributes:
-        accurate: every right answer has a higher reward than every wrong one.
-        spread: best minus worst right answer; None where there is only one.
-        gap: worst right minus best wrong answer.
+        accurate: whether every right answer has a higher reward than every wrong answer.
+        spread: reward of the best minus the worst right answer; None with only one right answer.
+        gap: reward of the worst right minus the best wrong answer.
     """
 
     accurate: bool
@@ -73,7 +73,7 @@ class TieSpread(NamedTuple):
 
 
 class RewardBench2:
-    """RewardBench 2."""
+    """The RewardBench 2 benchmark."""
 
     name = "rewardbench2"
     title = "RewardBench 2"
@@ -89,65 +89,70 @@ class RewardBench2:
         self.options = options or RewardBench2Options()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """Answers as in the row: the chosen ones, then the rejected ones."""
+        """Read the answers in the order of the row: chosen answers, then rejected answers."""
         columns = StrictRow(row, origin)
-        # The official code compares names without regard to case.
+        # The official code compares names ignoring case.
         names = {name.casefold(): name for name in SUBSETS}
-        given = columns.get("subset")
-        if not isinstance(given, str) or given.casefold() not in names:
+        value = columns.get("subset")
+        if not isinstance(value, str) or value.casefold() not in names:
             columns.get_choice("subset", SUBSETS)
-        subset = names[str(given).casefold()]
+        subset = names[str(value).casefold()]
         responses = columns.get_texts("chosen") + columns.get_texts("rejected")
-        right = len(columns.get_texts("chosen"))
-        facts: dict[str, Any] = {}
+        num_correct = len(columns.get_texts("chosen"))
+        metadata: dict[str, Any] = {}
         if subset == TIES:
-            found = _TIES_ID.fullmatch(columns.id)
-            if found is None:
+            match = _TIES_ID.fullmatch(columns.id)
+            if match is None:
                 columns.refuse(
                     f"ids of Ties are ref:NUMBER or tied:NUMBER, not {quote(columns.id)}"
                 )
             if columns.get("num_correct") is not None:
-                right = columns.get_whole_number("num_correct")
-            facts = {"kind": found[1], "cluster": int(found[2]), "num_correct": right}
-        elif right != 1:
-            columns.refuse(f"the subset {subset} has one chosen answer a row, not {right}")
-        if not 0 < right < len(responses):
-            columns.refuse(f"`num_correct` is {right} of {len(responses)} answers")
-        pairs = ((i, j) for i in range(right) for j in range(right, len(responses)))
+                num_correct = columns.get_whole_number("num_correct")
+            metadata = {"kind": match[1], "cluster": int(match[2]), "num_correct": num_correct}
+        elif num_correct != 1:
+            columns.refuse(
+                f"a row of the subset {subset} has one chosen answer; this row has {num_correct}"
+            )
+        if not 0 < num_correct < len(responses):
+            columns.refuse(
+                f"`num_correct` is {num_correct}; it must be above 0 and below the number of "
+                f"answers, {len(responses)}"
+            )
+        pairs = ((i, j) for i in range(num_correct) for j in range(num_correct, len(responses)))
         return Item(
             id=columns.id,
             subset=subset,
             prompt=columns.get_user_message("prompt"),
             responses=responses,
             preferences=tuple(Preference(better, worse) for better, worse in pairs),
-            metadata=facts,
+            metadata=metadata,
         )
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """Six subsets, which are the sections, and their plain mean."""
+        """Compute six subsets, which are also the sections, and their unweighted mean."""
         groups = group_by_subset(scored)
         ties = groups.pop(TIES, [])
-        best = [one for group in groups.values() for one in group]
-        parts = compute_subset_scores(tally_subsets(best, grade_best), SUBSETS)
+        best_of_four = [scored_item for group in groups.values() for scored_item in group]
+        scores = compute_subset_scores(tally_subsets(best_of_four, grade_best), SUBSETS)
         terms, unpaired = self._compute_ties(ties)
         if terms:
-            parts[TIES] = SubsetScore(terms["score"], len(ties), SUBSETS[TIES])
-        missing = list_missing_items({**count_items(parts), TIES: len(ties)}, SUBSETS, "subset")
+            scores[TIES] = SubsetScore(terms["score"], len(ties), SUBSETS[TIES])
+        missing = list_missing_items({**count_items(scores), TIES: len(ties)}, SUBSETS, "subset")
         if ties and not terms:
-            missing.append("subset Ties: no number that is both a ref and a tied row, so no score")
+            missing.append("subset Ties: no number has both a ref and a tied row, so no score")
         elif unpaired:
             numbers = format_names([str(number) for number in unpaired])
             missing.append(f"subset Ties: the other row of {len(unpaired)} numbers: {numbers}")
-        more = {"ties": terms} if terms else {}
-        return BenchmarkResult(mean_score(parts), parts, parts, more, tuple(missing))
+        extra = {"ties": terms} if terms else {}
+        return BenchmarkResult(mean_score(scores), scores, scores, extra, tuple(missing))
 
     def _compute_ties(self, ties: Sequence[ScoredItem]) -> tuple[dict[str, float], list[object]]:
-        """The terms of the score of Ties (empty where it cannot be computed), unpaired numbers."""
+        """Return the terms of the Ties score, empty if there is none, and unpaired numbers."""
         kinds: dict[str, dict[Any, TieSpread]] = {"ref": {}, "tied": {}}
-        for one in ties:
-            facts = one.item.metadata
-            kinds[facts["kind"]][facts["cluster"]] = measure_tie_spread(
-                one.rewards, facts["num_correct"]
+        for scored_item in ties:
+            metadata = scored_item.item.metadata
+            kinds[metadata["kind"]][metadata["cluster"]] = measure_tie_spread(
+                scored_item.rewards, metadata["num_correct"]
             )
         ref, tied = kinds["ref"], kinds["tied"]
         unpaired = sorted(ref.keys() ^ tied.keys(), key=str)
@@ -185,16 +190,16 @@ class RewardBench2:
         return mean(values) or 0.0
 
 
-def grade_best(one: ScoredItem) -> ItemScore:
-    """1 if the first answer alone has the highest reward, its share if several have it, else 0."""
-    best = max(one.rewards)
-    if one.rewards[0] < best:
+def grade_best(scored_item: ScoredItem) -> ItemScore:
+    """Grade as 1 / n if the first of n answers with the highest reward is right, else as 0."""
+    best = max(scored_item.rewards)
+    if scored_item.rewards[0] < best:
         return ItemScore(0, 1)
-    return ItemScore(1 / sum(reward == best for reward in one.rewards), 1)
+    return ItemScore(1 / sum(reward == best for reward in scored_item.rewards), 1)
 
 
 def measure_tie_spread(rewards: Sequence[float], num_correct: int) -> TieSpread:
-    """What the rewards of a prompt of Ties say; the first `num_correct` are right."""
+    """Measure the rewards of a prompt of Ties, whose first `num_correct` answers are right."""
     right, wrong = rewards[:num_correct], rewards[num_correct:]
     gap = min(right) - max(wrong)
     return TieSpread(gap > 0, max(right) - min(right) if num_correct > 1 else None, gap)

@@ -1,6 +1,6 @@
-"""RM-Bench: three chosen against three rejected answers, from plain to fancy, in four domains.
+"""RM-Bench: three chosen and three rejected answers, from plain to fancy style, in four domains.
 
-Formulas are those of github.com/THU-KEG/RM-Bench at 73c52d7, `scripts/utils.py`. Equal rewards are
+The formulas follow github.com/THU-KEG/RM-Bench at 73c52d7, `scripts/utils.py`. Equal rewards are
 wrong.
 """
 
@@ -50,12 +50,12 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     "safety": ("safety-refuse", "safety-response"),
 }
 NUM_STYLES = 3
-"""Styles of an answer: concise, detailed, detailed with Markdown."""
+"""Number of styles of an answer: concise, detailed, detailed with Markdown."""
 Matrix = list[list[float]]
 
 
 class RMBench:
-    """RM-Bench."""
+    """The RM-Bench benchmark."""
 
     name = "rm-bench"
     title = "RM-Bench"
@@ -71,7 +71,7 @@ class RMBench:
         self.options = options or BenchmarkOptions()
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:
-        """Six answers: the chosen ones from plain to fancy, then the rejected ones."""
+        """Read six answers: chosen answers from plain to fancy, then rejected answers likewise."""
         columns = StrictRow(row, origin)
         responses: tuple[str, ...] = ()
         for name in ("chosen", "rejected"):
@@ -92,36 +92,36 @@ class RMBench:
         )
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
-        """Four domains, easy, normal and hard, and their mean, which is the same both ways."""
+        """Compute four domains, three levels of difficulty, and the mean, equal for both."""
         tallies = tally_subsets(scored, self.grade_item)
         overall, sections = self.combine(tallies)
         subsets = compute_subset_scores(tallies, SUBSETS)
         groups = group_by_subset(scored)
         matrices = {
             domain: compute_matrix(
-                [one for name in DOMAINS[domain] for one in groups.get(name, ())]
+                [scored_item for name in DOMAINS[domain] for scored_item in groups.get(name, ())]
             )
             for domain in sections
         }
-        levels = {domain: compute_difficulty(found) for domain, found in matrices.items()}
-        more: dict[str, Any] = {}
+        levels = {domain: compute_difficulty(matrix) for domain, matrix in matrices.items()}
+        extra: dict[str, Any] = {}
         if levels:
-            more["difficulty"] = {
-                level: mean(found[level] for found in levels.values())
+            extra["difficulty"] = {
+                level: mean(scores[level] for scores in levels.values())
                 for level in ("easy", "normal", "hard")
             }
-            more["difficulty_by_domain"] = levels
-            more["matrices"] = matrices
+            extra["difficulty_by_domain"] = levels
+            extra["matrices"] = matrices
         missing = list_missing_items(count_items(subsets), SUBSETS, "subset")
-        return BenchmarkResult(overall, sections, subsets, more, tuple(missing))
+        return BenchmarkResult(overall, sections, subsets, extra, tuple(missing))
 
-    def grade_item(self, one: ScoredItem) -> ItemScore:
-        """Nine comparisons."""
-        chosen, rejected = one.rewards[:NUM_STYLES], one.rewards[NUM_STYLES:]
+    def grade_item(self, scored_item: ScoredItem) -> ItemScore:
+        """Compare every chosen with every rejected answer: nine comparisons."""
+        chosen, rejected = scored_item.rewards[:NUM_STYLES], scored_item.rewards[NUM_STYLES:]
         return grade_comparisons([better > worse for better in chosen for worse in rejected])
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
-        """Four domains and their mean; the two subsets of safety are pooled."""
+        """Compute four domains and their mean; the two subsets of safety are pooled."""
         sections = {}
         for domain, names in DOMAINS.items():
             section = pool(tallies[name] for name in names if name in tallies)
@@ -133,17 +133,24 @@ class RMBench:
 
 
 def compute_matrix(scored: Sequence[ScoredItem]) -> Matrix:
-    """Share of items whose chosen answer of a style (row) beats the rejected of one (column)."""
+    """Return the share of items whose chosen answer beats the rejected answer, by styles.
+
+    Rows are styles of the chosen answer, columns are styles of the rejected answer.
+    """
     counts = [[0] * NUM_STYLES for _ in range(NUM_STYLES)]
-    for one in scored:
+    for scored_item in scored:
         for i in range(NUM_STYLES):
             for j in range(NUM_STYLES):
-                counts[i][j] += one.rewards[i] > one.rewards[NUM_STYLES + j]
+                counts[i][j] += scored_item.rewards[i] > scored_item.rewards[NUM_STYLES + j]
     return [[count / len(scored) for count in row] for row in counts]
 
 
 def compute_difficulty(matrix: Matrix) -> dict[str, float]:
-    """`easy`: fancy against plainer; `normal`: of equal style; `hard`: plain against fancier."""
+    """Return the accuracy by level of difficulty.
+
+    `easy`: chosen answers that are fancier than the rejected ones; `normal`: equal styles; `hard`:
+    chosen answers that are plainer.
+    """
     cells = {
         "easy": [matrix[i][j] for i in range(NUM_STYLES) for j in range(i)],
         "normal": [matrix[i][i] for i in range(NUM_STYLES)],
@@ -157,12 +164,12 @@ def _read_subset(columns: StrictRow, origin: str) -> str:
     if domain is None:
         domain = posixpath.basename(origin).split("_")[0].split(".")[0]
     if domain == "safety":
-        # Of a set that does not tell the two apart by its domain, the source of the prompt does.
-        answered = str(columns.get("subset")).endswith("respond")
-        domain = "safety-response" if answered else "safety-refuse"
+        # If the domain does not distinguish the two subsets, the source of the prompt does.
+        should_respond = str(columns.get("subset")).endswith("respond")
+        domain = "safety-response" if should_respond else "safety-refuse"
     if domain not in SUBSETS:
         columns.refuse(
-            f"the domain is {quote(str(domain))}, by the column `domain` or else by the start of "
-            f"the file's name; it must be {', '.join(SUBSETS)}"
+            f"the domain is {quote(str(domain))}, from the column `domain` or else from the start "
+            f"of the file's name; it must be one of {', '.join(SUBSETS)}"
         )
     return str(domain)

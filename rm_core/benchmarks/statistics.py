@@ -1,7 +1,7 @@
-"""How sure figures are, how two runs differ, and where a model is right.
+"""Statistics of results: confidence intervals, comparison of two runs, calibration.
 
-Pure functions of numbers; no benchmark is known here. What is random is seeded, so equal input
-gives equal output.
+Pure functions of numbers, independent of benchmarks. Random draws are seeded, so equal input gives
+equal output.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ CALIBRATION_BINS = 10
 
 
 class Interval(NamedTuple):
-    """Where a figure may lie."""
+    """A confidence interval."""
 
     low: float
     high: float
 
 
 def wilson(num_correct: float, num_items: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's interval of a share; at least one item.
+    """Return Wilson's interval of a share.
 
     Args:
-        num_correct: may be a fraction, where items are right in part.
-        num_items: of which those are.
-        confidence: 0 to 1, both exclusive.
+        num_correct: number of correct items; may be a fraction if items are right in part.
+        num_items: number of items, at least 1.
+        confidence: confidence level, 0 to 1, both exclusive.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate, spread = num_correct / num_items, z * z / num_items
     middle = rate + spread / 2
     half = z * math.sqrt(rate * (1 - rate) / num_items + spread / (4 * num_items))
-    # At the ends the formula is exactly 0 or 1, but for rounding.
+    # At the ends the formula gives 0 or 1 up to rounding.
     low = 0.0 if num_correct <= 0 else (middle - half) / (1 + spread)
     high = 1.0 if num_correct >= num_items else (middle + half) / (1 + spread)
     return Interval(max(0.0, low), min(1.0, high))
@@ -47,21 +47,21 @@ def wilson(num_correct: float, num_items: int, confidence: float = CONFIDENCE) -
 def bootstrap_resamples(
     strata: Sequence[Sequence[T]], *, resamples: int, seed: int
 ) -> Iterator[list[T]]:
-    """As many things again, drawn with replacement, over and over: a bootstrap.
+    """Yield bootstrap resamples: each stratum is drawn with replacement, in its size.
 
     Args:
-        strata: what is drawn from, each by itself: items of a subset, or whole clusters of items
-            that belong together.
-        resamples: how many draws.
-        seed: of the draws.
+        strata: groups that are resampled separately: items of a subset, or clusters of items that
+            belong together.
+        resamples: number of resamples.
+        seed: seed of the draws.
     """
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     for _ in range(resamples):
-        yield [one for stratum in strata for one in chance.choices(stratum, k=len(stratum))]
+        yield [item for stratum in strata for item in generator.choices(stratum, k=len(stratum))]
 
 
 def percentile_interval(scores: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """The interval that has the middle of the scores; None without any."""
+    """Return the central interval that contains a share of the scores; None without scores."""
     if not scores:
         return None
     ordered, tail = sorted(scores), (1 - confidence) / 2
@@ -69,22 +69,22 @@ def percentile_interval(scores: Sequence[float], confidence: float = CONFIDENCE)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of numbers in ascending order, with lines between neighbours."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
+    """Return the quantile of numbers in ascending order, with linear interpolation."""
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 class McNemar(NamedTuple):
-    """Whether two runs on the same items differ in how often they are right.
+    """McNemar's test of whether two runs on the same items differ in accuracy.
 
     Attributes:
-        only_first: items that the first run alone has right.
-        only_second: items that the second run alone has right.
-        exact_p: two-sided, of the binomial distribution.
-        chi_square: with the correction of continuity.
-        chi_square_p: of one degree of freedom; good for 25 differing items or more.
+        only_first: number of items that only the first run has right.
+        only_second: number of items that only the second run has right.
+        exact_p: two-sided p-value of the binomial distribution.
+        chi_square: test statistic with continuity correction.
+        chi_square_p: p-value with one degree of freedom; accurate for 25 differing items or more.
     """
 
     only_first: int
@@ -95,11 +95,11 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(only_first: int, only_second: int) -> McNemar:
-    """McNemar's test, from the items that one of two runs alone has right."""
+    """Compute McNemar's test from the numbers of items that only one of two runs has right."""
     differing, fewer = only_first + only_second, min(only_first, only_second)
     if differing == 0:
         return McNemar(0, 0, 1.0, 0.0, 1.0)
-    # Integers of any size, and one division at the end.
+    # Integers of arbitrary size, and one division at the end.
     tail = term = 1
     for k in range(1, fewer + 1):
         term = term * (differing - k + 1) // k
@@ -110,14 +110,14 @@ def mcnemar(only_first: int, only_second: int) -> McNemar:
 
 
 class Bin(NamedTuple):
-    """Pairs whose number (a probability, a length) lies in a range.
+    """Pairs whose number (a probability, a length) is in a range.
 
     Attributes:
-        low: the least number of the range.
-        high: the greatest; belongs to the next range, but for the last.
-        num_pairs: how many there are.
-        mean: of their numbers.
-        accuracy: how much of them is right.
+        low: lower edge of the range, inclusive.
+        high: upper edge of the range, exclusive except in the last range.
+        num_pairs: number of pairs.
+        mean: mean of the pairs' numbers.
+        accuracy: share of pairs that are right.
     """
 
     low: float
@@ -128,13 +128,13 @@ class Bin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How far probabilities are from what comes true.
+    """How well predicted probabilities match observed accuracy.
 
     Attributes:
-        bins: of the probability that the answer with the higher reward is the better one; without
-            empty ones.
-        ece: expected calibration error, 0 to 1: the mean distance, by pairs, of a bin's accuracy
-            from its mean probability.
+        bins: bins of the probability that the answer with the higher reward is the better answer,
+            without empty bins.
+        ece: expected calibration error, 0 to 1: the mean distance of a bin's accuracy from its
+            mean probability, weighted by pairs.
         brier: mean squared distance of sigmoid(margin) from 1, 0 to 1.
     """
 
@@ -146,26 +146,26 @@ class Calibration(NamedTuple):
 def compute_calibration(
     margins: Iterable[float], num_bins: int = CALIBRATION_BINS
 ) -> Calibration | None:
-    """How well sigmoid(margin) is a probability; None without margins.
+    """Compute how well sigmoid(margin) is calibrated as a probability; None without margins.
 
     Args:
-        margins: of better over worse answers; a negative one is a mistake. For an equal pair, half
-            is right.
-        num_bins: of equal width, from 0.5 to 1.
+        margins: reward of the better minus the worse answer of each pair; a negative margin is a
+            mistake, and a margin of 0 counts as half right.
+        num_bins: number of bins of equal width, from 0.5 to 1.
     """
     listed = list(margins)
     if not listed:
         return None
     pairs = [(sigmoid(abs(margin)), _grade_margin(margin)) for margin in listed]
-    edges = [0.5 + 0.5 * place / num_bins for place in range(num_bins + 1)]
-    bins = tuple(found for found in bin_accuracy(pairs, edges) if found.num_pairs)
-    ece = math.fsum(found.num_pairs * abs(found.accuracy - found.mean) for found in bins)
+    edges = [0.5 + 0.5 * index / num_bins for index in range(num_bins + 1)]
+    bins = tuple(group for group in bin_accuracy(pairs, edges) if group.num_pairs)
+    ece = math.fsum(group.num_pairs * abs(group.accuracy - group.mean) for group in bins)
     brier = math.fsum(sigmoid(-margin) ** 2 for margin in listed)
     return Calibration(bins, ece / len(listed), brier / len(listed))
 
 
 def sigmoid(value: float) -> float:
-    """1 / (1 + exp(-value)), for any finite value."""
+    """Return 1 / (1 + exp(-value)) for any finite value, without overflow."""
     if value >= 0:
         return 1 / (1 + math.exp(-value))
     power = math.exp(value)
@@ -173,20 +173,20 @@ def sigmoid(value: float) -> float:
 
 
 def bin_accuracy(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[Bin]:
-    """How much is right in each range of a number.
+    """Compute the accuracy in each range of a number.
 
     Args:
-        pairs: a number, and how much is right there, 0 to 1; numbers beyond the edges belong to
-            the first or the last range.
-        edges: ascending, at least two; each range is from one up to the next.
+        pairs: number and correctness (0 to 1) of each pair; numbers beyond the edges belong to the
+            first or the last range.
+        edges: edges of the ranges in ascending order, at least two.
 
     Returns:
-        One bin a range, also where it is empty; there, mean and accuracy are 0.
+        One bin for each range; the mean and accuracy of an empty bin are 0.
     """
     groups: list[list[tuple[float, float]]] = [[] for _ in edges[1:]]
     for pair in pairs:
-        place = bisect.bisect_right(edges, pair[0]) - 1
-        groups[min(max(place, 0), len(groups) - 1)].append(pair)
+        index = bisect.bisect_right(edges, pair[0]) - 1
+        groups[min(max(index, 0), len(groups) - 1)].append(pair)
     return [
         Bin(
             low,
@@ -200,14 +200,14 @@ def bin_accuracy(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) -
 
 
 def quantile_edges(numbers: Iterable[float], num_bins: int = 10) -> list[float]:
-    """Edges of ranges with about as many numbers each; fewer ranges where numbers are equal.
+    """Return edges of ranges with about equally many numbers; fewer ranges if numbers are equal.
 
-    At least two edges; without numbers, 0 and 1.
+    There are at least two edges; without numbers, the edges are 0 and 1.
     """
     ordered = sorted(numbers)
     if not ordered:
         return [0.0, 1.0]
-    edges = sorted({quantile(ordered, place / num_bins) for place in range(num_bins + 1)})
+    edges = sorted({quantile(ordered, index / num_bins) for index in range(num_bins + 1)})
     return edges if len(edges) > 1 else [edges[0], edges[0] + 1.0]
 
 

@@ -1,6 +1,6 @@
-"""Reads columns of published rows, strictly: each has the type it has in the published data.
+"""Reads columns of published rows strictly: every column must have its published type.
 
-Errors name the file, the id where there is one, the column, what came and what is allowed.
+Errors name the file, the id if there is one, the column, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ MAX_QUOTED = 60
 
 
 class StrictRow:
-    """One row and where it is from.
+    """One row and its origin.
 
     Args:
-        columns: of the row.
-        origin: path of its file, for errors.
-        id_column: the column of its id, which is required.
+        columns: columns of the row by name.
+        origin: path of the row's file, for error messages.
+        id_column: name of the id column, which is required.
 
     Raises:
-        BenchmarkDataError: the row is no mapping, or its id is missing, empty or no text or number.
+        BenchmarkDataError: the row is not a mapping, or its id is missing, empty, or neither text
+            nor a whole number.
     """
 
     def __init__(self, columns: Mapping[str, Any], origin: str, id_column: str = "id") -> None:
@@ -37,28 +38,28 @@ class StrictRow:
             )
         value = self.get(id_column)
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # Whole numbers beside nulls are read as floats by some tools.
+            value = int(value)  # Some tools read a column of integers and nulls as floats.
         if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
             self._refuse_value(id_column, value, "text or a whole number")
         self.id = str(value)
         self._where += f", {id_column} {quote(self.id)}"
 
     def get(self, name: str) -> Any:
-        """A column as it is; null where it is not there.
+        """Return a column unchecked; None if the column is missing.
 
         Args:
-            name: of the column; `a.b` is `b` inside `a`.
+            name: name of the column; `a.b` is `b` inside `a`.
         """
         value: Any = self._columns
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def get_text(self, name: str) -> str:
-        """A column of text; an empty text is one.
+        """Return a text column; the text may be empty.
 
         Raises:
-            BenchmarkDataError: it is missing, or no valid text.
+            BenchmarkDataError: the column is missing, or not valid text.
         """
         value = self.get(name)
         if not isinstance(value, str):
@@ -66,22 +67,22 @@ class StrictRow:
         return self._validate_text(value, name)
 
     def get_texts(self, name: str) -> tuple[str, ...]:
-        """A column of a list of texts, at least one.
+        """Return a column that is a list of at least one text.
 
         Raises:
-            BenchmarkDataError: it is missing, empty, or another thing.
+            BenchmarkDataError: the column is missing, empty, or not a list of texts.
         """
         value = self.get_list(name)
         for item in value:
             if not isinstance(item, str):
-                self._refuse_value(name, item, "texts", "an item of ")
+                self._refuse_value(name, item, "text", "an item of ")
         return tuple(self._validate_text(item, name) for item in value)
 
     def get_nested_texts(self, name: str, inner: str) -> tuple[str, ...]:
-        """A column of a list of objects, each with a text under the same name.
+        """Return the text `inner` of each object in a column that is a list of objects.
 
         Raises:
-            BenchmarkDataError: it is missing, empty, or another thing.
+            BenchmarkDataError: the column is missing, empty, or not a list of such objects.
         """
         texts = []
         for item in self.get_list(name):
@@ -92,10 +93,10 @@ class StrictRow:
         return tuple(texts)
 
     def get_list(self, name: str, *, may_be_empty: bool = False) -> Sequence[Any]:
-        """A column of a list, at least one item long unless it may be empty.
+        """Return a list column, with at least one item unless `may_be_empty`.
 
         Raises:
-            BenchmarkDataError: it is missing, empty, or no list.
+            BenchmarkDataError: the column is missing, empty, or not a list.
         """
         value = self.get(name)
         if not isinstance(value, list | tuple):
@@ -105,18 +106,18 @@ class StrictRow:
         return value
 
     def get_whole_number(self, name: str) -> int:
-        """A column of a whole number of at least 0.
+        """Return a column that is a whole number of at least 0.
 
         Raises:
-            BenchmarkDataError: it is missing, or no such number.
+            BenchmarkDataError: the column is missing, or not such a number.
         """
         return self.to_whole_number(self.get(name), name)
 
     def to_whole_number(self, value: object, name: str) -> int:
-        """A value of a column as a whole number of at least 0.
+        """Convert a value of the column `name` to a whole number of at least 0.
 
         Raises:
-            BenchmarkDataError: it is none.
+            BenchmarkDataError: the value is not such a number.
         """
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -125,20 +126,20 @@ class StrictRow:
         return value
 
     def to_number(self, value: object, name: str) -> float:
-        """A value of a column as a finite number; a boolean is 0 or 1.
+        """Convert a value of the column `name` to a finite number; a boolean becomes 0 or 1.
 
         Raises:
-            BenchmarkDataError: it is none.
+            BenchmarkDataError: the value is not a finite number.
         """
         if not isinstance(value, int | float) or not math.isfinite(value):
             self._refuse_value(name, value, "a finite number")
         return float(value)
 
     def get_choice(self, name: str, allowed: Iterable[str]) -> str:
-        """A column of one of some words.
+        """Return a column that has one of the allowed values.
 
         Raises:
-            BenchmarkDataError: it is another.
+            BenchmarkDataError: the column is missing or has another value.
         """
         value, allowed = self.get(name), list(allowed)
         if value not in allowed:
@@ -146,26 +147,26 @@ class StrictRow:
         return str(value)
 
     def get_user_message(self, name: str) -> Messages:
-        """A column of text as the message of a user."""
+        """Return a text column as a single user message."""
         return [{"role": "user", "content": self.get_text(name)}]
 
     def get_messages(self, name: str) -> Messages:
-        """A column of messages as `role` and `content`, the last one a user's.
+        """Return a column of messages with `role` and `content`; the last is a user message.
 
         Raises:
-            BenchmarkDataError: it is another thing.
+            BenchmarkDataError: the column is missing or not a list of such messages.
         """
         turns: Messages = []
         for turn in self.get_list(name):
             content = turn.get("content") if isinstance(turn, Mapping) else None
             role = turn.get("role") if isinstance(turn, Mapping) else None
             if not isinstance(content, str) or role not in ("system", "user", "assistant"):
-                self._refuse_value(name, turn, "messages with `role` and `content`", "an item of ")
+                self._refuse_value(name, turn, "a message with `role` and `content`", "an item of ")
             turns.append({"role": role, "content": self._validate_text(content, name)})
         if turns[-1]["role"] != "user":
             self.refuse(
-                f"the last message of `{name}` is of role {turns[-1]['role']!r}; it is what is "
-                "answered, so it must be the user's"
+                f"the last message of `{name}` has the role {turns[-1]['role']!r}; the responses "
+                "answer it, so its role must be 'user'"
             )
         return turns
 
@@ -183,26 +184,26 @@ class StrictRow:
         except InvalidConversationError as error:
             self.refuse(error.detail)
 
-    def _refuse_value(self, name: str, value: object, allowed: str, what: str = "") -> NoReturn:
+    def _refuse_value(self, name: str, value: object, allowed: str, prefix: str = "") -> NoReturn:
         if value is None and name.split(".")[0] not in self._columns:
-            there = format_names([f"`{column}`" for column in map(str, self._columns)])
-            self.refuse(f"there is no column `{name}`; there is {there}")
-        self.refuse(f"{what}the column `{name}` is {describe_value(value)}; it must be {allowed}")
+            columns = format_names([f"`{column}`" for column in map(str, self._columns)])
+            self.refuse(f"the column `{name}` is missing; the columns are {columns}")
+        self.refuse(f"{prefix}the column `{name}` is {describe_value(value)}; it must be {allowed}")
 
 
 def format_names(names: Sequence[str]) -> str:
-    """Names for a message: the first of many."""
+    """Format names for a message; of many names, only the first."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return (", ".join(names[:MAX_NAMED]) + more) or "nothing"
 
 
 def quote(value: str) -> str:
-    """A text of the data for a message, not too long."""
+    """Quote a text of the data for a message, shortened if necessary."""
     return repr(value if len(value) <= MAX_QUOTED else value[: MAX_QUOTED - 3] + "...")
 
 
 def describe_value(value: object) -> str:
-    """What a value is, for a message."""
+    """Describe a value for a message."""
     if value is None:
         return "null"
     if isinstance(value, str):

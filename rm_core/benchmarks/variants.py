@@ -1,6 +1,6 @@
-"""Options of a benchmark: where its published runs differ, each a choice among names.
+"""Options of a benchmark: variants in which its published results differ.
 
-The first choice is the official way today, and the default.
+Each option is a choice among names. The first choice is today's official variant and the default.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Option(NamedTuple):
     """One option, as the command line shows it.
 
     Attributes:
-        name: as it is given.
-        choices: what it may be; the first is the default.
-        meaning: what it decides.
+        name: name of the option.
+        choices: allowed values; the first is the default.
+        meaning: what the option determines.
     """
 
     name: str
@@ -27,18 +27,18 @@ class Option(NamedTuple):
 
 
 def choice(*choices: str, meaning: str) -> Any:
-    """A field of an options record.
+    """Define a field of an options class.
 
     Args:
-        choices: what it may be; the first is the default.
-        meaning: what it decides, for people.
+        choices: allowed values; the first is the default.
+        meaning: what the option determines, in words.
     """
     return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkOptions:
-    """Of a benchmark that has none; base of those whose fields are made by `choice`.
+    """Options of a benchmark without options; base of classes whose fields are `choice` fields.
 
     Raises:
         BenchmarkDataError: a value is not among the choices.
@@ -49,13 +49,13 @@ class BenchmarkOptions:
             value = getattr(self, option.name)
             if value not in option.choices:
                 raise BenchmarkDataError(
-                    f"the option `{option.name}` is {value!r}; it may be "
+                    f"the option `{option.name}` is {value!r}; it must be "
                     f"{' or '.join(option.choices)}: {option.meaning}"
                 )
 
     @classmethod
     def list_options(cls) -> tuple[Option, ...]:
-        """All options, in their order."""
+        """Return all options, in order."""
         return tuple(
             Option(item.name, item.metadata["choices"], item.metadata["meaning"])
             for item in fields(cls)
@@ -63,21 +63,21 @@ class BenchmarkOptions:
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str]) -> Self:
-        """The record with these values, `-` in names read as `_`.
+        """Create options from values by name; `-` in names is read as `_`.
 
         Raises:
-            BenchmarkDataError: a name or a value is unknown; says what there is.
+            BenchmarkDataError: a name or a value is unknown; the message lists the known ones.
         """
-        given = {name.replace("-", "_"): value for name, value in values.items()}
+        options = {name.replace("-", "_"): value for name, value in values.items()}
         names = [option.name for option in cls.list_options()]
-        for name in given:
+        for name in options:
             if name not in names:
                 raise BenchmarkDataError(
-                    f"there is no option `{name}` of this benchmark; "
-                    + (f"there is {', '.join(names)}" if names else "it has none")
+                    f"unknown option `{name}` of this benchmark; "
+                    + (f"known: {', '.join(names)}" if names else "the benchmark has no options")
                 )
-        return cls(**given)
+        return cls(**options)
 
     def to_dict(self) -> dict[str, str]:
-        """What was chosen, by name."""
+        """Return the chosen values by name."""
         return {option.name: getattr(self, option.name) for option in self.list_options()}
