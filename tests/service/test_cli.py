@@ -189,7 +189,7 @@ def test_models_in_full_also_where_not_served_yet() -> None:
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),
-        (["render", "--model", "~nobody-at-all/x", "IN"], "there is no folder"),
+        (["render", "--model", "~nobody-at-all/x", "IN"], "does not exist"),
         (["serve", "--local", "--replicas", "2"], "--local is a single process"),
     ],
 )

@@ -12,11 +12,11 @@ from waiting import PATIENCE_S
 NOT_SERVABLE = [
     ("no head", "has no score.weight"),
     ("two labels", "declares 2 labels"),
-    ("pickle only", "only safetensors is loaded"),
+    ("pickle only", "only safetensors files are loaded"),
 ]
 
 
-@pytest.mark.parametrize(("name", "says"), [*NOT_SERVABLE, ("NaN", "holds NaN or infinity")])
+@pytest.mark.parametrize(("name", "says"), [*NOT_SERVABLE, ("NaN", "contains NaN or infinity")])
 def test_refused_checkpoints(tmp_path: Path, name: str, says: str) -> None:
     assert_refused(tmp_path / "checkpoint", name, says, "--local")
 

@@ -26,7 +26,7 @@ CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "cont
 
 
 def test_a_checkpoint_that_a_replica_refuses(tmp_path: Path) -> None:
-    output = assert_refused(tmp_path / "checkpoint", "NaN", "holds NaN or infinity")
+    output = assert_refused(tmp_path / "checkpoint", "NaN", "contains NaN or infinity")
     assert "starting Ray" in output
 
 

@@ -1,7 +1,7 @@
-"""Every backend against attention written out conversation by conversation in float64.
+"""Every backend against plain attention of each conversation in float64.
 
-The CUDA kernels are stood in for by functions that do what their documentation says, so that what
-is handed to them is tested here; the kernels themselves are tested where there is a GPU.
+Functions that follow the documentation of the CUDA kernels replace them, so that these tests check
+the arguments of the kernels; the kernels themselves are tested on machines with a GPU.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ BOTH = AttentionParams(scaling=0.4, softcap=2.0, window=5)
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: AttentionParams
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
 ) -> torch.Tensor:
-    """The last `len(query)` tokens of a conversation looking at all of it."""
+    """Compute attention of the last `len(query)` tokens of a conversation to all its tokens."""
     key, value = (t.repeat_interleave(HEADS // KV_HEADS, 1).double() for t in (key, value))
-    weights = torch.einsum("qhd,khd->hqk", query.double(), key) * scores.scaling
-    if scores.softcap:
-        weights = scores.softcap * torch.tanh(weights / scores.softcap)
+    weights = torch.einsum("qhd,khd->hqk", query.double(), key) * params.scaling
+    if params.softcap:
+        weights = params.softcap * torch.tanh(weights / params.softcap)
     keys = torch.arange(len(key))
     positions = keys[-len(query) :].unsqueeze(1)
     hidden = keys > positions
-    if scores.window:
-        hidden |= keys <= positions - scores.window
+    if params.window:
+        hidden |= keys <= positions - params.window
     weights = weights.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
 
@@ -65,7 +65,7 @@ BACKENDS: dict[str, tuple[Callable[[], AttentionBackend], list[AttentionParams]]
     "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
     "flex": (lambda: FlexBackend(flex_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
 }
-CASES = [(name, scores) for name, (_, all_scores) in BACKENDS.items() for scores in all_scores]
+CASES = [(name, params) for name, (_, all_params) in BACKENDS.items() for params in all_params]
 
 
 @pytest.fixture(autouse=True)
@@ -78,105 +78,110 @@ def expected(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scores: AttentionParams,
+    params: AttentionParams,
 ) -> torch.Tensor:
     out = torch.empty_like(query)
-    for index, run in enumerate(tree.segments):
-        path = [p for a, b in tree.get_path(index, run.stop) for p in range(a, b)]
-        out[path] = attention(query[path], key[path], value[path], scores)
+    for index, tree_segment in enumerate(tree.segments):
+        path = [p for a, b in tree.get_path(index, tree_segment.stop) for p in range(a, b)]
+        out[path] = attention(query[path], key[path], value[path], params)
     return out
 
 
-def tensors(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_tensors(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(num_tokens)
     shapes = [(num_tokens, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     query, key, value = (torch.randn(*shape, generator=generator) for shape in shapes)
     return query, key, value
 
 
-def tree_of(sequences: list[TokenIds]) -> PrefixTree:
+def build_tree(sequences: list[TokenIds]) -> PrefixTree:
     (tree,) = pack(sequences, 10_000).batches
     return tree
 
 
-@pytest.mark.parametrize(("name", "scores"), CASES)
+@pytest.mark.parametrize(("name", "params"), CASES)
 @hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
-def test_every_token(name: str, scores: AttentionParams, sequences: list[TokenIds]) -> None:
-    tree = tree_of(sequences)
-    query, key, value = tensors(tree.num_tokens)
+def test_backend_equals_reference_for_all_tokens(
+    name: str, params: AttentionParams, sequences: list[TokenIds]
+) -> None:
+    tree = build_tree(sequences)
+    query, key, value = random_tensors(tree.num_tokens)
     backend = BACKENDS[name][0]()
     plan = backend.plan(build_segments(tree), tree.num_tokens, query.device)
-    ours = backend.attend(plan, query, key, value, scores)
-    assert ours.shape == query.shape
+    output = backend.attend(plan, query, key, value, params)
+    assert output.shape == query.shape
     torch.testing.assert_close(
-        ours, expected(tree, query, key, value, scores), atol=2e-6, rtol=1e-5
+        output, expected(tree, query, key, value, params), atol=2e-6, rtol=1e-5
     )
 
 
-@pytest.mark.parametrize(("name", "scores"), CASES)
+@pytest.mark.parametrize(("name", "params"), CASES)
 @hypothesis.settings(max_examples=25)
 @given(sequences=SEQUENCES)
-def test_some_tokens(name: str, scores: AttentionParams, sequences: list[TokenIds]) -> None:
-    """As the last layer asks: for the ends of the conversations alone."""
-    tree = tree_of(sequences)
-    query, key, value = tensors(tree.num_tokens)
-    places = sorted(tree.ends)
+def test_backend_equals_reference_for_readout_tokens(
+    name: str, params: AttentionParams, sequences: list[TokenIds]
+) -> None:
+    """As in the last layer: queries at the ends of the conversations only."""
+    tree = build_tree(sequences)
+    query, key, value = random_tensors(tree.num_tokens)
+    indices = sorted(tree.ends)
     backend = BACKENDS[name][0]()
-    plan = backend.plan(build_token_segments(tree, places), tree.num_tokens, query.device)
-    ours = backend.attend(plan, query[places], key, value, scores)
+    plan = backend.plan(build_token_segments(tree, indices), tree.num_tokens, query.device)
+    output = backend.attend(plan, query[indices], key, value, params)
     torch.testing.assert_close(
-        ours, expected(tree, query, key, value, scores)[places], atol=2e-6, rtol=1e-5
+        output, expected(tree, query, key, value, params)[indices], atol=2e-6, rtol=1e-5
     )
 
 
-def test_the_mask_of_flex_goes_on_behind_a_block() -> None:
-    """Rows of several blocks, whose blocks of keys are looked at or left out as a whole."""
+def test_flex_mask_covers_several_blocks() -> None:
+    """Rows of several blocks; each block of keys is either computed or skipped."""
     start = tuple(range(300))
-    tree = tree_of([(*start, 1, *range(200)), (*start, 2, *range(90)), start[:140], (9,) * 150])
-    query, key, value = tensors(tree.num_tokens)
+    tree = build_tree([(*start, 1, *range(200)), (*start, 2, *range(90)), start[:140], (9,) * 150])
+    query, key, value = random_tensors(tree.num_tokens)
     backend = FlexBackend(flex_kernel)
     plan = backend.plan(build_segments(tree), tree.num_tokens, query.device)
-    for scores in (PLAIN, CAPPED, AttentionParams(scaling=0.4, window=70)):
-        ours = backend.attend(plan, query, key, value, scores)
+    for params in (PLAIN, CAPPED, AttentionParams(scaling=0.4, window=70)):
+        output = backend.attend(plan, query, key, value, params)
         torch.testing.assert_close(
-            ours, expected(tree, query, key, value, scores), atol=5e-6, rtol=1e-5
+            output, expected(tree, query, key, value, params), atol=5e-6, rtol=1e-5
         )
 
 
 @given(SEQUENCES)
-def test_segments_are_whole_conversations(sequences: list[TokenIds]) -> None:
-    tree = tree_of(sequences)
-    row = [token for run in tree.segments for token in run.token_ids]
-    places = sorted(tree.ends)
+def test_segments_cover_complete_conversations(sequences: list[TokenIds]) -> None:
+    tree = build_tree(sequences)
+    row = [token for tree_segment in tree.segments for token in tree_segment.token_ids]
+    indices = sorted(tree.ends)
     read = [
-        tuple(row[place] for start, stop in segment.keys for place in range(start, stop))
-        for segment in build_token_segments(tree, places)
+        tuple(row[index] for start, stop in segment.keys for index in range(start, stop))
+        for segment in build_token_segments(tree, indices)
     ]
-    assert dict(zip(places, read, strict=True)) == dict(zip(tree.ends, tree.sequences, strict=True))
-    for run, segment in zip(tree.segments, build_segments(tree), strict=True):
-        assert (segment.start, segment.stop) == (run.start, run.stop)
-        assert segment.position == run.depth
+    expected_sequences = dict(zip(tree.ends, tree.sequences, strict=True))
+    assert dict(zip(indices, read, strict=True)) == expected_sequences
+    for tree_segment, segment in zip(tree.segments, build_segments(tree), strict=True):
+        assert (segment.start, segment.stop) == (tree_segment.start, tree_segment.stop)
+        assert segment.position == tree_segment.depth
 
 
-def test_siblings_see_their_ancestor_in_one_call() -> None:
-    tree = tree_of([(1, 2, 3, i) for i in range(16)])
+def test_siblings_attend_to_ancestor_in_one_call() -> None:
+    tree = build_tree([(1, 2, 3, i) for i in range(16)])
     plan = CpuSdpaBackend().plan(build_segments(tree), tree.num_tokens, torch.device("cpu"))
     assert len(plan.own) == 16
-    assert [(part.queries, part.keys) for part in plan.ancestors] == [(slice(4, 19), slice(0, 3))]
+    assert [(b.queries, b.keys) for b in plan.ancestors] == [(slice(4, 19), slice(0, 3))]
 
 
-def test_a_row_of_one_conversation_is_not_gathered() -> None:
+def test_single_conversation_is_not_gathered() -> None:
     backend = TorchVarlenBackend(kernel=torch_kernel)
     one = backend.plan([Segment(0, 5, ((0, 5),))], 5, torch.device("cpu"))
     assert one.gather_indices is None
-    two = backend.plan(build_segments(tree_of([(1, 2), (1, 3)])), 3, torch.device("cpu"))
+    two = backend.plan(build_segments(build_tree([(1, 2), (1, 3)])), 3, torch.device("cpu"))
     assert two.gather_indices is not None
     assert two.gather_indices.tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize(("activated", "splits"), [(None, None), ("FA3", 1)])
-def test_splits_are_switched_off_where_there_are_any(
+def test_deterministic_varlen_disables_splits(
     activated: str | None, splits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -186,7 +191,7 @@ def test_splits_are_switched_off_where_there_are_any(
     def older(query: torch.Tensor, *_: object, scale: float, window_size: object) -> torch.Tensor:
         return query
 
-    seen: list[object] = []
+    options: list[object] = []
 
     def newer(
         query: torch.Tensor,
@@ -196,13 +201,13 @@ def test_splits_are_switched_off_where_there_are_any(
         enable_gqa: bool = False,
         num_splits: int | None = None,
     ) -> torch.Tensor:
-        seen.append((enable_gqa, num_splits))
+        options.append((enable_gqa, num_splits))
         return query
 
-    query, key, value = tensors(3)
+    query, key, value = random_tensors(3)
     for kernel in (older, newer):
         for deterministic in (False, True):
             backend = TorchVarlenBackend(deterministic, kernel)
             plan = backend.plan([Segment(0, 3, ((0, 3),))], 3, query.device)
             assert backend.attend(plan, query, key, value, PLAIN) is query
-    assert seen == [(True, None), (True, splits)]
+    assert options == [(True, None), (True, splits)]

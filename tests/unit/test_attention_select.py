@@ -1,4 +1,4 @@
-"""Which attention is chosen where, and which is refused although it was asked for."""
+"""Choice of the attention backend, and refusal of requested backends that would be wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rm_core.config import Attention
 from rm_core.errors import ModelLoadError
 
 FLASH = "flash_attention_2"
-EVERY = [name for name in get_args(Attention) if name != "auto"]
-# family, device, dtype, flash-attn installed: what `auto` takes, what may be asked for
+BACKENDS = [name for name in get_args(Attention) if name != "auto"]
+# family, device, dtype, flash-attn installed: choice of `auto`, backends that may be requested
 TABLE = [
     ("llama", "cpu", "float32", False, "sdpa", "eager sdpa"),
     ("llama", "cpu", "float32", True, "sdpa", "eager sdpa"),
@@ -40,64 +40,64 @@ TABLE = [
 Row = tuple[Any, str, str, bool, str, str]
 
 
-def placement(family: Any, device: str, dtype: str) -> AttentionTarget:
+def build_target(family: Any, device: str, dtype: str) -> AttentionTarget:
     gemma2 = family == "gemma2"
     return AttentionTarget(family, device, dtype, has_softcap=gemma2, has_window=gemma2)
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_auto(row: Row) -> None:
+def test_auto_chooses_backend(row: Row) -> None:
     family, device, dtype, flash, expected, _ = row
-    choice = choose_attention(placement(family, device, dtype), has_flash_attn=flash)
+    choice = choose_attention(build_target(family, device, dtype), has_flash_attn=flash)
     assert choice.name == expected
     assert len(choice.reason) > 20
 
 
 @pytest.mark.parametrize("row", TABLE)
-@pytest.mark.parametrize("requested", EVERY)
-def test_asked_for(row: Row, requested: Attention) -> None:
+@pytest.mark.parametrize("requested", BACKENDS)
+def test_requested_backend_is_used_or_refused(row: Row, requested: Attention) -> None:
     family, device, dtype, flash, _, allowed = row
-    where = placement(family, device, dtype)
+    target = build_target(family, device, dtype)
     if requested in allowed.split():
-        choice = choose_attention(where, requested, has_flash_attn=flash)
+        choice = choose_attention(target, requested, has_flash_attn=flash)
         assert choice.name == requested
         assert "setting" in choice.reason
         return
     with pytest.raises(ModelLoadError) as caught:
-        choose_attention(where, requested, has_flash_attn=flash)
+        choose_attention(target, requested, has_flash_attn=flash)
     assert f"attention '{requested}'" in caught.value.detail
     assert "use " in caught.value.detail
     assert "'auto'" in caught.value.detail
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_batch_invariant(row: Row) -> None:
-    """Only eager, and the varlen kernel that never splits its keys."""
+def test_deterministic_chooses_batch_invariant_backend(row: Row) -> None:
+    """Only eager, and the varlen kernel without splits of the keys."""
     family, device, dtype, flash, _, allowed = row
-    where = replace(placement(family, device, dtype), deterministic=True)
-    choice = choose_attention(where, has_flash_attn=flash)
+    target = replace(build_target(family, device, dtype), deterministic=True)
+    choice = choose_attention(target, has_flash_attn=flash)
     kernel = device == "cuda" and dtype != "float32" and family != "gemma2"
     assert choice.name == ("varlen" if kernel else "eager")
     for name in set(allowed.split()) - {"eager", "varlen"}:
         with pytest.raises(ModelLoadError, match="batch-invariant"):
-            choose_attention(where, name, has_flash_attn=flash)  # type: ignore[arg-type]
+            choose_attention(target, name, has_flash_attn=flash)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 @pytest.mark.parametrize("flash", [True, False])
-def test_an_old_gpu_has_no_flash_kernels(family: Any, flash: bool) -> None:
-    where = replace(placement(family, "cuda", "float16"), is_old_gpu=True)
-    assert choose_attention(where, has_flash_attn=flash).name == "eager"
+def test_old_gpu_has_no_flash_kernels(family: Any, flash: bool) -> None:
+    target = replace(build_target(family, "cuda", "float16"), is_old_gpu=True)
+    assert choose_attention(target, has_flash_attn=flash).name == "eager"
     for name in ("varlen", FLASH):
         with pytest.raises(ModelLoadError):
-            choose_attention(where, name, has_flash_attn=flash)  # type: ignore[arg-type]
+            choose_attention(target, name, has_flash_attn=flash)  # type: ignore[arg-type]
 
 
-def test_a_sliding_window_alone_keeps_the_cpu_kernel_away() -> None:
-    where = AttentionTarget("qwen3", "cpu", "float32", has_window=True)
-    assert choose_attention(where).name == "eager"
+def test_sliding_window_on_cpu_uses_eager() -> None:
+    target = AttentionTarget("qwen3", "cpu", "float32", has_window=True)
+    assert choose_attention(target).name == "eager"
     with pytest.raises(ModelLoadError, match="sliding window"):
-        choose_attention(where, "sdpa")
+        choose_attention(target, "sdpa")
 
 
 def test_gemma_never_runs_without_its_softcap() -> None:
@@ -106,7 +106,7 @@ def test_gemma_never_runs_without_its_softcap() -> None:
     ):
         try:
             choice = choose_attention(
-                placement("gemma2", device, dtype), requested, has_flash_attn=flash
+                build_target("gemma2", device, dtype), requested, has_flash_attn=flash
             )
         except ModelLoadError:
             continue
@@ -114,27 +114,27 @@ def test_gemma_never_runs_without_its_softcap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "flash", "word"),
+    ("target", "flash", "word"),
     [
-        (placement("llama", "cpu", "float32"), True, "runs on the CPU"),
-        (placement("llama", "cuda", "bfloat16"), False, "--no-build-isolation flash-attn"),
-        (placement("llama", "cuda", "float32"), True, "no float32 kernels"),
-        (placement("llama", "cuda", "bfloat16"), True, "half precision"),
-        (placement("llama", "cpu", "bfloat16"), False, "bfloat16 steps"),
-        (placement("gemma2", "cpu", "float32"), False, "softcap"),
-        (placement("gemma2", "cuda", "bfloat16"), True, "softcap"),
-        (placement("gemma2", "cuda", "bfloat16"), False, "--no-build-isolation flash-attn"),
+        (build_target("llama", "cpu", "float32"), True, "runs on the CPU"),
+        (build_target("llama", "cuda", "bfloat16"), False, "--no-build-isolation flash-attn"),
+        (build_target("llama", "cuda", "float32"), True, "no float32 kernels"),
+        (build_target("llama", "cuda", "bfloat16"), True, "half precision"),
+        (build_target("llama", "cpu", "bfloat16"), False, "bfloat16 steps"),
+        (build_target("gemma2", "cpu", "float32"), False, "softcap"),
+        (build_target("gemma2", "cuda", "bfloat16"), True, "softcap"),
+        (build_target("gemma2", "cuda", "bfloat16"), False, "--no-build-isolation flash-attn"),
     ],
 )
-def test_the_reason_says_why(where: AttentionTarget, flash: bool, word: str) -> None:
-    assert word in choose_attention(where, has_flash_attn=flash).reason
+def test_reason_explains_choice(target: AttentionTarget, flash: bool, word: str) -> None:
+    assert word in choose_attention(target, has_flash_attn=flash).reason
 
 
-def test_without_being_told_it_looks_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = placement("llama", "cuda", "bfloat16")
+def test_flash_attn_is_looked_up_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = build_target("llama", "cuda", "bfloat16")
     for installed, expected in {True: FLASH, False: "varlen"}.items():
         monkeypatch.setattr(
             "rm_core.attention.select.is_flash_attn_installed",
             lambda installed=installed: installed,
         )
-        assert choose_attention(where).name == expected
+        assert choose_attention(target).name == expected

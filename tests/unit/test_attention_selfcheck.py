@@ -1,4 +1,4 @@
-"""A backend that computes something else is found out when the model is loaded."""
+"""A backend that computes wrong attention is detected when the model is loaded."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from rm_core.attention.selfcheck import AttentionHeads, check_backend
 
 CPU = torch.device("cpu")
 HEADS = AttentionHeads(num_heads=4, num_key_value_heads=2, head_dim=16)
-SCORES = [
+PARAMS = [
     AttentionParams(0.25),
     AttentionParams(0.25, softcap=5.0),
     AttentionParams(0.25, window=40),
 ]
 
 
-class Careless(EagerBackend):
-    """Leaves out what it is told to."""
+class IncompleteBackend(EagerBackend):
+    """Computes attention without one feature."""
 
     def __init__(self, without: str) -> None:
         super().__init__()
@@ -44,32 +44,32 @@ class Careless(EagerBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scores: AttentionParams,
+        params: AttentionParams,
     ) -> torch.Tensor:
-        softcap = None if self._without == "softcap" else scores.softcap
-        window = None if self._without == "window" else scores.window
-        if self._without == "nothing but half a window" and window:
+        softcap = None if self._without == "softcap" else params.softcap
+        window = None if self._without == "window" else params.window
+        if self._without == "one position of the window" and window:
             window -= 1
         return super().attend(
-            plan, query, key, value, AttentionParams(scores.scaling, softcap, window)
+            plan, query, key, value, AttentionParams(params.scaling, softcap, window)
         )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_right_backend_passes(dtype: torch.dtype) -> None:
-    check_backend(EagerBackend(), HEADS, SCORES, CPU, dtype)
-    check_backend(EagerBackend(aligned=True), HEADS, SCORES, CPU, dtype)
-    check_backend(CpuSdpaBackend(), HEADS, SCORES[:1], CPU, dtype)
+def test_correct_backend_passes(dtype: torch.dtype) -> None:
+    check_backend(EagerBackend(), HEADS, PARAMS, CPU, dtype)
+    check_backend(EagerBackend(aligned=True), HEADS, PARAMS, CPU, dtype)
+    check_backend(CpuSdpaBackend(), HEADS, PARAMS[:1], CPU, dtype)
 
 
-@pytest.mark.parametrize("without", ["softcap", "window", "nothing but half a window"])
+@pytest.mark.parametrize("without", ["softcap", "window", "one position of the window"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_careless_backend_fails(dtype: torch.dtype, without: str) -> None:
-    with pytest.raises(ArithmeticError, match="away from eager"):
-        check_backend(Careless(without), HEADS, SCORES, CPU, dtype)
+def test_incomplete_backend_fails(dtype: torch.dtype, without: str) -> None:
+    with pytest.raises(ArithmeticError, match="output differs from eager by"):
+        check_backend(IncompleteBackend(without), HEADS, PARAMS, CPU, dtype)
 
 
-def without_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
+def drop_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = CpuSdpaBackend.plan
 
     def lossy(self: CpuSdpaBackend, *args: object) -> CpuSdpaPlan:
@@ -78,21 +78,21 @@ def without_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_sdpa.CpuSdpaBackend, "plan", lossy)
 
 
-def test_auto_falls_back_and_says_so(
+def test_auto_falls_back_with_reason(
     checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_ancestors(monkeypatch)
+    drop_ancestors(monkeypatch)
     scorer = RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     described = scorer.describe()
     assert described["attention"] == scorer.fingerprint.attention == "eager"
-    assert described["attention_reason"].startswith("sdpa failed its proof")
+    assert described["attention_reason"].startswith("sdpa failed its self-check")
 
 
-def test_what_was_asked_for_is_refused(
+def test_requested_backend_that_fails_is_refused(
     checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_ancestors(monkeypatch)
-    with pytest.raises(ModelLoadError, match=r"sdpa failed its proof.*use 'auto' or 'eager'"):
+    drop_ancestors(monkeypatch)
+    with pytest.raises(ModelLoadError, match=r"sdpa failed its self-check.*use 'auto' or 'eager'"):
         RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu", attention="sdpa"))
 
 
@@ -152,18 +152,18 @@ def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
     check_backend(backend, HEADS, [AttentionParams(0.25)], CPU, torch.float32)
     failures = used.reason.split("; ")
     assert failures[0] == (
-        "flash_attention_2 failed its proof on this device: ImportError: undefined symbol: "
+        "flash_attention_2 failed its self-check on this device: ImportError: undefined symbol: "
         "_ZN3c105ErrorC2"
     )
     tried = ["flash_attention_2", "flex"] if gemma2 else ["flash_attention_2", "varlen", "flex"]
     failed = tried if expected == "eager" else tried[: tried.index(expected)]
     assert [failure.split()[0] for failure in failures] == failed
     assert all(failure in caplog.text for failure in failures)
-    assert f"{expected} is tried next" in caplog.text
+    assert f"trying {expected} next" in caplog.text
 
 
 @pytest.mark.usefixtures("broken_flash_attn")
-def test_flash_attn_that_was_asked_for_and_does_not_import_is_refused(
+def test_requested_flash_attn_that_does_not_import_is_refused(
     scorer_of: Callable[..., RewardScorer],
 ) -> None:
     choice = choose_attention(AttentionTarget("llama", "cuda", "float16"), "flash_attention_2")

@@ -1,4 +1,4 @@
-"""Checkpoints that would score wrongly are refused, and told what is wrong and what to do."""
+"""Checkpoints that would score wrongly are refused; the error says why and what to do."""
 
 from __future__ import annotations
 
@@ -34,39 +34,41 @@ def drop(name: str) -> Callable[[Weights], object]:
 
 WEIGHTS = {
     "no head": (drop(HEAD), "no score.weight", "Give the full reward model"),
-    "two rows": (replace(HEAD, 2, 64), "has the shape [2, 64]", "[1, hidden_size]"),
-    "flat head": (replace(HEAD, 64), "has the shape [64]", "[1, hidden_size]"),
-    "head of another size": (replace(HEAD, 1, 32), HEAD, "do not belong together"),
-    "NaN": (set_one(DOWN, float("nan")), f"{DOWN} of", "holds NaN or infinity"),
-    "infinity": (set_one(DOWN, float("-inf")), f"{DOWN} of", "holds NaN or infinity"),
+    "two rows": (replace(HEAD, 2, 64), "has shape [2, 64]", "[1, hidden_size]"),
+    "flat head": (replace(HEAD, 64), "has shape [64]", "[1, hidden_size]"),
+    "head of another size": (replace(HEAD, 1, 32), HEAD, "do not match"),
+    "NaN": (set_one(DOWN, float("nan")), f"{DOWN} of", "contains NaN or infinity"),
+    "infinity": (set_one(DOWN, float("-inf")), f"{DOWN} of", "contains NaN or infinity"),
     "NaN in the head": (set_one(HEAD, float("nan")), f"{HEAD} of", "the checkpoint is damaged"),
-    "missing": (drop(DOWN), f"are missing and would be random: {DOWN}", "do not belong together"),
+    "missing": (drop(DOWN), f"are missing and would be random: {DOWN}", "do not match"),
     "missing norm": (drop("model.norm.weight"), "model.norm.weight", "would be random"),
     "unexpected": (
         replace("score.bias", 1),
-        "belong to no part of the model: score.bias",
-        "do not belong together",
+        "do not belong to any module of the model: score.bias",
+        "do not match",
     ),
     "a layer more": (
         replace("model.layers.4.mlp.down_proj.weight", 64, 128),
         "model.layers.4.mlp.down_proj.weight",
-        "belong to no part of the model",
+        "do not belong to any module of the model",
     ),
-    "another shape": (replace(DOWN, 64, 64), DOWN, "another shape than the config says"),
+    "another shape": (replace(DOWN, 64, 64), DOWN, "a different shape than in the config"),
 }
 
 
-@pytest.mark.parametrize(("edit", "came", "todo"), WEIGHTS.values(), ids=WEIGHTS.keys())
-def test_weights(edit: Callable[[Weights], object], came: str, todo: str, copy_of: CopyOf) -> None:
+@pytest.mark.parametrize(("edit", "problem", "advice"), WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_checkpoint_with_wrong_weights_is_refused(
+    edit: Callable[[Weights], object], problem: str, advice: str, copy_of: CopyOf
+) -> None:
     folder = copy_of()
     edit_weights(folder, edit)
     detail = refusal(folder)
-    assert came in detail
-    assert todo in detail
+    assert problem in detail
+    assert advice in detail
     assert str(folder) in detail
 
 
-def test_many_wrong_weights_are_counted(copy_of: CopyOf) -> None:
+def test_error_counts_further_wrong_weights(copy_of: CopyOf) -> None:
     folder = copy_of()
     edit_config(folder, num_hidden_layers=5, layer_types=None)
     detail = refusal(folder)
@@ -74,7 +76,9 @@ def test_many_wrong_weights_are_counted(copy_of: CopyOf) -> None:
     assert "and 8 more" in detail
 
 
-def test_harmless_extras_are_taken(copy_of: CopyOf, scorer_of: Callable[..., RewardScorer]) -> None:
+def test_harmless_extra_tensors_are_accepted(
+    copy_of: CopyOf, scorer_of: Callable[..., RewardScorer]
+) -> None:
     folder = copy_of()
     edit_weights(folder, replace("lm_head.weight", 8, 64))
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -87,47 +91,49 @@ CONFIGS = {
     "num_labels": ({"num_labels": 3, "id2label": None}, "declares 3 labels", "exactly one"),
     "architecture": (
         {"architectures": ["Qwen3ForCausalLM"]},
-        "is a Qwen3ForCausalLM",
-        "served are LlamaForSequenceClassification",
+        "unsupported architecture Qwen3ForCausalLM",
+        "supported: LlamaForSequenceClassification",
     ),
-    "no architecture": ({"architectures": None}, "is a none", "served are"),
+    "no architecture": ({"architectures": None}, "unsupported architecture none", "supported: "),
     "auto_map": (
         {"auto_map": {"AutoModel": "modeling.Model"}},
-        "config.json asks for code of the checkpoint's own (auto_map)",
+        "config.json requests the checkpoint's own code (auto_map)",
         "Convert the checkpoint",
     ),
-    "no positions": ({"max_position_embeddings": None}, "no whole number as max_pos", "add it"),
-    "positions": ({"max_position_embeddings": "many"}, "no whole number as max_pos", "add it"),
+    "no positions": ({"max_position_embeddings": None}, "no integer max_position_emb", "add it"),
+    "positions": ({"max_position_embeddings": "many"}, "no integer max_position_emb", "add it"),
 }
 
 
-@pytest.mark.parametrize(("changes", "came", "todo"), CONFIGS.values(), ids=CONFIGS.keys())
-def test_config(changes: dict[str, Any], came: str, todo: str, copy_of: CopyOf) -> None:
+@pytest.mark.parametrize(("changes", "problem", "advice"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_checkpoint_with_wrong_config_is_refused(
+    changes: dict[str, Any], problem: str, advice: str, copy_of: CopyOf
+) -> None:
     folder = copy_of()
     edit_config(folder, **changes)
     detail = refusal(folder)
-    assert came in detail
-    assert todo in detail
+    assert problem in detail
+    assert advice in detail
 
 
-def test_a_tokenizer_with_code_of_its_own(copy_of: CopyOf) -> None:
+def test_tokenizer_with_remote_code_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     file = folder / "tokenizer_config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["tok.Tok", None]}}))
     detail = refusal(folder)
-    assert "tokenizer_config.json asks for code" in detail
+    assert "tokenizer_config.json requests the checkpoint's own code" in detail
     assert "remote code is never run" in detail
 
 
 @pytest.mark.parametrize("labels", [{"id2label": None}, {"num_labels": 1, "id2label": None}])
-def test_a_config_that_names_no_labels_loads(labels: dict[str, Any], copy_of: CopyOf) -> None:
+def test_config_without_labels_loads(labels: dict[str, Any], copy_of: CopyOf) -> None:
     folder = copy_of()
     edit_config(folder, label2id=None, **labels)
     assert load_model(ModelConfig(str(folder), device="cpu")).head.shape == (1, 64)
 
 
-def test_labels_of_null_load(copy_of: CopyOf) -> None:
+def test_config_with_null_labels_loads(copy_of: CopyOf) -> None:
     folder = copy_of()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": None, "label2id": None}))
@@ -135,44 +141,44 @@ def test_labels_of_null_load(copy_of: CopyOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "came"),
-    [("{", "cannot be read as JSON"), ("[]", "holds no JSON object"), (None, "has no config.json")],
+    ("content", "problem"),
+    [("{", "cannot be read as JSON"), ("[]", "not a JSON object"), (None, "has no config.json")],
 )
-def test_unreadable_config(content: str | None, came: str, copy_of: CopyOf) -> None:
+def test_unreadable_config_is_refused(content: str | None, problem: str, copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "config.json").unlink()
     if content is not None:
         (folder / "config.json").write_text(content)
-    assert came in refusal(folder)
+    assert problem in refusal(folder)
 
 
-def test_a_pickle_only(copy_of: CopyOf) -> None:
+def test_checkpoint_with_pickle_only_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     detail = refusal(folder)
     assert "only pytorch_model.bin" in detail
-    assert "only safetensors is loaded" in detail
-    assert "Convert it" in detail
+    assert "only safetensors files are loaded" in detail
+    assert "Convert the weights" in detail
 
 
-def test_no_weights_at_all(copy_of: CopyOf) -> None:
+def test_checkpoint_without_weights_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "model.safetensors").unlink()
-    assert "no weight file at all" in refusal(folder)
+    assert "no weight files" in refusal(folder)
 
 
-def cut_off(data: bytes) -> bytes:
+def truncate(data: bytes) -> bytes:
     return data[:-1000]
 
 
-def headed(header: str) -> Callable[[bytes], bytes]:
+def with_header(header: str) -> Callable[[bytes], bytes]:
     return lambda data: struct.pack("<Q", len(header)) + header.encode()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "cut off": cut_off,
+    "cut off": truncate,
     "cut in the header": lambda data: data[:500],
     "empty": lambda data: b"",
     "all ones": lambda data: b"\xff" * 1000,
@@ -180,16 +186,16 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a page of HTML": lambda data: b"<html>" + b"not found" * 100,
     "a huge header": lambda data: struct.pack("<Q", 1 << 40) + data[8:],
     "more than the header says": lambda data: data + b"more",
-    "a list": headed("[]"),
-    "a number for a tensor": headed('{"a": 1}'),
-    "no offsets": headed('{"a": {"shape": [1]}}'),
-    "no shape": headed('{"a": {"data_offsets": [0, 0]}}'),
-    "deep": headed("[" * 100_000),
+    "a list": with_header("[]"),
+    "a number for a tensor": with_header('{"a": 1}'),
+    "no offsets": with_header('{"a": {"shape": [1]}}'),
+    "no shape": with_header('{"a": {"data_offsets": [0, 0]}}'),
+    "deep": with_header("[" * 100_000),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_weight_file(damage: Callable[[bytes], bytes], copy_of: CopyOf) -> None:
+def test_damaged_weight_file_is_refused(damage: Callable[[bytes], bytes], copy_of: CopyOf) -> None:
     file = copy_of() / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     detail = refusal(file.parent)
@@ -198,7 +204,7 @@ def test_a_damaged_weight_file(damage: Callable[[bytes], bytes], copy_of: CopyOf
 
 
 def shard(folder: Path) -> None:
-    """Split the weight file in two and name both in an index, as the hub's large models are."""
+    """Split the weight file in two and write an index, as for large models on the hub."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
@@ -206,82 +212,82 @@ def shard(folder: Path) -> None:
         "model-00001-of-00002.safetensors": names[:20],
         "model-00002-of-00002.safetensors": names[20:],
     }
-    for file, part in halves.items():
-        save_file({n: weights[n] for n in part}, folder / file, metadata={"format": "pt"})
-    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    for file, half in halves.items():
+        save_file({n: weights[n] for n in half}, folder / file, metadata={"format": "pt"})
+    index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_a_missing_shard(copy_of: CopyOf) -> None:
+def test_missing_shard_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     shard(folder)
     assert open_checkpoint(ModelConfig(str(folder))).family == "qwen3"
     (folder / "model-00001-of-00002.safetensors").unlink()
     detail = refusal(folder)
-    assert "names 20 tensors that no file in the folder holds" in detail
+    assert "lists 20 tensors that no file in the folder contains" in detail
     assert "a shard is missing: download the checkpoint again" in detail
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a b/c"])
-def test_an_unknown_folder(name: str) -> None:
+def test_unknown_folder_is_refused(name: str) -> None:
     detail = refusal(name)
-    assert f"there is no folder {name!r}" in detail
+    assert f"folder {name!r} does not exist" in detail
     assert "a hub id (ORG/NAME)" in detail
 
 
-def test_a_tokenizer_that_is_not_there(copy_of: CopyOf) -> None:
+def test_missing_tokenizer_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "tokenizer.json").unlink()
     detail = refusal(folder)
     assert f"the tokenizer of {folder} cannot be loaded" in detail
-    assert "is tokenizer.json there and whole?" in detail
+    assert "is tokenizer.json missing or incomplete?" in detail
 
 
-def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_error_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object, **kwargs: object) -> str:
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     detail = refusal("Skywork/Nothing", revision="v7")
-    assert "'Skywork/Nothing' is no local folder" in detail
+    assert "'Skywork/Nothing' is not a local folder" in detail
     assert "at revision 'v7'" in detail
     assert "OSError: no route to host;" in detail
     assert "check the name, the revision, the network and HF_TOKEN" in detail
 
 
-def test_a_hub_model_is_fetched_at_its_revision_without_pickles(
+def test_hub_model_is_fetched_at_its_revision_without_pickles(
     checkpoint_of: PathOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "models--Skywork--Tiny" / "snapshots" / commit
     shutil.copytree(checkpoint_of("qwen3"), cached)
-    asked: list[tuple[str, str | None, list[str]]] = []
+    calls: list[tuple[str, str | None, list[str]]] = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, allow_patterns))
+        calls.append((name, revision, allow_patterns))
         return str(cached)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     config = ModelConfig("Skywork/Tiny", revision="main")
     assert open_checkpoint(config).revision == commit
     assert open_checkpoint(config, weights=False).revision == commit
-    (name, revision, patterns), (_, _, without_weights) = asked
+    (name, revision, patterns), (_, _, without_weights) = calls
     assert (name, revision) == ("Skywork/Tiny", "main")
     assert "*.safetensors" in patterns
     assert "*.safetensors" not in without_weights
     assert not [p for p in patterns if p.endswith((".bin", ".pt", ".py"))]
-    # The folder of the cache can also be named itself, with its own commit as the revision.
+    # The cache folder can also be given as a local folder, with its own commit as the revision.
     assert open_checkpoint(ModelConfig(str(cached), revision=commit)).revision == commit
-    assert "leave the revision out" in refusal(cached, revision=commit[::-1])
+    assert "omit the revision" in refusal(cached, revision=commit[::-1])
 
 
-def test_a_process_that_only_tokenizes_needs_no_weights(copy_of: CopyOf) -> None:
+def test_open_checkpoint_without_weights_needs_no_weight_file(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "model.safetensors").unlink()
     assert open_checkpoint(ModelConfig(str(folder)), weights=False).family == "qwen3"
 
 
-def test_the_limit_is_the_trained_length_where_the_catalogue_knows_it(copy_of: CopyOf) -> None:
+def test_max_length_is_trained_length_if_in_catalog(copy_of: CopyOf) -> None:
     folder = copy_of("qwen3", "Skywork-Reward-V2-Qwen3-0.6B")
     edit_config(folder, max_position_embeddings=40_960)
     assert open_checkpoint(ModelConfig(str(folder))).max_length == 16_384
@@ -292,5 +298,5 @@ def test_the_limit_is_the_trained_length_where_the_catalogue_knows_it(copy_of: C
     assert open_checkpoint(ModelConfig(str(elsewhere))).max_length == 40_960
 
 
-def test_the_embedded_model_has_no_revisions() -> None:
+def test_demo_model_refuses_revision() -> None:
     assert "has no revisions" in refusal("demo", revision="v1")

@@ -1,4 +1,4 @@
-"""What a checkpoint folder may not contain: each a refusal with file, reason and what to do."""
+"""Forbidden contents of a checkpoint folder are refused with file, reason and what to do."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from rm_core.model.checkpoint_files import (
 CopyOf = Callable[..., Path]
 
 
-def opening(folder: Path, **options: Any) -> str:
-    """What opening a checkpoint is refused with."""
+def get_refusal(folder: Path, **options: Any) -> str:
+    """Open a checkpoint that must be refused, and return the reason."""
     with pytest.raises(ModelLoadError) as caught:
         open_checkpoint(ModelConfig(str(folder)), **options)
     return caught.value.detail
@@ -44,16 +44,16 @@ def test_link_out_of_the_folder_is_refused(name: str, copy_of: CopyOf, tmp_path:
     else:
         outside.write_text("secret")
     (folder / name).symlink_to(outside)
-    detail = opening(folder)
+    detail = get_refusal(folder)
     assert f"{folder / name} is a link to {outside.resolve()}, outside the checkpoint" in detail
-    assert "put a copy of the file into the folder" in detail
+    assert "copy the file into the folder" in detail
 
 
 def test_link_of_a_named_template_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").symlink_to("/etc/passwd")
-    assert "is a link to /etc/passwd" in opening(folder, weights=False)
+    assert "is a link to /etc/passwd" in get_refusal(folder, weights=False)
 
 
 def test_folder_of_templates_that_is_a_link_is_refused(copy_of: CopyOf, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_folder_of_templates_that_is_a_link_is_refused(copy_of: CopyOf, tmp_path
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "tool_use.jinja").write_text("{{ messages }}")
     (folder / "additional_chat_templates").symlink_to(tmp_path / "others")
-    assert "outside the checkpoint" in opening(folder)
+    assert "outside the checkpoint" in get_refusal(folder)
 
 
 def test_links_inside_the_folder_and_of_the_hub_cache_are_followed(
@@ -86,13 +86,13 @@ def test_links_inside_the_folder_and_of_the_hub_cache_are_followed(
     assert open_checkpoint(ModelConfig(str(snapshot))).revision == snapshot.name
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to(folder / "blob" / "config.json")
-    assert "outside the checkpoint" in opening(snapshot)
+    assert "outside the checkpoint" in get_refusal(snapshot)
 
 
-def test_link_to_nothing_is_refused(copy_of: CopyOf) -> None:
+def test_dangling_link_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "extra.json").symlink_to("nowhere.json")
-    assert "is it a link to a file that is gone?" in opening(folder)
+    assert "is it a link to a file that no longer exists?" in get_refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "extra.txt", "model.safetensors"])
@@ -100,7 +100,7 @@ def test_named_pipe_is_refused_without_waiting(name: str, copy_of: CopyOf) -> No
     folder = copy_of()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    assert f"{folder / name} is a named pipe, not a regular file" in opening(folder)
+    assert f"{folder / name} is a named pipe, not a regular file" in get_refusal(folder)
 
 
 def test_folder_and_socket_in_place_of_a_file_are_refused(
@@ -108,18 +108,18 @@ def test_folder_and_socket_in_place_of_a_file_are_refused(
 ) -> None:
     folder = copy_of()
     (folder / "x.json").mkdir()
-    assert "x.json is a folder, not a regular file" in opening(folder)
+    assert "x.json is a folder, not a regular file" in get_refusal(folder)
     (folder / "x.json").rmdir()
-    monkeypatch.chdir(folder)  # the path of a socket has to be short
+    monkeypatch.chdir(folder)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("x.json")
-        assert "x.json is a socket, not a regular file" in opening(folder)
+        assert "x.json is a socket, not a regular file" in get_refusal(folder)
 
 
 def test_device_is_refused_without_reading(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "extra.txt").symlink_to("/dev/zero")
-    assert "extra.txt is a link to /dev/zero" in opening(folder)
+    assert "extra.txt is a link to /dev/zero" in get_refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -136,18 +136,19 @@ def test_file_that_is_too_large_is_refused(
 ) -> None:
     folder = copy_of()
     with (folder / name).open("ab") as stream:
-        stream.truncate(size)  # sparse: takes no room
-    assert f"{folder / name} has {size:,} bytes, and {allowed:,} are allowed" in opening(folder)
+        stream.truncate(size)  # sparse: takes no space on disk
+    problem = f"{folder / name} has {size:,} bytes, and at most {allowed:,} are allowed"
+    assert problem in get_refusal(folder)
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 1 << 40, (1 << 64) - 1])
-def test_header_that_promises_too_much_is_not_read(length: int, copy_of: CopyOf) -> None:
+def test_header_with_too_large_size_is_not_read(length: int, copy_of: CopyOf) -> None:
     file = copy_of() / "model.safetensors"
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", length))
         stream.truncate(3 << 30)  # sparse
-    detail = opening(file.parent)
-    assert f"the header of {file} says that it has {length:,} bytes" in detail
+    detail = get_refusal(file.parent)
+    assert f"{file} declares a header of {length:,} bytes" in detail
     assert "download it again" in detail
 
 
@@ -172,7 +173,7 @@ def test_impossible_header_is_refused(change: dict[str, Any], copy_of: CopyOf) -
     file = copy_of() / "model.safetensors"
     header = json.dumps({"score.weight": TENSOR | change}).encode()
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(256))
-    detail = opening(file.parent)
+    detail = get_refusal(file.parent)
     assert str(file) in detail
     assert "download it again" in detail
 
@@ -206,17 +207,17 @@ MALFORMED = {
 def test_malformed_json_is_refused(name: str, content: bytes, copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / name).write_bytes(content)
-    detail = opening(folder)
+    detail = get_refusal(folder)
     assert str(folder / name) in detail
     assert "download it again" in detail
 
 
 def shard(folder: Path, mapping: Any = None) -> None:
-    """Name the weights in an index; `mapping` replaces its weight_map."""
+    """Rename the weight file to a shard and write an index; `mapping` replaces its weight_map."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    whole = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
-    index = {"weight_map": whole if mapping is None else mapping}
+    complete = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
+    index = {"weight_map": complete if mapping is None else mapping}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -224,7 +225,7 @@ def shard(folder: Path, mapping: Any = None) -> None:
 def test_malformed_index_is_refused(mapping: Any, copy_of: CopyOf) -> None:
     folder = copy_of()
     shard(folder, mapping)
-    detail = opening(folder)
+    detail = get_refusal(folder)
     assert "model.safetensors.index.json" in detail
     assert "download the checkpoint again" in detail
 
@@ -233,10 +234,10 @@ def test_malformed_index_is_refused(mapping: Any, copy_of: CopyOf) -> None:
     "file",
     ["../other/model.safetensors", "/tmp/model.safetensors", "x.bin", "..", "a\\b.safetensors"],
 )
-def test_index_that_names_another_kind_of_file_is_refused(file: str, copy_of: CopyOf) -> None:
+def test_index_with_invalid_file_name_is_refused(file: str, copy_of: CopyOf) -> None:
     folder = copy_of()
     shard(folder, {"score.weight": file})
-    assert "has to be the name of a safetensors file in the folder" in opening(folder)
+    assert "must be the name of a safetensors file in the folder" in get_refusal(folder)
 
 
 def test_shards_without_an_index_are_refused(copy_of: CopyOf) -> None:
@@ -244,10 +245,10 @@ def test_shards_without_an_index_are_refused(copy_of: CopyOf) -> None:
     shard(folder)
     assert open_checkpoint(ModelConfig(str(folder))).family == "qwen3"
     (folder / "model.safetensors.index.json").unlink()
-    assert "neither model.safetensors nor model.safetensors.index.json" in opening(folder)
+    assert "neither model.safetensors nor model.safetensors.index.json" in get_refusal(folder)
 
 
-def test_old_file_next_to_new_shards_is_warned_about(
+def test_old_weight_file_next_to_shards_logs_warning(
     copy_of: CopyOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copy_of()
@@ -260,15 +261,16 @@ def test_old_file_next_to_new_shards_is_warned_about(
     with caplog.at_level(logging.WARNING):
         open_checkpoint(ModelConfig(str(folder)))
     assert (
-        "model-00001-of-00001.safetensors next to model.safetensors, which alone is" in caplog.text
+        "has model-00001-of-00001.safetensors and model.safetensors; only model.safetensors is read"
+        in caplog.text
     )
 
 
 @pytest.mark.parametrize(("prefix", "advice"), [("_orig_mod.", "`_orig_mod`"), ("module.", "")])
-def test_head_under_another_name_is_named(prefix: str, advice: str, copy_of: CopyOf) -> None:
+def test_error_names_head_with_prefix(prefix: str, advice: str, copy_of: CopyOf) -> None:
     folder = copy_of()
     edit_weights(folder, lambda w: [w.update({prefix + name: w.pop(name)}) for name in list(w)])
-    detail = opening(folder)
+    detail = get_refusal(folder)
     assert f"another name, {prefix}score.weight" in detail
     assert advice in detail
 
@@ -278,8 +280,8 @@ def add_adapter(folder: Path, *names: str) -> None:
         if name.endswith(".safetensors"):
             save_file({}, folder / name)
         elif name.endswith(".json"):
-            about = {"peft_type": "LORA", "base_model_name_or_path": "Org/Base"}
-            (folder / name).write_text(json.dumps(about))
+            adapter_config = {"peft_type": "LORA", "base_model_name_or_path": "Org/Base"}
+            (folder / name).write_text(json.dumps(adapter_config))
         else:
             (folder / name).write_bytes(b"")
 
@@ -299,19 +301,19 @@ def test_adapter_next_to_full_weights_is_refused(
 ) -> None:
     folder = copy_of()
     add_adapter(folder, *names)
-    detail = opening(folder, weights=weights)
+    detail = get_refusal(folder, weights=weights)
     assert "has full weights and a" in detail
     assert names[0] in detail
-    assert "remove the adapter's files, or merge it" in detail
+    assert "remove the adapter's files, or merge the adapter" in detail
 
 
-@pytest.mark.parametrize("gone", [("config.json", "model.safetensors"), ("model.safetensors",)])
-def test_adapter_alone_names_its_base(gone: tuple[str, ...], copy_of: CopyOf) -> None:
+@pytest.mark.parametrize("missing", [("config.json", "model.safetensors"), ("model.safetensors",)])
+def test_error_of_adapter_names_base_model(missing: tuple[str, ...], copy_of: CopyOf) -> None:
     folder = copy_of()
-    for name in gone:
+    for name in missing:
         (folder / name).unlink()
     add_adapter(folder, "adapter_config.json", "adapter_model.safetensors")
-    detail = opening(folder)
+    detail = get_refusal(folder)
     assert f"{folder} is a LORA adapter for 'Org/Base'" in detail
     assert "merge_and_unload" in detail
 

@@ -17,7 +17,7 @@ from rm_core.packing import TokenIds
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own warnings
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +28,14 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def batches(scorer: RewardScorer) -> list[list[TokenIds]]:
-    """Of 20 lengths, some of them the width of the model, of a head, and its number of heads."""
-    every = [scorer.encoder.encode(messages).input_ids for messages in CONVERSATIONS]
-    longest = max(every, key=len)
+def build_batches(scorer: RewardScorer) -> list[list[TokenIds]]:
+    """Return batches of 20 lengths, among them the model's and a head's width and the heads."""
+    sequences = [scorer.encoder.encode(messages).input_ids for messages in CONVERSATIONS]
+    longest = max(sequences, key=len)
     return [
-        *([ids] for ids in sorted(every, key=len)[::2]),
-        every[:3],
-        every,
+        *([ids] for ids in sorted(sequences, key=len)[::2]),
+        sequences[:3],
+        sequences,
         *([longest[:length]] for length in (1, 2, 4, 15, 16, 32, 63, 64, 65, 128, 200)),
     ]
 
@@ -43,16 +43,16 @@ def batches(scorer: RewardScorer) -> list[list[TokenIds]]:
 def compare_all(compiled: RewardScorer, plain: RewardScorer) -> int:
     """Score every batch both ways; return how many graphs were compiled after the first one."""
     after_first = 0
-    for index, batch in enumerate(batches(plain)):
+    for index, batch in enumerate(build_batches(plain)):
         ours, expected = compiled.score_ids(batch).rewards, plain.score_ids(batch).rewards
         assert list(ours) == pytest.approx(list(expected), abs=1e-4, rel=0)
         if index == 0:
-            after_first = num_graphs()
+            after_first = count_graphs()
             assert after_first > 0
-    return num_graphs() - after_first
+    return count_graphs() - after_first
 
 
-def num_graphs() -> int:
+def count_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
@@ -60,7 +60,7 @@ def num_graphs() -> int:
 def test_layers_are_traced_once_for_all_lengths(
     name: str, checkpoint_of: PathOf, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of a single token are the exception: torch always compiles them apart."""
+    """Except for rows of a single token, which torch always compiles separately."""
     compile_ = torch.compile
 
     @functools.wraps(compile_)
@@ -72,14 +72,16 @@ def test_layers_are_traced_once_for_all_lengths(
     scorer = RewardScorer.load(config)
     assert scorer.describe()["compiled"] is True
     more = compare_all(scorer, scorer_of(name))
-    assert more <= num_graphs() // 2
-    assert num_graphs() <= 8
+    assert more <= count_graphs() // 2
+    assert count_graphs() <= 8
 
 
-@pytest.mark.timeout(1800)  # the compiler took over 600 s beside much other work
+@pytest.mark.timeout(1800)  # the compiler took over 600 s on a busy machine
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for CPUs needs g++")
-def test_compiled_layers_score_alike(checkpoint_of: PathOf, scorer_of: ScorerOf) -> None:
-    """By the real compiler, on the family with two kinds of layers."""
+def test_compiled_layers_give_rewards_of_plain_layers(
+    checkpoint_of: PathOf, scorer_of: ScorerOf
+) -> None:
+    """With the real compiler, on the family with two kinds of layers."""
     config = ModelConfig(str(checkpoint_of("gemma2")), device="cpu", compile=True)
     compare_all(RewardScorer.load(config), scorer_of("gemma2"))
-    assert num_graphs() <= 8
+    assert count_graphs() <= 8

@@ -1,4 +1,4 @@
-"""A config.json, tokenizer or header with any wrong value is refused, or the model scores right."""
+"""A wrong value in config.json, tokenizer or header is refused, or the rewards stay correct."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PathOf = Callable[[str], Path]
 CopyOf = Callable[..., Path]
 CONVERSATIONS = [talk("2+2?", "4"), talk("What is the capital of France?", "Paris. " * 8)]
 
-SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
+ENGINE_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "attention": ({"_attn_implementation": "org/kernel"}, "_attn_implementation = 'org/kernel'"),
     "attention, public": ({"attn_implementation": "sdpa"}, "attn_implementation = 'sdpa'"),
     "attention, internal": (
@@ -53,27 +53,27 @@ SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
-@pytest.mark.parametrize(("changes", "came"), SWITCHES.values(), ids=SWITCHES.keys())
-def test_switch_of_the_computation_is_refused(
-    changes: dict[str, Any], came: str, family: str, copy_of: CopyOf
+@pytest.mark.parametrize(("changes", "problem"), ENGINE_KEYS.values(), ids=ENGINE_KEYS.keys())
+def test_key_that_changes_the_computation_is_refused(
+    changes: dict[str, Any], problem: str, family: str, copy_of: CopyOf
 ) -> None:
     folder = copy_of(family)
     edit_config(folder, **changes)
     detail = refusal(folder)
     assert f"{folder / 'config.json'} has" in detail
-    assert came in detail
+    assert problem in detail
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "positions of zero": ({"max_position_embeddings": 0}, "max_position_embeddings"),
-    "negative positions": ({"max_position_embeddings": -1}, "from 1 to"),
-    "positions that are true": ({"max_position_embeddings": True}, "no whole number"),
-    "a fraction of a position": ({"max_position_embeddings": 2048.0}, "no whole number"),
+    "negative positions": ({"max_position_embeddings": -1}, "an integer from 1 to"),
+    "positions that are true": ({"max_position_embeddings": True}, "no integer"),
+    "a fraction of a position": ({"max_position_embeddings": 2048.0}, "no integer"),
     "too many positions": ({"max_position_embeddings": 10**15}, "1,000,000,000,000,000"),
     "far too many positions": ({"max_position_embeddings": 10**400}, "is too large"),
     "architectures that are text": ({"architectures": "Qwen3ForSequenceClassification"}, "a list"),
-    "architectures of lists": ({"architectures": [["x"]]}, "a list of texts"),
-    "architectures that are an object": ({"architectures": {"a": 1}}, "a list of texts"),
+    "architectures of lists": ({"architectures": [["x"]]}, "a list of strings"),
+    "architectures that are an object": ({"architectures": {"a": 1}}, "a list of strings"),
     "another model_type": ({"model_type": "mistral"}, "model_type of"),
     "no model_type": ({"model_type": None}, "model_type of"),
     "labels that are a list": ({"id2label": ["a"]}, "an object, or null"),
@@ -87,41 +87,42 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "layers of the wrong number": ({"layer_types": ["full_attention"]}, "has 1 entries"),
     "unknown layers": ({"layer_types": ["chunked_attention"] * 4}, "'chunked_attention'"),
     "too many layers": ({"num_hidden_layers": 10**7, "layer_types": None}, "from 1 to 1,000"),
-    "heads that do not divide": ({"num_key_value_heads": 3}, "does not divide it"),
+    "heads that do not divide": ({"num_key_value_heads": 3}, "is not a multiple of"),
     "no heads": ({"num_attention_heads": 0}, "from 1 to"),
     "hidden size of text": ({"hidden_size": "64"}, "hidden_size of"),
     "a window of zero": ({"sliding_window": 0}, "sliding_window of"),
-    "scaling that is a list": ({"rope_scaling": [1]}, "has to be an object"),
-    "scaling of text": ({"rope_parameters": "yarn"}, "has to be an object"),
+    "scaling that is a list": ({"rope_scaling": [1]}, "must be an object"),
+    "scaling of text": ({"rope_parameters": "yarn"}, "must be an object"),
     "unknown scaling": ({"rope_scaling": {"type": "magic"}}, "rope_type 'magic'; supported"),
     "a factor of text": ({"rope_scaling": {"type": "linear", "factor": "4"}}, "number above 0"),
     "a factor of zero": ({"rope_scaling": {"type": "linear", "factor": 0}}, "number above 0"),
     "a huge factor": ({"rope_scaling": {"type": "linear", "factor": 10**7}}, "correct the factor"),
     "a vocabulary of text": ({"vocab_size": "600"}, "vocab_size of"),
-    "another vocabulary": ({"vocab_size": 700}, "do not belong together"),
+    "another vocabulary": ({"vocab_size": 700}, "do not match"),
 }
 
 
-@pytest.mark.parametrize(("changes", "came"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("changes", "problem"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_value_is_refused_and_named(
-    changes: dict[str, Any], came: str, copy_of: CopyOf
+    changes: dict[str, Any], problem: str, copy_of: CopyOf
 ) -> None:
     folder = copy_of()
     edit_config(folder, **changes)
     detail = refusal(folder)
-    assert came in detail
+    assert problem in detail
     assert "the tokenizer of" not in detail
     assert str(folder) in detail
 
 
-def test_size_that_heads_do_not_divide_is_refused(copy_of: CopyOf) -> None:
+def test_hidden_size_not_divisible_by_heads_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of("llama-v0.2")
     edit_config(folder, num_attention_heads=3, num_key_value_heads=3)
-    assert "hidden_size 64 and num_attention_heads 3, which does not divide" in refusal(folder)
+    problem = "hidden_size 64, which is not a multiple of num_attention_heads 3"
+    assert problem in refusal(folder)
 
 
 @pytest.mark.parametrize("pad", [None, -1])
-def test_no_padding_and_padding_of_minus_one_load(pad: int | None, copy_of: CopyOf) -> None:
+def test_pad_token_id_null_and_minus_one_load(pad: int | None, copy_of: CopyOf) -> None:
     folder = copy_of("llama-v0.2")
     edit_config(folder, pad_token_id=pad)
     assert_right_or_refused(folder)
@@ -130,7 +131,7 @@ def test_no_padding_and_padding_of_minus_one_load(pad: int | None, copy_of: Copy
 
 @pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
 @pytest.mark.parametrize("value", [True, False])
-def test_truth_value_that_transformers_4_wrote_changes_nothing(
+def test_autoset_key_of_transformers_4_is_ignored(
     value: bool, family: str, copy_of: CopyOf
 ) -> None:
     folder = copy_of(family)
@@ -138,8 +139,8 @@ def test_truth_value_that_transformers_4_wrote_changes_nothing(
     assert_right_or_refused(folder, must_load=True)
 
 
-def test_causal_of_null_is_refused(copy_of: CopyOf) -> None:
-    """transformers takes null for a mask that is not causal, unlike a missing key."""
+def test_is_causal_null_is_refused(copy_of: CopyOf) -> None:
+    """transformers treats null as a mask that is not causal, unlike a missing key."""
     folder = copy_of()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"is_causal": None}))
@@ -148,7 +149,7 @@ def test_causal_of_null_is_refused(copy_of: CopyOf) -> None:
     assert_right_or_refused(folder, must_load=True)
 
 
-def test_values_of_null_mean_the_default(copy_of: CopyOf) -> None:
+def test_null_values_mean_defaults(copy_of: CopyOf) -> None:
     folder = copy_of()
     config = json.loads((folder / "config.json").read_text())
     null = dict.fromkeys(("quantization_config", "rope_scaling", "_attn_implementation"))
@@ -157,7 +158,7 @@ def test_values_of_null_mean_the_default(copy_of: CopyOf) -> None:
 
 
 def assert_right_or_refused(folder: Path, *, must_load: bool = False) -> None:
-    """Load a checkpoint; its rewards are those of plain transformers, or it is refused."""
+    """Check that a checkpoint is refused or gives the rewards of plain transformers."""
     scorer: RewardScorer | None = None
     # Any other exception fails the test.
     with contextlib.nullcontext() if must_load else contextlib.suppress(ModelLoadError):
@@ -192,7 +193,7 @@ MORE_KEYS = (
     "cache_implementation",
 )  # fmt: skip
 # Tokens that are not declared as BOS are checked in `test_special_tokens`.
-LEFT_OUT = ("bos_token",)
+EXCLUDED_KEYS = ("bos_token",)
 
 
 @pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
@@ -212,7 +213,7 @@ def test_any_change_is_refused_or_right(
     for _ in range(data.draw(st.integers(1, 2))):
         within = content
         keys = [*content, *(MORE_KEYS if name == "config.json" else ())]
-        key = data.draw(st.sampled_from([key for key in keys if key not in LEFT_OUT]))
+        key = data.draw(st.sampled_from([key for key in keys if key not in EXCLUDED_KEYS]))
         while isinstance(within.get(key), dict) and within[key] and data.draw(st.booleans()):
             within = within[key]
             key = data.draw(st.sampled_from(sorted(within)))
@@ -263,11 +264,11 @@ def test_commands_print_the_refusal_and_no_traceback(
     folder = copy_of()
     (folder / "config.json").write_text(content)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": CONVERSATIONS[0]}) + "\n")
-    places = {
+    paths = {
         "FOLDER": str(folder), "INPUT": str(tmp_path / "rows.jsonl"),
         "OUT.jsonl": str(tmp_path / "out.jsonl"),
     }  # fmt: skip
-    result = CliRunner().invoke(main, [places.get(word, word) for word in command], input="{}\n")
+    result = CliRunner().invoke(main, [paths.get(word, word) for word in command], input="{}\n")
     assert result.exit_code == 1
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert str(folder / "config.json") in result.output

@@ -1,6 +1,6 @@
-"""FlexAttention is compiled once for its proof and every batch; a failing compiler is the engine's.
+"""FlexAttention is compiled once for its self-check and all batches; compiler failures.
 
-The kernel is traced as on a GPU, by the real Dynamo; what was traced then runs uncompiled.
+The kernel is traced as on a GPU, by the real Dynamo; the traced graphs then run uncompiled.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def score_on_another_thread(scorer: RewardScorer) -> list[float]:
-    """As the engine does: the load and the batches run on different threads."""
+    """Score on another thread than the load, as the worker does."""
     with ThreadPoolExecutor(1) as pool:
         results = pool.submit(scorer.score, CONVERSATIONS).result()
     assert all(isinstance(result, Reward) for result in results), results
@@ -66,25 +66,25 @@ def score_on_another_thread(scorer: RewardScorer) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_batches_use_the_kernels_of_the_proof(
+def test_batches_reuse_kernels_of_backend_check(
     name: str, graphs: list[Any], checkpoint_of: PathOf, scorer_of: ScorerOf
 ) -> None:
-    # The self-check is a batch too, and would compile what the proof did not.
+    # The model's self-check is a batch too, and would compile kernels that the backend's did not.
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", attention="flex", self_check=False)
     scorer = RewardScorer.load(config)
     compiled = len(graphs)
     assert compiled >= 1
     expected = [r.reward for r in scorer_of(name).score(CONVERSATIONS)]  # type: ignore[union-attr]
     assert score_on_another_thread(scorer) == pytest.approx(expected, abs=1e-4, rel=0)
-    # From one block of 128 tokens to ten: as many as there are heads, and other numbers.
+    # From one block of 128 tokens to ten: the number of heads, and other numbers.
     for length in range(60, 1300, 120):
         (reward,) = scorer.score_ids([tuple(range(3, 60)) * (length // 57 + 1)]).rewards
         assert isinstance(reward, float)
     assert len(graphs) == compiled
 
 
-def test_many_models_in_one_process(graphs: list[Any], checkpoint_of: PathOf) -> None:
-    """More kinds of kernels than torch keeps by default, which is 8."""
+def test_many_models_in_one_process_share_kernels(graphs: list[Any], checkpoint_of: PathOf) -> None:
+    """Nine models need at most 8 kernels, the number that torch caches by default."""
     for dtype in ("float32", "bfloat16", "float16"):
         for name in ("llama-v0.2", "qwen3", "gemma2"):
             if (dtype, name) == ("float16", "gemma2"):
@@ -142,14 +142,14 @@ def fail_to_compile(kind: str) -> Callable[..., list[float]]:
         ("unsupported", "Unsupported"),
     ],
 )
-def test_failing_compiler_is_the_engines_fault(
+def test_compiler_failure_raises_compiler_failed_error(
     kind: str,
     error: str,
     scorer_of: ScorerOf,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The batch is not tried in halves, and the log says what to do."""
+    """The batch is not halved, and the log says what to do."""
     forward, calls = fail_to_compile(kind), []
 
     def counted(*arguments: Any) -> list[float]:
@@ -161,7 +161,7 @@ def test_failing_compiler_is_the_engines_fault(
     assert scorer.score_ids([(3, 4, 5, 6, 7)]).rewards == (0.5,)
     with (
         caplog.at_level(logging.ERROR),
-        pytest.raises(CompilerFailedError, match="no conversation is to blame") as caught,
+        pytest.raises(CompilerFailedError, match="not caused by a conversation") as caught,
     ):
         scorer.score_ids([(3, 4, 5), (5, 6), (7,)])
     assert error in caught.value.detail
@@ -169,27 +169,27 @@ def test_failing_compiler_is_the_engines_fault(
     assert "set `attention` to 'eager'" in caplog.text
 
 
-def test_engine_with_failed_compiler_is_replaced(
+def test_worker_with_failed_compiler_is_unhealthy(
     scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it had goes to another replica; it takes nothing more itself."""
+    """Its batch goes to another replica, and the worker rejects further batches."""
 
     async def run() -> None:
-        engine = Worker(scorer_of("qwen3"))
+        worker = Worker(scorer_of("qwen3"))
         monkeypatch.setattr("rm_core.scorer.forward_batch", fail_to_compile("limit"))
-        await engine.run_batch([(3, 4, 5, 6, 7)])
+        await worker.run_batch([(3, 4, 5, 6, 7)])
         with pytest.raises(ReplicaUnhealthyError, match="compiler of a kernel failed") as caught:
-            await engine.run_batch([(3, 4), (5,)])
+            await worker.run_batch([(3, 4), (5,)])
         assert not isinstance(caught.value, ReplicaRejectedBatchError)
         with pytest.raises(ReplicaRejectedBatchError):
-            await engine.run_batch([(3, 4, 5, 6, 7)])
-        engine.close()
+            await worker.run_batch([(3, 4, 5, 6, 7)])
+        worker.close()
 
     asyncio.run(run())
 
 
-def test_compiler_without_memory_is_no_failed_compiler() -> None:
-    """A smaller batch may succeed: it is for the scorer to halve."""
+def test_compiler_out_of_memory_raises_out_of_memory() -> None:
+    """A smaller batch may succeed: the scorer halves the batch."""
 
     def backend(_graph: object, _inputs: object) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -199,7 +199,7 @@ def test_compiler_without_memory_is_no_failed_compiler() -> None:
         compiled(torch.ones(3))
 
 
-def test_other_errors_are_left_as_they_are() -> None:
+def test_other_errors_are_not_converted() -> None:
     for error in (ValueError("x"), RuntimeError("shape"), IndexError(), torch.OutOfMemoryError()):
         assert not is_compiler_error(error)
         with pytest.raises(type(error)), convert_device_errors():

@@ -1,4 +1,4 @@
-"""Hub ids: revisions pinned and reported, from a cache as the hub's own client lays it out."""
+"""Hub ids: revisions are pinned and reported, from a cache in the layout of the hub's client."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def cache(
 @pytest.mark.parametrize(
     ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v1", OLD), (OLD, OLD)]
 )
-def test_the_commit_is_reported(cache: Path, revision: str | None, commit: str) -> None:
+def test_fingerprint_reports_commit(cache: Path, revision: str | None, commit: str) -> None:
     scorer = RewardScorer.load(ModelConfig(NAME, revision=revision, device="cpu"))
     assert scorer.fingerprint.revision == commit
     assert scorer.describe()["catalogue_id"] == NAME
     assert scorer.describe()["max_length"] == 2048  # fewer positions than the trained length
 
 
-def test_revisions_are_other_models(cache: Path) -> None:
+def test_revisions_give_different_rewards(cache: Path) -> None:
     conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     rewards = [
         RewardScorer.load(ModelConfig(NAME, revision=r, device="cpu")).score([conversation])[0]
@@ -53,26 +53,24 @@ def test_revisions_are_other_models(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("revision", "commit"), [(None, MAIN), ("v1", OLD)])
-def test_the_service_pins_what_it_was_asked_for(
-    cache: Path, revision: str | None, commit: str
-) -> None:
+def test_pin_revision_resolves_commit(cache: Path, revision: str | None, commit: str) -> None:
     settings = ModelSettings(name=NAME, alias="rm", revision=revision)
     assert pin_revision(settings) == settings.model_copy(update={"revision": commit})
     demo = ModelSettings(name="demo", alias="demo")
     assert pin_revision(demo) == demo
 
 
-def test_an_unknown_revision_is_refused(cache: Path) -> None:
+def test_unknown_revision_is_refused(cache: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"at revision 'v9'.*check the name, the revision"):
         RewardScorer.load(ModelConfig(NAME, revision="v9"))
 
 
-def test_an_unknown_repository_is_refused(cache: Path) -> None:
-    with pytest.raises(ModelLoadError, match="could not be fetched from the hub"):
+def test_unknown_repository_is_refused(cache: Path) -> None:
+    with pytest.raises(ModelLoadError, match="could not be downloaded from the hub"):
         load_encoder(ModelConfig("nobody/nothing"))
 
 
-def test_a_folder_of_the_cache_keeps_its_commit(cache: Path) -> None:
+def test_cache_folder_reports_its_commit(cache: Path) -> None:
     snapshot = cache / "snapshots" / OLD
     scorer = RewardScorer.load(ModelConfig(str(snapshot), device="cpu"))
     assert scorer.fingerprint.revision == OLD

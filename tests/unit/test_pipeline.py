@@ -1,4 +1,4 @@
-"""Layers over several devices: the same rewards, and every layer where its arguments are."""
+"""Layers on several devices: same rewards, and every layer's inputs are on its device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TALKS = [
 ]
 
 
-def test_stages_are_in_order_and_of_one_size() -> None:
+def test_stages_are_in_order_and_of_similar_size() -> None:
     assert [get_stage(i, 4, 2) for i in range(4)] == [0, 0, 1, 1]
     assert [get_stage(i, 7, 3) for i in range(7)] == [0, 0, 0, 1, 1, 2, 2]
     assert {get_stage(i, 80, 1) for i in range(80)} == {0}
@@ -29,10 +29,10 @@ def test_stages_are_in_order_and_of_one_size() -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])
-def test_rewards_are_those_of_one_device(
+def test_two_stages_give_rewards_of_one_device(
     name: str, deterministic: bool, checkpoint_of: Callable[[str], Path]
 ) -> None:
-    """Both stages on the CPU, each with a plan of its own: to the last bit."""
+    """Both stages are on the CPU, each with its own plan; rewards are equal to the last bit."""
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", deterministic=deterministic)
     budget = BatchConfig(max_batch_tokens=128)
     plain, split = RewardScorer.load(config, budget), RewardScorer.load(config)
@@ -41,10 +41,10 @@ def test_rewards_are_those_of_one_device(
     assert RewardScorer(loaded, budget).score(TALKS) == plain.score(TALKS)
 
 
-def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], Path]) -> None:
-    """`meta` stands for the second device: mixing it with the CPU is an error in torch."""
+def test_layer_inputs_are_on_the_device_of_the_layer(checkpoint_of: Callable[[str], Path]) -> None:
+    """`meta` is the second device: mixing it with the CPU is an error in torch."""
     scorer = RewardScorer.load(
-        # Its linear layers are those of torch, not packed for the CPU.
+        # With these settings the linear layers are torch's own, not prepacked.
         ModelConfig(str(checkpoint_of("qwen3")), device="cpu", dtype="bfloat16", attention="eager")
     )
     model: Any = scorer.loaded_model.model
@@ -71,11 +71,11 @@ def test_what_a_layer_gets_is_where_the_layer_is(checkpoint_of: Callable[[str], 
     assert set(stages) == {0, 1}
 
 
-def test_as_many_devices_as_there_are() -> None:
+def test_more_devices_than_available_are_refused() -> None:
     for device in ("cpu", "auto"):
         if device == "auto" and torch.cuda.device_count() > 1:
             continue
-        with pytest.raises(ModelLoadError, match="2 devices were asked for"):
+        with pytest.raises(ModelLoadError, match="2 devices were requested"):
             RewardScorer.load(ModelConfig("demo", device=device, num_devices=2))
     with pytest.raises(ModelLoadError, match="`compile` requires a model on one device"):
         ModelConfig("demo", num_devices=2, compile=True)
@@ -83,7 +83,7 @@ def test_as_many_devices_as_there_are() -> None:
         ModelConfig("demo", num_devices=0)
 
 
-def test_a_replica_has_whole_devices_or_a_part_of_one() -> None:
+def test_num_gpus_sets_number_of_devices() -> None:
     def devices(num_gpus: float | None) -> int:
         return ModelSettings(name="demo", num_gpus=num_gpus).to_model_config().num_devices
 
@@ -94,7 +94,7 @@ def test_a_replica_has_whole_devices_or_a_part_of_one() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_gpus_give_the_rewards_of_one(checkpoint_of: Callable[[str], Path]) -> None:
+def test_two_gpus_give_rewards_of_one_gpu(checkpoint_of: Callable[[str], Path]) -> None:
     path = str(checkpoint_of("qwen3"))
     one = RewardScorer.load(ModelConfig(path, device="cuda:0"))
     two = RewardScorer.load(ModelConfig(path, num_devices=2))

@@ -1,4 +1,4 @@
-"""Devices, dtypes and other settings that a machine or a checkpoint does not allow."""
+"""Devices, dtypes and other settings that the machine or the checkpoint does not support."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SETTINGS = {
     "sdpa for gemma2": ("gemma2", {"attention": "sdpa"}, "softcap", "'eager' or 'auto'"),
     "float16 for gemma2": ("gemma2", {"dtype": "float16"}, "float16", "use 'bfloat16'"),
     "flash on a CPU": ("llama-v0.2", {"attention": "flash_attention_2"}, "needs CUDA", "'auto'"),
-    "over the positions": ("qwen3", {"max_length": 2049}, "the model has 2048", "lower it"),
-    "revision": ("qwen3", {"revision": "main"}, "revision 'main' was asked", "leave the revision"),
+    "over the positions": ("qwen3", {"max_length": 2049}, "the model has 2048", "lower max_length"),
+    "revision": ("qwen3", {"revision": "main"}, "revision 'main' was requested", "omit the revi"),
 }
 
 
-@pytest.mark.parametrize(("name", "settings", "came", "todo"), SETTINGS.values(), ids=SETTINGS)
-def test_settings_that_the_checkpoint_does_not_allow(
-    name: str, settings: dict[str, Any], came: str, todo: str, checkpoint_of: PathOf
+@pytest.mark.parametrize(("name", "settings", "problem", "advice"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_unsuitable_for_checkpoint_are_refused(
+    name: str, settings: dict[str, Any], problem: str, advice: str, checkpoint_of: PathOf
 ) -> None:
     detail = refusal(checkpoint_of(name), **settings)
-    assert came in detail
-    assert todo in detail
+    assert problem in detail
+    assert advice in detail
 
 
-def test_gemma_without_a_softcap_in_its_config_is_no_way_around(copy_of: CopyOf) -> None:
+def test_gemma_without_softcap_in_config_refuses_sdpa(copy_of: CopyOf) -> None:
     folder = copy_of("gemma2")
     config = json.loads((folder / "config.json").read_text())
     config["attn_logit_softcapping"] = None
@@ -53,14 +53,14 @@ VALUES = {
 
 
 @pytest.mark.parametrize(("settings", "came", "todo"), VALUES.values(), ids=VALUES.keys())
-def test_values_that_no_checkpoint_allows(settings: dict[str, Any], came: str, todo: str) -> None:
+def test_invalid_setting_values_are_refused(settings: dict[str, Any], came: str, todo: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
         ModelConfig("demo", **settings)
     assert came in caught.value.detail
     assert todo in caught.value.detail
 
 
-def test_an_empty_name_and_an_empty_batch() -> None:
+def test_empty_name_and_zero_batch_are_refused() -> None:
     with pytest.raises(ModelLoadError, match="name is empty"):
         ModelConfig(" ")
     with pytest.raises(ModelLoadError, match="max_batch_tokens is 0; give at least 1"):
@@ -68,18 +68,18 @@ def test_an_empty_name_and_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("device", ["tpu?", "meta", "mps"])
-def test_a_device_that_is_not_served(device: str, checkpoint_of: PathOf) -> None:
+def test_unsupported_device_is_refused(device: str, checkpoint_of: PathOf) -> None:
     with pytest.raises(ModelLoadError, match="use 'auto', 'cpu' or 'cuda'"):
         load_model(ModelConfig(str(checkpoint_of("qwen3")), device=device))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(checkpoint_of: PathOf) -> None:
-    with pytest.raises(ModelLoadError, match="sees no CUDA device; use 'auto' or 'cpu'"):
+def test_cuda_without_cuda_device_is_refused(checkpoint_of: PathOf) -> None:
+    with pytest.raises(ModelLoadError, match="finds no CUDA device; use 'auto' or 'cpu'"):
         load_model(ModelConfig(str(checkpoint_of("qwen3")), device="cuda"))
 
 
-def test_a_device_without_room_for_the_weights(
+def test_device_without_memory_for_weights_is_refused(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -87,5 +87,5 @@ def test_a_device_without_room_for_the_weights(
 
     monkeypatch.setattr("transformers.PreTrainedModel.to", full)
     message = refusal(checkpoint_of("qwen3"))
-    assert "cannot be put on cpu: OutOfMemoryError: CUDA out of memory" in message
+    assert "cannot be moved to cpu: OutOfMemoryError: CUDA out of memory" in message
     assert "use a device with more memory" in message

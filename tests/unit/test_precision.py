@@ -1,7 +1,7 @@
-"""Float32 products are IEEE whatever the host has set; a device that rounds them is refused.
+"""Float32 products are IEEE with any settings of the host; a device that rounds them is refused.
 
 TF32 is emulated on the CPU: the factors of every float32 product are rounded to 10 bits, always or
-where torch's setting for CUDA asks for it.
+if torch's setting for CUDA enables TF32.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _settings_restored() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
     backends: Any = torch.backends
-    for part in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
-        part.fp32_precision = "none"
+    for backend in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
+        backend.fp32_precision = "none"
 
 
 def round_to_tf32(tensor: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class Tf32(TorchDispatchMode):
     """Rounds the factors of float32 products as TF32 does.
 
     Args:
-        always: whether torch's setting does not matter.
+        always: whether to round regardless of torch's setting.
     """
 
     def __init__(self, always: bool = False) -> None:
@@ -76,13 +76,13 @@ def rewards(scorer: RewardScorer) -> list[float]:
 
 
 def plain_config(folder: Path) -> ModelConfig:
-    """Without the CPU's own layout of weights, whose products the emulation cannot see."""
+    """Return a config without prepacked weights, whose products the emulation does not see."""
     return ModelConfig(str(folder), device="cpu", attention="eager", deterministic=True)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("when", ["before the load", "after the load"])
-def test_settings_of_the_host_do_not_reach_rewards(
+def test_tf32_settings_of_host_do_not_change_rewards(
     setting: str, when: str, checkpoint_of: PathOf, scorer_of: ScorerOf
 ) -> None:
     if when == "before the load":
@@ -96,7 +96,7 @@ def test_settings_of_the_host_do_not_reach_rewards(
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def test_emulation_would_change_rewards(checkpoint_of: PathOf, scorer_of: ScorerOf) -> None:
+def test_emulated_tf32_changes_rewards(checkpoint_of: PathOf, scorer_of: ScorerOf) -> None:
     scorer = RewardScorer.load(plain_config(checkpoint_of("llama-v0.2")))
     with Tf32(always=True) as mode:
         ours = rewards(scorer)
@@ -108,13 +108,15 @@ def test_emulation_would_change_rewards(checkpoint_of: PathOf, scorer_of: Scorer
 def test_device_that_rounds_products_is_refused(checkpoint_of: PathOf) -> None:
     with (
         Tf32(always=True),
-        pytest.raises(ModelLoadError, match=r"float32 products on cpu are 0.0003 away.*TF32"),
+        pytest.raises(
+            ModelLoadError, match=r"products on cpu differ from exact products by 0.0003.*TF32"
+        ),
     ):
         RewardScorer.load(plain_config(checkpoint_of("qwen3")))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_precision_is_restored(setting: str) -> None:
+def test_precision_setting_is_restored(setting: str) -> None:
     SETTINGS[setting]()
     backends: Any = torch.backends
     kinds = backends.cuda.matmul, backends.mkldnn.matmul
@@ -139,7 +141,7 @@ SMALL = {name: SHAPES[name] for name in ("Qwen3-0.6B", "Llama-3.1-8B", "Gemma-2-
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("last", [1, 2049, 8191, 131_071])
 def test_rotary_embedding_is_exact(name: str, last: int) -> None:
-    """In bfloat16 too: its angles are float32."""
+    """In bfloat16 too, where angles are float32."""
     model = build(SMALL[name], SMALL[name].config(tiny=True), CPU)
     check_precision(model, [CPU], last)
 
@@ -154,7 +156,7 @@ def test_wrong_rotary_embedding_is_refused(
     forward = type(rotary).forward
 
     def wrong(self: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
-        if fault == "positions":  # as a product in TF32 has them
+        if fault == "positions":  # as in a TF32 product
             return forward(self, hidden, round_to_tf32(positions.float()))
         if fault == "frequencies":
             frequencies = self.inv_freq.clone()
@@ -162,7 +164,7 @@ def test_wrong_rotary_embedding_is_refused(
             result = forward(self, hidden, positions)
             self.inv_freq.copy_(frequencies)
             return result
-        return tuple(1.2 * part for part in forward(self, hidden, positions))
+        return tuple(1.2 * tensor for tensor in forward(self, hidden, positions))
 
     if fault == "dtype":
         rotary.inv_freq = rotary.inv_freq.bfloat16()

@@ -1,4 +1,4 @@
-"""Linear layers of CPUs: the same products, and only where they are wanted."""
+"""Prepacked linear layers on CPUs: the same products, and used only where suitable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rm_core.model.prepacked_linear import PrepackedLinear, prepack_linears
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 2_048, 3_000])
-def test_the_same_products(rows: int, bias: bool) -> None:
+def test_prepacked_linear_equals_linear(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(48, 80, bias=bias)
     inputs = torch.randn(1, rows, 48)
@@ -26,7 +26,7 @@ def test_the_same_products(rows: int, bias: bool) -> None:
         torch.testing.assert_close(PrepackedLinear(linear)(inputs), linear(inputs))
 
 
-def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepack_linears_replaces_every_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
     prepack_linears(layers)
@@ -37,7 +37,7 @@ def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) 
     assert kinds == ["Sequential", "PrepackedLinear", "Sequential", "ReLU", "PrepackedLinear"]
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.filterwarnings("ignore")  # the compiler's own warnings
 @pytest.mark.parametrize(
     ("settings", "packed"),
     [
@@ -47,7 +47,7 @@ def test_every_linear_layer_inside_is_replaced(monkeypatch: pytest.MonkeyPatch) 
         ({"compile": True}, False),
     ],
 )
-def test_where_layers_are_packed(
+def test_layers_are_prepacked_only_in_plain_float32(
     settings: dict[str, object], packed: bool, checkpoint_of: Callable[[str], Path]
 ) -> None:
     config = ModelConfig(str(checkpoint_of("llama-v0.2")), device="cpu", **settings)  # type: ignore[arg-type]
@@ -55,8 +55,8 @@ def test_where_layers_are_packed(
     assert any(isinstance(module, PrepackedLinear) for module in modules) == packed
 
 
-def test_few_kernels_are_kept_unless_somebody_chose_how_many() -> None:
-    """Else the memory of a service grows with every new length of a row, for hours."""
+def test_kernel_cache_is_limited_unless_environment_sets_limit() -> None:
+    """Otherwise the memory of a service grows for hours, with every new length of a row."""
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
     shown = f"print(*[os.environ[name] for name in {names}])"
     code = f"import os; from rm_core import RewardScorer; {shown}"

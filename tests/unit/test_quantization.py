@@ -1,4 +1,4 @@
-"""Lower precision is a choice: it shows, it is judged by its ranking, and it is refused in time."""
+"""Quantization shows in the fingerprint, is verified by its ranking, and is refused early."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
 
-# torchao says on import what torch will deprecate.
+# torchao causes deprecation warnings of torch on import.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -44,7 +44,7 @@ def numbers(scored: ScoredBatch) -> list[float]:
 
 @pytest.mark.parametrize("quantization", ["int8", "int8-weights", "fp8-weights"])
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
-def test_rewards_are_near_and_the_fingerprint_tells(
+def test_quantized_rewards_are_close_and_fingerprint_names_quantization(
     name: str, quantization: str, scorer_of: ScorerOf, checkpoint_of: PathOf
 ) -> None:
     config = ModelConfig(
@@ -63,7 +63,7 @@ def test_rewards_are_near_and_the_fingerprint_tells(
 
 @pytest.fixture
 def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torchao run its fp8 arithmetic on the CPU, where torch emulates the scaled product."""
+    """Make torchao run its fp8 arithmetic on the CPU, where torch emulates the scaled product."""
     monkeypatch.setattr("rm_core.model.loading.check_quantization", lambda *_, **__: None)
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
 
@@ -73,13 +73,13 @@ def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
 @pytest.mark.usefixtures("fp8_on_cpu")
-def test_reward_does_not_depend_on_the_batch(
+def test_quantized_reward_does_not_depend_on_batch(
     name: str, quantization: Any, dtype: Any, checkpoint_of: PathOf
 ) -> None:
-    """With one scale for all tokens every reward moved, by up to 2.6.
+    """With one scale for all tokens every reward changed, by up to 2.6.
 
-    A product of another shape may round another way, and a value at the border of two quantized
-    ones then moves a reward as well; that is rare.
+    A product of another shape may round differently, and a value between two quantized values may
+    then change a reward as well; this is rare.
     """
     config = ModelConfig(
         str(checkpoint_of(name)),
@@ -102,7 +102,7 @@ def test_reward_does_not_depend_on_the_batch(
 @pytest.mark.usefixtures("fp8_on_cpu")
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 def test_each_token_has_a_scale(quantization: Any) -> None:
-    """A neighbour a thousand times as large leaves the others as they are."""
+    """A neighbor that is a thousand times as large does not change the other tokens."""
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
     quantize(layers, quantization)
@@ -116,7 +116,7 @@ def test_each_token_has_a_scale(quantization: Any) -> None:
 
 
 @pytest.mark.usefixtures("fp8_on_cpu")
-def test_layer_that_torchao_leaves_alone_is_refused() -> None:
+def test_layer_left_unquantized_is_refused() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(64, 24, bias=False, dtype=torch.bfloat16))
     with pytest.raises(ModelLoadError, match=r"layer 0 \(24 x 64\).*multiples of 16"):
         quantize(layers, "fp8")
@@ -124,8 +124,8 @@ def test_layer_that_torchao_leaves_alone_is_refused() -> None:
 
 @pytest.mark.usefixtures("fp8_on_cpu")
 @pytest.mark.parametrize("quantization", ["int8", "int8-weights", "fp8", "fp8-weights"])
-def test_zeros_in_a_weight_are_refused_or_give_zero(quantization: Any) -> None:
-    """As a pruned checkpoint has them."""
+def test_zero_rows_in_weight_are_refused_or_give_zero(quantization: Any) -> None:
+    """As in a pruned checkpoint."""
     layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
     layers[0].weight.data[5] = 0
     if quantization.startswith("fp8"):
@@ -137,15 +137,15 @@ def test_zeros_in_a_weight_are_refused_or_give_zero(quantization: Any) -> None:
         assert float(layers(torch.ones(1, 64, dtype=torch.bfloat16))[0, 5]) == 0
 
 
-def test_failure_of_torchao_is_a_refusal() -> None:
-    """Here its own check of the hardware."""
+def test_torchao_failure_is_refused() -> None:
+    """The failure is torchao's own check of the hardware."""
     layers = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
-    with pytest.raises(ModelLoadError, match=r"'fp8' failed: AssertionError: .*use another one"):
+    with pytest.raises(ModelLoadError, match=r"'fp8' failed: AssertionError: .*use another quan"):
         quantize(layers, "fp8")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_fp8_wants_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_requires_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     cuda = torch.device("cuda")
     check_quantization("fp8", cuda, torch.bfloat16, deterministic=False)
@@ -155,15 +155,15 @@ def test_fp8_wants_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_old_torchao_is_refused(checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.metadata.version
+    version = importlib.metadata.version
     monkeypatch.setattr(
-        "importlib.metadata.version", lambda name: "0.17.0" if name == "torchao" else found(name)
+        "importlib.metadata.version", lambda name: "0.17.0" if name == "torchao" else version(name)
     )
     reason = refusal(checkpoint_of("qwen3"), quantization="int8")
     assert "needs torchao 0.18 or newer, and 0.17.0 is installed" in reason
 
 
-def test_verify_judges_the_ranking(checkpoint_of: PathOf) -> None:
+def test_verify_reports_pair_agreement_of_quantized_model(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", quantization="int8-weights")
     checks = {check.name: check for check in verify(RewardScorer.load(config))}
     pairs = checks.pop("agreement/pairs")
@@ -177,7 +177,7 @@ def test_verify_judges_the_ranking(checkpoint_of: PathOf) -> None:
     assert all(check.passed for check in checks.values())
 
 
-def test_agreement_by_hand() -> None:
+def test_compare_rankings_gives_known_agreement() -> None:
     exact = {"a/chosen": 2.0, "a/rejected": 1.0, "b/chosen": -1.0, "b/rejected": 3.0}
     pairs, difference = compare_rankings(exact | {"b/chosen": 4.0}, exact)
     assert (pairs.ours, pairs.passed, pairs.note) == (0.5, False, "1 of 2 pairs, against float32")
@@ -189,14 +189,14 @@ def test_agreement_by_hand() -> None:
     assert compare_rankings({"a/chosen": 1.0}, exact) == []
 
 
-def test_what_cannot_work_is_refused(
+def test_unsupported_quantization_is_refused(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoint_of("qwen3")
     assert "compute capability 8.9" in refusal(folder, quantization="fp8")
     assert "batch-invariant" in refusal(folder, quantization="int8", deterministic=True)
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "torchao" else found(name)
+        "importlib.util.find_spec", lambda name: None if name == "torchao" else find_spec(name)
     )
     assert "skyreward[quantization]" in refusal(folder, quantization="int8")

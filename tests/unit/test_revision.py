@@ -1,4 +1,4 @@
-"""The revision of a local folder changes with whatever changes rewards, and only with that."""
+"""The revision of a local folder changes with every file that affects rewards, and only then."""
 
 from __future__ import annotations
 
@@ -16,45 +16,43 @@ PathOf = Callable[[str], Path]
 CopyOf = Callable[..., Path]
 
 
-def revision(folder: Path) -> str:
+def get_revision(folder: Path) -> str:
     return open_checkpoint(ModelConfig(str(folder))).revision
 
 
-def test_the_revision_of_a_folder_is_that_of_its_content(
-    copy_of: CopyOf, checkpoint_of: PathOf
-) -> None:
-    original = revision(checkpoint_of("qwen3"))
+def test_revision_of_folder_depends_on_content(copy_of: CopyOf, checkpoint_of: PathOf) -> None:
+    original = get_revision(checkpoint_of("qwen3"))
     assert original.startswith("local-")
     assert len(original) == len("local-") + 16
     copy = copy_of(folder="copy")
-    assert revision(copy) == original
+    assert get_revision(copy) == original
     (copy / "README.md").write_text("notes")
-    assert revision(copy) == original
+    assert get_revision(copy) == original
     (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert revision(copy) != original
+    assert get_revision(copy) != original
 
 
-def test_the_revision_changes_with_every_weight(copy_of: CopyOf) -> None:
+def test_revision_changes_with_every_weight(copy_of: CopyOf) -> None:
     folder = copy_of()
     names = list(load_file(folder / "model.safetensors"))
-    seen = {revision(folder)}
+    revisions = {get_revision(folder)}
     for name in names:
         edit_weights(folder, set_one(name, 0.5))
-        seen.add(revision(folder))
-    assert len(seen) == len(names) + 1
+        revisions.add(get_revision(folder))
+    assert len(revisions) == len(names) + 1
 
 
 @pytest.mark.parametrize("change", [{"rms_norm_eps": 1e-5}, {"pad_token_id": 1}])
-def test_the_revision_changes_with_the_config(change: dict[str, Any], copy_of: CopyOf) -> None:
+def test_revision_changes_with_config(change: dict[str, Any], copy_of: CopyOf) -> None:
     folder = copy_of()
-    before = revision(folder)
+    before = get_revision(folder)
     edit_config(folder, **change)
-    assert revision(folder) != before
+    assert get_revision(folder) != before
 
 
-def test_the_revision_changes_with_the_merges_of_a_tokenizer(copy_of: CopyOf) -> None:
+def test_revision_changes_with_tokenizer_merges(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "merges.txt").write_text("a b")
-    before = revision(folder)
+    before = get_revision(folder)
     (folder / "merges.txt").write_text("b a")
-    assert revision(folder) != before
+    assert get_revision(folder) != before

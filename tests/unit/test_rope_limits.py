@@ -1,4 +1,4 @@
-"""The most positions of a model with scaled rotary embeddings, and right rewards up to there."""
+"""Position limit of a model with scaled rotary embeddings, and correct rewards up to the limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reference import Reference
 from rm_core import ModelConfig, RewardScorer, open_checkpoint
 
 CopyOf = Callable[..., Path]
-# Declared by every config here.
+# max_position_embeddings of every config in this file.
 POSITIONS = 128
 HALF_HEAD = 8
 
@@ -50,8 +50,8 @@ SCALINGS: dict[str, tuple[dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-def scaled(folder: Path, scaling: dict[str, Any], form: str) -> Path:
-    """Write a scaling as version 5 of transformers does, or as version 4 did."""
+def write_scaling(folder: Path, scaling: dict[str, Any], form: str) -> Path:
+    """Write a scaling in the form of transformers version 5 or version 4."""
     theta = 10_000.0
     edit_config(folder, rope_parameters=None, rope_theta=None, max_position_embeddings=POSITIONS)
     if form == "rope_parameters":
@@ -70,10 +70,10 @@ def scaled(folder: Path, scaling: dict[str, Any], form: str) -> Path:
 @pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
 @pytest.mark.parametrize("form", ["rope_parameters", "rope_type", "type"])
 @pytest.mark.parametrize(("scaling", "limit"), SCALINGS.values(), ids=SCALINGS.keys())
-def test_limit_of_a_scaling(
+def test_position_limit_follows_scaling(
     scaling: dict[str, Any], limit: int, form: str, family: str, copy_of: CopyOf
 ) -> None:
-    folder = scaled(copy_of(family), scaling, form)
+    folder = write_scaling(copy_of(family), scaling, form)
     checkpoint = open_checkpoint(ModelConfig(str(folder)))
     assert checkpoint.max_positions == checkpoint.max_length == limit
 
@@ -85,7 +85,7 @@ def test_rewards_up_to_the_limit_equal_transformers(
 ) -> None:
     if scaling.get("factor", 1) is None:
         pytest.skip("transformers compares the factor of None; the limit is tested above")
-    folder = scaled(copy_of(family), scaling, "rope_parameters")
+    folder = write_scaling(copy_of(family), scaling, "rope_parameters")
     scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu", max_length=limit))
     assert scorer.encoder.max_length == limit
     torch.manual_seed(1)
@@ -93,7 +93,7 @@ def test_rewards_up_to_the_limit_equal_transformers(
     ids = [tuple(torch.randint(20, 400, (n,)).tolist()) for n in lengths]
     ids.append((*ids[0][: limit // 2], *ids[1]))  # shares a prefix
     rewards = scorer.score_ids(ids).rewards
-    reference = Reference(folder)  # one at a time, each on a fresh model: `dynamic` remembers
+    reference = Reference(folder)  # `dynamic` stores the longest sequence so far
     for sequence, reward in zip(ids, rewards, strict=True):
         with torch.inference_mode():
             expected = reference.model(torch.tensor([sequence])).logits[0, 0].item()
@@ -103,15 +103,15 @@ def test_rewards_up_to_the_limit_equal_transformers(
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_refusal_says_why_a_batch_dependent_scaling_ends_early(kind: str, copy_of: CopyOf) -> None:
+def test_refusal_explains_limit_of_batch_dependent_scaling(kind: str, copy_of: CopyOf) -> None:
     scaling, limit = SCALINGS[kind]
-    folder = scaled(copy_of("llama-v0.2"), scaling, "rope_type")
+    folder = write_scaling(copy_of("llama-v0.2"), scaling, "rope_type")
     detail = refusal(folder, max_length=limit + 1)
     assert kind in detail
-    assert "another reward beside a longer one" in detail
+    assert "depend on the longest conversation of its batch" in detail
 
 
-def test_original_positions_of_the_config_win_as_in_transformers(copy_of: CopyOf) -> None:
-    folder = scaled(copy_of("llama-v0.2"), SCALINGS["yarn"][0], "rope_type")
+def test_top_level_original_positions_take_precedence(copy_of: CopyOf) -> None:
+    folder = write_scaling(copy_of("llama-v0.2"), SCALINGS["yarn"][0], "rope_type")
     edit_config(folder, original_max_position_embeddings=32)
     assert open_checkpoint(ModelConfig(str(folder))).max_positions == 128

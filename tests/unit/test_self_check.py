@@ -210,7 +210,7 @@ def test_self_check_refuses_rendering_that_differs_from_transformers(
         return render(self, *args) + " "
 
     monkeypatch.setattr(ChatTemplate, "render", spaced)
-    with pytest.raises(ModelLoadError, match="other tokens than transformers'"):
+    with pytest.raises(ModelLoadError, match="differ from those of transformers'"):
         load(checkpoint_of(name))
     assert load(checkpoint_of(name), self_check=False).describe()["self_check"] is False
 

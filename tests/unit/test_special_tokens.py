@@ -119,8 +119,8 @@ def test_tokenizer_with_an_id_beyond_the_embedding_is_refused(family: str, copy_
     folder = copy_of(family)
     new = add_token(folder)
     detail = refusal(folder)
-    assert f"has the id {new} ('[PAD]'), and the embedding has {new} rows" in detail
-    assert f"from 0 to {new - 1}" in detail
+    assert f"has the id {new} ('[PAD]'), but the embedding has {new} rows" in detail
+    assert f"for ids 0 to {new - 1}" in detail
     assert "resize_token_embeddings" in detail
 
 
@@ -128,7 +128,7 @@ def test_pad_token_beyond_the_embedding_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     content = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(content | {"pad_token": "[NEW]"}))
-    assert "('[NEW]'), and the embedding has" in refusal(folder)
+    assert "('[NEW]'), but the embedding has" in refusal(folder)
 
 
 def test_score_ids_gives_errors_for_ids_beyond_the_embedding(

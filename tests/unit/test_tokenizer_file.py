@@ -1,4 +1,4 @@
-"""A tokenizer.json that would run for ever or fill memory is refused before it is loaded."""
+"""A tokenizer.json that would run without limit or fill memory is refused before it is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CopyOf = Callable[..., Path]
 
 
 def refusal(folder: Path) -> str:
-    """What loading the encoder of a folder is refused with."""
+    """Load the encoder of a folder that must be refused, and return the reason."""
     with pytest.raises(ModelLoadError) as caught:
         load_encoder(ModelConfig(str(folder)))
     return caught.value.detail
@@ -40,30 +40,30 @@ A = {"String": "a"}
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("step", "message"),
     [
-        (replace(A, "a" * 17), "may write 17 characters for one"),
-        (sequence(*[replace(A, "aa")] * 12), "may write 4,096 characters for one"),
-        (sequence(sequence(replace({"Regex": "a*"}, "a" * 17))), "may write 17 characters"),
-        (replace({"String": ""}, "a" * 16), "may write 17 characters"),
-        (replace(A, "b" * 10_000_000), "may write 10,000,000 characters"),
+        (replace(A, "a" * 17), "may replace one character by 17 characters"),
+        (sequence(*[replace(A, "aa")] * 12), "may replace one character by 4,096 characters"),
+        (sequence(sequence(replace({"Regex": "a*"}, "a" * 17))), "character by 17 characters"),
+        (replace({"String": ""}, "a" * 16), "may replace one character by 17 characters"),
+        (replace(A, "b" * 10_000_000), "may replace one character by 10,000,000 characters"),
         (sequence(*[{"type": "Prepend", "prepend": "x" * 60}] * 2), "inserts 120"),
-        (sequence(*[{"type": "Lowercase"}] * 100), "has 101 steps, and 100 are allowed"),
+        (sequence(*[{"type": "Lowercase"}] * 100), "has 101 steps, and at most 100 are allowed"),
     ],
 )
 def test_steps_that_lengthen_a_text_are_refused(
-    copy_of: CopyOf, part: dict[str, Any], said: str
+    copy_of: CopyOf, step: dict[str, Any], message: str
 ) -> None:
     folder = copy_of()
-    edit(folder / "tokenizer.json", normalizer=part)
+    edit(folder / "tokenizer.json", normalizer=step)
     detail = refusal(folder)
-    assert said in detail
+    assert message in detail
     assert str(folder / "tokenizer.json") in detail
     assert "download the checkpoint again" in detail
 
 
 @pytest.mark.parametrize(
-    "part",
+    "step",
     [
         None,
         replace({"String": " "}, "▁"),  # Gemma's
@@ -72,14 +72,14 @@ def test_steps_that_lengthen_a_text_are_refused(
         sequence(replace({"String": "``"}, '"'), {"type": "NFKD"}, {"type": "Lowercase"}),
     ],
 )
-def test_steps_of_real_tokenizers_are_allowed(tmp_path: Path, part: Any) -> None:
+def test_steps_of_real_tokenizers_are_allowed(tmp_path: Path, step: Any) -> None:
     file = tmp_path / "tokenizer.json"
-    edit(file, normalizer=part, post_processor={"type": "TemplateProcessing", "single": []})
+    edit(file, normalizer=step, post_processor={"type": "TemplateProcessing", "single": []})
     check_tokenizer(file, 9)
     check_tokenizer(tmp_path / "there is none.json", 9)
 
 
-def test_a_template_of_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
+def test_post_processor_with_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
     folder = copy_of()
     single = [{"SpecialToken": {"id": "x", "type_id": 0}}] * 100
     edit(folder / "tokenizer.json", post_processor={"type": "TemplateProcessing", "single": single})
@@ -87,33 +87,33 @@ def test_a_template_of_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("[" + "1," * 3_000_001 + "1]", "has 3,000,001 elements and 0 objects, and 3,000,000"),
+        ("[" + "1," * 3_000_001 + "1]", "3,000,001 elements and 0 objects, and at most 3,000,000"),
         ('{"a":' * 100_000, "it is nested too deeply"),
         (
             "[" + "{}," * 100_001 + "1]",
-            "and 100,001 objects, and 3,000,000 and 100,000 are allowed",
+            "and 100,001 objects, and at most 3,000,000 and 100,000 are allowed",
         ),
         (
             json.dumps({"model": {"vocab": dict.fromkeys(map(str, range(99_999)), 1)}}),
             "99,999 tokens",
         ),
-        ("[1]", "holds no JSON object"),
+        ("[1]", "is not a JSON object"),
         ('{"a":', "cannot be read as JSON"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(copy_of: CopyOf, content: str, said: str) -> None:
+def test_invalid_tokenizer_file_is_refused(copy_of: CopyOf, content: str, message: str) -> None:
     folder = copy_of()
     (folder / "tokenizer.json").write_text(content)
-    assert said in refusal(folder)
+    assert message in refusal(folder)
 
 
-def test_a_tokenizer_that_is_too_large_is_not_read(copy_of: CopyOf) -> None:
+def test_too_large_tokenizer_is_not_read(copy_of: CopyOf) -> None:
     folder = copy_of()
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    assert f"{MAX_BYTES:,} are allowed for such a file" in refusal(folder)
+    assert f"at most {MAX_BYTES:,} are allowed" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_tokenizer_that_is_too_large_is_not_read(copy_of: CopyOf) -> None:
         ("init_inputs", ["/etc/passwd"]),
     ],
 )
-def test_files_outside_are_not_named(copy_of: CopyOf, key: str, value: Any) -> None:
+def test_keys_that_read_other_files_are_refused(copy_of: CopyOf, key: str, value: Any) -> None:
     folder = copy_of()
     edit(folder / "tokenizer_config.json", **{key: value})
     assert f"tokenizer_config.json has {key} = " in refusal(folder)
@@ -137,22 +137,22 @@ def test_files_outside_are_not_named(copy_of: CopyOf, key: str, value: Any) -> N
 
 
 @pytest.mark.parametrize("value", [[1] * 10_001, {str(n): n for n in range(10_001)}])
-def test_long_lists_in_the_config_are_refused(copy_of: CopyOf, value: Any) -> None:
+def test_long_lists_in_config_are_refused(copy_of: CopyOf, value: Any) -> None:
     folder = copy_of()
     scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": value, "factor": 2.0}
     edit(folder / "config.json", rope_parameters=scaling)
     assert "short_factor of" in (detail := refusal(folder))
-    assert "has 10,001 entries, and 10,000 are allowed" in detail
+    assert "has 10,001 entries, and at most 10,000 are allowed" in detail
 
 
-def test_a_config_that_is_too_large_is_not_read(copy_of: CopyOf) -> None:
+def test_too_large_config_is_not_read(copy_of: CopyOf) -> None:
     folder = copy_of()
     (folder / "config.json").write_text('{"a":[' + "[]," * 400_000 + "1]}")
-    assert "1,048,576 are allowed for such a file" in refusal(folder)
+    assert "at most 1,048,576 are allowed" in refusal(folder)
 
 
-def test_a_template_that_makes_a_short_conversation_long_is_refused(copy_of: CopyOf) -> None:
-    """transformers' eager attention would take gigabytes for it."""
+def test_template_with_too_many_tokens_is_refused(copy_of: CopyOf) -> None:
+    """Otherwise transformers' eager attention would need gigabytes."""
     folder = copy_of()
     file = folder / "chat_template.jinja"
     text = file.read_text() if file.exists() else None
@@ -160,7 +160,7 @@ def test_a_template_that_makes_a_short_conversation_long_is_refused(copy_of: Cop
         text = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     file.write_text("{{ 'a b c d ' * 2000 }}" + text)
     edit(folder / "config.json", max_position_embeddings=16_384)
-    with pytest.raises(ModelLoadError, match="tokens of a short built-in conversation, and 4,096"):
+    with pytest.raises(ModelLoadError, match="tokens, and at most 4,096 are allowed"):
         load_model(ModelConfig(str(folder)))
     load_model(ModelConfig(str(folder), self_check=False))
 
@@ -169,6 +169,6 @@ def test_a_template_that_makes_a_short_conversation_long_is_refused(copy_of: Cop
 def test_too_many_added_tokens_are_refused(copy_of: CopyOf, name: str) -> None:
     folder = copy_of()
     (folder / name).write_text(json.dumps({"a": {f"<{n}>": n for n in range(10_001)}}))
-    assert "has 10,001 entries, and 10,000 are allowed" in refusal(folder)
+    assert "has 10,001 entries, and at most 10,000 are allowed" in refusal(folder)
     (folder / name).write_text(json.dumps({f"<{n}>": n for n in range(10_001)}))
-    assert "has 10,001 entries, and 10,000 are allowed" in refusal(folder)
+    assert "has 10,001 entries, and at most 10,000 are allowed" in refusal(folder)

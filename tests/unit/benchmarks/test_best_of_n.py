@@ -1,4 +1,4 @@
-"""Best of n: against all ways to draw, and what must hold for any rewards."""
+"""Best of n: comparison with an enumeration of all draws, and properties for any rewards."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ CANDIDATES = st.lists(
 )
 
 
-def drawn(rewards: Sequence[float], truth: Sequence[float], n: int) -> float:
-    """The plain way: each draw, each of its best answers equally likely."""
+def enumerate_expected_best(rewards: Sequence[float], truth: Sequence[float], n: int) -> float:
+    """Enumerate all draws; answers of a draw with equal highest rewards are equally likely."""
     values = []
-    for places in itertools.combinations(range(len(rewards)), n):
-        top = max(rewards[place] for place in places)
-        best = [truth[place] for place in places if rewards[place] == top]
+    for indices in itertools.combinations(range(len(rewards)), n):
+        top = max(rewards[index] for index in indices)
+        best = [truth[index] for index in indices if rewards[index] == top]
         values.append(sum(best) / len(best))
     return sum(values) / len(values)
 
 
 @given(CANDIDATES, st.data())
-def test_equals_the_mean_over_all_draws(
+def test_expected_best_equals_mean_over_all_draws(
     candidates: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     rewards, truth = zip(*candidates, strict=True)
     n = data.draw(st.integers(1, len(rewards)))
     assert compute_expected_best(rewards, truth, n) == pytest.approx(
-        drawn(rewards, truth, n), abs=1e-12
+        enumerate_expected_best(rewards, truth, n), abs=1e-12
     )
 
 
 @given(st.lists(CANDIDATES, min_size=1, max_size=4))
-def test_no_choice_is_beyond_its_bounds(prompts: list[list[tuple[float, float]]]) -> None:
-    found = compute_curve([Candidates(*zip(*one, strict=True)) for one in prompts])
-    assert found["n"][-1] <= min(map(len, prompts))
-    for worst, chosen, best in zip(found["worst"], found["reward"], found["best"], strict=True):
+def test_curve_stays_within_bounds(prompts: list[list[tuple[float, float]]]) -> None:
+    curve = compute_curve([Candidates(*zip(*prompt, strict=True)) for prompt in prompts])
+    assert curve["n"][-1] <= min(map(len, prompts))
+    for worst, chosen, best in zip(curve["worst"], curve["reward"], curve["best"], strict=True):
         assert worst - 1e-12 <= chosen <= best + 1e-12
-    assert found["best"] == sorted(found["best"])
-    mean = sum(sum(t for _, t in one) / len(one) for one in prompts) / len(prompts)
-    assert found["reward"][0] == pytest.approx(mean, abs=1e-12)
+    assert curve["best"] == sorted(curve["best"])
+    mean = sum(sum(t for _, t in prompt) / len(prompt) for prompt in prompts) / len(prompts)
+    assert curve["reward"][0] == pytest.approx(mean, abs=1e-12)
 
 
 def test_large_groups_are_exact() -> None:
-    truth = [float(place % 4 == 0) for place in range(128)]
-    found = compute_curve([Candidates(truth, truth)])
-    assert found["n"] == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert found["reward"][1] == pytest.approx(1 - (96 * 95) / (128 * 127), abs=1e-15)
-    assert found["reward"][-1] == 1.0
+    truth = [float(index % 4 == 0) for index in range(128)]
+    curve = compute_curve([Candidates(truth, truth)])
+    assert curve["n"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert curve["reward"][1] == pytest.approx(1 - (96 * 95) / (128 * 127), abs=1e-15)
+    assert curve["reward"][-1] == 1.0
     equal = compute_curve([Candidates([7.0] * 128, truth)])
     assert equal["reward"] == [0.25] * 8
 
 
-def test_the_smallest_group_ends_the_curve() -> None:
-    found = compute_curve([Candidates([1.0] * 8, [1.0] * 8), Candidates([1.0] * 3, [0.0] * 3)])
-    assert found == {"n": [1, 2], "reward": [0.5, 0.5], "best": [0.5, 0.5], "worst": [0.5, 0.5]}
+def test_curve_ends_at_smallest_group() -> None:
+    curve = compute_curve([Candidates([1.0] * 8, [1.0] * 8), Candidates([1.0] * 3, [0.0] * 3)])
+    assert curve == {"n": [1, 2], "reward": [0.5, 0.5], "best": [0.5, 0.5], "worst": [0.5, 0.5]}

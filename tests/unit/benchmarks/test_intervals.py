@@ -1,4 +1,4 @@
-"""Intervals of figures: of shares and other scores, of clusters, and of any order of items."""
+"""Intervals of results: shares and other scores, clusters, independence of the order of items."""
 
 from __future__ import annotations
 
@@ -13,82 +13,83 @@ from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.statistics import wilson
 
 
-def noisy(item: Item, gain: float = 1.0) -> list[float]:
+def noisy_rewards(item: Item, gain: float = 1.0) -> list[float]:
     """Rewards that are right more often than not."""
-    chance = random.Random(f"{item.subset} {item.id}")
+    rng = random.Random(f"{item.subset} {item.id}")
     better = {pair.better for pair in item.preferences}
-    return [gain * (place in better) + chance.gauss(0, 1) for place in range(len(item.responses))]
+    return [gain * (index in better) + rng.gauss(0, 1) for index in range(len(item.responses))]
 
 
 @pytest.mark.parametrize("name", ["rewardbench", "rewardbench2", "rm-bench", "judgebench"])
-def test_figures_lie_in_their_intervals(name: str) -> None:
-    made = BENCHMARKS[name]
-    items = scored(read(made, whole(name)), noisy)
-    figures = made.compute_result(items)
-    found = compute_intervals(made, items, figures, resamples=50)
-    assert found.overall is not None
-    assert figures.overall is not None
-    assert found.overall.low < figures.overall < found.overall.high
-    assert found.overall.high - found.overall.low < 0.15
-    assert found.sections.keys() == figures.sections.keys()
-    assert found.subsets.keys() == figures.subsets.keys()
-    for part, interval in ((figures.sections[n], found.sections[n]) for n in figures.sections):
-        assert interval.low <= part.score <= interval.high
-        if is_proportion(part):
-            assert interval == wilson(part.num_correct or 0.0, part.num_items)
+def test_scores_lie_in_their_intervals(name: str) -> None:
+    benchmark = BENCHMARKS[name]
+    items = scored(read(benchmark, whole(name)), noisy_rewards)
+    result = benchmark.compute_result(items)
+    intervals = compute_intervals(benchmark, items, result, resamples=50)
+    assert intervals.overall is not None
+    assert result.overall is not None
+    assert intervals.overall.low < result.overall < intervals.overall.high
+    assert intervals.overall.high - intervals.overall.low < 0.15
+    assert intervals.sections.keys() == result.sections.keys()
+    assert intervals.subsets.keys() == result.subsets.keys()
+    for score, interval in ((result.sections[n], intervals.sections[n]) for n in result.sections):
+        assert interval.low <= score.score <= interval.high
+        if is_proportion(score):
+            assert interval == wilson(score.num_correct or 0.0, score.num_items)
     random.Random(1).shuffle(items)
-    assert compute_intervals(made, items, figures, resamples=50) == found
+    assert compute_intervals(benchmark, items, result, resamples=50) == intervals
 
 
-def test_a_weighted_section_is_no_share() -> None:
-    made = BENCHMARKS["rewardbench"]
-    items = scored(read(made, whole("rewardbench")), noisy)
-    figures = made.compute_result(items)
-    assert is_proportion(figures.sections["Chat"])
-    assert not is_proportion(figures.sections["Reasoning"])
-    reasoning = compute_intervals(made, items, figures).sections["Reasoning"]
-    # Half of the weight is on the 447 rows of math-prm: surer than those, less than 1,431 rows.
-    plain = wilson(figures.sections["Reasoning"].score * 1431, 1431)
+def test_weighted_section_is_not_a_proportion() -> None:
+    benchmark = BENCHMARKS["rewardbench"]
+    items = scored(read(benchmark, whole("rewardbench")), noisy_rewards)
+    result = benchmark.compute_result(items)
+    assert is_proportion(result.sections["Chat"])
+    assert not is_proportion(result.sections["Reasoning"])
+    reasoning = compute_intervals(benchmark, items, result).sections["Reasoning"]
+    # Half of the weight is on the 447 rows of math-prm: the interval is narrower than that of these
+    # rows and wider than that of 1,431 rows.
+    plain = wilson(result.sections["Reasoning"].score * 1431, 1431)
     assert plain.high - plain.low < reasoning.high - reasoning.low
-    math = wilson(figures.subsets["math-prm"].num_correct or 0.0, 447)
+    math = wilson(result.subsets["math-prm"].num_correct or 0.0, 447)
     assert reasoning.high - reasoning.low < math.high - math.low
 
 
-def test_cells_of_one_item_are_not_drawn_apart() -> None:
-    made = BENCHMARKS["rm-bench"]
-    items = [made.read(rm_bench_row(n), "chat.json") for n in range(60)]
-    # All nine comparisons of an item are right, or none: as sure as 60 items, not 540.
+def test_comparisons_of_one_item_are_resampled_together() -> None:
+    benchmark = BENCHMARKS["rm-bench"]
+    items = [benchmark.read(rm_bench_row(n), "chat.json") for n in range(60)]
+    # All nine comparisons of an item are right, or none: an interval as of 60 items, not of 540.
     pairs = [ScoredItem(item, [float(n % 2)] * 3 + [0.5] * 3) for n, item in enumerate(items)]
-    found = compute_intervals(made, pairs, made.compute_result(pairs)).sections["chat"]
-    alike = wilson(30, 60)
-    assert found.high - found.low == pytest.approx(alike.high - alike.low, abs=0.03)
+    chat = compute_intervals(benchmark, pairs, benchmark.compute_result(pairs)).sections["chat"]
+    expected = wilson(30, 60)
+    assert chat.high - chat.low == pytest.approx(expected.high - expected.low, abs=0.03)
 
 
-def test_a_number_of_ties_is_drawn_as_a_whole() -> None:
-    made = BENCHMARKS["rewardbench2"]
+def test_rows_of_a_ties_number_are_resampled_together() -> None:
+    benchmark = BENCHMARKS["rewardbench2"]
     items = []
     for number in range(20):
         gap = 3.0 if number % 2 else -1.0
-        ref = made.read(rewardbench2_row(f"ref:{number}", "Ties", 1, 1), "")
-        tied = made.read(rewardbench2_row(f"tied:{number}", "Ties", 2, 1), "")
+        ref = benchmark.read(rewardbench2_row(f"ref:{number}", "Ties", 1, 1), "")
+        tied = benchmark.read(rewardbench2_row(f"tied:{number}", "Ties", 2, 1), "")
         items += [ScoredItem(ref, [gap, 0.0]), ScoredItem(tied, [gap + 1, gap, 0.0])]
-    figures = made.compute_result(items)
-    found = compute_intervals(made, items, figures)
-    # As sure as 20 numbers, half of which are right.
-    assert found.overall == found.subsets["Ties"]
-    low, high = found.subsets["Ties"]
-    assert low < figures.subsets["Ties"].score < high
+    result = benchmark.compute_result(items)
+    intervals = compute_intervals(benchmark, items, result)
+    # An interval as of 20 numbers, half of which are right.
+    assert intervals.overall == intervals.subsets["Ties"]
+    low, high = intervals.subsets["Ties"]
+    assert low < result.subsets["Ties"].score < high
     assert high - low == pytest.approx(wilson(10, 20).high - wilson(10, 20).low, abs=0.07)
 
 
-def test_nothing_has_no_interval() -> None:
-    made = BENCHMARKS["rmb"]
-    found = compute_intervals(made, [], made.compute_result([]))
-    assert (found.overall, found.sections, found.subsets) == (None, {}, {})
+def test_empty_result_has_no_intervals() -> None:
+    benchmark = BENCHMARKS["rmb"]
+    intervals = compute_intervals(benchmark, [], benchmark.compute_result([]))
+    assert (intervals.overall, intervals.sections, intervals.subsets) == (None, {}, {})
 
 
 @pytest.mark.parametrize(
-    ("part", "is_one"),
+    ("score", "expected"),
     [
         (SubsetScore(0.5, 4, None, 2.0), True),
         (SubsetScore(0.5, 4, None, None), False),
@@ -96,5 +97,5 @@ def test_nothing_has_no_interval() -> None:
         (SubsetScore(0.6, 4, None, 2.0), False),
     ],
 )
-def test_what_is_a_share(part: SubsetScore, is_one: bool) -> None:
-    assert is_proportion(part) == is_one
+def test_is_proportion_requires_whole_correct_items(score: SubsetScore, expected: bool) -> None:
+    assert is_proportion(score) == expected

@@ -1,4 +1,4 @@
-"""JudgeBench: the authors' own raw rewards, ties and orders, and whose answers."""
+"""JudgeBench: the authors' raw rewards, ties and orders, and the option `pairs`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = DATA / "dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl"
 SCORES = DATA / "skywork_v01_scores_gpt4o_pairs.csv"
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"JudgeBench is not at hand: {DATA} is missing")
+@pytest.mark.skipif(not DATA.exists(), reason=f"the JudgeBench data is missing: {DATA}")
 @pytest.mark.parametrize("orders", ["one", "both"])
 @pytest.mark.parametrize(
     ("model", "sections", "flat", "mean"),
@@ -28,24 +28,24 @@ SCORES = DATA / "skywork_v01_scores_gpt4o_pairs.csv"
         ("Skywork_Skywork-Reward-Llama-3.1-8B", [59.09, 64.29, 76.79, 50.00], 62.29, 62.54),
     ],
 )
-def test_the_raw_rewards_of_the_authors(
+def test_raw_rewards_of_authors_give_published_scores(
     model: str, sections: list[float], flat: float, mean: float, orders: str
 ) -> None:
-    made = build_benchmark("judgebench", orders=orders)
+    benchmark = build_benchmark("judgebench", orders=orders)
     with SCORES.open(encoding="utf-8", newline="") as file:
         rewards = {
             row["pair_id"]: (float(row[f"{model}:A"]), float(row[f"{model}:B"]))
             for row in csv.DictReader(file)
         }
     lines = PAIRS.read_text(encoding="utf-8").splitlines()
-    items = read(made, ((json.loads(line), PAIRS.name) for line in lines))
-    found = made.compute_result(scored(items, lambda item: rewards[item.id]))
-    assert list(found.sections) == ["knowledge", "reasoning", "math", "coding"]
-    assert [round(100 * part.score, 2) for part in found.sections.values()] == sections
-    assert found.overall is not None
-    assert round(100 * found.overall, 2) == flat
-    assert round(100 * found.extra["mean_of_sections"], 2) == mean
-    assert found.missing == ()
+    items = read(benchmark, ((json.loads(line), PAIRS.name) for line in lines))
+    result = benchmark.compute_result(scored(items, lambda item: rewards[item.id]))
+    assert list(result.sections) == ["knowledge", "reasoning", "math", "coding"]
+    assert [round(100 * section.score, 2) for section in result.sections.values()] == sections
+    assert result.overall is not None
+    assert round(100 * result.overall, 2) == flat
+    assert round(100 * result.extra["mean_of_sections"], 2) == mean
+    assert result.missing == ()
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,21 @@ def test_the_raw_rewards_of_the_authors(
         ("GRM-Gemma-2B", (97, 52, 36, 23), 59.43, 58.77),
     ],
 )
-def test_published_counts(model: str, right: tuple[int, ...], flat: float, mean: float) -> None:
-    left = dict(zip(("knowledge", "reasoning", "math", "coding"), right, strict=True))
+def test_published_counts_give_published_scores(
+    model: str, right: tuple[int, ...], flat: float, mean: float
+) -> None:
+    remaining = dict(zip(("knowledge", "reasoning", "math", "coding"), right, strict=True))
     items = []
     for item in read(ORIGINAL, whole("judgebench")):
-        left[item.metadata["category"]] -= 1
+        remaining[item.metadata["category"]] -= 1
         better = item.preferences[0].better
-        is_right = left[item.metadata["category"]] >= 0
+        is_right = remaining[item.metadata["category"]] >= 0
         items.append(ScoredItem(item, (1.0, 0.0) if (better == 0) == is_right else (0.0, 1.0)))
-    found = ORIGINAL.compute_result(items)
-    assert [part.num_correct for part in found.sections.values()] == list(right), model
-    assert found.overall is not None
-    assert round(100 * found.overall, 2) == flat
-    assert round(100 * found.extra["mean_of_sections"], 2) == mean
+    result = ORIGINAL.compute_result(items)
+    assert [section.num_correct for section in result.sections.values()] == list(right), model
+    assert result.overall is not None
+    assert round(100 * result.overall, 2) == flat
+    assert round(100 * result.extra["mean_of_sections"], 2) == mean
 
 
 @pytest.mark.parametrize(
@@ -80,37 +82,37 @@ def test_published_counts(model: str, right: tuple[int, ...], flat: float, mean:
 def test_equal_rewards_mean_b_in_one_order_and_a_draw_in_both(
     orders: str, label: str, right: float
 ) -> None:
-    made = build_benchmark("judgebench", orders=orders)
-    item = made.read(judgebench_row(1, "mmlu-pro-law", label), "gpt.jsonl")
-    assert made.compute_result(scored([item], lambda item: (0.5, 0.5))).overall == right
+    benchmark = build_benchmark("judgebench", orders=orders)
+    item = benchmark.read(judgebench_row(1, "mmlu-pro-law", label), "gpt.jsonl")
+    assert benchmark.compute_result(scored([item], lambda item: (0.5, 0.5))).overall == right
 
 
-def test_whose_answers_are_judged() -> None:
+def test_pairs_option_refuses_answers_of_other_models() -> None:
     claude = judgebench_row(1, "livecodebench")
     claude["response_model"] = "claude-3-5-sonnet-20240620"
     with pytest.raises(BenchmarkDataError, match="answers by 'claude-3-5-sonnet-20240620'"):
         ORIGINAL.read(claude, "claude.jsonl")
-    made = build_benchmark("judgebench", pairs="claude")
-    assert made.hub[0].split == "claude"
-    found = made.compute_result(scored([made.read(claude, "")], lambda item: (1.0, 0.0)))
-    assert found.sections["coding"].num_expected is None
-    assert "1 of 270 items" in found.missing
-    assert "section math: no items" in found.missing
+    benchmark = build_benchmark("judgebench", pairs="claude")
+    assert benchmark.hub[0].split == "claude"
+    result = benchmark.compute_result(scored([benchmark.read(claude, "")], lambda item: (1.0, 0.0)))
+    assert result.sections["coding"].num_expected is None
+    assert "1 of 270 items" in result.missing
+    assert "section math: no items" in result.missing
     with pytest.raises(BenchmarkDataError, match="the option `pairs` is claude"):
-        made.read(judgebench_row(1, "livecodebench"), "gpt.jsonl")
+        benchmark.read(judgebench_row(1, "livecodebench"), "gpt.jsonl")
     unnamed = judgebench_row(1, "livecodebench")
     del unnamed["response_model"]
     assert ORIGINAL.read(unnamed, "").id == "pair-1"
 
 
-def test_half_of_it_is_told() -> None:
+def test_missing_items_are_reported() -> None:
     def rewards(item: Item) -> tuple[float, float]:
         return 1.0, 0.0
 
     items = read(ORIGINAL, whole("judgebench")[:200])
-    found = ORIGINAL.compute_result(scored(items, rewards))
-    assert "section reasoning: 46 of 98 items" in found.missing
-    assert "section coding: none of 42 items" in found.missing
+    result = ORIGINAL.compute_result(scored(items, rewards))
+    assert "section reasoning: 46 of 98 items" in result.missing
+    assert "section coding: none of 42 items" in result.missing
     assert ORIGINAL.compute_result([]).overall is None
 
 
@@ -122,6 +124,6 @@ def test_half_of_it_is_told() -> None:
         ({"response_B": None}, "the column `response_B` is null"),
     ],
 )
-def test_rows_that_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_rows_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(BenchmarkDataError, match=message):
         ORIGINAL.read(judgebench_row(1, "mmlu-pro-law") | change, "gpt.jsonl")

@@ -1,7 +1,8 @@
-"""Section scores as the `rewardbench` package computes them, over 1,000 random files of rewards.
+"""Section scores equal those of the `rewardbench` package, over 1,000 random files of rewards.
 
-Its functions are taken from its installed source and run as they are. What they import is heavy
-and mostly unused by them; in its place stand a table with the few methods they call, and numpy.
+The package's functions are taken from its installed source and run unchanged. Their imports are
+heavy and mostly unused; a table with the few methods that the functions call, and numpy, replace
+the imports.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Column(list[Any]):
 
 
 class Table:
-    """As much of a data frame, and of a data set, as the functions use."""
+    """The subset of a data frame's and a dataset's methods that the functions use."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
@@ -89,7 +90,7 @@ class Pandas:
 
 @pytest.fixture(scope="module")
 def package() -> dict[str, Any]:
-    """Its scoring functions and constants, by name."""
+    """Scoring functions and constants of the package, by name."""
     folder = peer_path("rewardbench")
     names: dict[str, Any] = {"np": np, "pd": Pandas, "Dataset": Table, "math": math}
     names["defaultdict"] = defaultdict
@@ -102,7 +103,7 @@ def package() -> dict[str, Any]:
     return names
 
 
-def test_counts_and_sections_are_the_same(package: dict[str, Any]) -> None:
+def test_counts_and_sections_equal_package(package: dict[str, Any]) -> None:
     counts = dict(package["EXAMPLE_COUNTS"])
     assert counts.pop("math-prm") == 984
     ours = {name: count for name, count in REWARDBENCH.items() if name != "math-prm"}
@@ -121,81 +122,81 @@ def _one_each() -> list[tuple[dict[str, Any], str]]:
     return [(rewardbench_row(n, name), "") for n, name in enumerate(REWARDBENCH)]
 
 
-def test_rewardbench_on_random_files(package: dict[str, Any]) -> None:
-    made, chance = BENCHMARKS["rewardbench"], random.Random(6)
-    items = read(made, whole("rewardbench"))
+def test_rewardbench_equals_package_on_random_files(package: dict[str, Any]) -> None:
+    benchmark, rng = BENCHMARKS["rewardbench"], random.Random(6)
+    items = read(benchmark, whole("rewardbench"))
     by_subset = {name: [i for i in items if i.subset == name] for name in REWARDBENCH}
     num_ties = 0
     for number in range(NUM_FILES):
         scored, metrics = [], {}
         for name, of_subset in by_subset.items():
-            # Whole files now and then; else a few rows of most subsets, which decide just as well.
-            limit = len(of_subset) if number % 250 == 0 else chance.choice((0, 1, 2, 3, 7))
+            # Sometimes complete files; otherwise a few rows of most subsets, which test as much.
+            limit = len(of_subset) if number % 250 == 0 else rng.choice((0, 1, 2, 3, 7))
             if not limit:
                 continue
-            pairs = [(chance.choice(VALUES), chance.choice(VALUES)) for _ in of_subset[:limit]]
+            pairs = [(rng.choice(VALUES), rng.choice(VALUES)) for _ in of_subset[:limit]]
             num_ties += sum(chosen == rejected for chosen, rejected in pairs)
             scored += [ScoredItem(*one) for one in zip(of_subset, pairs, strict=False)]
-            # As scripts/run_rm.py has it.
+            # As in scripts/run_rm.py.
             results = [1 if chosen > rejected else 0 for chosen, rejected in pairs]
             metrics[name] = sum(results) / len(results)
-        chance.shuffle(scored)
+        rng.shuffle(scored)
         theirs = package["calculate_scores_per_section"](
             package["EXAMPLE_COUNTS"], package["SUBSET_MAPPING"], metrics
         )
-        found = made.compute_result(scored)
+        result = benchmark.compute_result(scored)
         for section, score in theirs.items():
-            # It has 0 for a section without rows; we have none, and say so.
-            ours = found.sections[section].score if section in found.sections else 0.0
+            # The package has 0 for a section without rows; ours lists the section as missing.
+            ours = result.sections[section].score if section in result.sections else 0.0
             assert ours == pytest.approx(score, abs=1e-12)
-        assert {name: part.score for name, part in found.subsets.items()} == metrics
+        assert {name: subset.score for name, subset in result.subsets.items()} == metrics
     assert num_ties > NUM_FILES
 
 
-def test_rewardbench2_best_of_four_on_random_files(package: dict[str, Any]) -> None:
-    made, chance = BENCHMARKS["rewardbench2"], random.Random(7)
+def test_rewardbench2_best_of_four_equals_package_on_random_files(package: dict[str, Any]) -> None:
+    benchmark, rng = BENCHMARKS["rewardbench2"], random.Random(7)
     items = [
-        made.read(rewardbench2_row(f"{name}-{n}", name), "t.parquet")
+        benchmark.read(rewardbench2_row(f"{name}-{n}", name), "t.parquet")
         for name in SUBSETS
         if name != "Ties"
         for n in range(4)
     ]
     for _ in range(NUM_FILES):
-        scored = [ScoredItem(item, [chance.choice(VALUES) for _ in range(4)]) for item in items]
+        scored = [ScoredItem(item, [rng.choice(VALUES) for _ in range(4)]) for item in items]
         rows = [
             {"text": "", "scores": reward, "subset": one.item.subset, "id": one.item.id}
             for one in scored
             for reward in one.rewards
         ]
         rolled = package["reroll_and_score_dataset"](Table(rows), [4] * len(items))
-        chance.shuffle(scored)
-        found = made.compute_result(scored)
-        for name, part in found.subsets.items():
+        rng.shuffle(scored)
+        result = benchmark.compute_result(scored)
+        for name, subset_score in result.subsets.items():
             theirs = [row["results"] for row in rolled if row["subset"] == name]
-            assert part.score == pytest.approx(np.mean(theirs), abs=1e-12)
+            assert subset_score.score == pytest.approx(np.mean(theirs), abs=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
-def test_rewardbench2_ties_on_random_files(package: dict[str, Any]) -> None:
+def test_rewardbench2_ties_equal_package_on_random_files(package: dict[str, Any]) -> None:
     is_newer = "_compute_prompt_stats" in package
-    made = build_benchmark("rewardbench2", no_spread="limit" if is_newer else "left-out")
+    benchmark = build_benchmark("rewardbench2", no_spread="limit" if is_newer else "left-out")
     score: Callable[[Table], tuple[Any, float]] = package["process_single_model"]
-    chance, num_without_spread = random.Random(8), 0
+    rng, num_without_spread = random.Random(8), 0
     for _ in range(NUM_FILES):
         scored = []
-        for number in range(chance.randint(1, 6)):
-            for kind, right in (("ref", 1), ("tied", chance.randint(2, 4))):
-                row = rewardbench2_row(f"{kind}:{number}", "Ties", right, chance.randint(1, 5))
-                item = made.read(row, "t.parquet")
+        for number in range(rng.randint(1, 6)):
+            for kind, right in (("ref", 1), ("tied", rng.randint(2, 4))):
+                row = rewardbench2_row(f"{kind}:{number}", "Ties", right, rng.randint(1, 5))
+                item = benchmark.read(row, "t.parquet")
                 rewards = [
-                    chance.choice(VALUES) + (place < right) for place in range(len(item.responses))
+                    rng.choice(VALUES) + (index < right) for index in range(len(item.responses))
                 ]
                 num_without_spread += kind == "tied" and len(set(rewards[:right])) == 1
                 scored.append(ScoredItem(item, rewards))
         unpaired = rewardbench2_row("ref:99", "Ties", 1, 2)
-        if chance.random() < 0.3:
-            scored.append(ScoredItem(made.read(unpaired, ""), [1.0, 0.0, 0.5]))
+        if rng.random() < 0.3:
+            scored.append(ScoredItem(benchmark.read(unpaired, ""), [1.0, 0.0, 0.5]))
         table = DataSet(
             [
                 {
@@ -206,15 +207,15 @@ def test_rewardbench2_ties_on_random_files(package: dict[str, Any]) -> None:
                 for one in scored
             ]
         )
-        chance.shuffle(scored)
+        rng.shuffle(scored)
         _, theirs = score(table)
-        found = made.compute_result(scored)
-        assert found.subsets["Ties"].score == pytest.approx(theirs, abs=1e-12)
+        result = benchmark.compute_result(scored)
+        assert result.subsets["Ties"].score == pytest.approx(theirs, abs=1e-12)
     assert num_without_spread > 100
 
 
 class DataSet(Table):
-    """With the columns by name that newer versions ask for."""
+    """Adds the methods that newer versions of the package need."""
 
     @property
     def column_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Statistics against published values, brute force, and what must hold for any numbers."""
+"""Statistics: comparison with published values and brute force, properties for any numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_wilson_against_published_values() -> None:
 
 
 @given(st.integers(1, 3000), st.data())
-def test_wilson_holds_the_share(count: int, data: st.DataObject) -> None:
+def test_wilson_interval_contains_share(count: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, count))
     low, high = wilson(right, count)
     assert 0 <= low <= right / count <= high <= 1
@@ -63,13 +63,13 @@ def test_mcnemar_against_the_binomial_and_an_example() -> None:
     assert 0 < mcnemar(5100, 4900).exact_p < 0.05
 
 
-def test_quantiles_lie_between_neighbours() -> None:
+def test_quantiles_are_interpolated() -> None:
     assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0
     assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0
     assert quantile([7.0], 0.975) == 7.0
 
 
-def test_draws_are_seeded_and_their_middle_is_near_wilson() -> None:
+def test_bootstrap_is_seeded_and_close_to_wilson() -> None:
     items = [1.0] * 300 + [0.0] * 100
 
     def means(seed: int) -> list[float]:
@@ -86,7 +86,7 @@ def test_draws_are_seeded_and_their_middle_is_near_wilson() -> None:
     assert percentile_interval([]) is None
 
 
-def test_each_stratum_is_drawn_from_by_itself() -> None:
+def test_strata_are_resampled_separately() -> None:
     drawn = list(bootstrap_resamples([[1, 2, 3], [7]], resamples=20, seed=0))
     assert len(drawn) == 20
     assert all(set(one[:3]) <= {1, 2, 3} and one[3:] == [7] for one in drawn)
@@ -111,26 +111,26 @@ def test_calibration_of_margins_with_a_known_answer() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.randoms(use_true_random=False))
-def test_calibration_is_bounded_and_knows_no_order(
-    margins: list[float], chance: random.Random
+def test_calibration_is_bounded_and_independent_of_order(
+    margins: list[float], rng: random.Random
 ) -> None:
     found = compute_calibration(margins)
     assert found is not None
     assert 0 <= found.ece <= 1
     assert 0 <= found.brier <= 1
     assert sum(one.num_pairs for one in found.bins) == len(margins)
-    chance.shuffle(margins)
+    rng.shuffle(margins)
     assert compute_calibration(margins) == found
 
 
-def test_sigmoid_of_any_size() -> None:
+def test_sigmoid_does_not_overflow() -> None:
     assert sigmoid(0) == 0.5
     assert sigmoid(1e300) == 1.0
     assert sigmoid(-1e300) == 0.0
     assert sigmoid(-3) == pytest.approx(1 - sigmoid(3), abs=1e-15)
 
 
-def test_bins_take_each_number_once() -> None:
+def test_bins_count_each_number_once() -> None:
     pairs = [(-9.0, 1.0), (0.0, 0.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.0), (99.0, 0.0)]
     bins = bin_accuracy(pairs, [0.0, 1.0, 2.0, 2.0 + 1e-9])
     assert [one.num_pairs for one in bins] == [2, 1, 3]
@@ -140,7 +140,7 @@ def test_bins_take_each_number_once() -> None:
 
 
 @given(st.lists(st.integers(-5, 5).map(float), max_size=60))
-def test_even_edges_hold_all_numbers(numbers: list[float]) -> None:
+def test_quantile_edges_cover_all_numbers(numbers: list[float]) -> None:
     edges = quantile_edges(numbers, 4)
     assert len(edges) >= 2
     assert edges == sorted(set(edges))
@@ -149,7 +149,7 @@ def test_even_edges_hold_all_numbers(numbers: list[float]) -> None:
     assert all(edges[0] <= number <= edges[-1] for number in numbers)
 
 
-def test_even_edges_share_numbers_evenly() -> None:
+def test_quantile_edges_give_equal_bins() -> None:
     edges = quantile_edges([float(n) for n in range(100)], 4)
     bins = bin_accuracy([(float(n), 1.0) for n in range(100)], edges)
     assert [one.num_pairs for one in bins] == [25, 25, 25, 25]
