@@ -1,10 +1,11 @@
-"""`make gpu-check`: everything that needs CUDA, in one command, one table and one JSON line.
+"""`make gpu-check`: all checks that need CUDA, in one command, with a table and a JSON line.
 
-The pytest tests of this folder, then four reward models at their true sizes with random weights:
-parity with plain transformers, speed, memory. Needs torch and transformers, the tests pytest as
-well; installs nothing and takes under ten minutes. Without a CUDA device it says so and exits 0;
-`--dry-run` goes through all of it on the CPU with tiny models, and its figures mean nothing.
-Each part runs in a process of its own, so that one that fails or hangs takes nothing with it.
+The check runs the pytest tests of this folder, then measures four reward models in their true sizes
+with random weights: parity with plain transformers, speed, memory. It needs torch and transformers,
+and pytest for the tests, installs nothing and takes less than ten minutes. Without a CUDA device it
+prints a message and exits with 0. `--dry-run` runs everything on the CPU with tiny models; its
+results are meaningless. Each part runs in a separate process, so that a part that fails or hangs
+does not affect the others.
 """
 
 from __future__ import annotations
@@ -27,35 +28,36 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 Row = dict[str, Any]
-ROW = "ROW "  # what a line of a part's output starts with, if it is a row
+ROW = "ROW "  # prefix of the rows in a part's output
 TESTS = "tests"
-# Parts in their order, and how much of the time that is left each may take beside those behind it.
+# Parts in order, and their weights: a part gets its share of the remaining time by weight, compared
+# with the parts that follow.
 WEIGHTS = {TESTS: 6, "Qwen3-0.6B": 3, "Llama-3.1-8B": 4, "Gemma-2-27B": 6, "Qwen3-8B": 4}
 _DRY_DIVISOR = 128
-# For a part to end by itself after its time is over.
+# Time for a part to end by itself after its deadline.
 _GRACE_S = 10
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dry-run", action="store_true", help="on the CPU, with tiny models")
-    add("--seconds", type=float, help="for all of it; default: 480, and an hour for a dry run")
-    add("--rows", type=Path, help="file to which every row is appended as it comes, in JSON lines")
-    add("--parts", default=",".join(WEIGHTS), help="which, with commas; default: all")
-    add("--part", choices=WEIGHTS, help=argparse.SUPPRESS)  # in the process of a part
+    add("--dry-run", action="store_true", help="run on the CPU with tiny models")
+    add("--seconds", type=float, help="time for all parts; default: 480, for a dry run 3600")
+    add("--rows", type=Path, help="file to which every row is appended at once, as JSON lines")
+    add("--parts", default=",".join(WEIGHTS), help="parts to run, comma-separated; default: all")
+    add("--part", choices=WEIGHTS, help=argparse.SUPPRESS)  # set in the process of a part
     options = parser.parse_args()
     unknown = set(options.parts.split(",")) - set(WEIGHTS)
     if unknown:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
+        parser.error(f"unknown part: {', '.join(unknown)}; known: {', '.join(WEIGHTS)}")
     options.seconds = options.seconds or (3600.0 if options.dry_run else 480.0)
     return options
 
 
 def main() -> int:
-    options = arguments()
+    options = parse_arguments()
     if options.part:
         run_part(options.part, options.seconds, options.dry_run, print_row)
         return 0
@@ -65,58 +67,58 @@ def main() -> int:
             return 0
     import torch
     import transformers
-    from gpu.report import is_bad, record, table
+    from gpu.report import build_json, build_table, is_bad
 
     if not options.dry_run and not torch.cuda.is_available():
-        print(f"gpu-check: torch {torch.__version__} sees no CUDA device; nothing checked")
+        print(f"gpu-check: torch {torch.__version__} finds no CUDA device; nothing checked")
         return 0
-    rows = all_parts(options)
+    rows = run_parts(options)
     seconds = time.monotonic() - _STARTED
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    dry = "; a dry run on the CPU, figures mean nothing" if options.dry_run else ""
-    print(f"\n{told}, {seconds:.0f} s{dry}")
-    print(table(rows, _DRY_DIVISOR if options.dry_run else 1))
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    dry = "; a dry run on the CPU, results are meaningless" if options.dry_run else ""
+    print(f"\n{packages}, {seconds:.0f} s{dry}")
+    print(build_table(rows, _DRY_DIVISOR if options.dry_run else 1))
     bad = sum(map(is_bad, rows))
     summary = {"dry_run": options.dry_run, "seconds": round(seconds), "bad": bad}
-    print(json.dumps(versions | summary | record(rows)))
+    print(json.dumps(versions | summary | build_json(rows)))
     return int(bool(bad))
 
 
-def all_parts(options: argparse.Namespace) -> list[Row]:
-    """Every part in its own process, one after another, each with its share of the time."""
-    from gpu.report import progress
+def run_parts(options: argparse.Namespace) -> list[Row]:
+    """Run every part in its own process, one after another, each with its share of the time."""
+    from gpu.report import format_progress
 
     rows: list[Row] = []
 
-    def take(row: Row) -> None:
+    def add_row(row: Row) -> None:
         rows.append(row)
-        print(progress(row), flush=True)
+        print(format_progress(row), flush=True)
         if options.rows is not None:  # at once: the process may be killed before the table
             with options.rows.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    end = _STARTED + options.seconds  # imports count
-    wanted = [part for part in WEIGHTS if part in options.parts.split(",")]
-    for index, part in enumerate(wanted):
-        share = WEIGHTS[part] / sum(WEIGHTS[later] for later in wanted[index:])
+    end = _STARTED + options.seconds  # includes imports
+    parts = [part for part in WEIGHTS if part in options.parts.split(",")]
+    for index, part in enumerate(parts):
+        share = WEIGHTS[part] / sum(WEIGHTS[later] for later in parts[index:])
         seconds = max(1.0, (end - time.monotonic()) * share - _GRACE_S)
         command = [sys.executable, __file__, "--part", part, "--seconds", str(round(seconds))]
         command += ["--dry-run"] if options.dry_run else []
-        why = collect(command, seconds + _GRACE_S, take)
-        if why:
-            take({"model": part, "way": "", "what": "part", "failed": why})
+        failure = collect(command, seconds + _GRACE_S, add_row)
+        if failure:
+            add_row({"model": part, "way": "", "what": "part", "failed": failure})
     return rows
 
 
-def collect(command: list[str], seconds: float, take: Callable[[Row], None]) -> str:
-    """Run a part, hand on its rows as they come, and end it when its time is over.
+def collect(command: list[str], seconds: float, add_row: Callable[[Row], None]) -> str:
+    """Run a part, pass on its rows as they are printed, and kill it when its time is over.
 
     Returns:
-        Why it ended badly; empty if it did not.
+        Reason of the failure; empty if the part succeeded.
     """
-    last: deque[str] = deque(maxlen=30)
-    number = 0
+    last_lines: deque[str] = deque(maxlen=30)
+    num_rows = 0
     start = time.monotonic()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -127,23 +129,23 @@ def collect(command: list[str], seconds: float, take: Callable[[Row], None]) -> 
         for line in process.stdout:
             row = read_row(line)
             if row is not None:
-                number += 1
-                take(row)
+                num_rows += 1
+                add_row(row)
             elif line.strip():
-                last.append(line.rstrip())
+                last_lines.append(line.rstrip())
         code = process.wait()
         timer.cancel()
-    if not code and number:
+    if not code and num_rows:
         return ""
-    print(*last, sep="\n", flush=True)
+    print(*last_lines, sep="\n", flush=True)
     if time.monotonic() - start >= seconds:
-        return f"ended after {seconds:.0f} s, its share of the time"
-    end = last[-1] if last else "no output"
-    return f"exit code {code}: {end}" if code else f"it printed no rows: {end}"
+        return f"killed after {seconds:.0f} s, its share of the time"
+    end = last_lines[-1] if last_lines else "no output"
+    return f"exit code {code}: {end}" if code else f"the part printed no rows: {end}"
 
 
 def print_row(row: Row) -> None:
-    """Print a row on a line that holds nothing else.
+    """Print a row on a separate line.
 
     pytest and libraries print without ending their lines, hence the line break before the row.
     """
@@ -151,9 +153,9 @@ def print_row(row: Row) -> None:
 
 
 def read_row(line: str) -> Row | None:
-    """Return the row that a line of output holds; None for any other line.
+    """Return the row in a line of output; None for any other line.
 
-    The last line of a process that was killed may be cut anywhere.
+    The last line of a killed process may be truncated anywhere.
     """
     if not line.startswith(ROW):
         return None
@@ -165,13 +167,13 @@ def read_row(line: str) -> Row | None:
 
 
 def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], None]) -> None:
-    """One part, in this process.
+    """Run one part in this process.
 
     Args:
-        part: of `WEIGHTS`.
-        seconds: since the start of the process, after which nothing new is begun.
-        dry_run: on the CPU, with a tiny model.
-        emit: takes each row.
+        part: a key of `WEIGHTS`.
+        seconds: time since the start of the process after which no new step starts.
+        dry_run: whether to run on the CPU with a tiny model.
+        emit: function that receives each row.
     """
     from gpu.memory_meter import Clock, Meter
 
@@ -180,26 +182,26 @@ def run_part(part: str, seconds: float, dry_run: bool, emit: Callable[[Row], Non
         run_tests(dry_run, clock, emit)
         return
     import torch
-    from gpu.figures import Figures
+    from gpu.measurements import ModelMeasurement
     from gpu.models import SHAPES
     from gpu.sequences import Scale
 
     from rm_core.attention import eager
 
     if dry_run:
-        eager.BLOCK = 4  # of the size of its conversations
+        eager.BLOCK = 4  # for short conversations
         torch.set_num_threads(1)
     meter = Meter(torch.device("cpu" if dry_run else "cuda"))
     scale = Scale(_DRY_DIVISOR if dry_run else 1)
-    Figures(SHAPES[part], meter, clock, emit, scale).run()
+    ModelMeasurement(SHAPES[part], meter, clock, emit, scale).run()
 
 
-class Outcomes:
-    """A pytest plugin that makes one row of each test, and skips those that no time is left for.
+class RowPlugin:
+    """A pytest plugin that emits a row for each test, and skips tests when no time is left.
 
     Args:
-        clock: the time there is.
-        emit: takes the rows.
+        clock: the remaining time.
+        emit: function that receives the rows.
     """
 
     def __init__(self, clock: Any, emit: Callable[[Row], None]) -> None:
@@ -249,7 +251,7 @@ def last_line(text: str) -> str:
 
 
 def run_tests(dry_run: bool, clock: Any, emit: Callable[[Row], None], folder: Path = HERE) -> None:
-    """Run the pytest tests of a folder where pytest is installed; a dry run only collects them."""
+    """Run the pytest tests of a folder if pytest is installed; a dry run only collects them."""
     if importlib.util.find_spec("pytest") is None:
         emit({"model": TESTS, "way": "", "what": "tests", "skipped": "pytest is not installed"})
         return
@@ -257,12 +259,12 @@ def run_tests(dry_run: bool, clock: Any, emit: Callable[[Row], None], folder: Pa
 
     options = ["--quiet", "--no-header", "-p", "no:cacheprovider", "-c", "/dev/null"]
     options += ["--rootdir", str(folder), "--noconftest", "--import-mode", "importlib"]
-    # The tests of the check itself need no GPU, and take time from those that do.
+    # The tests of the check itself need no GPU, and would take time from the GPU tests.
     options += ["--collect-only"] if dry_run else ["--ignore", str(folder / "test_dry_run.py")]
-    outcomes = Outcomes(clock, emit)
-    code = pytest.main([*options, str(folder)], plugins=[outcomes])
-    if code and not outcomes.num_failed:
-        reason = f"pytest ended with exit code {int(code)}, and no test is reported as failed"
+    plugin = RowPlugin(clock, emit)
+    code = pytest.main([*options, str(folder)], plugins=[plugin])
+    if code and not plugin.num_failed:
+        reason = f"pytest ended with exit code {int(code)}, but no test is reported as failed"
         emit({"model": TESTS, "way": "", "what": "tests", "failed": reason})
 
 

@@ -1,4 +1,4 @@
-"""Figures besides attention: quantized linear layers, compiled layers, and time spent on the host.
+"""Measurements besides attention: quantized linear layers, compiled layers, time on the host.
 
 Each function returns the values of one row of `make gpu-check`.
 """
@@ -22,7 +22,7 @@ from rm_core.model.quantization import check_quantization, quantize, silence_tor
 from rm_core.packing import PrefixTree, pack
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
-# Lengths of rows, none of which a compiler should compile for; also widths of models and heads.
+# Lengths of rows for which a compiler should not compile again; among them widths of models, heads.
 _LENGTHS = (2, 17, 32, 64, 100, 128, 129, 500, 1024, 1500, 2048, 3000, 4096)
 
 
@@ -31,38 +31,42 @@ def has_torchao() -> bool:
 
 
 @torch.inference_mode()
-def quantized_linears(
+def measure_quantized_linears(
     model: Any, quantization: Quantization, meter: Meter, num_tokens: int, most_s: float
 ) -> dict[str, Any]:
     """Time the linear layers of one decoder layer in bfloat16 and quantized, on a full row.
 
-    `alone` is the largest difference between a token's outputs alone and among the others, relative
-    to the largest output; with one scale for all tokens it is about 0.1.
+    `alone` is the largest difference between a token's outputs alone and with the other tokens,
+    relative to the largest output; with one scale for all tokens it is about 0.1.
     """
     silence_torchao()
     check_quantization(quantization, meter.device, torch.bfloat16, deterministic=False)
     plain = nn.ModuleList(m for m in model.model.layers[0].modules() if isinstance(m, nn.Linear))
     layers = copy.deepcopy(plain)
     quantize(layers, quantization)
-    rows = _rows(plain, num_tokens)
+    rows = _draw_rows(plain, num_tokens)
     before, after = (
-        meter.seconds(lambda of=of: [layer(rows[layer.in_features]) for layer in of], most_s)
-        for of in (plain, layers)
+        meter.seconds(
+            lambda linears=linears: [layer(rows[layer.in_features]) for layer in linears], most_s
+        )
+        for linears in (plain, layers)
     )
     alone = 0.0
     for layer in layers:
         row = rows[layer.in_features]
         together = layer(row)[:, :1].float()
-        apart = (layer(row[:, :1]).float() - together).abs().max()
-        alone = max(alone, float(apart / together.abs().max()))
+        difference = (layer(row[:, :1]).float() - together).abs().max()
+        alone = max(alone, float(difference / together.abs().max()))
     return {"seconds": after, "bfloat16_s": before, "alone": alone, "ok": alone < 0.02}
 
 
 @torch.inference_mode()
-def scaled_products(model: Any, meter: Meter, num_tokens: int, most_s: float) -> dict[str, Any]:
-    """Time fp8 products with one scale for each row by torch alone, where torchao is missing."""
+def measure_scaled_products(
+    model: Any, meter: Meter, num_tokens: int, most_s: float
+) -> dict[str, Any]:
+    """Time fp8 products with one scale for each row by torch only, for use without torchao."""
     plain = [m for m in model.model.layers[0].modules() if isinstance(m, nn.Linear)]
-    rows = _rows(plain, num_tokens)
+    rows = _draw_rows(plain, num_tokens)
     factors: list[dict[str, Any]] = []
     for layer in plain:
         left, left_scale = _to_fp8(rows[layer.in_features][0])
@@ -70,16 +74,16 @@ def scaled_products(model: Any, meter: Meter, num_tokens: int, most_s: float) ->
         scales = {"scale_a": left_scale, "scale_b": right_scale.t()}
         factors.append({"input": left, "mat2": right.t(), "out_dtype": torch.bfloat16} | scales)
     before = meter.seconds(lambda: [layer(rows[layer.in_features]) for layer in plain], most_s)
-    after = meter.seconds(lambda: [torch._scaled_mm(**each) for each in factors], most_s)
+    after = meter.seconds(lambda: [torch._scaled_mm(**product) for product in factors], most_s)
     return {"seconds": after, "bfloat16_s": before, "note": "torch._scaled_mm without torchao"}
 
 
-def compiled_layers(
+def measure_compiled_layers(
     model: Any, loaded: LoadedModel, tree: PrefixTree, meter: Meter, most_s: float, divisor: int
 ) -> dict[str, Any]:
     """Compile the decoder layers as the loader does, and score rows of many lengths.
 
-    The layers stay compiled. On the CPU of a dry run they are traced and not compiled.
+    The layers stay compiled. In a dry run on the CPU they are traced, not compiled.
     """
     before = meter.seconds(lambda: forward_batch(loaded, tree), most_s)
     torch.compiler.reset()
@@ -108,8 +112,8 @@ def compiled_layers(
     }
 
 
-def host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dict[str, Any]:
-    """Time of a batch that passes before the decoder's first kernel and after its last."""
+def measure_host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dict[str, Any]:
+    """Measure the time of a batch before the decoder's first kernel and after its last kernel."""
     decoder: nn.Module = loaded.model.get_submodule(loaded.model.base_model_prefix)
     marks: list[Any] = []
     hooks = [
@@ -130,20 +134,20 @@ def host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dict[str, A
     return {"seconds": seconds, "gap_s": seconds - meter.between(*marks)}
 
 
-def _rows(linears: Any, num_tokens: int) -> dict[int, torch.Tensor]:
-    """Random rows `[1, num_tokens, in_features]` for each width, the second one much larger."""
-    found: dict[int, torch.Tensor] = {}
+def _draw_rows(linears: Any, num_tokens: int) -> dict[int, torch.Tensor]:
+    """Draw `[1, num_tokens, in_features]` for each width; the second token is much larger."""
+    rows: dict[int, torch.Tensor] = {}
     for layer in linears:
-        if layer.in_features not in found:
+        if layer.in_features not in rows:
             row = torch.randn(
                 1, num_tokens, layer.in_features, device=layer.weight.device, dtype=torch.bfloat16
             )
             row[:, 1] *= 100
-            found[layer.in_features] = row
-    return found
+            rows[layer.in_features] = row
+    return rows
 
 
 def _to_fp8(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and scales `[rows, 1]`."""
+    """Return fp8 values, and scales `[rows, 1]`."""
     scale = tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 448
     return (tensor.float() / scale).to(torch.float8_e4m3fn), scale

@@ -1,7 +1,7 @@
-"""In place of the CUDA kernels: functions with their signatures, written out.
+"""Replacements of the CUDA kernels, with the same signatures, in plain torch operations.
 
-They do what the kernels' documentation says and no more, on any device: for the dry run, and for
-tests of what the backends hand over.
+The functions follow the kernels' documentation, on any device: for the dry run, and for tests of
+the arguments that the backends pass.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rm_core.attention.flex import FlexBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 
 
-def stand_in(name: str, deterministic: bool) -> AttentionBackend:
-    """The backend of a name on a kernel that runs anywhere."""
+def make_fake_backend(name: str, deterministic: bool) -> AttentionBackend:
+    """Create a backend by name, on a kernel that runs on any device."""
     match name:
         case "varlen":
             return TorchVarlenBackend(deterministic, torch_kernel)
@@ -45,9 +45,9 @@ def torch_kernel(
     enable_gqa: bool,
     num_splits: int | None = None,
 ) -> torch.Tensor:
-    """As `torch.nn.attention.varlen.varlen_attn`."""
+    """Compute the result of `torch.nn.attention.varlen.varlen_attn`."""
     assert enable_gqa
-    assert cu_seq_q is not cu_seq_k  # newer releases take another kernel for one tensor as both
+    assert cu_seq_q is not cu_seq_k  # newer releases use another kernel if they are one tensor
     left, right = window_size
     assert right == 0
     _check_bounds((query, key), (cu_seq_q, cu_seq_k), (max_q, max_k))
@@ -68,7 +68,7 @@ def flash_kernel(
     window_size: tuple[int, int],
     softcap: float,
 ) -> torch.Tensor:
-    """As `flash_attn.flash_attn_varlen_func`."""
+    """Compute the result of `flash_attn.flash_attn_varlen_func`."""
     assert causal
     left, right = window_size
     assert right in (-1, 0)
@@ -78,14 +78,14 @@ def flash_kernel(
 
 
 def flex_kernel(*tensors: torch.Tensor, **options: Any) -> Any:
-    """`flex_attention` as it is, without a compiler."""
+    """Call `flex_attention` without compiling it."""
     from torch.nn.attention import flex_attention as flex
 
     with (
         warnings.catch_warnings(),
         mock.patch.object(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, create=True),
     ):
-        warnings.simplefilter("ignore")  # that it is not compiled
+        warnings.simplefilter("ignore")  # the warning that the kernel is not compiled
         return flex.flex_attention(*tensors, **options)
 
 
@@ -94,11 +94,11 @@ def _check_bounds(
     starts: tuple[torch.Tensor, torch.Tensor],
     longest: tuple[int, int],
 ) -> None:
-    for row, start, most in zip(rows, starts, longest, strict=True):
+    for row, start, max_length in zip(rows, starts, longest, strict=True):
         assert start.dtype == torch.int32
         bounds = start.tolist()
         assert (bounds[0], bounds[-1]) == (0, len(row))
-        assert most == max(b - a for a, b in itertools.pairwise(bounds))
+        assert max_length == max(b - a for a, b in itertools.pairwise(bounds))
 
 
 def _varlen(
@@ -108,14 +108,17 @@ def _varlen(
     left: int,
     softcap: float,
 ) -> torch.Tensor:
-    """Causal, aligned at the end; a query sees `left` keys before its own, or all for -1."""
+    """Compute causal attention, aligned at the end.
+
+    A query sees `left` keys before its own, or all keys before its own for -1.
+    """
     query, key, value = tensors
     out = torch.empty_like(query)
     queries, keys = (list(itertools.pairwise(start.tolist())) for start in starts)
     for (q, q_end), (k, k_end) in zip(queries, keys, strict=True):
         shared = query.shape[1] // key.shape[1]
-        ours = key[k:k_end].repeat_interleave(shared, 1).double()
-        weights = torch.einsum("qhd,khd->hqk", query[q:q_end].double(), ours) * scale
+        segment_keys = key[k:k_end].repeat_interleave(shared, 1).double()
+        weights = torch.einsum("qhd,khd->hqk", query[q:q_end].double(), segment_keys) * scale
         if softcap:
             weights = softcap * torch.tanh(weights / softcap)
         key_at = torch.arange(k_end - k)
@@ -124,6 +127,6 @@ def _varlen(
         if left >= 0:
             hidden |= key_at < query_at - left
         weights = weights.masked_fill(hidden, float("-inf")).softmax(-1)
-        ours = value[k:k_end].repeat_interleave(shared, 1).double()
-        out[q:q_end] = torch.einsum("hqk,khd->qhd", weights, ours).to(out.dtype)
+        segment_values = value[k:k_end].repeat_interleave(shared, 1).double()
+        out[q:q_end] = torch.einsum("hqk,khd->qhd", weights, segment_values).to(out.dtype)
     return out

@@ -1,6 +1,6 @@
-"""Time, memory and arithmetic: what the figures of `make gpu-check` are measured with.
+"""Measures time and memory, and counts arithmetic operations, for `make gpu-check`.
 
-`Meter` holds all that differs between a CUDA device and the CPU of a dry run.
+`Meter` contains everything that differs between a CUDA device and the CPU of a dry run.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ REPEATS = 3
 
 
 class Clock:
-    """Seconds that are left."""
+    """Remaining time.
+
+    Args:
+        seconds: time from now.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
-        """Below 0 once the time is over."""
+        """Remaining seconds; negative when the time is over."""
         return self._end - time.monotonic()
 
 
 class Meter:
-    """A device.
+    """Measures time and memory on a device.
 
     Args:
-        device: of CUDA, or the CPU, which has no memory figures.
+        device: a CUDA device, or the CPU, for which no memory is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,31 +51,31 @@ class Meter:
         return torch.cuda.get_device_name(self.device) if self._cuda else "CPU"
 
     def wait(self) -> None:
-        """Until the device has done all that it was asked for."""
+        """Wait until the device has completed all its work."""
         if self._cuda:
             torch.cuda.synchronize(self.device)
 
     def free_bytes(self) -> int:
-        """What nobody has taken, after giving back what is only kept for later."""
+        """Return the free memory of the device, after emptying the allocator's cache."""
         if not self._cuda:
             return 1 << 60
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(self.device)[0])
 
     def watch_memory(self) -> None:
-        """Let `peak_bytes` count from here."""
+        """Start to measure `peak_bytes`."""
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
 
     def peak_bytes(self) -> int:
-        """Most that was taken at once on top of what was there at `watch_memory`."""
+        """Return the peak memory since `watch_memory`, minus the memory allocated then."""
         if not self._cuda:
             return 0
         return int(torch.cuda.max_memory_allocated(self.device)) - self._before
 
     def mark(self) -> Any:
-        """A moment in the work of the device."""
+        """Record a moment in the work of the device."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -79,16 +83,16 @@ class Meter:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds between two marks that the device has passed."""
+        """Return the seconds between two marks that the device has passed."""
         return float(start.elapsed_time(end)) / 1000 if self._cuda else float(end - start)
 
     def seconds(self, run: Callable[[], object], most_s: float, repeats: int = REPEATS) -> float:
-        """Median time of up to three runs after one that does not count.
+        """Return the median time of up to `repeats` runs, after a warm-up run.
 
         Args:
-            run: what is timed; its peak memory is watched.
-            most_s: another run is made only if it will be over by then.
-            repeats: how many at most.
+            run: function to time; its peak memory is measured.
+            most_s: another run starts only if all runs together will take at most this long.
+            repeats: maximum number of runs.
         """
         run()
         self.wait()
@@ -103,41 +107,43 @@ class Meter:
 
 
 @torch.inference_mode()
-def matrix_rate(meter: Meter, size: int) -> float:
-    """Operations per second of a square bfloat16 product, on random numbers."""
+def measure_matrix_rate(meter: Meter, size: int) -> float:
+    """Measure the operations per second of a square bfloat16 product of random numbers."""
     left, right = (
         torch.randn(size, size, device=meter.device, dtype=torch.bfloat16) for _ in range(2)
     )
-    times = 10
+    num_products = 10
 
-    def products() -> None:
-        for _ in range(times):
+    def compute_products() -> None:
+        for _ in range(num_products):
             left @ right
 
-    return 2.0 * size**3 * times / meter.seconds(products, most_s=1.0, repeats=5)
+    return 2.0 * size**3 * num_products / meter.seconds(compute_products, most_s=1.0, repeats=5)
 
 
 def operations(model: Any, tree: PrefixTree) -> float:
-    """Of the distinct tokens of a batch through the whole decoder.
+    """Count the operations of the decoder for the distinct tokens of a batch.
 
     Two for each weight of a linear layer and token, and four for each channel of a head, query
-    and key that it sees. The last layer counts in full, though it runs on few tokens.
+    and key that the query sees. The last layer counts in full, though it runs on few tokens.
     """
     config = model.config
     weights = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Linear))
     per_key = 4.0 * config.num_attention_heads * config.head_dim
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    seen = {
-        kind: sum(_keys_seen(run.depth, len(run.token_ids), window) for run in tree.segments)
+    num_keys = {
+        kind: sum(
+            _count_keys(segment.depth, len(segment.token_ids), window) for segment in tree.segments
+        )
         for kind, window in (
             ("full_attention", None),
             ("sliding_attention", getattr(config, "sliding_window", None)),
         )
     }
-    return 2.0 * weights * tree.num_tokens + per_key * sum(seen[kind] for kind in kinds)
+    return 2.0 * weights * tree.num_tokens + per_key * sum(num_keys[kind] for kind in kinds)
 
 
-def _keys_seen(depth: int, number: int, window: int | None) -> int:
-    """By all tokens of a run together."""
-    keys = range(depth + 1, depth + number + 1)
+def _count_keys(depth: int, num_tokens: int, window: int | None) -> int:
+    """Count the keys that the tokens of a segment see, added up."""
+    keys = range(depth + 1, depth + num_tokens + 1)
     return sum(keys) if window is None else sum(min(key, window) for key in keys)

@@ -1,8 +1,8 @@
-"""The four models of `make gpu-check`: true shapes, random weights, made on the device itself.
+"""The four models of `make gpu-check`: true shapes, random weights, created on the device itself.
 
-Weights are drawn so that activations stay near 1, attention picks out a few dozen of thousands of
-keys, and rewards spread over several units: so a wrong mask moves a reward by more than rounding.
-Nothing is read or written. Start at `SHAPES` and `build`.
+Weights are drawn so that activations stay near 1, attention concentrates on a few dozen of
+thousands of keys, and rewards spread over several units: a wrong mask then changes a reward by more
+than rounding. No file is read or written. Start with `SHAPES` and `build`.
 """
 
 from __future__ import annotations
@@ -56,30 +56,30 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A model by its config.
+    """Shape of a model.
 
     Attributes:
-        name: of the table.
-        family: of the architecture.
-        sizes: vocabulary, hidden size, MLP, layers, heads, heads of keys and values.
-        more: further entries of the config.
+        name: name in the table.
+        family: family of the architecture.
+        sizes: vocabulary, hidden size, MLP, layers, heads, key-value heads.
+        extra: further entries of the config.
     """
 
     name: str
     family: str
     sizes: tuple[int, int, int, int, int, int]
-    more: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def config(self, tiny: bool = False, window: int = 4096) -> Any:
-        """The config of transformers; scaled down if `tiny`.
+        """Return the config of transformers.
 
         Args:
-            tiny: the family's own architecture with almost no weights, for dry runs.
-            window: of the layers that have one.
+            tiny: whether to scale the architecture down to few weights, for dry runs.
+            window: sliding window of the layers that have one.
         """
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
         names += ("num_attention_heads", "num_key_value_heads")
-        entries = dict(zip(names, self.sizes, strict=True)) | {"head_dim": 128} | self.more
+        entries = dict(zip(names, self.sizes, strict=True)) | {"head_dim": 128} | self.extra
         if self.family == "gemma2":
             entries["sliding_window"] = window
         entries |= _TINY if tiny else {}
@@ -116,7 +116,7 @@ SHAPES = {
             {
                 "max_position_embeddings": 8192,
                 "query_pre_attn_scalar": 144,
-                # 50 in the checkpoint, where scores are larger: so it is felt here as it is there.
+                # 50 in the checkpoint, where scores are larger; 5 has the same effect here.
                 "attn_logit_softcapping": 5.0,
                 "final_logit_softcapping": 30.0,
             },
@@ -131,8 +131,8 @@ SHAPES = {
 }
 
 
-def num_bytes(config: Any) -> int:
-    """Of the weights in bfloat16."""
+def count_bytes(config: Any) -> int:
+    """Return the size of the weights in bfloat16."""
     head_dim, hidden = config.head_dim, config.hidden_size
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     layer = hidden * (heads * head_dim + 3 * config.intermediate_size)
@@ -140,7 +140,7 @@ def num_bytes(config: Any) -> int:
 
 
 def build(shape: Shape, config: Any, device: torch.device) -> Any:
-    """A random bfloat16 classifier on the device, its last layer ready for readouts."""
+    """Build a random bfloat16 classifier on the device, its last layer prepared for readouts."""
     with _default_dtype(torch.bfloat16), device:
         model = _CLASSES[shape.family][1](config)
     _randomize(model, shape.family)
@@ -151,25 +151,25 @@ def build(shape: Shape, config: Any, device: torch.device) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def as_loaded(
+def build_loaded_model(
     model: Any, name: str, backend: AttentionBackend, deterministic: bool = False
 ) -> LoadedModel:
-    """What `forward_batch` takes, without the checkpoint and tokenizer that it never looks at."""
-    known = {
+    """Build a model for `forward_batch`, without checkpoint and tokenizer, which are not used."""
+    values = {
         "model": model,
         "head": model.score.weight.float(),
         "pad_token_id": PAD,
-        "attention": AttentionChoice(name, "asked for by the check"),
+        "attention": AttentionChoice(name, "requested by the check"),
         "backend": backend,
         "deterministic": deterministic,
         "compiled": False,
         "devices": (model.device,),
     }
-    return LoadedModel(**{one.name: known.get(one.name) for one in fields(LoadedModel)})
+    return LoadedModel(**{item.name: values.get(item.name) for item in fields(LoadedModel)})
 
 
 def cast(model: Any, dtype: torch.dtype) -> None:
-    """Change the dtype of the weights alone: the rotary frequencies stay in float32."""
+    """Change the dtype of the weights only: the rotary frequencies stay in float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -179,18 +179,18 @@ def _randomize(model: Any, family: str) -> None:
     torch.manual_seed(0)
     hidden = model.config.hidden_size
     for name, weight in model.named_parameters():
-        part = name.split(".")[-2]
-        if part in ("q_norm", "k_norm"):
+        module = name.split(".")[-2]
+        if module in ("q_norm", "k_norm"):
             weight.normal_(_SCORES**0.5, 0.1)
         elif weight.dim() == 1:
             weight.normal_(0.0 if family == "gemma2" else 1.0, 0.1)
-        elif part == "embed_tokens":  # Gemma-2 multiplies them by the root of the hidden size
+        elif module == "embed_tokens":  # Gemma-2 multiplies them by the root of the hidden size
             weight.normal_(0.0, hidden**-0.5 if family == "gemma2" else 1.0)
-        elif part == "score":
+        elif module == "score":
             weight.normal_(0.0, _REWARDS * hidden**-0.5)
         else:
-            sharp = _SCORES**0.5 if part in ("q_proj", "k_proj") and family != "qwen3" else 1.0
-            weight.normal_(0.0, sharp * weight.shape[1] ** -0.5)
+            factor = _SCORES**0.5 if module in ("q_proj", "k_proj") and family != "qwen3" else 1.0
+            weight.normal_(0.0, factor * weight.shape[1] ** -0.5)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""How close the engine is to plain transformers on the same weights, and to itself, bit for bit.
+"""Compares the engine with plain transformers on the same weights, and with itself bit for bit.
 
-The reference is transformers' own eager decoder on one sequence at a time, its head in float32 as
-the engine's, so that only decoders are compared. Kernels round otherwise than eager does, and
-eager in bfloat16 is itself no truth: where memory allows, both are held against float32.
+The reference is transformers' own eager decoder on one sequence at a time, with the head in float32
+like the engine's, so that only decoders are compared. Kernels round differently from eager, and
+eager in bfloat16 is not exact either: if memory allows, both are compared with float32.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds, pack
 from rm_core.verification import bfloat16_step
 
-# Beside the weights: scores of one long sequence in float32, several times over.
+# Memory in addition to the weights: several copies of one long sequence's scores in float32.
 _WORKING_BYTES = 12 << 30
-# A kernel may stray from float32 this many times as far as eager in bfloat16 does, on average.
-_STRAYS = 2.0
-# Without float32 at hand: from eager, as a share of the rewards' standard deviation.
+# A kernel's mean error, from float32, may be this many times eager's in bfloat16.
+_ERROR_FACTOR = 2.0
+# Without float32: allowed mean difference from eager, relative to the standard deviation of rewards.
 _SHARE = 0.1
 
 
@@ -36,9 +36,9 @@ class References:
     """Rewards of plain transformers.
 
     Attributes:
-        eager: in bfloat16.
-        exact: in float32; None where that did not fit into memory.
-        without: what leaving a feature out would change, on average.
+        eager: rewards in bfloat16.
+        exact: rewards in float32; None if float32 does not fit into memory.
+        without: mean change of the rewards without a feature, by feature.
     """
 
     eager: list[float]
@@ -48,7 +48,7 @@ class References:
 
 @torch.inference_mode()
 def plain_rewards(model: Any, sequences: Sequence[TokenIds]) -> list[float]:
-    """Of transformers' eager attention, one by one; the model is left as it was."""
+    """Compute rewards with transformers' eager attention, one by one; the model is restored."""
     head = model.score.weight.float()[0]
     model.set_attn_implementation("eager")
     try:
@@ -62,12 +62,12 @@ def plain_rewards(model: Any, sequences: Sequence[TokenIds]) -> list[float]:
         install_packed_attention(model)
 
 
-def references(model: Any, sequences: Sequence[TokenIds], meter: Meter) -> References:
-    """Everything that backends are compared with."""
+def compute_references(model: Any, sequences: Sequence[TokenIds], meter: Meter) -> References:
+    """Compute the rewards with which backends are compared."""
     eager = plain_rewards(model, sequences)
     exact = None
     num_weights = sum(parameter.numel() for parameter in model.parameters())
-    if meter.free_bytes() > 2 * num_weights + _WORKING_BYTES:  # two bytes more each
+    if meter.free_bytes() > 2 * num_weights + _WORKING_BYTES:  # two more bytes for each weight
         cast(model, torch.float32)
         try:
             exact = plain_rewards(model, sequences)
@@ -76,14 +76,14 @@ def references(model: Any, sequences: Sequence[TokenIds], meter: Meter) -> Refer
             meter.free_bytes()
     without = {}
     if model.config.model_type == "gemma2":
-        for name, change in (("softcap", _softcap), ("window", _window)):
-            before = change(model, None)
+        for name, set_feature in (("softcap", _set_softcap), ("window", _set_window)):
+            before = set_feature(model, None)
             without[name] = _mean(plain_rewards(model, sequences), eager)
-            change(model, before)
+            set_feature(model, before)
     return References(eager, exact, without)
 
 
-def _softcap(model: Any, value: float | None) -> float:
+def _set_softcap(model: Any, value: float | None) -> float:
     modules = [m for m in model.modules() if hasattr(m, "attn_logit_softcapping")]
     before: float = modules[0].attn_logit_softcapping
     for module in modules:
@@ -91,83 +91,86 @@ def _softcap(model: Any, value: float | None) -> float:
     return before
 
 
-def _window(model: Any, value: int | None) -> int:
+def _set_window(model: Any, value: int | None) -> int:
     before: int = model.config.sliding_window
     model.config.sliding_window = value or 1 << 20
     return before
 
 
 def score(
-    loaded: LoadedModel, sequences: Sequence[TokenIds], row: int, fill: int = 1
+    loaded: LoadedModel, sequences: Sequence[TokenIds], row: int, row_multiple: int = 1
 ) -> list[float]:
-    """As `RewardScorer.score_ids` does, without its handling of errors."""
+    """Score sequences as `RewardScorer.score_ids` does, without its handling of errors."""
     packing = pack(sequences, row)
-    results = [reward for tree in packing.batches for reward in forward_batch(loaded, tree, fill)]
+    results = [
+        reward for tree in packing.batches for reward in forward_batch(loaded, tree, row_multiple)
+    ]
     return packing.restore(results)
 
 
-def compare(ours: list[float], reference: References) -> dict[str, Any]:
-    """The figures of one backend, and whether it strays no further than it may."""
+def compare(rewards: list[float], reference: References) -> dict[str, Any]:
+    """Compute the parity results of one backend, and whether its error is allowed."""
     eager, exact = reference.eager, reference.exact
-    apart = [abs(a - b) for a, b in zip(ours, eager, strict=True)]
-    figures: dict[str, Any] = {
-        "max": max(apart),
-        "mean": statistics.mean(apart),
-        "pairs": _agreement(ours, exact or eager),
+    differences = [abs(a - b) for a, b in zip(rewards, eager, strict=True)]
+    results: dict[str, Any] = {
+        "max": max(differences),
+        "mean": statistics.mean(differences),
+        "pairs": _format_agreement(rewards, exact or eager),
         "spread": statistics.pstdev(eager),
     }
     if exact is not None:
-        figures["from_float32"] = _mean(ours, exact)
-        figures["eager_from_float32"] = _mean(eager, exact)
-        limit = allowed_stray(figures["eager_from_float32"], exact)
-        figures["ok"] = figures["from_float32"] <= limit
+        results["from_float32"] = _mean(rewards, exact)
+        results["eager_from_float32"] = _mean(eager, exact)
+        limit = compute_allowed_error(results["eager_from_float32"], exact)
+        results["ok"] = results["from_float32"] <= limit
     else:
-        figures["ok"] = figures["mean"] <= _SHARE * figures["spread"]
-    return figures | {f"without_{name}": mean for name, mean in reference.without.items()}
+        results["ok"] = results["mean"] <= _SHARE * results["spread"]
+    return results | {f"without_{name}": mean for name, mean in reference.without.items()}
 
 
-def allowed_stray(eager_stray: float, exact: Sequence[float]) -> float:
-    """Return how far from float32 a kernel may be on average.
+def compute_allowed_error(eager_error: float, exact: Sequence[float]) -> float:
+    """Return the allowed mean difference of a kernel from float32.
 
-    Twice as far as eager, or one bfloat16 step of the rewards further than eager: over so few
+    Twice the error of eager, or one bfloat16 step of the rewards more than eager: over so few
     rewards eager may be closer by chance than rounding explains.
 
     Args:
-        eager_stray: mean distance of plain eager in bfloat16 from float32.
+        eager_error: mean difference of plain eager in bfloat16 from float32.
         exact: rewards in float32.
     """
     step = statistics.mean(bfloat16_step(reward) for reward in exact)
-    return max(_STRAYS * eager_stray, eager_stray + step)
+    return max(_ERROR_FACTOR * eager_error, eager_error + step)
 
 
-def same_bits(
-    loaded: LoadedModel, sequences: Sequence[TokenIds], row: int, fill: int
+def check_same_bits(
+    loaded: LoadedModel, sequences: Sequence[TokenIds], row: int, row_multiple: int
 ) -> dict[str, Any]:
-    """How many sequences get one reward, to the last bit, alone and in batches cut in three ways.
+    """Count sequences whose reward is equal, to the last bit, alone and in different batches.
 
     Args:
         loaded: a model in its batch-invariant mode.
-        sequences: the tree; some of them are scored alone.
-        row: most tokens of a batch, at most `fill`.
-        fill: what every row is filled up to.
+        sequences: the sequences of the tree; every third is also scored alone.
+        row: maximum number of tokens of a batch, at most `row_multiple`.
+        row_multiple: every row is padded to a multiple of this many tokens.
     """
     number = len(sequences)
-    reversed_order = score(loaded, sequences[::-1], row, fill)[::-1]
+    reversed_order = score(loaded, sequences[::-1], row, row_multiple)[::-1]
     interleaved: list[float] = [0.0] * number
-    interleaved[::2] = score(loaded, sequences[::2], row, fill)
-    interleaved[1::2] = score(loaded, sequences[1::2], row, fill)
-    ways: list[Callable[[int], float]] = [
-        score(loaded, sequences, row, fill).__getitem__,
+    interleaved[::2] = score(loaded, sequences[::2], row, row_multiple)
+    interleaved[1::2] = score(loaded, sequences[1::2], row, row_multiple)
+    runs: list[Callable[[int], float]] = [
+        score(loaded, sequences, row, row_multiple).__getitem__,
         reversed_order.__getitem__,
-        score(loaded, sequences, row // 3, fill).__getitem__,
+        score(loaded, sequences, row // 3, row_multiple).__getitem__,
         interleaved.__getitem__,
     ]
     alone = {
-        place: score(loaded, [sequences[place]], row, fill)[0] for place in range(0, number, 3)
+        index: score(loaded, [sequences[index]], row, row_multiple)[0]
+        for index in range(0, number, 3)
     }
     same = [
-        len({way(place) for way in ways} | ({alone[place]} if place in alone else set())) == 1
-        for place in range(number)
+        len({run(index) for run in runs} | ({alone[index]} if index in alone else set())) == 1
+        for index in range(number)
     ]
     return {"same": sum(same), "of": number, "ok": all(same)}
 
@@ -176,8 +179,8 @@ def _mean(left: list[float], right: list[float]) -> float:
     return statistics.mean(abs(a - b) for a, b in zip(left, right, strict=True))
 
 
-def _agreement(ours: list[float], reference: list[float]) -> str:
-    """Of all pairs, how many are ordered alike."""
-    pairs = list(itertools.combinations(range(len(ours)), 2))
-    alike = sum((ours[a] > ours[b]) == (reference[a] > reference[b]) for a, b in pairs)
-    return f"{alike}/{len(pairs)}"
+def _format_agreement(rewards: list[float], reference: list[float]) -> str:
+    """Return the number of pairs in the same order, of all pairs."""
+    pairs = list(itertools.combinations(range(len(rewards)), 2))
+    agreeing = sum((rewards[a] > rewards[b]) == (reference[a] > reference[b]) for a, b in pairs)
+    return f"{agreeing}/{len(pairs)}"

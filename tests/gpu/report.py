@@ -1,7 +1,8 @@
-"""The rows of `make gpu-check` as one table for people and one JSON object for programs.
+"""Formats the rows of `make gpu-check` as a table for people and a JSON object for programs.
 
 A line of the table is a model and a way to compute its attention. Tokens per second are in
-thousands, of whole conversations; beside them the share of the measured matrix rate in percent.
+thousands, counting complete conversations; the second number is the share of the measured matrix
+rate in percent.
 """
 
 from __future__ import annotations
@@ -12,48 +13,48 @@ from typing import Any
 from gpu.sequences import KINDS, LENGTHS
 
 Row = dict[str, Any]
-# Rows of the pytest tests: of all of them together, and of each.
+# Values of `what` for the pytest tests: all tests together, and each test.
 _TESTS = ("tests", "test")
-HEADER = ("model", "attention", "max", "mean", "float32 / eager", "pairs alike")
+HEADER = ("model", "attention", "max", "mean", "float32 / eager", "same order")
 
 
 def is_bad(row: Row) -> bool:
-    """Whether a row is a failure; what was skipped is none."""
+    """Return whether a row is a failure; a skipped row is not."""
     return "failed" in row or row.get("ok") is False
 
 
-def table(rows: list[Row], divisor: int = 1) -> str:
-    """All rows, with a legend above and everything that needs words below.
+def build_table(rows: list[Row], divisor: int = 1) -> str:
+    """Format all rows as a table, with a legend above and notes below.
 
     Args:
-        rows: as `BenchmarkResult` emits them, and those of the tests.
-        divisor: what lengths were divided by.
+        rows: rows of `ModelMeasurement`, and of the tests.
+        divisor: divisor of the lengths.
     """
     lengths = [length // divisor for length in LENGTHS]
     cells = [(kind, length) for kind in KINDS for length in lengths]
     lines = [
         (*HEADER, *(f"{kind[0]} {length:,}" for kind, length in cells), "GiB / est."),
     ]
-    figures = [row for row in rows if row["what"] not in _TESTS]
-    for model in _distinct(row["model"] for row in figures):
-        ours = [row for row in figures if row["model"] == model]
-        for way in _distinct(row["way"] for row in ours if row["way"]):
-            lines.append((model, way, *_line([r for r in ours if r["way"] == way], cells)))
+    measured = [row for row in rows if row["what"] not in _TESTS]
+    for model in _distinct(row["model"] for row in measured):
+        model_rows = [row for row in measured if row["model"] == model]
+        for way in _distinct(row["way"] for row in model_rows if row["way"]):
+            lines.append((model, way, *_line([r for r in model_rows if r["way"] == way], cells)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
-        "Parity: max and mean |difference| from plain eager, mean from float32 beside plain "
-        "eager's own, pairs in the same order.",
-        "p pairs, g groups of 16, by length of a conversation: thousand tokens/s of whole "
+        "Parity: maximum and mean |difference| from plain eager, mean difference from float32 / "
+        "that of plain eager, pairs in the same order.",
+        "p: pairs, g: groups of 16, by length of a conversation: thousand tokens/s of complete "
         "conversations, % of the matrix rate on distinct tokens.",
-        "Last: peak memory of activations beside the estimate.",
+        "Last column: peak memory of activations / the estimate.",
         *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines),
         *_notes(rows),
     ]
     return "\n".join(text)
 
 
-def record(rows: list[Row]) -> dict[str, Any]:
-    """The same as plain data: by model, by way; a timed cell is a list of four figures."""
+def build_json(rows: list[Row]) -> dict[str, Any]:
+    """Return the rows as JSON data: by model, by way; a timed cell is a list of four numbers."""
     models: dict[str, Any] = {}
     tests: dict[str, int] = {}
     for row in rows:
@@ -64,23 +65,23 @@ def record(rows: list[Row]) -> dict[str, Any]:
             tests["collected"] = row["collected"]
             continue
         values = {k: _short(v) for k, v in row.items() if k not in ("model", "way", "what")}
-        into = models.setdefault(row["model"], {}).setdefault(row["way"] or "model", {})
+        target = models.setdefault(row["model"], {}).setdefault(row["way"] or "model", {})
         if row["what"] not in KINDS:
-            into[row["what"]] = values
+            target[row["what"]] = values
         elif "seconds" in values:
             names = ("tokens_per_s", "share", "peak_bytes", "estimate_bytes")
             cell = [values.get(name) for name in names]
-            into.setdefault(row["what"], {})[str(row["length"])] = cell
+            target.setdefault(row["what"], {})[str(row["length"])] = cell
         else:
-            into.setdefault(row["what"], {})[str(row["length"])] = values
+            target.setdefault(row["what"], {})[str(row["length"])] = values
     return {"tests": tests, "models": models}
 
 
-def progress(row: Row) -> str:
-    """A row as it comes, for those who wait."""
+def format_progress(row: Row) -> str:
+    """Format one row as a progress line."""
     values = {k: _short(v) for k, v in row.items() if k not in ("model", "way", "what")}
-    told = ", ".join(f"{key} {value}" for key, value in values.items())
-    return f"{row['model']} | {row['way'] or '-'} | {row['what']}: {told}"
+    text = ", ".join(f"{key} {value}" for key, value in values.items())
+    return f"{row['model']} | {row['way'] or '-'} | {row['what']}: {text}"
 
 
 def _line(rows: list[Row], cells: list[tuple[str, int]]) -> list[str]:
@@ -116,7 +117,7 @@ def _cell(row: Row) -> str:
 
 
 def _notes(rows: list[Row]) -> list[str]:
-    """What a cell has no room for; the same reason once."""
+    """Return notes on everything that does not fit into a cell, without duplicates."""
     notes = []
     for row in rows:
         where = f"{row['model']}, {row['way'] or 'all'}"
@@ -128,22 +129,23 @@ def _notes(rows: list[Row]) -> list[str]:
         if "skipped" in row:
             notes.append(f"{where}: {row['what']} skipped: {_once(row['skipped'])}")
         if row["what"] == "proof" and row["seconds"] >= 1:
-            notes.append(f"{where}: proven on its own kernels in {row['seconds']:.0f} s")
+            notes.append(f"{where}: self-check of the kernels took {row['seconds']:.0f} s")
         if row.get("ok") is False and row["what"] == "parity":
-            notes.append(f"{where}: STRAYS further than it may")
+            notes.append(f"{where}: the difference EXCEEDS the allowed difference")
         if row.get("ok") is False and row["what"] == "quantized":
-            notes.append(f"{where}: a token's result DEPENDS on its neighbours")
+            notes.append(f"{where}: a token's result DEPENDS on its neighbors")
         if row.get("ok") is False and row["what"] == "compile":
             notes.append(f"{where}: COMPILED AGAIN for rows of other lengths")
         for feature in ("softcap", "window"):
             if f"without_{feature}" in row:
                 mean = row[f"without_{feature}"]
-                notes.append(f"{row['model']}: without its {feature} rewards move by {mean:.3f}")
+                notes.append(f"{row['model']}: without {feature} rewards change by {mean:.3f}")
         if row.get("rows", 8) < 8:
-            notes.append(f"{where}: {row['length']} tokens in batches of {row['rows']}, for memory")
+            size = f"batches of {row['rows']} because of limited memory"
+            notes.append(f"{where}: {row['length']} tokens in {size}")
         if row["what"] == "full row" and "tokens" in row:
-            at = f"a row of {row['tokens']} tokens, {row['share']:.0%} of the matrix rate"
-            notes.append(f"{where}: {at} ({row['reason']})")
+            size = f"a row of {row['tokens']} tokens, {row['share']:.0%} of the matrix rate"
+            notes.append(f"{where}: {size} ({row['reason']})")
         if row["what"] == "quantized" and "seconds" in row:
             times = f"{row['seconds']:.3g} s, bfloat16 {row['bfloat16_s']:.3g} s"
             notes.append(f"{where}: linear layers of a decoder layer {times}")
@@ -161,7 +163,7 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def _once(reason: str) -> str:
-    """Without the seconds, which differ from cell to cell."""
+    """Remove the seconds from a reason, since they differ from cell to cell."""
     return reason.partition(" (")[0] if reason.startswith("no time") else reason
 
 

@@ -1,6 +1,6 @@
-"""Random token sequences of `make gpu-check`: one hard tree for parity, pairs and groups for speed.
+"""Random token sequences of `make gpu-check`: a difficult tree for parity, pairs, groups for speed.
 
-Lengths are those of the true models; a dry run divides all of them by the same number.
+Lengths are for the true models; a dry run divides all lengths by the same number.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from rm_core.packing import PrefixTree, TokenIds, pack
 
 LENGTHS = (512, 1024, 2048, 4096)
-"""Of whole conversations, timed."""
-FIRST_ID = 3  # below are padding, BOS and EOS of the configs
+"""Lengths of complete conversations that are timed."""
+FIRST_ID = 3  # lower ids are padding, BOS and EOS of the configs
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Scale:
     """Lengths, in tokens.
 
     Attributes:
-        divisor: 1 for the true lengths.
-        row: most tokens of a timed batch.
-        fixed_row: what every row is filled up to in the batch-invariant mode.
-        window: Gemma-2's.
-        matrix: rows and columns of the product whose rate everything is a share of.
-        cell_s: seconds that the timed runs of a cell may take together; one is always made.
+        divisor: divisor of the lengths; 1 for the true lengths.
+        row: maximum number of tokens of a timed batch.
+        fixed_row: length to which every row is padded in the batch-invariant mode.
+        window: sliding window of Gemma-2.
+        matrix: rows and columns of the product whose rate is the matrix rate.
+        cell_s: seconds that the timed runs of a cell may take together; at least one is made.
     """
 
     divisor: int = 1
@@ -55,11 +55,11 @@ TRUE = Scale()
 
 
 class Draw:
-    """Random token ids.
+    """Draws random token ids.
 
     Args:
-        vocab_size: ids stay below.
-        scale: divides the lengths asked for.
+        vocab_size: upper bound of the ids, exclusive.
+        scale: scale of the requested lengths.
     """
 
     def __init__(self, vocab_size: int, scale: Scale) -> None:
@@ -68,16 +68,17 @@ class Draw:
         self._divisor = scale.divisor
 
     def __call__(self, low: int, high: int | None = None) -> TokenIds:
-        """Between `low` and `high` ids, or exactly `low`; at least one."""
+        """Draw between `low` and `high` ids, or exactly `low`; at least one."""
         number = max(1, self._random.randint(low, high or low) // self._divisor)
         return tuple(self._random.choices(range(FIRST_ID, self._vocab_size), k=number))
 
 
-def parity_sequences(draw: Draw) -> list[TokenIds]:
-    """Prefixes shared at several depths, a sequence that starts another, single-token differences.
+def build_parity_sequences(draw: Draw) -> list[TokenIds]:
+    """Build sequences with prefixes shared at several depths and single-token differences.
 
-    The longest is longer than Gemma-2's window, and another leaves it behind the window. Every
-    length is drawn so that runs start and end within the kernels' blocks.
+    Some sequences are prefixes of others. The longest sequence is longer than Gemma-2's window, and
+    another branches from it behind the window. Lengths are chosen so that segments start and end
+    within the kernels' blocks.
     """
     prompt, response, long = draw(700), draw(300), draw(4608)
     talk = prompt + response
@@ -88,8 +89,8 @@ def parity_sequences(draw: Draw) -> list[TokenIds]:
         deeper[:-1] + draw(1),
         deeper + draw(65),
         prompt + draw(257),
-        prompt,  # starts all of the above
-        talk[: len(prompt) + len(response) // 2],  # ends in the middle of a run
+        prompt,  # prefix of all sequences above
+        talk[: len(prompt) + len(response) // 2],  # ends in the middle of a segment
         _changed(talk, len(prompt) + len(response) // 100),
         _changed(talk, 0),
         _changed(talk, len(talk) - 1),
@@ -102,20 +103,20 @@ def parity_sequences(draw: Draw) -> list[TokenIds]:
     ]
 
 
-def _changed(sequence: TokenIds, place: int) -> TokenIds:
-    """The sequence with one token that is another one."""
-    other = FIRST_ID if sequence[place] != FIRST_ID else FIRST_ID + 1
-    return (*sequence[:place], other, *sequence[place + 1 :])
+def _changed(sequence: TokenIds, index: int) -> TokenIds:
+    """Return the sequence with one token replaced."""
+    other = FIRST_ID if sequence[index] != FIRST_ID else FIRST_ID + 1
+    return (*sequence[:index], other, *sequence[index + 1 :])
 
 
 def pair(draw: Draw, length: int) -> list[TokenIds]:
-    """Two conversations of up to `length` tokens, the first half of which is their prompt."""
+    """Draw two conversations of up to `length` tokens, half of which are the shared prompt."""
     prompt = draw(length // 2)
     return [prompt + draw(length * 3 // 8, length // 2) for _ in range(2)]
 
 
 def group(draw: Draw, length: int) -> list[TokenIds]:
-    """Sixteen responses of 64 to 128 tokens to one prompt, in all up to `length` tokens each."""
+    """Draw 16 responses of 64 to 128 tokens to one prompt; up to `length` tokens with it."""
     prompt = draw(length - 128)
     return [prompt + draw(64, 128) for _ in range(16)]
 
@@ -124,13 +125,13 @@ KINDS = {"pairs": pair, "groups": group}
 
 
 def workload(kind: str, length: int, draw: Draw, scale: Scale) -> tuple[list[TokenIds], PrefixTree]:
-    """As many pairs or groups as fit into a timed batch, at least one, and the batch.
+    """Draw as many pairs or groups as fit into a timed batch, at least one; return the batch too.
 
     Args:
-        kind: of `KINDS`.
-        length: of a conversation, before the scale divides it.
-        draw: makes the tokens.
-        scale: gives the limit of the batch.
+        kind: a key of `KINDS`.
+        length: length of a conversation, before it is divided by the scale.
+        draw: source of tokens.
+        scale: scale with the limit of the batch.
     """
     drawn = KINDS[kind](draw, length)
     (tree,) = pack(drawn, 10**9).batches

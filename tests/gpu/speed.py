@@ -1,7 +1,7 @@
-"""Tokens per second, share of the matrix rate and peak memory, and padded batches beside them.
+"""Measures tokens per second, share of the matrix rate and peak memory, also for padded batches.
 
-Tokens per second count every conversation in full, also what it shares; the share of the matrix
-rate counts what the model needs for the distinct tokens alone.
+Tokens per second count every conversation in full, including shared prefixes; the share of the
+matrix rate counts the operations for distinct tokens only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Speed:
     """Measures one model.
 
     Args:
-        model: of transformers, on its device.
-        meter: of the device.
-        scale: of the lengths.
-        rate: operations per second of its matrix products.
+        model: transformers' model, on its device.
+        meter: meter of the device.
+        scale: scale of the lengths.
+        rate: matrix rate of the device, in operations per second.
     """
 
     def __init__(self, model: Any, meter: Meter, scale: Scale, rate: float) -> None:
@@ -41,37 +41,39 @@ class Speed:
         self._batches: dict[tuple[str, int], tuple[list[TokenIds], PrefixTree]] = {}
 
     def batch(self, kind: str, length: int) -> tuple[list[TokenIds], PrefixTree]:
-        """The conversations of a cell, the same ones for every backend."""
+        """Return the conversations and the batch of a cell, the same for every backend."""
         if (kind, length) not in self._batches:
             draw = Draw(self._model.config.vocab_size, self._scale)
             self._batches[kind, length] = workload(kind, length, draw, self._scale)
         return self._batches[kind, length]
 
     def needed_s(self, tree: PrefixTree) -> float:
-        """A guess at the time of a cell: two runs at a fifth of the matrix rate."""
+        """Estimate the time of a cell: two runs at a fifth of the matrix rate."""
         return 2 * operations(self._model, tree) / (0.2 * self._rate)
 
     def cell(
         self, loaded: LoadedModel, conversations: list[TokenIds], tree: PrefixTree
     ) -> dict[str, Any]:
-        """One batch through the engine."""
-        fill = self._scale.row if loaded.deterministic else 1
-        seconds = self._meter.seconds(lambda: forward_batch(loaded, tree, fill), self._scale.cell_s)
+        """Measure one batch in the engine."""
+        row_multiple = self._scale.row if loaded.deterministic else 1
+        seconds = self._meter.seconds(
+            lambda: forward_batch(loaded, tree, row_multiple), self._scale.cell_s
+        )
         return {
             "tokens_per_s": sum(map(len, conversations)) / seconds,
             "share": operations(self._model, tree) / seconds / self._rate,
             "distinct": tree.num_tokens,
             "seconds": seconds,
             "peak_bytes": self._meter.peak_bytes(),
-            "estimate_bytes": self._estimate(max(tree.num_tokens, fill)),
+            "estimate_bytes": self._estimate(max(tree.num_tokens, row_multiple)),
         }
 
     def full_row(self, loaded: LoadedModel) -> dict[str, Any]:
-        """The largest batch that the engine allows itself, and its memory."""
+        """Measure the largest batch that the engine allows, and its memory."""
         config = self._model.config
         budget = choose_budget(None, config, torch.bfloat16, self._meter.device)
-        most = budget.max_batch_tokens // self._scale.divisor
-        tree = build_full_batch(most, config.max_position_embeddings)
+        max_tokens = budget.max_batch_tokens // self._scale.divisor
+        tree = build_full_batch(max_tokens, config.max_position_embeddings)
         seconds = self._meter.seconds(lambda: forward_batch(loaded, tree), 0.0)
         return {
             "tokens": tree.num_tokens,
@@ -83,9 +85,9 @@ class Speed:
         }
 
     def padded(self, kind: str, length: int, attention: str) -> dict[str, Any]:
-        """Plain transformers on conversations of the same kind, padded on the right.
+        """Measure plain transformers on conversations of the same kind, padded on the right.
 
-        Half the batch at a time where the whole does not fit.
+        The batch is halved until it fits into memory.
         """
         draw = Draw(self._model.config.vocab_size, self._scale)
         conversations: list[TokenIds] = []
@@ -101,7 +103,7 @@ class Speed:
                     break
                 rows //= 2
                 if not rows:
-                    raise torch.OutOfMemoryError("not even one row fits")
+                    raise torch.OutOfMemoryError("one row does not fit into memory")
         finally:
             install_packed_attention(self._model)
         return {
@@ -112,7 +114,7 @@ class Speed:
         }
 
     def _padded_seconds(self, conversations: list[TokenIds], rows: int) -> float | None:
-        """None if the device ran out of memory."""
+        """Return the median time; None if the device ran out of memory."""
         batches = [conversations[i : i + rows] for i in range(0, len(conversations), rows)]
         try:
             return self._meter.seconds(
@@ -120,7 +122,7 @@ class Speed:
             )
         except torch.OutOfMemoryError:
             pass
-        self._meter.free_bytes()  # after the handler: until it ends, tensors are kept
+        self._meter.free_bytes()  # after the handler, which keeps tensors until it ends
         return None
 
     def _estimate(self, num_tokens: int) -> int:

@@ -1,6 +1,6 @@
-"""`make gpu-check` on the CPU: every line that measures runs, on tiny models.
+"""`make gpu-check` on the CPU: all measuring code runs on tiny models.
 
-So that the one run on a GPU that there may be does not end at a slip of the pen.
+Time on a GPU is rare; a typo must not end the run.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 from gpu import check, extras
-from gpu.fake_kernels import stand_in
-from gpu.figures import Figures
+from gpu.fake_kernels import make_fake_backend
+from gpu.measurements import ModelMeasurement
 from gpu.memory_meter import Clock, Meter, operations
-from gpu.models import SHAPES, as_loaded, build, num_bytes
-from gpu.parity import allowed_stray
-from gpu.report import is_bad, progress, record, table
-from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
+from gpu.models import SHAPES, build, build_loaded_model, count_bytes
+from gpu.parity import compute_allowed_error
+from gpu.report import build_json, build_table, format_progress, is_bad
+from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, build_parity_sequences
 
 from rm_core.attention import eager
 from rm_core.packing import pack
 
 Row = dict[str, Any]
 DIVISOR = 256
-# Weights of the published checkpoints as the catalogue has them, in billions.
+# Parameters of the published checkpoints as in the catalog, in billions.
 PARAMETERS = {
     "Qwen3-0.6B": 0.596,
     "Llama-3.1-8B": 7.505,
@@ -45,16 +45,16 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def figures_of(part: str, seconds: float = 3600.0) -> list[Row]:
+def measure(part: str, seconds: float = 3600.0) -> list[Row]:
     rows: list[Row] = []
     meter = Meter(torch.device("cpu"))
-    Figures(SHAPES[part], meter, Clock(seconds), rows.append, Scale(DIVISOR)).run()
+    ModelMeasurement(SHAPES[part], meter, Clock(seconds), rows.append, Scale(DIVISOR)).run()
     return rows
 
 
 @pytest.mark.parametrize("part", ["Llama-3.1-8B", "Gemma-2-27B"])
-def test_every_figure(part: str) -> None:
-    rows = figures_of(part)
+def test_model_measurement_emits_every_row(part: str) -> None:
+    rows = measure(part)
     quantized = {row["way"]: row for row in rows if row["what"] == "quantized"}
     assert set(quantized) == {"int8", "fp8", "fp8-weights"}
     others = [row for row in rows if row["what"] != "quantized"]
@@ -75,24 +75,23 @@ def test_every_figure(part: str) -> None:
         for kind in KINDS:
             cells = [r for r in rows if (r["way"], r["what"]) == (way, kind)]
             assert {cell["length"] for cell in cells} == lengths
-    text = table(rows, DIVISOR)
+    text = build_table(rows, DIVISOR)
     assert part in text
     assert "deterministic" in text
-    assert json.loads(json.dumps(record(rows)))["models"][part]
-    assert all(progress(row) for row in rows)
+    assert json.loads(json.dumps(build_json(rows)))["models"][part]
+    assert all(format_progress(row) for row in rows)
 
 
-def test_fp8_products_of_torch_alone() -> None:
-    """What stands for torchao where it is not installed."""
+def test_scaled_products_run_without_torchao() -> None:
     shape = SHAPES["Qwen3-0.6B"]
     model = build(shape, shape.config(tiny=True), torch.device("cpu"))
-    row = extras.scaled_products(model, Meter(torch.device("cpu")), 32, 0.0)
+    row = extras.measure_scaled_products(model, Meter(torch.device("cpu")), 32, 0.0)
     assert row["seconds"] > 0
     assert row["bfloat16_s"] > 0
 
 
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
-def test_quantized_linears_find_a_scale_for_all_tokens(
+def test_quantized_linears_detect_one_scale_for_all_tokens(
     granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchao.quantization import PerTensor, quant_api
@@ -104,54 +103,54 @@ def test_quantized_linears_find_a_scale_for_all_tokens(
     shape = SHAPES["Qwen3-0.6B"]
     model = build(shape, shape.config(tiny=True), torch.device("cpu"))
     meter = Meter(torch.device("cpu"))
-    row = extras.quantized_linears(model, "fp8", meter, 32, 0.0)
+    row = extras.measure_quantized_linears(model, "fp8", meter, 32, 0.0)
     assert row["ok"] is (granularity == "row"), row
     assert is_bad(row) is (granularity == "tensor")
 
 
-def test_allowed_stray_has_a_floor() -> None:
-    assert allowed_stray(0.1, [1.0, 5.0]) == pytest.approx(0.2)
-    assert allowed_stray(0.016, [1.0, 5.0]) == pytest.approx(0.016 + (2**-7 + 2**-5) / 2)
+def test_allowed_error_has_a_floor() -> None:
+    assert compute_allowed_error(0.1, [1.0, 5.0]) == pytest.approx(0.2)
+    assert compute_allowed_error(0.016, [1.0, 5.0]) == pytest.approx(0.016 + (2**-7 + 2**-5) / 2)
 
 
-def test_no_time_is_said_and_nothing_fails() -> None:
-    rows = figures_of("Qwen3-0.6B", seconds=-1.0)
+def test_measurements_without_time_are_skipped_with_reason() -> None:
+    rows = measure("Qwen3-0.6B", seconds=-1.0)
     assert not any(map(is_bad, rows))
     assert any("no time" in row.get("skipped", "") for row in rows)
-    assert "skipped: no time" in table(rows, DIVISOR)
+    assert "skipped: no time" in build_table(rows, DIVISOR)
 
 
-def test_what_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu.figures.score", lambda *_: 1 / 0)
-    rows = figures_of("Qwen3-0.6B")
+def test_failed_measurement_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu.measurements.score", lambda *_: 1 / 0)
+    rows = measure("Qwen3-0.6B")
     failed = [row["way"] for row in rows if "failed" in row]
     assert sorted(failed) == ["eager", "flash_attention_2", "flex", "varlen"]
     assert any(map(is_bad, rows))
-    assert "parity failed: ZeroDivisionError" in table(rows, DIVISOR)
+    assert "parity failed: ZeroDivisionError" in build_table(rows, DIVISOR)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_true_shapes(name: str) -> None:
-    """Made in full, though without memory for the weights."""
+def test_shapes_have_published_parameter_counts(name: str) -> None:
+    """The model is built in full, without memory for the weights."""
     config = SHAPES[name].config()
     model = build(SHAPES[name], config, torch.device("meta"))
     weights = sum(parameter.numel() for parameter in model.parameters())
     assert weights / 1e9 == pytest.approx(PARAMETERS[name], abs=1e-3)
-    assert num_bytes(config) / 2 == pytest.approx(weights, rel=1e-3)
+    assert count_bytes(config) / 2 == pytest.approx(weights, rel=1e-3)
 
 
-def test_parity_sequences_are_what_they_say() -> None:
-    sequences = parity_sequences(Draw(1000, TRUE))
+def test_parity_sequences_exceed_window_and_share_prefixes() -> None:
+    sequences = build_parity_sequences(Draw(1000, TRUE))
     lengths = [len(sequence) for sequence in sequences]
     assert sum(length > TRUE.window for length in lengths) == 2
     assert sum(lengths) < 20_000
     assert min(lengths) == 1
     (tree,) = pack(sequences, TRUE.fixed_row).batches
-    assert len({run.parent for run in tree.segments}) > 4
+    assert len({segment.parent for segment in tree.segments}) > 4
     assert len(set(tree.ends)) == len(sequences)
 
 
-def test_operations_count_what_a_token_sees() -> None:
+def test_operations_count_keys_within_window() -> None:
     shape = SHAPES["Gemma-2-27B"]
     config = shape.config(tiny=True, window=4)
     model = build(shape, config, torch.device("cpu"))
@@ -164,28 +163,29 @@ def test_operations_count_what_a_token_sees() -> None:
     assert operations(model, tree) == 2 * weights * 7 + 4 * 64 * keys
 
 
-def test_weights_are_drawn_in_bfloat16_and_frequencies_are_not() -> None:
+def test_built_model_has_bfloat16_weights_and_float32_head() -> None:
     shape = SHAPES["Qwen3-0.6B"]
     model = build(shape, shape.config(tiny=True), torch.device("cpu"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() == torch.float32
-    assert as_loaded(model, "varlen", stand_in("varlen", False)).head.dtype == torch.float32
+    loaded = build_loaded_model(model, "varlen", make_fake_backend("varlen", False))
+    assert loaded.head.dtype == torch.float32
 
 
-def test_rows_of_a_part_are_collected() -> None:
+def test_collect_returns_rows_and_exit_code() -> None:
     rows: list[Row] = []
     code = "import sys; print('ROW {\"a\": 1}', flush=True); print('noise'); sys.exit("
     assert check.collect([sys.executable, "-c", f"{code}0)"], 60, rows.append) == ""
-    why = check.collect([sys.executable, "-c", f"{code}3)"], 60, rows.append)
-    assert why == "exit code 3: noise"
+    failure = check.collect([sys.executable, "-c", f"{code}3)"], 60, rows.append)
+    assert failure == "exit code 3: noise"
     assert rows == [{"a": 1}, {"a": 1}]
 
 
-collect = check.collect  # one test puts another in its place
+collect = check.collect  # a test replaces `check.collect`
 
 
-def collect_tests(folder: Path, source: str, take: Callable[[Row], None]) -> str:
-    """Run a file of tests as `make gpu-check` runs those of its folder, in a process."""
+def collect_tests(folder: Path, source: str, add_row: Callable[[Row], None]) -> str:
+    """Run a file of tests as `make gpu-check` runs the tests of its folder, in a process."""
     (folder / "test_some.py").write_text(source)
     code = (
         "import sys, types; sys.path[:0] = sys.argv[2:]\n"
@@ -195,7 +195,7 @@ def collect_tests(folder: Path, source: str, take: Callable[[Row], None]) -> str
         "check.run_tests(False, clock, check.print_row, Path(sys.argv[1]))\n"
     )
     paths = [str(folder), str(check.ROOT), str(check.ROOT / "tests")]
-    return collect([sys.executable, "-c", code, *paths], 120, take)
+    return collect([sys.executable, "-c", code, *paths], 120, add_row)
 
 
 def test_collect_reports_each_test_as_a_row(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_of_fixture(broken): ...
         "test_of_fixture": ("failed", "LookupError: nothing there"),
     }
     assert [row["way"] for row in rows if is_bad(row)] == ["test_bad", "test_of_fixture"]
-    assert record(rows)["tests"] == {"collected": 4, "passed": 1, "failed": 2, "skipped": 1}
-    assert "test test_bad: failed assert 1 == 2" in table(rows)
+    assert build_json(rows)["tests"] == {"collected": 4, "passed": 1, "failed": 2, "skipped": 1}
+    assert "test test_bad: failed assert 1 == 2" in build_table(rows)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_collect_reports_tests_that_did_not_run(source: str, reason: str, tmp_pa
 def test_main_fails_for_a_failed_test_and_writes_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def collect_failure(command: list[str], seconds: float, take: Callable[[Row], None]) -> str:
-        return collect_tests(tmp_path, "def test_bad():\n    assert 1 == 2", take)
+    def collect_failure(command: list[str], seconds: float, add_row: Callable[[Row], None]) -> str:
+        return collect_tests(tmp_path, "def test_bad():\n    assert 1 == 2", add_row)
 
     file = tmp_path / "rows.jsonl"
     options = ["--dry-run", "--parts", "tests", "--rows", str(file)]
@@ -259,14 +259,14 @@ def test_main_fails_for_a_failed_test_and_writes_each_row(
     assert summary["tests"] == {"collected": 1, "failed": 1}
 
 
-def test_a_part_without_rows_is_a_failure() -> None:
+def test_part_without_rows_is_a_failure() -> None:
     rows: list[Row] = []
-    why = check.collect([sys.executable, "-c", "print('ROW {\"a\"')"], 60, rows.append)
-    assert why == 'it printed no rows: ROW {"a"'
+    failure = check.collect([sys.executable, "-c", "print('ROW {\"a\"')"], 60, rows.append)
+    assert failure == 'the part printed no rows: ROW {"a"'
     assert rows == []
 
 
-def test_a_part_that_hangs_is_ended() -> None:
+def test_hanging_part_is_killed() -> None:
     rows: list[Row] = []
     code = "import time; print('ROW {\"a\": 1}', flush=True); time.sleep(600)"
     assert "its share of the time" in check.collect([sys.executable, "-c", code], 1.5, rows.append)

@@ -1,4 +1,4 @@
-"""On CUDA: what happens when a batch, or a conversation, needs more memory than there is."""
+"""On CUDA: batches and conversations that need more memory than available."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def rewards(scorer: RewardScorer, conversations: list[Messages]) -> list[float]:
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """No tensor of more than 1 MiB can be made, smaller ones can, 16 MiB together.
+    """Make tensors of more than 1 MiB fail; smaller tensors can use 16 MiB together.
 
-    The allocator takes 20 MiB from the device for each that is larger; what it has left of such
-    pieces is filled first.
+    The allocator takes 20 MiB from the device for each larger tensor; the rest of such blocks is
+    filled first.
     """
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -59,7 +59,7 @@ def little_memory() -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_is_halved_and_no_conversation_lost(
+def test_batch_without_memory_is_halved_without_losing_conversations(
     scorer: RewardScorer, caplog: pytest.LogCaptureFixture
 ) -> None:
     conversations = [talk(f"{i} " * 60, f"{i + 1} " * 60) for i in range(90)]
@@ -68,14 +68,14 @@ def test_a_batch_is_halved_and_no_conversation_lost(
         halved = rewards(scorer, conversations)
     assert "a batch of 90 conversations failed" in caplog.text
     assert "OutOfMemoryError" in caplog.text
-    # bfloat16, and products of other shapes; an order that is mixed up would be far off.
+    # bfloat16, and products of other shapes; rewards in the wrong order would be far off.
     assert halved == pytest.approx(before, abs=0.5)
     assert max(before) - min(before) > 1
     assert rewards(scorer, conversations) == pytest.approx(before, abs=0.5)
 
 
-def test_a_conversation_that_needs_too_much_fails_alone(scorer: RewardScorer) -> None:
-    """Of 1,950 tokens: attention of a block of them takes 2 MiB in bfloat16."""
+def test_conversation_without_memory_fails_alone(scorer: RewardScorer) -> None:
+    """With 1,950 tokens, attention of a block takes 2 MiB in bfloat16."""
     short, long = talk("2+2?", "4"), talk("2+2?", "4 " * 1950)
     before = rewards(scorer, [short, long])
     with little_memory():

@@ -1,13 +1,13 @@
-"""On CUDA: rewards of small checkpoints against plain transformers, backend by backend.
+"""On CUDA: rewards of small checkpoints compared with plain transformers, backend by backend.
 
-Needs torch, transformers and pytest alone. On a machine that has nothing else:
+The tests need only torch, transformers and pytest. On a machine without other packages:
 `PYTHONPATH=.:tests python -m pytest -c /dev/null --noconftest tests/gpu`
 
-In float32, and in bfloat16 with the reference's own attention, rewards are those of the reference.
-In bfloat16 another kernel rounds otherwise, and on random weights both stray from float32 by many
+In float32, and in bfloat16 with the reference's own attention, rewards equal the reference's. In
+bfloat16 another kernel rounds differently, and on random weights both differ from float32 by many
 steps: measured on CPUs, 0.07 to 0.11 on average for eager and 0.05 to 0.09 for SDPA at rewards of
--15 to 9, while Gemma-2 without its softcap strays by 0.26 to 0.63 and without its window by more
-than 2. So other kernels may stray at most twice as far as eager does, or one step further.
+-15 to 9, while Gemma-2 without its softcap differs by 0.26 to 0.63 and without its window by more
+than 2. Other kernels may therefore differ at most twice as much as eager, or one step more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint
-from gpu.parity import allowed_stray
+from gpu.parity import compute_allowed_error
 from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
@@ -66,25 +66,24 @@ def references(path: Path, dtype: torch.dtype, device: str = "cuda") -> list[flo
     return [reference.reward(messages) for messages in CONVERSATIONS]
 
 
-def apart(left: list[float], right: list[float]) -> float:
-    """On average."""
+def mean_difference(left: list[float], right: list[float]) -> float:
     return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
 
 
-def eager_strays(path: Path) -> float:
-    """How far plain transformers in bfloat16 is from itself in float32."""
+def compute_eager_error(path: Path) -> float:
+    """Return the mean difference of plain transformers in bfloat16 from float32."""
     exact = references(path, torch.float32, "cpu")
-    return apart(references(path, torch.bfloat16), exact)
+    return mean_difference(references(path, torch.bfloat16), exact)
 
 
-def allowed(path: Path) -> float:
-    """How far another kernel may be from float32."""
-    return allowed_stray(eager_strays(path), references(path, torch.float32, "cpu"))
+def get_allowed_error(path: Path) -> float:
+    """Return the allowed mean difference of another kernel from float32."""
+    return compute_allowed_error(compute_eager_error(path), references(path, torch.float32, "cpu"))
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager", "flex"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_float32(name: str, attention: str, checkpoint_of: PathOf) -> None:
+def test_float32_rewards_equal_reference(name: str, attention: str, checkpoint_of: PathOf) -> None:
     scorer = load(checkpoint_of(name), attention, dtype="float32")
     expected = "eager" if attention == "auto" else attention
     assert scorer.describe()["attention"] == expected
@@ -95,21 +94,22 @@ def test_float32(name: str, attention: str, checkpoint_of: PathOf) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_eager_is_within_one_step(name: str, checkpoint_of: PathOf) -> None:
-    """One by one, so that most products have the reference's shapes.
+    """Sequences are scored one by one, so that most products have the reference's shapes.
 
-    Attention's have not: it runs in blocks of queries, and sums in another order move a reward by
-    up to 1.5 steps. The step of a reward near 0 is far smaller than what rounding moves it by.
+    Products of attention have other shapes: attention runs in blocks of queries, and another order
+    of sums changes a reward by up to 1.5 steps. The step of a reward near 0 is far smaller than the
+    effect of rounding.
     """
     scorer = load(checkpoint_of(name), "eager", batch=1, dtype="bfloat16")
     assert scorer.loaded_model.head.dtype == torch.float32
     expected = references(checkpoint_of(name), torch.bfloat16)
-    rounding = 0.25 * eager_strays(checkpoint_of(name))
+    rounding = 0.25 * compute_eager_error(checkpoint_of(name))
     for our, theirs in zip(rewards(scorer, CONVERSATIONS), expected, strict=True):
         assert abs(our - theirs) <= max(1.5 * bfloat16_step(theirs), rounding)
 
 
 @pytest.mark.parametrize(("name", "attention"), HALF_PRECISION)
-def test_bfloat16_kernels_stray_no_further_than_eager(
+def test_bfloat16_kernels_are_as_exact_as_eager(
     name: str, attention: str, checkpoint_of: PathOf
 ) -> None:
     scorer = load(checkpoint_of(name), attention, dtype="bfloat16")
@@ -117,19 +117,19 @@ def test_bfloat16_kernels_stray_no_further_than_eager(
         assert scorer.describe()["attention"] == attention
     exact = references(checkpoint_of(name), torch.float32, "cpu")
     ours = rewards(scorer, CONVERSATIONS)
-    assert apart(ours, exact) <= allowed(checkpoint_of(name))
+    assert mean_difference(ours, exact) <= get_allowed_error(checkpoint_of(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_neighbours_order_and_batches_change_little(name: str, checkpoint_of: PathOf) -> None:
+def test_neighbors_order_and_batches_change_little(name: str, checkpoint_of: PathOf) -> None:
     scorer = load(checkpoint_of(name), "auto")
     together = rewards(scorer, CONVERSATIONS)
     backwards = rewards(scorer, CONVERSATIONS[::-1])[::-1]
     few = rewards(load(checkpoint_of(name), "auto", batch=50), CONVERSATIONS)
     alone = [rewards(scorer, [messages])[0] for messages in CONVERSATIONS]
-    limit = allowed(checkpoint_of(name))
+    limit = get_allowed_error(checkpoint_of(name))
     for other in (backwards, few, alone):
-        assert apart(together, other) <= limit
+        assert mean_difference(together, other) <= limit
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
@@ -137,14 +137,14 @@ def test_neighbours_order_and_batches_change_little(name: str, checkpoint_of: Pa
 def test_deterministic_mode_is_bit_for_bit(
     name: str, attention: str, checkpoint_of: PathOf
 ) -> None:
-    """A budget that cuts the conversations into several batches, always filled up to it."""
+    """The budget splits the conversations into several batches, always padded to the budget."""
     scorer = load(checkpoint_of(name), attention, batch=512, deterministic=True)
     together = rewards(scorer, CONVERSATIONS)
     assert rewards(scorer, CONVERSATIONS[::-1])[::-1] == together
     assert rewards(scorer, CONVERSATIONS[1::2]) == together[1::2]
     assert [rewards(scorer, [messages])[0] for messages in CONVERSATIONS] == together
     exact = references(checkpoint_of(name), torch.float32, "cpu")
-    assert apart(together, exact) <= allowed(checkpoint_of(name))
+    assert mean_difference(together, exact) <= get_allowed_error(checkpoint_of(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -163,19 +163,19 @@ def test_defaults_on_cuda(name: str, checkpoint_of: PathOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "attention", "why"),
+    ("name", "attention", "reason"),
     [("gemma2", "sdpa", "softcap"), ("gemma2", "varlen", "softcap"), ("qwen3", "sdpa", "CPUs")],
 )
-def test_what_would_score_wrongly_is_refused(
-    name: str, attention: str, why: str, checkpoint_of: PathOf
+def test_backend_that_would_score_wrongly_is_refused(
+    name: str, attention: str, reason: str, checkpoint_of: PathOf
 ) -> None:
-    with pytest.raises(ModelLoadError, match=why):
+    with pytest.raises(ModelLoadError, match=reason):
         load(checkpoint_of(name), attention)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_compiled_layers_score_alike(name: str, checkpoint_of: PathOf) -> None:
-    """One by one and together: rows of more lengths than torch keeps compiled layers for."""
+def test_compiled_layers_give_rewards_of_plain_layers(name: str, checkpoint_of: PathOf) -> None:
+    """One by one and together: rows of more lengths than compiled layers that torch caches."""
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -190,7 +190,7 @@ def test_compiled_layers_score_alike(name: str, checkpoint_of: PathOf) -> None:
     compiled = rewards(scorer, CONVERSATIONS)
     exact = references(checkpoint_of(name), torch.float32, "cpu")
     for ours in (alone, compiled):
-        assert apart(ours, exact) <= allowed(checkpoint_of(name))
+        assert mean_difference(ours, exact) <= get_allowed_error(checkpoint_of(name))
     # The first row compiles; beyond the limit layers would run uncompiled without an error.
     assert graphs | {counters["stats"]["unique_graphs"]} == {max(graphs)}
     assert 0 < max(graphs) <= 8

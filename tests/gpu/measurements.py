@@ -1,6 +1,7 @@
-"""All figures of one model, in the order of their worth, each as a row as soon as it is there.
+"""All measurements of one model, the most important first, each emitted as a row at once.
 
-What fails is a row too and ends nothing else; what no time is left for is skipped with a reason.
+A failure is a row too and does not end the other measurements; a measurement for which no time is
+left is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import torch
 from gpu import extras
-from gpu.fake_kernels import stand_in
-from gpu.memory_meter import Clock, Meter, matrix_rate
-from gpu.models import Shape, as_loaded, build, num_bytes
-from gpu.parity import References, compare, references, same_bits, score
-from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, parity_sequences
+from gpu.fake_kernels import make_fake_backend
+from gpu.memory_meter import Clock, Meter, measure_matrix_rate
+from gpu.models import Shape, build, build_loaded_model, count_bytes
+from gpu.parity import References, check_same_bits, compare, compute_references, score
+from gpu.sequences import KINDS, LENGTHS, TRUE, Draw, Scale, build_parity_sequences
 from gpu.speed import Speed
 
 from rm_core.attention import (
@@ -33,23 +34,23 @@ from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds
 
 Emit = Callable[[dict[str, Any]], None]
-# Room for activations beside the weights.
-_ROOM = 6 << 30
-# For the kernels of FlexAttention, of which there is one for each kind of shape.
+# Memory for activations, in addition to the weights.
+_ACTIVATION_BYTES = 6 << 30
+# Time to compile the kernels of FlexAttention, one for each kind of shape.
 _COMPILING_S = 40.0
-# The length at which the batch-invariant mode is timed.
+# Length of conversations for which the batch-invariant mode is timed.
 _FIXED_LENGTH = 2048
 
 
-class Figures:
-    """Measures one model from its making to the last cell.
+class ModelMeasurement:
+    """Builds one model and measures it.
 
     Args:
-        shape: of the model.
-        meter: of the device; on the CPU everything is scaled down and kernels are stood in for.
-        clock: the time there is.
-        emit: takes each row.
-        scale: of the lengths.
+        shape: shape of the model.
+        meter: meter of the device; on the CPU everything is scaled down, with fake kernels.
+        clock: the remaining time.
+        emit: function that receives each row.
+        scale: scale of the lengths.
     """
 
     def __init__(
@@ -66,17 +67,17 @@ class Figures:
         self._failed: set[str] = set()
 
     def run(self) -> None:
-        """Everything, row by row."""
+        """Run all measurements."""
         config = self._shape.config(self._dry, self._scale.window)
-        needed, free = num_bytes(config) + _ROOM, self._meter.free_bytes()
+        needed, free = count_bytes(config) + _ACTIVATION_BYTES, self._meter.free_bytes()
         if free < needed:
-            gib = f"{free / 2**30:.0f} GiB are free and {needed / 2**30:.0f} GiB needed"
+            gib = f"{free / 2**30:.0f} GiB are free and {needed / 2**30:.0f} GiB are needed"
             self._row("", "model", {"skipped": f"too large for this device: {gib}"})
             return
-        rate = matrix_rate(self._meter, self._scale.matrix)
+        rate = measure_matrix_rate(self._meter, self._scale.matrix)
         model = build(self._shape, config, self._meter.device)
         self._row("", "model", {"device": self._meter.name, "matrix_tflops": rate / 1e12})
-        sequences = parity_sequences(Draw(config.vocab_size, self._scale))
+        sequences = build_parity_sequences(Draw(config.vocab_size, self._scale))
         speed = Speed(model, self._meter, self._scale, rate)
         *fast, eager = ways = self._ways()
         several_rows_s = 1.5 * speed.needed_s(speed.batch("pairs", LENGTHS[-1])[1])
@@ -96,7 +97,7 @@ class Figures:
         self._extras(model, speed, ways)
 
     def _extras(self, model: Any, speed: Speed, ways: list[str]) -> None:
-        """Last: the layers stay compiled."""
+        """Measure quantization, the host and compiled layers; last, as layers stay compiled."""
         for quantization in extras.QUANTIZATIONS:
             self._attempt(
                 quantization, "quantized", lambda q=quantization: self._quantized(model, q)
@@ -110,7 +111,7 @@ class Figures:
         self._attempt(
             way,
             "host",
-            lambda: self._row(way, "host", extras.host_gap(loaded, tree, self._meter)),
+            lambda: self._row(way, "host", extras.measure_host_gap(loaded, tree, self._meter)),
             speed.needed_s(tree),
         )
         name = f"{way}, compiled"
@@ -121,7 +122,7 @@ class Figures:
             lambda: self._row(
                 name,
                 "compile",
-                extras.compiled_layers(
+                extras.measure_compiled_layers(
                     model, compiled, tree, self._meter, self._scale.cell_s, self._scale.divisor
                 ),
             ),
@@ -134,17 +135,17 @@ class Figures:
         )
         size = self._meter, self._scale.row, self._scale.cell_s
         if needs_new_gpu:
-            values: dict[str, Any] = {"skipped": "it needs compute capability 8.9"}
+            values: dict[str, Any] = {"skipped": "fp8 needs compute capability 8.9"}
         elif extras.has_torchao():
-            values = extras.quantized_linears(model, quantization, *size)
+            values = extras.measure_quantized_linears(model, quantization, *size)
         elif quantization == "fp8":
-            values = extras.scaled_products(model, *size)
+            values = extras.measure_scaled_products(model, *size)
         else:
             values = {"skipped": "torchao is not installed"}
         self._row(quantization, "quantized", values)
 
     def _ways(self) -> list[str]:
-        """Backends of the family, the default one first and eager last."""
+        """Return the backends of the family, the default backend first and eager last."""
         default = choose_attention(
             AttentionTarget(self._shape.family, "cuda", "bfloat16", self._softcap, self._softcap)
         ).name
@@ -159,41 +160,41 @@ class Figures:
         return ways
 
     def _loaded(self, model: Any, name: str, deterministic: bool = False) -> LoadedModel:
-        """With a backend that has been proven, as every backend is when the engine loads it."""
+        """Return the model with a backend that passed its self-check, as in the engine."""
         if (name, deterministic) not in self._backends:
             start = time.monotonic()
             if self._dry:
-                backend = stand_in(name, deterministic)
+                backend = make_fake_backend(name, deterministic)
             else:
-                choice = AttentionChoice(name, "asked for by the check")
+                choice = AttentionChoice(name, "requested by the check")
                 _, backend = select_validated_backend(
                     choice, model, model.device, requested=name, deterministic=deterministic
                 )
             way = f"{name}, deterministic" if deterministic else name
             self._row(way, "proof", {"seconds": time.monotonic() - start})
             self._backends[name, deterministic] = backend
-        return as_loaded(model, name, self._backends[name, deterministic], deterministic)
+        return build_loaded_model(model, name, self._backends[name, deterministic], deterministic)
 
     def _parity(self, model: Any, sequences: list[TokenIds], ways: list[str]) -> None:
-        reference: References = references(model, sequences, self._meter)
+        reference: References = compute_references(model, sequences, self._meter)
 
-        def compared(name: str) -> None:
-            ours = score(self._loaded(model, name), sequences, self._scale.row)
-            self._row(name, "parity", compare(ours, reference))
+        def compare_backend(name: str) -> None:
+            rewards = score(self._loaded(model, name), sequences, self._scale.row)
+            self._row(name, "parity", compare(rewards, reference))
 
         for name in ways:
             needed_s = 5.0 if self._dry or name != "flex" else _COMPILING_S
-            self._attempt(name, "parity", lambda name=name: compared(name), needed_s)
+            self._attempt(name, "parity", lambda name=name: compare_backend(name), needed_s)
 
     def _bits(self, model: Any, name: str, way: str, sequences: list[TokenIds]) -> None:
         loaded = self._loaded(model, name, deterministic=True)
-        fill = self._scale.fixed_row
-        self._row(way, "bits", same_bits(loaded, sequences, fill, fill))
+        row_multiple = self._scale.fixed_row
+        self._row(way, "bits", check_same_bits(loaded, sequences, row_multiple, row_multiple))
 
     def _speeds(self, model: Any, speed: Speed, ways: list[str]) -> None:
         for index, way in enumerate(ways):
             if way in self._failed or (way, False) not in self._backends:
-                self._row(way, "speed", {"skipped": "no figures of parity"})
+                self._row(way, "speed", {"skipped": "no parity results"})
                 continue
             loaded = self._loaded(model, way)
             for kind in KINDS:
@@ -221,7 +222,7 @@ class Figures:
         )
 
     def _padded(self, speed: Speed) -> None:
-        """transformers has no SDPA that keeps Gemma-2's softcap, so eager stands there."""
+        """Time padded batches; with eager for Gemma-2, for which transformers has no SDPA."""
         attention = "eager" if self._softcap else "sdpa"
         way = f"plain {attention}, padded"
         for kind in KINDS:
@@ -246,14 +247,14 @@ class Figures:
         needed_s: float = 5.0,
         at: dict[str, Any] | None = None,
     ) -> None:
-        """Run a step unless time is over; whatever it raises becomes a row."""
+        """Run a step unless time is over; convert any exception into a row."""
         if self._clock.left < needed_s:
-            left = f"{needed_s:.0f} s needed, {max(0.0, self._clock.left):.0f} there"
+            left = f"{needed_s:.0f} s needed, {max(0.0, self._clock.left):.0f} s left"
             self._row(way, what, {"skipped": f"no time left ({left})"} | (at or {}))
             return
         try:
             step()
-        # Kernels and compilers raise classes of their own, and the rest shall still run.
+        # Kernels and compilers raise arbitrary classes, and the other steps should still run.
         except Exception as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             failure = f"{type(error).__name__}: {lines[0][:200]}"
@@ -264,7 +265,7 @@ class Figures:
         self._failed.add(way)
         gc.collect()
         self._meter.free_bytes()
-        self._meter.wait()  # raises again if the device itself is out of order: then this ends
+        self._meter.wait()  # raises again if the device itself is broken; then the part ends
 
     def _row(self, way: str, what: str, values: dict[str, Any]) -> None:
         self._emit({"model": self._shape.name, "way": way, "what": what} | values)
