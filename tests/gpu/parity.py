@@ -27,7 +27,7 @@ from rm_core.verification import bfloat16_step
 _WORKING_BYTES = 12 << 30
 # A kernel's mean error, from float32, may be this many times eager's in bfloat16.
 _ERROR_FACTOR = 2.0
-# Without float32: allowed mean difference from eager, relative to the standard deviation of rewards.
+# Without float32: allowed mean difference from eager, as a share of the standard deviation.
 _SHARE = 0.1
 
 
