@@ -70,7 +70,7 @@ class FlexBackend:
             position = 0
             for start, end in segment.keys:
                 key_positions[start:end] = torch.arange(position, position + end - start)
-                # A key of the segment's own queries is seen from its own query on.
+                # A key of the segment itself is visible from its own query on.
                 seen_from = segment.start + key_positions[start:end] - segment.position
                 first[start:end] = first[start:end].minimum(seen_from.clamp(min=segment.start))
                 stop[start:end] = segment.stop

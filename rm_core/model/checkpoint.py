@@ -77,7 +77,7 @@ class Checkpoint:
 
     @property
     def position_limit(self) -> PositionLimit:
-        """`max_positions` with the reason for it."""
+        """`max_positions`, and how the number was derived."""
         return read_position_limit(self.path / "config.json", self.config)
 
     @property

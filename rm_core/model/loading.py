@@ -54,7 +54,7 @@ _MAX_SAMPLE_TOKENS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checked model on its device, and how it got there.
+    """A checked model on its devices, with the choices made while loading.
 
     Attributes:
         model: transformers' sequence classifier, in eval mode, with packed attention in its layers
@@ -67,7 +67,7 @@ class LoadedModel:
         deterministic: whether a reward must not depend on its batch, to the last bit.
         quantized: whether the linear layers are quantized.
         compiled: whether the decoder layers are compiled, once for rows of any length.
-        devices: devices of the model, in the order of its layers; one if the model fits on it.
+        devices: devices of the model, in the order of its layers; usually one.
         fingerprint: fingerprint of the model's rewards.
         encoder: renders and tokenizes conversations for the model.
         self_check: rewards that the engine must reproduce; None if the self-check is off.

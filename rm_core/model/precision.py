@@ -43,7 +43,7 @@ def use_ieee_products() -> Iterator[None]:
         return
     try:
         older = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to name it where the newer API alone was used
+    except RuntimeError:  # torch raises if only the newer API was used
         older = "highest"
     torch.set_float32_matmul_precision("highest")  # in both APIs
     try:

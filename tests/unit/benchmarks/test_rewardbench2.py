@@ -77,7 +77,7 @@ def test_ties_margin_without_spread() -> None:
     assert half["margin"] == pytest.approx((1 + 0.7615941559557649) / 2, abs=1e-15)
 
 
-def test_a_tied_row_with_one_right_answer_has_no_spread() -> None:
+def test_tied_row_with_one_right_answer_has_no_spread() -> None:
     assert measure_tie_spread((2.0, 1.0), 1) == (True, None, 1.0)
     rows = {**WORKED, "ref:2": ([1.0], [0.0]), "tied:2": ([1.0], [0.0])}
     assert compute_ties(rows)["preferred"] == 0.5

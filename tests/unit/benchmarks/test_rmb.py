@@ -47,7 +47,7 @@ def test_published_rm_r1_log_is_reproduced() -> None:
     ("rewards", "right"),
     [((2, 1, 0), 1), ((2, 2, 0), 0), ((2, 0, 2), 0), ((1, 0, 2), 0), ((0, 0, 0), 0)],
 )
-def test_the_best_must_beat_every_other(rewards: tuple[float, ...], right: int) -> None:
+def test_best_answer_must_beat_every_other(rewards: tuple[float, ...], right: int) -> None:
     item = ORIGINAL.read(rmb_group(1, "BoN_set/Harmlessness/S1"), "S1.json")
     result = ORIGINAL.compute_result(scored([item], lambda item: rewards))
     assert result.overall == right

@@ -32,8 +32,8 @@ def test_wilson_against_published_values() -> None:
         (1, 29): (0.0061, 0.1718),
     }
     for (right, count), (low, high) in expected.items():
-        found = wilson(right, count)
-        assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+        interval = wilson(right, count)
+        assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
 
 
 @given(st.integers(1, 3000), st.data())
@@ -48,9 +48,9 @@ def test_wilson_interval_contains_share(count: int, data: st.DataObject) -> None
 
 def test_mcnemar_against_the_binomial_and_an_example() -> None:
     # Agresti, Categorical Data Analysis: 150 and 86 differing answers.
-    found = mcnemar(150, 86)
-    assert found.chi_square == 63**2 / 236
-    assert found.chi_square_p == pytest.approx(4.115e-5, rel=1e-3)
+    test = mcnemar(150, 86)
+    assert test.chi_square == 63**2 / 236
+    assert test.chi_square_p == pytest.approx(4.115e-5, rel=1e-3)
     for first in range(9):
         for second in range(9):
             n = first + second
@@ -74,33 +74,34 @@ def test_bootstrap_is_seeded_and_close_to_wilson() -> None:
 
     def means(seed: int) -> list[float]:
         return [
-            sum(one) / len(one) for one in bootstrap_resamples([items], resamples=1000, seed=seed)
+            sum(resample) / len(resample)
+            for resample in bootstrap_resamples([items], resamples=1000, seed=seed)
         ]
 
     assert means(0) == means(0)
     assert means(0) != means(1)
-    found = percentile_interval(means(0))
-    assert found is not None
-    assert found.low == pytest.approx(wilson(300, 400).low, abs=0.01)
-    assert found.high == pytest.approx(wilson(300, 400).high, abs=0.01)
+    interval = percentile_interval(means(0))
+    assert interval is not None
+    assert interval.low == pytest.approx(wilson(300, 400).low, abs=0.01)
+    assert interval.high == pytest.approx(wilson(300, 400).high, abs=0.01)
     assert percentile_interval([]) is None
 
 
 def test_strata_are_resampled_separately() -> None:
-    drawn = list(bootstrap_resamples([[1, 2, 3], [7]], resamples=20, seed=0))
-    assert len(drawn) == 20
-    assert all(set(one[:3]) <= {1, 2, 3} and one[3:] == [7] for one in drawn)
-    assert len({tuple(one) for one in drawn}) > 5
+    resamples = list(bootstrap_resamples([[1, 2, 3], [7]], resamples=20, seed=0))
+    assert len(resamples) == 20
+    assert all(set(items[:3]) <= {1, 2, 3} and items[3:] == [7] for items in resamples)
+    assert len({tuple(items) for items in resamples}) > 5
 
 
 def test_calibration_of_margins_with_a_known_answer() -> None:
-    # sigmoid(ln 3) is 3/4: right three times of four, and so on.
+    # sigmoid(ln 3) is 3/4, and three of four pairs are right; likewise for ln 9.
     third, ninth = math.log(3), math.log(9)
-    found = compute_calibration([third] * 3 + [-third] + [ninth] * 9 + [-ninth])
-    assert found is not None
-    assert found.ece == pytest.approx(0.0, abs=1e-12)
-    assert [(one.num_pairs, one.accuracy) for one in found.bins] == [(4, 0.75), (10, 0.9)]
-    assert found.brier == pytest.approx((4 * 3 / 16 + 10 * 0.09) / 14, abs=1e-12)
+    calibration = compute_calibration([third] * 3 + [-third] + [ninth] * 9 + [-ninth])
+    assert calibration is not None
+    assert calibration.ece == pytest.approx(0.0, abs=1e-12)
+    assert [(b.num_pairs, b.accuracy) for b in calibration.bins] == [(4, 0.75), (10, 0.9)]
+    assert calibration.brier == pytest.approx((4 * 3 / 16 + 10 * 0.09) / 14, abs=1e-12)
     wrong = compute_calibration([-50.0] * 4)
     assert wrong is not None
     assert (wrong.ece, wrong.brier) == (pytest.approx(1.0), pytest.approx(1.0))
@@ -114,13 +115,13 @@ def test_calibration_of_margins_with_a_known_answer() -> None:
 def test_calibration_is_bounded_and_independent_of_order(
     margins: list[float], rng: random.Random
 ) -> None:
-    found = compute_calibration(margins)
-    assert found is not None
-    assert 0 <= found.ece <= 1
-    assert 0 <= found.brier <= 1
-    assert sum(one.num_pairs for one in found.bins) == len(margins)
+    calibration = compute_calibration(margins)
+    assert calibration is not None
+    assert 0 <= calibration.ece <= 1
+    assert 0 <= calibration.brier <= 1
+    assert sum(group.num_pairs for group in calibration.bins) == len(margins)
     rng.shuffle(margins)
-    assert compute_calibration(margins) == found
+    assert compute_calibration(margins) == calibration
 
 
 def test_sigmoid_does_not_overflow() -> None:
@@ -133,7 +134,7 @@ def test_sigmoid_does_not_overflow() -> None:
 def test_bins_count_each_number_once() -> None:
     pairs = [(-9.0, 1.0), (0.0, 0.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.0), (99.0, 0.0)]
     bins = bin_accuracy(pairs, [0.0, 1.0, 2.0, 2.0 + 1e-9])
-    assert [one.num_pairs for one in bins] == [2, 1, 3]
+    assert [group.num_pairs for group in bins] == [2, 1, 3]
     assert bins[1].accuracy == 1.0
     empty = bin_accuracy([], [0.0, 1.0])[0]
     assert (empty.num_pairs, empty.mean, empty.accuracy) == (0, 0.0, 0.0)
@@ -145,11 +146,11 @@ def test_quantile_edges_cover_all_numbers(numbers: list[float]) -> None:
     assert len(edges) >= 2
     assert edges == sorted(set(edges))
     bins = bin_accuracy([(number, 1.0) for number in numbers], edges)
-    assert sum(one.num_pairs for one in bins) == len(numbers)
+    assert sum(group.num_pairs for group in bins) == len(numbers)
     assert all(edges[0] <= number <= edges[-1] for number in numbers)
 
 
 def test_quantile_edges_give_equal_bins() -> None:
     edges = quantile_edges([float(n) for n in range(100)], 4)
     bins = bin_accuracy([(float(n), 1.0) for n in range(100)], edges)
-    assert [one.num_pairs for one in bins] == [25, 25, 25, 25]
+    assert [group.num_pairs for group in bins] == [25, 25, 25, 25]
