@@ -50,10 +50,10 @@ def test_layer_inputs_are_on_the_device_of_the_layer(checkpoint_of: Callable[[st
     model: Any = scorer.loaded_model.model
     move_to_devices(model, (CPU, META))
     install_transfer_hooks(model, (CPU, META))
-    seen: list[tuple[str, str]] = []
+    devices: list[tuple[str, str]] = []
     for layer in model.model.layers:
         layer.register_forward_pre_hook(
-            lambda _layer, args, options: seen.append(
+            lambda _layer, args, options: devices.append(
                 (args[0].device.type, options["position_embeddings"][0].device.type)
             ),
             with_kwargs=True,
@@ -65,9 +65,9 @@ def test_layer_inputs_are_on_the_device_of_the_layer(checkpoint_of: Callable[[st
     )
     (result,) = RewardScorer(loaded).score(TALKS[:1])
     assert result.code == "scoring_failed"  # type: ignore[union-attr]  # meta holds no numbers
-    assert len(seen) == model.config.num_hidden_layers
-    stages = [get_stage(i, len(seen), 2) for i in range(len(seen))]
-    assert seen == [("meta", "meta") if stage else ("cpu", "cpu") for stage in stages]
+    assert len(devices) == model.config.num_hidden_layers
+    stages = [get_stage(i, len(devices), 2) for i in range(len(devices))]
+    assert devices == [("meta", "meta") if stage else ("cpu", "cpu") for stage in stages]
     assert set(stages) == {0, 1}
 
 

@@ -52,12 +52,14 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(("settings", "came", "todo"), VALUES.values(), ids=VALUES.keys())
-def test_invalid_setting_values_are_refused(settings: dict[str, Any], came: str, todo: str) -> None:
+@pytest.mark.parametrize(("settings", "problem", "advice"), VALUES.values(), ids=VALUES.keys())
+def test_invalid_setting_values_are_refused(
+    settings: dict[str, Any], problem: str, advice: str
+) -> None:
     with pytest.raises(ModelLoadError) as caught:
         ModelConfig("demo", **settings)
-    assert came in caught.value.detail
-    assert todo in caught.value.detail
+    assert problem in caught.value.detail
+    assert advice in caught.value.detail
 
 
 def test_empty_name_and_zero_batch_are_refused() -> None:

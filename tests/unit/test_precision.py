@@ -90,18 +90,19 @@ def test_tf32_settings_of_host_do_not_change_rewards(
     with Tf32() as mode:
         scorer = RewardScorer.load(plain_config(checkpoint_of("llama-v0.2")))
         SETTINGS[setting]()
-        ours = rewards(scorer)
+        scored = rewards(scorer)
     assert mode.num_rounded == 0
-    assert ours == pytest.approx(rewards(scorer_of("llama-v0.2")), abs=1e-4, rel=0)
+    assert scored == pytest.approx(rewards(scorer_of("llama-v0.2")), abs=1e-4, rel=0)
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def test_emulated_tf32_changes_rewards(checkpoint_of: PathOf, scorer_of: ScorerOf) -> None:
     scorer = RewardScorer.load(plain_config(checkpoint_of("llama-v0.2")))
     with Tf32(always=True) as mode:
-        ours = rewards(scorer)
+        rounded = rewards(scorer)
     assert mode.num_rounded > 100
-    differences = [abs(a - b) for a, b in zip(ours, rewards(scorer_of("llama-v0.2")), strict=True)]
+    exact = rewards(scorer_of("llama-v0.2"))
+    differences = [abs(a - b) for a, b in zip(rounded, exact, strict=True)]
     assert max(differences) > 1e-3
 
 

@@ -61,12 +61,12 @@ def test_kernel_cache_is_limited_unless_environment_sets_limit() -> None:
     shown = f"print(*[os.environ[name] for name in {names}])"
     code = f"import os; from rm_core import RewardScorer; {shown}"
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    for chosen, kept in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
+    for variables, expected in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
         out = subprocess.run(
             [sys.executable, "-c", code],
-            env=environment | chosen,
+            env=environment | variables,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert out.stdout.split() == kept.split()
+        assert out.stdout.split() == expected.split()

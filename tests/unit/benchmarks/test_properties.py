@@ -65,10 +65,10 @@ def test_scores_are_bounded(name: str, seed: int) -> None:
     result = BENCHMARKS[name].compute_result(some)
     for score in all_scores(result):
         assert -0.01 <= score <= 1.01
-    for part in [*result.sections.values(), *result.subsets.values()]:
-        assert 0 < part.num_items <= len(some)
-        if part.num_correct is not None:
-            assert 0 <= part.num_correct <= part.num_items
+    for subset in [*result.sections.values(), *result.subsets.values()]:
+        assert 0 < subset.num_items <= len(some)
+        if subset.num_correct is not None:
+            assert 0 <= subset.num_correct <= subset.num_items
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,8 +103,8 @@ def test_ties_never_help(name: str, seed: int) -> None:
         ]
         broken.append(ScoredItem(item, changed))
     before, after = benchmark.compute_result(scored), benchmark.compute_result(broken)
-    for section, part in before.sections.items():
-        assert part.score <= after.sections[section].score + 1e-12
+    for name, section in before.sections.items():
+        assert section.score <= after.sections[name].score + 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)
