@@ -191,7 +191,7 @@ class RewardBench2:
 
 
 def grade_best(scored_item: ScoredItem) -> ItemScore:
-    """Grade as 1 / n if the first of n answers with the highest reward is right, else as 0."""
+    """Grade as 1 / n if the first answer is one of n with the highest reward, else as 0."""
     best = max(scored_item.rewards)
     if scored_item.rewards[0] < best:
         return ItemScore(0, 1)

@@ -41,7 +41,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "no/such/folder"], "there is no folder 'no/such/folder'"),
+        (["--model", "no/such/folder"], "folder 'no/such/folder' does not exist"),
         (["--model", "demo", "--model", "demo"], "two models are called 'demo'"),
         (["--port", "99999"], "port: "),
     ],

@@ -90,7 +90,7 @@ def test_equal_rewards_mean_b_in_one_order_and_a_draw_in_both(
 def test_pairs_option_refuses_answers_of_other_models() -> None:
     claude = judgebench_row(1, "livecodebench")
     claude["response_model"] = "claude-3-5-sonnet-20240620"
-    with pytest.raises(BenchmarkDataError, match="answers by 'claude-3-5-sonnet-20240620'"):
+    with pytest.raises(BenchmarkDataError, match="answers are by 'claude-3-5-sonnet-20240620'"):
         ORIGINAL.read(claude, "claude.jsonl")
     benchmark = build_benchmark("judgebench", pairs="claude")
     assert benchmark.hub[0].split == "claude"

@@ -194,7 +194,7 @@ def test_errors_leave_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ScoreFileError, match="line 1"):
         evaluate(scores=bad)
     rows = {"filtered.jsonl": [{"id": 1, "prompt": "2+2?"}]}
-    with pytest.raises(BenchmarkDataError, match="no column `subset`"):
+    with pytest.raises(BenchmarkDataError, match="column `subset` is missing"):
         evaluate(data=benchmark_files.write(tmp_path / "wrong", rows))
     assert not (tmp_path / "out").exists()
 
