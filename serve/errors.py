@@ -10,8 +10,8 @@
 ├── UnsupportedMediaTypeError         the body is not plain JSON in UTF-8
 ├── MisdirectedRequestError           the Host header names another host
 ├── TimeExceededError                 the request took too long
-│   ├── BodyTimeoutError                its body did not arrive in time
-│   └── DeadlineExceededError           its deadline passed
+│   ├── BodyTimeoutError                the body did not arrive in time
+│   └── DeadlineExceededError           the deadline passed
 ├── EvaluationError                   files of an earlier evaluation cannot be used
 │   └── ScoreFileError                  a score file does not match the items
 ├── MissingExtraError                 an extra of the package is not installed
@@ -20,18 +20,18 @@
 └── UnknownCheckpointError            the catalogue has no such checkpoint
 [OverloadedError]                   try again later
 ├── TooManyRequestsError              one client has too many requests in flight
-├── ReplicaBusyError                  the replica did not take the batch
-└── ReplicaUnhealthyError             the replica cannot score any more; another one can
-    └── ReplicaRejectedBatchError       the same, and nothing of the batch was tried
+├── ReplicaBusyError                  the replica did not accept the batch
+└── ReplicaUnhealthyError             the replica can no longer score; another one can
+    └── ReplicaRejectedBatchError       the replica rejected the batch before scoring any of it
 [ModelError]                        the operator can fix it
-└── ConversationQuarantinedError      replicas died while they had this conversation
+└── ConversationQuarantinedError      replicas died while scoring this conversation
 [RewardError]
-├── ReplicaLostError                  a replica died while it had the batch
-└── JobError                          a job cannot begin or go on; what is done stays done
-    ├── JobInputError                   the input cannot be read, or is not what a job takes
-    ├── JobOutputError                  the output's format cannot hold what is to be written
-    ├── JobRefusedError                 another job, or another run of this one, is there
-    ├── DiskFullError                   there is no room for what the job writes
+├── ReplicaLostError                  a replica died while scoring the batch
+└── JobError                          a job cannot start or continue; finished chunks are kept
+    ├── JobInputError                   the input cannot be read, or a job does not support it
+    ├── JobOutputError                  the output's format cannot hold the columns or results
+    ├── JobRefusedError                 another job, or another run of this job, uses the output
+    ├── DiskFullError                   the disk is full
     ├── BadRowError                     a row has an error, and --fail-fast was given
     └── JobStoppedError                 the job was asked to stop
 
@@ -45,7 +45,7 @@ from serve.telemetry.events import RetryReason
 
 
 class BadRequestError(InputError):
-    """The body is malformed as a whole; single bad conversations get errors of their own."""
+    """The body is malformed as a whole; a single bad conversation gets an error in its result."""
 
     code = "bad_request"
 
@@ -57,47 +57,47 @@ class UnknownModelError(InputError):
 
 
 class ReplicaUnhealthyError(OverloadedError):
-    """A replica cannot score any more and is being replaced; another one can."""
+    """The replica can no longer score and is being replaced; another replica can score."""
 
     code = "replica_unhealthy"
 
 
 class ReplicaRejectedBatchError(ReplicaUnhealthyError):
-    """It could not score any more before the batch came; nothing of the batch was tried."""
+    """The replica was unhealthy before the batch arrived; no conversation of it was scored."""
 
 
 class AuthenticationError(InputError):
-    """No key came where one is needed, or one that is not known."""
+    """The API key is missing or unknown."""
 
     code = "invalid_api_key"
 
 
 class BodyTooLargeError(InputError):
-    """The body has more bytes than are taken."""
+    """The body has more bytes than the limit."""
 
     code = "body_too_large"
 
 
 class RequestTooLargeError(InputError):
-    """The request makes more characters or tokens than one request may."""
+    """The request has more characters or tokens than the limit."""
 
     code = "request_too_large"
 
 
 class UnsupportedMediaTypeError(InputError):
-    """The body is no plain JSON in UTF-8."""
+    """The body is not plain JSON in UTF-8."""
 
     code = "unsupported_media_type"
 
 
 class MisdirectedRequestError(InputError):
-    """The request is for a host that is not this service's."""
+    """The Host header names a host that is not this service's."""
 
     code = "misdirected_request"
 
 
 class TimeExceededError(InputError):
-    """The request took longer than it may."""
+    """The request took too long."""
 
     code = "timeout"
 
@@ -109,23 +109,23 @@ class BodyTimeoutError(TimeExceededError):
 
 
 class DeadlineExceededError(TimeExceededError):
-    """The request was not done by its deadline; it was given up."""
+    """The deadline passed before the request completed; the request was cancelled."""
 
     code = "deadline_exceeded"
 
 
 class TooManyRequestsError(OverloadedError):
-    """One caller has as many requests running as it may."""
+    """One client has too many requests in flight."""
 
     code = "too_many_requests"
 
 
 class ReplicaLostError(RewardError):
-    """A replica went while it had the batch, which another one may score.
+    """A replica was lost while scoring the batch; another replica may score the batch.
 
     Attributes:
-        replica: which one; unique.
-        reason: what became of it.
+        replica: unique id of the lost replica.
+        reason: why the batch has to be retried.
     """
 
     code = "replica_lost"
@@ -136,38 +136,38 @@ class ReplicaLostError(RewardError):
     def for_replica(
         cls, detail: str, replica: str, reason: RetryReason = "replica_lost"
     ) -> ReplicaLostError:
-        """The error with all that is known."""
+        """Return an error with the replica's id and the reason for the retry."""
         error = cls(detail)
         error.replica, error.reason = replica, reason
         return error
 
 
 class ReplicaBusyError(OverloadedError):
-    """The batch was not taken; it may be a moment later."""
+    """The replica did not accept the batch; a retry may succeed."""
 
     code = "replica_busy"
 
 
 class ConversationQuarantinedError(ModelError):
-    """Every replica that had the conversation was lost; no other is risked for it."""
+    """Every replica that scored the conversation was lost; it is not sent to another replica."""
 
     code = "lost_replicas"
 
 
 class EmptyInputError(BadRequestError):
-    """There is nothing to score, and the client's own service refuses that."""
+    """The body has nothing to score, which the wire format does not allow."""
 
     code = "empty_input"
 
 
 class JobError(RewardError):
-    """The job cannot begin or go on."""
+    """The job cannot start or continue."""
 
     code = "job_failed"
 
 
 class JobInputError(JobError):
-    """The input is missing, damaged, or of a kind that a job does not take."""
+    """The input is missing, damaged, or of a kind that jobs do not support."""
 
     code = "job_input"
 
@@ -179,43 +179,43 @@ class JobOutputError(JobError):
 
 
 class JobRefusedError(JobError):
-    """Another job is there, or another run of this one."""
+    """The output belongs to another job, or another run of this job is in progress."""
 
     code = "job_refused"
 
 
 class DiskFullError(JobError):
-    """There is no room for what the job writes."""
+    """The disk is full."""
 
     code = "disk_full"
 
 
 class BadRowError(JobError):
-    """A row cannot be scored, and the job was to end at the first of these."""
+    """A row cannot be scored, and --fail-fast ends the job at the first such row."""
 
     code = "bad_row"
 
 
 class JobStoppedError(JobError):
-    """The job was asked to stop; what was in flight is kept."""
+    """The job was asked to stop; results of conversations in flight are kept."""
 
     code = "job_stopped"
 
 
 class EvaluationError(InputError):
-    """What an earlier evaluation left is missing, damaged, or of something else."""
+    """Files of an earlier evaluation are missing, damaged, or of another evaluation."""
 
     code = "evaluation"
 
 
 class ScoreFileError(EvaluationError):
-    """A line of a file of rewards is none, or none of these items."""
+    """A line of a score file is malformed, or does not match an item of the benchmark."""
 
     code = "scores_file"
 
 
 class UnknownShapeError(InputError):
-    """The catalogue has no sizes for this model, and it is not at hand."""
+    """The catalogue has no sizes for this model, and the checkpoint is not available locally."""
 
     code = "unknown_shape"
 
@@ -227,7 +227,7 @@ class MissingExtraError(InputError):
 
 
 class PlanError(InputError):
-    """A plan that cannot be made, and what would make it possible."""
+    """No plan is possible; the message says what would make one possible."""
 
     code = "no_plan"
 

@@ -1,9 +1,10 @@
-"""The figures of several gateways in one answer. Plain data and pure functions; no Ray here.
+"""Merge the metrics of several gateways into one response. Plain data and pure functions, no Ray.
 
-Every gateway counts what went through it. Their figures stand side by side, told apart by the label
-`gateway`, and are not added up: a sum falls when a gateway dies, Prometheus takes every fall of a
-counter for a restart from zero, and would show all that the others ever counted as counted just
-now. `sum by (...) (rate(...))` adds them up in the right order.
+Every gateway counts its own requests. The series of all gateways are exported side by side,
+distinguished by the label `gateway`, and are not summed: a sum drops when a gateway dies.
+Prometheus treats every drop of a counter as a restart from zero, and would report everything that
+the other gateways ever counted as an increase of that moment. `sum by (...) (rate(...))` sums them
+in the right order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ GATEWAY_LABEL = "gateway"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number: its series' name and labels, and its value."""
+    """One number: name and labels of its series, and its value."""
 
     name: str
     labels: tuple[tuple[str, str], ...]
@@ -27,13 +28,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """A metric at one moment, as data that can go from process to process.
+    """A metric at one moment, as data that can be sent between processes.
 
     Attributes:
-        name: without the `_total` of counters.
+        name: name of the metric, without the `_total` of counters.
         kind: counter, gauge, histogram or info.
         documentation: the HELP text.
-        figures: its series.
+        samples: one sample for each series.
     """
 
     name: str
@@ -46,22 +47,22 @@ Snapshot = Sequence[MetricFamily]
 
 
 class FamilyCollector:
-    """Families as a collector of prometheus_client, for its writers of the text formats."""
+    """Metric families as a prometheus_client collector, for its encoders of the text formats."""
 
     def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of every collector."""
+        """Yield the metrics, as prometheus_client requires of every collector."""
         for family in self._families:
             metric = Metric(family.name, family.documentation, family.kind)
-            for figure in family.samples:
-                metric.add_sample(figure.name, dict(figure.labels), figure.value)
+            for sample in family.samples:
+                metric.add_sample(sample.name, dict(sample.labels), sample.value)
             yield metric
 
 
 def build_snapshot(metrics: Iterable[Metric]) -> list[MetricFamily]:
-    """The families of a registry, without the times when their series were made."""
+    """Convert the metrics of a registry, without the `_created` samples."""
     return [
         MetricFamily(
             name=metric.name,
@@ -78,22 +79,23 @@ def build_snapshot(metrics: Iterable[Metric]) -> list[MetricFamily]:
 
 
 def merge_snapshots(snapshots: Mapping[str, Snapshot]) -> list[MetricFamily]:
-    """One family of each name, with the series of all gateways.
+    """Return one family per name, with the series of all gateways.
 
     Args:
-        snapshots: by gateway; in two versions of the service, during an update, the kind and the
-            text of a family are the first one's that has it.
+        snapshots: the snapshot of each gateway, by gateway id. Where gateways of two versions
+            disagree during an update, the first gateway that has the family decides its kind and
+            its HELP text; series of another kind are dropped.
     """
     merged: dict[str, MetricFamily] = {}
     for gateway, snapshot in snapshots.items():
         for family in snapshot:
-            own = tuple(
-                replace(figure, labels=(*figure.labels, (GATEWAY_LABEL, gateway)))
-                for figure in family.samples
+            labeled = tuple(
+                replace(sample, labels=(*sample.labels, (GATEWAY_LABEL, gateway)))
+                for sample in family.samples
             )
-            before = merged.get(family.name)
-            if before is not None and before.kind != family.kind:
+            existing = merged.get(family.name)
+            if existing is not None and existing.kind != family.kind:
                 continue
-            samples = own if before is None else (*before.samples, *own)
-            merged[family.name] = replace(before or family, samples=samples)
+            samples = labeled if existing is None else (*existing.samples, *labeled)
+            merged[family.name] = replace(existing or family, samples=samples)
     return list(merged.values())

@@ -1,6 +1,6 @@
-"""Two collectors of prometheus_client that are ours: states read when asked, and rewards.
+"""Two custom prometheus_client collectors: model states, read at every scrape, and rewards.
 
-States of models come from a callable, so that nobody has to push them and none is ever stale.
+Model states come from a callable, so that they need not be pushed and are never stale.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from rm_core.cache import CacheStats
 
-# Raw logits: most lie within -30 to 30, and close decisions are made near 0.
+# Raw logits: most lie between -30 and 30, and close decisions lie near 0.
 _POSITIVE_BOUNDS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12.5, 15, 17.5, 20, 25, 30, 40, 50, 60)
 REWARD_BOUNDS = (*(-bound for bound in reversed(_POSITIVE_BOUNDS)), 0.0, *_POSITIVE_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model as the gateway sees it at one moment.
+    """State of a model in one gateway at one moment.
 
     Attributes:
-        ready: loaded and warmed up.
-        fingerprint: by field; empty until it is ready.
-        num_replicas: copies that answer.
-        queued_tokens: of the conversations that wait.
-        num_waiting: conversations that wait for a batch.
-        num_in_flight: batches that were sent and not answered.
-        cache: of its rewards; None if there is none.
+        ready: whether the model is loaded and warmed up.
+        fingerprint: fingerprint of the model's rewards, by field; empty until the model is ready.
+        num_replicas: number of replicas that respond.
+        queued_tokens: tokens of the queued conversations.
+        num_waiting: number of conversations that wait for a batch.
+        num_in_flight: number of batches sent to replicas and not answered yet.
+        cache: statistics of the model's score cache; None if the model has no cache.
     """
 
     ready: bool
@@ -51,8 +51,8 @@ _GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
         lambda state: state.ready,
     ),
     "replicas": (
-        "Replicas of the model that this gateway sends batches to; the same ones for every "
-        "gateway, so take the maximum.",
+        "Replicas of the model that this gateway sends batches to. All gateways share the same "
+        "replicas: aggregate with max, not sum.",
         lambda state: state.num_replicas,
     ),
     "queue_tokens": (
@@ -82,11 +82,11 @@ _CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
 
 
 class ModelStateCollector:
-    """Gauges of each model's queue, replicas and readiness, and the figures of its cache.
+    """Gauges of each model's queue, replicas and readiness, and metrics of its score cache.
 
     Args:
-        prefix: of the names.
-        read: called once each time the figures are asked for.
+        prefix: prefix of the metric names.
+        read: returns the state of each model, by alias; called once per scrape.
     """
 
     def __init__(self, prefix: str, read: ReadStates) -> None:
@@ -94,7 +94,7 @@ class ModelStateCollector:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of every collector."""
+        """Yield the metrics, as prometheus_client requires of every collector."""
         states = self._read()
         for name, (text, value) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"{self._prefix}{name}", text, labels=["model"])
@@ -123,7 +123,7 @@ class ModelStateCollector:
 
 @dataclass(slots=True)
 class _Distribution:
-    """Rewards of one model: how many in each bucket, and their sums by sign."""
+    """Rewards of one model: the count in each bucket, and their sums by sign."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(REWARD_BOUNDS) + 1))
     positive: float = 0.0
@@ -131,13 +131,13 @@ class _Distribution:
 
 
 class RewardHistogram:
-    """A histogram of rewards by model, and their sums.
+    """A histogram of the rewards of each model, and their sums.
 
-    A class of its own, because prometheus_client's histogram takes one value at a time (a
-    microsecond each, on the gateway's event loop, for posts of thousands). OpenMetrics forbids sum
-    and count where values may be negative: such a sum can fall, which a counter must not. So there
-    are two sums that only grow, of the positive rewards and of the negative ones' absolute values;
-    the count is the bucket of `+Inf`.
+    prometheus_client's histogram observes one value at a time, at a microsecond each on the
+    gateway's event loop, and a request may have thousands of rewards. OpenMetrics forbids the sum
+    and the count of a histogram with negative values: its sum can decrease, which a counter must
+    not. This class exports two sums that only increase, of the positive rewards and of the
+    absolute values of the negative rewards; the count is the bucket of `+Inf`.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -145,7 +145,7 @@ class RewardHistogram:
         self._models: dict[str, _Distribution] = {}
 
     def add_model(self, model: str) -> None:
-        """Show a model before it has scored anything."""
+        """Export the series of a model before its first reward."""
         self._models.setdefault(model, _Distribution())
 
     def observe(self, model: str, rewards: Iterable[float]) -> None:
@@ -159,14 +159,14 @@ class RewardHistogram:
                 distribution.negative -= reward
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of every collector."""
+        """Yield the metrics, as prometheus_client requires of every collector."""
         name = f"{self._prefix}rewards"
         histogram = Metric(name, "Raw rewards, by model.", "histogram")
         sums = CounterMetricFamily(
             f"{self._prefix}reward_sum",
             "Sum of the absolute values of the rewards of one sign. The mean reward is "
-            f"(positive - negative) / {self._prefix}conversations_total of those scored, each as "
-            "its increase.",
+            "(positive - negative) divided by "
+            f'{self._prefix}conversations_total{{outcome="scored"}}, each as its increase.',
             labels=["model", "sign"],
         )
         for model, distribution in self._models.items():

@@ -1,7 +1,7 @@
-"""What is known of a request from its arrival to its answer, in one record for log and metrics.
+"""Facts about a request, from its arrival to its response, in one record for log and metrics.
 
-The outermost middleware makes it and reads it at the end; what happens in between fills it in
-through `current`. It never holds message text or a key.
+The outermost middleware creates the record and reads it at the end; the code in between fills it in
+through `current_request`. The record never holds message text or an API key.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 ANONYMOUS = "anonymous"
-"""The client of all requests where there are no keys."""
+"""Name of the client of all requests in a service without API keys."""
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request.
+    """The record of one request.
 
     Attributes:
-        id: taken from `X-Request-Id`, or made.
-        client: whose fair share its work counts to: a name for the key that it came with (never
-            the key itself), or `anonymous`.
-        model: alias of the model that it asked for.
-        num_conversations: that were to be scored.
-        num_errors: of them that could not be.
-        num_tokens: of those that were scored.
-        num_computed_tokens: that went through the model for it.
-        num_cached_tokens: of conversations answered from the cache.
+        id: request id, from `X-Request-Id` or generated.
+        client: client whose fair share the request counts toward: a name derived from its API key
+            (never the key itself), or `anonymous`.
+        model: alias of the requested model.
+        num_conversations: number of conversations to score.
+        num_errors: number of conversations that could not be scored.
+        num_tokens: tokens of the scored conversations.
+        num_computed_tokens: tokens that went through the model for this request.
+        num_cached_tokens: tokens of conversations answered from the cache.
         tokenize_s: seconds of rendering and tokenizing.
-        queue_duration_s: seconds until its first conversation went to the model.
-        inference_s: seconds of the batches that its conversations were in.
-        code: of the error that it was answered with as a whole.
+        queue_duration_s: seconds until the request's first conversation went to the model.
+        inference_s: seconds of the forward passes of the batches with the request's conversations.
+        code: code of the error, where the request failed as a whole.
     """
 
     id: str
@@ -51,15 +51,15 @@ _current: ContextVar[RequestContext | None] = ContextVar("request", default=None
 
 
 def current_request() -> RequestContext:
-    """The record of the request that this code works for; one that nobody reads outside of any."""
+    """Return the record of the current request; outside of a request, a record nobody reads."""
     return _current.get() or RequestContext("-")
 
 
 def bind_request(context: RequestContext) -> object:
-    """Make a record the current one; `end` with what this returns."""
+    """Make a record the current one; pass the returned token to `unbind_request`."""
     return _current.set(context)
 
 
 def unbind_request(token: object) -> None:
-    """Undo `begin`."""
+    """Undo `bind_request`."""
     _current.reset(token)  # type: ignore[arg-type]

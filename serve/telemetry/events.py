@@ -1,4 +1,4 @@
-"""What the queue of a model tells whoever counts. Pure data; the counting is elsewhere."""
+"""Events that the queue of a model reports to an observer. Plain data; metrics count them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ RetryReason = Literal["replica_lost", "replica_unhealthy", "overloaded"]
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """One batch that came back.
+    """Facts about one scored batch.
 
     Attributes:
         model: alias of the model.
-        num_sequences: distinct conversations in it.
-        num_tokens: of all of them.
-        num_computed_tokens: that went through the model, what they share counted once.
-        max_batch_tokens: the budget of a batch.
-        waited_s: seconds that each conversation of each request waited for it.
+        num_sequences: number of distinct conversations in the batch.
+        num_tokens: tokens of all conversations.
+        num_computed_tokens: tokens that went through the model; shared prefixes count once.
+        max_batch_tokens: the token budget.
+        queue_durations_s: seconds that each conversation of each request was queued.
         inference_s: seconds on the replica's device.
-        elapsed_s: seconds from sending it to its answer.
+        elapsed_s: seconds from the dispatch of the batch to the arrival of its rewards.
     """
 
     model: str
@@ -34,23 +34,23 @@ class BatchReport:
 
 
 class Observer(Protocol):
-    """Told of what happens to the batches of a model."""
+    """Receives events about the batches of a model."""
 
     def record_batch(self, report: BatchReport) -> None:
-        """A batch came back."""
+        """Record a scored batch."""
         ...
 
     def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
-        """Conversations are sent once more."""
+        """Record that a batch is sent again."""
         ...
 
     def record_abandonment(self, model: str, num_sequences: int) -> None:
-        """Conversations are not sent once more: each lost its replica twice."""
+        """Record conversations that are not sent again: each lost its replica twice."""
         ...
 
 
 class NullObserver:
-    """An observer that looks away."""
+    """Observer that does nothing."""
 
     def record_batch(self, report: BatchReport) -> None:
         """See `Observer`."""

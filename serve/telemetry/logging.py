@@ -1,7 +1,7 @@
 """Log formats and request ids. Nothing is configured at import; message text is never logged.
 
-A line may carry facts as `extra={"fields": {...}}`: members of their own in JSON, `name=value`
-after the message in text.
+A log call may carry fields as `extra={"fields": {...}}`: members of the object in JSON,
+`name=value` after the message in text.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ LogFormat = Literal["text", "json"]
 _ACCEPTABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _BARE = re.compile(r"[\w.:/+@*-]+", re.ASCII)
 _ids = random.Random()  # seeded by the system
-# uvicorn reports failures of requests and of the server through loggers of its own.
+# uvicorn reports failures of requests and of the server through its own loggers.
 _LOGGERS = ("serve", "rm_core", "uvicorn")
 
 
 def configure_logging(level: str, log_format: LogFormat = "text") -> None:
-    """Send the project's own loggers to standard error, one line a record. Idempotent."""
+    """Send the loggers of the project and of uvicorn to standard error, one line a record.
+
+    May be called again.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_add_request_id)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        # Its access log would tell every request a second time, with its raw path.
+        # uvicorn's access log would log every request a second time, with its raw path.
         logger.setLevel(logging.WARNING if name == "uvicorn" else level)
         logger.propagate = False
 
 
 def generate_id(prefix: str) -> str:
-    """A fresh identifier, such as `score-5f0c...`."""
-    # Unique, not secret: no call of the system for each request.
+    """Return a new unique identifier, such as `score-5f0c...`."""
+    # Identifiers are not secret: a generator in the process saves a system call per request.
     return f"{prefix}-{_ids.getrandbits(128):032x}"
 
 
 def accept_request_id(header: str | None) -> str:
-    """The caller's `X-Request-Id` if it is fit to be logged and echoed, else a fresh one."""
+    """Return the client's `X-Request-Id` if it is safe to log and echo, else a new id."""
     return header if header and _ACCEPTABLE_ID.fullmatch(header) else generate_id("req")
 
 
@@ -60,21 +63,21 @@ class TextFormatter(logging.Formatter):
         )
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line before any traceback."""
+        """Return the line without the traceback."""
         record.request_id = getattr(record, "request_id", "-")
-        facts = (f" {name}={_text(value)}" for name, value in _fields(record).items())
-        return super().formatMessage(record) + "".join(facts)
+        fields = (f" {name}={_format_value(value)}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + "".join(fields)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line and its traceback, without what could control a terminal."""
+        """Return the line and its traceback, with terminal control characters escaped."""
         return escape_text(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; a traceback is its member `exception`."""
+    """One JSON object a line, with any traceback in the member `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The whole line."""
+        """Return the whole line."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -95,8 +98,8 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _text(value: object) -> str:
-    """A value as it stands in a line of text: quoted where it could be taken for something else."""
+def _format_value(value: object) -> str:
+    """Format a value for a line of text, quoted where it would be ambiguous."""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text if _BARE.fullmatch(text) else json.dumps(text)
 

@@ -1,8 +1,8 @@
-"""What an operator sees at `/metrics`: every metric's name, labels and meaning, in one class.
+"""The metrics at `/metrics`: name, labels and meaning of each, in one class.
 
-Names are `skyreward_...`, `_total` for counters, `_seconds` for times. Labels are taken from what
-this service knows (aliases of models, route templates, its own codes), never from what a caller
-sent. All of it is of one process since it started.
+Names begin with `skyreward_`; counters end in `_total` and durations in `_seconds`. Label values
+come from the service (model aliases, route templates, its own codes), never from a request. All
+metrics are those of one process since its start.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RETRY_REASONS = get_args(RetryReason)
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
 )  # fmt: skip
-# A conversation that is longer than the budget goes alone, and fills its batch more than once.
+# A conversation longer than the token budget is a batch alone, with a fill ratio above 1.
 _FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.5, 2, 4)
 _CONVERSATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class Metrics:
-    """Counters, histograms and gauges of one process, in a registry of their own."""
+    """Counters, histograms and gauges of one process, in a separate registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -40,15 +40,15 @@ class Metrics:
         self._make_batch_metrics()
         self._rewards = RewardHistogram(PREFIX)
         self._registry.register(self._rewards)
-        build = self._gauge("build_info", "Always 1; the version stands in the label.", "version")
+        build = self._gauge("build_info", "Always 1; the label is the version.", "version")
         build.labels(__version__).set(1)
 
     def add_models(self, models: Iterable[str], read: ReadStates) -> None:
-        """Show models from the start: a counter that appears with its first event has no increase.
+        """Export all series of models at once: a counter that appears late hides its first event.
 
         Args:
-            models: aliases.
-            read: their states, whenever the figures are asked for.
+            models: aliases of the models.
+            read: returns the state of each model, by alias; called once per scrape.
         """
         for model in models:
             for outcome in ("scored", "error"):
@@ -68,17 +68,17 @@ class Metrics:
         self._registry.register(ModelStateCollector(PREFIX, read))
 
     def request_started(self) -> None:
-        """A scoring request has come."""
+        """Count a scoring request as in flight."""
         self._in_flight.inc()
 
     def request_finished(self) -> None:
-        """It is answered, or its client has gone."""
+        """Stop counting a scoring request as in flight: answered, or its client disconnected."""
         self._in_flight.dec()
 
     def record_request(
         self, context: RequestContext, route: str, status: int, total_s: float
     ) -> None:
-        """Count a request that is over."""
+        """Count a finished request."""
         self._requests.labels(route, str(status)).inc()
         self._request_duration.labels(route).observe(total_s)
         if context.code is not None:
@@ -94,13 +94,13 @@ class Metrics:
         num_computed_tokens: int,
         num_cached_tokens: int,
     ) -> None:
-        """Count the conversations of a request that was scored.
+        """Count the conversations of a scored request.
 
         Args:
-            model: alias.
-            results: of its conversations.
-            num_computed_tokens: its share of what went through the model.
-            num_cached_tokens: of its conversations that were known.
+            model: alias of the model.
+            results: results of the request's conversations.
+            num_computed_tokens: the request's share of the tokens that went through the model.
+            num_cached_tokens: tokens of conversations answered from the cache.
         """
         rewards = []
         num_tokens = num_truncated = num_errors = 0
@@ -118,12 +118,12 @@ class Metrics:
         self._truncated_conversations.labels(model).inc(num_truncated)
         self._tokens.labels(model, "received").inc(num_tokens)
         self._tokens.labels(model, "cached").inc(num_cached_tokens)
-        # Less than nothing where conversations were computed and then had no reward.
+        # Negative where conversations were computed and then had no reward.
         shared = max(0, num_tokens - num_cached_tokens - num_computed_tokens)
         self._tokens.labels(model, "shared").inc(shared)
 
     def record_batch(self, report: BatchReport) -> None:
-        """Count a batch that was scored."""
+        """Count a scored batch."""
         model = report.model
         self._batches.labels(model).inc()
         self._tokens.labels(model, "computed").inc(report.num_computed_tokens)
@@ -141,11 +141,11 @@ class Metrics:
         self._retried_conversations.labels(model).inc(num_sequences)
 
     def record_abandonment(self, model: str, num_sequences: int) -> None:
-        """Count conversations that are not tried again, since their replicas died."""
+        """Count conversations that are not sent again: each lost its replica twice."""
         self._abandoned_conversations.labels(model).inc(num_sequences)
 
     def snapshot(self) -> list[MetricFamily]:
-        """All figures of this moment, as plain data."""
+        """Return the current value of every metric, as plain data."""
         return build_snapshot(self._registry.collect())
 
     def _make_request_metrics(self) -> None:
