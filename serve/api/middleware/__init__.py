@@ -1,1 +1,4 @@
-"""ASGI middleware: authentication, admission, limits, deadlines, logging; `stack` orders it."""
+"""ASGI middleware: authentication, admission control, limits, deadlines, logging.
+
+`stack` fixes the order.
+"""

@@ -1,8 +1,8 @@
-"""How much is held at one time: scoring requests, those of one client, and bytes.
+"""Limits on concurrent scoring requests, in total and per client, and on buffered bytes.
 
-Bytes of bodies are shared. A client may hold as many as then remain for all others: half of them
-alone, a third each if there are two, and so on; so no number of stalled bodies of one client locks
-another out.
+Clients share the buffer for bodies. A client may use as many bytes as remain free for all others
+after that: one client alone may use half of the buffer, two clients a third each, and so on. No
+number of stalled bodies of one client can lock another client out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from serve.telemetry.context import ANONYMOUS
 
 @dataclass(slots=True)
 class _Usage:
-    """What requests hold.
+    """Resources that requests use.
 
     Attributes:
-        arriving: requests whose bodies are being read.
-        running: requests that are being answered.
-        body_bytes: of bodies.
-        answer_bytes: of answers that their clients have not taken yet.
+        num_receiving: number of requests whose bodies are being read.
+        num_running: number of requests that are being processed.
+        body_bytes: bytes of buffered bodies.
+        response_bytes: bytes of responses that the clients have not read yet.
     """
 
     num_receiving: int = 0
@@ -48,10 +48,10 @@ class _Usage:
 
 
 class Admission:
-    """Counts what all requests of a process hold. Used on one event loop alone.
+    """Counts the resources that all requests of a process use. Not thread-safe: for one event loop.
 
     Args:
-        settings: of this moment, with the limits.
+        settings: returns the current settings, with the limits.
     """
 
     def __init__(self, settings: Callable[[], Settings]) -> None:
@@ -61,88 +61,89 @@ class Admission:
 
     @property
     def num_running(self) -> int:
-        """Requests that are being answered."""
+        """Number of requests that are being processed."""
         return self._all.num_running
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of bodies and answers that are held."""
+        """Buffered bytes of bodies and responses."""
         return self._all.num_bytes
 
     def check(self, client: str) -> None:
-        """Refuse what could not be started now.
+        """Reject a request that could not be started now.
 
         Raises:
-            TooManyRequestsError: this client has as many running as it may.
-            OverloadedError: all clients together have.
+            TooManyRequestsError: this client has too many running requests.
+            OverloadedError: all clients together have too many running requests.
         """
-        settings, mine = self._settings(), self._by_client.get(client)
-        # Without keys everybody is one client, and trainers that never repeat a 4xx shall hear 503.
-        if mine is not None and client != ANONYMOUS:
-            _check_number(mine.num_running, settings.max_requests_per_key, "running")
+        settings, usage = self._settings(), self._by_client.get(client)
+        # Without keys, everyone is one client: trainers never retry a 4xx, so they must get a 503.
+        if usage is not None and client != ANONYMOUS:
+            _check_number(usage.num_running, settings.max_requests_per_key, "running")
         if self._all.num_running >= settings.max_requests:
             raise OverloadedError(
-                f"{settings.max_requests:,} requests are running, the most that the service takes; "
-                "send the request again"
+                f"{settings.max_requests:,} requests are running, the limit of the service; send "
+                "the request again"
             )
 
     def check_receiving(self, client: str) -> None:
-        """Refuse a body that could not be received now, or not be started.
+        """Reject a request whose body could not be received, or that could not be started now.
 
         Raises:
-            TooManyRequestsError: this client has as many arriving or running as it may.
-            OverloadedError: all clients together have as many running as they may.
+            TooManyRequestsError: this client has too many requests being received or running.
+            OverloadedError: all clients together have too many running requests.
         """
         self.check(client)
-        mine = self._by_client.get(client)
-        if mine is not None and client != ANONYMOUS:
+        usage = self._by_client.get(client)
+        if usage is not None and client != ANONYMOUS:
             _check_number(
-                mine.num_receiving, self._settings().max_requests_per_key, "being received"
+                usage.num_receiving, self._settings().max_requests_per_key, "being received"
             )
 
     def check_bytes(self, client: str, number: int) -> None:
-        """Refuse more bytes of a body than can be held now.
+        """Reject `number` more bytes of a body if they exceed the buffer or the client's share.
 
         Raises:
-            TooManyRequestsError: this client would hold more than its share.
-            OverloadedError: all clients together would hold too much.
+            TooManyRequestsError: this client would use more than its share.
+            OverloadedError: all clients together would use more than the buffer.
         """
-        settings, mine = self._settings(), self._by_client[client]
-        limit, bodies = settings.max_buffered_bytes, self._all.body_bytes + number
+        settings, usage = self._settings(), self._by_client[client]
+        limit, body_bytes = settings.max_buffered_bytes, self._all.body_bytes + number
         # One body must always fit.
-        share = max(settings.max_body_bytes, limit - bodies)
-        if client != ANONYMOUS and mine.num_bytes + number > share:
+        share = max(settings.max_body_bytes, limit - body_bytes)
+        if client != ANONYMOUS and usage.num_bytes + number > share:
             raise TooManyRequestsError(
-                f"your requests and the answers that you have not read hold {mine.num_bytes:,} "
-                f"bytes, and {share:,} is the most of one caller now; wait for some of them"
+                f"your requests and the responses that you have not read use {usage.num_bytes:,} "
+                f"bytes, and the limit of one client is {share:,} now; wait for some of them"
             )
-        if bodies + mine.response_bytes > limit:
+        if body_bytes + usage.response_bytes > limit:
             raise OverloadedError(
-                f"bodies of {limit:,} bytes are held, the most at one time; send the request again"
+                f"the buffered bodies have {limit:,} bytes, the limit of the service; send the "
+                "request again"
             )
 
     def create_slot(self, client: str) -> AdmissionSlot:
-        """What a new request of a client holds: nothing yet."""
+        """Return the slot of a new request of a client, which uses no resources yet."""
         return AdmissionSlot(self, client)
 
     def _add(self, client: str, *numbers: int) -> None:
         self._all.add(*numbers)
-        mine = self._by_client[client]
-        mine.add(*numbers)
-        if not (mine.num_receiving or mine.num_running or mine.num_bytes):
-            del self._by_client[client]  # there may be any number of clients in time
+        usage = self._by_client[client]
+        usage.add(*numbers)
+        if not (usage.num_receiving or usage.num_running or usage.num_bytes):
+            del self._by_client[client]  # the number of clients over time is unbounded
 
 
-def _check_number(number: int, limit: int, what: str) -> None:
+def _check_number(number: int, limit: int, state: str) -> None:
     if number >= limit:
         raise TooManyRequestsError(
-            f"{limit:,} of your requests are {what}, the most of one caller; wait for some of "
+            f"{limit:,} of your requests are {state}, the limit of one client; wait for some of "
             "them, and put more conversations into each"
         )
 
 
 class AdmissionSlot:
-    """What one request holds; gives it all back at the end of the `with` block, or sooner."""
+    """Resources of one request; a context manager that releases all of them on exit."""
 
     def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
@@ -150,7 +151,7 @@ class AdmissionSlot:
         self._usage = _Usage()
 
     def start_receiving(self) -> None:
-        """Be one of the requests that are being received.
+        """Count the request as being received.
 
         Raises:
             TooManyRequestsError, OverloadedError: see `Admission.check_receiving`.
@@ -159,7 +160,7 @@ class AdmissionSlot:
         self._add(1, 0, 0, 0)
 
     def add_body_bytes(self, number: int) -> None:
-        """Hold more of a body.
+        """Reserve `number` more bytes for the body.
 
         Raises:
             TooManyRequestsError, OverloadedError: see `Admission.check_bytes`.
@@ -168,7 +169,7 @@ class AdmissionSlot:
         self._add(0, 0, number, 0)
 
     def start_running(self) -> None:
-        """Be one of the running requests, and none of those that are being received.
+        """Count the request as running, and no longer as being received.
 
         Raises:
             TooManyRequestsError, OverloadedError: see `Admission.check`.
@@ -177,13 +178,15 @@ class AdmissionSlot:
         self._add(-self._usage.num_receiving, 1, 0, 0)
 
     def add_response_bytes(self, number: int) -> None:
-        """Hold more of an answer, which is never refused."""
+        """Reserve `number` more bytes for the response; never rejected."""
         self._add(0, 0, 0, number)
 
     def release(self) -> None:
-        """Give back what is held. May be called again."""
-        held = self._usage
-        self._add(-held.num_receiving, -held.num_running, -held.body_bytes, -held.response_bytes)
+        """Release all resources of the request. May be called again."""
+        usage = self._usage
+        self._add(
+            -usage.num_receiving, -usage.num_running, -usage.body_bytes, -usage.response_bytes
+        )
 
     def _add(self, *numbers: int) -> None:
         self._usage.add(*numbers)

@@ -1,8 +1,8 @@
-"""The keys that callers bring. Only digests are held, so that no key can leak from here.
+"""API keys. Only digests are kept in memory, so that no key can leak from here.
 
-Keys are random strings of some length, so a plain SHA-256 is enough: there is nothing to guess. For
-the same reason wrong keys are not counted and slowed down: it would need a count for each source,
-and behind a load balancer all clients are one source, which one of them could then lock out.
+Keys are long random strings, so a plain SHA-256 is enough: they cannot be guessed. For the same
+reason wrong keys are not rate-limited. A limit would count attempts per source address, and behind
+a load balancer all clients share one address: a single client could lock out all others.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from serve.config.settings import Settings
 
 MIN_KEY_LENGTH = 8
 SAFE_KEY_LENGTH = 16
-"""Shorter ones are taken, with a warning: they may be words, and those can be guessed."""
+"""Shorter keys are accepted with a warning: they may be words, which can be guessed."""
 
 
 class KeyRing:
-    """Tells whether a key is known, and whose it is.
+    """Checks API keys, and names them for logs.
 
     Args:
-        keys: the keys, each with where it stands, such as `line 3 of keys.txt`.
+        keys: each key with its location, such as `line 3 of keys.txt`.
 
     Attributes:
-        digests: SHA-256 of each key, hexadecimal: what another process needs for `of_digests`.
-        short: where keys stand that are shorter than they should be.
+        digests: hexadecimal SHA-256 of each key: the input of `from_digests` in another process.
+        short_key_locations: locations of keys shorter than `SAFE_KEY_LENGTH`.
 
     Raises:
-        ModelLoadError: one is too short, or could not come in a header.
+        ModelLoadError: a key is too short, or cannot be sent in a header.
     """
 
     def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
-        listed = [(_check_key(key, where), where) for key, where in keys]
+        checked = [(_check_key(key, location), location) for key, location in keys]
         self.short_key_locations = tuple(
-            where for key, where in listed if len(key) < SAFE_KEY_LENGTH
+            location for key, location in checked if len(key) < SAFE_KEY_LENGTH
         )
-        self._set_digests(_digest(key.encode()) for key, _ in listed)
+        self._set_digests(_digest(key.encode()) for key, _ in checked)
 
     def _set_digests(self, digests: Iterable[str]) -> None:
         self.digests = tuple(dict.fromkeys(digests))
@@ -48,7 +48,7 @@ class KeyRing:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> KeyRing:
-        """Every key of the settings and of the file that they name.
+        """Create a key ring from the keys in the settings and in the key file that they name.
 
         Raises:
             ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
@@ -60,7 +60,7 @@ class KeyRing:
 
     @classmethod
     def from_inline_keys(cls, settings: Settings) -> KeyRing:
-        """The keys that stand in the settings themselves.
+        """Create a key ring from the keys in the settings, without the key file.
 
         Raises:
             ModelLoadError: a key cannot be used.
@@ -69,7 +69,7 @@ class KeyRing:
 
     @classmethod
     def from_digests(cls, digests: Iterable[str]) -> KeyRing:
-        """The ring that has these digests."""
+        """Create a key ring from the digests of another key ring."""
         ring = cls()
         ring._set_digests(digests)
         return ring
@@ -78,32 +78,33 @@ class KeyRing:
         return len(self.digests)
 
     def find_name(self, key: bytes) -> str | None:
-        """The name of a key in logs, which does not tell the key; None if it is not known.
+        """Return the name of a key for logs, which does not reveal the key; None if unknown.
 
         Takes the same time for every key, known or not.
         """
         digest = _digest(key).encode()
-        found = None
-        for known, name in self._names.items():
-            if hmac.compare_digest(known, digest):
-                found = name
-        return found
+        matching_name = None
+        for known_digest, name in self._names.items():
+            if hmac.compare_digest(known_digest, digest):
+                matching_name = name
+        return matching_name
 
 
 def build_key_warnings(settings: Settings, keys: KeyRing) -> list[str]:
-    """What an operator should know at the start of who may call, one line each."""
-    found = []
+    """Return warnings about missing and weak API keys, one line each, for the operator."""
+    warnings = []
     if not keys and not is_loopback(settings.host):
-        found.append(
-            f"WARNING: no API keys, and it listens on {settings.host}: everybody who reaches this "
-            "machine can use the service; give keys (--api-keys FILE), or --host 127.0.0.1"
+        warnings.append(
+            f"WARNING: no API keys are configured, and the service listens on {settings.host}: "
+            "everyone who can reach this machine can use the service; configure keys "
+            "(--api-keys FILE), or listen on --host 127.0.0.1"
         )
     if keys.short_key_locations:
-        found.append(
-            f"WARNING: {', '.join(keys.short_key_locations)}: fewer than {SAFE_KEY_LENGTH} characters, which may "
-            "be guessed; make one with: openssl rand -hex 32"
+        warnings.append(
+            f"WARNING: {', '.join(keys.short_key_locations)}: fewer than {SAFE_KEY_LENGTH} "
+            "characters, which may be guessed; generate a key with: openssl rand -hex 32"
         )
-    return found
+    return warnings
 
 
 def _digest(key: bytes) -> str:
@@ -111,20 +112,20 @@ def _digest(key: bytes) -> str:
 
 
 def _name(digest: str) -> str:
-    # Of the digest of the digest: a part of the digest itself would help to check guesses.
+    # From the digest of the digest: a prefix of the digest itself would help to check guesses.
     return "key-" + _digest(digest.encode())[:8]
 
 
-def _check_key(key: str, where: str) -> str:
+def _check_key(key: str, location: str) -> str:
     if len(key) < MIN_KEY_LENGTH:
         raise ModelLoadError(
-            f"{where} has {len(key)} characters and must have at least {MIN_KEY_LENGTH}; "
-            "make one with: openssl rand -hex 32"
+            f"{location} has {len(key)} characters and must have at least {MIN_KEY_LENGTH}; "
+            "generate a key with: openssl rand -hex 32"
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ModelLoadError(
-            f"{where} has white space or characters other than printable ASCII, which a header "
-            "cannot carry; make one with: openssl rand -hex 32"
+            f"{location} has white space or characters other than printable ASCII, which a header "
+            "cannot carry; generate a key with: openssl rand -hex 32"
         )
     return key
 
@@ -139,20 +140,20 @@ def _get_inline_keys(settings: Settings) -> list[tuple[str, str]]:
 def _read_keys_file(file: Path) -> list[tuple[str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:  # its text would show what is in the file
+    except UnicodeDecodeError:  # its message would show content of the file
         raise ModelLoadError(
-            f"the file of keys {file} is not UTF-8 text; save it as UTF-8, one key a line"
+            f"the key file {file} is not UTF-8 text; save it as UTF-8, one key per line"
         ) from None
     except OSError as error:
         raise ModelLoadError(
-            f"the file of keys {file} cannot be read: {error.strerror}; name another with "
+            f"the key file {file} cannot be read: {error.strerror}; name another file with "
             "--api-keys (setting `api_keys_file`), or make it readable"
         ) from None
     keys = [(line, f"line {number} of {file}") for number, line in _lines(text)]
     if not keys:
         raise ModelLoadError(
-            f"the file of keys {file} has no key; write one a line, or leave --api-keys (setting "
-            "`api_keys_file`) out to serve without keys"
+            f"the key file {file} has no key; write one key per line, or omit --api-keys (setting "
+            "`api_keys_file`) to serve without keys"
         )
     return keys
 

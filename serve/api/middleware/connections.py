@@ -1,13 +1,14 @@
-"""Limits on HTTP connections where uvicorn listens: size and time of a head, and their number.
+"""Limits on HTTP connections in uvicorn: size and time of a request's head, and their number.
 
-uvicorn has none of the three. Its parser httptools collects an unfinished header by appending, at
-quadratic cost, and a head that is never finished is waited for until the client leaves. uvicorn's
-h11 parser would limit the size alone, and costs more CPU for each request.
+A head is a request line with its headers. uvicorn has none of these limits. Its parser httptools
+collects an unfinished header by appending, at quadratic cost, and uvicorn waits for an unfinished
+head until the client disconnects. uvicorn's h11 parser would limit only the size, and costs more
+CPU per request.
 
-`BoundedConnection` extends the class that uvicorn itself would choose and goes in through uvicorn's
+`BoundedConnection` extends the class that uvicorn chooses by default and is passed in uvicorn's
 option `http`. It relies on methods of that class and on its attributes `cycle`, `parser`,
 `pipeline`, `scope` and `connections`. uvicorn documents none of them: the tests of these limits
-have to pass before another uvicorn is pinned.
+have to pass before another version of uvicorn is pinned.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from serve.api.middleware.response_timeout import SlowReaderTimer
 from serve.api.raw_responses import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, RawErrorResponse
 
 MAX_HEAD_BYTES = 64 * 2**10
-# How long a client that was refused may go on sending, so that it gets to see the answer.
+# A rejected client may keep sending for this time, so that it receives the response.
 _LINGER_S = 2.0
-# Of the files that a process may open, for connections; models, Ray and logs need the others.
+# Share of the process's file descriptors for connections; models, Ray and logs need the others.
 _SHARE_OF_FILES = 0.75
 _MOST_CONNECTIONS = 16_384
 
@@ -43,7 +44,7 @@ _TOO_MANY = RawErrorResponse(
     "Service Unavailable",
     "overloaded_error",
     "too_many_connections",
-    "every connection that this process may hold is being answered; try again later",
+    "all connections that this process may hold are busy; try again later",
 )
 
 
@@ -55,14 +56,17 @@ def _get_default_max_connections() -> int:
 
 
 class ConnectionLimits:
-    """Limits of the connections of one server, and those connections that wait for a request.
+    """Limits of the connections of one server, and its idle connections.
 
     Args:
-        max_head_bytes: of a request line with its headers.
-        head_timeout_s: from the opening of a connection, or from the first byte of a later request,
-            until a head is whole.
-        max_open: connections at the same time; None for three quarters of the files that this
-            process may open.
+        max_head_bytes: maximum size of a request line with its headers, in bytes.
+        head_timeout_s: seconds from the opening of a connection, or from the first byte of a later
+            request, until the head is complete.
+        max_connections: maximum number of open connections; None for three quarters of the files
+            that this process may open, at most 16,384.
+
+    Attributes:
+        idle_connections: connections that wait for a request, the longest idle first.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class ConnectionLimits:
         self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
         self.max_connections = max_connections or _get_default_max_connections()
-        # A dict for its order: the connection that has waited longest comes first.
+        # A dict keeps the order of insertion.
         self.idle_connections: dict[BoundedConnection, None] = {}
 
 
@@ -82,11 +86,11 @@ _PROCESS_LIMITS = ConnectionLimits()
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One HTTP connection. Where a limit is exceeded it is answered, then closed.
+    """An HTTP connection that sends an error response and closes when it exceeds a limit.
 
     Args:
-        limits: shared by all connections of the server.
-        uvicorn: what uvicorn gives every connection.
+        limits: limits, shared by all connections of the server.
+        protocol_options: arguments that uvicorn passes to every connection.
     """
 
     def __init__(
@@ -94,35 +98,36 @@ class BoundedConnection(HttpToolsProtocol):
     ) -> None:
         super().__init__(**protocol_options)
         self._limits = limits
-        # Since the last head, or piece of a body, that was whole. That also covers endless chunk
-        # extensions and trailers, of which httptools makes headers.
+        # Bytes since the last complete head or the last chunk of a body. The count also covers
+        # endless chunk extensions and trailers, which httptools parses as headers.
         self._unread_bytes = 0
         self._head_is_too_large = False
         self._is_rejected = False
         self._timer: asyncio.TimerHandle | None = None
         self._slow_reader_timer: SlowReaderTimer | None = None
-        # The head of a request that asks for another protocol, such as HTTP/2: it is begun again.
+        # Head of a request to upgrade to another protocol, such as HTTP/2, without the upgrade
+        # header: the request is parsed again with this head.
         self._plain_head: bytes | None = None
         self._head_ends_at = 0
         self._active_cycle: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count it; if there are too many, end the one that has been idle longest."""
+        """Register the connection; at the limit, close the longest idle connection."""
         super().connection_made(transport)
-        waiting = self._limits.idle_connections
-        waiting[self] = None
+        idle = self._limits.idle_connections
+        idle[self] = None
         self._start_timer()
         if len(self.connections) > self._limits.max_connections:
-            oldest = next(iter(waiting))
-            del waiting[oldest]
-            if oldest is self:  # all others are being answered
+            oldest = next(iter(idle))
+            del idle[oldest]
+            if oldest is self:  # all other connections are busy
                 self.transport.write(_TOO_MANY.to_bytes())
             oldest._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Unregister the connection, and notify the active request."""
         super().connection_lost(exc)
-        # uvicorn tells the last request that came, which may be one that waits for its turn.
+        # uvicorn notifies only the last request received, which may still be queued.
         if self._active_cycle is not None and not self._active_cycle.response_complete:
             self._active_cycle.disconnected = True
             self._active_cycle.message_event.set()
@@ -132,7 +137,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._slow_reader_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and refuse what grows without becoming a request or a piece of a body."""
+        """Parse the data; reject a head that exceeds the limit."""
         if self._is_rejected:
             return
         self._unread_bytes += len(data)
@@ -150,12 +155,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """Begin a request, unless its head is too large."""
+        """Start a request, unless its head is too large."""
         limit = self._limits.max_head_bytes
-        # The bytes of this reading may be a body for the larger part: only then it is worth a sum.
+        # `_unread_bytes` may include part of the body: only above the limit is an exact sum needed.
         if self._unread_bytes > limit and self._head_bytes() > limit:
             self._head_is_too_large = True
-            raise ValueError("ends the parsing; see send_400_response")
+            raise ValueError("stops the parser; see send_400_response")
         self._unread_bytes = 0
         if self.parser.should_upgrade() and self._get_upgrade() and not self._should_upgrade():
             self._plain_head = self._build_head_without_upgrade()
@@ -168,12 +173,12 @@ class BoundedConnection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        """Hand on a piece of a body."""
+        """Pass a chunk of a body on."""
         self._unread_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request, unless it is begun again."""
+        """End a request, unless it is parsed again."""
         if self._plain_head is None:
             super().on_message_complete()
 
@@ -188,20 +193,21 @@ class BoundedConnection(HttpToolsProtocol):
                 self._start_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        """End it: no further request came."""
+        """Close the connection: no further request arrived."""
         self._close()
 
     def shutdown(self) -> None:
-        """End it, once what is being answered is answered."""
+        """Close the connection, after the active request is answered."""
         if self._is_answering():
             super().shutdown()
         else:
             self._end()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Called where the parser stops, behind a head that asks for another protocol."""
-        # It takes the body for that protocol's. A server may go on in its own (RFC 9110, 7.8), as
-        # clients of HTTP/2 expect that ask for it in their first request: Java's, curl --http2.
+        """Called where the parser stops, after a head with an upgrade header."""
+        # The parser treats the body as data of the other protocol. A server may ignore the upgrade
+        # (RFC 9110, 7.8), and clients that offer HTTP/2 in their first request expect this: Java's
+        # client, curl --http2.
         error = sys.exception()
         if self._plain_head is not None and error is not None:
             self._head_ends_at = error.args[0]
@@ -215,13 +221,13 @@ class BoundedConnection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def send_400_response(self, msg: str) -> None:
-        """Called for what the parser refuses; uvicorn's own answer would be plain text."""
+        """Called for requests that the parser rejects; uvicorn's own response is plain text."""
         self._unread_bytes = 0
         self._reject(_HEAD_TOO_LARGE if self._head_is_too_large else BAD_REQUEST)
 
     def is_in_head(self) -> bool:
-        """Whether a head has begun and is not whole."""
-        # uvicorn makes a new scope for each head, and hands it to a cycle when that is whole.
+        """Return whether a head has begun and is not complete."""
+        # uvicorn creates a scope for each head, and passes it to a cycle when the head is complete.
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
 
     def _head_bytes(self) -> int:
@@ -237,17 +243,17 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer = None
         if self.is_in_head():
             self._reject(HEAD_TIMEOUT)
-        else:  # a client that never sent anything would take an answer for that to its first post
+        else:  # a client that has sent nothing would read an error as the response to its request
             self._end()
 
     def _end(self) -> None:
         if self.transport.get_write_buffer_size():
             self._close()
-        else:  # TLS would wait for the client to agree
+        else:  # a clean TLS shutdown would wait for the client
             self.transport.abort()
 
     def _close(self) -> None:
-        """End it when all is taken, or too little of it."""
+        """Close the connection when the client has read all data, or reads too slowly."""
         self.transport.close()
         if self._slow_reader_timer is None and self.transport.get_write_buffer_size():
             self._slow_reader_timer = SlowReaderTimer(self.transport, self._limits.head_timeout_s)
@@ -264,7 +270,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_rejected = True
         if self._is_answering():
             if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
-                # What is refused came behind a request that is being answered.
+                # The rejected data came after a request that is being answered.
                 self.cycle.keep_alive = False
                 return
             self.cycle.disconnected = True
@@ -275,5 +281,6 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.write(response.to_bytes())
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        # If it were closed while the client still sends, it would be reset, and the answer lost.
+        # Closing while the client is still sending would reset the connection: the client would
+        # lose the response.
         self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)

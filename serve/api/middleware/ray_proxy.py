@@ -1,10 +1,10 @@
-"""Before Serve sees a request, and behind it: what Serve must not act on by itself.
+"""Hides request headers from Ray Serve's proxy, and restores them in the gateway.
 
-Serve answers a deadline that passes with plain text, and at the moment at which the gateway would
-have answered; it stops looking whether the client is still there if a header says so; and header
-values that are no UTF-8 end in 500. `middlewares` runs in whatever process of Serve speaks HTTP
-(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `RestoreHeadersMiddleware` in the gateway. No rm_core here: a proxy
-needs no torch.
+Serve would act on these headers itself: it responds to a passed deadline with plain text, at the
+moment at which the gateway would respond; a header makes it stop detecting disconnected clients;
+and header values that are not UTF-8 end in a 500. `middlewares` runs in the process of Serve that
+handles HTTP (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `RestoreHeadersMiddleware` in the gateway.
+This module does not import rm_core: a proxy needs no torch.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ _STRIPPED_HEADERS = frozenset(
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve before it listens.
+    """Return the middleware of Serve's proxy; Serve calls this function before it listens.
 
-    Serve leaves uvicorn's choice of a protocol to uvicorn, and offers no option for it, so the
-    limits on connections become that choice: in this process only Serve uses uvicorn.
+    Serve has no option for uvicorn's HTTP protocol and uses uvicorn's default, so this function
+    replaces the default by `BoundedConnection`, which has the connection limits. In this process,
+    only Serve uses uvicorn.
     """
     HTTP_PROTOCOLS["auto"] = f"{BoundedConnection.__module__}:{BoundedConnection.__qualname__}"
     return [Middleware(StripHeadersMiddleware)]
 
 
 class StripHeadersMiddleware:
-    """Outside of Serve: the request's id made fit to be echoed, other headers out of its sight."""
+    """In the proxy: makes the request id safe to echo, and hides other headers from Serve."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `middlewares`."""
+        """Handle an ASGI connection."""
         if scope["type"] == "http":
-            sent = dict(scope["headers"]).get(_ID)
-            identifier = accept_request_id(sent.decode("latin-1") if sent else None)
+            header = dict(scope["headers"]).get(_ID)
+            identifier = accept_request_id(header.decode("latin-1") if header else None)
             headers = [
                 (_HIDDEN_DEADLINE if name == _DEADLINE else name, value)
                 for name, value in scope["headers"]
@@ -57,15 +58,15 @@ class StripHeadersMiddleware:
 
 
 class RestoreHeadersMiddleware:
-    """In the gateway: the headers again as the client sent them."""
+    """In the gateway: restores the deadline header under the name that the client sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the module."""
+        """Handle an ASGI connection."""
         if scope["type"] == "http":
-            # In place: what is noted in the scope further in has to be there further out.
+            # In place, not in a copy: outer layers read keys that inner layers set in the scope.
             scope["headers"] = [
                 (_DEADLINE if name == _HIDDEN_DEADLINE else name, value)
                 for name, value in scope["headers"]
@@ -74,11 +75,11 @@ class RestoreHeadersMiddleware:
 
 
 class InFlightMiddleware:
-    """In the gateway: knows when every answer is out of the application's hands.
+    """In the gateway: tracks whether any request is in flight.
 
     Args:
         app: the application.
-        idle: set while no request is being answered.
+        idle: event that is set while no request is in flight.
     """
 
     def __init__(self, app: ASGIApp, idle: asyncio.Event) -> None:
@@ -88,7 +89,7 @@ class InFlightMiddleware:
         idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count."""
+        """Handle an ASGI connection, counted while it is in flight."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""How a request is refused whose body was not read, or not to its end."""
+"""Sends an error response to a request whose body was not read, or only partly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve.api.error_responses import build_error_response
 from serve.api.middleware.body import has_body
 from serve.telemetry.context import current_request
 
-# How much of a body is still read, so that its sender gets to see the answer, and for how long.
+# The rest of the body is read up to these limits, so that its sender receives the response.
 _LINGER_BYTES = 256 * 2**20
 _LINGER_S = 5.0
 
@@ -28,16 +28,16 @@ async def send_rejection(
     close: bool,
     page: Response | None = None,
 ) -> None:
-    """Answer a request with an error.
+    """Send an error response.
 
     Args:
-        error: the answer.
-        scope: of the request.
-        receive: of the server; the rest of the body.
-        send: of the server.
-        close: whether the connection ends with the answer. If not, the server reads the rest of
-            the body, for the sake of the next request.
-        page: sent in place of the error's own body.
+        error: the error to send.
+        scope: scope of the request.
+        receive: `receive` of the server, for the rest of the body.
+        send: `send` of the server.
+        close: whether to close the connection after the response. If False, the server reads the
+            rest of the body, so that the connection can serve the next request.
+        page: response to send instead of the JSON body of the error.
     """
     current_request().code = error.code
     response = page or build_error_response(error, scope)
@@ -48,17 +48,19 @@ async def send_rejection(
     start = {"type": "http.response.start", "status": response.status_code}
     await send(start | {"headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    # The whole answer is out. If the connection were closed while the client still sends, it would
-    # be reset, and the answer lost on the way.
+    # The whole response is sent. Closing the connection while the client is still sending would
+    # reset it, and the client would lose the response.
     await _drop_rest(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def can_keep_alive(headers: Headers, max_bytes: int) -> bool:
-    """Whether what follows of a request is a body of a known, allowed length, or none."""
+    """Return whether the request has no body, or a body of a known length up to `max_bytes`."""
     length = headers.get("content-length", "0")
-    known = "transfer-encoding" not in headers and "expect" not in headers
-    return not has_body(headers) or (known and length.isdigit() and int(length[:18]) <= max_bytes)
+    is_known = "transfer-encoding" not in headers and "expect" not in headers
+    return not has_body(headers) or (
+        is_known and length.isdigit() and int(length[:18]) <= max_bytes
+    )
 
 
 async def _drop_rest(receive: Receive) -> None:
@@ -68,5 +70,5 @@ async def _drop_rest(receive: Receive) -> None:
             while num_bytes <= _LINGER_BYTES:
                 message = await receive()
                 num_bytes += len(message.get("body", b""))
-                if not message.get("more_body", False):  # so it is at a hang-up
+                if not message.get("more_body", False):  # also if the client disconnects
                     return

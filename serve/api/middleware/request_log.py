@@ -1,9 +1,9 @@
-"""The outermost layer of the application: one record, one line, one count of every request.
+"""The outermost middleware: creates the record of a request, then logs and counts the request.
 
-It makes the `RequestContext` that everything further in fills, takes or makes `X-Request-Id`, puts
-the times of the stages on the answer, and tells log, metrics and traces once the answer is complete
-or nobody waits for it any more. Nothing a caller chose is logged but an acceptable request id:
-paths appear as the template of their route.
+`RequestLogMiddleware` creates the `RequestContext` that the inner layers fill in, accepts or
+generates `X-Request-Id`, adds the durations of the stages to the response headers, and reports to
+log, metrics and traces once the response is complete or the client has disconnected. Of the data
+that a client sends, only a safe request id is logged: paths appear as the template of their route.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ logger = logging.getLogger(__name__)
 
 REQUEST_CONTEXT_KEY = "skyreward.record"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-"""A header of every answer: browsers shall not guess what it is."""
+"""Header of every response: browsers must not guess the content type."""
 
 CLIENT_CLOSED_REQUEST = 499
 UNMATCHED = "unmatched"
 
-# Lines of requests without a right key.
+# At most one line about requests with a missing or wrong key per interval.
 _AUTH_FAILURE_LOG_INTERVAL_S = 10.0
 
 _STATUS_ROUTES = {"/health", "/ready", "/metrics"}
-# What ends a task or the process, and is no failure.
+# Exceptions that end a task or the process, and are not failures.
 _EXIT_EXCEPTIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Tracer(Protocol):
-    """What the middleware asks of `serve.api.middleware.tracing`."""
+    """The interface that the middleware needs of `serve.api.middleware.tracing`."""
 
     def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Tell the collector of a request that is over."""
+        """Report a finished request to the collector."""
         ...
 
 
 class _AuthFailureThrottle:
-    """Which lines about keys that are missing or wrong are written: one in a while.
+    """Limits the log lines about missing or wrong keys to one per interval.
 
-    Anybody may cause any number of them. What was left out is counted in the next line.
+    Anyone can cause any number of such requests. The next line counts the suppressed lines.
     """
 
     def __init__(self) -> None:
@@ -58,25 +58,26 @@ class _AuthFailureThrottle:
         self._num_suppressed = 0
 
     def take_line_fields(self, now: float) -> dict[str, int] | None:
-        """What the line at a time has to add; None if it is left out."""
+        """Return the extra fields of a line at time `now`; None if the line is suppressed."""
         if now < self._next_at:
             self._num_suppressed += 1
             return None
         self._next_at = now + _AUTH_FAILURE_LOG_INTERVAL_S
-        left_out, self._num_suppressed = self._num_suppressed, 0
-        return {"left_out": left_out} if left_out else {}
+        num_suppressed, self._num_suppressed = self._num_suppressed, 0
+        return {"left_out": num_suppressed} if num_suppressed else {}
 
 
 class Exchange:
-    """One request and what became of it.
+    """One request and its outcome.
 
     Attributes:
-        record: what the layers further in know of it.
-        method: of HTTP; `OTHER` if it is none of the usual ones.
-        route: template of its route, or `unmatched`.
-        started_ns: when it came, in nanoseconds since the epoch.
-        status: what it was answered with; 499 if the client went away before, 500 after a bug.
-        total_s: seconds from its arrival to its end.
+        context: record that the inner layers fill in.
+        method: HTTP method; `OTHER` for an unusual method.
+        route: template of the route, or `unmatched`.
+        started_ns: time of arrival, in nanoseconds since the epoch.
+        status: status of the response; 499 if the client disconnected before the end of the
+            response, 500 after an unexpected exception.
+        total_s: seconds from the arrival of the request to its end.
     """
 
     def __init__(self, context: RequestContext, method: str, route: str) -> None:
@@ -92,36 +93,36 @@ class Exchange:
 
     @property
     def is_scoring_request(self) -> bool:
-        """Whether it asks for work on conversations."""
+        """Whether the request processes conversations."""
         return self.method == "POST" and self.route != UNMATCHED
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it came."""
+        """Seconds since the arrival of the request."""
         return time.perf_counter() - self._started
 
     def mark_client_disconnected(self) -> None:
-        """The server says that the client has gone."""
+        """Record that the server reported a disconnected client."""
         self._is_disconnected = True
 
     def before_send(self, message: Message) -> None:
-        """A part of the answer is about to be sent."""
+        """Record a message of the response that is about to be sent."""
         if message["type"] == "http.response.start":
             self._status_sent = message["status"]
-        # Asked before it is sent: right after it, servers say that the client has gone in any case.
+        # Checked before sending: after the last message, servers always report a disconnect.
         elif not message.get("more_body", False) and not self._is_disconnected:
             self._is_last_message = True
 
     def after_send(self) -> None:
-        """It has been sent."""
+        """Record that the message has been sent."""
         self._is_complete = self._is_last_message
 
     def finish(self, error: BaseException | None) -> None:
-        """It is over; `error` is what came out of the application."""
+        """Set status and duration; `error` is the exception that left the application, if any."""
         self.total_s = self.elapsed_s
         if self._is_complete and self._status_sent is not None:
             self.status = self._status_sent
-        # A server that cannot send raises OSError; one that saw the client go cancels.
+        # A server that cannot send raises OSError; a server that notices the disconnect cancels.
         elif not (
             error is None
             or isinstance(error, (*_EXIT_EXCEPTIONS, OSError))
@@ -134,14 +135,14 @@ class Exchange:
 
 
 class RequestLogMiddleware:
-    """Pure ASGI middleware; to be added last, so that it is outermost.
+    """Pure ASGI middleware, to be added last, so that it is the outermost one.
 
     Args:
-        app: what it goes around.
-        metrics: where requests are counted.
-        echo: whether to put `X-Request-Id` on answers.
-        templates: of all routes; a trailing `/*` stands for everything below.
-        tracer: None where no traces are wanted.
+        app: the application.
+        metrics: metrics that count requests.
+        echo_request_id: whether to add `X-Request-Id` to responses.
+        route_templates: templates of all routes; a trailing `/*` matches everything below.
+        tracer: receives finished requests; None disables tracing.
     """
 
     def __init__(
@@ -162,15 +163,15 @@ class RequestLogMiddleware:
         self._auth_failures = _AuthFailureThrottle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Handle an ASGI connection; log and count the request when it is finished."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = dict(scope["headers"]).get(b"x-request-id")
-        record = RequestContext(accept_request_id(sent.decode("latin-1") if sent else None))
-        exchange = Exchange(record, scope["method"], self._match_route(scope))
-        scope[REQUEST_CONTEXT_KEY] = record
-        token = bind_request(record)
+        header = dict(scope["headers"]).get(b"x-request-id")
+        context = RequestContext(accept_request_id(header.decode("latin-1") if header else None))
+        exchange = Exchange(context, scope["method"], self._match_route(scope))
+        scope[REQUEST_CONTEXT_KEY] = context
+        token = bind_request(context)
         if exchange.is_scoring_request:
             self._metrics.request_started()
         error: BaseException | None = None
@@ -182,8 +183,8 @@ class RequestLogMiddleware:
             error = raised
             if isinstance(raised, (Exception, *_EXIT_EXCEPTIONS)):
                 raise
-            # Such as a panic in Rust, to which nothing further out would have an answer.
-            raise RuntimeError(f"{type(raised).__name__} while answering a request") from raised
+            # For example a panic in Rust, which no outer layer handles.
+            raise RuntimeError(f"{type(raised).__name__} while handling a request") from raised
         finally:
             if exchange.is_scoring_request:
                 self._metrics.request_finished()
@@ -198,7 +199,7 @@ class RequestLogMiddleware:
         return next((f"{m}*" for m in self._mounts if path.startswith(m)), UNMATCHED)
 
     def _wrap_send(self, send: Send, exchange: Exchange) -> Send:
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), NOSNIFF]
                 if self._echo:
@@ -210,39 +211,40 @@ class RequestLogMiddleware:
             await send(message)
             exchange.after_send()
 
-        return answer
+        return send_with_headers
 
     def _report(self, exchange: Exchange, scope: Scope) -> None:
-        record = exchange.context
-        self._metrics.record_request(record, exchange.route, exchange.status, exchange.total_s)
-        quiet = exchange.route in _STATUS_ROUTES
-        level = logging.DEBUG if quiet else logging.INFO
-        left_out = (
+        context = exchange.context
+        self._metrics.record_request(context, exchange.route, exchange.status, exchange.total_s)
+        is_status_route = exchange.route in _STATUS_ROUTES
+        level = logging.DEBUG if is_status_route else logging.INFO
+        extra_fields = (
             self._auth_failures.take_line_fields(time.monotonic()) if exchange.status == 401 else {}
         )
-        if left_out is not None:
-            logger.log(level, "request", extra={"fields": _build_log_fields(exchange) | left_out})
-        if self._tracer is not None and not quiet:
+        if extra_fields is not None:
+            fields = _build_log_fields(exchange) | extra_fields
+            logger.log(level, "request", extra={"fields": fields})
+        if self._tracer is not None and not is_status_route:
             self._tracer.trace(exchange, scope["headers"])
 
 
 def _wrap_receive(receive: Receive, exchange: Exchange) -> Receive:
-    async def watched() -> Message:
+    async def receive_and_watch() -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
             exchange.mark_client_disconnected()
         return message
 
-    return watched
+    return receive_and_watch
 
 
 def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Whole milliseconds, under the names that text-embeddings-inference gave them."""
-    record = exchange.context
+    """Return headers with whole milliseconds, under the names of text-embeddings-inference."""
+    context = exchange.context
     stages = {
-        "x-tokenization-time": record.tokenize_s,
-        "x-queue-time": record.queue_duration_s,
-        "x-inference-time": record.inference_s,
+        "x-tokenization-time": context.tokenize_s,
+        "x-queue-time": context.queue_duration_s,
+        "x-inference-time": context.inference_s,
         "x-total-time": exchange.elapsed_s,
     }
     return [
@@ -251,26 +253,26 @@ def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:
 
 
 def _build_log_fields(exchange: Exchange) -> dict[str, Any]:
-    """What the line says; the id stands in every line of the log anyway."""
-    record = exchange.context
-    facts: dict[str, Any] = {
+    """Return the fields of the log line; the formatters add the request id to every line."""
+    context = exchange.context
+    fields: dict[str, Any] = {
         "method": exchange.method,
         "route": exchange.route,
         "status": exchange.status,
-        "code": record.code,
-        "client": record.client,
+        "code": context.code,
+        "client": context.client,
     }
-    if record.model is not None:
-        facts |= {
-            "model": record.model,
-            "conversations": record.num_conversations,
-            "errors": record.num_errors,
-            "tokens": record.num_tokens,
-            "computed": record.num_computed_tokens,
-            "cached": record.num_cached_tokens,
-            "tokenize_s": round(record.tokenize_s, 6),
-            "queue_duration_s": round(record.queue_duration_s, 6),
-            "inference_s": round(record.inference_s, 6),
+    if context.model is not None:
+        fields |= {
+            "model": context.model,
+            "conversations": context.num_conversations,
+            "errors": context.num_errors,
+            "tokens": context.num_tokens,
+            "computed": context.num_computed_tokens,
+            "cached": context.num_cached_tokens,
+            "tokenize_s": round(context.tokenize_s, 6),
+            "queue_duration_s": round(context.queue_duration_s, 6),
+            "inference_s": round(context.inference_s, 6),
         }
-    facts["total_s"] = round(exchange.total_s, 6)
-    return {name: fact for name, fact in facts.items() if fact is not None}
+    fields["total_s"] = round(exchange.total_s, 6)
+    return {name: value for name, value in fields.items() if value is not None}

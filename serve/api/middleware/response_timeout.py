@@ -1,8 +1,9 @@
-"""Answers that clients do not take: sent in parts, and the connection ended where none is taken.
+"""Send responses in chunks, and reset the connection of a client that does not read them.
 
-A server that is handed an answer keeps what the client does not read, for ever. `uvicorn` makes the
-next part wait while much of the last is left; meanwhile the system tells how much is taken. Ray
-Serve takes all parts at once; there HAProxy's own time limit counts.
+A server that is given a response buffers the unread rest without limit of time. uvicorn delays the
+next chunk while much of the last one is unread; meanwhile the operating system reports how many
+bytes the client has acknowledged. Ray Serve accepts all chunks at once; there, HAProxy's timeout
+applies.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MAX_WRITE_BYTES = 256 * 2**10
-# Else a client that takes one byte at a time would hold its answer for days.
+# Otherwise a client that reads one byte at a time would keep its response in memory for days.
 MIN_PROGRESS_BYTES = 64 * 2**10
-"""Fewer than these, taken in the time that a client has, are as good as none."""
+"""A client that reads fewer bytes than this within the timeout counts as stalled."""
 _TRANSPORT = "skyreward.transport"
 
 
 class TransportMiddleware:
-    """Outside of everything: notes in the scope what the connection is, where that can be known."""
+    """Outermost middleware: stores the connection's transport in the scope, if it is accessible."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        # ASGI has no way to end a connection on which something is left to be sent. uvicorn's
-        # `send` is a method of what has the transport.
+        """Handle an ASGI connection."""
+        # ASGI has no way to close a connection with unsent data. uvicorn's `send` is a method of
+        # the object that has the transport.
         scope[_TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
         await self._app(scope, receive, send)
 
@@ -42,17 +43,20 @@ class TransportMiddleware:
 def _reset(transport: Any) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None:
-        # Else the system goes on to offer the client what it has of the answer.
+        # Otherwise the operating system keeps sending the buffered rest of the response.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 class SlowReaderTimer:
-    """Resets a connection once its client took fewer than `MIN_PROGRESS_BYTES` in a period.
+    """Resets a connection whose client reads fewer than `MIN_PROGRESS_BYTES` in a period.
 
     Args:
-        transport: of the connection, which is given nothing more to send.
-        timeout_s: the period.
+        transport: transport of the connection; no more data may be written to it meanwhile.
+        timeout_s: the period, in seconds.
+
+    Attributes:
+        has_expired: whether the connection was reset.
     """
 
     def __init__(self, transport: Any, timeout_s: float) -> None:
@@ -62,7 +66,7 @@ class SlowReaderTimer:
         self._begin()
 
     def cancel(self) -> None:
-        """Leave the connection alone."""
+        """Stop the timer; the connection stays open."""
         self._timer.cancel()
 
     def _begin(self) -> None:
@@ -75,62 +79,63 @@ class SlowReaderTimer:
             < MIN_PROGRESS_BYTES
         ):
             self.has_expired = True
-            _reset(self._transport)  # and then the server's `send` returns
+            _reset(self._transport)  # the server's `send` returns then
         else:
             self._begin()
 
 
 def _count_unacknowledged_bytes(transport: Any) -> int:
-    """Bytes that the machine of the client has not acknowledged."""
-    held: int = transport.get_write_buffer_size()
+    """Return the number of bytes that the client's machine has not acknowledged."""
+    num_bytes: int = transport.get_write_buffer_size()
     connection = transport.get_extra_info("socket")
     if connection is None:
-        return held
-    # The system takes more only once a third of its own megabytes is gone: by itself, `held` stands
-    # still for minutes where a client reads slowly.
-    with contextlib.suppress(OSError, ValueError):  # it is closed, or the system does not tell
-        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
-        held += int.from_bytes(found, sys.byteorder)
-    return held
+        return num_bytes
+    # The operating system accepts more data only once a third of its buffer of megabytes is free:
+    # the write buffer alone does not change for minutes while a client reads slowly.
+    with contextlib.suppress(OSError, ValueError):  # the socket is closed, or TIOCOUTQ unsupported
+        output_queue = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        num_bytes += int.from_bytes(output_queue, sys.byteorder)
+    return num_bytes
 
 
 def enforce_send_timeout(scope: Scope, send: Send, timeout_s: float) -> Send:
-    """A `send` that gives a client up which takes nothing, or next to nothing, for a while.
+    """Return a `send` that resets the connection of a client that reads too little of a response.
 
     Args:
-        scope: of the request, noted by `TransportMiddleware`.
-        send: of the server.
-        timeout_s: seconds in which `MIN_PROGRESS_BYTES` have to be taken while the server waits for that.
+        scope: scope of the request, with the transport that `TransportMiddleware` stored.
+        send: `send` of the server.
+        timeout_s: seconds in which the client has to read `MIN_PROGRESS_BYTES` while the server
+            waits for the client.
     """
     transport = scope[_TRANSPORT]
-    if transport is None:  # whatever this is takes everything at once
+    if transport is None:  # a server without an accessible transport accepts everything at once
         return send
     is_given_up = False
 
-    async def one(message: Message) -> None:
+    async def send_message(message: Message) -> None:
         nonlocal is_given_up
         if is_given_up:
             return
-        if not transport.get_write_buffer_size():  # it will not wait
+        if not transport.get_write_buffer_size():  # `send` will not wait
             await send(message)
             return
-        patience = SlowReaderTimer(transport, timeout_s)
+        timer = SlowReaderTimer(transport, timeout_s)
         try:
             await send(message)
         finally:
-            patience.cancel()
-            is_given_up = patience.has_expired
+            timer.cancel()
+            is_given_up = timer.has_expired
 
-    async def deliver(message: Message) -> None:
+    async def send_in_chunks(message: Message) -> None:
         body = message.get("body", b"")
         if len(body) <= _MAX_WRITE_BYTES:
-            await one(message)
+            await send_message(message)
             return
         for start in range(0, len(body), _MAX_WRITE_BYTES):
-            part = body[start : start + _MAX_WRITE_BYTES]
-            await one({"type": "http.response.body", "body": part, "more_body": True})
-            await asyncio.sleep(0)  # to hear whether the connection is still there
-        # Waits until nearly all is taken.
-        await one({**message, "body": b""})
+            chunk = body[start : start + _MAX_WRITE_BYTES]
+            await send_message({"type": "http.response.body", "body": chunk, "more_body": True})
+            await asyncio.sleep(0)  # lets the event loop notice a closed connection
+        # Waits until the client has read nearly all of the response.
+        await send_message({**message, "body": b""})
 
-    return deliver
+    return send_in_chunks

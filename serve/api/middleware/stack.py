@@ -1,7 +1,7 @@
-"""What stands around the application: hosts, keys, sizes, numbers in flight, deadlines, hang-ups.
+"""The middleware stack: hosts, API keys, sizes, concurrency, deadlines, disconnected clients.
 
-Pure ASGI, the same with Ray and without. A request is refused as early as what is known of it
-allows: by its headers before its body is read, and before any of it is parsed.
+Pure ASGI, used both on Ray Serve and in single-process mode. A request is rejected as early as
+possible: by its headers before its body is read, and before any of the body is parsed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from serve.errors import AuthenticationError, BodyTimeoutError, MisdirectedReque
 from serve.telemetry.context import ANONYMOUS, current_request
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""Read by load balancers and Prometheus, which have no key."""
+"""Paths that need no API key: load balancers and Prometheus, which read them, have none."""
 
 _CLIENT = "skyreward.client"
 
@@ -42,14 +42,18 @@ _CLIENT = "skyreward.client"
 def install(
     app: FastAPI, settings: Settings, check_capacity: Callable[[], None] = lambda: None
 ) -> Admission:
-    """Put the guard around an application; what is added later stands outside of it.
+    """Add the middleware to an application; middleware added later is outside of the stack.
 
-    Limits and keys are looked up for each request, in `app.state.settings` and `app.state.keys`.
+    The middleware reads limits and keys for each request, from `app.state.settings` and
+    `app.state.keys`.
 
     Args:
         app: the application.
-        settings: at the start.
-        check_capacity: raises `OverloadedError` while no post at all can be taken.
+        settings: settings at the start.
+        check_capacity: raises `OverloadedError` while no scoring request can be accepted.
+
+    Returns:
+        The admission control of the application.
     """
     admission = Admission(lambda: app.state.settings)
     app.add_middleware(RequestLimitsMiddleware, admission=admission, check_capacity=check_capacity)
@@ -69,13 +73,14 @@ def install(
 
 
 class HostAndTimeoutMiddleware:
-    """Answers what is for this host, as long as the client takes the answer."""
+    """Checks the Host header, resets connections of stalled readers, and rejects websockets."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks it
+        """Handle an ASGI connection, unless it is a websocket or for another host."""
+        if scope["type"] == "websocket":  # no route supports websockets
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -93,12 +98,13 @@ class HostAndTimeoutMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Lets nobody in without a key, if there are keys; a person is asked for it by a page."""
+    """Requires an API key when keys are configured; browsers get a login page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection, unless its API key is missing or wrong."""
         if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
             try:
                 scope[_CLIENT] = current_request().client = _authenticate(
@@ -114,7 +120,7 @@ class ApiKeyMiddleware:
 
 
 class RequestLimitsMiddleware:
-    """Bounds what a post may cost, and for how long."""
+    """Applies admission control, body limits and the deadline to requests with method POST."""
 
     def __init__(
         self, app: ASGIApp, admission: Admission, check_capacity: Callable[[], None]
@@ -124,13 +130,14 @@ class RequestLimitsMiddleware:
         self._check_capacity = check_capacity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection, within the limits if its method is POST."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers, settings = Headers(scope=scope), scope["app"].state.settings
         client = scope.get(_CLIENT, ANONYMOUS)
         is_read = False
-        with self._admission.create_slot(client) as ticket:
+        with self._admission.create_slot(client) as slot:
             try:
                 deadline = Deadline.from_header(
                     headers.get(TIMEOUT_HEADER),
@@ -138,23 +145,25 @@ class RequestLimitsMiddleware:
                     settings.max_request_timeout_s,
                 )
                 check_headers(headers, settings.max_body_bytes)
-                ticket.start_receiving()
-                # Overload is worst where refusing costs as much as reading what is refused.
+                slot.start_receiving()
+                # Before reading the body: under overload, rejecting a request must be cheap.
                 self._check_capacity()
-                body = await read_body(receive, ticket.add_body_bytes, settings, deadline)
+                body = await read_body(receive, slot.add_body_bytes, settings, deadline)
                 is_read = True
-                ticket.start_running()  # only now: a slow body must not keep others out
+                slot.start_running()  # only now: a slow body must not use the slot of a request
                 streams = (receive, send)
                 await run_with_deadline(
-                    self._app, scope, body, streams, deadline, ticket.add_response_bytes
+                    self._app, scope, body, streams, deadline, slot.add_response_bytes
                 )
             except ClientDisconnectedError:
                 current_request().code = "client_gone"
             except RewardError as error:
-                ticket.release()
-                stuck = isinstance(error, BodyTimeoutError)
-                ends = is_read or (not stuck and can_keep_alive(headers, settings.max_body_bytes))
-                await send_rejection(error, scope, receive, send, close=not ends)
+                slot.release()
+                is_stalled = isinstance(error, BodyTimeoutError)
+                keep_alive = is_read or (
+                    not is_stalled and can_keep_alive(headers, settings.max_body_bytes)
+                )
+                await send_rejection(error, scope, receive, send, close=not keep_alive)
 
 
 def _is_open(scope: Scope) -> bool:
@@ -163,25 +172,28 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _asks_for_page(scope: Scope) -> bool:
-    """Whether a browser opens the playground, or its door asks for it."""
+    """Return whether a browser, or the login page, requests the playground."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     wants_html = "text/html" in Headers(scope=scope).get("accept", "")
     return path == "/" and scope["method"] == "GET" and wants_html
 
 
 def _build_login_response(error: RewardError, scope: Scope) -> Response:
-    refused = build_error_response(error, scope)
-    headers = {"WWW-Authenticate": refused.headers["WWW-Authenticate"], **build_page_headers()}
-    return Response(build_login_page(), refused.status_code, headers)
+    json_response = build_error_response(error, scope)
+    headers = {
+        "WWW-Authenticate": json_response.headers["WWW-Authenticate"],
+        **build_page_headers(),
+    }
+    return Response(build_login_page(), json_response.status_code, headers)
 
 
 def _authenticate(scope: Scope, keys: KeyRing) -> str:
-    sent = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not sent:
-        raise AuthenticationError("there is no API key; send Authorization: Bearer KEY")
-    scheme, _, key = sent[0].partition(b" ")
-    if len(sent) > 1 or scheme.lower() != b"bearer":
-        raise AuthenticationError("the API key must come as: Authorization: Bearer KEY")
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not values:
+        raise AuthenticationError("the API key is missing; send Authorization: Bearer KEY")
+    scheme, _, key = values[0].partition(b" ")
+    if len(values) > 1 or scheme.lower() != b"bearer":
+        raise AuthenticationError("send the API key as one header Authorization: Bearer KEY")
     name = keys.find_name(key.strip())
     if name is None:
         raise AuthenticationError("the API key is wrong; ask the operator for one")

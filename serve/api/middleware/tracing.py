@@ -1,7 +1,8 @@
-"""OpenTelemetry traces, sent to a collector: a span for each request, and three inside it.
+"""OpenTelemetry traces, sent to a collector: a span for each request, with three child spans.
 
-Imported only where a collector is set. The spans are made when a request is over, from the times
-that its record holds; nothing is done while it runs. Sending is a background thread's business.
+Imported only if a collector is configured. The spans are created when a request is finished, from
+the durations in its record; tracing costs nothing while the request runs. A background thread sends
+the spans.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from serve.api.middleware.request_log import Exchange
 from serve.telemetry.context import RequestContext
 
 _PATH = "/v1/traces"
-# A collector that does not answer must not hold up the end of the service.
+# A collector that does not respond must not delay the shutdown of the service.
 _TIMEOUT_S = 5
 _NS = 1_000_000_000
 
@@ -31,14 +32,14 @@ class OtlpTracer:
     """Sends finished requests to a collector over OTLP/HTTP.
 
     Args:
-        endpoint: of the collector, such as `http://127.0.0.1:4318`; `/v1/traces` is added to one
-            without a path.
+        endpoint: URL of the collector, such as `http://127.0.0.1:4318`; `/v1/traces` is appended
+            to a URL without a path.
     """
 
     def __init__(self, endpoint: str) -> None:
         if urlsplit(endpoint).path in ("", "/"):
             endpoint = endpoint.rstrip("/") + _PATH
-        # Not the global provider, which belongs to whoever runs this process: Ray, for one.
+        # Not the global provider, which belongs to the host process, for example Ray.
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": "skyreward", "service.version": __version__}),
             shutdown_on_exit=False,
@@ -50,8 +51,8 @@ class OtlpTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Make the spans of a request that is over; the caller's `traceparent` is their parent."""
-        carrier = {
+        """Create the spans of a finished request, as children of the client's `traceparent`."""
+        trace_headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in headers
             if name in (b"traceparent", b"tracestate")
@@ -59,52 +60,52 @@ class OtlpTracer:
         ended_ns = exchange.started_ns + int(exchange.total_s * _NS)
         span = self._tracer.start_span(
             f"{exchange.method} {exchange.route}",
-            context=self._propagator.extract(carrier),
+            context=self._propagator.extract(trace_headers),
             kind=SpanKind.SERVER,
             attributes=_attributes(exchange),
             start_time=exchange.started_ns,
         )
         if exchange.status >= 500:
             span.set_status(StatusCode.ERROR)
-        inside = set_span_in_context(span)
+        parent = set_span_in_context(span)
         for name, start_ns, end_ns in _stages(exchange.context, exchange.started_ns, ended_ns):
-            self._tracer.start_span(name, context=inside, start_time=start_ns).end(end_ns)
+            self._tracer.start_span(name, context=parent, start_time=start_ns).end(end_ns)
         span.end(ended_ns)
 
     def close(self) -> None:
-        """Send what is left; waits for the collector, but not for long."""
+        """Send the remaining spans; wait for the collector at most a few seconds."""
         self._provider.shutdown()
 
 
 def _attributes(exchange: Exchange) -> dict[str, AttributeValue]:
-    record = exchange.context
+    context = exchange.context
     attributes: dict[str, AttributeValue] = {
         "http.request.method": exchange.method,
         "http.route": exchange.route,
         "http.response.status_code": exchange.status,
-        "skyreward.request_id": record.id,
-        "skyreward.client": record.client,
+        "skyreward.request_id": context.id,
+        "skyreward.client": context.client,
     }
-    if record.code is not None:
-        attributes["error.type"] = record.code
-    if record.model is not None:
+    if context.code is not None:
+        attributes["error.type"] = context.code
+    if context.model is not None:
         attributes |= {
-            "skyreward.model": record.model,
-            "skyreward.conversations": record.num_conversations,
-            "skyreward.errors": record.num_errors,
-            "skyreward.tokens": record.num_tokens,
-            "skyreward.computed_tokens": record.num_computed_tokens,
-            "skyreward.cached_tokens": record.num_cached_tokens,
+            "skyreward.model": context.model,
+            "skyreward.conversations": context.num_conversations,
+            "skyreward.errors": context.num_errors,
+            "skyreward.tokens": context.num_tokens,
+            "skyreward.computed_tokens": context.num_computed_tokens,
+            "skyreward.cached_tokens": context.num_cached_tokens,
         }
     return attributes
 
 
 def _stages(context: RequestContext, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, int]]:
-    """Name, start and end of each stage that took any time.
+    """Yield name, start and end of each stage that took any time.
 
-    The record knows how long they took and not when. They are laid out one after the other so that
-    the last ends with the request: what comes before them, the arrival of the body, can take long;
-    what comes after, writing the answer, does not.
+    The record holds the durations of the stages, not their start times. The stages are placed one
+    after the other so that the last one ends with the request: receiving the body, before them, can
+    take long; writing the response, after them, does not.
     """
     stages = {
         "tokenize": context.tokenize_s,
@@ -114,7 +115,8 @@ def _stages(context: RequestContext, start_ns: int, end_ns: int) -> Iterator[tup
     at_ns = max(start_ns, end_ns - int(sum(stages.values()) * _NS))
     for name, seconds in stages.items():
         if seconds > 0:
-            # A request in many batches at once may have had more of the device than time passed.
+            # The batches of one request can run in parallel on several devices: their seconds may
+            # exceed the duration of the request.
             until_ns = min(end_ns, at_ns + int(seconds * _NS))
             yield name, at_ns, until_ns
             at_ns = until_ns

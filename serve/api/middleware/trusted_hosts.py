@@ -1,8 +1,8 @@
-"""The names by which a service may be asked for.
+"""Host names that requests may use for the service.
 
-A web page may have its own name resolved to 127.0.0.1 (DNS rebinding), and then its scripts may
-read what a service on the visitor's machine answers. What such a page cannot choose is the header
-Host, which has its name.
+A web page can make its own host name resolve to 127.0.0.1 (DNS rebinding); its scripts can then
+read the responses of a service on the visitor's machine. Such a page cannot choose the header Host,
+which contains the page's host name.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 def check_host(
     headers: Iterable[tuple[bytes, bytes]], settings: Settings, *, with_keys: bool
 ) -> None:
-    """Refuse a request for a host that is not this one.
+    """Reject a request whose Host header names another host.
 
     Args:
-        headers: of the request. One without Host is let through: no browser sends it.
-        settings: `host` and `allowed_hosts`.
-        with_keys: whether requests must bring a key, which no page of others has.
+        headers: headers of the request. Without Host, the request is allowed: no browser sends it.
+        settings: settings `host` and `allowed_hosts`.
+        with_keys: whether the service requires an API key, which a foreign web page does not have.
 
     Raises:
-        MisdirectedRequestError: the host is another.
+        MisdirectedRequestError: the host is not allowed.
     """
     allowed = _get_allowed_hosts(settings.host, settings.allowed_hosts, with_keys)
     if allowed is None:
@@ -37,14 +37,14 @@ def check_host(
     for name, value in headers:
         if name == b"host" and _strip_port(value.decode("latin-1")) not in allowed:
             raise MisdirectedRequestError(
-                f"the request is for the host {truncate_for_message(value.decode('latin-1'))!r}, and this "
-                f"service is asked for as {', '.join(sorted(allowed))}; use one of these, or add "
-                "yours to the service's setting `allowed_hosts`"
+                f"the request is for the host {truncate_for_message(value.decode('latin-1'))!r}, "
+                f"and this service accepts requests for {', '.join(sorted(allowed))}; use one of "
+                "these, or add your host to the service's setting `allowed_hosts`"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is of this machine alone; names are not looked up."""
+    """Return whether an address to listen on is a loopback address; names are not resolved."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 @functools.lru_cache
 def _get_allowed_hosts(host: str, more: tuple[str, ...], with_keys: bool) -> frozenset[str] | None:
-    """None where every host is."""
+    """Return the allowed host names; None if every host is allowed."""
     if "*" in more or (not more and (with_keys or not is_loopback(host))):
         return None
     own = f"[{host}]" if ":" in host else host
@@ -66,5 +66,5 @@ def _strip_port(header: str) -> str:
 
 
 def _normalize_name(name: str) -> str:
-    # With the dot at its end a name is complete, and the same.
+    # A trailing dot marks a fully qualified name, which is the same host.
     return name.lower().removesuffix(".")
