@@ -1,1 +1,1 @@
-"""The HTTP API: the FastAPI application, its middleware, its routes."""
+"""The HTTP API: the FastAPI application, its middleware and its routes."""

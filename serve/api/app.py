@@ -1,4 +1,4 @@
-"""The FastAPI application around a `ScoringService`. The same with Ray and without."""
+"""The FastAPI application around a `ScoringService`, used both on Ray Serve and in one process."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ from serve.api.error_responses import (
 from serve.api.middleware import stack
 from serve.api.middleware.api_keys import KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY, RequestLogMiddleware
-from serve.api.routes import docs, playground, scoring, status
-from serve.api.routes import metrics as figures
+from serve.api.routes import docs, metrics, playground, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -57,7 +56,7 @@ _ROUTERS = (
     scoring.router,
     shared_paths.native_router,
     status.router,
-    figures.router,
+    metrics.router,
     shared_paths.router,
     shared_paths.rerank_router,
     vllm.router,
@@ -75,9 +74,9 @@ _MAX_FIELD_ERRORS = 5
 
 DESCRIPTION = """Scores conversations with Skywork-Reward models.
 
-Rewards are raw float32 logits, never squashed. A conversation that cannot be scored gets an
-`error` in its own place and the others are scored; only a malformed body is answered with 4xx.
-Nothing is cut unless `truncation` asks for it, and then the result says so."""
+Rewards are raw float32 logits, without a sigmoid. A conversation that cannot be scored gets an
+`error` in its result, and the other conversations are scored; only a malformed body gets a 4xx.
+Conversations are truncated only if `truncation` allows it, and the result reports it."""
 
 
 def create_app(
@@ -86,25 +85,26 @@ def create_app(
     keys: KeyRing | None = None,
     *,
     echo_request_id: bool = True,
-    gather: figures.GatherSnapshots | None = None,
+    gather: metrics.GatherSnapshots | None = None,
 ) -> FastAPI:
-    """The HTTP application.
+    """Create the FastAPI application.
 
     Args:
-        service: what scores; its models are watched while the application runs.
-        settings: shown by `/info`.
-        keys: one of which every request must bring; default: those of the settings.
-        echo_request_id: False where the server in front echoes `X-Request-Id` itself, as Ray
-            Serve's proxy does.
-        gather: asks all gateways for their figures, where there are several.
+        service: scores the conversations; its models are watched while the application runs.
+        settings: settings of the service; `/info` shows them.
+        keys: API keys, one of which every request must send; default: the keys of the settings.
+        echo_request_id: False if the server in front echoes `X-Request-Id` itself, as Ray Serve's
+            proxy does.
+        gather: collects the metrics of all gateways; None if there is only this process.
 
     Raises:
         ModelLoadError: the keys of the settings cannot be read or used.
     """
     keys = KeyRing.from_settings(settings) if keys is None else keys
-    tracer = _tracer(settings.otlp_endpoint)
+    tracer = _create_tracer(settings.otlp_endpoint)
 
-    # It has the scripts of `serve.api.routes.docs`; FastAPI's own come from another host.
+    # FastAPIOffline serves the scripts of the documentation pages; FastAPI's pages load the scripts
+    # from another host.
     app = FastAPIOffline(
         docs_url=None,
         redoc_url=None,
@@ -113,7 +113,7 @@ def create_app(
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=functools.partial(_lifespan, service, tracer),
-        # FastAPI's own would join a global provider, and sends what callers posted along.
+        # FastAPI's telemetry would join a global provider, and sends request bodies along.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
@@ -127,7 +127,7 @@ def create_app(
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     stack.install(app, settings, service.check_any_capacity)
-    # The last one is outermost: whatever another one refuses must be seen as well.
+    # The middleware added last is outermost: it must also see what other middleware rejects.
     app.add_middleware(
         RequestLogMiddleware,
         metrics=service.metrics,
@@ -152,17 +152,17 @@ async def _lifespan(
         await asyncio.to_thread(tracer.close)
 
 
-def _tracer(endpoint: str | None) -> OtlpTracer | None:
+def _create_tracer(endpoint: str | None) -> OtlpTracer | None:
     if endpoint is None:
         return None
-    # Here, so that the exporter is not even imported where nobody wants it.
+    # Imported here, so that the exporter is loaded only if tracing is enabled.
     from serve.api.middleware.tracing import OtlpTracer
 
     return OtlpTracer(endpoint)
 
 
 def _collect_route_templates(app: FastAPI) -> set[str]:
-    """Of every route; those below a mount are told by `/*`."""
+    """Return the template of every route; a mount is represented by `/*`."""
     routes = [*app.routes, *(route for router in _ROUTERS for route in router.routes)]
     return {
         f"{route.path}/*" if isinstance(route, Mount) else route.path
@@ -179,15 +179,15 @@ async def _on_reward_error(request: Request, error: Exception) -> Response:
 
 async def _on_malformed_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    findings = [_describe_field_error(item) for item in found[:_MAX_FIELD_ERRORS]]
-    message = "; ".join(f"{place}: {text}" if place else text for place, text in findings)
-    if len(found) > _MAX_FIELD_ERRORS:
-        message += f"; and {len(found) - _MAX_FIELD_ERRORS} more like these"
-    problem = BadRequestError(f"{message}. The body's shape is documented at /docs")
-    current_request().code = problem.code
+    errors = error.errors()
+    field_errors = [_describe_field_error(item) for item in errors[:_MAX_FIELD_ERRORS]]
+    message = "; ".join(f"{path}: {text}" if path else text for path, text in field_errors)
+    if len(errors) > _MAX_FIELD_ERRORS:
+        message += f"; and {len(errors) - _MAX_FIELD_ERRORS} more errors"
+    bad_request = BadRequestError(f"{message}. The body's schema is documented at /docs")
+    current_request().code = bad_request.code
     return build_response_from_details(
-        build_error_details(problem, findings[0][0] or None, findings), request.scope
+        build_error_details(bad_request, field_errors[0][0] or None, field_errors), request.scope
     )
 
 
@@ -197,24 +197,24 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         message += ". The routes are listed at /docs"
     code = current_request().code = f"http_{error.status_code}"
-    failure = ErrorDetails(error.status_code, "invalid_request_error", code, message)
-    response = build_response_from_details(failure, request.scope)
+    details = ErrorDetails(error.status_code, "invalid_request_error", code, message)
+    response = build_response_from_details(details, request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
-    # The border of the web layer. Starlette logs the traceback when it raises this again, and
-    # calls this outside of every middleware: the id has to be put on by hand.
-    record = request.scope[REQUEST_CONTEXT_KEY]
-    token = bind_request(record)
-    logger.error("a request failed: %s", type(error).__name__)
+    # The boundary of the web layer. Starlette re-raises the error, which logs the traceback, and
+    # calls this handler outside of all middleware: the request id has to be added here.
+    context = request.scope[REQUEST_CONTEXT_KEY]
+    token = bind_request(context)
+    logger.error("request failed: %s", type(error).__name__)
     unbind_request(token)
-    problem = RewardError("the service failed on this request; its log has the details")
-    response = build_error_response(problem, request.scope)
+    server_error = RewardError("the service failed on this request; its log has the details")
+    response = build_error_response(server_error, request.scope)
     response.headers[NOSNIFF[0].decode()] = NOSNIFF[1].decode()
     if request.app.state.echo_request_id:
-        response.headers["X-Request-Id"] = record.id
+        response.headers["X-Request-Id"] = context.id
     return response
 
 
@@ -227,11 +227,11 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Res
 
 
 def _describe_field_error(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Where in the body, and what is wrong there."""
-    parts = [str(part) for part in item["loc"][1:]]
-    place = truncate_for_message(
-        ".".join(part for part in parts if not part.startswith(FORM_TAG_PREFIX))
+    """Return the path of a wrong field in the body, and what is wrong with it."""
+    names = [str(name) for name in item["loc"][1:]]
+    path = truncate_for_message(
+        ".".join(name for name in names if not name.startswith(FORM_TAG_PREFIX))
     )
     if item["type"] == "extra_forbidden":
-        return place, "there is no such field"
-    return place, str(item["msg"]).removeprefix("Value error, ")
+        return path, "unknown field"
+    return path, str(item["msg"]).removeprefix("Value error, ")

@@ -1,6 +1,7 @@
-"""What every route gets from the application it belongs to.
+"""Dependencies of the routes, from the state of their application.
 
-Coroutines, though they wait for nothing: FastAPI would call functions on a thread, at 0.7 ms each.
+They are coroutines, although they await nothing: FastAPI calls plain functions on a thread, at
+0.7 ms each.
 """
 
 from __future__ import annotations

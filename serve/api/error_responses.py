@@ -1,4 +1,4 @@
-"""Error class -> HTTP status and wire body: one table, also for the OpenAPI document."""
+"""Maps error classes to HTTP status and body, in one table, also for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from serve.errors import (
 )
 
 RETRY_AFTER_S = 5
-# A caller's own input is quoted in errors, and it may have the length of a body.
+# Errors quote the client's input, which may be as long as a whole body.
 MAX_MESSAGE_LENGTH = 2_000
 MAX_QUOTED_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """How errors of one class look on the wire."""
+    """Status, type and description of the errors of one class."""
 
     status: int
     type: str
@@ -41,12 +41,14 @@ class ErrorSpec:
 
 # The most specific class of an error decides.
 ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
-    AuthenticationError: ErrorSpec(401, "authentication_error", "no API key, or a wrong one"),
+    AuthenticationError: ErrorSpec(401, "authentication_error", "the API key is missing or wrong"),
     BodyTooLargeError: ErrorSpec(413, "invalid_request_error", "the body is too large; split it"),
     RequestTooLargeError: ErrorSpec(
         413, "invalid_request_error", "the request is too large; split it"
     ),
-    UnsupportedMediaTypeError: ErrorSpec(415, "invalid_request_error", "the body is no plain JSON"),
+    UnsupportedMediaTypeError: ErrorSpec(
+        415, "invalid_request_error", "the body is not plain JSON"
+    ),
     MisdirectedRequestError: ErrorSpec(
         421, "invalid_request_error", "the header Host names a host that is not this service's"
     ),
@@ -54,9 +56,9 @@ ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
         408, "timeout_error", "the deadline passed, or the body did not arrive in time"
     ),
     TooManyRequestsError: ErrorSpec(
-        429, "rate_limit_error", "too many requests of this caller at the same time; wait"
+        429, "rate_limit_error", "too many concurrent requests of this client; wait"
     ),
-    UnknownModelError: ErrorSpec(404, "not_found_error", "the model is not served here"),
+    UnknownModelError: ErrorSpec(404, "not_found_error", "the model is not served"),
     InputError: ErrorSpec(400, "invalid_request_error", "the body is malformed"),
     OverloadedError: ErrorSpec(503, "overloaded_error", "try again after `Retry-After` seconds"),
     ModelError: ErrorSpec(500, "server_error", "the model failed; the service's log has details"),
@@ -65,22 +67,22 @@ ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
 
 
 def error_spec_for(error: RewardError) -> ErrorSpec:
-    """The row of the table for an error."""
+    """Return the status, type and description for an error."""
     return next(ERROR_SPECS[cls] for cls in type(error).__mro__ if cls in ERROR_SPECS)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """A request that failed as a whole, before its answer gets the shape that its client knows.
+    """The failure of a whole request, before it is formatted for the client's wire format.
 
     Attributes:
-        status: of the native answer.
-        type: of the native answer.
-        code: stable snake_case word.
-        message: for a person.
-        param: the field that is wrong, where one is.
-        findings: of a malformed body: the place of each field that is wrong, and what is.
-        error: what was raised, where it was one of ours.
+        status: status of the native response.
+        type: error type of the native response.
+        code: stable snake_case error code.
+        message: message for a person.
+        param: name of the wrong field, if any.
+        field_errors: path and message of each wrong field of a malformed body.
+        error: the raised error; None for an error of the web framework.
     """
 
     status: int
@@ -93,20 +95,20 @@ class ErrorDetails:
 
 
 ErrorFormat: TypeAlias = Callable[[ErrorDetails], tuple[int, Any]]
-"""Status and body of a failure, as the clients of a wire format know them."""
+"""Returns status and body of a failure, in a wire format."""
 
 ERROR_FORMAT_KEY = "skyreward.error_format"
-"""Of a request's scope: the shape of its errors, where its path alone does not tell."""
+"""Key in a request's scope: the format of its errors, if the path alone does not determine it."""
 
 
-def format_native_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """The shape of our own errors."""
-    body = build_error_object(failure.message, failure.type, failure.code, failure.param)
-    return failure.status, body
+def format_native_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return status and body of a failure, in the native format."""
+    body = build_error_object(details.message, details.type, details.code, details.param)
+    return details.status, body
 
 
 def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
-    """The shape of a request's errors, known before its body is."""
+    """Return the format of a request's errors, which is known before the body is read."""
     if ERROR_FORMAT_KEY in scope:
         error_format: ErrorFormat = scope[ERROR_FORMAT_KEY]
         return error_format
@@ -120,18 +122,20 @@ def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
 def build_error_details(
     error: RewardError, param: str | None = None, field_errors: Sequence[tuple[str, str]] = ()
 ) -> ErrorDetails:
-    """What an error means for the whole request."""
-    row = error_spec_for(error)
-    return ErrorDetails(row.status, row.type, error.code, error.detail, param, field_errors, error)
+    """Return the details of an error that fails a whole request."""
+    spec = error_spec_for(error)
+    return ErrorDetails(
+        spec.status, spec.type, error.code, error.detail, param, field_errors, error
+    )
 
 
 def build_error_response(error: RewardError, scope: Mapping[str, Any]) -> JSONResponse:
-    """The answer to a request that failed as a whole."""
+    """Return the response for a request that failed as a whole, in the request's error format."""
     return build_response_from_details(build_error_details(error), scope)
 
 
 def build_response_from_details(details: ErrorDetails, scope: Mapping[str, Any]) -> JSONResponse:
-    """The same, for what is not only an error of ours."""
+    """Return the response for a failure, in the request's error format."""
     status, body = error_format_for(scope)(details)
     headers = {}
     if status in (429, 503):
@@ -143,7 +147,12 @@ def build_response_from_details(details: ErrorDetails, scope: Mapping[str, Any])
 
 
 def build_exception(error: ScoreError, where: str = "") -> RewardError:
-    """The error to raise where one conversation fails the whole request, as some formats want."""
+    """Return the exception for a conversation whose error fails the whole request.
+
+    Args:
+        error: error of the conversation.
+        where: position of the conversation in the request, put before the message.
+    """
     cls = _classes_by_code().get(error.code, ScoringError)
     return cls(f"{where}: {error.message}" if where else error.message)
 
@@ -152,45 +161,51 @@ def build_exception(error: ScoreError, where: str = "") -> RewardError:
 def _classes_by_code() -> dict[str, type[RewardError]]:
     def walk(cls: type[RewardError]) -> Iterator[type[RewardError]]:
         yield cls
-        for sub in cls.__subclasses__():
-            yield from walk(sub)
+        for subclass in cls.__subclasses__():
+            yield from walk(subclass)
 
-    # The most general one of a code, and nothing that means something else to a client.
+    # The most general class of each code. Only InputError and ModelError: other classes, such as
+    # OverloadedError, mean something else to a client.
     return {cls.code: cls for cls in reversed([*walk(InputError), *walk(ModelError)])}
 
 
 def build_error_body(error: RewardError, param: str | None = None) -> dict[str, Any]:
-    """The JSON body of a failed request."""
+    """Return the JSON body of a failed request, in the native format."""
     return build_error_object(error.detail, error_spec_for(error).type, error.code, param)
 
 
 def build_error_object(
     message: str, kind: str, code: str, param: str | None = None
 ) -> dict[str, Any]:
-    """A body of the shape that every 4xx and 5xx has."""
+    """Return a native error body from its fields, with long texts truncated."""
     param = None if param is None else truncate_for_message(param)
     message = truncate_for_message(message, MAX_MESSAGE_LENGTH)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
-    """What a caller sent, fit to be sent back: not too long, and valid Unicode."""
+    """Make the client's input safe to quote in an error: not too long, and valid Unicode."""
     if len(text) > limit:
         text = f"{text[:limit]}... ({len(text)} characters)"
     return text.encode(errors="backslashreplace").decode()
 
 
 def build_compat_error_docs() -> dict[int | str, dict[str, Any]]:
-    """Those of a route whose errors have the shape of another service's."""
-    meanings = {p.status: p.description for p in reversed(ERROR_SPECS.values())}
-    meanings |= {422: "as 400, for clients that know this one", 424: "as 500, likewise"}
-    return {status: {"description": meaning} for status, meaning in sorted(meanings.items())}
+    """Return the OpenAPI documentation of the errors of another service's wire format."""
+    descriptions = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}
+    descriptions |= {
+        422: "same as 400, for clients that expect 422",
+        424: "same as 500, for clients that expect 424",
+    }
+    return {
+        status: {"description": description} for status, description in sorted(descriptions.items())
+    }
 
 
 def build_error_docs() -> dict[int | str, dict[str, Any]]:
-    """The error answers of a scoring route, for the OpenAPI document."""
-    found = {p.status: p.description for p in reversed(ERROR_SPECS.values())}
+    """Return the OpenAPI documentation of the errors of a native scoring route."""
+    descriptions = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}
     return {
-        status: {"model": ErrorResponse, "description": meaning}
-        for status, meaning in sorted(found.items())
+        status: {"model": ErrorResponse, "description": description}
+        for status, description in sorted(descriptions.items())
     }

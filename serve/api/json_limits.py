@@ -1,7 +1,8 @@
-"""How many values a body may hold, counted before it is parsed.
+"""Limits the number of JSON values in a body, counted before the body is parsed.
 
-A few bytes can be a value of fifty: parsing 32 MB of empty lists takes 900 MB, and holds up every
-other request for seconds. Numbers are not counted: token ids are sent by the million.
+A few bytes of JSON can become a value of fifty bytes: parsing 32 MB of empty lists takes 900 MB,
+and blocks every other request for seconds. Numbers are not counted: clients send token ids by the
+million.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from serve.api.error_responses import truncate_for_message
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 
-# Generous: a message is one object of four strings, and content in parts makes three of it.
+# Generous: a message is one object with four strings, or three objects if its content has parts.
 _PER_CONVERSATION = 20
 _PER_MESSAGE = 100
 _STRINGS_EACH = 4
 _NAMES_EACH = 20
 _SPARE_NAMES = 10_000
 
-# Every wire format has fewer than thirty; clients may send some that are ignored.
+# Every wire format has fewer than thirty fields; clients may send more, which are ignored.
 MAX_FIELDS = 100
-_TOKEN_IDS = ("input", "input_ids")  # which may be one list of very many
+_TOKEN_IDS = ("input", "input_ids")  # fields that may be one long list of token ids
 
 _BLOCK_BYTES = 2**20
 _QUOTE = ord('"')
@@ -31,18 +32,18 @@ _HINT = (
     "split it into several requests, or raise the service's settings `max_conversations` and "
     "`max_messages`"
 )
-_LEAVE_OUT = "leave out what is not documented at /docs"
+_LEAVE_OUT = "leave out fields that are not documented at /docs"
 
 
 def check_values(body: bytes, settings: Settings) -> None:
-    """Refuse a body with more values than any request needs.
+    """Reject a body with more values than any request needs.
 
     Args:
-        body: JSON; what is wrong with it is for the parser to say.
-        settings: with `max_conversations` and `max_messages`, from which the bounds follow.
+        body: JSON text; syntax errors are left to the parser.
+        settings: settings `max_conversations` and `max_messages`, which determine the limits.
 
     Raises:
-        BadRequestError: too many lists and objects, strings, or fields of objects.
+        BadRequestError: the body has too many lists and objects, strings, or fields.
     """
     counts = _count_bytes_outside_strings(body)
     num_objects, num_strings = int(counts[ord("{")]), int(counts[_QUOTE])
@@ -53,20 +54,20 @@ def check_values(body: bytes, settings: Settings) -> None:
     num_names, limit = int(counts[ord(":")]), _NAMES_EACH * num_objects + _SPARE_NAMES
     if num_names > limit:
         raise BadRequestError(
-            f"the objects of the body have {num_names:,} fields and the limit is {limit:,}, "
-            f"{_NAMES_EACH} an object and {_SPARE_NAMES:,} more; {_LEAVE_OUT}"
+            f"the objects of the body have {num_names:,} fields and the limit is {limit:,} "
+            f"({_NAMES_EACH} per object, plus {_SPARE_NAMES:,}); {_LEAVE_OUT}"
         )
 
 
 def check_fields(value: Any, settings: Settings) -> None:
-    """Refuse a body whose fields alone are more than any request has.
+    """Reject a body with more fields, or longer lists in its fields, than any request needs.
 
     Args:
-        value: that the body holds.
-        settings: with the limits of conversations and messages.
+        value: the parsed body.
+        settings: settings `max_conversations` and `max_messages`.
 
     Raises:
-        BadRequestError: too many fields, or too many items in one of them.
+        BadRequestError: the body has too many fields, or a field has too many items.
     """
     if not isinstance(value, dict):
         return
@@ -81,21 +82,20 @@ def check_fields(value: Any, settings: Settings) -> None:
 
 
 def _count_bytes_outside_strings(body: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """How often each byte stands outside of strings; a quote counts once for its string."""
-    # What is left are the quotes that begin and end strings.
-    bare = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
-    counts, inside = np.zeros(256, np.int64), np.uint8(0)
-    for start in range(
-        0, len(bare), _BLOCK_BYTES
-    ):  # numpy takes ten bytes for each that it looks at
-        part = bare[start : start + _BLOCK_BYTES]
-        # It overflows, which leaves odd numbers odd.
-        quotes = np.cumsum(part == _QUOTE, dtype=np.uint8) + inside
-        counts += np.bincount(part[quotes & 1 == 0], minlength=256)
-        inside = quotes[-1]
+    """Count each byte value outside of strings; of the two quotes of a string, one is counted."""
+    # Without escaped characters, every quote begins or ends a string.
+    unescaped = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    counts, is_inside = np.zeros(256, np.int64), np.uint8(0)
+    # In blocks: numpy needs ten bytes of memory for each byte of the block.
+    for start in range(0, len(unescaped), _BLOCK_BYTES):
+        block = unescaped[start : start + _BLOCK_BYTES]
+        # The sum overflows, which keeps odd numbers odd.
+        num_quotes = np.cumsum(block == _QUOTE, dtype=np.uint8) + is_inside
+        counts += np.bincount(block[num_quotes & 1 == 0], minlength=256)
+        is_inside = num_quotes[-1]
     return counts
 
 
-def _check(number: int, limit: int, what: str) -> None:
+def _check(number: int, limit: int, noun: str) -> None:
     if number > limit:
-        raise BadRequestError(f"the body has {number:,} {what} and the limit is {limit:,}; {_HINT}")
+        raise BadRequestError(f"the body has {number:,} {noun} and the limit is {limit:,}; {_HINT}")

@@ -1,4 +1,4 @@
-"""The class of every route that takes a body: FastAPI's, with our reading of JSON."""
+"""The route class of every route with a body: FastAPI's, with strict parsing of JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from serve.api.json_limits import check_fields, check_values
 from serve.api.strict_json import parse_json
 from serve.config.settings import Settings
 
-# A larger body is read on a thread: it would hold up every other request for milliseconds.
+# Larger bodies are parsed on a thread: they would block the event loop for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10
-# From here on it must let others run; it takes up to three times as long for that.
+# Larger bodies are parsed so that other threads can run meanwhile, which takes up to three times as
+# long.
 _YIELD_GIL_FROM_BYTES = 4 * 2**20
 _parse_lock = threading.Lock()
 
@@ -46,9 +47,9 @@ class _JsonRequest(Request):
 
 def _parse_large(body: bytes, settings: Settings) -> Any:
     check_values(body, settings)
-    # Python's garbage collector would look through all that was parsed so far, again and again:
-    # for most of the time, with every other thread waiting, and there is no garbage among it. One
-    # body at a time, so that it gets its turn in between.
+    # Python's garbage collector would traverse all values parsed so far again and again, for most
+    # of the time and while every other thread waits, and none of them is garbage. The lock lets
+    # the collector run between two bodies.
     with _parse_lock:
         gc.disable()
         try:
@@ -60,22 +61,22 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
 
 
 class JsonRoute(APIRoute):
-    """A route with a JSON body; errors in it are those of `parse_json`."""
+    """A route with a JSON body, parsed by `parse_json`, which raises its own errors."""
 
     def error_format_for(self, body: Any) -> ErrorFormat | None:
-        """The shape of errors, where it goes by the body; None where it goes by the path."""
+        """Return the format of errors, if the body determines it; None if the path does."""
         return None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, given the parsed body."""
+        """Return FastAPI's handler, preceded by the parsing of the body."""
         handle = super().get_route_handler()
 
-        async def parsed(request: Request) -> Response:
-            # Here, and not in `json`: FastAPI would make one unclear error of all that it raises.
+        async def parse_and_handle(request: Request) -> Response:
+            # Not in `json`: FastAPI would replace every error raised there by a generic one.
             request = _JsonRequest(request.scope, request.receive)
             await request.parse()
-            if shape := self.error_format_for(request.value):
-                request.scope[ERROR_FORMAT_KEY] = shape
+            if error_format := self.error_format_for(request.value):
+                request.scope[ERROR_FORMAT_KEY] = error_format
             return await handle(request)
 
-        return parsed
+        return parse_and_handle

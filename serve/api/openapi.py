@@ -1,4 +1,4 @@
-"""What the OpenAPI document says besides what FastAPI makes of the routes."""
+"""Additions to the OpenAPI document that FastAPI generates from the routes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _SCHEME = {"type": "http", "scheme": "bearer", "description": "one of the servic
 
 
 def install(app: FastAPI, *, with_keys: bool) -> None:
-    """Let the document tell how malformed bodies and missing keys are answered.
+    """Document the responses to malformed bodies and to missing API keys.
 
     Args:
-        app: with all its routes.
-        with_keys: whether requests must bring one.
+        app: the application, with all its routes.
+        with_keys: whether the service requires an API key.
     """
-    make = app.openapi
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = make()
+        document = generate()
         _drop_422(document)
         if with_keys:
             _add_keys(document)
@@ -34,10 +34,10 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
 
 
 def _drop_422(document: dict[str, Any]) -> None:
-    """FastAPI's own, with its schemas: malformed bodies are answered 400."""
+    """Remove FastAPI's 422 responses and their schemas: the response to a malformed body is 400."""
     for path in document["paths"].values():
         for operation in path.values():
-            # Some clients know 422 from their own service, which is documented without a schema.
+            # A 422 for clients of another service is documented without a schema, and stays.
             if "content" in operation["responses"].get("422", {}):
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):

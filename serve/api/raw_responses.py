@@ -1,4 +1,4 @@
-"""HTTP responses written by hand, where no application is reached: by uvicorn or by HAProxy."""
+"""HTTP responses that uvicorn or HAProxy send without reaching the application."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# Until a request's head is whole; the body's time is the gateway's business.
+# Seconds until a request's head has to be complete; the gateway limits the time of the body.
 HEAD_TIMEOUT_S = 30
 _RETRY_AFTER_S = 5
 
 
 class RawErrorResponse(NamedTuple):
-    """An error that is answered before, or instead of, an application."""
+    """An error response that is sent before, or instead of, the application's response."""
 
     status: int
     reason: str
@@ -21,7 +21,7 @@ class RawErrorResponse(NamedTuple):
     message: str
 
     def to_bytes(self) -> bytes:
-        """The whole response, in the shape of all other errors; the connection ends with it."""
+        """Return the whole HTTP response, in the native error format, with `Connection: close`."""
         error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
         body = json.dumps({"error": error})
         head = [
@@ -39,7 +39,7 @@ BAD_REQUEST = RawErrorResponse(
     "Bad Request",
     "invalid_request_error",
     "bad_request",
-    "this is no HTTP request that can be read",
+    "the request is not valid HTTP",
 )
 HEAD_TIMEOUT = RawErrorResponse(
     408,
@@ -55,7 +55,8 @@ _UNAVAILABLE = RawErrorResponse(
     "gateway_unavailable",
     "no gateway could answer; send the request again",
 )
-# By what HAProxy would have answered: 502 is a gateway that died with the request, 503 none there.
+# By the status that HAProxy would send: 502 means that a gateway died during the request, 503 that
+# no gateway is available.
 _ERRORS = {
     400: BAD_REQUEST,
     408: HEAD_TIMEOUT,
@@ -66,11 +67,11 @@ _ERRORS = {
 
 
 def write_error_pages(folder: Path) -> None:
-    """Write what HAProxy answers by itself once it has read a request's head.
+    """Write the error responses that HAProxy sends itself once it has read a request's head.
 
     Args:
-        folder: made here; `STATUS.http` each.
+        folder: folder to create; each response is a file `STATUS.http`.
     """
     folder.mkdir()
-    for code, refusal in _ERRORS.items():
-        (folder / f"{code}.http").write_bytes(refusal.to_bytes())
+    for status, response in _ERRORS.items():
+        (folder / f"{status}.http").write_bytes(response.to_bytes())

@@ -1,8 +1,8 @@
-"""The native wire format: request bodies, and the shapes of answers for the OpenAPI document.
+"""The native wire format: request bodies, and the schemas of responses for the OpenAPI document.
 
-Only the outside of a body is validated here. What is inside a conversation or a pair is checked one
-by one by `rm_core.inputs.conversations`, so that a bad one gets an error in its own place; its
-shape is documented all the same.
+Only the outer structure of a body is validated here. `rm_core.inputs.conversations` checks the
+conversations and pairs one by one, so that a bad one gets an error in its result. The OpenAPI
+document has their schema nevertheless.
 """
 
 from __future__ import annotations
@@ -81,19 +81,20 @@ Tools = Annotated[
     AfterValidator(_check_tools),
     WithJsonSchema(_TOOLS),
     Field(
-        description="JSON schemas of the functions on offer, rendered by the model's chat "
-        "template; for conversations that bring no `tools` themselves"
+        description="JSON schemas of the available functions, rendered by the model's chat "
+        "template; for conversations without their own `tools`"
     ),
 ]
 
 ModelName = Annotated[
-    str | None, Field(description="a served model; may be left out if only one is served")
+    str | None, Field(description="a served model; optional if only one model is served")
 ]
 TruncationMode = Annotated[
     Literal["error", "left", "right"],
     Field(
-        description="over the limit: refuse it; drop the oldest turns, keeping the template's "
-        "markers and the last turn; or keep the first tokens"
+        description="how to handle a conversation over the limit: `error` rejects it; `left` drops "
+        "the oldest turns, and keeps the template's markers and the last turn; `right` keeps the "
+        "first tokens"
     ),
 ]
 
@@ -102,7 +103,7 @@ Priority = Annotated[
     Field(
         ge=-1000,
         le=1000,
-        description="requests with a lower number go first among those with the same API key",
+        description="requests with a lower value go first among those with the same API key",
     ),
 ]
 
@@ -126,7 +127,7 @@ class _Body(BaseModel):
 
 
 def _document_either(schema: dict[str, Any]) -> None:
-    """Say in the schema what the validator says: `conversations` or `messages`."""
+    """Document in the schema what the validator checks: `conversations` or `messages`."""
     schema["examples"] = [{"conversations": [_PARIS, _BRASILIA]}, {"messages": _PARIS}]
     schema["oneOf"] = [{"required": ["conversations"]}, {"required": ["messages"]}]
 
@@ -137,11 +138,11 @@ class ScoreRequest(_Body):
     model_config = ConfigDict(json_schema_extra=_document_either)
     conversations: list[RawConversation] | None = Field(
         default=None,
-        description="each a list of messages, or an object of `messages` and `tools`; the last "
-        "message is the assistant's and is judged",
+        description="each a list of messages, or an object with `messages` and `tools`; the last "
+        "message is the assistant's turn, which is scored",
     )
     messages: RawMessages = Field(
-        default=None, description="a single conversation, in the place of `conversations`"
+        default=None, description="a single conversation, instead of `conversations`"
     )
 
     @model_validator(mode="after")
@@ -158,9 +159,9 @@ class ScoreRequest(_Body):
         return self.messages is not None
 
     def get_conversations(self) -> list[object]:
-        """The conversations, each with the body's `tools` unless it has its own."""
-        given = [self.messages] if self.conversations is None else self.conversations
-        return [add_tools(conversation, self.tools) for conversation in given]
+        """Return the conversations, each with the body's `tools` unless it has its own."""
+        conversations = [self.messages] if self.conversations is None else self.conversations
+        return [add_tools(conversation, self.tools) for conversation in conversations]
 
 
 class CompareRequest(_Body):
@@ -188,7 +189,7 @@ class CompareRequest(_Body):
 
 
 class RankRequest(_Body):
-    """Answers to one prompt, to be ranked."""
+    """Answers to one prompt, to rank."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -201,44 +202,46 @@ class RankRequest(_Body):
         }
     )
     prompt: RawPrompt = Field(description="text (one user message) or messages")
-    responses: list[RawResponse] = Field(description="text, or the messages that follow")
+    responses: list[RawResponse] = Field(
+        description="each a text, or the messages that follow the prompt"
+    )
 
 
 class RenderRequest(ScoreRequest):
     """Conversations to render and tokenize, without scoring them."""
 
     offsets: bool = Field(
-        default=False, description="also tell where in the text each token stands"
+        default=False, description="whether to return the position of each token in the text"
     )
 
 
 class ItemError(BaseModel):
-    """Why one item could not be scored."""
+    """The reason why an item could not be scored."""
 
     code: str = Field(examples=["conversation_too_long"])
     message: str
 
 
 class Usage(BaseModel):
-    """Tokens of a request."""
+    """Numbers of tokens of a request."""
 
-    num_tokens: int = Field(description="tokens of all conversations that were scored")
+    num_tokens: int = Field(description="tokens of all scored conversations")
     num_computed_tokens: int = Field(
-        description="tokens that went through the model; what was computed for several requests "
-        "at once is counted in one of them"
+        description="tokens that went through the model; tokens computed for several requests at "
+        "once are counted in one of the requests"
     )
     num_cached_tokens: int = Field(description="tokens of conversations answered from the cache")
 
 
 class FingerprintOut(BaseModel):
-    """What makes two rewards comparable."""
+    """Rewards are comparable only if their fingerprints are equal."""
 
     revision: str
     template_sha256: str
     dtype: str
     attention: str
     template_date: str | None = Field(
-        default=None, description="day that the chat template gets as today's, if it asks for it"
+        default=None, description="date passed to the chat template as today's, if it uses a date"
     )
 
 
@@ -255,7 +258,7 @@ class ConversationResult(BaseModel):
     index: int
     reward: float | None = Field(default=None, description="raw float32 logit")
     score: float | None = Field(
-        default=None, description="the reward again, where the body holds `messages`"
+        default=None, description="the reward again, if the body has `messages`"
     )
     num_tokens: int | None = None
     truncated: bool | None = None
@@ -298,11 +301,13 @@ class RankResult(ConversationResult):
 
 
 class RankResponse(_Answer):
-    """Answers in the order given."""
+    """Results in the order of the answers."""
 
     object: Literal["list"] = "list"
     results: list[RankResult]
-    best_index: int | None = Field(description="of the first best answer; null if none was scored")
+    best_index: int | None = Field(
+        description="index of the first best answer; null if no answer was scored"
+    )
 
 
 class RenderResult(BaseModel):
@@ -315,8 +320,8 @@ class RenderResult(BaseModel):
     readout_position: int | None = None
     offsets: list[tuple[int, int]] | None = Field(
         default=None,
-        description="start and end of each token in `text`, in characters (code points), where "
-        "asked for; null where a text that was cut on the right has other tokens",
+        description="start and end of each token in `text`, in characters (code points), if "
+        "requested; null if truncation on the right changed the tokens of the text",
     )
     truncated: bool | None = None
     warnings: list[str] | None = None
@@ -334,7 +339,7 @@ class RenderResponse(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What is wrong with the whole request."""
+    """The error of a request that failed as a whole."""
 
     message: str
     type: str

@@ -1,7 +1,7 @@
-"""JSON as callers send it, read strictly: what is ambiguous or would break something is refused.
+"""Parses the JSON of requests strictly: ambiguous and dangerous values are rejected.
 
-Stricter than `json.loads`, which takes the last of two equal keys, NaN and Infinity, an infinite
-1e999 and UTF-16, and whose values may be nested deeper than the code that reads them can go.
+Stricter than `json.loads`, which accepts duplicate keys (the last one wins), NaN and Infinity,
+1e999 as infinity and UTF-16, and values nested deeper than recursive code can handle.
 """
 
 from __future__ import annotations
@@ -16,59 +16,63 @@ from serve.api.error_responses import truncate_for_message
 from serve.errors import BadRequestError
 
 MAX_DEPTH = 100
-"""Most lists and objects inside each other; Python's own limit is about 1,000 calls in all."""
+"""Maximum nesting of lists and objects; Python's recursion limit is about 1,000 calls in total."""
 
 
 def parse_json(body: bytes, *, yield_gil: bool = False) -> Any:
-    """The value that a body holds.
+    """Parse a JSON body.
 
     Args:
         body: JSON in UTF-8.
-        give_way: let other threads run meanwhile, for a body that takes long.
+        yield_gil: whether to let other threads run meanwhile; slower, for large bodies.
 
     Raises:
-        BadRequestError: with what is wrong with it, and where.
+        BadRequestError: the body is not valid; the message says what is wrong, and where.
     """
     if not body.strip():
-        raise BadRequestError("the body is empty; send a JSON object. Its shape is at /docs")
+        raise BadRequestError(
+            "the body is empty; send a JSON object. Its schema is documented at /docs"
+        )
     try:
         decoder = _YIELDING_DECODER if yield_gil else _DECODER
         value = decoder.decode(body.removeprefix(b"\xef\xbb\xbf").decode())
     except UnicodeDecodeError as error:
         raise BadRequestError(
-            f"the body is no UTF-8: {error.reason} at byte {error.start}; encode it as UTF-8"
+            f"the body is not UTF-8: {error.reason} at byte {error.start}; encode it as UTF-8"
         ) from None
     except json.JSONDecodeError as error:
         raise BadRequestError(
-            f"the body is no JSON: {error.msg} at character {error.pos}"
+            f"the body is not valid JSON: {error.msg} at character {error.pos}"
         ) from None
     except RecursionError:
         raise BadRequestError(_TOO_DEEP) from None
-    except ValueError:  # the only other one: of Python's limit against slow conversions
+    except ValueError:  # only Python's limit on the digits of an integer raises this
         raise BadRequestError("the body has an integer of more than 4,300 digits") from None
-    # Where so few are opened, they cannot be deep: most bodies need not be walked through.
+    # With fewer brackets than the limit, a value cannot be too deep: most bodies skip the check.
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
         raise BadRequestError(_TOO_DEEP)
     return value
 
 
-_TOO_DEEP = f"the body has more than {MAX_DEPTH} lists and objects inside each other; flatten it"
+_TOO_DEEP = f"the body nests lists and objects more than {MAX_DEPTH} levels deep; flatten it"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        twice = counts.most_common(1)[0][0]
+        duplicate = counts.most_common(1)[0][0]
         raise BadRequestError(
-            f"an object has the key {truncate_for_message(twice)!r} twice, and which one counts cannot be "
-            "known; leave one out"
+            f"an object has the key {truncate_for_message(duplicate)!r} twice, which is ambiguous; "
+            "remove one of them"
         )
-    return found
+    return value
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise BadRequestError(f"the body is no JSON: it has {name}, and JSON knows finite numbers only")
+    raise BadRequestError(
+        f"the body is not valid JSON: it has {name}, and JSON allows only finite numbers"
+    )
 
 
 def _float(text: str) -> float:
@@ -100,5 +104,6 @@ _decoder = functools.partial(
     json.JSONDecoder, object_pairs_hook=_object, parse_constant=_reject_constant, parse_float=_float
 )
 _DECODER = _decoder()
-# Python changes threads in its own code alone: without any, a body of numbers keeps all waiting.
+# Python switches threads only while it runs Python code. The C decoder runs none for a body of
+# numbers, and would block all other threads; the hook `_int` is Python code.
 _YIELDING_DECODER = _decoder(parse_int=_int)

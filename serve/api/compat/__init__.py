@@ -1,1 +1,1 @@
-"""Wire formats of other services, one file each; each translates to and from `serve.get_reward_client`."""
+"""Wire formats of other services, one module each: each translates requests and responses."""

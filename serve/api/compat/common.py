@@ -1,7 +1,8 @@
-"""What the wire formats of other services have in common: each only translates, by these.
+"""Shared code of the wire formats of other services.
 
-All of them fail as a whole where one conversation cannot be scored, since none has a place for an
-error beside its rewards. What was made of a body that says less than ours stands in headers.
+In these formats, a request fails as a whole if one conversation cannot be scored, since none of
+them has a field for an error next to its rewards. Response headers report how the service
+interpreted a body, and which model it used.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from serve.scoring.service import ScoringService
 from serve.telemetry.context import current_request
 
 FORM_TAG_PREFIX = "form:"
-"""Begins the tag of a body's form, which is no place in the body."""
+"""Prefix of the tags of a union's members; error messages omit tags, which are not in the body."""
 
 MODEL_HEADER = "x-skyreward-model"
 INPUT_HEADER = "x-skyreward-input"
@@ -54,31 +55,31 @@ _MAX_HEADER_LENGTH = 1_000
 
 ModelInQuery = Annotated[
     str | None,
-    Query(alias="model", description="a served model, for clients whose bodies name none"),
+    Query(alias="model", description="a served model, for clients whose body names no model"),
 ]
 
 
-# Without `fail_fast` each wrong item is an error of its own, of 600 bytes: one body could take all
+# Without `fail_fast`, each wrong item is a separate error of 600 bytes: one body could exhaust the
 # memory.
 TextList = Annotated[list[str], Field(fail_fast=True)]
 MessageList = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class CompatBody(BaseModel):
-    """A body of another service; fields that it does not know are ignored, as there."""
+    """A body of another service; unknown fields are ignored, as in that service."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """How the conversations of a body are scored.
+    """Options for scoring the conversations of a body.
 
     Attributes:
-        truncation: of those that are too long.
-        max_length: a limit below the model's.
+        truncation: how to truncate conversations that are too long.
+        max_length: limit in tokens, below the model's limit; None for the model's limit.
         priority: see `ScoringService.score`.
-        hint: added to the message where text came in another model's template.
+        hint: text appended to the error message if a text uses another model's chat template.
     """
 
     truncation: Truncation = "error"
@@ -89,12 +90,12 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class CompatResult:
-    """All rewards of a body.
+    """The rewards of a body.
 
     Attributes:
         model: alias of the model.
-        results: in the order of the conversations.
-        headers: what is to be told of them.
+        results: rewards, in the order of the conversations.
+        headers: response headers that describe the results.
     """
 
     model: str
@@ -103,7 +104,7 @@ class CompatResult:
 
     @property
     def num_tokens(self) -> int:
-        """Of all of them."""
+        """Tokens of all conversations."""
         return sum(result.num_tokens for result in self.results)
 
 
@@ -113,37 +114,45 @@ async def compute_rewards(
     items: Sequence[object],
     options: ScoringOptions | None = None,
 ) -> CompatResult:
-    """Score what a body holds, all or nothing.
+    """Score all items of a body, or raise an error.
 
     Args:
-        service: that scores.
-        name: of the model.
-        items: conversations, `RenderResult` or `PrerenderedTokens`.
-        how: by default as a native request without options.
+        service: scores the items.
+        name: name of the model; None if only one is served.
+        items: conversations, `PrerenderedText` or `PrerenderedTokens`.
+        options: scoring options; default: those of a native request without options.
 
     Raises:
-        RewardError: of the request, or of the first conversation that cannot be scored.
+        RewardError: the request failed, or a conversation cannot be scored; the error is that of
+            the first such conversation.
     """
     options = options or ScoringOptions()
     scores = await service.score(
         name, items, options.truncation, options.priority, options.max_length
     )
     results = []
-    for place, result in enumerate(scores.results):
+    for index, result in enumerate(scores.results):
         if isinstance(result, ScoreError):
             raise build_exception(
                 ScoreError(result.code, result.message + _hint(result, options)),
-                f"input {place} of {len(items)}" if len(items) > 1 else "",
+                f"input {index} of {len(items)}" if len(items) > 1 else "",
             )
         results.append(result)
     return CompatResult(scores.model, results, _headers(scores, results))
 
 
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
-    """The model that a body means whose own service takes any name: a served one, or the only one.
+    """Resolve the model name of a body whose own service accepts any name.
+
+    Args:
+        service: serves the models.
+        names: names in the request, in order of precedence; the first that is not None counts.
+
+    Returns:
+        The name if a model of that name is served; None, which means the only model, otherwise.
 
     Raises:
-        UnknownModelError: none is served by that name, and there are several.
+        UnknownModelError: no model of that name is served, and several models are served.
     """
     name = next((name for name in names if name is not None), None)
     try:
@@ -156,10 +165,10 @@ def resolve_model_name(service: ScoringService, *names: str | None) -> str | Non
 
 
 def check_inputs(value: object) -> object:
-    """A text, several, token ids, or several lists of them, as most services take them.
+    """Check inputs in the form of most services: one or several texts or lists of token ids.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value has another form.
     """
     if isinstance(value, str) or _is_list_of(str, value) or _is_token_ids(value):
         return value
@@ -181,28 +190,31 @@ Inputs = Annotated[Any, AfterValidator(check_inputs), WithJsonSchema({"anyOf": [
 
 
 def is_single(inputs: Any) -> bool:
-    """Whether inputs are one text, or one list of ids."""
+    """Return whether inputs are one text, or one list of token ids."""
     return isinstance(inputs, str) or (bool(inputs) and type(inputs[0]) is int)
 
 
 def parse_inputs(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
-    """What inputs stand for.
+    """Convert inputs to prerendered texts and token ids.
 
     Raises:
-        EmptyInputError: nothing.
+        EmptyInputError: the list of inputs is empty.
     """
     items = [inputs] if is_single(inputs) else inputs
     if not items:
         raise EmptyInputError("You must pass at least one prompt")
     return [
-        PrerenderedText(i) if isinstance(i, str) else PrerenderedTokens(tuple(i)) for i in items
+        PrerenderedText(item) if isinstance(item, str) else PrerenderedTokens(tuple(item))
+        for item in items
     ]
 
 
 class ChatBody(CompatBody):
-    """One conversation, rendered here, in the fields of OpenAI's and vLLM's chat bodies."""
+    """One conversation, rendered by the service, in the fields of OpenAI's and vLLM's bodies."""
 
-    messages: MessageList = Field(description="one conversation, the assistant's last")
+    messages: MessageList = Field(
+        description="one conversation; the last message is the assistant's"
+    )
     tools: Tools = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -212,42 +224,47 @@ class ChatBody(CompatBody):
     def _reject_template_choice(self) -> ChatBody:
         if self.chat_template is not None or self.chat_template_kwargs:
             raise ValueError(
-                "requests cannot choose the chat template: rewards are those of the model's own"
+                "requests cannot choose the chat template: the model's own template is always used"
             )
         if self.documents:
             raise ValueError("`documents` are not rendered; write them into the messages")
         return self
 
     def get_conversations(self) -> list[Any]:
-        """The conversation to score; `arguments` of tool calls are objects, as vLLM makes them.
+        """Return the conversation to score, with `arguments` of tool calls parsed, as in vLLM.
 
         Raises:
-            InvalidConversationError: the text of `arguments` is not JSON of an object.
+            InvalidConversationError: the text of `arguments` is not a JSON object.
         """
         return [add_tools(parse_arguments(self.messages), self.tools)]
 
 
 class VllmBody(CompatBody):
-    """Fields by which vLLM's clients ask to cut what is too long, and their like."""
+    """Common fields of vLLM's bodies: truncation, priority, activation and request id."""
 
     model: ModelName = None
     truncate_prompt_tokens: int | None = Field(
-        default=None, ge=-1, description="-1: cut at the model's limit; else at so many tokens"
+        default=None,
+        ge=-1,
+        description="truncate to this number of tokens; -1: to the model's limit",
     )
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="`right` (default) keeps the first tokens, `left` the last"
     )
-    priority: int = Field(default=0, description="lower goes first among the key's own")
+    priority: int = Field(
+        default=0,
+        description="requests with a lower value go first among those with the same API key",
+    )
     use_activation: StrictBool | None = Field(
-        default=None, description="true: the sigmoid of the reward; else the raw reward"
+        default=None, description="true: return the sigmoid of the reward; otherwise the raw reward"
     )
     request_id: str | None = None
 
     def get_options(self) -> ScoringOptions:
-        """The same in our words.
+        """Return the scoring options that correspond to the fields.
 
         Raises:
-            BadRequestError: cut to nothing.
+            BadRequestError: `truncate_prompt_tokens` is 0.
         """
         priority = max(-_PRIORITIES, min(_PRIORITIES, self.priority))
         if self.truncate_prompt_tokens is None:
@@ -258,24 +275,24 @@ class VllmBody(CompatBody):
         return ScoringOptions(self.truncation_side or "right", limit, priority)
 
     def apply_activation(self, scored: CompatResult) -> list[float]:
-        """Rewards, or their sigmoids where that was asked for; headers say which."""
-        asked = "default" if self.use_activation is None else "as asked"
-        scored.headers[ACTIVATION_HEADER] = f"{str(bool(self.use_activation)).lower()} ({asked})"
+        """Return the rewards, or their sigmoids if requested; sets a header that says which."""
+        source = "default" if self.use_activation is None else "as asked"
+        scored.headers[ACTIVATION_HEADER] = f"{str(bool(self.use_activation)).lower()} ({source})"
         rewards = [result.reward for result in scored.results]
         return list(map(sigmoid, rewards)) if self.use_activation else rewards
 
     def build_response_id(self, prefix: str) -> str:
-        """As vLLM makes it of the request's id."""
+        """Return the id of a response, derived from the request's id as in vLLM."""
         return f"{prefix}-{truncate_for_message(self.request_id or current_request().id)}"
 
 
 def build_response(content: Any, scored: CompatResult) -> JSONResponse:
-    """The answer to a body, with its headers."""
+    """Return a response with the headers of the results."""
     return JSONResponse(content, headers=scored.headers)
 
 
 def build_usage(scored: CompatResult) -> dict[str, Any]:
-    """Tokens, as OpenAI's clients read them."""
+    """Return the numbers of tokens, in OpenAI's format."""
     return {
         "prompt_tokens": scored.num_tokens,
         "total_tokens": scored.num_tokens,
@@ -285,7 +302,7 @@ def build_usage(scored: CompatResult) -> dict[str, Any]:
 
 
 def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
-    """What begins most answers."""
+    """Return the first fields of most responses."""
     return {
         "id": identifier,
         "object": "list",
@@ -295,26 +312,28 @@ def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
 
 
 def encode_base64(value: float, order: Literal["<", ">"] = "<") -> str:
-    """A float32 as bytes, for JSON."""
+    """Encode a float32 as bytes in base64; `order` is the byte order, `<` for little-endian."""
     return base64.b64encode(struct.pack(order + "f", value)).decode()
 
 
 def to_header_value(text: str) -> str:
-    """Fit for a header: short, printable ASCII."""
+    """Make a text safe for a header: short, and ASCII."""
     return (
         truncate_for_message(text, _MAX_HEADER_LENGTH).encode("ascii", "backslashreplace").decode()
     )
 
 
 def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:
-    recognised = dict.fromkeys(result.input_format or "conversation" for result in results)
-    warnings = dict.fromkeys(w.partition(":")[0] for result in results for w in result.warnings)
-    num_cut = sum(result.truncated for result in results)
+    input_formats = dict.fromkeys(result.input_format or "conversation" for result in results)
+    warnings = dict.fromkeys(
+        warning.partition(":")[0] for result in results for warning in result.warnings
+    )
+    num_truncated = sum(result.truncated for result in results)
     headers: Mapping[str, str] = {
         MODEL_HEADER: scores.model,
-        INPUT_HEADER: "; ".join(recognised),
+        INPUT_HEADER: "; ".join(input_formats),
         "x-skyreward-warnings": ", ".join(warnings),
-        "x-skyreward-truncated": str(num_cut) if num_cut else "",
+        "x-skyreward-truncated": str(num_truncated) if num_truncated else "",
     }
     return {name: to_header_value(value) for name, value in headers.items() if value}
 

@@ -1,8 +1,8 @@
-"""How each client's own service tells that a request failed: status and body, by path.
+"""Error formats of other services: status and body of a failed request, by path.
 
-One table, asked by everything that refuses a request, also before its body is read. Overload and
-lateness are 503 for all of them but text-embeddings-inference, whose clients know 429: trainers
-that are told a 4xx never come back.
+All code that rejects a request uses this table, also before the body is read. Overload and timeouts
+are 503 in every format but that of text-embeddings-inference, whose clients expect 429: trainers
+never retry after a 4xx.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from serve.errors import (
 )
 
 
-def format_openai_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """Ours, with the statuses that trainers expect."""
-    _, body = format_native_error(failure)
-    return _status(failure), body
+def format_openai_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return the native error body, with the status that trainers expect."""
+    _, body = format_native_error(details)
+    return _status(details), body
 
 
-def format_vllm_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """An object in `error`, its `code` the status; a bare string where the key is wrong."""
-    if isinstance(failure.error, AuthenticationError):
+def format_vllm_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return vLLM's error: an object in `error` with the status as `code`; a string for a 401."""
+    if isinstance(details.error, AuthenticationError):
         return 401, {"error": "Unauthorized"}
-    status = _status(failure)
-    message = _message(failure)
-    param = failure.param
-    if failure.field_errors:
+    status = _status(details)
+    message = _message(details)
+    param = details.param
+    if details.field_errors:
         kind = "Bad Request"
-        num_findings = len(failure.field_errors)
-        message = f"{num_findings} validation error{'s'[: num_findings > 1]}: {message}"
+        num_errors = len(details.field_errors)
+        message = f"{num_errors} validation error{'s'[: num_errors > 1]}: {message}"
         param = f"body.{param}" if param else "body"
-    elif isinstance(failure.error, UnknownModelError):
+    elif isinstance(details.error, UnknownModelError):
         kind = "NotFoundError"
     elif status in (500, 503):
         kind = {500: "InternalServerError", 503: "Service Unavailable"}[status]
-    elif status < 500 and failure.error is not None:
+    elif status < 500 and details.error is not None:
         kind = "BadRequestError"
     else:
         kind = HTTPStatus(status).phrase
-    if isinstance(failure.error, ConversationTooLongError):
-        # The words and the field by which its clients know this error.
+    if isinstance(details.error, ConversationTooLongError):
+        # vLLM's clients recognize this error by these words and this field.
         message = f"This model's maximum context length is exceeded: {message}"
         param = "input_tokens"
     error = {
@@ -66,27 +66,27 @@ def format_vllm_error(failure: ErrorDetails) -> tuple[int, Any]:
     return status, {"error": error}
 
 
-def format_sglang_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """The flat one of its routes below `/v1`."""
-    if isinstance(failure.error, AuthenticationError):
+def format_sglang_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return the flat error object of SGLang's routes below `/v1`."""
+    if isinstance(details.error, AuthenticationError):
         return 401, {"error": "Unauthorized"}
-    status, body = format_vllm_error(failure)
+    status, body = format_vllm_error(details)
     error = body["error"]
     if status == 400:
         error["type"] = "BadRequestError"
     return status, {"object": "error", **error}
 
 
-def format_sglang_native_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """Of its own `/classify`: a message alone, or the flat one for a malformed body."""
-    if failure.field_errors or isinstance(failure.error, AuthenticationError):
-        return format_sglang_error(failure)
-    return _status(failure), {"error": {"message": _message(failure)}}
+def format_sglang_native_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return the error of SGLang's `/classify`: a message only, or flat for a malformed body."""
+    if details.field_errors or isinstance(details.error, AuthenticationError):
+        return format_sglang_error(details)
+    return _status(details), {"error": {"message": _message(details)}}
 
 
-def format_tei_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """Text-embeddings-inference: a message and one of its own kinds of error."""
-    error = failure.error
+def format_tei_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return the error of text-embeddings-inference: a message and an error type."""
+    error = details.error
     if isinstance(error, NotReadyError):
         status, kind = 503, "Unhealthy"
     elif isinstance(error, OverloadedError | TimeExceededError):
@@ -97,36 +97,36 @@ def format_tei_error(failure: ErrorDetails) -> tuple[int, Any]:
         status, kind = 422, "Validation"
     elif error is not None and error.code == "empty_input":
         status, kind = 400, "Empty"
-    elif failure.status == 400:
+    elif details.status == 400:
         status, kind = 422, "Validation"
     else:
-        status, kind = failure.status, "Backend" if failure.status >= 500 else "Validation"
-    return status, {"error": _message(failure), "error_type": kind}
+        status, kind = details.status, "Backend" if details.status >= 500 else "Validation"
+    return status, {"error": _message(details), "error_type": kind}
 
 
-def format_llamafactory_error(failure: ErrorDetails) -> tuple[int, Any]:
-    """FastAPI's own: `detail`, and 422 with a list of them for a malformed body."""
-    if isinstance(failure.error, AuthenticationError):
+def format_llamafactory_error(details: ErrorDetails) -> tuple[int, Any]:
+    """Return FastAPI's error: `detail`; for a malformed body a 422 with a list as `detail`."""
+    if isinstance(details.error, AuthenticationError):
         return 401, {"detail": "Invalid API key."}
-    if failure.field_errors:
+    if details.field_errors:
         detail = [
-            {"type": "value_error", "loc": ["body", *place.split(".")], "msg": text}
-            for place, text in failure.field_errors
+            {"type": "value_error", "loc": ["body", *path.split(".")], "msg": text}
+            for path, text in details.field_errors
         ]
         return 422, {"detail": detail}
-    return _status(failure), {"detail": _message(failure)}
+    return _status(details), {"detail": _message(details)}
 
 
-def _message(failure: ErrorDetails) -> str:
-    return truncate_for_message(failure.message, MAX_MESSAGE_LENGTH)
+def _message(details: ErrorDetails) -> str:
+    return truncate_for_message(details.message, MAX_MESSAGE_LENGTH)
 
 
-def _status(failure: ErrorDetails) -> int:
-    if isinstance(failure.error, OverloadedError | TimeExceededError):
+def _status(details: ErrorDetails) -> int:
+    if isinstance(details.error, OverloadedError | TimeExceededError):
         return 503
-    if isinstance(failure.error, UnsupportedMediaTypeError):
+    if isinstance(details.error, UnsupportedMediaTypeError):
         return 400
-    return failure.status
+    return details.status
 
 
 ERROR_FORMATS: Mapping[str, ErrorFormat] = {
@@ -145,4 +145,4 @@ ERROR_FORMATS: Mapping[str, ErrorFormat] = {
     "/remote_rm": format_openai_error,
     "/v1/chat/completions": format_openai_error,
 }
-"""Of posts, by path. What is not here has our own."""
+"""Error formats by path, for requests with method POST; all others use the native format."""

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's score evaluation: texts that its trainer templated, in a field `messages`."""
+"""LLaMA-Factory's score evaluation: texts that its trainer rendered, in the field `messages`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
 class EvaluationBody(CompatBody):
-    """Texts to score; `model` is a hint, as there."""
+    """Texts to score; `model` may be any name if only one model is served, as in LLaMA-Factory."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "model", "messages": [_TEXT]}]}
     )
     model: str | None = None
-    messages: TextList = Field(description="templated conversations")
+    messages: TextList = Field(description="conversations, rendered with the chat template")
     max_length: int | None = Field(
-        default=None, ge=1, description="keep so many first tokens; default: refuse what is longer"
+        default=None,
+        ge=1,
+        description="keep at most this number of first tokens; default: reject longer texts",
     )
 
 
@@ -46,14 +48,14 @@ class EvaluationBody(CompatBody):
 async def evaluation(
     body: EvaluationBody, service: ServiceDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """Raw rewards, in the order of `messages`."""
+    """Return raw rewards, in the order of `messages`."""
     if not body.messages:
         raise EmptyInputError("Invalid request")
     name = resolve_model_name(service, model, body.model)
-    how = ScoringOptions("right" if body.max_length else "error", body.max_length)
-    # What its trainer leaves behind an answer is kept: the client's own rendering is scored.
+    options = ScoringOptions("right" if body.max_length else "error", body.max_length)
+    # The client's rendering is scored as it is, with all text that follows the answer.
     scored = await compute_rewards(
-        service, name, [PrerenderedText(text) for text in body.messages], how
+        service, name, [PrerenderedText(text) for text in body.messages], options
     )
     content = {
         "id": generate_id("scoreval"),

@@ -1,7 +1,7 @@
-"""OpenAI's chat completions as NVIDIA's reward models answer them: the reward is the content.
+"""OpenAI's chat completions in the format of NVIDIA's reward models: the content is the reward.
 
-The assistant's turn stands last and is judged; nothing is generated. The reward is in the content,
-`reward:1.25`, and as the `logprob` of a token `reward`, which is where NeMo Curator reads it.
+The last message is the assistant's turn to score; nothing is generated. The reward is in the
+content, `reward:1.25`, and in the `logprob` of a token `reward`, where NeMo Curator reads it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", 
 
 
 class CompletionBody(ChatBody):
-    """One conversation; fields about sampling are ignored, since nothing is sampled."""
+    """One conversation; sampling parameters are ignored, since nothing is sampled."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
     model: ModelName = None
     stream: bool | None = None
     n: int | None = None
-    functions: list[Any] | None = Field(default=None, description="refused; send `tools`")
+    functions: list[Any] | None = Field(default=None, description="rejected; send `tools`")
 
     @model_validator(mode="after")
     def _reject_unsupported_options(self) -> CompletionBody:
         if self.stream:
-            raise ValueError("a reward is not streamed; leave `stream` out")
+            raise ValueError("rewards are not streamed; leave `stream` out")
         if self.n not in (None, 1):
-            raise ValueError("there is one reward; leave `n` out")
+            raise ValueError("a conversation has exactly one reward; leave `n` out")
         if self.functions:
             raise ValueError("`functions` is OpenAI's old name and not rendered; send `tools`")
         return self
@@ -47,7 +47,7 @@ class CompletionBody(ChatBody):
 
 @router.post("/v1/chat/completions", summary="Score as NVIDIA's reward models do")
 async def completions(body: CompletionBody, service: ServiceDep) -> JSONResponse:
-    """The raw reward of the conversation, as `reward:NUMBER`."""
+    """Return the raw reward of the conversation, as `reward:NUMBER`."""
     scored = await compute_rewards(service, body.model, body.get_conversations())
     reward = scored.results[0].reward
     token = {"token": "reward", "logprob": reward, "bytes": None, "top_logprobs": []}

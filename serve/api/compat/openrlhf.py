@@ -1,8 +1,9 @@
-"""OpenRLHF's remote reward model, in all three ages of its body.
+"""OpenRLHF's remote reward model, with all three versions of its body.
 
-A query is what the policy read and wrote, decoded: in the policy's template, with its special
-tokens. Where that is the reward model's own, the text is ended as the template ends an answer and
-scored. Where it is another's it is refused, or read back into turns (setting `policy_template`).
+A query is the policy's decoded prompt and response, in the policy's chat template and with special
+tokens. If that is the reward model's own template, the text is closed as the template closes an
+answer, and scored. A text in another template is rejected, or parsed back into turns (setting
+`policy_template`).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ router = APIRouter(tags=["OpenRLHF"], responses=build_compat_error_docs(), route
 
 _PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 HINT = (
-    "; or name the policy's template by the service's setting `policy_template`, and let the "
+    "; or name the policy's template in the service's setting `policy_template`, and let the "
     "trainer send `prompts`"
 )
 
 
 class QueryBody(CompatBody):
-    """Texts of the policy."""
+    """Prompts with the policy's responses, as text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -47,14 +48,14 @@ class QueryBody(CompatBody):
         }
     )
     model: str | None = None
-    query: str | TextList = Field(description="prompt and answer, special tokens and all")
-    prompts: str | TextList | None = Field(default=None, description="of each query")
-    labels: Any = Field(default=None, description="not read")
+    query: str | TextList = Field(description="prompt and answer, including special tokens")
+    prompts: str | TextList | None = Field(default=None, description="prompt of each query")
+    labels: Any = Field(default=None, description="ignored")
 
     @model_validator(mode="after")
     def _check_lengths(self) -> QueryBody:
         if self.prompts is not None and len(_to_list(self.prompts)) != len(_to_list(self.query)):
-            raise ValueError("`prompts` must be as many as `query`")
+            raise ValueError("`prompts` and `query` must have the same length")
         return self
 
 
@@ -62,7 +63,7 @@ class QueryBody(CompatBody):
 async def get_reward(
     body: QueryBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """Raw rewards, in the order of `query`."""
+    """Return raw rewards, in the order of `query`."""
     if not body.query:
         raise EmptyInputError("`query` is empty; send at least one text")
     name = model if model is not None else body.model
@@ -81,11 +82,11 @@ def _items(body: QueryBody, settings: Settings) -> list[Any]:
     if policy == "none" or body.prompts is None:
         return [PrerenderedText(query, close=True) for query in queries]
     items = []
-    for place, (query, prompt) in enumerate(zip(queries, _to_list(body.prompts), strict=True)):
+    for index, (query, prompt) in enumerate(zip(queries, _to_list(body.prompts), strict=True)):
         try:
             items.append(read_turns(query, prompt, policy))
         except InvalidConversationError as error:
-            where = f"query {place} of {len(queries)}"
+            where = f"query {index} of {len(queries)}"
             raise build_exception(ScoreError.from_exception(error), where) from error
     return items
 

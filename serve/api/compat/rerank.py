@@ -1,7 +1,7 @@
 """vLLM's `/score` and `/rerank`: each query is the user's turn, each document the assistant's.
 
-Without a template, as vLLM scores such pairs, a chat reward model gives numbers without a meaning.
-What was made of them stands in the header `x-skyreward-input`.
+vLLM scores such pairs without a chat template, for which a chat reward model returns meaningless
+numbers. The header `x-skyreward-input` reports how the texts were interpreted.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ router = APIRouter(tags=["vLLM"], responses=build_compat_error_docs(), route_cla
 
 AS_TURNS = "conversation:query-as-user,document-as-assistant"
 
-_PAIRS_OF_NAMES = (
+_FIELD_PAIRS = (
     ("queries", "documents"),
     ("queries", "items"),
     ("data_1", "data_2"),
     ("text_1", "text_2"),
 )
-_NAMES = sorted({name for pair in _PAIRS_OF_NAMES for name in pair})
+_FIELDS = sorted({field for pair in _FIELD_PAIRS for field in pair})
 
 
 def has_pairs(body: dict[str, Any]) -> bool:
-    """Whether a body has a name of vLLM's pairs."""
-    return any(name in body for name in _NAMES)
+    """Return whether a body has a field of vLLM's pairs."""
+    return any(field in body for field in _FIELDS)
 
 
 def _is_text(value: object) -> bool:
@@ -72,7 +72,7 @@ Texts = Annotated[Any, AfterValidator(_check_texts), WithJsonSchema(_ONE_OR_MANY
 
 
 class PairsBody(VllmBody):
-    """One query with one or many documents, or as many of each, under one pair of names."""
+    """One query with one or several documents, or N queries with N documents."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"queries": "2+2?", "documents": ["4", "5"]}]}
@@ -87,28 +87,30 @@ class PairsBody(VllmBody):
 
     @model_validator(mode="after")
     def _check_fields(self) -> PairsBody:
-        named = {name for name in _NAMES if name in self.model_fields_set}
-        if named not in [set(pair) for pair in _PAIRS_OF_NAMES]:
-            either = "; ".join(f"`{one}` and `{other}`" for one, other in _PAIRS_OF_NAMES)
-            raise ValueError(f"give one of these pairs and nothing of another: {either}")
+        given = {field for field in _FIELDS if field in self.model_fields_set}
+        if given not in [set(pair) for pair in _FIELD_PAIRS]:
+            pairs = "; ".join(f"`{first}` and `{second}`" for first, second in _FIELD_PAIRS)
+            raise ValueError(f"give exactly one of these pairs of fields: {pairs}")
         return self
 
     def get_sides(self) -> tuple[list[Any], list[Any]]:
-        """Queries and documents."""
-        names = next(p for p in _PAIRS_OF_NAMES if set(p) <= self.model_fields_set)
-        first, second = (_to_list(getattr(self, name)) for name in names)
-        if not first or not second:
+        """Return queries and documents, of equal length."""
+        pair = next(p for p in _FIELD_PAIRS if set(p) <= self.model_fields_set)
+        queries, documents = (_to_list(getattr(self, field)) for field in pair)
+        if not queries or not documents:
             raise EmptyInputError("At least one text must be given on each side")
-        if len(first) == 1:
-            return first * len(second), second
-        return first, second
+        if len(queries) == 1:
+            return queries * len(documents), documents
+        return queries, documents
 
     @model_validator(mode="after")
     def _check_lengths(self) -> PairsBody:
-        names = next(p for p in _PAIRS_OF_NAMES if set(p) <= self.model_fields_set)
-        first, second = (len(_to_list(getattr(self, name))) for name in names)
-        if first not in (1, second) and first and second:
-            raise ValueError(f"{first} queries and {second} documents: give 1:1, 1:N or N:N")
+        pair = next(p for p in _FIELD_PAIRS if set(p) <= self.model_fields_set)
+        num_queries, num_documents = (len(_to_list(getattr(self, field))) for field in pair)
+        if num_queries not in (1, num_documents) and num_queries and num_documents:
+            raise ValueError(
+                f"{num_queries} queries and {num_documents} documents: give 1:1, 1:N or N:N"
+            )
         return self
 
 
@@ -119,12 +121,14 @@ class RerankBody(VllmBody):
         json_schema_extra={"examples": [{"query": "2+2?", "documents": ["5", "4"]}]}
     )
     query: Text
-    documents: Texts = Field(description="each a text, or an object with one")
-    top_n: int = Field(default=0, description="how many of the best are answered; 0: all")
+    documents: Texts = Field(description="each a text, or an object with a text")
+    top_n: int = Field(
+        default=0, description="number of best documents to return; 0: all documents"
+    )
 
 
 class PairScore(BaseModel):
-    """One of vLLM's scores."""
+    """One score, in vLLM's format."""
 
     index: int
     object: str = "score"
@@ -150,13 +154,13 @@ class _PairsErrorBody(BaseModel):
 
 
 class PairsErrorResponse(BaseModel):
-    """An error in vLLM's shape: its code is the status."""
+    """An error in vLLM's format: `code` is the status."""
 
     error: _PairsErrorBody
 
 
 async def score_pairs(body: PairsBody, service: ScoringService) -> JSONResponse:
-    """The reward of each pair."""
+    """Return the reward of each pair."""
     scored = await _compute_pair_rewards(service, body, *body.get_sides())
     data = [
         {"index": i, "object": "score", "score": value}
@@ -172,19 +176,19 @@ async def score_pairs(body: PairsBody, service: ScoringService) -> JSONResponse:
 
 @router.post("/score", summary="Score pairs of texts as vLLM does")
 async def score(body: PairsBody, service: ServiceDep) -> JSONResponse:
-    """The reward of each document as the answer to its query."""
+    """Return the reward of each document as the answer to its query."""
     return await score_pairs(body, service)
 
 
 @router.post("/v1/rerank", summary="Rank documents as vLLM does")
 @router.post("/v2/rerank", summary="Rank documents as vLLM does")
 async def rerank(body: RerankBody, service: ServiceDep) -> JSONResponse:
-    """Documents, the best answer to the query first."""
+    """Return the documents, the best answer to the query first."""
     return await rank_documents(body, service)
 
 
 async def rank_documents(body: RerankBody, service: ScoringService) -> JSONResponse:
-    """The same, for `POST /rerank`, which is routed by `serve.api.compat.shared_paths`."""
+    """Handle vLLM's `POST /rerank`, which `serve.api.compat.shared_paths` routes here."""
     documents = _to_list(body.documents)
     if not documents:
         raise EmptyInputError("At least one document must be given")

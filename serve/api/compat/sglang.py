@@ -1,6 +1,6 @@
-"""SGLang's own `/classify`, by which the Skywork model cards score, and its `/v1/embeddings`.
+"""SGLang's `/classify`, which the Skywork model cards use, and its `/v1/embeddings`.
 
-`/classify` is vLLM's too, and routed by `serve.api.compat.shared_paths`.
+vLLM has the path `/classify` too; `serve.api.compat.shared_paths` routes it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ _TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
 class SglangClassifyBody(CompatBody):
-    """Texts that the client templated, or token ids; `model` is a hint, as there."""
+    """Texts that the client rendered, or token ids.
+
+    `model` may be any name if only one model is served, as in SGLang.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": [_TEXT]}]})
     model: str | None = None
-    text: Inputs = Field(default=None, description="one or several")
-    input_ids: Inputs = Field(default=None, description="of one or of several")
+    text: Inputs = Field(default=None, description="one text, or a list of texts")
+    input_ids: Inputs = Field(
+        default=None, description="token ids of one text, or a list of such lists"
+    )
     rid: str | TextList | None = None
 
     @model_validator(mode="after")
@@ -57,24 +62,24 @@ class SglangClassifyBody(CompatBody):
 
 
 class EmbeddingBody(CompatBody):
-    """As OpenAI's clients and verl send it."""
+    """Texts or token ids, as OpenAI's clients and verl send them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": _TEXT}]})
     model: str | None = None
-    input: Inputs = Field(description="texts that the client templated, or token ids")
+    input: Inputs = Field(description="texts that the client rendered, or token ids")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: None = Field(default=None, description="makes no sense: a reward is one number")
+    dimensions: None = Field(default=None, description="not supported: a reward is a single number")
 
 
 async def classify(
     body: SglangClassifyBody, service: ScoringService, name: str | None = None
 ) -> JSONResponse:
-    """The reward of each, as `embedding`: an object for a single one, else a list."""
-    began = time.perf_counter()
+    """Return the reward of each input in `embedding`: one object for a single input, or a list."""
+    started_at = time.perf_counter()
     inputs = body.input_ids if body.text is None else body.text
     name = resolve_model_name(service, name, body.model)
     scored = await compute_rewards(service, name, parse_inputs(inputs))
-    elapsed = time.perf_counter() - began
+    elapsed_s = time.perf_counter() - started_at
     rids = body.rid if isinstance(body.rid, list) else [body.rid] * len(scored.results)
     results = [
         {
@@ -85,7 +90,7 @@ async def classify(
                 "prompt_tokens": result.num_tokens,
                 "weight_version": "default",
                 "num_retractions": 0,
-                "e2e_latency": elapsed,
+                "e2e_latency": elapsed_s,
             },
         }
         for i, result in enumerate(scored.results)
@@ -97,14 +102,14 @@ async def classify(
 async def embeddings(
     body: EmbeddingBody, service: ServiceDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """The reward of each, as an embedding of one number."""
+    """Return the reward of each input, as an embedding of one number."""
     name = resolve_model_name(service, model, body.model)
     scored = await compute_rewards(service, name, parse_inputs(body.input))
     data: list[dict[str, Any]] = []
     for i, result in enumerate(scored.results):
-        value = result.reward
-        as_asked = [value] if body.encoding_format == "float" else encode_base64(value)
-        data.append({"embedding": as_asked, "index": i, "object": "embedding"})
+        reward = result.reward
+        embedding = [reward] if body.encoding_format == "float" else encode_base64(reward)
+        data.append({"embedding": embedding, "index": i, "object": "embedding"})
     content = {"data": data, "model": scored.model, "object": "list", "usage": build_usage(scored)}
     return build_response(content, scored)
 

@@ -1,8 +1,8 @@
-"""Paths that two wire formats have: told apart by the keys of the body.
+"""Paths that two wire formats share: the fields of the body determine the format.
 
-`/classify` is SGLang's with `text` or `input_ids`, and else vLLM's. `/v1/score` is our own, and
-vLLM's with one of its pairs of names. `/rerank` is text-embeddings-inference's with `texts`, and
-else vLLM's.
+`/classify` is SGLang's with `text` or `input_ids`, otherwise vLLM's. `/v1/score` is vLLM's with a
+field of its pairs, otherwise native. `/rerank` is text-embeddings-inference's with `texts`,
+otherwise vLLM's.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def _select_classify_form(body: Any) -> str:
 
 
 def _select_score_form(body: Any) -> str:
-    ours = isinstance(body, dict) and ("conversations" in body or "messages" in body)
-    theirs = isinstance(body, dict) and not ours and rerank.has_pairs(body)
-    return FORM_TAG_PREFIX + ("pairs" if theirs else "native")
+    is_native = isinstance(body, dict) and ("conversations" in body or "messages" in body)
+    is_vllm = isinstance(body, dict) and not is_native and rerank.has_pairs(body)
+    return FORM_TAG_PREFIX + ("pairs" if is_vllm else "native")
 
 
 def _select_rerank_form(body: Any) -> str:
-    theirs = isinstance(body, dict) and "texts" in body and "documents" not in body
-    return FORM_TAG_PREFIX + ("texts" if theirs else "documents")
+    is_tei = isinstance(body, dict) and "texts" in body and "documents" not in body
+    return FORM_TAG_PREFIX + ("texts" if is_tei else "documents")
 
 
 Classify = Annotated[
@@ -65,18 +65,18 @@ Rerank = Annotated[
 
 
 def _build_score_error_docs() -> dict[int | str, dict[str, Any]]:
-    """The error answers of `/v1/score`, whose shape goes by the form of the body."""
+    """Return the documentation of errors of `/v1/score`, whose format depends on the body."""
     model = ErrorResponse | rerank.PairsErrorResponse
     return {
-        status: {**row, "model": model}
-        for status, row in error_responses.build_error_docs().items()
+        status: {**docs, "model": model}
+        for status, docs in error_responses.build_error_docs().items()
     }
 
 
 class _ClassifyRoute(JsonRoute):
     def error_format_for(self, body: Any) -> ErrorFormat | None:
-        ours = _select_classify_form(body) == FORM_TAG_PREFIX + "sglang"
-        return errors.format_sglang_native_error if ours else None
+        is_sglang = _select_classify_form(body) == FORM_TAG_PREFIX + "sglang"
+        return errors.format_sglang_native_error if is_sglang else None
 
 
 class _ScoreRoute(JsonRoute):
@@ -104,7 +104,7 @@ native_router = APIRouter(tags=["scoring"], route_class=_ScoreRoute)
 
 @router.post("/classify", summary="Score as vLLM or SGLang do", responses=build_compat_error_docs())
 async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
-    """Raw rewards: `data[i].probs[0]` for vLLM's clients, `[i].embedding[0]` for SGLang's."""
+    """Return raw rewards: `data[i].probs[0]` for vLLM, `[i].embedding[0]` for SGLang."""
     if isinstance(body, sglang.SglangClassifyBody):
         return await sglang.classify(body, service, model)
     return await vllm.classify(body, service)
@@ -117,9 +117,9 @@ async def classify(body: Classify, service: ServiceDep, model: ModelInQuery = No
     summary="Score conversations",
 )
 async def score(body: Score, service: ServiceDep) -> JSONResponse:
-    """Rewards in the order of the conversations; one that cannot be scored gets an `error`.
+    """Return rewards in the order of the conversations, or an `error` in place of a reward.
 
-    vLLM's form of this path is taken too: see `/score`.
+    This path also accepts vLLM's body: see `/score`.
     """
     if isinstance(body, ScoreRequest):
         return await scoring.score(body, service)
@@ -130,7 +130,7 @@ async def score(body: Score, service: ServiceDep) -> JSONResponse:
     "/rerank", summary="Rank as vLLM or TEI do", responses=build_compat_error_docs()
 )
 async def rank(body: Rerank, service: ServiceDep, model: ModelInQuery = None) -> JSONResponse:
-    """The best answer first: `results` for vLLM's clients, a list for TEI's (with `texts`)."""
+    """Return the best answer first: `results` for vLLM, a list for TEI (body with `texts`)."""
     if isinstance(body, tei.RerankTexts):
         return await tei.rerank(body, service, model)
     return await rerank.rank_documents(body, service)

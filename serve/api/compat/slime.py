@@ -1,7 +1,7 @@
-"""slime's remote reward model: one answer a request, and the whole reply is the reward.
+"""slime's remote reward model: one answer per request; the response body is the bare reward.
 
-A prompt may be messages, a text in a template (the reward model's own, or the policy's with the
-setting `policy_template`), or plain text, which is then the user's turn.
+A prompt is messages, a text in a chat template (the reward model's own, or the policy's with the
+setting `policy_template`), or plain text, which becomes the user's turn.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from serve.config.settings import PolicyTemplate
 
 router = APIRouter(tags=["slime"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
-_HINT = "; or name the policy's template by the service's setting `policy_template`"
+_HINT = "; or name the policy's template in the service's setting `policy_template`"
 
 
 class SampleBody(CompatBody):
-    """A prompt and an answer to it."""
+    """A prompt and its answer."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "2+2?", "response": "4", "label": "4"}]}
     )
     model: str | None = None
     prompt: str | MessageList = Field(description="text or messages")
-    response: str = Field(description="what the policy wrote; end markers behind it are dropped")
-    label: Any = Field(default=None, description="not read")
+    response: str = Field(description="the policy's response; trailing end markers are removed")
+    label: Any = Field(default=None, description="ignored")
 
 
 @router.post("/remote_rm", summary="Score as slime's remote reward model")
 async def remote_rm(
     body: SampleBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """The raw reward, a bare number."""
+    """Return the raw reward, a bare number."""
     name = model if model is not None else body.model
-    item, said = _item(
+    item, input_format = _item(
         body, service.resolve_model(name).encoder.prerendered_reader, settings.policy_template
     )
     scored = await compute_rewards(service, name, [item], ScoringOptions(hint=_HINT))
-    if said:
-        scored.headers[INPUT_HEADER] = said
+    if input_format:
+        scored.headers[INPUT_HEADER] = input_format
     return build_response(scored.results[0].reward, scored)
 
 
 def _item(
     body: SampleBody, reader: PrerenderedReader, policy: PolicyTemplate
 ) -> tuple[object, str | None]:
-    """What is scored, and what it was taken for, where the text itself does not tell."""
+    """Return the item to score, and its input format, unless the text itself determines it."""
     if not isinstance(body.prompt, str):
         return join(body.prompt, strip_end(body.response)), "conversation"
     text = body.prompt + body.response

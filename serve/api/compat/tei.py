@@ -1,4 +1,4 @@
-"""text-embeddings-inference's `/predict`, with raw scores where nothing else is asked for."""
+"""text-embeddings-inference's `/predict` and `/rerank`, with raw scores by default."""
 
 from __future__ import annotations
 
@@ -76,30 +76,31 @@ PredictInputs = Annotated[
 class _TeiBody(CompatBody):
     model: str | None = None
     truncate: StrictBool | None = Field(
-        default=None, description="true: cut what is too long; else it is refused"
+        default=None, description="true: truncate texts that are too long; otherwise reject them"
     )
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
     raw_scores: StrictBool | None = Field(
-        default=None, description="false: the sigmoid of the reward; else the raw reward"
+        default=None,
+        description="false: return the sigmoid of the reward; otherwise the raw reward",
     )
 
     def get_options(self) -> ScoringOptions:
-        """How texts that are too long are cut."""
+        """Return the scoring options that correspond to the fields."""
         side: Any = self.truncation_direction.lower()
         return ScoringOptions(side if self.truncate else "error")
 
     def apply_activation(self, scored: CompatResult) -> list[float]:
-        """Rewards, or their sigmoids where that was asked for; a header says which."""
-        raw = self.raw_scores is not False
-        asked = "default" if self.raw_scores is None else "as asked"
-        scored.headers[RAW_HEADER] = f"{str(raw).lower()} ({asked})"
+        """Return the rewards, or their sigmoids if requested; sets a header that says which."""
+        is_raw = self.raw_scores is not False
+        source = "default" if self.raw_scores is None else "as asked"
+        scored.headers[RAW_HEADER] = f"{str(is_raw).lower()} ({source})"
         scored.headers["x-compute-tokens"] = str(scored.num_tokens)
         rewards = [result.reward for result in scored.results]
-        return rewards if raw else list(map(sigmoid, rewards))
+        return rewards if is_raw else list(map(sigmoid, rewards))
 
 
 class PredictBody(_TeiBody):
-    """Texts that the client templated, or pairs of a question and its answer."""
+    """Texts that the client rendered, or pairs of a question and its answer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
     inputs: PredictInputs
@@ -114,16 +115,16 @@ class RerankTexts(_TeiBody):
     return_text: StrictBool = False
 
 
-@router.post("/", include_in_schema=False)  # as there, for clients that are given the address alone
+@router.post("/", include_in_schema=False)  # as in TEI, for clients that know only the base URL
 @router.post("/predict", summary="Score as text-embeddings-inference does")
 async def predict(
     body: PredictBody, service: ServiceDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """The reward of each as its score; a list in a list for a batch."""
+    """Return the reward of each input as its score; a list of lists for a batch."""
     if not body.inputs:
         raise EmptyInputError("`inputs` cannot be empty")
-    single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
-    items = [_conversation(item) for item in ([body.inputs] if single else body.inputs)]
+    is_single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
+    items = [_conversation(item) for item in ([body.inputs] if is_single else body.inputs)]
     name = model if model is not None else body.model
     scored = await compute_rewards(service, name, items, body.get_options())
     if any(isinstance(item, list) for item in items):
@@ -131,13 +132,13 @@ async def predict(
     predictions = [
         [{"score": score, "label": "LABEL_0"}] for score in body.apply_activation(scored)
     ]
-    return build_response(predictions[0] if single else predictions, scored)
+    return build_response(predictions[0] if is_single else predictions, scored)
 
 
 async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -> JSONResponse:
-    """The reward of each text as the answer to the query, the best first.
+    """Return the reward of each text as the answer to the query, the best first.
 
-    `POST /rerank`, which is routed by `serve.api.compat.shared_paths`.
+    Handles `POST /rerank`, which `serve.api.compat.shared_paths` routes here.
     """
     if not body.texts:
         raise EmptyInputError("`texts` cannot be empty")
@@ -152,7 +153,7 @@ async def rerank(body: RerankTexts, service: ScoringService, name: str | None) -
             zip(body.texts, body.apply_activation(scored), strict=True)
         )
     ]
-    # As there: sorted, then reversed, so that the later one of equal scores comes first.
+    # As in TEI: sorted, then reversed, so that of equal scores the later one comes first.
     ranks.sort(key=lambda rank: float(rank["score"]))
     return build_response(ranks[::-1], scored)
 

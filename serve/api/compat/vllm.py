@@ -1,6 +1,6 @@
-"""vLLM's `/classify`, `/pooling` and `/tokenize`, with raw rewards where nothing else is asked for.
+"""vLLM's `/classify`, `/pooling` and `/tokenize`, with raw rewards by default.
 
-`/classify` is SGLang's too, and routed by `serve.api.compat.shared_paths`.
+SGLang has the path `/classify` too; `serve.api.compat.shared_paths` routes it.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class _CurrentVllmBody(VllmBody):
             if "normalize" in body:
                 raise ValueError("`normalize` was removed from vLLM; use `use_activation`")
             if body.get("dimensions") is not None:
-                raise ValueError("`dimensions` makes no sense: a reward is a single number")
+                raise ValueError("`dimensions` is not supported: a reward is a single number")
         return body
 
 
 class TextsBody(_CurrentVllmBody):
-    """Texts that the client templated, or token ids."""
+    """Texts that the client rendered, or token ids."""
 
-    input: Inputs = Field(description="one or several; BOS may stand there or not")
+    input: Inputs = Field(description="one or several texts or lists of token ids; BOS is optional")
 
     def get_conversations(self) -> list[Any]:
-        """What is to be scored."""
+        """Return the prerendered texts or token ids to score."""
         return list(parse_inputs(self.input))
 
 
@@ -74,13 +74,13 @@ class _VllmChatBody(ChatBody):
         for name in ("add_generation_prompt", "continue_final_message"):
             if getattr(self, name):
                 raise ValueError(
-                    f"`{name}` would score something else than the answer; leave it out"
+                    f"`{name}` would score something other than the answer; leave it out"
                 )
         return self
 
 
 class MessagesBody(_VllmChatBody, _CurrentVllmBody):
-    """One conversation, rendered here."""
+    """One conversation, rendered by the service."""
 
 
 class _EncodingOptions(CompatBody):
@@ -93,25 +93,26 @@ class _EncodingOptions(CompatBody):
     def _check_task(self) -> _EncodingOptions:
         if self.task not in (None, "classify"):
             raise ValueError(
-                f"task {self.task!r:.40} is not one of a reward model; use classify or leave it out"
+                f"task {self.task!r:.40} is not supported by a reward model; use classify or leave "
+                "it out"
             )
         return self
 
 
 class PoolingTexts(TextsBody, _EncodingOptions):
-    """Like `/classify`, with the reward as a vector of one number."""
+    """Texts or token ids, as for `/classify`; the reward is a vector of one number."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": [_TEXT]}]})
 
 
 class PoolingMessages(MessagesBody, _EncodingOptions):
-    """The same of one conversation."""
+    """One conversation; the reward is a vector of one number."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
 
 
 class TokenizeText(CompatBody):
-    """A text that the client templated."""
+    """A text that the client rendered."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": _TEXT}]})
     model: ModelName = None
@@ -119,12 +120,12 @@ class TokenizeText(CompatBody):
     return_token_strs: bool | None = None
 
     def get_conversations(self) -> list[Any]:
-        """What is to be tokenized."""
+        """Return the text to tokenize."""
         return [PrerenderedText(self.prompt)]
 
 
 class TokenizeMessages(_VllmChatBody):
-    """A conversation; its tokens are those that are scored, without a generation prompt."""
+    """A conversation, tokenized exactly as for scoring: without a generation prompt."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
     model: ModelName = None
@@ -132,9 +133,9 @@ class TokenizeMessages(_VllmChatBody):
 
 
 def select_form(body: Any) -> str:
-    """Tag of the form that a body has: messages, else texts."""
-    chat = isinstance(body, dict) and "messages" in body and "input" not in body
-    return FORM_TAG_PREFIX + ("messages" if chat else "texts")
+    """Return the tag of a body's form: messages or texts."""
+    is_chat = isinstance(body, dict) and "messages" in body and "input" not in body
+    return FORM_TAG_PREFIX + ("messages" if is_chat else "texts")
 
 
 Pooling = Annotated[
@@ -150,7 +151,7 @@ Tokenize = Annotated[
 
 
 async def classify(body: TextsBody | MessagesBody, service: ScoringService) -> JSONResponse:
-    """The reward of each, in `probs`."""
+    """Return the reward of each input, in `probs`."""
     scored = await compute_rewards(
         service, body.model, body.get_conversations(), body.get_options()
     )
@@ -163,27 +164,27 @@ async def classify(body: TextsBody | MessagesBody, service: ScoringService) -> J
 
 @router.post("/pooling", summary="Score as vLLM's pooling does")
 async def pooling(body: Pooling, service: ServiceDep) -> JSONResponse:
-    """The reward of each, as a vector of one number; as float32 in base64 if so asked."""
+    """Return the reward of each input as a vector of one number, or as float32 in base64."""
     scored = await compute_rewards(
         service, body.model, body.get_conversations(), body.get_options()
     )
     order = body.endianness if body.endianness != "native" else sys.byteorder
     data: list[dict[str, Any]] = []
     for i, value in enumerate(body.apply_activation(scored)):
-        packed = encode_base64(value, "<" if order == "little" else ">")
-        as_asked = [value] if body.encoding_format == "float" else packed
-        data.append({"index": i, "object": "pooling", "data": as_asked})
+        encoded = encode_base64(value, "<" if order == "little" else ">")
+        vector = [value] if body.encoding_format == "float" else encoded
+        data.append({"index": i, "object": "pooling", "data": vector})
     return _build_list_response("pooling", body, data, scored)
 
 
 @router.post("/tokenize", summary="Tokenize as vLLM does")
 async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
-    """Exactly the ids that would be scored, BOS once."""
+    """Return exactly the token ids that would be scored, with a single BOS."""
     model, (encoded,) = await service.encode(body.model, body.get_conversations(), "error")
     if isinstance(encoded, ScoreError):
         raise build_exception(encoded)
     if body.return_token_strs:
-        raise BadRequestError("token strings are not given; leave `return_token_strs` out")
+        raise BadRequestError("token strings are not supported; leave `return_token_strs` out")
     content = {
         "count": encoded.num_tokens,
         "max_model_len": model.encoder.max_length,
@@ -200,6 +201,6 @@ async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
 def _build_list_response(
     kind: str, body: VllmBody, data: list[Any], scored: CompatResult
 ) -> JSONResponse:
-    begin = build_envelope(body.build_response_id(kind), scored)
-    tokens = build_usage(scored) | {"completion_tokens_details": None}
-    return build_response({**begin, "data": data, "usage": tokens}, scored)
+    envelope = build_envelope(body.build_response_id(kind), scored)
+    usage = build_usage(scored) | {"completion_tokens_details": None}
+    return build_response({**envelope, "data": data, "usage": usage}, scored)

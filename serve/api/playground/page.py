@@ -1,11 +1,12 @@
-"""The playground and its door, each a single page with its style and its scripts inside.
+"""The playground and its login page, each a single page with inline style and scripts.
 
-A browser sends no key along when it follows an address, so a page behind keys cannot load files of
-its own. Both pages are therefore put together here, once, out of the files beside this one. They
-load nothing, and their policy lets exactly these styles and scripts run, by their digests.
+A browser sends no API key when it loads a linked file, so a page that requires a key cannot load
+files. Both pages are therefore assembled here, once, from the files in this folder. They load
+nothing, and their content security policy allows exactly these styles and scripts, by digest.
 
-Who comes without a key gets the door. It asks for one, fetches the playground with it, and puts
-that in its own place; so both are under the one policy, and it must allow what is in either.
+A browser without a key gets the login page. The login page asks for a key, fetches the playground
+with it, and replaces its own document by the playground. Both pages are then subject to one policy,
+which must allow the scripts of both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from rm_core import seeds_dir
 
 _FOLDER = Path(__file__).parent
-# One scope: each may use what stands in those before it.
+# The scripts are joined in this order and share one scope: each may use names of earlier scripts.
 _SCRIPTS = (
     "dom", "api", "shapes", "editor", "results", "rendered", "snippet", "histogram", "table",
     "file", "main",
@@ -29,19 +30,19 @@ _SCRIPTS = (
 
 @functools.cache
 def build_playground_page() -> str:
-    """The page itself. It has no data but the sample pairs."""
+    """Return the HTML of the playground. Its only data are the sample pairs."""
     return _fill_template("index.html", _script(), examples=_examples())
 
 
 @functools.cache
 def build_login_page() -> str:
-    """The page that asks for a key; it tells nothing of the service."""
+    """Return the HTML of the login page, which reveals nothing about the service."""
     return _fill_template("login.html", _read("login.js"))
 
 
 @functools.cache
 def build_page_headers() -> Mapping[str, str]:
-    """The headers that both pages come with, the content security policy among them."""
+    """Return the headers of both pages, including the content security policy."""
     scripts = " ".join(hash_inline_source(text) for text in (_script(), _read("login.js")))
     policy = {
         "default-src": "'none'",
@@ -56,25 +57,25 @@ def build_page_headers() -> Mapping[str, str]:
     return {
         "Content-Security-Policy": format_csp(policy),
         "Content-Type": "text/html; charset=utf-8",
-        "Cache-Control": "no-store",  # one address, and what it gives depends on the key
+        "Cache-Control": "no-store",  # the content of this URL depends on the key
         "Referrer-Policy": "no-referrer",
     }
 
 
 def hash_inline_source(text: str) -> str:
-    """A script or style that stands in a page, as a content security policy names it."""
+    """Return the source expression of an inline script or style, for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def format_csp(policy: Mapping[str, str]) -> str:
-    """A content security policy as a header has it."""
+    """Format a content security policy as a header value."""
     return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
 def _fill_template(name: str, script: str, examples: str = "") -> str:
     page = _read(name)
-    for place, text in (("style", _style()), ("examples", examples), ("script", script)):
-        page = page.replace(f"/*{place}*/", text)
+    for placeholder, text in (("style", _style()), ("examples", examples), ("script", script)):
+        page = page.replace(f"/*{placeholder}*/", text)
     return page
 
 

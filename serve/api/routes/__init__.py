@@ -1,1 +1,1 @@
-"""The routes of the native API and of what operators read."""
+"""Routes of the native API, the status routes, the documentation pages and the playground."""

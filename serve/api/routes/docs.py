@@ -1,6 +1,7 @@
-"""The pages that show the OpenAPI document: FastAPI's, with scripts of our own host.
+"""FastAPI's pages for the OpenAPI document, with scripts served by this service.
 
-A machine with GPUs often reaches no other. The pages may run these scripts and nothing else.
+Machines with GPUs often cannot reach other hosts. The content security policy of the pages allows
+only these scripts.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from serve.api.playground.page import format_csp, hash_inline_source
 
 router = APIRouter()
 
-_STATIC = "/static-offline-docs"  # where FastAPIOffline puts them
+_STATIC = "/static-offline-docs"  # path of the scripts in FastAPIOffline
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """Swagger UI."""
+    """Return the Swagger UI page."""
     root = request.scope.get("root_path", "")
     page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
@@ -35,7 +36,7 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/redoc", include_in_schema=False)
 async def redoc(request: Request) -> HTMLResponse:
-    """ReDoc."""
+    """Return the ReDoc page."""
     root = request.scope.get("root_path", "")
     page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
@@ -48,11 +49,11 @@ async def redoc(request: Request) -> HTMLResponse:
 
 
 def _add_csp(page: HTMLResponse) -> HTMLResponse:
-    inline = _INLINE_SCRIPT.findall(bytes(page.body).decode())
+    inline_scripts = _INLINE_SCRIPT.findall(bytes(page.body).decode())
     policy = {
         "default-src": "'none'",
-        "script-src": " ".join(["'self'", *map(hash_inline_source, inline)]),
-        "style-src": "'self' 'unsafe-inline'",  # both write styles by script
+        "script-src": " ".join(["'self'", *map(hash_inline_source, inline_scripts)]),
+        "style-src": "'self' 'unsafe-inline'",  # the scripts of both pages set styles
         "img-src": "'self' data:",
         "connect-src": "'self'",
         "worker-src": "blob:",  # ReDoc's search

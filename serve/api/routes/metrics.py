@@ -1,4 +1,4 @@
-"""`/metrics`: the figures of this process, or of all gateways, in Prometheus' text formats."""
+"""`/metrics`: the metrics of this process, or of all gateways, in Prometheus' text formats."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from serve.telemetry.aggregate import (
 )
 from serve.telemetry.metrics import PREFIX
 
-# By gateway; asked for at every scrape.
+# Returns the snapshot of each gateway, by gateway id; called at every scrape.
 GatherSnapshots = Callable[[], Awaitable[Mapping[str, Snapshot]]]
 
 router = APIRouter(tags=["status"])
 
 
 @router.head("/metrics", include_in_schema=False)
-@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) -> Response:
-    """Counters, histograms and gauges; OpenMetrics where `Accept` asks for it."""
+    """Return counters, histograms and gauges, in OpenMetrics format if `Accept` requests it."""
     gather: GatherSnapshots | None = request.app.state.gather
     if gather is None:
         num_answered, families = 1, service.metrics.snapshot()
@@ -35,7 +35,7 @@ async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) 
         snapshots = await gather()
         num_answered, families = len(snapshots), merge_snapshots(snapshots)
     families += [
-        _gauge("gateways", "Gateways that there should be (num_gateways).", settings.num_gateways),
+        _gauge("gateways", "Number of configured gateways (num_gateways).", settings.num_gateways),
         _gauge("gateways_up", "Gateways whose metrics are in this response.", num_answered),
     ]
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

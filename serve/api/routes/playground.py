@@ -12,5 +12,5 @@ router = APIRouter()
 
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    """The page; it asks everything else of the public routes, with the visitor's key."""
+    """Return the page; its scripts call the public routes with the visitor's API key."""
     return HTMLResponse(build_playground_page(), headers=dict(build_page_headers()))

@@ -43,19 +43,19 @@ router = APIRouter(
 
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
-    """`POST /v1/score`, which is routed by `serve.api.compat.shared_paths`."""
+    """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
     conversations = body.get_conversations()
     scores = await service.score(body.model, conversations, body.truncation, body.priority)
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
     if body.is_single and "reward" in results[0]:
-        # A published client of this body reads it.
+        # A published client reads the reward from this field.
         results[0]["score"] = results[0]["reward"]
     return JSONResponse({**_envelope("score", scores), "results": results})
 
 
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
 async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
-    """Margin and probability of each pair, and the share of pairs with a positive margin."""
+    """Return margin and probability of each pair, and the share of pairs with margin > 0."""
     check_num_conversations(
         2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
     )
@@ -70,12 +70,12 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
     rewards = iter(scores.results)
     results: list[dict[str, Any]] = []
     for index, pair in enumerate(parsed):
-        compared = (
+        comparison = (
             _error(pair)
             if isinstance(pair, ScoreError)
             else _build_comparison(next(rewards), next(rewards))
         )
-        results.append({"index": index, **compared})
+        results.append({"index": index, **comparison})
     margins = [result["margin"] for result in results if "margin" in result]
     accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
     return JSONResponse({**_envelope("compare", scores), "results": results, "accuracy": accuracy})
@@ -83,7 +83,7 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
 
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
 async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
-    """Answers in the order given, each with its rank; equal rewards share one."""
+    """Return the answers in the order given, each with its rank; equal rewards share a rank."""
     check_num_conversations(len(body.responses), settings.max_conversations, "responses")
     prompt = check_num_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
     joined = [_join(prompt, response) for response in body.responses]
@@ -103,15 +103,15 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
 async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
-    """Text, token ids and readout position of each conversation; nothing is scored."""
+    """Return text, token ids and readout position of each conversation, without scoring."""
     conversations = body.get_conversations()
     model, encoded = await service.encode(body.model, conversations, body.truncation)
     results: list[dict[str, Any]] = []
-    for index, one in enumerate(encoded):
-        record = to_render_json(one) if isinstance(one, Encoded) else _error(one)
-        if body.offsets and isinstance(one, Encoded):
-            record["offsets"] = await model.compute_offsets(one)
-        results.append({"index": index, **record})
+    for index, item in enumerate(encoded):
+        result = to_render_json(item) if isinstance(item, Encoded) else _error(item)
+        if body.offsets and isinstance(item, Encoded):
+            result["offsets"] = await model.compute_offsets(item)
+        results.append({"index": index, **result})
     return JSONResponse(
         {
             "id": generate_id("render"),
@@ -161,7 +161,7 @@ def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError
     assert isinstance(chosen, Reward)
     assert isinstance(rejected, Reward)
     margin = chosen.reward - rejected.reward
-    compared: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "margin": margin,
@@ -169,19 +169,19 @@ def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError
         "truncated": chosen.truncated or rejected.truncated,
     }
     if warnings := list(dict.fromkeys((*chosen.warnings, *rejected.warnings))):
-        compared["warnings"] = warnings
-    return compared
+        comparison["warnings"] = warnings
+    return comparison
 
 
 def sigmoid(margin: float) -> float:
-    """Probability that the first of two answers is preferred, under Bradley-Terry."""
+    """Return the probability that the first of two answers is preferred (Bradley-Terry)."""
     if margin >= 0:
         return 1 / (1 + math.exp(-margin))
     return math.exp(margin) / (1 + math.exp(margin))
 
 
 def _ranks(rewards: Sequence[float]) -> dict[float, int]:
-    """The rank of each reward; equal ones share the best."""
+    """Return the rank of each reward; equal rewards share the best rank."""
     ranks: dict[float, int] = {}
     for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
         ranks.setdefault(reward, rank)

@@ -1,4 +1,4 @@
-"""What is served, whether it is ready, and with which settings."""
+"""Status routes: health, readiness, served models and effective settings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from serve.scoring.service import ScoringService
 router = APIRouter(tags=["status"])
 
 
-# Some load balancers ask by HEAD; the server leaves the body out.
+# Some load balancers send HEAD requests; the server omits the body.
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Alive")
 async def health() -> dict[str, str]:
-    """200 while the process lives, whatever the models do."""
+    """Return 200 while the process is alive, independent of the models."""
     return {"status": "ok"}
 
 
@@ -36,7 +36,7 @@ async def health() -> dict[str, str]:
     responses={503: {"description": "a model is still loading, or failed to load"}},
 )
 async def ready(service: ServiceDep) -> JSONResponse:
-    """200 only when every model is loaded and warmed up."""
+    """Return 200 if every model is loaded and warmed up, otherwise 503."""
     models = {
         alias: {"state": model.state} | ({"message": model.failure} if model.failure else {})
         for alias, model in service.models.items()
@@ -49,13 +49,16 @@ async def ready(service: ServiceDep) -> JSONResponse:
 
 @router.get("/v1/models", summary="Served models")
 async def models(service: ServiceDep) -> dict[str, Any]:
-    """The list that OpenAI clients expect, with context and fingerprint."""
-    return {"object": "list", "data": [_model(a, m) for a, m in service.models.items()]}
+    """Return the models as OpenAI's clients expect them, with context length and fingerprint."""
+    return {
+        "object": "list",
+        "data": [_model(alias, model) for alias, model in service.models.items()],
+    }
 
 
 @router.get("/info", summary="Effective settings")
 async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
-    """What was asked for, what each `auto` became and why, and how the caches of rewards fare."""
+    """Return the settings, the resolved `auto` values with reasons, and cache statistics."""
     return _build_tei_info(service, settings) | {
         "service": "skyreward",
         "version": __version__,
@@ -69,20 +72,20 @@ async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dic
 
 
 def _mask_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as anybody may see them: of files their names, of addresses no credentials."""
-    shown = settings.model_dump(mode="json")
+    """Return the settings without secrets: file names without folders, URLs without credentials."""
+    masked = settings.model_dump(mode="json")
     for name in ("api_keys_file", "tls_cert_file", "tls_key_file"):
-        shown[name] = _hide_folder(shown[name])
-    for model in shown["models"]:
+        masked[name] = _hide_folder(masked[name])
+    for model in masked["models"]:
         model["name"] = _hide_folder(model["name"])
         model["chat_template"] = _hide_folder(model["chat_template"])
     if settings.otlp_endpoint is not None:
-        shown["otlp_endpoint"] = _strip_credentials(settings.otlp_endpoint)
-    return shown
+        masked["otlp_endpoint"] = _strip_credentials(settings.otlp_endpoint)
+    return masked
 
 
 def _hide_folder(path: str | None) -> str | None:
-    """The last part of an absolute path; hub ids and `demo` are as they are."""
+    """Return the last component of an absolute path; hub ids and `demo` stay as they are."""
     return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 
@@ -92,7 +95,7 @@ def _strip_credentials(url: str) -> str:
 
 
 def _build_tei_info(service: ScoringService, settings: Settings) -> dict[str, Any]:
-    """What clients of text-embeddings-inference look for, of the first model."""
+    """Return the fields that clients of text-embeddings-inference read, for the first model."""
     model = next(iter(service.models.values()))
     effective = model.model_info or {}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -124,7 +127,7 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "fingerprint": {
             field.name: effective.get(field.name)
             for field in fields(Fingerprint)
-            # Only models whose template asks for the date have one.
+            # Only models whose template uses the date have a template date.
             if field.name in effective or field.default is MISSING
         },
     }
