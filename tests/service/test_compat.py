@@ -79,7 +79,9 @@ async def post_all(url: str, form: Format, bodies: list[dict[str, Any]]) -> list
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_rewards_are_the_native_ones_to_the_bit(name: str, url: str, native: list[float]) -> None:
+def test_compat_rewards_equal_native_rewards_exactly(
+    name: str, url: str, native: list[float]
+) -> None:
     computed = num_computed(url)
     form, client, all_of_them = FORMATS[name], Client(build_tokenizer(SPECS[SPEC])), conversations()
     parts = [all_of_them[i : i + form.batch] for i in range(0, NUMBER, form.batch)]

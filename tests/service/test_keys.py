@@ -14,7 +14,7 @@ from waiting import PATIENCE_S
 from serve.cli.demo import run_service
 
 
-def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
+def test_service_with_key_file_requires_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# of the trainers\n{KEY}\n{OTHER_KEY}\n")
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
@@ -34,7 +34,7 @@ def test_a_service_with_a_file_of_keys(tmp_path: Path) -> None:
             assert answer.status_code == status
 
 
-def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path) -> None:
+def test_bad_key_file_stops_start(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("pass\n")
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--api-keys", str(file)]
@@ -44,7 +44,7 @@ def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_only_digests_go_to_the_gateway() -> None:
+def test_only_digests_are_sent_to_gateway() -> None:
     code = """if True:
         import sys
         from ray import cloudpickle

@@ -51,7 +51,7 @@ def schema(served: Served) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
 
 
-def test_every_operation_is_listed_here(schema: schemathesis.BaseSchema) -> None:
+def test_every_operation_is_listed(schema: schemathesis.BaseSchema) -> None:
     found = {(o.ok().path, o.ok().method.upper()) for o in schema.get_all_operations()}
     assert found == set(OPERATIONS)
 
@@ -66,7 +66,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("path", "method", "mode"), CASES)
-def test_every_answer_conforms(
+def test_every_response_conforms_to_schema(
     schema: schemathesis.BaseSchema, path: str, method: str, mode: GenerationMode
 ) -> None:
     """No 5xx, and every answer as documented, for bodies that fit the document and others."""

@@ -21,7 +21,7 @@ def turns(answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": answer}]
 
 
-def test_compare_takes_every_form_of_a_pair(http: httpx.Client, checkpoint_folder: Path) -> None:
+def test_compare_accepts_every_form_of_pair(http: httpx.Client, checkpoint_folder: Path) -> None:
     reference = Reference(checkpoint_folder / "llama-v0.1")
     good, bad = reference.reward(turns(GOOD)), reference.reward(turns(BAD))
     user = [{"role": "user", "content": PROMPT}]
@@ -44,7 +44,7 @@ def test_compare_takes_every_form_of_a_pair(http: httpx.Client, checkpoint_folde
     assert body["usage"]["num_computed_tokens"] <= body["usage"]["num_tokens"] / len(pairs)
 
 
-def test_compare_keeps_bad_pairs_in_their_places(http: httpx.Client) -> None:
+def test_compare_returns_errors_of_bad_pairs_in_order(http: httpx.Client) -> None:
     good = {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}
     bad: list[tuple[Any, str]] = [
         (3, "must be an object"),
@@ -67,7 +67,9 @@ def test_compare_without_pairs_has_no_accuracy(http: httpx.Client) -> None:
     assert (body["results"], body["accuracy"]) == ([], None)
 
 
-def test_rank(http: httpx.Client, checkpoint_folder: Path) -> None:
+def test_rank_returns_rewards_ranks_and_best_index(
+    http: httpx.Client, checkpoint_folder: Path
+) -> None:
     reference = Reference(checkpoint_folder / "llama-v0.1")
     responses: list[Any] = [BAD, GOOD, 7, BAD, turns("Lyon.")[1:]]
     body = http.post(
@@ -83,7 +85,7 @@ def test_rank(http: httpx.Client, checkpoint_folder: Path) -> None:
     assert body["best_index"] == next(r["index"] for r in results if r["rank"] == 1)
 
 
-def test_rank_without_a_single_reward(http: httpx.Client) -> None:
+def test_rank_without_rewards_has_no_best_index(http: httpx.Client) -> None:
     body = http.post(
         "/v1/rank", json={"model": "llama", "prompt": [], "responses": [GOOD, BAD]}
     ).json()
@@ -92,7 +94,7 @@ def test_rank_without_a_single_reward(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("model", "spec"), [("llama", "llama-v0.1"), ("gemma", "gemma2")])
-def test_render_shows_what_is_scored(
+def test_render_returns_scored_token_ids(
     http: httpx.Client, checkpoint_folder: Path, model: str, spec: str
 ) -> None:
     reference = Reference(checkpoint_folder / spec)
@@ -117,7 +119,7 @@ def test_status_routes(http: httpx.Client) -> None:
         assert model["fingerprint"]["revision"].startswith("local-")
 
 
-def test_info_tells_what_auto_became_and_why(http: httpx.Client) -> None:
+def test_info_has_resolved_auto_values_with_reasons(http: httpx.Client) -> None:
     info = http.get("/info").json()
     assert info["version"] == __version__
     assert info["settings"]["host"] == "127.0.0.1"
@@ -135,13 +137,13 @@ def test_request_id_is_echoed_once(http: httpx.Client) -> None:
     assert len(http.get("/v1/models").headers.get_list("x-request-id")) == 1
 
 
-def test_unknown_routes_answer_in_the_error_shape(http: httpx.Client) -> None:
+def test_unknown_routes_have_native_error(http: httpx.Client) -> None:
     for answer in (http.get("/nothing"), http.get("/v1/score")):
         assert answer.status_code in (404, 405)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_openapi_has_a_title_a_version_and_examples(http: httpx.Client) -> None:
+def test_openapi_has_title_version_and_valid_examples(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     assert document["info"]["title"] == "skyreward"
     assert document["info"]["version"] == __version__
@@ -155,7 +157,7 @@ def test_openapi_has_a_title_a_version_and_examples(http: httpx.Client) -> None:
             assert not any("error" in result for result in answer.json()["results"])
 
 
-def test_the_documentation_page_needs_no_other_host(http: httpx.Client) -> None:
+def test_docs_page_loads_only_from_service(http: httpx.Client) -> None:
     page = http.get("/docs").text
     assert "skyreward" in page
     addresses = re.findall(r"""(?:src|href)=["']([^"']+)""", page)

@@ -24,7 +24,7 @@ LONG = "word " * 17_000  # the demo model takes 16,384 tokens; it is not scored
 
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
-def test_every_state_is_fit_for_everybody(
+def test_every_state_is_accessible(
     browser: Visitor, playground_url: str, file: Path, width: int, dark: bool
 ) -> None:
     """Without a finding of axe-core, and not wider than the window."""
@@ -56,12 +56,12 @@ def test_every_state_is_fit_for_everybody(
     assert (sum(map(int, re.findall(r"\d+", back))) < 200) == dark
 
 
-def test_axe_finds_what_is_wrong(page: Visitor) -> None:
+def test_axe_reports_violation(page: Visitor) -> None:
     page.run("document.querySelector('label[for=model]').remove()")
     assert any(found.startswith("select-name") for found in page.violations())
 
 
-def test_typed_and_scored_by_the_keyboard_alone(page: Visitor, playground_url: str) -> None:
+def test_conversation_is_scored_by_keyboard_only(page: Visitor, playground_url: str) -> None:
     texts = ("Capital of Peru?", "The capital of Peru is Lima.", "Peru has mountains.")
     page.run("document.querySelector('#turns textarea').focus()")
     page.write(texts[0])
@@ -86,7 +86,7 @@ def test_typed_and_scored_by_the_keyboard_alone(page: Visitor, playground_url: s
     )
 
 
-def test_the_text_that_was_scored_with_its_readout(page: Visitor, playground_url: str) -> None:
+def test_scored_text_and_readout_are_shown(page: Visitor, playground_url: str) -> None:
     start(page, "code-median-01")
     drafts = page.run("readable = [...document.querySelectorAll('.turn textarea')].map(e=>e.value)")
     conversation = [
@@ -115,7 +115,7 @@ def test_the_text_that_was_scored_with_its_readout(page: Visitor, playground_url
     assert text == second["text"].removesuffix("\n") != shown["text"].removesuffix("\n")
 
 
-def test_turns_are_added_moved_and_removed_and_the_focus_stays(page: Visitor) -> None:
+def test_adding_moving_and_removing_turns_keeps_focus(page: Visitor) -> None:
     page.click("#turns textarea")
     page.write("first")
     for text in ("second", "third"):
@@ -139,7 +139,7 @@ def test_turns_are_added_moved_and_removed_and_the_focus_stays(page: Visitor) ->
     assert page.run(roles) == ["system", "assistant"]
 
 
-def test_three_answers_stand_against_each_other(page: Visitor) -> None:
+def test_three_answers_are_compared_in_matrix(page: Visitor) -> None:
     start(page)
     page.click("#add-answer")
     page.write("I do not know.")
@@ -157,7 +157,7 @@ def test_three_answers_stand_against_each_other(page: Visitor) -> None:
     assert [i for i, about in enumerate(abouts) if about.startswith("best")] == [best]
 
 
-def test_what_cannot_be_scored_is_told_in_its_place(page: Visitor) -> None:
+def test_scoring_error_is_shown_at_answer(page: Visitor) -> None:
     page.choose("#model", "short")
     assert "up to 64 tokens" in page.shown("#facts")
     start(page)
@@ -174,14 +174,14 @@ def test_what_cannot_be_scored_is_told_in_its_place(page: Visitor) -> None:
     assert "cut to fit" not in page.shown(".bars li:nth-child(2)")
 
 
-def test_nothing_is_not_scored(page: Visitor) -> None:
+def test_empty_draft_is_not_scored(page: Visitor) -> None:
     page.click("#score")
     assert "no answer to score" in page.shown("#alert")
     assert page.focused() == "Answer A"
     assert page.run("document.querySelector('#empty').hidden") is False
 
 
-def test_a_service_that_is_gone_is_told(browser: Visitor, playground_url: str) -> None:
+def test_unreachable_service_is_reported(browser: Visitor, playground_url: str) -> None:
     browser.visit(playground_url)
     browser.wait(READY)
     browser.cut_off(yes=True)
@@ -219,7 +219,7 @@ def test_a_service_that_is_gone_is_told(browser: Visitor, playground_url: str) -
         ),
     ],
 )  # fmt: skip
-def test_json_is_pasted(page: Visitor, pasted: str, turns: str, answers: str) -> None:
+def test_pasted_json_fills_draft(page: Visitor, pasted: str, turns: str, answers: str) -> None:
     page.click("#paste")
     page.write("{oops")
     page.click("#paste-form .main")
@@ -234,7 +234,7 @@ def test_json_is_pasted(page: Visitor, pasted: str, turns: str, answers: str) ->
     assert page.run(texts.format("answers")) == answers
 
 
-def test_an_example_is_chosen_and_the_dialog_left_by_keys(page: Visitor) -> None:
+def test_example_and_paste_dialog_work_by_keyboard(page: Visitor) -> None:
     page.choose("#example", "multi-turn-running-01")
     assert page.run("document.querySelectorAll('#turns li').length") >= 3
     page.run("document.querySelector('#paste').focus()")
@@ -245,7 +245,7 @@ def test_an_example_is_chosen_and_the_dialog_left_by_keys(page: Visitor) -> None
 
 
 @pytest.mark.parametrize("language", ["curl", "python"])
-def test_the_copied_code_gives_the_same_rewards(page: Visitor, language: str) -> None:
+def test_copied_code_returns_same_rewards(page: Visitor, language: str) -> None:
     page.choose("#example", "chinese-tea-01")
     page.click("#score")
     page.wait(RENDERED)
@@ -262,7 +262,7 @@ def test_the_copied_code_gives_the_same_rewards(page: Visitor, language: str) ->
     assert found == pytest.approx(rewards(page), abs=6e-4)
 
 
-def test_the_picture_in_the_readme_is_small() -> None:
+def test_readme_screenshot_is_small() -> None:
     picture = ROOT / "docs" / "assets" / "playground.png"
     assert picture.stat().st_size < 150_000
     assert "docs/assets/playground.png" in (ROOT / "README.md").read_text()

@@ -15,7 +15,9 @@ from waiting import PATIENCE_S
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
 
-def test_a_file_is_dropped(page: Visitor, file: Path, playground_url: str, tmp_path: Path) -> None:
+def test_dropped_file_is_scored_and_saved(
+    page: Visitor, file: Path, playground_url: str, tmp_path: Path
+) -> None:
     page.drop(file, "#panel-answers")
     page.wait(DONE)
     job = page.shown("#job")
@@ -83,7 +85,7 @@ def test_rows_are_filtered_sorted_and_opened(page: Visitor) -> None:
     assert first - second == pytest.approx(margins[0], abs=2e-3)
 
 
-def test_files_that_are_too_much_or_nothing_are_refused(page: Visitor, tmp_path: Path) -> None:
+def test_empty_and_too_long_files_are_rejected(page: Visitor, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "many.jsonl").write_text('{"a":1}\n' * 20_001)
     for name, said in (("empty", "has no records"), ("many", "skyreward score")):
@@ -92,7 +94,7 @@ def test_files_that_are_too_much_or_nothing_are_refused(page: Visitor, tmp_path:
         assert page.run("document.querySelector('#job').hidden") is True
 
 
-def test_a_job_is_stopped(page: Visitor, tmp_path: Path) -> None:
+def test_file_scoring_can_be_stopped(page: Visitor, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Number {i}", "responses": [f"{i} {j}" for j in range(4)]} for i in range(3000)
     ]

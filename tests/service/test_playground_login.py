@@ -54,9 +54,7 @@ def enter(browser: Visitor, key: str = KEY) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
-def test_the_door_is_fit_for_everybody(
-    browser: Visitor, served: Served, width: int, dark: bool
-) -> None:
+def test_login_page_is_accessible(browser: Visitor, served: Served, width: int, dark: bool) -> None:
     browser.visit(served.url, width, dark=dark)
     assert browser.focused() == "key"
     assert browser.violations() == []
@@ -66,7 +64,7 @@ def test_the_door_is_fit_for_everybody(
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
-def test_a_wrong_key_is_told_and_not_kept(browser: Visitor, served: Served) -> None:
+def test_wrong_key_is_reported_and_not_stored(browser: Visitor, served: Served) -> None:
     for key, said in (
         ("wrong-wrong-wrong", "not known here"),
         ("schlüssel-schlüssel", "not known here"),
@@ -78,7 +76,7 @@ def test_a_wrong_key_is_told_and_not_kept(browser: Visitor, served: Served) -> N
         assert browser.run("sessionStorage.length") == 0
 
 
-def test_the_right_key_opens_the_page_and_scores(browser: Visitor, served: Served) -> None:
+def test_right_key_opens_playground_and_scores(browser: Visitor, served: Served) -> None:
     enter(browser)
     browser.wait(OPEN)
     browser.complaints.clear()
@@ -95,9 +93,7 @@ def test_the_right_key_opens_the_page_and_scores(browser: Visitor, served: Serve
     assert browser.run("document.cookie") == ""
 
 
-def test_the_key_is_good_for_this_tab_until_it_is_forgotten(
-    browser: Visitor, served: Served
-) -> None:
+def test_key_is_stored_in_tab_until_forgotten(browser: Visitor, served: Served) -> None:
     enter(browser)
     browser.wait(OPEN)
     browser.visit(served.url)
@@ -109,7 +105,7 @@ def test_the_key_is_good_for_this_tab_until_it_is_forgotten(
     assert browser.run("Boolean(document.querySelector('#key'))")
 
 
-def test_a_key_that_is_taken_away_is_asked_for_again(browser: Visitor, served: Served) -> None:
+def test_revoked_key_is_asked_for_again(browser: Visitor, served: Served) -> None:
     enter(browser)
     browser.wait(OPEN)
     served.app.state.keys = KeyRing([(OTHER_KEY, "")])
@@ -123,7 +119,7 @@ def test_a_key_that_is_taken_away_is_asked_for_again(browser: Visitor, served: S
     browser.wait(OPEN)
 
 
-def test_a_kept_key_that_was_taken_away_leads_to_the_door(browser: Visitor, served: Served) -> None:
+def test_revoked_stored_key_leads_to_login_page(browser: Visitor, served: Served) -> None:
     enter(browser)
     browser.wait(OPEN)
     served.app.state.keys = KeyRing([(OTHER_KEY, "")])
@@ -133,7 +129,7 @@ def test_a_kept_key_that_was_taken_away_leads_to_the_door(browser: Visitor, serv
     assert browser.run("sessionStorage.length") == 0
 
 
-def test_an_overloaded_service_is_told_and_a_file_waits_for_it(
+def test_overload_is_reported_and_file_scoring_retries(
     browser: Visitor, served: Served, tmp_path: Path
 ) -> None:
     enter(browser)

@@ -50,7 +50,7 @@ def test_rewards_equal_plain_transformers(
     assert set(body["fingerprint"]) == {"revision", "template_sha256", "dtype", "attention"}
 
 
-def test_identical_conversations_are_computed_once_and_remembered(http: httpx.Client) -> None:
+def test_identical_conversations_are_computed_once_and_cached(http: httpx.Client) -> None:
     pear, plum = (
         conversation("A fruit of this test alone?", text) for text in ("Pear.", "A plum.")
     )
@@ -88,7 +88,9 @@ BAD: list[tuple[Any, str, str]] = [
 ]
 
 
-def test_ten_bad_conversations_of_a_thousand(http: httpx.Client, checkpoint_folder: Path) -> None:
+def test_bad_conversations_get_errors_and_others_rewards(
+    http: httpx.Client, checkpoint_folder: Path
+) -> None:
     """990 rewards, 10 errors in their places, each saying what to do."""
     conversations: list[Any] = [
         conversation(f"What is {i} + {i}?", f"{i} + {i} = {2 * i}.") for i in range(1000)
@@ -113,7 +115,7 @@ def test_ten_bad_conversations_of_a_thousand(http: httpx.Client, checkpoint_fold
         assert results[place]["reward"] == pytest.approx(alone, abs=1e-4)
 
 
-def test_a_template_that_raises_is_an_error_of_its_conversation(http: httpx.Client) -> None:
+def test_template_exception_is_error_of_conversation(http: httpx.Client) -> None:
     with_system = [{"role": "system", "content": "Be brief."}, *VARIED[0]]
     body = {"model": "gemma", "conversations": [VARIED[0], with_system, VARIED[1]]}
     first, second, third = http.post("/v1/score", json=body).json()["results"]
@@ -123,7 +125,7 @@ def test_a_template_that_raises_is_an_error_of_its_conversation(http: httpx.Clie
     assert "System role not supported" in second["error"]["message"]
 
 
-def test_order_holds_under_concurrency(http: httpx.Client, checkpoint_folder: Path) -> None:
+def test_results_keep_order_under_concurrency(http: httpx.Client, checkpoint_folder: Path) -> None:
     # Each conversation in two posts, so that some are computed for two at once, some known.
     conversations = [
         conversation(f"Count to {i % 7}.", f"{post}: " + "one " * i)
@@ -144,7 +146,7 @@ def test_order_holds_under_concurrency(http: httpx.Client, checkpoint_folder: Pa
 
 
 @pytest.mark.parametrize("truncation", ["left", "right"])
-def test_truncation_is_told(http: httpx.Client, truncation: str) -> None:
+def test_truncation_is_reported(http: httpx.Client, truncation: str) -> None:
     long = conversation("word " * 3000, "The answer.")
     body = {"model": "llama", "conversations": [long, VARIED[0]], "truncation": truncation}
     cut, whole = http.post("/v1/score", json=body).json()["results"]
@@ -166,7 +168,9 @@ def test_truncation_is_told(http: httpx.Client, truncation: str) -> None:
         ("{", 400, "the body is no JSON"),
     ],
 )
-def test_malformed_bodies(http: httpx.Client, body: Any, status: int, says: str) -> None:
+def test_malformed_body_is_rejected_with_reason(
+    http: httpx.Client, body: Any, status: int, says: str
+) -> None:
     if isinstance(body, str):
         headers = {"content-type": "application/json"}
         answer = http.post("/v1/score", content=body, headers=headers)
@@ -178,7 +182,7 @@ def test_malformed_bodies(http: httpx.Client, body: Any, status: int, says: str)
     assert says in error["message"]
 
 
-def test_no_conversations_no_results(http: httpx.Client) -> None:
+def test_empty_list_of_conversations_gives_no_results(http: httpx.Client) -> None:
     answer = http.post("/v1/score", json={"model": "llama", "conversations": []})
     assert answer.status_code == 200
     assert answer.json()["results"] == []

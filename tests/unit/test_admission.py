@@ -16,7 +16,7 @@ def limited(**limits: int) -> Admission:
     return Admission(lambda: settings)
 
 
-def test_one_caller_is_told_to_wait_before_all_are() -> None:
+def test_client_limit_applies_before_global_limit() -> None:
     admission = limited(max_requests=3, max_requests_per_key=2)
     a1, a2, b1, b2 = (admission.create_slot(name) for name in "aabb")
     a1.start_running()
@@ -36,7 +36,7 @@ def test_one_caller_is_told_to_wait_before_all_are() -> None:
     assert admission.num_running == 0
 
 
-def test_without_keys_only_the_number_of_all_counts() -> None:
+def test_anonymous_client_has_only_global_limit() -> None:
     admission = limited(max_requests=3, max_requests_per_key=1)
     for _ in range(3):
         admission.create_slot(ANONYMOUS).start_running()
@@ -44,7 +44,7 @@ def test_without_keys_only_the_number_of_all_counts() -> None:
         admission.check(ANONYMOUS)
 
 
-def test_bytes_of_all_bodies_are_bounded_together() -> None:
+def test_buffered_bytes_have_global_limit() -> None:
     admission = limited(max_buffered_bytes=10)
     first = admission.create_slot(ANONYMOUS)
     first.add_body_bytes(6)
@@ -57,7 +57,7 @@ def test_bytes_of_all_bodies_are_bounded_together() -> None:
     first.add_body_bytes(4)
 
 
-def test_bytes_of_one_client_leave_as_many_for_others() -> None:
+def test_client_bytes_leave_equal_share_for_others() -> None:
     admission = limited(max_buffered_bytes=100)
     first, second, third = (admission.create_slot(name) for name in "abc")
     first.add_body_bytes(50)
@@ -72,7 +72,7 @@ def test_bytes_of_one_client_leave_as_many_for_others() -> None:
     assert admission.num_bytes == 52
 
 
-def test_one_body_fits_even_where_it_is_more_than_a_share() -> None:
+def test_single_body_fits_beyond_share() -> None:
     admission = limited(max_buffered_bytes=10, max_body_bytes=8)
     only = admission.create_slot("a")
     only.add_body_bytes(8)
@@ -84,7 +84,7 @@ def test_one_body_fits_even_where_it_is_more_than_a_share() -> None:
     assert not isinstance(caught.value, TooManyRequestsError)
 
 
-def test_answers_that_are_not_taken_count_to_their_client_alone() -> None:
+def test_unread_responses_count_only_toward_their_client() -> None:
     admission = limited(max_buffered_bytes=100)
     first, second = admission.create_slot("a"), admission.create_slot("b")
     first.add_response_bytes(1_000)
@@ -96,7 +96,7 @@ def test_answers_that_are_not_taken_count_to_their_client_alone() -> None:
     admission.create_slot("a").add_body_bytes(20)
 
 
-def test_without_keys_answers_that_are_not_taken_count_to_all() -> None:
+def test_unread_responses_without_keys_count_toward_global_limit() -> None:
     admission = limited(max_buffered_bytes=100)
     admission.create_slot(ANONYMOUS).add_response_bytes(99)
     admission.create_slot(ANONYMOUS).add_body_bytes(1)
@@ -104,7 +104,7 @@ def test_without_keys_answers_that_are_not_taken_count_to_all() -> None:
         admission.create_slot(ANONYMOUS).add_body_bytes(1)
 
 
-def test_bodies_under_way_of_one_client_are_bounded() -> None:
+def test_client_has_limit_of_requests_being_received() -> None:
     admission = limited(max_requests_per_key=2)
     one, other = admission.create_slot("a"), admission.create_slot("a")
     one.start_receiving()
@@ -118,6 +118,6 @@ def test_bodies_under_way_of_one_client_are_bounded() -> None:
         admission.create_slot(ANONYMOUS).start_receiving()
 
 
-def test_the_largest_body_must_fit_into_what_is_held() -> None:
+def test_max_buffered_bytes_below_max_body_bytes_is_rejected() -> None:
     with pytest.raises(Exception, match="max_buffered_bytes 5 is less than max_body_bytes 6"):
         Settings.load(max_buffered_bytes=5, max_body_bytes=6)

@@ -39,7 +39,7 @@ async def until_ready(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_small_post_is_one_call_and_comes_back_in_order(
+def test_small_request_is_one_batch_with_results_in_order(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -50,9 +50,7 @@ def test_a_small_post_is_one_call_and_comes_back_in_order(
     assert [len(batch) for batch in backend.batches] == [2]
 
 
-def test_a_large_post_goes_in_batches_of_the_replica(
-    client: TestClient, backend: FakeBackend
-) -> None:
+def test_large_request_is_split_into_batches(client: TestClient, backend: FakeBackend) -> None:
     until(lambda: ready(client))
     body = {"conversations": [conversation(f"{i} " * 10) for i in range(150)]}
     results = client.post("/v1/score", json=body).json()["results"]
@@ -62,7 +60,7 @@ def test_a_large_post_goes_in_batches_of_the_replica(
     assert all(pack(b, 10**6).num_tokens <= budget or len(b) == 1 for b in backend.batches)
 
 
-def test_a_model_that_will_not_answer_is_503_with_retry_after(
+def test_not_ready_backend_is_503_with_retry_after(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -75,7 +73,7 @@ def test_a_model_that_will_not_answer_is_503_with_retry_after(
     assert client.post("/v1/score", json=BODY).status_code == 200
 
 
-def test_without_a_replica_it_is_not_ready_and_takes_work_all_the_same(
+def test_model_without_replica_is_not_ready_but_accepts_requests(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -89,7 +87,7 @@ def test_without_a_replica_it_is_not_ready_and_takes_work_all_the_same(
     assert ready(client)
 
 
-def test_an_unhealthy_model_is_not_ready_until_it_is_well_again(
+def test_unhealthy_model_is_not_ready_until_it_recovers(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -104,7 +102,7 @@ def test_an_unhealthy_model_is_not_ready_until_it_is_well_again(
     until(lambda: ready(client))
 
 
-def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> None:
+def test_full_queue_is_503_until_it_drains(backend: FakeBackend) -> None:
     async def scenario() -> None:
         settings = Settings.load(max_queued_tokens=100)
         service = ScoringService([(settings.models[0], backend)], settings)
@@ -132,7 +130,7 @@ def test_too_much_waiting_is_503_until_there_is_room(backend: FakeBackend) -> No
     asyncio.run(scenario())
 
 
-def test_a_model_that_was_refused_never_becomes_ready(backend: FakeBackend) -> None:
+def test_model_that_fails_to_load_never_becomes_ready(backend: FakeBackend) -> None:
     backend.load_failure = ModelLoadError("no score.weight")
     settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
@@ -146,7 +144,7 @@ def test_a_model_that_was_refused_never_becomes_ready(backend: FakeBackend) -> N
         assert "no score.weight" in refused.json()["error"]["message"]
 
 
-def test_a_bug_is_a_500_without_internals(
+def test_unexpected_exception_is_500_without_internals(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     until(lambda: ready(client))
@@ -164,7 +162,7 @@ def test_a_bug_is_a_500_without_internals(
     assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_a_bug_behind_serve_keeps_its_shape(
+def test_unexpected_exception_behind_serve_keeps_error_format(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is more around the application there."""
@@ -180,7 +178,7 @@ def test_a_bug_behind_serve_keeps_its_shape(
     assert answer.headers.get_list("x-request-id") == ["step-7"]
 
 
-def test_a_bug_of_the_backend_stays_with_its_conversation(
+def test_backend_exception_is_error_of_conversation(
     client: TestClient, backend: FakeBackend
 ) -> None:
     until(lambda: ready(client))
@@ -191,7 +189,7 @@ def test_a_bug_of_the_backend_stays_with_its_conversation(
     assert "secret" not in answer.text
 
 
-def test_a_backend_that_fails_oddly_is_asked_again(client: TestClient, backend: FakeBackend):
+def test_unexpected_load_failure_is_retried(client: TestClient, backend: FakeBackend):
     until(lambda: ready(client))
     backend.refresh_failure = NotReadyError("gone")
     backend.load_failure = RuntimeError("something else")
@@ -200,7 +198,7 @@ def test_a_backend_that_fails_oddly_is_asked_again(client: TestClient, backend: 
     until(lambda: ready(client))
 
 
-def test_a_model_is_found_by_its_alias_first() -> None:
+def test_model_alias_takes_precedence_over_name() -> None:
     def service(*models: str) -> ScoringService:
         settings = Settings.load(models=list(models))
         return ScoringService([(model, FakeBackend()) for model in settings.models], settings)
@@ -211,7 +209,9 @@ def test_a_model_is_found_by_its_alias_first() -> None:
         service("new=demo", "old=demo").resolve_model("demo")
 
 
-def test_errors_of_single_sequences_stay_single(client: TestClient, backend: FakeBackend) -> None:
+def test_sequence_error_does_not_affect_other_sequences(
+    client: TestClient, backend: FakeBackend
+) -> None:
     until(lambda: ready(client))
     whole = client.post("/v1/render", json=BODY).json()["results"]
     lengths = {result["num_tokens"] for result in whole}
@@ -240,7 +240,7 @@ def test_equal_rewards_share_a_rank(client: TestClient, backend: FakeBackend) ->
     assert ranked["best_index"] == 1
 
 
-def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -> None:
+def test_draining_rejects_new_requests_and_finishes_running_ones(backend: FakeBackend) -> None:
     async def scenario() -> None:
         settings = Settings.load()
         service = ScoringService([(settings.models[0], backend)], settings)
@@ -269,7 +269,7 @@ def test_draining_refuses_new_work_and_waits_for_the_old(backend: FakeBackend) -
     asyncio.run(scenario())
 
 
-def test_ranks_of_many_answers_in_one_walk() -> None:
+def test_ranks_are_computed_in_linear_time() -> None:
     rewards = [float(number % 7) for number in range(50)]
     best_first = sorted(rewards, reverse=True)
     assert scoring._ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}

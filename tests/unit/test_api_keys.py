@@ -19,7 +19,7 @@ from serve.launch import ray
 from serve.scoring.service import ScoringService
 
 
-def test_keys_of_the_settings_and_of_the_file_are_known(tmp_path: Path) -> None:
+def test_keys_of_settings_and_file_are_known(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# trainers\n\n  {OTHER_KEY}  \n# nobody\n")
     ring = KeyRing.from_settings(Settings.load(api_keys=[KEY], api_keys_file=str(file)))
@@ -31,7 +31,7 @@ def test_keys_of_the_settings_and_of_the_file_are_known(tmp_path: Path) -> None:
         assert ring.find_name(unknown) is None
 
 
-def test_only_digests_are_held_and_they_are_enough() -> None:
+def test_key_ring_holds_only_digests() -> None:
     ring = KeyRing.from_settings(Settings.load(api_keys=f"{KEY}, {OTHER_KEY} {KEY}"))
     assert ring.digests == tuple(hashlib.sha256(k.encode()).hexdigest() for k in (KEY, OTHER_KEY))
     assert KEY not in repr(vars(ring))
@@ -42,7 +42,7 @@ def test_only_digests_are_held_and_they_are_enough() -> None:
     assert name.removeprefix("key-") not in ring.digests[0]
 
 
-def test_without_keys_the_ring_is_empty() -> None:
+def test_key_ring_without_keys_is_empty() -> None:
     ring = KeyRing.from_settings(Settings.load())
     assert not ring
     assert ring.find_name(b"") is None
@@ -59,9 +59,7 @@ def test_without_keys_the_ring_is_empty() -> None:
         (b"\xff\xfe\x00latin-latin\n", "UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_used_stops_the_start(
-    tmp_path: Path, content: bytes, says: str
-) -> None:
+def test_unusable_key_file_stops_start(tmp_path: Path, content: bytes, says: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(ModelLoadError, match=says) as caught:
@@ -70,7 +68,7 @@ def test_a_file_that_cannot_be_used_stops_the_start(
         assert secret not in caught.value.detail
 
 
-def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+def test_missing_key_file_and_short_key_stop_start(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ModelLoadError, match="--api-keys"):
             KeyRing.from_settings(Settings.load(api_keys_file=str(path)))
@@ -89,7 +87,7 @@ def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
         {"api_keys": [KEY], "max_body_bytes": 2**40},
     ],
 )
-def test_bad_settings_are_told_without_the_keys(chosen: dict[str, object]) -> None:
+def test_settings_errors_do_not_show_keys(chosen: dict[str, object]) -> None:
     with pytest.raises(ModelLoadError) as caught:
         Settings.load(**chosen)
     with pytest.raises(ValueError, match="validation error") as raw:  # as Serve would raise it
@@ -99,7 +97,7 @@ def test_bad_settings_are_told_without_the_keys(chosen: dict[str, object]) -> No
         assert "12345678901" not in text
 
 
-def test_a_settings_file_that_cannot_be_read_is_told_without_its_text(tmp_path: Path) -> None:
+def test_unreadable_settings_file_error_does_not_show_keys(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     for text in (f"api_keys: [{KEY}\nport: 1", f"api_keys: '{KEY}\n", f"api_keys: {KEY}: 1"):
         file.write_text(text)
@@ -108,7 +106,7 @@ def test_a_settings_file_that_cannot_be_read_is_told_without_its_text(tmp_path: 
         assert KEY not in caught.value.detail
 
 
-def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_responses_and_logs_do_not_show_keys(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.load(api_keys=[KEY, OTHER_KEY])
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with caplog.at_level(logging.DEBUG), TestClient(app) as client:
@@ -123,7 +121,7 @@ def test_no_key_is_in_what_the_service_shows_or_logs(caplog: pytest.LogCaptureFi
     assert not any(KEY in text or OTHER_KEY in text for text in shown)
 
 
-def test_a_service_that_is_open_to_all_is_told_of_at_its_start() -> None:
+def test_open_service_without_keys_gets_warning() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "lab.example.org"):
         settings = Settings.load(host=host)
         (warning,) = build_key_warnings(settings, KeyRing.from_settings(settings))
@@ -135,7 +133,7 @@ def test_a_service_that_is_open_to_all_is_told_of_at_its_start() -> None:
     assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
 
 
-def test_short_keys_are_taken_with_a_warning(tmp_path: Path) -> None:
+def test_short_keys_are_accepted_with_warning(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"eight-88\n{KEY}\n")
     settings = Settings.load(api_keys_file=str(file), api_keys=["fifteen-fifteen"])
@@ -146,7 +144,7 @@ def test_short_keys_are_taken_with_a_warning(tmp_path: Path) -> None:
     assert "eight-88" not in warning
 
 
-def test_the_warnings_come_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_checks_report_key_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "check_address", lambda _: None)
     said: list[str] = []
     ray.run_preflight_checks(Settings.load(host="0.0.0.0"), said.append)

@@ -28,12 +28,12 @@ from serve.api.raw_responses import HEAD_TIMEOUT_S
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
 CHUNKED += b"Content-Type: application/json\r\n\r\n"
-FOR_EVER = 2**20
+ENDLESS_BYTES = 2**20
 """Bytes, of what a test would send without end."""
 
 
 @pytest.fixture
-def _refusals_are_meant() -> Iterator[None]:
+def _expected_parser_rejections() -> Iterator[None]:
     """uvicorn's own line of log for what its parser refuses."""
     logger = logging.getLogger("uvicorn.error")
 
@@ -67,15 +67,15 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
         yield found
 
 
-def send_for_ever(connection: socket.socket, start: bytes, piece: bytes) -> None:
+def send_endlessly(connection: socket.socket, start: bytes, piece: bytes) -> None:
     """Until the server does not take any more, and never the end of it."""
     with contextlib.suppress(OSError):
         connection.sendall(start)
-        for _ in range(FOR_EVER // len(piece)):
+        for _ in range(ENDLESS_BYTES // len(piece)):
             connection.sendall(piece)
 
 
-def error_of(answer: bytes) -> tuple[int, str]:
+def parse_error(answer: bytes) -> tuple[int, str]:
     """Status and code of a response in the shape of all errors."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"connection: close" in head.lower()
@@ -96,18 +96,18 @@ def error_of(answer: bytes) -> tuple[int, str]:
     ],
     ids=["header", "headers", "path", "blank lines", "trailer", "trailers", "chunk extension"],
 )
-def test_what_never_ends_is_refused(opened: Opened, start: bytes, piece: bytes) -> None:
+def test_endless_head_is_431(opened: Opened, start: bytes, piece: bytes) -> None:
     _, connect = opened
     with connect() as connection:
-        send_for_ever(connection, start, piece)
+        send_endlessly(connection, start, piece)
         answer = read_response(connection)
     assert answer[0].status == 431
     assert json.loads(answer[1])["error"]["code"] == "head_too_large"
 
 
-@pytest.mark.usefixtures("_refusals_are_meant")
+@pytest.mark.usefixtures("_expected_parser_rejections")
 @pytest.mark.parametrize("sends", [1, 40])
-def test_a_head_that_is_whole_and_too_large_is_refused(sends: int) -> None:
+def test_complete_head_above_limit_is_431(sends: int) -> None:
     fits = GET[:-2] + b"X: %s\r\n\r\n" % (b"a" * (MAX_HEAD_BYTES - 100))
     too_large = b"GET /health HTTP/1.1\r\nX: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES)
     with live(guarded().app) as server:
@@ -119,7 +119,7 @@ def test_a_head_that_is_whole_and_too_large_is_refused(sends: int) -> None:
                 assert read_response(connection)[0].status == status
 
 
-def test_a_head_that_is_late_is_408(opened: Opened) -> None:
+def test_late_head_is_408(opened: Opened) -> None:
     server, connect = opened
     with connect() as first, connect() as kept, connect() as silent:
         first.sendall(GET[:-2])
@@ -128,8 +128,8 @@ def test_a_head_that_is_late_is_408(opened: Opened) -> None:
         kept.sendall(GET[:-2])
         until_seen(server, True, True, False)
         server.loop.advance(31)
-        assert error_of(read_all(first)) == (408, "request_timeout")
-        assert error_of(read_all(kept)) == (408, "request_timeout")
+        assert parse_error(read_all(first)) == (408, "request_timeout")
+        assert parse_error(read_all(kept)) == (408, "request_timeout")
         # It would take an answer for that to its first request.
         assert read_all(silent) == b""
 
@@ -139,7 +139,7 @@ def until_seen(server: Server, *unread: bool) -> None:
     until(lambda: sorted(c.is_in_head() for c in server.connections) == sorted(unread))
 
 
-def test_a_slow_body_is_the_guards_business() -> None:
+def test_head_timeout_does_not_apply_to_body() -> None:
     seen = guarded(body_timeout_s=3_000, request_timeout_s=3_000, min_body_rate=0)
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=b"12", length=4))
@@ -149,14 +149,14 @@ def test_a_slow_body_is_the_guards_business() -> None:
         assert read_response(connection)[1] == b"4"
 
 
-def test_framing_of_small_chunks_is_not_counted() -> None:
+def test_chunk_framing_does_not_count_toward_head_limit() -> None:
     body = b"".join(b"1\r\n1\r\n" for _ in range(MAX_HEAD_BYTES))
     with live(guarded().app) as server, server.connect() as connection:
         connection.sendall(CHUNKED + body + b"0\r\n\r\n")
         assert read_response(connection)[1] == b"%d" % MAX_HEAD_BYTES
 
 
-def test_requests_in_one_write_are_answered_in_order() -> None:
+def test_pipelined_requests_in_one_write_are_answered_in_order() -> None:
     body = b"1" * (2 * MAX_HEAD_BYTES)
     last = b"GET /other HTTP/1.1\r\nConnection: close\r\n\r\n"
     with live(guarded().app) as server, server.connect() as connection:
@@ -168,7 +168,7 @@ def test_requests_in_one_write_are_answered_in_order() -> None:
     assert found == [b"%d" % len(body), b'"fine"', b"2", b'"fine"']
 
 
-def test_a_hang_up_ends_all_requests_of_a_connection() -> None:
+def test_disconnect_cancels_all_pipelined_requests() -> None:
     seen = guarded()
     with live(seen.app) as server:
         with server.connect() as connection:
@@ -183,7 +183,7 @@ UPGRADE = b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-def test_a_request_that_would_rather_be_http_2_is_answered(is_cut: bool) -> None:
+def test_http2_upgrade_request_is_answered_in_http1(is_cut: bool) -> None:
     """As those of Java's client are; with its body, and those behind it too."""
     first = post("/size", UPGRADE[:-2], body=b"1234")
     rest = GET[:-2] + UPGRADE + b"\r\n" + post("/size", UPGRADE[:-2], body=b"22")
@@ -200,23 +200,23 @@ def test_a_request_that_would_rather_be_http_2_is_answered(is_cut: bool) -> None
     ]  # fmt: skip
 
 
-def test_any_number_of_such_requests_may_come_at_once() -> None:
+def test_many_pipelined_upgrade_requests_are_answered() -> None:
     many = GET[:-2] + UPGRADE + b"\r\n"
     with live(guarded().app) as server, server.connect() as connection:
         connection.sendall(many * 3_000 + GET[:-2] + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b'"fine"') == 3_001
 
 
-@pytest.mark.usefixtures("_refusals_are_meant")
-def test_what_is_no_http_gets_an_error_of_our_shape() -> None:
+@pytest.mark.usefixtures("_expected_parser_rejections")
+def test_invalid_http_gets_native_error() -> None:
     with live(guarded().app) as server, server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        assert error_of(read_all(connection)) == (400, "bad_request")
+        assert parse_error(read_all(connection)) == (400, "bad_request")
 
 
-@pytest.mark.usefixtures("_refusals_are_meant")
+@pytest.mark.usefixtures("_expected_parser_rejections")
 @pytest.mark.parametrize("rest", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 300_000])
-def test_nonsense_behind_a_request_does_not_spoil_its_answer(rest: bytes) -> None:
+def test_invalid_data_after_request_does_not_break_response(rest: bytes) -> None:
     seen = guarded()
     answer_now = threading.Event()
     seen.between_parts = partial(asyncio.to_thread, answer_now.wait, PATIENCE_S)
@@ -238,7 +238,7 @@ def busy(seen: Guarded, server: Server, number: int) -> list[socket.socket]:
     return connections
 
 
-def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
+def test_longest_idle_connection_is_closed_for_new_one() -> None:
     seen = guarded()
     with live(seen.app, ConnectionLimits(max_connections=4)) as server:
         working = busy(seen, server, 2)
@@ -256,14 +256,14 @@ def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
             connection.close()
 
 
-def test_no_answer_is_given_up_for_a_new_connection() -> None:
+def test_busy_connections_are_not_closed_for_new_one() -> None:
     seen = guarded()
     with live(seen.app, ConnectionLimits(max_connections=2)) as server:
         working = busy(seen, server, 2)
         with server.connect() as new:
             answer = read_all(new)
         assert b"Retry-After: 5" in answer
-        assert error_of(answer) == (503, "too_many_connections")
+        assert parse_error(answer) == (503, "too_many_connections")
         for connection in working:
             connection.settimeout(0)
             with pytest.raises(BlockingIOError):
@@ -272,7 +272,7 @@ def test_no_answer_is_given_up_for_a_new_connection() -> None:
 
 
 @pytest.mark.parametrize("last", [GET, b"GET /health HTTP/1.0\r\n\r\n"])
-def test_the_end_of_an_answer_is_not_kept_for_ever(last: bytes) -> None:
+def test_unread_end_of_response_is_dropped_after_timeout(last: bytes) -> None:
     """It is so little that the server has nothing more to send, and so waits for nothing."""
     with live(guarded().app) as server, unread(server, GET) as connection:
         until(lambda: len(server.connections) == 1)
@@ -294,7 +294,7 @@ def test_the_end_of_an_answer_is_not_kept_for_ever(last: bytes) -> None:
             read_all(connection)
 
 
-def test_the_end_of_an_answer_that_is_read_in_the_end_arrives() -> None:
+def test_late_read_end_of_response_arrives() -> None:
     with live(guarded().app) as server, unread(server, GET * 2_000) as connection:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         server.loop.advance(1)
@@ -302,7 +302,7 @@ def test_the_end_of_an_answer_that_is_read_in_the_end_arrives() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_half_open_connections_do_not_hold_up_the_end(scheme: str, tmp_path: Path) -> None:
+def test_half_open_connections_do_not_delay_shutdown(scheme: str, tmp_path: Path) -> None:
     # The server has to end before the connections are closed on this side.
     with contextlib.ExitStack() as stack, serving(scheme, tmp_path) as (server, connect):
         for start in (b"", GET[:-2], CHUNKED[:9]):
@@ -310,12 +310,14 @@ def test_half_open_connections_do_not_hold_up_the_end(scheme: str, tmp_path: Pat
         until_seen(server, True, True, False)
 
 
-def test_room_for_other_files_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_max_connections_leaves_file_descriptors_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _kind: (300, 300))
     assert ConnectionLimits().max_connections == 225
 
 
-def test_serves_own_proxies_get_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_proxies_use_bounded_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve leaves the choice to uvicorn, in the process in which it asks for our middlewares."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     assert middlewares()

@@ -16,7 +16,7 @@ from serve.scoring.service import ScoringService
 ON_A_MOVABLE_LOOP = {"loop_factory": MovableLoop}
 
 
-def test_a_deadline_that_passes_is_408_and_the_work_is_given_up() -> None:
+def test_passed_deadline_is_408_and_cancels_request() -> None:
     seen = guarded()
     seen.on_wait = partial(advance, 1_001)
     with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
@@ -28,7 +28,7 @@ def test_a_deadline_that_passes_is_408_and_the_work_is_given_up() -> None:
         assert (seen.admission.num_running, seen.admission.num_bytes) == (0, 0)
 
 
-def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
+def test_request_timeout_setting_is_default_deadline() -> None:
     seen = guarded(request_timeout_s=1_000)
     seen.on_wait = partial(advance, 1_001)
 
@@ -44,7 +44,7 @@ def test_the_setting_is_the_deadline_of_those_that_bring_none() -> None:
         assert (slow.status_code, slow.text) == (200, "one two three")
 
 
-def test_a_deadline_cancels_the_work_of_the_service_itself() -> None:
+def test_deadline_cancels_scoring() -> None:
     backend = FakeBackend()
     settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)

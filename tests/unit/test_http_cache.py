@@ -45,7 +45,7 @@ def num_sent(backend: FakeBackend) -> int:
     return sum(map(len, backend.batches))
 
 
-def test_only_what_is_new_is_sent_and_everything_is_counted(
+def test_only_new_conversations_are_computed_and_all_are_counted(
     client: TestClient, backend: FakeBackend
 ) -> None:
     first = score(client, A, B, A)
@@ -71,7 +71,7 @@ def test_only_what_is_new_is_sent_and_everything_is_counted(
     assert [len(batch) for batch in backend.batches] == [2, 1]  # the third post: no call at all
 
 
-def test_the_counters_are_in_info(client: TestClient) -> None:
+def test_info_has_cache_counters(client: TestClient) -> None:
     assert counters(client) == {
         "hits": 0,
         "misses": 0,
@@ -87,7 +87,7 @@ def test_the_counters_are_in_info(client: TestClient) -> None:
     assert found["bytes"] == 3 * ENTRY_BYTES
 
 
-def test_compare_and_rank_use_it_too(client: TestClient, backend: FakeBackend) -> None:
+def test_compare_and_rank_use_cache(client: TestClient, backend: FakeBackend) -> None:
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "five"}
     first = client.post("/v1/compare", json={"pairs": [pair]}).json()
     again = client.post("/v1/compare", json={"pairs": [pair, 7]}).json()
@@ -104,7 +104,7 @@ def test_compare_and_rank_use_it_too(client: TestClient, backend: FakeBackend) -
     assert num_sent(backend) == 3
 
 
-def test_another_fingerprint_is_another_model(client: TestClient, backend: FakeBackend) -> None:
+def test_new_fingerprint_invalidates_cache(client: TestClient, backend: FakeBackend) -> None:
     assert score(client, A)["results"][0]["reward"] != 0.25
     backend.info = {**INFO, "revision": "other"}
     backend.reward = lambda _: 0.25
@@ -116,7 +116,7 @@ def test_another_fingerprint_is_another_model(client: TestClient, backend: FakeB
     assert score(client, A)["usage"]["num_cached_tokens"] > 0
 
 
-def test_an_error_is_tried_again(client: TestClient, backend: FakeBackend) -> None:
+def test_errors_are_not_cached(client: TestClient, backend: FakeBackend) -> None:
     backend.reward = lambda _: ScoreError("device_memory", "lower it")
     (failed,) = score(client, A)["results"]
     assert failed["error"]["code"] == "device_memory"
@@ -127,7 +127,7 @@ def test_an_error_is_tried_again(client: TestClient, backend: FakeBackend) -> No
     assert counters(client)["entries"] == 1
 
 
-def test_it_stays_within_its_bound(backend: FakeBackend) -> None:
+def test_cache_stays_within_cache_bytes(backend: FakeBackend) -> None:
     with serving(backend, cache_bytes=2 * ENTRY_BYTES) as client:
         until(lambda: ready(client))
         score(client, A)
@@ -139,7 +139,7 @@ def test_it_stays_within_its_bound(backend: FakeBackend) -> None:
         assert score(client, A)["usage"]["num_computed_tokens"] > 0
 
 
-def test_zero_switches_it_off(backend: FakeBackend) -> None:
+def test_cache_bytes_zero_disables_cache(backend: FakeBackend) -> None:
     with serving(backend, cache_bytes=0) as client:
         until(lambda: ready(client))
         for _ in range(2):
@@ -150,7 +150,7 @@ def test_zero_switches_it_off(backend: FakeBackend) -> None:
         assert num_sent(backend) == 4
 
 
-def test_the_log_tells_how_much_was_known(
+def test_request_log_has_cached_tokens(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     num_tokens = score(client, A)["usage"]["num_tokens"]

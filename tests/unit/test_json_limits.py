@@ -25,7 +25,7 @@ HEADERS = {"Content-Type": "application/json"}
 DEFAULT = Settings.load()
 SMALL = Settings.load(max_conversations=1, max_messages=1)  # 120 lists and objects
 WRONG_ITEMS: dict[str, Any] = {"number": 1, "object": {}, "list": [], "null": None, "text": "x"}
-MOST_FINDINGS = 20
+MAX_VALIDATION_ERRORS = 20
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,7 @@ def fields_of(client: TestClient) -> dict[str, list[str]]:
     }
 
 
-def test_wrong_items_of_any_field_of_any_route_give_few_findings(
-    client: TestClient, findings: list[int]
-) -> None:
+def test_wrong_items_give_few_validation_errors(client: TestClient, findings: list[int]) -> None:
     routes = fields_of(client)
     assert len(routes) > 12
     for path, fields in routes.items():
@@ -83,10 +81,10 @@ def test_wrong_items_of_any_field_of_any_route_give_few_findings(
                 answer = client.post(path, json=body)
                 assert len(answer.content) < 10_000 or answer.status_code == 200, (path, body)
     assert findings
-    assert max(findings) <= MOST_FINDINGS
+    assert max(findings) <= MAX_VALIDATION_ERRORS
 
 
-def test_a_wrong_item_is_told_with_its_place(client: TestClient) -> None:
+def test_validation_error_names_index_of_wrong_item(client: TestClient) -> None:
     body = {"messages": ["x", "y", 7, 8, 9]}
     answer = client.post("/v1/score/evaluation", json=body)
     assert answer.status_code == 422
@@ -95,7 +93,7 @@ def test_a_wrong_item_is_told_with_its_place(client: TestClient) -> None:
     assert "string" in finding["msg"]
 
 
-def test_unknown_fields_by_the_thousand_are_one_error(
+def test_thousands_of_unknown_fields_give_one_error(
     client: TestClient, findings: list[int]
 ) -> None:
     for path in fields_of(client):
@@ -106,7 +104,7 @@ def test_unknown_fields_by_the_thousand_are_one_error(
     assert findings == []
 
 
-def test_a_few_unknown_fields_are_named(client: TestClient) -> None:
+def test_unknown_field_is_named(client: TestClient) -> None:
     body = {"conversations": [conversation("4")], "temperature": 1}
     answer = client.post("/v1/score", json=body)
     assert answer.status_code == 400
@@ -126,7 +124,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_too_many_values_are_refused_before_they_are_parsed(
+def test_too_many_values_are_rejected_before_parsing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def unwanted(body: bytes, *, give_way: bool) -> Any:
@@ -140,7 +138,7 @@ def test_too_many_values_are_refused_before_they_are_parsed(
     assert says in message
 
 
-def test_too_many_texts_are_refused_before_they_become_conversations(client: TestClient) -> None:
+def test_too_many_texts_are_rejected(client: TestClient) -> None:
     for item in ("x" * 10, 1):
         answer = client.post("/v1/score/evaluation", json={"messages": [item] * 20_001})
         assert answer.status_code == 400
@@ -174,7 +172,7 @@ TOOL = {
     ],
     ids=["many conversations", "tools of many keys", "token ids", "brackets in text", "JSON text"],
 )
-def test_large_bodies_of_ordinary_requests_are_let_through(body: Any) -> None:
+def test_large_ordinary_bodies_are_accepted(body: Any) -> None:
     sent = json.dumps(body).encode()
     check_values(sent, DEFAULT)
     value = parse_json(sent, yield_gil=True)
@@ -182,7 +180,7 @@ def test_large_bodies_of_ordinary_requests_are_let_through(body: Any) -> None:
     check_fields(value, DEFAULT)
 
 
-def test_the_bounds_follow_the_settings() -> None:
+def test_value_limits_follow_settings() -> None:
     body = json.dumps({"conversations": [[]] * 119}).encode()
     with pytest.raises(BadRequestError, match="121 lists and objects and the limit is 120"):
         check_values(body, SMALL)
@@ -209,9 +207,7 @@ def counted(value: Any) -> tuple[int, int, int, int]:
 
 
 @given(json_values, st.booleans(), st.integers(1, 9))
-def test_values_are_counted_as_they_would_be_parsed(
-    value: Any, ascii_only: bool, size: int
-) -> None:
+def test_byte_counts_equal_parsed_value_counts(value: Any, ascii_only: bool, size: int) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_limits, "_BLOCK_BYTES", size)
@@ -219,7 +215,7 @@ def test_values_are_counted_as_they_would_be_parsed(
     assert tuple(counts[ord(c)] for c in '[{:"') == counted(value)
 
 
-def test_the_garbage_collector_runs_again_after_a_large_body(client: TestClient) -> None:
+def test_garbage_collector_is_enabled_after_large_body(client: TestClient) -> None:
     good = json.dumps({"pairs": [], "model": "x" * 300_000}).encode()
     for body in (good, good[:-1]):
         assert client.post("/v1/compare", content=body, headers=HEADERS).status_code in (400, 404)

@@ -15,7 +15,7 @@ from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.service import ScoringService
 
 
-def test_conversations_are_counted() -> None:
+def test_too_many_conversations_are_rejected() -> None:
     check_num_conversations(20_000, 20_000)
     with pytest.raises(
         BadRequestError, match=r"20,001 conversations and the limit is 20,000; spli"
@@ -23,7 +23,7 @@ def test_conversations_are_counted() -> None:
         check_num_conversations(20_001, 20_000)
 
 
-def test_messages_are_counted_in_what_is_a_conversation() -> None:
+def test_check_num_messages_counts_only_conversations() -> None:
     for odd in (None, 7, "x" * 100, {"role": "user"}, [], [{}] * 5, (1,) * 5):
         assert check_num_messages(odd, 5) is None
     error = check_num_messages([None] * 6, 5)
@@ -32,7 +32,7 @@ def test_messages_are_counted_in_what_is_a_conversation() -> None:
     assert "6 messages and the limit is 5" in error.message
 
 
-def test_pairs_and_answers_count_before_they_are_put_together() -> None:
+def test_compare_and_rank_check_limits_of_conversations_and_messages() -> None:
     settings = Settings.load(max_conversations=4, max_messages=3)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
@@ -53,7 +53,7 @@ def test_pairs_and_answers_count_before_they_are_put_together() -> None:
         assert "4 messages and the limit is 3" in results[0]["error"]["message"]
 
 
-def test_the_errors_of_a_prompt_come_once_for_each_answer() -> None:
+def test_prompt_error_is_repeated_for_each_response() -> None:
     settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:

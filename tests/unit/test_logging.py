@@ -16,7 +16,7 @@ LOGGERS = ("serve", "rm_core", "uvicorn")
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     yield
@@ -26,7 +26,7 @@ def _as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def _in_a_request() -> Iterator[None]:
+def _in_request() -> Iterator[None]:
     token = bind_request(RequestContext("step-7"))
     yield
     unbind_request(token)
@@ -35,8 +35,8 @@ def _in_a_request() -> Iterator[None]:
 FACTS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}
 
 
-@pytest.mark.usefixtures("_in_a_request")
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("_in_request")
+def test_json_log_is_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     logging.getLogger("serve.x").info("request %d", 1, extra={"fields": FACTS})
     logging.getLogger("rm_core.y").warning("two\nlines")
@@ -55,7 +55,7 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert (second["level"], second["message"]) == ("WARNING", "two\nlines")
 
 
-def test_a_traceback_is_one_member(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_has_traceback_in_exception(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     try:
         raise ValueError("broken")
@@ -67,15 +67,15 @@ def test_a_traceback_is_one_member(capsys: pytest.CaptureFixture[str]) -> None:
     assert line["exception"].endswith("ValueError: broken")
 
 
-def test_facts_cannot_take_the_place_of_the_line_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fields_do_not_overwrite_members_of_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     logging.getLogger("serve").info("m", extra={"fields": {"level": "x", "other": None}})
     line = json.loads(capsys.readouterr().err)
     assert (line["level"], line["other"]) == ("INFO", None)
 
 
-@pytest.mark.usefixtures("_in_a_request")
-def test_text_has_the_facts_after_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("_in_request")
+def test_text_log_has_fields_after_message(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "text")
     logging.getLogger("serve.x").info("request", extra={"fields": FACTS})
     (line,) = capsys.readouterr().err.splitlines()
@@ -85,7 +85,7 @@ def test_text_has_the_facts_after_the_message(capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuring_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         configure_logging("WARNING", "text")
     logging.getLogger("serve").info("quiet")
@@ -94,7 +94,7 @@ def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_the_server_s_failures_are_in_our_format_and_its_access_log_is_not(
+def test_uvicorn_errors_are_logged_and_access_log_is_not(
     capsys: pytest.CaptureFixture[str], level: str
 ) -> None:
     configure_logging(level, "json")

@@ -44,7 +44,7 @@ def scrape(client: TestClient) -> dict[Series, float]:
     }
 
 
-def test_a_request(metrics: Metrics) -> None:
+def test_record_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
     metrics.record_request(RequestContext("r", model="m", tokenize_s=0.003), "/v1/score", 200, 0.25)
     after = read(metrics.snapshot())
@@ -59,7 +59,7 @@ def test_a_request(metrics: Metrics) -> None:
     assert after[series(duration, route="/v1/score", le="0.25")] == 1
 
 
-def test_a_refused_request(metrics: Metrics) -> None:
+def test_record_rejected_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
     metrics.record_request(RequestContext("r", code="overloaded"), "/v1/score", 503, 0.001)
     assert moved(before, read(metrics.snapshot())) == {
@@ -69,7 +69,7 @@ def test_a_refused_request(metrics: Metrics) -> None:
     }
 
 
-def test_conversations(metrics: Metrics) -> None:
+def test_record_results(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
     results = [
         Reward(2.0, 10),
@@ -92,7 +92,7 @@ def test_conversations(metrics: Metrics) -> None:
     }
 
 
-def test_a_batch(metrics: Metrics) -> None:
+def test_record_batch(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
     metrics.record_batch(Batch())
     after = read(metrics.snapshot())
@@ -113,7 +113,7 @@ def test_a_batch(metrics: Metrics) -> None:
     assert waits == 3
 
 
-def test_retries(metrics: Metrics) -> None:
+def test_record_retry_and_abandonment(metrics: Metrics) -> None:
     for reason in RETRY_REASONS:
         before = read(metrics.snapshot())
         metrics.record_retry("m", reason, 4)
@@ -137,7 +137,7 @@ def test_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
     assert read(metrics.snapshot())[in_flight] == 1
 
 
-def test_states_are_read_when_they_are_asked_for(metrics: Metrics) -> None:
+def test_model_states_are_read_at_scrape(metrics: Metrics) -> None:
     found = read(metrics.snapshot())
     expected = {
         "model_ready": 1, "replicas": 2, "queue_tokens": 500, "queue_conversations": 7,
@@ -151,7 +151,7 @@ def test_states_are_read_when_they_are_asked_for(metrics: Metrics) -> None:
     assert found[series("skyreward_build_info", version=__version__)] == 1
 
 
-def test_rewards_fall_into_their_buckets(metrics: Metrics) -> None:
+def test_rewards_are_counted_in_buckets(metrics: Metrics) -> None:
     rewards = [-1000.0, -60.0, -0.1, 0.0, 0.1, 12.4, 1000.0]
     metrics.record_results(
         "m", [Reward(r, 1) for r in rewards], num_computed_tokens=7, num_cached_tokens=0
@@ -167,7 +167,7 @@ def test_rewards_fall_into_their_buckets(metrics: Metrics) -> None:
         assert count == sum(reward <= bound for reward in rewards), bound
 
 
-def test_a_model_is_shown_before_its_first_request(metrics: Metrics) -> None:
+def test_series_of_model_exist_before_first_request(metrics: Metrics) -> None:
     found = read(metrics.snapshot())
     for name in ("batches_total", "truncated_conversations_total", "abandoned_conversations_total"):
         assert found[series(f"skyreward_{name}", model="m")] == 0
@@ -176,7 +176,7 @@ def test_a_model_is_shown_before_its_first_request(metrics: Metrics) -> None:
         assert found[series("skyreward_conversations_total", model="m", outcome=outcome)] == 0
 
 
-def test_names_follow_the_conventions() -> None:
+def test_metric_names_help_texts_and_labels_follow_conventions() -> None:
     for family in eventful().snapshot():
         assert family.name.startswith("skyreward_")
         assert family.documentation[0].isupper() or family.documentation[0] == "1"
@@ -190,7 +190,7 @@ def test_names_follow_the_conventions() -> None:
         assert labels <= known
 
 
-def test_a_post_is_counted_once(client: TestClient) -> None:
+def test_request_is_counted_once(client: TestClient) -> None:
     before = scrape(client)
     num_tokens = client.post("/v1/score", json=BODY).json()["usage"]["num_tokens"]
     assert moved(before, scrape(client)) == {
@@ -220,7 +220,7 @@ def test_a_post_is_counted_once(client: TestClient) -> None:
     assert series("skyreward_tokens_total", model="demo", kind="shared") not in again
 
 
-def test_refused_posts_are_counted_by_their_code(client: TestClient) -> None:
+def test_rejected_requests_are_counted_by_code(client: TestClient) -> None:
     for body, status, code in (
         ({"nothing": 1}, 400, "bad_request"),
         ({**BODY, "model": "other"}, 404, "model_not_found"),
@@ -234,7 +234,7 @@ def test_refused_posts_are_counted_by_their_code(client: TestClient) -> None:
         }
 
 
-def test_a_path_that_nobody_knows_makes_no_label_of_its_own(client: TestClient) -> None:
+def test_unknown_path_has_label_unmatched(client: TestClient) -> None:
     before = scrape(client)
     client.get("/one")
     client.get("/another/secret")
@@ -244,7 +244,7 @@ def test_a_path_that_nobody_knows_makes_no_label_of_its_own(client: TestClient) 
     assert counted[series("skyreward_requests_total", route="unmatched", status="404")] == 2
 
 
-def test_both_text_formats(client: TestClient) -> None:
+def test_metrics_in_text_and_openmetrics_format(client: TestClient) -> None:
     plain = client.get("/metrics")
     assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert parse(plain.text)[series("skyreward_gateways_up")] == 1

@@ -18,7 +18,7 @@ def counted(num_requests: int) -> list[MetricFamily]:
     return metrics.snapshot()
 
 
-def test_every_gateway_keeps_its_own_series() -> None:
+def test_merge_keeps_series_of_each_gateway() -> None:
     found = read(merge_snapshots({"a": counted(3), "b": counted(4)}))
     assert found[series(REQUESTS, route="/v1/score", status="200", gateway="a")] == 3
     assert found[series(REQUESTS, route="/v1/score", status="200", gateway="b")] == 4
@@ -29,13 +29,13 @@ def test_every_gateway_keeps_its_own_series() -> None:
         assert found[series(duration, le="0.05", **labels)] == 0
 
 
-def test_a_gateway_that_dies_moves_no_other_series() -> None:
+def test_lost_gateway_does_not_change_other_series() -> None:
     before = read(merge_snapshots({"a": counted(3), "b": counted(4)}))
     after = read(merge_snapshots({"a": counted(3)}))
     assert after == {name: value for name, value in before.items() if ("gateway", "a") in name[1]}
 
 
-def test_nothing_is_lost_and_no_family_comes_twice() -> None:
+def test_merge_keeps_all_samples_in_one_family_each() -> None:
     snapshot = eventful().snapshot()
     merged = merge_snapshots({"a": snapshot, "b": snapshot})
     assert [family.name for family in merged] == [family.name for family in snapshot]
@@ -45,7 +45,7 @@ def test_nothing_is_lost_and_no_family_comes_twice() -> None:
     assert len(read(merged)) == 2 * len(read(snapshot))
 
 
-def test_gateways_of_two_versions_answer_together() -> None:
+def test_snapshots_of_two_versions_are_merged() -> None:
     def family(name: str, kind: str = "gauge", text: str = "Old.") -> MetricFamily:
         return MetricFamily(name, kind, text, (Sample(name, (), 1.0),))
 
@@ -62,6 +62,6 @@ def test_gateways_of_two_versions_answer_together() -> None:
     assert [figure.labels for figure in merged["changed"].samples] == [(("gateway", "a"),)]
 
 
-def test_of_none_there_is_nothing() -> None:
+def test_merge_of_nothing_is_empty() -> None:
     assert merge_snapshots({}) == []
     assert merge_snapshots({"a": []}) == []

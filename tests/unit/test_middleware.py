@@ -48,7 +48,7 @@ OTHER_PATHS = (
 )
 
 
-def is_refusal(path: str, body: Any) -> bool:
+def is_authentication_error(path: str, body: Any) -> bool:
     """Whether a body says that the key is wrong, as clients of that path know it."""
     if path == "/predict":
         return set(body) == {"error", "error_type"} and "API key" in body["error"]
@@ -80,7 +80,7 @@ def operations(client: TestClient) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield path, method.upper(), operation
 
 
-def test_every_route_wants_a_key_but_those_of_load_balancers(client: TestClient) -> None:
+def test_every_route_requires_key_except_open_paths(client: TestClient) -> None:
     found = list(operations(client))
     assert len(found) > 6
     for path, method, _ in [*found, *((path, "GET", {}) for path in OTHER_PATHS)]:
@@ -93,14 +93,14 @@ def test_every_route_wants_a_key_but_those_of_load_balancers(client: TestClient)
                 continue
             assert answer.status_code == 401, (path, headers)
             assert answer.headers["www-authenticate"] == "Bearer"
-            assert is_refusal(path, answer.json()), path
+            assert is_authentication_error(path, answer.json()), path
         assert client.request(method, path, headers=RIGHT, **body).status_code != 401  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "X"]
 )
-def test_every_method_wants_a_key(client: TestClient, method: str) -> None:
+def test_every_method_requires_key(client: TestClient, method: str) -> None:
     assert client.request(method, "/v1/models").status_code == 401
     assert client.request(method, "/v1/models", headers=RIGHT).status_code != 401
     open_to_all = client.request(method, "/health").status_code != 401
@@ -108,20 +108,18 @@ def test_every_method_wants_a_key(client: TestClient, method: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
-def test_every_key_of_several_and_any_spelling_of_the_scheme(
-    client: TestClient, scheme: str
-) -> None:
+def test_every_key_and_any_case_of_scheme_is_accepted(client: TestClient, scheme: str) -> None:
     for key in (KEY, OTHER_KEY):
         answer = client.get("/v1/models", headers={"Authorization": f"{scheme} {key}"})
         assert answer.status_code == 200
 
 
-def test_two_headers_are_one_too_many(client: TestClient) -> None:
+def test_two_authorization_headers_are_rejected(client: TestClient) -> None:
     headers = [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
     assert client.get("/info", headers=headers).status_code == 401  # type: ignore[arg-type]
 
 
-def test_without_keys_everything_is_open() -> None:
+def test_all_routes_are_open_without_keys() -> None:
     with client_of() as client:
         for path, method, operation in operations(client):
             assert client.request(method, path).status_code != 401
@@ -129,7 +127,7 @@ def test_without_keys_everything_is_open() -> None:
         assert client.get("/docs").status_code == 200
 
 
-def test_the_document_tells_of_keys_only_where_there_are_some(client: TestClient) -> None:
+def test_openapi_documents_keys_and_errors(client: TestClient) -> None:
     document = client.get("/openapi.json", headers=RIGHT).json()
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
@@ -140,13 +138,13 @@ def test_the_document_tells_of_keys_only_where_there_are_some(client: TestClient
     assert {"400", "401", "404", "408", "413", "415", "429", "500", "503"} <= set(score)
 
 
-def test_a_websocket_is_closed(client: TestClient) -> None:
+def test_websocket_is_closed(client: TestClient) -> None:
     for headers in ({}, RIGHT):
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/x", headers=headers):
             pass
 
 
-def test_the_record_of_a_request_names_its_key() -> None:
+def test_request_context_names_client_of_key() -> None:
     seen = guarded(KEY, OTHER_KEY)
     records: list[RequestContext] = []
 
@@ -179,7 +177,7 @@ PREFLIGHT = {
 }
 
 
-def test_pages_of_other_origins_are_let_in_where_that_is_set() -> None:
+def test_cors_origins_setting_allows_origin() -> None:
     with client_of(KEY, cors_origins=[ORIGIN]) as client:
         preflight = client.options("/v1/score", headers=PREFLIGHT)
         assert preflight.status_code == 200
@@ -195,7 +193,7 @@ def test_pages_of_other_origins_are_let_in_where_that_is_set() -> None:
         assert client.options("/v1/score", headers={"Origin": ORIGIN}).status_code == 401
 
 
-def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) -> None:
+def test_cors_is_disabled_by_default(client: TestClient) -> None:
     for headers in (PREFLIGHT, {**RIGHT, "Origin": ORIGIN}):
         answer = client.options("/v1/score", headers=headers)
         assert "access-control-allow-origin" not in answer.headers
@@ -216,7 +214,7 @@ def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) ->
         ({"Content-Type": "application/" + "x" * 5_000}, "characters"),
     ],
 )
-def test_what_is_no_plain_json_is_415(
+def test_body_that_is_not_plain_json_is_415(
     client: TestClient, headers: dict[str, str], says: str
 ) -> None:
     answer = client.post("/v1/score", content=b"{}", headers={**RIGHT, **headers})
@@ -226,7 +224,7 @@ def test_what_is_no_plain_json_is_415(
     assert len(answer.content) < 1_000
 
 
-def test_a_body_without_a_type_is_415(client: TestClient) -> None:
+def test_body_without_content_type_is_415(client: TestClient) -> None:
     answer = client.post("/v1/score", content=b"{}", headers=RIGHT)
     assert answer.status_code == 415
     assert "Content-Type: application/json" in answer.json()["error"]["message"]
@@ -242,13 +240,13 @@ def test_a_body_without_a_type_is_415(client: TestClient) -> None:
         "application/vnd.api+json",
     ],
 )
-def test_json_by_any_of_its_names_is_read(client: TestClient, content_type: str) -> None:
+def test_json_content_types_are_accepted(client: TestClient, content_type: str) -> None:
     headers = {**RIGHT, "Content-Type": content_type, "Content-Encoding": "identity"}
     body = b'{"conversations": []}'
     assert client.post("/v1/score", content=body, headers=headers).status_code == 200
 
 
-def test_the_length_in_the_header_decides_before_the_body_is_read() -> None:
+def test_content_length_above_limit_is_413() -> None:
     client = TestClient(guarded(max_body_bytes=10).app)
     for number, status in ((10, 200), (11, 413)):
         answer = client.post("/size", content=b"1" * number, headers={"Content-Type": "a/json"})
@@ -264,7 +262,7 @@ def test_the_length_in_the_header_decides_before_the_body_is_read() -> None:
 @pytest.mark.parametrize(
     "sent", ["", "soon", "nan", "inf", "-inf", "0", "-1", "1_0", "1e999", "5,6", "x" * 9_000]
 )
-def test_a_deadline_that_is_no_positive_number_is_400(client: TestClient, sent: str) -> None:
+def test_invalid_timeout_header_is_400(client: TestClient, sent: str) -> None:
     headers = {**RIGHT, "X-Request-Timeout-Seconds": sent}
     answer = client.post("/v1/score", json={"conversations": []}, headers=headers)
     assert answer.status_code == 400
@@ -273,21 +271,21 @@ def test_a_deadline_that_is_no_positive_number_is_400(client: TestClient, sent: 
 
 
 @pytest.mark.parametrize("sent", ["5", "0.5", " 30 ", "1e3", "1e300"])
-def test_any_positive_deadline_is_taken(client: TestClient, sent: str) -> None:
+def test_positive_timeout_header_is_accepted(client: TestClient, sent: str) -> None:
     headers = {**RIGHT, "X-Request-Timeout-Seconds": sent}
     answer = client.post("/v1/score", json={"conversations": []}, headers=headers)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["lab.example.org", "https://lab.example.org/", "http://", "**"])
-def test_what_is_no_origin_stops_the_start(origin: str) -> None:
+def test_invalid_cors_origin_stops_start(origin: str) -> None:
     with pytest.raises(Exception, match="is no origin"):
         Settings.load(cors_origins=[origin])
     assert Settings.load(cors_origins="https://a.org http://localhost:3000,*").cors_origins
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
-def test_load_balancers_may_ask_by_head(path: str) -> None:
+def test_open_paths_answer_head_requests(path: str) -> None:
     settings = Settings.load(api_keys=[KEY])
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with live(app) as server, server.client() as client, server.connect() as connection:
@@ -301,14 +299,14 @@ def test_load_balancers_may_ask_by_head(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", *sorted(OPEN_PATHS), "/info", "/docs", "/nothing"])
-def test_no_browser_guesses_what_an_answer_is(client: TestClient, path: str) -> None:
+def test_every_response_has_nosniff_header(client: TestClient, path: str) -> None:
     for headers in ({}, RIGHT):
         answer = client.get(path, headers=headers)
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
     assert client.post("/v1/score", json={}).headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_bug_has_the_headers_of_every_answer(client: TestClient) -> None:
+def test_unexpected_exception_response_has_nosniff_header(client: TestClient) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScoringService, "resolve_model", lambda *_: 1 / 0)
         body = {"conversations": [[{"role": "user", "content": "x"}]]}
@@ -318,9 +316,7 @@ def test_a_bug_has_the_headers_of_every_answer(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-def test_the_pages_of_the_document_run_their_own_scripts_alone(
-    client: TestClient, path: str
-) -> None:
+def test_docs_pages_csp_allows_only_own_scripts(client: TestClient, path: str) -> None:
     answer = client.get(path, headers=RIGHT)
     assert answer.status_code == 200
     policy = dict(

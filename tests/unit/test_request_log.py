@@ -50,7 +50,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]
     return lambda: [vars(record)["fields"] for record in caplog.records if record.msg == "request"]
 
 
-def test_a_scored_request_is_one_line(
+def test_scored_request_is_one_log_line(
     client: TestClient, lines: Callable[[], list[dict[str, Any]]], backend: FakeBackend
 ) -> None:
     backend.delay_s = 0.05
@@ -77,7 +77,7 @@ def test_a_scored_request_is_one_line(
     assert times["total_s"] >= sum(times.values()) - times["total_s"]
 
 
-def test_stage_times_are_on_scoring_answers_in_milliseconds(
+def test_scoring_responses_have_stage_times_in_milliseconds(
     client: TestClient, backend: FakeBackend
 ) -> None:
     backend.delay_s = 0.05
@@ -101,7 +101,7 @@ def test_stage_times_are_on_scoring_answers_in_milliseconds(
         ("GET", "/static-offline-docs/secret", None, ("/static-offline-docs/*", 404, "http_404")),
     ],
 )
-def test_every_request_is_a_line_without_what_the_caller_wrote(
+def test_every_request_is_logged_without_client_input(
     client: TestClient,
     caplog: pytest.LogCaptureFixture,
     lines: Callable[[], list[dict[str, Any]]],
@@ -116,7 +116,7 @@ def test_every_request_is_a_line_without_what_the_caller_wrote(
     assert all("secret" not in TextFormatter().format(r) for r in caplog.records)
 
 
-def test_overload_and_bugs_have_their_codes(
+def test_overload_and_unexpected_exception_are_logged_with_codes(
     client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     model = client.app.state.service.models["demo"]
@@ -132,7 +132,7 @@ def test_overload_and_bugs_have_their_codes(
     ]
 
 
-def test_status_routes_are_told_at_debug_alone(
+def test_status_routes_are_logged_at_debug(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "serve")
@@ -143,9 +143,7 @@ def test_status_routes_are_told_at_debug_alone(
     assert told == [(logging.DEBUG, route) for route in ("/health", "/ready", "/metrics")]
 
 
-def test_message_text_is_not_in_the_log(
-    client: TestClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_message_text_is_not_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     body = {"conversations": [conversation("my-secret-answer", "my-secret-question")]}
     for changed in (body, {**body, "truncation": "my-secret"}, {"my-secret": body}):
@@ -156,7 +154,7 @@ def test_message_text_is_not_in_the_log(
 
 
 @pytest.mark.parametrize("sent", ["run-7/step:3", None, "a" * 129, "two words", "é", "a\tb"])
-def test_request_ids(client: TestClient, sent: str | None) -> None:
+def test_unsafe_request_id_is_replaced(client: TestClient, sent: str | None) -> None:
     headers = {"X-Request-Id": sent.encode()} if sent else {}
     (echoed,) = client.get("/v1/models", headers=headers).headers.get_list("x-request-id")
     if sent == "run-7/step:3":
@@ -165,7 +163,7 @@ def test_request_ids(client: TestClient, sent: str | None) -> None:
         assert echoed.startswith("req-")
 
 
-def test_every_documented_route_is_known_by_its_template(client: TestClient) -> None:
+def test_every_documented_route_has_template(client: TestClient) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
     (layer,) = [m for m in app.user_middleware if m.cls is RequestLogMiddleware]
@@ -221,22 +219,22 @@ async def answer(send: Send) -> None:
 GONE = (499, "client_closed_request")
 
 
-def test_a_client_that_has_gone_is_499(caplog: pytest.LogCaptureFixture) -> None:
-    async def answers_nobody(_: Scope, receive: Receive, send: Send) -> None:
+def test_disconnected_client_is_499(caplog: pytest.LogCaptureFixture) -> None:
+    async def responds_to_nobody(_: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await answer(send)
 
-    assert asyncio.run(Line(caplog).of(answers_nobody, disconnect)) == GONE
+    assert asyncio.run(Line(caplog).of(responds_to_nobody, disconnect)) == GONE
 
 
-def test_a_request_that_is_given_up_is_499(caplog: pytest.LogCaptureFixture) -> None:
+def test_cancelled_request_is_499(caplog: pytest.LogCaptureFixture) -> None:
     async def cancelled(_: Scope, __: Receive, ___: Send) -> None:
         raise asyncio.CancelledError
 
     assert asyncio.run(Line(caplog).of(cancelled, body)) == GONE
 
 
-def test_an_answer_that_cannot_be_sent_is_499(caplog: pytest.LogCaptureFixture) -> None:
+def test_response_that_cannot_be_sent_is_499(caplog: pytest.LogCaptureFixture) -> None:
     async def answers(_: Scope, __: Receive, send: Send) -> None:
         await answer(send)
 
@@ -247,7 +245,7 @@ def test_an_answer_that_cannot_be_sent_is_499(caplog: pytest.LogCaptureFixture) 
     assert asyncio.run(Line(caplog).of(answers, body, broken)) == GONE
 
 
-def test_an_answer_that_breaks_off_is_500(caplog: pytest.LogCaptureFixture) -> None:
+def test_response_that_breaks_off_is_500(caplog: pytest.LogCaptureFixture) -> None:
     async def breaks_off(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise ZeroDivisionError
@@ -255,7 +253,7 @@ def test_an_answer_that_breaks_off_is_500(caplog: pytest.LogCaptureFixture) -> N
     assert asyncio.run(Line(caplog).of(breaks_off, body)) == (500, "internal_error")
 
 
-def test_a_client_that_leaves_after_its_answer_had_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_disconnect_after_complete_response_keeps_status(caplog: pytest.LogCaptureFixture) -> None:
     async def watches(_: Scope, receive: Receive, send: Send) -> None:
         await answer(send)
         await receive()
@@ -263,7 +261,7 @@ def test_a_client_that_leaves_after_its_answer_had_it(caplog: pytest.LogCaptureF
     assert asyncio.run(Line(caplog).of(watches, disconnect)) == (200, None)
 
 
-def test_what_another_task_learns_is_in_the_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_context_set_in_another_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def in_a_task(_: Scope, __: Receive, send: Send) -> None:
         async def handler() -> None:
             current_request().code = "overloaded"
@@ -274,7 +272,7 @@ def test_what_another_task_learns_is_in_the_line(caplog: pytest.LogCaptureFixtur
     assert asyncio.run(Line(caplog).of(in_a_task, body)) == (200, "overloaded")
 
 
-def test_what_is_no_request_passes(caplog: pytest.LogCaptureFixture) -> None:
+def test_lifespan_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "serve")
     seen: list[str] = []
 
@@ -287,7 +285,7 @@ def test_what_is_no_request_passes(caplog: pytest.LogCaptureFixture) -> None:
     assert (seen, caplog.records) == (["lifespan"], [])
 
 
-def test_lines_of_wrong_keys_are_few_and_counted(
+def test_log_lines_of_wrong_keys_are_throttled_and_counted(
     monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     now = 1_000.0
@@ -309,7 +307,7 @@ def test_lines_of_wrong_keys_are_few_and_counted(
     assert 'skyreward_requests_total{route="/info",status="401"} 51.0' in counted
 
 
-def test_a_panic_is_500_and_no_client_that_has_gone(
+def test_rust_panic_is_500(
     client: TestClient,
     lines: Callable[[], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,

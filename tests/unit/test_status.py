@@ -25,7 +25,7 @@ def shown(route: str, **chosen: Any) -> Any:
         return client.get(route, headers={"Authorization": f"Bearer {KEY}"}).json()
 
 
-def test_files_are_shown_by_their_names(
+def test_status_routes_show_file_names_without_folders(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = checkpoint_of("qwen3")
@@ -51,14 +51,14 @@ def test_files_are_shown_by_their_names(
         assert str(tmp_path) not in text
 
 
-def test_an_address_is_shown_without_what_is_secret() -> None:
+def test_info_shows_url_without_credentials() -> None:
     endpoint = "http://user:secret-1@127.0.0.1:9/v1/traces?token=secret-2"
     info = shown("/info", api_keys=[KEY], otlp_endpoint=endpoint)
     assert info["settings"]["otlp_endpoint"] == "http://127.0.0.1:9/v1/traces"
     assert "secret-" not in str(info)
 
 
-def test_names_of_the_hub_are_shown_whole() -> None:
+def test_info_shows_whole_model_name() -> None:
     info = shown("/info", api_keys=[KEY])
     assert info["settings"]["models"][0]["name"] == info["model_id"] == "demo"
     assert info["settings"]["otlp_endpoint"] is None

@@ -62,7 +62,7 @@ BAD = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_body_is_400_and_says_why(client: TestClient, route: str, name: str) -> None:
+def test_invalid_body_is_400_with_reason(client: TestClient, route: str, name: str) -> None:
     body, says = BAD[name]
     answer = client.post(route, content=body, headers=HEADERS)
     assert answer.status_code == 400
@@ -87,7 +87,7 @@ ODD_CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", ODD_CONVERSATIONS)
-def test_what_is_odd_inside_a_conversation_fails_alone(client: TestClient, name: str) -> None:
+def test_odd_conversation_fails_alone(client: TestClient, name: str) -> None:
     odd, good = ODD_CONVERSATIONS[name], json.dumps(conversation("4"))
     bodies = {
         "/v1/score": f'{{"conversations": [{odd}, {good}]}}',
@@ -106,7 +106,7 @@ def test_what_is_odd_inside_a_conversation_fails_alone(client: TestClient, name:
     assert only["error"]["code"] == "invalid_conversation"
 
 
-def test_nul_and_a_mark_of_byte_order_are_no_reason_to_refuse(client: TestClient) -> None:
+def test_nul_in_text_and_bom_are_accepted(client: TestClient) -> None:
     body = json.dumps({"conversations": [conversation("a\0b")]}).encode()
     for sent in (body, b"\xef\xbb\xbf" + body):
         answer = client.post("/v1/score", content=sent, headers=HEADERS)
@@ -125,21 +125,21 @@ def test_nul_and_a_mark_of_byte_order_are_no_reason_to_refuse(client: TestClient
         {"pairs": "x" * 1_000_000},
     ],
 )
-def test_findings_are_few_short_and_valid_unicode(client: TestClient, body: Any) -> None:
+def test_validation_errors_are_short_and_valid_unicode(client: TestClient, body: Any) -> None:
     answer = client.post("/v1/score", content=json.dumps(body).encode(), headers=HEADERS)
     assert answer.status_code == 400
     assert len(answer.content) < 4_000
     assert answer.json()["error"]["code"] == "bad_request"
 
 
-def test_a_pair_with_many_long_names_is_told_briefly(client: TestClient) -> None:
+def test_error_of_pair_with_many_long_keys_is_short(client: TestClient) -> None:
     pair = {f"{i}" * 1_000: 1 for i in range(1_000)}
     (result,) = client.post("/v1/compare", json={"pairs": [pair]}).json()["results"]
     assert len(result["error"]["message"]) < 1_000
     assert "992 more" in result["error"]["message"]
 
 
-def test_the_name_of_a_model_is_quoted_briefly_too(client: TestClient) -> None:
+def test_long_model_name_is_truncated_in_error(client: TestClient) -> None:
     for name in ("\ud83d", "x" * 1_000_000):
         body = json.dumps({"conversations": [], "model": name}).encode()
         answer = client.post("/v1/score", content=body, headers=HEADERS)
@@ -147,7 +147,7 @@ def test_the_name_of_a_model_is_quoted_briefly_too(client: TestClient) -> None:
         assert len(answer.content) < 4_000
 
 
-def test_every_route_with_a_body_reads_it_strictly(client: TestClient) -> None:
+def test_every_route_with_body_parses_json_strictly(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     routes = [path for path, operations in paths.items() if "post" in operations]
     assert set(routes) >= set(ROUTES)
@@ -165,7 +165,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_is_valid_is_read_as_python_reads_it(value: Any) -> None:
+def test_valid_json_is_parsed_like_python(value: Any) -> None:
     for ascii_only in (True, False):
         text = json.dumps(value, ensure_ascii=ascii_only)
         try:
@@ -176,7 +176,7 @@ def test_whatever_is_valid_is_read_as_python_reads_it(value: Any) -> None:
 
 
 @given(st.binary(max_size=200) | st.text('[]{}":,\\u0dE-1NaInfty ', max_size=40).map(str.encode))
-def test_bytes_are_read_or_refused_and_nothing_else(body: bytes) -> None:
+def test_arbitrary_bytes_are_parsed_or_rejected(body: bytes) -> None:
     try:
         expected = json.loads(body)
     except (ValueError, RecursionError):
@@ -189,7 +189,7 @@ def test_bytes_are_read_or_refused_and_nothing_else(body: bytes) -> None:
 
 
 @given(st.integers(1, 300), st.sampled_from(["[", '{"a":']))
-def test_depth_is_counted_exactly(depth: int, opening: str) -> None:
+def test_nesting_depth_limit_is_exact(depth: int, opening: str) -> None:
     body = (opening * depth + "1" + ("]" if opening == "[" else "}") * depth).encode()
     if depth <= MAX_DEPTH:
         assert parse_json(body) == json.loads(body)
@@ -199,7 +199,7 @@ def test_depth_is_counted_exactly(depth: int, opening: str) -> None:
 
 
 @given(st.data())
-def test_mutated_bodies_never_break_a_route(client: TestClient, data: st.DataObject) -> None:
+def test_mutated_bodies_never_cause_server_error(client: TestClient, data: st.DataObject) -> None:
     body = bytearray(
         json.dumps({"conversations": [conversation("4"), conversation("é 😀")]}).encode()
     )

@@ -91,7 +91,7 @@ def facts(span: Span) -> dict[str, Any]:
     }
 
 
-def test_a_request_is_a_span_in_the_caller_s_trace(collector: Collector) -> None:
+def test_request_is_span_in_trace_of_client(collector: Collector) -> None:
     backend = FakeBackend()
     backend.delay_s = 0.02
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "step-7"}
@@ -122,7 +122,7 @@ def test_a_request_is_a_span_in_the_caller_s_trace(collector: Collector) -> None
     }
 
 
-def test_the_stages_are_spans_inside_it_one_after_the_other(collector: Collector) -> None:
+def test_stages_are_consecutive_child_spans(collector: Collector) -> None:
     backend = FakeBackend()
     backend.delay_s = 0.02
     traced(collector.endpoint, backend, {"json": BODY})
@@ -142,7 +142,7 @@ def test_the_stages_are_spans_inside_it_one_after_the_other(collector: Collector
     assert waited >= 0.02 * 1e9
 
 
-def test_failures_and_refusals(collector: Collector) -> None:
+def test_failed_and_rejected_requests_have_error_type(collector: Collector) -> None:
     backend = FakeBackend()
     backend.info = FINGERPRINT  # without the budget of a batch: a bug
     requests = [
@@ -162,23 +162,23 @@ def test_failures_and_refusals(collector: Collector) -> None:
     assert not any(b"my-secret" in r.SerializeToString() for _, r in collector.exports)
 
 
-def test_a_caller_that_does_not_sample_gets_no_trace(collector: Collector) -> None:
+def test_unsampled_traceparent_gives_no_span(collector: Collector) -> None:
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
     assert traced(collector.endpoint, FakeBackend(), {"json": BODY, "headers": headers}) == [200]
     assert collector.exports == []
 
 
-def test_a_path_of_the_endpoint_is_kept(collector: Collector) -> None:
+def test_path_of_endpoint_is_kept(collector: Collector) -> None:
     traced(f"{collector.endpoint}/tenant/traces", FakeBackend(), {"json": BODY})
     assert [path for path, _ in collector.exports] == ["/tenant/traces"]
 
 
-def test_a_collector_that_is_not_there_holds_nothing_up() -> None:
+def test_missing_collector_does_not_delay_requests() -> None:
     with silent_port() as port:
         assert traced(f"http://127.0.0.1:{port}", FakeBackend(), {"json": BODY}) == [200]
 
 
-def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
+def test_silent_collector_does_not_delay_shutdown() -> None:
     """The service ends while the collector still has the export."""
     with socket.create_server(("127.0.0.1", 0)) as listening:  # connects, and says nothing
         endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -188,7 +188,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
         connection.close()
 
 
-def test_what_sends_traces_is_imported_where_they_are_wanted_alone() -> None:
+def test_opentelemetry_is_imported_only_for_tracing() -> None:
     importers = {
         path.name
         for path in ROOT.glob("serve/**/*.py")

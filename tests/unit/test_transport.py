@@ -34,7 +34,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def test_a_body_in_pieces_is_put_together() -> None:
+def test_chunked_body_is_assembled() -> None:
     seen = guarded()
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
@@ -47,7 +47,7 @@ def test_a_body_in_pieces_is_put_together() -> None:
         seen.wait_until_free()
 
 
-def test_pieces_are_counted_as_they_arrive() -> None:
+def test_chunked_body_above_limit_is_413() -> None:
     seen = guarded(max_body_bytes=1_000)
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
@@ -64,7 +64,7 @@ def test_pieces_are_counted_as_they_arrive() -> None:
     seen.wait_until_free()
 
 
-def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
+def test_content_length_above_limit_is_413_before_body_is_read() -> None:
     seen = guarded(max_body_bytes=1_000)
     with live(seen.app) as server:
         with server.connect() as connection:
@@ -79,7 +79,7 @@ def test_a_body_that_says_it_is_too_long_is_answered_before_it_comes() -> None:
         assert answer.status_code == 413
 
 
-def test_a_body_that_stops_coming_is_408() -> None:
+def test_stalled_body_is_408() -> None:
     seen = guarded(body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1, min_body_rate=0)
     with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"12", length=10))
@@ -94,7 +94,7 @@ def test_a_body_that_stops_coming_is_408() -> None:
         seen.wait_until_free()
 
 
-def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
+def test_slow_body_within_timeout_is_accepted() -> None:
     seen = guarded(
         body_timeout_s=10_000,
         request_timeout_s=20_000,
@@ -111,7 +111,7 @@ def test_a_body_may_come_slowly_as_long_as_it_is_in_time() -> None:
         assert (response.status, body) == (200, b"5")
 
 
-def test_the_deadline_counts_for_the_body_too() -> None:
+def test_deadline_applies_to_body() -> None:
     seen = guarded()
     with live(seen.app) as server, server.connect() as connection:
         connection.sendall(post("/size", b"X-Request-Timeout-Seconds: 0.3", length=5))
@@ -120,7 +120,7 @@ def test_the_deadline_counts_for_the_body_too() -> None:
         assert b'"deadline_exceeded"' in body
 
 
-def test_bodies_that_would_hold_too_much_together_are_503() -> None:
+def test_bodies_beyond_max_buffered_bytes_are_503() -> None:
     seen = guarded(max_body_bytes=1_000, max_buffered_bytes=1_500)
     with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"1" * 900, length=1_000))
@@ -134,7 +134,7 @@ def test_bodies_that_would_hold_too_much_together_are_503() -> None:
     seen.wait_until_free()
 
 
-def test_a_client_that_hangs_up_while_it_sends_holds_nothing() -> None:
+def test_disconnect_during_body_releases_slot() -> None:
     seen = guarded()
     with live(seen.app) as server:
         with server.connect() as connection:
@@ -143,7 +143,7 @@ def test_a_client_that_hangs_up_while_it_sends_holds_nothing() -> None:
         seen.wait_until_free()
 
 
-def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
+def test_disconnect_cancels_request() -> None:
     seen = guarded()
     with live(seen.app) as server:
         for number in range(3):
@@ -155,7 +155,7 @@ def test_work_for_a_client_that_hangs_up_is_given_up() -> None:
         seen.wait_until_free()
 
 
-def test_a_client_that_hangs_up_during_its_answer_spoils_nothing() -> None:
+def test_disconnect_or_deadline_during_response_does_not_cancel() -> None:
     seen = guarded(request_timeout_s=1_000)
 
     async def pass_the_deadline() -> None:
@@ -176,7 +176,7 @@ def test_a_client_that_hangs_up_during_its_answer_spoils_nothing() -> None:
         seen.wait_until_free()
 
 
-def test_requests_on_one_connection_are_answered_in_order() -> None:
+def test_pipelined_good_and_bad_requests_are_answered_in_order() -> None:
     seen = guarded(max_body_bytes=100)
     with live(seen.app) as server, server.connect() as connection:
         bad = post("/size", body=b"12").replace(b"application/json", b"text/plain")
@@ -201,7 +201,7 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
         ({"max_requests_per_key": 2}, 429, "too_many_requests"),
     ],
 )
-def test_more_than_may_run_are_refused_at_once(
+def test_requests_above_limit_are_rejected_at_once(
     limits: dict[str, int], status: int, code: str
 ) -> None:
     seen = guarded(KEY, **limits)
@@ -221,7 +221,7 @@ def test_more_than_may_run_are_refused_at_once(
         assert client.post("/size", json=1, headers=headers).status_code == 200
 
 
-def test_many_at_once_all_get_their_own_answer_and_nothing_is_left() -> None:
+def test_concurrent_requests_get_own_responses_and_release_slots() -> None:
     seen = guarded()
     with live(seen.app) as server:
         lock = threading.Lock()
@@ -246,7 +246,7 @@ def test_many_at_once_all_get_their_own_answer_and_nothing_is_left() -> None:
         seen.wait_until_free()
 
 
-def test_a_body_that_trickles_is_408() -> None:
+def test_body_below_min_rate_is_408() -> None:
     seen = guarded(min_body_rate=100)
     with live(seen.app) as server, server.connect() as slow:
         slow.sendall(post("/size", body=b"1" * 200, length=10_000))
@@ -259,7 +259,7 @@ def test_a_body_that_trickles_is_408() -> None:
         seen.wait_until_free()
 
 
-def test_a_body_that_is_fast_enough_on_average_may_pause() -> None:
+def test_body_may_pause_above_min_average_rate() -> None:
     seen = guarded(
         body_timeout_s=10_000,
         request_timeout_s=20_000,
@@ -276,7 +276,7 @@ def test_a_body_that_is_fast_enough_on_average_may_pause() -> None:
         assert (response.status, body) == (200, b"3000")
 
 
-def test_stalled_bodies_of_one_client_leave_another_untouched() -> None:
+def test_stalled_bodies_of_one_client_do_not_affect_another() -> None:
     seen = guarded(KEY, OTHER_KEY, max_body_bytes=1_000, max_buffered_bytes=8_000)
     mine, theirs = (f"Authorization: Bearer {key}".encode() for key in (KEY, OTHER_KEY))
     with contextlib.ExitStack() as stack:
@@ -297,7 +297,7 @@ def test_stalled_bodies_of_one_client_leave_another_untouched() -> None:
             assert (response.status, body) == (200, b"1000")
 
 
-def test_an_answer_that_nobody_takes_ends_its_connection() -> None:
+def test_unread_response_resets_connection() -> None:
     seen = guarded(answer_timeout_s=1_000)
     with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
         until(lambda: seen.admission.num_bytes == len(LARGE) + 1)
@@ -312,7 +312,7 @@ def test_an_answer_that_nobody_takes_ends_its_connection() -> None:
             read_all(connection)
 
 
-def test_a_client_that_hangs_up_instead_of_reading_frees_its_place_at_once() -> None:
+def test_disconnect_during_response_releases_slot() -> None:
     seen = guarded()
     with live(seen.app) as server:
         with unread(server, post("/large", body=b"1")):
@@ -320,7 +320,7 @@ def test_a_client_that_hangs_up_instead_of_reading_frees_its_place_at_once() -> 
         seen.wait_until_free()
 
 
-def test_a_large_answer_that_is_read_slowly_arrives_whole() -> None:
+def test_slowly_read_response_arrives_whole() -> None:
     seen = guarded(answer_timeout_s=1_000)
     requests = [b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", post("/large", body=b"1")]
     with live(seen.app) as server:
@@ -339,7 +339,7 @@ def test_a_large_answer_that_is_read_slowly_arrives_whole() -> None:
 @pytest.mark.parametrize(
     ("step", "is_enough"), [(2 * MIN_PROGRESS_BYTES, True), (MIN_PROGRESS_BYTES // 10, False)]
 )
-def test_what_a_client_takes_in_the_time_decides(step: int, is_enough: bool) -> None:
+def test_connection_resets_only_below_min_progress(step: int, is_enough: bool) -> None:
     """Also where the system takes nothing more for many periods, since it has much already."""
     seen = guarded(answer_timeout_s=1_000)
     with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:

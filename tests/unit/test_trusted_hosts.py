@@ -52,7 +52,7 @@ def status(client: TestClient, host: str, path: str = "/health", **headers: str)
     return client.get(path, headers={"Host": host, **headers}).status_code
 
 
-def test_a_service_without_keys_on_loopback_is_for_this_machine() -> None:
+def test_loopback_service_without_keys_accepts_only_local_hosts() -> None:
     client = client_of()
     assert [status(client, host) for host in LOCAL] == [200] * len(LOCAL)
     assert [status(client, host) for host in FOREIGN] == [421] * len(FOREIGN)
@@ -64,7 +64,7 @@ def test_a_service_without_keys_on_loopback_is_for_this_machine() -> None:
      ("POST", "/v1/score"), ("POST", "/predict"), ("OPTIONS", "/v1/score"),
      ("GET", "/static-offline-docs/swagger-ui.css")],
 )  # fmt: skip
-def test_every_route_and_method_looks_at_the_host(method: str, path: str) -> None:
+def test_every_route_and_method_checks_host(method: str, path: str) -> None:
     client = client_of(cors_origins=["http://evil.example"])
     headers = {"Host": "evil.example", "Origin": "http://evil.example", "Accept": "text/html"}
     answer = client.request(method, path, headers=headers)
@@ -78,24 +78,24 @@ def test_every_route_and_method_looks_at_the_host(method: str, path: str) -> Non
     assert "allowed_hosts" in message
 
 
-def test_the_error_has_our_shape() -> None:
+def test_misdirected_request_has_native_error() -> None:
     error = client_of().get("/info", headers={"Host": "evil.example"}).json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "misdirected_request")
 
 
-def test_the_configured_host_is_allowed() -> None:
+def test_configured_host_is_allowed() -> None:
     assert status(client_of(host="127.0.0.2"), "127.0.0.2:8000") == 200
     assert status(client_of(host="::1"), "[::1]:8000") == 200
     assert status(client_of(host="127.0.0.2"), "127.0.0.3") == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "Localhost", "localhost."])
-def test_however_localhost_is_written_it_is_loopback(host: str) -> None:
+def test_localhost_in_any_spelling_is_loopback(host: str) -> None:
     assert status(client_of(host=host), "localhost:8000") == 200
     assert status(client_of(host=host), "evil.example") == 421
 
 
-def test_with_keys_or_on_other_addresses_every_host_is() -> None:
+def test_every_host_is_allowed_with_keys_or_on_other_addresses() -> None:
     assert status(client_of(KEY), "lab.example.org", "/info", **RIGHT) == 200
     assert status(client_of(host="0.0.0.0"), "lab.example.org", "/info") == 200
     assert status(client_of(host="lab.example.org"), "other.example.org") == 200
@@ -103,7 +103,7 @@ def test_with_keys_or_on_other_addresses_every_host_is() -> None:
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_named_hosts_are_the_only_ones_besides_this_machine(
+def test_allowed_hosts_setting_allows_only_these_and_local_hosts(
     keys: tuple[str, ...], host: str
 ) -> None:
     client = client_of(*keys, host=host, allowed_hosts="Lab.example.org, [2001:db8::1]")
@@ -113,17 +113,17 @@ def test_named_hosts_are_the_only_ones_besides_this_machine(
         assert status(client, name) == 421, name
 
 
-def test_a_star_allows_every_host() -> None:
+def test_star_allows_every_host() -> None:
     assert status(client_of(allowed_hosts=["*"]), "evil.example") == 200
 
 
 @pytest.mark.parametrize("name", ["http://x", "x:80", "x/y", "", "a b", "*.example.org"])
-def test_what_is_no_host_name_is_refused_at_the_start(name: str) -> None:
+def test_invalid_allowed_host_stops_start(name: str) -> None:
     with pytest.raises(ModelLoadError, match="is no host name"):
         Settings.load(allowed_hosts=[name])
 
 
-def test_requests_without_a_host_or_with_two() -> None:
+def test_missing_host_is_allowed_and_second_host_is_checked() -> None:
     app = client_of().app
     with live(app) as server:
         for heads, expected in (

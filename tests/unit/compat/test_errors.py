@@ -152,7 +152,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "expected"), CASES)
-def test_bad_bodies(
+def test_bad_body_gets_error_format_of_path(
     client: TestClient, path: str, body: dict[str, Any], expected: tuple[int, Any]
 ) -> None:
     answer = client.post(path, json=body)
@@ -161,7 +161,7 @@ def test_bad_bodies(
     )
 
 
-def test_the_bad_one_of_several_is_named(client: TestClient) -> None:
+def test_error_names_index_of_bad_input(client: TestClient) -> None:
     answer = client.post("/classify", json={"input": [TEXT, TEXT, LONG]})
     assert "input 2 of 3: the conversation has" in answer.json()["error"]["message"]
     assert "maximum context length" in answer.json()["error"]["message"]
@@ -169,7 +169,7 @@ def test_the_bad_one_of_several_is_named(client: TestClient) -> None:
     assert "policy_template" in hinted
 
 
-def test_every_path_of_a_peer_is_here_and_has_a_shape() -> None:
+def test_every_compat_path_has_error_format() -> None:
     paths = {
         route.path  # type: ignore[attr-defined]
         for router in _ROUTERS
@@ -181,7 +181,7 @@ def test_every_path_of_a_peer_is_here_and_has_a_shape() -> None:
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_good_bodies_are_scored(client: TestClient, path: str) -> None:
+def test_good_body_is_scored(client: TestClient, path: str) -> None:
     answer = client.post(path, json=GOOD[path])
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-skyreward-model"] == "demo"
@@ -193,7 +193,7 @@ def expected_overload(path: str) -> int:
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_overload_is_told_with_a_time_to_wait(
+def test_overload_has_retry_after(
     client: TestClient, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -218,7 +218,7 @@ def test_overload_is_told_with_a_time_to_wait(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_failures_of_the_service(
+def test_service_failure_keeps_error_format_of_path(
     client: TestClient,
     path: str,
     error: Exception,
@@ -239,9 +239,7 @@ def test_failures_of_the_service(
 
 
 @pytest.mark.parametrize("path", [path for path in GOOD if path != "/tokenize"])
-def test_a_conversation_that_the_model_fails_on_is_no_fault_of_the_client(
-    client: TestClient, backend: FakeBackend, path: str
-) -> None:
+def test_scoring_error_is_server_error(client: TestClient, backend: FakeBackend, path: str) -> None:
     backend.reward = lambda ids: ScoreError("non_finite_reward", "NaN")
     try:
         answer = client.post(path, json=GOOD[path])
@@ -252,7 +250,7 @@ def test_a_conversation_that_the_model_fails_on_is_no_fault_of_the_client(
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_limits_and_keys_have_the_shape_too(path: str, client: TestClient) -> None:
+def test_middleware_rejections_use_error_format_of_path(path: str, client: TestClient) -> None:
     app: Any = client.app
     wrong_type = client.post(path, content=b"x", headers={"Content-Type": "text/plain"})
     assert wrong_type.status_code == (415 if path in ("/predict", "/") else 400)

@@ -52,7 +52,7 @@ def test_vllm_classify(client: TestClient) -> None:
 
 @pytest.mark.parametrize("form", [{"input": TEXT}, {"messages": MESSAGES}])
 @pytest.mark.parametrize("path", ["/classify", "/pooling"])
-def test_the_activation_is_what_was_asked_for(
+def test_use_activation_selects_raw_or_sigmoid(
     client: TestClient, path: str, form: dict[str, Any]
 ) -> None:
     def value(asked: object) -> tuple[float, str]:
@@ -72,7 +72,7 @@ def test_the_activation_is_what_was_asked_for(
 
 
 @pytest.mark.parametrize(("endianness", "order"), [("little", "<"), ("big", ">"), ("native", "=")])
-def test_vllm_pooling_in_base64(client: TestClient, endianness: str, order: str) -> None:
+def test_vllm_pooling_base64_encoding(client: TestClient, endianness: str, order: str) -> None:
     body = {"input": LONGER, "encoding_format": "base64", "endianness": endianness}
     (item,) = client.post("/pooling", json=body).json()["data"]
     assert item["object"] == "pooling"
@@ -102,7 +102,7 @@ def test_vllm_truncation(options: dict[str, Any], kept: slice, num_cut: int) -> 
         assert answer.headers.get("x-skyreward-truncated") == (str(num_cut) if num_cut else None)
 
 
-def test_tokenize_gives_what_is_scored(client: TestClient) -> None:
+def test_tokenize_returns_scored_token_ids(client: TestClient) -> None:
     rendered = client.post("/v1/render", json={"conversations": [MESSAGES]}).json()["results"][0]
     for body in ({"prompt": TEXT}, {"messages": MESSAGES}):
         answer = client.post("/tokenize", json=body).json()
@@ -114,7 +114,9 @@ def test_tokenize_gives_what_is_scored(client: TestClient) -> None:
         }
 
 
-def test_sglang_classify_is_an_object_for_one_and_a_list_for_several(client: TestClient) -> None:
+def test_sglang_classify_returns_object_for_one_input_and_list_for_several(
+    client: TestClient,
+) -> None:
     ids = client.post("/tokenize", json={"prompt": TEXT}).json()["tokens"]
     for single, several in (
         ({"text": TEXT}, {"text": [TEXT, LONGER]}),
@@ -149,7 +151,7 @@ def test_sglang_embeddings(client: TestClient) -> None:
 
 @pytest.mark.parametrize("prompts", [None, ["p", "q"]])
 @pytest.mark.parametrize("labels", [None, [1, {"x": 2}]])
-def test_openrlhf(client: TestClient, prompts: object, labels: object) -> None:
+def test_openrlhf_get_reward(client: TestClient, prompts: object, labels: object) -> None:
     # The policy's own end: without the line break that the template writes behind it.
     body = {"query": [TEXT[:-1], f"<|endoftext|>{LONGER[:-1]}<|endoftext|>"]}
     body |= {"prompts": prompts, "labels": labels} if prompts or labels else {}
@@ -162,7 +164,7 @@ def test_openrlhf(client: TestClient, prompts: object, labels: object) -> None:
     assert client.post("/get_reward", json={"query": TEXT}).json()["rewards"] == [REWARD]
 
 
-def test_a_policys_text_is_templated_anew_where_a_setting_says_whose_it_is() -> None:
+def test_policy_template_setting_rerenders_texts_of_policy() -> None:
     settings = Settings.load(policy_template="gemma")
     backend = FakeBackend()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
@@ -186,7 +188,7 @@ def test_a_policys_text_is_templated_anew_where_a_setting_says_whose_it_is() -> 
         assert "query 0 of 1: the text does not begin with its prompt" in other.text
 
 
-def test_slime_reads_the_whole_reply_as_the_reward(client: TestClient) -> None:
+def test_slime_response_is_bare_reward(client: TestClient) -> None:
     prompt = TEXT[: TEXT.index("4<")]
     for body, said in (
         ({"prompt": "2+2?", "response": "4"}, "conversation:prompt-as-user"),
@@ -200,7 +202,7 @@ def test_slime_reads_the_whole_reply_as_the_reward(client: TestClient) -> None:
         assert answer.headers["x-skyreward-input"] == said
 
 
-def test_llamafactory(client: TestClient) -> None:
+def test_llamafactory_evaluation(client: TestClient) -> None:
     body = {"model": "model", "messages": [TEXT, LONGER]}
     answer = client.post("/v1/score/evaluation", json=body).json()
     assert answer.pop("id").startswith("scoreval-")
@@ -216,7 +218,7 @@ def test_llamafactory(client: TestClient) -> None:
     assert cut.headers["x-skyreward-truncated"] == "1"
 
 
-def test_tei(client: TestClient) -> None:
+def test_tei_predict(client: TestClient) -> None:
     def prediction(score: float) -> list[dict[str, Any]]:
         return [{"score": score, "label": "LABEL_0"}]
 
@@ -239,7 +241,7 @@ def test_tei(client: TestClient) -> None:
     assert client.post("/", json={"inputs": TEXT}).json() == prediction(REWARD)
 
 
-def test_tei_cuts_only_where_it_is_asked_to() -> None:
+def test_tei_predict_truncates_only_on_request() -> None:
     backend = FakeBackend()
     with serving(backend, max_length=10) as client:
         until(lambda: ready(client))
@@ -252,7 +254,7 @@ def test_tei_cuts_only_where_it_is_asked_to() -> None:
         assert backend.batches[-2] != backend.batches[-1]
 
 
-def test_info_has_what_clients_of_tei_look_for(client: TestClient) -> None:
+def test_info_has_tei_fields(client: TestClient) -> None:
     info = client.get("/info").json()
     assert info["model_id"] == "demo"
     assert info["model_sha"] == INFO["revision"]
@@ -266,7 +268,7 @@ def test_info_has_what_clients_of_tei_look_for(client: TestClient) -> None:
     assert info["service"] == "skyreward"
 
 
-def test_nvidias_chat_completions(client: TestClient) -> None:
+def test_nvidia_chat_completions(client: TestClient) -> None:
     body = {"messages": conversation("4 4 4 4"), "temperature": 0.5, "max_tokens": 8, "n": 1}
     answer = client.post("/v1/chat/completions", json=body).json()
     (choice,) = answer["choices"]

@@ -38,7 +38,7 @@ def test_vllm_score(client: TestClient, path: str, first: str, second: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_vllm_rerank_sorts_the_best_first(client: TestClient, path: str) -> None:
+def test_vllm_rerank_sorts_best_first(client: TestClient, path: str) -> None:
     body = {"query": "2+2?", "documents": ["4 4 4 4", "4", {"text": "4"}]}
     answer = client.post(path, json=body).json()
     assert [r["index"] for r in answer["results"]] == [1, 2, 0]
@@ -48,7 +48,7 @@ def test_vllm_rerank_sorts_the_best_first(client: TestClient, path: str) -> None
     assert len(client.post(path, json=body | {"top_n": 2}).json()["results"]) == 2
 
 
-def test_native_bodies_of_the_shared_path_are_as_before(client: TestClient) -> None:
+def test_v1_score_accepts_native_body(client: TestClient) -> None:
     answer = client.post("/v1/score", json={"conversations": [MESSAGES]}).json()
     assert answer["results"][0]["reward"] == REWARD
     wrong = client.post("/v1/score", json={"conversations": [], "text": "x"}).json()["error"]

@@ -39,7 +39,7 @@ NAMELESS = [
 
 
 @pytest.mark.parametrize(("path", "body", "read"), NAMELESS)
-def test_of_several_models_the_address_may_name_one(path: str, body: Any, read: Any) -> None:
+def test_query_parameter_selects_model(path: str, body: Any, read: Any) -> None:
     with serving_two() as client:
         assert client.post(path, json=body).status_code in (400, 422)
         one, two = (client.post(f"{path}?model={name}", json=body) for name in ("one", "two"))
@@ -49,7 +49,7 @@ def test_of_several_models_the_address_may_name_one(path: str, body: Any, read: 
         assert client.post(path, json=body | {"model": "nope"}).status_code == 404
 
 
-def test_a_name_that_its_own_service_ignores_is_ignored_where_one_model_is_served(
+def test_unknown_model_name_is_ignored_with_one_served_model(
     client: TestClient,
 ) -> None:
     for path, body, read in NAMELESS:
@@ -60,12 +60,12 @@ def test_a_name_that_its_own_service_ignores_is_ignored_where_one_model_is_serve
             assert answer.status_code == 404
 
 
-def test_plain_text_is_scored_and_said(client: TestClient) -> None:
+def test_plain_text_is_scored_and_reported_in_header(client: TestClient) -> None:
     answer = client.post("/classify", json={"input": ["no template", TEXT]})
     assert answer.headers["x-skyreward-input"] == "text:no-template; text"
 
 
-def test_names_beyond_ascii_do_not_break_headers() -> None:
+def test_non_ascii_alias_is_escaped_in_header() -> None:
     with serving(FakeBackend(), alias="奖励") as client:
         until(lambda: ready(client))
         answer = client.post("/classify", json={"input": TEXT})
@@ -74,7 +74,7 @@ def test_names_beyond_ascii_do_not_break_headers() -> None:
         assert answer.headers["x-skyreward-model"] == "\\u5956\\u52b1"
 
 
-def test_priorities_of_vllm_are_taken(client: TestClient) -> None:
+def test_vllm_accepts_any_integer_priority(client: TestClient) -> None:
     for priority in (-(2**63), 0, 2**63 - 1):
         answer = client.post("/classify", json={"input": TEXT, "priority": priority})
         assert answer.status_code == 200

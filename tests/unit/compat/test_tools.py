@@ -66,7 +66,7 @@ def rewards(answer: Any) -> list[Any]:
     return [result.get("reward") for result in answer.json()["results"]]
 
 
-def test_score_takes_tools_for_all_and_for_each(
+def test_score_accepts_tools_per_body_and_per_conversation(
     tool_client: TestClient, num_tokens: Callable[..., int]
 ) -> None:
     conversations: list[Any] = [
@@ -85,7 +85,7 @@ def test_score_takes_tools_for_all_and_for_each(
     assert rewards(tool_client.post("/v1/score", json=as_text)) == [num_tokens(MESSAGES, TOOLS)]
 
 
-def test_score_takes_one_conversation_in_messages(
+def test_score_accepts_single_conversation_in_messages(
     tool_client: TestClient, num_tokens: Callable[..., int]
 ) -> None:
     answer = tool_client.post("/v1/score", json={"messages": MESSAGES, "tools": TOOLS})
@@ -104,7 +104,7 @@ def test_score_takes_one_conversation_in_messages(
     assert '"name": "tide"' in rendered.json()["results"][0]["text"]
 
 
-def test_errors_of_tools_name_their_place(tool_client: TestClient) -> None:
+def test_tools_errors_name_the_field(tool_client: TestClient) -> None:
     whole = tool_client.post("/v1/score", json={"conversations": [MESSAGES], "tools": ["tide"]})
     error = whole.json()["error"]
     assert (whole.status_code, error["param"]) == (400, "tools")
@@ -123,7 +123,7 @@ def test_errors_of_tools_name_their_place(tool_client: TestClient) -> None:
     assert "looks like JSON" in errors[3]
 
 
-def test_compare_and_rank_take_tools(
+def test_compare_and_rank_accept_tools(
     tool_client: TestClient, num_tokens: Callable[..., int]
 ) -> None:
     pairs: list[Any] = [
@@ -163,7 +163,7 @@ CHAT_PATHS: dict[str, Callable[[Any], float]] = {
 
 
 @pytest.mark.parametrize("path", CHAT_PATHS)
-def test_chat_bodies_of_others_have_tools_and_arguments_as_text(
+def test_compat_chat_bodies_accept_tools_and_text_arguments(
     path: str, tool_client: TestClient, num_tokens: Callable[..., int]
 ) -> None:
     read = CHAT_PATHS[path]
@@ -196,7 +196,7 @@ def test_chat_bodies_of_others_have_tools_and_arguments_as_text(
         ("chat_template_kwargs", {"a": 1}, "cannot choose the chat template"),
     ],
 )
-def test_fields_that_would_change_the_text_are_not_dropped(
+def test_unsupported_chat_fields_are_rejected(
     path: str, field: str, value: Any, says: str, tool_client: TestClient
 ) -> None:
     answer = tool_client.post(path, json={"messages": MESSAGES, field: value})
@@ -206,14 +206,14 @@ def test_fields_that_would_change_the_text_are_not_dropped(
     assert null.status_code == 200, null.text
 
 
-def test_openais_old_functions_are_named(tool_client: TestClient) -> None:
+def test_openai_functions_field_is_rejected(tool_client: TestClient) -> None:
     body = {"messages": MESSAGES, "functions": [{"name": "tide"}]}
     answer = tool_client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "send `tools`" in answer.json()["error"]["message"]
 
 
-def test_native_arguments_are_kept_as_they_were_sent(
+def test_native_arguments_are_rendered_as_sent(
     tool_client: TestClient, num_tokens: Callable[..., int]
 ) -> None:
     sent = [with_call('{"port": "Brest"}'), with_call({"port": None})]
@@ -224,7 +224,7 @@ def test_native_arguments_are_kept_as_they_were_sent(
     assert "warnings" not in second
 
 
-def test_messages_are_counted_where_there_are_tools() -> None:
+def test_check_num_messages_counts_messages_with_tools() -> None:
     from serve.scoring.limits import check_num_messages
 
     error = check_num_messages({"messages": [ASK] * 6, "tools": TOOLS}, 5)
@@ -233,7 +233,7 @@ def test_messages_are_counted_where_there_are_tools() -> None:
     assert check_num_messages({"messages": [ASK] * 5, "tools": TOOLS}, 5) is None
 
 
-def test_teis_rerank_answers_a_list_the_best_first(client: TestClient) -> None:
+def test_tei_rerank_returns_list_best_first(client: TestClient) -> None:
     from compat_bodies import LONGER_REWARD, REWARD
 
     body: dict[str, Any] = {"query": "2+2?", "texts": ["4 4 4 4", "4", "4"]}
@@ -266,7 +266,7 @@ def test_teis_rerank_answers_a_list_the_best_first(client: TestClient) -> None:
         ({"query": "a", "texts": ["b \ud800"]}, 422, "Validation"),
     ],
 )
-def test_teis_rerank_fails_as_tei_does(
+def test_tei_rerank_errors_have_tei_format(
     client: TestClient, body: Any, status: int, kind: str
 ) -> None:
     answer = client.post(
@@ -277,7 +277,7 @@ def test_teis_rerank_fails_as_tei_does(
     assert answer.json()["error_type"] == kind
 
 
-def test_teis_rerank_cuts_only_where_it_is_asked_to() -> None:
+def test_tei_rerank_truncates_only_on_request() -> None:
     with serving(FakeBackend(), max_length=20) as client:
         until(lambda: ready(client))
         body = {"query": "word " * 50, "texts": ["4"]}

@@ -26,7 +26,7 @@ def run(expression: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
-def test_other_encodings_are_refused(encoding: str) -> None:
+def test_non_utf8_file_is_rejected(encoding: str) -> None:
     content = list('{"prompt": "né"}'.encode(encoding))
     refusal = (
         "try { return utf8Of(new Uint8Array(value).buffer); } catch (e) { return [e.message]; }"
@@ -38,7 +38,7 @@ def test_other_encodings_are_refused(encoding: str) -> None:
     assert run(read, list("\ufeffné".encode())) == "né"
 
 
-def test_a_number_beyond_a_double_is_an_error_of_its_row() -> None:
+def test_number_too_large_for_double_is_row_error() -> None:
     text = '{"messages": [], "w": 1e400}\n{"messages": [], "w": 1e300}'
     bad, good = run("rowsOf(value)", text)
     assert "too large" in bad["error"]["message"]
@@ -46,7 +46,7 @@ def test_a_number_beyond_a_double_is_an_error_of_its_row() -> None:
     assert good["record"]["w"] == 1e300
 
 
-def test_own_columns_are_saved_under_their_own_names() -> None:
+def test_saved_results_do_not_overwrite_columns() -> None:
     rows = [
         {
             "record": {"a": 1, "margin": 2},

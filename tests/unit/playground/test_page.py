@@ -69,7 +69,7 @@ def digest(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_policy_lets_exactly_what_is_in_the_pages_run(name: str) -> None:
+def test_csp_allows_exactly_the_inline_sources(name: str) -> None:
     reader, allowed = read(PAGES[name]()), policy()
     (script,), (style,) = reader.inside["script"], reader.inside["style"]
     assert digest(script) in allowed["script-src"]
@@ -82,7 +82,7 @@ def test_the_policy_lets_exactly_what_is_in_the_pages_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_nothing_and_has_no_code_in_attributes(name: str) -> None:
+def test_page_loads_nothing_and_has_no_inline_handlers(name: str) -> None:
     page = PAGES[name]()
     reader = read(page)
     for tag, attributes in reader.tags:
@@ -100,7 +100,7 @@ def test_a_page_loads_nothing_and_has_no_code_in_attributes(name: str) -> None:
     assert [i for i, number in Counter(reader.ids).items() if number > 1] == []
 
 
-def test_every_field_and_button_of_the_page_has_a_name() -> None:
+def test_every_field_has_label_and_aria_ids_exist() -> None:
     reader = read(build_playground_page())
     named = {attributes.get("for") for tag, attributes in reader.tags if tag == "label"}
     fields = [a for tag, a in reader.tags if tag in ("select", "textarea", "input")]
@@ -115,14 +115,14 @@ def test_every_field_and_button_of_the_page_has_a_name() -> None:
     assert set(pointed) <= set(reader.ids)
 
 
-def test_the_examples_are_the_sample_pairs() -> None:
+def test_examples_are_the_sample_pairs() -> None:
     (text,) = read(build_playground_page()).inside["json"]
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(text) == [json.loads(line) for line in lines]
     assert "<" not in text
 
 
-def test_the_scripts_ask_for_ids_that_are_there() -> None:
+def test_scripts_use_only_existing_ids() -> None:
     reader = read(build_playground_page())
     (script,) = reader.inside["script"]
     made = set(re.findall(r'\bid: "([\w-]+)"', script))
@@ -130,7 +130,7 @@ def test_the_scripts_ask_for_ids_that_are_there() -> None:
     assert asked <= {*reader.ids, *made}
 
 
-def test_the_files_of_the_page_are_part_of_the_package() -> None:
+def test_page_files_are_packaged() -> None:
     """A wheel takes what git does not ignore."""
     files = [
         p
@@ -154,7 +154,7 @@ def client_of(*keys: str) -> TestClient:
     return TestClient(app, follow_redirects=False)
 
 
-def test_without_keys_the_page_is_for_all() -> None:
+def test_playground_is_open_without_keys() -> None:
     with client_of() as client:
         answer = client.get("/")
         assert answer.status_code == 200
@@ -165,7 +165,7 @@ def test_without_keys_the_page_is_for_all() -> None:
         assert "/" not in client.get("/openapi.json").json()["paths"]
 
 
-def test_with_keys_a_browser_gets_the_door_and_programs_an_error() -> None:
+def test_missing_key_gives_browsers_login_page_and_programs_error() -> None:
     with client_of(KEY) as client:
         for headers in (BROWSER, {**BROWSER, "Authorization": f"Bearer {KEY}x"}):
             asked = client.get("/", headers=headers)
@@ -188,7 +188,7 @@ def policy_text() -> str:
     return build_page_headers()["Content-Security-Policy"]
 
 
-def test_the_door_tells_nothing() -> None:
+def test_login_page_reveals_nothing_about_service() -> None:
     text = build_login_page()
     (script,) = read(text).inside["script"]
     assert "/v1/" not in text
