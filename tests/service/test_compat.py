@@ -1,7 +1,7 @@
-"""1,000 conversations through each wire format, in parallel: the native rewards, to the bit.
+"""1,000 conversations through each wire format, in parallel: exactly the native rewards.
 
-The service remembers rewards by token ids: what comes from its cache, to the bit, had exactly the
-ids of the native request, and nothing that had others goes unnoticed, since it would be computed.
+The service caches rewards by token ids: a reward from the cache proves that the token ids equal
+those of the native request, and other token ids would be computed, which the test detects.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ async def post_all(url: str, form: Format, bodies: list[dict[str, Any]]) -> list
     async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as http:
 
         async def client() -> None:
-            for place, body in waiting:
+            for index, body in waiting:
                 response = await http.post(form.path, json=body)
                 assert response.status_code == 200, response.text
-                answers[place] = response.json()
+                answers[index] = response.json()
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return answers
@@ -84,8 +84,8 @@ def test_compat_rewards_equal_native_rewards_exactly(
 ) -> None:
     computed = num_computed(url)
     form, client, all_of_them = FORMATS[name], Client(build_tokenizer(SPECS[SPEC])), conversations()
-    parts = [all_of_them[i : i + form.batch] for i in range(0, NUMBER, form.batch)]
-    answers = asyncio.run(post_all(url, form, [form.write(client, part) for part in parts]))
+    chunks = [all_of_them[i : i + form.batch] for i in range(0, NUMBER, form.batch)]
+    answers = asyncio.run(post_all(url, form, [form.write(client, chunk) for chunk in chunks]))
     rewards = [reward for answer in answers for reward in form.read(answer)]
     assert rewards == native
     assert num_computed(url) == computed

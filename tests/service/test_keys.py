@@ -1,4 +1,4 @@
-"""Keys of a service as an operator starts it, and what of them goes to Ray."""
+"""API keys of a running service, and the digests that Ray gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve.cli.demo import run_service
 
 def test_service_with_key_file_requires_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# of the trainers\n{KEY}\n{OTHER_KEY}\n")
+    file.write_text(f"# keys of the trainers\n{KEY}\n{OTHER_KEY}\n")
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     with (
         run_service("--local", "--api-keys", str(file)) as url,
@@ -53,7 +53,8 @@ def test_only_digests_are_sent_to_gateway() -> None:
         from serve.config.settings import Settings
         settings = Settings.load(api_keys=sys.argv[1:])
         sent = cloudpickle.dumps(build(settings))
-        print(KeyRing.of(settings).digests[0].encode() in sent, sys.argv[1].encode() in sent)
+        digest = KeyRing.from_settings(settings).digests[0]
+        print(digest.encode() in sent, sys.argv[1].encode() in sent)
     """
     done = subprocess.run(
         [sys.executable, "-c", code, KEY], capture_output=True, text=True, check=True, cwd=ROOT

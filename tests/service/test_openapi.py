@@ -69,7 +69,7 @@ CASES = [
 def test_every_response_conforms_to_schema(
     schema: schemathesis.BaseSchema, path: str, method: str, mode: GenerationMode
 ) -> None:
-    """No 5xx, and every answer as documented, for bodies that fit the document and others."""
+    """No 5xx, and every response as documented, for bodies that fit the document and others."""
     strategy = schema[path][method].as_strategy(generation_mode=mode)
 
     @given(case=strategy)

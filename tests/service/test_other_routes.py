@@ -57,8 +57,8 @@ def test_compare_returns_errors_of_bad_pairs_in_order(http: httpx.Client) -> Non
     body = http.post("/v1/compare", json={"model": "llama", "pairs": pairs}).json()
     margins = {result["margin"] for result in body["results"][1::2]}
     assert len(margins) == 1
-    for (_, says), result in zip(bad, body["results"][::2], strict=True):
-        assert says in result["error"]["message"]
+    for (_, expected), result in zip(bad, body["results"][::2], strict=True):
+        assert expected in result["error"]["message"]
     assert body["accuracy"] == (1.0 if margins.pop() > 0 else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The playground in a real browser, on a real service: clicked, typed and dropped as people do."""
+"""The playground in a real browser, on a real service: clicks, typing, drag and drop."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from waiting import PATIENCE_S
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
 LOOKS = [(1280, False), (1280, True), (360, False)]
-LONG = "word " * 17_000  # the demo model takes 16,384 tokens; it is not scored
+LONG = "word " * 17_000  # longer than the 16,384 tokens of the demo model
 
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
 def test_every_state_is_accessible(
     browser: Visitor, playground_url: str, file: Path, width: int, dark: bool
 ) -> None:
-    """Without a finding of axe-core, and not wider than the window."""
+    """axe-core finds no violation, and the page is not wider than the window."""
     browser.visit(playground_url, width, dark=dark)
     browser.wait(READY)
 
@@ -128,7 +128,7 @@ def test_adding_moving_and_removing_turns_keeps_focus(page: Visitor) -> None:
     page.press("Enter")
     assert page.run(texts) == ["first", "third", "second"]
     assert page.focused() == "Move turn 2 up"
-    page.press("Enter", "Enter")  # the second one has nowhere to go
+    page.press("Enter", "Enter")  # the second press cannot move the turn further
     assert page.run(texts) == ["third", "first", "second"]
     assert page.focused() == "Move turn 1 up"
     page.click("#turns li:nth-child(2) .remove")

@@ -1,4 +1,4 @@
-"""Files on the playground: dropped, scored, looked through, saved."""
+"""Files on the playground: dropped, scored, browsed, saved."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_dropped_file_is_scored_and_saved(
     page.wait(DONE)
     job = page.shown("#job")
     assert "mixed.jsonl" in job
-    for line, said in (
+    for line, expected in (
         (1, "2+2?"), (4, "invalid_json"), (5, "the response is a number"),
         (6, "append the answer"), (7, "unknown_shape"),
     ):  # fmt: skip
         rows = "[...document.querySelectorAll('.rows tbody tr')]"
         row = page.run(f"{rows}.find(r => r.cells[0].innerText == {line}).innerText")
-        assert said in row, line
+        assert expected in row, line
     assert page.run("document.querySelectorAll('#job svg[role=img][aria-label]').length") == 2
     page.save_into(tmp_path)
     page.click("#save")
@@ -48,8 +48,8 @@ def test_dropped_file_is_scored_and_saved(
     assert pair["margin"] == pair["chosen_reward"] - pair["rejected_reward"]
     assert single["reward"] == pytest.approx(four, abs=1e-5)
     assert (broken["line"], broken["error"]["code"]) == ("no JSON", "invalid_json")
-    expected = [morning["reward"], None, nay["reward"]]
-    assert group["rewards"][::2] == pytest.approx(expected[::2], abs=1e-5)
+    expected_rewards = [morning["reward"], None, nay["reward"]]
+    assert group["rewards"][::2] == pytest.approx(expected_rewards[::2], abs=1e-5)
     assert group["rewards"][1] is None
     assert (group["kept"], group["error"]["code"]) == ([1], "invalid_conversation")
     assert "reward" not in unanswered
@@ -88,9 +88,9 @@ def test_rows_are_filtered_sorted_and_opened(page: Visitor) -> None:
 def test_empty_and_too_long_files_are_rejected(page: Visitor, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "many.jsonl").write_text('{"a":1}\n' * 20_001)
-    for name, said in (("empty", "has no records"), ("many", "skyreward score")):
+    for name, message in (("empty", "has no records"), ("many", "skyreward score")):
         page.drop(tmp_path / f"{name}.jsonl", "body")
-        page.wait(f"document.querySelector('#alert').textContent.includes('{said}')")
+        page.wait(f"document.querySelector('#alert').textContent.includes('{message}')")
         assert page.run("document.querySelector('#job').hidden") is True
 
 

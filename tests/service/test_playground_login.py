@@ -1,4 +1,4 @@
-"""The playground of a service with keys: its door, and what becomes of the key."""
+"""The playground of a service with keys: its login page, and the storage of the key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Served:
 def served(browser: Visitor) -> Iterator[Served]:
     served = Served()
     with live(served.app) as server:
-        served.url = server.url  # the key of another port is another page's
+        served.url = server.url  # session storage is separate for each port
         browser.visit(served.url)
         yield served
         browser.run("sessionStorage.clear()")
@@ -65,13 +65,13 @@ def test_login_page_is_accessible(browser: Visitor, served: Served, width: int, 
 
 
 def test_wrong_key_is_reported_and_not_stored(browser: Visitor, served: Served) -> None:
-    for key, said in (
+    for key, message in (
         ("wrong-wrong-wrong", "not known here"),
         ("schlüssel-schlüssel", "not known here"),
         ("钥匙钥匙钥匙钥匙", "no such characters"),
     ):
         enter(browser, key)
-        browser.wait(f"{SAID}.includes('{said}')")
+        browser.wait(f"{SAID}.includes('{message}')")
         assert browser.focused() == "key"
         assert browser.run("sessionStorage.length") == 0
 
@@ -83,7 +83,7 @@ def test_right_key_opens_playground_and_scores(browser: Visitor, served: Served)
     browser.click(EXAMPLE)
     browser.wait("document.querySelector('#readout')")
     assert browser.violations() == []
-    assert browser.complaints == []  # the policy of the door has let everything of the page in
+    assert browser.complaints == []  # the policy of the login page allows the whole playground
     assert browser.run("document.querySelectorAll('.bars .reward').length") == 2
     assert "$SKYREWARD_API_KEY" in browser.shown("#code")
     assert browser.run("document.querySelector('#docs').hidden") is True

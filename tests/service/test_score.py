@@ -1,4 +1,4 @@
-"""`/v1/score` of a running service: right, in order, and one bad item never spoils another."""
+"""`/v1/score` of a running service: correct, in order, and bad items do not affect others."""
 
 from __future__ import annotations
 
@@ -91,28 +91,28 @@ BAD: list[tuple[Any, str, str]] = [
 def test_bad_conversations_get_errors_and_others_rewards(
     http: httpx.Client, checkpoint_folder: Path
 ) -> None:
-    """990 rewards, 10 errors in their places, each saying what to do."""
+    """990 rewards, and 10 errors at their indices, each with advice."""
     conversations: list[Any] = [
         conversation(f"What is {i} + {i}?", f"{i} + {i} = {2 * i}.") for i in range(1000)
     ]
-    places = {37 + 97 * i: bad for i, bad in enumerate(BAD)}
-    for place, (bad, _, _) in places.items():
-        conversations[place] = bad
+    bad_items = {37 + 97 * i: bad for i, bad in enumerate(BAD)}
+    for index, (bad, _, _) in bad_items.items():
+        conversations[index] = bad
     answer = http.post("/v1/score", json={"model": "llama", "conversations": conversations})
     assert answer.status_code == 200
     results = answer.json()["results"]
     assert [result["index"] for result in results] == list(range(1000))
-    for place, (_, code, advice) in places.items():
-        assert "reward" not in results[place]
-        assert results[place]["error"]["code"] == code
-        assert advice in results[place]["error"]["message"]
+    for index, (_, code, advice) in bad_items.items():
+        assert "reward" not in results[index]
+        assert results[index]["error"]["code"] == code
+        assert advice in results[index]["error"]["message"]
     good = [result for result in results if "error" not in result]
     assert len(good) == 990
     assert all(isinstance(result["reward"], float) for result in good)
     reference = Reference(checkpoint_folder / "llama-v0.1")
-    for place in (0, 500, 999):
-        alone = reference.reward(conversations[place])
-        assert results[place]["reward"] == pytest.approx(alone, abs=1e-4)
+    for index in (0, 500, 999):
+        expected = reference.reward(conversations[index])
+        assert results[index]["reward"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_template_exception_is_error_of_conversation(http: httpx.Client) -> None:
@@ -126,10 +126,10 @@ def test_template_exception_is_error_of_conversation(http: httpx.Client) -> None
 
 
 def test_results_keep_order_under_concurrency(http: httpx.Client, checkpoint_folder: Path) -> None:
-    # Each conversation in two posts, so that some are computed for two at once, some known.
+    # Each conversation is in two requests: some are computed for both at once, some are cached.
     conversations = [
-        conversation(f"Count to {i % 7}.", f"{post}: " + "one " * i)
-        for post in range(12)
+        conversation(f"Count to {i % 7}.", f"{request}: " + "one " * i)
+        for request in range(12)
         for i in range(1, 41)
     ] * 2
     config = ModelConfig(str(checkpoint_folder / "llama-v0.1"), device="cpu")
@@ -141,8 +141,9 @@ def test_results_keep_order_under_concurrency(http: httpx.Client, checkpoint_fol
         return [r["reward"] for r in http.post("/v1/score", json=body).json()["results"]]
 
     with ThreadPoolExecutor(12) as pool:
-        posts = list(pool.map(post, range(0, len(conversations), 40)))
-    assert [reward for rewards in posts for reward in rewards] == pytest.approx(expected, abs=1e-4)
+        responses = list(pool.map(post, range(0, len(conversations), 40)))
+    rewards = [reward for response in responses for reward in response]
+    assert rewards == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("truncation", ["left", "right"])
@@ -156,20 +157,20 @@ def test_truncation_is_reported(http: httpx.Client, truncation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "says"),
+    ("body", "status", "expected"),
     [
         ({"model": "gpt", "conversations": []}, 404, "served: demo, llama, gemma"),
         ({"conversations": []}, 400, "several are served: demo, llama, gemma"),
         ({"model": "llama"}, 400, "give either `conversations`"),
         ({"model": "llama", "conversations": "x"}, 400, "conversations: "),
-        ({"model": "llama", "conversations": [], "truncate": 1}, 400, "truncate: there is no"),
+        ({"model": "llama", "conversations": [], "truncate": 1}, 400, "truncate: unknown field"),
         ({"model": "llama", "conversations": [], "truncation": "middle"}, 400, "'left'"),
         ([], 400, ""),
-        ("{", 400, "the body is no JSON"),
+        ("{", 400, "the body is not valid JSON"),
     ],
 )
 def test_malformed_body_is_rejected_with_reason(
-    http: httpx.Client, body: Any, status: int, says: str
+    http: httpx.Client, body: Any, status: int, expected: str
 ) -> None:
     if isinstance(body, str):
         headers = {"content-type": "application/json"}
@@ -179,7 +180,7 @@ def test_malformed_body_is_rejected_with_reason(
     assert answer.status_code == status
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert says in error["message"]
+    assert expected in error["message"]
 
 
 def test_empty_list_of_conversations_gives_no_results(http: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""How much is let in at once: of one caller, of all, and in bytes."""
+"""Admission control: limits of one client, of all clients, and in bytes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_client_limit_applies_before_global_limit() -> None:
     b2.start_running()
     a1.release()
     assert admission.num_running == 3
-    for ticket in (a1, a2, b1, b2):
-        ticket.release()
+    for slot in (a1, a2, b1, b2):
+        slot.release()
     assert admission.num_running == 0
 
 
@@ -50,7 +50,7 @@ def test_buffered_bytes_have_global_limit() -> None:
     first.add_body_bytes(6)
     with admission.create_slot(ANONYMOUS) as second:
         second.add_body_bytes(4)
-        with pytest.raises(OverloadedError, match="bodies of 10 bytes"):
+        with pytest.raises(OverloadedError, match="bodies have 10 bytes"):
             second.add_body_bytes(1)
         assert admission.num_bytes == 10
     assert admission.num_bytes == 6
@@ -61,7 +61,9 @@ def test_client_bytes_leave_equal_share_for_others() -> None:
     admission = limited(max_buffered_bytes=100)
     first, second, third = (admission.create_slot(name) for name in "abc")
     first.add_body_bytes(50)
-    with pytest.raises(TooManyRequestsError, match="hold 50 bytes, and 49 is the most of one"):
+    with pytest.raises(
+        TooManyRequestsError, match="use 50 bytes, and the limit of one client is 49 now"
+    ):
         admission.create_slot("a").add_body_bytes(1)
     second.add_body_bytes(25)
     with pytest.raises(TooManyRequestsError):
@@ -89,7 +91,7 @@ def test_unread_responses_count_only_toward_their_client() -> None:
     first, second = admission.create_slot("a"), admission.create_slot("b")
     first.add_response_bytes(1_000)
     assert admission.num_bytes == 1_000
-    with pytest.raises(TooManyRequestsError, match="answers that you have not read hold 1,000"):
+    with pytest.raises(TooManyRequestsError, match="responses that you have not read use 1,000"):
         admission.create_slot("a").add_body_bytes(1)
     second.add_body_bytes(50)
     first.release()
@@ -100,7 +102,7 @@ def test_unread_responses_without_keys_count_toward_global_limit() -> None:
     admission = limited(max_buffered_bytes=100)
     admission.create_slot(ANONYMOUS).add_response_bytes(99)
     admission.create_slot(ANONYMOUS).add_body_bytes(1)
-    with pytest.raises(OverloadedError, match="bodies of 100 bytes"):
+    with pytest.raises(OverloadedError, match="bodies have 100 bytes"):
         admission.create_slot(ANONYMOUS).add_body_bytes(1)
 
 
@@ -112,7 +114,7 @@ def test_client_has_limit_of_requests_being_received() -> None:
     with pytest.raises(TooManyRequestsError, match="2 of your requests are being received"):
         admission.create_slot("a").start_receiving()
     admission.create_slot("b").start_receiving()
-    one.start_running()  # it is here, whatever else still arrives
+    one.start_running()  # a running request is not counted as being received
     admission.create_slot("a").start_receiving()
     for _ in range(3):
         admission.create_slot(ANONYMOUS).start_receiving()

@@ -1,4 +1,4 @@
-"""The HTTP application with a backend whose behaviour is known: states, failures, draining."""
+"""The HTTP application with a fake backend: states, failures, draining."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_full_queue_is_503_until_it_drains(backend: FakeBackend) -> None:
             httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             await until_ready(client)
-            await client.post("/v1/score", json=BODY)  # so that its rate is known
+            await client.post("/v1/score", json=BODY)  # so that the throughput is known
             backend.gate = asyncio.Event()
             big = {"conversations": [conversation(f"{i} " * 10) for i in range(20)]}
             accepted = asyncio.create_task(client.post("/v1/score", json=big))
@@ -165,7 +165,7 @@ def test_unexpected_exception_is_500_without_internals(
 def test_unexpected_exception_behind_serve_keeps_error_format(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is more around the application there."""
+    """Behind Serve, more middleware is around the application."""
     settings = Settings.load()
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     app.add_middleware(RestoreHeadersMiddleware)

@@ -1,4 +1,4 @@
-"""Keys: which are known, what is told about them, and that none leaves the process."""
+"""API keys: which keys are known, the warnings about them, and that no key leaves the process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_key_ring_without_keys_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (b"", "has no key"),
         (b"# only\n\n", "has no key"),
@@ -59,10 +59,10 @@ def test_key_ring_without_keys_is_empty() -> None:
         (b"\xff\xfe\x00latin-latin\n", "UTF-8"),
     ],
 )
-def test_unusable_key_file_stops_start(tmp_path: Path, content: bytes, says: str) -> None:
+def test_unusable_key_file_stops_start(tmp_path: Path, content: bytes, expected: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
-    with pytest.raises(ModelLoadError, match=says) as caught:
+    with pytest.raises(ModelLoadError, match=expected) as caught:
         KeyRing.from_settings(Settings.load(api_keys_file=str(file)))
     for secret in ("short12", "schlüssel", "two keys", "latin-latin", KEY):
         assert secret not in caught.value.detail
@@ -125,7 +125,7 @@ def test_open_service_without_keys_gets_warning() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "lab.example.org"):
         settings = Settings.load(host=host)
         (warning,) = build_key_warnings(settings, KeyRing.from_settings(settings))
-        assert f"no API keys, and it listens on {host}" in warning
+        assert f"no API keys are configured, and the service listens on {host}" in warning
         assert "--api-keys" in warning
     for settings in (Settings.load(), Settings.load(host="::1"), Settings.load(host="localhost")):
         assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
@@ -146,6 +146,6 @@ def test_short_keys_are_accepted_with_warning(tmp_path: Path) -> None:
 
 def test_preflight_checks_report_key_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "check_address", lambda _: None)
-    said: list[str] = []
-    ray.run_preflight_checks(Settings.load(host="0.0.0.0"), said.append)
-    assert sum("no API keys" in line for line in said) == 1
+    lines: list[str] = []
+    ray.run_preflight_checks(Settings.load(host="0.0.0.0"), lines.append)
+    assert sum("no API keys" in line for line in lines) == 1

@@ -1,4 +1,4 @@
-"""Limits on connections where uvicorn listens: heads, what is no body, and their number."""
+"""Limits on connections in uvicorn: heads, chunk framing, and the number of connections."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
 CHUNKED += b"Content-Type: application/json\r\n\r\n"
 ENDLESS_BYTES = 2**20
-"""Bytes, of what a test would send without end."""
+"""Number of bytes that a test sends in place of an endless stream."""
 
 
 @pytest.fixture
 def _expected_parser_rejections() -> Iterator[None]:
-    """uvicorn's own line of log for what its parser refuses."""
+    """Suppresses uvicorn's log line about requests that its parser rejects."""
     logger = logging.getLogger("uvicorn.error")
 
-    def other(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return record.getMessage() != "Invalid HTTP request received."
 
-    logger.addFilter(other)
+    logger.addFilter(is_other)
     yield
-    logger.removeFilter(other)
+    logger.removeFilter(is_other)
 
 
 Opened: TypeAlias = tuple[Server, Callable[[], socket.socket]]
@@ -68,7 +68,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
 
 
 def send_endlessly(connection: socket.socket, start: bytes, piece: bytes) -> None:
-    """Until the server does not take any more, and never the end of it."""
+    """Send without an end, until the server accepts no more."""
     with contextlib.suppress(OSError):
         connection.sendall(start)
         for _ in range(ENDLESS_BYTES // len(piece)):
@@ -76,7 +76,7 @@ def send_endlessly(connection: socket.socket, start: bytes, piece: bytes) -> Non
 
 
 def parse_error(answer: bytes) -> tuple[int, str]:
-    """Status and code of a response in the shape of all errors."""
+    """Status and code of a response in the native error format."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"connection: close" in head.lower()
     assert f"content-length: {len(body)}".encode() in head.lower()
@@ -130,12 +130,12 @@ def test_late_head_is_408(opened: Opened) -> None:
         server.loop.advance(31)
         assert parse_error(read_all(first)) == (408, "request_timeout")
         assert parse_error(read_all(kept)) == (408, "request_timeout")
-        # It would take an answer for that to its first request.
+        # The client would read an error as the response to its first request.
         assert read_all(silent) == b""
 
 
 def until_seen(server: Server, *unread: bool) -> None:
-    """Until so many connections are open, and the server has read the begin of a head of some."""
+    """Wait for these connections; True for a connection with an incomplete head."""
     until(lambda: sorted(c.is_in_head() for c in server.connections) == sorted(unread))
 
 
@@ -184,7 +184,7 @@ UPGRADE = b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
 
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_http2_upgrade_request_is_answered_in_http1(is_cut: bool) -> None:
-    """As those of Java's client are; with its body, and those behind it too."""
+    """With its body, and with the requests that follow it, as Java's client sends them."""
     first = post("/size", UPGRADE[:-2], body=b"1234")
     rest = GET[:-2] + UPGRADE + b"\r\n" + post("/size", UPGRADE[:-2], body=b"22")
     rest += GET[:-2] + b"Connection: close\r\n\r\n"
@@ -230,7 +230,7 @@ def test_invalid_data_after_request_does_not_break_response(rest: bytes) -> None
 
 
 def busy(seen: Guarded, server: Server, number: int) -> list[socket.socket]:
-    """Connections whose requests are being answered."""
+    """Open connections with running requests."""
     connections = [server.connect() for _ in range(number)]
     for connection in connections:
         connection.sendall(post("/wait"))
@@ -247,7 +247,7 @@ def test_longest_idle_connection_is_closed_for_new_one() -> None:
         for connection in idle[1:]:
             connection.sendall(GET)
             assert read_response(connection)[1] == b'"fine"'
-        # Of two that were answered, the one that was answered first.
+        # Of two idle connections, the one that became idle first is closed.
         with server.connect() as new:
             new.sendall(GET)
             assert read_response(new)[1] == b'"fine"'
@@ -273,12 +273,12 @@ def test_busy_connections_are_not_closed_for_new_one() -> None:
 
 @pytest.mark.parametrize("last", [GET, b"GET /health HTTP/1.0\r\n\r\n"])
 def test_unread_end_of_response_is_dropped_after_timeout(last: bytes) -> None:
-    """It is so little that the server has nothing more to send, and so waits for nothing."""
+    """The end is so short that the server has nothing more to send, and waits for nothing."""
     with live(guarded().app) as server, unread(server, GET) as connection:
         until(lambda: len(server.connections) == 1)
         [served] = server.connections
-        sends_by = served.transport.get_extra_info("socket")
-        sends_by.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
+        server_socket = served.transport.get_extra_info("socket")
+        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the minimum
         while not served.transport.get_write_buffer_size():
             before = served.cycle
             connection.sendall(GET)
@@ -286,11 +286,11 @@ def test_unread_end_of_response_is_dropped_after_timeout(last: bytes) -> None:
         connection.sendall(last)
 
         def is_given_up() -> bool:
-            server.loop.advance(HEAD_TIMEOUT_S + 1)  # again: one time limit follows another
+            server.loop.advance(HEAD_TIMEOUT_S + 1)  # repeated: one timeout follows another
             return not server.connections
 
         until(is_given_up)
-        with pytest.raises(ConnectionResetError):  # what the system has of it is dropped too
+        with pytest.raises(ConnectionResetError):  # the operating system drops its buffer too
             read_all(connection)
 
 
@@ -303,7 +303,7 @@ def test_late_read_end_of_response_arrives() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_half_open_connections_do_not_delay_shutdown(scheme: str, tmp_path: Path) -> None:
-    # The server has to end before the connections are closed on this side.
+    # The server has to shut down before this side closes the connections.
     with contextlib.ExitStack() as stack, serving(scheme, tmp_path) as (server, connect):
         for start in (b"", GET[:-2], CHUNKED[:9]):
             stack.enter_context(connect()).sendall(start)
@@ -318,7 +318,7 @@ def test_default_max_connections_leaves_file_descriptors_free(
 
 
 def test_serve_proxies_use_bounded_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve leaves the choice to uvicorn, in the process in which it asks for our middlewares."""
+    """Serve uses uvicorn's default protocol, in the process in which it calls `middlewares`."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     assert middlewares()
     config = uvicorn.Config(lambda: None, factory=True, log_config=None, lifespan="off")

@@ -1,4 +1,4 @@
-"""What becomes of the work of a request that is late."""
+"""Deadlines of requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_request_timeout_setting_is_default_deadline() -> None:
     seen.between_parts = pass_the_deadline
     with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
         assert client.post("/wait", json="a").status_code == 408
-        # An answer that has begun is finished.
+        # A response that has begun is completed.
         slow = client.post("/slowly", json={}, headers={"X-Request-Timeout-Seconds": "2000"})
         assert (slow.status_code, slow.text) == (200, "one two three")
 

@@ -1,4 +1,4 @@
-"""The cache of rewards behind the routes: what is counted, what is asked again, what is stale."""
+"""The score cache in the routes: counters, hits, misses and invalidation."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_only_new_conversations_are_computed_and_all_are_counted(
     assert [result["reward"] for result in third["results"]] == [-c, b]
     assert third["usage"]["num_computed_tokens"] == 0
     assert third["usage"]["num_cached_tokens"] == third["usage"]["num_tokens"] == b + c
-    assert [len(batch) for batch in backend.batches] == [2, 1]  # the third post: no call at all
+    assert [len(batch) for batch in backend.batches] == [2, 1]  # no batch for the third request
 
 
 def test_info_has_cache_counters(client: TestClient) -> None:

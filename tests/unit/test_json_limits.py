@@ -1,4 +1,4 @@
-"""Bodies of very many values: refused before they are parsed, or with a few findings at most."""
+"""Bodies with very many values: rejected before parsing, or with few validation errors."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def findings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of findings of the malformed bodies of a test."""
-    found: list[int] = []
+def error_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of validation errors of the malformed bodies of a test."""
+    error_counts: list[int] = []
     errors = RequestValidationError.errors
 
-    def counted(self: RequestValidationError) -> Any:
-        found.append(len(errors(self)))
+    def count_errors(self: RequestValidationError) -> Any:
+        error_counts.append(len(errors(self)))
         return errors(self)
 
-    monkeypatch.setattr(RequestValidationError, "errors", counted)
-    return found
+    monkeypatch.setattr(RequestValidationError, "errors", count_errors)
+    return error_counts
 
 
-def fields_of(client: TestClient) -> dict[str, list[str]]:
+def documented_fields(client: TestClient) -> dict[str, list[str]]:
     """Names of the fields that each route documents for its body."""
     document = client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
@@ -68,47 +68,49 @@ def fields_of(client: TestClient) -> dict[str, list[str]]:
     }
 
 
-def test_wrong_items_give_few_validation_errors(client: TestClient, findings: list[int]) -> None:
-    routes = fields_of(client)
+def test_wrong_items_give_few_validation_errors(
+    client: TestClient, error_counts: list[int]
+) -> None:
+    routes = documented_fields(client)
     assert len(routes) > 12
     for path, fields in routes.items():
         assert fields, path
         for item in WRONG_ITEMS.values():
-            # Alone, and with the others: a validator of the whole may come first.
+            # Each field alone, and all fields: a validator of the whole body may run first.
             bodies = [{field: [item] * 1_500} for field in fields]
             bodies.append({field: [item] * 1_500 for field in fields})
             for body in bodies:
                 answer = client.post(path, json=body)
                 assert len(answer.content) < 10_000 or answer.status_code == 200, (path, body)
-    assert findings
-    assert max(findings) <= MAX_VALIDATION_ERRORS
+    assert error_counts
+    assert max(error_counts) <= MAX_VALIDATION_ERRORS
 
 
 def test_validation_error_names_index_of_wrong_item(client: TestClient) -> None:
     body = {"messages": ["x", "y", 7, 8, 9]}
     answer = client.post("/v1/score/evaluation", json=body)
     assert answer.status_code == 422
-    (finding,) = answer.json()["detail"]
-    assert finding["loc"] == ["body", "messages", "2"]
-    assert "string" in finding["msg"]
+    (error,) = answer.json()["detail"]
+    assert error["loc"] == ["body", "messages", "2"]
+    assert "string" in error["msg"]
 
 
 def test_thousands_of_unknown_fields_give_one_error(
-    client: TestClient, findings: list[int]
+    client: TestClient, error_counts: list[int]
 ) -> None:
-    for path in fields_of(client):
+    for path in documented_fields(client):
         for number, limit in ((101, f"{MAX_FIELDS}"), (30_000, "10,020")):
             answer = client.post(path, json={f"key{i}": 1 for i in range(number)})
             assert 400 <= answer.status_code < 500
             assert f"{number:,} fields and the limit is {limit}" in answer.text
-    assert findings == []
+    assert error_counts == []
 
 
 def test_unknown_field_is_named(client: TestClient) -> None:
     body = {"conversations": [conversation("4")], "temperature": 1}
     answer = client.post("/v1/score", json=body)
     assert answer.status_code == 400
-    assert "temperature: there is no such field" in answer.json()["error"]["message"]
+    assert "temperature: unknown field" in answer.json()["error"]["message"]
 
 
 MANY = {
@@ -127,15 +129,15 @@ MANY = {
 def test_too_many_values_are_rejected_before_parsing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def unwanted(body: bytes, *, give_way: bool) -> Any:
-        raise AssertionError("it was parsed")
+    def fail(body: bytes, *, yield_gil: bool) -> Any:
+        raise AssertionError("the body was parsed")
 
-    monkeypatch.setattr(json_route, "parse_json", unwanted)
-    body, says = MANY[name]
+    monkeypatch.setattr(json_route, "parse_json", fail)
+    body, expected = MANY[name]
     answer = client.post("/v1/score", content=body, headers=HEADERS)
     assert answer.status_code == 400
     message = answer.json()["error"]["message"]
-    assert says in message
+    assert expected in message
 
 
 def test_too_many_texts_are_rejected(client: TestClient) -> None:
@@ -173,9 +175,9 @@ TOOL = {
     ids=["many conversations", "tools of many keys", "token ids", "brackets in text", "JSON text"],
 )
 def test_large_ordinary_bodies_are_accepted(body: Any) -> None:
-    sent = json.dumps(body).encode()
-    check_values(sent, DEFAULT)
-    value = parse_json(sent, yield_gil=True)
+    text = json.dumps(body).encode()
+    check_values(text, DEFAULT)
+    value = parse_json(text, yield_gil=True)
     assert value == body
     check_fields(value, DEFAULT)
 
@@ -193,13 +195,13 @@ json_values = st.recursive(
 )
 
 
-def counted(value: Any) -> tuple[int, int, int, int]:
-    """Lists, objects, names and strings."""
+def count_values(value: Any) -> tuple[int, int, int, int]:
+    """Numbers of lists, objects, names and strings."""
     if isinstance(value, str):
         return 0, 0, 0, 1
     if not isinstance(value, list | dict):
         return 0, 0, 0, 0
-    inner = [counted(v) for v in (value.values() if isinstance(value, dict) else value)]
+    inner = [count_values(v) for v in (value.values() if isinstance(value, dict) else value)]
     lists, objects, names, strings = map(sum, zip(*inner, (0,) * 4, strict=True))
     if isinstance(value, list):
         return lists + 1, objects, names, strings
@@ -212,7 +214,7 @@ def test_byte_counts_equal_parsed_value_counts(value: Any, ascii_only: bool, siz
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_limits, "_BLOCK_BYTES", size)
         counts = json_limits._count_bytes_outside_strings(body)
-    assert tuple(counts[ord(c)] for c in '[{:"') == counted(value)
+    assert tuple(counts[ord(c)] for c in '[{:"') == count_values(value)
 
 
 def test_garbage_collector_is_enabled_after_large_body(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""Both formats of the log, as they reach standard error."""
+"""Both log formats, on standard error."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _in_request() -> Iterator[None]:
     unbind_request(token)
 
 
-FACTS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}
+FIELDS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}
 
 
 @pytest.mark.usefixtures("_in_request")
 def test_json_log_is_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
-    logging.getLogger("serve.x").info("request %d", 1, extra={"fields": FACTS})
+    logging.getLogger("serve.x").info("request %d", 1, extra={"fields": FIELDS})
     logging.getLogger("rm_core.y").warning("two\nlines")
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     time = datetime.fromisoformat(first.pop("time"))
@@ -50,7 +50,7 @@ def test_json_log_is_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> 
         "logger": "serve.x",
         "message": "request 1",
         "request_id": "step-7",
-        **FACTS,
+        **FIELDS,
     }
     assert (second["level"], second["message"]) == ("WARNING", "two\nlines")
 
@@ -77,7 +77,7 @@ def test_fields_do_not_overwrite_members_of_line(capsys: pytest.CaptureFixture[s
 @pytest.mark.usefixtures("_in_request")
 def test_text_log_has_fields_after_message(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "text")
-    logging.getLogger("serve.x").info("request", extra={"fields": FACTS})
+    logging.getLogger("serve.x").info("request", extra={"fields": FIELDS})
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
         " INFO serve.x [step-7] request route=/v1/score status=200 total_s=0.2500 "

@@ -1,4 +1,4 @@
-"""Each counter moves by exactly what happened, and nothing else moves with it."""
+"""Each event changes exactly its own metrics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client() -> Iterator[TestClient]:
 
 
 def scrape(client: TestClient) -> dict[Series, float]:
-    """Without the requests that looking itself makes."""
+    """Scrape the metrics, without those of the scrapes themselves."""
     return {
         name: value
         for name, value in parse(client.get("/metrics").text).items()
@@ -182,7 +182,7 @@ def test_metric_names_help_texts_and_labels_follow_conventions() -> None:
         assert family.documentation[0].isupper() or family.documentation[0] == "1"
         assert family.documentation.endswith("."), family.name
         assert family.samples, family.name
-        labels = {name for figure in family.samples for name, _ in figure.labels}
+        labels = {name for sample in family.samples for name, _ in sample.labels}
         known = {
             "model", "route", "status", "code", "outcome", "kind", "reason", "sign", "le",
             "version", "revision", "dtype",

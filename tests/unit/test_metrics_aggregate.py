@@ -1,4 +1,4 @@
-"""The figures of several gateways in one answer."""
+"""Merging the metrics of several gateways."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_snapshots_of_two_versions_are_merged() -> None:
     merged = {f.name: f for f in merge_snapshots({"a": old, "b": new})}
     assert list(merged) == ["both", "old", "changed", "new"]
     assert merged["both"].documentation == "Old."
-    assert [figure.labels for figure in merged["both"].samples] == [
+    assert [sample.labels for sample in merged["both"].samples] == [
         (("gateway", "a"),),
         (("gateway", "b"),),
     ]
-    # A family of two kinds would be no valid text.
-    assert [figure.labels for figure in merged["changed"].samples] == [(("gateway", "a"),)]
+    # The text format does not allow a family of two kinds.
+    assert [sample.labels for sample in merged["changed"].samples] == [(("gateway", "a"),)]
 
 
 def test_merge_of_nothing_is_empty() -> None:

@@ -1,4 +1,4 @@
-"""Who gets in, and what is refused before anything is read or parsed."""
+"""Authentication, CORS, and requests that are rejected before the body is read or parsed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OTHER_PATHS = (
 
 
 def is_authentication_error(path: str, body: Any) -> bool:
-    """Whether a body says that the key is wrong, as clients of that path know it."""
+    """Whether a body is the authentication error of the path's wire format."""
     if path == "/predict":
         return set(body) == {"error", "error_type"} and "API key" in body["error"]
     if path == "/v1/score/evaluation":
@@ -201,7 +201,7 @@ def test_cors_is_disabled_by_default(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "says"),
+    ("headers", "expected"),
     [
         ({"Content-Type": "text/plain"}, "text/plain"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: application/json"),
@@ -215,12 +215,12 @@ def test_cors_is_disabled_by_default(client: TestClient) -> None:
     ],
 )
 def test_body_that_is_not_plain_json_is_415(
-    client: TestClient, headers: dict[str, str], says: str
+    client: TestClient, headers: dict[str, str], expected: str
 ) -> None:
     answer = client.post("/v1/score", content=b"{}", headers={**RIGHT, **headers})
     assert answer.status_code == 415
     assert answer.json()["error"]["code"] == "unsupported_media_type"
-    assert says in answer.json()["error"]["message"]
+    assert expected in answer.json()["error"]["message"]
     assert len(answer.content) < 1_000
 
 
@@ -295,7 +295,7 @@ def test_open_paths_answer_head_requests(path: str) -> None:
         answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 200 OK") == 2
     assert answers.count(b"\r\n\r\n") == 2
-    assert answers.endswith(b"\r\n\r\n")  # heads alone
+    assert answers.endswith(b"\r\n\r\n")  # without bodies
 
 
 @pytest.mark.parametrize("path", ["/", *sorted(OPEN_PATHS), "/info", "/docs", "/nothing"])

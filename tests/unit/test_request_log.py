@@ -1,4 +1,4 @@
-"""One line a request, whatever becomes of it: its id, its times, nothing that a caller wrote."""
+"""One log line per request, whatever its outcome, without text that a client sent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def client(backend: FakeBackend) -> Iterator[TestClient]:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """The facts of every request line at INFO so far."""
+    """The fields of every request line at INFO so far."""
     caplog.set_level(logging.INFO, "serve")
     return lambda: [vars(record)["fields"] for record in caplog.records if record.msg == "request"]
 
@@ -120,7 +120,7 @@ def test_overload_and_unexpected_exception_are_logged_with_codes(
     client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     model = client.app.state.service.models["demo"]
-    model.model_info = FINGERPRINT  # without the budget of a batch: a bug
+    model.model_info = FINGERPRINT  # without the token budget: an unexpected exception
     answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
     model.model_info = backend.info
     assert answer.headers.get_list("x-request-id") == ["step-1"]
@@ -139,8 +139,8 @@ def test_status_routes_are_logged_at_debug(
     caplog.clear()
     for route in ("/health", "/ready", "/metrics"):
         client.get(route)
-    told = [(r.levelno, vars(r)["fields"]["route"]) for r in caplog.records if r.msg == "request"]
-    assert told == [(logging.DEBUG, route) for route in ("/health", "/ready", "/metrics")]
+    lines = [(r.levelno, vars(r)["fields"]["route"]) for r in caplog.records if r.msg == "request"]
+    assert lines == [(logging.DEBUG, route) for route in ("/health", "/ready", "/metrics")]
 
 
 def test_message_text_is_not_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,7 +174,7 @@ def test_every_documented_route_has_template(client: TestClient) -> None:
 
 
 class Line:
-    """What became of one request to an application under `RequestLogMiddleware`."""
+    """Logged outcome of one request to an application under `RequestLogMiddleware`."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serve")
@@ -194,13 +194,13 @@ class Line:
         with contextlib.suppress(asyncio.CancelledError, OSError, ZeroDivisionError):
             await layer(scope, receive, send or ignore)
         (record,) = [record for record in self._caplog.records if record.msg == "request"]
-        facts = vars(record)["fields"]
-        found = read(self.metrics.snapshot())
-        status = str(facts["status"])
-        assert found[series("skyreward_requests_total", route="/v1/score", status=status)] == 1
-        assert found[series("skyreward_requests_in_flight")] == 0
+        fields = vars(record)["fields"]
+        metrics = read(self.metrics.snapshot())
+        status = str(fields["status"])
+        assert metrics[series("skyreward_requests_total", route="/v1/score", status=status)] == 1
+        assert metrics[series("skyreward_requests_in_flight")] == 0
         assert current_request().id == "-"
-        return facts["status"], facts.get("code")
+        return fields["status"], fields.get("code")
 
 
 async def body() -> Message:
@@ -289,7 +289,7 @@ def test_log_lines_of_wrong_keys_are_throttled_and_counted(
     monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     now = 1_000.0
-    # Of the log alone: event loops read the clock too.
+    # Only the clock of the log: event loops read the clock too.
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
     monkeypatch.setattr("serve.api.middleware.request_log.time", clock)
     settings = Settings.load(api_keys=["correct-horse-battery"])
@@ -313,7 +313,7 @@ def test_rust_panic_is_500(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class PanicException(BaseException):
-        """As of a library in Rust, which derives from no `Exception`."""
+        """As raised by a library in Rust: not a subclass of `Exception`."""
 
     def panic(*_: object) -> None:
         raise PanicException("secret")

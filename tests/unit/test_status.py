@@ -1,4 +1,4 @@
-"""What the status routes show, and what they keep to themselves."""
+"""What the status routes show and hide."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KEY = "correct-horse-battery"
 def shown(route: str, **chosen: Any) -> Any:
     settings = Settings.load(**chosen)
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
-    # The lifespan ends the exporter of traces, whose retries would draw from the global `random`
-    # beside the next tests.
+    # The lifespan stops the trace exporter, whose retries would use the global `random` during
+    # the next tests.
     with TestClient(app) as client:
         return client.get(route, headers={"Authorization": f"Bearer {KEY}"}).json()
 

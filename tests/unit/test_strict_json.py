@@ -1,4 +1,4 @@
-"""Bodies that are no clean JSON: each is refused with 400, or with an error in its own place."""
+"""Bodies that are not strict JSON: each is rejected with 400, or with an error in its result."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ BAD = {
     "no JSON": (b"{'a': 1}", "at character 1"),
     "cut off": (b'{"conversations": [', "at character"),
     "two values": (b"{} {}", "at character 3"),
-    "deep lists": (nested(100_000).encode(), "inside each other"),
-    "open lists": (b"[" * 100_000, "inside each other"),
-    "deep enough for Python": (nested(MAX_DEPTH + 1).encode(), "inside each other"),
-    "deep objects": (nested(500, '{"a":[', "]}").encode(), "inside each other"),
+    "deep lists": (nested(100_000).encode(), "levels deep"),
+    "open lists": (b"[" * 100_000, "levels deep"),
+    "deep enough for Python": (nested(MAX_DEPTH + 1).encode(), "levels deep"),
+    "deep objects": (nested(500, '{"a":[', "]}").encode(), "levels deep"),
     "long integer": (b'{"model": ' + b"9" * 5_000 + b"}", "4,300 digits"),
     "long exponent": (b'{"model": 1e999999}', "too large"),
     "infinite": (b'{"model": -Infinity}', "-Infinity"),
@@ -63,12 +63,12 @@ BAD = {
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", BAD)
 def test_invalid_body_is_400_with_reason(client: TestClient, route: str, name: str) -> None:
-    body, says = BAD[name]
+    body, expected = BAD[name]
     answer = client.post(route, content=body, headers=HEADERS)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "bad_request")
-    assert says in error["message"]
+    assert expected in error["message"]
     assert len(answer.content) < 1_000
 
 
@@ -97,10 +97,10 @@ def test_odd_conversation_fails_alone(client: TestClient, name: str) -> None:
     for route, body in bodies.items():
         answer = client.post(route, content=body.encode(), headers=HEADERS)
         assert answer.status_code == 200
-        bad, fine = answer.json()["results"]
-        assert bad["error"]["code"] == "invalid_conversation"
-        assert len(bad["error"]["message"]) < 500
-        assert "error" not in fine
+        failed, scored = answer.json()["results"]
+        assert failed["error"]["code"] == "invalid_conversation"
+        assert len(failed["error"]["message"]) < 500
+        assert "error" not in scored
     pair = f'{{"pairs": [{{"chosen": {odd}, "rejected": {good}}}]}}'
     (only,) = client.post("/v1/compare", content=pair.encode(), headers=HEADERS).json()["results"]
     assert only["error"]["code"] == "invalid_conversation"
@@ -151,10 +151,10 @@ def test_every_route_with_body_parses_json_strictly(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     routes = [path for path, operations in paths.items() if "post" in operations]
     assert set(routes) >= set(ROUTES)
-    for route in routes:  # those of `JsonRoute` alone say it so
+    for route in routes:  # only a `JsonRoute` has this message
         answer = client.post(route, content=b'{"x": NaN}', headers=HEADERS)
         assert answer.status_code in (400, 422)
-        assert "NaN, and JSON knows finite numbers only" in str(answer.json())
+        assert "NaN, and JSON allows only finite numbers" in str(answer.json())
 
 
 JSON = st.recursive(
@@ -184,7 +184,7 @@ def test_arbitrary_bytes_are_parsed_or_rejected(body: bytes) -> None:
             parse_json(body)
         assert len(caught.value.detail) < 500
         return
-    with contextlib.suppress(BadRequestError):  # stricter than Python, never different
+    with contextlib.suppress(BadRequestError):  # stricter than Python, but the same value
         assert parse_json(body) == expected
 
 
@@ -194,7 +194,7 @@ def test_nesting_depth_limit_is_exact(depth: int, opening: str) -> None:
     if depth <= MAX_DEPTH:
         assert parse_json(body) == json.loads(body)
     else:
-        with pytest.raises(BadRequestError, match="inside each other"):
+        with pytest.raises(BadRequestError, match="levels deep"):
             parse_json(body)
 
 
@@ -205,10 +205,10 @@ def test_mutated_bodies_never_cause_server_error(client: TestClient, data: st.Da
     )
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(body) - 1))
-        piece = data.draw(
+        replacement = data.draw(
             st.sampled_from([b"", b'"', b"[", b"}", b",", b"\\", b"\xff", b"1e9", b"null"])
         )
-        body[at : at + data.draw(st.integers(0, 3))] = piece
+        body[at : at + data.draw(st.integers(0, 3))] = replacement
     answer = client.post("/v1/score", content=bytes(body), headers=HEADERS)
     assert answer.status_code in (200, 400, 404)
     if answer.status_code != 200:

@@ -1,4 +1,4 @@
-"""Traces, as a collector receives them over HTTP."""
+"""Traces, as a collector receives them over OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BODY = {"conversations": [conversation("4")]}
 
 
 class Collector:
-    """Takes traces over OTLP/HTTP, as protobuf."""
+    """A collector that receives traces over OTLP/HTTP, as protobuf."""
 
     def __init__(self) -> None:
         collector = self
@@ -75,7 +75,7 @@ def collector() -> Iterator[Collector]:
 
 
 def traced(endpoint: str, backend: FakeBackend, *requests: dict[str, Any]) -> list[int]:
-    """Statuses of requests to an application that sends traces; they have been sent on return."""
+    """Send requests to an application with tracing; return the statuses after all exports."""
     settings = Settings.load(otlp_endpoint=endpoint)
     app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
     with TestClient(app, raise_server_exceptions=False) as client:
@@ -84,7 +84,7 @@ def traced(endpoint: str, backend: FakeBackend, *requests: dict[str, Any]) -> li
         return [client.request(**request).status_code for request in asked]
 
 
-def facts(span: Span) -> dict[str, Any]:
+def attributes(span: Span) -> dict[str, Any]:
     return {
         pair.key: getattr(pair.value, str(pair.value.WhichOneof("value")))
         for pair in span.attributes
@@ -107,7 +107,7 @@ def test_request_is_span_in_trace_of_client(collector: Collector) -> None:
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert span.kind == Span.SPAN_KIND_SERVER
     assert before <= span.start_time_unix_nano < span.end_time_unix_nano <= after
-    found = facts(span)
+    found = attributes(span)
     assert found.pop("skyreward.tokens") == found.pop("skyreward.computed_tokens") > 0
     assert found == {
         "http.request.method": "POST",
@@ -144,7 +144,7 @@ def test_stages_are_consecutive_child_spans(collector: Collector) -> None:
 
 def test_failed_and_rejected_requests_have_error_type(collector: Collector) -> None:
     backend = FakeBackend()
-    backend.info = FINGERPRINT  # without the budget of a batch: a bug
+    backend.info = FINGERPRINT  # without the token budget: an unexpected exception
     requests = [
         {"json": BODY},
         {"json": {"my-secret": 1}, "url": "/v1/rank"},
@@ -156,9 +156,9 @@ def test_failed_and_rejected_requests_have_error_type(collector: Collector) -> N
     assert set(spans) - {"tokenize"} == {"POST /v1/score", "POST /v1/rank", "POST unmatched"}
     failed, refused = spans["POST /v1/score"], spans["POST /v1/rank"]
     assert failed.status.code == Status.STATUS_CODE_ERROR
-    assert facts(failed)["error.type"] == "internal_error"
+    assert attributes(failed)["error.type"] == "internal_error"
     assert refused.status.code == Status.STATUS_CODE_UNSET
-    assert facts(refused)["error.type"] == "bad_request"
+    assert attributes(refused)["error.type"] == "bad_request"
     assert not any(b"my-secret" in r.SerializeToString() for _, r in collector.exports)
 
 
@@ -179,8 +179,8 @@ def test_missing_collector_does_not_delay_requests() -> None:
 
 
 def test_silent_collector_does_not_delay_shutdown() -> None:
-    """The service ends while the collector still has the export."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # connects, and says nothing
+    """The service shuts down while the export is still unanswered."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts, and never responds
         endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
         assert traced(endpoint, FakeBackend(), {"json": BODY}) == [200]
         listening.settimeout(PATIENCE_S)

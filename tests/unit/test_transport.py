@@ -1,4 +1,4 @@
-"""The guard behind a real server: bodies in pieces, bodies that never come, clients that go."""
+"""The middleware in a real server: chunked and stalled bodies, slow and disconnected clients."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_chunked_body_above_limit_is_413() -> None:
         connection.sendall(CHUNKED)
         for _ in range(11):
             connection.sendall(chunk(b" " * 100))
-        # The rest is still taken for a while, so that the answer is not lost on the way.
+        # The rest is still read for some seconds, so that the client receives the response.
         for _ in range(50):
             connection.sendall(chunk(b" " * 10_000))
         connection.sendall(chunk(b""))
@@ -68,12 +68,12 @@ def test_content_length_above_limit_is_413_before_body_is_read() -> None:
     seen = guarded(max_body_bytes=1_000)
     with live(seen.app) as server:
         with server.connect() as connection:
-            # The body never comes, so the answer cannot have waited for it.
+            # The body is never sent, so the response cannot have waited for it.
             connection.sendall(post("/size", b"Expect: 100-continue", length=10**9))
             answer = read_all(connection)
             assert answer.startswith(b"HTTP/1.1 413 ")
             assert b"100 Continue" not in answer
-        # httpx sends all of it before it reads.
+        # httpx sends the whole body before it reads.
         with server.client() as client:
             answer = client.post("/size", content=b" " * 20_000_000, headers=JSON_TYPE)
         assert answer.status_code == 413
@@ -84,7 +84,7 @@ def test_stalled_body_is_408() -> None:
     with live(seen.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"12", length=10))
         until(lambda: seen.admission.num_bytes == 2)
-        # It holds bytes, but nobody's place.
+        # The stalled body uses bytes, but no slot of a running request.
         assert client.post("/size", json=1).status_code == 200
         server.loop.advance(1_001)
         response, body = read_response(slow)
@@ -168,9 +168,9 @@ def test_disconnect_or_deadline_during_response_does_not_cancel() -> None:
             connection.sendall(post("/slowly", body=b"1"))
             received = b""
             while b"one" not in received:
-                received += (part := connection.recv(65536))
-                assert part
-        # Nor does its deadline, for those who stay.
+                received += (data := connection.recv(65536))
+                assert data
+        # A deadline that passes during the response does not cancel it either.
         with server.client() as client:
             assert client.post("/slowly", json=1).text == "one two three"
         seen.wait_until_free()
@@ -190,7 +190,7 @@ def test_pipelined_good_and_bad_requests_are_answered_in_order() -> None:
         ]
         connection.sendall(b"".join(sent))
         answer = read_all(connection)
-    statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    statuses = [response[:3] for response in answer.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [b"200", b"415", b"200", b"404", b"408", b"200"]
 
 
@@ -290,7 +290,7 @@ def test_stalled_bodies_of_one_client_do_not_affect_another() -> None:
                 more.sendall(post("/size", mine, body=b"1" * 999, length=1_000))
                 response, body = read_response(more)
                 assert response.status == 429
-                assert b"is the most of one caller now" in body
+                assert b"the limit of one client is " in body
         with server.connect() as other:
             other.sendall(post("/size", theirs, body=b"1" * 1_000))
             response, body = read_response(other)
@@ -304,11 +304,11 @@ def test_unread_response_resets_connection() -> None:
         assert seen.admission.num_running == 1
 
         def is_given_up() -> bool:
-            server.loop.advance(1_001)  # again, since some parts are taken by the system
+            server.loop.advance(1_001)  # repeated, since the operating system accepts some chunks
             return seen.admission.num_running == seen.admission.num_bytes == 0
 
         until(is_given_up)
-        with pytest.raises(ConnectionResetError):  # what the system has of it is dropped too
+        with pytest.raises(ConnectionResetError):  # the operating system drops its buffer too
             read_all(connection)
 
 
@@ -340,7 +340,7 @@ def test_slowly_read_response_arrives_whole() -> None:
     ("step", "is_enough"), [(2 * MIN_PROGRESS_BYTES, True), (MIN_PROGRESS_BYTES // 10, False)]
 )
 def test_connection_resets_only_below_min_progress(step: int, is_enough: bool) -> None:
-    """Also where the system takes nothing more for many periods, since it has much already."""
+    """Even if the operating system accepts no data for many periods, since its buffer is full."""
     seen = guarded(answer_timeout_s=1_000)
     with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
         response = HTTPResponse(connection)
@@ -349,7 +349,7 @@ def test_connection_resets_only_below_min_progress(step: int, is_enough: bool) -
         try:
             for _ in range(25):
                 body += response.read(step)
-                server.loop.advance(600)  # so at least one step lies in each period
+                server.loop.advance(600)  # so that each period has at least one step
                 server.settle()
             body += response.read() if is_enough else response.read(step)
         except ConnectionResetError:

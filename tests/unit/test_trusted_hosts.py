@@ -1,4 +1,4 @@
-"""For which hosts requests are taken: no page of others reads what a local service answers."""
+"""Allowed values of the header Host: no foreign page can read responses of a local service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service whose rewards tests of wire formats know."""
+"""A service with known rewards, for tests of wire formats."""
 
 from __future__ import annotations
 

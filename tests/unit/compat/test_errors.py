@@ -1,4 +1,4 @@
-"""What each client's own service answers to what is wrong: status and shape, path by path."""
+"""Error formats of other services: status and body of errors, path by path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOREIGN = "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_o
 MESSAGES = conversation("4")
 LONG_MESSAGES = conversation("word " * 300)
 
-# A good body of each path; `texts` makes one of texts where it has any.
+# A good body of each path.
 GOOD: dict[str, dict[str, Any]] = {
     "/classify": {"input": [TEXT]},
     "/pooling": {"input": [TEXT]},
@@ -176,8 +176,8 @@ def test_every_compat_path_has_error_format() -> None:
         for route in router.routes
         if "POST" in getattr(route, "methods", ())
     }
-    ours = {"/v1/score", "/v1/compare", "/v1/rank", "/v1/render"}
-    assert paths - ours == set(GOOD) == set(ERROR_FORMATS)
+    native = {"/v1/score", "/v1/compare", "/v1/rank", "/v1/render"}
+    assert paths - native == set(GOOD) == set(ERROR_FORMATS)
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -200,7 +200,7 @@ def test_overload_has_retry_after(
         raise OverloadedError("no room")
 
     monkeypatch.setattr(ScoringService, "check_any_capacity", full)
-    # The guard refuses before the body is read; what it holds was bound when it was installed.
+    # The middleware rejects before the body is read, but keeps the original `check_any_capacity`.
     monkeypatch.setattr("serve.scoring.served_model.ServedModel.check_capacity", full)
     answer = client.post(path, json=GOOD[path])
     assert answer.status_code == expected_overload(path)
@@ -230,8 +230,8 @@ def test_service_failure_keeps_error_format_of_path(
 
     monkeypatch.setattr(ScoringService, "score", broken)
     answer = client.post(path, json=GOOD[path])
-    theirs = path in ("/predict", "/")
-    assert answer.status_code == status[theirs]
+    is_tei = path in ("/predict", "/")
+    assert answer.status_code == status[is_tei]
     assert ("retry-after" in answer.headers) == (answer.status_code in (429, 503))
     assert "secret" not in answer.text
     assert set(answer.json()) <= {"error", "error_type", "detail", "object", "message", "type",

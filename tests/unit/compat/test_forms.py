@@ -1,4 +1,4 @@
-"""What each wire format says of rewards, and what its options do."""
+"""Responses of each wire format, and the effect of its options."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def test_vllm_classify(client: TestClient) -> None:
 def test_use_activation_selects_raw_or_sigmoid(
     client: TestClient, path: str, form: dict[str, Any]
 ) -> None:
-    def value(asked: object) -> tuple[float, str]:
-        answer = client.post(path, json=form | {"use_activation": asked})
+    def value(use_activation: object) -> tuple[float, str]:
+        answer = client.post(path, json=form | {"use_activation": use_activation})
         (item,) = answer.json()["data"]
-        said = answer.headers["x-skyreward-use-activation"]
-        return (item["probs"] if path == "/classify" else item["data"])[0], said
+        header = answer.headers["x-skyreward-use-activation"]
+        return (item["probs"] if path == "/classify" else item["data"])[0], header
 
     assert value(False) == (REWARD, "false (as asked)")
     assert value(None) == (REWARD, "false (default)")
-    squashed, said = value(True)
-    assert squashed == pytest.approx(1 / (1 + math.exp(-REWARD)), abs=1e-15)
-    assert said == "true (as asked)"
+    probability, header = value(True)
+    assert probability == pytest.approx(1 / (1 + math.exp(-REWARD)), abs=1e-15)
+    assert header == "true (as asked)"
     # Names of older versions, which vLLM ignores as well.
     old = client.post(path, json=form | {"activation": True, "softmax": True, "unheard_of": 1})
     assert old.json()["data"] == client.post(path, json=form).json()["data"]
@@ -152,7 +152,7 @@ def test_sglang_embeddings(client: TestClient) -> None:
 @pytest.mark.parametrize("prompts", [None, ["p", "q"]])
 @pytest.mark.parametrize("labels", [None, [1, {"x": 2}]])
 def test_openrlhf_get_reward(client: TestClient, prompts: object, labels: object) -> None:
-    # The policy's own end: without the line break that the template writes behind it.
+    # The policy's end marker, without the line break that the template appends.
     body = {"query": [TEXT[:-1], f"<|endoftext|>{LONGER[:-1]}<|endoftext|>"]}
     body |= {"prompts": prompts, "labels": labels} if prompts or labels else {}
     answer = client.post("/get_reward", json=body)
@@ -180,7 +180,7 @@ def test_policy_template_setting_rerenders_texts_of_policy() -> None:
         slime = client.post("/remote_rm", json={"prompt": prompt, "response": "4<end_of_turn>\n"})
         assert slime.json() == len(ids)
         assert slime.headers["x-skyreward-input"] == "conversation:from-gemma"
-        # Without its prompt it cannot be known where the answer begins.
+        # Without the prompt, the start of the answer is unknown.
         without = client.post("/get_reward", json={"query": good["query"]})
         assert without.json()["error"]["code"] == "foreign_template"
         other = client.post("/get_reward", json={**good, "prompts": ["another"]})
@@ -190,7 +190,7 @@ def test_policy_template_setting_rerenders_texts_of_policy() -> None:
 
 def test_slime_response_is_bare_reward(client: TestClient) -> None:
     prompt = TEXT[: TEXT.index("4<")]
-    for body, said in (
+    for body, input_format in (
         ({"prompt": "2+2?", "response": "4"}, "conversation:prompt-as-user"),
         ({"prompt": "2+2?", "response": "4<|im_end|>\n"}, "conversation:prompt-as-user"),
         ({"prompt": MESSAGES[:1], "response": "4<|im_end|>"}, "conversation"),
@@ -199,7 +199,7 @@ def test_slime_response_is_bare_reward(client: TestClient) -> None:
     ):
         answer = client.post("/remote_rm", json=body)
         assert answer.json() == REWARD, body
-        assert answer.headers["x-skyreward-input"] == said
+        assert answer.headers["x-skyreward-input"] == input_format
 
 
 def test_llamafactory_evaluation(client: TestClient) -> None:
@@ -232,9 +232,9 @@ def test_tei_predict(client: TestClient) -> None:
     assert post(inputs=batch, raw_scores=True) == (
         [prediction(REWARD), prediction(LONGER_REWARD)], "true (as asked)", "text",
     )  # fmt: skip
-    squashed, said, _ = post(inputs=TEXT, raw_scores=False)
-    assert squashed[0]["score"] == pytest.approx(1 / (1 + math.exp(-REWARD)), abs=1e-15)
-    assert said == "false (as asked)"
+    probabilities, header, _ = post(inputs=TEXT, raw_scores=False)
+    assert probabilities[0]["score"] == pytest.approx(1 / (1 + math.exp(-REWARD)), abs=1e-15)
+    assert header == "false (as asked)"
     pair = "conversation:first-as-user,second-as-assistant"
     assert post(inputs=["2+2?", "4"]) == (prediction(REWARD), "true (default)", pair)
     assert post(inputs=[["2+2?", "4"], [TEXT]])[2] == f"{pair}; text"

@@ -1,4 +1,4 @@
-"""Queries and documents: scored as a turn of the user and one of the assistant."""
+"""Queries and documents: scored as a user's turn and an assistant's turn."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_vllm_score(client: TestClient, path: str, first: str, second: str) -> N
         assert body["data"] == [
             {"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)
         ]
-        said = "conversation:query-as-user,document-as-assistant"
-        assert answer.headers["x-skyreward-input"] == said
+        input_format = "conversation:query-as-user,document-as-assistant"
+        assert answer.headers["x-skyreward-input"] == input_format
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])

@@ -1,4 +1,4 @@
-"""What a request says beside its texts, and what headers say of it."""
+"""Fields of a request in addition to its texts, and response headers about it."""
 
 from __future__ import annotations
 

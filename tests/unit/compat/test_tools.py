@@ -12,7 +12,7 @@ from fakes import FakeBackend, ready, serving
 from fastapi.testclient import TestClient
 from waiting import until
 
-# Writes tools and calls as Qwen's templates do.
+# Renders tools and tool calls as Qwen's templates do.
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
@@ -27,13 +27,13 @@ MESSAGES = [ASK, ANSWER]
 
 def with_call(arguments: object) -> list[dict[str, Any]]:
     call = {"id": "c", "type": "function", "function": {"name": "tide", "arguments": arguments}}
-    said = {"role": "assistant", "content": None, "tool_calls": [call]}
-    return [ASK, said, {"role": "tool", "content": "06:00"}, ANSWER]
+    request = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return [ASK, request, {"role": "tool", "content": "06:00"}, ANSWER]
 
 
 @pytest.fixture(scope="module")
 def tool_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A service whose rewards are numbers of tokens, with a template that writes tools."""
+    """A service whose rewards are numbers of tokens, with a template that renders tools."""
     file: Path = tmp_path_factory.mktemp("template") / "template.jinja"
     file.write_text(TEMPLATE)
     with serving(FakeBackend(), chat_template=str(file)) as client:
@@ -43,7 +43,7 @@ def tool_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient
 
 @pytest.fixture(scope="module")
 def num_tokens() -> Callable[..., int]:
-    """What transformers makes of the same, with the demo's tokenizer."""
+    """Number of tokens that transformers computes, with the demo model's tokenizer."""
     from transformers import AutoTokenizer
 
     from rm_core import seeds_dir
@@ -188,7 +188,7 @@ def test_compat_chat_bodies_accept_tools_and_text_arguments(
 
 @pytest.mark.parametrize("path", CHAT_PATHS)
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "expected"),
     [
         ("tools", 5, "`tools` is a number"),
         ("documents", [{"text": "x"}], "`documents` are not rendered"),
@@ -197,11 +197,11 @@ def test_compat_chat_bodies_accept_tools_and_text_arguments(
     ],
 )
 def test_unsupported_chat_fields_are_rejected(
-    path: str, field: str, value: Any, says: str, tool_client: TestClient
+    path: str, field: str, value: Any, expected: str, tool_client: TestClient
 ) -> None:
     answer = tool_client.post(path, json={"messages": MESSAGES, field: value})
     assert answer.status_code == 400
-    assert says in answer.json()["error"]["message"]
+    assert expected in answer.json()["error"]["message"]
     null = tool_client.post(path, json={"messages": MESSAGES, field: None})
     assert null.status_code == 200, null.text
 
@@ -238,7 +238,7 @@ def test_tei_rerank_returns_list_best_first(client: TestClient) -> None:
 
     body: dict[str, Any] = {"query": "2+2?", "texts": ["4 4 4 4", "4", "4"]}
     answer = client.post("/rerank", json=body)
-    # Of equal scores the later comes first, as there.
+    # As in TEI, of equal scores the later one comes first.
     assert answer.json() == [
         {"index": 2, "score": REWARD},
         {"index": 1, "score": REWARD},
@@ -250,7 +250,7 @@ def test_tei_rerank_returns_list_best_first(client: TestClient) -> None:
     assert [rank["text"] for rank in texts.json()] == ["4", "4", "4 4 4 4"]
     assert texts.json()[0]["score"] == pytest.approx(0.7772998611746911)
     assert texts.headers["x-skyreward-raw-scores"] == "false (as asked)"
-    # With `documents` it is vLLM's, whatever else is there.
+    # With `documents`, the body is vLLM's, whatever other fields it has.
     assert "results" in client.post("/rerank", json={**body, "documents": ["4"]}).json()
 
 

@@ -1,4 +1,4 @@
-"""The playground's functions for files, run by Node: what is read of one, and what is saved."""
+"""The playground's functions that read and save files, run by Node."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SCRIPTS = ROOT / "serve" / "api" / "playground" / "script"
 
 
 def run(expression: str, value: Any) -> Any:
-    """The value of an expression of JavaScript, in which `value` is known."""
+    """Evaluate a JavaScript expression, which can use the variable `value`."""
     assert NODE
-    texts = [(SCRIPTS / f"{name}.js").read_text(encoding="utf-8") for name in ("shapes", "file")]
-    code = "".join(texts) + f"\nprocess.stdout.write(JSON.stringify((({expression}))));"
+    scripts = [(SCRIPTS / f"{name}.js").read_text(encoding="utf-8") for name in ("shapes", "file")]
+    code = "".join(scripts) + f"\nprocess.stdout.write(JSON.stringify((({expression}))));"
     code = f"const value = {json.dumps(value)};\n{code}"
     done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)

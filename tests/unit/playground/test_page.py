@@ -1,4 +1,4 @@
-"""The pages of the playground: whole, loading nothing, and let to run by their own policy."""
+"""The playground and login pages: complete, loading nothing, and allowed by their own policy."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from serve.api.playground.page import build_login_page, build_page_headers, buil
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 
-PAGES = {"playground": build_playground_page, "door": build_login_page}
+PAGES = {"playground": build_playground_page, "login": build_login_page}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 RIGHT = {"Authorization": f"Bearer {KEY}"}
 
 
 class Reader(HTMLParser):
-    """What stands in a page."""
+    """Collects the ids, tags, scripts, styles and data of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.inside: dict[str, list[str]] = {"script": [], "style": [], "json": []}
-        self._place: str | None = None
+        self._section: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named = dict(attrs)
         self.tags.append((tag, named))
         self.ids += [str(named["id"])] if "id" in named else []
         is_data = named.get("type") == "application/json"
-        self._place = "json" if is_data else tag if tag in self.inside else None
+        self._section = "json" if is_data else tag if tag in self.inside else None
 
     def handle_endtag(self, tag: str) -> None:
-        self._place = None
+        self._section = None
 
     def handle_data(self, data: str) -> None:
-        if self._place:
-            self.inside[self._place].append(data)
+        if self._section:
+            self.inside[self._section].append(data)
 
 
 def read(page: str) -> Reader:
@@ -60,8 +60,8 @@ def read(page: str) -> Reader:
 
 def policy() -> dict[str, list[str]]:
     text = build_page_headers()["Content-Security-Policy"]
-    parts = [part.split() for part in text.split("; ")]
-    return {name: sources for name, *sources in parts}
+    directives = [directive.split() for directive in text.split("; ")]
+    return {name: sources for name, *sources in directives}
 
 
 def digest(text: str) -> str:
@@ -94,7 +94,7 @@ def test_page_loads_nothing_and_has_no_inline_handlers(name: str) -> None:
     code = "".join(reader.inside["script"] + reader.inside["style"])
     assert "/*script*/" not in page
     assert "/*style*/" not in page
-    # The name of SVG's elements is no address.
+    # SVG's namespace is not a URL to load.
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", code)
     assert not re.search(r"@import|url\(|import\(|\nimport", code)
     assert [i for i, number in Counter(reader.ids).items() if number > 1] == []
@@ -106,13 +106,13 @@ def test_every_field_has_label_and_aria_ids_exist() -> None:
     fields = [a for tag, a in reader.tags if tag in ("select", "textarea", "input")]
     assert len(fields) > 4
     assert {a["id"] for a in fields} <= named
-    pointed = [
+    referenced = [
         name
         for _, a in reader.tags
         for key in ("aria-labelledby", "aria-describedby", "aria-controls", "for")
         for name in (a.get(key) or "").split()
     ]
-    assert set(pointed) <= set(reader.ids)
+    assert set(referenced) <= set(reader.ids)
 
 
 def test_examples_are_the_sample_pairs() -> None:
@@ -125,13 +125,13 @@ def test_examples_are_the_sample_pairs() -> None:
 def test_scripts_use_only_existing_ids() -> None:
     reader = read(build_playground_page())
     (script,) = reader.inside["script"]
-    made = set(re.findall(r'\bid: "([\w-]+)"', script))
-    asked = set(re.findall(r'\$\("([\w-]+)"\)', script))
-    assert asked <= {*reader.ids, *made}
+    created = set(re.findall(r'\bid: "([\w-]+)"', script))
+    used = set(re.findall(r'\$\("([\w-]+)"\)', script))
+    assert used <= {*reader.ids, *created}
 
 
 def test_page_files_are_packaged() -> None:
-    """A wheel takes what git does not ignore."""
+    """A wheel contains the files that git does not ignore."""
     files = [
         p
         for p in (ROOT / "serve" / "api" / "playground").rglob("*")
@@ -168,12 +168,12 @@ def test_playground_is_open_without_keys() -> None:
 def test_missing_key_gives_browsers_login_page_and_programs_error() -> None:
     with client_of(KEY) as client:
         for headers in (BROWSER, {**BROWSER, "Authorization": f"Bearer {KEY}x"}):
-            asked = client.get("/", headers=headers)
-            assert asked.status_code == 401
-            assert asked.headers["www-authenticate"] == "Bearer"
-            assert asked.headers["content-security-policy"] == policy_text()
-            assert asked.headers["cache-control"] == "no-store"
-            assert asked.text == build_login_page()
+            login = client.get("/", headers=headers)
+            assert login.status_code == 401
+            assert login.headers["www-authenticate"] == "Bearer"
+            assert login.headers["content-security-policy"] == policy_text()
+            assert login.headers["cache-control"] == "no-store"
+            assert login.text == build_login_page()
         assert client.get("/").json()["error"]["code"] == "invalid_api_key"
         for method, path in (("POST", "/v1/score"), ("GET", "/v1/models"), ("GET", "/docs")):
             refused = client.request(method, path, headers=BROWSER)
