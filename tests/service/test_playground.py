@@ -143,10 +143,10 @@ def test_three_answers_are_compared_in_matrix(page: Visitor) -> None:
     start(page)
     page.click("#add-answer")
     page.write("I do not know.")
-    assert "The text was changed since" in page.shown("#results")
+    assert "The text has changed" in page.shown("#results")
     page.click("#score")
     page.wait("document.querySelectorAll('.bars li').length === 3")
-    assert "The text was changed since" not in page.shown("#results")
+    assert "The text has changed" not in page.shown("#results")
     found = rewards(page)
     cells = page.run("[...document.querySelectorAll('.matrix tbody td')].map(e => e.innerText)")
     assert number(cells[1].strip("%")) == pytest.approx(
@@ -168,15 +168,15 @@ def test_scoring_error_is_shown_at_answer(page: Visitor) -> None:
     page.choose("#truncation", "right")
     page.click("#score")
     page.wait("document.querySelectorAll('.bars .reward').length === 2")
-    assert "cut to fit" in page.shown(".bars li:nth-child(1)")
+    assert "truncated" in page.shown(".bars li:nth-child(1)")
     page.wait("document.querySelector('#scored-text .flag')")
-    assert "cut to fit" in page.shown("#scored-text")
-    assert "cut to fit" not in page.shown(".bars li:nth-child(2)")
+    assert "truncated" in page.shown("#scored-text")
+    assert "truncated" not in page.shown(".bars li:nth-child(2)")
 
 
 def test_empty_draft_is_not_scored(page: Visitor) -> None:
     page.click("#score")
-    assert "no answer to score" in page.shown("#alert")
+    assert "at least one answer" in page.shown("#alert")
     assert page.focused() == "Answer A"
     assert page.run("document.querySelector('#empty').hidden") is False
 
@@ -223,7 +223,7 @@ def test_pasted_json_fills_draft(page: Visitor, pasted: str, turns: str, answers
     page.click("#paste")
     page.write("{oops")
     page.click("#paste-form .main")
-    assert "This is no JSON" in page.shown("#paste-error")
+    assert "The text is not valid JSON" in page.shown("#paste-error")
     assert page.focused() == "paste-text"
     page.run("document.querySelector('#paste-text').select()")
     page.write(pasted)

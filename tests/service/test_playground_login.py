@@ -20,7 +20,7 @@ from serve.scoring.service import ScoringService
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
-SAID = "document.querySelector('#said').textContent"
+MESSAGE = "document.querySelector('#message').textContent"
 OPEN = "document.querySelector('#model')?.value"
 EXAMPLE = "[data-example=fact-capital-01]"
 
@@ -59,19 +59,19 @@ def test_login_page_is_accessible(browser: Visitor, served: Served, width: int, 
     assert browser.focused() == "key"
     assert browser.violations() == []
     enter(browser, "wrong-wrong-wrong")
-    browser.wait(SAID)
+    browser.wait(MESSAGE)
     assert browser.violations() == []
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
 def test_wrong_key_is_reported_and_not_stored(browser: Visitor, served: Served) -> None:
     for key, message in (
-        ("wrong-wrong-wrong", "not known here"),
-        ("schlüssel-schlüssel", "not known here"),
-        ("钥匙钥匙钥匙钥匙", "no such characters"),
+        ("wrong-wrong-wrong", "is not valid"),
+        ("schlüssel-schlüssel", "is not valid"),
+        ("钥匙钥匙钥匙钥匙", "printable ASCII"),
     ):
         enter(browser, key)
-        browser.wait(f"{SAID}.includes('{message}')")
+        browser.wait(f"{MESSAGE}.includes('{message}')")
         assert browser.focused() == "key"
         assert browser.run("sessionStorage.length") == 0
 
@@ -111,7 +111,7 @@ def test_revoked_key_is_asked_for_again(browser: Visitor, served: Served) -> Non
     served.app.state.keys = KeyRing([(OTHER_KEY, "")])
     browser.click(EXAMPLE)
     browser.wait("document.querySelector('#alert button')")
-    assert "not known any more" in browser.shown("#alert")
+    assert "no longer valid" in browser.shown("#alert")
     assert browser.run("document.querySelector('.turn textarea').value")  # nothing typed is lost
     browser.click("#alert button")
     browser.wait("document.querySelector('#key')")
@@ -124,8 +124,8 @@ def test_revoked_stored_key_leads_to_login_page(browser: Visitor, served: Served
     browser.wait(OPEN)
     served.app.state.keys = KeyRing([(OTHER_KEY, "")])
     browser.visit(served.url)
-    browser.wait(SAID)
-    assert "not known here" in browser.shown("#said")
+    browser.wait(MESSAGE)
+    assert "is not valid" in browser.shown("#message")
     assert browser.run("sessionStorage.length") == 0
 
 

@@ -1,22 +1,23 @@
-// Asks for a key, fetches the playground with it, and puts that in this page's place.
+// Asks for an API key, fetches the playground with it, and replaces this page by the playground.
 const KEY = "skyreward.key";
-const form = document.getElementById("door");
+const form = document.getElementById("login");
 const input = document.getElementById("key");
-const said = document.getElementById("said");
+const message = document.getElementById("message");
 
+/** Open the playground with a key; return the error message if this fails. */
 async function open(key) {
-  let answer;
+  let response;
   try {
-    answer = await fetch("./", { headers: { Accept: "text/html", Authorization: `Bearer ${key}` } });
+    response = await fetch("./", { headers: { Accept: "text/html", Authorization: `Bearer ${key}` } });
   } catch (error) {
-    // A header cannot carry every character, and a network can be down.
+    // The key has characters that a header cannot carry, or the network is down.
     return error instanceof TypeError && /[^\x20-\x7e]/.test(key)
-      ? "A key has no such characters."
+      ? "API keys consist of printable ASCII characters."
       : "The service cannot be reached.";
   }
-  if (answer.status === 401) return "This key is not known here. Ask the operator for one.";
-  if (!answer.ok) return `The service answered ${answer.status}. Try again in a while.`;
-  const page = await answer.text();
+  if (response.status === 401) return "This API key is not valid. Ask the operator for a key.";
+  if (!response.ok) return `The service responded with status ${response.status}. Try again later.`;
+  const page = await response.text();
   sessionStorage.setItem(KEY, key);
   document.open();
   document.write(page);
@@ -26,25 +27,25 @@ async function open(key) {
 
 async function enter(key) {
   form.setAttribute("aria-busy", "true");
-  const trouble = await open(key);
+  const error = await open(key);
   form.removeAttribute("aria-busy");
-  if (!trouble) return;
-  said.textContent = trouble;
+  if (!error) return;
+  message.textContent = error;
   input.focus();
   input.select();
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  said.textContent = "";
+  message.textContent = "";
   const key = input.value.trim();
   if (key) enter(key);
 });
 
-const kept = sessionStorage.getItem(KEY);
-if (kept) {
-  sessionStorage.removeItem(KEY); // a key that is refused is not tried at every visit
-  enter(kept);
+const storedKey = sessionStorage.getItem(KEY);
+if (storedKey) {
+  sessionStorage.removeItem(KEY); // so that a rejected key is not tried at every visit
+  enter(storedKey);
 } else {
   input.focus();
 }

@@ -29,7 +29,7 @@ def run(expression: str, value: Any) -> Any:
 def test_non_utf8_file_is_rejected(encoding: str) -> None:
     content = list('{"prompt": "né"}'.encode(encoding))
     refusal = (
-        "try { return utf8Of(new Uint8Array(value).buffer); } catch (e) { return [e.message]; }"
+        "try { return decodeUtf8(new Uint8Array(value).buffer); } catch (e) { return [e.message]; }"
     )
     read = f"(() => {{ {refusal} }})()"
     (message,) = run(read, content)
@@ -40,7 +40,7 @@ def test_non_utf8_file_is_rejected(encoding: str) -> None:
 
 def test_number_too_large_for_double_is_row_error() -> None:
     text = '{"messages": [], "w": 1e400}\n{"messages": [], "w": 1e300}'
-    bad, good = run("rowsOf(value)", text)
+    bad, good = run("parseRows(value)", text)
     assert "too large" in bad["error"]["message"]
     assert bad["line"] == '{"messages": [], "w": 1e400}'
     assert good["record"]["w"] == 1e300
@@ -58,7 +58,7 @@ def test_saved_results_do_not_overwrite_columns() -> None:
         {"record": {"error": "mine", "skyreward_error": 1}, "error": {"code": "c"}},
         {"line": "no json", "error": {"code": "invalid_json"}},
     ]
-    lines = run("value.map((row) => JSON.parse(lineOf(row, namesOf(value))))", rows)
+    lines = run("value.map((row) => JSON.parse(toLine(row, resultNames(value))))", rows)
     scored = {"chosen_reward": 3, "rejected_reward": 1, "skyreward_margin": 2.5}
     error = "skyreward_skyreward_error"
     assert lines == [

@@ -1,7 +1,7 @@
-// The public routes, with the visitor's key. The key is in this tab's storage and nowhere else.
+// Calls of the public routes with the visitor's API key, which only this tab's storage holds.
 const KEY = "skyreward.key";
 const MAX_WAIT_S = 30;
-const MAX_TRIES = 6;
+const MAX_ATTEMPTS = 6;
 
 class ServiceError extends Error {
   constructor(message, status, code) {
@@ -11,19 +11,19 @@ class ServiceError extends Error {
   }
 }
 
-/** Where the service is, whatever stands before its path. */
+/** URL of the service, including any path prefix. */
 const base = () => new URL("./", location.href.split(/[?#]/)[0]).href;
 
 const apiKey = () => sessionStorage.getItem(KEY);
 
-/** The answer of a route; with `patient`, an overloaded service is asked again. */
-async function call(path, body, { signal, patient = false } = {}) {
-  for (let tries = 1; ; tries += 1) {
+/** Return the response of a route; with `retry`, repeat the request while the service is overloaded. */
+async function call(path, body, { signal, retry = false } = {}) {
+  for (let attempt = 1; ; attempt += 1) {
     try {
       return await callOnce(path, body, signal);
     } catch (error) {
-      const passes = error instanceof ServiceError && [429, 503].includes(error.status);
-      if (!passes || !patient || tries >= MAX_TRIES) throw error;
+      const isOverloaded = error instanceof ServiceError && [429, 503].includes(error.status);
+      if (!isOverloaded || !retry || attempt >= MAX_ATTEMPTS) throw error;
       await pause(Math.min(error.retryAfter || 2, MAX_WAIT_S), signal);
     }
   }
@@ -36,20 +36,22 @@ async function callOnce(path, body, signal) {
     headers["Content-Type"] = "application/json";
     Object.assign(options, { method: "POST", body: JSON.stringify(body) });
   }
-  let answer;
+  let response;
   try {
-    answer = await fetch(base() + path, options);
+    response = await fetch(base() + path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError("The service cannot be reached. Is it still running?", 0, "unreachable");
   }
-  const found = await answer.json().catch(() => null);
-  if (answer.ok && found) return found;
-  const said = found?.error;
+  const result = await response.json().catch(() => null);
+  if (response.ok && result) return result;
+  const details = result?.error;
   const error = new ServiceError(
-    said?.message ?? `The service answered ${answer.status}.`, answer.status, said?.code ?? "http",
+    details?.message ?? `The service responded with status ${response.status}.`,
+    response.status,
+    details?.code ?? "http",
   );
-  error.retryAfter = Number(answer.headers.get("Retry-After")) || 0;
+  error.retryAfter = Number(response.headers.get("Retry-After")) || 0;
   throw error;
 }
 
@@ -63,15 +65,15 @@ function pause(seconds, signal) {
   });
 }
 
-/** Tell of a failed request, with what a person can do about it. */
-function complainOf(error) {
+/** Show a failed request, and what the visitor can do about it. */
+function showRequestError(error) {
   if (error.status === 401) {
-    complain("This key is not known any more. ", el(
+    showError("This API key is no longer valid. ", el(
       "button", { type: "button", onclick: forgetKey }, "Enter another key",
     ));
   } else {
-    const again = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-    complain(`${error.message}${/[.?!]$/.test(error.message) ? "" : "."}${again}`);
+    const advice = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
+    showError(`${error.message}${/[.?!]$/.test(error.message) ? "" : "."}${advice}`);
   }
 }
 

@@ -1,7 +1,7 @@
-// The conversation and its answers. What stands in the fields is the draft; there is no other copy.
+// The conversation and its answers. The fields hold the draft; there is no other copy.
 const NAMES = { system: "System", user: "User", assistant: "Assistant", tool: "Tool" };
 
-/** What stands in the fields. */
+/** Read the draft from the fields. */
 function readDraft() {
   return {
     turns: [...$("turns").children].map((item) => ({
@@ -12,7 +12,7 @@ function readDraft() {
   };
 }
 
-/** Put a draft in the fields; there are always two answers to type. */
+/** Put a draft into the fields, with fields for at least two answers. */
 function writeDraft({ turns, answers }) {
   const shown = answers.length ? [...answers] : [""];
   while (shown.length < 2) shown.push("");
@@ -22,7 +22,7 @@ function writeDraft({ turns, answers }) {
   markStale();
 }
 
-/** The body that the draft is for `/v1/rank`; answers left empty at the end are none. */
+/** Return the draft as a body for `/v1/rank`, without trailing empty answers. */
 function rankBody() {
   const { turns, answers } = readDraft();
   answers.length = answers.findLastIndex((answer) => answer.trim()) + 1;
@@ -34,18 +34,18 @@ function rankBody() {
   };
 }
 
-/** Each answer with the conversation before it. */
+/** Each answer, appended to the conversation. */
 const conversations = (body) =>
   body.responses.map((content) => [...(body.prompt ?? []), { role: "assistant", content }]);
 
 function textArea(content, placeholder) {
-  const area = el("textarea", { rows: 2, placeholder, value: content, oninput: () => fit(area) });
-  requestAnimationFrame(() => fit(area));
+  const area = el("textarea", { rows: 2, placeholder, value: content, oninput: () => fitHeight(area) });
+  requestAnimationFrame(() => fitHeight(area));
   return area;
 }
 
-/** As high as its text, where the style cannot say so. */
-function fit(area) {
+/** Make a text area as high as its text, in browsers without `field-sizing`. */
+function fitHeight(area) {
   if (CSS.supports("field-sizing", "content")) return;
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight + 2}px`;
@@ -62,7 +62,7 @@ function turnItem(role, content = "") {
         el("button", { type: "button", class: "icon remove", onclick: () => remove(item, "add-turn") }, "×"),
       ),
     ),
-    textArea(content, "What is said"),
+    textArea(content, "Text of the turn"),
   );
   return item;
 }
@@ -75,12 +75,12 @@ function answerItem(content = "") {
         el("button", { type: "button", class: "icon remove", onclick: () => remove(item, "add-answer") }, "×"),
       ),
     ),
-    textArea(content, "An answer to judge"),
+    textArea(content, "An answer to score"),
   );
   return item;
 }
 
-/** Names and letters follow the order; so does what may be done with each. */
+/** Update names, letters and buttons to the order of the turns and answers. */
 function renumber() {
   const turns = [...$("turns").children];
   turns.forEach((item, i) => {
@@ -93,7 +93,7 @@ function renumber() {
   });
   const answers = [...$("answers").children];
   answers.forEach((item, i) => {
-    item.style.setProperty("--key", colour(i));
+    item.style.setProperty("--key", color(i));
     item.querySelector(".which").replaceChildren(chip(i));
     item.querySelector("textarea").setAttribute("aria-label", `Answer ${letter(i)}`);
     label(item, ".remove", `Remove answer ${letter(i)}`, answers.length === 1);
@@ -104,7 +104,7 @@ function label(item, selector, name, disabled) {
   const button = item.querySelector(selector);
   button.setAttribute("aria-label", name);
   button.title = name;
-  // Not the attribute: a button that a person is on would lose the focus.
+  // Not the attribute `disabled`: a focused button would lose the focus.
   button.setAttribute("aria-disabled", String(disabled));
 }
 
@@ -117,7 +117,7 @@ function move(item, by) {
   renumber();
   markStale();
   focused?.focus();
-  say(`Now turn ${[...$("turns").children].indexOf(item) + 1}.`);
+  announce(`Now turn ${[...$("turns").children].indexOf(item) + 1}.`);
 }
 
 function remove(item, after) {
@@ -128,7 +128,7 @@ function remove(item, after) {
   renumber();
   markStale();
   (next?.querySelector(".remove") ?? $(after)).focus();
-  say(`Removed ${name}.`);
+  announce(`Removed ${name}.`);
 }
 
 function addTurn() {
@@ -143,7 +143,7 @@ function add(list, item) {
   item.querySelector("textarea").focus();
 }
 
-/** Let a person paste a conversation as JSON. */
+/** Open the dialog for pasting a conversation as JSON. */
 function openPaste() {
   $("paste-error").textContent = "";
   $("paste-text").value = "";
@@ -155,11 +155,11 @@ function loadPasted(event) {
   let draft;
   try {
     const text = $("paste-text").value;
-    // A line of a file is JSON as well; of several lines the first one counts.
-    draft = draftOf(JSON.parse(firstOf(text)));
+    // The text may also be lines of a JSONL file; the first line is used.
+    draft = toDraft(JSON.parse(firstRecord(text)));
   } catch (error) {
-    const what = error instanceof SyntaxError ? `This is no JSON: ${error.message}` : `This cannot be loaded: ${error.message}`;
-    $("paste-error").textContent = `${what}.`;
+    const message = error instanceof SyntaxError ? `The text is not valid JSON: ${error.message}` : `The text cannot be loaded: ${error.message}`;
+    $("paste-error").textContent = `${message}.`;
     $("paste-text").focus();
     return;
   }
@@ -167,10 +167,10 @@ function loadPasted(event) {
   $("example").value = "";
   writeDraft(draft);
   $("score").focus();
-  say(`Loaded ${things(draft.turns.length, "turn")} and ${things(draft.answers.length, "answer")}.`);
+  announce(`Loaded ${plural(draft.turns.length, "turn")} and ${plural(draft.answers.length, "answer")}.`);
 }
 
-function firstOf(text) {
+function firstRecord(text) {
   try {
     JSON.parse(text);
     return text;

@@ -1,116 +1,116 @@
-// A file of records: read here, posted in small parts, shown as it comes back.
+// Scoring of a file: records are read in the browser, sent in small requests, and shown as scored.
 const MAX_FILE_BYTES = 32 * 2 ** 20;
 const MAX_ROWS = 20_000;
-const MAX_POST_BYTES = 2 ** 20;
-const ROWS_OF_A_POST = { conversation: 32, pair: 16, group: 1 };
-const POSTS_AT_A_TIME = 3;
-const SHOW_EVERY_MS = 400;
+const MAX_REQUEST_BYTES = 2 ** 20;
+const ROWS_PER_REQUEST = { conversation: 32, pair: 16, group: 1 };
+const MAX_CONCURRENT_REQUESTS = 3;
+const REFRESH_INTERVAL_MS = 400;
 
 let job = null;
 
-async function takeFile(file) {
+async function openFile(file) {
   if (!file) return;
   chooseTab("tab-file");
   if (file.size > MAX_FILE_BYTES) {
-    complain(`${file.name} has ${count(Math.round(file.size / 2 ** 20))} MiB; here at most ${MAX_FILE_BYTES / 2 ** 20} are read. For large files there is: skyreward score.`);
+    showError(`${file.name} has ${count(Math.round(file.size / 2 ** 20))} MiB, and the limit of this page is ${MAX_FILE_BYTES / 2 ** 20} MiB. Score large files with: skyreward score.`);
     return;
   }
   let text;
   try {
-    text = utf8Of(await file.arrayBuffer());
+    text = decodeUtf8(await file.arrayBuffer());
   } catch (error) {
-    complain(`${file.name} ${error.message}.`);
+    showError(`${file.name} ${error.message}.`);
     return;
   }
-  await startJob(file.name, rowsOf(text));
+  await startJob(file.name, parseRows(text));
 }
 
 async function startJob(name, rows) {
   job?.abort.abort();
-  complain("");
-  await modelsThere;
+  showError("");
+  await modelsLoaded;
   $("job").hidden = false;
   if (!rows.length || rows.length > MAX_ROWS) {
     $("job").hidden = true;
-    complain(rows.length ? `${name} has ${count(rows.length)} records; here at most ${count(MAX_ROWS)} are scored. For large files there is: skyreward score.` : `${name} has no records.`);
+    showError(rows.length ? `${name} has ${count(rows.length)} records, and the limit of this page is ${count(MAX_ROWS)}. Score large files with: skyreward score.` : `${name} has no records.`);
     return;
   }
-  const mine = (job = { name, rows, abort: new AbortController(), tokens: 0, over: false, model: $("model").value });
+  const current = (job = { name, rows, abort: new AbortController(), tokens: 0, over: false, model: $("model").value });
   Object.assign(view, { filter: "all", sort: "number", down: false, shown: PAGE });
-  say(`Scoring ${name}, ${things(rows.length, "record")}.`);
-  const timer = setInterval(() => showJob(mine), SHOW_EVERY_MS);
-  showJob(mine);
+  announce(`Scoring ${name}, ${plural(rows.length, "record")}.`);
+  const timer = setInterval(() => showJob(current), REFRESH_INTERVAL_MS);
+  showJob(current);
   try {
-    const posts = postsOf(rows);
-    await Promise.all(Array.from({ length: POSTS_AT_A_TIME }, () => work(mine, posts)));
-    if (mine === job) say(`Done: ${describe(mine)}.`);
+    const requests = buildRequests(rows);
+    await Promise.all(Array.from({ length: MAX_CONCURRENT_REQUESTS }, () => work(current, requests)));
+    if (current === job) announce(`Done: ${describe(current)}.`);
   } catch (error) {
-    mine.abort.abort();
-    if (mine === job && error.name !== "AbortError") complainOf(error);
+    current.abort.abort();
+    if (current === job && error.name !== "AbortError") showRequestError(error);
   } finally {
     clearInterval(timer);
-    mine.over = true;
-    if (mine === job) showJob(mine);
+    current.over = true;
+    if (current === job) showJob(current);
   }
 }
 
-/** Rows that go together, in the order of the file. */
-function postsOf(rows) {
-  const posts = [];
+/** Group rows of the same kind into requests, in the order of the file. */
+function buildRequests(rows) {
+  const requests = [];
   const open = {};
   for (const row of rows.filter((row) => row.kind && !row.error)) {
     const size = JSON.stringify(row.record).length;
     const last = open[row.kind];
-    if (last && last.rows.length < ROWS_OF_A_POST[row.kind] && last.size + size < MAX_POST_BYTES) {
+    if (last && last.rows.length < ROWS_PER_REQUEST[row.kind] && last.size + size < MAX_REQUEST_BYTES) {
       last.rows.push(row);
       last.size += size;
-    } else posts.push((open[row.kind] = { kind: row.kind, rows: [row], size }));
+    } else requests.push((open[row.kind] = { kind: row.kind, rows: [row], size }));
   }
-  return posts;
+  return requests;
 }
 
-async function work(mine, posts) {
-  for (let post = posts.shift(); post; post = posts.shift()) await send(mine, post);
+async function work(current, requests) {
+  for (let request = requests.shift(); request; request = requests.shift()) await send(current, request);
 }
 
-async function send(mine, { kind, rows }) {
-  const { signal } = mine.abort;
-  const [path, body] = bodyOf(kind, rows);
-  const asked = { model: mine.model, truncation: $("file-truncation").value, ...body };
-  let answer;
+async function send(current, { kind, rows }) {
+  const { signal } = current.abort;
+  const [path, body] = buildBody(kind, rows);
+  const options = { model: current.model, truncation: $("file-truncation").value };
+  let response;
   try {
-    answer = await call(path, asked, { signal, patient: true });
+    response = await call(path, { ...options, ...body }, { signal, retry: true });
   } catch (error) {
-    // A post that is refused for one of its rows must not cost the others their rewards.
+    // If a request is rejected because of one row, the other rows must still be scored.
     if (![400, 413].includes(error.status)) throw error;
     if (rows.length === 1) {
       rows[0].error = { code: error.code, message: error.message };
     } else {
       const half = rows.length >> 1;
-      for (const some of [rows.slice(0, half), rows.slice(half)]) await send(mine, { kind, rows: some });
+      for (const part of [rows.slice(0, half), rows.slice(half)]) await send(current, { kind, rows: part });
     }
     return;
   }
-  mine.tokens += answer.usage.num_tokens;
-  if (kind === "group") takeGroup(rows[0], answer.results);
-  else rows.forEach((row, i) => take(row, answer.results[i]));
+  current.tokens += response.usage.num_tokens;
+  if (kind === "group") applyGroupResults(rows[0], response.results);
+  else rows.forEach((row, i) => applyResult(row, response.results[i]));
 }
 
-function bodyOf(kind, rows) {
+function buildBody(kind, rows) {
   const records = rows.map((row) => row.record);
-  if (kind === "conversation") return ["v1/score", { conversations: records.map(messagesOf) }];
-  if (kind === "pair") return ["v1/compare", { pairs: records.map((record) => onlyOf(record, ["prompt", "chosen", "rejected"])) }];
-  return ["v1/rank", onlyOf(records[0], ["prompt", "responses"])];
+  if (kind === "conversation") return ["v1/score", { conversations: records.map(toMessages) }];
+  if (kind === "pair") return ["v1/compare", { pairs: records.map((record) => pickFields(record, ["prompt", "chosen", "rejected"])) }];
+  return ["v1/rank", pickFields(records[0], ["prompt", "responses"])];
 }
 
-function take(row, { index, chosen_reward, rejected_reward, ...result }) {
+function applyResult(row, { index, chosen_reward, rejected_reward, ...result }) {
   Object.assign(row, result);
   if (chosen_reward === undefined) return;
   row.reward = chosen_reward;
   row.others = [rejected_reward];
 }
 
-function takeGroup(row, results) {
+function applyGroupResults(row, results) {
   row.rewards = results.map((result) => result.reward ?? null);
   const sorted = row.rewards.filter((reward) => reward !== null).sort((a, b) => b - a);
   if (sorted.length) [row.reward, ...row.others] = [sorted[0], ...sorted.slice(1)];
@@ -124,25 +124,25 @@ const isDone = (row) => row.error || row.reward !== undefined;
 
 function describe({ rows }) {
   const failed = rows.filter((row) => row.error).length;
-  return `${things(rows.length - failed, "record")} scored, ${count(failed)} with an error`;
+  return `${plural(rows.length - failed, "record")} scored, ${count(failed)} with an error`;
 }
 
-function showJob(mine) {
-  const { name, rows } = mine;
+function showJob(current) {
+  const { name, rows } = current;
   const done = rows.filter(isDone).length;
-  const stop = el("button", { type: "button", id: "stop", onclick: () => mine.abort.abort() }, "Stop");
-  const isOver = mine.over;
+  const stop = el("button", { type: "button", id: "stop", onclick: () => current.abort.abort() }, "Stop");
+  const isOver = current.over;
   const parts = [el("div", { class: "card" },
     el("div", { class: "row" },
       el("h2", { class: "grow" }, name),
-      isOver ? el("button", { type: "button", id: "save", onclick: () => save(mine) }, "Save rewards") : stop,
-      isOver ? el("button", { type: "button", id: "again", class: "quiet", onclick: () => startJob(name, rows.map(fresh)) }, "Score again") : "",
+      isOver ? el("button", { type: "button", id: "save", onclick: () => save(current) }, "Save rewards") : stop,
+      isOver ? el("button", { type: "button", id: "again", class: "quiet", onclick: () => startJob(name, rows.map(resetRow)) }, "Score again") : "",
     ),
     isOver ? "" : el("progress", { max: rows.length, value: done, "aria-label": `Scoring ${name}` }),
-    el("dl", { class: "tiles" }, tilesOf(mine, done)),
+    el("dl", { class: "tiles" }, buildTiles(current, done)),
   )];
-  const figures = figuresOf(rows);
-  if (figures.length) parts.push(el("div", { class: "figures" }, figures));
+  const plots = buildPlots(rows);
+  if (plots.length) parts.push(el("div", { class: "plots" }, plots));
   const table = el("div", { class: "card" });
   if (isOver) showTable(table, rows);
   const hadFocus = document.activeElement?.id === "stop";
@@ -150,9 +150,9 @@ function showJob(mine) {
   if (hadFocus) (isOver ? $("save") : $("stop")).focus();
 }
 
-const fresh = ({ number, record, line, kind, error }) => ({ number, record, line, kind, ...(kind ? {} : { error }) });
+const resetRow = ({ number, record, line, kind, error }) => ({ number, record, line, kind, ...(kind ? {} : { error }) });
 
-function tilesOf({ rows, tokens }, done) {
+function buildTiles({ rows, tokens }, done) {
   const margins = rows.map((row) => row.margin).filter((margin) => margin !== undefined);
   const right = margins.filter((margin) => margin > 0).length;
   const failed = rows.filter((row) => row.error).length;
@@ -164,7 +164,7 @@ function tilesOf({ rows, tokens }, done) {
   ];
 }
 
-function figuresOf(rows) {
+function buildPlots(rows) {
   const scoredRows = rows.filter((row) => row.reward !== undefined);
   const margins = scoredRows.map((row) => row.margin).filter((margin) => margin !== undefined);
   const pairs = scoredRows.filter((row) => row.kind === "pair");
@@ -177,32 +177,32 @@ function figuresOf(rows) {
   if (!pairs.length) series[2].name = "rewards";
   return [
     ...(scoredRows.length ? [histogram("Rewards", series)] : []),
-    ...(margins.length ? [histogram("Margins, chosen less rejected", [{ name: "margins", values: margins, series: 3 }])] : []),
+    ...(margins.length ? [histogram("Margins, chosen minus rejected", [{ name: "margins", values: margins, series: 3 }])] : []),
   ];
 }
 
-/** The records with what came of them, under the names that `skyreward score` writes. */
+/** Names of result columns, as `skyreward score` writes them. */
 const RESULTS = ["reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error", "truncated", "warnings", "line"];
 
-/** Names under which results are saved: another one where any record has a column of that name. */
-function namesOf(rows) {
+/** Choose the saved column name of each result: prefixed if a record has a column of that name. */
+function resultNames(rows) {
   const taken = new Set(rows.flatMap(({ record }) => Object.keys(record ?? {})));
   const free = (name) => (taken.has(name) ? free(`skyreward_${name}`) : name);
   return Object.fromEntries(RESULTS.map((name) => [name, free(name)]));
 }
 
-function lineOf({ record, line, kind, reward, others, margin, rewards, error, truncated, warnings }, names) {
-  const found = kind === "pair" && reward !== undefined
+function toLine({ record, line, kind, reward, others, margin, rewards, error, truncated, warnings }, names) {
+  const rewardColumns = kind === "pair" && reward !== undefined
     ? { chosen_reward: reward, rejected_reward: others[0], margin }
     : kind === "group" && rewards ? { rewards } : reward === undefined ? {} : { reward };
-  const more = { ...(error && { error }), ...(truncated && { truncated }), ...(warnings && { warnings }) };
-  const results = Object.entries({ ...(record ? {} : { line }), ...found, ...more });
+  const otherColumns = { ...(error && { error }), ...(truncated && { truncated }), ...(warnings && { warnings }) };
+  const results = Object.entries({ ...(record ? {} : { line }), ...rewardColumns, ...otherColumns });
   return JSON.stringify({ ...record, ...Object.fromEntries(results.map(([name, value]) => [names[name], value])) });
 }
 
 function save({ name, rows }) {
-  const names = namesOf(rows);
-  const blob = new Blob(rows.map((row) => `${lineOf(row, names)}\n`), { type: "application/jsonl" });
+  const names = resultNames(rows);
+  const blob = new Blob(rows.map((row) => `${toLine(row, names)}\n`), { type: "application/jsonl" });
   const link = el("a", { href: URL.createObjectURL(blob), download: name.replace(/(\.\w+)?$/, ".rewards.jsonl") });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -210,10 +210,10 @@ function save({ name, rows }) {
 
 function setUpFile() {
   $("file").addEventListener("change", (event) => {
-    takeFile(event.target.files[0]);
+    openFile(event.target.files[0]);
     event.target.value = ""; // so that the same file can be chosen again
   });
-  $("sample-file").addEventListener("click", () => startJob("pairs.jsonl", EXAMPLES.map((example, i) => rowOf(example, i + 1))));
+  $("sample-file").addEventListener("click", () => startJob("pairs.jsonl", EXAMPLES.map((example, i) => toRow(example, i + 1))));
   const withFiles = (event) => event.dataTransfer?.types.includes("Files");
   let depth = 0;
   const mark = (by) => {
@@ -227,6 +227,6 @@ function setUpFile() {
     if (!withFiles(event)) return;
     event.preventDefault();
     mark(-depth);
-    takeFile(event.dataTransfer.files[0]);
+    openFile(event.dataTransfer.files[0]);
   });
 }

@@ -1,15 +1,15 @@
-// Start reading here: what the page does when it is opened.
+// Entry point: sets up the page when it is opened.
 const EXAMPLES = JSON.parse($("examples").textContent);
 const STARTERS = ["fact-capital-01", "multi-turn-lisbon-01", "code-median-01"];
-const MODELS_EVERY_MS = 3000;
-let modelsThere; // settled once the list of models was tried
+const MODELS_POLL_INTERVAL_MS = 3000;
+let modelsLoaded; // promise, settled after the first request for the list of models
 
 function chooseTab(id) {
   for (const tab of document.querySelectorAll("[role=tab]")) {
-    const is = tab.id === id;
-    tab.setAttribute("aria-selected", String(is));
-    tab.tabIndex = is ? 0 : -1;
-    $(tab.getAttribute("aria-controls")).hidden = !is;
+    const isSelected = tab.id === id;
+    tab.setAttribute("aria-selected", String(isSelected));
+    tab.tabIndex = isSelected ? 0 : -1;
+    $(tab.getAttribute("aria-controls")).hidden = !isSelected;
   }
 }
 
@@ -32,41 +32,41 @@ function loadExample(id) {
   const example = EXAMPLES.find((one) => one.id === id);
   if (!example) return;
   $("example").value = id;
-  writeDraft(draftOf(example));
+  writeDraft(toDraft(example));
 }
 
 function setUpExamples() {
   const topics = Map.groupBy ? Map.groupBy(EXAMPLES, (one) => one.topic) : new Map([["examples", EXAMPLES]]);
   for (const [topic, examples] of topics) {
     $("example").append(el("optgroup", { label: topic },
-      examples.map((one) => el("option", { value: one.id }, nameOf(one)))));
+      examples.map((one) => el("option", { value: one.id }, exampleName(one)))));
   }
   $("example").addEventListener("change", (event) => {
     loadExample(event.target.value);
-    event.stopPropagation(); // it is no part of the draft
+    event.stopPropagation(); // the selection is not part of the draft
   });
   $("starters").append(...STARTERS.map((id) => {
     const example = EXAMPLES.find((one) => one.id === id);
     return el("li", {}, el("button", { type: "button", class: "starter", "data-example": id, onclick: () => {
       loadExample(id);
       scoreDraft();
-    } }, nameOf(example)));
+    } }, exampleName(example)));
   }));
 }
 
-/** The question of an example, short. */
-function nameOf(example) {
-  const question = draftOf(example).turns.findLast((turn) => turn.role === "user").content.split("\n")[0];
+/** Return the shortened question of an example. */
+function exampleName(example) {
+  const question = toDraft(example).turns.findLast((turn) => turn.role === "user").content.split("\n")[0];
   return question.length > 72 ? `${question.slice(0, 70)}…` : question;
 }
 
-/** Which models there are; asked again until all of them are ready. */
+/** Load the list of models; repeat until all models are ready. */
 async function loadModels() {
   let models;
   try {
-    ({ data: models } = await call("v1/models", undefined, { patient: true }));
+    ({ data: models } = await call("v1/models", undefined, { retry: true }));
   } catch (error) {
-    complainOf(error);
+    showRequestError(error);
     return;
   }
   const chosen = $("model").value;
@@ -77,7 +77,7 @@ async function loadModels() {
     markStale();
   };
   show();
-  if (models.some((model) => model.state !== "ready")) setTimeout(loadModels, MODELS_EVERY_MS);
+  if (models.some((model) => model.state !== "ready")) setTimeout(loadModels, MODELS_POLL_INTERVAL_MS);
 }
 
 function showFacts({ max_model_len, state, fingerprint }) {
@@ -103,11 +103,11 @@ function start() {
     event.preventDefault();
     scoreDraft();
   });
-  // A link to a page cannot bring a key along.
+  // A browser sends no API key when it follows a link.
   $("docs").hidden = Boolean(apiKey());
   $("forget").hidden = !apiKey();
   $("forget").addEventListener("click", forgetKey);
-  modelsThere = loadModels();
+  modelsLoaded = loadModels();
 }
 
 start();

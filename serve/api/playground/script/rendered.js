@@ -1,6 +1,6 @@
-// Exactly what was scored: the text, where its tokens end, and the token that was read.
+// Exactly what was scored: the text, its token boundaries, and the readout token.
 const MAX_MARKED = 20_000; // tokens; more would make the page slow
-const FENCE = /^<[|\w/].*>$/s; // what a template puts around turns looks so
+const FENCE = /^<[|\w/].*>$/s; // matches the markers that a chat template puts around turns
 
 let rendered = [];
 let shownAnswer = 0;
@@ -25,58 +25,58 @@ function showRendered(results) {
       el("h2", {}, "What was scored"), choices,
       el("span", { class: "field inline check" }, boundaries, el("label", { for: "boundaries" }, "Token boundaries")),
     ),
-    el("div", { id: "text-place" }),
+    el("div", { id: "text-container" }),
   );
   showText();
 }
 
 function showText() {
   const result = rendered[shownAnswer];
-  const place = $("text-place");
+  const container = $("text-container");
   if (result.error) {
-    place.replaceChildren(el("p", { class: "bad" }, el("code", {}, result.error.code), ` ${result.error.message}`));
+    container.replaceChildren(el("p", { class: "bad" }, el("code", {}, result.error.code), ` ${result.error.message}`));
     return;
   }
-  const pieces = piecesOf(result);
-  const readout = pieces.find((piece) => piece.first <= result.readout_position && result.readout_position <= piece.last);
-  const marks = el("pre", { class: $("boundaries").checked ? "scored bounded" : "scored" }, pieces.map((piece, i) => {
-    if (piece === readout) return el("mark", { id: "readout", title: "the readout token" }, visible(piece.text));
-    if (FENCE.test(piece.text)) return el("span", { class: "fence" }, piece.text);
-    return $("boundaries").checked ? el("span", { class: i % 2 ? "odd" : "even" }, piece.text) : piece.text;
+  const spans = splitIntoSpans(result);
+  const readout = spans.find((span) => span.first <= result.readout_position && result.readout_position <= span.last);
+  const marks = el("pre", { class: $("boundaries").checked ? "scored bounded" : "scored" }, spans.map((span, i) => {
+    if (span === readout) return el("mark", { id: "readout", title: "the readout token" }, visible(span.text));
+    if (FENCE.test(span.text)) return el("span", { class: "fence" }, span.text);
+    return $("boundaries").checked ? el("span", { class: i % 2 ? "odd" : "even" }, span.text) : span.text;
   }));
   const id = result.input_ids[result.readout_position];
-  place.replaceChildren(
+  container.replaceChildren(
     el("p", { class: "soft small" },
       el("mark", {}, "Readout"),
       ` token ${count(result.readout_position + 1)} of ${count(result.num_tokens)}, id ${id}`,
       readout ? ["  ", el("code", {}, visible(readout.text))] : [],
-      result.offsets ? [] : ". The text was cut, and where its tokens stand is not told.",
-      result.truncated ? [" · ", el("strong", { class: "flag" }, "cut to fit")] : [],
+      result.offsets ? [] : ". The text was truncated, and the positions of its tokens are unknown.",
+      result.truncated ? [" · ", el("strong", { class: "flag" }, "truncated")] : [],
     ),
     el("div", { class: "text-box", tabindex: 0, role: "region", "aria-label": `Text that was scored, answer ${letter(shownAnswer)}` }, marks),
     (result.warnings ?? []).map((warning) => el("p", { class: "note small" }, warning)),
   );
-  const box = place.querySelector(".text-box");
+  const box = container.querySelector(".text-box");
   const mark = $("readout");
   if (mark) box.scrollTop = mark.offsetTop - box.clientHeight + 2 * mark.offsetHeight;
 }
 
-/** The text in pieces, each of one token or of tokens that share characters. */
-function piecesOf({ text, offsets, input_ids }) {
+/** Split the text into spans, each of one token or of tokens that share characters. */
+function splitIntoSpans({ text, offsets, input_ids }) {
   if (!offsets || offsets.length > MAX_MARKED) return [{ text, first: -1, last: -1 }];
   const characters = [...text]; // offsets count characters, not UTF-16 units
-  const pieces = [];
+  const spans = [];
   let at = 0;
   for (const [i, [, end]] of offsets.entries()) {
-    const last = pieces.at(-1);
+    const last = spans.at(-1);
     if (end > at) {
-      pieces.push({ text: characters.slice(at, end).join(""), first: i, last: i });
+      spans.push({ text: characters.slice(at, end).join(""), first: i, last: i });
       at = end;
     } else if (last) last.last = i;
   }
-  if (at < characters.length) pieces.push({ text: characters.slice(at).join(""), first: input_ids.length, last: input_ids.length });
-  return pieces;
+  if (at < characters.length) spans.push({ text: characters.slice(at).join(""), first: input_ids.length, last: input_ids.length });
+  return spans;
 }
 
-/** White space alone would be a mark that nobody sees. */
+/** Make white space visible: a mark of white space only could not be seen. */
 const visible = (text) => (text.trim() ? text : JSON.stringify(text).slice(1, -1).replaceAll(" ", "␣"));

@@ -1,8 +1,8 @@
-// Rewards as bars, and what they say about one another.
-let scored = null; // the body that was scored, what came back of it, and how long that took
+// Rewards as bars, and their comparison.
+let scored = null; // the scored body, the response, and its duration
 let running = null;
 
-/** Whether what is shown belongs to what stands in the fields. */
+/** Mark the shown rewards as stale if the draft has changed since. */
 function markStale() {
   if (!scored) return;
   const now = JSON.stringify(rankBody());
@@ -13,41 +13,41 @@ function markStale() {
 /** Score the draft, and show everything about it. */
 async function scoreDraft() {
   if (!rankBody().responses.length) {
-    complain("There is no answer to score yet.");
+    showError("Type at least one answer to score.");
     $("answers").querySelector("textarea").focus();
     return;
   }
   running?.abort();
-  const mine = (running = new AbortController());
-  const { signal } = mine;
-  complain("");
-  busy(true);
-  await modelsThere;
+  const controller = (running = new AbortController());
+  const { signal } = controller;
+  showError("");
+  setBusy(true);
+  await modelsLoaded;
   const body = rankBody();
   const started = performance.now();
   try {
-    const answer = await call("v1/rank", body, { signal });
+    const response = await call("v1/rank", body, { signal });
     const milliseconds = performance.now() - started;
-    scored = { body, answer, milliseconds };
+    scored = { body, response, milliseconds };
     showScores();
     const { model, truncation } = body;
     const shown = await call("v1/render", { model, truncation, offsets: true, conversations: conversations(body) }, { signal });
     showRendered(shown.results);
   } catch (error) {
-    if (error.name !== "AbortError") complainOf(error);
+    if (error.name !== "AbortError") showRequestError(error);
   } finally {
-    if (running === mine) busy(false);
+    if (running === controller) setBusy(false);
   }
 }
 
-function busy(is) {
+function setBusy(is) {
   $("results").setAttribute("aria-busy", String(is));
   $("score").classList.toggle("busy", is);
 }
 
 function showScores() {
-  const { body, answer, milliseconds } = scored;
-  const { results } = answer;
+  const { body, response, milliseconds } = scored;
+  const { results } = response;
   $("empty").hidden = true;
   const rewards = results.filter((result) => result.reward !== undefined);
   const best = rewards.length ? Math.max(...rewards.map((result) => result.reward)) : null;
@@ -55,23 +55,23 @@ function showScores() {
     ...(results.length === 2 && rewards.length === 2 ? [verdict(results)] : []),
     barList(results, best),
     ...(rewards.length > 2 ? [matrix(results)] : []),
-    cost(answer, milliseconds),
+    cost(response, milliseconds),
   );
   markStale();
   showCode(body);
-  say(spoken(results, best));
+  announce(describeScores(results, best));
   const { top } = $("results").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) $("results").scrollIntoView({ block: "start" });
 }
 
-function spoken(results, best) {
+function describeScores(results, best) {
   const failed = results.filter((result) => result.error).length;
-  const told = results.length - failed === 0 ? "" : results
+  const bestAnswers = results.length - failed === 0 ? "" : results
     .map((result, i) => (result.reward === best ? `${letter(i)} is best, with ${number(best)}. ` : "")).join("");
-  return `Scored ${things(results.length - failed, "answer")}. ${told}${failed ? `${failed} could not be scored.` : ""}`;
+  return `Scored ${plural(results.length - failed, "answer")}. ${bestAnswers}${failed ? `${failed} could not be scored.` : ""}`;
 }
 
-/** Of two answers: which is preferred, by how much, how surely. */
+/** Show which of two answers is preferred, with margin and probability. */
 function verdict(results) {
   const margin = results[0].reward - results[1].reward;
   const first = sigmoid(margin);
@@ -80,7 +80,7 @@ function verdict(results) {
   for (const [i, share] of [first, 1 - first].entries()) {
     const part = el("span");
     part.style.width = `${100 * share}%`;
-    part.style.background = colour(i);
+    part.style.background = color(i);
     split.append(part);
   }
   const words = margin === 0
@@ -119,15 +119,15 @@ function barItem(result, i, { low, span, best }) {
   const bar = el("span", { class: "bar" });
   bar.style.left = `${(100 * (Math.min(0, reward) - low)) / span}%`;
   bar.style.width = `${(100 * Math.abs(reward)) / span}%`;
-  bar.style.background = colour(i);
+  bar.style.background = color(i);
   const zero = el("span", { class: "zero" });
   zero.style.left = `${(-100 * low) / span}%`;
-  const behind = best - reward;
+  const gap = best - reward;
   const facts = [
-    behind === 0 ? el("strong", {}, "best") : `${number(-behind, { signed: true })} to the best`,
-    things(result.num_tokens, "token"),
+    gap === 0 ? el("strong", {}, "best") : `${number(-gap, { signed: true })} to the best`,
+    plural(result.num_tokens, "token"),
   ];
-  if (result.truncated) facts.push(el("strong", { class: "flag" }, "cut to fit"));
+  if (result.truncated) facts.push(el("strong", { class: "flag" }, "truncated"));
   return el("li", {},
     chip(i),
     el("div", { class: "track", "aria-hidden": "true" }, zero, bar),
@@ -137,7 +137,7 @@ function barItem(result, i, { low, span, best }) {
   );
 }
 
-/** Of three and more: how probably each is preferred over each other. */
+/** Show the probability that each of three or more answers is preferred over each other. */
 function matrix(results) {
   const places = results.flatMap((result, i) => (result.error ? [] : [i]));
   const head = el("tr", {}, el("td", {}), places.map((i) => el("th", { scope: "col" }, chip(i))));
@@ -152,9 +152,9 @@ function matrix(results) {
     }),
   ));
   return el("details", { class: "matrix", open: places.length <= 6 },
-    el("summary", {}, "Each against each"),
+    el("summary", {}, "Pairwise comparison"),
     el("p", { class: "soft small" }, "Probability that the row's answer is preferred over the column's:"),
-    el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Each against each" }, el("table", {},
+    el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Pairwise comparison" }, el("table", {},
       el("thead", {}, head), el("tbody", {}, rows),
     )),
   );
@@ -163,7 +163,7 @@ function matrix(results) {
 function cost({ usage, fingerprint }, milliseconds) {
   return el("details", { class: "cost" },
     el("summary", { class: "soft small" },
-      `${things(usage.num_tokens, "token")}: ${count(usage.num_computed_tokens)} computed, ${count(usage.num_cached_tokens)} cached · ${Math.round(milliseconds)} ms`),
+      `${plural(usage.num_tokens, "token")}: ${count(usage.num_computed_tokens)} computed, ${count(usage.num_cached_tokens)} cached · ${Math.round(milliseconds)} ms`),
     el("dl", { class: "facts-list small" },
       Object.entries(fingerprint).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, el("code", {}, String(value)))]),
     ),

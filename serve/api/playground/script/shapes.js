@@ -1,4 +1,4 @@
-// What people paste and drop: conversations, pairs and groups, as the service's own jobs know them.
+// Records that visitors paste and drop: conversations, pairs and groups, in the formats of jobs.
 const ROLES = ["system", "user", "assistant", "tool"];
 const SHAREGPT = { human: "user", gpt: "assistant", system: "system", user: "user", assistant: "assistant", tool: "tool" };
 
@@ -6,8 +6,8 @@ const isText = (value) => typeof value === "string";
 const isList = Array.isArray;
 const isRecord = (value) => value !== null && typeof value === "object" && !isList(value);
 
-/** Which of the three shapes a record has; null if none. */
-function kindOf(record) {
+/** Return which of the three kinds a record is; null if none. */
+function recordKind(record) {
   if (!isRecord(record)) return null;
   if (record.messages != null || (record.conversations != null && record.chosen == null)) return "conversation";
   if (record.chosen != null && record.rejected != null) return "pair";
@@ -15,29 +15,29 @@ function kindOf(record) {
   return null;
 }
 
-/** Messages of a record of one conversation, as the service takes them. */
-function messagesOf(record) {
+/** Return the messages of a conversation's record, in the format of the API. */
+function toMessages(record) {
   if (record.messages != null) return record.messages;
   const turns = isList(record.conversations) ? record.conversations : [];
   const messages = turns.map((turn) => ({ role: SHAREGPT[turn?.from] ?? turn?.from, content: turn?.value }));
   return record.system ? [{ role: "system", content: record.system }, ...messages] : messages;
 }
 
-/** A pair or a group as its route takes it: without other columns. */
-function onlyOf(record, names) {
+/** Return the given fields of a record, without other columns. */
+function pickFields(record, names) {
   return Object.fromEntries(names.filter((name) => record[name] != null).map((name) => [name, record[name]]));
 }
 
-/** The text of a message's content; null if it is no text. */
-function textOf(content) {
+/** Return the text of a message's content; null if the content is not text. */
+function contentText(content) {
   if (isText(content)) return content;
   if (isList(content) && content.every((part) => isText(part?.text))) return content.map((part) => part.text).join("");
   return null;
 }
 
-function turnsOf(messages) {
+function toTurns(messages) {
   return messages.map((message) => {
-    const content = textOf(message?.content);
+    const content = contentText(message?.content);
     if (!ROLES.includes(message?.role) || content === null) {
       throw new Error("each message must have a role (system, user, assistant or tool) and a text as its content");
     }
@@ -45,16 +45,16 @@ function turnsOf(messages) {
   });
 }
 
-const promptOf = (prompt) => (prompt == null ? [] : isText(prompt) ? [{ role: "user", content: prompt }] : turnsOf(prompt));
+const promptTurns = (prompt) => (prompt == null ? [] : isText(prompt) ? [{ role: "user", content: prompt }] : toTurns(prompt));
 
-/** A record as turns and answers; raises an error that tells what is wrong. */
-function draftOf(value) {
+/** Convert a record to turns and answers; the error of a bad record says what is wrong. */
+function toDraft(value) {
   const record = isList(value) ? { messages: value } : value;
-  const kind = kindOf(record);
-  if (kind === "conversation") return splitLast(turnsOf(messagesOf(record)));
-  if (kind === "group") return withAnswers(promptOf(record.prompt), record.responses);
-  if (kind === "pair") return withAnswers(promptOf(record.prompt), [record.chosen, record.rejected]);
-  throw new Error("there are no messages, no chosen and rejected, and no responses in it");
+  const kind = recordKind(record);
+  if (kind === "conversation") return splitLast(toTurns(toMessages(record)));
+  if (kind === "group") return withAnswers(promptTurns(record.prompt), record.responses);
+  if (kind === "pair") return withAnswers(promptTurns(record.prompt), [record.chosen, record.rejected]);
+  throw new Error("it has neither messages, nor chosen and rejected, nor responses");
 }
 
 function splitLast(turns) {
@@ -68,8 +68,8 @@ function withAnswers(prompt, answers) {
   if (!isList(answers)) throw new Error("responses must be a list");
   const drafts = answers.map((answer) => {
     if (isText(answer)) return { turns: prompt, answers: [answer] };
-    const turns = turnsOf(isList(answer) ? answer : [answer]);
-    // The Hugging Face preference format has the prompt in both, and often beside them too.
+    const turns = toTurns(isList(answer) ? answer : [answer]);
+    // The Hugging Face preference format has the prompt in both answers, and often separately too.
     const starts = prompt.length && prompt.every((turn, i) => turn.content === turns[i]?.content && turn.role === turns[i]?.role);
     return splitLast(starts ? turns : [...prompt, ...turns]);
   });
@@ -81,18 +81,18 @@ function withAnswers(prompt, answers) {
   return { turns: first?.turns ?? prompt, answers: drafts.map((draft) => draft.answers[0]) };
 }
 
-/** The text of a file. Other encodings than UTF-8 would be read as other letters, so they are an error. */
-function utf8Of(buffer) {
+/** Decode a file. An encoding other than UTF-8 is an error: it would be decoded to wrong letters. */
+function decodeUtf8(buffer) {
   const bytes = new Uint8Array(buffer);
   const [first, second] = bytes;
   const isWide = (first === 0xff && second === 0xfe) || (first === 0xfe && second === 0xff) || bytes.subarray(0, 4096).includes(0);
   try {
     if (!isWide) return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch { /* below */ }
+  } catch { /* the error below */ }
   throw new Error(`is not UTF-8${isWide ? " but UTF-16 or UTF-32" : ""}; save it as UTF-8`);
 }
 
-/** A value of JSON; a number beyond a double is an error, since it would be saved as null. */
+/** Parse JSON; a number too large for a double is an error, since it would be saved as null. */
 function finiteJson(text) {
   return JSON.parse(text, (key, value) => {
     if (value === Infinity || value === -Infinity) throw new Error("a number is too large for a double");
@@ -100,28 +100,28 @@ function finiteJson(text) {
   });
 }
 
-/** Rows of a file: JSON lines, or one array of records. */
-function rowsOf(text) {
+/** Parse a file: JSON lines, or one array of records. */
+function parseRows(text) {
   if (text.trimStart().startsWith("[")) {
     try {
       const records = finiteJson(text);
-      if (records.every(isRecord)) return records.map((record, i) => rowOf(record, i + 1));
-    } catch { /* lines that each hold a list */ }
+      if (records.every(isRecord)) return records.map((record, i) => toRow(record, i + 1));
+    } catch { /* lines, each with a list */ }
   }
   return text.split(/\r?\n/).flatMap((line, i) => {
     if (!line.trim()) return [];
     try {
-      return [rowOf(finiteJson(line), i + 1)];
+      return [toRow(finiteJson(line), i + 1)];
     } catch (error) {
-      return [{ number: i + 1, line, kind: null, error: { code: "invalid_json", message: `no JSON: ${error.message}` } }];
+      return [{ number: i + 1, line, kind: null, error: { code: "invalid_json", message: `not valid JSON: ${error.message}` } }];
     }
   });
 }
 
-function rowOf(parsed, number) {
+function toRow(parsed, number) {
   const record = isList(parsed) ? { messages: parsed } : parsed;
-  const kind = kindOf(record);
+  const kind = recordKind(record);
   const row = { number, record, kind };
-  if (!kind) row.error = { code: "unknown_shape", message: "no `messages`, no `chosen` and `rejected`, and no `responses`" };
+  if (!kind) row.error = { code: "unknown_shape", message: "neither `messages`, nor `chosen` and `rejected`, nor `responses`" };
   return row;
 }

@@ -1,9 +1,9 @@
-// The same request from a terminal or a program.
+// The same request as code, for a terminal or a program.
 let language = "curl";
 
-/** Show the request of a body as code to copy. */
+/** Show the request with a body as code to copy. */
 function showCode(body) {
-  const codes = { curl: curlOf(body), python: pythonOf(body) };
+  const codes = { curl: toCurl(body), python: toPython(body) };
   const text = el("pre", { id: "snippet", tabindex: 0, role: "region", "aria-label": "Code" }, codes[language]);
   const names = { curl: "curl", python: "Python" };
   const choices = el("fieldset", { class: "choices" },
@@ -17,39 +17,39 @@ function showCode(body) {
     }),
   );
   const button = el("button", { type: "button", id: "copy", onclick: async () => {
-    const done = await copy(codes[language]);
-    const told = done ? "Copied" : "Select it, and copy it by hand";
-    button.textContent = told;
-    say(`${told}.`);
+    const isCopied = await copy(codes[language]);
+    const message = isCopied ? "Copied" : "Select the code and copy it";
+    button.textContent = message;
+    announce(`${message}.`);
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   } }, "Copy");
   $("code").hidden = false;
   $("code").replaceChildren(el("div", { class: "row" }, el("h2", {}, "As code"), choices, button), text);
 }
 
-function curlOf(body) {
+function toCurl(body) {
   const lines = [`curl ${base()}v1/rank`, "-H 'Content-Type: application/json'"];
   if (apiKey()) lines.push('-H "Authorization: Bearer $SKYREWARD_API_KEY"');
-  // No line of JSON is the end mark: line ends inside of strings are escaped.
+  // No line of the JSON can equal the end marker: line breaks in strings are escaped.
   lines.push(`--data-binary @- <<'END'\n${JSON.stringify(body, null, 2)}\nEND\n`);
   return lines.join(" \\\n  ");
 }
 
-function pythonOf(body) {
+function toPython(body) {
   const headers = apiKey() ? ['    headers={"Authorization": f"Bearer {os.environ[\'SKYREWARD_API_KEY\']}"},'] : [];
   return [
     ...(apiKey() ? ["import os", ""] : []),
     "import httpx",
     "",
-    "answer = httpx.post(",
+    "response = httpx.post(",
     `    "${base()}v1/rank",`,
     ...headers,
-    // Text, lists and objects alone: the same in both languages.
+    // Only text, lists and objects: JSON and Python have the same syntax for them.
     `    json=${JSON.stringify(body, null, 4).replaceAll("\n", "\n    ")},`,
     "    timeout=600,",
     ")",
-    "answer.raise_for_status()",
-    'for result in answer.json()["results"]:',
+    "response.raise_for_status()",
+    'for result in response.json()["results"]:',
     '    print(result["index"], result.get("reward"), result.get("error"))',
     "",
   ].join("\n");
