@@ -1,4 +1,4 @@
-"""A person at a browser: clicks where things are, presses keys, drops files, reads."""
+"""Drives a browser as a visitor does: clicks, keys, dropped files, visible text."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CTRL, SHIFT = 2, 8
 
 
 class Visitor(Chromium):
-    """Acts on the page through the browser's own input, as a mouse and a keyboard would."""
+    """Acts on the page through the browser's input events, as a mouse and a keyboard do."""
 
     def visit(self, url: str, width: int = 1280, *, dark: bool = False, height: int = 900) -> None:
-        """Open an address, and return once the page is there."""
+        """Open a URL, and return once the page is loaded."""
         self.complaints.clear()
         self.asked.clear()
         self._call(
@@ -42,14 +42,14 @@ class Visitor(Chromium):
         self.wait("!window.isLeft && document.readyState == 'complete'")
 
     def wait(self, condition: str) -> None:
-        """Return once an expression is true; a failure if that takes long."""
+        """Return once an expression is true; fail after a timeout."""
         end = time.monotonic() + PATIENCE_S
         while not self.run(f"Boolean({condition})"):
-            assert time.monotonic() < end, f"never true: {condition}\n{self.complaints}"
+            assert time.monotonic() < end, f"not true in time: {condition}\n{self.complaints}"
             time.sleep(0.03)
 
     def click(self, selector: str) -> None:
-        """Click in the middle of an element, which must be seen there and not be covered."""
+        """Click in the middle of an element, which must be visible and not covered."""
         quoted = json.dumps(selector)
         self.wait(f"document.querySelector({quoted})")
         place = self.run(f"""(() => {{
@@ -68,7 +68,7 @@ class Visitor(Chromium):
             )  # fmt: skip
 
     def write(self, text: str) -> None:
-        """Type a text where the focus is."""
+        """Type a text into the focused element."""
         self._call("Input.insertText", text=text)
 
     def press(self, *keys: str, modifiers: int = 0) -> None:
@@ -85,7 +85,7 @@ class Visitor(Chromium):
             self._call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def choose(self, selector: str, value: str) -> None:
-        """Choose from a list by its keyboard, as far down as the value stands."""
+        """Select an option of a list by keyboard."""
         self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         names = self.run(
             f"[...document.querySelector({json.dumps(selector)}).options].map(o => o.value)"
@@ -95,7 +95,7 @@ class Visitor(Chromium):
         self.press(*["ArrowDown" if steps > 0 else "ArrowUp"] * abs(steps))
 
     def drop(self, file: Path, selector: str) -> None:
-        """Drag a file from outside onto an element, where that is in the window."""
+        """Drag a file from outside the browser onto the visible part of an element."""
         x, y = self.run(f"""(() => {{
             const {{x, y, width, height}} = document.querySelector({json.dumps(selector)})
                 .getBoundingClientRect();
@@ -106,28 +106,28 @@ class Visitor(Chromium):
             self._call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def cut_off(self, *, yes: bool) -> None:
-        """Take the network away, or give it back."""
+        """Disconnect the network, or reconnect it."""
         self._call(
             "Network.emulateNetworkConditions",
             offline=yes, latency=0, downloadThroughput=-1, uploadThroughput=-1,
         )  # fmt: skip
 
     def allow_copying(self) -> None:
-        """Let the page read what it copied."""
+        """Allow the page to use the clipboard."""
         permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
         self._call("Browser.grantPermissions", permissions=permissions)
 
     def save_into(self, folder: Path) -> None:
-        """Where files go that the page gives."""
+        """Set the folder for downloads."""
         self._call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def shown(self, selector: str = "body") -> str:
-        """The text of an element as it is seen, in one line."""
+        """Return the visible text of an element, in one line."""
         text = self.run(f"document.querySelector({json.dumps(selector)}).innerText")
         return " ".join(str(text).split())
 
     def focused(self) -> str:
-        """What has the focus: its id, else its label, else its tag."""
+        """Return the id of the focused element, or its label or tag."""
         return str(
             self.run(
                 "(({id, tagName}) => id || document.activeElement.ariaLabel || tagName)"
@@ -136,8 +136,8 @@ class Visitor(Chromium):
         )
 
     def violations(self) -> list[str]:
-        """What axe-core finds wrong with the page for people who cannot see or use a mouse."""
-        # In a world of its own: the page's policy lets no other scripts in.
+        """Return the accessibility violations that axe-core finds on the page."""
+        # In an isolated world: the content security policy of the page allows no other scripts.
         frame = self._call("Page.getFrameTree")["frameTree"]["frame"]["id"]
         world = self._call("Page.createIsolatedWorld", frameId=frame)["executionContextId"]
         script = peer_path("axe_playwright_python/axe.min.js").read_text()

@@ -1,4 +1,4 @@
-"""A real browser without a window, driven over its own debugging pipe: pages as people see them."""
+"""A headless browser, driven over its debugging pipe."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Chromium:
     """A running browser with one tab.
 
     Attributes:
-        complaints: what the console said of pages, and what could not be loaded or run.
-        asked: addresses that pages asked for.
+        complaints: console messages of the pages, failed loads, and exceptions.
+        asked: URLs that the pages requested.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Chromium:
         self._in.close()
 
     def open(self, page: Path, width: int, dark: bool) -> None:
-        """Show a file, as wide as said, to somebody who likes it dark or light."""
+        """Open a file, at a window width and with a dark or light color scheme."""
         self.complaints.clear()
         self.asked.clear()
         self._call(
@@ -91,7 +91,7 @@ class Chromium:
         self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
 
     def run(self, script: str) -> Any:
-        """What a line of JavaScript gives, in the page."""
+        """Evaluate a JavaScript expression in the page."""
         answer = self._call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )

@@ -1,4 +1,4 @@
-"""A short and a longer conversation as texts of the demo model, and their rewards in tests."""
+"""A short and a longer conversation as texts for the demo model, and their rewards in tests."""
 
 from fakes import conversation
 

@@ -1,4 +1,4 @@
-"""The wire formats of other services: how their clients write conversations, and read rewards."""
+"""Wire formats of other services: how their clients write conversations and read rewards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Messages = list[dict[str, str]]
 
 
 class Client:
-    """What a client has: conversations, and the tokenizer of the reward model.
+    """A client with the tokenizer of the reward model.
 
-    It templates as clients do, which means with BOS none, once or twice, whichever it happens.
+    It renders conversations as real clients do: with no BOS, one or two of them, in turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -33,11 +33,11 @@ class Client:
         return str(bos) * (self._num_texts % 3) + text.removeprefix(str(bos))
 
     def ids(self, messages: Messages) -> list[int]:
-        found: Any = self._tokenizer(self.text(messages), add_special_tokens=False)
-        return list(found["input_ids"])
+        encoding: Any = self._tokenizer(self.text(messages), add_special_tokens=False)
+        return list(encoding["input_ids"])
 
     def generation(self, messages: Messages) -> tuple[str, str]:
-        """Prompt and answer of a policy with the same template, as decoded."""
+        """Return the decoded prompt and answer of a policy with the same chat template."""
         prompt = self._tokenizer.apply_chat_template(messages[:-1], tokenize=False)
         text = self.text(messages)
         bare = str(prompt).removeprefix(str(self._tokenizer.bos_token))
@@ -50,10 +50,10 @@ class Format:
     """One form of one path.
 
     Attributes:
-        path: where it is posted.
-        write: the body for some conversations.
-        read: their rewards from an answer.
-        batch: most conversations of a body.
+        path: path of the requests.
+        write: returns the body for some conversations.
+        read: returns the rewards in a response.
+        batch: maximum number of conversations in a body.
     """
 
     path: str
@@ -66,27 +66,27 @@ def _probs(answer: Any) -> list[float]:
     return [item["probs"][0] for item in answer["data"]]
 
 
-def _packed(answer: Any) -> list[float]:
+def _decode_base64(answer: Any) -> list[float]:
     return [struct.unpack("<f", base64.b64decode(i["data"]))[0] for i in answer["data"]]
 
 
-def _in_place(answer: Any) -> list[float]:
-    found = sorted(answer["results"], key=lambda result: result["index"])
-    return [result["relevance_score"] for result in found]
+def _scores_by_index(answer: Any) -> list[float]:
+    results = sorted(answer["results"], key=lambda result: result["index"])
+    return [result["relevance_score"] for result in results]
 
 
 def _sides(conversations: Sequence[Messages]) -> tuple[list[str], list[str]]:
-    """Of conversations of two turns."""
+    """Return the questions and the answers of conversations of two turns."""
     return [c[0]["content"] for c in conversations], [c[1]["content"] for c in conversations]
 
 
-def _query(client: Client, conversations: Sequence[Messages], age: int) -> dict[str, Any]:
-    parts = [client.generation(c) for c in conversations]
-    body: dict[str, Any] = {"query": [prompt + answer for prompt, answer in parts]}
-    if age > 1:
-        body["prompts"] = [prompt for prompt, _ in parts]
-    if age > 2:
-        body["labels"] = ["x"] * len(parts)
+def _query(client: Client, conversations: Sequence[Messages], version: int) -> dict[str, Any]:
+    generations = [client.generation(c) for c in conversations]
+    body: dict[str, Any] = {"query": [prompt + answer for prompt, answer in generations]}
+    if version > 1:
+        body["prompts"] = [prompt for prompt, _ in generations]
+    if version > 2:
+        body["labels"] = ["x"] * len(generations)
     return body
 
 
@@ -118,7 +118,7 @@ FORMATS = {
         50,
     ),
     "vllm-pooling-base64": Format(
-        "/pooling", lambda k, c: {"messages": c[0], "encoding_format": "base64"}, _packed
+        "/pooling", lambda k, c: {"messages": c[0], "encoding_format": "base64"}, _decode_base64
     ),
     "sglang-texts": Format(
         "/classify",
@@ -188,6 +188,6 @@ FORMATS = {
     "vllm-rerank": Format(
         "/v1/rerank",
         lambda _, c: {"query": c[0][0]["content"], "documents": [c[0][1]["content"]]},
-        _in_place,
+        _scores_by_index,
     ),
 }

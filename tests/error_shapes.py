@@ -1,4 +1,4 @@
-"""Errors in the shape of each kind of client: a status, and a body whose types stand for values."""
+"""Error formats of other services: a status, and a body in which a type matches any value of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tei(status: int, kind: str) -> tuple[int, Any]:
 
 
 def fits(body: Any, shape: Any) -> bool:
-    """Whether a body has a shape: a type stands for any value of it."""
+    """Return whether a body has a shape, in which a type matches any value of that type."""
     if isinstance(shape, dict):
         return (
             isinstance(body, dict)

@@ -1,4 +1,4 @@
-"""A small application behind the guard, and a real server on a port for what needs one."""
+"""A small application with the middleware, and a real server on a port for tests that need one."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from serve.config.settings import Settings
 JSON = b"Content-Type: application/json\r\n"
 KEY, OTHER_KEY = "correct-horse-battery", "staple-staple-staple"
 LARGE = bytes(range(256)) * 2**17
-"""More than the buffers of two sockets take."""
+"""Larger than the buffers of two sockets."""
 _NEVER_S = 10 * PATIENCE_S
 
 
-async def _pass_a_turn() -> None:
+async def _yield_to_loop() -> None:
     await asyncio.sleep(0)
 
 
 @dataclass
-class Guarded:
-    """The application and what was seen of its requests.
+class Harness:
+    """The application and a record of its requests.
 
     Attributes:
-        app: routes that echo, wait, and answer slowly.
-        admission: what its requests hold.
-        started: bodies of the requests to `/wait` that have begun.
-        cancelled: bodies of those that were cancelled.
-        on_wait: called by each request to `/wait` once it has begun.
-        between_parts: awaited after each part of an answer of `/slowly`.
+        app: application with routes that echo, wait, and respond slowly.
+        admission: admission control of the application.
+        started: bodies of requests to `/wait` that have started.
+        cancelled: bodies of requests to `/wait` that were cancelled.
+        on_wait: called by each request to `/wait` after its start.
+        between_chunks: awaited after each chunk of a response of `/slowly`.
     """
 
     app: FastAPI
@@ -55,19 +55,19 @@ class Guarded:
     started: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     on_wait: Callable[[], None] = lambda: None
-    between_parts: Callable[[], Awaitable[None]] = _pass_a_turn
+    between_chunks: Callable[[], Awaitable[None]] = _yield_to_loop
 
     def wait_until_free(self) -> None:
-        """Return once nothing is held any more."""
+        """Return once no request uses slots or bytes."""
         until(lambda: self.admission.num_running == self.admission.num_bytes == 0)
 
 
-def guarded(*keys: str, **chosen: Any) -> Guarded:
-    """Routes that echo, wait, and answer slowly, behind the guard with these settings."""
+def create_harness(*keys: str, **chosen: Any) -> Harness:
+    """Create an application with the middleware, under these settings."""
     app = FastAPI()
     settings = Settings.load(api_keys=keys, **chosen)
     app.state.settings, app.state.keys = settings, KeyRing.from_settings(settings)
-    seen = Guarded(app, stack.install(app, settings))
+    harness = Harness(app, stack.install(app, settings))
     router = APIRouter()
 
     @router.post("/size")
@@ -77,22 +77,22 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
     @router.post("/wait")
     async def wait(request: Request) -> None:
         name = (await request.body()).decode()
-        seen.started.append(name)
-        seen.on_wait()
+        harness.started.append(name)
+        harness.on_wait()
         try:
             await asyncio.sleep(_NEVER_S)
         except asyncio.CancelledError:
-            seen.cancelled.append(name)
+            harness.cancelled.append(name)
             raise
 
     @router.post("/slowly")
     async def slowly() -> Response:
-        async def parts() -> AsyncIterator[bytes]:
-            for part in (b"one ", b"two ", b"three"):
-                yield part
-                await seen.between_parts()
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in (b"one ", b"two ", b"three"):
+                yield chunk
+                await harness.between_chunks()
 
-        return StreamingResponse(parts())
+        return StreamingResponse(chunks())
 
     @router.api_route("/large", methods=["GET", "POST"])
     async def large() -> Response:
@@ -104,7 +104,7 @@ def guarded(*keys: str, **chosen: Any) -> Guarded:
         return "fine"
 
     app.include_router(router)
-    return seen
+    return harness
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class Server:
     """A running server.
 
     Attributes:
-        port: of 127.0.0.1, where it listens.
-        loop: that it runs on; its clock can be set forward.
-        connections: that are open.
+        port: port of 127.0.0.1 on which the server listens.
+        loop: event loop of the server, whose clock can be advanced.
+        connections: open connections.
     """
 
     port: int
@@ -126,11 +126,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self) -> socket.socket:
-        """Open a connection on which a test writes what it likes."""
+        """Open a raw connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def settle(self) -> None:
-        """Return once the loop has looked at its clock again."""
+        """Return once the loop has checked its clock again."""
         asyncio.run_coroutine_threadsafe(settle(), self.loop).result(PATIENCE_S)
 
     def client(self) -> httpx.Client:
@@ -139,12 +139,12 @@ class Server:
 
 @contextlib.contextmanager
 def live(app: ASGIApp, limits: ConnectionLimits | None = None, **options: Any) -> Iterator[Server]:
-    """A real server on a port, with our limits on connections. A warning in its log fails the test.
+    """Run a real server, with connection limits. A warning in its log fails the test.
 
     Args:
-        app: what answers.
-        limits: by default those of `skyreward serve --local`.
-        options: more of uvicorn's.
+        app: the application.
+        limits: limits of connections; default: those of `skyreward serve --local`.
+        options: further options of uvicorn.
     """
     errors: list[str] = []
 
@@ -155,7 +155,7 @@ def live(app: ASGIApp, limits: ConnectionLimits | None = None, **options: Any) -
     config = uvicorn.Config(
         app, port=0, ws="none", log_config=None, access_log=False, **options,
         http=partial(BoundedConnection, limits=limits or ConnectionLimits()),  # type: ignore[arg-type]
-        timeout_graceful_shutdown=10,  # a request that is never cancelled fails its test, no more
+        timeout_graceful_shutdown=10,  # a request that is never cancelled fails only its own test
     )  # fmt: skip
     server = uvicorn.Server(config)
     loop = MovableLoop()
@@ -184,21 +184,21 @@ def live(app: ASGIApp, limits: ConnectionLimits | None = None, **options: Any) -
 
 
 def post(path: str, *headers: bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    """The bytes of a request."""
+    """Return the bytes of a request with method POST."""
     size = b"Content-Length: %d\r\n" % (len(body) if length is None else length)
     start = b"POST %s HTTP/1.1\r\nHost: localhost\r\n" % path.encode()
     return start + JSON + size + b"".join(h + b"\r\n" for h in headers) + b"\r\n" + body
 
 
 def read_response(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
-    """One response of a connection, all of it: its head, and its body."""
+    """Read one whole response; return its head and its body."""
     response = HTTPResponse(connection)
     response.begin()
     return response, response.read()
 
 
 def unread(server: Server, request: bytes) -> socket.socket:
-    """A connection whose answer is not read."""
+    """Send a request on a connection whose response is not read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     connection.settimeout(PATIENCE_S)
@@ -208,8 +208,8 @@ def unread(server: Server, request: bytes) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Everything until the server closes the connection."""
-    found = bytearray()
-    while part := connection.recv(65536):
-        found += part
-    return bytes(found)
+    """Read until the server closes the connection."""
+    received = bytearray()
+    while data := connection.recv(65536):
+        received += data
+    return bytes(received)

@@ -1,4 +1,4 @@
-"""The playground's parts as tests name them, and a file to drop on it."""
+"""Selectors and helpers for tests of the playground, and a file to drop on it."""
 
 from __future__ import annotations
 

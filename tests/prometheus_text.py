@@ -1,4 +1,4 @@
-"""Reading `/metrics` back, and metrics in which everything has happened once."""
+"""Parses `/metrics`, and builds metrics with a series of every kind."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def series(name: str, **labels: str) -> Series:
 
 
 def rewards_of(model: str) -> Series:
-    """The series that counts the rewards of a model."""
+    """Return the series that counts the rewards of a model."""
     return series("skyreward_rewards_bucket", model=model, le="+Inf")
 
 
 def parse(text: str) -> dict[Series, float]:
-    """Every series of a text exposition, by the parser that Prometheus' own library has."""
+    """Parse every series of a text exposition, with the parser of Prometheus' own library."""
     return {
         series(sample.name, **sample.labels): sample.value
         for family in text_string_to_metric_families(text)
@@ -68,7 +68,7 @@ def read(families: Iterable[MetricFamily]) -> dict[Series, float]:
 
 
 def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict[Series, float]:
-    """By how much each series changed; buckets and sums of histograms left out.
+    """Return the change of each series, without buckets and sums of histograms.
 
     The count of rewards is their bucket of `+Inf`.
     """
@@ -82,11 +82,11 @@ def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict
 
 
 def eventful() -> Metrics:
-    """Metrics of one model with a series of every kind."""
+    """Return metrics of one model with a series of every kind."""
     metrics = Metrics()
     metrics.add_models(["m"], lambda: {"m": STATE})
-    record = RequestContext("r", model="m", tokenize_s=0.01, code="overloaded")
-    metrics.record_request(record, "/v1/score", 503, 0.1)
+    context = RequestContext("r", model="m", tokenize_s=0.01, code="overloaded")
+    metrics.record_request(context, "/v1/score", 503, 0.1)
     results = [Reward(1.5, 30, truncated=True), ScoreError("device_memory", "lower it")]
     metrics.record_results("m", results, num_computed_tokens=20, num_cached_tokens=0)
     metrics.record_batch(Batch())
@@ -96,14 +96,14 @@ def eventful() -> Metrics:
 
 
 def known_labels() -> dict[str, set[str]]:
-    """Labels of every series that Prometheus would hold, by its name."""
-    found: dict[str, set[str]] = defaultdict(set)
+    """Return the labels of every series of the service, by name."""
+    labels: dict[str, set[str]] = defaultdict(set)
     for family in eventful().snapshot():
-        for figure in family.samples:
-            found[figure.name] |= {name for name, _ in figure.labels}
+        for sample in family.samples:
+            labels[sample.name] |= {name for name, _ in sample.labels}
     with serving(FakeBackend()) as client:
-        for shown in text_string_to_metric_families(client.get("/metrics").text):
-            for sample in shown.samples:
-                found[sample.name] |= {*sample.labels}
-    found["skyreward_model_info"] |= {"template_sha256", "attention"}
-    return found
+        for metric in text_string_to_metric_families(client.get("/metrics").text):
+            for parsed in metric.samples:
+                labels[parsed.name] |= {*parsed.labels}
+    labels["skyreward_model_info"] |= {"template_sha256", "attention"}
+    return labels

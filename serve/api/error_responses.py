@@ -108,7 +108,7 @@ def format_native_error(details: ErrorDetails) -> tuple[int, Any]:
 
 
 def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
-    """Return the format of a request's errors, which is known before the body is read."""
+    """Return the format of a request's errors: by path, unless the body has determined it."""
     if ERROR_FORMAT_KEY in scope:
         error_format: ErrorFormat = scope[ERROR_FORMAT_KEY]
         return error_format

@@ -1,7 +1,7 @@
-"""Requests on every route and wire format, and the answers of the demo model, kept in a file.
+"""Requests on every route and wire format, and the recorded responses of the demo model.
 
-`test_recorded_answers.py` compares a running service with the file. After an intended change of an
-answer, record again and read the difference:
+`test_recorded_answers.py` compares a running service with the file. After an intended change of a
+response, record again and review the difference:
 
     python tests/service/recorded_answers.py --url http://127.0.0.1:8000
 """
@@ -33,7 +33,7 @@ TOOL = {
     "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
 }
 PAIR = {"prompt": "2+2?", "chosen": "It is 4.", "rejected": "fish"}
-# What differs from run to run: ids, times, and prose, which may be reworded.
+# Fields that differ from run to run: ids, times, and messages, which may be reworded.
 _VOLATILE = {
     "id", "created", "message", "detail", "num_computed_tokens", "num_cached_tokens", "warnings",
     "e2e_latency",
@@ -42,7 +42,7 @@ _HEADERS = re.compile("x-skyreward-(?!warn)|www-authenticate|retry-after|content
 
 
 def requests() -> Iterator[tuple[str, str, Any]]:
-    """Method, path and JSON body (text is sent as it is) of each request."""
+    """Yield method, path and JSON body of each request; a text is sent unchanged."""
     post = "POST"
     for body in (
         {"conversations": [CHAT]},
@@ -170,7 +170,7 @@ def requests() -> Iterator[tuple[str, str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """JSON data without what differs from run to run."""
+    """Return JSON data without the fields that differ from run to run."""
     if isinstance(value, dict):
         return {
             key: plain(item)
@@ -183,7 +183,7 @@ def plain(value: Any) -> Any:
 
 
 def ask(client: httpx.Client, method: str, path: str, body: Any) -> dict[str, Any]:
-    """The status, headers and body of an answer, as the file has them."""
+    """Send a request; return status, headers and body of the response, as recorded."""
     content = None if body is None else body if isinstance(body, str) else json.dumps(body)
     headers = {"Content-Type": "application/json"}
     response = client.request(method, path, content=content, headers=headers)

@@ -1,4 +1,4 @@
-"""The answers on every route are those that were recorded; prose may be reworded."""
+"""The responses of every route equal the recorded ones, except for messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECORDED = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitl
 
 
 def close(answer: Any, recorded: Any) -> bool:
-    """Whether they are equal, numbers that were computed within 1e-4."""
+    """Return whether they are equal, with computed numbers within 1e-4."""
     if isinstance(recorded, float) and isinstance(answer, float | int):
         return abs(answer - recorded) <= 1e-4
     if isinstance(recorded, dict) and isinstance(answer, dict):
@@ -24,7 +24,7 @@ def close(answer: Any, recorded: Any) -> bool:
     return type(answer) is type(recorded) and answer == recorded
 
 
-def test_answers_are_those_recorded(http: httpx.Client) -> None:
+def test_responses_equal_recorded_ones(http: httpx.Client) -> None:
     asked = list(requests())
     assert [f"{method} {path}" for method, path, _ in asked] == [r["request"] for r in RECORDED]
     for (method, path, body), recorded in zip(asked, RECORDED, strict=True):

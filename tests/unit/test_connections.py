@@ -17,7 +17,16 @@ from typing import TypeAlias
 import pytest
 import uvicorn
 from certificates import self_signed
-from middleware_harness import Guarded, Server, guarded, live, post, read_all, read_response, unread
+from middleware_harness import (
+    Harness,
+    Server,
+    create_harness,
+    live,
+    post,
+    read_all,
+    read_response,
+    unread,
+)
 from uvicorn.config import HTTP_PROTOCOLS
 from waiting import PATIENCE_S, until
 
@@ -52,12 +61,12 @@ Opened: TypeAlias = tuple[Server, Callable[[], socket.socket]]
 def serving(scheme: str, folder: Path) -> Iterator[Opened]:
     """A server, and how a test connects to it."""
     if scheme == "http":
-        with live(guarded().app) as server:
+        with live(create_harness().app) as server:
             yield server, server.connect
         return
     cert, key = self_signed(folder)
     trust = ssl.create_default_context(cafile=str(cert))
-    with live(guarded().app, ssl_certfile=cert, ssl_keyfile=key) as server:
+    with live(create_harness().app, ssl_certfile=cert, ssl_keyfile=key) as server:
         yield server, lambda: trust.wrap_socket(server.connect(), server_hostname="127.0.0.1")
 
 
@@ -110,7 +119,7 @@ def test_endless_head_is_431(opened: Opened, start: bytes, piece: bytes) -> None
 def test_complete_head_above_limit_is_431(sends: int) -> None:
     fits = GET[:-2] + b"X: %s\r\n\r\n" % (b"a" * (MAX_HEAD_BYTES - 100))
     too_large = b"GET /health HTTP/1.1\r\nX: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES)
-    with live(guarded().app) as server:
+    with live(create_harness().app) as server:
         for request, status in ((fits, 200), (too_large, 431)):
             with server.connect() as connection:
                 size = len(request) // sends + 1
@@ -140,10 +149,10 @@ def until_seen(server: Server, *unread: bool) -> None:
 
 
 def test_head_timeout_does_not_apply_to_body() -> None:
-    seen = guarded(body_timeout_s=3_000, request_timeout_s=3_000, min_body_rate=0)
-    with live(seen.app) as server, server.connect() as connection:
+    harness = create_harness(body_timeout_s=3_000, request_timeout_s=3_000, min_body_rate=0)
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=b"12", length=4))
-        until(lambda: seen.admission.num_bytes == 2)
+        until(lambda: harness.admission.num_bytes == 2)
         server.loop.advance(1_000)
         connection.sendall(b"34")
         assert read_response(connection)[1] == b"4"
@@ -151,7 +160,7 @@ def test_head_timeout_does_not_apply_to_body() -> None:
 
 def test_chunk_framing_does_not_count_toward_head_limit() -> None:
     body = b"".join(b"1\r\n1\r\n" for _ in range(MAX_HEAD_BYTES))
-    with live(guarded().app) as server, server.connect() as connection:
+    with live(create_harness().app) as server, server.connect() as connection:
         connection.sendall(CHUNKED + body + b"0\r\n\r\n")
         assert read_response(connection)[1] == b"%d" % MAX_HEAD_BYTES
 
@@ -159,7 +168,7 @@ def test_chunk_framing_does_not_count_toward_head_limit() -> None:
 def test_pipelined_requests_in_one_write_are_answered_in_order() -> None:
     body = b"1" * (2 * MAX_HEAD_BYTES)
     last = b"GET /other HTTP/1.1\r\nConnection: close\r\n\r\n"
-    with live(guarded().app) as server, server.connect() as connection:
+    with live(create_harness().app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=body) + GET + post("/size", body=b"22") + last[:-2])
         until_seen(server, True)
         connection.sendall(last[-2:])
@@ -169,14 +178,14 @@ def test_pipelined_requests_in_one_write_are_answered_in_order() -> None:
 
 
 def test_disconnect_cancels_all_pipelined_requests() -> None:
-    seen = guarded()
-    with live(seen.app) as server:
+    harness = create_harness()
+    with live(harness.app) as server:
         with server.connect() as connection:
             connection.sendall(post("/wait", body=b"1") + post("/wait", body=b"2"))
-            until(lambda: seen.started == ["1"])
-        until(lambda: seen.cancelled == ["1"])
-        seen.wait_until_free()
-        assert seen.started == ["1"]
+            until(lambda: harness.started == ["1"])
+        until(lambda: harness.cancelled == ["1"])
+        harness.wait_until_free()
+        assert harness.started == ["1"]
 
 
 UPGRADE = b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -189,7 +198,7 @@ def test_http2_upgrade_request_is_answered_in_http1(is_cut: bool) -> None:
     rest = GET[:-2] + UPGRADE + b"\r\n" + post("/size", UPGRADE[:-2], body=b"22")
     rest += GET[:-2] + b"Connection: close\r\n\r\n"
     pieces = [first[:-2], first[-2:], rest] if is_cut else [first + rest]
-    with live(guarded().app) as server, server.connect() as connection:
+    with live(create_harness().app) as server, server.connect() as connection:
         for number, piece in enumerate(pieces):
             connection.sendall(piece)
             if number < len(pieces) - 1:
@@ -202,14 +211,14 @@ def test_http2_upgrade_request_is_answered_in_http1(is_cut: bool) -> None:
 
 def test_many_pipelined_upgrade_requests_are_answered() -> None:
     many = GET[:-2] + UPGRADE + b"\r\n"
-    with live(guarded().app) as server, server.connect() as connection:
+    with live(create_harness().app) as server, server.connect() as connection:
         connection.sendall(many * 3_000 + GET[:-2] + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b'"fine"') == 3_001
 
 
 @pytest.mark.usefixtures("_expected_parser_rejections")
 def test_invalid_http_gets_native_error() -> None:
-    with live(guarded().app) as server, server.connect() as connection:
+    with live(create_harness().app) as server, server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         assert parse_error(read_all(connection)) == (400, "bad_request")
 
@@ -217,10 +226,10 @@ def test_invalid_http_gets_native_error() -> None:
 @pytest.mark.usefixtures("_expected_parser_rejections")
 @pytest.mark.parametrize("rest", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 300_000])
 def test_invalid_data_after_request_does_not_break_response(rest: bytes) -> None:
-    seen = guarded()
+    harness = create_harness()
     answer_now = threading.Event()
-    seen.between_parts = partial(asyncio.to_thread, answer_now.wait, PATIENCE_S)
-    with live(seen.app) as server, server.connect() as connection:
+    harness.between_chunks = partial(asyncio.to_thread, answer_now.wait, PATIENCE_S)
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(post("/slowly") + rest)
         until(lambda: [c._is_rejected for c in server.connections] == [True])
         answer_now.set()
@@ -229,19 +238,19 @@ def test_invalid_data_after_request_does_not_break_response(rest: bytes) -> None
     assert answer.endswith(b"5\r\nthree\r\n0\r\n\r\n")
 
 
-def busy(seen: Guarded, server: Server, number: int) -> list[socket.socket]:
+def busy(harness: Harness, server: Server, number: int) -> list[socket.socket]:
     """Open connections with running requests."""
     connections = [server.connect() for _ in range(number)]
     for connection in connections:
         connection.sendall(post("/wait"))
-    until(lambda: len(seen.started) == number)
+    until(lambda: len(harness.started) == number)
     return connections
 
 
 def test_longest_idle_connection_is_closed_for_new_one() -> None:
-    seen = guarded()
-    with live(seen.app, ConnectionLimits(max_connections=4)) as server:
-        working = busy(seen, server, 2)
+    harness = create_harness()
+    with live(harness.app, ConnectionLimits(max_connections=4)) as server:
+        working = busy(harness, server, 2)
         idle = [server.connect() for _ in range(3)]
         assert read_all(idle[0]) == b""
         for connection in idle[1:]:
@@ -257,9 +266,9 @@ def test_longest_idle_connection_is_closed_for_new_one() -> None:
 
 
 def test_busy_connections_are_not_closed_for_new_one() -> None:
-    seen = guarded()
-    with live(seen.app, ConnectionLimits(max_connections=2)) as server:
-        working = busy(seen, server, 2)
+    harness = create_harness()
+    with live(harness.app, ConnectionLimits(max_connections=2)) as server:
+        working = busy(harness, server, 2)
         with server.connect() as new:
             answer = read_all(new)
         assert b"Retry-After: 5" in answer
@@ -274,7 +283,7 @@ def test_busy_connections_are_not_closed_for_new_one() -> None:
 @pytest.mark.parametrize("last", [GET, b"GET /health HTTP/1.0\r\n\r\n"])
 def test_unread_end_of_response_is_dropped_after_timeout(last: bytes) -> None:
     """The end is so short that the server has nothing more to send, and waits for nothing."""
-    with live(guarded().app) as server, unread(server, GET) as connection:
+    with live(create_harness().app) as server, unread(server, GET) as connection:
         until(lambda: len(server.connections) == 1)
         [served] = server.connections
         server_socket = served.transport.get_extra_info("socket")
@@ -295,7 +304,7 @@ def test_unread_end_of_response_is_dropped_after_timeout(last: bytes) -> None:
 
 
 def test_late_read_end_of_response_arrives() -> None:
-    with live(guarded().app) as server, unread(server, GET * 2_000) as connection:
+    with live(create_harness().app) as server, unread(server, GET * 2_000) as connection:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         server.loop.advance(1)
         assert read_all(connection).count(b'"fine"') == 2_001

@@ -6,7 +6,7 @@ from functools import partial
 
 from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
-from middleware_harness import guarded
+from middleware_harness import create_harness
 from waiting import MovableLoop, advance, settle, until
 
 from serve.api.app import create_app
@@ -17,27 +17,27 @@ ON_A_MOVABLE_LOOP = {"loop_factory": MovableLoop}
 
 
 def test_passed_deadline_is_408_and_cancels_request() -> None:
-    seen = guarded()
-    seen.on_wait = partial(advance, 1_001)
-    with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
+    harness = create_harness()
+    harness.on_wait = partial(advance, 1_001)
+    with TestClient(harness.app, backend_options=ON_A_MOVABLE_LOOP) as client:
         headers = {"X-Request-Timeout-Seconds": "1000"}
         answer = client.post("/wait", json="a", headers=headers)
         assert answer.status_code == 408
         assert answer.json()["error"]["code"] == "deadline_exceeded"
-        assert seen.cancelled == ['"a"']
-        assert (seen.admission.num_running, seen.admission.num_bytes) == (0, 0)
+        assert harness.cancelled == ['"a"']
+        assert (harness.admission.num_running, harness.admission.num_bytes) == (0, 0)
 
 
 def test_request_timeout_setting_is_default_deadline() -> None:
-    seen = guarded(request_timeout_s=1_000)
-    seen.on_wait = partial(advance, 1_001)
+    harness = create_harness(request_timeout_s=1_000)
+    harness.on_wait = partial(advance, 1_001)
 
     async def pass_the_deadline() -> None:
         advance(2_001)
         await settle()
 
-    seen.between_parts = pass_the_deadline
-    with TestClient(seen.app, backend_options=ON_A_MOVABLE_LOOP) as client:
+    harness.between_chunks = pass_the_deadline
+    with TestClient(harness.app, backend_options=ON_A_MOVABLE_LOOP) as client:
         assert client.post("/wait", json="a").status_code == 408
         # A response that has begun is completed.
         slow = client.post("/slowly", json={}, headers={"X-Request-Timeout-Seconds": "2000"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import FakeBackend, ready
 from fastapi.testclient import TestClient
-from middleware_harness import KEY, OTHER_KEY, guarded, live, read_all
+from middleware_harness import KEY, OTHER_KEY, create_harness, live, read_all
 from starlette.websockets import WebSocketDisconnect
 from waiting import until
 
@@ -145,7 +145,7 @@ def test_websocket_is_closed(client: TestClient) -> None:
 
 
 def test_request_context_names_client_of_key() -> None:
-    seen = guarded(KEY, OTHER_KEY)
+    harness = create_harness(KEY, OTHER_KEY)
     records: list[RequestContext] = []
 
     class Outermost:
@@ -160,7 +160,7 @@ def test_request_context_names_client_of_key() -> None:
             finally:
                 context.unbind_request(token)
 
-    client = TestClient(Outermost(seen.app))
+    client = TestClient(Outermost(harness.app))
     for headers in (RIGHT, {"Authorization": f"Bearer {OTHER_KEY}"}, {}):
         client.post("/size", json={}, headers=headers)
     ring = KeyRing([(KEY, ""), (OTHER_KEY, "")])
@@ -247,7 +247,7 @@ def test_json_content_types_are_accepted(client: TestClient, content_type: str) 
 
 
 def test_content_length_above_limit_is_413() -> None:
-    client = TestClient(guarded(max_body_bytes=10).app)
+    client = TestClient(create_harness(max_body_bytes=10).app)
     for number, status in ((10, 200), (11, 413)):
         answer = client.post("/size", content=b"1" * number, headers={"Content-Type": "a/json"})
         assert answer.status_code == 415

@@ -13,7 +13,7 @@ from middleware_harness import (
     KEY,
     LARGE,
     OTHER_KEY,
-    guarded,
+    create_harness,
     live,
     post,
     read_all,
@@ -35,21 +35,21 @@ def chunk(data: bytes) -> bytes:
 
 
 def test_chunked_body_is_assembled() -> None:
-    seen = guarded()
-    with live(seen.app) as server, server.connect() as connection:
+    harness = create_harness()
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
         for number in range(1, 4):
             connection.sendall(chunk(b'"abc"'))
-            until(lambda: seen.admission.num_bytes == 5 * number)  # noqa: B023
+            until(lambda: harness.admission.num_bytes == 5 * number)  # noqa: B023
         connection.sendall(chunk(b""))
         response, body = read_response(connection)
         assert (response.status, body) == (200, b"15")
-        seen.wait_until_free()
+        harness.wait_until_free()
 
 
 def test_chunked_body_above_limit_is_413() -> None:
-    seen = guarded(max_body_bytes=1_000)
-    with live(seen.app) as server, server.connect() as connection:
+    harness = create_harness(max_body_bytes=1_000)
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(CHUNKED)
         for _ in range(11):
             connection.sendall(chunk(b" " * 100))
@@ -61,12 +61,12 @@ def test_chunked_body_above_limit_is_413() -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer.lower()
     assert b'"body_too_large"' in answer
-    seen.wait_until_free()
+    harness.wait_until_free()
 
 
 def test_content_length_above_limit_is_413_before_body_is_read() -> None:
-    seen = guarded(max_body_bytes=1_000)
-    with live(seen.app) as server:
+    harness = create_harness(max_body_bytes=1_000)
+    with live(harness.app) as server:
         with server.connect() as connection:
             # The body is never sent, so the response cannot have waited for it.
             connection.sendall(post("/size", b"Expect: 100-continue", length=10**9))
@@ -80,10 +80,12 @@ def test_content_length_above_limit_is_413_before_body_is_read() -> None:
 
 
 def test_stalled_body_is_408() -> None:
-    seen = guarded(body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1, min_body_rate=0)
-    with live(seen.app) as server, server.connect() as slow, server.client() as client:
+    harness = create_harness(
+        body_timeout_s=1_000, request_timeout_s=3_000, max_requests=1, min_body_rate=0
+    )
+    with live(harness.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"12", length=10))
-        until(lambda: seen.admission.num_bytes == 2)
+        until(lambda: harness.admission.num_bytes == 2)
         # The stalled body uses bytes, but no slot of a running request.
         assert client.post("/size", json=1).status_code == 200
         server.loop.advance(1_001)
@@ -91,20 +93,20 @@ def test_stalled_body_is_408() -> None:
         assert response.status == 408
         assert b'"body_timeout"' in body
         assert b"only 2 bytes of the body arrived in 1000 s" in body
-        seen.wait_until_free()
+        harness.wait_until_free()
 
 
 def test_slow_body_within_timeout_is_accepted() -> None:
-    seen = guarded(
+    harness = create_harness(
         body_timeout_s=10_000,
         request_timeout_s=20_000,
         max_request_timeout_s=20_000,
         min_body_rate=0,
     )
-    with live(seen.app) as server, server.connect() as connection:
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(post("/size", length=5))
         for number, byte in enumerate(b"12345"):
-            until(lambda: seen.admission.num_bytes == number)  # noqa: B023
+            until(lambda: harness.admission.num_bytes == number)  # noqa: B023
             server.loop.advance(1_900)
             connection.sendall(bytes([byte]))
         response, body = read_response(connection)
@@ -112,8 +114,8 @@ def test_slow_body_within_timeout_is_accepted() -> None:
 
 
 def test_deadline_applies_to_body() -> None:
-    seen = guarded()
-    with live(seen.app) as server, server.connect() as connection:
+    harness = create_harness()
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(post("/size", b"X-Request-Timeout-Seconds: 0.3", length=5))
         response, body = read_response(connection)
         assert response.status == 408
@@ -121,49 +123,49 @@ def test_deadline_applies_to_body() -> None:
 
 
 def test_bodies_beyond_max_buffered_bytes_are_503() -> None:
-    seen = guarded(max_body_bytes=1_000, max_buffered_bytes=1_500)
-    with live(seen.app) as server, server.connect() as slow, server.client() as client:
+    harness = create_harness(max_body_bytes=1_000, max_buffered_bytes=1_500)
+    with live(harness.app) as server, server.connect() as slow, server.client() as client:
         slow.sendall(post("/size", body=b"1" * 900, length=1_000))
-        until(lambda: seen.admission.num_bytes == 900)
+        until(lambda: harness.admission.num_bytes == 900)
         refused = client.post("/size", content=b"1" * 700, headers=JSON_TYPE)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "overloaded"
         assert int(refused.headers["retry-after"]) > 0
         accepted = client.post("/size", content=b"1" * 600, headers=JSON_TYPE)
         assert accepted.status_code == 200
-    seen.wait_until_free()
+    harness.wait_until_free()
 
 
 def test_disconnect_during_body_releases_slot() -> None:
-    seen = guarded()
-    with live(seen.app) as server:
+    harness = create_harness()
+    with live(harness.app) as server:
         with server.connect() as connection:
             connection.sendall(post("/size", body=b"12", length=10))
-            until(lambda: seen.admission.num_bytes == 2)
-        seen.wait_until_free()
+            until(lambda: harness.admission.num_bytes == 2)
+        harness.wait_until_free()
 
 
 def test_disconnect_cancels_request() -> None:
-    seen = guarded()
-    with live(seen.app) as server:
+    harness = create_harness()
+    with live(harness.app) as server:
         for number in range(3):
             with server.connect() as connection:
                 connection.sendall(post("/wait", body=b"%d" % number))
-                until(lambda: len(seen.started) == number + 1)  # noqa: B023
-                assert seen.admission.num_running == 1
-            until(lambda: len(seen.cancelled) == number + 1)  # noqa: B023
-        seen.wait_until_free()
+                until(lambda: len(harness.started) == number + 1)  # noqa: B023
+                assert harness.admission.num_running == 1
+            until(lambda: len(harness.cancelled) == number + 1)  # noqa: B023
+        harness.wait_until_free()
 
 
 def test_disconnect_or_deadline_during_response_does_not_cancel() -> None:
-    seen = guarded(request_timeout_s=1_000)
+    harness = create_harness(request_timeout_s=1_000)
 
     async def pass_the_deadline() -> None:
         advance(1_001)
         await settle()
 
-    seen.between_parts = pass_the_deadline
-    with live(seen.app) as server:
+    harness.between_chunks = pass_the_deadline
+    with live(harness.app) as server:
         with server.connect() as connection:
             connection.sendall(post("/slowly", body=b"1"))
             received = b""
@@ -173,12 +175,12 @@ def test_disconnect_or_deadline_during_response_does_not_cancel() -> None:
         # A deadline that passes during the response does not cancel it either.
         with server.client() as client:
             assert client.post("/slowly", json=1).text == "one two three"
-        seen.wait_until_free()
+        harness.wait_until_free()
 
 
 def test_pipelined_good_and_bad_requests_are_answered_in_order() -> None:
-    seen = guarded(max_body_bytes=100)
-    with live(seen.app) as server, server.connect() as connection:
+    harness = create_harness(max_body_bytes=100)
+    with live(harness.app) as server, server.connect() as connection:
         bad = post("/size", body=b"12").replace(b"application/json", b"text/plain")
         sent = [
             post("/size", body=b"1"),
@@ -204,26 +206,26 @@ def test_pipelined_good_and_bad_requests_are_answered_in_order() -> None:
 def test_requests_above_limit_are_rejected_at_once(
     limits: dict[str, int], status: int, code: str
 ) -> None:
-    seen = guarded(KEY, **limits)
+    harness = create_harness(KEY, **limits)
     headers = {"Authorization": f"Bearer {KEY}"}
-    with live(seen.app) as server, server.client() as client:
+    with live(harness.app) as server, server.client() as client:
         with server.connect() as first, server.connect() as second:
             for connection in (first, second):
                 connection.sendall(post("/wait", b"Authorization: Bearer " + KEY.encode()))
-            until(lambda: len(seen.started) == 2)
+            until(lambda: len(harness.started) == 2)
             refused = client.post("/wait", json=1, headers=headers)
             assert refused.status_code == status
             assert refused.json()["error"]["code"] == code
             assert int(refused.headers["retry-after"]) > 0
             assert client.get("/other", headers=headers).status_code == 200
             assert client.post("/wait", json=1).status_code == 401
-        seen.wait_until_free()
+        harness.wait_until_free()
         assert client.post("/size", json=1, headers=headers).status_code == 200
 
 
 def test_concurrent_requests_get_own_responses_and_release_slots() -> None:
-    seen = guarded()
-    with live(seen.app) as server:
+    harness = create_harness()
+    with live(harness.app) as server:
         lock = threading.Lock()
         wrong: list[object] = []
 
@@ -242,34 +244,34 @@ def test_concurrent_requests_get_own_responses_and_release_slots() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
         assert wrong == []
-        assert len(seen.cancelled) == len(seen.started)
-        seen.wait_until_free()
+        assert len(harness.cancelled) == len(harness.started)
+        harness.wait_until_free()
 
 
 def test_body_below_min_rate_is_408() -> None:
-    seen = guarded(min_body_rate=100)
-    with live(seen.app) as server, server.connect() as slow:
+    harness = create_harness(min_body_rate=100)
+    with live(harness.app) as server, server.connect() as slow:
         slow.sendall(post("/size", body=b"1" * 200, length=10_000))
-        until(lambda: seen.admission.num_bytes == 200)
+        until(lambda: harness.admission.num_bytes == 200)
         server.loop.advance(7.5)
         response, body = read_response(slow)
         assert response.status == 408
         assert b'"body_timeout"' in body
         assert b"only 200 bytes of the body arrived in 7 s, fewer than 100 a second" in body
-        seen.wait_until_free()
+        harness.wait_until_free()
 
 
 def test_body_may_pause_above_min_average_rate() -> None:
-    seen = guarded(
+    harness = create_harness(
         body_timeout_s=10_000,
         request_timeout_s=20_000,
         max_request_timeout_s=20_000,
         min_body_rate=1,
     )
-    with live(seen.app) as server, server.connect() as connection:
+    with live(harness.app) as server, server.connect() as connection:
         connection.sendall(post("/size", body=b"1" * 1_000, length=3_000))
         for number in (1_000, 2_000):
-            until(lambda: seen.admission.num_bytes == number)  # noqa: B023
+            until(lambda: harness.admission.num_bytes == number)  # noqa: B023
             server.loop.advance(900)  # 1,005 and 2,005 seconds are allowed by then
             connection.sendall(b"1" * 1_000)
         response, body = read_response(connection)
@@ -277,14 +279,14 @@ def test_body_may_pause_above_min_average_rate() -> None:
 
 
 def test_stalled_bodies_of_one_client_do_not_affect_another() -> None:
-    seen = guarded(KEY, OTHER_KEY, max_body_bytes=1_000, max_buffered_bytes=8_000)
+    harness = create_harness(KEY, OTHER_KEY, max_body_bytes=1_000, max_buffered_bytes=8_000)
     mine, theirs = (f"Authorization: Bearer {key}".encode() for key in (KEY, OTHER_KEY))
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(live(seen.app))
+        server = stack.enter_context(live(harness.app))
         for number in range(4):
             slow = stack.enter_context(server.connect())
             slow.sendall(post("/size", mine, body=b"1" * 999, length=1_000))
-            until(lambda: seen.admission.num_bytes == 999 * (number + 1))  # noqa: B023
+            until(lambda: harness.admission.num_bytes == 999 * (number + 1))  # noqa: B023
         for _ in range(5):
             with server.connect() as more:
                 more.sendall(post("/size", mine, body=b"1" * 999, length=1_000))
@@ -298,14 +300,14 @@ def test_stalled_bodies_of_one_client_do_not_affect_another() -> None:
 
 
 def test_unread_response_resets_connection() -> None:
-    seen = guarded(answer_timeout_s=1_000)
-    with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
-        until(lambda: seen.admission.num_bytes == len(LARGE) + 1)
-        assert seen.admission.num_running == 1
+    harness = create_harness(answer_timeout_s=1_000)
+    with live(harness.app) as server, unread(server, post("/large", body=b"1")) as connection:
+        until(lambda: harness.admission.num_bytes == len(LARGE) + 1)
+        assert harness.admission.num_running == 1
 
         def is_given_up() -> bool:
             server.loop.advance(1_001)  # repeated, since the operating system accepts some chunks
-            return seen.admission.num_running == seen.admission.num_bytes == 0
+            return harness.admission.num_running == harness.admission.num_bytes == 0
 
         until(is_given_up)
         with pytest.raises(ConnectionResetError):  # the operating system drops its buffer too
@@ -313,17 +315,17 @@ def test_unread_response_resets_connection() -> None:
 
 
 def test_disconnect_during_response_releases_slot() -> None:
-    seen = guarded()
-    with live(seen.app) as server:
+    harness = create_harness()
+    with live(harness.app) as server:
         with unread(server, post("/large", body=b"1")):
-            until(lambda: seen.admission.num_bytes == len(LARGE) + 1)
-        seen.wait_until_free()
+            until(lambda: harness.admission.num_bytes == len(LARGE) + 1)
+        harness.wait_until_free()
 
 
 def test_slowly_read_response_arrives_whole() -> None:
-    seen = guarded(answer_timeout_s=1_000)
+    harness = create_harness(answer_timeout_s=1_000)
     requests = [b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", post("/large", body=b"1")]
-    with live(seen.app) as server:
+    with live(harness.app) as server:
         for request in requests:
             with unread(server, request) as connection:
                 response = HTTPResponse(connection)
@@ -333,7 +335,7 @@ def test_slowly_read_response_arrives_whole() -> None:
                     body += part
                     server.loop.advance(100)
                 assert body == LARGE
-        seen.wait_until_free()
+        harness.wait_until_free()
 
 
 @pytest.mark.parametrize(
@@ -341,8 +343,8 @@ def test_slowly_read_response_arrives_whole() -> None:
 )
 def test_connection_resets_only_below_min_progress(step: int, is_enough: bool) -> None:
     """Even if the operating system accepts no data for many periods, since its buffer is full."""
-    seen = guarded(answer_timeout_s=1_000)
-    with live(seen.app) as server, unread(server, post("/large", body=b"1")) as connection:
+    harness = create_harness(answer_timeout_s=1_000)
+    with live(harness.app) as server, unread(server, post("/large", body=b"1")) as connection:
         response = HTTPResponse(connection)
         response.begin()
         body = b""
@@ -356,4 +358,4 @@ def test_connection_resets_only_below_min_progress(step: int, is_enough: bool) -
             assert not is_enough
         else:
             assert (is_enough, body) == (True, LARGE)
-        seen.wait_until_free()
+        harness.wait_until_free()
