@@ -40,9 +40,9 @@ async function scoreDraft() {
   }
 }
 
-function setBusy(is) {
-  $("results").setAttribute("aria-busy", String(is));
-  $("score").classList.toggle("busy", is);
+function setBusy(isBusy) {
+  $("results").setAttribute("aria-busy", String(isBusy));
+  $("score").classList.toggle("busy", isBusy);
 }
 
 function showScores() {
@@ -78,10 +78,10 @@ function verdict(results) {
   const winner = margin >= 0 ? 0 : 1;
   const split = el("div", { class: "split", "aria-hidden": "true" });
   for (const [i, share] of [first, 1 - first].entries()) {
-    const part = el("span");
-    part.style.width = `${100 * share}%`;
-    part.style.background = color(i);
-    split.append(part);
+    const bar = el("span");
+    bar.style.width = `${100 * share}%`;
+    bar.style.background = color(i);
+    split.append(bar);
   }
   const words = margin === 0
     ? ["Both have the same reward"]
@@ -139,11 +139,11 @@ function barItem(result, i, { low, span, best }) {
 
 /** Show the probability that each of three or more answers is preferred over each other. */
 function matrix(results) {
-  const places = results.flatMap((result, i) => (result.error ? [] : [i]));
-  const head = el("tr", {}, el("td", {}), places.map((i) => el("th", { scope: "col" }, chip(i))));
-  const rows = places.map((row) => el("tr", {},
+  const indices = results.flatMap((result, i) => (result.error ? [] : [i]));
+  const head = el("tr", {}, el("td", {}), indices.map((i) => el("th", { scope: "col" }, chip(i))));
+  const rows = indices.map((row) => el("tr", {},
     el("th", { scope: "row" }, chip(row)),
-    places.map((column) => {
+    indices.map((column) => {
       if (row === column) return el("td", { class: "soft" }, "·");
       const share = sigmoid(results[row].reward - results[column].reward);
       const cell = el("td", { class: "share" }, percent(share));
@@ -151,7 +151,7 @@ function matrix(results) {
       return cell;
     }),
   ));
-  return el("details", { class: "matrix", open: places.length <= 6 },
+  return el("details", { class: "matrix", open: indices.length <= 6 },
     el("summary", {}, "Pairwise comparison"),
     el("p", { class: "soft small" }, "Probability that the row's answer is preferred over the column's:"),
     el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Pairwise comparison" }, el("table", {},
