@@ -1,7 +1,7 @@
 """Where trainers that only take the path of a function find the service: `SKYREWARD_CLIENT_*`.
 
-Beside `serve.config.settings` the only reader of the environment. Clients that are made in code are
-told everything by arguments and read nothing.
+Only this module and `serve.config.settings` read the environment. Clients that are created in code
+take all options as arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 
 
 class ClientSettings(BaseSettings):
-    """Everything that can be chosen about the clients of trainers' reward functions."""
+    """Settings of the clients that trainers' reward functions use."""
 
     model_config = SettingsConfigDict(
         env_prefix="SKYREWARD_CLIENT_",
@@ -33,33 +33,47 @@ class ClientSettings(BaseSettings):
         default=("http://127.0.0.1:8000",),
         min_length=1,
         repr=False,  # a password may be in one
-        description="addresses of services that serve the same model, with commas between",
+        description="Addresses of services that serve the same model, separated by commas.",
     )
-    model: str | None = Field(default=None, description="which of their models")
-    api_key: SecretStr | None = Field(default=None, description="of those services")
+    model: str | None = Field(
+        default=None, description="Alias of the model. Default: the only model of the service."
+    )
+    api_key: SecretStr | None = Field(default=None, description="API key of those services.")
     retry_s: float = Field(
-        default=300, ge=0, description="seconds from a first failure in which it is tried again"
+        default=300,
+        ge=0,
+        description="Seconds after a request's first failure in which it is retried; 0: one try "
+        "at each address.",
     )
-    timeout_s: float | None = Field(default=None, gt=0, description="deadline of each try")
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Deadline of each try in seconds. Default: the service's own.",
+    )
     max_answer_bytes: int = Field(
         default=MAX_ANSWER_BYTES,
         ge=1,
-        description="maximum size of an answer of the service in bytes, uncompressed",
+        description="Maximum size of a response of the service in bytes, uncompressed.",
     )
-    num_posts: int = Field(default=4, ge=1, description="posts at a time, to each address")
+    num_posts: int = Field(
+        default=4, ge=1, description="Maximum number of concurrent requests to each address."
+    )
     truncation: Truncation = Field(
-        default="error", description="what to do with conversations that are too long"
+        default="error",
+        description="What to do with conversations that are too long: `error` fails them, `left` "
+        "drops tokens of the oldest turns, `right` drops tokens at the end.",
     )
     policy_template: PolicyTemplate = Field(
-        default="none", description="how the policy's chat template writes prompts that are text"
+        default="none",
+        description="Chat template of the policy that wrote prompts which are text.",
     )
     failed_reward: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="for a conversation that cannot be scored; none: an error ends the run",
+        description="Reward for a conversation that cannot be scored. Default: raise an error.",
     )
     prompt_field: str = Field(
-        default="question", description="of verl's `extra_info`, where the prompt stands"
+        default="question", description="Field of verl's `extra_info` that holds the prompt."
     )
 
     @field_validator("urls", mode="before")
@@ -69,7 +83,7 @@ class ClientSettings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> ClientSettings:
-        """Settings from arguments, the environment and the defaults.
+        """Return settings from arguments, the environment and the defaults.
 
         Raises:
             ServiceError: an unknown name or a bad value.
@@ -79,11 +93,11 @@ class ClientSettings(BaseSettings):
         unknown = sorted(v for v in os.environ if v.startswith(prefix) and v not in known)
         if unknown:
             raise ServiceError(
-                f"the environment has {unknown[0]}, which is no setting; there are: "
+                f"the environment has {unknown[0]}, which is not a setting; the settings are: "
                 + ", ".join(sorted(known))
             )
         try:
             return cls(**overrides)
         except ValidationError as error:
-            told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ServiceError(f"bad settings of the client: {'; '.join(told)}") from None
+            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ServiceError(f"bad settings of the client: {'; '.join(problems)}") from None

@@ -1,4 +1,4 @@
-"""Settings of one served model. Those of the service are in `serve.config.settings`."""
+"""Settings of one served model. `serve.config.settings` has those of the service."""
 
 from __future__ import annotations
 
@@ -16,71 +16,116 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="`demo`, a local folder, or a hub id (ORG/NAME)")
-    alias: str = Field(default="", description="name in requests; default: NAME's last part")
-    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
-    dtype: DType = Field(default="auto", description="auto: bfloat16 on CUDA, float32 on CPU")
-    attention: Attention = Field(default="auto", description="auto: chosen, with its reason")
-    device: str = Field(default="auto", description="auto: CUDA where there is one, else CPU")
+    name: str = Field(description="Model to load: `demo`, a local folder, or a hub id (ORG/NAME).")
+    alias: str = Field(
+        default="", description="Name in requests. Default: the folder's name, or the hub id."
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit on the hub (default: main). The commit is reported in "
+        "the fingerprint.",
+    )
+    dtype: DType = Field(
+        default="auto",
+        description="Number format of the decoder. `auto`: bfloat16 on CUDA, float32 on CPU. The "
+        "head's product is always float32; float16 is refused for Gemma-2.",
+    )
+    attention: Attention = Field(
+        default="auto",
+        description="Attention backend: `flash_attention_2`, `varlen`, `flex` (CUDA), `sdpa` "
+        "(CPU) or `eager`. `auto` chooses one and reports the reason.",
+    )
+    device: str = Field(
+        default="auto",
+        description="Device of a replica. `auto`: the first CUDA device that the replica sees, "
+        "else the CPU.",
+    )
     max_length: int | None = Field(
-        default=None, ge=1, description="most tokens of a conversation; default: the model's limit"
+        default=None,
+        ge=1,
+        description="Maximum number of tokens in a conversation. Default: the trained length "
+        "where the catalogue knows it, else all positions.",
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja file that replaces or supplies the chat template"
+        default=None,
+        description="Jinja file that replaces or supplies the chat template. Without any template "
+        "loading is refused.",
     )
     template_date: str | None = Field(
         default=None,
-        description="day (YYYY-MM-DD) that the chat template gets as today's; "
-        "default: the day on which the service starts",
+        description="Date (YYYY-MM-DD) that a template which asks for today's date gets; part of "
+        "the fingerprint. Default: the day on which the service starts.",
     )
     deterministic: bool = Field(
-        default=False, description="the same reward to the last bit in any batch; slower"
+        default=False,
+        description="Give each conversation the same reward to the last bit alone, in any batch "
+        "and in any order. Slower (0.59x for pairs, 0.34x for groups of 16 on two CPU cores).",
     )
     quantization: Quantization = Field(
-        default="none", description="of the linear layers, by torchao; lossy"
+        default="none",
+        description="Quantization of the linear layers: `int8`, `fp8` (weights and activations, "
+        "one scale for each token), `int8-weights` or `fp8-weights`, by torchao 0.18 or newer. "
+        "Lossy, part of the fingerprint; measure it with `skyreward verify`. `fp8` needs dtype "
+        "bfloat16.",
     )
-    compile: bool = Field(default=False, description="torch.compile of the decoder layers")
+    compile: bool = Field(
+        default=False,
+        description="Run torch.compile on the decoder layers, once for rows of any length. The "
+        "first batch waits for the compiler.",
+    )
     self_check: bool = Field(
         default=True,
         description="Compare the engine with plain transformers at load, and refuse a model whose "
         "rewards differ by more than rounding.",
     )
     max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="most tokens of one batch; default: by free memory"
+        default=None,
+        ge=1,
+        description="Maximum number of tokens in a batch, shared ones counted once; a longer "
+        "conversation goes alone. Default: from free memory and the model's shape, 4,096 on CPUs, "
+        "at most 32,768 on CUDA.",
     )
     cache_bytes: int = Field(
         default=256 * 2**20,
         ge=0,
-        description="memory for rewards already computed, shared by all replicas; 0: none is kept",
+        description="Memory in bytes for rewards computed before, shared by all replicas; 0 turns "
+        "the cache off.",
     )
-    num_replicas: int = Field(default=1, ge=1, description="copies of the model, one device each")
+    num_replicas: int = Field(
+        default=1, ge=1, description="Number of copies of the model, one device each."
+    )
     max_replicas: int | None = Field(
-        default=None, ge=1, description="copies under load, by queued tokens; default: num_replicas"
+        default=None,
+        ge=1,
+        description="Maximum number of copies under load, by queued tokens. Default: "
+        "`num_replicas`.",
     )
     target_queued_tokens: int = Field(
-        default=65_536, ge=1, description="waiting tokens for which one copy is enough"
+        default=65_536, ge=1, description="Number of queued tokens for which one copy is enough."
     )
     stuck_after_s: float | None = Field(
         default=None,
         gt=0,
-        description="a batch that takes longer makes its replica unhealthy; default: 20 times what "
-        "is expected of it, and at least 120",
+        description="Seconds after which a running batch makes its replica unhealthy. Default: 20 "
+        "times the expected duration, at least 120 (900 with `compile`).",
     )
     num_gpus: float | None = Field(
         default=None,
         ge=0,
-        description="GPUs of a replica, over which the layers are spread if there are several; "
-        "0: the replica runs on the CPU; default: 1 if the cluster has any",
+        description="GPUs of a replica: a fraction of one, or several, over which the layers are "
+        "spread; 0 uses the CPU even where there are GPUs. Default: 1 if the cluster has any.",
     )
     cpu_threads: int | None = Field(
-        default=None, ge=1, description="torch threads of a CPU replica; default: cores / replicas"
+        default=None,
+        ge=1,
+        description="Number of torch threads of a replica on a CPU. Default: cores / replicas.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _parse_short_form(cls, value: object) -> object:
         if isinstance(value, str):
-            # A folder may have `=` or `@` in its own name.
+            # The name of a folder may contain `=` or `@`.
             has_alias = "=" in value and not find_local_folder(value)
             alias, rest = value.split("=", 1) if has_alias else ("", value)
             name, _, revision = (rest, "", "") if find_local_folder(rest) else rest.partition("@")
@@ -124,8 +169,8 @@ class ModelSettings(BaseModel):
             )
         if (self.num_gpus or 0) > 1 and self.num_gpus != self.num_devices:
             raise ValueError(
-                f"num_gpus {self.num_gpus} is more than one and no whole number; a replica shares "
-                "one GPU with others, or has several for itself"
+                f"num_gpus {self.num_gpus} is more than 1 and not a whole number; give a replica "
+                "either a fraction of one GPU or a whole number of them"
             )
         if self.num_gpus == 0 and self.device not in ("auto", "cpu"):
             raise ValueError(
@@ -135,16 +180,16 @@ class ModelSettings(BaseModel):
 
     @property
     def num_devices(self) -> int:
-        """Over how many devices a replica's layers are spread."""
+        """Number of devices over which a replica's layers are spread."""
         return max(1, int(self.num_gpus or 1))
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether it has to be fetched: neither the embedded model nor a folder."""
+        """Whether the model must be fetched: it is neither the embedded model nor a folder."""
         return self.name != "demo" and find_local_folder(self.name) is None
 
     def to_model_config(self) -> ModelConfig:
-        """What the engine needs to load it."""
+        """Return the options with which the engine loads the model."""
         return ModelConfig(
             name=self.name,
             revision=self.revision,
@@ -163,5 +208,5 @@ class ModelSettings(BaseModel):
         )
 
     def to_batch_config(self) -> BatchConfig:
-        """How the engine fills batches."""
+        """Return the options with which the engine forms batches."""
         return BatchConfig(max_batch_tokens=self.max_batch_tokens)

@@ -1,7 +1,7 @@
-"""What `user_config` of a Serve config may change while the service runs, without loading again.
+"""Settings that `user_config` of a Serve config may change while the service runs.
 
-Serve hands it to `reconfigure` of gateways and scorers. What it leaves out is as it was at the
-start; an unknown name is refused, and the change with it.
+Serve passes `user_config` to `reconfigure` of gateways and scorer replicas. Settings that are left
+out have the values of the start. An unknown name is refused, and with it the whole change.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rm_core import ModelLoadError
 from serve.config.settings import Settings, format_validation_error
 
-# Nothing that is loaded or listened on hangs on these. No keys themselves: Serve shows
-# `user_config` to whoever asks for its status.
+# None of these affects loaded models or listening sockets. `api_keys` is not among them: Serve
+# shows `user_config` to everyone who asks for its status.
 RECONFIGURABLE_FIELDS = (
     "allowed_hosts",
     "answer_timeout_s",
@@ -37,22 +37,22 @@ RECONFIGURABLE_FIELDS = (
 
 
 def apply_user_config(settings: Settings, user_config: Mapping[str, Any]) -> Settings:
-    """The gateway's settings with some of them changed.
+    """Return the gateway's settings with the changes of `user_config`.
 
     Raises:
-        ModelLoadError: a bad value, or a name that is not in `CHANGEABLE`.
+        ModelLoadError: a bad value, or a name that is not in `RECONFIGURABLE_FIELDS`.
     """
     if unknown := sorted(set(user_config) - set(RECONFIGURABLE_FIELDS)):
         raise ModelLoadError(
             f"user_config has {unknown[0]!r}, which cannot be changed while the service runs; "
-            f"what can: {', '.join(RECONFIGURABLE_FIELDS)}"
+            f"these can: {', '.join(RECONFIGURABLE_FIELDS)}"
         )
-    kept = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return Settings.load(**{**kept, **user_config})
+    current = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return Settings.load(**{**current, **user_config})
 
 
 class ReplicaUserConfig(BaseModel):
-    """What may change about a scorer."""
+    """Settings of a scorer replica that may change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,7 @@ class ReplicaUserConfig(BaseModel):
 
     @classmethod
     def from_user_config(cls, user_config: Mapping[str, Any]) -> ReplicaUserConfig:
-        """Checked.
+        """Validate `user_config`.
 
         Raises:
             ModelLoadError: a bad value, or an unknown name.

@@ -2,7 +2,7 @@
 
 Values come, first wins, from arguments (command line, Serve YAML `args`), from `SKYREWARD_*`
 variables, then from the defaults here. An unknown name or a bad value stops the start. Nothing
-changes after construction; what `auto` became is told by `/info`.
+changes after construction; `/info` reports what each `auto` became.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 
 
 class Settings(BaseSettings):
-    """Everything that can be chosen about a service."""
+    """Settings of the service."""
 
     model_config = SettingsConfigDict(
         env_prefix="SKYREWARD_",
@@ -38,113 +38,176 @@ class Settings(BaseSettings):
     models: Annotated[tuple[ModelSettings, ...], NoDecode] = Field(
         default=(ModelSettings(name="demo", alias="demo"),),
         min_length=1,
-        description="what is served",
+        description="Models to serve.",
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. No effect under `serve run`, where Serve's "
+        "`http_options` decide.",
+    )
+    port: int = Field(
+        default=8000,
+        ge=1,
+        le=65535,
+        description="Port to listen on. No effect under `serve run`, where Serve's "
+        "`http_options` decide.",
+    )
     ingress: Literal["auto", "haproxy", "proxy"] = Field(
         default="auto",
-        description="what listens on Ray: HAProxy, or Serve's own proxy; auto: HAProxy where it "
-        "runs",
+        description="Process that listens on Ray: `haproxy`, or `proxy` for Serve's own proxy. "
+        "`auto` uses HAProxy where its wheel runs.",
     )
     insecure_ray: bool = Field(
         default=False,
-        description="start a Ray without a token where RAY_AUTH_MODE asks for that: whoever "
-        "reaches its ports can run code",
+        description="Start Ray without a token where RAY_AUTH_MODE asks for that "
+        "(--insecure-ray). Anyone who reaches Ray's ports can then run code.",
     )
-    num_gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
-    tls_cert_file: str | None = Field(default=None, description="PEM certificates; with the key")
-    tls_key_file: str | None = Field(default=None, description="PEM key of the certificate")
+    num_gateways: int = Field(
+        default=1,
+        ge=1,
+        description="Number of processes that answer HTTP. Use at least two, so that one may die.",
+    )
+    tls_cert_file: str | None = Field(
+        default=None,
+        description="PEM file with certificates. Together with `tls_key_file` it turns on HTTPS "
+        "(--tls-cert).",
+    )
+    tls_key_file: str | None = Field(
+        default=None, description="PEM file with the key of the certificate (--tls-key)."
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="host names that requests may be for (header Host), besides `host` and those "
-        "of this machine; * for all. Default: all, but without keys on a loopback `host` none",
+        description="Host names that requests may be addressed to (header Host), in addition to "
+        "`host` and the names of this machine; `*` allows all. If empty, every host is allowed, "
+        "except that without keys on a loopback `host` only the names of this machine are. Other "
+        "requests get 421.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="origins whose pages may call; none by default"
+        default=(),
+        description="Origins whose pages may call the service; `*` allows all. None by default.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="keys, one of which every request must bring; none: open to all"
+        default=(),
+        description="API keys, one of which every request must carry. If there are none, here or "
+        "in `api_keys_file`, the service is open to all.",
     )
-    api_keys_file: str | None = Field(default=None, description="more keys, one a line")
+    api_keys_file: str | None = Field(
+        default=None,
+        description="File with more API keys, one a line; `#` starts a comment (--api-keys).",
+    )
     request_timeout_s: float = Field(
-        default=600, gt=0, description="deadline of a request that brings none of its own"
+        default=600,
+        gt=0,
+        description="Default deadline of a request in seconds, used when the client sends no "
+        "X-Request-Timeout-Seconds header.",
     )
     max_request_timeout_s: float = Field(
         default=3_600,
         gt=0,
         le=30 * 24 * 3600,
-        description="longest deadline that a request may bring, and longest that a stop takes",
+        description="Longest deadline in seconds that a client may ask for, and longest time to "
+        "finish accepted work at shutdown.",
     )
     body_timeout_s: float = Field(
-        default=60, gt=0, description="most time for a body to arrive in full"
+        default=60,
+        gt=0,
+        description="Maximum time in seconds for a body to arrive; slower bodies get 408.",
     )
     min_body_rate: int = Field(
         default=64 * 2**10,
         ge=0,
-        description="least bytes a second of a body, on average after its first 5 s; 0 for none",
+        description="Minimum rate of a body in bytes a second, on average after its first 5 s; "
+        "slower bodies get 408. 0 turns the limit off.",
     )
     answer_timeout_s: float = Field(
         default=60,
         gt=0,
-        description="most time in which a client takes less than 64 KiB of its answer while more "
-        "waits (not on Ray)",
+        description="Maximum time in seconds in which a client takes less than 64 KiB of its "
+        "response while more waits; then its connection is closed (with --local only).",
     )
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="most bytes of a body")
+    max_body_bytes: int = Field(
+        default=32 * 2**20,
+        ge=1,
+        description="Maximum size of a body in bytes; larger bodies get 413.",
+    )
     max_buffered_bytes: int = Field(
         default=256 * 2**20,
         ge=1,
-        description="most bytes of all bodies held at one time; more is refused for a while. A "
-        "client with a key may hold as many as then remain for others",
+        description="Maximum size in bytes of all bodies held at one time; further ones get 503. "
+        "One key may hold as much as then remains for the others, so alone half of it; beyond "
+        "that it gets 429.",
     )
     max_conversations: int = Field(
-        default=20_000, ge=1, description="most conversations of a request"
+        default=20_000,
+        ge=1,
+        description="Maximum number of conversations in a request; a pair is two. A body may have "
+        "20 lists and objects for each, and 100 for each of `max_messages`.",
     )
-    max_messages: int = Field(default=1_000, ge=1, description="most messages of a conversation")
+    max_messages: int = Field(
+        default=1_000, ge=1, description="Maximum number of messages in a conversation."
+    )
     max_requests: int = Field(
-        default=1_024, ge=1, description="most scoring requests at the same time"
+        default=1_024,
+        ge=1,
+        description="Maximum number of concurrent scoring requests in each gateway; further ones "
+        "get 503.",
     )
     max_requests_per_key: int = Field(
-        default=512, ge=1, description="most of them with one key, where there are keys"
+        default=512,
+        ge=1,
+        description="Maximum number of concurrent scoring requests with one key, where there are "
+        "keys; further ones get 429.",
     )
     max_queued_tokens: int = Field(
         default=2_000_000,
         ge=1,
-        description="tokens that may wait for one model, shared equally among the clients that "
-        "have any waiting; a client above its share is refused for a while",
+        description="Maximum number of queued tokens for one model in each gateway, shared "
+        "equally among the keys that have tokens queued; a key above its share gets 503.",
     )
     max_request_characters: int = Field(
         default=256 * 2**20,
         ge=1,
-        description="most characters of all conversations of a request, a prompt counted for each "
-        "of its answers",
+        description="Maximum number of characters of all conversations of a request, a prompt "
+        "counted for each of its answers; larger requests get 413.",
     )
     max_request_tokens: int = Field(
-        default=100_000_000, ge=1, description="most tokens of all conversations of a request"
+        default=100_000_000,
+        ge=1,
+        description="Maximum number of tokens of all conversations of a request; larger requests "
+        "get 413.",
     )
     max_unbroken_characters: int | None = Field(
         default=None,
         ge=131_072,
-        description="longest part of a conversation that is tokenized at once because it has no "
-        "place where it could be cut without changing a token; None: 524,288, or 8 for each token "
-        "of the model's limit if that is more",
+        description="Longest part of a conversation, in characters, that is tokenized at once "
+        "because it cannot be cut anywhere without changing a token; a conversation with a longer "
+        "one gets an error. Default: 524288, or 8 for each token of the model's limit if that is "
+        "more.",
     )
     cache_scope: Literal["key", "service"] = Field(
         default="key",
-        description="who shares rewards that were computed before: the requests with one API key, "
-        "or all; without keys all requests are of one client",
+        description="Requests that share cached rewards and common computation: those with one "
+        "API key (`key`), or all of them (`service`). Without keys all requests count as those of "
+        "one client.",
     )
     policy_template: PolicyTemplate = Field(
         default="none",
-        description="chat template of the policy whose own texts trainers post (OpenRLHF, slime): "
-        "these are read back into turns and rendered anew; none: they must be in the model's own",
+        description="Chat template of the policy whose rendered texts OpenRLHF and slime send. "
+        "They are read back into turns and rendered again. `none`: the texts must be in the "
+        "model's own chat template.",
     )
     log_level: str = Field(
-        default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of the service's log"
+        default="INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="Level of the log. At INFO there is one line a request.",
     )
-    log_format: Literal["text", "json"] = Field(default="text", description="of the log's lines")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Format of the log: `text`, or `json` for one object a line."
+    )
     otlp_endpoint: str | None = Field(
-        default=None, description="OpenTelemetry collector (OTLP over HTTP) for traces"
+        default=None,
+        description="OpenTelemetry collector (OTLP over HTTP) for traces, such as "
+        "http://127.0.0.1:4318.",
     )
 
     @model_validator(mode="before")
@@ -154,11 +217,11 @@ class Settings(BaseSettings):
         known = {prefix + name.upper() for name in cls.model_fields}
         for variable in sorted(os.environ):
             name = variable.upper()
-            # Trainers on the same machine have settings of their own: `serve.client.settings`.
-            of_clients = name.startswith(prefix + "CLIENT_")
-            if name.startswith(prefix) and name not in known and not of_clients:
+            # Trainers on the same machine have their own settings: `serve.client.settings`.
+            is_client_setting = name.startswith(prefix + "CLIENT_")
+            if name.startswith(prefix) and name not in known and not is_client_setting:
                 raise ValueError(
-                    f"the environment has {variable}, which is no setting; there are: "
+                    f"the environment has {variable}, which is not a setting; the settings are: "
                     + ", ".join(sorted(known))
                 )
         return values
@@ -187,7 +250,7 @@ class Settings(BaseSettings):
         for host in hosts:
             if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\]|[^/:@\s*\[\]]+", host):
                 raise ValueError(
-                    f"{host!r} is no host name; write it without scheme, port and path, such as "
+                    f"{host!r} is not a host name; write it without scheme, port and path, such as "
                     "lab.example.org or [::1], or * for every host"
                 )
         return hosts
@@ -196,11 +259,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            # What browsers send, to the letter: `https://host` with a slash at its end never comes.
+            # Exactly as browsers send it: they never send `https://host` with a slash at its end.
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
                 raise ValueError(
-                    f"{origin!r} is no origin; write SCHEME://HOST or SCHEME://HOST:PORT without a "
-                    "path, such as https://lab.example.org, or * for every page"
+                    f"{origin!r} is not an origin; write SCHEME://HOST or SCHEME://HOST:PORT "
+                    "without a path, such as https://lab.example.org, or * for every page"
                 )
         return origins
 
@@ -216,7 +279,7 @@ class Settings(BaseSettings):
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_buffered_bytes {self.max_buffered_bytes} is less than max_body_bytes "
-                f"{self.max_body_bytes}: the largest allowed body would never be taken"
+                f"{self.max_body_bytes}: the largest allowed body would never be accepted"
             )
         return self
 
@@ -224,19 +287,20 @@ class Settings(BaseSettings):
     @classmethod
     def _check_aliases(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
         aliases = [model.alias for model in models]
-        twice = sorted({alias for alias in aliases if aliases.count(alias) > 1})
-        if twice:
+        duplicates = sorted({alias for alias in aliases if aliases.count(alias) > 1})
+        if duplicates:
             raise ValueError(
-                f"two models are called {twice[0]!r}; give one another name: ALIAS=NAME"
+                f"two models are called {duplicates[0]!r}; give one of them another name: "
+                "ALIAS=NAME"
             )
         return models
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
-        """Settings from arguments, the environment and the defaults.
+        """Return settings from arguments, the environment and the defaults.
 
         Raises:
-            ModelLoadError: an unknown name or a bad value, told one a line.
+            ModelLoadError: an unknown name or a bad value; the message has a line for each.
         """
         try:
             return cls(**overrides)
@@ -247,17 +311,17 @@ class Settings(BaseSettings):
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """Settings by name from a YAML file.
+    """Read settings by name from a YAML file.
 
     Raises:
-        ModelLoadError: unreadable, or no mapping of settings.
+        ModelLoadError: the file is unreadable, or does not map names to values.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:  # its own text quotes the line, and that may hold a key
-        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    except yaml.MarkedYAMLError as error:  # its text quotes the line, which may hold a key
+        location = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ModelLoadError(
-            f"the settings file {path} cannot be read: {error.problem}{place}"
+            f"the settings file {path} cannot be read: {error.problem}{location}"
         ) from None
     except UnicodeDecodeError as error:
         raise ModelLoadError(
@@ -278,16 +342,16 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 
 def format_validation_error(error: ValidationError) -> str:
-    """What is wrong with the settings, one finding a line."""
+    """Describe what is wrong with the settings, one problem a line."""
     lines = [
-        f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-        + (f" (came: {item['input']!r})" if _is_safe_to_show(item) else "")
-        for item in error.errors()
+        f"{'.'.join(str(key) for key in details['loc']) or 'settings'}: {details['msg']}"
+        + (f" (came: {details['input']!r})" if _is_safe_to_show(details) else "")
+        for details in error.errors()
     ]
     return "bad settings\n  " + "\n  ".join(lines)
 
 
-def _is_safe_to_show(finding: ErrorDetails) -> bool:
-    # Not of an unknown setting: that may be a misspelt one for keys.
-    hidden = finding["type"] in ("missing", "extra_forbidden") or "api_keys" in finding["loc"]
-    return bool(finding["loc"]) and not hidden
+def _is_safe_to_show(details: ErrorDetails) -> bool:
+    # The value of an unknown setting is hidden: its name may be a misspelling of `api_keys`.
+    hidden = details["type"] in ("missing", "extra_forbidden") or "api_keys" in details["loc"]
+    return bool(details["loc"]) and not hidden

@@ -88,7 +88,7 @@ def test_num_gpus_sets_number_of_devices() -> None:
         return ModelSettings(name="demo", num_gpus=num_gpus).to_model_config().num_devices
 
     assert [devices(n) for n in (None, 0, 0.5, 1, 2)] == [1, 1, 1, 1, 2]
-    with pytest.raises(ValueError, match="no whole number"):
+    with pytest.raises(ValueError, match="not a whole number"):
         devices(1.5)
 
 

@@ -61,7 +61,7 @@ def test_names_that_can_be_no_path_are_no_folders(name: str) -> None:
 
 def test_a_misspelt_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PROT", "9000")
-    with pytest.raises(ModelLoadError, match="SKYREWARD_PROT, which is no setting"):
+    with pytest.raises(ModelLoadError, match="SKYREWARD_PROT, which is not a setting"):
         Settings.load()
 
 

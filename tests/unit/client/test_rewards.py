@@ -250,7 +250,7 @@ def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ServiceError, match=r"policy_template.*: Input should be .*'chatml'"):
         ClientSettings.load()
     monkeypatch.setenv("SKYREWARD_CLIENT_URL", "http://a:1")
-    with pytest.raises(ServiceError, match=r"SKYREWARD_CLIENT_URL, which is no setting; .*_URLS"):
+    with pytest.raises(ServiceError, match=r"SKYREWARD_CLIENT_URL, which is not a setting; .*_URLS"):
         ClientSettings.load()
 
 
