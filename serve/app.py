@@ -1,13 +1,13 @@
-"""Joins the parts: settings in, a Ray Serve application out. Start reading here.
+"""Builds the Ray Serve application from settings.
 
     serve run serve.app:build                          the demo model
-    serve run serve.app:build models=ORG/NAME          another one
+    serve run serve.app:build models=ORG/NAME          another model
     serve run config.yaml                              with import_path: serve.app:build
-    skyreward serve                                    the same application, with its own signals
+    skyreward serve                                    the same application, started by the CLI
 
-A request goes gateway (`serve.deployments.gateway`: validate, tokenize, look up what is known,
-split) -> scorer (`serve.deployments.replica`: one batch at a time through the model) -> gateway
-(put back in order, answer).
+The application has gateways (`serve.deployments.gateway`), which validate, tokenize and queue
+requests, and scorer replicas for each model (`serve.deployments.replica`), which run one batch at a
+time.
 """
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
@@ -31,35 +31,36 @@ from serve.worker.backends import pin_settings
 
 APP_NAME = "skyreward"
 
-# Gateways hold connections cheaply and have limits of their own (`max_requests`), which answer more
-# politely: Serve's only has to be out of the way.
+# Gateways hold connections cheaply and apply their own limits (`max_requests`) with better error
+# responses, so Serve's limit only has to be high enough.
 _GATEWAY_MAX_ONGOING = 16_384
-# Gateways keep count of what each replica has to do; this only has to be out of the way too.
+# Gateways count the batches of each replica, so this limit only has to be high enough too.
 _SCORER_MAX_ONGOING = 256
-# What needs nothing Ray places by lot; what needs something, if next to nothing, it spreads over
-# its nodes, so that losing one does not lose all gateways.
+# Ray places actors without resources at random. A nominal CPU request makes Ray spread them across
+# nodes, so that the loss of one node does not take all gateways.
 _NUM_CPUS = 0.01
 # Serve replaces a replica after three failures.
 _HEALTH_CHECK_PERIOD_S = 5
-# Whatever is being answered may take as long as any request may, and then some to be sent.
+# A request in progress may take until its deadline, and its response some time to be sent.
 _AFTER_DEADLINE_S = 10
-# Scaling: up soon, since a queue is there already; down late, since models load slowly.
+# Scale up soon, since a queue has already formed, and down late, since models load slowly.
 _UPSCALE_DELAY_S = 10
 _DOWNSCALE_DELAY_S = 300
 _LOOK_BACK_S = 15
 
 
 def build(args: Settings) -> Application:
-    """The application for one set of settings.
+    """Build the application.
 
     Args:
-        args: `Settings`; Serve makes it from the arguments of `serve run` or the YAML's `args`.
+        args: settings; Serve parses them from the arguments of `serve run` or the `args` of a YAML
+            config.
 
     Raises:
         ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
     keys, listed_keys = KeyRing.from_settings(args).digests, KeyRing.from_inline_keys(args).digests
-    # Else a push to the hub could give the gateway and each replica another revision.
+    # Otherwise a push to the hub could give the gateway and each replica different revisions.
     args = args.model_copy(update={"models": tuple(map(pin_settings, args.models))})
     scorers = {model.alias: _bind_scorer(model, args) for model in args.models}
     gateway = ray_serve.deployment(Gateway).options(
@@ -69,7 +70,7 @@ def build(args: Settings) -> Application:
         ray_actor_options={"num_cpus": _NUM_CPUS},
         **_build_shutdown_options(args),
     )
-    # No key is given to Ray: gateways get digests.
+    # Ray gets no API keys: gateways get their digests.
     without_keys = args.model_copy(update={"api_keys": ()})
     application: Application = gateway.bind(without_keys, scorers, keys, listed_keys)
     return application
@@ -78,12 +79,12 @@ def build(args: Settings) -> Application:
 def _bind_scorer(model: ModelSettings, settings: Settings) -> Any:
     num_gpus = _resolve_num_gpus(model)
     if num_gpus == 0 and model.device == "auto":
-        # Ray leaves the GPUs of a machine visible to an actor that was given none of them.
+        # Ray leaves the GPUs of a machine visible to an actor that has none assigned.
         model = model.model_copy(update={"device": "cpu"})
     deployment = ray_serve.deployment(ScorerReplica).options(
         name=get_deployment_name(model.alias),
         max_ongoing_requests=_SCORER_MAX_ONGOING,
-        # A refused checkpoint is refused again: trying twenty times only hides the reason.
+        # A refused checkpoint is refused again: twenty retries would only hide the reason.
         max_constructor_retry_count=1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
@@ -114,7 +115,7 @@ def _build_replica_options(model: ModelSettings) -> dict[str, Any]:
 
 
 def _build_shutdown_options(settings: Settings) -> dict[str, Any]:
-    """How long a replica that is to stop may finish what it accepted, and how often it looks."""
+    """Return how long a stopping replica may finish its requests, and how often Serve checks."""
     return {
         "graceful_shutdown_timeout_s": settings.max_request_timeout_s + _AFTER_DEADLINE_S,
         "graceful_shutdown_wait_loop_s": 0.5,

@@ -1,4 +1,4 @@
-"""The console for tables: shows text as it is, without Rich's markup and without escape codes."""
+"""The console for tables: prints text literally, without Rich's markup and escape codes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class Console(RichConsole):
 
     Args:
         stderr: whether to print on standard error.
-        width: in columns, where standard output is no terminal: a pipe has no width of its own,
-            and Rich would wrap at 80.
+        width: width in columns if the stream is not a terminal; Rich would wrap at 80.
     """
 
     def __init__(self, *, stderr: bool = False, width: int = _WIDTH) -> None:
@@ -27,12 +26,12 @@ class Console(RichConsole):
         super().__init__(
             stderr=stderr,
             width=None if stream.isatty() else width,
-            # `skyreward[flash]` would lose its end, and `[/x]` would raise an error.
+            # Markup would drop the end of `skyreward[flash]`, and `[/x]` would raise an error.
             markup=False,
             emoji=False,
             highlight=False,
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See Rich; every string of a table or a line comes through here."""
+        """Escape a string and render it; Rich calls this for every string of a table or a line."""
         return super().render_str(escape_text(text), **options)

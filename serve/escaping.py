@@ -1,7 +1,7 @@
-"""Text from elsewhere, such as names and messages, made safe to print on a terminal.
+"""Escapes untrusted text, such as names and messages, for printing on a terminal.
 
 Control characters could move the cursor, set the window's title or reverse the reading direction.
-They are shown as escapes. Everything that the command line prints goes through this module.
+They are shown as escapes. All output of the command line goes through this module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from typing import Any
 
-# C0 without tab and line feed, DEL, C1, bidi controls, separators of lines, halves of surrogate
+# C0 except tab and line feed, DEL, C1, bidi controls, line separators, and halves of surrogate
 # pairs (which standard output cannot encode).
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -19,32 +19,32 @@ _UNSAFE = re.compile(
 
 
 def escape_text(text: str) -> str:
-    r"""The text with unsafe characters as `\x1b` or `\u202e`; tabs and line feeds stay."""
-    return _UNSAFE.sub(lambda found: _escape_character(found[0]), text)
+    r"""Replace unsafe characters with `\x1b` or `\u202e`; tabs and line feeds stay."""
+    return _UNSAFE.sub(lambda match: _escape_character(match[0]), text)
 
 
 def escape_line(text: str) -> str:
-    """The same, with further lines indented, so that none can pass for a message of ours."""
+    """Escape text and indent its further lines, so that none can pass for our own message."""
     return escape_text(text).replace("\n", "\n  ")
 
 
 def dump_json(value: Any, **options: Any) -> str:
-    """JSON for people and programs: readable in any script, unsafe characters as its own escapes.
+    """Dump JSON that is readable in any script, with unsafe characters as JSON escapes.
 
     Args:
         value: JSON data.
-        options: of `json.dumps`.
+        options: options of `json.dumps`.
     """
     text = json.dumps(value, ensure_ascii=False, **options)
-    # Such characters stand inside of strings alone.
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    # Unsafe characters occur only inside strings.
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class EscapingFormatter(logging.Formatter):
-    """A record as text without unsafe characters, its traceback included."""
+    """Formats log records, tracebacks included, without unsafe characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """All lines of the record."""
+        """Format a record; see `logging.Formatter`."""
         return escape_line(super().format(record))
 
 

@@ -1,1 +1,1 @@
-"""What runs inside Ray Serve: gateways, scorer replicas, the request router, autoscaling."""
+"""Everything that runs in Ray Serve: gateways, scorer replicas, request router, autoscaling."""

@@ -1,6 +1,6 @@
-"""A Ray cluster to work on: one of our own, or one that runs already.
+"""Starts a private Ray cluster, or joins one that runs already.
 
-Reads and sets Ray's variables in the environment, which have to be there before Ray is imported.
+Reads and sets Ray's environment variables, which have to be set before Ray is imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rm_core import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-# `local`, or `ray.init` would join whatever cluster runs on this machine; a small store, since
-# batches go by value.
+# Without `local`, `ray.init` would join any cluster that runs on this machine. The object store is
+# small, since batches are passed by value.
 _OWN_CLUSTER: dict[str, Any] = {
     "address": "local",
     "include_dashboard": False,
@@ -28,7 +28,7 @@ _OWN_CLUSTER: dict[str, Any] = {
 }
 _TOKEN_FILE = ".ray/auth_token"
 _NO_TOKEN = (
-    "whoever reaches a port of Ray, and they listen on every interface, can run code as this user"
+    "Ray's ports listen on every interface, and anyone who reaches one can run code as this user"
 )
 # Read by Serve on every node before its proxy listens.
 PROXY_CALLBACK = (
@@ -37,18 +37,20 @@ PROXY_CALLBACK = (
 )
 
 _CONNECT_TIMEOUT_S = 10.0
-# Of clusters of our own; deleted when this process ends, after Ray, which is imported later.
+# Folders of private clusters, deleted when this process ends, after Ray, which is imported later.
 _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def enable_token_auth(insecure: bool = False) -> None:
-    """Ray's own ports listen on every interface; only our own processes know the token.
+    """Have Ray require a token, since its ports listen on every interface.
+
+    Only processes of this cluster know the token.
 
     Args:
-        insecure: take a Ray without one, if RAY_AUTH_MODE asks for that.
+        insecure: accept Ray without a token if RAY_AUTH_MODE asks for that.
 
     Raises:
-        ModelLoadError: it asks for that, and `insecure` is false.
+        ModelLoadError: RAY_AUTH_MODE asks for Ray without a token, and `insecure` is false.
     """
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
@@ -56,62 +58,64 @@ def enable_token_auth(insecure: bool = False) -> None:
             return
         raise ModelLoadError(
             f"RAY_AUTH_MODE is {mode!r}: {_NO_TOKEN}. Unset it; or, for `skyreward serve` where a "
-            "firewall keeps all others off these ports, give --insecure-ray"
+            "firewall keeps all others off these ports, pass --insecure-ray"
         )
     named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if mode is None or not (named or (Path.home() / _TOKEN_FILE).exists()):
-        # By itself Ray would keep one in that file, which it lets everybody on this machine read.
+        # Ray by itself would keep a token in that file, readable by every user of this machine.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def warn_without_token() -> None:
-    """Say aloud that the Ray cluster, of which this process is a part by now, has no token."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # Ray itself sets it, if it has one
+    """Log a warning if the Ray cluster that this process belongs to has no token."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # set by Ray itself if it has one
         logger.warning(
-            "this Ray cluster asks for no token: %s. Start all of its nodes with "
-            "RAY_AUTH_MODE=token, or see that a firewall keeps all others off its ports",
+            "this Ray cluster requires no token: %s. Start all of its nodes with "
+            "RAY_AUTH_MODE=token, or make sure that a firewall keeps all others off its ports",
             _NO_TOKEN,
         )
 
 
 def warn_without_limits() -> None:
-    """Say aloud, in an actor of Serve, that Serve's proxy on this node has no limits of ours."""
+    """Log a warning, in an actor of Serve, if Serve's proxy on this node lacks our limits."""
     has_haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
     if not has_haproxy and os.environ.get(PROXY_CALLBACK[0]) != PROXY_CALLBACK[1]:
         logger.warning(
             "Serve's proxy limits neither heads of requests nor connections, so that any client "
             "can stop it for all: start the nodes of this Ray with %s=%s, or let clients reach it "
-            "through another proxy alone",
+            "only through another proxy",
             *PROXY_CALLBACK,
         )
 
 
 def build_local_cluster_options(folder: Path) -> dict[str, Any]:
-    """Options of `ray.init` for a cluster of our own, which ends with this process.
+    """Return options of `ray.init` for a private cluster, which ends with this process.
 
     Args:
-        folder: private, with a short path; for sockets and logs, which Ray by itself would put
-            where everybody on this machine may rename them.
+        folder: private folder with a short path, for sockets and logs. Ray by itself would put
+            them where every user of this machine may rename them.
     """
     return {**_OWN_CLUSTER, "_temp_dir": str(folder / "ray")}
 
 
 @contextlib.contextmanager
 def hide_settings() -> Iterator[None]:
-    """While Ray starts: its processes inherit the environment, and API keys may be in there."""
-    ours = {name: os.environ[name] for name in os.environ if name.upper().startswith("SKYREWARD_")}
-    for name in ours:
+    """Hide settings while Ray starts: its processes inherit the environment with any API keys."""
+    variables = {
+        name: os.environ[name] for name in os.environ if name.upper().startswith("SKYREWARD_")
+    }
+    for name in variables:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(ours)
+        os.environ.update(variables)
 
 
 def create_private_folder() -> tempfile.TemporaryDirectory[str]:
-    """A new folder of this user alone, deleted at the end of its `with` or of this process."""
-    # Not under TMPDIR: the paths of sockets must be short.
+    """Create a folder that only this user can read; deleted with its `with` or this process."""
+    # Not under TMPDIR, because paths of sockets must be short.
     return tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp", ignore_cleanup_errors=True)
 
 
@@ -119,16 +123,16 @@ def connect(address: str) -> bool:
     """Join a cluster, unless this process is in one already; may be called on any thread.
 
     Args:
-        address: `local` for one of our own, which ends with this process; `auto` for the one that
-            RAY_ADDRESS names, or that runs on this machine; `HOST:PORT` of its head, or
-            `ray://HOST:PORT` of its client server.
+        address: `local` for a private cluster, which ends with this process; `auto` for the cluster
+            that RAY_ADDRESS names, or that runs on this machine; `HOST:PORT` of a cluster's head,
+            or `ray://HOST:PORT` of its client server.
 
     Returns:
-        Whether it was joined here, and is left by `ray.shutdown()`.
+        Whether this call joined the cluster, and `ray.shutdown()` has to leave it.
 
     Raises:
-        ModelLoadError: there is no such cluster, it does not let us in, or RAY_AUTH_MODE asks for
-            one of our own without a token.
+        ModelLoadError: the cluster does not exist or refuses the connection, or RAY_AUTH_MODE asks
+            for a private cluster without a token.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
@@ -145,13 +149,13 @@ def connect(address: str) -> bool:
     try:
         if address not in ("local", "auto"):
             _check_reachable(address)
-        # What actors write goes to Ray's own logs: it would tear a progress bar apart.
+        # Output of actors goes to Ray's own logs: it would garble a progress bar.
         with hide_settings():
             ray.init(logging_level="CRITICAL", log_to_driver=False, **options)
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise ModelLoadError(
-            f"no Ray cluster at {address!r}: {said[0] if said else type(error).__name__}; give "
+            f"no Ray cluster at {address!r}: {lines[0] if lines else type(error).__name__}; give "
             "`local` to start one here, `auto` for the one that runs on this machine or that "
             "RAY_ADDRESS names, HOST:PORT or ray://HOST:PORT; a cluster that has a token needs it "
             "here too (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
@@ -162,8 +166,8 @@ def connect(address: str) -> bool:
 
 
 def _check_reachable(address: str) -> None:
-    """Whether anybody is there; Ray itself would try for minutes."""
+    """Fail fast if the address is unreachable; Ray itself retries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError("it is no address")
+        raise ValueError("not an address")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

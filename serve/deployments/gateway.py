@@ -1,4 +1,4 @@
-"""The gateway deployment: the HTTP application on Ray Serve. Owns tokenizers, no weights."""
+"""The gateway deployment: the HTTP application on Ray Serve, with tokenizers but no weights."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _FLUSH_TIMEOUT_S = 10.0
 
 @ray_serve.ingress()
 class Gateway:
-    """Validates, tokenizes, splits, gathers, answers.
+    """Validates, tokenizes and queues requests, and answers them.
 
     Args:
-        settings: already resolved by the process that built the app.
-        scorers: handle of the scorer deployment of each model, by alias.
-        keys: digests of the API keys, see `KeyRing.from_digests`.
-        listed_keys: those of them that no file has.
+        settings: settings of the service, resolved by the process that built the application.
+        scorers: handle of each model's scorer deployment, by alias.
+        keys: digests of all API keys, see `KeyRing.from_digests`.
+        listed_keys: digests of the API keys that come from settings and not from a file.
     """
 
     def __init__(
@@ -57,53 +57,53 @@ class Gateway:
         warn_without_limits()
         backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
-        several = settings.num_gateways > 1
+        has_others = settings.num_gateways > 1
         self._app = create_app(
             self._service,
             settings,
             KeyRing.from_digests(keys),
             echo_request_id=False,
-            gather=GatewayMetricsGatherer(self._service.metrics) if several else None,
+            gather=GatewayMetricsGatherer(self._service.metrics) if has_others else None,
         )
         self._app.add_middleware(RestoreHeadersMiddleware)
         self._idle = asyncio.Event()
         self._app.add_middleware(InFlightMiddleware, idle=self._idle)
 
     async def drain(self) -> None:
-        """Accept nothing new, and return once everything accepted is answered."""
+        """Stop accepting requests, and return once all accepted ones are answered."""
         await self._service.drain()
-        # Of others, such as a client that still sends a body, nothing was accepted.
+        # Other requests, such as one whose body is still arriving, were not accepted.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), _FLUSH_TIMEOUT_S)
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica for which this raises."""
+        """Return if the gateway is healthy; called by Serve, which replaces it otherwise."""
         self._service.check_health()
 
     async def snapshot_metrics(self) -> NamedSnapshot:
-        """This gateway's figures; asked for by whichever gateway is asked for `/metrics`."""
+        """Return this gateway's metrics; called by the gateway that answers `/metrics`."""
         return snapshot_own_metrics(self._service.metrics)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
+        """Apply `user_config` of a Serve config; omitted settings have the values of the start.
 
-        A file of keys is read again every time.
+        The file of API keys is read again every time.
 
         Raises:
-            ModelLoadError: a bad value, or a name that cannot be changed while this runs.
+            ModelLoadError: a bad value, or a setting that cannot be changed while the service runs.
         """
         settings = apply_user_config(self._initial_settings, user_config)
         configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
-        read = KeyRing.from_settings(settings).digests
-        self._app.state.keys = KeyRing.from_digests((*self._listed_keys, *read))
+        digests = KeyRing.from_settings(settings).digests
+        self._app.state.keys = KeyRing.from_digests((*self._listed_keys, *digests))
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve in the replica, after the constructor."""
+        """Return the application; called by Serve in the replica, after the constructor."""
         return self._app
 
 
 def get_deployment_name(alias: str) -> str:
-    """Name of the deployment that serves a model, unique where aliases are."""
+    """Return the name of a model's deployment; distinct aliases have distinct names."""
     return "Scorer-" + re.sub(r"[^\w.-]", lambda match: f"_{ord(match[0]):x}_", alias)

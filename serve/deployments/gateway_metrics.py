@@ -1,4 +1,4 @@
-"""The figures of all gateways of this application, asked for by one of them on Ray Serve."""
+"""Gathers the metrics of all gateways of this application on Ray Serve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Prometheus gives a scrape 10 s by default.
+# Prometheus allows 10 s for a scrape by default.
 _TIMEOUT_S = 3.0
 _SNAPSHOT_METHOD = "snapshot_metrics"
 
@@ -21,15 +21,15 @@ NamedSnapshot = tuple[str, Snapshot]
 
 
 def snapshot_own_metrics(metrics: Metrics) -> NamedSnapshot:
-    """This gateway's name and its figures: what the deployment's `snapshot_metrics` answers."""
+    """Return this gateway's name and a snapshot of its metrics."""
     return str(ray_serve.get_replica_context().replica_id.unique_id), metrics.snapshot()
 
 
 class GatewayMetricsGatherer:
-    """Asks every gateway, this one too, through the handle of their own deployment.
+    """Asks every gateway, this one included, for its metrics, through the deployment's handle.
 
     Args:
-        metrics: of this gateway; the answer when the others cannot be asked.
+        metrics: metrics of this gateway; returned alone if the others cannot be reached.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -37,18 +37,20 @@ class GatewayMetricsGatherer:
         self._handle: Any = None
 
     async def __call__(self) -> Mapping[str, Snapshot]:
-        """The figures by gateway.
+        """Return the metrics by gateway.
 
-        A gateway that does not answer is left out. Its series are missing then, which no `rate`
-        takes for a restart; they go on where they were once it answers again.
+        A gateway that does not answer is left out. Its series are then missing, which `rate` does
+        not mistake for a restart, and continue where they were once it answers again.
         """
         name, own = snapshot_own_metrics(self._metrics)
         answers: list[NamedSnapshot | BaseException] = []
         try:
             answers = await self._gather()
-        # Whatever Ray has against it, this gateway's own figures are still worth answering.
+        # Whatever the error of Ray, the metrics of this gateway are still worth returning.
         except Exception as error:
-            logger.warning("the other gateways' figures are missing: %s", type(error).__name__)
+            logger.warning(
+                "the metrics of the other gateways are missing: %s", type(error).__name__
+            )
         others = (answer for answer in answers if not isinstance(answer, BaseException))
         return dict(others) | {name: own}
 

@@ -1,4 +1,4 @@
-"""The scorer deployment: one model on one device. No HTTP, no queue: gateways send it batches."""
+"""The scorer deployment: one model on one device. Gateways send batches; it has no queue."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _REJECTION_DELAY_S = 1.0
 
 
 class ScorerReplica:
-    """An `Worker`, in a replica.
+    """A `Worker` in a replica of Ray Serve.
 
     Args:
         settings: `ModelSettings` as plain data.
-        log_level: of this process.
-        log_format: of this process.
+        log_level: log level of this process.
+        log_format: log format of this process.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
@@ -45,15 +45,15 @@ class ScorerReplica:
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
     ) -> WorkerResult:
-        """Score one batch; the event loop stays free meanwhile.
+        """Score one batch without blocking the event loop.
 
         Args:
             sequences: token ids, none empty.
-            backlog_tokens: what waits in the gateway behind this batch.
-            gateway: which one that is.
+            backlog_tokens: number of tokens queued in the gateway behind this batch.
+            gateway: name of the gateway.
 
         Raises:
-            ReplicaUnhealthyError: nothing of it may be trusted; another replica can score it.
+            ReplicaUnhealthyError: no result may be trusted; another replica can score the batch.
         """
         self._backlog.update(gateway, backlog_tokens)
         async with _delay_rejection():
@@ -62,35 +62,35 @@ class ScorerReplica:
     async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
     ) -> AsyncIterator[WorkerResult | None]:
-        """Score each alone, one after another: see `Worker.run_one_by_one`.
+        """Score sequences one after another; see `Worker.run_one_by_one`.
 
         Args:
             sequences: token ids, none empty.
-            backlog_tokens: what waits in the gateway behind these.
-            gateway: which one that is.
+            backlog_tokens: number of tokens queued in the gateway behind these sequences.
+            gateway: name of the gateway.
 
         Raises:
             ReplicaUnhealthyError: see `run_batch`.
         """
         self._backlog.update(gateway, backlog_tokens)
         async with _delay_rejection():
-            async for answer in self._worker.run_one_by_one(sequences):
-                yield answer
+            async for result in self._worker.run_one_by_one(sequences):
+                yield result
 
     async def describe(self) -> dict[str, Any]:
-        """Effective settings; answered only once the model is loaded and warmed up."""
+        """Return the effective settings; Serve calls this only after the model is warmed up."""
         return self._worker.describe()
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica for which this raises."""
+        """Return if the worker is healthy; called by Serve, which else replaces the replica."""
         self._worker.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Serve, for `serve.deployments.autoscaling.QueuedTokensPolicy`."""
+        """Return the queued tokens, which Serve passes to `QueuedTokensPolicy`."""
         return {QUEUED_TOKENS: float(self._backlog.sum_tokens())}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over `user_config` of a Serve config; what it leaves out is as it was at the start.
+        """Apply `user_config` of a Serve config; omitted settings have the values of the start.
 
         Raises:
             ModelLoadError: an unknown name or a bad value.
@@ -100,13 +100,13 @@ class ScorerReplica:
         self._worker.watchdog.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
 
     def _compute_cpu_threads(self) -> int:
-        copies = self._settings.max_replicas or self._settings.num_replicas
-        return max(1, (os.cpu_count() or 1) // copies)
+        num_replicas = self._settings.max_replicas or self._settings.num_replicas
+        return max(1, (os.cpu_count() or 1) // num_replicas)
 
 
 @asynccontextmanager
 async def _delay_rejection() -> AsyncIterator[None]:
-    """A replica that refuses at once would have the least to do, and get everything."""
+    """Delay rejections: a replica that rejects at once looks least loaded and gets all batches."""
     try:
         yield
     except ReplicaRejectedBatchError:

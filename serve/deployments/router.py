@@ -1,4 +1,4 @@
-"""Which replica gets a batch: the one with the least to do; and no call waits for a dead one."""
+"""Request router of the scorers: the least loaded replica, and no call waits for a dead one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _POLL_INTERVAL_S = 2.0
 
 
 class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
-    """All replicas in one rank, of which Serve takes the one with the fewest running calls.
+    """Puts all replicas in one rank, of which Serve takes the one with the fewest running calls.
 
-    A gateway sends a replica one batch, and the next one shortly before it is free. Drawing two
-    replicas by lot, as Serve's own router does, would put a batch behind another one while a third
-    replica stands idle.
+    A gateway sends a replica one batch, and the next one shortly before the replica is free.
+    Serve's default power-of-two-choices router could queue a batch behind another while a third
+    replica is idle.
 
-    A machine that is cut off says nothing: connections to it stay open, and calls would wait for
-    the minutes of Ray's keepalive (7 by default). So whatever is still under way to a replica ends
-    as soon as Ray knows that its actor is dead, and is sent to another one.
+    A machine that is cut off closes no connection, so calls to it would wait for the minutes of
+    Ray's keepalive (7 by default). The router therefore closes the connection to a replica as soon
+    as Ray knows that its actor is dead; its calls end, and their batches go to another replica.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         """See `RequestRouter`."""
         if pending_request is not None:
-            # Else Serve asks again without a pause while every replica is at its limit.
+            # Otherwise Serve retries without a pause while every replica is at its limit.
             pending_request.routing_context.should_backoff = True
         return [candidate_replicas] if candidate_replicas else []
 
@@ -54,7 +54,7 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
 
 async def _close_when_dead(replica: RunningReplica) -> None:
-    """Close the connection to a replica once it is dead; until then it may finish its work."""
+    """Close the connection to a replica once it is dead; until then it may finish its calls."""
     name = replica.replica_id.to_full_id_str()
     while await asyncio.to_thread(_is_alive, name):
         await asyncio.sleep(_POLL_INTERVAL_S)
@@ -68,6 +68,6 @@ def _is_alive(actor: str) -> bool:
         ray.get_actor(actor, _NAMESPACE)
     except ValueError:
         return False
-    except Exception as error:  # Ray's head does not answer: nothing is known
+    except Exception as error:  # Ray's head does not answer, so nothing is known
         logger.warning("cannot find out whether %s is dead: %s", actor, error)
     return True

@@ -1,4 +1,4 @@
-"""Where the service listens: whether it can, and how a client on this machine reaches it."""
+"""The address of the service: checks that it can be used, and how local clients reach it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from serve.config.settings import Settings
 
 
 def check_address(settings: Settings) -> None:
-    """Refuse what cannot be listened on, before anything is started.
+    """Check, before anything is started, that the service can listen on its address.
 
     Raises:
-        ModelLoadError: the port is taken, the host is not of this machine, or the certificate and
-            its key cannot be used.
+        ModelLoadError: the port is taken, the host is not an address of this machine, or the
+            certificate and its key cannot be used.
     """
     try:
-        family, kind, _, _, place = socket.getaddrinfo(
+        family, kind, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
         with closing(socket.socket(family, kind)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
+            probe.bind(address)
     except OSError as error:
         raise ModelLoadError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop what "
-            "runs there, or choose another --port or --host"
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; stop the "
+            "process that listens there, or choose another --port or --host"
         ) from error
     if settings.tls_cert_file is None:
         return
@@ -44,7 +44,7 @@ def check_address(settings: Settings) -> None:
 
 
 def get_service_url(settings: Settings) -> str:
-    """Where a client on this machine reaches the service."""
+    """Return the URL at which a client on this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     scheme = "https" if settings.tls_cert_file else "http"
     return (
@@ -55,15 +55,15 @@ def get_service_url(settings: Settings) -> str:
 
 
 def format_ready_line(settings: Settings) -> str:
-    """The one line that says where to post."""
+    """Format the line that announces the service and its address."""
     models = ", ".join(model.alias for model in settings.models)
     return f"ready: POST {get_service_url(settings)}/v1/score  (models: {models}; docs: /docs)"
 
 
 def create_client(settings: Settings) -> httpx.Client:
-    """A client of the service that was started here, to ask whether it is ready."""
-    # It may have a certificate for another name, or by nobody whom this machine trusts; nothing
-    # secret is sent.
+    """Create a client that asks the service started here whether it is ready."""
+    # The service may have a certificate for another name, or one that this machine does not trust;
+    # nothing secret is sent.
     return httpx.Client(
         base_url=get_service_url(settings), timeout=5, trust_env=False, verify=False
     )

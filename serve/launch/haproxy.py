@@ -1,13 +1,13 @@
-"""Stands in for the HAProxy binary that Ray Serve starts, and becomes it.
+"""Wrapper of the HAProxy binary: Ray Serve starts it instead, and it then executes the binary.
 
-Ray writes HAProxy's configuration from a template of its own, whose statistics and Prometheus
-pages listen on every interface, and starts the binary anew for every change. This program edits
-what Ray has just written and then executes the binary: those pages move to sockets in a private
-folder, only the service's own address is listened on, in HTTP/1 alone, and HAProxy's own errors
-have the shape of all others. Not so what its parser cannot read: before there is a request it knows
-no error pages, and answers 400 with HTML of its own.
+Ray writes HAProxy's configuration from its own template, whose statistics and Prometheus pages
+listen on every interface, and starts the binary again for every change. This program edits the
+configuration that Ray has just written and then executes the binary: those pages move to sockets in
+a private folder, HAProxy listens only on the service's own address and only for HTTP/1, and its
+errors have the same body as all others. The exception is input that its parser cannot read: without
+a request HAProxy uses no error pages, and answers 400 with its own HTML.
 
-Run by its path, by `serve.launch.ingress.write_launcher`: standard library only.
+`serve.launch.ingress` runs this file by its path, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# A folder of the private one, for Ray writes pages there too.
+# Subfolder of the private folder, since Ray writes pages there too.
 ERROR_PAGES = "error-pages"
-# Of all connections, for one address: the others have room for a health check, whatever it does.
+# Maximum share of all connections for one address, so that health checks always find room.
 _MAX_SHARE_PER_ADDRESS = 0.75
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Edit the configuration and become HAProxy.
+    """Edit the configuration and execute HAProxy.
 
     Args:
         arguments: private folder with the error pages, the binary, the address to listen on, the
-            seconds in which a request's head must arrive; then the binary's own, with `-f FILE`
-            among them.
+            seconds in which a request's head must arrive; then the arguments of the binary, with
+            `-f FILE` among them.
     """
     folder, binary, listen, head_timeout_s, *rest = arguments
     file = Path(rest[rest.index("-f") + 1])
@@ -41,30 +41,30 @@ def main(arguments: Sequence[str]) -> None:
         file.write_text(harden_config(file.read_text(), Path(folder), listen, int(head_timeout_s)))
     except ValueError as error:
         sys.exit(f"skyreward: {error}")
-    # Ray's process that starts HAProxy may be killed: whoever listens then must end with it.
+    # The process of Ray that starts HAProxy may be killed: HAProxy must then end too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *rest])
 
 
 def harden_config(config: str, folder: Path, listen: str, head_timeout_s: int) -> str:
-    """Ray's configuration with every listener in its place.
+    """Return Ray's configuration with every listener moved.
 
     Args:
-        config: as Ray wrote it.
-        folder: private, for the sockets of pages that nobody outside may see; with the error pages
-            `STATUS.http` in its folder `ERROR_PAGES`.
-        listen: address, port and options of the service, as HAProxy's `bind` wants them.
-        head_timeout_s: in which a request's head must arrive.
+        config: configuration as Ray wrote it.
+        folder: private folder for the sockets of internal pages, with the error pages `STATUS.http`
+            in its subfolder `ERROR_PAGES`.
+        listen: address, port and options of the service, in the syntax of HAProxy's `bind`.
+        head_timeout_s: seconds in which a request's head must arrive.
 
     Raises:
-        ValueError: it does not look as expected, so that something might be left open.
+        ValueError: the configuration does not look as expected, so a listener might stay open.
     """
     changes = (
         (r"bind :\d+$", f"bind unix@{folder}/prometheus.sock mode 600"),
         (r"bind \*:\d+$", f"bind unix@{folder}/statistics.sock mode 600"),
         (r"bind 127\.0\.0\.1:\d+$", _render_frontend(config, listen)),
         (r"mode http\n    option log-health-checks$", _render_defaults(folder, head_timeout_s)),
-        # What Ray says while there is no application yet; trainers never repeat a 4xx.
+        # Ray answers 404 until there is an application, and trainers never retry a 4xx.
         (r"http-request return status 404 content-type .*$", "http-request deny deny_status 503"),
     )
     config = re.sub(r"^ +errorfile .*\n", "", config, flags=re.MULTILINE)
@@ -74,7 +74,7 @@ def harden_config(config: str, folder: Path, listen: str, head_timeout_s: int) -
         )
         if count != 1:
             raise ValueError(
-                f"this version of Ray configures HAProxy in another way (`{pattern}` is there "
+                f"this version of Ray configures HAProxy in another way (`{pattern}` occurs "
                 f"{count} times); use the setting `ingress: proxy`"
             )
     if (count := len(re.findall(r"^ *bind ", config, flags=re.MULTILINE))) != 3:
@@ -86,14 +86,14 @@ def harden_config(config: str, folder: Path, listen: str, head_timeout_s: int) -
 
 
 def _render_frontend(config: str, listen: str) -> str:
-    found = re.search(r"^ *maxconn (\d+)$", config, flags=re.MULTILINE)
-    most = int(found[1]) if found else 4096
+    match = re.search(r"^ *maxconn (\d+)$", config, flags=re.MULTILINE)
+    max_connections = int(match[1]) if match else 4096
     lines = [
         f"bind {listen}",
         "stick-table type ipv6 size 100k expire 1m store conn_cur",
         "tcp-request connection track-sc0 src",
         "tcp-request connection reject if "
-        f"{{ sc0_conn_cur gt {max(1, int(most * _MAX_SHARE_PER_ADDRESS))} }}",
+        f"{{ sc0_conn_cur gt {max(1, int(max_connections * _MAX_SHARE_PER_ADDRESS))} }}",
     ]
     return "\n    ".join(lines)
 

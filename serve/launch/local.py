@@ -1,4 +1,4 @@
-"""The service in one process without Ray: `skyreward serve --local`."""
+"""Runs the service in one process without Ray: `skyreward serve --local`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MIN_OPEN_FILES = 65_536
 
 
 def run(settings: Settings, notify: Callable[[str], None]) -> None:
-    """Serve until a signal comes; what was accepted is finished then.
+    """Serve until a signal comes, then finish the accepted requests.
 
     Raises:
         ModelLoadError: a model was refused.
@@ -39,52 +39,52 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
     configure_logging(settings.log_level, settings.log_format)
     if threads := [model.cpu_threads for model in settings.models if model.cpu_threads]:
         torch.set_num_threads(max(threads))
-    models, engines = [], []
+    models, workers = [], []
     for model in map(pin_settings, settings.models):
         notify(f"loading {model.alias} and warming it up")
-        engines.append(Worker(load_scorer(model), model.stuck_after_s))
-        models.append((model, LocalBackend(engines[-1])))
+        workers.append(Worker(load_scorer(model), model.stuck_after_s))
+        models.append((model, LocalBackend(workers[-1])))
     service = ScoringService(models, settings)
     config = uvicorn.Config(
         create_app(service, settings),
         host=settings.host,
         port=settings.port,
         http=partial(BoundedConnection, limits=_build_connection_limits()),  # type: ignore[arg-type]
-        log_config=None,  # the format of the log is ours, for uvicorn's lines too
+        log_config=None,  # uvicorn's lines go through our log format too
         access_log=False,
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops in order, then raises the signal again; that would spoil the exit code.
+        # uvicorn shuts down and then raises the signal again, which would change the exit code.
         signal.signal(number, lambda _number, _frame: None)
     server = _Server(config, service, lambda: notify(format_ready_line(settings)))
     server.run()
-    encoding = any(model.encoder_thread.is_busy for model in service.models.values())
-    if server.exit_code or encoding or any(map(_is_unhealthy, engines)):
-        # An interpreter that ends waits for its threads: one of them is at work, or stuck.
+    is_encoding = any(model.encoder_thread.is_busy for model in service.models.values())
+    if server.exit_code or is_encoding or any(map(_is_unhealthy, workers)):
+        # The interpreter would wait for its threads at exit, and one of them is busy or stuck.
         sys.stderr.flush()
         os._exit(server.exit_code)
 
 
 def _build_connection_limits() -> ConnectionLimits:
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A shell allows few files for the sake of programs that use `select`.
-    if files < _MIN_OPEN_FILES and files != most:
-        wanted = _MIN_OPEN_FILES if most == resource.RLIM_INFINITY else min(_MIN_OPEN_FILES, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Shells set a low limit for the sake of programs that use `select`.
+    if soft < _MIN_OPEN_FILES and soft != hard:
+        limit = _MIN_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MIN_OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return ConnectionLimits()
 
 
 def _check_single_process(settings: Settings) -> None:
-    if copies := [m.alias for m in settings.models if (m.max_replicas or m.num_replicas) > 1]:
+    if replicated := [m.alias for m in settings.models if (m.max_replicas or m.num_replicas) > 1]:
         raise ModelLoadError(
-            f"{copies[0]} is to have several replicas, and --local is a single process; leave "
-            "num_replicas (--replicas) and max_replicas, or --local, out"
+            f"model {replicated[0]} is set to several replicas, but --local is a single process; "
+            "leave out num_replicas (--replicas) and max_replicas, or --local"
         )
     if settings.num_gateways > 1:
         raise ModelLoadError(
-            f"num_gateways is {settings.num_gateways}, and --local is a single process; leave one "
+            f"num_gateways is {settings.num_gateways}, but --local is a single process; leave one "
             "of them out"
         )
 
@@ -98,7 +98,7 @@ def _is_unhealthy(worker: Worker) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which first lets the service finish; a second signal ends it at once."""
+    """A uvicorn server that first lets the service finish; a second signal ends it at once."""
 
     def __init__(
         self, config: uvicorn.Config, service: ScoringService, on_started: Callable[[], None]

@@ -1,8 +1,8 @@
 """Starts the service and keeps it in the foreground: `skyreward serve`, with Ray or without.
 
-Refuses a bad checkpoint before Ray starts where that can be seen from its files, shows progress,
-tells where to post once every model is ready, and finishes what was accepted on SIGTERM or Ctrl-C.
-What listens is chosen by `serve.launch.ingress`; the way without Ray is `serve.launch.local`.
+Refuses a bad checkpoint before Ray starts if its files show the problem, reports progress, prints
+the address once every model is ready, and finishes accepted requests on SIGTERM or Ctrl-C.
+`serve.launch.ingress` chooses the process that listens; `serve.launch.local` serves without Ray.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from serve.launch.address import check_address, create_client, format_ready_line
 StatusCallback = Callable[[str], None]
 
 _POLL_INTERVAL_S = 0.3
-# For what gateways have answered to leave what listens.
+# Time for responses of gateways to pass the ingress.
 _LAST_BYTES_S = 0.5
 
 
 def run_with_ray(settings: Settings, notify: StatusCallback) -> None:
-    """Serve on Ray until a signal comes: on a cluster named by RAY_ADDRESS, else on one of our own.
+    """Serve on Ray until a signal comes: on the cluster of RAY_ADDRESS, or else on a private one.
 
     Does not return: the process ends.
 
     Raises:
-        ModelLoadError: a model was refused, or the address cannot be listened on.
+        ModelLoadError: a model was refused, or the service cannot listen on its address.
     """
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    chosen = ingress.choose_ingress(settings, not joins)
-    if not joins:
+    joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    ingress_kind = ingress.choose_ingress(settings, not joins_cluster)
+    if not joins_cluster:
         enable_token_auth(settings.insecure_ray)
     run_preflight_checks(settings, notify)
-    with create_private_folder() as made:
+    with create_private_folder() as folder:
         for name, value in ingress.RAY_DEFAULTS.items():
             os.environ.setdefault(name, value)
         if settings.log_format == "json":
-            # A line that starts with the name of its process is no JSON.
+            # A line with the name of its process in front is not JSON.
             os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
-        if joins:
+        if joins_cluster:
             notify(f"connecting to Ray at {os.environ['RAY_ADDRESS']}")
         else:
-            os.environ.update(ingress.build_environment(chosen, settings, Path(made)))
+            os.environ.update(ingress.build_environment(ingress_kind, settings, Path(folder)))
             notify("starting Ray")
-        exit_code = _serve(settings, chosen, None if joins else Path(made), notify)
-    # Nothing is left to do, and tearing down torch and Ray takes seconds.
+        exit_code = _serve(settings, ingress_kind, None if joins_cluster else Path(folder), notify)
+    # Nothing is left to do, and the teardown of torch and Ray takes seconds.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
@@ -77,10 +77,10 @@ def _serve(
     """Serve until a signal comes.
 
     Args:
-        settings: of the service.
-        chosen: what listens.
-        folder: private, for a Ray of our own; None to join the cluster that RAY_ADDRESS names.
-        say: for progress.
+        settings: settings of the service.
+        ingress_kind: process that listens.
+        folder: private folder for a private cluster; None to join the cluster of RAY_ADDRESS.
+        notify: receives progress messages.
 
     Returns:
         The exit code.
@@ -101,9 +101,7 @@ def _serve(
             ray_serve.start(
                 http_options=_build_http_options(settings, ingress_kind), logging_config=quiet
             )
-        except (
-            RuntimeError
-        ) as error:  # the port was taken after it was looked at, or HAProxy failed
+        except RuntimeError as error:  # the port was taken after the check, or HAProxy failed
             raise ModelLoadError(
                 f"Ray Serve cannot listen on {settings.host}:{settings.port}: "
                 f"{str(error).strip().splitlines()[-1]}"
@@ -112,21 +110,25 @@ def _serve(
         ray_serve.run_many([target], wait_for_applications_running=False)
         may_have_accepted = _await_ready(settings, stop, notify, _find_ray_failure)
         stop.wait()
-        notify("stopping: finishing what was accepted (once more to stop at once)")
+        notify("stopping: finishing accepted requests (signal again to stop at once)")
         if may_have_accepted:
-            # Before anything is deleted: Serve would stop gateways and scorers at the same moment.
-            # One that dies meanwhile has nothing left to finish.
+            # Before the application is deleted: Serve would stop gateways and scorers at the same
+            # moment. A gateway that dies meanwhile has nothing left to finish.
             gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
             gateways.results(return_exceptions=True)
             time.sleep(_LAST_BYTES_S)
-        if not folder:  # on our own all ends at once; 404 would be answered for a while
+        if not folder:  # a private cluster ends at once; this would make it answer 404 until then
             ray_serve.delete(APP_NAME)
-    except SystemExit:  # the second signal; Ray makes one of its own of it, with another code
+    except (
+        SystemExit
+    ):  # the second signal; Ray would turn it into its own SystemExit with another code
         pass
     finally:
         if not folder:
-            # Others use it: away with what is ours, this application, and with nothing else.
-            with contextlib.suppress(RuntimeError):  # there is none if Serve did not start
+            # Others use the cluster: delete this application and nothing else.
+            with contextlib.suppress(
+                RuntimeError
+            ):  # no application exists if Serve did not start
                 ray_serve.delete(APP_NAME, _blocking=False)
         ray.shutdown()
         stop.restore()
@@ -137,7 +139,7 @@ def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> An
     from ray.serve.config import HTTPOptions
 
     if ingress_kind == "haproxy":
-        # HAProxy itself listens where the settings say; see `serve.launch.haproxy`.
+        # HAProxy itself listens on the address of the settings; see `serve.launch.haproxy`.
         return HTTPOptions(host=ingress.INTERNAL_HOST, port=settings.port)
     return HTTPOptions(
         host=settings.host,
@@ -148,10 +150,10 @@ def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> An
 
 
 def run_locally(settings: Settings, notify: StatusCallback) -> None:
-    """Serve from this one process, without Ray, until a signal comes.
+    """Serve from this process, without Ray, until a signal comes.
 
     Raises:
-        ModelLoadError: a model was refused, or the address cannot be listened on.
+        ModelLoadError: a model was refused, or the service cannot listen on its address.
     """
     from serve.launch import local
 
@@ -160,23 +162,23 @@ def run_locally(settings: Settings, notify: StatusCallback) -> None:
 
 
 def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
-    """Refuse what can be refused before anything is started.
+    """Check checkpoints, API keys and the address before anything is started.
 
     Raises:
-        ModelLoadError: a checkpoint's files or the API keys are wrong, or the port is taken.
+        ModelLoadError: a checkpoint's files or the API keys are invalid, or the port is taken.
     """
     for warning in build_key_warnings(settings, KeyRing.from_settings(settings)):
         notify(warning)
     for model in settings.models:
         notify(f"checking {model.alias}")
         config = model.to_model_config()
-        # A hub checkpoint's weights are fetched where they are needed: by the replicas.
+        # Weights of a hub checkpoint are fetched by the replicas.
         load_encoder(config, open_checkpoint(config, weights=not model.is_on_hub))
     check_address(settings)
 
 
 class _ShutdownRequest:
-    """Becomes true on SIGTERM or SIGINT; made after `ray.init`, which sets handlers of its own."""
+    """Waits for SIGTERM or SIGINT. Create it after `ray.init`, which sets its own handlers."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -206,24 +208,24 @@ def _await_ready(
     notify: StatusCallback,
     find_failure: Callable[[], str | None],
 ) -> bool:
-    """Return once all is ready, or a signal came; False if not even the gateway was up by then."""
-    said, gateway_is_up = "", False
+    """Wait until the service is ready or a signal comes; return whether a gateway was up."""
+    last_status, gateway_is_up = "", False
     with create_client(settings) as client:
         while not shutdown.is_requested:
-            if why := find_failure():
-                raise ModelLoadError(why)
+            if failure := find_failure():
+                raise ModelLoadError(failure)
             state = _fetch_readiness(client)
             if state.get("ready"):
                 notify(format_ready_line(settings))
                 return True
             gateway_is_up = gateway_is_up or "models" in state
-            waiting = [a for a, m in state.get("models", {}).items() if m["state"] != "ready"]
-            now = f"loading {', '.join(waiting)}" if waiting else "starting the gateway"
-            if now != said:
-                notify(now)
-                said = now
+            loading = [a for a, m in state.get("models", {}).items() if m["state"] != "ready"]
+            status = f"loading {', '.join(loading)}" if loading else "starting the gateway"
+            if status != last_status:
+                notify(status)
+                last_status = status
             time.sleep(_POLL_INTERVAL_S)
-        # It may have come up since it was asked last.
+        # The gateway may have come up since the last request.
         return gateway_is_up or "models" in _fetch_readiness(client)
 
 
@@ -236,7 +238,7 @@ def _fetch_readiness(client: httpx.Client) -> dict[str, Any]:
 
 
 def _find_ray_failure() -> str | None:
-    """Why the application will not start; None while it still may."""
+    """Return the reason why the application will not start; None while it still may."""
     from ray import serve as ray_serve
     from ray.serve.schema import ApplicationStatus
 
@@ -247,7 +249,7 @@ def _find_ray_failure() -> str | None:
         return None
     messages = [application.message, *(d.message for d in application.deployments.values())]
     for message in messages:
-        # The last one: Ray's text names it after the errors that led to it.
-        if found := re.findall(r"\brm_core\.errors\.\w+: (.+)", message):
-            return str(found[-1])
+        # The last error: Ray's text names it after the errors that led to it.
+        if details := re.findall(r"\brm_core\.errors\.\w+: (.+)", message):
+            return str(details[-1])
     return "; ".join(message for message in messages if message)

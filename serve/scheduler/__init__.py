@@ -1,1 +1,1 @@
-"""Which waiting sequences form the next batch: fair queueing, batching, retries, quarantine."""
+"""Chooses the sequences of the next batch: fair queueing, batching, retries, quarantine."""

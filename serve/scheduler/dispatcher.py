@@ -1,14 +1,15 @@
-"""The queue of one model, in the gateway: what all requests wait for, a batch at a time out of it.
+"""The queue of one model in a gateway, and the batches that it sends to the model's replicas.
 
-As soon as a replica is free, or about to be, it gets the next batch, made of what waits then, from
-whatever request; nobody waits for a batch to fill. So conversations of one prompt come together
-across requests, those that are equal are scored once, and a large request is spread over all
-replicas. Whose turn it is: `serve.scheduler.fair_queue`; what goes well together:
-`serve.scheduler.batching`.
+As soon as a replica is free, or about to be, it gets the next batch, formed of the sequences that
+are pending at that moment, of any request; no batch waits to fill. So conversations with one prompt
+meet across requests, equal conversations are scored once, and a large request is spread over all
+replicas. `serve.scheduler.fair_queue` orders the sequences; `serve.scheduler.batching` decides
+which of them share a batch.
 
-It stands in the gateway, not before the device, for three reasons: one call a batch costs less
-than one a request; what a lost replica had can be sent to another from here; and what nobody waits
-for any more is dropped before it is sent. Lives on one event loop; no thread, no Ray.
+The queue is in the gateway and not in front of the device for three reasons: one call a batch costs
+less than one call a request; sequences of a lost replica can be sent to another one from here; and
+sequences that no request waits for any longer are dropped before they are sent. A dispatcher
+belongs to one event loop and uses neither threads nor Ray.
 """
 
 from __future__ import annotations
@@ -37,28 +38,28 @@ logger = logging.getLogger(__name__)
 
 BatchRunner: TypeAlias = Callable[[list[PendingSequence], float], Awaitable[None]]
 
-# A batch is chosen from what is to be taken next, of this many budgets: it bounds by how much the
-# young overtake the old, and the time that choosing takes: 14 to 47 ms of the event loop for 4
-# budgets of 32,768 tokens in conversations of 50.
+# A batch is formed from the next sequences of the queue, as many as fill this many token budgets.
+# That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
+# 14 to 47 ms of the event loop for 4 budgets of 32,768 tokens in conversations of 50.
 _LOOK_AHEAD = 4
-# A replica gets its next batch this long before it is expected to be free: longer than the way
-# there takes, short enough for whoever comes meanwhile not to wait behind it.
+# A replica gets its next batch this long before it is expected to be free: longer than a batch
+# takes to reach it, short enough that requests which arrive meanwhile do not wait behind the batch.
 _PREFETCH_S = 0.05
 _BUSY_RETRY_S = 0.1
 
 
 class Dispatcher:
-    """Batches for one model's replicas.
+    """Queues sequences of one model and sends them to its replicas in batches.
 
     Args:
-        alias: of the model.
-        backend: its replicas.
-        observer: is told of every batch.
-        shares_rewards: whether what several clients wait for is computed once for all of them, and
-            what their conversations share is counted once.
+        alias: alias of the model.
+        backend: replicas of the model.
+        observer: receives a report of every batch.
+        shares_rewards: whether a sequence that several clients wait for is computed once for all of
+            them, and tokens that their conversations share are counted once.
 
     Attributes:
-        max_batch_tokens: the budget of a batch; known once the model is loaded.
+        max_batch_tokens: token budget of a batch; set once the model is loaded.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Dispatcher:
         self._observer = observer
         self._pool = PendingPool(shares_rewards)
         self._shares_rewards = shares_rewards
-        # Both before all others: batches as they are, such as halves of one that failed; and what
-        # was on its way through a replica that was lost, each alone.
+        # Both go before all other sequences: batches that are sent as they are, such as halves of a
+        # failed one; and suspects, which were with a lost replica and are scored one at a time.
         self._retry_batches: deque[list[PendingSequence]] = deque()
         self._suspects: list[PendingSequence] = []
         self._suspects_are_running = False
@@ -79,58 +80,58 @@ class Dispatcher:
         self._throughput = ThroughputEstimator(_PREFETCH_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        # Batches belong to no request: in the context of one, Serve would cancel a batch of many
-        # when the client of that one hangs up.
+        # A batch belongs to no request: in the context of one, Serve would cancel a batch of many
+        # requests when the client of that one disconnects.
         self._context = contextvars.Context()
         self._numbers = count()
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens of what waits, without what is on its way through a replica."""
+        """Tokens of the pending sequences; those in flight are not counted."""
         return self._pool.num_tokens
 
     @property
     def num_waiting(self) -> int:
-        """Distinct conversations that wait."""
+        """Number of distinct pending conversations."""
         return self._pool.num_waiting
 
     @property
     def num_in_flight(self) -> int:
-        """Batches that are on their way."""
+        """Number of batches that were sent and have not returned."""
         return len(self._tasks)
 
     @property
     def num_replicas(self) -> int:
-        """Replicas that are up."""
+        """Number of replicas that are up."""
         return self._backend.num_replicas
 
     @property
     def tokens_by_client(self) -> Mapping[str, int]:
-        """Tokens that each client asked for and has not got; only of those that wait for any."""
+        """Tokens that each client asked for and has not got; only clients that wait for some."""
         return self._pool.tokens_by_client
 
     def should_wait(self, flow: Flow[PendingSequence], max_client_tokens: int) -> bool:
-        """Whether a request should wait for rewards before it asks for more.
+        """Return whether a request should wait for rewards before it submits more sequences.
 
-        What waits of it then fills all replicas, and leaves a choice for each batch.
+        Its pending sequences then fill all replicas, and leave a choice for each batch.
 
         Args:
-            flow: what the request waits for.
-            max_client_tokens: the share of its client.
+            flow: flow of the request.
+            max_client_tokens: maximum number of queued tokens of its client.
         """
         if not flow.num_tokens:
             return False
         budgets = _LOOK_AHEAD * (2 * self._num_devices + 2)
-        too_much = flow.num_tokens >= budgets * self.max_batch_tokens
-        return too_much or self._pool.tokens_by_client[flow.client] >= max_client_tokens
+        is_enough = flow.num_tokens >= budgets * self.max_batch_tokens
+        return is_enough or self._pool.tokens_by_client[flow.client] >= max_client_tokens
 
     def estimate_seconds(self, num_tokens: int) -> float | None:
-        """How long all replicas together take for so many tokens; None if nothing is known yet."""
+        """Estimate how long all replicas together take for so many tokens; None without data."""
         return self._throughput.estimate_seconds(num_tokens, self._num_devices)
 
     @contextmanager
     def open_flow(self, client: str, priority: int) -> Iterator[Flow[PendingSequence]]:
-        """What a request waits for as a whole; see `serve.scheduler.fair_queue`."""
+        """Open the flow of a request, and discard what is left of it at the end of the `with`."""
         flow: Flow[PendingSequence] = Flow(client, priority)
         try:
             yield flow
@@ -140,41 +141,43 @@ class Dispatcher:
     async def compute_rewards(
         self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]
     ) -> DispatchResult:
-        """Rewards of sequences, none of them empty, in order; cancelled, what waits is dropped.
+        """Compute the rewards of sequences, none of them empty, in order.
+
+        If the call is cancelled, its pending sequences are dropped.
 
         Raises:
             RewardError: none of the model's replicas will answer.
         """
-        call = self._pool.add(flow, sequences)
+        request = self._pool.add(flow, sequences)
         self._mark_known_suspects(flow, sequences)
-        if call.num_missing:
+        if request.num_missing:
             self._schedule_soon()
         try:
-            await call.future
+            await request.future
         finally:
-            if call.num_missing:
-                self._pool.cancel(call)
-        return call.build_result()
+            if request.num_missing:
+                self._pool.cancel(request)
+        return request.build_result()
 
     @property
     def _num_devices(self) -> int:
-        """What is sent while no replica is up waits for the first one to come."""
+        """At least one: a batch that is sent while no replica is up waits for the first one."""
         return max(1, self._backend.num_replicas)
 
     def _schedule_soon(self, delay_s: float = 0.0) -> None:
-        """Look for free replicas, after what else arrives at this moment."""
+        """Look for free replicas after the events that are due at this moment."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(delay_s, self._schedule, context=self._context)
 
     def _schedule(self) -> None:
-        """Give free replicas batches until none is free or nothing waits."""
+        """Send batches to free replicas until no replica is free or no sequence is pending."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         while self._pool.num_tokens:
             wait_s = self._throughput.estimate_wait(now, self._num_devices)
-            if wait_s is None:  # the next answer wakes us
+            if wait_s is None:  # the next result schedules again
                 return
             if wait_s > 0:
                 self._schedule_soon(wait_s)
@@ -186,7 +189,7 @@ class Dispatcher:
                 self._send(batch, self._run_together, now)
             else:
                 return
-        # Nobody waits for these any more.
+        # No request waits for these any longer.
         self._retry_batches.clear()
         self._suspects.clear()
 
@@ -198,25 +201,25 @@ class Dispatcher:
 
     def _form_next_batch(self) -> list[PendingSequence]:
         while self._retry_batches:
-            if batch := [entry for entry in self._retry_batches.popleft() if entry.is_pending]:
-                return batch
-        waiting = self._pool.peek(_LOOK_AHEAD * self.max_batch_tokens, exclude=self._suspects)
-        if not waiting:
+            if retry := [entry for entry in self._retry_batches.popleft() if entry.is_pending]:
+                return retry
+        pending = self._pool.peek(_LOOK_AHEAD * self.max_batch_tokens, exclude=self._suspects)
+        if not pending:
             return []
         half = self.max_batch_tokens // 2
         small = [
             sequence
-            for sequence, entries in waiting.items()
+            for sequence, entries in pending.items()
             if any(entry.requests[0].flow.num_tokens <= half for entry in entries)
         ]
-        chosen = form_mixed_batch(small, list(waiting), self.max_batch_tokens)
-        return [entry for sequence in chosen.sequences for entry in waiting[sequence]]
+        batch = form_mixed_batch(small, list(pending), self.max_batch_tokens)
+        return [entry for sequence in batch.sequences for entry in pending[sequence]]
 
     def _send(self, batch: list[PendingSequence], run: BatchRunner, now: float) -> None:
         self._pool.mark_dispatched(batch, now)
         num_tokens = _compute_tree_size(batch)
-        ticket = self._throughput.begin(now, num_tokens, self._num_devices)
-        task = asyncio.get_running_loop().create_task(self._supervise(batch, run, ticket, now))
+        in_flight = self._throughput.begin(now, num_tokens, self._num_devices)
+        task = asyncio.get_running_loop().create_task(self._supervise(batch, run, in_flight, now))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -227,7 +230,7 @@ class Dispatcher:
             await run(batch, now)
         finally:
             self._throughput.end(in_flight)
-            # After a cancellation alone; in all other cases each has been dealt with.
+            # Only a cancellation leaves entries running; every other outcome has handled them all.
             if left := [entry for entry in batch if entry.is_running]:
                 self._retry([left])
             self._schedule_soon()
@@ -235,8 +238,8 @@ class Dispatcher:
     async def _run_together(self, batch: list[PendingSequence], now: float) -> None:
         sequences = [entry.sequence for entry in batch]
         try:
-            answer = await self._backend.run_batch(sequences, self._pool.num_tokens)
-            self._finish(batch, answer, now)
+            result = await self._backend.run_batch(sequences, self._pool.num_tokens)
+            self._finish(batch, result, now)
         except ReplicaLostError as error:
             self._handle_lost_replica(batch, error)
         except ReplicaBusyError:
@@ -245,20 +248,20 @@ class Dispatcher:
             self._retry([batch])
         except RewardError as error:
             self._pool.fail(batch, error)
-        # The border of the batch: whatever happens belongs to its callers; others still wait.
+        # Boundary of the batch: its requests get the failure, and the dispatcher goes on.
         except Exception as error:
             self._handle_failure(batch, error)
 
     async def _run_one_by_one(self, suspects: list[PendingSequence], now: float) -> None:
-        """Each alone: whichever is on the device when a replica is lost is to blame, no other."""
+        """Score suspects one at a time, so that a crash can be attributed to one conversation."""
         left, has_begun = deque(suspects), False
         sequences = [entry.sequence for entry in suspects]
         try:
-            async for answer in self._backend.run_one_by_one(sequences, self._pool.num_tokens):
-                if answer is None:
+            async for result in self._backend.run_one_by_one(sequences, self._pool.num_tokens):
+                if result is None:
                     has_begun = True
                 else:
-                    self._finish([left[0]], answer, now)
+                    self._finish([left[0]], result, now)
                     left.popleft()
         except ReplicaLostError as error:
             if has_begun and left:
@@ -282,45 +285,50 @@ class Dispatcher:
         report = build_report(self._alias, batch, result, self.max_batch_tokens, **times)
         self._observer.record_batch(report)
         number = next(self._numbers)
-        for call in {call: None for entry in batch for call in entry.requests}:
-            call.fingerprints.add(result.fingerprint)
-            call.batch_seconds[number] = result.inference_s
+        for request in {request: None for entry in batch for request in entry.requests}:
+            request.fingerprints.add(result.fingerprint)
+            request.batch_seconds[number] = result.forward_s
         self._apportion_computed_tokens(batch, result.batch.num_computed_tokens)
         for entry, reward in zip(batch, result.batch.rewards, strict=True):
             self._crash_history.forget(entry.sequence)
             self._pool.resolve(entry, reward)
 
     def _apportion_computed_tokens(self, batch: list[PendingSequence], num_computed: int) -> None:
-        """Share out what a batch computed; a client is told nothing of what others had in it."""
+        """Attribute computed tokens to requests; a client learns nothing of others in its batch."""
         by_owner: dict[str, list[PendingSequence]] = {}
         for entry in batch:
             by_owner.setdefault(entry.owner, []).append(entry)
         for entries in by_owner.values():
             is_alone = self._shares_rewards or len(by_owner) == 1
             total = num_computed if is_alone else _compute_tree_size(entries)
-            parts = apportion(total, [len(entry.sequence) for entry in entries])
-            for entry, part in zip(entries, parts, strict=True):
+            shares = apportion(total, [len(entry.sequence) for entry in entries])
+            for entry, share in zip(entries, shares, strict=True):
                 if entry.requests:
-                    entry.requests[0].num_computed_tokens += part
+                    entry.requests[0].num_computed_tokens += share
 
     def _mark_known_suspects(
         self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]
     ) -> None:
-        """What was there when a replica was lost, and is posted again, is still under suspicion."""
+        """Treat sequences that were with a lost replica as suspects when they are sent again."""
         for entry in self._pool.find_pending(flow, sequences) if self._crash_history else ():
-            if (number := self._crash_history.count(entry.sequence)) >= MAX_CRASHES:
+            if (num_crashes := self._crash_history.count(entry.sequence)) >= MAX_CRASHES:
                 self._pool.mark_dispatched([entry], asyncio.get_running_loop().time())
                 self._quarantine(entry)
-            elif number and entry not in self._suspects:
+            elif num_crashes and entry not in self._suspects:
                 self._suspects.append(entry)
 
     def _handle_lost_replica(self, batch: list[PendingSequence], error: ReplicaLostError) -> None:
-        """The replica went with the batch: each goes to another one, but not for ever."""
-        logger.warning("%s: %d conversations lost: %s", self._alias, len(batch), error.detail)
+        """Send the entries of a lost batch again, or quarantine those that were lost too often."""
+        logger.warning(
+            "%s: %d conversations were with a lost replica: %s",
+            self._alias,
+            len(batch),
+            error.detail,
+        )
         suspects = []
         for entry in batch:
-            number = self._crash_history.add(entry.sequence, error.replica)
-            suspects.append(entry) if number < MAX_CRASHES else self._quarantine(entry)
+            num_crashes = self._crash_history.add(entry.sequence, error.replica)
+            suspects.append(entry) if num_crashes < MAX_CRASHES else self._quarantine(entry)
         if suspects:
             self._observer.record_retry(self._alias, error.reason, len(suspects))
             self._suspect(suspects)
@@ -334,14 +342,16 @@ class Dispatcher:
         self._suspects += entries
 
     def _handle_failure(self, batch: list[PendingSequence], error: Exception) -> None:
-        """Something else went wrong: in halves, until what it is about stands alone."""
+        """Retry a failed batch in halves, until the conversation that fails is alone."""
         logger.error("a batch of %d conversations failed", len(batch), exc_info=error)
         if len(batch) > 1:
             middle = len(batch) // 2
             self._retry([batch[:middle], batch[middle:]])
             return
-        what = f"scoring failed on this conversation ({type(error).__name__})"
-        failure = ScoringError(f"{what}; the service's log has the details")
+        failure = ScoringError(
+            f"scoring failed on this conversation ({type(error).__name__}); the service's log has "
+            "the details"
+        )
         self._pool.resolve(batch[0], ScoreError.from_exception(failure))
 
     def _retry(self, batches: list[list[PendingSequence]]) -> None:

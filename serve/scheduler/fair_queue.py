@@ -1,12 +1,12 @@
-"""In which order the conversations that wait are taken: fair between requests and clients. Pure.
+"""A queue that is fair between clients and between the requests of a client. Pure.
 
 Imagine that all requests were served at the same time, each client with an equal share of the
-tokens and each of its requests with an equal share of that. What a request asked for at once is
-taken as a whole, in the order in which it would be done then (the "fair sojourn protocol" of
-Friedman and Henderson, SIGMETRICS 2003). So nothing is done later than if the model were shared,
-a small request passes a large one, equal ones keep the order in which they came, and a client gains
-nothing by sending many. Requests of a lower `priority` number go before the others of their client;
-other clients do not notice.
+tokens and each of its requests with an equal share of that. The queue serves each burst of a
+request as a whole, in the order in which the bursts would finish in that model (the "fair sojourn
+protocol" of Friedman and Henderson, SIGMETRICS 2003). So no burst finishes later than if the model
+were shared, a small request passes a large one, equal requests keep their order of arrival, and a
+client gains nothing by sending many requests. Requests with a lower `priority` value go before the
+other requests of their client; other clients are not affected.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ _numbers = count()
 
 @dataclass(eq=False, slots=True)
 class Flow(Generic[T]):
-    """What waits of one request.
+    """Pending items of one request.
 
     Attributes:
-        client: who shares with whom; see the module.
-        priority: lower goes first among those of the client.
-        parts: what was asked for at once, each with the virtual time at which it would be done.
-        done_at: the same time of the last of them.
-        num_tokens: of what it asked for and has not got; kept by whoever gives it.
-        is_over: whether nobody waits for it any more.
-        number: grows with age.
+        client: client of the request; clients have equal shares.
+        priority: requests with a lower value go first among those of the client.
+        bursts: items that were added together, each burst with the virtual time at which it would
+            finish.
+        finish_time: virtual time at which the last burst would finish.
+        num_tokens: tokens that the request asked for and has not got; the owner of the queue
+            updates it.
+        is_over: whether the request has ended.
+        number: sequence number; older flows have lower numbers.
     """
 
     client: str
@@ -47,11 +49,11 @@ class Flow(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """The flows that have something waiting.
+    """Flows with pending items.
 
     Args:
-        size_of: tokens of an item.
-        wanted: whether an item is still to be taken.
+        get_size: returns the number of tokens of an item.
+        is_pending: returns whether an item is still to be dispatched.
     """
 
     def __init__(self, get_size: Callable[[T], int], is_pending: Callable[[T], bool]) -> None:
@@ -59,12 +61,11 @@ class FairQueue(Generic[T]):
         self._is_pending = is_pending
         self._flows: dict[Flow[T], None] = {}
         self._num_flows: Counter[str] = Counter()  # by client
-        self._virtual_time = (
-            0.0  # virtual time: tokens that each client with one request would have got
-        )
+        # Tokens that each client with one request would have got.
+        self._virtual_time = 0.0
 
     def add(self, flow: Flow[T], items: Sequence[T]) -> None:
-        """Have items wait behind those of the same flow."""
+        """Add a burst of items behind those of the same flow."""
         if not items:
             return
         if flow not in self._flows:
@@ -77,56 +78,56 @@ class FairQueue(Generic[T]):
         flow.bursts.append((flow.finish_time, deque(items)))
 
     def discard(self, flow: Flow[T]) -> None:
-        """Forget a flow with all that waits of it."""
+        """Forget a flow and all of its items."""
         flow.bursts.clear()
         self._remove(flow)
 
     def peek(self, num_tokens: int) -> list[T]:
-        """What is to be taken next, until it is of so many tokens; all of it if there is less."""
+        """Return the next items until they have so many tokens, or all items if they have fewer."""
         self.prune()
         flows: dict[str, list[tuple[int, float, int, int, Flow[T]]]] = {}
         for flow in self._flows:
             head = (flow.priority, flow.bursts[0][0], flow.number, 0, flow)
             flows.setdefault(flow.client, []).append(head)
-        for own in flows.values():
-            heapq.heapify(own)
-        # A client's turn is that of the request which it wants first.
-        clients = [(own[0][1], own[0][2], client) for client, own in flows.items()]
+        for heads in flows.values():
+            heapq.heapify(heads)
+        # A client's turn is that of its first request.
+        clients = [(heads[0][1], heads[0][2], client) for client, heads in flows.items()]
         heapq.heapify(clients)
-        items: dict[T, None] = {}  # two flows may wait for the same one
+        items: dict[T, None] = {}  # one item may be in two flows
         while clients and num_tokens > 0:
-            own = flows[clients[0][2]]
-            priority, _, number, place, flow = own[0]
-            for item in flow.bursts[place][1]:
+            heads = flows[clients[0][2]]
+            priority, _, number, index, flow = heads[0]
+            for item in flow.bursts[index][1]:
                 if num_tokens > 0 and item not in items and self._is_pending(item):
                     items[item] = None
                     num_tokens -= self._get_size(item)
-            if place + 1 < len(flow.bursts):
-                head = (priority, flow.bursts[place + 1][0], number, place + 1, flow)
-                heapq.heapreplace(own, head)
+            if index + 1 < len(flow.bursts):
+                head = (priority, flow.bursts[index + 1][0], number, index + 1, flow)
+                heapq.heapreplace(heads, head)
             else:
-                heapq.heappop(own)
-            if own:
-                heapq.heapreplace(clients, (own[0][1], own[0][2], clients[0][2]))
+                heapq.heappop(heads)
+            if heads:
+                heapq.heapreplace(clients, (heads[0][1], heads[0][2], clients[0][2]))
             else:
                 heapq.heappop(clients)
         return list(items)
 
     def mark_dispatched(self, item: T) -> None:
-        """An item was taken."""
+        """Advance the virtual time by an item that was dispatched."""
         self._virtual_time += self._get_size(item) / max(1, len(self._num_flows))
 
     def prune(self) -> None:
-        """Forget the flows of which nothing waits any more."""
-        wanted = self._is_pending
-        # There may be a thousand flows, and most have what is wanted at their front.
-        found = [f for f in self._flows if not (f.bursts and wanted(f.bursts[0][1][0]))]
-        for flow in found:
+        """Forget the flows without pending items."""
+        is_pending = self._is_pending
+        # There may be a thousand flows, and most have a pending item at their front.
+        stale = [f for f in self._flows if not (f.bursts and is_pending(f.bursts[0][1][0]))]
+        for flow in stale:
             if not self._trim(flow):
                 self._remove(flow)
 
     def _trim(self, flow: Flow[T]) -> bool:
-        """Drop what is not wanted from the front; whether anything is left."""
+        """Drop items that are not pending from the front; return whether any item is left."""
         while flow.bursts:
             items = flow.bursts[0][1]
             while items and not self._is_pending(items[0]):

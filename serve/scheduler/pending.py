@@ -1,7 +1,8 @@
-"""What waits for one model: each distinct sequence once, with all who wait for it. No sending here.
+"""Sequences that wait for one model: each distinct one once, with all requests that wait for it.
 
-`PendingPool.add` puts sequences in, `PendingPool.peek` says what is to be taken, `PendingPool.mark_dispatched` marks it as on
-its way, and each then either gets its reward (`settle`) or comes back (`put_back`).
+Nothing is sent from here. `PendingPool.add` adds the sequences of a request, `PendingPool.peek`
+returns those that are next, and `PendingPool.mark_dispatched` marks them as in flight. Each then
+either gets its reward (`PendingPool.resolve`) or becomes pending again (`PendingPool.requeue`).
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from serve.worker.backends import BatchResult
 
 @dataclass(frozen=True, slots=True)
 class DispatchResult:
-    """The answer to the sequences of one call.
+    """Rewards of the sequences of one `PendingRequest`.
 
     Attributes:
-        batch: rewards in order. The tokens that a batch computed are shared out among its sequences
-            by their lengths; the share of a sequence goes to the oldest call that waits for it.
-        fingerprints: of the models that computed them; several if it was replaced meanwhile.
-        queue_duration_s: seconds until the first of them went to a replica.
-        batches: seconds on the device of each batch that they were in, by its number.
+        batch: rewards in order. The tokens that a batch computed are divided among its sequences by
+            their lengths; the share of a sequence goes to the oldest request that waits for it.
+        fingerprints: fingerprints of the models that computed the rewards; several if the model was
+            replaced meanwhile.
+        queue_s: seconds until the first sequence went to a replica.
+        batch_seconds: seconds on the device of each batch that held a sequence, by the batch's
+            number.
     """
 
     batch: ScoredBatch
@@ -38,7 +41,7 @@ class DispatchResult:
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """What one request asked for at once, and what has come of it."""
+    """Sequences that a request asked for together, and the rewards that it has got."""
 
     flow: Flow[PendingSequence]
     sequences: tuple[TokenIds, ...]
@@ -52,7 +55,7 @@ class PendingRequest:
     batch_seconds: dict[int, float] = field(default_factory=dict)
 
     def build_result(self) -> DispatchResult:
-        """All that it asked for; only once nothing is missing."""
+        """Return the result; only once no reward is missing."""
         return DispatchResult(
             ScoredBatch(tuple(self.rewards[s] for s in self.sequences), self.num_computed_tokens),
             frozenset(self.fingerprints),
@@ -63,12 +66,13 @@ class PendingRequest:
 
 @dataclass(eq=False, slots=True)
 class PendingSequence:
-    """A sequence that is waited for, whoever waits.
+    """A distinct sequence and the requests that wait for its reward.
 
     Attributes:
-        owner: the client whose it is, where clients share no rewards; else empty.
-        calls: that wait for it, oldest first.
-        is_running: whether it is on its way through a replica.
+        sequence: token ids.
+        owner: client that the sequence belongs to, where clients share no rewards; else empty.
+        requests: requests that wait for the reward, oldest first.
+        is_running: whether the sequence is in flight.
     """
 
     sequence: TokenIds
@@ -78,19 +82,20 @@ class PendingSequence:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is still to be sent."""
+        """Whether the sequence is still to be sent."""
         return bool(self.requests) and not self.is_running
 
 
 class PendingPool:
-    """All that waits for one model, in fair order.
+    """Sequences that wait for one model, in fair order.
 
     Args:
-        shares_rewards: whether what several clients wait for is computed once for all of them.
+        shares_rewards: whether a sequence that several clients wait for is computed once for all of
+            them.
 
     Attributes:
-        num_tokens: of what waits, without what is on its way.
-        by_client: tokens that each client asked for and has not got.
+        num_tokens: tokens of the pending sequences; those in flight are not counted.
+        tokens_by_client: tokens that each client asked for and has not got.
     """
 
     def __init__(self, shares_rewards: bool = True) -> None:
@@ -103,24 +108,24 @@ class PendingPool:
         )
 
     def __len__(self) -> int:
-        """Distinct sequences that wait or are on their way."""
+        """Number of distinct sequences that are pending or in flight."""
         return len(self._entries)
 
     @property
     def num_waiting(self) -> int:
-        """Distinct sequences that wait."""
+        """Number of distinct pending sequences."""
         return sum(entry.is_pending for entry in self._entries.values())
 
     def add(self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]) -> PendingRequest:
-        """Have sequences wait for their rewards; the call's future is done when all have come."""
+        """Add sequences; the future of the returned request is done once all rewards are there."""
         loop = asyncio.get_running_loop()
         distinct = dict.fromkeys(sequences)
         assert all(distinct), "no sequence may be empty"
-        call = PendingRequest(
+        request = PendingRequest(
             flow, tuple(sequences), len(distinct), loop.create_future(), loop.time()
         )
         if not distinct:
-            call.future.set_result(None)
+            request.future.set_result(None)
         entries = []
         owner = self._get_owner(flow)
         for sequence in distinct:
@@ -128,22 +133,22 @@ class PendingPool:
             if entry is None:
                 entry = self._entries[owner, sequence] = PendingSequence(sequence, owner)
                 self.num_tokens += len(sequence)
-            entry.requests.append(call)
+            entry.requests.append(request)
             entries.append(entry)
         self._adjust_tokens(flow, sum(map(len, distinct)))
         self._queue.add(flow, entries)
-        return call
+        return request
 
     def find_pending(
         self, flow: Flow[PendingSequence], sequences: Iterable[TokenIds]
     ) -> list[PendingSequence]:
-        """What is to be sent of these sequences, each once."""
+        """Return the entries of these sequences that are still to be sent, each once."""
         owner = self._get_owner(flow)
-        found = (self._entries.get((owner, s)) for s in dict.fromkeys(sequences))
-        return [entry for entry in found if entry is not None and entry.is_pending]
+        entries = (self._entries.get((owner, s)) for s in dict.fromkeys(sequences))
+        return [entry for entry in entries if entry is not None and entry.is_pending]
 
     def cancel(self, request: PendingRequest) -> None:
-        """Nobody waits for this call any more; what only it wanted is dropped."""
+        """Cancel a request; pending sequences that only this request waits for are dropped."""
         owner = self._get_owner(request.flow)
         for sequence in dict.fromkeys(request.sequences):
             entry = self._entries.get((owner, sequence))
@@ -155,7 +160,7 @@ class PendingPool:
                 self.num_tokens -= len(sequence)
 
     def discard(self, flow: Flow[PendingSequence]) -> None:
-        """A request is over."""
+        """Close the flow of a request that has ended."""
         self._queue.discard(flow)
         self._adjust_tokens(flow, -flow.num_tokens)
         flow.is_over = True
@@ -163,28 +168,28 @@ class PendingPool:
     def peek(
         self, num_tokens: int, exclude: Iterable[PendingSequence] = ()
     ) -> dict[TokenIds, list[PendingSequence]]:
-        """What is to be taken next, in order, of about so many tokens; all entries of each."""
-        held_back = set(exclude)
-        found: dict[TokenIds, list[PendingSequence]] = {}
+        """Return the next sequences in order, about so many tokens, with all entries of each."""
+        excluded = set(exclude)
+        entries: dict[TokenIds, list[PendingSequence]] = {}
         for entry in self._queue.peek(num_tokens):
-            if entry not in held_back:
-                found.setdefault(entry.sequence, []).append(entry)
-        return found
+            if entry not in excluded:
+                entries.setdefault(entry.sequence, []).append(entry)
+        return entries
 
     def mark_dispatched(self, batch: Sequence[PendingSequence], now: float) -> None:
-        """What is wanted of a batch goes on its way."""
+        """Mark the entries of a batch, all of them pending, as in flight."""
         for entry in batch:
             assert entry.is_pending
             entry.is_running = True
             self.num_tokens -= len(entry.sequence)
             self._queue.mark_dispatched(entry)
-            for call in entry.requests:
-                if call.dispatched_at is None:
-                    call.dispatched_at = now
+            for request in entry.requests:
+                if request.dispatched_at is None:
+                    request.dispatched_at = now
         self._queue.prune()
 
     def requeue(self, batch: Iterable[PendingSequence]) -> None:
-        """It came back without rewards; what nobody waits for any more is dropped."""
+        """Make entries pending again; those that no request waits for any longer are dropped."""
         for entry in batch:
             entry.is_running = False
             if entry.requests:
@@ -193,20 +198,20 @@ class PendingPool:
                 self._drop(entry)
 
     def resolve(self, entry: PendingSequence, reward: float | ScoreError) -> None:
-        """The reward of what was on its way, to all who wait for it."""
-        for call in entry.requests:
-            call.rewards[entry.sequence] = reward
-            self._adjust_tokens(call.flow, -len(entry.sequence))
-            call.num_missing -= 1
-            if not call.num_missing and not call.future.done():
-                call.future.set_result(None)
+        """Give the reward of an entry in flight to all requests that wait for it."""
+        for request in entry.requests:
+            request.rewards[entry.sequence] = reward
+            self._adjust_tokens(request.flow, -len(entry.sequence))
+            request.num_missing -= 1
+            if not request.num_missing and not request.future.done():
+                request.future.set_result(None)
         self._drop(entry)
 
     def fail(self, batch: Collection[PendingSequence], error: RewardError) -> None:
-        """There will be no rewards: whoever waits for one of these gets the error."""
-        for call in {call: None for entry in batch for call in entry.requests}:
-            if not call.future.done():
-                call.future.set_exception(error)
+        """Fail all requests that wait for an entry of the batch, and drop the entries."""
+        for request in {request: None for entry in batch for request in entry.requests}:
+            if not request.future.done():
+                request.future.set_exception(error)
         for entry in batch:
             self._drop(entry)
 
@@ -224,7 +229,7 @@ class PendingPool:
         flow.num_tokens += num_tokens
         self.tokens_by_client[flow.client] += num_tokens
         if not self.tokens_by_client[flow.client]:
-            del self.tokens_by_client[flow.client]  # there may be any number of clients in time
+            del self.tokens_by_client[flow.client]  # over time there may be any number of clients
 
 
 def build_report(
@@ -236,7 +241,7 @@ def build_report(
     sent_at: float,
     elapsed_s: float,
 ) -> BatchReport:
-    """What there is to tell of a batch that came back and is not yet settled."""
+    """Build the report of a batch that returned and is not yet resolved."""
     return BatchReport(
         model=model,
         num_sequences=len(batch),
@@ -244,7 +249,7 @@ def build_report(
         num_computed_tokens=result.batch.num_computed_tokens,
         max_batch_tokens=max_batch_tokens,
         queue_durations_s=tuple(
-            sent_at - call.submitted_at for entry in batch for call in entry.requests
+            sent_at - request.submitted_at for entry in batch for request in entry.requests
         ),
         inference_s=result.inference_s,
         elapsed_s=elapsed_s,

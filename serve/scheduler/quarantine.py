@@ -1,7 +1,7 @@
-"""Which conversations were with a replica when it was lost, also after their client has gone.
+"""The history of conversations that were with a replica when it was lost.
 
-A client that gives up on what kills replicas, and posts it again, must not have it start from
-nothing. Not for ever: what was lost twice may have met with two accidents.
+The history outlives requests: a client that gives up on a conversation which crashes replicas and
+sends it again must not reset its count. Entries expire, because two crashes may be a coincidence.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rm_core.packing import TokenIds
 from serve.errors import ConversationQuarantinedError
 
 MAX_CRASHES = 2
-"""What was at so many replicas when they were lost is not sent to another."""
+"""A conversation that was with so many replicas when they were lost is not sent to another."""
 
-# Of some hundred bytes each, and rarely any at all.
+# Each takes some hundred bytes, and there are rarely any at all.
 _MAX_REMEMBERED = 10_000
 _RETENTION_S = 600.0
 
@@ -32,10 +32,10 @@ class _Crashes:
 
 
 class CrashHistory:
-    """Counts, for a while, the replicas that were lost with a sequence of token ids.
+    """Counts the replicas that were lost with a sequence of token ids; expires after 600 s.
 
     Args:
-        clock: seconds, monotonic.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,41 +46,41 @@ class CrashHistory:
         return bool(self._crashes)
 
     def add(self, sequence: TokenIds, replica: str) -> int:
-        """One more; returns how many different replicas there were by now."""
+        """Record a lost replica; return how many different replicas were lost with the sequence."""
         key, now = _key(sequence), self._clock()
-        loss = self._crashes.pop(key, None) or _Crashes(now)
-        loss.last_at = now
-        loss.replicas.add(replica)
-        self._crashes[key] = loss
+        crashes = self._crashes.pop(key, None) or _Crashes(now)
+        crashes.last_at = now
+        crashes.replicas.add(replica)
+        self._crashes[key] = crashes
         if len(self._crashes) > _MAX_REMEMBERED:
             self._crashes.popitem(last=False)
-        return len(loss.replicas)
+        return len(crashes.replicas)
 
     def count(self, sequence: TokenIds) -> int:
-        """How many different replicas were lost with it."""
+        """Return how many different replicas were lost with the sequence."""
         key = _key(sequence)
-        loss = self._crashes.get(key)
-        if loss is None:
+        crashes = self._crashes.get(key)
+        if crashes is None:
             return 0
-        if self._clock() - loss.last_at > _RETENTION_S:
+        if self._clock() - crashes.last_at > _RETENTION_S:
             del self._crashes[key]
             return 0
-        return len(loss.replicas)
+        return len(crashes.replicas)
 
     def forget(self, sequence: TokenIds) -> None:
-        """It was scored: it was not to blame."""
+        """Forget a sequence that was scored: it did not cause the crashes."""
         if self._crashes:
             self._crashes.pop(_key(sequence), None)
 
 
 def build_quarantine_error(sequence: TokenIds) -> ScoreError:
-    """What is told of a conversation that is not sent to another replica."""
-    gave_up = ConversationQuarantinedError(
+    """Build the error of a conversation that is not sent to another replica."""
+    error = ConversationQuarantinedError(
         f"this conversation of {len(sequence)} tokens was with {MAX_CRASHES} replicas when they "
         "were lost, so it is not sent to another for some minutes; the service's log has the "
         "details"
     )
-    return ScoreError.from_exception(gave_up)
+    return ScoreError.from_exception(error)
 
 
 def _key(sequence: TokenIds) -> bytes:

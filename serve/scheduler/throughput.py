@@ -1,30 +1,30 @@
-"""How fast the replicas of a model work, and so when the next of them will be free. Pure."""
+"""Estimates how fast a model's replicas work, and when the next of them is free. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# How much of what was learnt stays after another batch.
+# Factor by which the weight of earlier batches decays with each new one.
 _DECAY = 0.8
-# Where a batch takes longer, a replica that is idle between two of them loses next to nothing, and
-# who comes meanwhile would wait long behind a batch that was sent ahead.
+# If batches take longer, a replica that is idle between two of them loses next to nothing, and a
+# request that arrives meanwhile would wait long behind a batch that was sent ahead.
 _SHORT_BATCH_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch on its way: how long it should take, and when it should be done."""
+    """A batch in flight: how long it should take, and when it should be done."""
 
     expected_seconds: float
     expected_end: float
 
 
 class ThroughputEstimator:
-    """Batches on their way through replicas that do one after another.
+    """Tracks batches in flight through replicas that run one batch after another.
 
     Args:
-        lead_s: how long before a replica is expected to be free it may be given its next batch, if
-            batches are short.
+        prefetch_s: how many seconds before a replica is expected to be free it may get its next
+            batch, if batches are short.
     """
 
     def __init__(self, prefetch_s: float) -> None:
@@ -34,42 +34,42 @@ class ThroughputEstimator:
         self._seconds = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """A batch of so many tokens took so long on its replica."""
+        """Record the tokens of a batch and its seconds on its replica."""
         self._num_tokens = _DECAY * self._num_tokens + num_tokens
         self._seconds = _DECAY * self._seconds + seconds
 
     def estimate_seconds(self, num_tokens: int, num_replicas: int) -> float | None:
-        """How long so many replicas take for so many tokens; None if nothing was learnt yet."""
+        """Estimate how long replicas take for so many tokens; None if no batch was observed."""
         if not self._num_tokens:
             return None
         return num_tokens * self._seconds / self._num_tokens / num_replicas
 
     def begin(self, now: float, num_tokens: int, num_replicas: int) -> InFlightBatch:
-        """A batch was sent; `end` has to follow."""
+        """Record that a batch was sent; `end` has to follow."""
         start = now
         if len(self._in_flight) >= num_replicas:
             start = max(now, self._sort_by_end()[len(self._in_flight) - num_replicas].expected_end)
         seconds = self.estimate_seconds(num_tokens, 1)
         seconds = float("inf") if seconds is None else seconds
-        ticket = InFlightBatch(seconds, start + seconds)
-        self._in_flight.append(ticket)
-        return ticket
+        batch = InFlightBatch(seconds, start + seconds)
+        self._in_flight.append(batch)
+        return batch
 
     def end(self, batch: InFlightBatch) -> None:
-        """Its answer came, or will not come."""
+        """Record that the result of a batch arrived, or will not arrive."""
         self._in_flight.remove(batch)
 
     def estimate_wait(self, now: float, num_replicas: int) -> float | None:
-        """Seconds until a replica may be given a batch, 0 for now; None: not before an answer."""
-        num_behind = len(self._in_flight) - num_replicas
-        if num_behind < 0:
+        """Estimate the seconds until a replica may get a batch; None: not before a result."""
+        num_waiting = len(self._in_flight) - num_replicas
+        if num_waiting < 0:
             return 0.0
-        if num_behind >= num_replicas:  # one is running and one waits at each of them
+        if num_waiting >= num_replicas:  # one batch runs and one waits at each replica
             return None
-        next_done = self._sort_by_end()[num_behind]
+        next_done = self._sort_by_end()[num_waiting]
         if next_done.expected_seconds > _SHORT_BATCH_S:
             return None
         return max(0.0, next_done.expected_end - self._prefetch_s - now)
 
     def _sort_by_end(self) -> list[InFlightBatch]:
-        return sorted(self._in_flight, key=lambda ticket: ticket.expected_end)
+        return sorted(self._in_flight, key=lambda batch: batch.expected_end)

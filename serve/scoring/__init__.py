@@ -1,1 +1,1 @@
-"""From conversations to rewards, without HTTP and without Ray: models, tokenization, limits."""
+"""Conversations in, rewards out, without HTTP and without Ray: models, tokenization, limits."""

@@ -1,4 +1,4 @@
-"""Limits of what one request may ask for. Knows neither HTTP nor models."""
+"""Limits of one request, independent of HTTP and of models."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from serve.errors import BadRequestError
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
-    """Refuse a request with more conversations than one may have.
+    """Refuse a request with too many conversations.
 
     Args:
-        number: of conversations; a pair is two.
+        number: number of conversations; a pair is two.
         limit: setting `max_conversations`.
-        what: how the error calls them.
+        noun: name of the items in the error message.
 
     Raises:
-        BadRequestError: there are more.
+        BadRequestError: there are more conversations than the limit.
     """
     if number > limit:
         raise BadRequestError(
@@ -25,10 +25,10 @@ def check_num_conversations(number: int, limit: int, noun: str = "conversations"
 
 
 def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
-    """The error that a conversation gets in its place for having too many messages, if it has.
+    """Return the error of a conversation that has too many messages, or None.
 
     Args:
-        conversation: as it was sent, of whatever shape, also with `tools`.
+        conversation: conversation as it was sent, of any shape, also with `tools`.
         limit: setting `max_messages`.
     """
     messages = get_messages(conversation)

@@ -1,4 +1,4 @@
-"""The served models' states in the form that the metrics take them."""
+"""States of the served models, as the metrics take them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.telemetry.collectors import ModelState
 
 
 def get_model_states(models: Mapping[str, ServedModel]) -> dict[str, ModelState]:
-    """The state of each model at this moment, by alias."""
+    """Return the current state of each model, by alias."""
     return {alias: _get_state(model) for alias, model in models.items()}
 
 

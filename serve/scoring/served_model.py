@@ -1,7 +1,8 @@
-"""One model as the gateway sees it: tokenizer, cache of rewards, queue, and whether it is ready.
+"""One model as a gateway serves it: tokenizer, score cache, queue and state.
 
-From conversations to rewards: tokenize a slice, look up what was computed before, queue the rest,
-tokenize the next slice meanwhile, put everything back in order. Knows neither HTTP nor Ray.
+A request is processed in slices: tokenize a slice, look up rewards that were computed before, queue
+the other sequences, tokenize the next slice meanwhile, and put all results back in order. Nothing
+here depends on HTTP or Ray.
 """
 
 from __future__ import annotations
@@ -50,14 +51,13 @@ from serve.worker.backends import Backend
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-# A request whose model was replaced under way is scored again; more often than that, by a model
-# that does not change.
+# A request whose model was replaced meanwhile is scored again, so many times in all.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask of a model; see the settings of the same names."""
+    """Limits of one request to a model; see the settings of the same names."""
 
     max_queued_tokens: int = 2_000_000
     max_request_characters: int = 268_435_456
@@ -66,15 +66,15 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """Rewards in the order of the conversations, and what they cost.
+    """Rewards in the order of the conversations, and their cost.
 
     Attributes:
         model: alias of the model.
-        results: a reward or an error each.
-        fingerprint: what makes them comparable.
-        num_computed_tokens: tokens that went through the model for them; what is computed for
-            several requests at once is counted in one of them.
-        num_cached_tokens: tokens of the conversations that were answered from the cache.
+        results: a reward or an error for each conversation.
+        fingerprint: fingerprint of the model that computed all rewards.
+        num_computed_tokens: tokens that went through the model for this request; tokens that are
+            computed for several requests at once are counted in one of them.
+        num_cached_tokens: tokens of the conversations whose rewards came from the cache.
     """
 
     model: str
@@ -85,7 +85,7 @@ class ScoreResult:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all conversations that were scored."""
+        """Number of tokens of all conversations that were scored."""
         return sum(result.num_tokens for result in self.results if isinstance(result, Reward))
 
 
@@ -93,21 +93,23 @@ class ServedModel:
     """A model that requests can name.
 
     Args:
-        settings: what was asked for.
-        backend: where its rewards come from.
-        observer: is told of its batches.
-        shares_rewards: whether a client may get rewards that were computed for another one.
-        max_unbroken_characters: see the setting; None for the encoder's own.
+        settings: requested settings of the model.
+        backend: replicas of the model.
+        observer: receives a report of every batch.
+        shares_rewards: whether a client may get rewards that were computed for another client.
+        max_unbroken_characters: see the setting; None for the encoder's default.
 
     Attributes:
-        encoder: renders and tokenizes for it; used on one thread alone.
-        encoding: that thread.
-        cache: rewards computed before, by any replica; None if it is switched off.
-        queue: what waits for its replicas.
-        info: effective settings; None until the model is loaded and warmed up.
+        settings: requested settings of the model.
+        encoder: renders and tokenizes conversations; used on `encoder_thread` alone.
+        encoder_thread: thread of the encoder.
+        cache: rewards computed before, by any replica; None if the cache is turned off.
+        dispatcher: queue of the model.
+        model_info: effective settings; None until the model is loaded and warmed up.
+        created_at: time of creation, in Unix seconds.
 
     Raises:
-        ModelLoadError: its tokenizer or template cannot be used.
+        ModelLoadError: the tokenizer or the template cannot be used.
     """
 
     def __init__(
@@ -136,9 +138,9 @@ class ServedModel:
 
     @property
     def failure(self) -> str | None:
-        """Why it is not ready, where that is known."""
-        if why := self.encoder_thread.stall_reason():
-            return f"the gateway is stuck at {why}"
+        """Reason why the model is not ready, if it is known."""
+        if reason := self.encoder_thread.stall_reason():
+            return f"the gateway is stuck at {reason}"
         return self._failure
 
     @property
@@ -151,38 +153,40 @@ class ServedModel:
         return "failed" if self.failure else "loading"
 
     def require_ready(self) -> dict[str, Any]:
-        """The effective settings. A model that lost its replicas still takes what it can queue.
+        """Return the effective settings. A model that lost its replicas still queues requests.
 
         Raises:
             NotReadyError: the model is not loaded, or its encoder is stuck.
         """
         self.encoder_thread.check_health()
         if self.model_info is None:
-            why = f" ({self.failure})" if self.failure else ""
-            raise NotReadyError(f"model {self.settings.alias!r} is still loading{why}; try again")
+            reason = f" ({self.failure})" if self.failure else ""
+            raise NotReadyError(
+                f"model {self.settings.alias!r} is still loading{reason}; try again"
+            )
         return self.model_info
 
     def check_capacity(self, client: str, max_queued_tokens: int) -> None:
-        """Return if less than its share waits for a client.
+        """Return if a client has fewer tokens queued than its share.
 
-        The share is an equal one among the clients that wait for anything, this one included: who
-        waits for nothing is always let in, whatever the others sent.
+        Clients with queued tokens, and this one, have equal shares. So a client with nothing queued
+        is always accepted, however much the other clients sent.
 
         Raises:
-            OverloadedError: it does not.
+            OverloadedError: the client has reached its share.
         """
-        waiting = self.dispatcher.tokens_by_client.get(client, 0)
+        queued = self.dispatcher.tokens_by_client.get(client, 0)
         share = self.get_token_share(client, max_queued_tokens)
-        if waiting < share:
+        if queued < share:
             return
         num_clients = self._count_clients(client)
         error = OverloadedError(
-            f"{waiting} of your tokens wait for model {self.settings.alias!r}, and {share} may: "
-            f"the setting `max_queued_tokens` is {max_queued_tokens} for {num_clients} client(s); "
-            "send the request again later"
+            f"{queued} of your tokens are queued for model {self.settings.alias!r} and your share "
+            f"is {share}: the setting `max_queued_tokens` is {max_queued_tokens} for "
+            f"{num_clients} client(s); send the request again later"
         )
-        # What waits of this client is computed at its share of the rate.
-        excess = (waiting - share) * num_clients
+        # The queued tokens of this client are computed at its share of the rate.
+        excess = (queued - share) * num_clients
         error.retry_after_s = 1.0 + (self.dispatcher.estimate_seconds(excess) or 0.0)
         raise error
 
@@ -192,7 +196,7 @@ class ServedModel:
         options: EncodeOptions,
         limits: RequestLimits | None = None,
     ) -> list[Encoded | ScoreError]:
-        """Render and tokenize only.
+        """Render and tokenize conversations without scoring them.
 
         Raises:
             RequestTooLargeError: there are too many characters or tokens.
@@ -203,20 +207,20 @@ class ServedModel:
         encoded: list[Encoded | ScoreError] = []
         num_tokens = 0
         shared = SharedPrefix()
-        with self.encoder_thread.open_flow(current_request().client) as turn:
-            for some, size in split_into_slices(conversations, sizes):
-                work = partial(encode_conversations, some, options, self.encoder, shared)
-                new = await self.encoder_thread.run(turn, size, work)
+        with self.encoder_thread.open_flow(current_request().client) as flow:
+            for slice_, size in split_into_slices(conversations, sizes):
+                work = partial(encode_conversations, slice_, options, self.encoder, shared)
+                new = await self.encoder_thread.run(flow, size, work)
                 num_tokens += sum(e.num_tokens for e in new if isinstance(e, Encoded))
                 _check_tokens(num_tokens, limits, len(encoded) + len(new), len(conversations))
                 encoded += new
         return encoded
 
     async def compute_offsets(self, encoded: Encoded) -> list[tuple[int, int]] | None:
-        """Where its tokens stand in its text; see `ChatEncoder.compute_offsets`."""
-        with self.encoder_thread.open_flow(current_request().client) as turn:
+        """Return the character offsets of each token; see `ChatEncoder.compute_offsets`."""
+        with self.encoder_thread.open_flow(current_request().client) as flow:
             return await self.encoder_thread.run(
-                turn, len(encoded.text), lambda _: self.encoder.compute_offsets(encoded)
+                flow, len(encoded.text), lambda _: self.encoder.compute_offsets(encoded)
             )
 
     async def score(
@@ -229,7 +233,7 @@ class ServedModel:
         """Score conversations; result i belongs to conversation i.
 
         Raises:
-            NotReadyError: the model is not loaded, or will not be again.
+            NotReadyError: the model is not loaded, or will not be loaded again.
             RequestTooLargeError: there are too many characters or tokens.
         """
         limits = limits or RequestLimits()
@@ -240,25 +244,25 @@ class ServedModel:
             fingerprint = build_fingerprint(info)
             with (
                 self.dispatcher.open_flow(current_request().client, priority) as flow,
-                self.encoder_thread.open_flow(current_request().client, priority) as turn,
+                self.encoder_thread.open_flow(current_request().client, priority) as encoder_flow,
             ):
-                request = _RequestPipeline(self, options, limits, fingerprint, flow)
-                parts = await request.compute(conversations, sizes, turn)
-            fingerprints = {f for part in parts for f in part.dispatch_result.fingerprints}
-            if any(part.num_cached_tokens for part in parts) or not fingerprints:
+                pipeline = _RequestPipeline(self, options, limits, fingerprint, flow)
+                slices = await pipeline.compute(conversations, sizes, encoder_flow)
+            fingerprints = {f for scored in slices for f in scored.dispatch_result.fingerprints}
+            if any(scored.num_cached_tokens for scored in slices) or not fingerprints:
                 fingerprints.add(fingerprint)
             if fingerprints == {fingerprint}:
-                return self._build_result(parts, fingerprint)
-            # The model that answered is not the one that `info` tells of.
+                return self._build_result(slices, fingerprint)
+            # The model that computed the rewards is not the one that `model_info` describes.
             self.model_info = await self._fetch_model_info()
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
     def get_cache_scope(self, client: str) -> str:
-        """What keeps the rewards of clients apart in the cache, where they do not share them."""
+        """Return the cache scope of a client; all clients have one scope if they share rewards."""
         return "" if self._shares_rewards else client
 
     async def watch(self) -> None:
-        """Keep `info` true; runs until cancelled."""
+        """Keep `model_info` up to date; runs until cancelled, or until the model is refused."""
         alias = self.settings.alias
         while True:
             try:
@@ -272,41 +276,41 @@ class ServedModel:
                 return
             except RewardError as error:
                 self.model_info, self._failure = None, error.detail
-            # Whatever it was, without a watcher the model would be loading for ever.
+            # Any other error: without this watcher the model would stay in state `loading` forever.
             except Exception as error:
-                logger.exception("model %s cannot be asked", alias)
+                logger.exception("model %s: its replicas cannot be reached", alias)
                 self._failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)
 
-    def _build_result(self, parts: Sequence[ScoredSlice], fingerprint: Fingerprint) -> ScoreResult:
-        answers = [part.dispatch_result for part in parts]
-        scores = ScoreResult(
+    def _build_result(self, slices: Sequence[ScoredSlice], fingerprint: Fingerprint) -> ScoreResult:
+        dispatched = [scored.dispatch_result for scored in slices]
+        result = ScoreResult(
             model=self.settings.alias,
-            results=[result for part in parts for result in part.results],
+            results=[result for scored in slices for result in scored.results],
             fingerprint=fingerprint,
-            num_computed_tokens=sum(answer.batch.num_computed_tokens for answer in answers),
-            num_cached_tokens=sum(part.num_cached_tokens for part in parts),
+            num_computed_tokens=sum(d.batch.num_computed_tokens for d in dispatched),
+            num_cached_tokens=sum(scored.num_cached_tokens for scored in slices),
         )
-        record = current_request()
-        record.queue_duration_s += answers[0].queue_duration_s if answers else 0.0
-        batches = {number: s for answer in answers for number, s in answer.batch_seconds.items()}
-        record.inference_s += sum(batches.values())
-        return scores
+        context = current_request()
+        context.queue_duration_s += dispatched[0].queue_s if dispatched else 0.0
+        batches = {number: s for d in dispatched for number, s in d.batch_seconds.items()}
+        context.inference_s += sum(batches.values())
+        return result
 
     def _count_clients(self, client: str) -> int:
-        """Clients that wait for anything, this one included."""
-        waiting = self.dispatcher.tokens_by_client
-        return len(waiting) + (client not in waiting)
+        """Count the clients that have queued tokens, and this one."""
+        tokens_by_client = self.dispatcher.tokens_by_client
+        return len(tokens_by_client) + (client not in tokens_by_client)
 
     def get_token_share(self, client: str, max_queued_tokens: int) -> int:
-        """Tokens that may wait for a client: an equal share among those that wait for any."""
+        """Return how many tokens a client may have queued: an equal share of the limit."""
         return max(1, max_queued_tokens // self._count_clients(client))
 
     async def _fetch_model_info(self) -> dict[str, Any]:
-        """Effective settings of a replica, which must read the token ids of this tokenizer.
+        """Fetch the effective settings of a replica, and check that its tokenizer is this one.
 
         Raises:
-            NotReadyError: it does not, or could not be asked.
+            NotReadyError: the replica has another tokenizer, or cannot be reached.
         """
         try:
             info = await self._backend.describe()
@@ -322,14 +326,14 @@ class ServedModel:
 
 
 class _RequestPipeline:
-    """The work of one request, slice by slice.
+    """Processes one request slice by slice.
 
     Args:
-        model: that it asked for.
-        reading: how its conversations are read.
-        bounds: what it may ask for.
-        fingerprint: of the model that should score it.
-        flow: what it waits for in the model's queue.
+        model: model of the request.
+        options: how conversations are encoded.
+        limits: limits of the request.
+        fingerprint: fingerprint of the model that should score the request.
+        flow: flow of the request in the model's queue.
     """
 
     def __init__(
@@ -351,60 +355,64 @@ class _RequestPipeline:
         self._has_failed = False
 
     async def compute(
-        self, conversations: Sequence[object], sizes: Sequence[int], turn: Flow[EncoderTask]
+        self, conversations: Sequence[object], sizes: Sequence[int], encoder_flow: Flow[EncoderTask]
     ) -> list[ScoredSlice]:
-        """What came of each slice.
+        """Encode and score the conversations, and return the scored slices in order.
 
         Raises:
             RewardError: the request failed as a whole.
         """
-        record = current_request()
+        context = current_request()
         tasks: list[asyncio.Task[ScoredSlice]] = []
         num_tokens = num_done = 0
         try:
-            for some, size in split_into_slices(conversations, sizes):
+            for slice_, size in split_into_slices(conversations, sizes):
                 started = time.perf_counter()
-                one = await self._model.encoder_thread.run(turn, size, partial(self._encode, some))
-                record.tokenize_s += time.perf_counter() - started
-                num_tokens += one.num_tokens
-                num_done += len(some)
+                encoded_slice = await self._model.encoder_thread.run(
+                    encoder_flow, size, partial(self._encode, slice_)
+                )
+                context.tokenize_s += time.perf_counter() - started
+                num_tokens += encoded_slice.num_tokens
+                num_done += len(slice_)
                 _check_tokens(num_tokens, self._limits, num_done, len(conversations))
-                task = asyncio.create_task(self._compute_rewards(one))
+                task = asyncio.create_task(self._compute_rewards(encoded_slice))
                 tasks.append(task)
                 self._pending_tasks.add(task)
                 task.add_done_callback(self._on_task_done)
                 await self._apply_backpressure()
                 if self._has_failed:
-                    break  # nobody needs the rest
+                    break  # the rest is not needed
             return await asyncio.gather(*tasks)
         finally:
             for task in self._pending_tasks:
                 task.cancel()
 
-    def _encode(self, some: Sequence[object], check_cancelled: Callable[[], None]) -> EncodedSlice:
-        """On the encoder's thread."""
+    def _encode(
+        self, conversations: Sequence[object], check_cancelled: Callable[[], None]
+    ) -> EncodedSlice:
+        """Encode one slice. Runs on the encoder's thread."""
         model = self._model
         encoded = encode_conversations(
-            some, self._options, model.encoder, self._shared_start, check_cancelled
+            conversations, self._options, model.encoder, self._shared_start, check_cancelled
         )
         return look_up_rewards(encoded, model.cache, self._fingerprint, self._scope)
 
     async def _compute_rewards(self, encoded_slice: EncodedSlice) -> ScoredSlice:
         model = self._model
-        answer = await model.dispatcher.compute_rewards(self._flow, encoded_slice.missing_sequences)
-        # What each model computed, under its own fingerprint.
-        if model.cache is not None and len(answer.fingerprints) == 1:
+        result = await model.dispatcher.compute_rewards(self._flow, encoded_slice.missing_sequences)
+        # Rewards are cached under the fingerprint of the model that computed them.
+        if model.cache is not None and len(result.fingerprints) == 1:
             keys = cache_keys(
-                next(iter(answer.fingerprints)), encoded_slice.missing_sequences, self._scope
+                next(iter(result.fingerprints)), encoded_slice.missing_sequences, self._scope
             )
-            for key, reward in zip(keys, answer.batch.rewards, strict=True):
+            for key, reward in zip(keys, result.batch.rewards, strict=True):
                 model.cache.put(key, reward)
-        return ScoredSlice.from_dispatch_result(encoded_slice, answer)
+        return ScoredSlice.from_dispatch_result(encoded_slice, result)
 
     async def _apply_backpressure(self) -> None:
-        """Tokens of a request are made when they are needed: else they would fill the memory."""
+        """Wait while enough of the request is queued: all of its tokens would fill the memory."""
         model, limit = self._model, self._limits.max_queued_tokens
-        await asyncio.sleep(0)  # the slice just made joins the queue
+        await asyncio.sleep(0)  # the new slice joins the queue
         while self._pending_tasks and not self._has_failed:
             if not model.dispatcher.should_wait(
                 self._flow, model.get_token_share(self._flow.client, limit)
@@ -419,10 +427,10 @@ class _RequestPipeline:
 
 
 def _check_sizes(conversations: Sequence[object], limits: RequestLimits) -> list[int]:
-    """About how many characters each conversation has.
+    """Estimate how many characters each conversation has.
 
     Raises:
-        RequestTooLargeError: there are too many.
+        RequestTooLargeError: there are too many in all.
     """
     sizes = estimate_sizes(conversations, limits.max_request_characters)
     if sizes is None:
@@ -445,6 +453,6 @@ def _check_tokens(num_tokens: int, limits: RequestLimits, num_done: int, number:
 
 
 def build_fingerprint(info: dict[str, Any]) -> Fingerprint:
-    """The part of the effective settings that makes rewards comparable."""
+    """Return the fingerprint that is part of a model's effective settings."""
     names = (field.name for field in fields(Fingerprint))
     return Fingerprint(**{name: info[name] for name in names if name in info})

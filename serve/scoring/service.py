@@ -1,7 +1,7 @@
-"""The served models by name, and whether new work is accepted. Knows neither HTTP nor Ray.
+"""The served models by name, and draining at shutdown. Nothing here depends on HTTP or Ray.
 
-Every wire format goes through `ScoringService.score`; what happens to the conversations then is
-the business of `serve.get_reward_client.served_model`.
+Every wire format goes through `ScoringService.score`, which passes the conversations to
+`serve.scoring.served_model`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from serve.worker.backends import Backend
 
 
 class ScoringService:
-    """Several models by name.
+    """Scores conversations with the models that requests name.
 
     Args:
-        models: settings and backend of each.
-        settings: its limits; may be replaced at any time.
-        metrics: where its work is counted; by default its own.
+        models: settings and backend of each model.
+        settings: settings of the service.
+        metrics: metrics of the service; created if None.
 
     Attributes:
-        metrics: the same.
+        settings: settings of the service; may be replaced at any time.
+        metrics: metrics of the service.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
@@ -72,20 +73,20 @@ class ScoringService:
         return not self._is_draining and all(m.state == "ready" for m in self._models.values())
 
     async def drain(self) -> None:
-        """Accept nothing new, and return once everything accepted is answered."""
+        """Stop accepting requests, and return once all accepted ones are answered."""
         self._is_draining = True
         await self._idle.wait()
 
     async def watch(self) -> None:
-        """Keep `ServedModel.model_info` true of every model; runs until cancelled."""
+        """Keep `ServedModel.model_info` of every model up to date; runs until cancelled."""
         await asyncio.gather(*(model.watch() for model in self._models.values()))
 
     def resolve_model(self, name: str | None) -> ServedModel:
-        """The model that a request means.
+        """Return the model that a request names.
 
         Raises:
-            UnknownModelError: not served here.
-            BadRequestError: none named, and there are several.
+            UnknownModelError: the model is not served here.
+            BadRequestError: the request names no model, and several are served.
         """
         served = ", ".join(self._models)
         if name is None:
@@ -94,50 +95,50 @@ class ScoringService:
             return next(iter(self._models.values()))
         if name in self._models:
             return self._models[name]
-        # By what it was loaded from, where that tells one model from all others.
-        loaded_from_it = [m for m in self._models.values() if m.settings.name == name]
-        if len(loaded_from_it) == 1:
-            return loaded_from_it[0]
+        # The name that a model was loaded from, if it identifies one model.
+        matches = [m for m in self._models.values() if m.settings.name == name]
+        if len(matches) == 1:
+            return matches[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
     def check_health(self) -> None:
-        """Return if no model's encoder is stuck: only a new process helps then.
+        """Return if no model's encoder is stuck; a stuck one needs a new process.
 
         Raises:
-            NotReadyError: one is.
+            NotReadyError: an encoder is stuck.
         """
         for model in self._models.values():
             model.encoder_thread.check_health()
 
     def check_any_capacity(self) -> None:
-        """Return if any model can queue something for the client of this request.
+        """Return if any model can queue tokens for the client of the current request.
 
         Raises:
-            OverloadedError: none can.
+            OverloadedError: no model can.
         """
         for model in self._models.values():
             try:
                 model.check_capacity(current_request().client, self.settings.max_queued_tokens)
             except OverloadedError as error:
-                full = error
+                last_error = error
             else:
                 return
-        raise full
+        raise last_error
 
     async def encode(
         self, name: str | None, conversations: Sequence[object], truncation: Truncation
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
-        """Render and tokenize only.
+        """Render and tokenize conversations without scoring them.
 
         Raises:
-            UnknownModelError: see `find`.
-            BadRequestError: see `find`; or there are too many conversations.
-            RequestTooLargeError: they have too many characters or tokens together.
+            UnknownModelError: see `resolve_model`.
+            BadRequestError: see `resolve_model`; or there are too many conversations.
+            RequestTooLargeError: the conversations have too many characters or tokens in all.
             NotReadyError: the model's encoder is stuck.
         """
         model = self._prepare_request(name, conversations)
-        reading = self._build_encode_options(truncation, None)
-        return model, await model.encode(conversations, reading, self._build_limits())
+        options = self._build_encode_options(truncation, None)
+        return model, await model.encode(conversations, options, self._build_limits())
 
     async def score(
         self,
@@ -150,35 +151,38 @@ class ScoringService:
         """Score conversations; result i belongs to conversation i.
 
         Args:
-            name: of the model; see `find`.
-            conversations: as they came; or `RenderResult` or `PrerenderedTokens` in the place of any.
-            truncation: what to do with those that are too long.
-            priority: which of the client's requests go first: those of a lower number.
-            max_length: most tokens of a conversation, where that is less than the model's limit.
+            name: name of the model; see `resolve_model`.
+            conversations: conversations as they came; each may also be a `PrerenderedText` or
+                `PrerenderedTokens`.
+            truncation: what to do with conversations that are too long.
+            priority: of the client's requests, those with a lower value go first.
+            max_length: maximum number of tokens in a conversation, if less than the model's limit.
 
         Raises:
-            UnknownModelError: see `find`.
-            BadRequestError: see `find`; or there are too many conversations.
-            RequestTooLargeError: they have too many characters or tokens together.
-            NotReadyError: the model is not loaded, or will not be again.
-            OverloadedError: too much waits already for the client, or the service is stopping.
+            UnknownModelError: see `resolve_model`.
+            BadRequestError: see `resolve_model`; or there are too many conversations.
+            RequestTooLargeError: the conversations have too many characters or tokens in all.
+            NotReadyError: the model is not loaded, or will not be loaded again.
+            OverloadedError: the client has too many tokens queued, or the service is stopping.
         """
         model = self._prepare_request(name, conversations)
         model.require_ready()
         model.check_capacity(current_request().client, self.settings.max_queued_tokens)
         if self._is_draining:
-            raise OverloadedError("the service is stopping; send the request again, or elsewhere")
+            raise OverloadedError(
+                "the service is stopping; send the request again, or to another address"
+            )
         self._num_running += 1
         self._idle.clear()
         try:
-            scores = await model.score(
+            result = await model.score(
                 conversations,
                 self._build_encode_options(truncation, max_length),
                 priority,
                 self._build_limits(),
             )
-            self._record_result(scores)
-            return scores
+            self._record_result(result)
+            return result
         finally:
             self._num_running -= 1
             if self._num_running == 0:
@@ -187,9 +191,9 @@ class ScoringService:
     def _prepare_request(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
         model = self.resolve_model(name)
         check_num_conversations(len(conversations), self.settings.max_conversations)
-        record = current_request()
-        record.model = model.settings.alias
-        record.num_conversations = len(conversations)
+        context = current_request()
+        context.model = model.settings.alias
+        context.num_conversations = len(conversations)
         return model
 
     def _build_encode_options(
@@ -204,15 +208,15 @@ class ScoringService:
             self.settings.max_request_tokens,
         )
 
-    def _record_result(self, scores: ScoreResult) -> None:
-        record = current_request()
-        record.num_errors = sum(isinstance(result, ScoreError) for result in scores.results)
-        record.num_tokens = scores.num_tokens
-        record.num_computed_tokens = scores.num_computed_tokens
-        record.num_cached_tokens = scores.num_cached_tokens
+    def _record_result(self, result: ScoreResult) -> None:
+        context = current_request()
+        context.num_errors = sum(isinstance(item, ScoreError) for item in result.results)
+        context.num_tokens = result.num_tokens
+        context.num_computed_tokens = result.num_computed_tokens
+        context.num_cached_tokens = result.num_cached_tokens
         self.metrics.record_results(
-            scores.model,
-            scores.results,
-            num_computed_tokens=scores.num_computed_tokens,
-            num_cached_tokens=scores.num_cached_tokens,
+            result.model,
+            result.results,
+            num_computed_tokens=result.num_computed_tokens,
+            num_cached_tokens=result.num_cached_tokens,
         )

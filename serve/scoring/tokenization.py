@@ -1,4 +1,4 @@
-"""Cuts the conversations of a request into slices, tokenizes one, and puts its rewards in order."""
+"""Splits the conversations of a request into slices, tokenizes them, and orders their rewards."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from rm_core.packing import TokenIds
 from serve.scheduler.pending import DispatchResult
 from serve.scoring.limits import check_num_messages
 
-# Conversations are tokenized in slices of so many, or so many characters: the model starts on the
-# first one at once, and requests take turns in between, after some 20 ms.
+# Conversations are tokenized in slices of so many, or of so many characters: the model starts on
+# the first slice at once, and requests take turns between slices, after some 20 ms.
 _MAX_SLICE_CONVERSATIONS = 64
 _MAX_SLICE_CHARACTERS = 50_000
-# What a template writes around a message, about.
+# Approximate number of characters that a template writes around a message.
 _CHARACTERS_PER_MESSAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """How conversations are read.
+    """How conversations are encoded.
 
     Attributes:
-        truncation: what to do with those that are too long.
-        max_messages: most messages of one.
-        max_length: most tokens of one, where that is less than the model's limit.
+        truncation: what to do with conversations that are too long.
+        max_messages: maximum number of messages in a conversation.
+        max_length: maximum number of tokens in a conversation, if less than the model's limit.
     """
 
     truncation: Truncation = "error"
@@ -51,13 +51,16 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSlice:
-    """Some conversations of a request, tokenized.
+    """Tokenized conversations of a request.
 
     Attributes:
-        encoded: `[num_conversations]`, without their texts.
-        known: the reward of each that could be encoded; None where it is to be computed.
-        unknown: token ids of those that are to be computed, what is shared next to each other.
-        places: for each of those, where its reward is in the answer to `unknown`.
+        encoded: encoded conversations without their texts, or errors, `[num_conversations]`.
+        cached_rewards: reward of each conversation that could be encoded; None if it is to be
+            computed.
+        missing_sequences: distinct token ids of the conversations without a cached reward, sorted,
+            so that sequences with a shared prefix are next to each other.
+        reward_indices: for each conversation without a cached reward, the index of its reward in
+            the rewards of `missing_sequences`.
     """
 
     encoded: list[Encoded | ScoreError]
@@ -67,12 +70,12 @@ class EncodedSlice:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of those that could be encoded."""
+        """Number of tokens of the conversations that could be encoded."""
         return sum(item.num_tokens for item in self.encoded if isinstance(item, Encoded))
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens of those whose reward was known."""
+        """Number of tokens of the conversations with a cached reward."""
         lengths = (item.num_tokens for item in self.encoded if isinstance(item, Encoded))
         return sum(
             n for n, reward in zip(lengths, self.cached_rewards, strict=True) if reward is not None
@@ -81,12 +84,12 @@ class EncodedSlice:
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlice:
-    """What came of a slice; token ids are gone by now.
+    """Results of a slice, without token ids.
 
     Attributes:
-        results: `[num_conversations]`.
-        computed: what computing it took, without rewards.
-        num_cached_tokens: tokens of those whose reward was known.
+        results: rewards or errors, `[num_conversations]`.
+        dispatch_result: cost of computing the slice, without its rewards.
+        num_cached_tokens: number of tokens of the conversations with a cached reward.
     """
 
     results: list[Reward | ScoreError]
@@ -97,14 +100,14 @@ class ScoredSlice:
     def from_dispatch_result(
         cls, encoded_slice: EncodedSlice, result: DispatchResult
     ) -> ScoredSlice:
-        """The slice with the answer to its `unknown`."""
-        fresh = (result.batch.rewards[place] for place in encoded_slice.reward_indices)
+        """Merge the rewards of a slice's `missing_sequences` with its cached ones."""
+        computed = (result.batch.rewards[index] for index in encoded_slice.reward_indices)
         rewards = tuple(
-            next(fresh) if reward is None else reward for reward in encoded_slice.cached_rewards
+            next(computed) if reward is None else reward for reward in encoded_slice.cached_rewards
         )
         results = merge_results(encoded_slice.encoded, ScoredBatch(rewards, 0))
-        num_computed = ScoredBatch((), result.batch.num_computed_tokens)
-        return cls(results, replace(result, batch=num_computed), encoded_slice.num_cached_tokens)
+        cost = ScoredBatch((), result.batch.num_computed_tokens)
+        return cls(results, replace(result, batch=cost), encoded_slice.num_cached_tokens)
 
 
 def encode_conversations(
@@ -114,27 +117,27 @@ def encode_conversations(
     shared: SharedPrefix,
     check_cancelled: Callable[[], None],
 ) -> list[Encoded | ScoreError]:
-    """Tokenize; an error stands in the place of what cannot be.
+    """Tokenize conversations; one that cannot be tokenized gets an error in its position.
 
     Args:
-        conversations: of a slice.
-        reading: how they are read.
-        encoder: of the model.
-        shared: of the request.
-        look_up: see `ChatEncoder.encode_all`.
+        conversations: conversations of a slice.
+        options: how conversations are encoded.
+        encoder: encoder of the model.
+        shared: shared prefix of the request, kept between slices.
+        check_cancelled: see `ChatEncoder.encode_all`.
     """
-    refused = [check_num_messages(c, options.max_messages) for c in conversations]
-    kept = [c for c, error in zip(conversations, refused, strict=True) if error is None]
+    errors = [check_num_messages(c, options.max_messages) for c in conversations]
+    accepted = [c for c, error in zip(conversations, errors, strict=True) if error is None]
     encoded = iter(
         encoder.encode_all(
-            kept,
+            accepted,
             options.truncation,
             options.max_length,
             shared=shared,
             check_cancelled=check_cancelled,
         )
     )
-    return [next(encoded) if error is None else error for error in refused]
+    return [next(encoded) if error is None else error for error in errors]
 
 
 def look_up_rewards(
@@ -143,26 +146,29 @@ def look_up_rewards(
     fingerprint: Fingerprint,
     scope: str,
 ) -> EncodedSlice:
-    """Look up what the model of that fingerprint computed before, within a scope."""
-    bare = [replace(item, text="") if isinstance(item, Encoded) else item for item in encoded]
-    sequences = [item.input_ids for item in bare if isinstance(item, Encoded)]
-    known: list[float | None] = [None] * len(sequences)
+    """Look up rewards that a model with this fingerprint computed before, within a cache scope."""
+    textless = [replace(item, text="") if isinstance(item, Encoded) else item for item in encoded]
+    sequences = [item.input_ids for item in textless if isinstance(item, Encoded)]
+    cached: list[float | None] = [None] * len(sequences)
     if cache is not None:
-        known = [cache.get(key) for key in cache_keys(fingerprint, sequences, scope)]
-    wanted = [s for s, reward in zip(sequences, known, strict=True) if reward is None]
-    unknown = sorted(set(wanted))
-    places = {sequence: place for place, sequence in enumerate(unknown)}
-    return EncodedSlice(bare, known, unknown, [places[s] for s in wanted])
+        cached = [cache.get(key) for key in cache_keys(fingerprint, sequences, scope)]
+    missing = [s for s, reward in zip(sequences, cached, strict=True) if reward is None]
+    distinct = sorted(set(missing))
+    indices = {sequence: index for index, sequence in enumerate(distinct)}
+    return EncodedSlice(textless, cached, distinct, [indices[s] for s in missing])
 
 
 def split_into_slices(
     conversations: Sequence[object], sizes: Sequence[int]
 ) -> Iterator[tuple[Sequence[object], int]]:
-    """The conversations in order, some at a time, and how many characters these have.
+    """Split conversations into slices.
 
     Args:
-        conversations: of a request.
-        sizes: of each, from `estimate_sizes`.
+        conversations: conversations of a request.
+        sizes: size of each conversation in characters, from `estimate_sizes`.
+
+    Yields:
+        Each slice, in order, with its size in characters.
     """
     start, characters = 0, 0
     for stop, size in enumerate(sizes, start=1):
@@ -177,40 +183,39 @@ def split_into_slices(
 
 
 def estimate_sizes(conversations: Sequence[object], max_total: int) -> list[int] | None:
-    """About how many characters (or token ids) each has, what they share counted each time.
+    """Estimate the characters (or token ids) of each conversation, shared ones counted each time.
 
     Args:
-        conversations: of a request.
-        most: of all of them together.
+        conversations: conversations of a request.
+        max_total: maximum size of all conversations together.
 
     Returns:
-        None if they have more than that.
+        The size of each conversation, or None if they have more than `max_total`.
     """
     sizes: list[int] = []
     total = 0
-    of_tools: dict[int, int] = {}
-    before: Sequence[object] = ()
-    size_before = 0
+    tools_sizes: dict[int, int] = {}
+    previous: Sequence[object] = ()
+    prompt_size = 0
     for conversation in conversations:
         if isinstance(conversation, PrerenderedText):
             size = len(conversation.text)
-        elif isinstance(
-            conversation, PrerenderedTokens
-        ):  # an id is checked and decoded as fast as a character
+        elif isinstance(conversation, PrerenderedTokens):
+            # A token id is checked and decoded as fast as a character.
             size = len(conversation.input_ids)
         else:
             messages = get_messages(conversation)
             messages = messages if isinstance(messages, list | tuple) else ()
-            # Answers to one prompt: its messages are the same objects each time.
-            if len(messages) != len(before) or any(map(is_not, messages[:-1], before[:-1])):
-                size_before = _estimate_message_sizes(messages[:-1])
-            before = messages
-            size = size_before + _estimate_message_sizes(messages[-1:])
+            # Answers to one prompt: the prompt's messages are the same objects each time.
+            if len(messages) != len(previous) or any(map(is_not, messages[:-1], previous[:-1])):
+                prompt_size = _estimate_message_sizes(messages[:-1])
+            previous = messages
+            size = prompt_size + _estimate_message_sizes(messages[-1:])
             if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
-                # Rendered for each conversation, though one list may belong to all of a request.
-                if id(tools) not in of_tools:
-                    of_tools[id(tools)] = _count_characters(tools)
-                size += of_tools[id(tools)]
+                # Tools are rendered for each conversation, but all of a request may have one list.
+                if id(tools) not in tools_sizes:
+                    tools_sizes[id(tools)] = _count_characters(tools)
+                size += tools_sizes[id(tools)]
         sizes.append(size)
         total += size
         if total > max_total:
@@ -219,12 +224,12 @@ def estimate_sizes(conversations: Sequence[object], max_total: int) -> list[int]
 
 
 def _estimate_message_sizes(messages: Sequence[object]) -> int:
-    """About how long some messages are; what has another shape is refused quickly."""
+    """Estimate the characters of messages; those of another shape are refused quickly."""
     size = _CHARACTERS_PER_MESSAGE * len(messages)
     for message in messages:
         if isinstance(message, dict):
             content = message.get("content")
-            # Else there are parts, or keys that the template may write as well.
+            # Otherwise there are content parts, or keys that the template may render too.
             if isinstance(content, str) and len(message) <= 2:
                 size += len(content)
             else:
@@ -233,14 +238,14 @@ def _estimate_message_sizes(messages: Sequence[object]) -> int:
 
 
 def _count_characters(value: object) -> int:
-    """Characters of all texts in a value, names of keys among them."""
-    size, rest = 0, [value]
-    while rest:
-        node = rest.pop()
+    """Count the characters of all strings in a value, including keys."""
+    size, stack = 0, [value]
+    while stack:
+        node = stack.pop()
         if isinstance(node, str):
             size += len(node)
         elif isinstance(node, Mapping):
-            rest += [*node.keys(), *node.values()]
+            stack += [*node.keys(), *node.values()]
         elif isinstance(node, list | tuple):
-            rest += node
+            stack += node
     return size

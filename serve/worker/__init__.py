@@ -1,1 +1,1 @@
-"""A model on its device, one thread; the watchdog; and how a gateway reaches it."""
+"""A model on its device, its thread and watchdog, and the backends that gateways call."""

@@ -1,6 +1,6 @@
-"""How the gateway reaches the replicas of a model: one in this process, or those of a deployment.
+"""Backends through which a gateway reaches a model's replicas: in this process, or on Ray Serve.
 
-Both answer the same questions and raise only errors of `rm_core.errors` and of this module.
+Both have the same methods and raise only errors of `rm_core.errors` and `serve.errors`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One batch, scored.
+    """Result of one batch.
 
     Attributes:
-        batch: reward i belongs to sequence i.
-        inference_s: seconds on the device.
-        fingerprint: of the model that scored it.
+        batch: rewards; reward i belongs to sequence i.
+        forward_s: seconds on the device.
+        fingerprint: fingerprint of the model that scored the batch.
     """
 
     batch: ScoredBatch
@@ -51,28 +51,28 @@ class BatchResult:
 
     @classmethod
     def from_worker_result(cls, result: WorkerResult) -> BatchResult:
-        """What an engine answered."""
-        return cls(result.batch, result.inference_s, Fingerprint(**result.fingerprint))
+        """Convert the result of a worker."""
+        return cls(result.batch, result.forward_s, Fingerprint(**result.fingerprint))
 
 
 class Backend(Protocol):
-    """Where the rewards of one model come from.
+    """Interface to the replicas of one model.
 
     Attributes:
-        num_replicas: that are up, as far as is known.
+        num_replicas: number of replicas that are up, as of the last `refresh`.
     """
 
     num_replicas: int
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
-        """One batch through one replica; reward i belongs to sequence i.
+        """Score one batch on one replica; reward i belongs to sequence i.
 
         Args:
             sequences: token ids, none empty, distinct.
-            backlog_tokens: what waits besides, for the scaling of replicas.
+            backlog_tokens: number of further queued tokens, for the scaling of replicas.
 
         Raises:
-            ReplicaLostError, ReplicaBusyError: see there; send it again.
+            ReplicaLostError, ReplicaBusyError: see these classes; send the batch again.
             RewardError: the model will not answer.
         """
         ...
@@ -80,26 +80,28 @@ class Backend(Protocol):
     def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int
     ) -> AsyncIterator[BatchResult | None]:
-        """Each alone through one replica, one after another.
+        """Score sequences on one replica, one after another.
 
         Args:
-            sequences: as of `score`.
-            backlog_tokens: as of `score`.
+            sequences: see `run_batch`.
+            backlog_tokens: see `run_batch`.
 
         Yields:
-            None once the replica begins with the first; then each answer as soon as it is there.
+            None once the replica begins with the first sequence; then each result as soon as it is
+            there.
 
         Raises:
-            ReplicaLostError: the one that would have come next was on the device, if it began.
-            ReplicaBusyError, RewardError: as of `score`.
+            ReplicaLostError: the replica is lost; once it had begun, the next sequence was on the
+                device.
+            ReplicaBusyError, RewardError: see `run_batch`.
         """
         ...
 
     async def describe(self) -> dict[str, Any]:
-        """Effective settings of the loaded model; waits until it is loaded and warmed up.
+        """Return the effective settings of the model once it is loaded and warmed up.
 
         Raises:
-            RewardError: it will not become ready, or not now.
+            RewardError: the model will not become ready, or not now.
         """
         ...
 
@@ -107,7 +109,7 @@ class Backend(Protocol):
         """Find out how many replicas are up.
 
         Raises:
-            RewardError: one that was up cannot score any more, and there is no other.
+            RewardError: the only replica cannot score any more.
         """
         ...
 
@@ -129,8 +131,8 @@ class LocalBackend:
     ) -> AsyncIterator[BatchResult | None]:
         """See `Backend`."""
         with _translate_errors():
-            async for answer in self._worker.run_one_by_one(sequences):
-                yield None if answer is None else BatchResult.from_worker_result(answer)
+            async for result in self._worker.run_one_by_one(sequences):
+                yield None if result is None else BatchResult.from_worker_result(result)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
@@ -145,9 +147,9 @@ class RayBackend:
     """The replicas of a Serve deployment, called through its handle.
 
     Args:
-        alias: name of the model, for messages.
-        handle: of the deployment. Calls go by value: a batch is small, and that costs half as much
-            as going through the object store.
+        alias: alias of the model, for messages.
+        handle: handle of the deployment. Calls pass arguments by value: a batch is small, and that
+            costs half as much as the object store.
     """
 
     def __init__(self, alias: str, handle: Any) -> None:
@@ -171,14 +173,14 @@ class RayBackend:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
             method = self._handle.options(stream=True).run_one_by_one
-            async for answer in method.remote(list(sequences), backlog_tokens, self._gateway):
-                yield None if answer is None else BatchResult.from_worker_result(answer)
+            async for result in method.remote(list(sequences), backlog_tokens, self._gateway):
+                yield None if result is None else BatchResult.from_worker_result(result)
 
     async def describe(self) -> dict[str, Any]:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
-            answer: dict[str, Any] = await self._handle.describe.remote()
-            return answer
+            info: dict[str, Any] = await self._handle.describe.remote()
+            return info
 
     async def refresh(self) -> None:
         """See `Backend`."""
@@ -187,7 +189,7 @@ class RayBackend:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """What an engine raises, as its gateway sees it."""
+    """Translate errors of a worker into those of a backend."""
     try:
         yield
     except ReplicaRejectedBatchError as error:
@@ -200,7 +202,7 @@ def _translate_errors() -> Iterator[None]:
 
 @contextmanager
 def _translate_ray_errors(alias: str) -> Iterator[None]:
-    """What a call to a replica raises, as its gateway sees it."""
+    """Translate errors of a call to a replica into those of a backend."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -216,9 +218,10 @@ def _translate_ray_errors(alias: str) -> Iterator[None]:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        # Not we: the connection was closed, by `serve.deployments.router`.
-        told = "the machine of a replica is gone"
-        raise ReplicaLostError.for_replica(told, uuid.uuid4().hex, "replica_lost") from error
+        # Not cancelled by us: `serve.deployments.router` closed the connection.
+        raise ReplicaLostError.for_replica(
+            "the machine of a replica is gone", uuid.uuid4().hex, "replica_lost"
+        ) from error
     except BackPressureError as error:
         raise ReplicaBusyError(f"model {alias!r} is at its limit; try again") from error
     except DeploymentUnavailableError as error:
@@ -228,7 +231,7 @@ def _translate_ray_errors(alias: str) -> Iterator[None]:
 
 
 def _count_running(deployment: str) -> int:
-    """Replicas of a deployment of this process's own application that are up."""
+    """Count the running replicas of a deployment in the application of this process."""
     from ray import serve as ray_serve
 
     app_name = ray_serve.get_replica_context().app_name
@@ -240,10 +243,10 @@ def _count_running(deployment: str) -> int:
 
 
 def pin_revision(settings: ModelSettings) -> ModelSettings:
-    """The settings with the commit of a hub checkpoint as their revision; others as they are.
+    """Return the settings with the revision of a hub checkpoint replaced by its commit.
 
     Raises:
-        ModelLoadError: the hub checkpoint, or its revision, cannot be found.
+        ModelLoadError: the hub checkpoint or its revision cannot be found.
     """
     if not settings.is_on_hub:
         return settings
@@ -252,23 +255,23 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
 
 
 def pin_settings(settings: ModelSettings) -> ModelSettings:
-    """The settings with everything fixed that gateways and replicas have to agree on.
+    """Return the settings with all values fixed on which gateways and replicas have to agree.
 
     Raises:
-        ModelLoadError: the hub checkpoint, or its revision, cannot be found.
+        ModelLoadError: the hub checkpoint or its revision cannot be found.
     """
     settings = pin_revision(settings)
-    # Replicas start on different days; a template that writes the date must not follow them.
+    # Replicas may start on different days, but their templates must write the same date.
     today = datetime.date.today().isoformat()
     return settings.model_copy(update={"template_date": settings.template_date or today})
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:
-    """Load a model and warm it up, telling the log of each stage.
+    """Load a model and warm it up; each stage is logged.
 
     Raises:
-        ModelLoadError: it cannot be loaded, or would score wrongly.
-        ScoringError: it cannot score the warm-up conversation.
+        ModelLoadError: the model cannot be loaded, or would compute wrong rewards.
+        ScoringError: the model cannot score the warm-up conversation.
     """
     started = time.perf_counter()
     logger.info("%s: loading", settings.alias)

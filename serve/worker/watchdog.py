@@ -1,70 +1,72 @@
-"""Since when a batch is on a device, and whether that is longer than a healthy one would take.
+"""Detects a batch that has been on a device for longer than a healthy one would take.
 
-Kept by whoever owns a device: `serve.worker.worker` in the service, an actor of a job on Ray. Asked
-from other threads; the time of a batch is judged by that of the batches before it.
+The owner of a device keeps the watchdog: `serve.worker.worker` in the service, an actor of a job on
+Ray. Other threads query it. The limit of a batch follows from the batches before it.
 """
 
 from __future__ import annotations
 
 import time
 
-# Until a batch counts as stuck: so many times what is expected of it, and at least so long. Layers
-# that are compiled wait for the compiler whenever a row has a new length.
+# A batch is stuck after so many times its expected duration, and after at least so many seconds.
+# Compiled layers wait for the compiler whenever a row has a new length.
 _FACTOR = 20
 _MIN_LIMIT_S = 120.0
 _MIN_LIMIT_COMPILED_S = 900.0
-# Of one batch to the next, in the mean rate that expectations come from.
+# Factor by which the weight of earlier batches decays with each new one, in the mean rate.
 _DECAY = 0.9
 
 
 class BatchWatchdog:
-    """The time of the batch that runs.
+    """Tracks the running batch of a device.
 
     Args:
-        compiled: whether the model's layers are compiled.
-        stuck_after_s: seconds after which a batch that still runs is stuck; None: 20 times what is
-            expected of it from the batches before it, at least 120 (900 if compiled).
+        is_compiled: whether the model's layers are compiled.
+        stuck_after_s: seconds after which a running batch is stuck; None: 20 times the duration
+            expected from the batches before it, at least 120 (900 if compiled).
 
     Attributes:
-        stuck_after_s: as above; may be changed at any time.
+        stuck_after_s: see above; may be changed at any time.
     """
 
     def __init__(self, *, is_compiled: bool, stuck_after_s: float | None = None) -> None:
         self.stuck_after_s = stuck_after_s
         self._min_limit_s = _MIN_LIMIT_COMPILED_S if is_compiled else _MIN_LIMIT_S
-        self._running: tuple[float, int] | None = None  # since when, and with how many tokens
-        self._tokens, self._seconds = 0.0, 0.0  # of the batches before, the latest count most
+        self._running: tuple[float, int] | None = None  # start time, number of tokens
+        self._tokens, self._seconds = 0.0, 0.0  # of earlier batches, decayed
 
     def begin(self, num_tokens: int) -> None:
-        """A batch goes to the device; one that was there is done."""
+        """Record that a batch starts on the device; a batch before it is finished."""
         self.finish()
         self._running = (time.perf_counter(), num_tokens)
 
     def finish(self) -> None:
-        """What was on the device has its rewards."""
+        """Record that the batch on the device is finished."""
         if self._running is not None:
-            since, num_tokens = self._running
-            self.observe(num_tokens, time.perf_counter() - since)
+            started_at, num_tokens = self._running
+            self.observe(num_tokens, time.perf_counter() - started_at)
         self._running = None
 
     def stop(self) -> None:
-        """Nothing is on the device; if something was, its time tells nothing of others."""
+        """Record that nothing is on the device, and discard the duration of an unfinished batch."""
         self._running = None
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """What a batch took."""
+        """Record the duration of a batch."""
         self._tokens = _DECAY * self._tokens + num_tokens
         self._seconds = _DECAY * self._seconds + seconds
 
     def stall_reason(self) -> str | None:
-        """What there is to say of a batch that runs for too long; None while all is well."""
+        """Describe a batch that has run for too long; None if there is none."""
         if (running := self._running) is None:
             return None
-        since, num_tokens = running
-        seconds, limit_s = time.perf_counter() - since, self._compute_limit_s(num_tokens)
+        started_at, num_tokens = running
+        seconds, limit_s = time.perf_counter() - started_at, self._compute_limit_s(num_tokens)
         if seconds <= limit_s:
             return None
-        return f"a batch of {num_tokens} tokens runs for {seconds:.0f} s (limit: {limit_s:.0f} s)"
+        return (
+            f"a batch of {num_tokens} tokens has run for {seconds:.0f} s (limit: {limit_s:.0f} s)"
+        )
 
     def _compute_limit_s(self, num_tokens: int) -> float:
         if self.stuck_after_s is not None:

@@ -1,9 +1,9 @@
-"""A model on its device, the one thread that may use it, and whether both are in order.
+"""A model on its device, the one thread that may use it, and their health checks.
 
-`Worker.run_batch` takes batches from an event loop and never holds it up: a batch is packed on a thread
-of its own while the one before it is on the device. `Worker.check_health` tells the truth about the
-device; Serve asks it through `serve.deployments.replica.ScorerReplica`, `/ready` without Ray. No HTTP and
-no Ray here.
+`Worker.run_batch` is called from an event loop and never blocks it. A batch is packed on a separate
+thread while the batch before it is on the device. `Worker.check_health` checks the thread and the
+device; on Ray, Serve calls it through `serve.deployments.replica.ScorerReplica`, and without Ray
+`/ready` does. Nothing here depends on HTTP or Ray.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POLL_INTERVAL_S = 5.0
-# From an answer of `run_each` to the next conversation; and if nobody takes the answer.
+# Pause of `run_one_by_one` after each result, and the longest wait for a result to be taken.
 _DELIVERY_S = 0.005
 _MAX_DELIVERY_S = 1.0
-# Errors of a conversation that may as well be the device's fault: the probe finds out.
+# Errors of a conversation that the device may have caused; the probe decides.
 _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerResult:
-    """One batch, scored. Plain data: it travels between processes.
+    """Result of one batch, as plain data that is sent between processes.
 
     Attributes:
-        batch: reward i belongs to sequence i.
-        inference_s: seconds on the device, waiting for it not included.
-        fingerprint: of the model that scored it, by the names of `rm_core.Fingerprint`.
+        batch: rewards; reward i belongs to sequence i.
+        forward_s: seconds on the device, without the wait for it.
+        fingerprint: fields of the `rm_core.Fingerprint` of the model that scored the batch.
     """
 
     batch: ScoredBatch
@@ -51,18 +51,18 @@ class WorkerResult:
 
 
 class Worker:
-    """Runs the batches of one model, one at a time, in the order in which they come.
+    """Runs the batches of one model, one at a time, in order of arrival.
 
     Args:
-        scorer: loaded and warmed up; used by nobody else from now on.
-        stuck_after_s: seconds after which a batch that still runs makes the engine unhealthy; None:
-            see `BatchWatchdog`.
+        scorer: loaded and warmed-up scorer; only the worker may use it from now on.
+        stuck_after_s: seconds after which a running batch makes the worker unhealthy; None: see
+            `BatchWatchdog`.
 
     Attributes:
-        clock: of its batches.
+        watchdog: watchdog of the batches.
 
     Raises:
-        ModelError: it cannot score the warm-up conversation.
+        ModelError: the model cannot score the warm-up conversation.
     """
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
@@ -76,19 +76,19 @@ class Worker:
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._thread = self._device_thread.submit(threading.current_thread).result()
         started = time.perf_counter()
-        probed = self._device_thread.submit(scorer.probe).result()
-        self._expected_reward = probed.reward
-        self.watchdog.observe(probed.num_tokens, time.perf_counter() - started)
+        probe = self._device_thread.submit(scorer.probe).result()
+        self._expected_reward = probe.reward
+        self.watchdog.observe(probe.num_tokens, time.perf_counter() - started)
 
     async def run_batch(self, sequences: Sequence[TokenIds]) -> WorkerResult:
-        """Score token ids; one that is cancelled before its turn never reaches the device.
+        """Score a batch; a call that is cancelled before its turn never reaches the device.
 
         Args:
             sequences: token ids, none empty, at most about a batch of them.
 
         Raises:
-            ReplicaRefusedError: nothing of it was tried; it can be scored elsewhere.
-            ReplicaUnhealthyError: nothing of it may be trusted; it can be scored elsewhere.
+            ReplicaRejectedBatchError: the batch was not tried; another replica can score it.
+            ReplicaUnhealthyError: no result may be trusted; another replica can score the batch.
         """
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
@@ -101,33 +101,35 @@ class Worker:
     async def run_one_by_one(
         self, sequences: Sequence[TokenIds]
     ) -> AsyncIterator[WorkerResult | None]:
-        """Score token ids one after another with nothing in between, each as a batch of its own.
+        """Score sequences one after another without other work in between, each as its own batch.
 
         Args:
             sequences: token ids, none empty.
 
         Yields:
-            None once the device begins with the first; then each answer as soon as it is there:
-            if this process goes, whoever listens knows what it was at.
+            None once the device begins with the first sequence; then each result as soon as it is
+            there. If this process dies, the caller knows which sequence was on the device.
 
         Raises:
-            ReplicaRefusedError: nothing more was tried; the rest can be scored elsewhere.
-            ReplicaUnhealthyError: this one may not be trusted; it can be scored elsewhere.
+            ReplicaRejectedBatchError: no further sequence was tried; another replica can score the
+                rest.
+            ReplicaUnhealthyError: the current result may not be trusted; another replica can score
+                the sequence.
         """
         self._refuse_if_unhealthy()
-        # All at once: what comes later stands behind them. The device waits until an answer is on
-        # its way before it begins with the next, which might be the end of this process.
-        began = _submit(self._device_thread, threading.current_thread)
+        # All are submitted at once, so that later batches queue behind them. The device waits until
+        # a result is on its way before it begins with the next sequence, which may end the process.
+        begun = _submit(self._device_thread, threading.current_thread)
         jobs, sent = [], [threading.Event() for _ in sequences]
         for sequence, is_sent in zip(sequences, sent, strict=True):
             jobs.append(_submit(self._device_thread, self._run_single, sequence))
             _submit(self._device_thread, is_sent.wait, _MAX_DELIVERY_S)
         try:
-            await self._await_with_watchdog(began)
+            await self._await_with_watchdog(begun)
             yield None
             for job, is_sent in zip(jobs, sent, strict=True):
-                answer: WorkerResult = await self._await_with_watchdog(job)
-                yield answer
+                result: WorkerResult = await self._await_with_watchdog(job)
+                yield result
                 await asyncio.sleep(_DELIVERY_S)
                 is_sent.set()
         finally:
@@ -136,30 +138,30 @@ class Worker:
                 is_sent.set()
 
     def _run_single(self, sequence: TokenIds) -> WorkerResult:
-        """On the device's thread."""
+        """Score one sequence. Runs on the device's thread."""
         return self._run_packing(self._scorer.pack([sequence]))
 
     def describe(self) -> dict[str, Any]:
-        """Effective settings of the loaded model.
+        """Return the effective settings of the loaded model.
 
         Raises:
-            ReplicaUnhealthyError: see `check`.
+            ReplicaUnhealthyError: see `check_health`.
         """
         self.check_health()
         return self._scorer.describe()
 
     def check_health(self) -> None:
-        """Return if the engine is in order.
+        """Return if the worker is healthy.
 
         Raises:
-            ReplicaUnhealthyError: its thread is dead or stuck, its device failed, or it computes
-                something else than when it was loaded.
+            ReplicaUnhealthyError: the thread is dead or stuck, the device failed, or the model
+                computes other rewards than when it was loaded.
         """
-        if why := self._failure or self._find_thread_failure() or self.watchdog.stall_reason():
-            raise ReplicaUnhealthyError(f"the replica cannot score any more: {why}")
+        if reason := self._failure or self._find_thread_failure() or self.watchdog.stall_reason():
+            raise ReplicaUnhealthyError(f"the replica cannot score any more: {reason}")
 
     def close(self) -> None:
-        """Take nothing more; what runs is finished."""
+        """Stop accepting work; the running batch completes."""
         self._packing_thread.shutdown(wait=False)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
 
@@ -167,7 +169,7 @@ class Worker:
         future = asyncio.wrap_future(pending)
         try:
             while not (await asyncio.wait([future], timeout=_POLL_INTERVAL_S))[0]:
-                # Whoever waits for a stuck thread must not be stuck with it.
+                # A caller must not wait for a stuck thread.
                 if pending.running():
                     self.check_health()
                 else:
@@ -177,7 +179,7 @@ class Worker:
             future.cancel()
 
     def _run_packing(self, packing: Packing) -> WorkerResult:
-        """On the device's thread."""
+        """Score a packed batch. Runs on the device's thread."""
         self._refuse_if_unhealthy()
         started = time.perf_counter()
         self.watchdog.begin(packing.num_tokens)
@@ -203,7 +205,7 @@ class Worker:
             raise ReplicaRejectedBatchError(error.detail) from error
 
     def _probe(self) -> None:
-        """Whether a conversation failed by itself, or would have with any other engine."""
+        """Find out whether an error is the device's fault: score the warm-up conversation again."""
         try:
             reward = self._scorer.probe().reward
         except DeviceFailedError:
@@ -211,11 +213,11 @@ class Worker:
         except ModelError as error:
             self._mark_unhealthy(error.detail)
             return
-        # The same row in the same process: hardly a bit may differ.
+        # Same input, same process: the reward must match almost exactly.
         if abs(reward - self._expected_reward) > 0.01 * max(1.0, abs(self._expected_reward)):
             self._mark_unhealthy(
-                f"the warm-up conversation gets {reward:.6g} now and got {self._expected_reward:.6g} "
-                "when the model was loaded"
+                f"the reward of the warm-up conversation is {reward:.6g} now and was "
+                f"{self._expected_reward:.6g} when the model was loaded"
             )
 
     def _mark_unhealthy(self, reason: str) -> None:

@@ -69,7 +69,7 @@ def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, 
         info = httpx.get(
             f"http://127.0.0.1:{port}/info", trust_env=False, timeout=PATIENCE_S
         ).json()
-        for warning in ("this Ray cluster asks for no token", "Serve's proxy limits neither"):
+        for warning in ("this Ray cluster requires no token", "Serve's proxy limits neither"):
             until(lambda: warning in log.read_text())  # noqa: B023
     finally:
         # Not SIGINT: a shell's background job, and so its children, may have it ignored.

@@ -96,7 +96,7 @@ def test_what_others_on_this_machine_may_not_have(
         process.send_signal(signal.SIGTERM)
         output = "".join(lines) + process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, output
-    for warning in ("asks for no token", "limits neither heads"):
+    for warning in ("requires no token", "limits neither heads"):
         assert warning not in output
     assert not folder.exists()
 

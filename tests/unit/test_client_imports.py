@@ -113,7 +113,7 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
         await until(lambda: "a" in model.dispatcher.tokens_by_client)
         num_tokens = model.dispatcher.tokens_by_client["a"]
         model.check_capacity("a", num_tokens + 1)
-        with pytest.raises(OverloadedError, match="of your tokens wait") as caught:
+        with pytest.raises(OverloadedError, match="of your tokens are queued") as caught:
             model.check_capacity("a", num_tokens)
         assert (caught.value.retry_after_s or 0) >= 1
         model.check_capacity("b", 1)  # who waits for nothing is let in

@@ -72,7 +72,7 @@ def test_a_cluster_without_a_token_is_warned_of(
     cluster.warn_without_token()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "asks for no token" in record.getMessage()
+    assert "requires no token" in record.getMessage()
     caplog.clear()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     cluster.warn_without_token()

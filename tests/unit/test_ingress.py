@@ -50,7 +50,7 @@ def test_haproxy_where_it_runs(tmp_path: Path) -> None:
 def test_not_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert ingress.choose_ingress(Settings.load(), own_cluster=True) == "proxy"
-    with pytest.raises(ModelLoadError, match="cannot be had: its wheel is for Linux"):
+    with pytest.raises(ModelLoadError, match="is not available: its wheel is for Linux"):
         ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
@@ -226,7 +226,7 @@ def test_one_address_cannot_take_all_connections(short_path: Path) -> None:
     ("old", "new", "says"),
     [
         ("bind *:8404", "bind 0.0.0.0:8404", "in another way"),
-        ("listen stats", "frontend more\n    bind *:7000\nlisten stats", "is there 2 times"),
+        ("listen stats", "frontend more\n    bind *:7000\nlisten stats", "occurs 2 times"),
         ("listen stats", "frontend more\n    bind 10.0.0.1:7000\nlisten stats", "on 4 addresses"),
     ],
 )

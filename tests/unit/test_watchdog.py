@@ -59,6 +59,6 @@ def test_a_number_that_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.stuck_after_s = 3.0
     clock.begin(100)
     time.now += 4
-    assert clock.stall_reason() == "a batch of 100 tokens runs for 4 s (limit: 3 s)"
+    assert clock.stall_reason() == "a batch of 100 tokens has run for 4 s (limit: 3 s)"
     clock.finish()
     assert clock.stall_reason() is None

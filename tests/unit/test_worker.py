@@ -179,7 +179,7 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
             ReplicaUnhealthyError,
             ReplicaRejectedBatchError,
         ]
-        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens runs for 61 s"):
+        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens has run for 61 s"):
             engine.check_health()
         with pytest.raises(ReplicaUnhealthyError):
             engine.describe()
