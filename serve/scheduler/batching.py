@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 from rm_core.packing import SPLIT_PENALTY, TokenIds, common_prefix_length
 
-# A sequence joins the batch of another one before its turn if the two share at least this fraction
-# of their tokens, the prefix common to all pending sequences not counted: it then costs little in
-# this batch, and much in a later one.
+# A sequence joins the batch of another one before its turn if the two share more than this fraction
+# of the shorter one, the prefix common to all pending sequences not counted: it then costs little
+# in this batch, and much in a later one.
 _MIN_SHARED_FRACTION = 0.25
 
 

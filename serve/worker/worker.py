@@ -3,7 +3,7 @@
 `Worker.run_batch` is called from an event loop and never blocks it. A batch is packed on a separate
 thread while the batch before it is on the device. `Worker.check_health` checks the thread and the
 device; on Ray, Serve calls it through `serve.deployments.replica.ScorerReplica`, and without Ray
-`/ready` does. Nothing here depends on HTTP or Ray.
+`/ready` reports its result. Nothing here depends on HTTP or Ray.
 """
 
 from __future__ import annotations
