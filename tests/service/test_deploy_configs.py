@@ -29,7 +29,9 @@ def with_stand_ins(model: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["several-models", "gemma-2-27b-two-gpus"])
-def test_it_starts_and_scores(name: str, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_deploy_config_starts_and_scores(
+    name: str, checkpoint_folder: Path, tmp_path: Path
+) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "models" / f"{name}.yaml").read_text())
     settings = config["applications"][0]["args"]
     settings.pop("num_gateways")

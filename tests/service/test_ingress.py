@@ -65,7 +65,7 @@ def haproxy(service: str) -> int:
     return pid
 
 
-def test_nothing_of_the_service_listens_elsewhere(service: str, haproxy: int) -> None:
+def test_service_listens_only_on_its_address(service: str, haproxy: int) -> None:
     """Ray's own ports do, and answer no HTTP of ours."""
     assert listening(haproxy) == {("127.0.0.1", urlsplit(service).port)}
     raylet = parent(parent(haproxy))
@@ -83,7 +83,7 @@ def is_ours(port: int) -> bool:
         return False
 
 
-def test_connections_are_kept(service: str) -> None:
+def test_connections_are_kept_alive(service: str) -> None:
     place = urlsplit(service)
     connection = http.client.HTTPConnection(place.hostname or "", place.port)
     sockets = []
@@ -96,7 +96,7 @@ def test_connections_are_kept(service: str) -> None:
     assert sockets[0] is not None
 
 
-def test_large_bodies_arrive(http: httpx.Client) -> None:
+def test_large_body_reaches_gateway(http: httpx.Client) -> None:
     body = b'{"conversations": [], "nonsense": "' + b"x" * (31 * 2**20) + b'"}'
     answer = http.post("/v1/score", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
@@ -112,7 +112,7 @@ def test_large_bodies_arrive(http: httpx.Client) -> None:
         ("serve_multiplexed_model_id", b"\xff"),
     ],
 )
-def test_headers_that_serve_reads_itself_do_no_harm(
+def test_invalid_headers_that_serve_reads_are_harmless(
     http: httpx.Client, name: str, value: bytes
 ) -> None:
     answer = http.get("/v1/models", headers={name.encode(): value})

@@ -25,7 +25,7 @@ def post_of(number: int) -> list[list[dict[str, Any]]]:
     ]
 
 
-def test_every_post_is_answered_though_the_scorer_is_killed(
+def test_every_request_is_answered_after_scorer_is_killed(
     service: str, http: httpx.Client, checkpoint_folder: Path
 ) -> None:
     port = httpx.URL(service).port

@@ -44,7 +44,9 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
 
 
 @pytest.mark.parametrize("how", ["import path", "yaml"])
-def test_serve_run(tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, how: str) -> None:
+def test_serve_run_starts_same_application(
+    tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, how: str
+) -> None:
     folder = checkpoint_folder / "llama-v0.1"
     port = DEFAULT_PORT if how == "import path" else find_free_port()
     if is_taken(port):

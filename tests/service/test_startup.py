@@ -16,17 +16,19 @@ NOT_SERVABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "says"), [*NOT_SERVABLE, ("NaN", "contains NaN or infinity")])
-def test_refused_checkpoints(tmp_path: Path, name: str, says: str) -> None:
+@pytest.mark.parametrize(("name", "says"), [*NOT_SERVABLE, ("NaN", "holds NaN or infinity")])
+def test_invalid_checkpoint_is_refused(tmp_path: Path, name: str, says: str) -> None:
     assert_refused(tmp_path / "checkpoint", name, says, "--local")
 
 
 @pytest.mark.parametrize(("name", "says"), NOT_SERVABLE)
-def test_what_files_show_is_told_before_ray_starts(tmp_path: Path, name: str, says: str) -> None:
+def test_invalid_checkpoint_is_refused_before_ray_starts(
+    tmp_path: Path, name: str, says: str
+) -> None:
     assert "starting Ray" not in assert_refused(tmp_path / "checkpoint", name, says)
 
 
-def test_a_taken_port_is_told_before_ray_starts() -> None:
+def test_taken_port_is_refused_before_ray_starts() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -46,7 +48,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
         (["--port", "99999"], "port: "),
     ],
 )
-def test_bad_options_end_with_one_clear_message(options: list[str], says: str) -> None:
+def test_bad_options_end_with_one_message(options: list[str], says: str) -> None:
     process = start(*options)
     output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 1

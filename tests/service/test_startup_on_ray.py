@@ -25,8 +25,8 @@ from waiting import PATIENCE_S, until
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
-def test_a_checkpoint_that_a_replica_refuses(tmp_path: Path) -> None:
-    output = assert_refused(tmp_path / "checkpoint", "NaN", "contains NaN or infinity")
+def test_checkpoint_refused_by_replica_stops_startup(tmp_path: Path) -> None:
+    output = assert_refused(tmp_path / "checkpoint", "NaN", "holds NaN or infinity")
     assert "starting Ray" in output
 
 
@@ -44,7 +44,7 @@ def local_service(checkpoint_folder: Path) -> Iterator[tuple[subprocess.Popen[st
     process.communicate()
 
 
-def test_without_ray_the_same_rewards(
+def test_local_mode_returns_same_rewards_as_ray(
     local_service: tuple[subprocess.Popen[str], str], http: httpx.Client
 ) -> None:
     process, url = local_service
@@ -59,7 +59,7 @@ def test_without_ray_the_same_rewards(
     assert process.wait(PATIENCE_S) == 0
 
 
-def test_what_others_on_this_machine_may_not_have(
+def test_ray_processes_expose_neither_keys_nor_sockets(
     checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process of Ray has the API keys in its environment, nor a socket where all may write.
@@ -110,7 +110,7 @@ def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_what_was_accepted_is_finished_before_the_end(
+def test_accepted_requests_are_finished_before_shutdown(
     checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
     """After one signal; a second one ends it at once, and the caller gets no answer of success.

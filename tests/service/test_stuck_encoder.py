@@ -28,7 +28,7 @@ main(["serve", "--local", "--model", "one=demo", "--model", "two=demo", "--port"
 """
 
 
-def test_a_stuck_tokenizer_spares_other_models_and_ends_with_the_process() -> None:
+def test_stuck_tokenizer_affects_neither_other_models_nor_shutdown() -> None:
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-c", _SERVICE, str(port)], cwd=ROOT)

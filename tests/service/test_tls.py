@@ -22,7 +22,7 @@ BODY = {
 }
 
 
-def test_https(tmp_path: Path) -> None:
+def test_local_service_serves_https(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
     port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)]

@@ -22,19 +22,19 @@ from serve.launch.address import check_address, format_ready_line, get_service_u
         ("rm.example.org", "http://rm.example.org:9000"),
     ],
 )
-def test_how_a_client_reaches_it(host: str, url: str) -> None:
+def test_service_url_for_local_clients(host: str, url: str) -> None:
     settings = Settings.load(host=host, port=9000)
     assert get_service_url(settings) == url
     assert f"POST {url}/v1/score  (models: demo;" in format_ready_line(settings)
 
 
-def test_with_a_certificate_it_is_https(tmp_path: Path) -> None:
+def test_service_url_is_https_with_certificate(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
     settings = Settings.load(port=9000, tls_cert_file=str(cert), tls_key_file=str(key))
     assert get_service_url(settings) == "https://127.0.0.1:9000"
 
 
-def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+def test_unusable_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     cert, key = self_signed(tmp_path)
     _, other = self_signed(tmp_path / "other")
@@ -49,6 +49,6 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
             check_address(settings)
 
 
-def test_an_address_of_another_machine_is_refused() -> None:
+def test_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ModelLoadError, match=r"cannot listen on 192\.0\.2\.1"):
         check_address(Settings.load(host="192.0.2.1", port=find_free_port()))

@@ -10,7 +10,7 @@ from serve.config.model_settings import ModelSettings
 from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog, compute_num_replicas
 
 
-def test_the_latest_word_of_each_gateway_counts_until_it_is_old() -> None:
+def test_backlog_sums_latest_report_of_each_gateway_until_expiry() -> None:
     backlog = Backlog()
     assert backlog.sum_tokens(0) == 0
     backlog.update("a", 100, now=0)
@@ -25,7 +25,7 @@ def test_the_latest_word_of_each_gateway_counts_until_it_is_old() -> None:
 @pytest.mark.parametrize(
     ("queued", "replicas"), [(0, 1), (1, 1), (1000, 1), (1001, 2), (9999, 10), (10_000, 10)]
 )
-def test_each_replica_is_to_have_the_target_waiting(queued: int, replicas: int) -> None:
+def test_num_replicas_keeps_queued_tokens_at_target(queued: int, replicas: int) -> None:
     assert compute_num_replicas(queued, 1000) == replicas
 
 
@@ -56,7 +56,7 @@ def context(reports: dict[str, float] | None, target: int = 2) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # of Ray's own
-def test_the_deployment_has_the_policy_where_replicas_may_come_and_go() -> None:
+def test_deployment_has_autoscaling_policy_if_replicas_vary() -> None:
     from serve.app import _build_replica_options
 
     assert _build_replica_options(ModelSettings(name="demo", num_replicas=3)) == {"num_replicas": 3}

@@ -30,7 +30,7 @@ def size(batch: list[Ids]) -> int:
 
 
 @given(WAITING, st.integers(1, 30))
-def test_the_first_is_in_and_the_budget_is_kept(waiting: list[Ids], budget: int) -> None:
+def test_batch_contains_first_sequence_and_keeps_budget(waiting: list[Ids], budget: int) -> None:
     batch = choose(waiting, budget)
     assert waiting[0] in batch
     assert len(set(batch)) == len(batch)
@@ -41,12 +41,12 @@ def test_the_first_is_in_and_the_budget_is_kept(waiting: list[Ids], budget: int)
 
 
 @given(WAITING)
-def test_all_that_fits_together_goes_together(waiting: list[Ids]) -> None:
+def test_sequences_that_fit_form_one_batch(waiting: list[Ids]) -> None:
     assert sorted(choose(waiting, size(waiting))) == sorted(waiting)
 
 
 @given(WAITING, st.integers(1, 30))
-def test_taking_batch_after_batch_takes_everything(waiting: list[Ids], budget: int) -> None:
+def test_successive_batches_take_every_sequence(waiting: list[Ids], budget: int) -> None:
     taken: list[Ids] = []
     rest = waiting
     while rest:
@@ -56,7 +56,7 @@ def test_taking_batch_after_batch_takes_everything(waiting: list[Ids], budget: i
     assert sorted(taken) == sorted(waiting)
 
 
-def test_a_group_that_does_not_fit_any_more_is_left_whole() -> None:
+def test_group_that_does_not_fit_is_not_split() -> None:
     groups = [[(g,) * 40 + (i,) for i in range(10)] for g in range(3)]  # 50 tokens each
     waiting = [groups[1][4], *groups[0], *groups[2], *groups[1][:4], *groups[1][5:]]
     assert choose(waiting, 95) == groups[1]  # 4 more would fit, and cost their prompt again
@@ -64,38 +64,38 @@ def test_a_group_that_does_not_fit_any_more_is_left_whole() -> None:
     assert choose(waiting, 150) == groups[0] + groups[1] + groups[2]
 
 
-def test_where_nothing_is_shared_the_batch_is_full() -> None:
+def test_batch_of_unrelated_sequences_is_full() -> None:
     waiting = [(i,) * 5 for i in (3, 9, 1, 7, 5, 0, 8, 2, 6, 4)]
     assert len(choose(waiting, 20)) == 4
     assert len(choose(waiting, 24)) == 4
 
 
-def test_a_group_over_the_budget_fills_its_batches() -> None:
+def test_group_over_budget_fills_batches() -> None:
     waiting = [(7,) * 9 + (i,) for i in (3, *range(3), *range(4, 22))]
     batch = choose(waiting, 20)
     assert (7,) * 9 + (3,) in batch
     assert len(batch) == 11
 
 
-def test_one_over_the_budget_goes_alone() -> None:
+def test_sequence_over_budget_goes_alone() -> None:
     assert choose([(1,) * 30, (1,) * 3], 20) == [(1,) * 30]
     assert choose([(1,) * 3, (1,) * 30], 20) == [(1,) * 3]
 
 
-def test_turns_are_kept_where_little_is_shared() -> None:
+def test_order_is_kept_if_little_is_shared() -> None:
     """Neighbours in the order of the token ids are no reason to pass those that wait longer."""
     waiting = [(5, 1, 1, 1), (9, 1, 1, 1), (1, 1, 1, 1), (5, 2, 2, 2), (5, 3, 3, 3)]
     assert choose(waiting, 12) == sorted(waiting[:3])
 
 
-def test_a_start_that_everything_shares_makes_nobody_kin() -> None:
+def test_prefix_common_to_all_sequences_forms_no_group() -> None:
     system = (7,) * 100
     waiting = [(*system, *[i] * 20) for i in (5, 9, 1, 6, 4, 8, 2)]
     assert choose(waiting, 165) == sorted(waiting[:3])
 
 
 @given(st.integers(0, 100), st.lists(st.integers(1, 9), min_size=1, max_size=9))
-def test_shares_are_whole_and_add_up(total: int, weights: list[int]) -> None:
+def test_apportion_returns_integers_that_add_up_to_total(total: int, weights: list[int]) -> None:
     parts = apportion(total, weights)
     assert sum(parts) == total
     whole = sum(weights)

@@ -24,7 +24,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
 
 
-def test_ray_gets_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_cluster_gets_random_token(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.enable_token_auth()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     first = os.environ["RAY_AUTH_TOKEN"]
@@ -36,7 +36,7 @@ def test_ray_gets_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "file"])
-def test_a_token_that_is_given_is_kept(
+def test_configured_token_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -51,7 +51,7 @@ def test_a_token_that_is_given_is_kept(
 
 
 @pytest.mark.parametrize("mode", ["disabled", "k8s", ""])
-def test_ray_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_cluster_without_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     said: list[str] = []
     for start in (
@@ -66,7 +66,7 @@ def test_ray_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: s
     assert os.environ["RAY_AUTH_MODE"] == mode
 
 
-def test_a_cluster_without_a_token_is_warned_of(
+def test_warning_is_logged_for_cluster_without_token(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.warn_without_token()
@@ -92,7 +92,7 @@ def test_a_cluster_without_a_token_is_warned_of(
         ),
     ],
 )
-def test_a_proxy_without_limits_is_warned_of(
+def test_warning_is_logged_for_proxy_without_limits(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     name: str,
@@ -104,7 +104,7 @@ def test_a_proxy_without_limits_is_warned_of(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
 
 
-def test_rays_folder_is_private_and_its_sockets_fit() -> None:
+def test_private_folder_is_private_with_short_socket_paths() -> None:
     with cluster.create_private_folder() as made:
         assert stat.S_IMODE(Path(made).stat().st_mode) == 0o700
         folder = cluster.build_local_cluster_options(Path(made))["_temp_dir"]
@@ -115,7 +115,7 @@ def test_rays_folder_is_private_and_its_sockets_fit() -> None:
     assert not Path(made).exists()
 
 
-def test_no_key_is_in_the_environment_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_settings_removes_variables_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {
         "SKYREWARD_API_KEYS": "correct-horse",
         "skyreward_api_keys": "battery",

@@ -24,7 +24,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tup
 
 
 @scenario
-async def test_what_waits_goes_together_and_equal_sequences_once(line: Line) -> None:
+async def test_pending_sequences_share_batch_and_equal_ones_run_once(line: Line) -> None:
     await line.hold()
     calls = [
         line.ask((1, 1, 1), (2, 2)),
@@ -45,7 +45,7 @@ async def test_what_waits_goes_together_and_equal_sequences_once(line: Line) -> 
 
 
 @scenario
-async def test_a_sequence_that_is_being_scored_is_not_scored_again(line: Line) -> None:
+async def test_sequence_in_flight_is_not_scored_again(line: Line) -> None:
     first = await line.hold()
     second = line.ask((99,), (5,))
     await until(lambda: line.queue.num_waiting == 1)
@@ -56,7 +56,7 @@ async def test_a_sequence_that_is_being_scored_is_not_scored_again(line: Line) -
 
 
 @scenario
-async def test_what_arrives_later_joins_its_prompt(line: Line) -> None:
+async def test_later_sequences_join_batch_of_their_prompt(line: Line) -> None:
     await line.hold()
     prompt, other = (7,) * 12, (3,) * 12
     calls = [
@@ -75,7 +75,7 @@ async def test_what_arrives_later_joins_its_prompt(line: Line) -> None:
 
 
 @scenario
-async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) -> None:
+async def test_large_request_delays_small_one_by_one_batch_at_most(line: Line) -> None:
     await line.hold()
     big = line.ask(*[(i, i, i, i, i) for i in range(400)])
     await until(lambda: line.queue.num_waiting == 400)
@@ -99,7 +99,7 @@ async def test_a_large_request_holds_a_small_one_back_for_one_batch(line: Line) 
 
 
 @scenario
-async def test_what_a_large_request_adds_to_a_small_one_is_half_a_batch(line: Line) -> None:
+async def test_large_request_fills_batch_of_small_one_to_half(line: Line) -> None:
     await line.hold()
     big = line.ask(*[(i, i, i, i, i) for i in range(20)])
     small = line.ask((7, 7, 8))
@@ -113,7 +113,7 @@ async def test_what_a_large_request_adds_to_a_small_one_is_half_a_batch(line: Li
 
 
 @scenario
-async def test_priority_goes_first(line: Line) -> None:
+async def test_lower_priority_value_is_dispatched_first(line: Line) -> None:
     await line.hold()
     normal = line.ask(*[(i,) * 20 for i in range(5)])
     urgent = line.ask(*[(10 + i,) * 20 for i in range(3)], priority=-1)
@@ -125,7 +125,7 @@ async def test_priority_goes_first(line: Line) -> None:
 
 
 @scenario
-async def test_a_large_request_is_not_looked_at_as_a_whole_for_each_batch(line: Line) -> None:
+async def test_forming_batch_looks_at_bounded_part_of_queue(line: Line) -> None:
     await line.hold()
     looked_at: list[int] = []
     next_ones = line.queue._pool.peek
@@ -148,7 +148,7 @@ async def test_a_large_request_is_not_looked_at_as_a_whole_for_each_batch(line: 
 
 
 @scenario
-async def test_what_nobody_waits_for_is_not_scored(line: Line) -> None:
+async def test_sequences_of_cancelled_request_are_not_scored(line: Line) -> None:
     first = await line.hold()
     gone = line.ask((1,), (2,))
     stays = line.ask((2,), (3,))
@@ -164,7 +164,7 @@ async def test_what_nobody_waits_for_is_not_scored(line: Line) -> None:
 
 
 @scenario
-async def test_a_call_given_up_while_its_batch_runs_leaves_the_others_alone(line: Line) -> None:
+async def test_cancelled_request_in_running_batch_does_not_affect_others(line: Line) -> None:
     line.replicas.go.clear()
     gone, stays = line.ask((1,)), line.ask((2,))
     await until(lambda: line.queue.num_in_flight == 1)
@@ -176,7 +176,7 @@ async def test_a_call_given_up_while_its_batch_runs_leaves_the_others_alone(line
 
 
 @scenario
-async def test_every_replica_gets_a_batch(line: Line) -> None:
+async def test_every_replica_gets_one_batch(line: Line) -> None:
     line.replicas.num_replicas = 3
     line.replicas.go.clear()
     call = line.ask(*[(i,) * 20 for i in range(9)])
@@ -188,7 +188,7 @@ async def test_every_replica_gets_a_batch(line: Line) -> None:
 
 
 @scenario
-async def test_replicas_that_come_up_are_used_at_the_next_occasion(line: Line) -> None:
+async def test_new_replica_gets_batch_with_next_request(line: Line) -> None:
     await line.hold()
     call = line.ask(*[(i,) * 20 for i in range(9)])
     await until(lambda: line.queue.num_waiting == 9)
@@ -200,7 +200,7 @@ async def test_replicas_that_come_up_are_used_at_the_next_occasion(line: Line) -
 
 
 @scenario
-async def test_nothing_is_answered_at_once(line: Line) -> None:
+async def test_request_without_sequences_returns_at_once(line: Line) -> None:
     answer = await line.ask()
     assert answer.batch == ScoredBatch((), 0)
     assert answer.fingerprints == frozenset()
@@ -208,7 +208,7 @@ async def test_nothing_is_answered_at_once(line: Line) -> None:
 
 
 @scenario
-async def test_over_the_budget_goes_alone(line: Line) -> None:
+async def test_sequence_over_budget_is_dispatched_alone(line: Line) -> None:
     await line.hold()
     call = line.ask((1,), (2,) * 50, (3,))
     await until(lambda: line.queue.num_waiting == 3)
@@ -218,7 +218,7 @@ async def test_over_the_budget_goes_alone(line: Line) -> None:
 
 
 @given(st.lists(SEQUENCES, min_size=1, max_size=8), st.integers(1, 20), st.integers(1, 3))
-def test_rewards_in_order_and_computed_tokens_add_up(
+def test_rewards_are_in_order_and_computed_tokens_add_up(
     asked: list[list[Ids]], budget: int, num_replicas: int
 ) -> None:
     async def run() -> None:

@@ -30,7 +30,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tup
 
 
 @scenario
-async def test_what_fails_together_is_tried_in_halves_until_the_bad_one_stands_alone(
+async def test_failed_batch_is_halved_until_failing_sequence_is_alone(
     line: Line,
 ) -> None:
     await line.hold()
@@ -48,7 +48,7 @@ async def test_what_fails_together_is_tried_in_halves_until_the_bad_one_stands_a
 
 
 @scenario
-async def test_a_lost_batch_goes_to_another_replica(line: Line) -> None:
+async def test_lost_batch_is_sent_to_another_replica(line: Line) -> None:
     await line.hold()
     losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda batch: next(losses, None) if (1,) in batch else None
@@ -62,7 +62,7 @@ async def test_a_lost_batch_goes_to_another_replica(line: Line) -> None:
 
 
 @scenario
-async def test_what_kills_its_replica_twice_does_not_take_a_third(line: Line) -> None:
+async def test_sequence_that_crashes_two_replicas_is_quarantined(line: Line) -> None:
     line.replicas.num_replicas = 3
     killed: list[str] = []
     line.replicas.failure_at = killers_of((2,), killed)
@@ -76,7 +76,7 @@ async def test_what_kills_its_replica_twice_does_not_take_a_third(line: Line) ->
 
 
 @scenario
-async def test_losing_the_same_replica_twice_counts_once(line: Line) -> None:
+async def test_loss_of_same_replica_counts_once(line: Line) -> None:
     """A dead replica that the router has not yet noticed proves nothing against a conversation."""
     losses = iter(
         [ReplicaLostError.for_replica("killed", "the one", "replica_lost") for _ in range(5)]
@@ -86,7 +86,7 @@ async def test_losing_the_same_replica_twice_counts_once(line: Line) -> None:
 
 
 @scenario
-async def test_only_the_one_on_the_device_is_to_blame(line: Line) -> None:
+async def test_only_sequence_on_device_is_blamed_for_crash(line: Line) -> None:
     """Two replicas are killed, the second one while it has reached the third conversation."""
     losses = iter("ab")
 
@@ -101,7 +101,7 @@ async def test_only_the_one_on_the_device_is_to_blame(line: Line) -> None:
 
 
 @scenario
-async def test_a_replica_lost_before_it_begins_proves_nothing(line: Line) -> None:
+async def test_replica_lost_before_it_begins_blames_no_sequence(line: Line) -> None:
     before = iter(
         [ReplicaLostError.for_replica("killed", f"r{i}", "replica_lost") for i in range(5)]
     )
@@ -113,7 +113,7 @@ async def test_a_replica_lost_before_it_begins_proves_nothing(line: Line) -> Non
 
 
 @scenario
-async def test_others_go_on_while_suspects_are_tried(line: Line) -> None:
+async def test_other_sequences_are_scored_while_suspects_run(line: Line) -> None:
     line.replicas.num_replicas = 2
     losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
 
@@ -135,7 +135,7 @@ async def test_others_go_on_while_suspects_are_tried(line: Line) -> None:
 
 
 @scenario
-async def test_suspects_of_a_model_that_will_not_answer_are_refused(line: Line) -> None:
+async def test_suspects_fail_if_model_is_not_ready(line: Line) -> None:
     losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     line.replicas.failure_before = lambda: NotReadyError("gone")
@@ -144,7 +144,7 @@ async def test_suspects_of_a_model_that_will_not_answer_are_refused(line: Line) 
 
 
 @scenario
-async def test_a_busy_replica_is_asked_again(line: Line) -> None:
+async def test_batch_of_busy_replica_is_retried(line: Line) -> None:
     answers = iter([ReplicaBusyError("full"), ReplicaBusyError("full")])
     line.replicas.failure_at = lambda _: next(answers, None)
     assert await rewards(line.ask((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
@@ -153,7 +153,7 @@ async def test_a_busy_replica_is_asked_again(line: Line) -> None:
 
 
 @scenario
-async def test_a_lost_call_that_nobody_waits_for_is_dropped(line: Line) -> None:
+async def test_lost_batch_of_cancelled_request_is_dropped(line: Line) -> None:
     line.replicas.go.clear()
     line.replicas.failure_at = lambda _: ReplicaLostError.for_replica(
         "killed", "one", "replica_lost"
@@ -181,7 +181,7 @@ def killers_of(bad: Ids, killed: list[str]) -> Callable[[Sequence[Ids]], Excepti
 
 
 @scenario
-async def test_losses_are_remembered_when_the_client_has_gone(line: Line) -> None:
+async def test_crashes_are_remembered_after_request_is_cancelled(line: Line) -> None:
     killed: list[str] = []
     line.replicas.failure_at = killers_of((2,), killed)
     line.replicas.go.clear()
@@ -205,7 +205,7 @@ async def test_losses_are_remembered_when_the_client_has_gone(line: Line) -> Non
 
 
 @scenario
-async def test_what_was_scored_after_a_loss_is_under_no_suspicion(line: Line) -> None:
+async def test_sequence_scored_after_crash_is_no_longer_suspect(line: Line) -> None:
     losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     await rewards(line.ask((1,), (2,)))
@@ -214,7 +214,7 @@ async def test_what_was_scored_after_a_loss_is_under_no_suspicion(line: Line) ->
 
 
 @scenario
-async def test_a_batch_belongs_to_no_request(line: Line) -> None:
+async def test_batch_runs_outside_context_of_requests(line: Line) -> None:
     """Whoever hangs up takes no batch along: it runs in a context of its own."""
     name: ContextVar[str] = ContextVar("name", default="nobody's")
     seen: list[str] = []
@@ -226,7 +226,7 @@ async def test_a_batch_belongs_to_no_request(line: Line) -> None:
 
 
 @scenario
-async def test_a_batch_that_is_cancelled_is_sent_again(line: Line) -> None:
+async def test_cancelled_batch_is_sent_again(line: Line) -> None:
     line.replicas.go.clear()
     call = line.ask((1,), (2,))
     await until(lambda: len(line.replicas.batches) == 1)
@@ -239,7 +239,7 @@ async def test_a_batch_that_is_cancelled_is_sent_again(line: Line) -> None:
 
 
 @scenario
-async def test_a_replica_lost_behind_its_last_answer_costs_nothing(line: Line) -> None:
+async def test_replica_lost_after_last_result_blames_no_sequence(line: Line) -> None:
     losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
     line.replicas.failure_at = lambda _: next(losses, None)
     line.replicas.failure_after = lambda: ReplicaLostError.for_replica(
@@ -250,7 +250,7 @@ async def test_a_replica_lost_behind_its_last_answer_costs_nothing(line: Line) -
 
 
 @scenario
-async def test_a_model_that_will_not_answer_ends_the_requests_of_the_batch(line: Line) -> None:
+async def test_model_not_ready_fails_only_requests_of_its_batch(line: Line) -> None:
     await line.hold()
     line.replicas.failure_at = lambda batch: NotReadyError("gone") if (1,) * 15 in batch else None
     bad = line.ask((1,) * 15, (2,) * 15)  # one batch each
@@ -263,7 +263,7 @@ async def test_a_model_that_will_not_answer_ends_the_requests_of_the_batch(line:
 
 
 @scenario
-async def test_a_wrong_number_of_rewards_is_a_failure(line: Line) -> None:
+async def test_wrong_number_of_rewards_fails_batch(line: Line) -> None:
     class Wrong(Replicas):
         async def run_batch(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
             return BatchResult(ScoredBatch((1.0, 2.0), 1), 0.0, FINGERPRINT)
@@ -275,7 +275,7 @@ async def test_a_wrong_number_of_rewards_is_a_failure(line: Line) -> None:
 
 
 @given(st.lists(SEQUENCES, min_size=1, max_size=6), st.lists(st.integers(0, 9), max_size=12))
-def test_whatever_replicas_do_every_conversation_is_answered(
+def test_every_sequence_gets_result_despite_random_failures(
     asked: list[list[Ids]], fates: list[int]
 ) -> None:
     """Replicas are lost, refuse, or fail, in any order; then they are well."""
@@ -305,7 +305,7 @@ def test_whatever_replicas_do_every_conversation_is_answered(
 
 
 @scenario
-async def test_what_was_to_be_sent_again_is_forgotten_once_nobody_waits(line: Line) -> None:
+async def test_retry_batches_are_dropped_once_requests_are_cancelled(line: Line) -> None:
     line.replicas.failure_at = lambda _: ReplicaBusyError("full")
     asked = line.ask((1, 2), (3,))
     await until(lambda: bool(line.replicas.batches))

@@ -37,7 +37,7 @@ async def ask(thread: EncoderThread, client: str, size: int, work: Any, priority
         return await thread.run(flow, size, work)
 
 
-def test_slices_take_turns_by_client_and_by_request() -> None:
+def test_slices_take_turns_by_client_and_request() -> None:
     async def scenario() -> None:
         thread, go, order = EncoderThread("rm"), threading.Event(), []
 
@@ -62,7 +62,7 @@ def test_slices_take_turns_by_client_and_by_request() -> None:
     run(scenario)
 
 
-def test_a_turn_looks_at_each_request_that_waits_about_once(
+def test_each_turn_checks_each_waiting_request_about_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks, is_wanted = count(), EncoderTask.is_pending.fget  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_a_turn_looks_at_each_request_that_waits_about_once(
     run(scenario)
 
 
-def test_priority_goes_first_within_a_client_alone() -> None:
+def test_priority_applies_only_within_client() -> None:
     async def scenario() -> None:
         thread, go, order = EncoderThread("rm"), threading.Event(), []
         jobs = [ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S))]
@@ -102,7 +102,7 @@ def test_priority_goes_first_within_a_client_alone() -> None:
     run(scenario)
 
 
-def test_work_that_nobody_waits_for_ends_and_the_next_begins() -> None:
+def test_cancelled_task_ends_and_next_one_starts() -> None:
     async def scenario() -> None:
         thread, began, ended = EncoderThread("rm"), threading.Event(), threading.Event()
 
@@ -126,7 +126,7 @@ def test_work_that_nobody_waits_for_ends_and_the_next_begins() -> None:
     run(scenario)
 
 
-def test_whatever_is_raised_on_the_thread_belongs_to_its_work() -> None:
+def test_thread_survives_base_exception_of_task() -> None:
     class PanicException(BaseException):
         pass
 
@@ -144,7 +144,7 @@ def test_whatever_is_raised_on_the_thread_belongs_to_its_work() -> None:
 
 
 @pytest.mark.parametrize("raised", [StopIteration(), SystemExit(1), KeyboardInterrupt()])
-def test_what_no_future_may_hold_fails_its_work_alone(raised: BaseException) -> None:
+def test_exception_that_future_refuses_becomes_runtime_error(raised: BaseException) -> None:
     async def scenario() -> None:
         thread = EncoderThread("rm")
 
@@ -158,7 +158,7 @@ def test_what_no_future_may_hold_fails_its_work_alone(raised: BaseException) -> 
     run(scenario)
 
 
-def test_another_event_loop_does_not_wait_for_what_a_closed_one_began() -> None:
+def test_new_event_loop_does_not_wait_for_task_of_closed_one() -> None:
     thread, began, go = EncoderThread("rm"), threading.Event(), threading.Event()
 
     async def leave() -> None:
@@ -178,7 +178,7 @@ def test_another_event_loop_does_not_wait_for_what_a_closed_one_began() -> None:
     run(scenario)
 
 
-def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
+def test_stuck_thread_fails_waiting_and_new_tasks() -> None:
     async def scenario() -> None:
         thread, go = EncoderThread("rm"), threading.Event()
         running = asyncio.ensure_future(ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
@@ -200,7 +200,7 @@ def test_a_stuck_thread_is_told_and_nobody_is_stuck_with_it() -> None:
     run(scenario)
 
 
-def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
+def test_stuck_encoder_makes_only_its_model_fail() -> None:
     async def scenario() -> None:
         backend, go = FakeBackend(), threading.Event()
         settings = Settings.load(models=["one=demo", "two=demo"])
@@ -233,7 +233,7 @@ def test_a_stuck_encoder_is_not_ready_and_other_models_go_on() -> None:
     run(scenario)
 
 
-def test_a_process_ends_although_its_encoder_is_stuck() -> None:
+def test_process_exits_with_stuck_encoder() -> None:
     code = """
 import asyncio, threading
 from serve.scoring.encoder_thread import EncoderThread
@@ -255,7 +255,7 @@ asyncio.run(main())
     assert done.returncode == 0
 
 
-def test_a_large_request_is_tokenized_as_its_tokens_are_needed() -> None:
+def test_large_request_is_tokenized_on_demand() -> None:
     async def scenario() -> None:
         backend = FakeBackend()
         backend.gate = asyncio.Event()

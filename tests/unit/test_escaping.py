@@ -37,7 +37,7 @@ TEXTS = st.text(st.one_of(st.characters(), st.sampled_from(EVIL + "[/]\n\t")))
 
 
 @given(TEXTS)
-def test_escaped_text_has_no_unsafe_character_and_is_else_unchanged(text: str) -> None:
+def test_escaped_text_has_no_unsafe_characters(text: str) -> None:
     shown = escape_text(text)
     assert not UNSAFE.search(shown)
     assert escape_text(shown) == shown
@@ -53,7 +53,7 @@ def test_escapes_name_the_character() -> None:
 
 
 @given(st.recursive(TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
-def test_json_for_people_is_the_same_json(value: Any) -> None:
+def test_dump_json_is_safe_and_round_trips(value: Any) -> None:
     text = dump_json(value, indent=1)
     assert not UNSAFE.search(text)
     assert json.loads(text) == value
@@ -61,7 +61,7 @@ def test_json_for_people_is_the_same_json(value: Any) -> None:
 
 @settings(max_examples=50)
 @given(TEXTS)
-def test_tables_show_any_text_as_it_is(text: str) -> None:
+def test_tables_escape_unsafe_characters(text: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         table = Table(title=text)
         table.add_column(text)
@@ -85,7 +85,7 @@ def test_tables_keep_markup_and_emoji_codes(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("formatter", [EscapingFormatter("%(message)s"), TextFormatter()])
-def test_lines_of_a_log_are_escaped(formatter: logging.Formatter) -> None:
+def test_log_lines_are_escaped(formatter: logging.Formatter) -> None:
     try:
         raise ValueError(EVIL)
     except ValueError:
@@ -147,7 +147,7 @@ def run(*arguments: object) -> Result:
     return done
 
 
-def test_score_shows_what_a_service_says_escaped(
+def test_score_escapes_messages_of_service(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "\x1b[31m[red]\u202e"
@@ -162,7 +162,7 @@ def test_score_shows_what_a_service_says_escaped(
     assert "trying again" in caplog.text
 
 
-def test_errors_show_names_escaped(tmp_path: Path) -> None:
+def test_error_messages_escape_names(tmp_path: Path) -> None:
     missing = tmp_path / "\x1b[31m\u202e"
     for arguments in (
         ("score", missing, "-o", tmp_path / "out.jsonl"),
@@ -185,7 +185,7 @@ def test_errors_show_names_escaped(tmp_path: Path) -> None:
         assert "\\x1b" in done.output, arguments
 
 
-def test_rendered_conversations_are_json_without_control_characters(tmp_path: Path) -> None:
+def test_render_prints_json_without_control_characters(tmp_path: Path) -> None:
     said = EVIL.replace("\ud800", "")
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"messages": [

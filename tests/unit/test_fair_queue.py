@@ -37,14 +37,14 @@ class Line:
         return [name for name, _ in items]
 
 
-def test_one_request_is_served_in_its_order() -> None:
+def test_items_of_one_request_keep_their_order() -> None:
     line = Line()
     line.ask("big", 5)
     assert line.order.peek(3 * SIZE) == [("big", 0), ("big", 1), ("big", 2)]
     assert line.order.peek(10**6) == [("big", i) for i in range(5)]
 
 
-def test_a_small_request_comes_right_after_what_is_on_its_way() -> None:
+def test_small_request_is_next_after_running_batch() -> None:
     line = Line()
     line.ask("big", 1000)
     for _ in range(10):
@@ -53,7 +53,7 @@ def test_a_small_request_comes_right_after_what_is_on_its_way() -> None:
     assert line.take(20)[0] == "small"
 
 
-def test_what_would_be_done_first_is_taken_first_and_whole() -> None:
+def test_bursts_are_taken_whole_in_order_of_finish_time() -> None:
     line = Line()
     line.ask("big", 1000)
     line.ask("less", 100)
@@ -63,7 +63,7 @@ def test_what_would_be_done_first_is_taken_first_and_whole() -> None:
     assert Counter(line.take(100)) == {"big": 100}
 
 
-def test_equal_requests_keep_their_order() -> None:
+def test_equal_requests_keep_order_of_arrival() -> None:
     line = Line()
     for i in range(5):
         line.ask(f"r{i}", 10)
@@ -73,7 +73,7 @@ def test_equal_requests_keep_their_order() -> None:
     assert list(dict.fromkeys(rest)) == ["r1", "r2", "r3", "r4", "late"]
 
 
-def test_nothing_is_done_later_than_if_the_model_were_shared() -> None:
+def test_requests_finish_in_order_of_arrival_under_overload() -> None:
     """Under overload too: whoever comes does not pass those that waited for their share."""
     line = Line()
     done: dict[str, int] = {}
@@ -85,7 +85,7 @@ def test_nothing_is_done_later_than_if_the_model_were_shared() -> None:
     assert order == sorted(order)
 
 
-def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
+def test_stream_of_small_requests_does_not_starve_large_one() -> None:
     line = Line()
     line.ask("big", 100)
     served = 0
@@ -96,7 +96,7 @@ def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
     assert served == 100
 
 
-def test_what_was_not_asked_for_in_time_is_not_made_up_for() -> None:
+def test_idle_flow_accumulates_no_credit() -> None:
     line = Line()
     line.ask("early", 1)
     line.take(1)
@@ -107,7 +107,7 @@ def test_what_was_not_asked_for_in_time_is_not_made_up_for() -> None:
     assert Counter(line.take(40))["big"] >= 19
 
 
-def test_a_client_with_many_requests_gets_no_more_than_one_with_one() -> None:
+def test_client_with_many_requests_gets_equal_share() -> None:
     line = Line()
     for i in range(9):
         line.ask(f"busy-{i}", 100, client="busy")
@@ -117,7 +117,7 @@ def test_a_client_with_many_requests_gets_no_more_than_one_with_one() -> None:
     assert sum(name == "other" for name, _ in line.taken) == 100
 
 
-def test_priority_goes_first() -> None:
+def test_lower_priority_value_goes_first() -> None:
     line = Line()
     line.ask("late", 5, priority=1)
     line.ask("normal", 5)
@@ -125,7 +125,7 @@ def test_priority_goes_first() -> None:
     assert line.take(12) == ["urgent"] * 5 + ["normal"] * 5 + ["late"] * 2
 
 
-def test_a_request_that_is_over_waits_no_more() -> None:
+def test_discarded_flow_has_no_items() -> None:
     line = Line()
     line.ask("gone", 5)
     line.ask("stays", 5)
@@ -135,7 +135,7 @@ def test_a_request_that_is_over_waits_no_more() -> None:
     assert line.take(10) == []
 
 
-def test_what_two_wait_for_is_taken_once() -> None:
+def test_item_in_two_flows_is_taken_once() -> None:
     one: Flow[str] = Flow("a")
     two: Flow[str] = Flow("a")
     order: FairQueue[str] = FairQueue(lambda _: SIZE, lambda _: True)
@@ -148,7 +148,7 @@ def test_what_two_wait_for_is_taken_once() -> None:
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2), st.integers(-1, 1)), max_size=8),
     st.integers(1, 12),
 )
-def test_everything_is_taken_once(asked: list[tuple[int, int, int]], at_once: int) -> None:
+def test_every_item_is_taken_once(asked: list[tuple[int, int, int]], at_once: int) -> None:
     line = Line()
     for index, (number, client, priority) in enumerate(asked):
         line.ask(f"r{index}", number, f"c{client}", priority)

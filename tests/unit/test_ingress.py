@@ -36,7 +36,7 @@ on_linux = pytest.mark.skipif(not HERE, reason="HAProxy's wheel is for Linux")
 
 
 @on_linux
-def test_haproxy_where_it_runs(tmp_path: Path) -> None:
+def test_auto_ingress_is_haproxy_on_own_cluster(tmp_path: Path) -> None:
     tls = {"tls_cert_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}
     assert ingress.choose_ingress(Settings.load(), own_cluster=True) == "haproxy"
     assert ingress.choose_ingress(Settings.load(**tls), own_cluster=True) == "haproxy"
@@ -47,7 +47,7 @@ def test_haproxy_where_it_runs(tmp_path: Path) -> None:
         ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=False)
 
 
-def test_not_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_ingress_is_proxy_without_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert ingress.choose_ingress(Settings.load(), own_cluster=True) == "proxy"
     with pytest.raises(ModelLoadError, match="is not available: its wheel is for Linux"):
@@ -59,7 +59,7 @@ def test_not_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
             ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
 
 
-def test_the_plain_proxy_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_environment_of_proxy_turns_haproxy_off(tmp_path: Path) -> None:
     assert ingress.build_environment("proxy", Settings.load(), tmp_path) == {
         "RAY_SERVE_ENABLE_HA_PROXY": "0"
     }
@@ -104,7 +104,7 @@ def rays_configuration(folder: Path) -> str:
     [("127.0.0.1", "ipv4@127.0.0.1:8000 proto h1"), ("0.0.0.0", "ipv4@0.0.0.0:8000 proto h1"),
      ("::", "ipv6@:::8000 v4v6 proto h1"), ("::1", "ipv6@::1:8000 proto h1")],
 )  # fmt: skip
-def test_the_launcher_leaves_one_listener(short_path: Path, host: str, listens: str) -> None:
+def test_launcher_leaves_one_public_listener(short_path: Path, host: str, listens: str) -> None:
     """Through the launcher that Ray starts, with the real binary as judge of the result."""
     config = rays_configuration(short_path)
     assert "bind *:8404" in config  # what it is all about
@@ -158,7 +158,7 @@ def connect(port: int) -> socket.socket:
 
 @importing_ray
 @on_linux
-def test_haproxy_speaks_tls(short_path: Path) -> None:
+def test_haproxy_serves_https_with_http1_only(short_path: Path) -> None:
     cert, key = self_signed(short_path)
     trust = ssl.create_default_context(cafile=str(cert))
     trust.set_alpn_protocols(["h2", "http/1.1"])
@@ -184,7 +184,7 @@ def test_haproxy_speaks_tls(short_path: Path) -> None:
     ],
     ids=["HTTP/2", "nonsense", "large head", "no gateway"],
 )
-def test_what_haproxy_answers_by_itself(
+def test_error_responses_of_haproxy_itself(
     short_path: Path, sent: bytes, status: int, page: bytes
 ) -> None:
     with haproxy(short_path) as port, connect(port) as connection:
@@ -198,7 +198,7 @@ def test_what_haproxy_answers_by_itself(
 
 @importing_ray
 @on_linux
-def test_one_address_cannot_take_all_connections(short_path: Path) -> None:
+def test_one_address_cannot_take_all_haproxy_connections(short_path: Path) -> None:
     with haproxy(short_path, maxconn=16) as port, contextlib.ExitStack() as stack:
         waiting: set[socket.socket] = set()
         for _ in range(16):
@@ -230,7 +230,7 @@ def test_one_address_cannot_take_all_connections(short_path: Path) -> None:
         ("listen stats", "frontend more\n    bind 10.0.0.1:7000\nlisten stats", "on 4 addresses"),
     ],
 )
-def test_what_is_not_understood_is_not_started(
+def test_unexpected_ray_configuration_is_refused(
     tmp_path: Path, old: str, new: str, says: str
 ) -> None:
     config = rays_configuration(tmp_path)
@@ -245,7 +245,7 @@ def test_what_is_not_understood_is_not_started(
     assert "ingress: proxy" in done.stderr
 
 
-def test_error_pages_are_whole(tmp_path: Path) -> None:
+def test_error_pages_are_complete(tmp_path: Path) -> None:
     pages = tmp_path / "pages"
     write_error_pages(pages)
     assert {page.name for page in pages.iterdir()} == {
@@ -272,7 +272,7 @@ def seen_by(app: Any, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, b
     return [item for item in seen if item[0].startswith((b"x-", b"serve"))]
 
 
-def test_serve_does_not_see_what_it_would_act_on() -> None:
+def test_headers_that_serve_interprets_are_hidden_and_restored() -> None:
     sent = [
         (b"x-request-id", b"run-7"),
         (b"x-request-timeout-seconds", b"\xff"),
@@ -289,7 +289,7 @@ def test_serve_does_not_see_what_it_would_act_on() -> None:
     assert (b"x-request-timeout-seconds", b"\xff") in behind
 
 
-def test_an_id_that_is_not_fit_to_be_echoed_is_replaced() -> None:
+def test_invalid_request_id_is_replaced() -> None:
     for bad in (b"\xff\xfe", b"a b", b"x" * 200):
         ((name, value),) = seen_by(StripHeadersMiddleware, [(b"x-request-id", bad)])
         assert name == b"x-request-id"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from serve.scheduler.quarantine import CrashHistory
 
 
-def test_losses_are_counted_by_replica_and_forgotten_after_a_while() -> None:
+def test_crashes_count_distinct_replicas_and_expire() -> None:
     now = 0.0
     losses = CrashHistory(lambda: now)
     assert not losses
@@ -16,7 +16,7 @@ def test_losses_are_counted_by_replica_and_forgotten_after_a_while() -> None:
     assert not losses
 
 
-def test_no_more_losses_are_kept_than_memory_is_meant_for() -> None:
+def test_crash_history_drops_oldest_entries() -> None:
     losses = CrashHistory()
     for number in range(10_001):
         losses.add((number,), "a")

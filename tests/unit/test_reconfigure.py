@@ -12,7 +12,7 @@ from serve.config.reconfigure import RECONFIGURABLE_FIELDS, ReplicaUserConfig, a
 from serve.config.settings import Settings
 
 
-def test_what_is_left_out_stays_as_it_was(tmp_path: Path) -> None:
+def test_omitted_settings_keep_their_values(tmp_path: Path) -> None:
     before = Settings.load(port=9000, api_keys=["first"], max_messages=7, max_requests=5)
     after = apply_user_config(before, {"max_messages": 9, "api_keys_file": str(tmp_path / "keys")})
     assert (after.max_messages, after.api_keys_file) == (9, str(tmp_path / "keys"))
@@ -30,17 +30,17 @@ def test_what_is_left_out_stays_as_it_was(tmp_path: Path) -> None:
         ({"max_messages": 0}, "max_messages: "),
     ],
 )
-def test_other_names_and_bad_values_are_refused(user_config: dict[str, Any], says: str) -> None:
+def test_unknown_names_and_bad_values_are_refused(user_config: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelLoadError, match=says):
         apply_user_config(Settings.load(), user_config)
 
 
-def test_what_can_be_changed_is_a_setting() -> None:
+def test_reconfigurable_fields_are_settings() -> None:
     assert set(RECONFIGURABLE_FIELDS) <= set(Settings.model_fields)
     assert list(RECONFIGURABLE_FIELDS) == sorted(RECONFIGURABLE_FIELDS)
 
 
-def test_a_scorer_takes_two() -> None:
+def test_replica_accepts_log_level_and_stuck_after_s() -> None:
     changes = ReplicaUserConfig.from_user_config({"stuck_after_s": 5, "log_level": "DEBUG"})
     assert (changes.stuck_after_s, changes.log_level) == (5, "DEBUG")
     assert ReplicaUserConfig.from_user_config({}).stuck_after_s is None

@@ -42,6 +42,6 @@ def test_replica_without_a_gpu_runs_on_the_cpu(
     assert (replica.to_model_config().device, used) == expected
 
 
-def test_no_gpus_on_a_cuda_device_are_refused() -> None:
+def test_num_gpus_0_with_cuda_device_is_refused() -> None:
     with pytest.raises(ValueError, match="num_gpus 0 means the CPU, and device is 'cuda:1'"):
         ModelSettings(name="demo", num_gpus=0, device="cuda:1")

@@ -37,7 +37,7 @@ def replica_with(channel: Channel | None) -> Any:
     return SimpleNamespace(replica_id=name, _channel=channel)
 
 
-def test_the_connection_is_closed_when_the_actor_is_dead(
+def test_router_closes_channel_of_dead_replica(
     router: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, asked = Channel(), []
@@ -109,7 +109,7 @@ class Handle:
 
 
 @pytest.mark.parametrize("who", ["the connection", "the caller"])
-def test_a_call_that_is_cut_off_may_be_sent_again(who: str) -> None:
+def test_closed_connection_is_lost_replica_and_cancellation_is_not(who: str) -> None:
     async def outcome() -> BaseException:
         handle = Handle()
         task = asyncio.create_task(RayBackend("demo", handle).run_batch([[1, 2]], 0))

@@ -36,7 +36,7 @@ def rewards(scores: ScoreResult) -> list[float | None]:
     return [r.reward if isinstance(r, Reward) else None for r in scores.results]
 
 
-def test_replaced_under_way_it_is_scored_by_the_new_one_alone() -> None:
+def test_request_is_rescored_if_model_is_replaced_meanwhile() -> None:
     backend = FakeBackend()
     model = served(backend)
     first = rewards(score(model, CONVERSATIONS[:1]))
@@ -49,7 +49,7 @@ def test_replaced_under_way_it_is_scored_by_the_new_one_alone() -> None:
     assert model.model_info == OTHER
 
 
-def test_what_another_model_computed_is_not_answered() -> None:
+def test_cached_rewards_belong_to_fingerprint() -> None:
     backend = FakeBackend()
     model = served(backend)
     before = rewards(score(model))
@@ -63,7 +63,7 @@ def test_what_another_model_computed_is_not_answered() -> None:
     assert again.fingerprint.revision == INFO["revision"]
 
 
-def test_replicas_that_never_agree_are_not_mixed() -> None:
+def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
     backend = FakeBackend()
     model = served(backend)
     run_batch = backend.run_batch
@@ -78,7 +78,7 @@ def test_replicas_that_never_agree_are_not_mixed() -> None:
         score(model, [conversation("x " * n) for n in range(60, 90)])
 
 
-def test_replicas_with_another_tokenizer_are_not_asked() -> None:
+def test_replica_with_another_tokenizer_is_refused() -> None:
     """Their token ids mean something else: a plausible reward would come back, of another text."""
     backend = FakeBackend()
     model = served(backend)
@@ -88,7 +88,7 @@ def test_replicas_with_another_tokenizer_are_not_asked() -> None:
         score(model, [conversation("new")])
 
 
-def test_a_replica_lost_while_it_is_asked_is_no_failure_of_the_service() -> None:
+def test_replica_lost_while_fetching_info_is_not_ready() -> None:
     backend = FakeBackend()
     model = served(backend)
     backend.info = OTHER
@@ -103,7 +103,7 @@ def cut(conversations: Sequence[object]) -> list[Sequence[object]]:
     return [some for some, _ in split_into_slices(conversations, sizes)]
 
 
-def test_slices_keep_the_order_and_are_small() -> None:
+def test_slices_keep_order_and_limits() -> None:
     short = [conversation(str(i)) for i in range(150)]
     assert [len(some) for some in cut(short)] == [64, 64, 22]
     assert [c for some in cut(short) for c in some] == short
@@ -114,7 +114,7 @@ def test_slices_keep_the_order_and_are_small() -> None:
     assert cut(odd) == [odd]
 
 
-def test_slices_count_whatever_takes_time() -> None:
+def test_slices_count_all_rendered_content() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"text": "x" * 30_000}}}
     asked: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [call]}
     thought = {"role": "assistant", "content": "4", "reasoning_content": "x" * 30_000}

@@ -29,12 +29,12 @@ def test_defaults_serve_the_demo_model() -> None:
         ("rm=ORG/NAME@abc", "rm", "ORG/NAME", "abc"),
     ],
 )
-def test_short_forms(short: str, alias: str, name: str, revision: str | None) -> None:
+def test_model_short_forms(short: str, alias: str, name: str, revision: str | None) -> None:
     model = ModelSettings.model_validate(short)
     assert (model.alias, model.name, model.revision) == (alias, name, revision)
 
 
-def test_a_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
+def test_alias_of_folder_is_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "reward@home"
     folder.mkdir()
     model = ModelSettings.model_validate(str(folder))
@@ -42,7 +42,7 @@ def test_a_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
     assert ModelSettings.model_validate({"name": str(folder), "alias": "x"}).alias == "x"
 
 
-def test_a_folder_with_an_equals_sign_is_a_folder(
+def test_folder_name_may_contain_equals_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "ck" / "lr=1e-5" / "rm"
@@ -54,18 +54,18 @@ def test_a_folder_with_an_equals_sign_is_a_folder(
 
 
 @pytest.mark.parametrize("name", ["~nobody-at-all/x", "x" * 5000, "a\0b"])
-def test_names_that_can_be_no_path_are_no_folders(name: str) -> None:
+def test_invalid_paths_are_not_folders(name: str) -> None:
     model = ModelSettings.model_validate(name)
     assert (model.name, model.is_on_hub) == (name, True)
 
 
-def test_a_misspelt_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PROT", "9000")
     with pytest.raises(ModelLoadError, match="SKYREWARD_PROT, which is not a setting"):
         Settings.load()
 
 
-def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PORT", "9001")
     monkeypatch.setenv("SKYREWARD_MODELS", "a=demo, b=demo")
     assert Settings.load().port == 9001
@@ -75,14 +75,14 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings.load().models[0].dtype == "bfloat16"
 
 
-def test_as_serve_makes_them() -> None:
+def test_settings_from_serve_arguments() -> None:
     """Serve validates a mapping of arguments; strings come from `serve run app key=value`."""
     settings = Settings.model_validate({"models": "rm=demo", "port": "8080"})
     assert settings.models[0].alias == "rm"
     assert settings.port == 8080
 
 
-def test_survives_the_way_to_a_replica() -> None:
+def test_settings_survive_json_round_trip() -> None:
     settings = Settings.load(models=["rm=demo"], port=8123)
     assert Settings.load(**settings.model_dump(mode="json")) == settings
 
@@ -102,13 +102,13 @@ def test_survives_the_way_to_a_replica() -> None:
         ({"max_unbroken_characters": 131_071}, "max_unbroken_characters"),
     ],
 )
-def test_bad_values_stop_the_start(chosen: dict[str, object], says: str) -> None:
+def test_bad_values_are_refused(chosen: dict[str, object], says: str) -> None:
     with pytest.raises(ModelLoadError, match="bad settings") as caught:
         Settings.load(**chosen)
     assert says in caught.value.detail
 
 
-def test_nothing_changes_after_construction() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings.load().port = 1
 
@@ -127,7 +127,7 @@ def test_settings_file(tmp_path: Path) -> None:
             read_settings_file(file)
 
 
-def test_the_command_line_offers_what_the_engine_knows() -> None:
+def test_cli_choices_equal_engine_types() -> None:
     """Written out there, so that `--help` need not load torch."""
     from rm_core.config import Attention, DType, Quantization
     from serve.cli.main import verify
@@ -138,7 +138,7 @@ def test_the_command_line_offers_what_the_engine_knows() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp1252"])
-def test_a_settings_file_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+def test_settings_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("port: 8001 # né\n", encoding=encoding)
     with pytest.raises(ModelLoadError, match=r"is not UTF-8 .*; save it as UTF-8"):

@@ -13,7 +13,7 @@ def learnt() -> ThroughputEstimator:
     return rate
 
 
-def test_without_knowledge_the_answer_is_waited_for() -> None:
+def test_without_observations_estimator_waits_for_result() -> None:
     rate = ThroughputEstimator(prefetch_s=0.005)
     assert rate.estimate_seconds(100, 1) is None
     assert rate.estimate_wait(0.0, 1) == 0.0
@@ -23,7 +23,7 @@ def test_without_knowledge_the_answer_is_waited_for() -> None:
     assert rate.estimate_wait(50.0, 1) == 0.0
 
 
-def test_the_next_batch_goes_shortly_before_the_end() -> None:
+def test_next_batch_is_due_shortly_before_expected_end() -> None:
     rate = learnt()
     rate.begin(0.0, 200, 1)  # 20 ms
     assert rate.estimate_wait(0.0, 1) == pytest.approx(0.015)
@@ -33,7 +33,7 @@ def test_the_next_batch_goes_shortly_before_the_end() -> None:
     assert rate.estimate_wait(10.0, 1) is None
 
 
-def test_nothing_is_sent_ahead_of_a_long_batch() -> None:
+def test_no_batch_is_prefetched_behind_long_batch() -> None:
     rate = learnt()
     ticket = rate.begin(0.0, 2000, 1)  # 200 ms
     assert rate.estimate_wait(0.199, 1) is None
@@ -42,7 +42,7 @@ def test_nothing_is_sent_ahead_of_a_long_batch() -> None:
     assert rate.estimate_wait(5.0, 1) == 0.0
 
 
-def test_what_waits_ends_after_what_runs() -> None:
+def test_waiting_batch_ends_after_running_one() -> None:
     rate = learnt()
     first = rate.begin(0.0, 200, 1)
     rate.begin(0.016, 300, 1)
@@ -52,7 +52,7 @@ def test_what_waits_ends_after_what_runs() -> None:
     )  # 20 ms, then 30 ms more, less the lead
 
 
-def test_every_replica_counts() -> None:
+def test_estimate_wait_accounts_for_every_replica() -> None:
     rate = learnt()
     for num_tokens in (200, 400):
         assert rate.estimate_wait(0.0, 2) == 0.0
@@ -64,7 +64,7 @@ def test_every_replica_counts() -> None:
     assert rate.estimate_seconds(400, 2) == pytest.approx(0.02)
 
 
-def test_the_latest_batches_count_most() -> None:
+def test_latest_observations_dominate_estimate() -> None:
     rate = learnt()
     for _ in range(30):
         rate.observe(1000, 1.0)

@@ -27,7 +27,7 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "llama-v0.2"])
 @given(content=st.text(max_size=60), answer=st.text(max_size=200))
-def test_encode_gives_ids_of_the_tokenizer(
+def test_token_ids_equal_those_of_tokenizer(
     name: str, content: str, answer: str, encoder_of: EncoderOf, checkpoint_of: PathOf
 ) -> None:
     encoded = encoder_of(name).encode(

@@ -27,7 +27,9 @@ def limit_of(clock: BatchWatchdog, time: Time, num_tokens: int) -> float:
 
 
 @pytest.mark.parametrize(("compiled", "seconds"), [(False, 120), (True, 900)])
-def test_at_least_minutes(compiled: bool, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_is_at_least_minimum(
+    compiled: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     time = Time(monkeypatch)
     clock = BatchWatchdog(is_compiled=compiled)
     assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
@@ -35,7 +37,7 @@ def test_at_least_minutes(compiled: bool, seconds: float, monkeypatch: pytest.Mo
     assert limit_of(clock, time, 100) == pytest.approx(seconds, abs=0.2)
 
 
-def test_20_times_what_the_batches_before_it_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_is_20_times_expected_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
     clock = BatchWatchdog(is_compiled=False)
     clock.observe(1000, 50.0)
@@ -53,7 +55,7 @@ def test_20_times_what_the_batches_before_it_say(monkeypatch: pytest.MonkeyPatch
     assert limit_of(clock, time, 4096) == pytest.approx(20 * 4096 * rate, abs=0.2)
 
 
-def test_a_number_that_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stuck_after_s_overrides_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
     clock = BatchWatchdog(is_compiled=True, stuck_after_s=60)
     clock.stuck_after_s = 3.0

@@ -68,7 +68,9 @@ async def reached(gate: Gate) -> None:
     assert await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
 
 
-def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_of: Make) -> None:
+def test_worker_results_are_plain_data_and_equal_scorer(
+    scorer: RewardScorer, engine_of: Make
+) -> None:
     engine = engine_of(scorer)
     sequences = [talk(scorer, str(i)) for i in range(5)]
     answer = asyncio.run(engine.run_batch(sequences))
@@ -79,7 +81,7 @@ def test_answers_are_plain_and_those_of_the_scorer(scorer: RewardScorer, engine_
     assert engine.describe() == scorer.describe()
 
 
-def test_the_next_batch_is_packed_while_one_is_on_the_device(
+def test_next_batch_is_packed_while_device_is_busy(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
@@ -109,7 +111,7 @@ def test_the_next_batch_is_packed_while_one_is_on_the_device(
     assert gate.seen == first + second
 
 
-def test_each_alone_with_nothing_in_between(
+def test_run_one_by_one_runs_sequences_without_other_batches_between(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
@@ -136,7 +138,7 @@ def test_each_alone_with_nothing_in_between(
     assert gate.seen[:5] == [first, *suspects, last]
 
 
-def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
+def test_cancelled_batch_never_reaches_device(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
@@ -157,7 +159,7 @@ def test_a_batch_that_is_given_up_in_time_never_reaches_the_device(
     assert gate.seen == first + third
 
 
-def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
+def test_stuck_batch_fails_waiting_calls_and_health_check(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
@@ -191,7 +193,7 @@ def test_a_stuck_batch_is_told_to_whoever_asks_and_whoever_waits(
     assert len(gate.seen) == 1
 
 
-def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
+def test_watchdog_observes_only_scored_batches(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[int] = []
@@ -213,7 +215,7 @@ def test_the_time_of_batches_is_learnt_from_those_that_were_scored(
     assert engine.watchdog.stall_reason() is None  # nothing is on the device any more
 
 
-def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None:
+def test_dead_thread_makes_worker_unhealthy(scorer: RewardScorer, engine_of: Make) -> None:
     engine = engine_of(scorer)
     engine._device_thread.shutdown()
     with pytest.raises(ReplicaUnhealthyError, match="its thread ended"):
@@ -222,7 +224,7 @@ def test_a_dead_thread_is_noticed(scorer: RewardScorer, engine_of: Make) -> None
         asyncio.run(engine.run_batch([talk(scorer, "4")]))
 
 
-def test_a_device_that_failed_is_not_tried_again(
+def test_failed_device_is_not_used_again(
     scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
@@ -244,7 +246,7 @@ def test_a_device_that_failed_is_not_tried_again(
 
 
 @pytest.mark.parametrize("value", [math.nan, RuntimeError("CUDA error: CUBLAS_STATUS_NOT_THERE")])
-def test_a_conversation_that_fails_by_itself_ends_no_replica(
+def test_failing_conversation_leaves_worker_healthy(
     value: Any, scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(scorer)
@@ -265,9 +267,9 @@ def test_a_conversation_that_fails_by_itself_ends_no_replica(
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(math.nan, "answered nan"), (0.5, "now and got")], ids=["NaN", "another"]
+    ("value", "says"), [(math.nan, "answered nan"), (0.5, "now and was")], ids=["NaN", "another"]
 )
-def test_weights_that_went_bad_end_it(
+def test_corrupted_weights_make_worker_unhealthy(
     value: float,
     says: str,
     copy_of: Callable[..., Path],
