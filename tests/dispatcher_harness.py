@@ -1,4 +1,4 @@
-"""A queue before replicas whose behaviour is known, for tests of what it does with batches."""
+"""A dispatcher with fake replicas whose behavior a test sets."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def reward_of(sequence: Ids) -> float:
     return float(hash(sequence))
 
 
-class Replicas:
-    """Records the batches it is given; each one waits while they are held."""
+class FakeReplicas:
+    """Replicas that record their batches and hold them while `go` is not set."""
 
     def __init__(self, num_replicas: int = 1) -> None:
         self.num_replicas = num_replicas
         self.batches: list[list[Ids]] = []
         self.backlogs: list[int] = []
         self.num_computed_tokens = 0
-        self.most_at_once = 0
+        self.max_running = 0
         self.failure_at: Callable[[Sequence[Ids]], Exception | None] = lambda _: None
         self.failure_after: Callable[[], Exception | None] = lambda: None
         self.failure_before: Callable[[], Exception | None] = lambda: None
@@ -43,7 +43,7 @@ class Replicas:
         self.batches.append(list(sequences))
         self.backlogs.append(backlog_tokens)
         self.running += 1
-        self.most_at_once = max(self.most_at_once, self.running)
+        self.max_running = max(self.max_running, self.running)
         try:
             await self.go.wait()
             await asyncio.sleep(0)
@@ -76,11 +76,11 @@ class Replicas:
         return
 
 
-class Counting(NullObserver):
+class RecordingObserver(NullObserver):
     def __init__(self) -> None:
         self.reports: list[BatchReport] = []
         self.retries: list[tuple[str, int]] = []
-        self.given_up = 0
+        self.num_abandoned = 0
 
     def record_batch(self, report: BatchReport) -> None:
         self.reports.append(report)
@@ -89,33 +89,33 @@ class Counting(NullObserver):
         self.retries.append((reason, num_sequences))
 
     def record_abandonment(self, model: str, num_sequences: int) -> None:
-        self.given_up += num_sequences
+        self.num_abandoned += num_sequences
 
 
-class Line:
-    """A queue before replicas, and what it told."""
+class DispatcherHarness:
+    """A dispatcher, its fake replicas and its observer."""
 
     def __init__(self, num_replicas: int = 1, budget: int = BUDGET) -> None:
-        self.replicas = Replicas(num_replicas)
-        self.told = Counting()
-        self.queue = Dispatcher("rm", self.replicas, self.told)
-        self.queue.max_batch_tokens = budget
+        self.replicas = FakeReplicas(num_replicas)
+        self.observer = RecordingObserver()
+        self.dispatcher = Dispatcher("rm", self.replicas, self.observer)
+        self.dispatcher.max_batch_tokens = budget
 
-    def ask(
+    def submit(
         self, *sequences: Ids, client: str = "a", priority: int = 0
     ) -> asyncio.Task[DispatchResult]:
-        return asyncio.ensure_future(self._ask(sequences, client, priority))
+        return asyncio.ensure_future(self._submit(sequences, client, priority))
 
-    async def _ask(self, sequences: Sequence[Ids], client: str, priority: int) -> DispatchResult:
-        with self.queue.open_flow(client, priority) as flow:
-            return await self.queue.compute_rewards(flow, sequences)
+    async def _submit(self, sequences: Sequence[Ids], client: str, priority: int) -> DispatchResult:
+        with self.dispatcher.open_flow(client, priority) as flow:
+            return await self.dispatcher.compute_rewards(flow, sequences)
 
     async def hold(self) -> asyncio.Task[DispatchResult]:
-        """Every replica stands at a batch of one; what is asked now waits together."""
+        """Hold a batch of one sequence on the replica, so that later requests queue together."""
         self.replicas.go.clear()
-        first = self.ask((99,))
+        first_batch = self.submit((99,))
         await until(lambda: len(self.replicas.batches) == 1)
-        return first
+        return first_batch
 
     def release(self) -> None:
         self.replicas.go.set()
@@ -132,18 +132,18 @@ async def rewards(answer: Awaitable[DispatchResult]) -> list[float | ScoreError]
         return list((await answer).batch.rewards)
 
 
-def scenario(test: Callable[[Line], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test with a queue of its own, on an event loop of its own whose seconds are virtual."""
+def scenario(test: Callable[[DispatcherHarness], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test with its own harness, on its own event loop with virtual time."""
 
     def run() -> None:
-        async def on_a_loop() -> None:
-            line = Line()
-            await test(line)
-            await until(lambda: line.queue.num_in_flight == 0)
-            assert line.queue.queued_tokens == line.queue.num_waiting == 0
+        async def run_test() -> None:
+            harness = DispatcherHarness()
+            await test(harness)
+            await until(lambda: harness.dispatcher.num_in_flight == 0)
+            assert harness.dispatcher.queued_tokens == harness.dispatcher.num_waiting == 0
 
         with asyncio.Runner(loop_factory=VirtualTime) as runner:
-            runner.run(on_a_loop())
+            runner.run(run_test())
 
     run.__doc__ = test.__doc__
     return run

@@ -1,4 +1,4 @@
-"""Scaling by queued tokens: what gateways say, what replicas report, what the policy wants."""
+"""Autoscaling by queued tokens: reports of gateways, and the policy for Serve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_num_replicas_keeps_queued_tokens_at_target(queued: int, replicas: int) 
 
 
 def context(reports: dict[str, float] | None, target: int = 2) -> Any:
-    """As Serve's controller makes it."""
+    """Return a context as Serve's controller creates it."""
     from ray.serve._private.common import DeploymentID
     from ray.serve.config import AutoscalingContext
 
@@ -67,7 +67,7 @@ def test_deployment_has_autoscaling_policy_if_replicas_vary() -> None:
     config = _build_replica_options(settings)["autoscaling_config"]
     assert (config.min_replicas, config.max_replicas) == (1, 8)
     policy = config.policy.get_policy()(**config.policy.policy_kwargs)
-    # Both replicas hear of the same queues: the larger figure is the later one.
+    # All replicas hear of the same queues, and the largest number decides.
     assert policy(context({"x": 4500.0, "y": 300.0}))[0] == 5
     assert policy(context({"x": 0.0}))[0] == 1
     assert policy(context({}))[0] == 2

@@ -30,7 +30,7 @@ def sequences(scorer: RewardScorer) -> list[TokenIds]:
     return [scorer.encoder.encode(talk).input_ids for talk in talks]
 
 
-def test_on_batch_is_called_before_each_batch(
+def test_on_batch_start_is_called_before_each_batch(
     scorer: RewardScorer, sequences: list[TokenIds], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[tuple[str, int]] = []
@@ -50,7 +50,7 @@ def test_on_batch_is_called_before_each_batch(
     assert events == [(event, size) for _, size in batches for event in ("started", "ran")]
 
 
-def test_exception_of_on_batch_ends_scoring(
+def test_exception_of_on_batch_start_ends_scoring(
     scorer: RewardScorer, sequences: list[TokenIds]
 ) -> None:
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""What is remembered of conversations that were there when a replica was lost."""
+"""The history of conversations that were with a lost replica."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from serve.scheduler.quarantine import CrashHistory
 
 def test_crashes_count_distinct_replicas_and_expire() -> None:
     now = 0.0
-    losses = CrashHistory(lambda: now)
-    assert not losses
-    assert [losses.add((1, 2), replica) for replica in ("a", "a", "b")] == [1, 1, 2]
-    assert (losses.count((1, 2)), losses.count((1,))) == (2, 0)
+    history = CrashHistory(lambda: now)
+    assert not history
+    assert [history.add((1, 2), replica) for replica in ("a", "a", "b")] == [1, 1, 2]
+    assert (history.count((1, 2)), history.count((1,))) == (2, 0)
     now = 3_600.0
-    assert losses.count((1, 2)) == 0
-    assert not losses
+    assert history.count((1, 2)) == 0
+    assert not history
 
 
 def test_crash_history_drops_oldest_entries() -> None:
-    losses = CrashHistory()
+    history = CrashHistory()
     for number in range(10_001):
-        losses.add((number,), "a")
-    assert (losses.count((0,)), losses.count((1,))) == (0, 1)
+        history.add((number,), "a")
+    assert (history.count((0,)), history.count((1,))) == (0, 1)
