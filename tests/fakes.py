@@ -1,4 +1,4 @@
-"""A backend whose behaviour is known, and the HTTP application around it."""
+"""A fake backend whose behavior a test sets, and the HTTP application around it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INFO = {**FINGERPRINT, "max_batch_tokens": 200}
 
 
 class FakeBackend:
-    """Answers the number of tokens as the reward, or raises what a test sets.
+    """Returns the number of tokens as the reward, or raises the error that a test sets.
 
     Attributes:
-        gate: on which every batch waits; None for no wait.
+        gate: event that every batch waits for; None for no wait.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class FakeBackend:
 
 @contextlib.contextmanager
 def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
-    """A client of an application with one model, the demo's tokenizer before the backend."""
+    """Yield a client of an application with one model: the demo's tokenizer and the backend."""
     settings = Settings.load(models=[{"name": "demo", **chosen}])
     service = ScoringService([(settings.models[0], backend)], settings)
     app = create_app(service, settings)

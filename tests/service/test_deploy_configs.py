@@ -1,6 +1,7 @@
-"""Configs of `deploy/` really started, with a test checkpoint in the place of each real one.
+"""Start the service with configs of `deploy/`, with a test checkpoint for each real one.
 
-In one process without Ray, so what only Ray has (copies, GPUs, several gateways) is left out.
+The service runs in one process without Ray, so settings of Ray (replicas, GPUs, gateways) are left
+out.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from conftest import ROOT
 from rm_core import find_entry
 from serve.cli.demo import run_service
 
-STAND_INS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
-OF_RAY = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}
+TEST_CHECKPOINTS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
+RAY_SETTINGS = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
-def with_stand_ins(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+def replace_checkpoint(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     entry = find_entry(model["name"])
     assert entry is not None
-    kept = {name: value for name, value in model.items() if name not in OF_RAY}
-    return {**kept, "name": str(folder / STAND_INS[entry.family])}
+    settings = {name: value for name, value in model.items() if name not in RAY_SETTINGS}
+    return {**settings, "name": str(folder / TEST_CHECKPOINTS[entry.family])}
 
 
 @pytest.mark.parametrize("name", ["several-models", "gemma-2-27b-two-gpus"])
@@ -35,7 +36,7 @@ def test_deploy_config_starts_and_scores(
     config = yaml.safe_load((ROOT / "deploy" / "models" / f"{name}.yaml").read_text())
     settings = config["applications"][0]["args"]
     settings.pop("num_gateways")
-    settings["models"] = [with_stand_ins(m, checkpoint_folder) for m in settings["models"]]
+    settings["models"] = [replace_checkpoint(m, checkpoint_folder) for m in settings["models"]]
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
     with (
@@ -49,6 +50,6 @@ def test_deploy_config_starts_and_scores(
             assert answer["model"] == model["alias"]
             assert isinstance(answer["results"][0]["reward"], float)
             if "max_batch_tokens" in model:
-                asked = info["settings"]["models"]
-                mine = next(m for m in asked if m["alias"] == model["alias"])
-                assert mine["max_batch_tokens"] == model["max_batch_tokens"]
+                models = info["settings"]["models"]
+                effective = next(m for m in models if m["alias"] == model["alias"])
+                assert effective["max_batch_tokens"] == model["max_batch_tokens"]

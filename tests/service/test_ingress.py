@@ -1,4 +1,4 @@
-"""What stands before the gateway of a running service: ports, connections, headers."""
+"""The ingress of a running service: ports, connections, headers."""
 
 from __future__ import annotations
 
@@ -15,67 +15,72 @@ import pytest
 LISTEN = "0A"
 
 
-def listening(pid: int) -> set[tuple[str, int]]:
-    """Addresses and ports on which a process listens."""
+def find_listeners(pid: int) -> set[tuple[str, int]]:
+    """Return the addresses and ports on which a process listens."""
     links = (Path(f"/proc/{pid}/fd") / fd.name for fd in Path(f"/proc/{pid}/fd").iterdir())
     inodes = {str(link.readlink()) for link in links if link.is_symlink()}
-    found = set()
+    listeners = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == LISTEN and f"socket:[{rest[5]}]" in inodes:
                 address, port = local.split(":")
-                found.add((readable(address), int(port, 16)))
-    return found
+                listeners.add((format_address(address), int(port, 16)))
+    return listeners
 
 
-def readable(address: str) -> str:
+def format_address(address: str) -> str:
     words = [address[i : i + 8] for i in range(0, len(address), 8)]
     packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
     return str(ipaddress.ip_address(packed))
 
 
-def parent(pid: int) -> int:
+def find_parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:  # gone meanwhile
+    except OSError:  # the process has ended
         return 0
 
 
-def processes() -> Iterator[int]:
+def list_processes() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def owner(port: int) -> int:
-    """The process that listens on a port of 127.0.0.1."""
-    for pid in processes():
+def find_listening_process(port: int) -> int:
+    """Return the process that listens on a port of 127.0.0.1."""
+    for pid in list_processes():
         try:
-            if ("127.0.0.1", port) in listening(pid):
+            if ("127.0.0.1", port) in find_listeners(pid):
                 return pid
-        except OSError:  # gone meanwhile, or somebody else's
+        except OSError:  # ended, or of another user
             continue
-    raise AssertionError(f"nobody listens on {port}")
+    raise AssertionError(f"no process listens on {port}")
 
 
 @pytest.fixture
 def haproxy(service: str) -> int:
-    pid = owner(urlsplit(service).port or 0)
+    pid = find_listening_process(urlsplit(service).port or 0)
     if "haproxy" not in Path(f"/proc/{pid}/cmdline").read_text():
         pytest.skip("HAProxy does not run on this machine")
     return pid
 
 
 def test_service_listens_only_on_its_address(service: str, haproxy: int) -> None:
-    """Ray's own ports do, and answer no HTTP of ours."""
-    assert listening(haproxy) == {("127.0.0.1", urlsplit(service).port)}
-    raylet = parent(parent(haproxy))
-    mine = [pid for pid in processes() if parent(pid) == raylet]
-    ours = {(address, port) for pid in mine for address, port in listening(pid) if is_ours(port)}
-    assert len(ours) >= 2  # the gateway, and Serve's proxy behind HAProxy
-    assert {address for address, _ in ours} == {"127.0.0.1"}
+    """Ray's own ports do not serve the HTTP application."""
+    assert find_listeners(haproxy) == {("127.0.0.1", urlsplit(service).port)}
+    raylet = find_parent(find_parent(haproxy))
+    children = [pid for pid in list_processes() if find_parent(pid) == raylet]
+    listeners = {
+        (address, port)
+        for pid in children
+        for address, port in find_listeners(pid)
+        if serves_health(port)
+    }
+    assert len(listeners) >= 2  # the gateway, and Serve's proxy behind HAProxy
+    assert {address for address, _ in listeners} == {"127.0.0.1"}
 
 
-def is_ours(port: int) -> bool:
+def serves_health(port: int) -> bool:
     try:
         answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=15, trust_env=False)
         return bool(answer.json() == {"status": "ok"})
@@ -84,8 +89,8 @@ def is_ours(port: int) -> bool:
 
 
 def test_connections_are_kept_alive(service: str) -> None:
-    place = urlsplit(service)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port)
+    url = urlsplit(service)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port)
     sockets = []
     for _ in range(3):
         connection.request("GET", "/health")

@@ -17,7 +17,7 @@ from conftest import find_free_port
 from waiting import PATIENCE_S, until
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-DEFAULT_PORT = 8000  # of Serve; `serve run` with an import path takes no other
+DEFAULT_PORT = 8000  # `serve run` with an import path always uses Serve's default port
 
 
 def is_taken(port: int) -> bool:
@@ -43,17 +43,17 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("how", ["import path", "yaml"])
+@pytest.mark.parametrize("target_kind", ["import path", "yaml"])
 def test_serve_run_starts_same_application(
-    tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, how: str
+    tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, target_kind: str
 ) -> None:
     folder = checkpoint_folder / "llama-v0.1"
-    port = DEFAULT_PORT if how == "import path" else find_free_port()
+    port = DEFAULT_PORT if target_kind == "import path" else find_free_port()
     if is_taken(port):
-        pytest.skip(f"something listens on {port}, the only port that this way can use")
+        pytest.skip(f"port {port} is taken, and `serve run` with an import path needs it")
     target = (
         ["serve.app:build", f"models=llama={folder}"]
-        if how == "import path"
+        if target_kind == "import path"
         else [str(config_file(tmp_path, folder, port))]
     )
     serve = Path(sys.executable).parent / "serve"
@@ -74,7 +74,7 @@ def test_serve_run_starts_same_application(
         for warning in ("this Ray cluster requires no token", "Serve's proxy limits neither"):
             until(lambda: warning in log.read_text())  # noqa: B023
     finally:
-        # Not SIGINT: a shell's background job, and so its children, may have it ignored.
+        # Not SIGINT: background jobs of a shell and their children may ignore it.
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(PATIENCE_S)
@@ -86,7 +86,7 @@ def test_serve_run_starts_same_application(
     ).json()
     assert answer["results"] == expected["results"]
     assert answer["fingerprint"] == expected["fingerprint"]
-    assert info["settings"]["max_messages"] == (1000 if how == "import path" else 77)
+    assert info["settings"]["max_messages"] == (1000 if target_kind == "import path" else 77)
 
 
 def score_when_ready(process: subprocess.Popen[bytes], port: int) -> dict[str, object]:

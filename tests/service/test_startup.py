@@ -1,4 +1,4 @@
-"""Starting without Ray, or before Ray is: what would score wrongly never becomes ready."""
+"""Errors at startup without Ray, or before Ray starts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ NOT_SERVABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "says"), [*NOT_SERVABLE, ("NaN", "holds NaN or infinity")])
-def test_invalid_checkpoint_is_refused(tmp_path: Path, name: str, says: str) -> None:
-    assert_refused(tmp_path / "checkpoint", name, says, "--local")
+@pytest.mark.parametrize(("name", "message"), [*NOT_SERVABLE, ("NaN", "holds NaN or infinity")])
+def test_invalid_checkpoint_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    assert_refused(tmp_path / "checkpoint", name, message, "--local")
 
 
-@pytest.mark.parametrize(("name", "says"), NOT_SERVABLE)
+@pytest.mark.parametrize(("name", "message"), NOT_SERVABLE)
 def test_invalid_checkpoint_is_refused_before_ray_starts(
-    tmp_path: Path, name: str, says: str
+    tmp_path: Path, name: str, message: str
 ) -> None:
-    assert "starting Ray" not in assert_refused(tmp_path / "checkpoint", name, says)
+    assert "starting Ray" not in assert_refused(tmp_path / "checkpoint", name, message)
 
 
 def test_taken_port_is_refused_before_ray_starts() -> None:
@@ -41,16 +41,16 @@ def test_taken_port_is_refused_before_ray_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--model", "no/such/folder"], "folder 'no/such/folder' does not exist"),
         (["--model", "demo", "--model", "demo"], "two models are called 'demo'"),
         (["--port", "99999"], "port: "),
     ],
 )
-def test_bad_options_end_with_one_message(options: list[str], says: str) -> None:
+def test_bad_options_end_with_one_message(options: list[str], message: str) -> None:
     process = start(*options)
     output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 1
-    assert says in output
+    assert message in output
     assert "Traceback" not in output

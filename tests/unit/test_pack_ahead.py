@@ -14,20 +14,20 @@ from rm_core.packing import PrefixTree, TokenIds
 
 @pytest.fixture
 def scorer(scorer_of: Callable[..., RewardScorer]) -> RewardScorer:
-    """A scorer with a small budget for several batches."""
+    """A scorer with a small budget, so that there are several batches."""
     return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
 
 
 @pytest.fixture
 def sequences(scorer: RewardScorer) -> list[TokenIds]:
-    talks = [
+    conversations = [
         [
             {"role": "user", "content": "2+2?"},
             {"role": "assistant", "content": str(i) * (i % 5 + 1)},
         ]
         for i in range(30)
     ]
-    return [scorer.encoder.encode(talk).input_ids for talk in talks]
+    return [scorer.encoder.encode(conversation).input_ids for conversation in conversations]
 
 
 def test_on_batch_start_is_called_before_each_batch(
@@ -35,19 +35,19 @@ def test_on_batch_start_is_called_before_each_batch(
 ) -> None:
     events: list[tuple[str, int]] = []
 
-    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def recording_forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         events.append(("ran", tree.num_tokens))
         return forward_batch(loaded, tree)
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", watched)
+    monkeypatch.setattr("rm_core.scorer.forward_batch", recording_forward)
     expected = scorer.score_ids(sequences)
-    batches, events = events, []
+    whole, events = events, []
     scored = scorer.score_packing(
         scorer.pack(sequences), lambda num_tokens: events.append(("started", num_tokens))
     )
     assert scored == expected
-    assert len(batches) > 1
-    assert events == [(event, size) for _, size in batches for event in ("started", "ran")]
+    assert len(whole) > 1
+    assert events == [(what, size) for _, size in whole for what in ("started", "ran")]
 
 
 def test_exception_of_on_batch_start_ends_scoring(

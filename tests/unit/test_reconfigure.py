@@ -1,4 +1,4 @@
-"""`user_config`: what may change while the service runs, and what is refused."""
+"""`user_config`: settings that may change while the service runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_omitted_settings_keep_their_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user_config", "says"),
+    ("user_config", "message"),
     [
         ({"port": 1}, "'port', which cannot be changed"),
         ({"max_mesages": 1}, "'max_mesages'"),
@@ -30,8 +30,10 @@ def test_omitted_settings_keep_their_values(tmp_path: Path) -> None:
         ({"max_messages": 0}, "max_messages: "),
     ],
 )
-def test_unknown_names_and_bad_values_are_refused(user_config: dict[str, Any], says: str) -> None:
-    with pytest.raises(ModelLoadError, match=says):
+def test_unknown_names_and_bad_values_are_refused(
+    user_config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=message):
         apply_user_config(Settings.load(), user_config)
 
 

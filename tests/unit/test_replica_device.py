@@ -1,4 +1,4 @@
-"""On which device a replica runs, and how many GPUs Ray gives it."""
+"""The device of a replica, and the GPUs that Ray gives it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_replica_without_a_gpu_runs_on_the_cpu(
     model = ModelSettings(name="demo", **settings)
     bound = _bind_scorer(model, Settings(models=(model,)))._bound_deployment
     replica = ModelSettings.model_validate(bound.init_args[0])
-    used = bound.ray_actor_options["num_gpus"]
-    assert (replica.to_model_config().device, used) == expected
+    num_gpus = bound.ray_actor_options["num_gpus"]
+    assert (replica.to_model_config().device, num_gpus) == expected
 
 
 def test_num_gpus_0_with_cuda_device_is_refused() -> None:

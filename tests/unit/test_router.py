@@ -1,4 +1,4 @@
-"""A replica whose machine was cut off: calls to it end once Ray knows, and no sooner."""
+"""Calls to a replica on a machine that is cut off end once Ray knows that it is dead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def router() -> Any:
 
 
 class Channel:
-    """As far as it matters: closed or not."""
+    """A gRPC channel that records whether it was closed."""
 
     closed = False
 
@@ -43,7 +43,7 @@ def test_router_closes_channel_of_dead_replica(
     channel, asked = Channel(), []
 
     def get_actor(name: str, namespace: str) -> object:
-        """Alive, not known, and dead."""
+        """Report the actor as alive, then as unknown, then as dead."""
         asked.append((name, namespace))
         assert not channel.closed
         if len(asked) == 2:
@@ -67,11 +67,11 @@ def test_replica_without_calls_has_no_channel(router: Any, monkeypatch: pytest.M
 def test_router_closes_channel_of_removed_replica_once(
     router: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that Serve takes off the list, once each; nobody else."""
-    left: list[object] = []
+    """Only replicas that Serve removes are closed, each once."""
+    removed: list[object] = []
 
     async def close_when_dead(replica: object) -> None:
-        left.append(replica)
+        removed.append(replica)
 
     def update(self: Any, replicas: list[str]) -> None:
         self._replicas = {name: name for name in replicas}
@@ -80,19 +80,19 @@ def test_router_closes_channel_of_removed_replica_once(
     monkeypatch.setattr(router.RequestRouter, "update_replicas", update)
 
     async def updates() -> None:
-        made = object.__new__(router.LeastLoadedRouter)
-        made._closing_tasks, made._replicas = set(), {}
+        instance = object.__new__(router.LeastLoadedRouter)
+        instance._closing_tasks, instance._replicas = set(), {}
         for running in (["a", "b"], ["b", "c"], ["b", "c"]):
-            made.update_replicas(running)
+            instance.update_replicas(running)
             await asyncio.sleep(0)
-        assert not made._closing_tasks
+        assert not instance._closing_tasks
 
     asyncio.run(updates())
-    assert left == ["a"]
+    assert removed == ["a"]
 
 
 class Handle:
-    """Of a deployment whose calls never end by themselves."""
+    """Handle of a deployment whose calls never end by themselves."""
 
     deployment_name = "Scorer-demo"
 
@@ -108,16 +108,16 @@ class Handle:
         return self.calls[-1]
 
 
-@pytest.mark.parametrize("who", ["the connection", "the caller"])
-def test_closed_connection_is_lost_replica_and_cancellation_is_not(who: str) -> None:
+@pytest.mark.parametrize("cancelled_by", ["the connection", "the caller"])
+def test_closed_connection_is_lost_replica_and_cancellation_is_not(cancelled_by: str) -> None:
     async def outcome() -> BaseException:
         handle = Handle()
         task = asyncio.create_task(RayBackend("demo", handle).run_batch([[1, 2]], 0))
         await until_async(lambda: handle.calls)
-        (handle.calls[0] if who == "the connection" else task).cancel()
-        (ended,) = await asyncio.gather(task, return_exceptions=True)
-        assert isinstance(ended, BaseException)
-        return ended
+        (handle.calls[0] if cancelled_by == "the connection" else task).cancel()
+        (error,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(error, BaseException)
+        return error
 
-    expected = ReplicaLostError if who == "the connection" else asyncio.CancelledError
+    expected = ReplicaLostError if cancelled_by == "the connection" else asyncio.CancelledError
     assert isinstance(asyncio.run(outcome()), expected)

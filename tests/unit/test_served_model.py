@@ -1,4 +1,4 @@
-"""A model that is replaced while a request is on its way: no reward ends up with the wrong one."""
+"""A served model that is replaced during a request, and the slices of requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER = {**INFO, "revision": "other"}
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
 
-def served(backend: FakeBackend) -> ServedModel:
+def create_model(backend: FakeBackend) -> ServedModel:
     model = ServedModel(ModelSettings(name="demo", alias="demo"), backend)
     model.model_info = backend.info
     return model
@@ -32,31 +32,31 @@ def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> S
     return asyncio.run(model.score(conversations, EncodeOptions()))
 
 
-def rewards(scores: ScoreResult) -> list[float | None]:
-    return [r.reward if isinstance(r, Reward) else None for r in scores.results]
+def rewards(result: ScoreResult) -> list[float | None]:
+    return [r.reward if isinstance(r, Reward) else None for r in result.results]
 
 
 def test_request_is_rescored_if_model_is_replaced_meanwhile() -> None:
     backend = FakeBackend()
-    model = served(backend)
+    model = create_model(backend)
     first = rewards(score(model, CONVERSATIONS[:1]))
-    backend.info = OTHER  # the replica that comes next has another checkpoint
+    backend.info = OTHER  # the next replica has another checkpoint
     backend.reward = lambda _: 0.25
-    scores = score(model)
-    assert rewards(scores) == [0.25, 0.25]
-    assert rewards(scores)[:1] != first
-    assert scores.fingerprint.revision == "other"
+    result = score(model)
+    assert rewards(result) == [0.25, 0.25]
+    assert rewards(result)[:1] != first
+    assert result.fingerprint.revision == "other"
     assert model.model_info == OTHER
 
 
 def test_cached_rewards_belong_to_fingerprint() -> None:
     backend = FakeBackend()
-    model = served(backend)
+    model = create_model(backend)
     before = rewards(score(model))
     backend.info = OTHER
     backend.reward = lambda _: 0.25
     score(model)
-    backend.info = model.model_info = INFO  # and back again: what it computed is still true
+    backend.info = model.model_info = INFO  # and back again: its cached rewards are still valid
     again = score(model)
     assert rewards(again) == before
     assert again.num_cached_tokens == again.num_tokens
@@ -65,7 +65,7 @@ def test_cached_rewards_belong_to_fingerprint() -> None:
 
 def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
     backend = FakeBackend()
-    model = served(backend)
+    model = create_model(backend)
     run_batch = backend.run_batch
 
     in_turn = cycle([build_fingerprint(INFO), build_fingerprint(OTHER)])
@@ -79,9 +79,9 @@ def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
 
 
 def test_replica_with_another_tokenizer_is_refused() -> None:
-    """Their token ids mean something else: a plausible reward would come back, of another text."""
+    """Its token ids mean something else: it would return a plausible reward of another text."""
     backend = FakeBackend()
-    model = served(backend)
+    model = create_model(backend)
     score(model)
     backend.info = {**OTHER, "encoding_sha256": "of another"}
     with pytest.raises(NotReadyError, match="another tokenizer"):
@@ -90,54 +90,54 @@ def test_replica_with_another_tokenizer_is_refused() -> None:
 
 def test_replica_lost_while_fetching_info_is_not_ready() -> None:
     backend = FakeBackend()
-    model = served(backend)
+    model = create_model(backend)
     backend.info = OTHER
     backend.load_failure = ReplicaLostError.for_replica("gone", "one", "replica_lost")
     with pytest.raises(NotReadyError, match="gone; try again"):
         score(model)
 
 
-def cut(conversations: Sequence[object]) -> list[Sequence[object]]:
+def slice_conversations(conversations: Sequence[object]) -> list[Sequence[object]]:
     sizes = estimate_sizes(conversations, 10**9)
     assert sizes is not None
-    return [some for some, _ in split_into_slices(conversations, sizes)]
+    return [slice_ for slice_, _ in split_into_slices(conversations, sizes)]
 
 
 def test_slices_keep_order_and_limits() -> None:
     short = [conversation(str(i)) for i in range(150)]
-    assert [len(some) for some in cut(short)] == [64, 64, 22]
-    assert [c for some in cut(short) for c in some] == short
+    assert [len(slice_) for slice_ in slice_conversations(short)] == [64, 64, 22]
+    assert [c for slice_ in slice_conversations(short) for c in slice_] == short
     long = [conversation("x" * 30_000), conversation("y" * 30_000), conversation("z")]
-    assert [len(some) for some in cut(long)] == [2, 1]
-    assert cut([]) == []
+    assert [len(slice_) for slice_ in slice_conversations(long)] == [2, 1]
+    assert slice_conversations([]) == []
     odd: list[object] = [None, 7, "text", [{"content": 5}], [3], {"a": 1}]
-    assert cut(odd) == [odd]
+    assert slice_conversations(odd) == [odd]
 
 
 def test_slices_count_all_rendered_content() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"text": "x" * 30_000}}}
-    asked: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [call]}
-    thought = {"role": "assistant", "content": "4", "reasoning_content": "x" * 30_000}
-    told = {"role": "user", "content": [{"type": "text", "text": "x" * 30_000}]}
-    for one in (
-        [asked, *conversation("4")],
-        [*conversation("4")[:1], thought],
-        [told, *conversation("4")[1:]],
+    tool_call: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    reasoning = {"role": "assistant", "content": "4", "reasoning_content": "x" * 30_000}
+    parts = {"role": "user", "content": [{"type": "text", "text": "x" * 30_000}]}
+    for item in (
+        [tool_call, *conversation("4")],
+        [*conversation("4")[:1], reasoning],
+        [parts, *conversation("4")[1:]],
         PrerenderedTokens((1,) * 30_000),
         PrerenderedText("x" * 30_000),
     ):
-        assert [len(some) for some in cut([one] * 5)] == [2, 2, 1]
-        assert estimate_sizes([one] * 5, 149_999) is None
+        assert [len(slice_) for slice_ in slice_conversations([item] * 5)] == [2, 2, 1]
+        assert estimate_sizes([item] * 5, 149_999) is None
 
 
 def test_slices_count_tools_for_each_conversation() -> None:
     tools = [{"name": "x" * 10_000, "parameters": ["y" * 20_000]}]
     shared = [{"messages": conversation("4"), "tools": tools} for _ in range(5)]
-    assert [len(some) for some in cut(shared)] == [2, 2, 1]
-    assert [c for some in cut(shared) for c in some] == shared
+    assert [len(slice_) for slice_ in slice_conversations(shared)] == [2, 2, 1]
+    assert [c for slice_ in slice_conversations(shared) for c in slice_] == shared
     odd: list[object] = [
         {"messages": 5, "tools": 7},
         {"tools": []},
         {"messages": conversation("4")},
     ]
-    assert cut(odd) == [odd]
+    assert slice_conversations(odd) == [odd]

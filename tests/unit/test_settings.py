@@ -1,4 +1,4 @@
-"""Settings: short forms, precedence, and refusals that say what came."""
+"""Settings: short forms, precedence, and error messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_arguments_override_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_settings_from_serve_arguments() -> None:
-    """Serve validates a mapping of arguments; strings come from `serve run app key=value`."""
+    """Serve validates a mapping; `serve run app key=value` gives strings."""
     settings = Settings.model_validate({"models": "rm=demo", "port": "8080"})
     assert settings.models[0].alias == "rm"
     assert settings.port == 8080
@@ -88,7 +88,7 @@ def test_settings_survive_json_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "says"),
+    ("values", "message"),
     [
         ({"port": 0}, "port: "),
         ({"prot": 8000}, "prot: "),
@@ -102,10 +102,10 @@ def test_settings_survive_json_round_trip() -> None:
         ({"max_unbroken_characters": 131_071}, "max_unbroken_characters"),
     ],
 )
-def test_bad_values_are_refused(chosen: dict[str, object], says: str) -> None:
+def test_bad_values_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ModelLoadError, match="bad settings") as caught:
-        Settings.load(**chosen)
-    assert says in caught.value.detail
+        Settings.load(**values)
+    assert message in caught.value.detail
 
 
 def test_settings_are_frozen() -> None:
@@ -117,18 +117,18 @@ def test_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("port: 9000\nmodels: [rm=demo]\n")
     assert Settings.load(**read_settings_file(file)).models[0].alias == "rm"
-    for text, says in (
+    for text, message in (
         ("applications: []\n", "serve run"),
         ("- 1\n", "must map names to values"),
         ("a: [", "cannot be read"),
     ):
         file.write_text(text)
-        with pytest.raises(ModelLoadError, match=says):
+        with pytest.raises(ModelLoadError, match=message):
             read_settings_file(file)
 
 
 def test_cli_choices_equal_engine_types() -> None:
-    """Written out there, so that `--help` need not load torch."""
+    """The CLI repeats them, so that `--help` need not import torch."""
     from rm_core.config import Attention, DType, Quantization
     from serve.cli.main import verify
 

@@ -1,4 +1,4 @@
-"""Token ids equal those of the tokenizer as called by transformers, whatever its file sets."""
+"""Token ids equal those of transformers, whatever the tokenizer's file configures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: real threads, packing ahead, and what makes a replica unhealthy."""
+"""The worker: real threads, packing ahead, and failures that make a replica unhealthy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from serve.worker.watchdog import BatchWatchdog
 from serve.worker.worker import Worker
 
 ScorerOf = Callable[..., RewardScorer]
-Make = Callable[..., Worker]
+MakeWorker = Callable[..., Worker]
 
 
-def talk(scorer: RewardScorer, answer: str) -> TokenIds:
+def encode(scorer: RewardScorer, answer: str) -> TokenIds:
     messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": answer}]
     return scorer.encoder.encode(messages).input_ids
 
@@ -37,7 +37,7 @@ def scorer(scorer_of: ScorerOf) -> RewardScorer:
 
 
 @pytest.fixture
-def engine_of() -> Iterator[Make]:
+def make_worker() -> Iterator[MakeWorker]:
     made: list[Worker] = []
 
     def make(*args: Any) -> Worker:
@@ -45,12 +45,12 @@ def engine_of() -> Iterator[Make]:
         return made[-1]
 
     yield make
-    for engine in made:
-        engine.close()
+    for worker in made:
+        worker.close()
 
 
 class Gate:
-    """A forward pass that waits until it is let through, and counts."""
+    """A forward pass that waits until the gate opens, and records its sequences."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
@@ -69,25 +69,25 @@ async def reached(gate: Gate) -> None:
 
 
 def test_worker_results_are_plain_data_and_equal_scorer(
-    scorer: RewardScorer, engine_of: Make
+    scorer: RewardScorer, make_worker: MakeWorker
 ) -> None:
-    engine = engine_of(scorer)
-    sequences = [talk(scorer, str(i)) for i in range(5)]
-    answer = asyncio.run(engine.run_batch(sequences))
-    assert answer.batch == scorer.score_ids(sequences)
-    assert answer.inference_s > 0
-    assert answer.fingerprint["attention"] == "sdpa"
-    assert pickle.loads(pickle.dumps(answer)) == answer
-    assert engine.describe() == scorer.describe()
+    worker = make_worker(scorer)
+    sequences = [encode(scorer, str(i)) for i in range(5)]
+    result = asyncio.run(worker.run_batch(sequences))
+    assert result.batch == scorer.score_ids(sequences)
+    assert result.inference_s > 0
+    assert result.fingerprint["attention"] == "sdpa"
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert worker.describe() == scorer.describe()
 
 
 def test_next_batch_is_packed_while_device_is_busy(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(scorer)
+    worker = make_worker(scorer)
     gate = Gate(monkeypatch)
     packed = threading.Event()
-    first, second = [talk(scorer, "4")], [talk(scorer, "5")]
+    first, second = [encode(scorer, "4")], [encode(scorer, "5")]
     prepare = scorer.pack
 
     def watched(sequences: Any) -> Any:
@@ -99,9 +99,9 @@ def test_next_batch_is_packed_while_device_is_busy(
     monkeypatch.setattr(scorer, "pack", watched)
 
     async def both() -> None:
-        running = asyncio.ensure_future(engine.run_batch(first))
+        running = asyncio.ensure_future(worker.run_batch(first))
         await reached(gate)
-        queued = asyncio.ensure_future(engine.run_batch(second))
+        queued = asyncio.ensure_future(worker.run_batch(second))
         assert await asyncio.to_thread(packed.wait, PATIENCE_S)
         assert gate.seen == first
         gate.open.set()
@@ -112,26 +112,26 @@ def test_next_batch_is_packed_while_device_is_busy(
 
 
 def test_run_one_by_one_runs_sequences_without_other_batches_between(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(scorer)
-    first, *suspects, last = (talk(scorer, str(i)) for i in range(5))
+    worker = make_worker(scorer)
+    first, *suspects, last = (encode(scorer, str(i)) for i in range(5))
     expected = [scorer.score_ids([suspect]) for suspect in suspects]
     gate = Gate(monkeypatch)
 
     async def scenario() -> None:
-        running = asyncio.ensure_future(engine.run_batch([first]))
+        running = asyncio.ensure_future(worker.run_batch([first]))
         await reached(gate)
-        answers = engine.run_one_by_one(suspects)
-        begun = asyncio.ensure_future(anext(answers))
-        await settle()  # the suspects stand in line
-        queued = asyncio.ensure_future(engine.run_batch([last]))
+        results = worker.run_one_by_one(suspects)
+        begun = asyncio.ensure_future(anext(results))
+        await settle()  # the suspects are queued
+        queued = asyncio.ensure_future(worker.run_batch([last]))
         await settle()
-        assert not begun.done()  # the device is at another batch
+        assert not begun.done()  # the device runs another batch
         gate.open.set()
         assert await begun is None
-        found = [answer async for answer in answers]
-        assert [answer and answer.batch for answer in found] == expected
+        collected = [result async for result in results]
+        assert [result and result.batch for result in collected] == expected
         await asyncio.gather(running, queued)
 
     asyncio.run(scenario())
@@ -139,17 +139,17 @@ def test_run_one_by_one_runs_sequences_without_other_batches_between(
 
 
 def test_cancelled_batch_never_reaches_device(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(scorer)
+    worker = make_worker(scorer)
     gate = Gate(monkeypatch)
-    first, second, third = ([talk(scorer, text)] for text in ("4", "5", "6"))
+    first, second, third = ([encode(scorer, text)] for text in ("4", "5", "6"))
 
     async def three() -> None:
-        runs = [asyncio.ensure_future(engine.run_batch(batch)) for batch in (first, second, third)]
+        runs = [asyncio.ensure_future(worker.run_batch(batch)) for batch in (first, second, third)]
         await reached(gate)
-        # All are packed and stand before the device.
-        await until_async(lambda: engine._device_thread._work_queue.qsize() == 2)
+        # All batches are packed and queued for the device.
+        await until_async(lambda: worker._device_thread._work_queue.qsize() == 2)
         runs[1].cancel()
         await asyncio.wait([runs[1]])
         gate.open.set()
@@ -160,20 +160,20 @@ def test_cancelled_batch_never_reaches_device(
 
 
 def test_stuck_batch_fails_waiting_calls_and_health_check(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serve.worker.worker._POLL_INTERVAL_S", 0.05)
     monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: clock.now)
-    engine = engine_of(scorer, 60.0)
+    worker = make_worker(scorer, 60.0)
     gate = Gate(monkeypatch)
 
     async def stuck() -> None:
-        running = asyncio.ensure_future(engine.run_batch([talk(scorer, "4")]))
+        running = asyncio.ensure_future(worker.run_batch([encode(scorer, "4")]))
         await reached(gate)
-        engine.check_health()  # not yet
-        queued = asyncio.ensure_future(engine.run_batch([talk(scorer, "5")]))
-        await until_async(lambda: engine._device_thread._work_queue.qsize() == 1)
+        worker.check_health()  # not yet
+        queued = asyncio.ensure_future(worker.run_batch([encode(scorer, "5")]))
+        await until_async(lambda: worker._device_thread._work_queue.qsize() == 1)
         assert not running.done()
         clock.now = 61.0
         outcomes = await asyncio.gather(running, queued, return_exceptions=True)
@@ -182,52 +182,54 @@ def test_stuck_batch_fails_waiting_calls_and_health_check(
             ReplicaRejectedBatchError,
         ]
         with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens has run for 61 s"):
-            engine.check_health()
+            worker.check_health()
         with pytest.raises(ReplicaUnhealthyError):
-            engine.describe()
+            worker.describe()
         gate.open.set()
-        await asyncio.to_thread(engine._device_thread.submit(int).result)
-        engine.check_health()  # it was slow, no more
+        await asyncio.to_thread(worker._device_thread.submit(int).result)
+        worker.check_health()  # the batch was only slow
 
     asyncio.run(stuck())
     assert len(gate.seen) == 1
 
 
 def test_watchdog_observes_only_scored_batches(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt: list[int] = []
-    monkeypatch.setattr(BatchWatchdog, "observe", lambda _, number, seconds: learnt.append(number))
-    engine = engine_of(scorer)
+    observed: list[int] = []
+    monkeypatch.setattr(
+        BatchWatchdog, "observe", lambda _, number, seconds: observed.append(number)
+    )
+    worker = make_worker(scorer)
     probe = scorer.probe().num_tokens
-    assert learnt == [probe]
-    answer = asyncio.run(engine.run_batch([talk(scorer, "4"), talk(scorer, "5")]))
-    assert learnt == [probe, answer.batch.num_computed_tokens]
+    assert observed == [probe]
+    result = asyncio.run(worker.run_batch([encode(scorer, "4"), encode(scorer, "5")]))
+    assert observed == [probe, result.batch.num_computed_tokens]
 
     def failing(*_: Any) -> list[float]:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
     with pytest.raises(ReplicaUnhealthyError):
-        asyncio.run(engine.run_batch([talk(scorer, "6")]))
-    assert len(learnt) == 2
-    engine.watchdog.stuck_after_s = 1e-9
-    assert engine.watchdog.stall_reason() is None  # nothing is on the device any more
+        asyncio.run(worker.run_batch([encode(scorer, "6")]))
+    assert len(observed) == 2
+    worker.watchdog.stuck_after_s = 1e-9
+    assert worker.watchdog.stall_reason() is None  # nothing is on the device any more
 
 
-def test_dead_thread_makes_worker_unhealthy(scorer: RewardScorer, engine_of: Make) -> None:
-    engine = engine_of(scorer)
-    engine._device_thread.shutdown()
+def test_dead_thread_makes_worker_unhealthy(scorer: RewardScorer, make_worker: MakeWorker) -> None:
+    worker = make_worker(scorer)
+    worker._device_thread.shutdown()
     with pytest.raises(ReplicaUnhealthyError, match="its thread ended"):
-        engine.check_health()
+        worker.check_health()
     with pytest.raises(ReplicaRejectedBatchError):
-        asyncio.run(engine.run_batch([talk(scorer, "4")]))
+        asyncio.run(worker.run_batch([encode(scorer, "4")]))
 
 
 def test_failed_device_is_not_used_again(
-    scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(scorer)
+    worker = make_worker(scorer)
     calls: list[int] = []
 
     def failing(_loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
@@ -235,35 +237,35 @@ def test_failed_device_is_not_used_again(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
-    batch = [talk(scorer, str(i)) for i in range(8)]
+    batch = [encode(scorer, str(i)) for i in range(8)]
     with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
-        asyncio.run(engine.run_batch(batch))
+        asyncio.run(worker.run_batch(batch))
     with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
-        engine.check_health()
+        worker.check_health()
     with pytest.raises(ReplicaRejectedBatchError):
-        asyncio.run(engine.run_batch(batch))
+        asyncio.run(worker.run_batch(batch))
     assert calls == [8]
 
 
 @pytest.mark.parametrize("value", [math.nan, RuntimeError("CUDA error: CUBLAS_STATUS_NOT_THERE")])
 def test_failing_conversation_leaves_worker_healthy(
-    value: Any, scorer: RewardScorer, engine_of: Make, monkeypatch: pytest.MonkeyPatch
+    value: Any, scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(scorer)
-    good, poison = talk(scorer, "4"), talk(scorer, "5")
+    worker = make_worker(scorer)
+    good, bad = encode(scorer, "4"), encode(scorer, "5")
 
     def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        if poison in tree.sequences and isinstance(value, Exception):
+        if bad in tree.sequences and isinstance(value, Exception):
             raise value
         logits = forward_batch(loaded, tree)
-        return [value if s == poison else x for s, x in zip(tree.sequences, logits, strict=True)]
+        return [value if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
     for _ in range(3):
-        first, second = asyncio.run(engine.run_batch([good, poison])).batch.rewards
+        first, second = asyncio.run(worker.run_batch([good, bad])).batch.rewards
         assert isinstance(first, float)
         assert isinstance(second, ScoreError)
-        engine.check_health()
+        worker.check_health()
 
 
 @pytest.mark.parametrize(
@@ -273,21 +275,21 @@ def test_corrupted_weights_make_worker_unhealthy(
     value: float,
     says: str,
     copy_of: Callable[..., Path],
-    engine_of: Make,
+    make_worker: MakeWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
-    engine = engine_of(scorer)
-    poison = talk(scorer, "5")
+    worker = make_worker(scorer)
+    bad = encode(scorer, "5")
     with torch.no_grad():
         scorer.loaded_model.head.add_(value)
 
     def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         logits = forward_batch(loaded, tree)
-        return [math.inf if s == poison else x for s, x in zip(tree.sequences, logits, strict=True)]
+        return [math.inf if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
     with pytest.raises(ReplicaUnhealthyError, match=says):
-        asyncio.run(engine.run_batch([talk(scorer, "4"), poison]))
+        asyncio.run(worker.run_batch([encode(scorer, "4"), bad]))
     with pytest.raises(ReplicaUnhealthyError, match=says):
-        engine.check_health()
+        worker.check_health()
