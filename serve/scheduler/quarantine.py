@@ -47,7 +47,7 @@ class CrashHistory:
 
     def add(self, sequence: TokenIds, replica: str) -> int:
         """Record a lost replica; return how many different replicas were lost with the sequence."""
-        key, now = _key(sequence), self._clock()
+        key, now = _hash_sequence(sequence), self._clock()
         crashes = self._crashes.pop(key, None) or _Crashes(now)
         crashes.last_at = now
         crashes.replicas.add(replica)
@@ -58,7 +58,7 @@ class CrashHistory:
 
     def count(self, sequence: TokenIds) -> int:
         """Return how many different replicas were lost with the sequence."""
-        key = _key(sequence)
+        key = _hash_sequence(sequence)
         crashes = self._crashes.get(key)
         if crashes is None:
             return 0
@@ -70,7 +70,7 @@ class CrashHistory:
     def forget(self, sequence: TokenIds) -> None:
         """Forget a sequence that was scored: it did not cause the crashes."""
         if self._crashes:
-            self._crashes.pop(_key(sequence), None)
+            self._crashes.pop(_hash_sequence(sequence), None)
 
 
 def build_quarantine_error(sequence: TokenIds) -> ScoreError:
@@ -83,5 +83,5 @@ def build_quarantine_error(sequence: TokenIds) -> ScoreError:
     return ScoreError.from_exception(error)
 
 
-def _key(sequence: TokenIds) -> bytes:
+def _hash_sequence(sequence: TokenIds) -> bytes:
     return hashlib.blake2b(array("q", sequence).tobytes(), digest_size=16).digest()

@@ -120,21 +120,21 @@ class Worker:
         # All are submitted at once, so that later batches queue behind them. The device waits until
         # a result is on its way before it begins with the next sequence, which may end the process.
         begun = _submit(self._device_thread, threading.current_thread)
-        jobs, sent = [], [threading.Event() for _ in sequences]
-        for sequence, is_sent in zip(sequences, sent, strict=True):
-            jobs.append(_submit(self._device_thread, self._run_single, sequence))
+        futures, sent_events = [], [threading.Event() for _ in sequences]
+        for sequence, is_sent in zip(sequences, sent_events, strict=True):
+            futures.append(_submit(self._device_thread, self._run_single, sequence))
             _submit(self._device_thread, is_sent.wait, _MAX_DELIVERY_S)
         try:
             await self._await_with_watchdog(begun)
             yield None
-            for job, is_sent in zip(jobs, sent, strict=True):
-                result: WorkerResult = await self._await_with_watchdog(job)
+            for future, is_sent in zip(futures, sent_events, strict=True):
+                result: WorkerResult = await self._await_with_watchdog(future)
                 yield result
                 await asyncio.sleep(_DELIVERY_S)
                 is_sent.set()
         finally:
-            for job, is_sent in zip(jobs, sent, strict=True):
-                job.cancel()
+            for future, is_sent in zip(futures, sent_events, strict=True):
+                future.cancel()
                 is_sent.set()
 
     def _run_single(self, sequence: TokenIds) -> WorkerResult:
