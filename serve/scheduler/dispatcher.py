@@ -107,7 +107,7 @@ class Dispatcher:
 
     @property
     def tokens_by_client(self) -> Mapping[str, int]:
-        """Tokens that each client asked for and has not got; only clients that wait for some."""
+        """Tokens that each client asked for and has not received; only clients with such tokens."""
         return self._pool.tokens_by_client
 
     def should_wait(self, flow: Flow[PendingSequence], max_client_tokens: int) -> bool:

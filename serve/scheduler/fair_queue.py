@@ -33,8 +33,8 @@ class Flow(Generic[T]):
         bursts: items that were added together, each burst with the virtual time at which it would
             finish.
         finish_time: virtual time at which the last burst would finish.
-        num_tokens: tokens that the request asked for and has not got; the owner of the queue
-            updates it.
+        num_tokens: tokens that the request asked for and has not received; the owner of the
+            queue updates it.
         is_over: whether the request has ended.
         number: sequence number; older flows have lower numbers.
     """

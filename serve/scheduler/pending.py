@@ -41,7 +41,7 @@ class DispatchResult:
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """Sequences that a request asked for together, and the rewards that it has got."""
+    """Sequences that a request asked for together, and the rewards that it has received."""
 
     flow: Flow[PendingSequence]
     sequences: tuple[TokenIds, ...]
@@ -95,7 +95,7 @@ class PendingPool:
 
     Attributes:
         num_tokens: tokens of the pending sequences; those in flight are not counted.
-        tokens_by_client: tokens that each client asked for and has not got.
+        tokens_by_client: tokens that each client asked for and has not received.
     """
 
     def __init__(self, shares_rewards: bool = True) -> None:
