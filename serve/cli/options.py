@@ -1,4 +1,4 @@
-"""What several commands share: options, one line an error, progress."""
+"""Options, error handling and progress output that several commands share."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
 def echo_status(text: str) -> None:
-    """Tell whoever started the command, on standard error."""
+    """Print a status line to standard error."""
     click.echo(f"skyreward: {escape_line(text)}", err=True)
 
 
 def get_status_reporter(log_format: str) -> Callable[[str], None]:
-    """Progress as a person reads it, or as lines of the log for what reads the log."""
+    """Return a function that prints progress as text, or logs it as JSON records."""
     if log_format == "text":
         return echo_status
     from serve.telemetry.logging import configure_logging
@@ -33,21 +33,21 @@ def get_status_reporter(log_format: str) -> Callable[[str], None]:
 
 
 def handle_errors(command: CommandT) -> CommandT:
-    """Errors of ours, and files that cannot be used, become one line and exit code 1."""
+    """Turn errors of this project and of the file system into one line and exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         from rm_core import RewardError
 
         try:
-            if logging.lastResort:  # prints warnings where no log is configured
+            if logging.lastResort:  # prints warnings when logging is not configured
                 logging.lastResort.setFormatter(EscapingFormatter("%(message)s"))
             return command(*args, **kwargs)
         except RewardError as error:
             raise click.ClickException(error.detail) from error
         except OSError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:  # where a command does not listen to signals itself
+        except KeyboardInterrupt:  # in commands that do not handle signals themselves
             echo_status("stopped")
             sys.exit(128 + signal.SIGINT)
 
@@ -55,18 +55,18 @@ def handle_errors(command: CommandT) -> CommandT:
 
 
 def model_options(command: CommandT) -> CommandT:
-    """The options that choose a single model, and how it is loaded."""
+    """Add the options that select one model and how to load it."""
     return click.option(
         "--model",
         default="demo",
         show_default=True,
         metavar="NAME",
-        help="`demo`, a folder or a hub id; NAME@REVISION pins it.",
+        help="Model to load: `demo`, a folder or a hub id. NAME@REVISION pins a revision.",
     )(loading_options(command))
 
 
 def loading_options(command: CommandT) -> CommandT:
-    """The options that choose how models are loaded."""
+    """Add the options that control how models are loaded."""
     options = (
         click.option(
             "--dtype",
@@ -85,36 +85,37 @@ def loading_options(command: CommandT) -> CommandT:
             default="none",
             show_default=True,
             type=click.Choice(["none", "int8", "int8-weights", "fp8", "fp8-weights"]),
-            help="Fewer bits for the linear layers; `verify` says what it does to the ranking.",
+            help="Quantization of the linear layers; `skyreward verify` measures its effect on "
+            "the ranking.",
         ),
         click.option(
             "--deterministic",
             is_flag=True,
-            help="The same reward to the last bit in any batch; slower.",
+            help="Compute bit-identical rewards in every batch; slower.",
         ),
         click.option(
             "--max-length",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Most tokens of one conversation.",
+            help="Maximum number of tokens in a conversation.",
         ),
         click.option(
             "--chat-template",
             type=click.Path(exists=True, dir_okay=False),
             metavar="FILE",
-            help="Jinja file that replaces or supplies the template.",
+            help="Jinja file with the chat template; replaces the template of the checkpoint.",
         ),
         click.option(
             "--self-check/--no-self-check",
             default=True,
             show_default=True,
-            help="Compare the engine with plain transformers at load, and refuse a model whose "
-            "rewards differ by more than rounding.",
+            help="Compare the engine with plain transformers when the model is loaded, and refuse "
+            "a model whose rewards differ by more than rounding.",
         ),
         click.option(
             "--template-date",
             metavar="YYYY-MM-DD",
-            help="Day that a template which writes today's date gets.  [default: today]",
+            help="Date for chat templates that print today's date.  [default: today]",
         ),
     )
     for option in reversed(options):
@@ -123,29 +124,34 @@ def loading_options(command: CommandT) -> CommandT:
 
 
 def service_options(command: CommandT) -> CommandT:
-    """The options that name running services instead of a model here."""
+    """Add the options that name running services to score with."""
     options = (
         click.option(
             "--url",
             "urls",
             multiple=True,
-            help="Score with a running service instead of loading a model; several share the work.",
+            help="URL of a running service to score with, instead of loading a model. Several "
+            "services share the work.",
         ),
         click.option(
-            "--api-key", envvar="SKYREWARD_API_KEY", show_envvar=True, help="Of those services."
+            "--api-key",
+            envvar="SKYREWARD_API_KEY",
+            show_envvar=True,
+            help="API key for the services given with --url.",
         ),
         click.option(
             "--retry-s",
             type=click.FloatRange(min=0),
             default=300,
             show_default=True,
-            help="Seconds to go on trying while a service is away or refuses.",
+            help="Seconds to keep retrying while a service is unreachable or refuses requests.",
         ),
         click.option(
             "--timeout-s",
             type=click.FloatRange(min=0, min_open=True),
-            help="Seconds that a service has for one request; one that says nothing is left a "
-            "little later.  [default: its own deadline; left after 600]",
+            help="Seconds that a service may take for one request; without a response, the client "
+            "gives up a little later.  [default: the service's deadline; the client gives up after "
+            "600]",
         ),
     )
     for option in reversed(options):
@@ -154,21 +160,21 @@ def service_options(command: CommandT) -> CommandT:
 
 
 def get_given_options(names: Iterable[str]) -> list[str]:
-    """Those of the command's options that were not left at their defaults."""
+    """Return the names of options that the user gave, in contrast to defaults."""
     source_of = click.get_current_context().get_parameter_source
     return [name for name in names if source_of(name) is not ParameterSource.DEFAULT]
 
 
 def refuse_with_url(names: Iterable[str]) -> None:
-    """End the command if a service was to be given settings that are its own.
+    """Refuse options that are settings of the service when `--url` is given.
 
     Raises:
-        click.UsageError: names the first of them.
+        click.UsageError: `names` is not empty; the message names the first option.
     """
     for name in names:
         raise click.UsageError(
-            f"--{name.replace('_', '-')} is a setting of the service at --url, chosen when "
-            "it starts; leave it out, or score with a model here"
+            f"--{name.replace('_', '-')} is a setting of the service at --url, fixed when the "
+            "service starts; leave the option out, or score with a local model"
         )
 
 
@@ -182,30 +188,30 @@ LOADING_OPTIONS = (
     "self_check",
     "template_date",
 )
-"""Names of `loading_options`."""
+"""Parameter names of `loading_options`."""
 
 COLUMNS = {
     "messages": "whole conversations",
-    "prompt": "the prompt, text or messages; '' leaves prompts aside",
+    "prompt": "the prompt, text or messages; '' ignores prompt columns",
     "response": "the only answer",
-    "responses": "the answers of a group; give it several times to put columns together",
+    "responses": "the answers of a group; give the option several times to combine columns",
     "chosen": "the better answer or conversation",
     "rejected": "the worse answer or conversation",
-    "system": "the system prompt; '' leaves it aside",
-    "history": "earlier turns, which go before the prompt; '' leaves them aside",
-    "tools": "functions that the chat template writes; '' leaves them aside",
+    "system": "the system prompt; '' ignores system columns",
+    "history": "earlier turns, inserted before the prompt; '' ignores the column",
+    "tools": "function definitions for the chat template; '' ignores the column",
 }
-"""Columns that `--NAME-column` names, and what they hold."""
+"""What the column given with each `--NAME-column` holds."""
 
 
 def column_options(command: CommandT) -> CommandT:
-    """The options that say how the columns of a record are read; `pop_columns` takes them."""
+    """Add the options that control how a record's columns are read; see `pop_columns`."""
     options = [
         click.option(
             f"--{name}-column",
             metavar="COLUMN",
             multiple=name == "responses",
-            help=f"Column with {content}; A.B reaches into structs.",
+            help=f"Column with {content}. A.B selects a field of a struct.",
         )
         for name, content in COLUMNS.items()
     ]
@@ -214,22 +220,23 @@ def column_options(command: CommandT) -> CommandT:
             "--ignore-column",
             metavar="COLUMN",
             multiple=True,
-            help="Column that is carried through and never read; may be given several times.",
+            help="Column to copy to the output without reading it; may be given several times.",
         ),
         click.option(
             "--transcripts",
             type=click.Choice(["auto", "read", "keep"]),
             default="auto",
             show_default=True,
-            help="Text that holds several turns. auto: read transcripts of \\n\\nHuman: and "
-            "\\n\\nAssistant: and JSON messages as turns, with a warning. read: also <extra_id_1>, "
-            "### Human: and USER: transcripts. keep: score text as it came.",
+            help="How to read text that holds several turns. auto: read transcripts with "
+            "\\n\\nHuman: and \\n\\nAssistant: and JSON lists of messages as turns, with a "
+            "warning. read: also <extra_id_1>, ### Human: and USER: transcripts. keep: score the "
+            "text unchanged.",
         ),
         click.option(
             "--policy-template",
             type=click.Choice(["chatml", "llama3", "gemma", "mistral"]),
-            help="Family of the chat template that rendered prompts and answers that are text; "
-            "their turns are read.",
+            help="Family of the chat template that rendered the prompts and answers, if these are "
+            "text; their turns are then read.",
         ),
     ]
     for option in reversed(options):
@@ -238,10 +245,10 @@ def column_options(command: CommandT) -> CommandT:
 
 
 def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `column_options` out of a command's options.
+    """Remove the options of `column_options` from a command's options.
 
     Returns:
-        Arguments of `serve.jobs.columns.Columns`.
+        Keyword arguments of `serve.jobs.columns.Columns`.
     """
     columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
     columns["ignored"] = options.pop("ignore_column")
@@ -253,5 +260,5 @@ truncation_option = click.option(
     default="error",
     show_default=True,
     type=click.Choice(["error", "left", "right"]),
-    help="What to do with what is too long.",
+    help="How to handle conversations that exceed the maximum length.",
 )

@@ -1,4 +1,4 @@
-"""`skyreward score`: its options. What it does is in `serve.jobs.command`."""
+"""Options of `skyreward score`; `serve.jobs.command` runs the job."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def _ray_options(command: CommandT) -> CommandT:
         click.option(
             "--ray",
             metavar="ADDRESS",
-            help="Score on a Ray cluster, a model on each GPU; `auto` finds one, `local` starts "
-            "one here.",
+            help="Score on a Ray cluster, with one copy of the model per GPU. `auto` finds a "
+            "running cluster, `local` starts one on this machine.",
         ),
         click.option(
             "--ray-actors",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Models on that cluster; by default as many as it has room for, and more when it "
-            "grows.",
+            help="Number of actors on the Ray cluster, each with its own copy of the model. By "
+            "default as many as fit, and more when the cluster grows.",
         ),
     )
     for option in reversed(options):
@@ -46,32 +46,44 @@ def _ray_options(command: CommandT) -> CommandT:
 
 def _job_options(command: CommandT) -> CommandT:
     options = (
-        click.option("--split", help="Of a `datasets` folder or an hf:// set that has several."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N rows only."),
+        click.option(
+            "--split",
+            help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
+        ),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Score only the first N rows.",
+        ),
         click.option(
             "--chunk-rows",
             type=click.IntRange(min=1),
             default=2_000,
             show_default=True,
             metavar="N",
-            help="Rows that are scored and kept together.",
+            help="Maximum number of rows in a chunk. A chunk is scored and saved as a whole.",
         ),
-        click.option("--fail-fast", is_flag=True, help="End at the first row with an error."),
-        click.option("--overwrite", is_flag=True, help="Start afresh, whatever is there."),
+        click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error."),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            help="Discard the existing output and job state, and score all rows again.",
+        ),
         click.option(
             "--replace-results",
             is_flag=True,
-            help="Columns of INPUT that are named like results (`reward`, `margin`, `error`, ...) "
-            "are of an earlier run: write the new ones in their place.",
+            help="Treat columns of INPUT that are named like results (`reward`, `margin`, "
+            "`error`, ...) as results of an earlier run, and replace them.",
         ),
         click.option(
-            "--dry-run", is_flag=True, help="Count tokens, estimate the time, write nothing."
+            "--dry-run", is_flag=True, help="Count tokens and estimate the time; write nothing."
         ),
         click.option(
             "--report",
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Write a page of HTML with the distribution of rewards and margins.",
+            help="Write an HTML report with the distributions of rewards and margins.",
         ),
     )
     for option in reversed(options):
@@ -90,13 +102,13 @@ def _job_options(command: CommandT) -> CommandT:
 @_job_options
 @handle_errors
 def score(input: str, output: Path | None, **options: Any) -> None:
-    """Score a file of any size into another; a second start goes on where the first one ended.
+    """Score a file of any size. An interrupted job resumes when the command is run again.
 
-    INPUT is JSONL (also .gz), Parquet, a folder or a quoted glob of these, a folder that
-    `datasets` saved, or hf://datasets/ORG/NAME; OUTPUT ends with .jsonl, .jsonl.gz or .parquet.
-    Rows are conversations, pairs or groups, told by their columns; other columns are carried
-    through. What is done is kept in OUTPUT.job. A row that cannot be scored gets an `error`, and
-    the exit code is 3 if there was one.
+    INPUT is JSONL (also .gz), Parquet, a folder or a quoted glob of these, a folder saved by
+    `datasets`, or hf://datasets/ORG/NAME. OUTPUT ends with .jsonl, .jsonl.gz or .parquet. Rows are
+    conversations, pairs or groups, recognized by their columns; all other columns are copied to
+    OUTPUT. Finished chunks are kept in OUTPUT.job. A row that cannot be scored gets an `error`,
+    and the exit code is 3 if any row has one.
 
     Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
     """
@@ -107,16 +119,16 @@ def score(input: str, output: Path | None, **options: Any) -> None:
     model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}
     urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
     if urls and ray:
-        raise click.UsageError("--url and --ray are two ways to score; give one of them")
+        raise click.UsageError("--url and --ray exclude each other; give one of the two")
     if ray_actors and not ray:
-        raise click.UsageError("--ray-actors is for a Ray cluster; give --ray ADDRESS too")
+        raise click.UsageError("--ray-actors needs a Ray cluster; give --ray ADDRESS too")
     given = get_given_options(model)
     if urls:
         refuse_with_url(option for option in given if option != "model")
-    ways = ExecutorOptions(
+    executor_options = ExecutorOptions(
         model=model,
         urls=urls,
-        # A service has models of its own: only a model that was really named is asked for.
+        # A service has its own models: request one only if the user named it.
         served_model=model["model"] if "model" in given else None,
         api_key=options.pop("api_key"),
         retry_s=options.pop("retry_s"),
@@ -125,4 +137,4 @@ def score(input: str, output: Path | None, **options: Any) -> None:
         ray_actors=ray_actors,
     )
     columns = pop_columns(options)
-    sys.exit(run(input, output, ways, notify=echo_status, columns=columns, **options))
+    sys.exit(run(input, output, executor_options, notify=echo_status, columns=columns, **options))
