@@ -1,1 +1,1 @@
-"""Offline scoring: files in, the same records with rewards out."""
+"""Offline scoring: read files of records and write the same records with rewards."""

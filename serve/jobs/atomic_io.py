@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, also after a kill or a loss of power.
+"""Atomic file writes: a file is complete or absent, also after a kill or a loss of power.
 
-Each is written under a temporary name beside its own, forced to the disk and renamed. What a killed
-run leaves behind are temporary files alone, which the next one removes.
+A file is written under a temporary name in the same folder, synced to disk and renamed. A killed
+run leaves only temporary files behind, which the next run removes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import IO
 
 TEMP_SUFFIX = ".partial"
-# The last one is what a limit on the size of files gives.
+# EFBIG: a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` in the place of a file, at once.
+    """Replace the content of a file atomically.
 
     Raises:
-        OSError: it cannot be written; the file is what it was before.
+        OSError: the file cannot be written; its previous content is unchanged.
     """
     with open_atomic(path) as file:
         file.write(content)
@@ -33,14 +33,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` if the block succeeds.
+    """Open a file to write, which replaces `path` if the block succeeds.
 
     Raises:
-        OSError: it cannot be written; `path` is what it was before.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     temporary = path.with_name(path.name + TEMP_SUFFIX)
     temporary.unlink(missing_ok=True)
-    # Made here or not at all: somebody else's link of that name is not written through.
+    # Mode x: never write through a link of that name that somebody else created.
     file = temporary.open("xb+")
     try:
         with file:
@@ -65,37 +65,37 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_regular_file(path: Path, max_bytes: int = 256 << 20) -> bytes:
-    """The content of a regular file that is not too large.
+    """Return the content of a regular file of limited size.
 
     Raises:
-        OSError: it is none.
+        OSError: the file cannot be read, is not a regular file, or is too large.
     """
-    # Without it a named pipe would block here.
+    # Without O_NONBLOCK, a named pipe would block here.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         if status.st_size > max_bytes:
-            raise OSError(errno.EINVAL, f"it has more than {max_bytes:,} bytes", str(path))
+            raise OSError(errno.EINVAL, f"more than {max_bytes:,} bytes", str(path))
         return file.read()
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk, a quota or a limit on sizes is what made a write fail."""
+    """Return whether a write failed because of a full disk, a quota or a file size limit."""
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def compute_file_sha256(path: Path, on_read: Callable[[int], None] | None = None) -> str:
-    """Digest of a file.
+    """Return the hexadecimal SHA-256 of a file.
 
     Args:
         path: the file.
-        told: the number of bytes of each piece that was read.
+        on_read: called with the number of bytes of each block that was read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
             if on_read:
-                on_read(len(piece))
+                on_read(len(block))
     return digest.hexdigest()

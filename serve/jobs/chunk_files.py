@@ -1,7 +1,7 @@
-"""The results of a chunk as JSON lines in a file, and back: nothing of the rows themselves.
+"""Files with the results of a chunk, as compressed JSON lines, without the rows themselves.
 
-The first line is the chunk's header, with the digest of all others. Whatever was cut off, changed
-or belongs to another job is told apart from a whole file.
+The first line is a header with the digest of the other lines, so that a truncated or changed file
+and a file of another job are recognized.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from serve.jobs.summary import Summary
 
 Result: TypeAlias = Reward | ScoreError
 
-_LEVEL = 1  # mostly digits: higher levels take longer and save little
+_LEVEL = 1  # the content is mostly digits: higher levels take longer and save little
 
 
 class RowResults(NamedTuple):
-    """What became of one row.
+    """Results of one row.
 
     Attributes:
-        shape: of its record; None if it is not known.
-        results: of its conversations, in order.
-        error: why it has no conversations; else None, whatever became of them.
-        warnings: about how its record was read; those of rewards are with them.
+        kind: kind of the record; None if unknown.
+        results: results of the record's conversations, in order.
+        error: why the row has no conversations; None if it has some, even if they failed.
+        warnings: warnings about how the record was read, without the warnings of rewards.
     """
 
     kind: RecordKind | None
@@ -43,12 +43,12 @@ class RowResults(NamedTuple):
 
     @property
     def all_warnings(self) -> list[str]:
-        """What the row's `warnings` column says: of the record, then of its rewards."""
+        """Content of the row's `warnings` column: warnings of the record, then of its rewards."""
         return collect_warnings(self.warnings, self.results)
 
     @property
     def failure(self) -> ScoreError | None:
-        """What the row's `error` column says: of the row, or of the first that failed in it."""
+        """Content of the row's `error` column: error of the row or of its first failed result."""
         if self.error:
             return self.error
         return find_first_error(self.kind, self.results)
@@ -56,13 +56,13 @@ class RowResults(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which rows a chunk holds.
+    """The rows of a chunk.
 
     Attributes:
-        chunk: number of the chunk, from 0.
-        first_row: number of its first row.
-        num_rows: at least 1.
-        end: the reader's position behind the last row.
+        chunk: index of the chunk, from 0.
+        first_row: number of the first row.
+        num_rows: number of rows, at least 1.
+        end: position of the reader after the last row.
     """
 
     chunk: int
@@ -73,12 +73,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """A chunk that is done.
+    """A finished chunk.
 
     Attributes:
-        span: its rows.
-        rows: `[num_rows]`, in order.
-        figures: of this chunk alone.
+        span: the rows of the chunk.
+        rows: results of the rows, `[num_rows]`, in order.
+        summary: summary of this chunk alone.
     """
 
     span: Span
@@ -87,23 +87,23 @@ class ChunkResult:
 
 
 class CorruptStateError(Exception):
-    """A file of the job that is not as it was written; its text says how."""
+    """A file of the job is damaged; the message describes the damage."""
 
 
 def chunk_path(folder: Path, chunk: int) -> Path:
-    """Where the results of a chunk are kept."""
+    """Return the path of a chunk's file."""
     return folder / f"{chunk:06d}.json.gz"
 
 
 def write_chunk(folder: Path, job_id: str, result: ChunkResult) -> None:
-    """Keep a chunk, durably.
+    """Write the file of a chunk durably.
 
     Args:
-        folder: of all chunks.
-        job: digest of what the job is pinned to.
-        finished: the chunk.
+        folder: folder of all chunks.
+        job_id: `Manifest.job_id`.
+        result: the finished chunk.
     """
-    body = _body(result.rows)
+    body = _encode_rows(result.rows)
     header = {
         "job": job_id,
         **asdict(result.span),
@@ -116,34 +116,36 @@ def write_chunk(folder: Path, job_id: str, result: ChunkResult) -> None:
 
 
 def read_chunk(folder: Path, job_id: str, chunk: int) -> ChunkResult:
-    """What `write_chunk` kept.
+    """Read the file of a chunk.
 
     Raises:
-        DamagedError: the file is not whole, or of another job.
-        FileNotFoundError: there is none.
+        CorruptStateError: the file is damaged, or belongs to another job.
+        FileNotFoundError: the file does not exist.
     """
     try:
-        first, _, body = gzip.decompress(chunk_path(folder, chunk).read_bytes()).partition(b"\n")
-        header = json.loads(first)
+        first_line, _, body = gzip.decompress(chunk_path(folder, chunk).read_bytes()).partition(
+            b"\n"
+        )
+        header = json.loads(first_line)
         if header.pop("job") != job_id:
             raise CorruptStateError("it belongs to another job")
         if header.pop("sha256") != hashlib.sha256(body).hexdigest():
             raise CorruptStateError("its digest is wrong")
-        figures = Summary.from_json(header.pop("figures"))
+        summary = Summary.from_json(header.pop("figures"))
         span = Span(**{**header, "end": Position(*header["end"])})
-        rows = [_read_row(row) for row in json.loads(body)]
+        rows = [_decode_row(row) for row in json.loads(body)]
     except (FileNotFoundError, CorruptStateError):
         raise
-    # Anything may stand in a damaged file, and so fail in any way.
+    # A damaged file may have any content, so reading it may raise any exception.
     except Exception as error:
         raise CorruptStateError(f"it cannot be read ({type(error).__name__}: {error})") from error
     if span.num_rows != len(rows) or span.chunk != chunk:
-        raise CorruptStateError("it does not hold what its header says")
-    return ChunkResult(span, rows, figures)
+        raise CorruptStateError("its rows do not match its header")
+    return ChunkResult(span, rows, summary)
 
 
 def encode_result(result: Result) -> str:
-    """A result as JSON. Rewards come back to the last bit: `repr` of a float does."""
+    """Encode a result as JSON. Rewards are exact to the last bit, as the `repr` of a float is."""
     if isinstance(result, ScoreError):
         return json.dumps({"code": result.code, "message": result.message})
     if result.truncated or result.warnings:
@@ -154,7 +156,7 @@ def encode_result(result: Result) -> str:
 
 
 def decode_result(value: Any) -> Result:
-    """What `encode_result` wrote, as `json` reads it."""
+    """Decode the JSON value of `encode_result`."""
     if isinstance(value, dict):
         return ScoreError(**value)
     if len(value) == 2:
@@ -163,23 +165,23 @@ def decode_result(value: Any) -> Result:
     return Reward(reward, num_tokens, truncated, tuple(warnings))
 
 
-def _body(rows: Sequence[RowResults]) -> bytes:
-    """A JSON list, one row a line."""
-    return "[\n{}\n]\n".format(",\n".join(map(_row_text, rows))).encode()
+def _encode_rows(rows: Sequence[RowResults]) -> bytes:
+    """Encode rows as a JSON list, one row per line."""
+    return "[\n{}\n]\n".format(",\n".join(map(_encode_row, rows))).encode()
 
 
-def _row_text(row: RowResults) -> str:
-    shape = f'"{row.kind}"' if row.kind else "null"
+def _encode_row(row: RowResults) -> str:
+    kind = f'"{row.kind}"' if row.kind else "null"
     if row.error:
-        return f"[{shape},{encode_result(row.error)},true]"
+        return f"[{kind},{encode_result(row.error)},true]"
     results = ",".join(map(encode_result, row.results))
     warnings = f",{json.dumps(row.warnings)}" if row.warnings else ""
-    return f"[{shape},[{results}]{warnings}]"
+    return f"[{kind},[{results}]{warnings}]"
 
 
-def _read_row(value: list[Any]) -> RowResults:
-    shape, results, *more = value
+def _decode_row(value: list[Any]) -> RowResults:
+    kind, results, *more = value
     if more == [True]:
-        return RowResults(shape, [], ScoreError(**results))
+        return RowResults(kind, [], ScoreError(**results))
     warnings = tuple(more[0]) if more else ()
-    return RowResults(shape, [decode_result(result) for result in results], warnings=warnings)
+    return RowResults(kind, [decode_result(result) for result in results], warnings=warnings)

@@ -1,8 +1,8 @@
-"""The rows of a job in chunks: where they are cut, what is scored of each, and what comes of it.
+"""Chunks of a job: where rows are split, what is scored for a chunk, and the results of its rows.
 
-Where a chunk ends is decided by the input alone, and so is what is scored for it: a conversation
-belongs to the first row of the job that has it, and its result is copied to all others. So a job
-that was killed gives a carrier the same calls again, and the same output to the last bit.
+The input alone decides where a chunk ends and what is scored for it: a conversation belongs to the
+first row of the job that has it, and its result is copied to all other rows. A resumed job
+therefore sends the same calls to the executor, and its output is equal to the last bit.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_CHUNK_BYTES = 8 * 2**20
 
 
 class ParsedRow(NamedTuple):
-    """What is left of a row once its conversations are known by their digests.
+    """A row with digests in place of its conversations.
 
     Attributes:
-        shape: of its record; None if it is not known.
-        conversations: the digest of each, or why it cannot be scored.
-        error: why the row has none.
-        warnings: about how the record was read.
+        kind: kind of the row's record; None if unknown.
+        conversations: the digest of each conversation, or the error if it cannot be scored.
+        error: error of a row without conversations.
+        warnings: warnings about how the record was read.
     """
 
     kind: RecordKind | None
@@ -48,9 +48,9 @@ class Chunk:
     """Rows that are scored together.
 
     Attributes:
-        span: which rows.
-        rows: `[num_rows]`.
-        conversations: the distinct ones, in the order in which they come first.
+        span: the rows of the chunk.
+        rows: the parsed rows, `[num_rows]`.
+        conversations: the distinct conversations, in the order of their first occurrence.
     """
 
     span: Span
@@ -60,15 +60,15 @@ class Chunk:
 
 @dataclass(slots=True)
 class PendingChunk:
-    """A chunk on its way.
+    """A submitted chunk whose results are pending.
 
     Attributes:
-        span: which rows.
-        rows: `[num_rows]`.
-        own: conversations that this chunk is the first to have and that were sent to be scored.
-        known: those whose result was there already.
-        elsewhere: those that a chunk before this one, itself on its way, has sent.
-        future: answers for `own`; None where it is empty.
+        span: the rows of the chunk.
+        rows: the parsed rows, `[num_rows]`.
+        own_digests: conversations that occur first in this chunk and were submitted with it.
+        known_results: results of conversations that were in the store already.
+        awaited_digests: conversations that an earlier pending chunk submitted.
+        future: results of `own_digests`; None if there are none.
     """
 
     span: Span
@@ -79,34 +79,42 @@ class PendingChunk:
     future: Future[ScoreBatchResult] | None = field(default=None)
 
     def finish(self, store: DedupStore) -> tuple[ChunkResult, dict[Digest, Result]]:
-        """Wait for the results, put them into the rows, and keep them in the store.
+        """Wait for the results and fill them into the rows.
 
-        Chunks are finished in the order of their numbers.
+        Call this for chunks in the order of their numbers.
 
         Args:
-            seen: has the results of all chunks before.
+            store: holds the results of all earlier chunks.
 
         Returns:
-            The chunk, its time not yet known; and what it has to add to the store.
+            The chunk, with its `seconds` not set; and the results to add to the store.
 
         Raises:
-            RewardError: the carrier failed.
+            RewardError: the executor failed.
         """
         scored = self.future.result() if self.future else ScoreBatchResult([], 0)
-        mine: dict[Digest, Result] = dict(zip(self.own_digests, scored.results, strict=True))
-        known = self.known_results | store.find(self.awaited_digests)
-        results = {digest: one.result for digest, one in known.items()} | mine
-        # Scored before by this very chunk, whose file was lost.
-        again = {digest for digest, one in known.items() if one.chunk == self.span.chunk}
+        new_results: dict[Digest, Result] = dict(zip(self.own_digests, scored.results, strict=True))
+        known_results = self.known_results | store.find(self.awaited_digests)
+        results = {
+            digest: known_result.result for digest, known_result in known_results.items()
+        } | new_results
+        # Scored before by this same chunk, whose file was lost.
+        rescored = {
+            digest
+            for digest, known_result in known_results.items()
+            if known_result.chunk == self.span.chunk
+        }
         rows = [_fill_row(row, results) for row in self.rows]
-        figures = _count(self.rows, rows, self.span.first_row, first=mine.keys() | again)
-        spent = store.get_num_computed_tokens(self.span.chunk)
-        figures.num_computed_tokens = scored.num_computed_tokens if spent is None else spent
-        return ChunkResult(self.span, rows, figures), mine
+        summary = _count(self.rows, rows, self.span.first_row, first=new_results.keys() | rescored)
+        num_computed_tokens = store.get_num_computed_tokens(self.span.chunk)
+        summary.num_computed_tokens = (
+            scored.num_computed_tokens if num_computed_tokens is None else num_computed_tokens
+        )
+        return ChunkResult(self.span, rows, summary), new_results
 
 
 def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
-    """Rows in chunks: up to `max_rows`, and no more once they have `MAX_CHUNK_BYTES` together."""
+    """Yield rows in chunks; a chunk ends at `max_rows` rows or at `MAX_CHUNK_BYTES` of input."""
     chunk: list[Row] = []
     size = 0
     for row in rows:
@@ -120,12 +128,12 @@ def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]
 
 
 def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
-    """What is to be scored in some rows.
+    """Parse the rows of a chunk and collect its distinct conversations.
 
     Args:
-        number: of the chunk.
-        rows: at least one.
-        columns: where the caller said a record's parts are.
+        number: index of the chunk.
+        rows: rows of the chunk, at least one.
+        columns: columns that the caller named.
     """
     conversations: dict[Digest, ChatJson] = {}
     parsed = tuple(_parse(row, columns, conversations) for row in rows)
@@ -141,81 +149,88 @@ def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
 def submit_chunk(
     chunk: Chunk, store: DedupStore, in_flight: set[Digest], submit: Submit
 ) -> PendingChunk:
-    """Have those conversations of a chunk scored that nobody has sent yet.
+    """Submit the conversations of a chunk that were not submitted before.
 
     Args:
-        chunk: the next one.
-        seen: has the results of the chunks that are finished.
-        on_its_way: conversations of the others; gets this chunk's own.
-        submit: of a carrier.
+        chunk: the next chunk.
+        store: holds the results of finished chunks.
+        in_flight: digests of conversations that pending chunks submitted; this chunk's are added.
+        submit: submits conversations to an executor.
     """
-    elsewhere = tuple(digest for digest in chunk.conversations if digest in in_flight)
-    known = store.find([digest for digest in chunk.conversations if digest not in in_flight])
-    own = {
+    awaited_digests = tuple(digest for digest in chunk.conversations if digest in in_flight)
+    known_results = store.find(
+        [digest for digest in chunk.conversations if digest not in in_flight]
+    )
+    own_conversations = {
         digest: conversation
         for digest, conversation in chunk.conversations.items()
-        if digest not in in_flight and digest not in known
+        if digest not in in_flight and digest not in known_results
     }
-    in_flight.update(own)
-    future = submit(list(own.values())) if own else None
-    return PendingChunk(chunk.span, chunk.rows, tuple(own), known, elsewhere, future)
+    in_flight.update(own_conversations)
+    future = submit(list(own_conversations.values())) if own_conversations else None
+    return PendingChunk(
+        chunk.span, chunk.rows, tuple(own_conversations), known_results, awaited_digests, future
+    )
 
 
 def collect_results(chunk: Chunk, rows: Sequence[RowResults]) -> dict[Digest, Result]:
-    """The result of each conversation of a chunk that is done."""
+    """Return the result of each conversation of a finished chunk."""
     return {
-        mark: result
+        digest: result
         for parsed, row in zip(chunk.rows, rows, strict=True)
-        for mark, result in zip(parsed.conversations, row.results, strict=True)
-        if isinstance(mark, bytes)
+        for digest, result in zip(parsed.conversations, row.results, strict=True)
+        if isinstance(digest, bytes)
     }
 
 
 def _parse(row: Row, columns: Columns, conversations: dict[Digest, ChatJson]) -> ParsedRow:
-    work = try_parse_record(row.record, columns)
-    if work.error:
-        return ParsedRow(work.kind, (), work.error)
-    marks: list[Digest | ScoreError] = []
-    for conversation in work.conversations:
+    parsed = try_parse_record(row.record, columns)
+    if parsed.error:
+        return ParsedRow(parsed.kind, (), parsed.error)
+    digests_or_errors: list[Digest | ScoreError] = []
+    for conversation in parsed.conversations:
         if isinstance(conversation, ScoreError):
-            marks.append(conversation)
+            digests_or_errors.append(conversation)
             continue
         digest = compute_digest(conversation)
         conversations.setdefault(digest, conversation)
-        marks.append(digest)
-    return ParsedRow(work.kind, tuple(marks), warnings=work.warnings)
+        digests_or_errors.append(digest)
+    return ParsedRow(parsed.kind, tuple(digests_or_errors), warnings=parsed.warnings)
 
 
 def _fill_row(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
     if row.error:
         return RowResults(row.kind, [], row.error)
-    found = [c if isinstance(c, ScoreError) else results[c] for c in row.conversations]
-    return RowResults(row.kind, found, warnings=row.warnings)
+    filled = [
+        digest_or_error if isinstance(digest_or_error, ScoreError) else results[digest_or_error]
+        for digest_or_error in row.conversations
+    ]
+    return RowResults(row.kind, filled, warnings=row.warnings)
 
 
 def _count(
     parsed: Iterable[ParsedRow], rows: list[RowResults], first_row: int, *, first: set[Digest]
 ) -> Summary:
-    """Figures of a chunk but for what it cost.
+    """Return the summary of a chunk, without computed tokens and seconds.
 
     Args:
-        parsed: its rows as they were read.
-        rows: the same, scored.
-        first_row: number of the first of them.
-        first: conversations that no chunk before has.
+        parsed: the parsed rows.
+        rows: the results of these rows.
+        first_row: number of the first row.
+        first: digests of conversations that no earlier chunk has.
     """
-    figures = Summary(num_rows=len(rows))
-    unmet = set(first)
-    for number, (before, row) in enumerate(zip(parsed, rows, strict=True), first_row):
+    summary = Summary(num_rows=len(rows))
+    unseen = set(first)
+    for number, (parsed_row, row) in enumerate(zip(parsed, rows, strict=True), first_row):
         if failure := row.failure:
-            figures.add_error(number, failure)
-        figures.add_warnings(number, row.all_warnings)
-        for mark, result in zip(before.conversations, row.results, strict=True):
+            summary.add_error(number, failure)
+        summary.add_warnings(number, row.all_warnings)
+        for digest, result in zip(parsed_row.conversations, row.results, strict=True):
             if isinstance(result, Reward):
-                figures.num_conversations += 1
-                figures.num_tokens += result.num_tokens
-                if mark not in unmet:
-                    figures.num_repeated_tokens += result.num_tokens
-            if isinstance(mark, bytes):
-                unmet.discard(mark)
-    return figures
+                summary.num_conversations += 1
+                summary.num_tokens += result.num_tokens
+                if digest not in unseen:
+                    summary.num_repeated_tokens += result.num_tokens
+            if isinstance(digest, bytes):
+                unseen.discard(digest)
+    return summary

@@ -1,17 +1,18 @@
-"""The rule for columns that data formats give a meaning: which are read, refused, named, carried.
+"""Rules for columns with a meaning in data formats: which are read, refused, warned of or copied.
 
-A column concerns scoring only if some format puts it into what the model reads. Then:
+A column concerns scoring only if some format makes it part of the model's input. In this case:
 
-1. It is read, where what it says can be rendered: prompts, answers, `system`, `history`, `tools`.
-2. The row gets an error, where the answer is about something that is not text (images, videos,
-   audio), or where the row is of a kind that has no single answer (stepwise supervision, a prompt
-   alone, an annotation tool's record).
-3. The row gets a warning `column_not_read` otherwise (`documents`, `context`, a second prompt),
+1. The column is read if its content can be rendered: prompts, answers, `system`, `history`,
+   `tools`.
+2. The row gets an error if the answer is about something that is not text (images, videos, audio),
+   or if the row has no single answer (stepwise supervision, a prompt alone, an annotation tool's
+   record).
+3. Otherwise the row gets a warning `column_not_read` (`documents`, `context`, a second prompt),
    unless the conversation has the same text anyway.
 
-All other columns (labels, ratings, ids, names of models, answers of another shape) change nothing
-in what the model reads, and are carried through. The names come from the formats of TRL,
-LLaMA-Factory, ms-swift, Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
+All other columns (labels, ratings, ids, names of models, answers of another shape) do not change
+the model's input and are copied. The names come from the formats of TRL, LLaMA-Factory, ms-swift,
+Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 """Names of the worse answer of a pair; the last two also go with `messages` or `response`."""
 GROUPS = ("responses", "generations")
-"""Names of the answers of a group, the first one that is there."""
+"""Names of the answers of a group; the first name in the record counts."""
 RESPONSES = ("response", "completion", "answer", "output")
-"""What the only answer of a record may be called."""
+"""Names of the only answer of a record."""
 GENERATION = "generation"
-"""What it may be called where none of `RESPONSES` is there."""
+"""Name of the only answer where the record has none of `RESPONSES`."""
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Names of whole conversations, and of the messages before the answers of a pair or a group."""
 PROMPTS = ("question", "instruction", "query")
-"""What a prompt may be called besides `prompt`."""
+"""Names of a prompt other than `prompt`."""
 INPUT = "input"
-"""Goes behind an instruction; the prompt itself where nothing else is."""
+"""Appended to an instruction; without another prompt column, the prompt itself."""
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = "tools"
@@ -47,18 +48,18 @@ MEDIA = (
     *("image", "images", "video", "videos", "audio", "audios"),
     *("rejected_image", "rejected_images", "rejected_videos", "rejected_audios"),
 )
-"""Columns of what an answer is about and text does not hold."""
+"""Columns with media that an answer is about."""
 _MEDIA = frozenset(MEDIA)
 MODEL_INPUT_COLUMNS = (
     *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
     *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
     *("context_messages", "system_message", "available_tools"),
 )
-"""Columns that a format puts into what the model reads; warned of where they were not read."""
+"""Columns that some format makes part of the model's input; a warning names those not read."""
 
 
 def require_text_only(record: Mapping[str, Any]) -> None:
-    """Return if a record, or a message, is about text alone.
+    """Check that a record or a message is only about text.
 
     Raises:
         InvalidConversationError: a column has images, videos or audio.
@@ -68,42 +69,43 @@ def require_text_only(record: Mapping[str, Any]) -> None:
     media = [name for name in MEDIA if _is_filled(record.get(name))]
     if media:
         raise InvalidConversationError(
-            f"the record has {format_names(media)}, and only text is scored; an answer about something "
-            "that the model does not see would get a wrong reward. If the answer is not about it, "
-            f"leave the column aside: {_format_ignore_options(media)}"
+            f"the record has {format_names(media)}, and only text is scored; an answer about "
+            "something that the model does not see would get a wrong reward. If the answer does "
+            f"not depend on it, ignore the column: {_format_ignore_options(media)}"
         )
 
 
 def explain_unknown_kind(record: Mapping[str, Any]) -> str:
-    """What a record without a known shape is, and what to do."""
+    """Return a message that explains why a record has no known shape, and what to do."""
     if isinstance(record.get("fields"), Mapping):
         return (
-            "no known shape; this is an Argilla record, whose texts are in `fields`: name them, "
-            "for example --prompt-column fields.prompt --response-column fields.response"
+            "no known shape; this is an Argilla record with its texts in `fields`: name the "
+            "columns, for example --prompt-column fields.prompt --response-column fields.response"
         )
     if isinstance(record.get("labels"), list) and isinstance(record.get("completions"), list):
         return (
-            "no known shape; `completions` with `labels` is stepwise supervision, whose labels are "
-            "of steps, and a reward is given to a whole answer: join the steps into `response`"
+            "no known shape; `completions` with `labels` is stepwise supervision, which labels "
+            "single steps, and a reward is given to a whole answer: join the steps into `response`"
         )
     prompts = [name for name in ("prompt", *PROMPTS) if name in record]
-    hint = f"; {format_names(prompts)} has no answer with it" if prompts else ""
+    hint = f"; {format_names(prompts)} has no answer" if prompts else ""
     return (
         "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
-        f"or `prompt` and `responses`, or `prompt` and `response`; this one has {format_names(record)}"
-        f"{hint}: rename them, or name them by options such as --messages-column"
+        "or `prompt` and `responses`, or `prompt` and `response`; this one has "
+        f"{format_names(record)}{hint}: rename the columns, or name them by options such as "
+        "--messages-column"
     )
 
 
 def find_unread_warnings(
     record: Mapping[str, Any], read_columns: Collection[str], conversations: Sequence[Messages]
 ) -> list[str]:
-    """Warnings about columns that say what the model may have to read, and were not read.
+    """Return warnings about columns that may belong to the model's input and were not read.
 
     Args:
-        record: without the columns that the caller ignores.
-        read: names of its columns that were read.
-        conversations: made of those.
+        record: record without the columns that the caller ignores.
+        read_columns: names of the record's columns that were read.
+        conversations: conversations built from those columns.
     """
     unread = [
         name
@@ -116,19 +118,19 @@ def find_unread_warnings(
     if not unread:
         return []
     return [
-        f"column_not_read: {format_names(unread)} may belong to what the model should read, and was not "
-        f"read; name the columns to read by options, or say {_format_ignore_options(unread)}"
+        f"column_not_read: {format_names(unread)} may belong to the model's input, and was not "
+        f"read; name the columns to read by options, or give {_format_ignore_options(unread)}"
     ]
 
 
 def _is_repeated(name: str, value: Any, conversations: Sequence[Messages]) -> bool:
-    """Whether what a column says is read elsewhere: of messages, one conversation is enough."""
-    found = [_is_covered(value, messages) for messages in conversations]
-    return any(found) if name in CONVERSATIONS else all(found)
+    """Return whether conversations have a column's text anyway; for messages, one is enough."""
+    is_covered = [_is_covered(value, messages) for messages in conversations]
+    return any(is_covered) if name in CONVERSATIONS else all(is_covered)
 
 
 def _is_covered(value: Any, messages: Messages) -> bool:
-    """Whether a conversation has what a column says."""
+    """Return whether a conversation contains the text of a column."""
     if isinstance(value, str):
         return any(value.strip() in message["content"] for message in messages)
     if isinstance(value, list):
@@ -156,10 +158,10 @@ def _format_ignore_options(names: Sequence[str]) -> str:
 
 
 def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | None:
-    """The columns with the two sides of a pair; None if there are no two.
+    """Return the names of the chosen and the rejected column, or None if a side is missing.
 
     Args:
-        has: whether there is a column of that name.
+        has_column: returns whether there is a column of that name.
     """
     chosen = [name for name in CHOSEN if has_column(name)]
     rejected = [name for name in REJECTED if has_column(name)]
@@ -171,19 +173,19 @@ def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | No
 
 
 def is_prompt(messages: Any) -> bool:
-    """Whether messages end before an answer."""
+    """Return whether messages end before an answer."""
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, Mapping) and last.get("role") in ("user", "tool")
 
 
 def is_whole_conversation(answer: Any) -> bool:
-    """Whether an answer is a whole conversation: messages that do not begin with the answer."""
+    """Return whether an answer is a whole conversation: messages that begin before the answer."""
     first = answer[0] if isinstance(answer, list) and answer else None
     return isinstance(first, Mapping) and first.get("role") in ("system", "user")
 
 
 def is_annotation(record: Mapping[str, Any], responses: Any) -> bool:
-    """Whether responses are those of annotators, as Argilla exports them."""
+    """Return whether responses are those of annotators, as Argilla exports them."""
     if isinstance(responses, Mapping):
         return isinstance(record.get("fields"), Mapping)
     return (

@@ -1,4 +1,4 @@
-"""Where the parts of a record are, if the caller says so; paths with dots reach into structs."""
+"""Columns of records that the caller names; dots in a path select fields of structs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from rm_core import ChatFormatName, InvalidConversationError
 from serve.errors import JobInputError
 
 TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
-"""Whether text that holds several turns is read as turns; see `serve.jobs.transcripts`."""
+"""How to read text that holds several turns; see `serve.jobs.transcripts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Columns by name; with none named, they are recognized.
+    """Names of columns; without names, columns are recognized.
 
-    `a.b` is the column of that name if there is one, else `b` within the struct `a`; in a list of
-    structs, `b` of each; `a.0` is the first of the list `a`.
+    `a.b` is the column of that name if there is one, else the field `b` of the struct `a`; in a
+    list of structs, `b` of each struct; `a.0` is the first item of the list `a`.
 
     Attributes:
-        messages: whole conversations.
-        prompt: text or messages.
-        response: one answer.
-        responses: answers of a group; several columns are put together in this order.
-        chosen: the better answer or conversation.
-        rejected: the worse one.
-        system: text of a system message that goes before the others.
-        history: earlier turns, which go before the prompt.
-        tools: functions that the template writes.
-        ignored: columns that are carried through and never read. An empty name for `prompt`,
-            `system`, `history` or `tools` ignores all columns that could be meant.
-        transcripts: whether text that holds several turns is read as turns.
-        policy_template: family of the chat template that rendered prompts and answers; None where
+        messages: column with whole conversations.
+        prompt: column with the prompt, text or messages.
+        response: column with the only answer.
+        responses: columns with the answers of a group, combined in this order.
+        chosen: column with the better answer or conversation.
+        rejected: column with the worse answer or conversation.
+        system: column with the text of a system message, inserted before the other messages.
+        history: column with earlier turns, inserted before the prompt.
+        tools: column with function definitions for the chat template.
+        ignored: columns that are copied and never read. An empty name for `prompt`, `system`,
+            `history` or `tools` ignores all columns with that meaning.
+        transcripts: how to read text that holds several turns.
+        policy_template: family of the chat template that rendered prompts and answers; None if
             they are plain text.
 
     Raises:
-        JobInputError: columns of more than one shape.
+        JobInputError: the columns belong to more than one shape.
     """
 
     messages: str | None = None
@@ -63,8 +63,8 @@ class Columns:
         named = [options for options, is_named in shapes.items() if is_named]
         if len(named) > 1:
             raise JobInputError(
-                f"{' and '.join(named)} name columns of different shapes; a job whose columns are "
-                "named has one: give those of one shape"
+                f"{' and '.join(named)} name columns of different shapes; a job with named "
+                "columns has one shape: give the columns of one shape"
             )
         if self.messages and self.prompt:
             raise JobInputError(
@@ -73,13 +73,13 @@ class Columns:
             )
 
     def as_options(self) -> dict[str, Any]:
-        """The options that a person gives for these columns, as JSON data."""
-        plain = asdict(self)
-        others = {name: plain.pop(name) for name in ("transcripts", "policy_template")}
-        named = {"ignore_column": list(plain.pop("ignored"))}
+        """Return the command line options for these columns, as JSON data."""
+        columns = asdict(self)
+        others = {name: columns.pop(name) for name in ("transcripts", "policy_template")}
+        named = {"ignore_column": list(columns.pop("ignored"))}
         named |= {
             f"{name}_column": list(value) if isinstance(value, tuple) else value
-            for name, value in plain.items()
+            for name, value in columns.items()
         }
         return {**named, **others}
 
@@ -88,10 +88,10 @@ DEFAULT_COLUMNS = Columns()
 
 
 def get_path(record: Mapping[str, Any], path: str) -> Any:
-    """The value at a path; see `Columns`.
+    """Return the value at a path; see `Columns`.
 
     Raises:
-        InvalidConversationError: there is none, or it is null.
+        InvalidConversationError: the record has no value there, or null.
     """
     try:
         value = _walk_path(record, path)
@@ -99,16 +99,17 @@ def get_path(record: Mapping[str, Any], path: str) -> Any:
         value = None
     if value is None:
         raise InvalidConversationError(
-            f"the record has nothing at `{path}`, which an option names; it has {format_names(record)}"
+            f"the record has nothing at `{path}`, which an option names; it has "
+            f"{format_names(record)}"
         )
     return value
 
 
 def get_optional_path(record: Mapping[str, Any], path: str) -> Any:
-    """The value at a path, None where it is null.
+    """Return the value at a path, which may be null (None).
 
     Raises:
-        InvalidConversationError: there is no such column.
+        InvalidConversationError: the record does not have that column.
     """
     try:
         return _walk_path(record, path)
@@ -117,10 +118,10 @@ def get_optional_path(record: Mapping[str, Any], path: str) -> Any:
 
 
 def format_names(names: Iterable[str]) -> str:
-    """The first of a caller's own names, which may be many and of any length."""
-    every = [f"`{str(name)[:40]}`" for name in names]
-    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
-    return (", ".join(every[:8]) or "no columns") + more
+    """Format up to 8 names, each cut to 40 characters: callers may have many long names."""
+    quoted = [f"`{str(name)[:40]}`" for name in names]
+    more = f" and {len(quoted) - 8} more" if len(quoted) > 8 else ""
+    return (", ".join(quoted[:8]) or "no columns") + more
 
 
 def _walk_path(value: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What `skyreward score` does with its options: puts a job together, runs it, shows its figures."""
+"""Run `skyreward score` from its options: build the job, run it, print its results."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from serve.jobs.summary_table import format_examples, format_summary, print_line
 from serve.jobs.writers.base import is_tabular
 
 EXIT_PARTIAL = 3
-_NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
+_NOTICE = "\nskyreward: stopping after the chunks in flight; a second signal ends the job at once\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorOptions:
-    """Where a job is scored: by a model here, unless there are addresses or a cluster.
+    """Where to score a job: with a local model, unless services or a Ray cluster are given.
 
     Attributes:
         model: arguments of `build_model_config`.
-        urls: of services.
-        served: which of their models; None if each serves one.
-        api_key: of all of them.
-        retry_s: seconds to go on trying.
-        timeout_s: deadline of each request; None: the service's own.
-        ray: address of a cluster.
-        ray_actors: how many models there; None for as many as it has room for.
+        urls: URLs of services.
+        served_model: alias of the model in the services; None if each serves one model.
+        api_key: API key for all services.
+        retry_s: seconds to keep retrying a request.
+        timeout_s: deadline of each request in seconds; None for the service's default.
+        ray: address of a Ray cluster.
+        ray_actors: number of actors on the cluster; None for as many as fit.
     """
 
     model: dict[str, Any]
@@ -54,7 +54,7 @@ class ExecutorOptions:
 
     @property
     def model_spec(self) -> dict[str, Any]:
-        """How the model was asked for; without the key, passwords and queries of addresses."""
+        """How the user specified the model, without API keys, passwords and queries of URLs."""
         if self.urls:
             from serve.client.endpoints import get_display_url
 
@@ -62,14 +62,14 @@ class ExecutorOptions:
         return {**self.model, "ray": bool(self.ray)}
 
     def build_executor(self, folder: JobFolder | None, *, overwrite: bool = False) -> Executor:
-        """The way to score that was asked for.
+        """Build the executor for these options.
 
         Args:
-            folder: of the job; None if it keeps nothing.
-            overwrite: whether the job starts again, whatever the folder holds.
+            folder: folder of the job; None for a job without state.
+            overwrite: whether the job discards the state in the folder.
 
         Raises:
-            RewardError: a model's option has a bad value, or an address is none.
+            RewardError: a model option has an invalid value, or a URL is invalid.
         """
         if self.urls:
             from serve.jobs.executors.service import ServiceExecutor
@@ -83,9 +83,9 @@ class ExecutorOptions:
             )
         config = build_model_config(**self.model)
         if config.template_date is None:
-            # A job that goes on another day, and every actor of a pool, renders the same prompts.
-            kept = folder.read_template_date() if folder and not overwrite else None
-            config = replace(config, template_date=kept or datetime.date.today().isoformat())
+            # A job resumed on another day and all actors of a pool must render equal prompts.
+            kept_date = folder.read_template_date() if folder and not overwrite else None
+            config = replace(config, template_date=kept_date or datetime.date.today().isoformat())
         if self.ray:
             from serve.jobs.executors.ray_executor import RayExecutor
 
@@ -105,47 +105,47 @@ def run(
     report: Path | None,
     **options: Any,
 ) -> int:
-    """Run a job from its options; returns the exit code.
+    """Run a job from its options; return the exit code.
 
     Args:
-        input: what to read.
-        output: what to write; may be None for a dry run.
-        ways: where to score.
-        say: tells a person a line.
-        dry_run: whether to count and estimate only.
-        report: where to write a report; None for none.
-        options: see `_build_spec`.
+        input: INPUT of the command line.
+        output: file to write; may be None for a dry run.
+        executor_options: where to score.
+        notify: prints a line for the user.
+        dry_run: whether to only count and estimate.
+        report: file of the HTML report; None for no report.
+        **options: see `_build_spec`.
 
     Raises:
-        RewardError: the job cannot begin or go on.
+        RewardError: the job cannot start or continue.
     """
-    plan = _build_spec(input, output, executor_options, **options)
+    spec = _build_spec(input, output, executor_options, **options)
     if report:
-        require_report_path(report, plan)
-    gc.freeze()  # the collector went through all that is imported, for half of a row's overhead
-    folder = None if dry_run else JobFolder(plan.output, notify)
-    with GracefulShutdown(_NOTE) as stopping, Progress(notify) as progress:
-        carrier = executor_options.build_executor(folder, overwrite=plan.overwrite)
+        require_report_path(report, spec)
+    gc.freeze()  # half of a row's overhead was the collector's walk through imported modules
+    folder = None if dry_run else JobFolder(spec.output, notify)
+    with GracefulShutdown(_NOTICE) as shutdown, Progress(notify) as progress:
+        executor = executor_options.build_executor(folder, overwrite=spec.overwrite)
         try:
             if dry_run:
-                found = estimate(plan, carrier, progress, stopping)
-                lines, failed = found.format_lines(), bool(found.errors)
+                dry_run_estimate = estimate(spec, executor, progress, shutdown)
+                lines, has_errors = dry_run_estimate.format_lines(), bool(dry_run_estimate.errors)
             else:
-                job = Job(plan, carrier, notify, progress, stopping, _build_report(report, plan))
+                job = Job(spec, executor, notify, progress, shutdown, _build_report(report, spec))
                 summary = job.run()
-                lines, failed = format_summary(summary), bool(summary.num_failed)
+                lines, has_errors = format_summary(summary), bool(summary.num_failed)
                 for line in format_examples(summary):
                     notify(line)
         except JobStoppedError as error:
-            notify(f"{error.detail}; run the same command again to go on")
-            return stopping.exit_code
+            notify(f"{error.detail}; run the same command again to resume")
+            return shutdown.exit_code
         finally:
-            carrier.close()
+            executor.close()
     print_lines(lines)
-    if stopping.received_signal is not None and dry_run:
-        notify("stopped: not all was counted")
-        return stopping.exit_code
-    return EXIT_PARTIAL if failed else 0
+    if shutdown.received_signal is not None and dry_run:
+        notify("stopped: the input was counted only in part")
+        return shutdown.exit_code
+    return EXIT_PARTIAL if has_errors else 0
 
 
 def _build_spec(
@@ -157,14 +157,14 @@ def _build_spec(
     columns: dict[str, Any],
     **options: Any,
 ) -> JobSpec:
-    """The plan of a job; `options` are fields of `Plan`."""
+    """Return the specification of a job; `options` are fields of `JobSpec`."""
     if output:
         if str(output) == "-":
             raise JobOutputError(
-                "a job keeps what is done beside its output, so that cannot be standard output; "
-                "give the name of a file"
+                "the output cannot be standard output, because a job keeps its state next to the "
+                "output; give the name of a file"
             )
-        is_tabular(output)  # a name that asks for an unknown format is refused before all else
+        is_tabular(output)  # refuses a name with an unknown format before anything else
     return JobSpec(
         source=open_source(input, split=split, exclude=output),
         output=output or Path("dry-run.jsonl"),

@@ -1,8 +1,9 @@
-"""Every distinct conversation of a job and its result, on disk, so that each is scored once.
+"""Store of a job's distinct conversations and their results on disk, so that each is scored once.
 
-SQLite, with a page cache of bounded size. What a chunk brought is committed before the chunk's own
-file gets its name: a chunk whose file was lost finds all its results here. The store can be made
-again from the input and the chunks, so a damaged one costs time, no rewards.
+The store is a SQLite database with a page cache of bounded size. The results of a chunk are
+committed before the chunk's file gets its name, so the results of a chunk whose file was lost are
+all in the store. The store can be rebuilt from the input and the chunks, so a damaged store costs
+time but no rewards.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from serve.jobs.chunk_files import CorruptStateError, Result, decode_result, enc
 
 Digest = bytes
 
-# Keys stay in their order: templates that write functions and their arguments write it too.
+# Keys are not sorted: templates render functions and their arguments in the order of the keys.
 _canonical = json.JSONEncoder(separators=(",", ":")).encode
 
 _CACHE_KIB = 65_536
-_WAL_PAGES = 16_384  # of 4 KiB: a page that several chunks touch is written back once
+_WAL_PAGES = 16_384  # of 4 KiB: a page that several chunks change is written back once
 _LOOKUPS = 500
 _TABLES = """
 CREATE TABLE seen (digest BLOB PRIMARY KEY, chunk INTEGER, result TEXT) WITHOUT ROWID;
@@ -36,27 +37,27 @@ CREATE TABLE job (digest TEXT);
 
 
 class KnownResult(NamedTuple):
-    """A conversation that was scored: in which chunk, and what came of it."""
+    """The result of a scored conversation and the chunk that it was scored with."""
 
     chunk: int
     result: Result
 
 
 def compute_digest(conversation: ChatJson) -> Digest:
-    """Equal for conversations that are the same to every template, tools included: 16 bytes."""
+    """Return a digest of 16 bytes, equal for conversations that every template renders equally."""
     return hashlib.blake2b(_canonical(conversation).encode(), digest_size=16).digest()
 
 
 class DedupStore:
-    """The conversations of all chunks that were scored. Use from one thread.
+    """The conversations and results of all scored chunks. Use from one thread.
 
     Args:
-        path: of the store; made if it is not there.
-        job: digest of what the job is pinned to.
+        path: file of the store, created if it does not exist.
+        job_id: `Manifest.job_id`.
 
     Raises:
-        DamagedError: the file is no whole store of this job.
-        DiskFullError: there is no room to make it.
+        CorruptStateError: the store is damaged or belongs to another job.
+        DiskFullError: the disk is too full to create the store.
     """
 
     def __init__(self, path: Path, job_id: str) -> None:
@@ -64,64 +65,71 @@ class DedupStore:
         is_new = not path.exists()
         self._connection = sqlite3.connect(path, isolation_level=None)
         try:
-            with _explained(path):
+            with _translate_errors(path):
                 self._open(job_id, is_new)
         except BaseException:
             self._connection.close()
             raise
 
-    def _open(self, job: str, is_new: bool) -> None:
-        run = self._connection.execute
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")
-        run(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        run(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        run(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
+    def _open(self, job_id: str, is_new: bool) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+        execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
         if is_new:
             self._connection.executescript(f"BEGIN; {_TABLES}")
-            run("INSERT INTO job VALUES (?)", (job,))
-            run("COMMIT")
+            execute("INSERT INTO job VALUES (?)", (job_id,))
+            execute("COMMIT")
             return
-        (verdict,) = run("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise CorruptStateError(f"SQLite finds it damaged ({verdict})")
-        if run("SELECT digest FROM job").fetchall() != [(job,)]:
+        (status,) = execute("PRAGMA quick_check(1)").fetchone()
+        if status != "ok":
+            raise CorruptStateError(f"SQLite reports damage ({status})")
+        if execute("SELECT digest FROM job").fetchall() != [(job_id,)]:
             raise CorruptStateError("it belongs to another job")
 
     @property
     def num_chunks(self) -> int:
-        """Chunks from the first on that it holds, as they were added in order."""
-        with _explained(self._path):
+        """Number of chunks in the store; chunks are added in order, from the first."""
+        with _translate_errors(self._path):
             (last,) = self._connection.execute("SELECT max(chunk) FROM chunks").fetchone()
         return 0 if last is None else int(last) + 1
 
     def get_num_computed_tokens(self, chunk: int) -> int | None:
-        """What a chunk cost when it was scored; None if it was not."""
+        """Return the number of tokens computed for a chunk; None if the chunk is not stored."""
         query = "SELECT num_computed_tokens FROM chunks WHERE chunk = ?"
-        with _explained(self._path):
-            found = self._connection.execute(query, (chunk,)).fetchone()
-        return int(found[0]) if found else None
+        with _translate_errors(self._path):
+            row = self._connection.execute(query, (chunk,)).fetchone()
+        return int(row[0]) if row else None
 
     def find(self, digests: Sequence[Digest]) -> dict[Digest, KnownResult]:
-        """Those of the conversations that were scored."""
+        """Return the results of those conversations that were scored."""
         found: dict[Digest, KnownResult] = {}
-        with _explained(self._path):
+        with _translate_errors(self._path):
             for start in range(0, len(digests), _LOOKUPS):
-                some = digests[start : start + _LOOKUPS]
-                marks = ",".join("?" * len(some))
+                batch = digests[start : start + _LOOKUPS]
+                placeholders = ",".join("?" * len(batch))
                 rows = self._connection.execute(
-                    f"SELECT digest, chunk, result FROM seen WHERE digest IN ({marks})", some
+                    f"SELECT digest, chunk, result FROM seen WHERE digest IN ({placeholders})",
+                    batch,
                 )
-                found |= {key: KnownResult(chunk, _checked(key, text)) for key, chunk, text in rows}
+                found |= {
+                    key: KnownResult(chunk, _decode_with_checksum(key, text))
+                    for key, chunk, text in rows
+                }
         return found
 
     def add(self, chunk: int, results: Mapping[Digest, Result], num_computed_tokens: int) -> None:
-        """Keep what a chunk brought, durably, all at once; known conversations stay as they are.
+        """Add the results of a chunk in one durable transaction; known results do not change.
 
         Raises:
-            DiskFullError: there is no room; nothing of it is kept.
+            DiskFullError: the disk is too full; the store is unchanged.
         """
-        rows = ((key, chunk, _sealed(key, results[key])) for key in sorted(results))
+        rows = (
+            (digest, chunk, _encode_with_checksum(digest, results[digest]))
+            for digest in sorted(results)
+        )
         with self._transaction():
             self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", rows)
             self._connection.execute(
@@ -129,12 +137,12 @@ class DedupStore:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database."""
         self._connection.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _explained(self._path):
+        with _translate_errors(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -146,25 +154,25 @@ class DedupStore:
 
 
 def remove_store(path: Path) -> None:
-    """Remove a store with what SQLite keeps beside it."""
+    """Remove a store and SQLite's additional files."""
     for ending in ("", "-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
-def _sealed(key: Digest, result: Result) -> str:
-    """A result with a checksum: SQLite has none of its own."""
+def _encode_with_checksum(key: Digest, result: Result) -> str:
+    """Encode a result with a checksum, because SQLite has no checksums."""
     text = encode_result(result)
     return f"{zlib.crc32(key + text.encode()):08x}{text}"
 
 
-def _checked(key: Digest, text: str) -> Result:
+def _decode_with_checksum(key: Digest, text: str) -> Result:
     if f"{zlib.crc32(key + text[8:].encode()):08x}" != text[:8]:
-        raise CorruptStateError("a result is not as it was written")
+        raise CorruptStateError("the checksum of a result is wrong")
     return decode_result(json.loads(text[8:]))
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

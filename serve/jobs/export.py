@@ -1,4 +1,4 @@
-"""The output: the input, read once more, with the results beside each row."""
+"""Write the output: read the input again and add the results to each row."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def write_output(
     progress: Progress,
     shutdown: GracefulShutdown,
 ) -> Counter[str]:
-    """Write the output; it has its name only once it is whole.
-
-    Returns the number of values that the format could not hold and that became null, by column.
+    """Write the output atomically.
 
     Args:
-        plan: of the job.
-        manifest: of the job.
-        finished: all its chunks.
-        sink: is told of every row too.
-        progress: is told.
-        stopping: says when to stop.
+        spec: specification of the job.
+        manifest: manifest of the job.
+        chunks: all chunks of the job, in order.
+        sink: receives every row as well; None for no sink.
+        progress: receives the progress.
+        shutdown: tells when to stop.
+
+    Returns:
+        Number of values that the format cannot hold and that became null, by column.
 
     Raises:
         JobInputError: the input changed since it was scored.
-        JobStoppedError: it was asked to stop.
+        JobStoppedError: a signal asked the job to stop.
     """
     _require_unchanged(spec, manifest)
     tabular = spec.source.schema is not None and is_tabular(spec.output)
@@ -53,11 +54,13 @@ def write_output(
         with open_writer(spec.output, file, manifest.scan) as writer:
             for chunk in chunks:
                 if shutdown.received_signal is not None:
-                    raise JobStoppedError("stopped as asked")
+                    raise JobStoppedError("stopped by a signal")
                 for results in chunk.rows:
                     row = next(rows, None)
                     if row is None:
-                        raise _input_changed_error(spec, "it has fewer rows than were scored")
+                        raise _input_changed_error(
+                            spec, "the input has fewer rows than were scored"
+                        )
                     writer.write(row, _build_output(results))
                     if sink:
                         sink.add(results.kind, results.results, results.failure)
@@ -73,16 +76,16 @@ def _build_output(row: RowResults) -> RowOutput:
 
 
 def _require_unchanged(spec: JobSpec, manifest: Manifest) -> None:
-    now = [_stat_input(file.path) for file in spec.source.files]
-    limited = spec.limit is not None
-    if changes := find_input_changes(manifest.scan.files, now, has_limit=limited):
+    current = [_stat_input(file.path) for file in spec.source.files]
+    has_limit = spec.limit is not None
+    if changes := find_input_changes(manifest.scan.files, current, has_limit=has_limit):
         raise _input_changed_error(spec, "; ".join(changes))
 
 
-def _input_changed_error(spec: JobSpec, how: str) -> JobInputError:
+def _input_changed_error(spec: JobSpec, reason: str) -> JobInputError:
     return JobInputError(
-        f"the input {spec.source.name} changed while it was scored: {how}. Put it back as it was, "
-        "or start afresh with --overwrite"
+        f"the input {spec.source.name} changed while it was scored: {reason}. Restore the input, "
+        "or start over with --overwrite"
     )
 
 

@@ -1,8 +1,8 @@
 """A job from its first row to its output: start reading here.
 
-Rows are read in chunks, a carrier scores several of them at a time, and each that is done is kept
-on disk, in order. When all are, the input is read once more and goes out with the results.
-Whatever ends a run, the next one goes on behind the last chunk that is whole.
+Rows are read in chunks, an executor scores several chunks at a time, and finished chunks are saved
+to disk in order. When all chunks are finished, the input is read again and written with the
+results. However a run ends, the next run resumes after the last chunk that is saved.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Job:
     """One run of a job.
 
     Attributes:
-        plan: what was asked for.
-        carrier: scores.
-        say: tells a person a line.
-        progress: shows how far it is.
-        stopping: says when to stop.
-        sink: is told of every row once all are done; None for nobody.
-        prefix: the chunks that are done.
+        spec: specification of the job.
+        executor: scores the conversations.
+        notify: prints a line for the user.
+        progress: shows the progress.
+        shutdown: tells when to stop.
+        sink: receives every row once all rows are scored; None for no sink.
+        completed_chunks: the finished chunks.
     """
 
     spec: JobSpec
@@ -62,13 +62,13 @@ class Job:
     completed_chunks: CompletedChunks = field(default_factory=CompletedChunks)
 
     def run(self) -> Summary:
-        """Do what is left of the job; returns the figures of all of it.
+        """Run the rest of the job; return the summary of the whole job.
 
         Raises:
-            JobRefusedError: another job or another run is there.
-            JobStoppedError: it was asked to stop.
-            DiskFullError: there is no room for what it writes.
-            RewardError: it cannot go on for another reason.
+            JobRefusedError: the output belongs to another job, or another run is active.
+            JobStoppedError: a signal asked the job to stop.
+            DiskFullError: the disk is too full for the files of the job.
+            RewardError: the job cannot continue for another reason.
         """
         require_output_path(self.spec)
         folder = JobFolder(self.spec.output, self.notify)
@@ -78,20 +78,20 @@ class Job:
                 return self._run_and_notify(folder)
         except CorruptStateError as error:
             raise JobError(
-                f"a file in {folder.path} is damaged ({error}); run the same command again, which "
-                "makes it good"
+                f"a file in {folder.path} is damaged ({error}); run the same command again to "
+                "repair it"
             ) from error
         except (OSError, DiskFullError) as error:
             if isinstance(error, PermissionError):
                 raise JobOutputError(
-                    f"{folder.path.parent} cannot be written to ({error.strerror}); the output and "
-                    "what a job keeps beside it go there: choose another place for the output"
+                    f"{folder.path.parent} is not writable ({error.strerror}); a job writes its "
+                    "output and its state there: choose another folder for the output"
                 ) from error
             if isinstance(error, OSError) and not is_disk_full(error):
                 raise
             raise DiskFullError(
-                f"there is no room left for what the job writes in {folder.path.parent} ({error}); "
-                "make room, then run the same command again, which goes on where this one ended"
+                f"the disk is too full for the job's files in {folder.path.parent} ({error}); "
+                "free some space, then run the same command again to resume"
             ) from error
 
     def _run_and_notify(self, folder: JobFolder) -> Summary:
@@ -99,10 +99,10 @@ class Job:
             return self._run(folder)
         except BaseException:
             if self.completed_chunks.num_chunks:
-                done = self.completed_chunks.summary
+                summary = self.completed_chunks.summary
                 self.notify(
-                    f"{done.num_rows:,} rows in {self.completed_chunks.num_chunks:,} chunks are scored and "
-                    f"kept in {folder.path}"
+                    f"{summary.num_rows:,} rows in {self.completed_chunks.num_chunks:,} chunks are "
+                    f"scored and kept in {folder.path}"
                 )
             raise
 
@@ -113,7 +113,8 @@ class Job:
             self._require_output(manifest.completion)
             if self.sink:
                 self.notify(
-                    "a report is written when a job ends; --overwrite scores all of it again"
+                    "the report is written only when a job ends; give --overwrite to score all "
+                    "rows again"
                 )
             return manifest.completion.summary
         for line in manifest.scan.names.format_notices():
@@ -126,34 +127,38 @@ class Job:
         output = self.spec.output
         stat = output.stat()
         summary = self.completed_chunks.summary
-        done = Completion(stat.st_size, stat.st_mtime_ns, compute_file_sha256(output), summary)
-        folder.write_manifest(replace(manifest, completion=done, model_spec=self.spec.model_spec))
+        completion = Completion(
+            stat.st_size, stat.st_mtime_ns, compute_file_sha256(output), summary
+        )
+        folder.write_manifest(
+            replace(manifest, completion=completion, model_spec=self.spec.model_spec)
+        )
         folder.remove_work()
         return summary
 
     def _open_manifest(self, folder: JobFolder) -> Manifest:
-        """How the job began, be it now."""
-        plan = self.spec
-        kept = None
-        if plan.overwrite:
+        """Return the manifest of the job; create it if the job is new."""
+        spec = self.spec
+        manifest = None
+        if spec.overwrite:
             folder.clear()
         else:
-            kept = folder.read_manifest()
-            if kept is None and plan.output.exists() and not folder.chunks_folder.exists():
+            manifest = folder.read_manifest()
+            if manifest is None and spec.output.exists() and not folder.chunks_folder.exists():
                 raise JobRefusedError(
-                    f"{plan.output} is there already, and no job is known to have written it; give "
-                    "another output, or --overwrite to replace it"
+                    f"{spec.output} exists, and no job is known to have written it; give another "
+                    "output, or --overwrite to replace it"
                 )
-        if kept:
-            # Nothing is asked of a model or a service for a job that is done.
-            asks = not (kept.completion and kept.model_spec == plan.model_spec)
-            model = self._resolve_identity() if asks else None
-            require_compatible(kept, plan.source.files, model, plan.options)
-            return kept
+        if manifest:
+            # A finished job neither opens a model nor contacts a service.
+            needs_identity = not (manifest.completion and manifest.model_spec == spec.model_spec)
+            model = self._resolve_identity() if needs_identity else None
+            require_compatible(manifest, spec.source.files, model, spec.options)
+            return manifest
         model = self._resolve_identity()
         if not folder.chunks_folder.exists():
             folder.clear()
-        manifest = Manifest(self._scan_input(), model, plan.options, plan.model_spec)
+        manifest = Manifest(self._scan_input(), model, spec.options, spec.model_spec)
         folder.write_manifest(manifest)
         return manifest
 
@@ -165,10 +170,10 @@ class Job:
         source = self.spec.source
         total = sum(file.size for file in source.files)
 
-        def told(num_rows: int, num_bytes: int) -> None:
+        def report_progress(num_rows: int, num_bytes: int) -> None:
             self.progress.update(num_bytes)
             if self.shutdown.received_signal is not None:
-                raise JobStoppedError("stopped as asked")
+                raise JobStoppedError("stopped by a signal")
 
         self.progress.start_phase("reading", total=total, unit="bytes")
         return scan_input(
@@ -178,21 +183,21 @@ class Job:
             columns=self.spec.columns,
             replace_results=self.spec.replace_results,
             find_result_columns=find_result_columns,
-            on_progress=told,
+            on_progress=report_progress,
         )
 
     def _run_chunks(self, folder: JobFolder, manifest: Manifest) -> None:
-        done, total = self.completed_chunks.summary, manifest.scan
-        if self.spec.fail_fast and done.num_failed:
-            for finished in folder.read_chunks(manifest.job_id, self.completed_chunks.num_chunks):
-                raise_on_error(finished)
-        if done.num_rows < total.num_rows:
-            if done.num_rows:
-                self.notify(f"going on behind row {done.num_rows:,} of {total.num_rows:,}")
+        summary, scan = self.completed_chunks.summary, manifest.scan
+        if self.spec.fail_fast and summary.num_failed:
+            for chunk in folder.read_chunks(manifest.job_id, self.completed_chunks.num_chunks):
+                raise_on_error(chunk)
+        if summary.num_rows < scan.num_rows:
+            if summary.num_rows:
+                self.notify(f"resuming after row {summary.num_rows:,} of {scan.num_rows:,}")
             self.progress.start_phase(
                 "scoring",
-                total=total.num_rows,
-                completed=done.num_rows,
+                total=scan.num_rows,
+                completed=summary.num_rows,
             )
             ChunkRunner(
                 spec=self.spec,
@@ -202,11 +207,11 @@ class Job:
                 progress=self.progress,
                 shutdown=self.shutdown,
             ).run(self.executor)
-        if self.completed_chunks.summary.num_rows != total.num_rows:
+        if self.completed_chunks.summary.num_rows != scan.num_rows:
             raise JobInputError(
-                f"the input had {total.num_rows} rows when the job began and has "
-                f"{self.completed_chunks.summary.num_rows} now; put it back as it was, or start afresh with "
-                "--overwrite"
+                f"the input had {scan.num_rows} rows when the job began and has "
+                f"{self.completed_chunks.summary.num_rows} now; restore the input, or start over "
+                "with --overwrite"
             )
 
     def _write_output(self, folder: JobFolder, manifest: Manifest) -> None:
@@ -222,58 +227,58 @@ class Job:
         if self.sink:
             self.sink.write(self.completed_chunks.summary)
 
-    def _require_output(self, done: Completion) -> None:
+    def _require_output(self, completion: Completion) -> None:
         output = self.spec.output
         if not output.exists():
-            found = "is gone"
-        elif output.stat().st_size != done.size:
-            found = f"had {done.size} bytes and has {output.stat().st_size}"
+            change = "was removed"
+        elif output.stat().st_size != completion.size:
+            change = f"changed from {completion.size} to {output.stat().st_size} bytes"
         elif (
-            output.stat().st_mtime_ns != done.mtime_ns
-            and compute_file_sha256(output) != done.sha256
+            output.stat().st_mtime_ns != completion.mtime_ns
+            and compute_file_sha256(output) != completion.sha256
         ):
-            found = "changed"
+            change = "changed"
         else:
-            self.notify(f"{output} is done already")
+            self.notify(f"{output} is complete already")
             return
         raise JobRefusedError(
-            f"the job was done, but since then {output} {found}; put it back, or score all of it "
-            "again with --overwrite"
+            f"the job was finished, but since then {output} {change}; restore the file, or score "
+            "all rows again with --overwrite"
         )
 
 
 def require_report_path(report: Path, spec: JobSpec) -> None:
-    """Return if a report can be where it is asked for, and takes the place of nothing else.
+    """Check that a report can be written, and that it does not replace another kind of file.
 
     Raises:
-        JobOutputError: it cannot, or it does.
+        JobOutputError: the folder does not exist, or the report would replace another file.
         MissingExtraError: the extra `reports` is not installed.
     """
     require_matplotlib()
     if not report.parent.is_dir():
-        raise JobOutputError(f"there is no folder {report.parent}; make it first")
-    others = {spec.output.resolve(), *(file.path.resolve() for file in spec.source.files)}
-    is_page = True
+        raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
+    other_files = {spec.output.resolve(), *(file.path.resolve() for file in spec.source.files)}
+    is_html = True
     if report.is_file():
         with report.open("rb") as file:
-            is_page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if report.resolve() in others or not is_page:
+            is_html = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if report.resolve() in other_files or not is_html:
         raise JobOutputError(
-            f"the report would replace {report}, which is no page of HTML but something else; give "
-            "another name, such as report.html"
+            f"the report would replace {report}, which is not an HTML report; give another name, "
+            "such as report.html"
         )
 
 
 def require_output_path(spec: JobSpec) -> None:
-    """Return if an output can be where it is asked for.
+    """Check that the output can be written.
 
     Raises:
-        JobOutputError: it cannot.
+        JobOutputError: the folder does not exist, or the output is not a file or is the input.
     """
     output = spec.output
     if not output.parent.is_dir():
-        raise JobOutputError(f"there is no folder {output.parent}; make it first")
+        raise JobOutputError(f"the folder {output.parent} does not exist; create it first")
     if output.exists() and not output.is_file():
-        raise JobOutputError(f"{output} is no file; give the name of a file as the output")
+        raise JobOutputError(f"{output} is not a file; give the name of a file as the output")
     if output.resolve() in {file.path.resolve() for file in spec.source.files}:
-        raise JobOutputError(f"{output} is the input too; give another name as the output")
+        raise JobOutputError(f"{output} is also the input; give another name for the output")

@@ -1,4 +1,4 @@
-"""One run at a time on one output. The lock goes with its process, however that ends."""
+"""Exclusive lock on a job's folder; the operating system releases it when the process exits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a job.
 
     Args:
-        path: the lock's file; says who holds it. It stays, since to remove it would let two runs
-            hold locks on two files of one name.
+        path: the lock file; its content names the process that holds the lock. The file is never
+            removed: removal would let two runs lock two files of the same name.
 
     Raises:
-        JobRefusedError: another run holds it.
+        JobRefusedError: another run holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -30,17 +30,17 @@ def hold_lock(path: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
             raise JobRefusedError(
-                f"{path.parent} is in use by {holder or 'another run'}; wait for it, or give "
-                "another output"
+                f"{path.parent} is in use by {holder or 'another run'}; wait until that run ends, "
+                "or give another output"
             ) from None
-        _sign(descriptor)
+        _write_owner(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
-def _sign(descriptor: int) -> None:
-    # For people: on a full disk there may be no room even for this.
+def _write_owner(descriptor: int) -> None:
+    # Only for people to read, so a full disk does not fail the run here.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

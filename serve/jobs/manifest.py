@@ -1,8 +1,8 @@
-"""What a job is pinned to: its input, its model, its options. A change of any is refused.
+"""The manifest of a job, which pins its input, its model and its options; changes are refused.
 
-The manifest is the first file of a job and the last that stays: once the output is whole it says
-so, with the figures and the output's digest. Should it be damaged, nothing is lost, since chunks
-carry the digest of the pins too: see `Manifest.job_id`.
+The manifest is the first file of a job and the last one that remains: when the output is complete,
+it holds the summary and the output's digest. A damaged manifest loses nothing, because chunks carry
+the digest of the pinned data too: see `Manifest.job_id`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Completion:
     """The end of a job.
 
     Attributes:
-        size: of the output, in bytes.
-        mtime_ns: of the output; while it is this, the digest need not be made again.
-        sha256: of the output.
-        summary: the figures of the whole job.
+        size: size of the output in bytes.
+        mtime_ns: modification time of the output in nanoseconds; the digest is checked only if it
+            changed.
+        sha256: hexadecimal SHA-256 of the output.
+        summary: summary of the whole job.
     """
 
     size: int
@@ -50,11 +51,11 @@ class Manifest:
     """The content of `manifest.json`.
 
     Attributes:
-        survey: of the input.
-        model: the carrier's identity.
-        options: by the names that a person gives them; as plain JSON data.
-        asked: how the model was asked for; may change where `model` does not.
-        done: None while the job runs.
+        scan: scan of the input.
+        model: identity of the executor, as JSON data.
+        options: options by their names on the command line, as JSON data.
+        model_spec: how the user specified the model; may change while `model` stays the same.
+        completion: end of the job; None while the job runs.
     """
 
     scan: InputScan
@@ -65,54 +66,55 @@ class Manifest:
 
     @property
     def job_id(self) -> str:
-        """Digest of all that must stay the same; names the job in what it keeps."""
+        """Digest of all pinned data; identifies the job in its files."""
         files = [(f.path, f.size, f.sha256, f.num_hashed_bytes) for f in self.scan.files]
-        plain = json.dumps([VERSION, files, self.model, self.options], sort_keys=True)
-        return hashlib.sha256(plain.encode()).hexdigest()[:32]
+        pinned = json.dumps([VERSION, files, self.model, self.options], sort_keys=True)
+        return hashlib.sha256(pinned.encode()).hexdigest()[:32]
 
     def write(self, path: Path) -> None:
-        """Keep it, durably."""
-        plain = {
+        """Write the manifest durably."""
+        content = {
             "version": VERSION,
-            "input": _plain_survey(self.scan),
+            "input": _scan_to_json(self.scan),
             "model": self.model,
             "options": self.options,
             "asked": self.model_spec,
-            "done": self.completion and _plain_done(self.completion),
+            "done": self.completion and _completion_to_json(self.completion),
         }
-        text = json.dumps(plain, indent=1, sort_keys=True)
+        text = json.dumps(content, indent=1, sort_keys=True)
         write_atomically(path, f"{text}\n{_digest(text)}\n".encode())
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
-        """What `write` kept; None if there is none.
+        """Read a manifest; return None if the file does not exist.
 
         Raises:
-            DamagedError: the file is not whole.
-            JobRefusedError: another version of the program wrote it.
+            CorruptStateError: the file is damaged.
+            JobRefusedError: another version of the program wrote the file.
         """
         try:
             text, _, digest = read_regular_file(path).decode().rstrip("\n").rpartition("\n")
             if _digest(text) != digest:
                 raise CorruptStateError("its digest is wrong")
-            plain = json.loads(text)
+            content = json.loads(text)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise CorruptStateError(f"it is not whole ({error})") from error
-        if plain["version"] != VERSION:
+            raise CorruptStateError(f"it cannot be parsed ({error})") from error
+        if content["version"] != VERSION:
             raise JobRefusedError(
-                f"{path} is of version {plain['version']} and this program writes {VERSION}; "
-                "finish the job with the program that began it, or start afresh with --overwrite"
+                f"{path} has version {content['version']}, and this program writes version "
+                f"{VERSION}; finish the job with the program that began it, or start over with "
+                "--overwrite"
             )
-        done = plain["done"]
+        completion = content["done"]
         return cls(
-            scan=_survey(plain["input"]),
-            model=plain["model"],
-            options=plain["options"],
-            model_spec=plain["asked"],
-            completion=done
-            and Completion(**{**done, "summary": Summary.from_json(done["summary"])}),
+            scan=_scan_from_json(content["input"]),
+            model=content["model"],
+            options=content["options"],
+            model_spec=content["asked"],
+            completion=completion
+            and Completion(**{**completion, "summary": Summary.from_json(completion["summary"])}),
         )
 
 
@@ -122,47 +124,48 @@ def require_compatible(
     model: dict[str, Any] | None,
     options: dict[str, Any],
 ) -> None:
-    """Return if a job is what it was when it began.
+    """Check that input, model and options are those with which a job began.
 
     Args:
-        kept: how it began.
-        files: the input now.
-        model: the carrier's identity now; None where it need not be known.
-        options: those given now.
+        manifest: manifest of the job.
+        files: files of the input now.
+        model: identity of the executor now; None to skip this check.
+        options: options given now.
 
     Raises:
-        JobRefusedError: names everything that changed.
+        JobRefusedError: something changed; the message names all changes.
     """
-    limited = manifest.options.get("limit") is not None
+    has_limit = manifest.options.get("limit") is not None
     changes = [
-        *find_input_changes(manifest.scan.files, files, has_limit=limited),
+        *find_input_changes(manifest.scan.files, files, has_limit=has_limit),
         *(_changes(manifest.model, model, "the model's {}") if model is not None else ()),
         *_changes(manifest.options, options, "--{}"),
     ]
     if changes:
         raise JobRefusedError(
-            f"the job of this output was begun differently: {'; '.join(changes)}."
-            " Give the same again to go on with it, another output, or --overwrite to start afresh"
+            f"the job of this output began differently: {'; '.join(changes)}. Use the same input, "
+            "model and options to resume the job, give another output, or start over with "
+            "--overwrite"
         )
 
 
 def find_input_changes(
     previous: Sequence[FileDigest], current: Sequence[InputFile], *, has_limit: bool
 ) -> list[str]:
-    """How the input differs from what it was.
+    """Describe how the files of an input changed, with up to three changes of a kind.
 
     Args:
-        kept: the files as they were pinned.
-        now: the files as they are.
-        limited: whether files may follow that were not read.
+        previous: the files as they were pinned.
+        current: the files as they are now.
+        has_limit: whether more files, which were not read, may follow.
     """
     before, after = [file.path for file in previous], [str(file.path) for file in current]
     if has_limit:
         after = after[: len(before)]
     if before != after:
-        gone = [f"{path} is gone" for path in before if path not in set(after)]
-        new = [f"{path} is new" for path in after if path not in set(before)]
-        return [*gone[:3], *new[:3]] or ["the order of the input's files changed"]
+        removed = [f"{path} was removed" for path in before if path not in set(after)]
+        added = [f"{path} is new" for path in after if path not in set(before)]
+        return [*removed[:3], *added[:3]] or ["the order of the input's files changed"]
     return [
         f"{pinned.path} had {pinned.size} bytes and has {file.size}"
         if pinned.size != file.size
@@ -172,12 +175,12 @@ def find_input_changes(
     ][:3]
 
 
-def _changes(kept: dict[str, Any], now: dict[str, Any], called: str) -> list[str]:
+def _changes(previous: dict[str, Any], current: dict[str, Any], label: str) -> list[str]:
     return [
-        f"{called.format(name.replace('_', '-'))} was {_short(kept.get(name))} and is "
-        f"{_short(now.get(name))}"
-        for name in sorted(kept.keys() | now.keys())
-        if kept.get(name) != now.get(name)
+        f"{label.format(name.replace('_', '-'))} was {_short(previous.get(name))} and is "
+        f"{_short(current.get(name))}"
+        for name in sorted(previous.keys() | current.keys())
+        if previous.get(name) != current.get(name)
     ]
 
 
@@ -190,37 +193,37 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain_done(done: Completion) -> dict[str, Any]:
+def _completion_to_json(completion: Completion) -> dict[str, Any]:
     return {
-        "size": done.size,
-        "mtime_ns": done.mtime_ns,
-        "sha256": done.sha256,
-        "summary": done.summary.as_json(),
+        "size": completion.size,
+        "mtime_ns": completion.mtime_ns,
+        "sha256": completion.sha256,
+        "summary": completion.summary.as_json(),
     }
 
 
-def _plain_survey(survey: InputScan) -> dict[str, Any]:
-    schema = survey.schema
+def _scan_to_json(scan: InputScan) -> dict[str, Any]:
+    schema = scan.schema
     return {
-        "num_rows": survey.num_rows,
-        "num_bytes": survey.num_bytes,
-        "files": [asdict(file) for file in survey.files],
+        "num_rows": scan.num_rows,
+        "num_bytes": scan.num_bytes,
+        "files": [asdict(file) for file in scan.files],
         "schema": None
         if schema is None
         else base64.b64encode(schema.serialize().to_pybytes()).decode(),
-        "shapes": sorted(survey.kinds),
-        "renamed": dict(survey.names.renames),
-        "replaced": sorted(survey.names.replaced_columns),
+        "shapes": sorted(scan.kinds),
+        "renamed": dict(scan.names.renames),
+        "replaced": sorted(scan.names.replaced_columns),
     }
 
 
-def _survey(plain: dict[str, Any]) -> InputScan:
-    schema = plain["schema"]
+def _scan_from_json(content: dict[str, Any]) -> InputScan:
+    schema = content["schema"]
     return InputScan(
-        num_rows=plain["num_rows"],
-        num_bytes=plain["num_bytes"],
-        files=tuple(FileDigest(**file) for file in plain["files"]),
+        num_rows=content["num_rows"],
+        num_bytes=content["num_bytes"],
+        files=tuple(FileDigest(**file) for file in content["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
-        kinds=frozenset(plain["shapes"]),
-        names=ResultNames(plain["renamed"], frozenset(plain["replaced"])),
+        kinds=frozenset(content["shapes"]),
+        names=ResultNames(content["renamed"], frozenset(content["replaced"])),
     )

@@ -1,4 +1,4 @@
-"""What the model options of the command line mean."""
+"""Model options of the command line as a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from serve.config.settings import format_validation_error
 
 
 def build_model_config(model: str, **fields: Any) -> ModelConfig:
-    """What the command line's model options mean; NAME@REVISION as in the settings.
+    """Build a model configuration from options of the command line.
 
     Args:
-        model: as on the command line.
-        chosen: other fields of `ModelConfig`.
+        model: model as on the command line, with NAME@REVISION as in the settings.
+        **fields: other fields of `ModelConfig`.
 
     Raises:
-        ModelLoadError: a bad value.
+        ModelLoadError: an option has an invalid value.
     """
     try:
-        short = ModelSettings.model_validate(model)
+        settings = ModelSettings.model_validate(model)
     except ValidationError as error:
         raise ModelLoadError(format_validation_error(error)) from None
-    return ModelConfig(name=short.name, revision=short.revision, catalog_name=short.alias, **fields)
+    return ModelConfig(
+        name=settings.name, revision=settings.revision, catalog_name=settings.alias, **fields
+    )

@@ -1,4 +1,4 @@
-"""Files that an earlier job wrote, known by what that job keeps beside them."""
+"""Recognize outputs of earlier jobs by the manifests next to them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from serve.jobs.state import manifest_path
 
 
 def find_result_columns(file: FileDigest) -> frozenset[str]:
-    """The columns of results of a file that is the unchanged output of a job; else none.
+    """Return the result columns of a file that is the unchanged output of a job, else no columns.
 
     Args:
-        file: of an input.
+        file: file of an input.
     """
     path = Path(file.path)
     try:
-        kept = Manifest.read(manifest_path(path))
+        manifest = Manifest.read(manifest_path(path))
     except (CorruptStateError, JobRefusedError, OSError, KeyError, TypeError):
         return frozenset()
-    if kept is None or kept.completion is None or kept.completion.size != file.size:
+    if manifest is None or manifest.completion is None or manifest.completion.size != file.size:
         return frozenset()
     is_whole = file.num_hashed_bytes == file.size
     digest = file.sha256 if is_whole else compute_prefix_sha256(path, file.size)
-    return kept.scan.names.result_columns if digest == kept.completion.sha256 else frozenset()
+    return (
+        manifest.scan.names.result_columns if digest == manifest.completion.sha256 else frozenset()
+    )

@@ -1,7 +1,7 @@
-"""Folders that other users of the machine cannot enter, and links of theirs that are not followed.
+"""Private folders, and protection against links that other users of the machine planted.
 
-An output may lie where others can write, such as `/tmp`. What a job keeps beside it has a fixed
-name, so somebody else could have put a folder or a link there first.
+An output may be in a folder where others can write, such as `/tmp`. The folder of a job has a fixed
+name next to the output, so another user could have created a folder or a link of that name first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from serve.errors import JobRefusedError
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that this user alone may enter, or make sure that an existing one is ours.
+    """Create a folder with mode 0700, or check that an existing folder is private.
 
     Raises:
-        JobRefusedError: it is a link, no folder, another user's, or has links in it.
-        OSError: it cannot be made.
+        JobRefusedError: `folder` is a link, is not a folder, belongs to another user, or contains
+            links.
+        OSError: the folder cannot be created.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
@@ -28,52 +29,52 @@ def make_private_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        found = "a link" if folder.is_symlink() else f"no folder that can be read ({error})"
-        raise _folder_error(folder, f"is {found}") from error
+        problem = "is a link" if folder.is_symlink() else f"is not a readable folder ({error})"
+        raise _folder_error(folder, problem) from error
     try:
         owner = os.fstat(descriptor).st_uid
         if owner != _own_user(folder.parent):
             raise _folder_error(folder, f"belongs to another user (uid {owner})")
-        with contextlib.suppress(OSError):  # some file systems have no modes
+        with contextlib.suppress(OSError):  # some file systems do not have modes
             os.fchmod(descriptor, 0o700)
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise _folder_error(folder, f"has a link in it ({entry.name})")
+                    raise _folder_error(folder, f"contains a link ({entry.name})")
     finally:
         os.close(descriptor)
 
 
 def reject_foreign_link(path: Path) -> None:
-    """Return unless a path is a link that another user made; one of ours or the system's is fine.
+    """Refuse a path that is a link of another user; links of this user and of root are accepted.
 
     Raises:
-        JobRefusedError: it is.
+        JobRefusedError: `path` is a link that another user made.
     """
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode) and not _is_trusted(status.st_uid, path.parent):
             raise JobRefusedError(
-                f"{path} is a link that another user made (uid {status.st_uid}), to "
-                f"{os.path.realpath(path)}; give that folder itself, or another one"
+                f"{path} is a link to {os.path.realpath(path)} that another user made (uid "
+                f"{status.st_uid}); give that folder itself, or another one"
             )
 
 
 def _is_trusted(user: int, folder: Path) -> bool:
     if user in (os.geteuid(), 0):
         return True
-    with contextlib.suppress(OSError):  # where we can make nothing, nothing else is ours
+    with contextlib.suppress(OSError):  # no file can be created there to find the owner
         return user == _own_user(folder)
     return False
 
 
 def _own_user(folder: Path) -> int:
-    """Who owns what we make there: not our own id where a file system maps users."""
+    """Return the owner of files we create in a folder: file systems may map user ids."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         return os.fstat(probe.fileno()).st_uid
 
 
-def _folder_error(folder: Path, found: str) -> JobRefusedError:
+def _folder_error(folder: Path, problem: str) -> JobRefusedError:
     return JobRefusedError(
-        f"{folder} {found}, so this job did not make it as it is; remove it, or give another output"
+        f"{folder} {problem}, so this job did not create it; remove it, or give another output"
     )

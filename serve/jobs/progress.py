@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, else a line now and then."""
+"""Progress of a job: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts one phase of a job after the other. A context manager.
+    """Shows the progress of a job, phase by phase. A context manager.
 
     Args:
-        say: writes a line where there is no terminal.
-        on_terminal: whether there is one; None to look.
+        notify: prints a line when standard error is not a terminal.
+        on_terminal: whether standard error is a terminal; None to detect it.
         line_every_s: seconds between two lines.
     """
 
@@ -41,65 +41,65 @@ class Progress:
         self._begin("", 0, 0, "rows")
 
     def start_phase(self, name: str, *, total: int, completed: int = 0, unit: str = "rows") -> None:
-        """Begin to count anew.
+        """Start a phase and reset the count.
 
         Args:
-            name: what is done now.
-            total: of what there is to do.
-            done: of it, before this run.
-            unit: what is counted.
+            name: name of the phase.
+            total: number of units in the phase.
+            completed: number of units that an earlier run completed.
+            unit: name of the unit.
         """
         self._begin(name, total, completed, unit)
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(
-                name, total=total, completed=completed, told=self._format_status()
+                name, total=total, completed=completed, status=self._format_status()
             )
 
     def add(self, summary: Summary) -> None:
-        """Some rows are done."""
+        """Add the rows and tokens of a finished chunk."""
         self._tokens += summary.num_tokens
         self.advance(summary.num_rows)
 
     def advance(self, count: int) -> None:
-        """So much more is done."""
-        self.update(self._done + count)
+        """Increase the completed units by `count`."""
+        self.update(self._completed + count)
 
     def update(self, completed: int) -> None:
-        """So much is done, in all."""
-        self._done = completed
+        """Set the completed units."""
+        self._completed = completed
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=completed, told=self._format_status())
+            self._bar.update(self._task, completed=completed, status=self._format_status())
         self.tick()
 
     def tick(self) -> None:
-        """Say a line if it is time; to be called often."""
+        """Print a line if one is due; call this often."""
         now = time.monotonic()
         if self._bar or now - self._line_at < self._line_every_s:
             return
         self._line_at = now
-        share = 100 * self._done / self._total if self._total else 100.0
+        share = 100 * self._completed / self._total if self._total else 100.0
         self._notify(
             f"{self._name}: {share:.0f}%, {self._format_status()}{self._format_remaining(now)}"
         )
 
-    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+    def _begin(self, name: str, total: int, completed: int, unit: str) -> None:
         self._name, self._total, self._unit = name, total, unit
-        self._done = self._done_before = done
+        self._completed = self._completed_before = completed
         self._tokens = 0
         self._started = self._line_at = time.monotonic()
 
     def _format_status(self) -> str:
         seconds = time.monotonic() - self._started
         rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds else ""
-        return f"{self._done:,} {self._unit}{rate}"
+        return f"{self._completed:,} {self._unit}{rate}"
 
     def _format_remaining(self, now: float) -> str:
-        done = self._done - self._done_before
-        if done <= 0:
+        completed = self._completed - self._completed_before
+        if completed <= 0:
             return ""
-        seconds = (now - self._started) * (self._total - self._done) / done
+        seconds = (now - self._started) * (self._total - self._completed) / completed
         return f", {format_duration(max(0.0, seconds))} left"
 
     def __enter__(self) -> Progress:
@@ -118,7 +118,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """As people write a time: `1:02:03`, `2:03`, `3 s`."""
+    """Format a duration as `1:02:03`, `2:03` or `3 s`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -131,8 +131,8 @@ def _build_bar() -> Bar:
     return Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}", markup=False),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}", markup=False),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        speed_estimate_period=600,  # chunks come in jumps
+        speed_estimate_period=600,  # progress jumps by whole chunks
     )

@@ -1,4 +1,4 @@
-"""Reads the prompt, the answers and what goes with them out of the columns of one record."""
+"""Reads prompt, answers, system message, history and tools from the columns of one record."""
 
 from __future__ import annotations
 
@@ -56,39 +56,40 @@ _ANSWER_HEADERS: Mapping[ChatFormatName, str] = {
     "gemma": r"<start_of_turn>model\r?\n",
     "mistral": r"\[/INST\] ?",
 }
-"""What begins an answer, as a pattern."""
+"""Patterns for the header of an answer."""
 _TURN_MARKERS: Mapping[ChatFormatName, tuple[str, ...]] = {
     "chatml": ("<|im_start|>",),
     "llama3": ("<|start_header_id|>",),
     "gemma": ("<start_of_turn>",),
     "mistral": ("[INST]", "[SYSTEM_PROMPT]"),
 }
-"""What begins a turn."""
+"""Markers that begin a turn."""
 _TRANSCRIPT_READ = (
-    "transcript_read: a text that is a transcript was read as its turns; --transcripts read "
-    "confirms that, --transcripts keep scores the text as it came"
+    "transcript_read: a text that is a transcript was read as turns; --transcripts read confirms "
+    "that, --transcripts keep scores the text unchanged"
 )
 _JSON_READ = (
     "json_messages_read: a text that is a list of messages (JSON) was read as messages; "
-    "--transcripts read confirms that, --transcripts keep scores the text as it came"
+    "--transcripts read confirms that, --transcripts keep scores the text unchanged"
 )
 _CALL_AS_TEXT = (
     "function_call_as_text: a function_call turn was scored as text of the assistant; give "
-    "`messages` with `tool_calls` to have the chat template write the call"
+    "`messages` with `tool_calls` to have the chat template render the call"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What comes before an answer.
+    """The prompt of an answer.
 
     Attributes:
-        messages: the turns; empty where `rendered` has them.
-        opening: the beginning of the answer, where the prompt has it.
-        rendered: text that the policy's chat template wrote.
-        is_transcript: white space around answers separates turns of a transcript.
-        is_text: the column was plain text.
-        is_whole: the column has all that came before, so `history` does not belong to it.
+        messages: the turns; empty if `rendered` has them.
+        opening: beginning of the answer, if the prompt contains it.
+        rendered: text that the policy's chat template rendered.
+        is_transcript: whether the prompt is a transcript, where white space around answers
+            separates turns.
+        is_text: whether the column was plain text.
+        is_whole: whether the column has all earlier turns, so that `history` is not inserted.
     """
 
     messages: Messages
@@ -100,11 +101,11 @@ class _Prompt:
 
 
 class RecordReader:
-    """Reads one record, and keeps in mind which of its columns were read.
+    """Reads one record and tracks which columns were read.
 
     Args:
-        record: of a known shape.
-        columns: where the caller said its parts are.
+        record: a record of a known shape.
+        columns: columns that the caller named.
 
     Raises:
         InvalidConversationError: the record is about something that is not text.
@@ -135,11 +136,11 @@ class RecordReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """About how the record was read; known after `complete`."""
+        """Warnings about how the record was read; complete after `complete`."""
         return tuple(dict.fromkeys(self._warnings))
 
     def read_conversation(self) -> list[Messages | ScoreError]:
-        """The only conversation of the record."""
+        """Read the only conversation of the record."""
         columns = self._columns
         if columns.messages:
             return [self._parse_whole(self._read_path(columns.messages), columns.messages)]
@@ -153,9 +154,9 @@ class RecordReader:
                 is_text = isinstance(value, str)
                 if has_answer and is_text and name == "messages":
                     raise InvalidConversationError(
-                        "`messages` is text and there is an answer as well; say which is meant: "
-                        "--messages-column messages for a whole conversation, or --prompt-column "
-                        "messages"
+                        "`messages` is text and there is an answer as well; give --messages-column "
+                        "messages if it is a whole conversation, or --prompt-column messages if it "
+                        "is the prompt"
                     )
                 if not (has_answer and (is_prompt(value) or is_text)):
                     self._read_columns.add(name)
@@ -164,7 +165,7 @@ class RecordReader:
         return [*self._join(self._parse_prompt(), [self._take(name)], [name])]
 
     def read_pair(self) -> list[Messages | ScoreError]:
-        """The better conversation, then the worse one."""
+        """Read a pair: the chosen conversation, then the rejected one."""
         (chosen, better), (rejected, worse) = sides = self._read_sides()
         if missing := [name for name, side in sides if side is None]:
             raise InvalidConversationError(
@@ -176,7 +177,7 @@ class RecordReader:
         return [*self._join(prompt, [better, worse], [chosen, rejected])]
 
     def read_group(self) -> list[Messages | ScoreError]:
-        """A conversation for each answer; an error in the place of one that has no valid shape."""
+        """Read a group: one conversation per answer, with an error in place of an invalid one."""
         name = next((name for name in GROUPS if name in self._record), GROUPS[0])
         responses: Any = self._take(name)
         if self._columns.responses:
@@ -186,7 +187,7 @@ class RecordReader:
                 responses += value if isinstance(value, list) else [value]
         if is_annotation(self._record, responses):
             raise InvalidConversationError(
-                "the responses are an annotator's answers to questions about a text (an Argilla "
+                "the responses are annotators' answers to questions about a text (an Argilla "
                 "record); name the columns to score, for example --prompt-column fields.prompt "
                 "--response-column fields.response"
             )
@@ -200,10 +201,10 @@ class RecordReader:
     def complete(
         self, conversations: Sequence[Messages | ScoreError]
     ) -> list[ChatJson | ScoreError]:
-        """Conversations with the record's system message and tools; afterwards `warnings` is known.
+        """Add the record's system message and tools to its conversations, and collect warnings.
 
         Args:
-            conversations: of the record, from one of the methods above.
+            conversations: conversations of the record, from one of the methods above.
         """
         system = self._parse_system()
         extended = [
@@ -232,7 +233,7 @@ class RecordReader:
         return self._parse_prompt()
 
     def _read_messages_pair(self, name: str, value: Any) -> list[Messages]:
-        """ms-swift's pair: `messages`, and another answer or conversation."""
+        """Read a pair of ms-swift: `messages`, and another answer or conversation."""
         chosen = self._parse_whole(self._load_messages("messages"), "messages")
         if name == "rejected_messages":
             other = load_messages(value)
@@ -240,7 +241,7 @@ class RecordReader:
             other = self._parse_answer(value, _Prompt([], is_text=True))
         if is_whole_conversation(other):
             return [chosen, self._parse_whole(other, name)]
-        if isinstance(other, str):  # in the place of the last answer
+        if isinstance(other, str):  # replaces the last answer
             return [chosen, join_parsed(chosen[:-1], other, name)]
         last = max((i for i, m in enumerate(chosen) if m["role"] == "user"), default=-1)
         return [chosen, join_parsed(chosen[: last + 1], other, name)]
@@ -264,7 +265,7 @@ class RecordReader:
         return (chosen, self._take(chosen)), (rejected, self._take(rejected))
 
     def _lenient_join(self, prompt: _Prompt, response: object) -> Messages | ScoreError:
-        # A bad response of a group must not spoil its neighbours.
+        # An invalid response of a group does not affect the other responses.
         try:
             (conversation,) = self._join(prompt, [response], ["response"])
         except InputError as error:
@@ -274,19 +275,19 @@ class RecordReader:
     def _join(
         self, prompt: _Prompt | None, values: Sequence[Any], names: Sequence[str]
     ) -> list[Messages]:
-        """A conversation of the prompt and each answer.
+        """Join the prompt with each answer.
 
-        Answers that are whole conversations may have a prompt that is not their beginning, if it
-        says no more than they do before they differ; they are used as they are.
+        Answers that are whole conversations may have a prompt that is not their beginning, if the
+        messages before they differ contain the prompt; the answers are then used unchanged.
         """
         answers = [self._parse_answer(value, prompt) for value in values]
         if prompt is None:
             return [self._parse_whole(a, n) for a, n in zip(answers, names, strict=True)]
         if prompt.rendered is None and all(is_whole_conversation(answer) for answer in answers):
-            whole = [self._parse_whole(a, n) for a, n in zip(answers, names, strict=True)]
-            repeats = all(c[: len(prompt.messages)] == prompt.messages for c in whole)
-            if not repeats and _is_covered_by(prompt, _common_prefix(whole)):
-                return whole
+            conversations = [self._parse_whole(a, n) for a, n in zip(answers, names, strict=True)]
+            repeats = all(c[: len(prompt.messages)] == prompt.messages for c in conversations)
+            if not repeats and _is_covered_by(prompt, _common_prefix(conversations)):
+                return conversations
         return [
             self._add_history(self._join_one(prompt, answer, name), prompt)
             for answer, name in zip(answers, names, strict=True)
@@ -300,8 +301,8 @@ class RecordReader:
             if isinstance(answer, str):
                 return read_turns(prompt.rendered + answer, prompt.rendered, template)
             raise InvalidConversationError(
-                f"the prompt is text of a chat template (--policy-template) and `{name}` is "
-                "messages; give both as text, or both as messages without the option"
+                f"the prompt is text rendered by a chat template (--policy-template) and `{name}` "
+                "is messages; give both as text, or both as messages without the option"
             )
         if isinstance(answer, str):
             text = f"{prompt.opening}{answer}"
@@ -309,8 +310,8 @@ class RecordReader:
             return [*prompt.messages, {"role": "assistant", "content": content}]
         if prompt.opening:
             raise InvalidConversationError(
-                f"the prompt has the beginning of an answer and `{name}` is messages; give it as "
-                "text that continues the prompt"
+                f"the prompt has the beginning of an answer and `{name}` is messages; give "
+                f"`{name}` as text that continues the prompt"
             )
         try:
             return join_parsed(prompt.messages, answer, name)
@@ -318,20 +319,20 @@ class RecordReader:
             if not is_whole_conversation(answer):
                 raise
             raise InvalidConversationError(
-                f"{error.detail} (--prompt-column '' leaves the prompt aside)"
+                f"{error.detail} (--prompt-column '' ignores the prompt)"
             ) from error
 
     def _read_repeated(self, prompt: str, text: str, name: str) -> Messages:
-        """The conversation of rendered text that has its prompt at the start once more."""
+        """Read rendered text that repeats its prompt at the start."""
         if not _strip_bos(text).startswith(_strip_bos(prompt)):
             raise InvalidConversationError(
-                f"`{name}` begins a conversation that does not begin with `prompt`; give only what "
-                "follows the prompt, or leave the prompt aside with --prompt-column ''"
+                f"`{name}` begins a conversation that does not begin with `prompt`; give only the "
+                "text after the prompt, or ignore the prompt with --prompt-column ''"
             )
         return self._parse_whole_text(text, name)
 
     def _parse_whole(self, value: Any, name: str) -> Messages:
-        """A whole conversation, also in text of a known form."""
+        """Parse a whole conversation, given as messages or as text in a known format."""
         self._note_calls(value)
         value = normalize_messages(value)
         if isinstance(value, str):
@@ -343,32 +344,32 @@ class RecordReader:
             headers = [*re.finditer(_ANSWER_HEADERS[template], text)]
             if headers and not text[headers[-1].end() :].strip():
                 raise InvalidConversationError(
-                    f"`{name}` ends where an answer begins, so it is a prompt; name it by "
-                    "--prompt-column, and the answer by --response-column"
+                    f"`{name}` ends where an answer begins, so it is a prompt; name this column "
+                    "by --prompt-column, and the answer by --response-column"
                 )
             if headers:
                 return read_turns(text, text[: headers[-1].end()], template)
             raise InvalidConversationError(
-                f"`{name}` is text without a turn of the assistant in the template that "
-                f"--policy-template names ({template}); name the template that rendered it"
+                f"`{name}` is text without a turn of the assistant in the template of "
+                f"--policy-template ({template}); name the template that rendered the text"
             )
         if (turns := self._parse_turns(text, self._columns.transcripts)) is not None:
             return turns
         raise InvalidConversationError(
-            f"`{name}` is a string and there is no `prompt`; give the `prompt` it answers, or make "
+            f"`{name}` is a string and the record has no `prompt`; add the `prompt`, or make "
             f"`{name}` a whole conversation (a list of messages); --transcripts read reads "
-            "transcripts, --policy-template what a chat template rendered"
+            "transcripts, --policy-template reads text that a chat template rendered"
         )
 
     def _parse_answer(self, value: Any, prompt: _Prompt | None) -> Any:
-        """An answer: text, or messages, also where text holds those."""
+        """Parse an answer: text, or messages, also as JSON text or a transcript."""
         self._note_calls(value)
         value = normalize_messages(value)
         if not isinstance(value, str) or self._columns.policy_template:
             return value
         mode = self._columns.transcripts
         if prompt is not None:
-            # An answer may speak of turns; only a text that nobody else writes is a transcript.
+            # An answer may mention turns; only the unmistakable kind is read as a transcript.
             mode = "keep" if mode == "keep" else "auto"
         if prompt is not None and prompt.is_text and parse_json_turns(value) is not None:
             return value
@@ -376,7 +377,7 @@ class RecordReader:
         return value if turns is None else turns
 
     def _parse_turns(self, text: str, mode: Any) -> Messages | None:
-        """The turns of a text that is a transcript or JSON; None for other text."""
+        """Return the turns of a transcript or of JSON text, or None for other text."""
         if mode == "keep":
             return None
         if (turns := parse_json_turns(text)) is not None:
@@ -409,7 +410,7 @@ class RecordReader:
         return _Prompt(parse_prompt(value), is_text=True)
 
     def _read_prompt_value(self) -> tuple[Any, bool]:
-        """The prompt as its column has it, and whether that has all earlier turns too."""
+        """Return the value of the prompt's column, and whether it has all earlier turns."""
         columns = self._columns
         if columns.prompt is not None:
             return (self._read_path(columns.prompt) if columns.prompt else None), False
@@ -431,15 +432,15 @@ class RecordReader:
             self._read_columns.add(INPUT)
             if self._columns.policy_template and find_markers(prompt):
                 raise InvalidConversationError(
-                    "`instruction` is text of a chat template (--policy-template), and `input` "
-                    "would stand behind it, where the answer begins; give the prompt in one "
-                    "column, or leave the other aside with --ignore-column input"
+                    "`instruction` is text rendered by a chat template (--policy-template), and "
+                    "`input` would follow it, where the answer begins; give the prompt in one "
+                    "column, or ignore the other one with --ignore-column input"
                 )
             return (f"{prompt}\n{more}" if prompt else more), False
         return prompt, False
 
     def _has_leading_messages(self) -> bool:
-        """Whether `messages` end before an answer."""
+        """Return whether `messages` end before an answer."""
         return is_prompt(self._load_messages("messages"))
 
     def _load_messages(self, name: str) -> Any:
@@ -448,13 +449,13 @@ class RecordReader:
         return load_messages(value)
 
     def _find_named_columns(self) -> set[str]:
-        """Columns that an option names, so that their own names say nothing of them."""
+        """Return columns that an option names; their own names have no meaning then."""
         columns = self._columns
         named = (columns.messages, columns.prompt, columns.response, columns.chosen)
-        others = (columns.rejected, columns.system, columns.history, columns.tools)
+        more = (columns.rejected, columns.system, columns.history, columns.tools)
         return {
             path if path in self._record else path.partition(".")[0]
-            for path in (*named, *others, *columns.responses)
+            for path in (*named, *more, *columns.responses)
             if path
         }
 
@@ -468,8 +469,8 @@ class RecordReader:
             system = get_optional_path(self._original, path) if path else ""
         if system is not None and not isinstance(system, str):
             raise InvalidConversationError(
-                f"the system message of the record is of type {type(system).__name__}; it must be "
-                "text: correct it, or leave it aside with --system-column ''"
+                f"the system message of the record has type {type(system).__name__}; it must be "
+                "text: correct it, or ignore it with --system-column ''"
             )
         return validate_unicode(system or "", "system")
 
@@ -495,8 +496,8 @@ class RecordReader:
             return messages
         if self._history and self._history[-1]["role"] == "user":
             raise InvalidConversationError(
-                "`history` ends with a turn of the user, and the prompt is another one; end it "
-                "with an answer, or leave the column aside with --history-column ''"
+                "`history` ends with a turn of the user, and the prompt is another one; end "
+                "`history` with an answer, or ignore the column with --history-column ''"
             )
         self._read_columns.add(HISTORY)
         start = int(messages[0]["role"] == "system")
@@ -519,30 +520,30 @@ class RecordReader:
         return get_path(self._record, path)
 
     def _find_only_column(self, names: tuple[str, ...], option: str) -> str | None:
-        there = [name for name in names if name in self._record]
-        if len(there) > 1:
+        found = [name for name in names if name in self._record]
+        if len(found) > 1:
             raise InvalidConversationError(
-                f"the record has {format_names(there)}, any of which may be meant; say which by {option}"
+                f"the record has {format_names(found)}, which is ambiguous; choose one by {option}"
             )
-        return there[0] if there else None
+        return found[0] if found else None
 
 
 def _check_keys(messages: Messages) -> Messages | ScoreError:
-    """The messages, or the error that they get for a key that no template can write."""
-    for place, message in enumerate(messages):
+    """Return the messages, or an error for a key that no template can render."""
+    for index, message in enumerate(messages):
         if len(message) == 2:
             continue
         calls = message.get("tool_calls")
         if not isinstance(calls, list | None):
             return ScoreError(
                 InvalidConversationError.code,
-                f"message {place} has `tool_calls` that are not a list; give a list of objects, or "
-                "JSON text of one",
+                f"message {index} has `tool_calls` that are not a list; give a list of objects, or "
+                "the list as JSON text",
             )
         try:
             require_text_only(message)
         except InvalidConversationError as error:
-            return ScoreError(error.code, f"message {place}: {error.detail}")
+            return ScoreError(error.code, f"message {index}: {error.detail}")
     return messages
 
 
@@ -553,18 +554,20 @@ def _add_system(messages: Messages, system: str) -> Messages:
 
 
 def _is_covered_by(prompt: _Prompt, start: Messages) -> bool:
-    """Whether a prompt is among the messages with which whole conversations begin."""
+    """Return whether the common beginning of whole conversations contains a prompt."""
     if prompt.opening:
         return False
-    wanted = [(m["role"], m["content"].strip()) for m in prompt.messages]
-    if not any(content for _, content in wanted):
+    prompt_turns = [(m["role"], m["content"].strip()) for m in prompt.messages]
+    if not any(content for _, content in prompt_turns):
         return True
-    there = [(m["role"], m["content"].strip()) for m in start]
-    return any(there[i : i + len(wanted)] == wanted for i in range(len(there)))
+    start_turns = [(m["role"], m["content"].strip()) for m in start]
+    return any(
+        start_turns[i : i + len(prompt_turns)] == prompt_turns for i in range(len(start_turns))
+    )
 
 
 def _common_prefix(conversations: Sequence[Messages]) -> Messages:
-    """The messages before the last one, as far as all conversations have them."""
+    """Return the common beginning of conversations, without the last message of the shortest."""
     first = conversations[0]
     length = min(len(c) for c in conversations) - 1
     for i in range(length):
@@ -574,7 +577,7 @@ def _common_prefix(conversations: Sequence[Messages]) -> Messages:
 
 
 def _begins_conversation(answer: str, template: ChatFormatName) -> bool:
-    """Whether the text of an answer begins with a turn that is not the answer."""
+    """Return whether the text of an answer begins with a turn before the answer."""
     text = _strip_bos(answer)
     begins_turn = any(text.startswith(marker) for marker in _TURN_MARKERS[template])
     return begins_turn and re.match(_ANSWER_HEADERS[template], text) is None
@@ -588,12 +591,12 @@ def _strip_bos(text: str) -> str:
 
 
 def _reject_rendered(prompt: str) -> None:
-    """Return if a prompt does not begin as a chat template begins a turn."""
+    """Refuse a prompt that begins with a turn rendered by a chat template."""
     text = _strip_bos(prompt)
     marker = next((marker for marker in find_markers(text) if text.startswith(marker)), None)
     if marker:
         raise ForeignTemplateError(
-            f"the prompt begins with {marker}: a chat template rendered it. Say which by "
+            f"the prompt begins with {marker}: a chat template rendered it. Name the template by "
             "--policy-template (chatml, llama3, gemma, mistral), so that its turns are read, give "
             "messages, or score the text as one turn with --transcripts keep"
         )

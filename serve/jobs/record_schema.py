@@ -1,8 +1,7 @@
-"""The shapes of a job's records: what is to be scored in one.
+"""Kinds of records: conversation, pair and group; formats of other tools are converted to these.
 
-ChatJson, pair and group are the service's own; the formats of other tools are made into them.
-Which columns count is the rule of `serve.jobs.column_rules`, how they are read is in
-`serve.jobs.record_reader`. What a record gets for its rewards is in `serve.jobs.row_results`.
+`serve.jobs.column_rules` defines which columns count, `serve.jobs.record_reader` reads them, and
+`serve.jobs.row_results` defines the result columns of each kind.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ RecordKind = Literal["conversation", "pair", "group"]
 
 @dataclass(frozen=True, slots=True)
 class ParsedRecord:
-    """What one record asks for.
+    """The conversations of one record.
 
     Attributes:
-        shape: decides which columns the answer gets; None if the record has none.
-        conversations: in order; an error in the place of a response that has no valid shape.
-        error: why nothing of it can be scored; there are no conversations then.
-        warnings: what the caller should know of how the record was read.
+        kind: kind of the record, which decides its result columns; None if unknown.
+        conversations: conversations in order; an error in place of an invalid response.
+        error: why the record cannot be scored; it then has no conversations.
+        warnings: warnings about how the record was read.
     """
 
     kind: RecordKind | None
@@ -48,62 +47,61 @@ class ParsedRecord:
 
 
 def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
-    """What a record asks for; what is wrong with it becomes the error of the `BatchCall`.
+    """Parse a record; an invalid record gives a `ParsedRecord` with an error.
 
     Args:
-        record: as a reader gives it, also a `ScoreError` for what could not be read.
-        columns: where the caller said its parts are.
+        record: the record from a reader; a `ScoreError` if the row could not be read.
+        columns: columns that the caller named.
     """
     if isinstance(record, ScoreError):
         return ParsedRecord(None, error=record)
     try:
         return parse_record(record, columns)
     except InputError as error:
-        shapes = infer_record_kinds(record, columns) if isinstance(record, Mapping) else []
-        return ParsedRecord(shapes[0] if shapes else None, error=ScoreError.from_exception(error))
+        kinds = infer_record_kinds(record, columns) if isinstance(record, Mapping) else []
+        return ParsedRecord(kinds[0] if kinds else None, error=ScoreError.from_exception(error))
 
 
 def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
-    """The conversations of a record.
+    """Parse a record.
 
     Args:
-        record: of any known shape.
-        columns: where the caller said its parts are.
+        record: a record of any known shape.
+        columns: columns that the caller named.
 
     Raises:
-        InvalidConversationError: no known shape, or a conversation that cannot be scored.
+        InvalidConversationError: the record has no known shape, or a conversation is invalid.
     """
     if not isinstance(record, Mapping):
         raise InvalidConversationError(
             f"a record must be a JSON object, got {type(record).__name__}"
         )
-    shapes = infer_record_kinds(record, columns)
-    if not shapes:
+    kinds = infer_record_kinds(record, columns)
+    if not kinds:
         raise InvalidConversationError(explain_unknown_kind(record))
-    if len(shapes) > 1:
+    if len(kinds) > 1:
         raise InvalidConversationError(
-            f"the record is a {' and a '.join(shapes)} at once; name the columns of the one to "
-            "score, with --messages-column, --chosen-column and --rejected-column, or "
-            "--responses-column"
+            f"the record is a {' and a '.join(kinds)} at once; name the columns to score by "
+            "--messages-column, by --chosen-column and --rejected-column, or by --responses-column"
         )
     reader = RecordReader(record, columns)
-    read: Mapping[RecordKind, Callable[[], list[Any]]] = {
+    readers: Mapping[RecordKind, Callable[[], list[Any]]] = {
         "conversation": reader.read_conversation,
         "pair": reader.read_pair,
         "group": reader.read_group,
     }
-    conversations = reader.complete(read[shapes[0]]())
-    return ParsedRecord(shapes[0], tuple(conversations), warnings=reader.warnings)
+    conversations = reader.complete(readers[kinds[0]]())
+    return ParsedRecord(kinds[0], tuple(conversations), warnings=reader.warnings)
 
 
 def infer_kinds_from_columns(
     has_column: Callable[[str], bool], columns: Columns = DEFAULT_COLUMNS
 ) -> list[RecordKind]:
-    """Which shapes there are where certain columns are; more than one is for the caller to solve.
+    """Return the possible kinds of a record with certain columns; the caller resolves several.
 
     Args:
-        has: whether there is a column of that name.
-        columns: where the caller said a record's parts are.
+        has_column: returns whether there is a column of that name.
+        columns: columns that the caller named.
     """
     if columns.chosen or columns.rejected:
         return ["pair"]
@@ -112,38 +110,38 @@ def infer_kinds_from_columns(
     if columns.messages or columns.response:
         return ["conversation"]
     pair = find_pair_columns(has_column)
-    shapes: list[RecordKind] = []
+    kinds: list[RecordKind] = []
     if has_column("messages") and (pair is None or pair[0] != "messages"):
-        shapes.append("conversation")
+        kinds.append("conversation")
     if pair:
-        shapes.append("pair")
+        kinds.append("pair")
     if has_column("responses"):
-        shapes.append("group")
-    if not shapes and has_column("generations"):
-        shapes.append("group")
-    if not shapes and any(has_column(name) for name in (*CONVERSATIONS, *RESPONSES, GENERATION)):
-        shapes.append("conversation")
-    if not shapes and any(has_column(name) for name in (*CHOSEN, *REJECTED)):
-        shapes.append("pair")  # half of one: the other half is reported as missing
-    return shapes
+        kinds.append("group")
+    if not kinds and has_column("generations"):
+        kinds.append("group")
+    if not kinds and any(has_column(name) for name in (*CONVERSATIONS, *RESPONSES, GENERATION)):
+        kinds.append("conversation")
+    if not kinds and any(has_column(name) for name in (*CHOSEN, *REJECTED)):
+        kinds.append("pair")  # one side only: the other side is reported as missing
+    return kinds
 
 
 def infer_record_kinds(record: Mapping[str, Any], columns: Columns) -> list[RecordKind]:
-    """Which shapes a record has by its columns, null ones left aside.
+    """Return the possible kinds of a record, from its columns that are not null.
 
-    Where `infer_kinds_from_columns` finds a conversation by its name, the values decide: `messages` that end
-    before an answer are the prompt of a pair, a group or an answer that is there too, and
+    Where `infer_kinds_from_columns` finds a conversation by its name, the values decide: `messages`
+    that end before an answer are the prompt of a pair, a group or an answer in the same record, and
     `messages` that are equal to `chosen` add nothing to a pair.
     """
-    there = {
+    names = {
         name for name, value in record.items() if value is not None and name not in columns.ignored
     }
-    shapes = infer_kinds_from_columns(there.__contains__, columns)
-    if "messages" not in there or "conversation" not in shapes:
-        return shapes
+    kinds = infer_kinds_from_columns(names.__contains__, columns)
+    if "messages" not in names or "conversation" not in kinds:
+        return kinds
     messages = load_messages(record["messages"])
     if is_prompt(messages):
-        return infer_kinds_from_columns((there - {"messages"}).__contains__, columns) or shapes
-    if shapes == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
+        return infer_kinds_from_columns((names - {"messages"}).__contains__, columns) or kinds
+    if kinds == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
         return ["pair"]
-    return shapes
+    return kinds

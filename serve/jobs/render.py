@@ -1,4 +1,4 @@
-"""What would be scored of each record of JSON lines: text and token ids, no rewards."""
+"""Render the input of the model for records of JSON lines: text and token ids, no rewards."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def render_lines(
     write: Callable[[str], None],
     columns: Columns = DEFAULT_COLUMNS,
 ) -> int:
-    """Write what would be scored of each record's conversations; returns the number of errors.
+    """Write the model input of each conversation as JSON; return the number of errors.
 
     Args:
-        lines: JSONL of the same shapes as a job's.
-        config: the checkpoint whose tokenizer and template to use.
-        truncation: what to do with what is too long.
-        write: told one JSON line a conversation.
-        columns: where the parts of a record are.
+        lines: JSONL with records of the same shapes as a job's input.
+        config: checkpoint whose tokenizer and chat template to use.
+        truncation: how to handle conversations that are too long.
+        write: called with one line of JSON per conversation.
+        columns: columns of the records.
     """
     encoder = load_encoder(config)
-    failed = 0
+    num_failed = 0
     for row in parse_rows(lines):
-        work = try_parse_record(row.record, columns)
-        for conversation in [work.error] if work.error else work.conversations:
+        parsed = try_parse_record(row.record, columns)
+        for conversation in [parsed.error] if parsed.error else parsed.conversations:
             encoded: Encoded | ScoreError
             if isinstance(conversation, ScoreError):
                 encoded = conversation
@@ -41,10 +41,10 @@ def render_lines(
             record: dict[str, Any] = {"line": row.number}
             if isinstance(encoded, Encoded):
                 record |= to_render_json(encoded)
-                if warnings := [*work.warnings, *encoded.warnings]:
+                if warnings := [*parsed.warnings, *encoded.warnings]:
                     record["warnings"] = warnings
             else:
-                failed += 1
+                num_failed += 1
                 record["error"] = {"code": encoded.code, "message": encoded.message}
             write(dump_json(record))
-    return failed
+    return num_failed

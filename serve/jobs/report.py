@@ -1,7 +1,7 @@
-"""The page that `--report` writes: how rewards, margins and lengths of a job are spread.
+"""The HTML report of `--report`: distributions of a job's rewards, margins and lengths.
 
-What it is told of each row goes into a `StreamingHistogram` at once, so memory stays bounded. How a page is put
-together and drawn is in `serve.reports`.
+Every row goes into `StreamingHistogram`s at once, so memory stays bounded. `serve.reports` renders
+the page and its plots.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from serve.reports.streaming_histogram import StreamingHistogram
 
 
 class Report:
-    """Collects what the page shows; a `RowSink`.
+    """Collects the content of the report; a `RowSink`.
 
     Args:
-        path: where the page goes.
-        title: its heading, such as the name of the output.
+        path: file of the report.
+        title: heading of the report, such as the name of the output.
     """
 
     def __init__(self, path: Path, title: str) -> None:
@@ -47,7 +47,7 @@ class Report:
         )
         self._ties = 0
         self._truncated = self._warned = 0
-        self._shapes: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
 
     def add(
         self,
@@ -56,19 +56,19 @@ class Report:
         error: ScoreError | None,
     ) -> None:
         """See `RowSink`."""
-        self._shapes[kind or "of no known shape"] += 1
-        done = [result for result in results if isinstance(result, Reward)]
-        for result in done:
+        self._kinds[kind or "unknown shape"] += 1
+        rewards = [result for result in results if isinstance(result, Reward)]
+        for result in rewards:
             self._lengths.add(math.log2(max(1, result.num_tokens)))
             self._truncated += result.truncated
             self._warned += bool(result.warnings)
         if kind == "pair":
             self._add_pair(results)
             return
-        for result in done:
+        for result in rewards:
             self._rewards.add(result.reward)
-        if kind == "group" and len(done) > 1:
-            second, first = sorted(result.reward for result in done)[-2:]
+        if kind == "group" and len(rewards) > 1:
+            second, first = sorted(result.reward for result in rewards)[-2:]
             self._leads.add(first - second)
 
     def write(self, summary: Summary) -> None:
@@ -76,24 +76,24 @@ class Report:
         write_atomically(self._path, self.render(summary).encode(errors="replace"))
 
     def render(self, summary: Summary) -> str:
-        """The page as it is.
+        """Return the report as HTML.
 
         Args:
-            summary: of the whole job.
+            summary: summary of the whole job.
         """
         tables = [
-            section("What was done", key_value_table(format_summary(summary))),
-            section("What there was", key_value_table(self._counts())),
+            section("Job", key_value_table(format_summary(summary))),
+            section("Input", key_value_table(self._counts())),
         ]
-        plots = [render_histogram(what) for what in self._histograms()]
+        plots = [render_histogram(plot) for plot in self._histograms()]
         if summary.errors:
-            plots.append(section("Errors by kind", _render_errors(summary)))
+            plots.append(section("Errors by code", _render_errors(summary)))
         return render_document(f"Rewards of {self._title}", [columns(tables), columns(plots)])
 
     def _add_pair(self, results: Sequence[Reward | ScoreError]) -> None:
-        for result, spread in zip(results, (self._chosen, self._rejected), strict=False):
+        for result, histogram in zip(results, (self._chosen, self._rejected), strict=False):
             if isinstance(result, Reward):
-                spread.add(result.reward)
+                histogram.add(result.reward)
         match results:
             case [Reward() as chosen, Reward() as rejected]:
                 self._margins.add(chosen.reward - rejected.reward)
@@ -101,12 +101,12 @@ class Report:
 
     def _counts(self) -> Iterator[tuple[str, str]]:
         names = {"conversation": "conversations", "pair": "pairs", "group": "groups"}
-        for shape, number in self._shapes.most_common():
-            yield f"rows: {names.get(shape, shape)}", f"{number:,}"
+        for kind, count in self._kinds.most_common():
+            yield f"rows: {names.get(kind, kind)}", f"{count:,}"
         yield "conversations with a reward", f"{self._lengths.count:,}"
         if self._margins.count:
             share = self._margins.num_positive / self._margins.count
-            yield "pairs with the chosen one ahead", f"{self._margins.num_positive:,} ({share:.2%})"
+            yield "pairs with chosen ahead", f"{self._margins.num_positive:,} ({share:.2%})"
             yield "pairs with equal rewards", f"{self._ties:,}"
         if self._truncated:
             yield "truncated conversations", f"{self._truncated:,}"
@@ -117,35 +117,35 @@ class Report:
         if self._rewards.count:
             yield HistogramPlot(
                 "Rewards",
-                "of conversations, and of the responses of groups",
+                "rewards of conversations and of responses in groups",
                 "reward",
                 (Series("reward", self._rewards),),
             )
         if self._chosen.count or self._rejected.count:
             yield HistogramPlot(
                 "Rewards of pairs",
-                "the chosen ones and the rejected ones",
+                "rewards of chosen and of rejected answers",
                 "reward",
                 (Series("chosen", self._chosen), Series("rejected", self._rejected)),
             )
         if self._margins.count:
             yield HistogramPlot(
                 "Margins of pairs",
-                "reward of the chosen one, less that of the rejected one: below 0 they disagree",
+                "reward of chosen minus reward of rejected: below 0, the model prefers rejected",
                 "margin",
                 (Series("margin", self._margins),),
             )
         if self._leads.count:
             yield HistogramPlot(
                 "Leads in groups",
-                "by how much the best response of a group is ahead of the second",
+                "reward of a group's best response minus reward of its second best",
                 "lead",
                 (Series("lead", self._leads),),
             )
         if self._lengths.count:
             yield HistogramPlot(
                 "Lengths",
-                "tokens of a conversation; each step of the scale is twice as long",
+                "tokens per conversation; each step of the axis doubles the length",
                 "tokens",
                 (Series("tokens", self._lengths),),
                 is_log2=True,
@@ -153,6 +153,6 @@ class Report:
 
 
 def _render_errors(summary: Summary) -> Markup:
-    kinds = summary.errors.most_common()
-    rows = [BarRow(kind, (Bar(number, f"{number:,}"),)) for kind, number in kinds]
-    return render_bars("Errors by kind", rows)
+    counts = summary.errors.most_common()
+    rows = [BarRow(code, (Bar(count, f"{count:,}"),)) for code, count in counts]
+    return render_bars("Errors by code", rows)

@@ -1,4 +1,4 @@
-"""What a row gets for its rewards, and in which columns of the output it goes."""
+"""Result columns of a row, and the names under which a job writes them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RESULT_NAMES = (
     "truncated",
     "warnings",
 )
-"""Names of results, as they are written where the input has no column of that name."""
+"""Names of result columns, if the input has no columns of these names."""
 UNREAD_COLUMN = "line"
 """Column for the text of a row that cannot be read."""
 RESULT_PREFIX = "skyreward_"
-"""Begins the name of a result where the input has a column of the result's own name."""
+"""Prefix of a result column if the input has a column of the result's name."""
 RESERVED_COLUMNS = frozenset(
     [
         *RESULT_NAMES,
@@ -34,7 +34,7 @@ RESERVED_COLUMNS = frozenset(
         *(f"{RESULT_PREFIX}{name}" for name in (*RESULT_NAMES, UNREAD_COLUMN)),
     ]
 )
-"""Names of the input's columns that decide under which names results are written."""
+"""Names of input columns that affect the names of result columns."""
 
 _CODES = frozenset(
     (
@@ -52,7 +52,7 @@ _CODES = frozenset(
 
 
 def is_job_error(value: object) -> bool:
-    """Whether a value of a column `error` can only be of a run: an object with a code of ours."""
+    """Return whether a job wrote a value of a column `error`: an object with a known code."""
     return (
         isinstance(value, Mapping)
         and value.keys() == {"code", "message"}
@@ -64,12 +64,12 @@ def is_job_error(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ResultNames:
-    """Under which names a job writes its results: one decision for all rows.
+    """Names of result columns, for all rows of a job.
 
     Attributes:
-        renamed: other names of results (and of `UNREAD`), since the input has columns of those
-            names.
-        replaced: columns of the input that an earlier run wrote; they are left out.
+        renames: other names of results (and of `UNREAD_COLUMN`), because the input has columns of
+            the results' names.
+        replaced_columns: columns of the input that an earlier run wrote; they are dropped.
     """
 
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class ResultNames:
 
     @property
     def result_columns(self) -> frozenset[str]:
-        """Columns that this job writes."""
+        """Names of the result columns that this job writes."""
         return frozenset(self[name] for name in RESULT_NAMES)
 
     def format_notices(self) -> Iterator[str]:
-        """What a person must know of it, before anything is scored."""
+        """Yield notices for the user about replaced and renamed columns."""
         if self.replaced_columns:
             names = ", ".join(f"`{name}`" for name in sorted(self.replaced_columns))
             yield f"results of an earlier run are replaced: {names}"
@@ -92,8 +92,8 @@ class ResultNames:
             pairs = ", ".join(f"`{name}` in `{other}`" for name, other in self.renames.items())
             yield (
                 "the input has columns that are named like results, and they are kept; this job "
-                f"writes its own under other names: {pairs}. If they are results of an earlier "
-                "run, --replace-results writes the new ones in their place"
+                f"writes its results under other names: {pairs}. If the columns are results of an "
+                "earlier run, --replace-results replaces them"
             )
 
 
@@ -101,22 +101,21 @@ DEFAULT_RESULT_NAMES = ResultNames()
 
 
 def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
-    """Decide under which names a job writes its results.
+    """Choose the names of result columns.
 
     Args:
-        own: columns of the input, of those in `WATCHED`, that no earlier run is known to have
-            written.
-        earlier: columns that an earlier run wrote.
-        replace: whether a person said that all of them are results of an earlier run. Where there
-            is `skyreward_margin`, that is the result and `margin` is not.
+        own: input columns in `RESERVED_COLUMNS` that are not known to be written by an earlier run.
+        earlier: input columns that an earlier run wrote.
+        replace: whether the user declared all these columns as results of an earlier run. If there
+            is `skyreward_margin`, then this column is the result, and `margin` is not.
 
     Raises:
         JobInputError: a result has no free name.
     """
     if replace:
         named = {
-            n: f"{RESULT_PREFIX}{n}" if f"{RESULT_PREFIX}{n}" in own | earlier else n
-            for n in RESULT_NAMES
+            name: f"{RESULT_PREFIX}{name}" if f"{RESULT_PREFIX}{name}" in own | earlier else name
+            for name in RESULT_NAMES
         }
         earlier = (own | earlier) & set(named.values())
         own = own - earlier
@@ -128,18 +127,18 @@ def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = Fal
     for name, other in renamed.items():
         if other in own:
             raise JobInputError(
-                f"the input has columns `{name}` and `{other}`, so a result has no name left; "
+                f"the input has columns `{name}` and `{other}`, so no name is left for a result; "
                 f"rename `{other}`, or give --replace-results if it is a result of an earlier run"
             )
     return ResultNames(renamed, frozenset(earlier - own))
 
 
 class RowOutput(NamedTuple):
-    """What became of one row.
+    """Results of one row for the output.
 
     Attributes:
-        shape: of its record; None if it has none.
-        columns: of results, as they go out: rewards, `error`, `truncated`, `warnings`.
+        kind: kind of the record; None if unknown.
+        columns: result columns: rewards, `error`, `truncated`, `warnings`.
     """
 
     kind: RecordKind | None
@@ -149,28 +148,28 @@ class RowOutput(NamedTuple):
 def build_row_output(
     record: ParsedRecord | ScoreError, results: Sequence[Reward | ScoreError]
 ) -> RowOutput:
-    """The result columns of one row.
+    """Build the result columns of one row.
 
     Args:
-        work: what `try_parse_record` made of the row; an error for a row of no known shape.
-        results: of `work.conversations`, in order: those that are errors already included.
+        record: the parsed record; an error for a row without a known shape.
+        results: results of `record.conversations`, in order, including those that are errors.
     """
     if isinstance(record, ScoreError):
         return RowOutput(None, _error_column(record))
     if record.error:
         return RowOutput(record.kind, _error_column(record.error))
     error = find_first_error(record.kind, results)
-    done = [r for r in results if isinstance(r, Reward)]
+    rewards = [r for r in results if isinstance(r, Reward)]
     columns: dict[str, Any] = {}
     if record.kind == "group":
         columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in results]
     elif error is None and record.kind == "pair":
-        chosen, rejected = (r.reward for r in done)
+        chosen, rejected = (r.reward for r in rewards)
         columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
         columns["margin"] = chosen - rejected
     elif error is None:
-        columns["reward"] = done[0].reward
-    if any(r.truncated for r in done):
+        columns["reward"] = rewards[0].reward
+    if any(r.truncated for r in rewards):
         columns["truncated"] = True
     if warnings := collect_warnings(record.warnings, results):
         columns["warnings"] = warnings
@@ -180,29 +179,31 @@ def build_row_output(
 def find_first_error(
     kind: RecordKind | None, results: Sequence[Reward | ScoreError]
 ) -> ScoreError | None:
-    """The first error of a row, which says where in its record it is.
+    """Return the first error of a row, with its position in the record in the message.
 
     Args:
-        shape: of the record.
-        results: of its conversations, in order.
+        kind: kind of the record.
+        results: results of the record's conversations, in order.
     """
-    for place, result in enumerate(results):
+    for index, result in enumerate(results):
         if isinstance(result, ScoreError):
-            where = {"pair": ("chosen", "rejected")[place > 0], "group": f"responses[{place}]"}
-            named = f"`{where[kind]}`: " if kind in where else ""
-            return ScoreError(result.code, named + result.message)
+            positions = {"pair": ("chosen", "rejected")[index > 0], "group": f"responses[{index}]"}
+            prefix = f"`{positions[kind]}`: " if kind in positions else ""
+            return ScoreError(result.code, prefix + result.message)
     return None
 
 
 def collect_warnings(warnings: Sequence[str], results: Sequence[Reward | ScoreError]) -> list[str]:
-    """The distinct warnings of a row.
+    """Return the distinct warnings of a row.
 
     Args:
-        warnings: about how its record was read.
-        results: of its conversations, whose warnings follow.
+        warnings: warnings about how the record was read.
+        results: results of the record's conversations, whose warnings follow.
     """
-    of_rewards = (w for r in results if isinstance(r, Reward) for w in r.warnings)
-    return list(dict.fromkeys([*warnings, *of_rewards]))
+    reward_warnings = (
+        warning for result in results if isinstance(result, Reward) for warning in result.warnings
+    )
+    return list(dict.fromkeys([*warnings, *reward_warnings]))
 
 
 def merge_record(
@@ -211,13 +212,14 @@ def merge_record(
     raw: str | None = None,
     names: ResultNames = DEFAULT_RESULT_NAMES,
 ) -> dict[str, Any]:
-    """The record with its results, under the names that the job chose.
+    """Return the record with its result columns.
 
     Args:
-        record: as it was read; one that is no object goes into the column for `UNREAD`.
-        outcome: what became of it.
-        raw: the text of a row that cannot be read.
-        names: of the results.
+        record: the record as it was read; a value that is not an object goes into
+            `UNREAD_COLUMN`.
+        output: results of the row.
+        raw: text of a row that cannot be read.
+        names: names of the result columns.
     """
     if not isinstance(record, Mapping):
         record = {names[UNREAD_COLUMN]: record if raw is None else raw}

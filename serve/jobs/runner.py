@@ -1,4 +1,4 @@
-"""The chunks of a job that are not done, through a carrier, each kept on disk as it is finished."""
+"""Score the remaining chunks of a job with an executor; each finished chunk is saved to disk."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _POLL_S = 0.2
 
 @dataclass(slots=True)
 class ChunkRunner:
-    """One run through what is left of a job.
+    """One run over the remaining chunks of a job.
 
     Attributes:
-        plan: of the job.
-        job: digest of what the job is pinned to.
-        folder: where chunks are kept.
-        prefix: those that are done; grows.
-        progress: is told.
-        stopping: says when to stop.
+        spec: specification of the job.
+        job_id: `Manifest.job_id`.
+        folder: state of the job.
+        completed_chunks: finished chunks; grows while the job runs.
+        progress: receives the progress.
+        shutdown: tells when to stop.
     """
 
     spec: JobSpec
@@ -55,32 +55,32 @@ class ChunkRunner:
     _drain_deadline: float | None = None
 
     def run(self, executor: Executor) -> None:
-        """Score until all chunks are done.
+        """Score until all chunks are finished.
 
         Raises:
-            JobStoppedError: it was asked to stop.
-            BadRowError: a row has an error, and that is to end the job.
-            DiskFullError: there is no room for results.
-            RewardError: the carrier failed.
+            JobStoppedError: a signal asked the job to stop.
+            BadRowError: a row has an error, and the job has `fail_fast`.
+            DiskFullError: the disk is too full for the results.
+            RewardError: the executor failed.
         """
-        seen = self.folder.open_dedup_store(
+        store = self.folder.open_dedup_store(
             self.job_id, self.completed_chunks.num_chunks, self._rebuild
         )
         pending: deque[PendingChunk] = deque()
         self._finished_at = time.monotonic()
         try:
-            self._run(executor, seen, pending)
+            self._run(executor, store, pending)
         except CorruptStateError as error:
             self.folder.discard_dedup_store()
             raise JobError(
                 f"the store of scored conversations is damaged ({error}); run the same command "
-                "again, which makes it again"
+                "again to rebuild it"
             ) from error
         finally:
             _cancel(pending)
-            seen.close()
+            store.close()
         if self.shutdown.received_signal is not None:
-            raise JobStoppedError("stopped as asked")
+            raise JobStoppedError("stopped by a signal")
 
     def _run(self, executor: Executor, store: DedupStore, pending: deque[PendingChunk]) -> None:
         def submit(conversations: Sequence[ChatJson]) -> Future[ScoreBatchResult]:
@@ -98,7 +98,7 @@ class ChunkRunner:
             self._finish(pending.popleft(), store)
 
     def _wait(self, pending: deque[PendingChunk], drain_timeout_s: float | None) -> bool:
-        """Whether the first chunk has its results; not if it was cancelled or given up."""
+        """Wait for the results of the first chunk; return False if it was cancelled or given up."""
         future = pending[0].future
         while future is not None and not future.done():
             if self.shutdown.received_signal is not None:
@@ -110,23 +110,23 @@ class ChunkRunner:
         return future is None or not future.cancelled()
 
     def _is_drain_over(self, drain_timeout_s: float) -> bool:
-        """Whether so many seconds have passed since the first call."""
+        """Return whether `drain_timeout_s` has passed since the first call of this method."""
         now = time.monotonic()
         if self._drain_deadline is None:
             self._drain_deadline = now + drain_timeout_s
         return now >= self._drain_deadline
 
-    def _finish(self, one: PendingChunk, store: DedupStore) -> None:
-        finished, mine = one.finish(store)
+    def _finish(self, pending: PendingChunk, store: DedupStore) -> None:
+        result, new_results = pending.finish(store)
         if self.spec.fail_fast:
-            raise_on_error(finished)
+            raise_on_error(result)
         now = time.monotonic()
-        finished.summary.seconds, self._finished_at = now - self._finished_at, now
-        store.add(one.span.chunk, mine, finished.summary.num_computed_tokens)
-        write_chunk(self.folder.chunks_folder, self.job_id, finished)
-        self._in_flight.difference_update(one.own_digests)
-        self.completed_chunks.add(finished.span, finished.summary)
-        self.progress.add(finished.summary)
+        result.summary.seconds, self._finished_at = now - self._finished_at, now
+        store.add(pending.span.chunk, new_results, result.summary.num_computed_tokens)
+        write_chunk(self.folder.chunks_folder, self.job_id, result)
+        self._in_flight.difference_update(pending.own_digests)
+        self.completed_chunks.add(result.span, result.summary)
+        self.progress.add(result.summary)
 
     def _chunks(self, start: Position, number: int) -> Iterator[Chunk]:
         for index, rows in enumerate(
@@ -140,32 +140,34 @@ class ChunkRunner:
         return rows if limit is None else islice(rows, max(0, limit - start.row))
 
     def _rebuild(self, store: DedupStore) -> None:
-        """Fill an empty store from the input and the chunks that are done."""
-        done = self.folder.read_chunks(self.job_id, self.completed_chunks.num_chunks)
-        for finished, chunk in zip(done, self._chunks(START, 0), strict=False):
-            results = collect_results(chunk, finished.rows)
-            known = store.find(list(results))
-            mine = {digest: result for digest, result in results.items() if digest not in known}
-            store.add(chunk.span.chunk, mine, finished.summary.num_computed_tokens)
+        """Fill an empty store from the input and the finished chunks."""
+        chunk_results = self.folder.read_chunks(self.job_id, self.completed_chunks.num_chunks)
+        for chunk_result, chunk in zip(chunk_results, self._chunks(START, 0), strict=False):
+            results = collect_results(chunk, chunk_result.rows)
+            known_results = store.find(list(results))
+            new_results = {
+                digest: result for digest, result in results.items() if digest not in known_results
+            }
+            store.add(chunk.span.chunk, new_results, chunk_result.summary.num_computed_tokens)
 
 
-def raise_on_error(finished: ChunkResult) -> None:
-    """Return if every row of a chunk could be scored.
+def raise_on_error(chunk: ChunkResult) -> None:
+    """Check that every row of a chunk was scored.
 
     Raises:
-        BadRowError: names the first that could not.
+        BadRowError: a row has an error; the message names the first one.
     """
-    for index, row in enumerate(finished.rows):
+    for index, row in enumerate(chunk.rows):
         if failure := row.failure:
             raise BadRowError(
-                f"row {finished.span.first_row + index} (counted from 0): {failure.message} "
-                f"({failure.code}); --fail-fast ends the job here: correct the row, or leave the "
-                "option out to have the error in the output"
+                f"row {chunk.span.first_row + index} (counted from 0): {failure.message} "
+                f"({failure.code}); --fail-fast stops the job here: correct the row, or leave the "
+                "option out to get the error in the output"
             )
 
 
 def _cancel(pending: deque[PendingChunk]) -> None:
-    # The last first: one behind a cancelled one would be scored for nothing.
-    for one in reversed(pending):
-        if one.future:
-            one.future.cancel()
+    # In reverse: the results of a chunk after a cancelled one would be discarded.
+    for chunk in reversed(pending):
+        if chunk.future:
+            chunk.future.cancel()

@@ -1,8 +1,8 @@
-"""Turns of a conversation as other tools write them, made into messages with role and content.
+"""Convert turns in the formats of other tools to messages with role and content.
 
-Knows ShareGPT's `from` and `value`, ms-swift's `human` and `assistant`, structs of lists, Alpaca's
-`history`, lists as JSON text, and keys that are null because a table has them for other rows. What
-cannot be made sense of is left for `rm_core` to refuse.
+Supported are ShareGPT's `from` and `value`, ms-swift's `human` and `assistant`, structs of lists,
+Alpaca's `history`, lists as JSON text, and keys that are null because a table has them for other
+rows. Other values are returned unchanged, and `rm_core` refuses them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-"""Who speaks, in ShareGPT's words and ours; other words mean the same in both."""
+"""Roles of ShareGPT's speakers; other names are roles already."""
 
 _QUESTIONS = ("human", "user", "question", "query", "instruction", "prompt", "input")
 _ANSWERS = ("assistant", "gpt", "bot", "answer", "response", "output", "completion")
 _TURN_KEYS = frozenset(["role", "from", *_QUESTIONS])
 _SHAREGPT_KEYS = frozenset(["role", "from", "value", "content", "weight", "loss"])
-"""Keys of ShareGPT's turns that are read, or that only training reads."""
+"""Keys of ShareGPT's turns that are read, or that concern only training."""
 _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 _MAX_SHOWN = 60
 
 
 def normalize_messages(value: Any) -> Any:
-    """Text as it is, and everything that is turns as a list of messages."""
+    """Convert turns in any supported format to a list of messages; return text unchanged."""
     if isinstance(value, Mapping):
         turns = _transpose(value)
         if turns is not None:
@@ -53,13 +53,13 @@ def normalize_messages(value: Any) -> Any:
 
 
 def load_messages(value: Any) -> Any:
-    """As `normalize_messages`, for a column of messages: JSON text of them is messages there too."""
+    """Like `normalize_messages`, and read JSON text of messages, as in a column of messages."""
     turns = parse_json_turns(value) if isinstance(value, str) else None
     return normalize_messages(value) if turns is None else turns
 
 
 def parse_json_turns(text: str) -> list[Any] | None:
-    """The messages that a text holds as a list in JSON, or as Python prints it; else None."""
+    """Return the messages of a text that is a JSON or Python list of messages, else None."""
     if not text[:64].lstrip().startswith("["):
         return None
     value = _load_json(text)
@@ -76,7 +76,7 @@ def parse_json_turns(text: str) -> list[Any] | None:
 
 
 def has_function_calls(value: Any) -> bool:
-    """Whether turns in ShareGPT's form have a call of a function, which is text there."""
+    """Return whether ShareGPT turns have a function call, which is text in that format."""
     if isinstance(value, Mapping):
         speakers = value.get("from")
         return "function_call" in (speakers if isinstance(speakers, list) else [speakers])
@@ -86,24 +86,24 @@ def has_function_calls(value: Any) -> bool:
 
 
 def parse_history(value: Any) -> Messages:
-    """The messages of Alpaca's `history`: earlier questions, each with its answer.
+    """Parse Alpaca's `history`, which has earlier questions with their answers.
 
     Args:
         value: a list of `[question, answer]`, of objects with a question and an answer, or of
             messages; also as JSON text.
 
     Raises:
-        InvalidConversationError: it has another shape.
+        InvalidConversationError: `value` has another shape.
     """
-    found = value
+    turns = value
     if isinstance(value, str):
-        found = _load_json(value) if value.strip() else []
-    if isinstance(found, Mapping):
-        found = _transpose(found)
-    if not isinstance(found, list):
+        turns = _load_json(value) if value.strip() else []
+    if isinstance(turns, Mapping):
+        turns = _transpose(turns)
+    if not isinstance(turns, list):
         raise _history_error(value)
     messages: Messages = []
-    for turn in found:
+    for turn in turns:
         if isinstance(turn, Mapping) and not _is_exchange(turn):
             if not {"role", "from"} & turn.keys():
                 raise _history_error(turn)
@@ -126,21 +126,21 @@ def _parse_history_message(turn: Any) -> Messages:
         return parse_prompt([_normalize_message(turn)])
     except InvalidConversationError as error:
         raise InvalidConversationError(
-            f"`history`: {error.detail}; the turn is {_short(turn)} (--history-column '' leaves "
-            "the column aside)"
+            f"`history`: {error.detail}; the turn is {_short(turn)} (--history-column '' ignores "
+            "the column)"
         ) from error
 
 
 def read_tools(value: Any) -> Tools | None:
-    """The functions that a template is to write; None where there are none.
+    """Read function definitions for the chat template; return None if there are none.
 
     Args:
-        value: a list of objects or a struct of lists, in which keys that are null are left out; or
-            JSON text of a list, in which they stay. Null and blank text are none; an empty list is
-            given to the template, as TRL does.
+        value: a list of objects or a struct of lists, in which keys that are null are dropped; or
+            JSON text of a list, in which null keys are kept. Null and blank text mean no functions;
+            an empty list is passed to the template, as TRL does.
 
     Raises:
-        InvalidConversationError: it has another shape.
+        InvalidConversationError: `value` has another shape.
     """
     if not isinstance(value, str):
         value = _drop_nulls_and_maps(value)
@@ -151,12 +151,12 @@ def read_tools(value: Any) -> Tools | None:
         return parse_tools(value)
     except InvalidConversationError as error:
         raise InvalidConversationError(
-            f"{error.detail} (--tools-column '' leaves the column aside)"
+            f"{error.detail} (--tools-column '' ignores the column)"
         ) from error
 
 
 def _drop_nulls_and_maps(value: Any) -> Any:
-    """A value without the keys that are null, with maps of Arrow as objects."""
+    """Drop null keys of a value and convert Arrow maps to objects."""
     return drop_nulls(_convert_maps(value))
 
 
@@ -164,7 +164,7 @@ def _convert_maps(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _convert_maps(item) for key, item in value.items()}
     if isinstance(value, list):
-        # Arrow gives a map as a list of tuples, which it gives for nothing else.
+        # Only a map of Arrow becomes a list of tuples.
         if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
             return _convert_maps(dict(value))
         return [_convert_maps(item) for item in value]
@@ -180,40 +180,40 @@ def _normalize_message(turn: Any) -> Any:
         others = {key: item for key, item in turn.items() if key not in _SHAREGPT_KEYS}
         message = {"role": role, "content": turn.get("value")}
         return {**message, **_normalize_keys(others)} if others else message
-    if len(turn) > 2:  # role and content are looked at by rm_core
+    if len(turn) > 2:  # rm_core checks role and content
         return _normalize_keys(turn)
     return turn
 
 
 def _normalize_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a message as templates read them."""
-    found: dict[str, Any] = _drop_nulls_and_maps(keys)
-    if "tool_calls" in found:
-        found["tool_calls"] = _normalize_tool_calls(found["tool_calls"])
-    return found
+    """Convert the keys of a message to the form that templates read."""
+    normalized: dict[str, Any] = _drop_nulls_and_maps(keys)
+    if "tool_calls" in normalized:
+        normalized["tool_calls"] = _normalize_tool_calls(normalized["tool_calls"])
+    return normalized
 
 
 def _normalize_tool_calls(calls: Any) -> Any:
-    """Calls of tools as a list, also where a table has a struct of lists or JSON text of them."""
+    """Convert tool calls to a list, also from a struct of lists or from JSON text."""
     if isinstance(calls, Mapping):
-        if not calls:  # all of its keys were null
+        if not calls:  # all keys were null
             return []
-        turns = _transpose(calls, {"id", "type", "function", "name", "arguments"})
-        return calls if turns is None else drop_nulls(turns)
+        objects = _transpose(calls, {"id", "type", "function", "name", "arguments"})
+        return calls if objects is None else drop_nulls(objects)
     if isinstance(calls, str):
         if calls.strip() in ("", "null"):
             return []
-        found = _load_json(calls)
-        return found if isinstance(found, list) else calls
+        parsed = _load_json(calls)
+        return parsed if isinstance(parsed, list) else calls
     return calls
 
 
 def _transpose(value: Mapping[str, Any], names: Collection[str] = _TURN_KEYS) -> list[Any] | None:
-    """The objects of a struct of lists, as `datasets` stores a sequence of objects.
+    """Convert a struct of lists, as `datasets` stores a sequence of objects, to a list of objects.
 
     Args:
         value: the struct.
-        names: keys of which it must have one.
+        names: keys; without any of them, the result is None.
     """
     lists = {key: item for key, item in value.items() if item is not None}
     if not set(names) & lists.keys() or not all(isinstance(item, list) for item in lists.values()):
@@ -224,12 +224,14 @@ def _transpose(value: Mapping[str, Any], names: Collection[str] = _TURN_KEYS) ->
 
 
 def _is_exchange(turn: Any) -> bool:
-    """Whether an object is a question and its answer, each under its own key."""
+    """Return whether an object is a question with its answer, each under its own key."""
     if not isinstance(turn, Mapping) or {"role", "content", "from", "value"} & turn.keys():
         return False
-    filled = {key for key, item in turn.items() if item is not None}
-    asked, answered = filled & {*_QUESTIONS, "tool"}, filled & set(_ANSWERS)
-    return len(asked) <= 1 and len(answered) <= 1 and filled == asked | answered and bool(filled)
+    names = {key for key, item in turn.items() if item is not None}
+    questions, answers = names & {*_QUESTIONS, "tool"}, names & set(_ANSWERS)
+    return (
+        len(questions) <= 1 and len(answers) <= 1 and names == questions | answers and bool(names)
+    )
 
 
 def _split_exchange(turn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -240,23 +242,23 @@ def _split_exchange(turn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _load_json(text: str) -> Any:
-    """The value of a JSON text; None where it is not JSON, or an object has a key twice."""
+    """Parse JSON text; return None if it is not JSON, or if an object has a key twice."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text, object_pairs_hook=_parse_object)
     return None
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return value
 
 
 def _history_error(value: Any) -> InvalidConversationError:
     return InvalidConversationError(
-        f"`history` has {_short(value)}; it must be a list of [question, answer], each of them "
-        "text: correct it, or leave the column aside with --ignore-column"
+        f"`history` has {_short(value)}; it must be a list of [question, answer], both text: "
+        "correct it, or ignore the column with --ignore-column"
     )
 
 

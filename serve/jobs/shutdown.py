@@ -1,7 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks a job to stop after what is in flight, the second ends it.
+"""Ctrl-C and SIGTERM: the first signal stops a job after the chunks in flight, the second at once.
 
-Where nothing is in flight but a question to a service, which may never answer, the first interrupts
-it.
+While the job only waits for a service, which may never respond, the first signal interrupts it.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulShutdown:
-    """Whether a job was asked to stop. A context manager, for the main thread.
+    """Records whether a signal asked the job to stop. A context manager for the main thread.
 
     Args:
-        note: told to a person after the first signal.
+        notice: text printed to standard error after the first signal.
 
     Attributes:
-        asked: the signal that asked; None while nobody did.
+        received_signal: number of the first signal; None if there was none.
     """
 
     def __init__(self, notice: str) -> None:
         self.received_signal: int | None = None
-        self._note = notice
+        self._notice = notice
         self._interrupts = False
         self._previous_handlers: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells of a program that a signal ended."""
+        """Exit code as a shell reports it for a program ended by the signal."""
         return 128 + (self.received_signal or 0)
 
     @contextlib.contextmanager
     def allow_interrupt(self, enabled: bool) -> Iterator[None]:
-        """A block of the main thread that a signal ends at once, if that is wanted.
+        """Let a signal interrupt the block, if `enabled`.
 
         Raises:
-            JobStoppedError: a signal came, now or before.
+            JobStoppedError: a signal arrived, before or during the block.
         """
         if enabled and self.received_signal is not None:
-            raise JobStoppedError("stopped as asked")
+            raise JobStoppedError("stopped by a signal")
         self._interrupts = enabled
         try:
             yield
@@ -71,11 +70,11 @@ class GracefulShutdown:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received_signal is not None:
-            # Threads may be deep in a batch: nothing waits for them. As after any kill, the next
-            # start goes on behind the last chunk that is whole.
+            # Do not wait for threads that run a batch. As after a kill, the next start resumes
+            # after the last finished chunk.
             os._exit(128 + number)
         self.received_signal = number
-        # Not through Python's streams: the signal may have come in the middle of a write to one.
-        os.write(2, self._note.encode())
+        # Bypass Python's streams: the signal may have interrupted a write to one.
+        os.write(2, self._notice.encode())
         if self._interrupts:
-            raise JobStoppedError("stopped as asked")
+            raise JobStoppedError("stopped by a signal")

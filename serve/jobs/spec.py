@@ -1,4 +1,4 @@
-"""What a job was asked to do, apart from where it is scored."""
+"""Specification of a job, without where it is scored."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ CHUNK_ROWS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """The options of a job.
+    """Options of a job.
 
     Attributes:
-        source: its input.
-        output: where the rows with their rewards go.
-        truncation: what to do with what is too long.
-        columns: where the parts of a record are.
-        limit: how many rows to take; None for all.
-        chunk_rows: most rows of a chunk.
-        fail_fast: whether to end at the first row with an error.
-        overwrite: whether to start afresh, whatever is there.
-        replace_results: whether columns of the input that are named like results are of an earlier
-            run, and replaced.
-        asked: how the model was asked for, as JSON data. While that is the same, a job that is
-            done looks at no model and asks no service.
+        source: the input.
+        output: file for the rows with their rewards.
+        truncation: how to handle conversations that are too long.
+        columns: columns of the records.
+        limit: number of rows to score; None for all.
+        chunk_rows: maximum number of rows in a chunk.
+        fail_fast: whether to stop at the first row with an error.
+        overwrite: whether to discard existing output and state.
+        replace_results: whether columns of the input that are named like results are results of an
+            earlier run, to be replaced.
+        model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
+            job neither opens a model nor contacts a service.
     """
 
     source: FileSource
@@ -45,7 +45,7 @@ class JobSpec:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those that decide the results or where chunks are cut, as JSON data: they are pinned."""
+        """Options that decide results or chunk boundaries, as JSON data for the manifest."""
         return {
             "truncation": self.truncation,
             "limit": self.limit,

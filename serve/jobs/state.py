@@ -1,7 +1,7 @@
-"""The folder beside an output in which its job keeps what is done: `OUTPUT.job`.
+"""The state of a job, in the folder `OUTPUT.job` next to the output.
 
-Whatever in it was cut off, changed or left behind by a kill is found here when a job starts, told
-in one line, and made good: chunks count up to the first that is not whole.
+At the start of a job, files that a kill truncated or left behind, or that were changed, are found,
+reported in one line and repaired: chunks count up to the first one that is damaged or missing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from serve.jobs.summary import Summary
 
 @dataclass(slots=True)
 class CompletedChunks:
-    """The chunks that are done: always the first ones.
+    """The finished chunks, which are always the first chunks of the job.
 
     Attributes:
-        num_chunks: how many.
-        end: where the first row behind them begins.
-        summary: their figures.
+        num_chunks: number of finished chunks.
+        end: position after the last row of these chunks.
+        summary: summary of these chunks.
     """
 
     num_chunks: int = 0
@@ -37,83 +37,83 @@ class CompletedChunks:
     summary: Summary = field(default_factory=Summary)
 
     def add(self, span: Span, summary: Summary) -> None:
-        """One more is done."""
+        """Add the next finished chunk."""
         self.num_chunks += 1
         self.end = span.end
         self.summary.add(summary)
 
 
 def job_folder_path(output: Path) -> Path:
-    """The folder in which the job of an output keeps what is done."""
+    """Return the folder for the state of an output's job."""
     return output.with_name(output.name + ".job")
 
 
 def manifest_path(output: Path) -> Path:
-    """The manifest of the job of an output."""
+    """Return the manifest of an output's job."""
     return job_folder_path(output) / "manifest.json"
 
 
 class JobFolder:
-    """What a job keeps on disk.
+    """The state of a job on disk.
 
     Args:
-        output: of the job.
-        say: told what was found to be damaged.
+        output: output of the job.
+        notify: called with a message about each damaged file.
     """
 
     def __init__(self, output: Path, notify: Callable[[str], None]) -> None:
         self.output = output
         self.path = job_folder_path(output)
         self.chunks_folder = self.path / "chunks"
-        self._seen = self.path / "seen.sqlite"
+        self._store_path = self.path / "seen.sqlite"
         self._manifest = manifest_path(output)
-        self._say = notify
+        self._notify = notify
 
     @property
     def lock_path(self) -> Path:
-        """The file that is locked while a run is at work."""
+        """File that is locked while the job runs."""
         return self.path / "lock"
 
     @property
     def batches_path(self) -> Path:
-        """Where a carrier keeps what it has to do in the same way at the next start."""
+        """File for settings that an executor must keep when the job resumes."""
         return self.path / "batches.json"
 
     def read_manifest(self) -> Manifest | None:
-        """How the job began; None if there is no job, or nothing is left to tell.
+        """Return the manifest; None if there is none, or only a damaged one.
 
         Raises:
-            JobRefusedError: another version of the program wrote it.
+            JobRefusedError: another version of the program wrote the manifest.
         """
         try:
             return Manifest.read(self._manifest)
         except CorruptStateError as error:
-            self._say(f"{self._manifest} is damaged ({error}); it is made again")
+            self._notify(f"{self._manifest} is damaged ({error}) and is written again")
             return None
 
     def read_template_date(self) -> str | None:
-        """The `template_date` that the job began with; None if it is not known."""
+        """Return the `template_date` of the job; None if unknown."""
         with contextlib.suppress(CorruptStateError, RewardError, OSError, KeyError, TypeError):
-            kept = Manifest.read(self._manifest)
-            date = kept and kept.model.get("template_date")
+            manifest = Manifest.read(self._manifest)
+            date = manifest and manifest.model.get("template_date")
             return date if isinstance(date, str) else None
         return None
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Keep it, durably."""
+        """Write the manifest durably."""
         manifest.write(self._manifest)
 
     def clear(self) -> None:
-        """Forget the job, all but its lock; the manifest, which says what the rest is, last."""
+        """Remove all state except the lock; the manifest, which describes the rest, goes last."""
         self.remove_work()
         self.batches_path.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
         sync_folder(self.path)
 
     def remove_work(self) -> None:
-        """Remove what a job needs only until it is done, and what a kill left behind."""
+        """Remove files that a finished job does not need, and leftovers of a kill."""
         self.remove_temp_files()
-        remove_store(self._seen)
+        remove_store(self._store_path)
         shutil.rmtree(self.chunks_folder, ignore_errors=True)
 
     def remove_temp_files(self) -> None:
@@ -124,66 +124,66 @@ class JobFolder:
         self.output.with_name(self.output.name + TEMP_SUFFIX).unlink(missing_ok=True)
 
     def read_chunks(self, job_id: str, num_chunks: int) -> Iterator[ChunkResult]:
-        """The chunks that are done, in order.
+        """Yield the finished chunks in order.
 
         Args:
-            job: digest of what the job is pinned to.
-            num_chunks: how many.
+            job_id: `Manifest.job_id`.
+            num_chunks: number of chunks to read.
 
         Raises:
-            DamagedError: one changed since `check` found them whole.
+            CorruptStateError: a chunk changed since `recover_chunks` checked it.
         """
         for chunk in range(num_chunks):
             yield read_chunk(self.chunks_folder, job_id, chunk)
 
     def recover_chunks(self, job_id: str) -> CompletedChunks:
-        """Find the chunks that are done, and remove what comes behind the first gap."""
+        """Find the finished chunks, and remove chunks after the first gap."""
         make_private_folder(self.chunks_folder)
-        prefix = CompletedChunks()
-        there = {file.name for file in self.chunks_folder.iterdir()}
-        while chunk_path(self.chunks_folder, prefix.num_chunks).name in there:
-            number = prefix.num_chunks
+        completed = CompletedChunks()
+        names = {file.name for file in self.chunks_folder.iterdir()}
+        while chunk_path(self.chunks_folder, completed.num_chunks).name in names:
+            number = completed.num_chunks
             try:
-                one = read_chunk(self.chunks_folder, job_id, number)
-                if one.span.first_row != prefix.end.row:
-                    raise CorruptStateError("its rows do not follow those of the chunk before")
+                chunk = read_chunk(self.chunks_folder, job_id, number)
+                if chunk.span.first_row != completed.end.row:
+                    raise CorruptStateError("its rows do not follow the rows of the chunk before")
             except CorruptStateError as error:
-                self._say(
-                    f"{chunk_path(self.chunks_folder, number)} is damaged ({error}); it and all chunks "
-                    "behind it are done again"
+                self._notify(
+                    f"{chunk_path(self.chunks_folder, number)} is damaged ({error}); this chunk "
+                    "and all later chunks are processed again"
                 )
                 break
-            there.discard(chunk_path(self.chunks_folder, number).name)
-            prefix.add(one.span, one.summary)
-        for name in there:
+            names.discard(chunk_path(self.chunks_folder, number).name)
+            completed.add(chunk.span, chunk.summary)
+        for name in names:
             (self.chunks_folder / name).unlink()
-        return prefix
+        return completed
 
     def open_dedup_store(
         self, job_id: str, num_chunks: int, rebuild: Callable[[DedupStore], None]
     ) -> DedupStore:
-        """The store of what was scored, made again where it is not whole.
+        """Open the dedup store; rebuild it if it is missing, damaged or incomplete.
 
         Args:
-            job: digest of what the job is pinned to.
-            num_chunks: that are done and have to be in it.
-            rebuild: fills an empty one.
+            job_id: `Manifest.job_id`.
+            num_chunks: number of finished chunks that the store must contain.
+            rebuild: fills an empty store.
         """
         try:
-            store = DedupStore(self._seen, job_id)
-            held = store.num_chunks
-            if held >= num_chunks:
+            store = DedupStore(self._store_path, job_id)
+            num_stored = store.num_chunks
+            if num_stored >= num_chunks:
                 return store
             store.close()
-            found = f"has {held} of {num_chunks} chunks"
+            problem = f"has {num_stored} of {num_chunks} chunks"
         except CorruptStateError as error:
-            found = f"is damaged ({error})"
-        self._say(f"{self._seen} {found}; it is made again from the input and the chunks")
-        remove_store(self._seen)
-        store = DedupStore(self._seen, job_id)
+            problem = f"is damaged ({error})"
+        self._notify(f"{self._store_path} {problem}; it is rebuilt from the input and the chunks")
+        remove_store(self._store_path)
+        store = DedupStore(self._store_path, job_id)
         rebuild(store)
         return store
 
     def discard_dedup_store(self) -> None:
-        """Remove the store, for the next start to make it again."""
-        remove_store(self._seen)
+        """Remove the dedup store; the next start rebuilds it."""
+        remove_store(self._store_path)

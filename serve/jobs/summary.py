@@ -1,4 +1,4 @@
-"""What a job did, in figures: filled chunk by chunk, kept in the manifest, shown at the end."""
+"""Summary of a job: updated chunk by chunk, kept in the manifest, printed at the end."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ _COUNTERS = ("errors", "warnings", "nulled")
 
 @dataclass(slots=True)
 class Summary:
-    """Figures of a whole job, all its starts together.
+    """Summary of a whole job, over all its starts.
 
     Attributes:
-        num_rows: of the input, up to `--limit`.
-        errors: rows with an error, by its code.
-        num_conversations: that have a reward.
-        num_tokens: of those conversations, each counted in full, as often as it occurs.
-        num_repeated_tokens: of those that were not scored, since one like it was.
-        num_computed_tokens: that went through the model.
-        seconds: in which chunks were scored; time between two starts does not count.
-        examples: the first row of each code, and what its error says.
-        renamed: names of results that the input has too, and the columns that they are in.
-        nulled: values of the input that JSON cannot hold and that are null in the output, by
+        num_rows: number of rows of the input, up to `--limit`.
+        errors: number of rows with an error, by error code.
+        num_conversations: number of conversations with a reward.
+        num_tokens: number of tokens of these conversations, each counted in full at every
+            occurrence.
+        num_repeated_tokens: number of tokens of conversations that were not scored, because an
+            equal conversation was.
+        num_computed_tokens: number of tokens that went through the model.
+        seconds: seconds spent on scoring chunks, without the time between two starts.
+        examples: the first row and its error message, by error code.
+        renamed: columns that hold results under another name, by result name.
+        nulled: number of input values that JSON cannot hold and that are null in the output, by
             column.
-        warnings: rows with a warning, by its code.
-        warning_examples: the first row of each code, and what its warning says.
+        warnings: number of rows with a warning, by warning code.
+        warning_examples: the first row and its warning, by warning code.
     """
 
     num_rows: int = 0
@@ -49,30 +51,30 @@ class Summary:
 
     @property
     def num_failed(self) -> int:
-        """Rows with an error."""
+        """Number of rows with an error."""
         return sum(self.errors.values())
 
     @property
     def num_scored(self) -> int:
-        """Rows without one."""
+        """Number of rows without an error."""
         return self.num_rows - self.num_failed
 
     @property
     def num_shared_tokens(self) -> int:
-        """Not computed, since conversations that were scored together start with them."""
+        """Number of tokens not computed because conversations in a batch share a prefix."""
         return max(0, self.num_tokens - self.num_repeated_tokens - self.num_computed_tokens)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the input a second, whether computed or saved."""
+        """Throughput in tokens of the input per second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
     def add_error(self, row: int, error: ScoreError) -> None:
         """Count a row with an error.
 
         Args:
-            row: its number, from 0.
-            error: the first in it.
+            row: number of the row, from 0.
+            error: first error of the row.
         """
         self.errors[error.code] += 1
         self.examples.setdefault(error.code, f"row {row}: {error.message[:_MAX_EXAMPLE]}")
@@ -81,20 +83,20 @@ class Summary:
         """Count the warnings of a row, each code once.
 
         Args:
-            row: its number, from 0.
-            warnings: each begins with a code and a colon.
+            row: number of the row, from 0.
+            warnings: warnings of the row, each starting with a code and a colon.
         """
-        seen: set[str] = set()
+        codes: set[str] = set()
         for warning in warnings:
             code, _, text = warning.partition(":")
-            if code not in seen:
-                seen.add(code)
+            if code not in codes:
+                codes.add(code)
                 self.warnings[code] += 1
                 example = f"row {row}: {text.strip()[:_MAX_EXAMPLE]}"
                 self.warning_examples.setdefault(code, example)
 
     def add(self, other: Summary) -> None:
-        """Count another part of the job too."""
+        """Add the summary of another chunk or of several chunks."""
         self.num_rows += other.num_rows
         self.errors.update(other.errors)
         self.warnings.update(other.warnings)
@@ -107,21 +109,21 @@ class Summary:
         self.seconds += other.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, for the manifest; `from_json` reads it."""
-        # Not `asdict`, which makes a Counter into one of pairs.
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        """Return the summary as JSON data; `from_json` reads it."""
+        # `asdict` would turn a Counter into a Counter of pairs.
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
         counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
-        return {**plain, **counters}
+        return {**values, **counters}
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Summary:
-        """What `as_json` made."""
-        counters = {name: Counter(plain[name]) for name in _COUNTERS}
-        return cls(**{**plain, **counters})
+    def from_json(cls, values: dict[str, Any]) -> Summary:
+        """Create a summary from the data of `as_json`."""
+        counters = {name: Counter(values[name]) for name in _COUNTERS}
+        return cls(**{**values, **counters})
 
 
 class RowSink(Protocol):
-    """Is told of every row of a finished job, in order, while the output is written."""
+    """Receives every row of a finished job, in order, while the output is written."""
 
     def add(
         self,
@@ -129,15 +131,16 @@ class RowSink(Protocol):
         results: Sequence[Reward | ScoreError],
         error: ScoreError | None,
     ) -> None:
-        """One row.
+        """Receive one row.
 
         Args:
-            shape: of its record; None if it has none, or could not be read.
-            results: of its conversations, in order; for a pair: chosen, rejected.
-            error: what the row's `error` column says; also set if only one of several failed.
+            kind: kind of the record; None if unknown or if the row could not be read.
+            results: results of the record's conversations, in order; of a pair, chosen comes first.
+            error: error of the row's `error` column; also set if only one of several conversations
+                failed.
         """
         ...
 
     def write(self, summary: Summary) -> None:
-        """All rows were told; called once, before the job counts as done."""
+        """Finish after all rows; called once, before the job counts as finished."""
         ...

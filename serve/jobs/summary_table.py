@@ -1,4 +1,4 @@
-"""The last thing a job shows: its figures as a table, on standard error."""
+"""The table of results that a job prints to standard error at its end."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ Line = tuple[str, str]
 
 
 def format_summary(summary: Summary) -> Iterable[Line]:
-    """What a job did, as names and values."""
+    """Yield the results of a job as pairs of a name and a formatted value."""
     yield "rows", f"{summary.num_rows:,}"
     yield "scored", f"{summary.num_scored:,}"
     yield "with an error", f"{summary.num_failed:,}"
-    for code, number in summary.errors.most_common():
-        yield f"  {code}", f"{number:,}"
+    for code, count in summary.errors.most_common():
+        yield f"  {code}", f"{count:,}"
     if summary.warnings:
         yield "rows with a warning", ""
-    for code, number in summary.warnings.most_common():
-        yield f"  {code}", f"{number:,}"
+    for code, count in summary.warnings.most_common():
+        yield f"  {code}", f"{count:,}"
     yield "tokens", f"{summary.num_tokens:,}"
     saved = summary.num_repeated_tokens + summary.num_shared_tokens
     yield "not computed", _format_share(saved, summary.num_tokens)
     yield (
-        "  same conversation as before",
+        "  repeated conversations",
         _format_share(summary.num_repeated_tokens, summary.num_tokens),
     )
-    yield "  same start as another's", _format_share(summary.num_shared_tokens, summary.num_tokens)
+    yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)
     for result, column in summary.renamed.items():
         yield f"{result}, since the input has `{result}`", column
-    for column, number in summary.nulled.items():
-        yield f"NaN or infinite, null in the output: {column}", f"{number:,}"
+    for column, count in summary.nulled.items():
+        yield f"NaN or infinite, null in the output: {column}", f"{count:,}"
 
 
 def format_examples(summary: Summary) -> Iterable[str]:
-    """The first row with an error or a warning of each kind, rows counted from 0."""
+    """Yield the first row of each error code and each warning code; rows count from 0."""
     for codes, examples in (
         (summary.errors, summary.examples),
         (summary.warnings, summary.warning_examples),
     ):
         for code, _ in codes.most_common():
             if example := examples.get(code):
-                yield f"{code}, first in {example}"
+                yield f"{code}, first seen in {example}"
 
 
 def print_lines(lines: Iterable[Line]) -> None:
-    """Show names and values on standard error."""
+    """Print names and values as a table to standard error."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -61,5 +61,5 @@ def print_lines(lines: Iterable[Line]) -> None:
     Console(stderr=True).print(table)
 
 
-def _format_share(some: int, whole: int) -> str:
-    return f"{some:,} ({100 * some / whole:.1f}%)" if whole else f"{some:,}"
+def _format_share(part: int, total: int) -> str:
+    return f"{part:,} ({100 * part / total:.1f}%)" if total else f"{part:,}"

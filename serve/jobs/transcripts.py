@@ -1,14 +1,15 @@
-r"""Transcripts: text that holds several turns, read as messages.
+r"""Read transcripts, which are text with several turns, as messages.
 
-Four kinds of transcripts are known, by what begins a turn:
+Four kinds of transcripts are known, by the marker that begins a turn:
 
 - `\n\nHuman:` and `\n\nAssistant:` (Anthropic's HH, Nectar)
 - `<extra_id_1>User` and `<extra_id_1>Assistant` (HelpSteer2)
 - `### Human:` and `### Assistant:` (Guanaco)
 - `USER:` and `ASSISTANT:` (Vicuna)
 
-`auto` reads the first kind alone, and only where the whole text is such a transcript: nobody else
-writes that. `read` reads all kinds. `keep` reads none: all text is scored as it came.
+`auto` reads only the first kind, and only if the whole text is such a transcript, because other
+text does not look like that. `read` reads all kinds. `keep` reads none: all text is scored
+unchanged.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _HH_START = re.compile(r"(?:\r?\n){2}Human:")
 
 @dataclass(frozen=True, slots=True)
 class _TranscriptFormat:
-    """A way to write a transcript.
+    """A kind of transcript.
 
     Attributes:
-        start: matches the beginning of a text of this kind.
-        turn: matches what begins a turn; its group is the speaker.
-        unmarked: role of the text before the first turn; None where there must be none.
+        start: pattern for the beginning of a text of this kind.
+        turn: pattern for the beginning of a turn; its group is the speaker.
+        unmarked_role: role of the text before the first turn; None if no such text may occur.
         end: marker that follows a turn of the assistant, or empty.
     """
 
@@ -61,12 +62,12 @@ _ROLES = {"human": "user", "user": "user", "assistant": "assistant", "system": "
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The turns of a text.
+    """The turns of a transcript.
 
     Attributes:
-        messages: the turns; of a prompt, all but an answer that has only begun.
-        opening: of a prompt, the beginning of the answer, often empty; white space at its end
-            stays.
+        messages: the turns; for a prompt, without an answer that it only begins.
+        opening: for a prompt, the beginning of the answer, often empty; trailing white space is
+            kept.
     """
 
     messages: Messages
@@ -74,10 +75,10 @@ class Transcript:
 
 
 def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | None:
-    """The turns of a prompt; None where it is plain text.
+    """Return the turns of a prompt, or None if the prompt is plain text.
 
     Raises:
-        InvalidConversationError: it begins as a transcript and is none.
+        InvalidConversationError: the text begins as a transcript and is not a valid one.
     """
     turns = _parse(text, mode)
     if turns is None:
@@ -89,10 +90,10 @@ def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | Non
 
 
 def parse_transcript(text: str, mode: TranscriptMode) -> Messages | None:
-    """The turns of a whole conversation, the last one the assistant's; None for other text.
+    """Return the turns of a conversation that ends with the assistant, or None for other text.
 
     Raises:
-        InvalidConversationError: it begins as a transcript and is none.
+        InvalidConversationError: the text begins as a transcript and is not a valid one.
     """
     turns = _parse(text, mode)
     if turns is None or turns[-1]["role"] == "assistant":
@@ -109,10 +110,10 @@ def _parse(text: str, mode: TranscriptMode) -> Messages | None:
     kind = _find_format(text, mode)
     if kind is None:
         return None
-    before, *parts = re.split(kind.turn, text)
+    before, *fields = re.split(kind.turn, text)
     turns = [
         (_ROLES[speaker.lower()], content)
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+        for speaker, content in zip(fields[::2], fields[1::2], strict=True)
     ]
     if before.strip():
         if kind.unmarked_role is None:
@@ -124,13 +125,13 @@ def _parse(text: str, mode: TranscriptMode) -> Messages | None:
     for role, content in turns:
         if "<extra_id_" in content and kind.unmarked_role == "user":
             raise InvalidConversationError(
-                "the transcript has an <extra_id_...> that begins no turn (labels of an answer, "
-                "for one); leave it out of the text"
+                "the transcript has an <extra_id_...> that does not begin a turn (it may be a "
+                "label of an answer); remove it from the text"
             )
-        plain = content.strip()
+        text_of_turn = content.strip()
         if kind.end and role == "assistant":
-            plain = plain.removesuffix(kind.end).rstrip()
-        messages.append({"role": role, "content": validate_unicode(plain, "the transcript")})
+            text_of_turn = text_of_turn.removesuffix(kind.end).rstrip()
+        messages.append({"role": role, "content": validate_unicode(text_of_turn, "the transcript")})
     return messages
 
 

@@ -1,1 +1,1 @@
-"""Where the conversations of a job are scored: in this process, by a service, on Ray."""
+"""Executors, which score the conversations of a job: in this process, by a service, on Ray."""

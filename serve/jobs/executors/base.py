@@ -1,7 +1,7 @@
-"""What the ways to score a job have in common, so that a job does not know which one it runs on.
+"""The interface of executors; a job does not depend on which executor scores it.
 
-A carrier knows nothing of rows, files or chunks: it gets conversations that are well-formed and
-distinct, and gives back a reward or an error for each. All that survives a restart is the job's.
+An executor does not know rows, files or chunks: it receives well-formed, distinct conversations and
+returns a reward or an error for each. The job alone keeps state across restarts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rm_core.inputs.conversations import ChatJson
 
 @dataclass(frozen=True, slots=True)
 class ScoreBatchResult:
-    """What came back of one call.
+    """Results of one call.
 
     Attributes:
         results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens that went through the model; what conversations share is
-            counted once.
+        num_computed_tokens: number of tokens that went through the model; shared prefixes count
+            once.
     """
 
     results: list[Reward | ScoreError]
@@ -31,12 +31,12 @@ class ScoreBatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """What gives the rewards.
+    """The model that scores.
 
     Attributes:
-        name: as it is called in requests.
-        fingerprint: what makes two rewards comparable.
-        max_length: most tokens of a conversation.
+        name: name of the model in requests.
+        fingerprint: fingerprint of the rewards.
+        max_length: maximum number of tokens in a conversation.
     """
 
     name: str
@@ -45,70 +45,71 @@ class ScoringModel:
 
 
 class Executor(Protocol):
-    """Carries conversations to where they are scored. Used from one thread.
+    """Scores conversations. Use from one thread.
 
     Attributes:
-        patience_s: seconds for which a job that is asked to stop waits for what is in flight. Not
-            None for services, which may never answer: then `identity` and `count_tokens` may be
-            interrupted, too. None: until it is done.
+        drain_timeout_s: seconds that a stopping job waits for calls in flight; None to wait until
+            they are finished. Set for services, which may never respond: `resolve_identity` and
+            `count_tokens` may then be interrupted as well.
     """
 
     drain_timeout_s: float | None
 
     def resolve_identity(self) -> dict[str, Any]:
-        """What decides the rewards, as plain JSON data; a job goes on only where it is the same.
+        """Return everything that decides the rewards, as JSON data.
 
-        Costs no weights: asked before anything is scored, and also when nothing is left to do.
+        A job resumes only if its identity is unchanged. This method loads no weights: it is called
+        before anything is scored, and also when nothing is left to score.
 
         Raises:
-            RewardError: there is no such model or service.
+            RewardError: the model or the service does not exist.
         """
         ...
 
     @property
     def capacity(self) -> int:
-        """How many calls are worth having in flight, at least 1; may change while it runs."""
+        """Useful number of calls in flight, at least 1; may change while the job runs."""
         ...
 
     def submit(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """Begin to score some conversations; returns at once.
+        """Start to score conversations and return at once.
 
-        The future fails only where the whole way fails (the service is gone, the model cannot be
-        loaded), which ends the job so that it can be resumed; its error is a `RewardError` then.
+        The future fails only if the executor itself fails (the service is gone, the model cannot
+        be loaded), with a `RewardError`; this ends the job, which can be resumed.
 
         Args:
-            conversations: at least one; distinct.
-            truncation: what to do with what is too long.
+            conversations: distinct conversations, at least one.
+            truncation: how to handle conversations that are too long.
         """
         ...
 
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """Tokens of each conversation as it would be scored, in order; nothing is scored.
+        """Return the number of tokens of each conversation, in order, without scoring.
 
         Raises:
-            RewardError: as for the future of `submit`.
+            RewardError: the executor failed, as for the future of `submit`.
         """
         ...
 
     def close(self) -> None:
-        """Let go of models and connections; calls that have not begun are cancelled."""
+        """Release models and connections; calls that have not started are cancelled."""
         ...
 
 
 class ModelExecutor(Executor, Protocol):
-    """A carrier that can tell which model it scores with."""
+    """An executor that knows which model it scores with."""
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """What gives the rewards; None as long as that is not known.
+        """Return the model, or None if it is not known yet.
 
         Args:
-            ask: whether to load the model, or to ask the service, where it is not known yet.
+            fetch: whether to load the model or to query the service if the model is not known yet.
 
         Raises:
-            RewardError: as for `identity`, if it was to be asked.
+            RewardError: `fetch` failed, as for `resolve_identity`.
         """
         ...

@@ -1,11 +1,11 @@
-"""Calls in pieces, so that a conversation that kills whoever scores it ends up alone.
+"""Split calls into work units, to isolate a conversation that crashes the actor that scores it.
 
-A piece goes whole at first. What was in the hands of an actor that died goes to another, which
-then has nothing else, so that it is known what it died of. Lost again, it is cut into sixteen, each
-for an actor of its own, and so on: a conversation out of 4,000 is found by six lost actors, where
-halves would cost fifteen, and every one of them loads the model again. A conversation that was
-alone with two actors when they died is given up with the code that the service has for it. Knows
-nothing of Ray.
+A call is one unit at first. The unit of an actor that died goes to another actor, which gets no
+other unit, so that the cause of a second death is known. A unit lost twice is split into sixteen
+units, each for an actor without other work, and so on: one conversation out of 4,000 is found with
+six lost actors; halves would cost fifteen, and every new actor loads the model again. A
+conversation that was alone with two actors when they died is quarantined with the same error code
+as in the service. This module does not depend on Ray.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from rm_core.inputs.conversations import ChatJson
 from serve.errors import ConversationQuarantinedError
 from serve.jobs.executors.base import ScoreBatchResult
 
-_PARTS = 16
-# Actors that a piece may lose before it is cut, and a conversation alone before it is given up.
+_NUM_SUBUNITS = 16
+# Actors that a unit may lose before it is split, and a single conversation before quarantine.
 _MAX_LOSSES = 2
 
 
 @dataclass(eq=False, slots=True)
 class SubmittedCall:
-    """What was submitted at once.
+    """The conversations of one `submit`.
 
     Attributes:
-        results: what is known so far, in order.
-        future: gets a result once all is known.
+        conversations: all conversations of the call.
+        truncation: how to handle conversations that are too long.
+        future: resolved when all results are known.
+        results: results so far, in order; None where the result is missing.
+        num_computed_tokens: number of tokens computed so far.
     """
 
     conversations: Sequence[ChatJson]
@@ -44,24 +47,24 @@ class SubmittedCall:
         self.results = [None] * len(self.conversations)
 
     def try_start(self) -> bool:
-        """Whether anybody waits for it; from now on it cannot be cancelled."""
+        """Return whether the result is still wanted; the call can no longer be cancelled then."""
         return self.future.running() or (
             not self.future.done() and self.future.set_running_or_notify_cancel()
         )
 
     def fail(self, error: RewardError) -> None:
-        """The whole way has failed."""
-        with contextlib.suppress(InvalidStateError):  # cancelled, or known already
+        """Fail the call because the executor failed."""
+        with contextlib.suppress(InvalidStateError):  # cancelled or done already
             self.future.set_exception(error)
 
     def set_results(self, start: int, scored: ScoreBatchResult) -> None:
-        """Results from a place on."""
+        """Set the results of consecutive conversations from index `start` on."""
         self.results[start : start + len(scored.results)] = scored.results
         self.num_computed_tokens += scored.num_computed_tokens
         if all(result is not None for result in self.results):
-            known = [result for result in self.results if result is not None]
+            results = [result for result in self.results if result is not None]
             with contextlib.suppress(InvalidStateError):
-                self.future.set_result(ScoreBatchResult(known, self.num_computed_tokens))
+                self.future.set_result(ScoreBatchResult(results, self.num_computed_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,11 @@ class WorkUnit:
     """Consecutive conversations of a call.
 
     Attributes:
-        start: the first of them.
-        stop: behind the last.
-        losses: actors that died with it.
-        alone: whether its actor may have nothing else.
+        call: the call.
+        start: index of the first conversation.
+        stop: index after the last conversation.
+        num_losses: number of actors that died while they had this unit.
+        needs_own_actor: whether the unit's actor may have no other unit.
     """
 
     call: SubmittedCall
@@ -83,7 +87,7 @@ class WorkUnit:
 
     @classmethod
     def from_call(cls, call: SubmittedCall) -> WorkUnit:
-        """All of a call."""
+        """Create the unit of a whole call."""
         return cls(call, 0, len(call.conversations))
 
     def __len__(self) -> int:
@@ -91,46 +95,45 @@ class WorkUnit:
 
     @property
     def conversations(self) -> list[ChatJson]:
-        """What is to be scored."""
+        """Conversations of the unit."""
         return list(self.call.conversations[self.start : self.stop])
 
     def complete(self, result: ScoreBatchResult) -> None:
-        """The answer to this piece."""
+        """Set the results of this unit."""
         assert len(result.results) == len(self)
         self.call.set_results(self.start, result)
 
     def handle_actor_loss(self) -> list[WorkUnit]:
-        """The actor went with it.
+        """Handle the loss of the unit's actor.
 
         Returns:
-            What goes to another one; nothing if that was the last time.
+            Units to send to other actors; empty if the conversation is quarantined.
         """
-        # Not counted against a single conversation that others were beside.
-        losses = self.num_losses + (self.needs_own_actor or len(self) > 1)
-        if losses < _MAX_LOSSES:
-            return [WorkUnit(self.call, self.start, self.stop, losses, needs_own_actor=True)]
+        # A single conversation counts only losses of an actor that had nothing else.
+        num_losses = self.num_losses + (self.needs_own_actor or len(self) > 1)
+        if num_losses < _MAX_LOSSES:
+            return [WorkUnit(self.call, self.start, self.stop, num_losses, needs_own_actor=True)]
         if len(self) > 1:
-            # Parts were lost with the whole, so once more is enough to cut them; a single
-            # conversation is judged by what becomes of it alone.
-            return self._parts(losses=_MAX_LOSSES - 1)
-        self._give_up(
+            # Subunits inherit a loss from this unit, so one more loss splits them; a single
+            # conversation starts without losses.
+            return self._split(num_losses=_MAX_LOSSES - 1)
+        self._set_error(
             ConversationQuarantinedError(
-                f"this conversation was alone with {_MAX_LOSSES} actors when they were lost, so it "
-                "is not sent to another; what the job said meanwhile, and Ray's logs, have the "
-                "details"
+                f"{_MAX_LOSSES} actors were lost while each had only this conversation, so it is "
+                "not sent to another one; the messages of the job and Ray's logs have the details"
             )
         )
         return []
 
     def handle_error(self, error: BaseException) -> list[WorkUnit]:
-        """The actor lives, and raised what no conversation should make it raise.
+        """Handle an unexpected exception in the unit's actor, which is still alive.
 
         Returns:
-            As `lost`.
+            Units to send to other actors; empty if the conversation gets an error.
         """
         if len(self) > 1:
-            return self._parts(losses=0)
-        self._give_up(
+            return self._split(num_losses=0)
+        self._set_error(
             ScoringError(
                 f"scoring failed on this conversation ({type(error).__name__}); Ray's logs have "
                 "the details"
@@ -138,19 +141,19 @@ class WorkUnit:
         )
         return []
 
-    def _parts(self, losses: int) -> list[WorkUnit]:
-        size = -(-len(self) // _PARTS)
+    def _split(self, num_losses: int) -> list[WorkUnit]:
+        size = -(-len(self) // _NUM_SUBUNITS)
         starts = range(self.start, self.stop, size)
         return [
             WorkUnit(
                 self.call,
-                at,
-                min(at + size, self.stop),
-                losses if size > 1 else 0,
+                start,
+                min(start + size, self.stop),
+                num_losses if size > 1 else 0,
                 needs_own_actor=True,
             )
-            for at in starts
+            for start in starts
         ]
 
-    def _give_up(self, error: RewardError) -> None:
+    def _set_error(self, error: RewardError) -> None:
         self.call.set_results(self.start, ScoreBatchResult([ScoreError.from_exception(error)], 0))

@@ -1,4 +1,4 @@
-"""A connection to one address: takes part after part, and gives back what it could not score."""
+"""A connection to one service: takes shards from the queue and returns those it cannot score."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from serve.client.responses import RequestResult
 from serve.jobs.executors.base import ScoreBatchResult
 from serve.jobs.executors.shards import Shard, ShardQueue
 
-_FIRST_REST_S = 0.5
-_LONGEST_REST_S = 30.0
+_FIRST_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 30.0
 
 
 class SenderThread(threading.Thread):
-    """Sends parts until their queue is closed.
+    """Sends shards until the queue is closed.
 
     Args:
-        queue: where parts come from.
-        client: of the address; this thread alone uses it.
-        place: the address, for errors.
-        fingerprint: that every answer must have.
-        patience_s: seconds for which a part that is refused goes back into the queue, for this
-            address or another.
+        queue: source of the shards.
+        client: client of the service, used by this thread alone.
+        address: address of the service, for error messages.
+        fingerprint: expected fingerprint of every response.
+        retry_timeout_s: seconds for which a refused shard is put back into the queue, for this
+            service or another.
     """
 
     def __init__(
@@ -38,54 +38,59 @@ class SenderThread(threading.Thread):
         super().__init__(name=f"post-{address}", daemon=True)
         self._queue = queue
         self._client = client
-        self._place = address
+        self._address = address
         self._fingerprint = fingerprint
-        self._patience_s = retry_timeout_s
-        self._rest_s = _FIRST_REST_S
+        self._retry_timeout_s = retry_timeout_s
+        self._backoff_s = _FIRST_BACKOFF_S
 
     def run(self) -> None:
-        """Until the queue is closed."""
+        """Send shards until the queue is closed."""
         try:
-            while part := self._queue.take():
-                self._post(part)
+            while shard := self._queue.take():
+                self._send(shard)
         finally:
             self._client.close()
 
-    def _post(self, part: Shard) -> None:
+    def _send(self, shard: Shard) -> None:
         try:
-            answer = self._client.score_in_one_request(part.conversations, part.call.truncation)
-            self._require_same(answer)
+            response = self._client.score_in_one_request(shard.conversations, shard.call.truncation)
+            self._require_fingerprint(response)
         except ServiceError as error:
-            if error.retryable and self._is_patient(part):
-                self._queue.requeue(part)
-                self._rest()
+            if error.retryable and self._should_retry(shard):
+                self._queue.requeue(shard)
+                self._back_off()
             else:
-                self._queue.fail(part, error)
-        # Anything else would leave the job waiting for ever.
+                self._queue.fail(shard, error)
+        # An uncaught exception would leave the job waiting without limit.
         except Exception as error:
             self._queue.fail(
-                part,
-                ServiceError(f"{self._place} answered nonsense: {type(error).__name__}: {error}"),
+                shard,
+                ServiceError(
+                    f"{self._address} returned an unexpected response: {type(error).__name__}: "
+                    f"{error}"
+                ),
             )
         else:
-            self._rest_s = _FIRST_REST_S
-            self._queue.complete(part, ScoreBatchResult(answer.results, answer.num_computed_tokens))
-
-    def _require_same(self, answer: RequestResult) -> None:
-        if answer.fingerprint not in (None, self._fingerprint):
-            raise ServiceError(
-                f"{self._place} scores with another model than when the job began: it was "
-                f"{self._fingerprint} and is {answer.fingerprint}; put the first one back and run "
-                "the same command again"
+            self._backoff_s = _FIRST_BACKOFF_S
+            self._queue.complete(
+                shard, ScoreBatchResult(response.results, response.num_computed_tokens)
             )
 
-    def _is_patient(self, part: Shard) -> bool:
-        now = time.monotonic()
-        if part.failing_since is None:
-            part.failing_since = now
-        return now - part.failing_since < self._patience_s
+    def _require_fingerprint(self, response: RequestResult) -> None:
+        if response.fingerprint not in (None, self._fingerprint):
+            raise ServiceError(
+                f"{self._address} scores with another model than when the job began: its "
+                f"fingerprint was {self._fingerprint} and is {response.fingerprint}; serve the "
+                "first model again and run the same command again"
+            )
 
-    def _rest(self) -> None:
-        """Leave the queue to other addresses for a while."""
-        self._queue.is_closed.wait(self._rest_s)
-        self._rest_s = min(_LONGEST_REST_S, 2 * self._rest_s)
+    def _should_retry(self, shard: Shard) -> bool:
+        now = time.monotonic()
+        if shard.failing_since is None:
+            shard.failing_since = now
+        return now - shard.failing_since < self._retry_timeout_s
+
+    def _back_off(self) -> None:
+        """Back off, and leave the queue to other connections."""
+        self._queue.is_closed.wait(self._backoff_s)
+        self._backoff_s = min(_MAX_BACKOFF_S, 2 * self._backoff_s)

@@ -1,8 +1,8 @@
-"""A model in this process: one thread tokenizes and packs while another has the device.
+"""Executor with a model in this process: one thread tokenizes and packs, another runs the device.
 
-The model is loaded when the first conversations come. How many tokens a batch may have is chosen
-then, by the memory that is free, and kept with the job: with other batches a reward may differ in
-its last bits from what an undisturbed run gives.
+The model is loaded for the first conversations. The token budget is then derived from free memory
+and kept with the job: with other batches, a reward may differ in its last bits from the reward of
+an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 
 logger = logging.getLogger(__name__)
 
-# One with the device, one ready for it, one being tokenized.
+# One call on the device, one ready for the device, one being tokenized.
 _CAPACITY = 3
 Encodings = list[Encoded | ScoreError]
 
@@ -49,9 +49,8 @@ class LocalExecutor:
     """Scores in this process.
 
     Args:
-        config: which model.
-        budget_file: where the most tokens of a batch are kept for the job's next start; None to
-            keep nothing.
+        config: configuration of the model.
+        budget_file: file that keeps the token budget for a resumed job; None to keep nothing.
     """
 
     drain_timeout_s: float | None = None
@@ -59,7 +58,7 @@ class LocalExecutor:
     def __init__(self, config: ModelConfig, budget_file: Path | None = None) -> None:
         self._config = config
         self._budget_file = budget_file
-        # One thread each: neither a tokenizer nor a model is used by two at a time.
+        # One thread each: tokenizer and model are not used by two threads at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._closing = Event()
@@ -71,36 +70,34 @@ class LocalExecutor:
 
     @property
     def capacity(self) -> int:
-        """Enough that the device never waits for the tokenizer."""
+        """Number of calls that keeps the device busy while the next call is tokenized."""
         return _CAPACITY
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """The model once it is loaded."""
+        """Return the model if it is loaded or `fetch` is set."""
         if self._scorer is None and not fetch:
             return None
-        scorer = self._loaded()
+        scorer = self._load()
         name = self._config.catalog_name or self._config.name
         return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
     def submit(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """Begin to score; the future can be cancelled until the device has the conversations."""
+        """Start to score; the future can be cancelled until the device has the conversations."""
         future: Future[ScoreBatchResult] = Future()
-        self._tokenizing.submit(
-            _passing_on, future, self._prepare, future, conversations, truncation
-        )
+        self._tokenizing.submit(_run_step, future, self._prepare, future, conversations, truncation)
         return future
 
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """Tokens of each conversation, by the tokenizer alone."""
+        """Return the number of tokens of each conversation; loads only the tokenizer."""
         encoded = self._encoder.encode_all(conversations, truncation)
         return [e if isinstance(e, ScoreError) else e.num_tokens for e in encoded]
 
     def close(self) -> None:
-        """Let go of the threads; no other batch is begun."""
+        """Stop the threads; no further batch starts."""
         self._closing.set()
         self._tokenizing.shutdown(cancel_futures=True)
         self._device.shutdown(cancel_futures=True)
@@ -117,10 +114,10 @@ class LocalExecutor:
     ) -> None:
         if future.cancelled():
             return
-        scorer = self._loaded()
+        scorer = self._load()
         encoded = scorer.encoder.encode_all(conversations, truncation)
         packing = scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        self._device.submit(_passing_on, future, self._score, future, encoded, packing)
+        self._device.submit(_run_step, future, self._score, future, encoded, packing)
 
     def _score(
         self, future: Future[ScoreBatchResult], encoded: Encodings, packing: Packing
@@ -134,54 +131,54 @@ class LocalExecutor:
         )
 
     def _begin(self, _num_tokens: int) -> None:
-        # Before each batch: a job that ends need not wait for all.
+        # Called before each batch, so that a stopping job does not wait for all batches.
         if self._closing.is_set():
-            raise NotReadyError("the job ends; what was not scored is scored at its next start")
+            raise NotReadyError("the job is stopping; run the same command again to score the rest")
 
-    def _loaded(self) -> RewardScorer:
+    def _load(self) -> RewardScorer:
         if self._scorer is None:
-            kept = self._kept_budget()
-            scorer = RewardScorer.load(self._config, BatchConfig(kept))
+            kept_budget = self._read_budget()
+            scorer = RewardScorer.load(self._config, BatchConfig(kept_budget))
             try:
                 scorer.warm_up()
             except DeviceMemoryError:
-                if kept is None:
+                if kept_budget is None:
                     raise
                 logger.warning(
-                    "the batches of %d tokens that this job began with no longer fit into the "
-                    "device's memory: with smaller ones, rewards may differ in their last bits",
-                    kept,
+                    "batches of %d tokens, which this job used before, no longer fit into the "
+                    "device's memory: with smaller batches, rewards may differ in their last bits",
+                    kept_budget,
                 )
                 scorer = RewardScorer(scorer.loaded_model)
                 scorer.warm_up()
-            self._keep_budget(int(scorer.describe()["max_batch_tokens"]))
+            self._write_budget(int(scorer.describe()["max_batch_tokens"]))
             self._scorer = scorer
-            gc.freeze()  # the model stays: the collector need not go through it
+            gc.freeze()  # the model is never collected, so keep the collector from walking it
         return self._scorer
 
-    def _kept_budget(self) -> int | None:
+    def _read_budget(self) -> int | None:
         if self._budget_file:
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 return int(json.loads(self._budget_file.read_bytes())["max_batch_tokens"])
         return None
 
-    def _keep_budget(self, max_batch_tokens: int) -> None:
-        if self._budget_file and self._kept_budget() != max_batch_tokens:
-            plain = json.dumps({"max_batch_tokens": max_batch_tokens})
-            write_atomically(self._budget_file, plain.encode())
+    def _write_budget(self, max_batch_tokens: int) -> None:
+        if self._budget_file and self._read_budget() != max_batch_tokens:
+            content = json.dumps({"max_batch_tokens": max_batch_tokens})
+            write_atomically(self._budget_file, content.encode())
 
 
 def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
-    """What decides the rewards of a model on the devices of this machine; reads no weights.
+    """Return what decides the rewards of a model on this machine, without reading weights.
 
     Raises:
-        ModelLoadError: there is no such model, or no such device.
+        ModelLoadError: the model or the device does not exist.
     """
     checkpoint = open_checkpoint(config)
     device = resolve_devices(config.device, config.num_devices)[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     template = config.chat_template
-    dated = config.template_date and (
+    date_identity = config.template_date and (
         {"template_date": config.template_date} if checkpoint.may_ask_for_date(template) else {}
     )
     return {
@@ -193,17 +190,15 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
         "attention": config.attention,
         "quantization": config.quantization,
         "deterministic": config.deterministic,
-        **(dated or {}),
+        **(date_identity or {}),
     }
 
 
-def _passing_on(
-    future: Future[ScoreBatchResult], work: Callable[..., None], *arguments: Any
-) -> None:
-    """Do a part of a future's work; an error is the future's."""
+def _run_step(future: Future[ScoreBatchResult], step: Callable[..., None], *arguments: Any) -> None:
+    """Run one step of a future's work; an exception is set on the future."""
     try:
-        work(*arguments)
-    # Whatever it is, whoever waits for the future must hear of it.
+        step(*arguments)
+    # Any exception must reach the future, or its waiter would never return.
     except BaseException as error:
         if not future.cancelled():
             future.set_exception(error)

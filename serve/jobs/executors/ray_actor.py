@@ -1,6 +1,6 @@
-"""One scorer in an actor of its own; becomes a Ray actor in `serve.jobs.executors.ray_executor`.
+"""A scorer that `serve.jobs.executors.ray_executor` runs as a Ray actor.
 
-Knows nothing of Ray, and of the job only what it is sent.
+This module does not depend on Ray; an actor knows of the job only what it receives.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from serve.worker.watchdog import BatchWatchdog
 
 @dataclass(frozen=True, slots=True)
 class ActorSettings:
-    """All that an actor needs to know, by value.
+    """Settings of an actor, sent by value.
 
     Attributes:
-        model: the checkpoint, with a device that every actor of the pool has.
-        version: of this package, where the job runs.
-        num_threads: of torch; None for its own choice.
+        model: configuration of the model, with a device that every actor of the pool has.
+        version: version of this package on the machine that runs the job.
+        num_threads: number of torch threads; None for torch's default.
     """
 
     model: ModelConfig
@@ -46,7 +46,8 @@ class ActorSettings:
 class ScorerActor:
     """A `RewardScorer` that tokenizes the next call while one is on the device.
 
-    Made at once and loaded by a call, so that what goes wrong then arrives as it was raised.
+    The model is loaded by a call and not by the constructor, so that the caller receives exceptions
+    of loading as they were raised.
 
     Attributes:
         stuck_after_s: see `BatchWatchdog`.
@@ -57,7 +58,7 @@ class ScorerActor:
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._scorer: RewardScorer | None = None
-        self._clock: BatchWatchdog | None = None
+        self._watchdog: BatchWatchdog | None = None
         self._encoding = threading.Lock()
         self._device = threading.Lock()
 
@@ -65,10 +66,11 @@ class ScorerActor:
         """Load the model and warm it up.
 
         Returns:
-            Its fingerprint, as plain data.
+            The model's fingerprint as JSON data.
 
         Raises:
-            ModelLoadError: it cannot be loaded here, or this machine has another version of us.
+            ModelLoadError: the model cannot be loaded on this node, or the node has another version
+                of this package.
         """
         if self._settings.version != __version__:
             raise ModelLoadError(
@@ -79,12 +81,12 @@ class ScorerActor:
             torch.set_num_threads(self._settings.num_threads)
         scorer = RewardScorer.load(self._settings.model)
         scorer.warm_up()
-        clock = BatchWatchdog(
+        watchdog = BatchWatchdog(
             is_compiled=scorer.loaded_model.compiled, stuck_after_s=self.stuck_after_s
         )
         started = time.perf_counter()
-        clock.observe(scorer.probe().num_tokens, time.perf_counter() - started)
-        self._scorer, self._clock = scorer, clock
+        watchdog.observe(scorer.probe().num_tokens, time.perf_counter() - started)
+        self._scorer, self._watchdog = scorer, watchdog
         return scorer.fingerprint.as_dict()
 
     def run_batch(
@@ -93,37 +95,37 @@ class ScorerActor:
         """Score conversations, in order.
 
         Raises:
-            DeviceFailedError: this process will not score again.
+            DeviceFailedError: the device failed; this process cannot score again.
         """
-        assert self._scorer is not None, "loaded before anything is scored"
-        assert self._clock is not None
+        assert self._scorer is not None, "load() must be called before run_batch()"
+        assert self._watchdog is not None
         with self._encoding:
             encoded = self._scorer.encoder.encode_all(conversations, truncation)
             ids = [item.input_ids for item in encoded if isinstance(item, Encoded)]
             packing = self._scorer.pack(ids)
         with self._device:
             try:
-                batch = self._scorer.score_packing(packing, self._clock.begin)
-                self._clock.finish()
+                batch = self._scorer.score_packing(packing, self._watchdog.begin)
+                self._watchdog.finish()
             finally:
-                self._clock.stop()
+                self._watchdog.stop()
         return ScoreBatchResult(merge_results(encoded, batch), batch.num_computed_tokens)
 
     def stall_reason(self) -> str | None:
-        """Why it will not answer, as far as it can tell itself; None while all is well."""
-        return self._clock.stall_reason() if self._clock else None
+        """Return why the running batch is considered stuck, or None."""
+        return self._watchdog.stall_reason() if self._watchdog else None
 
 
 def find_incompatibility(first: Fingerprint, other: Fingerprint) -> str | None:
-    """Why two actors may not score one job; None if they may.
+    """Return why two actors may not score the same job, or None if they may.
 
-    Attention may differ, with the kind of GPU: rewards then differ by what rounding makes of it.
+    The attention backend may differ between kinds of GPU: rewards then differ by rounding.
     """
     for field in ("revision", "template_sha256", "dtype", "template_date"):
-        here, there = getattr(first, field), getattr(other, field)
-        if here != there:
+        expected, actual = getattr(first, field), getattr(other, field)
+        if expected != actual:
             return (
-                f"actors of one job have to score alike, and the {field} is {there} here, {here} "
-                "on another node; every node needs the same checkpoint"
+                f"actors of a job must agree, and the {field} is {actual} on this node and "
+                f"{expected} on another one; use the same checkpoint on every node"
             )
     return None

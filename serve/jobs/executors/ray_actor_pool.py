@@ -1,9 +1,9 @@
-"""The actors of a pool: as many as the cluster has room for, new ones for those that die.
+"""Pool of Ray actors: starts as many as fit on the cluster, and replaces those that die.
 
-How many: one for each GPU, or for as many as a model is spread over; on a cluster without GPUs one
-for each node, with all its CPUs. A number that is asked for is asked for at once, and what finds no
-room waits for it: that is what makes an autoscaler add nodes. The cluster is looked at every few
-seconds, so the pool grows with it. Used from one thread; needs Ray to be there.
+By default the pool has one actor per GPU, or per group of GPUs that a model is spread over; on a
+cluster without GPUs, one actor per node with all its CPUs. If the user gives a number, all actors
+are requested at once, and those without room wait, which makes an autoscaler add nodes. The pool
+checks the cluster every few seconds and grows with it. Use from one thread, with Ray connected.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from serve.jobs.executors.ray_actor import ActorSettings, ScorerActor, find_inco
 
 logger = logging.getLogger(__name__)
 
-# So many actors in a row may die while they load, for each there is room for.
+# Consecutive deaths during loading that are tolerated, per actor of the target size.
 _MAX_BAD_STARTS = 3
 _RETRY_S = 5.0
-_SAY_AFTER_S = 60.0
-# An actor that has not said by so many looks, some seconds apart, whether it is stuck is stuck. Not
-# by a clock: all of them would be, once this process was suspended.
-_MAX_SILENT_LOOKS = 40
+_WARN_AFTER_S = 60.0
+# An actor that misses this many polls, some seconds apart, is considered stuck. Polls are counted
+# instead of seconds: after a suspension of this process, all actors would seem stuck.
+_MAX_MISSED_POLLS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What one actor takes of a node: some of one kind of resource."""
+    """The resource that one actor needs, such as 1 GPU or 8 CPUs."""
 
     kind: str
     amount: int
@@ -43,10 +43,10 @@ class ResourceRequest:
         return f"{self.amount} {self.kind}{'s' if self.amount > 1 else ''}"
 
     def count_slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
-        """For how many actors there is room in all, whatever else runs.
+        """Return how many actors fit on the nodes, without regard to other work on them.
 
         Args:
-            nodes: the resources of each.
+            nodes: resources of each node.
         """
         return sum(int(node.get(self.kind, 0) // self.amount) for node in nodes)
 
@@ -54,12 +54,12 @@ class ResourceRequest:
 def choose_resource_request(
     model: ModelConfig, num_actors: int | None, nodes: list[Mapping[str, float]]
 ) -> ResourceRequest:
-    """What an actor takes, for the whole of a job: rewards depend on the kind of device.
+    """Choose the resource of an actor for a whole job: rewards depend on the kind of device.
 
     Args:
-        model: with `device` and `num_devices`.
-        num_actors: that are asked for; None for as many as there is room for.
-        nodes: the resources of each.
+        model: model configuration with `device` and `num_devices`.
+        num_actors: requested number of actors; None for as many as fit.
+        nodes: resources of each node.
     """
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     if model.device.startswith("cuda") or (model.device == "auto" and has_gpus):
@@ -73,13 +73,15 @@ def choose_resource_request(
 
 @dataclass(eq=False, slots=True)
 class ActorHandle:
-    """One actor.
+    """One actor of the pool.
 
     Attributes:
-        in_flight: what it has, oldest first.
-        is_up: its model is loaded.
-        refused: why it will never be; it keeps its place, so that no other tries in vain there.
-        num_silent_looks: how often it was looked at since it was asked whether it is stuck.
+        actor: handle of the Ray actor.
+        in_flight: units that the actor has, oldest first.
+        is_up: whether the model is loaded.
+        rejection_reason: why the actor cannot score; None if it can. A rejected actor keeps its
+            slot, so that no other actor fails there again.
+        num_missed_polls: number of polls since the last response about whether it is stuck.
     """
 
     actor: Any
@@ -90,19 +92,19 @@ class ActorHandle:
 
     @property
     def is_reserved(self) -> bool:
-        """Whether what it has must be alone with it."""
-        return any(piece.needs_own_actor for piece in self.in_flight)
+        """Whether the actor has a unit that needs an actor without other units."""
+        return any(unit.needs_own_actor for unit in self.in_flight)
 
 
 class ActorPool:
-    """The actors.
+    """The actors of a job.
 
     Args:
-        model: what they load.
+        model: configuration of the model that every actor loads.
         num_actors: see `choose_resource_request`.
-        actor: their class.
-        loaded: is told, on some thread, when one has loaded or failed to.
-        told: is told, on some thread, why one is stuck, or None.
+        actor: class of the actors.
+        on_loaded: called on any thread when an actor has loaded its model or failed to.
+        on_stall_report: called on any thread with the reason why an actor is stuck, or None.
     """
 
     def __init__(
@@ -117,141 +119,150 @@ class ActorPool:
 
         self._ray = ray
         self._num_actors = num_actors
-        self._loaded, self._told = on_loaded, on_stall_report
-        self._seats: list[ActorHandle] = []
-        self._first: Fingerprint | None = None
-        self._bad_starts, self._why, self._not_before = 0, "", 0.0
-        self._silent_since = time.monotonic()
+        self._on_loaded, self._on_stall_report = on_loaded, on_stall_report
+        self._handles: list[ActorHandle] = []
+        self._fingerprint: Fingerprint | None = None
+        self._num_bad_starts, self._last_failure, self._retry_at = 0, "", 0.0
+        self._idle_since = time.monotonic()
         nodes = self._nodes()
-        self._need = choose_resource_request(model, num_actors, nodes)
-        self._room = self._need.count_slots(nodes)
-        on_gpu = self._need.kind == "GPU"
+        self._request = choose_resource_request(model, num_actors, nodes)
+        self._num_slots = self._request.count_slots(nodes)
+        on_gpu = self._request.kind == "GPU"
         settings = ActorSettings(
             replace(model, device="auto" if on_gpu else "cpu"),
             __version__,
-            None if on_gpu else self._need.amount,
+            None if on_gpu else self._request.amount,
         )
         self._start: Callable[[], Any] = partial(self._remote(actor, on_gpu).remote, settings)
 
     @property
     def ready_actors(self) -> list[ActorHandle]:
-        """Those that can score."""
-        return [seat for seat in self._seats if seat.is_up]
+        """Actors that can score."""
+        return [handle for handle in self._handles if handle.is_up]
 
     @property
     def resource_kind(self) -> str:
-        """What actors take of a node: GPUs or CPUs."""
-        return self._need.kind
+        """Kind of resource that actors use: `GPU` or `CPU`."""
+        return self._request.kind
 
     @property
     def target_size(self) -> int:
-        """How many there should be."""
-        return self._num_actors or max(1, self._room)
+        """Number of actors that the pool should have."""
+        return self._num_actors or max(1, self._num_slots)
 
     def reconcile(self) -> None:
-        """Start what is missing, and let go of what the cluster has no room for any more."""
-        self._room = self._need.count_slots(self._nodes())
+        """Start missing actors, and remove idle ones for which the cluster lost the room."""
+        self._num_slots = self._request.count_slots(self._nodes())
         idle = sorted(
-            (s for s in self._seats if not s.is_up), key=lambda seat: not seat.rejection_reason
+            (handle for handle in self._handles if not handle.is_up),
+            key=lambda handle: not handle.rejection_reason,
         )
-        for seat in idle[: max(0, len(self._seats) - self.target_size)]:
-            self.remove(seat)
+        for handle in idle[: max(0, len(self._handles) - self.target_size)]:
+            self.remove(handle)
         self.start_missing()
         if self.ready_actors:
-            self._silent_since = time.monotonic()
-        elif time.monotonic() - self._silent_since > _SAY_AFTER_S:
-            self._silent_since = time.monotonic()
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > _WARN_AFTER_S:
+            self._idle_since = time.monotonic()
             logger.warning(
-                "no actor is up yet; each takes %s, for %d of them there is room in the cluster",
-                self._need,
-                self._room,
+                "no actor is up yet; each actor needs %s, and the cluster has room for %d",
+                self._request,
+                self._num_slots,
             )
 
     def start_missing(self) -> None:
-        """Start what is missing."""
-        if time.monotonic() < self._not_before:
+        """Start actors until the pool has its target size."""
+        if time.monotonic() < self._retry_at:
             return
-        while len(self._seats) < self.target_size:
-            seat = ActorHandle(self._start())
-            self._seats.append(seat)
-            loading = seat.actor.load.remote().future()
-            loading.add_done_callback(lambda future, seat=seat: self._loaded(seat, future))
+        while len(self._handles) < self.target_size:
+            handle = ActorHandle(self._start())
+            self._handles.append(handle)
+            loading = handle.actor.load.remote().future()
+            loading.add_done_callback(lambda future, handle=handle: self._on_loaded(handle, future))
 
     def poll_stalls(self) -> list[ActorHandle]:
-        """Ask those that can score whether they are stuck.
+        """Ask all ready actors whether they are stuck.
 
         Returns:
-            Those that have not answered for too long.
+            Actors that have missed too many polls.
         """
-        for seat in self.ready_actors:
-            if not seat.num_missed_polls:
-                asked = seat.actor.stall_reason.remote().future()
-                asked.add_done_callback(lambda future, seat=seat: self._told(seat, future))
-            seat.num_missed_polls += 1
-        return [seat for seat in self.ready_actors if seat.num_missed_polls > _MAX_SILENT_LOOKS]
+        for handle in self.ready_actors:
+            if not handle.num_missed_polls:
+                report = handle.actor.stall_reason.remote().future()
+                report.add_done_callback(
+                    lambda future, handle=handle: self._on_stall_report(handle, future)
+                )
+            handle.num_missed_polls += 1
+        return [
+            handle for handle in self.ready_actors if handle.num_missed_polls > _MAX_MISSED_POLLS
+        ]
 
     def finish_loading(self, handle: ActorHandle, loading: Future[dict[str, Any]]) -> None:
-        """What became of one that was loading."""
+        """Handle the end of an actor's loading, successful or not."""
         from ray.exceptions import RayActorError
 
-        if handle not in self._seats:
+        if handle not in self._handles:
             return
         try:
             fingerprint = Fingerprint(**loading.result())
         except RewardError as error:
-            self._refuse(handle, error.detail)
+            self._reject(handle, error.detail)
         except RayActorError as error:
             self.remove(handle)
-            self._bad_starts += 1
-            self._why = (
-                f"an actor died while it was loading the model: {summarize_ray_error(error)}"
+            self._num_bad_starts += 1
+            self._last_failure = (
+                f"an actor died while loading the model: {summarize_ray_error(error)}"
             )
-            self._not_before = time.monotonic() + _RETRY_S
-            logger.warning("%s", self._why)
-        # Whatever else it raised in there: it will not score.
+            self._retry_at = time.monotonic() + _RETRY_S
+            logger.warning("%s", self._last_failure)
+        # With any other exception, the actor cannot score.
         except Exception as error:
-            self._refuse(handle, f"{type(error).__name__} {summarize_ray_error(error)}")
+            self._reject(handle, f"{type(error).__name__} {summarize_ray_error(error)}")
         else:
-            self._first = self._first or fingerprint
-            if why := find_incompatibility(self._first, fingerprint):
-                self._refuse(handle, why)
+            self._fingerprint = self._fingerprint or fingerprint
+            if reason := find_incompatibility(self._fingerprint, fingerprint):
+                self._reject(handle, reason)
             else:
                 handle.is_up = True
-                self._bad_starts = 0
+                self._num_bad_starts = 0
 
     def remove(self, handle: ActorHandle) -> None:
-        """End one, if it has not ended by itself."""
-        if handle in self._seats:
-            self._seats.remove(handle)
+        """Remove an actor and end its process if it is still alive."""
+        if handle in self._handles:
+            self._handles.remove(handle)
             self._ray.kill(handle.actor)
 
     def close(self) -> None:
-        """End all."""
-        for seat in list(self._seats):
-            self.remove(seat)
+        """Remove all actors."""
+        for handle in list(self._handles):
+            self.remove(handle)
 
     def fatal_reason(self) -> str | None:
-        """Why there will be no actor that scores; None while there is hope."""
+        """Return why no actor will ever score, or None while one may."""
         if self.ready_actors:
             return None
-        if self._bad_starts >= _MAX_BAD_STARTS * self.target_size:
-            return self._why
-        refused = [seat.rejection_reason for seat in self._seats if seat.rejection_reason]
-        if refused and len(refused) >= min(self.target_size, max(1, self._room)):
-            return refused[-1]
+        if self._num_bad_starts >= _MAX_BAD_STARTS * self.target_size:
+            return self._last_failure
+        rejection_reasons = [
+            handle.rejection_reason for handle in self._handles if handle.rejection_reason
+        ]
+        if rejection_reasons and len(rejection_reasons) >= min(
+            self.target_size, max(1, self._num_slots)
+        ):
+            return rejection_reasons[-1]
         return None
 
-    def _refuse(self, seat: ActorHandle, why: str) -> None:
-        seat.rejection_reason = why
-        logger.warning("an actor cannot score: %s", why)
+    def _reject(self, handle: ActorHandle, reason: str) -> None:
+        handle.rejection_reason = reason
+        logger.warning("an actor cannot score: %s", reason)
 
     def _remote(self, actor: type[ScorerActor], on_gpu: bool) -> Any:
-        # What dies is replaced here, never by Ray: it would send the same call to it again. On a
-        # GPU no CPU is asked for, so that there is room wherever there is a GPU.
+        # The pool replaces dead actors, not Ray, which would send them the same call again. An
+        # actor on a GPU requests no CPU, so that it fits wherever a GPU is free.
         return self._ray.remote(actor).options(
-            num_gpus=self._need.amount if on_gpu else 0,
-            num_cpus=0 if on_gpu else self._need.amount,
-            max_concurrency=3,  # two to score, and one to say whether they are stuck
+            num_gpus=self._request.amount if on_gpu else 0,
+            num_cpus=0 if on_gpu else self._request.amount,
+            max_concurrency=3,  # two calls to score, one to report a stall
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )
@@ -261,7 +272,7 @@ class ActorPool:
 
 
 def summarize_ray_error(error: BaseException) -> str:
-    """The line of a Ray error that says most."""
+    """Return the most informative line of a Ray error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line or "exit" in line or "dead" in line]
     line = (telling or lines or [type(error).__name__])[-1]

@@ -1,18 +1,19 @@
-"""A job on a Ray cluster: a pool of plain actors, each with the model on a device of its own.
+"""Executor on a Ray cluster: a pool of plain actors, each with the model on its own device.
 
-Plain actors and not Ray Data: chunks, order and resuming are the job's own, for all its ways to
-run, so all that is left to carry is calls. Measured on Ray 2.60, Ray Data survives a killed worker
-but aborts the whole job on one exception, its checkpoint's resume hung or asserted, and 10,000
-rows cost 7 s against 0.19 s in plain Python. And nothing in it finds the conversation that kills.
+The executor uses plain actors instead of Ray Data, because the job itself handles chunks, order and
+resuming for all executors, so only calls remain to be distributed. Measured on Ray 2.60, Ray Data
+survives a killed worker but aborts the whole job on one exception, resuming from its checkpoint
+hung or failed an assertion, and 10,000 rows took 7 s against 0.19 s in plain Python. Ray Data also
+does not find the conversation that crashes a worker.
 
-Every node needs this package in the same version, with torch and transformers as a matter of
-course (that is why it is not sent along), and the checkpoint under the same name: a hub id, or a
-folder that all nodes see. Actors of another version or checkpoint are refused; the settings of the
-model go to them by value.
+Every node needs the same version of this package, with torch and transformers (which is why the
+package is not sent along), and the checkpoint under the same name: a hub id, or a folder that all
+nodes see. Actors with another version or checkpoint are rejected; the settings of the model are
+sent to them by value.
 
-One thread owns all state (`_run`); it waits for events: a call, an answer, an actor that is
-loaded, lost or stuck. What it does about lost ones: `serve.jobs.executors.bisect`; how many there
-are: `serve.jobs.executors.ray_actor_pool`.
+One thread owns all state (`_run`) and waits for events: a new call, a result, an actor that is
+loaded, lost or stuck. `serve.jobs.executors.bisect` handles the work of lost actors,
+`serve.jobs.executors.ray_actor_pool` decides the number of actors.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ _LOOK_EVERY_S = 3.0
 
 
 class RayExecutor:
-    """The carrier that scores on Ray; connects when it has to.
+    """Scores on a Ray cluster; connects on first use.
 
     Args:
-        model: what every actor loads.
-        address: of the cluster; see `serve.deployments.cluster.connect`.
-        num_actors: exactly so many are asked for; None for as many as the cluster has room for.
-        actor: their class.
+        model: configuration of the model that every actor loads.
+        address: address of the cluster; see `serve.deployments.cluster.connect`.
+        num_actors: exact number of actors to request; None for as many as fit.
+        actor: class of the actors.
     """
 
     drain_timeout_s: float | None = None
@@ -78,21 +79,21 @@ class RayExecutor:
         self._actor = actor
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._seats: ActorPool | None = None
+        self._pool: ActorPool | None = None
         self._calls: set[SubmittedCall] = set()
-        self._fresh: deque[WorkUnit] = deque()
+        self._queue: deque[WorkUnit] = deque()
         self._suspects: deque[WorkUnit] = deque()
         self._failure: RewardError | None = None
         self._has_begun = False
         self._num_up = 0
 
     def resolve_identity(self) -> dict[str, Any]:
-        """See `Executor`; joins a cluster to see whether it has GPUs, which decide the dtype."""
+        """See `Executor`; connects to the cluster, because its GPUs decide the dtype."""
         if self._address == "local":
             return resolve_local_identity(self._model)
         kind: Future[str] = Future()
-        self._post(partial(self._tell_kind, kind))
-        # Here may be no GPU: what the files say is the same for both.
+        self._post(partial(self._resolve_kind, kind))
+        # This machine may not have a GPU; the rest of the identity is the same for both devices.
         identity = resolve_local_identity(replace(self._model, device="cpu", num_devices=1))
         if kind.result() == "GPU":
             dtype = "bfloat16" if self._model.dtype == "auto" else self._model.dtype
@@ -109,7 +110,7 @@ class RayExecutor:
     ) -> Future[ScoreBatchResult]:
         """See `Executor`."""
         call = SubmittedCall(conversations, truncation)
-        self._post(partial(self._take, call))
+        self._post(partial(self._accept, call))
         return call.future
 
     def count_tokens(
@@ -133,27 +134,27 @@ class RayExecutor:
             self._thread.start()
 
     def _run(self) -> None:
-        """The thread: connected until it is told to stop, or the whole way fails."""
-        joined = False
+        """Run the thread: connect, and handle events until `close` or a failure."""
+        has_joined = False
         try:
-            joined = connect(self._address)
-            self._seats = ActorPool(
-                self._model, self._num_actors, self._actor, self._loaded, self._told
+            has_joined = connect(self._address)
+            self._pool = ActorPool(
+                self._model, self._num_actors, self._actor, self._on_loaded, self._on_stall_report
             )
-            self._serve_events(self._seats)
+            self._serve_events(self._pool)
         except RewardError as error:
             self._fail(error)
-        # The border of the thread: whatever it is, nobody may wait for ever.
+        # At the boundary of the thread, any exception must reach the waiting futures.
         except Exception as error:
             self._fail(ScoringError(f"the pool of actors failed: {summarize_ray_error(error)}"))
         finally:
-            self._leave(joined)
+            self._disconnect(has_joined)
         while self._failure is not None and (event := self._events.get()) is not None:
             event()
         for call in self._calls:
             call.future.cancel()
 
-    def _serve_events(self, seats: ActorPool) -> None:
+    def _serve_events(self, pool: ActorPool) -> None:
         next_look = 0.0
         while True:
             with contextlib.suppress(queue.Empty):
@@ -162,20 +163,20 @@ class RayExecutor:
                     return
                 event()
             if self._has_begun and time.monotonic() >= next_look:
-                seats.reconcile()
-                for seat in seats.poll_stalls():
-                    self._give_up(seat, "it does not answer")
+                pool.reconcile()
+                for handle in pool.poll_stalls():
+                    self._give_up(handle, "the actor does not respond")
                 next_look = time.monotonic() + _LOOK_EVERY_S
-            if why := seats.fatal_reason():
-                raise ModelLoadError(f"no actor of the pool can score: {why}")
-            self._num_up = len(seats.ready_actors)
-            self._pump(seats)
+            if reason := pool.fatal_reason():
+                raise ModelLoadError(f"no actor of the pool can score: {reason}")
+            self._num_up = len(pool.ready_actors)
+            self._dispatch(pool)
 
-    def _leave(self, joined: bool) -> None:
-        with contextlib.suppress(Exception):  # it may be gone itself
-            if self._seats is not None:
-                self._seats.close()
-        if joined:
+    def _disconnect(self, has_joined: bool) -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            if self._pool is not None:
+                self._pool.close()
+        if has_joined:
             import ray
 
             ray.shutdown()
@@ -185,96 +186,96 @@ class RayExecutor:
         for call in self._calls:
             call.fail(error)
 
-    def _take(self, call: SubmittedCall) -> None:
+    def _accept(self, call: SubmittedCall) -> None:
         if self._failure is not None:
             call.fail(self._failure)
             return
         self._has_begun = True
         self._calls.add(call)
-        self._fresh.append(WorkUnit.from_call(call))
+        self._queue.append(WorkUnit.from_call(call))
 
-    def _tell_kind(self, kind: Future[str]) -> None:
-        if self._failure is not None or self._seats is None:
-            kind.set_exception(self._failure or ScoringError("there is no pool of actors"))
+    def _resolve_kind(self, kind: Future[str]) -> None:
+        if self._failure is not None or self._pool is None:
+            kind.set_exception(self._failure or ScoringError("the pool of actors is closed"))
         else:
-            kind.set_result(self._seats.resource_kind)
+            kind.set_result(self._pool.resource_kind)
 
-    def _loaded(self, seat: ActorHandle, loading: Future[dict[str, Any]]) -> None:
-        # On some thread of Ray's.
-        self._events.put(lambda: self._seats.finish_loading(seat, loading) if self._seats else None)
+    def _on_loaded(self, handle: ActorHandle, loading: Future[dict[str, Any]]) -> None:
+        # Called on a thread of Ray.
+        self._events.put(lambda: self._pool.finish_loading(handle, loading) if self._pool else None)
 
-    def _told(self, seat: ActorHandle, answer: Future[str | None]) -> None:
-        # On some thread of Ray's.
-        self._events.put(lambda: self._heard(seat, answer))
+    def _on_stall_report(self, handle: ActorHandle, report: Future[str | None]) -> None:
+        # Called on a thread of Ray.
+        self._events.put(lambda: self._handle_stall_report(handle, report))
 
-    def _heard(self, seat: ActorHandle, answer: Future[str | None]) -> None:
-        """Whether an actor is stuck."""
+    def _handle_stall_report(self, handle: ActorHandle, report: Future[str | None]) -> None:
+        """Handle an actor's report of whether it is stuck."""
         from ray.exceptions import RayError
 
-        seat.num_missed_polls = 0
-        # If it is dead, the calls that it has tell so.
+        handle.num_missed_polls = 0
+        # If the actor is dead, its calls fail as well.
         with contextlib.suppress(RayError):
-            if why := answer.result():
-                self._give_up(seat, why)
+            if reason := report.result():
+                self._give_up(handle, reason)
 
-    def _pump(self, seats: ActorPool) -> None:
-        """Give work to whoever can take some: suspects first, to actors that have nothing."""
+    def _dispatch(self, pool: ActorPool) -> None:
+        """Send units to free actors: suspects first, each to an actor without other units."""
         free = sorted(
-            (seat for seat in seats.ready_actors if not seat.is_reserved),
-            key=lambda seat: len(seat.in_flight),
+            (handle for handle in pool.ready_actors if not handle.is_reserved),
+            key=lambda handle: len(handle.in_flight),
         )
         while self._suspects and free and not free[0].in_flight:
             self._send(free.pop(0), self._suspects.popleft())
-        # Suspects that still wait get the next ones to be done with what they have.
-        rest = free[len(self._suspects) :]
+        # Reserve one busy actor for each waiting suspect; they get it once it is idle.
+        unreserved = free[len(self._suspects) :]
         for depth in range(_CALLS_PER_ACTOR):
-            for seat in rest:
-                while self._fresh and len(seat.in_flight) == depth:
-                    self._send(seat, self._fresh.popleft())
+            for handle in unreserved:
+                while self._queue and len(handle.in_flight) == depth:
+                    self._send(handle, self._queue.popleft())
 
-    def _send(self, seat: ActorHandle, piece: WorkUnit) -> None:
-        if not piece.call.try_start():
-            self._calls.discard(piece.call)
+    def _send(self, handle: ActorHandle, unit: WorkUnit) -> None:
+        if not unit.call.try_start():
+            self._calls.discard(unit.call)
             return
-        seat.in_flight.append(piece)
-        answer = seat.actor.run_batch.remote(piece.conversations, piece.call.truncation).future()
-        answer.add_done_callback(
-            lambda future: self._events.put(lambda: self._answered(seat, piece, future))
+        handle.in_flight.append(unit)
+        result = handle.actor.run_batch.remote(unit.conversations, unit.call.truncation).future()
+        result.add_done_callback(
+            lambda future: self._events.put(lambda: self._handle_result(handle, unit, future))
         )
 
-    def _answered(
-        self, seat: ActorHandle, piece: WorkUnit, answer: Future[ScoreBatchResult]
+    def _handle_result(
+        self, handle: ActorHandle, unit: WorkUnit, result: Future[ScoreBatchResult]
     ) -> None:
         from ray.exceptions import RayError, RayTaskError
 
-        if piece not in seat.in_flight:  # it was given up
+        if unit not in handle.in_flight:  # the actor was given up
             return
-        seat.in_flight.remove(piece)
+        handle.in_flight.remove(unit)
         try:
-            piece.complete(answer.result())
+            unit.complete(result.result())
         except DeviceFailedError as error:
-            self._lost(seat, [piece], error.detail)
+            self._handle_loss(handle, [unit], error.detail)
         except RayTaskError as error:
-            self._suspects += piece.handle_error(error)
+            self._suspects += unit.handle_error(error)
         except RayError as error:
-            self._lost(seat, [piece], summarize_ray_error(error))
-        self._forget_if_done(piece.call)
+            self._handle_loss(handle, [unit], summarize_ray_error(error))
+        self._forget_if_done(unit.call)
 
-    def _give_up(self, seat: ActorHandle, why: str) -> None:
-        """Let go of an actor that lives and will not answer."""
-        pieces, seat.in_flight = seat.in_flight, []
-        self._lost(seat, pieces, why)
-        for piece in pieces:
-            self._forget_if_done(piece.call)
+    def _give_up(self, handle: ActorHandle, reason: str) -> None:
+        """Remove an actor that is alive and does not respond."""
+        units, handle.in_flight = handle.in_flight, []
+        self._handle_loss(handle, units, reason)
+        for unit in units:
+            self._forget_if_done(unit.call)
 
-    def _lost(self, seat: ActorHandle, pieces: Sequence[WorkUnit], why: str) -> None:
-        """What an actor had goes to others, and another comes in its place."""
-        assert self._seats is not None
-        logger.warning("an actor was lost with %d conversations: %s", sum(map(len, pieces)), why)
-        for piece in pieces:
-            self._suspects += piece.handle_actor_loss()
-        self._seats.remove(seat)
-        self._seats.start_missing()
+    def _handle_loss(self, handle: ActorHandle, units: Sequence[WorkUnit], reason: str) -> None:
+        """Reassign the units of a lost actor, and start another actor."""
+        assert self._pool is not None
+        logger.warning("an actor was lost with %d conversations: %s", sum(map(len, units)), reason)
+        for unit in units:
+            self._suspects += unit.handle_actor_loss()
+        self._pool.remove(handle)
+        self._pool.start_missing()
 
     def _forget_if_done(self, call: SubmittedCall) -> None:
         if call.future.done():

@@ -1,8 +1,8 @@
-"""Running services, one or several addresses, with a few connections to each.
+"""Executor that scores with running services, over a few connections to each.
 
-What an address refuses or loses is sent to another; a job ends only when a part of it was refused
-for long enough by all. They have to serve one and the same model: that is asked at the start and
-looked at in every answer.
+A shard that one service refuses or loses is sent to another one; the job ends only when all
+services have refused a shard for long enough. All services must serve the same model: this is
+checked at the start and in every response.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.executors.connection import SenderThread
 from serve.jobs.executors.shards import ShardQueue, split_into_shards
 
-_CONNECTIONS = 4  # to each address: a service merges what waits, so few are enough to fill it
+_CONNECTIONS = 4  # per service: services batch across requests, so a few connections fill them
 _ASK_AGAIN_S = 1.0
 
 
 class ServiceExecutor:
-    """Scores with services.
+    """Scores with one or several services.
 
     Args:
-        urls: their addresses, at least one.
-        model: which of their models; None if each serves one.
-        api_key: of all of them; None if they are open.
-        retry_s: seconds for which a part that is refused is sent again.
-        timeout_s: deadline of each request; None: the service's own.
+        urls: URLs of the services, at least one.
+        model: alias of the model; None if each service serves one model.
+        api_key: API key for all services; None if they need none.
+        retry_s: seconds for which a refused shard is sent again.
+        timeout_s: deadline of each request in seconds; None for the service's default.
 
     Raises:
-        ServiceError: an address is none.
+        ServiceError: a URL is invalid.
     """
 
     drain_timeout_s: float | None = 5.0
@@ -52,7 +52,7 @@ class ServiceExecutor:
         timeout_s: float | None = None,
     ) -> None:
         self._urls = list(dict.fromkeys(urls))
-        self._places = {url: get_display_url(url) for url in self._urls}
+        self._addresses = {url: get_display_url(url) for url in self._urls}
         self._model = model
         self._api_key = api_key
         self._retry_s = retry_s
@@ -63,50 +63,52 @@ class ServiceExecutor:
         self._threads: list[SenderThread] = []
 
     def resolve_identity(self) -> dict[str, Any]:
-        """Fingerprint, tokenizer and limit of the model behind the addresses.
+        """Return fingerprint, encoding digest and maximum length of the services' model.
 
         Raises:
-            ServiceError: none can be reached, or they do not serve the same.
+            ServiceError: no service can be reached, or the services differ.
         """
-        found: dict[str, dict[str, Any]] = {}
-        failure: ServiceError | None = None
+        identities: dict[str, dict[str, Any]] = {}
+        last_error: ServiceError | None = None
         for url in self._urls:
             try:
-                found[url] = self._asked(url, self._retry_s if len(self._urls) == 1 else 0.0)
+                identities[url] = self._query_identity(
+                    url, self._retry_s if len(self._urls) == 1 else 0.0
+                )
             except ServiceError as error:
                 if not error.retryable:
                     raise
-                failure = error
-        if not found:
-            assert failure
-            raise failure
-        (first, identity), *others = found.items()
+                last_error = error
+        if not identities:
+            assert last_error
+            raise last_error
+        (first, identity), *others = identities.items()
         for url, other in others:
             if other != identity:
                 differing = ", ".join(k for k in identity if identity[k] != other.get(k))
                 raise ServiceError(
-                    f"{self._places[first]} and {self._places[url]} differ in {differing}, so "
-                    "their rewards cannot be compared; give addresses that serve the same model in "
-                    "the same way"
+                    f"{self._addresses[first]} and {self._addresses[url]} differ in {differing}, "
+                    "so their rewards cannot be compared; give services with the same model and "
+                    "the same settings"
                 )
         self._fingerprint = identity["fingerprint"]
         return identity
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """The model of the first service that answered."""
+        """Return the model of the first service that responded."""
         if self._served is None and fetch:
             self.resolve_identity()
         return self._served
 
     @property
     def capacity(self) -> int:
-        """Enough calls that no connection waits while one is finished."""
+        """Number of calls that keeps all connections busy while one call is finished."""
         return 1 + 2 * len(self._urls)
 
     def submit(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """Begin to score; the future can be cancelled until the first part is sent."""
+        """Start to score; the future can be cancelled until the first shard is sent."""
         if not self._threads:
             self._start()
         return self._queue.add(conversations, truncation)
@@ -114,31 +116,33 @@ class ServiceExecutor:
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """Tokens of each conversation, as the first service that answers counts them."""
+        """Return the number of tokens of each conversation, counted by the first service."""
         counts: list[int | ScoreError] = [0] * len(conversations)
         with self._client(self._urls[0], self._retry_s) as client:
-            for places in split_into_shards(conversations):
-                sent = [conversations[place] for place in places]
-                body = {"conversations": sent, "truncation": truncation}
-                answer = client.post("/v1/render", body)
-                with _explained(self._places[self._urls[0]]):
-                    for place, item in zip(places, answer["results"], strict=True):
-                        counts[place] = read_error(item) or read_count(item["num_tokens"])
+            for indices in split_into_shards(conversations):
+                shard = [conversations[index] for index in indices]
+                body = {"conversations": shard, "truncation": truncation}
+                response = client.post("/v1/render", body)
+                with _response_errors(self._addresses[self._urls[0]]):
+                    for index, item in zip(indices, response["results"], strict=True):
+                        counts[index] = read_error(item) or read_count(item["num_tokens"])
         return counts
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._queue.close()
 
     def _start(self) -> None:
-        # Where there is another address, that is better than to wait.
-        several = len(self._urls) > 1
+        # With several services, another service is better than waiting for this one.
+        has_several = len(self._urls) > 1
         fingerprint = self._fingerprint or self.resolve_identity()["fingerprint"]
         for url in self._urls:
             for _ in range(_CONNECTIONS):
-                client = self._client(url, 0.0 if several else self._retry_s)
-                patience = self._retry_s if several else 0.0
-                thread = SenderThread(self._queue, client, self._places[url], fingerprint, patience)
+                client = self._client(url, 0.0 if has_several else self._retry_s)
+                shard_retry_s = self._retry_s if has_several else 0.0
+                thread = SenderThread(
+                    self._queue, client, self._addresses[url], fingerprint, shard_retry_s
+                )
                 thread.start()
                 self._threads.append(thread)
 
@@ -151,15 +155,15 @@ class ServiceExecutor:
             timeout_s=self._timeout_s,
         )
 
-    def _asked(self, url: str, retry_s: float) -> dict[str, Any]:
-        """What decides the rewards of one service, once its model is loaded."""
+    def _query_identity(self, url: str, retry_s: float) -> dict[str, Any]:
+        """Wait until a service has loaded the model; return what decides its rewards."""
         deadline = time.monotonic() + retry_s
-        place = self._places[url]
+        address = self._addresses[url]
         with self._client(url, retry_s) as client:
             while True:
-                answer = client.get("/info")
-                with _explained(place):
-                    name, model = _chosen(answer["models"], self._model, place)
+                info = client.get("/info")
+                with _response_errors(address):
+                    name, model = _choose_model(info["models"], self._model, address)
                     state = model["state"]
                     if state == "ready" and model.get("encoding_sha256"):
                         fingerprint = model["fingerprint"]
@@ -172,8 +176,8 @@ class ServiceExecutor:
                         }
                 if time.monotonic() > deadline:
                     error = ServiceError(
-                        f"model {name!r} at {place} is {state}; wait until it is ready, or look "
-                        "into the service's log"
+                        f"model {name!r} at {address} is {state}; wait until the model is ready, "
+                        "or check the service's log"
                     )
                     error.retryable = True
                     raise error
@@ -181,24 +185,24 @@ class ServiceExecutor:
 
 
 @contextlib.contextmanager
-def _explained(place: str) -> Iterator[None]:
-    """What a service answers may have any shape, and so fail to be read in any way."""
+def _response_errors(address: str) -> Iterator[None]:
+    """Turn exceptions from reading a malformed response into a `ServiceError`."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServiceError(
-            f"{place} answered nonsense ({type(error).__name__}: {error}); is it a service of this "
-            "project?"
+            f"{address} returned an unexpected response ({type(error).__name__}: {error}); check "
+            "that it is a skyreward service"
         ) from error
 
 
-def _chosen(
-    models: dict[str, dict[str, Any]], name: str | None, place: str
+def _choose_model(
+    models: dict[str, dict[str, Any]], name: str | None, address: str
 ) -> tuple[str, dict[str, Any]]:
     if name is None and len(models) == 1:
         return next(iter(models.items()))
     if name in models:
         assert name is not None
         return name, models[name]
-    wanted = "none was named" if name is None else f"{name!r} was asked for"
-    raise ServiceError(f"{place} serves {', '.join(models)} and {wanted}; choose one by --model")
+    problem = "no model was named" if name is None else f"not {name!r}"
+    raise ServiceError(f"{address} serves {', '.join(models)}, {problem}; choose one by --model")

@@ -1,6 +1,6 @@
-"""A call to services in parts, each small enough for one request, that any connection may take.
+"""Shards of a call to services: each fits into one request, and any connection may take it.
 
-Conversations of one prompt come into one part, where the service sees what they share.
+Conversations with the same prompt are in the same shard, so that the service can share the prompt.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ MAX_BYTES = 2 * 2**20
 
 @dataclass(slots=True, eq=False)
 class ShardedCall:
-    """One `submit`, until all its parts are back. Its fields are the queue's to change.
+    """One `submit`, until all its shards have results. Only the queue changes its fields.
 
     Attributes:
-        conversations: all of them.
-        truncation: what to do with what is too long.
-        results: `[num_conversations]`; None where it is still missing.
-        num_missing: parts that are not back.
-        future: gets the whole answer.
-        is_begun: whether a part was taken.
+        conversations: all conversations of the call.
+        truncation: how to handle conversations that are too long.
+        results: `[num_conversations]`; None where the result is missing.
+        num_missing: number of shards without results.
+        future: resolved when all results are known.
+        num_computed_tokens: number of tokens computed so far.
+        is_begun: whether a connection took a shard.
     """
 
     conversations: Sequence[ChatJson]
@@ -44,12 +45,12 @@ class ShardedCall:
 
 @dataclass(slots=True, eq=False)
 class Shard:
-    """Some conversations of a call.
+    """Conversations of a call that go into one request.
 
     Attributes:
-        call: whose they are.
-        places: their indices in it.
-        failing_since: when it was refused first, by `time.monotonic`; None if never.
+        call: the call.
+        indices: indices of the conversations in the call.
+        failing_since: `time.monotonic` of the first refusal; None if there was none.
     """
 
     call: ShardedCall
@@ -58,12 +59,12 @@ class Shard:
 
     @property
     def conversations(self) -> list[ChatJson]:
-        """In the order of `places`."""
-        return [self.call.conversations[place] for place in self.indices]
+        """Conversations of the shard, in the order of `indices`."""
+        return [self.call.conversations[index] for index in self.indices]
 
 
 class ShardQueue:
-    """Parts that wait for a connection. Safe to use from several threads."""
+    """Shards that wait for a connection. Thread-safe."""
 
     def __init__(self) -> None:
         self._waiting: deque[Shard] = deque()
@@ -73,37 +74,37 @@ class ShardQueue:
     def add(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """Queue a call behind all others."""
-        parts = list(split_into_shards(conversations))
-        call = ShardedCall(conversations, truncation, [None] * len(conversations), len(parts))
+        """Split a call into shards and append them to the queue."""
+        shards = list(split_into_shards(conversations))
+        call = ShardedCall(conversations, truncation, [None] * len(conversations), len(shards))
         with self._changed:
-            self._waiting.extend(Shard(call, places) for places in parts)
+            self._waiting.extend(Shard(call, indices) for indices in shards)
             self._changed.notify_all()
         return call.future
 
     def take(self) -> Shard | None:
-        """The next part, as soon as there is one; None once the queue is closed."""
+        """Wait for the next shard and return it; return None when the queue is closed."""
         with self._changed:
             while not self.is_closed.is_set():
                 while self._waiting:
-                    part = self._waiting.popleft()
-                    if _is_wanted(part.call):
-                        return part
+                    shard = self._waiting.popleft()
+                    if _is_wanted(shard.call):
+                        return shard
                 self._changed.wait()
         return None
 
     def requeue(self, shard: Shard) -> None:
-        """A part that could not be scored goes before all others."""
+        """Put a refused shard back at the head of the queue."""
         with self._changed:
             self._waiting.appendleft(shard)
             self._changed.notify()
 
     def complete(self, shard: Shard, scored: ScoreBatchResult) -> None:
-        """The results of a part; the last one completes the call."""
+        """Set the results of a shard; the last shard resolves the call."""
         with self._changed:
             call = shard.call
-            for place, result in zip(shard.indices, scored.results, strict=True):
-                call.results[place] = result
+            for index, result in zip(shard.indices, scored.results, strict=True):
+                call.results[index] = result
             call.num_computed_tokens += scored.num_computed_tokens
             call.num_missing -= 1
             if call.num_missing or call.future.done():
@@ -112,31 +113,31 @@ class ShardQueue:
         call.future.set_result(ScoreBatchResult(results, call.num_computed_tokens))
 
     def fail(self, shard: Shard, error: RewardError) -> None:
-        """A part that nobody scores fails its call."""
+        """Fail the call of a shard."""
         with self._changed:
             if not shard.call.future.done():
                 shard.call.future.set_exception(error)
 
     def close(self) -> None:
-        """Let all connections go once they have answered."""
+        """Close the queue; connections end after their current request."""
         with self._changed:
             self.is_closed.set()
             self._changed.notify_all()
 
 
 def split_into_shards(conversations: Sequence[ChatJson]) -> Iterator[list[int]]:
-    """Indices of conversations in parts, what starts alike in one part where it fits."""
+    """Yield the indices of each shard; conversations with equal beginnings come together."""
     texts = [json.dumps(conversation) for conversation in conversations]
-    part: list[int] = []
+    shard: list[int] = []
     size = 0
-    for place in sorted(range(len(texts)), key=texts.__getitem__):
-        if part and (len(part) == MAX_CONVERSATIONS or size + len(texts[place]) > MAX_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(place)
-        size += len(texts[place])
-    if part:
-        yield part
+    for index in sorted(range(len(texts)), key=texts.__getitem__):
+        if shard and (len(shard) == MAX_CONVERSATIONS or size + len(texts[index]) > MAX_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append(index)
+        size += len(texts[index])
+    if shard:
+        yield shard
 
 
 def _is_wanted(call: ShardedCall) -> bool:

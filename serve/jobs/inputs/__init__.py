@@ -1,4 +1,4 @@
-"""Where rows come from: files of JSON lines, Parquet, Arrow, folders, globs and the hub.
+"""Inputs of jobs: files of JSON lines, Parquet and Arrow, folders, globs and the hub.
 
-Start reading at `serve.jobs.inputs.source`; `opening` decides what an INPUT names.
+Start reading at `serve.jobs.inputs.source`; `serve.jobs.inputs.resolve` finds the files of INPUT.
 """

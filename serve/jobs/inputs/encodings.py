@@ -1,8 +1,8 @@
-"""The encoding of a text file: only UTF-8 is read, and other encodings are refused by name.
+"""Encodings of text files: only UTF-8 is read, and other encodings are refused by name.
 
-UTF-16 and UTF-32 show in the first bytes. Encodings such as Windows-1252 or Shift-JIS show only in
-the lines that are not ASCII, so these are counted; a few damaged lines of a UTF-8 file are errors
-of their rows.
+UTF-16 and UTF-32 are recognized by the first bytes. Encodings such as Windows-1252 or Shift-JIS are
+recognized only by lines that are not ASCII, so these lines are counted; a few damaged lines of a
+UTF-8 file are errors of their rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from serve.errors import JobInputError
 
 HEAD_BYTES = 4096
-"""Enough of a file for `require_utf8`."""
+"""Number of bytes at the start of a file that suffice for `require_utf8`."""
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -28,7 +28,7 @@ _COMPRESSION_MAGIC = (
     (b"PK\x03\x04", "zip"),
     (b"\x04\x22\x4d\x18", "lz4"),
 )
-# Other encodings in use, those that are used most first.
+# Other encodings in use, the most common first.
 _CANDIDATE_ENCODINGS = (
     "cp1252",
     "shift_jis",
@@ -52,27 +52,29 @@ _CANDIDATE_ENCODINGS = (
     "cp932",
 )
 _SAMPLE_BYTES = 1 << 16
-_MOSTLY, _SOME = 0.9, 0.1  # share of characters that have a NUL at a place
-_FEWEST_PER_ROWS = 100  # fewer lines than one in so many are damage, not an encoding
+_MOSTLY, _SOME = 0.9, 0.1  # share of characters with a NUL at a byte position
+_FEWEST_PER_ROWS = 100  # fewer bad lines than one in 100 are damage, not an encoding
 
 
 def require_utf8(head: bytes, path: Path | str) -> None:
-    """Refuse a file whose first bytes are not those of UTF-8 text.
+    """Refuse a file whose first bytes show that it is not UTF-8 text.
 
     Args:
-        head: at least the first 4 bytes, unpacked; `HEAD_BYTES` are enough.
-        path: named in the error.
+        head: the first bytes, decompressed; at least 4, and `HEAD_BYTES` suffice.
+        path: path for the error message.
 
     Raises:
-        JobInputError: names the encoding that was found.
+        JobInputError: the file is compressed or has another encoding, which the message names.
     """
     for magic, name in _COMPRESSION_MAGIC:
         if head.startswith(magic):
-            raise JobInputError(f"{path} is compressed ({name}); unpack it, or compress it by gzip")
+            raise JobInputError(
+                f"{path} is compressed with {name}; decompress it, or compress it with gzip"
+            )
     if encoding := _detect_wide_encoding(head):
         raise JobInputError(
-            f"{path} is {encoding} text, and only UTF-8 is read; save it as UTF-8, for example by "
-            f"`iconv -f {encoding} -t UTF-8`"
+            f"{path} is {encoding} text, and only UTF-8 is read; save the file as UTF-8, for "
+            f"example with `iconv -f {encoding} -t UTF-8`"
         )
 
 
@@ -85,7 +87,7 @@ class EncodingCounter:
 
     def add(self, line: bytes) -> None:
         """Count one line."""
-        if b"\x1b" not in line:  # ISO 2022 is ASCII with escape characters
+        if b"\x1b" not in line:  # ISO 2022 looks like ASCII with escape characters
             if line.isascii():
                 return
             try:
@@ -99,14 +101,14 @@ class EncodingCounter:
         self._sample += line[: _SAMPLE_BYTES - len(self._sample)]
 
     def require_utf8(self, path: Path | str, num_rows: int) -> None:
-        """Refuse a file in another encoding; call this when all lines are counted.
+        """Refuse a file in another encoding; call this after all lines are counted.
 
         Args:
-            path: named in the error.
-            num_rows: of the file.
+            path: path for the error message.
+            num_rows: number of rows of the file.
 
         Raises:
-            JobInputError: names the encoding that the lines seem to have.
+            JobInputError: the file is not UTF-8; the message names the probable encoding.
         """
         bad = self._num_bad
         is_common = bad == num_rows or (bad > 1 and bad * _FEWEST_PER_ROWS >= num_rows)
@@ -115,38 +117,39 @@ class EncodingCounter:
             raise JobInputError(
                 f"{path} is not UTF-8: {bad} of its {num_rows} rows are in another encoding"
                 + (
-                    f", perhaps {encoding}; save it as UTF-8, for example by `iconv -f {encoding} "
-                    "-t UTF-8`, and look at the letters that are not ASCII"
+                    f", perhaps {encoding}; save the file as UTF-8, for example with `iconv -f "
+                    f"{encoding} -t UTF-8`, and check the letters that are not ASCII"
                     if encoding
-                    else "; save it as UTF-8"
+                    else "; save the file as UTF-8"
                 )
             )
 
 
 def guess_encoding(text: bytes) -> str | None:
-    """Guess the encoding of a text that is not UTF-8; None where nothing fits.
+    """Guess the encoding of a text that is not UTF-8; return None if no encoding fits.
 
-    A guess from few letters may name a close relative, such as cp1250 for cp1252.
+    A guess from few letters may name a related encoding, such as cp1250 for cp1252.
     """
-    # Slow to import, and needed only where something is wrong.
+    # Imported here because the import is slow and only needed for errors.
     from charset_normalizer import from_bytes
 
     best = from_bytes(text, cp_isolation=list(_CANDIDATE_ENCODINGS)).best()
     if best is None:
         return None
-    # Where several give the same text, the one that is used most.
-    same = {best.encoding, *best.could_be_from_charset}
-    found = next((name for name in _CANDIDATE_ENCODINGS if name in same), best.encoding)
+    # Of several encodings that give the same text, choose the most common one.
+    equivalent = {best.encoding, *best.could_be_from_charset}
+    found = next((name for name in _CANDIDATE_ENCODINGS if name in equivalent), best.encoding)
     return found.replace("_", "-")
 
 
 def _detect_wide_encoding(head: bytes) -> str | None:
-    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
-    if marked or b"\x00" not in head:
-        return marked
-    # Of UTF-16 and UTF-32, characters of ASCII alone (all of JSON but its texts) show where NUL is.
+    by_mark = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if by_mark or b"\x00" not in head:
+        return by_mark
+    # ASCII characters (all of JSON except its strings) in UTF-16 and UTF-32 have NUL bytes at
+    # positions that identify the encoding.
     num_units = max(1, len(head) // 4)
-    shares = [head[place::4].count(0) / num_units for place in range(4)]
+    shares = [head[offset::4].count(0) / num_units for offset in range(4)]
     match [share > _MOSTLY for share in shares]:
         case [True, True, _, False]:
             return "UTF-32BE"

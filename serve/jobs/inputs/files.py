@@ -1,4 +1,4 @@
-"""Several files of one kind, one after the other, as one input."""
+"""An input of several files of the same format, read one after the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serve.jobs.inputs.tabular import (
 def _read_json(
     path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None
 ) -> Iterator[Row]:
-    # `.json` is both in use: one array, or one record a line.
+    # `.json` files in use have either one array, or one record per line.
     is_json = path.name.lower().removesuffix(".gz").endswith(".json")
     read = read_array if is_json and is_array(path) else read_lines
     return read(path, start, decode=decode, watch=watch)
@@ -41,9 +41,9 @@ class FileSource:
     """A `Source` of files.
 
     Attributes:
-        name: what to pin and to show.
-        kind: of all files.
-        files: in the order they are read.
+        name: name of the input, for messages and for the manifest.
+        format: format of all files.
+        files: files in the order of reading.
         schema: columns of all files together; None for JSON.
     """
 
@@ -63,19 +63,20 @@ class FileSource:
     def iter_file_rows(
         self, start: Position, *, decode: DecodeFilter = True, watch: Watcher | None = None
     ) -> Iterator[Row]:
-        """Rows of the file that `start` is in.
+        """Yield the rows of the file that `start` is in.
 
         Args:
-            start: where to begin.
-            decoded: see `Source.iter_rows`; also a function, which is called with the bytes of each row
-                of JSON that is not too long. Tables are not decoded then.
-            watch: is told every byte of the file once, in order; of text as far as it is read.
+            start: position of the first row.
+            decode: see `Source.iter_rows`; or a function that is called with the bytes of each JSON
+                row that is not too long, and returns whether to decode it. Tables are not decoded
+                then.
+            watch: receives every byte of the file once, in order; for text, as far as it is read.
         """
         reader = _READERS[self.format]
         return reader(self.files[start.file].path, start, decode=decode, watch=watch)
 
     def read_file_schema(self, file: int) -> pa.Schema | None:
-        """Columns of one file; None for JSON.
+        """Return the columns of one file; None for JSON.
 
         Args:
             file: index into `files`.

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: what `hf://datasets/ORG/NAME[@REV][/PATH]` names, fetched."""
+"""Fetch datasets of the Hugging Face hub, named by `hf://datasets/ORG/NAME[@REV][/PATH]`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
-    """Files of a data set, here now.
+    """Downloaded files of a dataset.
 
     Attributes:
-        name: the address with the commit in it.
-        paths: in order.
+        name: address of the dataset with the commit in it.
+        paths: files in the order of reading.
     """
 
     name: str
@@ -32,23 +32,27 @@ class HubFiles:
 
 
 def fetch_dataset(address: str, split: str | None) -> HubFiles:
-    """Bring the files that an address names onto this machine, through the hub's own cache.
+    """Download the files of an address to the hub's cache.
 
     Raises:
-        JobInputError: no such address, no such files, or a split is to be chosen.
+        JobInputError: the address is invalid, no file matches, or a split must be chosen.
     """
-    parts = _ADDRESS.fullmatch(address.rstrip("/"))
-    if parts is None:
+    match = _ADDRESS.fullmatch(address.rstrip("/"))
+    if match is None:
         raise JobInputError(
-            f"{address} is no data set of the hub; write hf://datasets/ORG/NAME, with @REVISION "
+            f"{address} is not a dataset of the hub; write hf://datasets/ORG/NAME, with @REVISION "
             "and /PATH or /GLOB if needed"
         )
-    repo, revision, path = parts["repo"], parts["revision"], parts["path"]
+    repo, revision, path = match["repo"], match["revision"], match["path"]
     patterns = _patterns(path)
     revision = revision.replace("%2F", "/") if revision else None
     folder = _download(repo, revision, _narrow_patterns(patterns, split, path))
-    every = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*"))
-    names = [n for n in every if is_data_file(n) and any(fnmatch.fnmatch(n, p) for p in patterns)]
+    all_names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*"))
+    names = [
+        name
+        for name in all_names
+        if is_data_file(name) and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    ]
     names = [name for name in names if (folder / name).is_file()]
     name = f"hf://datasets/{repo}@{folder.name}" + (f"/{path}" if path else "")
     if split is None and path is None and len(splits := find_splits(names)) > 1:
@@ -59,8 +63,8 @@ def fetch_dataset(address: str, split: str | None) -> HubFiles:
         raise JobInputError(
             f"{name} has no files to score"
             + (f" of a split {split!r}" if split else "")
-            + f"; it must have some of {', '.join(SUFFIXES)}: look at its files on the hub, and "
-            "name a path or a glob"
+            + f"; file names must end in one of {', '.join(SUFFIXES)}: check the files on the hub, "
+            "and name a path or a glob"
         )
     require_inside(folder, [folder / name for name in names])
     return HubFiles(name, [folder / name for name in names])
@@ -73,7 +77,7 @@ def _patterns(path: str | None) -> list[str]:
 
 
 def _narrow_patterns(patterns: list[str], split: str | None, path: str | None) -> list[str]:
-    # Other splits need not be fetched.
+    # Do not download other splits.
     if split is None or path is not None:
         return patterns
     return [f"*{split}{pattern}" for pattern in patterns]
@@ -86,12 +90,12 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(
             snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns)
         )
-    # The hub's client raises errors of several libraries; all mean that nothing was fetched.
+    # The hub's client raises errors of several libraries; all mean that the download failed.
     except Exception as error:
-        at = f" at revision {revision!r}" if revision else ""
+        at_revision = f" at revision {revision!r}" if revision else ""
         reason = str(error).splitlines()[0] if str(error) else "no reason"
         raise JobInputError(
-            f"the data set {repo!r} could not be fetched from the hub{at}: "
+            f"the dataset {repo!r} could not be downloaded from the hub{at_revision}: "
             f"{type(error).__name__}: {reason}; check the name, the revision, the network and "
             "HF_TOKEN, or give a local folder"
         ) from error

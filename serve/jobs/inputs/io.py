@@ -1,4 +1,4 @@
-"""The bytes of a file as they are stored: watched while they are read, hashed, unpacked."""
+"""Read the stored bytes of files: decompress them, and pass them to a watcher, such as a hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.errors import JobInputError
 from serve.jobs.inputs.encodings import HEAD_BYTES, require_utf8
 
 Watcher: TypeAlias = Callable[[memoryview], None]
-"""Is told bytes of a file, in order."""
+"""Receives the bytes of a file in order."""
 
 _BLOCK_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
@@ -23,18 +23,18 @@ _GZIP = b"\x1f\x8b"
 
 @contextlib.contextmanager
 def open_decompressed(path: Path, offset: int, watch: Watcher | None = None) -> Iterator[IO[bytes]]:
-    """The text that a file holds, whether compressed or not, from a place in it on.
+    """Open the text of a file, compressed or not, at an offset.
 
-    Compressed files are unpacked again from their beginning to reach the place.
+    Compressed files are decompressed from their beginning to reach the offset.
 
     Args:
-        path: of the file.
-        offset: in what it holds, in bytes.
-        watch: is told the bytes as they are stored, from the first one on; needs offset 0.
+        path: the file.
+        offset: offset in the decompressed content, in bytes.
+        watch: receives the stored bytes from the first one on; needs offset 0.
 
     Raises:
-        JobInputError: it is damaged, also while it is read, or ends before the place, or is
-            text in UTF-16 or another encoding that shows in its first bytes.
+        JobInputError: the file is damaged (also raised while it is read), ends before the offset,
+            or has an encoding such as UTF-16 that is recognized by its first bytes.
     """
     assert watch is None or not offset
     if not offset:
@@ -47,7 +47,7 @@ def open_decompressed(path: Path, offset: int, watch: Watcher | None = None) -> 
 @contextlib.contextmanager
 def _open_unchecked(path: Path, offset: int, watch: Watcher | None) -> Iterator[IO[bytes]]:
     if not path.is_file():
-        raise JobInputError(f"{path} is no regular file; save what it gives to one")
+        raise JobInputError(f"{path} is not a regular file; save its content to a file")
     with _WatchedFile(path, watch) as raw, io.BufferedReader(raw, _BLOCK_BYTES) as stored:
         file: IO[bytes] = stored
         try:
@@ -58,12 +58,12 @@ def _open_unchecked(path: Path, offset: int, watch: Watcher | None) -> Iterator[
             yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise JobInputError(
-                f"{path} is compressed and damaged ({error}); bring a whole copy of it"
+                f"{path} is compressed and damaged ({error}); copy the complete file again"
             ) from error
 
 
 def read_through(path: Path, watch: Watcher, num_bytes: int | None = None) -> None:
-    """Read a file, or its first bytes, for the watcher alone."""
+    """Pass a file, or its first `num_bytes`, to a watcher."""
     left = path.stat().st_size if num_bytes is None else num_bytes
     with path.open("rb", buffering=0) as file:
         while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
@@ -72,21 +72,22 @@ def read_through(path: Path, watch: Watcher, num_bytes: int | None = None) -> No
 
 
 def compute_prefix_sha256(path: Path, num_bytes: int) -> str:
-    """SHA-256 of the first bytes of a file, hexadecimal; of all of it where it is shorter."""
+    """Return the hexadecimal SHA-256 of the first bytes of a file, or of all if it is shorter."""
     digest = hashlib.sha256()
     read_through(path, digest.update, num_bytes)
     return digest.hexdigest()
 
 
 def truncated_file_error(path: Path) -> JobInputError:
-    """The error for a file that ends before the position to go on at."""
+    """Return the error for a file that ends before the position to resume at."""
     return JobInputError(
-        f"{path} is shorter than when the job began; bring it back as it was, or start afresh"
+        f"{path} is shorter than when the job began; restore the file, or start over with "
+        "--overwrite"
     )
 
 
 class _WatchedFile(io.FileIO):
-    """A file whose reader is watched; read without seeking."""
+    """A file whose bytes go to a watcher; read it without seeking."""
 
     def __init__(self, path: Path, watch: Watcher | None) -> None:
         super().__init__(path)

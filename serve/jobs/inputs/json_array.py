@@ -1,8 +1,8 @@
-"""A `.json` file that holds one array of records, read element by element.
+"""Read a `.json` file that is one array of records, element by element.
 
-Memory holds the element at hand and the block it is in, whatever the size of the file. An element
-that is no strict JSON, or too long, is an error of its row. One that is no JSON at all ends the
-reading: there is no telling where the next one begins.
+Memory holds the current element and its block, independent of the file's size. An element that is
+not strict JSON or is too long is an error of its row. An element that is not JSON at all ends the
+reading, because the start of the next element is unknown.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from serve.jobs.inputs.source import DecodeFilter, Position, Row
 from serve.jobs.inputs.strict_json import decode_strict, describe_error, require_depth
 
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
-_LONGEST_TOKEN = 16  # an error this close to the end of a block may be a token cut in two
+_LONGEST_TOKEN = 16  # an error this close to the end of a block may be a truncated token
 _STRUCTURE = re.compile(r'["\[\]{}]')
 _REST_OF_TEXT = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _END_OF_SCALAR = re.compile(r"[\s,\]]")
 
 
 def is_array(path: Path) -> bool:
-    """Whether the file's first character is the beginning of an array."""
+    """Return whether the file begins with an array."""
     with open_decompressed(path, 0) as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
@@ -38,33 +38,36 @@ def is_array(path: Path) -> bool:
 def read_array(
     path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.iter_file_rows`. A row ends where its element does."""
+    """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`.
+
+    A row ends where its element ends.
+    """
     with open_decompressed(path, start.offset, watch) as file:
-        text = _TextCursor(path, file, start.offset)
+        cursor = _TextCursor(path, file, start.offset)
         number = start.row
-        is_more = text.read_separator() == "," if start.offset else text.begin()
+        is_more = cursor.read_separator() == "," if start.offset else cursor.begin()
         while is_more:
-            before = text.offset
-            record, raw, content = text.read_element(number)
-            end = text.offset
+            begin = cursor.offset
+            record, raw, content = cursor.read_element(number)
+            end = cursor.offset
             is_wanted = decode is not False
             if callable(decode) and content is not None:
                 is_wanted = decode(content)
             if not is_wanted:
                 record = raw = None
-            yield Row(number, end - before, record, raw, start.file, end)
+            yield Row(number, end - begin, record, raw, start.file, end)
             number += 1
-            is_more = text.read_separator(number) == ","
-        text.finish()
+            is_more = cursor.read_separator(number) == ","
+        cursor.finish()
 
 
 class _Element(NamedTuple):
     """An element of the array.
 
     Attributes:
-        record: its value, or a `ScoreError`.
-        raw: its text, or the beginning of it, where the record is an error.
-        content: its bytes; None where it is too long.
+        record: value of the element, or a `ScoreError`.
+        raw: text of the element or the beginning of the text, if `record` is an error.
+        content: bytes of the element; None if it is too long.
     """
 
     record: Any
@@ -73,13 +76,13 @@ class _Element(NamedTuple):
 
 
 class _TextCursor:
-    """The file's text from a place on, and how far it was read.
+    """A cursor in the file's text.
 
-    Bytes that are not UTF-8 are in it as half surrogate pairs, which UTF-8 cannot hold.
+    Bytes that are not UTF-8 become half surrogate pairs, which UTF-8 cannot encode.
     """
 
     def __init__(self, path: Path, file: IO[bytes], offset: int) -> None:
-        self.offset = offset  # of `_at`, in bytes
+        self.offset = offset  # byte offset of the character at `_at`
         self._path = path
         self._file = file
         self._text = ""
@@ -88,18 +91,18 @@ class _TextCursor:
         self._is_exhausted = False
 
     def begin(self) -> bool:
-        """Go to the first element; False if there is none."""
+        """Move to the first element; return False if the array is empty."""
         if self.next() == "\ufeff":
             self._advance_to(self._at + 1)
         if self.next() != "[":
-            raise self._corrupt_error("it does not begin with an array")
+            raise self._corrupt_error("the file does not begin with an array")
         self._advance_to(self._at + 1)
         if is_empty := self.next() == "]":
             self._advance_to(self._at + 1)
         return not is_empty
 
     def next(self) -> str:
-        """Go to the next character that is no blank; empty at the end."""
+        """Move to the next character that is not blank, and return it; empty at the end."""
         while True:
             rest = self._text[self._at : self._at + 64]
             blanks = len(rest) - len(rest.lstrip(" \t\r\n"))
@@ -110,7 +113,7 @@ class _TextCursor:
                 return ""
 
     def read_element(self, number: int) -> _Element:
-        """Read one value and go behind it."""
+        """Read one value and move after it."""
         self.next()
         problem: Exception | None = None
         value: Any = None
@@ -124,15 +127,16 @@ class _TextCursor:
                     return self._skip(number)
                 if is_cut and self._read():
                     continue
-                hint = "; it may be ISO-2022 text: save it as UTF-8" if "\x1b" in self._text else ""
-                raise self._corrupt_error(f"row {number} is no JSON: {error}{hint}") from None
+                is_iso_2022 = "\x1b" in self._text
+                hint = "; the file may be ISO-2022 text: save it as UTF-8" if is_iso_2022 else ""
+                raise self._corrupt_error(f"row {number} is not JSON: {error}{hint}") from None
             except (ValueError, RecursionError) as error:
                 problem = error
                 end = self._find_end(number)
                 if end is None:
                     return self._skip(number)
                 break
-            # A number at the end of a block may go on in the next one.
+            # A number at the end of a block may continue in the next block.
             mark = self._text[end : end + 1]
             is_cut = not mark or (isinstance(value, int | float) and mark not in " \t\r\n,]")
             if not (is_cut and self._read()):
@@ -140,18 +144,18 @@ class _TextCursor:
         return self._build_element(value, problem, end)
 
     def read_separator(self, number: int = 0) -> str:
-        """Go behind the comma or bracket that follows an element; that character."""
+        """Move after the comma or bracket that follows an element, and return it."""
         mark = self.next()
         if mark not in (",", "]"):
-            came = mark.encode(errors="backslashreplace").decode() or "the end"
-            raise self._corrupt_error(f"after row {number - 1} comes {came}, not a comma")
+            found = mark.encode(errors="backslashreplace").decode() or "the end"
+            raise self._corrupt_error(f"row {number - 1} is followed by {found}, not by a comma")
         self._advance_to(self._at + 1)
         return mark
 
     def finish(self) -> None:
-        """Make sure that nothing follows."""
+        """Check that nothing follows the array."""
         if self.next():
-            raise self._corrupt_error("something follows the array")
+            raise self._corrupt_error("there is text after the array")
 
     def _build_element(self, value: Any, problem: Exception | None, end: int) -> _Element:
         text = self._text[self._at : end]
@@ -173,14 +177,14 @@ class _TextCursor:
             problem = error
         if problem is None:
             return _Element(value, None, content)
-        told = f"the element is not strict JSON: {describe_error(problem)}"
-        return _Element(ScoreError("invalid_json", told), text, content)
+        message = f"the element is not strict JSON: {describe_error(problem)}"
+        return _Element(ScoreError("invalid_json", message), text, content)
 
     def _find_end(self, number: int) -> int | None:
-        """Index behind the element; None where it is too long to be held.
+        """Return the index after the element, or None if the element is too long.
 
         Raises:
-            JobInputError: the file ends before it.
+            JobInputError: the file ends within the element.
         """
         scanner = _Scanner(self._text[self._at])
         scanned = 0  # characters of the element
@@ -192,7 +196,7 @@ class _TextCursor:
         return end
 
     def _skip(self, number: int) -> _Element:
-        """Go behind an element that is too long, and forget it on the way."""
+        """Move after an element that is too long, without keeping its text."""
         scanner = _Scanner(self._text[self._at])
         head = self._text[self._at : self._at + jsonl.PREVIEW_BYTES].encode(
             errors="surrogateescape"
@@ -206,7 +210,7 @@ class _TextCursor:
 
     def _require_more(self, number: int) -> None:
         if not self._read():
-            raise self._corrupt_error(f"row {number} is cut off: it has no end")
+            raise self._corrupt_error(f"row {number} is truncated")
 
     def _is_too_long(self) -> bool:
         # A character has at least one byte.
@@ -223,7 +227,7 @@ class _TextCursor:
     def _read(self) -> bool:
         if self._is_exhausted:
             return False
-        # Twice as much where an element is longer than a block: each is looked at few times.
+        # Double the read size for elements longer than a block, so each is parsed few times.
         more = min(max(_BLOCK_BYTES, len(self._text) - self._at), _LARGEST_READ)
         block = self._file.read(more)
         self._is_exhausted = not block
@@ -233,8 +237,8 @@ class _TextCursor:
 
     def _corrupt_error(self, reason: str) -> JobInputError:
         return JobInputError(
-            f"{self._path} is no array of JSON records ({reason}, near byte {self.offset}); mend "
-            "it, or write one record a line into a .jsonl file"
+            f"{self._path} is not an array of JSON records ({reason}, near byte {self.offset}); "
+            "correct the file, or write one record per line to a .jsonl file"
         )
 
 
@@ -242,7 +246,7 @@ class _Scanner:
     """Finds the end of a JSON value by its brackets and quotes, block by block.
 
     Args:
-        first: the value's first character.
+        first: first character of the value.
     """
 
     def __init__(self, first: str) -> None:
@@ -251,11 +255,11 @@ class _Scanner:
         self._is_in_text = self._is_escaped = False
 
     def find_end(self, text: str, start: int) -> int | None:
-        """Index behind the value; None where the text ends before it.
+        """Return the index after the value, or None if the text ends within the value.
 
         Args:
-            text: that goes on where the text of the call before ended.
-            start: index to go on at.
+            text: text that continues the text of the previous call.
+            start: index to continue at.
         """
         if self._is_scalar:
             found = _END_OF_SCALAR.search(text, start)

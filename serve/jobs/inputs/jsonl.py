@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: the line is the row, its bytes are its size."""
+"""Read JSON lines, plain or compressed: a row is a line, its size is the line's bytes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from serve.jobs.inputs.source import START, DecodeFilter, Position, Row
 from serve.jobs.inputs.strict_json import describe_error, parse_strict
 
 MAX_ROW_BYTES = 64 << 20
-"""Maximum size of a row of JSON; a longer one is an error of its row, and never held in memory."""
+"""Maximum size of a JSON row in bytes; a longer row is an error, and is never held in memory."""
 PREVIEW_BYTES = 1000
-"""Size of the beginning of a longer row that is kept."""
+"""Number of bytes that are kept from the beginning of a longer row."""
 _BLOCK_BYTES = 1 << 20
 
 
 def read_lines(
     path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.iter_file_rows`."""
+    """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`."""
     with open_decompressed(path, start.offset, watch) as file:
         yield from parse_rows(file, start, decode=decode)
 
@@ -31,15 +31,15 @@ def read_lines(
 def parse_rows(
     file: IO[bytes], start: Position = START, *, decode: DecodeFilter = True
 ) -> Iterator[Row]:
-    """Rows of lines of bytes; lines of blanks are none.
+    """Yield a row for each line that is not blank.
 
     Args:
-        file: its next line is the one at `start`.
-        start: where it stands.
-        decoded: see `FileSource.iter_file_rows`.
+        file: file whose next line is the one at `start`.
+        start: position of the file.
+        decode: see `FileSource.iter_file_rows`.
 
     Raises:
-        JobInputError: the first line is not UTF-8 but UTF-16 or the like.
+        JobInputError: the first line shows another encoding, such as UTF-16.
     """
     number, end = start.row, start.offset
     for line, size in split_lines(file):
@@ -60,10 +60,10 @@ def parse_rows(
 
 
 def split_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Lines with their size in bytes, line end included.
+    """Yield lines with their sizes in bytes, including the line end.
 
-    A line of more than `MAX_ROW_BYTES` comes as its first `PREVIEW_BYTES`, so that its size is larger
-    than its length; as one blank where it is blank.
+    A line of more than `MAX_ROW_BYTES` is yielded as its first `PREVIEW_BYTES`, so that its size is
+    larger than its length; a blank line of that size is yielded as one blank.
     """
     readline, limit = file.readline, MAX_ROW_BYTES
     while line := readline(limit + 1):
@@ -78,7 +78,7 @@ def split_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
-    """The record of a line; or a `ScoreError` that says why there is none, and the line's text.
+    """Parse a line; return its record, or a `ScoreError` and the line's text.
 
     Args:
         line: UTF-8, also with a byte order mark or half a surrogate pair.
@@ -95,22 +95,23 @@ def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
         return ScoreError("invalid_json", problem), text.rstrip("\r\n")
 
 
-def not_utf8_error(what: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreError, str]:
-    r"""The error and the text of a row that is not UTF-8, its wrong bytes as `\xNN`."""
+def not_utf8_error(unit: str, text: bytes, error: UnicodeDecodeError) -> tuple[ScoreError, str]:
+    r"""Return the error and the text of a row that is not UTF-8, with invalid bytes as `\xNN`."""
     guess = guess_encoding(text[:_BLOCK_BYTES])
-    looks = f" (it may be {guess})" if guess else ""
+    hint = f" (it may be {guess})" if guess else ""
     problem = (
-        f"the {what} is not UTF-8: byte {text[error.start]:#04x} at {error.start}{looks}; save the "
+        f"the {unit} is not UTF-8: byte {text[error.start]:#04x} at {error.start}{hint}; save the "
         "file as UTF-8"
     )
     return ScoreError("invalid_json", problem), _readable(text)
 
 
-def row_too_long_error(what: str, head: bytes, size: int) -> tuple[ScoreError, str]:
-    """The error and the beginning of a row of more than `MAX_ROW_BYTES`."""
+def row_too_long_error(unit: str, head: bytes, size: int) -> tuple[ScoreError, str]:
+    """Return the error and the beginning of a row of more than `MAX_ROW_BYTES`."""
     problem = (
-        f"the {what} has {size:,} bytes and may have {MAX_ROW_BYTES:,}; only its beginning is kept "
-        "here. Write one record a line, or one array of records into a file that ends in .json"
+        f"the {unit} has {size:,} bytes, and the maximum is {MAX_ROW_BYTES:,}; only its beginning "
+        "is kept here. Write one record per line, or one array of records to a file that ends in "
+        ".json"
     )
     return ScoreError("invalid_json", problem), _readable(head[:PREVIEW_BYTES])
 

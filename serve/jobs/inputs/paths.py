@@ -1,4 +1,4 @@
-"""Files that lie in the folder that was named, also where they are links."""
+"""Check that files are in the folder that the user named, also if they are links."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from serve.errors import JobInputError
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name means something directly in its folder."""
+    """Return whether a name is the name of a file or folder, without a path."""
     return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
 def require_inside(folder: Path, files: Iterable[Path]) -> None:
-    """Return if all files of a folder are in it once links are followed.
+    """Check that all files of a folder are in it after links are resolved.
 
-    Snapshots of the hub's cache are links to `blobs` beside them.
+    Snapshots in the hub's cache may link to the `blobs` folder of the same repository.
 
     Raises:
-        JobInputError: names the first that is not.
+        JobInputError: a file is outside; the message names the first one.
     """
     real = Path(os.path.realpath(folder))
     roots = [real]
@@ -33,5 +33,5 @@ def require_inside(folder: Path, files: Iterable[Path]) -> None:
         if not any(target.is_relative_to(root) for root in roots):
             raise JobInputError(
                 f"{file} is a link to {target}, outside {folder}; copy the file into the folder, "
-                "or name it itself or by a glob, where links are followed"
+                "or give the link itself or a glob as the input, where links are followed"
             )

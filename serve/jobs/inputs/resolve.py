@@ -1,4 +1,4 @@
-"""What an INPUT of the command line names: file, folder, glob, `datasets` folder, or the hub."""
+"""Find the files of INPUT: a file, a folder, a glob, a `datasets` folder, or a hub dataset."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from serve.jobs.inputs.tabular import read_arrow_schema, read_parquet_schema
 
 
 def open_source(name: str, *, split: str | None = None, exclude: Path | None = None) -> FileSource:
-    """The input that NAME means.
+    """Open the input that `name` means.
 
     Args:
         name: path of a file or folder, a glob, or `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
-        split: which split of a folder, a saved `datasets` set or a hub repository.
-        without: a file or a folder that is not of the input, though it may be in its folder: the
-            output.
+        split: split of a folder, of a saved `datasets` folder or of a hub dataset.
+        exclude: file or folder that does not belong to the input even if it is in its folder, such
+            as the output.
 
     Raises:
-        JobInputError: nothing there, several kinds, an unknown kind, or a split is to be chosen.
+        JobInputError: no file matches, the files have several formats or an unknown one, or a split
+            must be chosen.
     """
     if name == "-":
         raise JobInputError(
-            "a job reads its input twice, and again when it goes on, so it cannot be standard "
-            "input; save it to a file"
+            "a job reads its input twice, and again when it resumes, so the input cannot be "
+            "standard input; save it to a file"
         )
     if name.startswith(HUB_PREFIX):
         fetched = fetch_dataset(name, split)
@@ -56,22 +57,24 @@ def open_source(name: str, *, split: str | None = None, exclude: Path | None = N
         return _build_source(str(path.absolute()), paths)
     if split is not None:
         raise JobInputError(
-            f"--split chooses among the files of a folder or of the hub, and {name} is no folder; "
-            "leave it out"
+            f"--split chooses among the files of a folder or of the hub, and {name} is not a "
+            "folder; leave --split out"
         )
     if path.exists():
         return _build_source(str(path.absolute()), [path])
     if glob.has_magic(name):
         found = sorted(glob.glob(name, recursive=True))
-        every = [
-            one
-            for one in found
-            if os.path.isfile(one) and not is_job_state(one) and not _is_inside(Path(one), exclude)
+        files = [
+            file
+            for file in found
+            if os.path.isfile(file)
+            and not is_job_state(file)
+            and not _is_inside(Path(file), exclude)
         ]
-        if not every:
+        if not files:
             raise JobInputError(f"no file matches {name}")
-        return _build_source(os.path.abspath(name), [Path(one) for one in every])
-    raise JobInputError(f"there is no file or folder {name}")
+        return _build_source(os.path.abspath(name), [Path(file) for file in files])
+    raise JobInputError(f"the file or folder {name} does not exist")
 
 
 def _is_inside(path: Path, other: Path | None) -> bool:
@@ -79,58 +82,58 @@ def _is_inside(path: Path, other: Path | None) -> bool:
 
 
 def _list_folder(folder: Path, split: str | None, exclude: Path | None) -> list[Path]:
-    every = sorted(
+    all_names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if not _is_inside(path, exclude)
     )
-    names = [name for name in every if is_data_file(name) and (folder / name).is_file()]
+    names = [name for name in all_names if is_data_file(name) and (folder / name).is_file()]
     if split is not None:
-        there = ", ".join(find_splits(names)) or "none that names of files tell"
+        splits = ", ".join(find_splits(names)) or "no splits in names of files"
         names = select_split(names, split)
         if not names:
-            raise JobInputError(f"{folder} has no files of a split {split!r}; it has {there}")
+            raise JobInputError(f"{folder} has no files of a split {split!r}; it has {splits}")
     if not names:
         raise JobInputError(
-            f"{folder} has no files to score; it must have some of {', '.join(SUFFIXES)}"
+            f"{folder} has no files to score; file names must end in one of {', '.join(SUFFIXES)}"
         )
     require_inside(folder, [folder / name for name in names])
     return [folder / name for name in names]
 
 
 def _build_source(name: str, paths: Sequence[Path]) -> FileSource:
-    kinds: dict[FileFormat, Path] = {}
+    formats: dict[FileFormat, Path] = {}
     for path in paths:
-        kinds.setdefault(detect_format(path), path)
-    if len(kinds) != 1:
-        examples = " and ".join(f"{kind} ({path})" for kind, path in kinds.items())
+        formats.setdefault(detect_format(path), path)
+    if len(formats) != 1:
+        examples = " and ".join(f"{format_} ({path})" for format_, path in formats.items())
         raise JobInputError(
-            f"{name} has files of several kinds: {examples}; choose one by a glob, such as "
-            "'FOLDER/*.parquet'"
-            if kinds
+            f"{name} has files of several formats: {examples}; choose one format by a glob, such "
+            "as 'FOLDER/*.parquet'"
+            if formats
             else f"{name} has no files"
         )
-    (kind,) = kinds
+    (format_,) = formats
     files = []
     for path in paths:
         stat = path.stat()
         files.append(InputFile(path.absolute(), stat.st_size, stat.st_mtime_ns))
-    return FileSource(name, kind, tuple(files), _schema(kind, paths))
+    return FileSource(name, format_, tuple(files), _schema(format_, paths))
 
 
-def _schema(kind: FileFormat, paths: Sequence[Path]) -> pa.Schema | None:
-    if kind == "jsonl":
+def _schema(format_: FileFormat, paths: Sequence[Path]) -> pa.Schema | None:
+    if format_ == "jsonl":
         return None
-    read = read_parquet_schema if kind == "parquet" else read_arrow_schema
+    read = read_parquet_schema if format_ == "parquet" else read_arrow_schema
     schema = read(paths[0])
     for path in paths[1:]:
         try:
             schema = pa.unify_schemas([schema, read(path)], promote_options="permissive")
         except pa.ArrowException as error:
             raise JobInputError(
-                f"the columns of {path} do not go with those of {paths[0]}: {error}; score them "
-                "apart, or write both with the same types"
+                f"the columns of {path} do not match the columns of {paths[0]}: {error}; score the "
+                "files separately, or write both with the same types"
             ) from error
     if len(set(schema.names)) < len(schema.names):
-        raise JobInputError(f"{paths[0]} has two columns of one name; rename one")
+        raise JobInputError(f"{paths[0]} has two columns with the same name; rename one of them")
     return schema

@@ -1,4 +1,4 @@
-"""One pass over the input before anything is scored: rows, digests, encodings, columns."""
+"""Scan the input once before scoring: count rows, and find digests, encodings and columns."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from serve.jobs.row_results import (
 RESULTS_METADATA_KEY = b"skyreward.results"
 """Key of the metadata of a table's schema that lists the columns of results, as a JSON list."""
 _REPORT_EVERY_ROWS = 10_000
-# The keys of `WATCHED` as they are in JSON: one expression costs a sixth of nine searches.
+# The keys of `RESERVED_COLUMNS` in JSON: one expression costs a sixth of nine searches.
 _find_key = re.compile(
     b'"(?:%s)"' % b"|".join(re.escape(name).encode() for name in sorted(RESERVED_COLUMNS))
 ).search
-# Letters of a key may be written as escapes, which nobody does but a reader must expect.
+# Letters of a key may be written as escapes, which is unusual but valid.
 _find_escaped_letter = re.compile(rb"\\u00[5-7]").search
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """A file of the input, pinned.
+    """A pinned file of the input.
 
     Attributes:
-        path: absolute.
-        size: bytes.
-        mtime_ns: of its last change.
-        sha256: of its first `num_hashed_bytes` bytes, hexadecimal.
-        num_hashed_bytes: `size`, or fewer where a limit ended the reading within the file.
+        path: absolute path.
+        size: size in bytes.
+        mtime_ns: modification time in nanoseconds.
+        sha256: hexadecimal SHA-256 of the first `num_hashed_bytes` bytes.
+        num_hashed_bytes: `size`, or less if a limit ended the reading within the file.
     """
 
     path: str
@@ -60,16 +60,16 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class InputScan:
-    """What one pass over the input found.
+    """Result of a scan of the input.
 
     Attributes:
-        num_rows: rows to score, not more than the limit.
-        num_bytes: sum of their `Row.size`.
-        files: those that were read, in order: with a limit, none after the one it falls in.
-        schema: columns of the input for a table as output; None unless asked for.
-        shapes: what the rows may be, which decides the result columns of a table; empty unless
-            asked for.
-        names: under which results are written.
+        num_rows: number of rows to score, at most the limit.
+        num_bytes: sum of `Row.size` of these rows.
+        files: files that were read, in order; with a limit, up to the file where it is reached.
+        schema: columns of the input for a tabular output; None unless requested.
+        kinds: possible kinds of the rows, which decide the result columns of a table; empty unless
+            requested.
+        names: names of the result columns.
     """
 
     num_rows: int
@@ -94,60 +94,60 @@ def scan_input(
     find_result_columns: FindResultColumns = lambda file: frozenset(),
     on_progress: ProgressCallback = lambda num_rows, num_bytes: None,
 ) -> InputScan:
-    """Read the input once.
+    """Scan the input.
 
     Args:
         source: the input.
-        limit: rows to look at; None for all.
-        tabular: also find `schema` and `shapes`; costs the parsing of every line of JSON.
-        columns: where the caller said a record's parts are.
+        limit: number of rows to scan; None for all.
+        tabular: whether to find `schema` and `kinds` as well, which parses every line of JSON.
+        columns: columns that the caller named.
         replace_results: see `choose_result_names`.
-        earlier: returns the columns of a file that an earlier run is known to have written.
-        told: is told rows and bytes (of `files` as stored) so far, now and then.
+        find_result_columns: returns the columns of a file that an earlier run wrote.
+        on_progress: called from time to time with the number of rows and of stored bytes so far.
 
     Raises:
         JobInputError: a file cannot be read, is not UTF-8, or leaves no name for a result.
-        JobOutputError: a column has values that no one type can hold.
+        JobOutputError: no Arrow type can hold all values of a column.
     """
-    seen = _SchemaCollector(source, columns) if tabular else None
-    decoded = seen is not None and seen.needs_records
+    collector = _SchemaCollector(source, columns) if tabular else None
+    decode_all = collector is not None and collector.needs_records
     progress = _ScanProgress(on_progress)
     digests: list[FileDigest] = []
-    own: set[str] = set()
-    replaceable: set[str] = set()
+    own_columns: set[str] = set()
+    earlier_columns: set[str] = set()
     for index, file in enumerate(source.files):
         if digests and progress.num_rows == limit:
             break
-        left = None if limit is None else limit - progress.num_rows
+        num_left = None if limit is None else limit - progress.num_rows
         watcher = _HashingWatcher(progress)
         start = Position(index, 0, progress.num_rows)
-        look = _FileInspector(decoded)
-        wanted = decoded if source.schema is not None else look
-        rows = source.iter_file_rows(start, decode=wanted, watch=watcher)
-        for row in itertools.islice(rows, left):
+        inspector = _FileInspector(decode_all)
+        decode = decode_all if source.schema is not None else inspector
+        rows = source.iter_file_rows(start, decode=decode, watch=watcher)
+        for row in itertools.islice(rows, num_left):
             progress.add(row)
             if isinstance(row.record, dict):
-                look.add_record(row.record)
-            if seen and decoded:
-                seen.add(row)
-        look.encodings.require_utf8(file.path, progress.num_rows - start.row)
+                inspector.add_record(row.record)
+            if collector and decode_all:
+                collector.add(row)
+        inspector.encodings.require_utf8(file.path, progress.num_rows - start.row)
         digests.append(watcher.build_digest(file))
         if schema := source.read_file_schema(index):
-            look.result_names.update(RESERVED_COLUMNS.intersection(schema.names))
-        known = look.known_results
-        if look.result_names:
-            known |= (
+            inspector.result_names.update(RESERVED_COLUMNS.intersection(schema.names))
+        known_columns = inspector.known_results
+        if inspector.result_names:
+            known_columns |= (
                 find_result_columns(digests[-1]) | _read_result_columns(schema)
-            ) & look.result_names
-        own |= look.result_names - known
-        replaceable |= known
-    names = choose_result_names(own, replaceable, replace=replace_results)
-    schema, shapes = seen.build(names) if seen else (None, frozenset())
-    return InputScan(progress.num_rows, progress.num_bytes, tuple(digests), schema, shapes, names)
+            ) & inspector.result_names
+        own_columns |= inspector.result_names - known_columns
+        earlier_columns |= known_columns
+    names = choose_result_names(own_columns, earlier_columns, replace=replace_results)
+    schema, kinds = collector.build(names) if collector else (None, frozenset())
+    return InputScan(progress.num_rows, progress.num_bytes, tuple(digests), schema, kinds, names)
 
 
 def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
-    """Whether a file still is what was pinned; hashes it only if its time of change differs."""
+    """Return whether a file is as it was pinned; hash it only if its modification time differs."""
     if (digest.path, digest.size) != (str(file.path), file.size):
         return False
     if digest.mtime_ns == file.mtime_ns:
@@ -156,27 +156,27 @@ def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
 
 
 class _FileInspector:
-    """Looks at every row of JSON of one file.
+    """Inspects every JSON row of one file.
 
     Args:
-        decoded: whether all are to be decoded; else those alone that may have a column of
-            `WATCHED`.
+        decode_all: whether to decode all rows; otherwise only rows that may have a column of
+            `RESERVED_COLUMNS` are decoded.
     """
 
     def __init__(self, decode_all: bool) -> None:
         self.encodings = EncodingCounter()
         self.result_names: set[str] = set()
         self._decode_all = decode_all
-        self._errors = {True: 0, False: 0}  # of a run, and others
+        self._errors = {True: 0, False: 0}  # number of values that a job wrote, and of others
 
     @property
     def known_results(self) -> frozenset[str]:
-        """Columns that show by themselves that an earlier run wrote them."""
+        """Columns whose content shows that an earlier run wrote them."""
         is_known = self._errors[True] and not self._errors[False]
         return frozenset(["error"] if is_known else [])
 
     def add_record(self, record: dict[str, Any]) -> None:
-        """Take note of the columns of a record."""
+        """Inspect the columns of a record."""
         self.result_names.update(RESERVED_COLUMNS.intersection(record))
         if (error := record.get("error")) is not None:
             self._errors[is_job_error(error)] += 1
@@ -191,16 +191,16 @@ class _FileInspector:
 
 
 def _read_result_columns(schema: pa.Schema | None) -> frozenset[str]:
-    """Columns that the metadata of a table says are results."""
-    mark = ((schema and schema.metadata) or {}).get(RESULTS_METADATA_KEY)
+    """Return the result columns according to the metadata of a table."""
+    names = ((schema and schema.metadata) or {}).get(RESULTS_METADATA_KEY)
     try:
-        return frozenset(json.loads(mark)) if mark else frozenset()
+        return frozenset(json.loads(names)) if names else frozenset()
     except (ValueError, TypeError):
         return frozenset()
 
 
 class _ScanProgress:
-    """How far the pass is."""
+    """Progress of the scan."""
 
     def __init__(self, on_progress: ProgressCallback) -> None:
         self.num_rows = self.num_bytes = self.num_stored_bytes = 0
@@ -214,7 +214,7 @@ class _ScanProgress:
 
 
 class _HashingWatcher:
-    """Watches a file while it is read."""
+    """Hashes a file while it is read."""
 
     def __init__(self, progress: _ScanProgress) -> None:
         self._digest = hashlib.sha256()
@@ -232,7 +232,7 @@ class _HashingWatcher:
 
 
 class _SchemaCollector:
-    """Types and shapes of the rows, for a table as output."""
+    """Collects types and kinds of the rows, for a tabular output."""
 
     def __init__(self, source: FileSource, columns: Columns) -> None:
         self._schema = source.schema
@@ -240,14 +240,14 @@ class _SchemaCollector:
         self._types: dict[str, TypeInference] = {}
         self._unread = TypeInference()
         self._has_unread = False
-        self._shapes: set[RecordKind] = set()
+        self._kinds: set[RecordKind] = set()
         if self._schema is not None:
             require_parquet_types(self._schema)
-            self._shapes = _infer_table_kinds(self._schema.names, columns)
-        # Names of columns tell the shape of all rows where only one is possible.
-        self.needs_records = self._schema is None or len(self._shapes) > 1
+            self._kinds = _infer_table_kinds(self._schema.names, columns)
+        # If the column names allow only one kind, all rows have that kind.
+        self.needs_records = self._schema is None or len(self._kinds) > 1
         if self.needs_records:
-            self._shapes = set()
+            self._kinds = set()
 
     def add(self, row: Row) -> None:
         record = row.record
@@ -255,7 +255,7 @@ class _SchemaCollector:
             self._has_unread = True
             self._unread.add(record if row.raw is None else row.raw)
             return
-        self._shapes.update(infer_record_kinds(record, self._columns)[:1])
+        self._kinds.update(infer_record_kinds(record, self._columns)[:1])
         if self._schema is None:
             for name, value in record.items():
                 if name not in self._types:
@@ -264,22 +264,26 @@ class _SchemaCollector:
 
     def build(self, names: ResultNames) -> tuple[pa.Schema, frozenset[RecordKind]]:
         if self._schema is not None:
-            return self._schema, frozenset(self._shapes)
+            return self._schema, frozenset(self._kinds)
         types = {
-            name: seen for name, seen in self._types.items() if name not in names.replaced_columns
+            name: inference
+            for name, inference in self._types.items()
+            if name not in names.replaced_columns
         }
         if self._has_unread:
             types[names[UNREAD_COLUMN]] = self._unread
-        return pa.schema(infer_fields(types)), frozenset(self._shapes)
+        return pa.schema(infer_fields(types)), frozenset(self._kinds)
 
 
 def _infer_table_kinds(names: Sequence[str], columns: Columns) -> set[RecordKind]:
-    """Of rows of which any may be null in any column."""
+    """Return the possible kinds of the rows of a table, where any value may be null."""
     alone = (*CONVERSATIONS, *GROUPS, *RESPONSES, GENERATION)
     better = (*CHOSEN, "messages", *RESPONSES)
-    every = [*((name,) for name in alone), *itertools.product(better, REJECTED)]
-    read = set(names).difference(columns.ignored)
-    there = [some for some in every if set(some) <= read]
+    combinations = [*((name,) for name in alone), *itertools.product(better, REJECTED)]
+    names_read = set(names).difference(columns.ignored)
+    found = [combination for combination in combinations if set(combination) <= names_read]
     return {
-        shape for some in there for shape in infer_kinds_from_columns(some.__contains__, columns)
+        kind
+        for combination in found
+        for kind in infer_kinds_from_columns(combination.__contains__, columns)
     }

@@ -1,7 +1,7 @@
-"""The one Arrow type that holds every value of a column of JSON, found row by row.
+"""Infer, row by row, the Arrow type that holds every value of a JSON column.
 
-Whole numbers and decimals become decimals, structs get the keys of all rows; anything else that
-differs between rows has no type in a table, and the error says which column and what was seen.
+Whole numbers and decimals become decimals, and structs get the keys of all rows. Any other
+difference between rows has no type in a table; the error names the column and what was found.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 
 from serve.errors import JobOutputError
 
-_MAX_KEYS = 2000  # of one object: more are ids used as keys, which no table should have as columns
+_MAX_KEYS = 2000  # per object: more keys are ids, which should not become columns of a table
 _INT64, _UINT64 = range(-(1 << 63), 1 << 63), range(1 << 64)
 _EXACT_IN_FLOAT64 = range(-(1 << 53), (1 << 53) + 1)
 _SCALARS = {str: "text", bool: "true/false", int: "whole numbers", float: "decimals"}
 
 
 class TypeInference:
-    """What was seen at one place of the records; grows with the number of places alone."""
+    """Types seen at one path of the records; memory grows only with the number of paths."""
 
     __slots__ = ("fields", "item", "largest", "scalars", "smallest")
 
@@ -32,7 +32,7 @@ class TypeInference:
         self.smallest = self.largest = 0
 
     def add(self, value: Any) -> None:
-        """Look at one value, of JSON."""
+        """Add one JSON value."""
         if value is None:
             return
         kind = type(value)
@@ -56,17 +56,20 @@ class TypeInference:
                 self.largest = max(self.largest, value)
 
     def infer_type(self, path: str) -> pa.DataType:
-        """The type of all that was seen.
+        """Return the type that holds all values.
+
+        Args:
+            path: path of the column, for the error message.
 
         Raises:
-            JobOutputError: there is none; `place` tells the column.
+            JobOutputError: no type holds all values.
         """
-        seen = [_SCALARS[kind] for kind in _SCALARS if kind in self.scalars]
-        seen += ["objects"] * (self.fields is not None) + ["lists"] * (self.item is not None)
-        if seen == ["whole numbers", "decimals"] and self._is_within(_EXACT_IN_FLOAT64):
+        found = [_SCALARS[kind] for kind in _SCALARS if kind in self.scalars]
+        found += ["objects"] * (self.fields is not None) + ["lists"] * (self.item is not None)
+        if found == ["whole numbers", "decimals"] and self._is_within(_EXACT_IN_FLOAT64):
             return pa.float64()
-        if len(seen) > 1:
-            raise _no_type_error(path, f"both {' and '.join(seen)}")
+        if len(found) > 1:
+            raise _no_type_error(path, f"both {' and '.join(found)}")
         if self.fields is not None:
             return pa.struct(infer_fields(self.fields, path))
         if self.item is not None:
@@ -88,24 +91,30 @@ class TypeInference:
 
 
 def infer_fields(columns: Mapping[str, TypeInference], path: str = "") -> list[pa.Field]:
-    """Fields in the order in which they were first seen.
+    """Return fields in the order in which they were first seen.
+
+    Args:
+        columns: types by the names of the fields.
+        path: path of the struct with these fields; empty for columns.
 
     Raises:
-        JobOutputError: one has no type, or there are too many.
+        JobOutputError: a field has no type, or there are too many fields.
     """
     if len(columns) > _MAX_KEYS:
         raise _no_type_error(path or "the records", f"{len(columns)} different keys")
     if not columns and path:
-        return [pa.field("_empty", pa.null())]  # Parquet has no struct without fields
+        return [pa.field("_empty", pa.null())]  # Parquet does not have structs without fields
     start = f"{path}." if path else ""
-    return [pa.field(name, seen.infer_type(start + name)) for name, seen in columns.items()]
+    return [
+        pa.field(name, inference.infer_type(start + name)) for name, inference in columns.items()
+    ]
 
 
 def require_parquet_types(schema: pa.Schema) -> None:
-    """Return if a Parquet file can hold all columns of a table.
+    """Check that a Parquet file can hold all columns of a table.
 
     Raises:
-        JobOutputError: names a column of a type that only Arrow has.
+        JobOutputError: a column has a type that only Arrow has; the message names the column.
     """
     for field in schema:
         try:

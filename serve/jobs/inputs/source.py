@@ -1,7 +1,7 @@
-"""The rows of a job's input, in order, from any place in it.
+"""The interface of a job's input: rows in order, from any position.
 
-Knows no conversations: what is to be scored in a row is for `serve.jobs.record_schema`. Each kind
-of file has a reader of its own; this file holds what they share.
+An input does not know conversations; `serve.jobs.record_schema` finds what to score in a row. Each
+file format has its own reader; this module has what the readers share.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import pyarrow as pa
 
 FileFormat = Literal["jsonl", "parquet", "arrow"]
 Cells = tuple[pa.RecordBatch, int]
-"""A row as Arrow has it: the batch and the row's index in it."""
+"""A row in Arrow: the batch and the row's index in the batch."""
 
 DecodeFilter: TypeAlias = bool | Callable[[bytes], bool]
-"""Whether to decode rows; a function is called with the text of each row of JSON and decides."""
+"""Whether to decode rows; a function decides for each JSON row, from the row's bytes."""
 
 
 class Position(NamedTuple):
-    """A place between two rows; plain JSON as a list, back by `Position(*value)`.
+    """A position between two rows; JSON stores it as a list, `Position(*value)` restores it.
 
     Attributes:
         file: index into the source's files.
-        offset: where the next row begins in it: uncompressed bytes of text, rows of a table.
-        row: number of rows before it, over the whole input.
+        offset: offset of the next row in the file: uncompressed bytes of text, rows of a table.
+        row: number of rows before the position, over the whole input.
     """
 
     file: int
@@ -42,14 +42,14 @@ class Row(NamedTuple):
     """One row of the input.
 
     Attributes:
-        number: from 0 over the whole input.
-        size: bytes of input that it takes; the same wherever reading began.
-        record: its columns; a `ScoreError` for a line that is no JSON; any other JSON value as
-            it is; None where the reader was asked not to decode.
-        raw: the text of a line that is no JSON.
-        file: index of its file.
-        end: where the next row begins in that file, as `Position.offset`.
-        cells: the same as Arrow has it, types exact; None for JSON.
+        number: number of the row, from 0 over the whole input.
+        size: size of the row in the input, in bytes; independent of where reading began.
+        record: columns of the row; a `ScoreError` for a line that is not JSON; any other JSON value
+            unchanged; None if the row was not decoded.
+        raw: text of a line that is not JSON.
+        file: index of the row's file.
+        end: offset of the next row in that file, as `Position.offset`.
+        cells: the row in Arrow, with exact types; None for JSON.
     """
 
     number: int
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
     @property
     def next_position(self) -> Position:
-        """Where to go on after this row."""
+        """Position after this row."""
         return Position(self.file, self.end, self.number + 1)
 
 
@@ -71,9 +71,9 @@ class InputFile:
     """A file of the input as it was when the source was opened.
 
     Attributes:
-        path: absolute.
-        size: bytes.
-        mtime_ns: of its last change.
+        path: absolute path.
+        size: size in bytes.
+        mtime_ns: modification time in nanoseconds.
     """
 
     path: Path
@@ -82,30 +82,30 @@ class InputFile:
 
 
 class Source(Protocol):
-    """A job's input. Reading again gives the same rows for as long as the files are the same."""
+    """A job's input. Reading again gives the same rows as long as the files are unchanged."""
 
     @property
     def name(self) -> str:
-        """What to pin and to show: as it was named, for the hub with the commit."""
+        """Name for messages and for the manifest: INPUT as given, with the commit for the hub."""
 
     @property
     def format(self) -> FileFormat:
-        """Of all its files."""
+        """Format of all files."""
 
     @property
     def files(self) -> Sequence[InputFile]:
-        """In the order they are read."""
+        """Files in the order of reading."""
 
     @property
     def schema(self) -> pa.Schema | None:
         """Columns of all files together; None for JSON."""
 
     def iter_rows(self, start: Position = START, *, decode: bool = True) -> Iterator[Row]:
-        """Rows from a position on.
+        """Yield rows from a position on.
 
         Args:
-            start: from `Row.next_position` of the same input.
-            decoded: False leaves `Row.record` None: faster where only sizes or `cells` matter.
+            start: a `Row.next_position` of the same input.
+            decode: False leaves `Row.record` None, which is faster if only sizes or `cells` matter.
 
         Raises:
             JobInputError: a file is damaged, or shorter than the position.

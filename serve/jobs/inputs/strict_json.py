@@ -1,6 +1,6 @@
-"""JSON of files, read as strictly as HTTP bodies are: see `serve.api.strict_json`.
+"""Parse JSON in files as strictly as HTTP bodies; see `serve.api.strict_json`.
 
-Python's own reader keeps the last of two equal keys, accepts NaN and Infinity, turns 1e999 into
+Python's parser keeps the last of two equal keys, accepts NaN and Infinity, turns 1e999 into
 infinity, and returns values that are nested too deeply to be written again.
 """
 
@@ -16,7 +16,7 @@ MAX_DEPTH = 100
 
 
 class NotStrictError(ValueError):
-    """The text is JSON for Python's reader and not for a strict one."""
+    """The text is JSON for Python's parser but not strict JSON."""
 
 
 def parse_strict(text: str, *, finite: bool = True) -> Any:
@@ -24,11 +24,11 @@ def parse_strict(text: str, *, finite: bool = True) -> Any:
 
     Args:
         text: one JSON value.
-        finite: False accepts NaN and infinite numbers, for a caller with a message for them.
+        finite: False accepts NaN and infinite numbers, for callers that report them themselves.
 
     Raises:
-        ValueError: `describe` says why.
-        RecursionError: it is nested too deeply for Python.
+        ValueError: the text is not strict JSON; see `describe_error`.
+        RecursionError: the value is nested too deeply for Python.
     """
     value = (_STRICT if finite else _DISTINCT).decode(text)
     require_depth(value, text)
@@ -36,27 +36,27 @@ def parse_strict(text: str, *, finite: bool = True) -> Any:
 
 
 def decode_strict(text: str, start: int) -> tuple[Any, int]:
-    """Parse the JSON value at an index of a text; returns the value and the index behind it.
+    """Parse the JSON value at an index of a text; return the value and the index after it.
 
-    The caller checks the depth: see `require_depth`.
+    The caller must check the depth with `require_depth`.
 
     Raises:
-        ValueError: `describe` says why.
-        RecursionError: it is nested too deeply for Python.
+        ValueError: the text is not strict JSON; see `describe_error`.
+        RecursionError: the value is nested too deeply for Python.
     """
     value, end = _STRICT.raw_decode(text, start)
     return value, end
 
 
 def require_depth(value: Any, text: str) -> None:
-    """Check that a value can be written again.
+    """Check that a value is not nested too deeply to be written again.
 
     Args:
-        value: parsed.
-        text: of the value; a text with few brackets is not deep, and costs no walk.
+        value: the parsed value.
+        text: text of the value; if it has few brackets, the value is not walked.
 
     Raises:
-        NotStrictError: more than `MAX_DEPTH` lists and objects inside each other.
+        NotStrictError: the value has more than `MAX_DEPTH` nested lists and objects.
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
@@ -74,14 +74,14 @@ def require_depth(value: Any, text: str) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Say why a text could not be parsed.
+    """Describe why a text could not be parsed.
 
     Args:
-        error: raised by a function of this module.
+        error: exception raised by a function of this module.
     """
     if isinstance(error, json.JSONDecodeError):
-        # The character alone: the line number is always 1, which looks like one of the file.
-        return f"{error.msg} at character {error.pos}; write one record a line"
+        # Without the line number, which is always 1 and looks like a line of the file.
+        return f"{error.msg} at character {error.pos}; write one record per line"
     if isinstance(error, NotStrictError):
         return str(error)
     if isinstance(error, RecursionError):

@@ -1,11 +1,11 @@
-"""Parquet and Arrow files: rows by small batches, so that memory holds a few hundred rows.
+"""Read Parquet and Arrow files in small batches, so that memory holds a few hundred rows.
 
-A row's size is its share of its batch in memory. Batches begin at the same rows wherever reading
-begins, so sizes, and the chunks made by them, are the same after a restart.
+The size of a row is its share of its batch in memory. Batches begin at the same rows wherever
+reading begins, so row sizes, and the chunks based on them, are the same after a restart.
 
-A file of a kilobyte may hold a text of megabytes that all rows share, or unpack to gigabytes. What
-the end of a Parquet file says of its columns decides how many rows are read at a time, and whether
-any are; that it may lie about.
+A file of a kilobyte may hold a text of megabytes that all rows share, or decompress to gigabytes.
+The footer of a Parquet file decides how many rows are read at a time, and whether the file is read
+at all; the footer may be wrong.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from serve.errors import JobInputError
 from serve.jobs.inputs.io import Watcher, read_through, truncated_file_error
 from serve.jobs.inputs.source import DecodeFilter, Position, Row
 
-_BATCH_ROWS = 256  # 1024 take as long a row (0.43 us, nested text), and four times the memory
+_BATCH_ROWS = 256  # with 1024, a row takes as long (0.43 us, nested text), with 4x the memory
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE = b"ARROW1"
-# Columns that unpack to more than `_USUAL_RATIO` times their bytes are read by fewer rows.
+# Columns that decompress to more than `_USUAL_RATIO` times their bytes are read in fewer rows.
 _USUAL_RATIO = 100
 _USUAL_BYTES = 1 << 20
 _BATCH_BYTES = 64 << 20
@@ -36,7 +36,7 @@ _MOST_UNPACKED = 512 << 20
 def read_parquet(
     path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of a file; arguments as for `FileSource.iter_file_rows`."""
+    """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`."""
     if watch:
         read_through(path, watch)
     with _translate_errors(path), open_parquet(path) as file:
@@ -46,7 +46,7 @@ def read_parquet(
 def read_arrow(
     path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
 ) -> Iterator[Row]:
-    """Rows of an IPC file or stream; arguments as for `FileSource.iter_file_rows`."""
+    """Yield the rows of an IPC file or stream; arguments as for `FileSource.iter_file_rows`."""
     if watch:
         read_through(path, watch)
     with _translate_errors(path), pa.OSFile(str(path)) as file:
@@ -54,19 +54,19 @@ def read_arrow(
 
 
 def read_parquet_schema(path: Path) -> pa.Schema:
-    """From the end of the file alone."""
+    """Read the schema from the footer of the file."""
     with _translate_errors(path), open_parquet(path) as file:
         return file.schema_arrow
 
 
 def read_arrow_schema(path: Path) -> pa.Schema:
-    """From the beginning of the file alone."""
+    """Read the schema from the beginning of the file."""
     with _translate_errors(path), pa.OSFile(str(path)) as file:
         return _open_arrow(file)[0]
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A file that is read column chunk by column chunk in pieces, never a whole row group."""
+    """Open a file so that column chunks are read in blocks, never a whole row group."""
     return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
@@ -79,20 +79,20 @@ def _translate_errors(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobInputError(
-            f"{path} cannot be read as a table ({reason}); bring a whole copy of it"
+            f"{path} cannot be read as a table ({reason}); copy the complete file again"
         ) from error
 
 
 def _iter_rows(
     path: Path, batches: Iterator[tuple[int, pa.RecordBatch]], start: Position, decode: bool
 ) -> Iterator[Row]:
-    """Rows from a position on.
+    """Yield rows from a position on.
 
     Args:
-        path: for messages.
-        batches: each with the index of its first row in the file.
-        start: where to begin.
-        decoded: see `Source.iter_rows`.
+        path: path for error messages.
+        batches: batches with the index of their first row in the file.
+        start: position of the first row.
+        decode: see `Source.iter_rows`.
     """
     shift = start.row - start.offset  # from rows of the file to rows of the input
     end = 0
@@ -102,7 +102,7 @@ def _iter_rows(
             continue
         num_bytes = _count_decoded_bytes(batch)
         size = max(1, num_bytes // batch.num_rows)
-        # Else row by row, since all together would not fit.
+        # Large batches are decoded row by row, because all rows together would not fit.
         is_small = num_bytes <= _BATCH_BYTES
         records = _decode_or_locate_error(batch, path, first) if decode and is_small else None
         for index in range(max(0, start.offset - first), batch.num_rows):
@@ -116,7 +116,7 @@ def _iter_rows(
 
 
 def _count_decoded_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of the batch once every row has values of its own that rows may share here."""
+    """Return the size of a batch after decoding, where rows no longer share values, in bytes."""
     num_bytes = batch.nbytes
     for column in batch.columns:
         if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
@@ -127,37 +127,41 @@ def _count_decoded_bytes(batch: pa.RecordBatch) -> int:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    of = pa.types
-    tests = (of.is_string, of.is_large_string, of.is_binary, of.is_large_binary)
+    types = pa.types
+    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
     return any(test(kind) for test in tests)
 
 
 def _choose_batch_rows(file: pq.ParquetFile, group: int) -> int:
-    """Rows of a group to read at a time.
+    """Return how many rows of a row group to read at a time.
 
     Raises:
-        JobInputError: a column of it unpacks to more than memory should hold.
+        JobInputError: a column decompresses to more than `_MOST_UNPACKED` bytes.
     """
-    about = file.metadata.row_group(group)
-    shared = 0
-    for index in range(about.num_columns):
-        column = about.column(index)
-        unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
+    metadata = file.metadata.row_group(group)
+    total = 0
+    for index in range(metadata.num_columns):
+        column = metadata.column(index)
+        decompressed, compressed = column.total_uncompressed_size, column.total_compressed_size
         if file.schema.column(index).max_repetition_level:
-            # Equal values, and empty lists, are a number in the file and values in memory.
-            unpacked = max(unpacked, 8 * column.num_values)
-        if unpacked > _MOST_UNPACKED and unpacked > _USUAL_RATIO * packed:
+            # Equal values and empty lists are stored as counts but are values in memory.
+            decompressed = max(decompressed, 8 * column.num_values)
+        if decompressed > _MOST_UNPACKED and decompressed > _USUAL_RATIO * compressed:
             raise JobInputError(
-                f"column `{column.path_in_schema}` of row group {group} has {packed:,} bytes that "
-                f"unpack to {unpacked:,}, and {_MOST_UNPACKED:,} are allowed; write the file again "
-                "with smaller row groups"
+                f"column `{column.path_in_schema}` of row group {group} has {compressed:,} bytes "
+                f"that decompress to {decompressed:,}, and {_MOST_UNPACKED:,} are allowed; write "
+                "the file again with smaller row groups"
             )
         dictionary = column.dictionary_page_offset
-        large = dictionary is not None and column.data_page_offset - dictionary > 4 * _USUAL_BYTES
-        if unpacked > _USUAL_BYTES and (large or unpacked > _USUAL_RATIO * packed):
-            # Any row may have as much as that.
-            shared += unpacked
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // shared)) if shared else _BATCH_ROWS
+        has_large_dictionary = (
+            dictionary is not None and column.data_page_offset - dictionary > 4 * _USUAL_BYTES
+        )
+        if decompressed > _USUAL_BYTES and (
+            has_large_dictionary or decompressed > _USUAL_RATIO * compressed
+        ):
+            # Any row may have that many bytes.
+            total += decompressed
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // total)) if total else _BATCH_ROWS
 
 
 def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -176,11 +180,11 @@ def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, p
 
 def _arrow_batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
     first = 0
-    for whole in _open_arrow(file)[1]:
-        for begin in range(0, whole.num_rows, _BATCH_ROWS):
-            batch = whole.slice(begin, _BATCH_ROWS)
-            yield first + begin, batch
-        first += whole.num_rows
+    for batch in _open_arrow(file)[1]:
+        for begin in range(0, batch.num_rows, _BATCH_ROWS):
+            small_batch = batch.slice(begin, _BATCH_ROWS)
+            yield first + begin, small_batch
+        first += batch.num_rows
 
 
 def _open_arrow(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -189,13 +193,13 @@ def _open_arrow(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if not is_file:
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)
-    indexed = pa.ipc.open_file(file)
-    batches = (indexed.get_batch(index) for index in range(indexed.num_record_batches))
-    return indexed.schema, batches
+    reader = pa.ipc.open_file(file)
+    batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+    return reader.schema, batches
 
 
 def _decode_or_locate_error(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
-    """Like `decode`; an error names the row and the column."""
+    """Decode a batch; an error names the row and the column."""
     try:
         return decode_batch(batch)
     except pa.ArrowException:
@@ -207,16 +211,17 @@ def _decode_or_locate_error(batch: pa.RecordBatch, path: Path, first: int) -> li
                     cell.as_py()
                 except (ValueError, OverflowError) as error:
                     raise JobInputError(
-                        f"row {first + row} of {path} has in column `{field.name}` a value that "
-                        f"cannot be read ({error}); correct it, or leave the column out of the file"
+                        f"row {first + row} of {path} has a value in column `{field.name}` that "
+                        f"cannot be read ({error}); correct the value, or remove the column from "
+                        "the file"
                     ) from error
         raise
 
 
 def decode_batch(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as Python has them.
+    """Decode the rows of a batch to Python values.
 
-    Nanoseconds, which it lacks, become ISO 8601 text, and seconds where they are durations.
+    Times in nanoseconds, which Python lacks, become ISO 8601 text; durations become seconds.
     """
     for index, field in enumerate(batch.schema):
         if pa.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":

@@ -1,4 +1,4 @@
-"""Where rows with their rewards go: JSON lines, plain or compressed, and Parquet.
+"""Writers of OUTPUT: JSON lines, plain or compressed, and Parquet.
 
 Start reading at `serve.jobs.writers.base`.
 """

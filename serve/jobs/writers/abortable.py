@@ -1,4 +1,4 @@
-"""A file whose writer may be given up: libraries finish a format even then, when they are freed."""
+"""A file object that can be aborted: libraries finish their format even when they are freed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import IO, Any
 
 
 class AbortableFile(io.RawIOBase):
-    """Hands bytes on until it is dropped, and throws them away from then on.
+    """Forwards bytes to a file until `abort`, and discards them afterwards.
 
     Args:
-        file: where the bytes go; stays open. Written from its beginning.
+        file: the underlying file, written from its beginning; it stays open.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -18,11 +18,11 @@ class AbortableFile(io.RawIOBase):
         self._num_bytes = 0
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def write(self, block: Any) -> int:
-        """All of it, also where the file is unbuffered."""
+        """Write the whole block, also if the file is unbuffered."""
         left = memoryview(block).cast("B")
         size = len(left)
         while self._file and left:
@@ -31,9 +31,9 @@ class AbortableFile(io.RawIOBase):
         return size
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Return the number of bytes written so far."""
         return self._num_bytes
 
     def abort(self) -> None:
-        """Write nothing more."""
+        """Discard all further writes."""
         self._file = None

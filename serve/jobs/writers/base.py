@@ -1,6 +1,6 @@
-"""Rows with their rewards into OUTPUT; which format is decided by its name.
+"""Write rows with their rewards to OUTPUT; its name decides the format.
 
-Equal rows and results give equal bytes. Naming the file, fsync and rename are the caller's.
+Equal rows and results give equal bytes. The caller names, syncs and renames the file.
 """
 
 from __future__ import annotations
@@ -23,48 +23,49 @@ _UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2
 
 
 class Writer(Protocol):
-    """Takes rows in order.
+    """Writes rows in order.
 
     Attributes:
-        nulled: values that the format cannot hold and that are null in the output, by column.
+        null_counts: number of values per column that the format cannot hold and that are null in
+            the output.
     """
 
     null_counts: Counter[str]
 
     def write(self, row: Row, output: RowOutput) -> None:
-        """Append one row with what became of it; see `serve.jobs.row_results.build_row_output`."""
+        """Append one row with its results; see `serve.jobs.row_results.build_row_output`."""
 
 
 def is_tabular(output: Path) -> bool:
-    """Whether OUTPUT's name asks for a table, which needs `survey(..., tabular=True)`.
+    """Return whether OUTPUT is a table, which needs `scan_input(..., tabular=True)`.
 
     Raises:
-        JobOutputError: a name that asks for what is not written, such as `.csv`.
+        JobOutputError: the name asks for a format that cannot be written, such as `.csv`.
     """
     suffix = output.suffix.lower()
     if suffix in _UNSUPPORTED_SUFFIXES:
         raise JobOutputError(
-            f"{output} has a name that ends in {suffix}, which is not written; let it end in "
+            f"{output} ends in {suffix}, a format that cannot be written; use a name that ends in "
             ".jsonl, .jsonl.gz or .parquet"
         )
     return suffix in _PARQUET_SUFFIXES
 
 
 def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> AbstractContextManager[Writer]:
-    """A writer of the format that OUTPUT's name asks for.
+    """Open a writer for the format of OUTPUT.
 
-    Leaving the context finishes the format; leaving it with an error does not. FILE stays open.
+    Leaving the context finishes the file format, except after an error. `file` stays open.
 
     Args:
-        output: decides the format.
-        file: where the bytes go; written from its beginning.
-        survey: of the input; its schema and shapes decide the columns of a table.
+        output: path whose name decides the format.
+        file: file to write, from its beginning.
+        scan: scan of the input; its schema and record kinds decide the columns of a table.
 
     Raises:
-        JobOutputError: as for `is_tabular`.
+        JobOutputError: see `is_tabular`.
     """
     if is_tabular(output):
-        assert scan.schema is not None, "the survey of a table's input has a schema"
+        assert scan.schema is not None, "the scan for a table has a schema"
         return ParquetWriter(file, scan.schema, scan.kinds, scan.names)
-    packed = output.suffix.lower() == _GZIP_SUFFIX
-    return JsonlWriter(file, compress=packed, names=scan.names)
+    is_compressed = output.suffix.lower() == _GZIP_SUFFIX
+    return JsonlWriter(file, compress=is_compressed, names=scan.names)

@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed."""
+"""Writer of JSON lines, plain or compressed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from serve.jobs.writers.abortable import AbortableFile
 
 
 class JsonlWriter:
-    """One row a line, columns as they came in and in their order.
+    """Writes one row per line, with the input's columns unchanged and in their order.
 
     Args:
-        file: where the bytes go.
-        packed: whether to compress them.
-        names: of the results.
+        file: file to write.
+        compress: whether to compress with gzip.
+        names: column names of the results.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class JsonlWriter:
         self._sink = AbortableFile(file)
         self._file: AbortableFile | gzip.GzipFile = self._sink
         if compress:
-            # No time and no name in it: the same rows give the same bytes.
+            # Without a time and a name in the header, equal rows give equal bytes.
             self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
     def __enter__(self) -> Self:
@@ -52,19 +52,19 @@ class JsonlWriter:
 
 
 def encode_line(record: dict[str, Any], null_counts: Counter[str] | None = None) -> bytes:
-    """One line of JSON as RFC 8259 has it.
+    """Encode a record as one line of JSON (RFC 8259).
 
-    What only tables have becomes text: times in ISO 8601, decimals in digits, bytes in base64;
-    durations become seconds. NaN and infinite numbers, which JSON lacks, become null. Half a
-    surrogate pair is written as an escape.
+    Values that only tables have become text: times in ISO 8601, decimals as digits, bytes in
+    base64; durations become seconds. NaN and infinite numbers, which JSON lacks, become null. Half
+    a surrogate pair is written as an escape.
 
     Args:
-        record: of the row.
-        nulled: gets the number of values that became null, by column.
+        record: the record of a row, with its results.
+        null_counts: receives the number of values that became null, by column.
     """
     try:
         text = _encode_record(record)
-    except ValueError:  # NaN, or infinite
+    except ValueError:  # NaN or infinity
         counts: Counter[str] = Counter() if null_counts is None else null_counts
         text = _encode_record(
             {key: _replace_non_finite(value, key, counts) for key, value in record.items()}

@@ -1,7 +1,7 @@
-"""Parquet: the input's columns with their exact types, and columns of results after them.
+"""Writer of Parquet: the input's columns with their exact types, followed by result columns.
 
-Rows are gathered by few, kept as Arrow, and written as row groups of some tens of megabytes, so
-that memory is bounded and readers find groups of a useful size.
+Rows are collected in small batches, kept as Arrow, and written as row groups of tens of megabytes,
+so that memory is bounded and readers find row groups of a useful size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from serve.jobs.writers.abortable import AbortableFile
 _GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 _ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
-# Rewards are float32; a difference of two is exact in float64 alone, as JSON has it.
+# Rewards are float32; their difference is exact only in float64, as in JSON output.
 _TYPES = {
     "reward": pa.float32(),
     "chosen_reward": pa.float32(),
@@ -48,10 +48,10 @@ class ParquetWriter:
     """Writes one Parquet file.
 
     Args:
-        file: where the bytes go.
-        schema: of the input.
-        shapes: of its rows.
-        names: of the results.
+        file: file to write.
+        schema: schema of the input.
+        kinds: record kinds of the input's rows.
+        names: column names of the results.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class ParquetWriter:
         kinds: Iterable[RecordKind],
         names: ResultNames = DEFAULT_RESULT_NAMES,
     ) -> None:
-        self.null_counts: Counter[str] = Counter()  # a table holds every number
+        self.null_counts: Counter[str] = Counter()  # stays empty: a table holds every number
         self._names = names
         self._input_schema = pa.schema(
             [field for field in schema if field.name not in names.replaced_columns]
         )
         self._result_schema = _build_result_schema(kinds, names)
-        mark = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
-        metadata = {**(schema.metadata or {}), **mark}
+        result_metadata = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
+        metadata = {**(schema.metadata or {}), **result_metadata}
         self._schema = pa.schema([*self._input_schema, *self._result_schema], metadata)
         self._sink = AbortableFile(file)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
@@ -92,7 +92,7 @@ class ParquetWriter:
     def write(self, row: Row, output: RowOutput) -> None:
         """See `Writer`."""
         self._rows.append(row)
-        self._outputs.append({self._names[key]: one for key, one in output.columns.items()})
+        self._outputs.append({self._names[key]: value for key, value in output.columns.items()})
         self._num_bytes += row.size
         if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
             self._gather()
@@ -125,8 +125,8 @@ class ParquetWriter:
             self._group = []
 
 
-def _build_result_schema(shapes: Iterable[RecordKind], names: ResultNames) -> pa.Schema:
-    results = [name for shape in sorted(shapes) for name in RESULT_COLUMNS[shape]]
+def _build_result_schema(kinds: Iterable[RecordKind], names: ResultNames) -> pa.Schema:
+    results = [name for kind in sorted(kinds) for name in RESULT_COLUMNS[kind]]
     results += ["error", "truncated", "warnings"]
     return pa.schema([(names[name], _TYPES[name]) for name in results])
 
@@ -141,14 +141,14 @@ def _build_arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[p
             arrays.append(pa.array([_escape_surrogates(value) for value in values], field.type))
         except pa.ArrowException as error:
             raise JobOutputError(
-                f"column `{field.name}` cannot be written as {field.type}: {error}; the input "
-                "changed since the job began, or write JSON lines instead"
+                f"column `{field.name}` cannot be written as {field.type}: {error}; restore the "
+                "input if it changed since the job began, or write JSON lines instead"
             ) from error
     return arrays
 
 
 def _escape_surrogates(value: Any) -> Any:
-    # Half a surrogate pair is no Unicode, which is all that Parquet holds: written as \udXXX.
+    # Parquet holds only valid Unicode: half a surrogate pair is written as the text \udXXX.
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, list):
@@ -159,7 +159,7 @@ def _escape_surrogates(value: Any) -> Any:
 
 
 def _concat_cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
-    """Columns of rows that Arrow has already; consecutive rows of a batch are taken at once."""
+    """Return the columns of rows that are in Arrow batches; consecutive rows are sliced at once."""
     runs = []
     for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
         run = list(same)
@@ -171,7 +171,7 @@ def _concat_cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
 
 def _get_column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     index = batch.schema.get_field_index(field.name)
-    if index < 0:  # another file of the input has it
+    if index < 0:  # only another file of the input has this column
         return pa.nulls(batch.num_rows, field.type)
     column = batch.column(index)
     return column if column.type == field.type else column.cast(field.type)
