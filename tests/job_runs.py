@@ -1,4 +1,4 @@
-"""Jobs on small inputs with a carrier whose rewards are known."""
+"""Run jobs on small inputs with an executor whose rewards are known."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ WORDS = [f"word{number}" for number in range(300)]
 
 
 class FakeExecutor:
-    """Answers a number made from the text as the reward, on a thread of its own.
+    """Scores with a reward computed from the text, on its own thread.
 
     Args:
-        delay_s: how long a call takes.
-        fail_at: number of the call that fails with `failure`; later ones too.
+        delay_s: duration of a call in seconds.
+        fail_at: index of the first call that fails with `failure`; all later calls fail too.
     """
 
     def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
@@ -39,7 +39,7 @@ class FakeExecutor:
         self.calls: list[list[Messages]] = []
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
         self.num_asked = 0
-        self.failure: Exception = RuntimeError("the carrier failed")
+        self.failure: Exception = RuntimeError("the executor failed")
         self.before: Callable[[int], None] = lambda number: None
         self.gate = threading.Event()
         self.gate.set()
@@ -92,7 +92,7 @@ class FakeExecutor:
 
 
 def reward_of(text: str) -> Reward:
-    """A float32 that depends on every character."""
+    """Return a float32 reward that depends on every character."""
     digest = hashlib.sha256(text.encode()).digest()
     (number,) = struct.unpack("<f", struct.pack("<f", int.from_bytes(digest[:4], "big") / 2**31))
     truncated, warnings = digest[4] < 20, ("system_prompt",) if digest[5] < 20 else ()
@@ -100,9 +100,9 @@ def reward_of(text: str) -> Reward:
 
 
 def records(num_rows: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of all shapes, some with errors; some conversations occur again and again."""
+    """Return rows of all shapes, some with errors, some with repeated conversations."""
     rng = random.Random(seed)
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for index in range(num_rows):
         question, answer = " ".join(rng.choices(WORDS, k=6)), rng.choice(WORDS[:40])
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -116,8 +116,8 @@ def records(num_rows: int, seed: int = 0) -> list[dict[str, Any]]:
             record = {"prompt": "2+2?", "response": answer}
         elif kind == 4 and index % 3 == 0:
             record = {"text": "no shape"} if index % 2 else {"prompt": "HUGE", "response": answer}
-        made.append({"id": index, **record})
-    return made
+        rows.append({"id": index, **record})
+    return rows
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> Path:
@@ -128,23 +128,25 @@ def write_lines(path: Path, rows: Sequence[Any]) -> Path:
 def run_job(
     source: Path,
     output: Path,
-    carrier: FakeExecutor,
+    executor: FakeExecutor,
     *,
-    told: list[str] | None = None,
-    stopping: GracefulShutdown | None = None,
+    notices: list[str] | None = None,
+    shutdown: GracefulShutdown | None = None,
     sink: RowSink | None = None,
     **options: Any,
 ) -> Summary:
-    """One run, chunks of ten rows unless told otherwise."""
-    say = (told if told is not None else []).append
-    plan = JobSpec(open_source(str(source)), output, **{"chunk_rows": 10, **options})
+    """Run a job once, by default with chunks of ten rows."""
+    notify = (notices if notices is not None else []).append
+    spec = JobSpec(open_source(str(source)), output, **{"chunk_rows": 10, **options})
     try:
-        with Progress(say, on_terminal=False) as progress:
-            return Job(plan, carrier, say, progress, stopping or GracefulShutdown(""), sink).run()
+        with Progress(notify, on_terminal=False) as progress:
+            return Job(
+                spec, executor, notify, progress, shutdown or GracefulShutdown(""), sink
+            ).run()
     finally:
-        carrier.close()
+        executor.close()
 
 
 def comparable(summary: Summary) -> dict[str, Any]:
-    """Figures without the time."""
+    """Return a summary without its seconds."""
     return {**summary.as_json(), "seconds": 0}

@@ -1,4 +1,4 @@
-"""A service as a job sees it: tells its model, scores, refuses or says nothing as asked."""
+"""A fake service for jobs: reports its model, scores, refuses requests or hangs, as configured."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "att
 
 
 class Service:
-    """Answers like the service; the reward is the length of the answer.
+    """Responds like the service; the reward is the length of the answer.
 
     Attributes:
-        state: of its model.
-        num_asked: how often it was asked for its state.
-        ready_at: number of that request with which its model becomes ready.
-        refuse: told each post; True refuses it with `status`.
-        refuse_body: the same, told its body.
-        info_gate: called before each answer to `/info`.
-        stopped: set when a test is over.
+        state: state of the model.
+        num_asked: number of requests to `/info`.
+        ready_at: number of the request to `/info` at which the model becomes ready.
+        status: status of refused requests.
+        refuse: called with the number of each scoring request; returns whether to refuse it.
+        refuse_body: called with the body of each scoring request; returns whether to refuse it.
+        requests: number of conversations of each scoring request.
+        info_gate: called before each response to `/info`.
+        stopped: set when the test is over.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class Service:
         self.status = 503
         self.refuse: Callable[[int], bool] = lambda number: False
         self.refuse_body: Callable[[bytes], bool] = lambda body: False
-        self.posts: list[int] = []
+        self.requests: list[int] = []
         self.info_gate: Callable[[], object] = lambda: None
         self.stopped = threading.Event()
         service = self
@@ -50,8 +52,8 @@ class Service:
             def do_POST(self) -> None:
                 sent = self.rfile.read(int(self.headers["Content-Length"]))
                 body = json.loads(sent)
-                service.posts.append(len(body["conversations"]))
-                if service.refuse(len(service.posts)) or service.refuse_body(sent):
+                service.requests.append(len(body["conversations"]))
+                if service.refuse(len(service.requests)) or service.refuse_body(sent):
                     self.answer(service.status, {"error": {"message": "not now"}})
                 else:
                     self.answer(200, service.score(body["conversations"]))
@@ -87,13 +89,13 @@ class Service:
         usage = {"num_computed_tokens": 2 * len(conversations)}
         return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
 
-    def wait_for_post(self, number: int) -> bool:
-        """Wait until this service has been asked to score; then refuse nothing."""
-        until(lambda: self.posts)
+    def wait_for_request(self, number: int) -> bool:
+        """Wait until this service has received a scoring request; then do not refuse."""
+        until(lambda: self.requests)
         return False
 
     def wait_until_stopped(self) -> bool:
-        """Say nothing until a test is over; then refuse nothing."""
+        """Hang until the test is over; then do not refuse."""
         self.stopped.wait()
         return False
 

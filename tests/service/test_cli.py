@@ -87,7 +87,7 @@ def test_score(jobs: Path, served: Served, where: str) -> None:
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
     again = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
     assert again.returncode == 3
-    assert "is done already" in again.stderr
+    assert "is complete already" in again.stderr
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
@@ -185,7 +185,7 @@ def test_models_in_full_also_where_not_served_yet() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score", "IN", "-o", "no/such/out.jsonl"], "there is no folder no/such; make it first"),
+        (["score", "IN", "-o", "no/such/out.jsonl"], "the folder no/such does not exist; create it first"),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),

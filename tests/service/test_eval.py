@@ -130,7 +130,7 @@ def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> No
     assert process.returncode == 130, told
     assert "run the same command again to go on" in told
     assert not (tmp_path / "out" / "summary.json").exists()
-    assert "going on behind row" in evaluated(*how, "-o", tmp_path / "out")
+    assert "resuming after row" in evaluated(*how, "-o", tmp_path / "out")
     for name in ("summary.json", "scores.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -1,6 +1,6 @@
-"""The pool of actors on a real cluster of two workers on this machine, with losses of every kind.
+"""The Ray executor on a real cluster of two local nodes, with losses of every kind.
 
-One cluster and one pool for all tests, in the order of the file: Ray, and every actor, takes
+All tests share one cluster and one pool, in the order of the file, because Ray and every actor take
 seconds to start.
 """
 
@@ -32,22 +32,22 @@ TOLERANCE = 1e-4
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 DEADLY = "the text that kills"
 HANGS_WITHOUT = "the device hangs unless there is the file "
-# A lost actor's successor imports torch and loads the model: minutes on a busy machine, and a
-# conversation is given up after two of them.
+# The successor of a lost actor imports torch and loads the model, which takes minutes on a busy
+# machine, and a conversation is quarantined only after two lost actors.
 LOSS_PATIENCE_S = 8 * PATIENCE_S
 STUCK_AFTER_S = 30.0  # longer than a batch takes on a busy machine
 
 pytestmark = pytest.mark.timeout(2 * LOSS_PATIENCE_S)
 
 
-def poisonable() -> type[ScorerActor]:
-    """An actor whose process ends like after a segmentation fault on one conversation.
+def create_crashing_actor() -> type[ScorerActor]:
+    """Return an actor class whose process dies, as by a segmentation fault, on one conversation.
 
-    And whose device hangs on another one, unless it has hung on it before.
+    Its device hangs on another conversation, at the first time only.
     """
 
-    # In a function: so it goes to the workers by value, which cannot import this module.
-    class PoisonableActor(ScorerActor):
+    # A class in a function is sent to the workers by value; they cannot import this module.
+    class CrashingActor(ScorerActor):
         stuck_after_s = STUCK_AFTER_S
 
         def run_batch(
@@ -68,12 +68,12 @@ def poisonable() -> type[ScorerActor]:
                         rm_core.scorer.forward_batch = forward
             return super().run_batch(conversations, truncation)
 
-    return PoisonableActor
+    return CrashingActor
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two workers of one CPU each, and a head that is none."""
+    """Start two nodes with one CPU each, and a head without CPUs."""
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -82,7 +82,7 @@ def cluster() -> Iterator[Any]:
     from ray._raylet import AuthenticationTokenLoader, Config
     from ray.cluster_utils import Cluster
 
-    # Whoever imported Ray before in this process made it read these variables.
+    # An earlier import of Ray in this process has already read these variables.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
@@ -98,11 +98,11 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pool(cluster: Any) -> Iterator[RayExecutor]:
-    carrier = RayExecutor(ModelConfig("demo"), cluster.address, actor=poisonable())
+    executor = RayExecutor(ModelConfig("demo"), cluster.address, actor=create_crashing_actor())
     try:
-        yield carrier
+        yield executor
     finally:
-        carrier.close()
+        executor.close()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def conversation(text: str, answer: str = "Paris.") -> Messages:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
 
-def calls_of(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messages]]:
+def create_calls(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messages]]:
     return [
         [
             conversation(
@@ -126,34 +126,34 @@ def calls_of(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messag
     ]
 
 
-def submitted(pool: RayExecutor, calls: list[list[Messages]]) -> list[Future[ScoreBatchResult]]:
+def submit_all(pool: RayExecutor, calls: list[list[Messages]]) -> list[Future[ScoreBatchResult]]:
     return [pool.submit(call, "error") for call in calls]
 
 
 def assert_right(
     futures: list[Future[ScoreBatchResult]], calls: list[list[Messages]], scorer: RewardScorer
 ) -> None:
-    """All there, in order, and what a scorer here gives."""
+    """Check that all results are there, in order, and equal to those of a local scorer."""
     for future, call in zip(futures, calls, strict=True):
         got = [r.reward for r in future.result(LOSS_PATIENCE_S).results if isinstance(r, Reward)]
         expected = [r.reward for r in scorer.score(call) if isinstance(r, Reward)]
         assert got == pytest.approx(expected, abs=TOLERANCE)
 
 
-def until(true: Callable[[], bool], what: str) -> None:
+def until(is_true: Callable[[], bool], condition: str) -> None:
     deadline = time.monotonic() + LOSS_PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
+    while not is_true():
+        assert time.monotonic() < deadline, condition
         time.sleep(0.2)
 
 
 def actors() -> list[Process]:
-    return [p for p in processes_of(os.getpid()) if p.title.startswith("ray::PoisonableActor")]
+    return [p for p in processes_of(os.getpid()) if p.title.startswith("ray::CrashingActor")]
 
 
 @pytest.mark.parametrize("address", ["nowhere", "ray://", "127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_no_cluster_is_said_at_once(address: str) -> None:
-    # Before there is one: a process that is in a cluster stays in it.
+def test_missing_cluster_is_reported_at_once(address: str) -> None:
+    # Runs before a cluster exists, because a process that has joined one stays connected.
     pool = RayExecutor(ModelConfig("demo"), address)
     future = pool.submit([conversation("hi")], "error")
     with pytest.raises(ModelLoadError, match=r"no Ray cluster at .*`local`"):
@@ -161,7 +161,7 @@ def test_no_cluster_is_said_at_once(address: str) -> None:
     pool.close()
 
 
-def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
+def test_model_that_no_actor_can_load_fails_calls(cluster: Any) -> None:
     pool = RayExecutor(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
     try:
         future = pool.submit([conversation("hi")], "error")
@@ -173,9 +173,9 @@ def test_a_model_that_no_actor_can_load_ends_the_job(cluster: Any) -> None:
         pool.close()
 
 
-def test_calls_come_back_in_order(pool: RayExecutor, scorer: RewardScorer) -> None:
-    calls = calls_of("in order")
-    futures = submitted(pool, calls)
+def test_results_are_in_order(pool: RayExecutor, scorer: RewardScorer) -> None:
+    calls = create_calls("in order")
+    futures = submit_all(pool, calls)
     assert_right(futures, calls, scorer)
     until(lambda: pool.capacity == 4, "two actors with two calls each")
     assert len(actors()) == 2
@@ -184,7 +184,7 @@ def test_calls_come_back_in_order(pool: RayExecutor, scorer: RewardScorer) -> No
     assert 0 < computed < tokens
 
 
-def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayExecutor) -> None:
+def test_conversation_that_is_too_long_is_error_at_its_index(pool: RayExecutor) -> None:
     long = conversation("word " * 30_000)
     scored = pool.submit([long, conversation("short"), long], "error").result(LOSS_PATIENCE_S)
     first, second, third = scored.results
@@ -194,82 +194,80 @@ def test_what_cannot_be_scored_is_an_error_in_its_place(pool: RayExecutor) -> No
     assert {first.code, third.code} == {"conversation_too_long"}
 
 
-def test_a_killed_worker_costs_nothing_but_time(pool: RayExecutor, scorer: RewardScorer) -> None:
-    calls = calls_of("killed", 20)
-    futures = submitted(pool, calls)
+def test_killed_actor_loses_no_results(pool: RayExecutor, scorer: RewardScorer) -> None:
+    calls = create_calls("killed", 20)
+    futures = submit_all(pool, calls)
     wait(futures, return_when=FIRST_COMPLETED)
     before = actors()
     assert kill(before[0])
     assert not all(future.done() for future in futures)
     assert_right(futures, calls, scorer)
-    until(lambda: len({p.pid for p in actors()} - {before[0].pid}) == 2, "it is replaced")
+    until(lambda: len({p.pid for p in actors()} - {before[0].pid}) == 2, "the actor is replaced")
 
 
-def test_a_conversation_that_kills_is_given_up_alone(
-    pool: RayExecutor, scorer: RewardScorer
-) -> None:
-    around = calls_of("around", 6)
-    poisoned = [conversation("before"), conversation(DEADLY), conversation("after")]
-    futures = submitted(pool, around[:3])
-    deadly = pool.submit(poisoned, "error")
-    futures += submitted(pool, around[3:])
+def test_only_deadly_conversation_is_quarantined(pool: RayExecutor, scorer: RewardScorer) -> None:
+    around = create_calls("around", 6)
+    with_deadly = [conversation("before"), conversation(DEADLY), conversation("after")]
+    futures = submit_all(pool, around[:3])
+    deadly = pool.submit(with_deadly, "error")
+    futures += submit_all(pool, around[3:])
     before, killer, after = deadly.result(LOSS_PATIENCE_S).results
     assert isinstance(before, Reward)
     assert isinstance(killer, ScoreError)
     assert isinstance(after, Reward)
     assert killer.code == "lost_replicas"
-    assert "alone with 2 actors" in killer.message
-    expected = scorer.score([poisoned[0], poisoned[2]])
+    assert "2 actors were lost" in killer.message
+    expected = scorer.score([with_deadly[0], with_deadly[2]])
     assert [before.reward, after.reward] == pytest.approx(
         [r.reward for r in expected if isinstance(r, Reward)], abs=TOLERANCE
     )
     assert_right(futures, around, scorer)
 
 
-def test_a_device_that_hangs_is_left_for_another(
+def test_actor_with_hanging_device_is_replaced(
     pool: RayExecutor, scorer: RewardScorer, tmp_path: Path
 ) -> None:
-    calls = calls_of("hangs", 4)
+    calls = create_calls("hangs", 4)
     file = tmp_path / "has-hung"
     calls[1] = [*calls[1], conversation(f"{HANGS_WITHOUT}{file}")]
     before = {process.pid for process in actors()}
-    futures = submitted(pool, calls)
+    futures = submit_all(pool, calls)
     assert_right(futures, calls, scorer)
     assert file.exists()
-    until(lambda: len({p.pid for p in actors()} - before) == 1, "one is replaced")
-    until(lambda: len(actors()) == 2, "the one that hangs is ended")
+    until(lambda: len({p.pid for p in actors()} - before) == 1, "one actor is replaced")
+    until(lambda: len(actors()) == 2, "the hanging actor is ended")
 
 
-def test_a_process_that_says_nothing_is_left_for_another(
+def test_silent_actor_is_replaced(
     pool: RayExecutor, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_actor_pool, "_MAX_SILENT_LOOKS", 2)
+    monkeypatch.setattr(ray_actor_pool, "_MAX_MISSED_POLLS", 2)
     until(lambda: pool.capacity == 4, "both actors are up")
-    calls = calls_of("silent", 20)
-    futures = submitted(pool, calls)
+    calls = create_calls("silent", 20)
+    futures = submit_all(pool, calls)
     wait(futures, return_when=FIRST_COMPLETED)
     silent = actors()[0]
     os.kill(silent.pid, signal.SIGSTOP)
     try:
         assert not all(future.done() for future in futures)
         assert_right(futures, calls, scorer)
-        until(lambda: silent.pid not in {p.pid for p in actors()}, "it is ended")
+        until(lambda: silent.pid not in {p.pid for p in actors()}, "the silent actor is ended")
     finally:
         kill(silent)
 
 
-def test_the_pool_grows_with_the_cluster_and_lives_with_less(
+def test_pool_grows_and_shrinks_with_cluster(
     cluster: Any, pool: RayExecutor, scorer: RewardScorer
 ) -> None:
     until(lambda: pool.capacity == 4, "both actors are up")
     added = cluster.add_node(**NODE)
-    calls = calls_of("grows", 4)
-    assert_right(submitted(pool, calls), calls, scorer)
+    calls = create_calls("grows", 4)
+    assert_right(submit_all(pool, calls), calls, scorer)
     until(lambda: pool.capacity == 6, "an actor on the new node")
-    calls = calls_of("shrinks", 24)
-    futures = submitted(pool, calls)
+    calls = create_calls("shrinks", 24)
+    futures = submit_all(pool, calls)
     wait(futures, return_when=FIRST_COMPLETED)
     cluster.remove_node(added, allow_graceful=False)
     assert not all(future.done() for future in futures)
     assert_right(futures, calls, scorer)
-    until(lambda: pool.capacity == 4, "the other two are left")
+    until(lambda: pool.capacity == 4, "the two other actors remain")

@@ -1,4 +1,4 @@
-"""`skyreward score` as a process: interrupted, killed, and in other formats."""
+"""`skyreward score` as a process: interrupted, killed, and with other formats."""
 
 from __future__ import annotations
 
@@ -28,108 +28,108 @@ def command(source: Path, output: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def finish(line: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(3)
     rows: list[Any] = records(NUM_ROWS)
-    for row in rows:  # so much text that a run takes a while
+    for row in rows:  # enough text for a run to take seconds
         if "messages" in row:
             row["messages"][0]["content"] += " " + " ".join(rng.choices("abcdefgh", k=400))
     return write_lines(tmp_path_factory.mktemp("input") / "in.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, checkpoint_folder: Path) -> bytes:
+def uninterrupted(source: Path, checkpoint_folder: Path) -> bytes:
     output = source.with_name("whole.jsonl")
     done = finish(command(source, output, checkpoint_folder / "qwen3"))
     assert done.returncode == 3, done.stderr
     return output.read_bytes()
 
 
-def interrupted(line: list[str], chunks: Path, number: int) -> tuple[int, str]:
-    """Exit code and messages of a run that gets a signal once it has kept another chunk."""
+def run_and_interrupt(arguments: list[str], chunks: Path, signal_number: int) -> tuple[int, str]:
+    """Send a signal to a run after its next chunk; return its exit code and messages."""
     before = len(list(chunks.glob("*.gz")))
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while len(list(chunks.glob("*.gz"))) <= before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, number)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, told
+    os.kill(process.pid, signal_number)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, errors
 
 
-def test_stopped_killed_and_gone_on_with(
-    source: Path, undisturbed: bytes, checkpoint_folder: Path, tmp_path: Path
+def test_stopped_and_killed_job_resumes(
+    source: Path, uninterrupted: bytes, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
     chunks = tmp_path / "out.jsonl.job" / "chunks"
-    line = command(source, output, checkpoint_folder / "qwen3")
-    for number, code in (
+    arguments = command(source, output, checkpoint_folder / "qwen3")
+    for signal_number, code in (
         (signal.SIGINT, 130),
         (signal.SIGKILL, -signal.SIGKILL),
         (signal.SIGTERM, 143),
     ):
-        returncode, told = interrupted(line, chunks, number)
-        assert returncode == code, told
-        if number != signal.SIGKILL:
-            assert "once more to end at once" in told
-            assert "run the same command again to go on" in told
-            assert "Traceback" not in told
+        returncode, errors = run_and_interrupt(arguments, chunks, signal_number)
+        assert returncode == code, errors
+        if signal_number != signal.SIGKILL:
+            assert "a second signal ends the job at once" in errors
+            assert "run the same command again to resume" in errors
+            assert "Traceback" not in errors
         assert not output.exists()
-    done = finish(line)
+    done = finish(arguments)
     assert done.returncode == 3, done.stderr
-    assert "going on behind row" in done.stderr
-    assert output.read_bytes() == undisturbed
+    assert "resuming after row" in done.stderr
+    assert output.read_bytes() == uninterrupted
 
 
-def test_another_model_is_refused(
-    source: Path, undisturbed: bytes, checkpoint_folder: Path, tmp_path: Path
+def test_resume_with_other_model_is_refused(
+    source: Path, uninterrupted: bytes, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
-    line = command(source, source.with_name("whole.jsonl"), checkpoint_folder / "llama-v0.1")
-    refused = finish(line)
+    arguments = command(source, source.with_name("whole.jsonl"), checkpoint_folder / "llama-v0.1")
+    refused = finish(arguments)
     assert refused.returncode == 1
-    assert "begun differently: the model's revision was" in refused.stderr
+    assert "began differently: the model's revision was" in refused.stderr
     assert "--overwrite" in refused.stderr
-    assert source.with_name("whole.jsonl").read_bytes() == undisturbed
+    assert source.with_name("whole.jsonl").read_bytes() == uninterrupted
 
 
-def test_a_dry_run_writes_nothing(source: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_nothing(source: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
     short = write_lines(tmp_path / "in.jsonl", records(200))
-    line = command(short, tmp_path / "out.jsonl", checkpoint_folder / "qwen3", "--dry-run")
-    done = finish(line)
+    arguments = command(short, tmp_path / "out.jsonl", checkpoint_folder / "qwen3", "--dry-run")
+    done = finish(arguments)
     assert done.returncode == 3, done.stderr
-    assert "would take about" in done.stderr
+    assert "estimated time" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_table_by_a_service(served: Served, tmp_path: Path) -> None:
-    """Here and by the service, in JSON and as a table: the same rewards."""
+def test_service_and_local_rewards_are_equal(served: Served, tmp_path: Path) -> None:
+    """Local JSONL output and Parquet output from a service have the same rewards."""
     rows = [row for row in records(120) if "messages" in row]
     for row in rows[::3]:
         row["tools"] = [{"type": "function", "function": {"name": f"sum {row['id']}"}}]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    here = finish(command(source, tmp_path / "here.jsonl", served.folders["llama"]))
-    assert here.returncode == 0, here.stderr
-    there = finish(
+    local = finish(command(source, tmp_path / "here.jsonl", served.folders["llama"]))
+    assert local.returncode == 0, local.stderr
+    by_service = finish(
         [
             *(sys.executable, "-m", "serve.cli.main", "score", str(source)),
             *("-o", str(tmp_path / "there.parquet"), "--url", served.url, "--model", "llama"),
         ]
     )
-    assert there.returncode == 0, there.stderr
+    assert by_service.returncode == 0, by_service.stderr
     expected = [json.loads(line) for line in (tmp_path / "here.jsonl").read_text().splitlines()]
     table = pq.read_table(tmp_path / "there.parquet").to_pylist()
     assert [row["id"] for row in table] == [row["id"] for row in expected]
     for row, other in zip(table, expected, strict=True):
         assert row["reward"] == pytest.approx(other["reward"], abs=1e-4)
         assert row["warnings"] == other.get("warnings")
-    # The template of this checkpoint writes no functions, which both ways say.
+    # The template of this checkpoint ignores tools; both executors warn of that.
     assert sum("template_ignores_tools" in str(row["warnings"]) for row in table) == len(rows[::3])
     counted = finish(
         [

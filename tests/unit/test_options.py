@@ -1,4 +1,4 @@
-"""What all commands have in common: how they end."""
+"""Options and error handling that all commands share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from serve.cli.options import handle_errors
 
 
-def test_ctrl_c_where_a_command_does_not_listen_is_130() -> None:
+def test_keyboard_interrupt_exits_with_130() -> None:
     @click.command()
     @handle_errors
     def command() -> None:

@@ -96,7 +96,7 @@ def test_a_second_run_scores_nothing(
     assert code == 0
     assert not again.calls
     assert not again.num_asked
-    assert any("is done already" in text for text in told)
+    assert any("is complete already" in text for text in told)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("s*")} == before
 
 
@@ -108,12 +108,12 @@ def test_goes_on_where_it_ended(
     evaluate(data=data, output="undisturbed")
     broken, second = FakeExecutor(fail_at=2), FakeExecutor()
     carriers += [broken, second]
-    with pytest.raises(RuntimeError, match="the carrier failed"):
+    with pytest.raises(RuntimeError, match="the executor failed"):
         evaluate(data=data)
     assert not (tmp_path / "out" / "summary.json").exists()
     code, told = evaluate(data=data)
     assert code == 0
-    assert any("going on behind row" in text for text in told)
+    assert any("resuming after row" in text for text in told)
     scored = sum(len(call) for call in second.calls)
     assert 0 < scored < 600
     for name in ("summary.json", "scores.jsonl"):

@@ -210,5 +210,5 @@ def test_broken_lines_and_no_rows(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(BenchmarkDataError, match="there are no rows"):
         load("rewardbench", tmp_path / "b.jsonl")
-    with pytest.raises(JobInputError, match="no file or folder"):
+    with pytest.raises(JobInputError, match="the file or folder .* does not exist"):
         load("rewardbench", tmp_path / "c.jsonl")

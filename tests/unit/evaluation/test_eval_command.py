@@ -134,7 +134,7 @@ def test_the_ways_of_computing_are_listed() -> None:
 def test_a_benchmark_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = run("eval", "rmb", "--model", "demo", "-o", tmp_path / "out", "--data", tmp_path / "no")
     assert done.exit_code == 1
-    assert "Error: there is no file or folder" in done.output
+    assert "Error: the file or folder" in done.output
     assert "Traceback" not in done.output
 
 

@@ -107,7 +107,7 @@ def test_a_line_of_rewards_that_is_too_long(
 ) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 100)
     path = written(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
-    with pytest.raises(ScoreFileError, match=r"line 3: the line has \d+ bytes and may have 100"):
+    with pytest.raises(ScoreFileError, match=r"line 3: the line has \d+ bytes, and the maximum is 100"):
         read_scores(path, ITEMS)
 
 

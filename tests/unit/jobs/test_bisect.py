@@ -1,4 +1,4 @@
-"""What becomes of calls whose actors die: played with actors that a text kills, without Ray."""
+"""Bisection of calls whose actors die, simulated without Ray."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ def conversation(number: int) -> Messages:
     return [{"role": "user", "content": str(number)}]
 
 
-def number_of(messages: Messages) -> int:
+def parse_number(messages: Messages) -> int:
     return int(messages[0]["content"])
 
 
-def played(size: int, deadly: set[int], raising: set[int]) -> tuple[ScoreBatchResult, int]:
-    """The answer to one call, and how many actors it took with it."""
+def score_with_deaths(
+    size: int, deadly: set[int], raising: set[int]
+) -> tuple[ScoreBatchResult, int]:
+    """Score one call with actors that die; return its result and the number of lost actors."""
     call = SubmittedCall([conversation(number) for number in range(size)], "error")
     waiting, num_lost = deque([WorkUnit.from_call(call)]), 0
     while waiting:
-        piece = waiting.popleft()
-        numbers = [number_of(messages) for messages in piece.conversations]
+        unit = waiting.popleft()
+        numbers = [parse_number(messages) for messages in unit.conversations]
         if deadly & set(numbers):
             num_lost += 1
-            waiting += piece.handle_actor_loss()
+            waiting += unit.handle_actor_loss()
         elif raising & set(numbers):
-            waiting += piece.handle_error(ValueError("no"))
+            waiting += unit.handle_error(ValueError("no"))
         else:
-            piece.complete(ScoreBatchResult([Reward(float(n), 1) for n in numbers], len(numbers)))
+            unit.complete(ScoreBatchResult([Reward(float(n), 1) for n in numbers], len(numbers)))
     return call.future.result(0), num_lost
 
 
@@ -48,9 +50,9 @@ def played(size: int, deadly: set[int], raising: set[int]) -> tuple[ScoreBatchRe
         )
     )
 )
-def test_all_but_the_deadly_get_their_rewards(case: tuple[int, set[int], set[int]]) -> None:
+def test_only_deadly_conversations_get_errors(case: tuple[int, set[int], set[int]]) -> None:
     size, deadly, raising = case
-    scored, _ = played(size, deadly, raising)
+    scored, _ = score_with_deaths(size, deadly, raising)
     for number, result in enumerate(scored.results):
         if number in deadly:
             assert isinstance(result, ScoreError)
@@ -63,23 +65,23 @@ def test_all_but_the_deadly_get_their_rewards(case: tuple[int, set[int], set[int
     assert scored.num_computed_tokens == size - len(deadly | raising)
 
 
-def test_one_in_4000_costs_six_actors() -> None:
-    assert played(4_000, {1_234}, set())[1] == 6
-    assert played(1, {0}, set())[1] == 3
+def test_one_deadly_conversation_in_4000_costs_six_actors() -> None:
+    assert score_with_deaths(4_000, {1_234}, set())[1] == 6
+    assert score_with_deaths(1, {0}, set())[1] == 3
 
 
-def test_a_call_that_lost_two_actors_by_chance_gets_all_rewards() -> None:
+def test_call_that_loses_two_actors_by_chance_gets_all_rewards() -> None:
     call = SubmittedCall([conversation(0), conversation(1)], "error")
     (again,) = WorkUnit.from_call(call).handle_actor_loss()
     assert again.needs_own_actor
     first, second = again.handle_actor_loss()
     (first,) = first.handle_actor_loss()
-    for piece in (second, first):
-        piece.complete(ScoreBatchResult([Reward(1.0, 1)], 1))
+    for unit in (second, first):
+        unit.complete(ScoreBatchResult([Reward(1.0, 1)], 1))
     assert call.future.result(0).results == [Reward(1.0, 1)] * 2
 
 
-def test_what_nobody_waits_for_is_not_begun() -> None:
+def test_cancelled_call_does_not_start() -> None:
     call = SubmittedCall([conversation(0)], "error")
     assert call.future.cancel()
     assert not call.try_start()

@@ -1,4 +1,4 @@
-"""Small inputs that unpack to much: read within bounded memory, or refused."""
+"""Small files that decompress to large inputs: read within bounded memory, or refused."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def shared_text(num_rows: int) -> pa.DictionaryArray:
 
 
 def read(path: Path, start: Position = START) -> tuple[list[Row], int]:
-    """Rows, their records replaced by a length, and the peak of Arrow's memory beyond before."""
+    """Return rows with the length of their prompt as the record, and the peak of Arrow's memory."""
     pool = pa.default_memory_pool()
-    before, most = pool.bytes_allocated(), 0
+    before, peak = pool.bytes_allocated(), 0
     rows = []
     for row in open_source(str(path)).iter_rows(start):
-        most = max(most, pool.bytes_allocated() - before)
+        peak = max(peak, pool.bytes_allocated() - before)
         rows.append(row._replace(record=len(row.record["prompt"]), cells=None))
-    return rows, most
+    return rows, peak
 
 
 @pytest.mark.parametrize("kind", ["parquet", "parquet of dictionaries", "arrow"])
-def test_a_text_that_rows_share_is_not_copied_for_all(tmp_path: Path, kind: str) -> None:
+def test_text_shared_by_rows_is_not_copied_for_every_row(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"in.{kind.split()[0]}"
     table = pa.table({"prompt": shared_text(300), "n": range(300)})
     if kind == "arrow":
@@ -55,17 +55,17 @@ def test_a_text_that_rows_share_is_not_copied_for_all(tmp_path: Path, kind: str)
         plain = kind == "parquet"
         pq.write_table(table, path, compression="zstd", store_schema=not plain)
         assert path.stat().st_size < 10_000
-    rows, most = read(path)
+    rows, peak = read(path)
     assert [row.record for row in rows] == [len(TEXT)] * 300
-    assert most < 64 << 20  # of 1,200 MB
-    # Chunks are cut by sizes, so a row counts what it takes once decoded.
+    assert peak < 64 << 20  # of 1,200 MB
+    # Chunks are limited by row sizes, so the size of a row is its size after decoding.
     assert all(len(TEXT) <= row.size < 2 * len(TEXT) for row in rows)
-    # They are the same wherever reading begins.
+    # Sizes are the same wherever reading begins.
     again, _ = read(path, rows[9].next_position)
     assert again == rows[10:]
 
 
-def test_ordinary_files_are_read_as_before(tmp_path: Path) -> None:
+def test_ordinary_parquet_file_is_read_in_full_batches(tmp_path: Path) -> None:
     texts = [f"{n} " * 500 for n in range(2_000)]
     pq.write_table(pa.table({"prompt": texts}), tmp_path / "in.parquet")
     with tabular.open_parquet(tmp_path / "in.parquet") as file:
@@ -75,32 +75,34 @@ def test_ordinary_files_are_read_as_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "column", [["x" * (80 << 20)], pa.array([[7] * (10 << 20)]), pa.array([[None] * (10 << 20)])]
 )
-def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, column: Any) -> None:
+def test_column_that_decompresses_to_too_much_is_refused(tmp_path: Path, column: Any) -> None:
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"prompt": column}), path, compression="zstd")
     assert path.stat().st_size < 100_000
-    with pytest.raises(JobInputError, match="write the file again with smaller row groups") as told:
+    with pytest.raises(
+        JobInputError, match="write the file again with smaller row groups"
+    ) as caught:
         list(open_source(str(path)).iter_rows())
-    assert "column `prompt" in told.value.detail
+    assert "column `prompt" in caught.value.detail
 
 
-def packed(pieces: Iterator[bytes]) -> bytes:
+def compress_stream(blocks: Iterator[bytes]) -> bytes:
     packer = zlib.compressobj(9, wbits=31)
-    return b"".join([*map(packer.compress, pieces), packer.flush()])
+    return b"".join([*map(packer.compress, blocks), packer.flush()])
 
 
 @pytest.mark.parametrize("name", ["in.jsonl.gz", "in.json.gz"])
-def test_a_long_row_of_a_compressed_file_is_an_error_of_its_own(tmp_path: Path, name: str) -> None:
+def test_too_long_row_of_compressed_file_is_error_of_that_row(tmp_path: Path, name: str) -> None:
     good = json.dumps({"prompt": "a", "response": "b"}).encode()
     first, between, last = (b"[", b",", b"]") if name == "in.json.gz" else (b"", b"\n", b"\n")
 
-    def pieces() -> Iterator[bytes]:
+    def blocks() -> Iterator[bytes]:
         yield first + good + between + b'{"prompt": "'
         for _ in range(MAX_ROW_BYTES // (1 << 20) + 1):
             yield b"x" * (1 << 20)
         yield b'"}' + between + good + last
 
-    (tmp_path / name).write_bytes(packed(pieces()))
+    (tmp_path / name).write_bytes(compress_stream(blocks()))
     assert (tmp_path / name).stat().st_size < 200_000
     before, long, after = list(open_source(str(tmp_path / name)).iter_rows())
     assert isinstance(long.record, ScoreError)
@@ -110,7 +112,7 @@ def test_a_long_row_of_a_compressed_file_is_an_error_of_its_own(tmp_path: Path, 
     assert before.record == after.record == {"prompt": "a", "response": "b"}
 
 
-def test_a_compressed_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
+def test_truncated_compressed_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 9)[:-9])
     with pytest.raises(JobInputError, match="is compressed and damaged"):
         list(open_source(str(tmp_path / "in.jsonl.gz")).iter_rows())

@@ -1,6 +1,6 @@
-"""Rows as the formats of TRL, LLaMA-Factory, ms-swift, Axolotl, distilabel and Argilla have them.
+"""Rows in the formats of TRL, LLaMA-Factory, ms-swift, Axolotl, distilabel and Argilla.
 
-Each row is read as its own tool reads it, or gets an error, or a warning names what was not read.
+Each row is read as its tool reads it, gets an error, or gets a warning that names unread columns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def with_tools(conversations: list[Any]) -> list[Any]:
     return [{"messages": messages, "tools": [TIDE]} for messages in conversations]
 
 
-def share(*turns: dict[str, str]) -> list[dict[str, str]]:
+def to_sharegpt(*turns: dict[str, str]) -> list[dict[str, str]]:
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     return [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]
 
@@ -100,18 +100,18 @@ ROWS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     ),
     "llama-factory kto": ({"instruction": Q, "output": GOOD, "kto_tag": False}, ONE),
     "llama-factory sharegpt": (
-        {"conversations": share(ROME, TIBER), "system": "Be brief.", "tools": ""},
+        {"conversations": to_sharegpt(ROME, TIBER), "system": "Be brief.", "tools": ""},
         WITH_SYSTEM[:1],
     ),
     "llama-factory sharegpt with tools": (
-        {"conversations": share(ROME, TIBER), "tools": json.dumps([TIDE])},
+        {"conversations": to_sharegpt(ROME, TIBER), "tools": json.dumps([TIDE])},
         with_tools(ONE),
     ),
     "llama-factory sharegpt ranking": (
         {
-            "conversations": share(PARIS, SEINE, ROME),
-            "chosen": share(TIBER)[0],
-            "rejected": share(ARNO)[0],
+            "conversations": to_sharegpt(PARIS, SEINE, ROME),
+            "chosen": to_sharegpt(TIBER)[0],
+            "rejected": to_sharegpt(ARNO)[0],
         },
         LATER,
     ),
@@ -245,16 +245,16 @@ ROWS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row_of_a_format_is_read_as_its_tool_reads_it(name: str) -> None:
+def test_row_of_format_is_read_as_its_tool_reads_it(name: str) -> None:
     row, expected = ROWS[name]
-    work = parse_record(row)
-    assert list(work.conversations) == expected
-    assert work.warnings == ()
+    parsed = parse_record(row)
+    assert list(parsed.conversations) == expected
+    assert parsed.warnings == ()
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_table_of_one_format_has_result_columns_of_its_shape(name: str, tmp_path: Path) -> None:
-    """Parquet output takes its columns from the names, or from the rows where those are unclear."""
+def test_table_of_format_has_result_columns_of_its_kind(name: str, tmp_path: Path) -> None:
+    """Parquet output gets its columns from column names, or from rows if names are ambiguous."""
     row, _ = ROWS[name]
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(row) + "\n")
@@ -262,7 +262,7 @@ def test_table_of_one_format_has_result_columns_of_its_shape(name: str, tmp_path
     assert found.kinds == {parse_record(row).kind}
     try:
         table = pa.Table.from_pylist([row])
-    except pa.ArrowInvalid:  # Arrow has no column of text and objects
+    except pa.ArrowInvalid:  # an Arrow column cannot have both text and objects
         return
     pa.parquet.write_table(table, tmp_path / "in.parquet")
     source = open_source(str(tmp_path / "in.parquet"))
@@ -291,23 +291,25 @@ NAMED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "column"), NAMED)
-def test_column_that_may_belong_to_the_input_is_named(row: dict[str, Any], column: str) -> None:
-    work = parse_record(row)
-    assert len(work.warnings) == 1
-    assert work.warnings[0].startswith(f"column_not_read: {column}")
+def test_warning_names_unread_column_that_may_belong_to_input(
+    row: dict[str, Any], column: str
+) -> None:
+    parsed = parse_record(row)
+    assert len(parsed.warnings) == 1
+    assert parsed.warnings[0].startswith(f"column_not_read: {column}")
     name = column.strip("`")
     silenced = parse_record(row, Columns(ignored=(name, "query")))
     assert silenced.warnings == ()
-    assert silenced.conversations == work.conversations
+    assert silenced.conversations == parsed.conversations
 
 
-CARRIED = ["label", "labels", "kto_tag", "margin", "score", "ratings", "source", "id", "model",
+COPIED = ["label", "labels", "kto_tag", "margin", "score", "ratings", "source", "id", "model",
            "generation_model", "chosen_rating", "solution", "reward", "metadata"]  # fmt: skip
 
 
-def test_labels_and_names_are_carried_without_a_word() -> None:
-    work = parse_record({"messages": ONE[0], **dict.fromkeys(CARRIED, "value")})
-    assert work.warnings == ()
+def test_labels_and_names_are_copied_without_warning() -> None:
+    parsed = parse_record({"messages": ONE[0], **dict.fromkeys(COPIED, "value")})
+    assert parsed.warnings == ()
 
 
 EMPTY = [None, [], {}, "", " ", [None], {"path": None, "bytes": None}]
@@ -326,9 +328,9 @@ EMPTY = [None, [], {}, "", " ", [None], {"path": None, "bytes": None}]
         *(("system", value) for value in (None, "")),
     ],
 )
-def test_empty_column_says_nothing(column: str, value: Any) -> None:
-    work = parse_record({"messages": ONE[0], column: value})
-    assert (list(work.conversations), work.warnings) == (ONE, ())
+def test_empty_column_gives_no_warning(column: str, value: Any) -> None:
+    parsed = parse_record({"messages": ONE[0], column: value})
+    assert (list(parsed.conversations), parsed.warnings) == (ONE, ())
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -372,7 +374,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": ONE[0], "system": 7}, "must be text.*--system-column ''"),
     (
         {"prompt": Q, "response": GOOD, "system": "a", "system_prompt": "b"},
-        "say which by --system-column",
+        "choose one by --system-column",
     ),
     ({"prompt": "Other?", "chosen": LATER[0], "rejected": LATER[1]}, "--prompt-column ''"),
     (
@@ -384,7 +386,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "says"), REFUSED)
-def test_row_that_cannot_be_scored_rightly_says_what_it_is(row: dict[str, Any], says: str) -> None:
+def test_row_that_cannot_be_scored_explains_why(row: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidConversationError) as caught:
         parse_record(row)
     assert re.search(says, caught.value.detail), caught.value.detail
@@ -429,19 +431,19 @@ OPTIONS: list[tuple[dict[str, Any], Columns, list[Any]]] = [
 
 
 @pytest.mark.parametrize(("row", "columns", "expected"), OPTIONS)
-def test_options_name_columns_or_leave_them_aside(
+def test_options_name_or_ignore_columns(
     row: dict[str, Any], columns: Columns, expected: list[Any]
 ) -> None:
-    work = parse_record(row, columns)
-    assert (list(work.conversations), work.warnings) == (expected, ())
+    parsed = parse_record(row, columns)
+    assert (list(parsed.conversations), parsed.warnings) == (expected, ())
 
 
-def test_column_that_an_option_names_must_be_there() -> None:
+def test_missing_column_named_by_option_is_refused() -> None:
     with pytest.raises(InvalidConversationError, match="nothing at `befroe`"):
         parse_record({"prompt": Q, "response": GOOD}, Columns(history="befroe"))
 
 
-def test_call_of_a_function_in_sharegpt_is_scored_as_text_with_a_warning() -> None:
+def test_sharegpt_function_call_is_scored_as_text_with_warning() -> None:
     call = '{"name": "tide", "arguments": {"port": "Brest"}}'
     turns = [
         {"from": "human", "value": "High tide in Brest?"},
@@ -449,14 +451,14 @@ def test_call_of_a_function_in_sharegpt_is_scored_as_text_with_a_warning() -> No
         {"from": "observation", "value": "06:10"},
         {"from": "gpt", "value": "At ten past six."},
     ]
-    work = parse_record({"conversations": turns})
-    assert [m["role"] for m in work.conversations[0]] == [  # type: ignore[index]
+    parsed = parse_record({"conversations": turns})
+    assert [m["role"] for m in parsed.conversations[0]] == [  # type: ignore[index]
         "user",
         "assistant",
         "tool",
         "assistant",
     ]
-    assert [w.partition(":")[0] for w in work.warnings] == ["function_call_as_text"]
+    assert [w.partition(":")[0] for w in parsed.warnings] == ["function_call_as_text"]
 
 
 CALL = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}
@@ -472,10 +474,10 @@ CALL = {"type": "function", "function": {"name": "tide", "arguments": {"port": "
         [{"type": "function", "function": {"name": "tide", "arguments": [("port", "Brest")]}}],
     ],
 )
-def test_calls_of_tools_are_a_list_however_a_table_has_them(calls: Any) -> None:
+def test_tool_calls_of_tables_become_lists(calls: Any) -> None:
     answer = {"role": "assistant", "content": "", "tool_calls": calls}
-    work = parse_record({"messages": [ROME, answer]})
-    assert work.conversations[0] == [ROME, {**answer, "tool_calls": [CALL]}]
+    parsed = parse_record({"messages": [ROME, answer]})
+    assert parsed.conversations[0] == [ROME, {**answer, "tool_calls": [CALL]}]
 
 
 @pytest.mark.parametrize(
@@ -486,23 +488,23 @@ def test_calls_of_tools_are_a_list_however_a_table_has_them(calls: Any) -> None:
         ({"images": ["a.png"]}, "message 1: the record has `images`"),
     ],
 )
-def test_key_that_no_template_can_write_is_an_error_of_its_conversation(
+def test_key_that_no_template_can_render_is_error_of_its_conversation(
     keys: dict[str, Any], says: str
 ) -> None:
     bad = {"role": "assistant", "content": "x", **keys}
-    work = parse_record({"prompt": Q, "responses": [[bad], GOOD]})
-    failed, good = work.conversations
+    parsed = parse_record({"prompt": Q, "responses": [[bad], GOOD]})
+    failed, good = parsed.conversations
     assert isinstance(failed, ScoreError)
     assert says in failed.message
     assert good == ONE[0]
 
 
-def test_keys_of_a_sharegpt_turn_stay_in_the_message() -> None:
+def test_extra_keys_of_sharegpt_turn_stay_in_message() -> None:
     answer = {"from": "gpt", "value": "", "tool_calls": json.dumps([CALL]), "name": None}
     turns = [{"from": "human", "value": Q, "weight": 0}, answer]
-    work = parse_record({"conversations": turns})
+    parsed = parse_record({"conversations": turns})
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    assert work.conversations == ([ROME, called],)
+    assert parsed.conversations == ([ROME, called],)
     turns[0]["images"] = ["a.png"]
     (error,) = parse_record({"conversations": turns}).conversations
     assert isinstance(error, ScoreError)
@@ -510,17 +512,17 @@ def test_keys_of_a_sharegpt_turn_stay_in_the_message() -> None:
 
 
 @pytest.mark.parametrize("calls", ["", "null", "[]", {}, {"id": None, "function": None}])
-def test_empty_calls_of_a_table_are_none(calls: Any) -> None:
-    work = parse_record({"messages": [ROME, {**TIBER, "tool_calls": calls}]})
-    assert work.conversations == (ONE[0],)
+def test_empty_tool_calls_of_table_are_dropped(calls: Any) -> None:
+    parsed = parse_record({"messages": [ROME, {**TIBER, "tool_calls": calls}]})
+    assert parsed.conversations == (ONE[0],)
 
 
-def test_messages_as_python_prints_them_are_read() -> None:
-    work = parse_record({"messages": str(ONE[0])})
-    assert work.conversations == (ONE[0],)
-    work = parse_record({"prompt": str([ROME]), "response": GOOD})
-    assert work.conversations == (ONE[0],)
-    assert [w.partition(":")[0] for w in work.warnings] == ["json_messages_read"]
+def test_messages_printed_by_python_are_read() -> None:
+    parsed = parse_record({"messages": str(ONE[0])})
+    assert parsed.conversations == (ONE[0],)
+    parsed = parse_record({"prompt": str([ROME]), "response": GOOD})
+    assert parsed.conversations == (ONE[0],)
+    assert [w.partition(":")[0] for w in parsed.warnings] == ["json_messages_read"]
 
 
 TOOL_TEMPLATE = (
@@ -541,8 +543,8 @@ def tool_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def score_plainly(tool_checkpoint: Path) -> Callable[[Any], float]:
-    """Plain transformers, given the messages and the tools."""
+def score_with_transformers(tool_checkpoint: Path) -> Callable[[Any], float]:
+    """Return a function that scores messages and tools with plain transformers."""
     reference = Reference(tool_checkpoint)
 
     def score(conversation: Any) -> float:
@@ -568,11 +570,11 @@ def score_plainly(tool_checkpoint: Path) -> Callable[[Any], float]:
         "axolotl icr",
     ],
 )
-def test_rewards_of_a_format_are_those_of_plain_transformers(
-    name: str, tool_checkpoint: Path, score_plainly: Callable[[Any], float]
+def test_rewards_of_format_equal_plain_transformers(
+    name: str, tool_checkpoint: Path, score_with_transformers: Callable[[Any], float]
 ) -> None:
     row, expected = ROWS[name]
     scorer = RewardScorer.load(ModelConfig(str(tool_checkpoint), device="cpu"))
     results = scorer.score(parse_record(row).conversations)
     rewards = [r.reward for r in results if isinstance(r, Reward)]
-    assert rewards == pytest.approx([score_plainly(c) for c in expected], abs=1e-4)
+    assert rewards == pytest.approx([score_with_transformers(c) for c in expected], abs=1e-4)

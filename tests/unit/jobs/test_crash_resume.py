@@ -1,4 +1,4 @@
-"""Runs that end by SIGKILL at random moments, or by a disk that is full, and are started again."""
+"""Jobs that end by SIGKILL at random moments or by a full disk, and are resumed."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from serve.jobs.atomic_io import open_atomic, write_atomically
 _FORK = multiprocessing.get_context("fork")
 
 
-def child(source: Path, output: Path, calls: Path) -> None:
-    """A run whose carrier notes each call that it begins to answer."""
+def run_in_child(source: Path, output: Path, calls: Path) -> None:
+    """Run a job that records each call that its executor starts."""
     os.setpgrp()
-    carrier = FakeExecutor(delay_s=0.01)
+    executor = FakeExecutor(delay_s=0.01)
 
-    def note(number: int) -> None:
+    def record_call(number: int) -> None:
         with calls.open("a") as file:
-            file.write(f"{len(carrier.calls[number])}\n")
+            file.write(f"{len(executor.calls[number])}\n")
 
-    carrier.before = note
-    run_job(source, output, carrier)
+    executor.before = record_call
+    run_job(source, output, executor)
     os._exit(0)
 
 
-def until_begun(process: Any, calls: Path, num_more: int) -> None:
-    """Return once a run has begun so many calls."""
+def wait_for_calls(process: Any, calls: Path, num_more: int) -> None:
+    """Wait until a run has started `num_more` calls."""
     wanted = num_lines(calls) + num_more
     while num_lines(calls) < wanted:
         assert process.is_alive()
@@ -51,38 +51,38 @@ def num_lines(calls: Path) -> int:
     return len(calls.read_text().splitlines())
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """The output is that of an undisturbed run, and nothing that was kept is scored again."""
+def test_job_killed_at_random_moments_resumes_without_rescoring(tmp_path: Path) -> None:
+    """The output equals that of an uninterrupted run, and saved chunks are not scored again."""
     source = write_lines(tmp_path / "in.jsonl", records(600))
-    whole = FakeExecutor()
-    undisturbed = run_job(source, tmp_path / "whole.jsonl", whole)
+    uninterrupted_executor = FakeExecutor()
+    uninterrupted = run_job(source, tmp_path / "whole.jsonl", uninterrupted_executor)
     output, calls = tmp_path / "out.jsonl", tmp_path / "calls"
     calls.touch()
     rng = random.Random(5)
     chunks = output.with_name("out.jsonl.job") / "chunks"
     for _ in range(20):
         num_calls, num_chunks = num_lines(calls), len(list(chunks.glob("*.gz")))
-        process = _FORK.Process(target=child, args=(source, output, calls))
+        process = _FORK.Process(target=run_in_child, args=(source, output, calls))
         process.start()
-        until_begun(process, calls, num_more=rng.randrange(4))
+        wait_for_calls(process, calls, num_more=rng.randrange(4))
         time.sleep(rng.uniform(0, 0.03))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        # What was answered and not yet kept is lost: no more than may be in flight at a time.
+        # Results that were not saved are lost: at most the calls in flight.
         num_kept = len(list(chunks.glob("*.gz"))) - num_chunks
-        assert num_lines(calls) - num_calls <= num_kept + whole.capacity
+        assert num_lines(calls) - num_calls <= num_kept + uninterrupted_executor.capacity
     num_calls, num_chunks = num_lines(calls), len(list(chunks.glob("*.gz")))
     assert num_chunks > 0
-    process = _FORK.Process(target=child, args=(source, output, calls))
+    process = _FORK.Process(target=run_in_child, args=(source, output, calls))
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode == 0
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    # A job that is done gives the figures of all its runs.
+    # A finished job returns the summary of all its runs.
     done = run_job(source, output, FakeExecutor())
-    assert comparable(done) == comparable(undisturbed)
-    # Of the chunks that were kept none was scored again.
+    assert comparable(done) == comparable(uninterrupted)
+    # No saved chunk was scored again.
     assert num_lines(calls) - num_calls <= 60 - num_chunks
 
 
@@ -102,8 +102,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    """Fails with a clear message wherever the room ends, and goes on once there is some."""
+def test_job_on_full_disk_fails_clearly_and_resumes(tmp_path: Path) -> None:
+    """The job fails with a clear message whenever the disk is full, and resumes with more space."""
     source = write_lines(tmp_path / "in.jsonl", records(600))
     run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
     with small_disk(tmp_path / "disk", "8m") as disk:
@@ -114,7 +114,9 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             with contextlib.suppress(DiskFullError):
                 run_job(source, output, FakeExecutor())
                 break
-            with pytest.raises(DiskFullError, match=r"no room left .*disk.* run the same command"):
+            with pytest.raises(
+                DiskFullError, match=r"disk is too full .*disk.* run the same command"
+            ):
                 run_job(source, output, FakeExecutor())
             assert not list(disk.rglob("*.partial"))
             failures += 1
@@ -128,8 +130,8 @@ def free_bytes(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    """Found in every file that a job writes, without a disk of its own."""
+def test_file_size_limit_fails_every_write_and_job_resumes(tmp_path: Path) -> None:
+    """The limit affects every file of a job and needs no separate disk."""
     source = write_lines(tmp_path / "in.jsonl", records(300))
     run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
     output = tmp_path / "out.jsonl"
@@ -148,7 +150,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
+def test_failed_atomic_write_keeps_previous_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"first")
 
@@ -163,22 +165,22 @@ def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    """The first one waits for what is in flight, here for ever."""
+def test_second_signal_ends_job_at_once(tmp_path: Path) -> None:
+    """The first signal waits for the calls in flight, which never finish here."""
     source = write_lines(tmp_path / "in.jsonl", records(95))
     errors = tmp_path / "stderr"
     errors.touch()
 
-    def stuck() -> None:
+    def run_stuck_job() -> None:
         from serve.jobs.shutdown import GracefulShutdown
 
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-        carrier = FakeExecutor()
-        carrier.before = lambda number: time.sleep(600) if number == 3 else None
-        with GracefulShutdown("stopping\n") as stopping:
-            run_job(source, tmp_path / "out.jsonl", carrier, stopping=stopping)
+        executor = FakeExecutor()
+        executor.before = lambda number: time.sleep(600) if number == 3 else None
+        with GracefulShutdown("stopping\n") as shutdown:
+            run_job(source, tmp_path / "out.jsonl", executor, shutdown=shutdown)
 
-    process = _FORK.Process(target=stuck)
+    process = _FORK.Process(target=run_stuck_job)
     process.start()
     chunks = tmp_path / "out.jsonl.job" / "chunks"
     until((chunks / "000002.json.gz").exists)

@@ -1,4 +1,4 @@
-"""A job from start to end, and started again: rows, figures, refusals."""
+"""A job from start to end, and resumed: rows, summaries, refusals."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def sent(carrier: FakeExecutor) -> list[str]:
-    return [json.dumps(conversation) for call in carrier.calls for conversation in call]
+def get_scored_texts(executor: FakeExecutor) -> list[str]:
+    return [json.dumps(conversation) for call in executor.calls for conversation in call]
 
 
-def test_every_row_in_order_with_its_reward(source: Path, output: Path) -> None:
-    carrier = FakeExecutor()
-    summary = run_job(source, output, carrier)
+def test_output_has_every_row_in_order_with_reward(source: Path, output: Path) -> None:
+    executor = FakeExecutor()
+    summary = run_job(source, output, executor)
     rows = read(output)
     assert [row["id"] for row in rows] == list(range(95))
     for row in rows:
@@ -69,34 +69,34 @@ def test_every_row_in_order_with_its_reward(source: Path, output: Path) -> None:
     ]
 
 
-def test_the_first_row_of_each_kind_of_error_is_told(source: Path, output: Path) -> None:
+def test_summary_has_first_row_of_each_error_code(source: Path, output: Path) -> None:
     summary = run_job(source, output, FakeExecutor())
     first: dict[str, int] = {}
     for number, row in enumerate(read(output)):
         if "error" in row:
             first.setdefault(row["error"]["code"], number)
-    told = {code: text.split(":")[0] for code, text in summary.examples.items()}
-    assert told == {code: f"row {number}" for code, number in first.items()}
+    examples = {code: text.split(":")[0] for code, text in summary.examples.items()}
+    assert examples == {code: f"row {number}" for code, number in first.items()}
     again = run_job(source, output, FakeExecutor())
     assert again.examples == summary.examples
 
 
-def test_a_report_takes_the_place_of_nothing_else(source: Path, output: Path) -> None:
-    plan = JobSpec(open_source(str(source)), output)
+def test_report_does_not_replace_other_files(source: Path, output: Path) -> None:
+    spec = JobSpec(open_source(str(source)), output)
     page = source.with_name("page.html")
-    require_report_path(page, plan)
+    require_report_path(page, spec)
     page.write_text("<!doctype html><p>old")
-    require_report_path(page, plan)
+    require_report_path(page, spec)
     page.write_text("dear diary")
     for report in (source, output, page, source.with_name("none") / "page.html"):
         with pytest.raises(JobOutputError):
-            require_report_path(report, plan)
+            require_report_path(report, spec)
 
 
-def test_a_conversation_is_scored_once_in_the_whole_job(source: Path, output: Path) -> None:
-    carrier = FakeExecutor()
-    summary = run_job(source, output, carrier)
-    texts = sent(carrier)
+def test_repeated_conversation_is_scored_once_per_job(source: Path, output: Path) -> None:
+    executor = FakeExecutor()
+    summary = run_job(source, output, executor)
+    texts = get_scored_texts(executor)
     assert len(set(texts)) == len(texts)
     computed = sum(reward_of(text).num_tokens for text in texts if "HUGE" not in text)
     assert summary.num_computed_tokens == computed
@@ -105,57 +105,57 @@ def test_a_conversation_is_scored_once_in_the_whole_job(source: Path, output: Pa
     assert summary.num_shared_tokens == 0
 
 
-def test_what_a_call_gets_depends_on_the_input_alone(source: Path, tmp_path: Path) -> None:
-    """However late the answers come: chunks in flight own what they sent."""
+def test_calls_depend_only_on_input(source: Path, tmp_path: Path) -> None:
+    """Calls do not depend on the delay of results: chunks in flight own their conversations."""
     calls: list[list[list[Messages]]] = []
     for delay_s in (0.0, 0.01):
-        carrier = FakeExecutor(delay_s)
-        run_job(source, tmp_path / f"{delay_s}.jsonl", carrier)
-        calls.append(carrier.calls)
+        executor = FakeExecutor(delay_s)
+        run_job(source, tmp_path / f"{delay_s}.jsonl", executor)
+        calls.append(executor.calls)
     assert calls[0] == calls[1]
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 4, 8])
-def test_goes_on_where_it_ended(source: Path, tmp_path: Path, fail_at: int) -> None:
+def test_failed_job_resumes_where_it_ended(source: Path, tmp_path: Path, fail_at: int) -> None:
     whole = FakeExecutor()
-    undisturbed = run_job(source, tmp_path / "whole.jsonl", whole)
+    uninterrupted = run_job(source, tmp_path / "whole.jsonl", whole)
     output = tmp_path / "out.jsonl"
     first, second = FakeExecutor(fail_at=fail_at), FakeExecutor()
-    with pytest.raises(RuntimeError, match="the carrier failed"):
+    with pytest.raises(RuntimeError, match="the executor failed"):
         run_job(source, output, first)
     assert not output.exists()
     summary = run_job(source, output, second)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert first.calls[:fail_at] + second.calls == whole.calls
-    assert comparable(summary) == comparable(undisturbed)
+    assert comparable(summary) == comparable(uninterrupted)
 
 
-def test_a_job_that_is_done_asks_nobody(source: Path, output: Path) -> None:
+def test_finished_job_does_not_resolve_identity(source: Path, output: Path) -> None:
     summary = run_job(source, output, FakeExecutor())
     before = output.stat()
-    again, told = FakeExecutor(), []
-    assert run_job(source, output, again, told=told) == summary
+    again, notices = FakeExecutor(), []
+    assert run_job(source, output, again, notices=notices) == summary
     assert (again.num_asked, again.calls) == (0, [])
     assert output.stat() == before
-    assert told == [f"{output} is done already"]
+    assert notices == [f"{output} is complete already"]
 
 
-def test_an_output_that_changed_is_not_taken_for_done(source: Path, output: Path) -> None:
+def test_changed_output_of_finished_job_is_refused(source: Path, output: Path) -> None:
     run_job(source, output, FakeExecutor())
     content = output.read_bytes()
-    output.write_bytes(content)  # the same, at another time
+    output.write_bytes(content)  # same content, new modification time
     run_job(source, output, FakeExecutor())
     output.write_bytes(content[:-2] + b" \n")
     with pytest.raises(JobRefusedError, match=r"out\.jsonl changed.*--overwrite"):
         run_job(source, output, FakeExecutor())
     output.unlink()
-    with pytest.raises(JobRefusedError, match="is gone"):
+    with pytest.raises(JobRefusedError, match="was removed"):
         run_job(source, output, FakeExecutor())
     run_job(source, output, FakeExecutor(), overwrite=True)
     assert output.read_bytes() == content
 
 
-def test_another_job_is_refused(source: Path, output: Path) -> None:
+def test_job_with_other_model_options_or_input_is_refused(source: Path, output: Path) -> None:
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=3))
     other = FakeExecutor()
@@ -169,12 +169,12 @@ def test_another_job_is_refused(source: Path, output: Path) -> None:
     write_lines(source, records(94))
     with pytest.raises(JobRefusedError, match=r"in\.jsonl had \d+ bytes and has \d+"):
         run_job(source, output, FakeExecutor())
-    carrier = FakeExecutor()
-    assert run_job(source, output, carrier, overwrite=True).num_rows == 94
-    assert len(carrier.calls) == 10
+    executor = FakeExecutor()
+    assert run_job(source, output, executor, overwrite=True).num_rows == 94
+    assert len(executor.calls) == 10
 
 
-def test_the_same_content_at_another_time_is_the_same_input(source: Path, output: Path) -> None:
+def test_input_with_new_mtime_and_same_content_is_accepted(source: Path, output: Path) -> None:
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=3))
     text = source.read_text()
@@ -185,33 +185,33 @@ def test_the_same_content_at_another_time_is_the_same_input(source: Path, output
     run_job(source, output, FakeExecutor())
 
 
-def test_an_input_that_changes_under_way(source: Path, output: Path) -> None:
-    carrier = FakeExecutor()
+def test_input_that_changes_during_job_is_refused(source: Path, output: Path) -> None:
+    executor = FakeExecutor()
 
     def append(number: int) -> None:
         if number == 5:
             with source.open("a") as file:
                 file.write(json.dumps({"messages": TURNS}) + "\n")
 
-    carrier.before = append
+    executor.before = append
     with pytest.raises(JobInputError, match=r"changed|had 95 rows"):
-        run_job(source, output, carrier)
+        run_job(source, output, executor)
     assert not output.exists()
 
 
-def test_places_where_no_output_can_be(source: Path, output: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobOutputError, match="there is no folder"):
+def test_impossible_outputs_are_refused(source: Path, output: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobOutputError, match=r"folder .* does not exist"):
         run_job(source, tmp_path / "no" / "out.jsonl", FakeExecutor())
-    with pytest.raises(JobOutputError, match="is the input too"):
+    with pytest.raises(JobOutputError, match="is also the input"):
         run_job(source, source, FakeExecutor())
     output.write_text("mine")
-    with pytest.raises(JobRefusedError, match="is there already"):
+    with pytest.raises(JobRefusedError, match="exists, and no job is known"):
         run_job(source, output, FakeExecutor())
     assert output.read_text() == "mine"
     run_job(source, output, FakeExecutor(), overwrite=True)
 
 
-def test_two_runs_refuse_each_other(source: Path, output: Path) -> None:
+def test_second_run_is_refused_while_first_holds_lock(source: Path, output: Path) -> None:
     folder = output.with_name(output.name + ".job")
     folder.mkdir()
     with (
@@ -222,7 +222,7 @@ def test_two_runs_refuse_each_other(source: Path, output: Path) -> None:
     run_job(source, output, FakeExecutor())
 
 
-def test_fail_fast_names_the_row_and_keeps_what_was_before(source: Path, output: Path) -> None:
+def test_fail_fast_names_row_and_keeps_earlier_chunks(source: Path, output: Path) -> None:
     rows = records(95)
     first = next(i for i, row in enumerate(rows) if i >= 30 and "text" in row)
     good = [row for row in rows[:first] if "text" not in row and row.get("prompt") != "HUGE"]
@@ -231,23 +231,23 @@ def test_fail_fast_names_the_row_and_keeps_what_was_before(source: Path, output:
     with pytest.raises(BadRowError, match=rf"row {len(good)} .*no known shape"):
         run_job(source, output, FakeExecutor(), fail_fast=True)
     rest = FakeExecutor()
-    told: list[str] = []
-    run_job(source, output, rest, told=told)
-    assert told[0].startswith(f"going on behind row {len(good) // 10 * 10}")
+    notices: list[str] = []
+    run_job(source, output, rest, notices=notices)
+    assert notices[0].startswith(f"resuming after row {len(good) // 10 * 10}")
     assert read(output)[len(good)]["error"]["code"] == "invalid_conversation"
 
 
-def test_limit(source: Path, output: Path) -> None:
+def test_limit_scores_only_first_rows(source: Path, output: Path) -> None:
     assert run_job(source, output, FakeExecutor(), limit=23).num_rows == 23
     assert [row["id"] for row in read(output)] == list(range(23))
 
 
-def test_no_rows_at_all(source: Path, output: Path) -> None:
+def test_empty_input_gives_empty_output(source: Path, output: Path) -> None:
     source.write_text("")
-    carrier = FakeExecutor()
-    assert run_job(source, output, carrier).num_rows == 0
+    executor = FakeExecutor()
+    assert run_job(source, output, executor).num_rows == 0
     assert output.read_bytes() == b""
-    assert carrier.calls == []
+    assert executor.calls == []
 
 
 NAMES = {"reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error"} | {
@@ -257,7 +257,7 @@ NAMES = {"reward", "chosen_reward", "rejected_reward", "margin", "rewards", "err
 
 
 def comparable_rows(path: Path) -> list[Any]:
-    """Rows in the order of their columns; a message may name the columns that were replaced."""
+    """Return rows as lists of columns in order, without error messages, which name columns."""
     content = path.read_bytes()
     lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
     rows = [json.loads(line) for line in lines]
@@ -266,28 +266,28 @@ def comparable_rows(path: Path) -> list[Any]:
 
 @pytest.mark.parametrize("names", [("out.jsonl", "b.jsonl"), ("out.jsonl.gz", "b.jsonl.gz")])
 @pytest.mark.parametrize("limit", [None, 40])
-def test_an_output_with_its_folder_can_be_scored_again(
+def test_output_with_job_folder_can_be_scored_again(
     source: Path, tmp_path: Path, names: tuple[str, str], limit: int | None
 ) -> None:
     first, again = (tmp_path / name for name in names)
     run_job(source, first, FakeExecutor())
-    told: list[str] = []
-    run_job(first, again, FakeExecutor(), told=told, limit=limit)
+    notices: list[str] = []
+    run_job(first, again, FakeExecutor(), notices=notices, limit=limit)
     assert comparable_rows(again) == comparable_rows(first)[:limit]
-    assert "results of an earlier run are replaced" in told[0]
+    assert "results of an earlier run are replaced" in notices[0]
 
 
-def test_an_output_that_was_moved_keeps_its_results_unless_told(
+def test_moved_output_keeps_results_without_replace_results(
     source: Path, output: Path, tmp_path: Path
 ) -> None:
     run_job(source, output, FakeExecutor())
     moved, again = tmp_path / "moved.jsonl", tmp_path / "again.jsonl"
     moved.write_bytes(output.read_bytes())
-    told: list[str] = []
-    summary = run_job(moved, again, FakeExecutor(), told=told)
-    assert told[0] == "results of an earlier run are replaced: `error`"
-    assert "`reward` in `skyreward_reward`" in told[1]
-    assert "--replace-results" in told[1]
+    notices: list[str] = []
+    summary = run_job(moved, again, FakeExecutor(), notices=notices)
+    assert notices[0] == "results of an earlier run are replaced: `error`"
+    assert "`reward` in `skyreward_reward`" in notices[1]
+    assert "--replace-results" in notices[1]
     assert set(summary.renamed) == NAMES - {"error"}
     for before, after in zip(read(output), read(again), strict=True):
         kept = before.keys() - {"error"}
@@ -298,7 +298,7 @@ def test_an_output_that_was_moved_keeps_its_results_unless_told(
     assert comparable_rows(again) == comparable_rows(output)
 
 
-def test_an_output_that_a_person_changed_is_that_persons_own(source: Path, output: Path) -> None:
+def test_results_edited_by_user_are_kept(source: Path, output: Path) -> None:
     run_job(source, output, FakeExecutor())
     rows = read(output)
     rows[3] |= {"margin": 2.0}
@@ -311,7 +311,7 @@ def test_an_output_that_a_person_changed_is_that_persons_own(source: Path, outpu
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 @pytest.mark.parametrize("fail_at", [0, 4, 9])
-def test_names_of_results_are_kept_when_a_job_goes_on(
+def test_resumed_job_keeps_result_names(
     source: Path, tmp_path: Path, name: str, fail_at: int
 ) -> None:
     rows = [
@@ -324,10 +324,10 @@ def test_names_of_results_are_kept_when_a_job_goes_on(
     run_job(source, whole, FakeExecutor())
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=fail_at))
-    told: list[str] = []
-    summary = run_job(source, output, FakeExecutor(), told=told)
+    notices: list[str] = []
+    summary = run_job(source, output, FakeExecutor(), notices=notices)
     assert output.read_bytes() == whole.read_bytes()
-    assert "`error` in `skyreward_error`, `margin` in `skyreward_margin`" in told[0]
+    assert "`error` in `skyreward_error`, `margin` in `skyreward_margin`" in notices[0]
     renamed = {"margin": "skyreward_margin", "error": "skyreward_error"}
     assert summary.renamed == renamed == run_job(source, output, FakeExecutor()).renamed
     out = pq.read_table(output).to_pylist() if name.endswith("parquet") else read(output)
@@ -341,10 +341,10 @@ def test_names_of_results_are_kept_when_a_job_goes_on(
     [
         (json.dumps({"messages": TURNS}).encode("utf-16"), "is UTF-16"),
         (json.dumps({"messages": TURNS, "t": "né"}, ensure_ascii=False).encode("cp1252"), "cp125"),
-        (b'{"margin": 1, "skyreward_margin": 2}', "no name left; rename"),
+        (b'{"margin": 1, "skyreward_margin": 2}', "no name is left for a result; rename"),
     ],
 )
-def test_refused_before_anything_is_scored(
+def test_bad_input_is_refused_before_scoring(
     source: Path, output: Path, content: bytes, says: str
 ) -> None:
     source.write_bytes(source.read_bytes() if says == "cp125" else b"")
@@ -354,15 +354,15 @@ def test_refused_before_anything_is_scored(
     folder.mkdir()
     for path in (source, other):
         path.rename(folder / path.name)
-    carrier = FakeExecutor()
+    executor = FakeExecutor()
     with pytest.raises(JobInputError, match=says):
-        run_job(folder, output, carrier)
-    assert carrier.calls == []
+        run_job(folder, output, executor)
+    assert executor.calls == []
     assert not output.exists()
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
-def test_a_row_that_is_too_long_is_a_row_of_the_output(
+def test_too_long_row_is_row_of_output_with_error(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 3000)
@@ -377,10 +377,10 @@ def test_a_row_that_is_too_long_is_a_row_of_the_output(
     rows = read(output)
     assert [row.get("id") for row in rows] == [*range(40), None, *range(41, 95)]
     assert rows[40]["line"] == texts[40][: jsonl.PREVIEW_BYTES]
-    assert "may have 3,000" in rows[40]["error"]["message"]
+    assert "the maximum is 3,000" in rows[40]["error"]["message"]
 
 
-def test_numbers_that_json_has_not_are_counted_in_the_figures(source: Path, output: Path) -> None:
+def test_non_finite_numbers_are_counted_in_summary(source: Path, output: Path) -> None:
     table = pa.table({"messages": [TURNS] * 3, "x": [float("nan"), float("inf"), 1.0]})
     pq.write_table(table, source.with_name("in.parquet"))
     summary = run_job(source.with_name("in.parquet"), output, FakeExecutor())
@@ -397,37 +397,37 @@ class Sink:
         self.written: list[Summary] = []
 
     def add(
-        self, shape: Any, results: Sequence[Reward | ScoreError], error: ScoreError | None
+        self, kind: Any, results: Sequence[Reward | ScoreError], error: ScoreError | None
     ) -> None:
-        self.rows.append((shape, len(results), error.code if error else None))
+        self.rows.append((kind, len(results), error.code if error else None))
 
     def write(self, summary: Summary) -> None:
         self.written.append(summary)
 
 
-def test_a_sink_hears_of_every_row(source: Path, output: Path) -> None:
+def test_sink_receives_every_row(source: Path, output: Path) -> None:
     sink = Sink()
     summary = run_job(source, output, FakeExecutor(), sink=sink)
     assert sink.written == [summary]
     assert [code for _, _, code in sink.rows] == [
         row.get("error", {}).get("code") for row in read(output)
     ]
-    assert {shape for shape, _, _ in sink.rows} == {"conversation", "pair", "group", None}
+    assert {kind for kind, _, _ in sink.rows} == {"conversation", "pair", "group", None}
 
 
-def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
+def test_job_stops_after_chunks_in_flight(source: Path, output: Path) -> None:
     from serve.errors import JobStoppedError
 
-    stopping = GracefulShutdown("")
-    carrier = FakeExecutor()
+    shutdown = GracefulShutdown("")
+    executor = FakeExecutor()
 
     def stop(number: int) -> None:
         if number == 2:
-            stopping.received_signal = 2
+            shutdown.received_signal = 2
 
-    carrier.before = stop
+    executor.before = stop
     with pytest.raises(JobStoppedError):
-        run_job(source, output, carrier, stopping=stopping)
+        run_job(source, output, executor, shutdown=shutdown)
     kept = len(list((output.with_name("out.jsonl.job") / "chunks").iterdir()))
     assert 3 <= kept <= 5
     rest = FakeExecutor()
@@ -435,7 +435,7 @@ def test_stopped_after_what_is_in_flight(source: Path, output: Path) -> None:
     assert len(rest.calls) == 10 - kept
 
 
-def test_a_table_without_columns_becomes_one(tmp_path: Path) -> None:
+def test_table_without_columns_gives_table(tmp_path: Path) -> None:
     source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pq.write_table(pa.table({}), source)
     assert run_job(source, output, FakeExecutor()).num_rows == 0

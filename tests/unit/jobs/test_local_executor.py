@@ -1,4 +1,4 @@
-"""A job's model in this process."""
+"""The executor with a model in this process."""
 
 from __future__ import annotations
 
@@ -26,98 +26,98 @@ def turns(answer: str, question: str = "2+2?") -> Messages:
 MANY = [turns(f"answer {number}", f"question {number % 7}") for number in range(500)]
 
 
-def test_equals_the_scorer(
+def test_local_executor_equals_scorer(
     checkpoint_of: Callable[[str], Path], scorer_of: Callable[..., RewardScorer]
 ) -> None:
-    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     try:
         conversations = [turns("a"), turns("b"), turns("x " * 3_000), turns("c", "other?")]
-        scored = carrier.submit(conversations, "error").result(PATIENCE_S)
+        scored = executor.submit(conversations, "error").result(PATIENCE_S)
         assert scored.results == scorer_of("qwen3").score(conversations)
         assert isinstance(scored.results[2], ScoreError)
         tokens = [r.num_tokens for r in scored.results if isinstance(r, Reward)]
         assert max(tokens) < scored.num_computed_tokens < sum(tokens)
-        counts = carrier.count_tokens(conversations, "error")
+        counts = executor.count_tokens(conversations, "error")
         assert [c for c in counts if isinstance(c, int)] == tokens
         assert counts[2] == scored.results[2]
     finally:
-        carrier.close()
+        executor.close()
 
 
-def test_batches_are_those_of_the_first_start(
+def test_token_budget_of_first_start_is_kept(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
-    kept = tmp_path / "batches.json"
+    budget_file = tmp_path / "batches.json"
     for content, expected in ((None, 4_096), ('{"max_batch_tokens": 77}', 77), ("{", 4_096)):
         if content:
-            kept.write_text(content)
-        carrier = LocalExecutor(config, kept)
-        carrier.submit([turns("a")], "error").result(PATIENCE_S)
-        carrier.close()
-        assert json.loads(kept.read_text()) == {"max_batch_tokens": expected}
+            budget_file.write_text(content)
+        executor = LocalExecutor(config, budget_file)
+        executor.submit([turns("a")], "error").result(PATIENCE_S)
+        executor.close()
+        assert json.loads(budget_file.read_text()) == {"max_batch_tokens": expected}
 
 
-def test_a_model_that_cannot_be_loaded_fails_the_call(tmp_path: Path) -> None:
-    carrier = LocalExecutor(ModelConfig(str(tmp_path)))
+def test_model_that_cannot_be_loaded_fails_call(tmp_path: Path) -> None:
+    executor = LocalExecutor(ModelConfig(str(tmp_path)))
     with pytest.raises(Exception, match=r"config\.json"):
-        carrier.resolve_identity()
+        executor.resolve_identity()
     with pytest.raises(Exception, match=r"config\.json"):
-        carrier.submit([turns("a")], "error").result(PATIENCE_S)
-    carrier.close()
+        executor.submit([turns("a")], "error").result(PATIENCE_S)
+    executor.close()
 
 
-def test_closing_ends_what_is_on_its_way(
+def test_close_ends_calls_in_flight(
     checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
-    carrier.submit([turns("a")], "error").result(PATIENCE_S)
+    executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    executor.submit([turns("a")], "error").result(PATIENCE_S)
 
     def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        assert carrier._closing.wait(PATIENCE_S)
+        assert executor._closing.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
-    futures = [carrier.submit(MANY, "error") for _ in range(40)]
+    futures = [executor.submit(MANY, "error") for _ in range(40)]
     futures[-1].cancel()
-    carrier.close()
-    ended = [future for future in futures if future.done() and not future.cancelled()]
-    assert len(ended) < 40
-    assert all(isinstance(f.exception(), NotReadyError | None) for f in ended)
+    executor.close()
+    finished = [future for future in futures if future.done() and not future.cancelled()]
+    assert len(finished) < 40
+    assert all(isinstance(f.exception(), NotReadyError | None) for f in finished)
     with pytest.raises(CancelledError):
         futures[-1].result(0)
 
 
-def test_closing_does_not_wait_for_all_batches_of_a_call(
+def test_close_does_not_wait_for_remaining_batches_of_call(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = tmp_path / "batches.json"
-    kept.write_text('{"max_batch_tokens": 77}')
-    carrier = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), kept)
-    carrier.submit([turns("a")], "error").result(PATIENCE_S)
+    budget_file = tmp_path / "batches.json"
+    budget_file.write_text('{"max_batch_tokens": 77}')
+    executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), budget_file)
+    executor.submit([turns("a")], "error").result(PATIENCE_S)
     sizes: list[int] = []
-    reached, let_go = threading.Event(), threading.Event()
+    reached, released = threading.Event(), threading.Event()
 
     def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         sizes.append(tree.num_tokens)
         reached.set()
-        assert let_go.wait(PATIENCE_S)
+        assert released.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
     monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
-    future = carrier.submit(MANY, "error")
+    future = executor.submit(MANY, "error")
     assert reached.wait(PATIENCE_S)
-    closing = threading.Thread(target=carrier.close)
+    closing = threading.Thread(target=executor.close)
     closing.start()
-    assert carrier._closing.wait(PATIENCE_S)
-    let_go.set()
+    assert executor._closing.wait(PATIENCE_S)
+    released.set()
     closing.join(PATIENCE_S)
-    with pytest.raises(NotReadyError, match="the job ends"):
+    with pytest.raises(NotReadyError, match="the job is stopping"):
         future.result(0)
     assert len(sizes) == 1
 
 
-def test_identity_is_of_what_decides_the_rewards(
+def test_identity_changes_with_everything_that_decides_rewards(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = str(checkpoint_of("qwen3"))

@@ -1,4 +1,4 @@
-"""What another user of the machine may have put where a job keeps its state and its output."""
+"""Links and files that another user may have planted where a job writes its state and output."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def victim(tmp_path: Path) -> Path:
     return path
 
 
-def mode_of(path: Path) -> int:
+def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def untouched(victim: Path) -> bool:
+def is_untouched(victim: Path) -> bool:
     names = [path.name for path in victim.iterdir()]
     return names == ["file"] and (victim / "file").read_text() == "precious"
 
 
-def test_the_folder_of_a_job_is_private(source: Path, tmp_path: Path) -> None:
+def test_job_folder_is_private(source: Path, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         run_job(source, tmp_path / "out.jsonl", FakeExecutor(fail_at=9))
     finally:
         os.umask(before)
     folder = tmp_path / "out.jsonl.job"
-    assert mode_of(folder) == 0o700
-    assert mode_of(folder / "lock") == 0o600
-    # One that an earlier version made is ours, and made private.
+    assert get_mode(folder) == 0o700
+    assert get_mode(folder / "lock") == 0o600
+    # An existing folder of the same user is made private.
     folder.chmod(0o755)
     run_job(source, tmp_path / "out.jsonl", FakeExecutor(), overwrite=True)
-    assert mode_of(folder) == 0o700
+    assert get_mode(folder) == 0o700
 
 
 @pytest.mark.parametrize("name", ["", "lock", "chunks", "manifest.json", "seen.sqlite", "x"])
@@ -71,28 +71,28 @@ def test_planted_links_are_refused(source: Path, tmp_path: Path, victim: Path, n
     with pytest.raises(JobRefusedError, match="remove it, or give another output") as caught:
         run_job(source, tmp_path / "out.jsonl", FakeExecutor())
     assert str(folder) in caught.value.detail
-    assert untouched(victim)
+    assert is_untouched(victim)
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_link_among_the_chunks_is_refused(source: Path, tmp_path: Path, victim: Path) -> None:
+def test_link_among_chunks_is_refused(source: Path, tmp_path: Path, victim: Path) -> None:
     chunks = tmp_path / "out.jsonl.job" / "chunks"
     chunks.mkdir(parents=True)
     (chunks / "000000.json.gz.partial").symlink_to(victim / "file")
     with pytest.raises(JobError):
         make_private_folder(chunks)
-    run_job(source, tmp_path / "out.jsonl", FakeExecutor())  # what a kill left behind is swept
-    assert untouched(victim)
+    run_job(source, tmp_path / "out.jsonl", FakeExecutor())  # removes leftovers of a kill
+    assert is_untouched(victim)
 
 
-def test_a_lock_that_is_a_link_is_never_written(tmp_path: Path, victim: Path) -> None:
+def test_lock_that_is_link_is_never_written(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "lock").symlink_to(victim / "file")
     with pytest.raises(OSError, match="symbolic link"), hold_lock(tmp_path / "lock"):
         pass
-    assert untouched(victim)
+    assert is_untouched(victim)
 
 
-def test_a_folder_of_another_user_is_refused(
+def test_job_folder_of_another_user_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.jsonl.job").mkdir()
@@ -101,31 +101,29 @@ def test_a_folder_of_another_user_is_refused(
         run_job(source, tmp_path / "out.jsonl", FakeExecutor())
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(source: Path, tmp_path: Path) -> None:
+def test_file_with_name_of_job_folder_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.job").write_text("")
-    with pytest.raises(JobRefusedError, match="no folder that can be read"):
+    with pytest.raises(JobRefusedError, match="not a readable folder"):
         run_job(source, tmp_path / "out.jsonl", FakeExecutor())
 
 
-def test_temporary_files_are_made_and_never_followed(tmp_path: Path, victim: Path) -> None:
+def test_atomic_write_does_not_follow_planted_temporary_link(tmp_path: Path, victim: Path) -> None:
     path, temporary = tmp_path / "out", tmp_path / "out.partial"
     temporary.symlink_to(victim / "file")
     write_atomically(path, b"content")
     assert path.read_bytes() == b"content"
-    assert untouched(victim)
+    assert is_untouched(victim)
     assert not temporary.is_symlink()
 
-    # Planted while it is written: only the name is theirs.
+    # A link planted during the write does not redirect it.
     with open_atomic(path) as file:
         file.write(b"more")
         temporary.unlink()
         temporary.symlink_to(victim / "file")
-    assert untouched(victim)
+    assert is_untouched(victim)
 
 
-def test_an_output_folder_that_is_our_own_link_is_followed(
-    source: Path, tmp_path: Path, victim: Path
-) -> None:
+def test_own_link_as_output_folder_is_followed(source: Path, tmp_path: Path, victim: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     run_job(source, tmp_path / "link" / "out.jsonl", FakeExecutor())
@@ -135,7 +133,7 @@ def test_an_output_folder_that_is_our_own_link_is_followed(
 
 @pytest.fixture
 def _read_only_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modes alone would not do: root writes all the same."""
+    """Refuse to create files; modes have no effect on root."""
 
     def refuse(**_options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -144,15 +142,13 @@ def _read_only_parents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_read_only_parents")
-def test_our_own_link_is_followed_where_nothing_can_be_written_beside_it(
-    tmp_path: Path, victim: Path
-) -> None:
+def test_own_link_in_read_only_folder_is_followed(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "link").symlink_to(victim)
     _make_folder(tmp_path / "link")
 
 
 @pytest.mark.parametrize("parent", ["writable", "read-only"])
-def test_a_results_folder_that_is_a_link_of_another_user_is_refused(
+def test_results_folder_that_is_foreign_link_is_refused(
     parent: str,
     tmp_path: Path,
     victim: Path,
@@ -164,19 +160,21 @@ def test_a_results_folder_that_is_a_link_of_another_user_is_refused(
     (tmp_path / "results").symlink_to(victim)
     real = os.lstat
 
-    def of_another_user(path: Path) -> os.stat_result:
+    def fake_lstat(path: Path) -> os.stat_result:
         fields = list(real(path))
         fields[stat.ST_UID] = 4711
         return os.stat_result(fields)
 
-    monkeypatch.setattr(private_files.os, "lstat", of_another_user)  # type: ignore[attr-defined]
-    with pytest.raises(JobRefusedError, match=r"a link that another user made \(uid 4711\), to"):
+    monkeypatch.setattr(private_files.os, "lstat", fake_lstat)  # type: ignore[attr-defined]
+    with pytest.raises(
+        JobRefusedError, match=r"is a link to .* that another user made \(uid 4711\)"
+    ):
         _make_folder(tmp_path / "results")
     reject_foreign_link(victim)
     reject_foreign_link(tmp_path / "not there yet")
 
 
-def test_pipes_are_not_waited_for(source: Path, tmp_path: Path) -> None:
+def test_reading_state_does_not_block_on_pipes(source: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl.job").mkdir()
     (tmp_path / "out").mkdir()
     pipes = [
@@ -187,16 +185,16 @@ def test_pipes_are_not_waited_for(source: Path, tmp_path: Path) -> None:
         os.mkfifo(pipe)
     digest = FileDigest(str(source), source.stat().st_size, 0, "", source.stat().st_size)
     assert find_result_columns(digest) == frozenset()
-    with pytest.raises(EvaluationError, match="no regular file"):
+    with pytest.raises(EvaluationError, match="not a regular file"):
         read_summary(tmp_path / "out")
     assert ScoringProvenance.read(tmp_path / "out" / "scored_by.json") is None
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_regular_file(tmp_path / "pipe")
-    with pytest.raises(JobInputError, match="no file"):
+    with pytest.raises(JobInputError, match="not a regular file"):
         open_source(str(tmp_path / "pipe"))
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_too_large_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(OSError, match="more than 268,435,456 bytes"):

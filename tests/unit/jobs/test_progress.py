@@ -1,4 +1,4 @@
-"""What a person sees of a job: progress, the table, an estimate."""
+"""Progress, summary table and estimate of a job, as the user sees them."""
 
 from __future__ import annotations
 
@@ -18,71 +18,71 @@ from serve.jobs.summary import Summary
 from serve.jobs.summary_table import format_summary, print_lines
 
 
-def test_lines_where_there_is_no_terminal() -> None:
-    told: list[str] = []
-    with Progress(told.append, on_terminal=False, line_every_s=0) as progress:
+def test_progress_prints_lines_without_terminal() -> None:
+    lines_shown: list[str] = []
+    with Progress(lines_shown.append, on_terminal=False, line_every_s=0) as progress:
         progress.start_phase("scoring", total=200, completed=100)
         progress.add(Summary(num_rows=50, num_tokens=1_000))
         progress.tick()
-    assert told[0].startswith("scoring: 75%, 150 rows, ")
-    assert "tokens/s" in told[0]
-    assert told[0].endswith(" left")
+    assert lines_shown[0].startswith("scoring: 75%, 150 rows, ")
+    assert "tokens/s" in lines_shown[0]
+    assert lines_shown[0].endswith(" left")
 
 
-def test_few_lines_by_default() -> None:
-    told: list[str] = []
-    with Progress(told.append, on_terminal=False) as progress:
+def test_progress_prints_few_lines_by_default() -> None:
+    lines_shown: list[str] = []
+    with Progress(lines_shown.append, on_terminal=False) as progress:
         progress.start_phase("scoring", total=200)
         for _ in range(200):
             progress.advance(1)
-    assert told == []
+    assert lines_shown == []
 
 
-def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
-    with Progress(told.append, on_terminal=True) as progress:
+def test_progress_shows_bar_on_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    lines_shown: list[str] = []
+    with Progress(lines_shown.append, on_terminal=True) as progress:
         progress.start_phase("scoring", total=200)
         progress.add(Summary(num_rows=200, num_tokens=1_000))
         progress.start_phase("writing", total=200)
-    assert told == []
+    assert lines_shown == []
     assert "writing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0 s"), (59.7, "1:00"), (125, "2:05"), (3_725, "1:02:05")]
+    ("seconds", "expected"), [(0.4, "0 s"), (59.7, "1:00"), (125, "2:05"), (3_725, "1:02:05")]
 )
-def test_clock(seconds: float, shown: str) -> None:
-    assert format_duration(seconds) == shown
+def test_format_duration(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_table(capsys: pytest.CaptureFixture[str]) -> None:
     summary = Summary(10, Counter({"too_long": 2}), 15, 1_000, 200, 500, 2.0)
     lines = dict(format_summary(summary))
     assert lines["scored"] == "8"
     assert lines["  too_long"] == "2"
     assert lines["not computed"] == "500 (50.0%)"
-    assert lines["  same conversation as before"] == "200 (20.0%)"
-    assert lines["  same start as another's"] == "300 (30.0%)"
+    assert lines["  repeated conversations"] == "200 (20.0%)"
+    assert lines["  shared prefixes"] == "300 (30.0%)"
     assert lines["tokens/s"] == "500"
     print_lines(format_summary(summary))
     assert "500 (50.0%)" in capsys.readouterr().err
     assert Summary.from_json(json.loads(json.dumps(summary.as_json()))) == summary
 
 
-def test_an_estimate_counts_what_the_job_will_count(tmp_path: Path) -> None:
+def test_dry_run_counts_what_job_counts(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", records(95))
-    plan = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
-    carrier = FakeExecutor(delay_s=0.01)
+    spec = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+    executor = FakeExecutor(delay_s=0.01)
     with Progress(lambda line: None, on_terminal=False) as progress:
-        found = estimate(plan, carrier, progress, GracefulShutdown(""))
-    carrier.close()
+        dry_run = estimate(spec, executor, progress, GracefulShutdown(""))
+    executor.close()
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
-    assert len(carrier.calls) == 2
+    assert len(executor.calls) == 2
     summary = run_job(source, tmp_path / "out.jsonl", FakeExecutor())
-    assert found.num_rows == summary.num_rows
-    assert found.tokens_per_s > 0
-    lines = dict(found.format_lines())
+    assert dry_run.num_rows == summary.num_rows
+    assert dry_run.tokens_per_s > 0
+    lines = dict(dry_run.format_lines())
     assert lines["rows"] == "95"
-    assert "would take about" in lines
-    # The carrier finds some too long only when it scores them.
-    assert found.errors["invalid_conversation"] == summary.errors["invalid_conversation"]
+    assert "estimated time" in lines
+    # The executor finds some conversations too long only when it scores them.
+    assert dry_run.errors["invalid_conversation"] == summary.errors["invalid_conversation"]

@@ -1,4 +1,4 @@
-"""Readers of a job's input: any kind of file, whole or from any row on, gives the same rows."""
+"""Readers of a job's input: every format gives the same rows, read whole or from any row."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ in_one_folder = settings(
 )
 
 
-def facts(row: Row) -> tuple[Any, ...]:
-    return row[:6]  # without the cells: batches are other objects each time
+def without_cells(row: Row) -> tuple[Any, ...]:
+    return row[:6]  # Arrow batches are new objects each time
 
 
 def assert_resumes_anywhere(path: Path) -> list[Row]:
-    """Every row of a file, having seen that reading may begin behind any of them."""
+    """Return all rows of a file, after checking that reading may resume after any row."""
     source = open_source(str(path))
     rows = list(source.iter_rows())
     assert [row.number for row in rows] == list(range(len(rows)))
     for row in [*rows[:5], *rows[-2:], *rows[len(rows) // 2 :][:2]]:
         position = Position(*json.loads(json.dumps(row.next_position)))
-        again = [facts(r) for r in source.iter_rows(position)]
-        assert again == [facts(r) for r in rows[row.number + 1 :]]
-    plain = [facts(r)[:2] for r in source.iter_rows(decode=False)]
-    assert plain == [facts(r)[:2] for r in rows]
+        again = [without_cells(r) for r in source.iter_rows(position)]
+        assert again == [without_cells(r) for r in rows[row.number + 1 :]]
+    plain = [without_cells(r)[:2] for r in source.iter_rows(decode=False)]
+    assert plain == [without_cells(r)[:2] for r in rows]
     return rows
 
 
 @in_one_folder
 @given(records=RECORDS, blanks=st.lists(BLANKS, min_size=12, max_size=12), ends=st.booleans())
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz"])
-def test_lines(
+def test_jsonl_is_read_from_any_row(
     tmp_path: Path, name: str, records: list[Any], blanks: list[str], ends: bool
 ) -> None:
     text = "".join(
@@ -78,7 +78,7 @@ def test_lines(
     block=st.integers(1, 40),
     mark=st.booleans(),
 )
-def test_an_array_of_json(
+def test_json_array_is_read_from_any_row(
     tmp_path: Path, records: list[Any], indent: int | None, ascii: bool, block: int, mark: bool
 ) -> None:
     text = json.dumps(records, indent=indent, ensure_ascii=ascii)
@@ -89,7 +89,7 @@ def test_an_array_of_json(
     assert [row.record for row in rows] == records
 
 
-def test_lines_in_a_file_that_is_called_json(tmp_path: Path) -> None:
+def test_json_file_with_lines_is_read(tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text('{"a": 1}\n{"a": 2}\n')
     assert [r.record for r in open_source(str(tmp_path / "in.json")).iter_rows()] == [
         {"a": 1},
@@ -100,18 +100,18 @@ def test_lines_in_a_file_that_is_called_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('[{"a": 1}, {"a": 2}', "the end, not a comma"),
-        ('[{"a": 1}, {"a": ', "row 1 is no JSON"),
-        ('[{"a": 1} {"a": 2}]', "comes {, not a comma"),
-        ('[{"a": 1}, ]', "row 1 is no JSON"),
-        ('[{"a": 1}]\n[2]', "something follows"),
-        ('[{"a": nonsense}]', "row 0 is no JSON"),
-        ("[" * 100_000, "row 0 is cut off"),
+        ('[{"a": 1}, {"a": 2}', "followed by the end, not by a comma"),
+        ('[{"a": 1}, {"a": ', "row 1 is not JSON"),
+        ('[{"a": 1} {"a": 2}]', "followed by {, not by a comma"),
+        ('[{"a": 1}, ]', "row 1 is not JSON"),
+        ('[{"a": 1}]\n[2]', "text after the array"),
+        ('[{"a": nonsense}]', "row 0 is not JSON"),
+        ("[" * 100_000, "row 0 is truncated"),
     ],
 )
-def test_a_damaged_array_says_where(tmp_path: Path, text: str, says: str) -> None:
+def test_damaged_json_array_error_says_where(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "in.json").write_text(text)
-    with pytest.raises(JobInputError, match="no array of JSON records") as caught:
+    with pytest.raises(JobInputError, match="not an array of JSON records") as caught:
         list(open_source(str(tmp_path / "in.json")).iter_rows())
     assert says in caught.value.detail
 
@@ -149,7 +149,7 @@ def write_rows(folder: Path, name: str, texts: list[str]) -> Path:
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.json.gz"])
 @pytest.mark.parametrize("block", [3, 50, 1 << 18])
-def test_what_is_not_strict_json_is_an_error_of_its_row(
+def test_row_that_is_not_strict_json_is_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
     monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
@@ -170,7 +170,7 @@ def test_what_is_not_strict_json_is_an_error_of_its_row(
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.json", "in.json.gz"])
 @pytest.mark.parametrize("block", [7, 300, 1 << 18])
-def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
+def test_too_long_row_is_error_and_other_rows_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
     for module, constant in ((json_array, "_BLOCK_BYTES"), (jsonl, "_BLOCK_BYTES")):
@@ -182,7 +182,7 @@ def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
         filler = 'é\\"]}' * 3
         padding = size - len(f'{{"a": "{filler}"}}'.encode())
         texts += [f'{{"a": "{filler}{"x" * padding}"}}', GOOD]
-    # Of an array also scalars, whose end no bracket shows, and what is no strict JSON.
+    # Scalars, which do not end with a bracket, and values that are not strict JSON.
     texts += ["1" * 500, GOOD, '"' + "y" * 500 + '"', GOOD]
     texts += ['{"a": [' + "NaN, " * 200 + "1]}", GOOD, "[" * 300 + "]" * 300, GOOD]
     rows = assert_resumes_anywhere(write_rows(tmp_path, name, texts))
@@ -193,13 +193,13 @@ def test_a_row_that_is_too_long_is_an_error_and_its_neighbours_are_read(
             assert row.record == json.loads(text)
         else:
             assert isinstance(row.record, ScoreError)
-            assert "bytes and may have 400" in row.record.message
+            assert "bytes, and the maximum is 400" in row.record.message
             assert row.raw is not None
             assert len(row.raw.encode()) <= 20 * 4
 
 
 @pytest.mark.parametrize("block", range(1, 12))
-def test_a_long_element_ends_where_its_brackets_and_quotes_say(
+def test_too_long_element_ends_at_its_brackets_and_quotes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
@@ -214,7 +214,7 @@ def test_a_long_element_ends_where_its_brackets_and_quotes_say(
     assert [row.record for row in rows[1::2]] == [{"id": 1}] * 2
 
 
-def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_blank_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.jsonl").write_text(f'{{"a": 1}}\n{" " * 5000}\n{{"a": 2}}\n{" " * 5000}')
     rows = assert_resumes_anywhere(tmp_path / "in.jsonl")
@@ -222,17 +222,17 @@ def test_a_long_line_of_blanks_is_no_row(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("text", ["[" + '{"a": "' + "x" * 900, "[" + "[" * 900, "[" + "1" * 900])
-def test_a_long_element_without_an_end_ends_the_reading(
+def test_unterminated_long_element_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.json").write_text(text)
-    with pytest.raises(JobInputError, match="no array of JSON records"):
+    with pytest.raises(JobInputError, match="not an array of JSON records"):
         list(open_source(str(tmp_path / "in.json")).iter_rows())
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
-def test_a_row_that_is_not_utf8_spoils_no_neighbour(tmp_path: Path, name: str) -> None:
+def test_row_that_is_not_utf8_is_error_and_other_rows_are_read(tmp_path: Path, name: str) -> None:
     path = write_rows(tmp_path, name, [GOOD, '{"a": "caf!", "b": "é"}', GOOD])
     path.write_bytes(path.read_bytes().replace(b"!", b"\xe9"))
     rows = assert_resumes_anywhere(path)
@@ -267,11 +267,11 @@ def test_wide_encodings_are_refused_by_name(
 )
 def test_other_compressions_are_refused_by_name(tmp_path: Path, start: bytes, says: str) -> None:
     (tmp_path / "in.jsonl").write_bytes(start + b"\x80\n" * 50)
-    with pytest.raises(JobInputError, match=rf"is compressed \({says}\)"):
+    with pytest.raises(JobInputError, match=rf"is compressed with {says}"):
         list(open_source(str(tmp_path / "in.jsonl")).iter_rows())
 
 
-def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
+def test_duplicate_key_error_keeps_line(tmp_path: Path) -> None:
     line = '{"id": 1, "messages": [{"role": "user", "role": "assistant"}]}'
     (tmp_path / "in.jsonl").write_text(line + "\n")
     (row,) = open_source(str(tmp_path / "in.jsonl")).iter_rows()
@@ -280,7 +280,7 @@ def test_equal_keys_are_an_error_that_keeps_the_line(tmp_path: Path) -> None:
     assert row.raw == line
 
 
-def test_a_line_that_is_no_json_keeps_its_text(tmp_path: Path) -> None:
+def test_line_that_is_not_json_keeps_its_text(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": \n\xff\xfe\n[1]\n')
     rows = list(open_source(str(tmp_path / "in.jsonl")).iter_rows())
     assert rows[0].record == {"a": 1}
@@ -325,7 +325,7 @@ WRITERS = [("parquet", write_parquet), ("arrow", write_stream), ("arrow", write_
 
 @pytest.mark.parametrize("num_rows", [0, 1, 256, 1500])
 @pytest.mark.parametrize(("suffix", "write"), WRITERS)
-def test_tables(
+def test_tables_are_read_from_any_row(
     tmp_path: Path, suffix: str, write: Callable[[Path, pa.Table], None], num_rows: int
 ) -> None:
     path = tmp_path / f"in.{suffix}"
@@ -345,13 +345,13 @@ def test_several_files_are_one_input(tmp_path: Path) -> None:
     rows = list(source.iter_rows())
     assert [row.number for row in rows] == list(range(303))
     assert [row.record["id"] for row in rows] == [*range(3), *range(300)]
-    for at in (0, 2, 3, 302):
-        after = [facts(row) for row in source.iter_rows(rows[at].next_position)]
-        assert after == [facts(row) for row in rows[at + 1 :]]
+    for index in (0, 2, 3, 302):
+        after = [without_cells(row) for row in source.iter_rows(rows[index].next_position)]
+        assert after == [without_cells(row) for row in rows[index + 1 :]]
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.parquet", "in.arrow"])
-def test_a_file_that_became_shorter_is_noticed(tmp_path: Path, name: str) -> None:
+def test_shortened_file_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith("parquet"):
         write_parquet(path, table(10))
@@ -366,7 +366,7 @@ def test_a_file_that_became_shorter_is_noticed(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("cut", [0.3, 0.7, 0.95])
 @pytest.mark.parametrize("name", ["in.jsonl.gz", "in.parquet", "in.arrow"])
-def test_half_a_file_is_an_error(tmp_path: Path, name: str, cut: float) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, name: str, cut: float) -> None:
     path = tmp_path / name
     if name.endswith("parquet"):
         write_parquet(path, table(2000))
@@ -375,11 +375,11 @@ def test_half_a_file_is_an_error(tmp_path: Path, name: str, cut: float) -> None:
     else:
         path.write_bytes(gzip.compress(b'{"a": 1}\n' * 20_000))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
-    with pytest.raises(JobInputError, match=r"in\.\w+.*bring a whole copy"):
+    with pytest.raises(JobInputError, match=r"in\.\w+.*copy the complete file again"):
         list(open_source(str(path)).iter_rows())
 
 
-def test_times_finer_than_python_has(tmp_path: Path) -> None:
+def test_nanosecond_times_become_text(tmp_path: Path) -> None:
     whole = pa.table(
         {
             "t": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC")),
@@ -413,7 +413,7 @@ def _broken_text() -> pa.Array:
         ),
     ],
 )
-def test_a_cell_that_python_cannot_hold_is_named(
+def test_error_names_cell_that_python_cannot_hold(
     column: pa.Array, row: int, says: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.arrow"

@@ -1,4 +1,4 @@
-"""The page with how rewards are spread: its numbers are right, and it needs nothing else."""
+"""The HTML report of a job: correct numbers, and no external resources."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ def reward(value: float, num_tokens: int = 10) -> Reward:
     return Reward(value, num_tokens)
 
 
-def filled(path: Path) -> tuple[Report, Summary]:
-    report, chance = Report(path, "scored <b>.jsonl"), random.Random(0)
+def fill_report(path: Path) -> tuple[Report, Summary]:
+    report, rng = Report(path, "scored <b>.jsonl"), random.Random(0)
     for _ in range(3_000):
-        chosen, rejected = chance.gauss(2, 3), chance.gauss(-1, 3)
-        report.add("pair", [reward(chosen, chance.randint(10, 4_000)), reward(rejected)], None)
+        chosen, rejected = rng.gauss(2, 3), rng.gauss(-1, 3)
+        report.add("pair", [reward(chosen, rng.randint(10, 4_000)), reward(rejected)], None)
     for _ in range(500):
-        report.add("conversation", [reward(chance.gauss(0, 5))], None)
-        report.add("group", [reward(chance.gauss(0, 5)) for _ in range(4)], None)
+        report.add("conversation", [reward(rng.gauss(0, 5))], None)
+        report.add("group", [reward(rng.gauss(0, 5)) for _ in range(4)], None)
     report.add("pair", [reward(1.5), BAD], BAD)
     report.add(None, [], ScoreError("invalid_json", "no JSON"))
     errors = Counter({"conversation_too_long": 1, "invalid_json": 1})
     return report, Summary(num_rows=4_002, errors=errors, num_tokens=1_000, seconds=2.0)
 
 
-def test_the_page_says_what_was_there(tmp_path: Path) -> None:
-    report, summary = filled(tmp_path / "report.html")
+def test_report_shows_counts_and_plots(tmp_path: Path) -> None:
+    report, summary = fill_report(tmp_path / "report.html")
     report.write(summary)
     page = (tmp_path / "report.html").read_text()
     text = re.sub(r"<[^>]+>", " ", page)
-    for said in (
+    for expected in (
         "Rewards of scored &lt;b&gt;.jsonl", "rows: pairs 3,001", "rows: groups 500",
-        "rows: of no known shape 1", "pairs with the chosen one ahead", "Margins of pairs",
-        "Leads in groups", "Lengths", "Errors by kind", "conversation_too_long 1",
+        "rows: unknown shape 1", "pairs with chosen ahead", "Margins of pairs",
+        "Leads in groups", "Lengths", "Errors by code", "conversation_too_long 1",
     ):  # fmt: skip
-        assert said in re.sub(r"\s+", " ", text), said
-    # Five histograms, and the errors.
+        assert expected in re.sub(r"\s+", " ", text), expected
+    # Five histograms, and the bars of errors.
     assert page.count("<svg") == 6
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_equal_jobs_have_equal_pages_that_need_nothing_else(tmp_path: Path) -> None:
-    report, summary = filled(tmp_path / "report.html")
+def test_equal_jobs_have_equal_self_contained_reports(tmp_path: Path) -> None:
+    report, summary = fill_report(tmp_path / "report.html")
     page = report.render(summary)
     check_page(page)
-    again, _ = filled(tmp_path / "report.html")
+    again, _ = fill_report(tmp_path / "report.html")
     assert page == again.render(summary)
 
 
-def test_a_job_without_rewards_has_a_page(tmp_path: Path) -> None:
+def test_job_without_rewards_has_report(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.html", "nothing.jsonl")
     report.add("conversation", [BAD], BAD)
     page = report.render(Summary(num_rows=1, errors=Counter({BAD.code: 1})))
     assert page.count("<svg") == 1
-    assert "Errors by kind" in page
+    assert "Errors by code" in page
     check_page(page)

@@ -1,4 +1,4 @@
-"""What an INPUT names: files, folders, globs, saved sets and data sets of the hub."""
+"""Inputs of jobs: files, folders, globs, saved datasets and datasets of the hub."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def write(path: Path, *numbers: int) -> Path:
     return path
 
 
-def numbers(name: str | Path, split: str | None = None) -> list[Any]:
+def read_numbers(name: str | Path, split: str | None = None) -> list[Any]:
     return [row.record["n"] for row in open_source(str(name), split=split).iter_rows()]
 
 
-def refused(name: str | Path, split: str | None = None) -> str:
+def get_refusal(name: str | Path, split: str | None = None) -> str:
     with pytest.raises(JobInputError) as caught:
         open_source(str(name), split=split)
     return caught.value.detail
 
 
-def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+def test_folder_is_read_as_its_files_in_order(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", 3)
     write(tmp_path / "a" / "z.jsonl", 1, 2)
     write(tmp_path / "c.json", 4)
-    for other in (".hidden.jsonl", "_x/d.jsonl", "out.jsonl.job/manifest.json", "state.txt"):
-        write(tmp_path / other, 9)
-    assert numbers(tmp_path) == [1, 2, 3, 4]
-    assert numbers(f"{tmp_path}/*.jsonl") == [3]
-    assert numbers(f"{tmp_path}/**/*.json*") == [9, 1, 2, 3, 4]  # named, so not left out
+    for ignored in (".hidden.jsonl", "_x/d.jsonl", "out.jsonl.job/manifest.json", "state.txt"):
+        write(tmp_path / ignored, 9)
+    assert read_numbers(tmp_path) == [1, 2, 3, 4]
+    assert read_numbers(f"{tmp_path}/*.jsonl") == [3]
+    assert read_numbers(f"{tmp_path}/**/*.json*") == [9, 1, 2, 3, 4]  # a glob includes hidden files
 
 
-def test_the_output_in_the_folder_of_the_input_is_no_input(tmp_path: Path) -> None:
+def test_output_in_input_folder_is_excluded(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", 1)
     output = write(tmp_path / "out.jsonl", 9)
     for name in (str(tmp_path), f"{tmp_path}/*.jsonl"):
@@ -59,58 +59,58 @@ def test_the_output_in_the_folder_of_the_input_is_no_input(tmp_path: Path) -> No
 
 
 def test_standard_input_is_refused() -> None:
-    assert "save it to a file" in refused("-")
+    assert "save it to a file" in get_refusal("-")
 
 
-def test_a_file_is_known_by_how_it_begins(tmp_path: Path) -> None:
+def test_format_is_detected_by_first_bytes(tmp_path: Path) -> None:
     write(tmp_path / "in.parquet", 1, 2).rename(tmp_path / "in")
-    assert numbers(tmp_path / "in") == [1, 2]
+    assert read_numbers(tmp_path / "in") == [1, 2]
     write(tmp_path / "in.arrow", 3).rename(tmp_path / "other")
-    assert numbers(tmp_path / "other") == [3]
+    assert read_numbers(tmp_path / "other") == [3]
     write(tmp_path / "in[1].log", 4)
-    assert numbers(tmp_path / "in[1].log") == [4]
+    assert read_numbers(tmp_path / "in[1].log") == [4]
 
 
-def test_what_is_no_input_is_refused(tmp_path: Path) -> None:
+def test_invalid_inputs_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", 1)
     write(tmp_path / "in" / "b.parquet", 1)
-    assert "several kinds: jsonl" in refused(tmp_path / "in")
-    assert "no file or folder" in refused(tmp_path / "none.jsonl")
-    assert "no file matches" in refused(tmp_path / "*.none")
-    assert "is of a kind that is not read" in refused(write(tmp_path / "x.csv", 1))
+    assert "several formats: jsonl" in get_refusal(tmp_path / "in")
+    assert "does not exist" in get_refusal(tmp_path / "none.jsonl")
+    assert "no file matches" in get_refusal(tmp_path / "*.none")
+    assert "has an unsupported format" in get_refusal(write(tmp_path / "x.csv", 1))
     (tmp_path / "empty").mkdir()
-    assert "no files to score" in refused(tmp_path / "empty")
-    assert "is no folder" in refused(tmp_path / "in" / "a.jsonl", split="train")
+    assert "no files to score" in get_refusal(tmp_path / "empty")
+    assert "is not a folder" in get_refusal(tmp_path / "in" / "a.jsonl", split="train")
 
 
-def test_splits_of_a_folder(tmp_path: Path) -> None:
+def test_splits_of_sharded_files(tmp_path: Path) -> None:
     for index in (0, 1):
         write(tmp_path / "data" / f"train-{index:05}-of-00002.parquet", index)
     write(tmp_path / "data" / "train_prefs-00000-of-00001.parquet", 7)
     write(tmp_path / "data" / "test-00000-of-00001.parquet", 8)
-    assert numbers(tmp_path, "train") == [0, 1]
-    assert numbers(tmp_path, "train_prefs") == [7]
-    assert numbers(tmp_path, "test") == [8]
-    assert "it has test, train, train_prefs" in refused(tmp_path, "validation")
+    assert read_numbers(tmp_path, "train") == [0, 1]
+    assert read_numbers(tmp_path, "train_prefs") == [7]
+    assert read_numbers(tmp_path, "test") == [8]
+    assert "it has test, train, train_prefs" in get_refusal(tmp_path, "validation")
 
 
-def test_splits_by_words(tmp_path: Path) -> None:
+def test_splits_by_words_in_names(tmp_path: Path) -> None:
     for number, name in enumerate(("my_train.jsonl", "test/0.jsonl", "contest.jsonl")):
         write(tmp_path / name, number)
-    assert numbers(tmp_path, "train") == [0]
-    assert numbers(tmp_path, "test") == [1]
+    assert read_numbers(tmp_path, "train") == [0]
+    assert read_numbers(tmp_path, "test") == [1]
 
 
-def test_columns_of_several_files_are_put_together(tmp_path: Path) -> None:
+def test_columns_of_several_files_are_merged(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": [1], "a": ["x"]}), tmp_path / "0.parquet")
     pq.write_table(pa.table({"n": [2.5], "b": [True]}), tmp_path / "1.parquet")
     source = open_source(str(tmp_path))
     assert source.schema == pa.schema([("n", pa.float64()), ("a", pa.string()), ("b", pa.bool_())])
     pq.write_table(pa.table({"n": ["text"]}), tmp_path / "2.parquet")
-    assert "2.parquet do not go with those of" in refused(tmp_path)
+    assert "2.parquet do not match the columns of" in get_refusal(tmp_path)
 
 
-def saved_set(folder: Path, split: str, *files: str, **state: Any) -> Path:
+def write_saved_set(folder: Path, split: str, *files: str, **state: Any) -> Path:
     folder.mkdir(parents=True)
     for number, file in enumerate(files):
         write(folder / file, number)
@@ -121,39 +121,41 @@ def saved_set(folder: Path, split: str, *files: str, **state: Any) -> Path:
     return folder
 
 
-def test_a_saved_set_is_read_in_its_own_order(tmp_path: Path) -> None:
-    folder = saved_set(tmp_path / "set", "train", "z.arrow", "a.arrow")
-    assert numbers(folder) == [0, 1]
-    assert numbers(folder, "train") == [0, 1]
-    assert "is the split 'train'" in refused(folder, "test")
+def test_saved_dataset_is_read_in_order_of_state(tmp_path: Path) -> None:
+    folder = write_saved_set(tmp_path / "set", "train", "z.arrow", "a.arrow")
+    assert read_numbers(folder) == [0, 1]
+    assert read_numbers(folder, "train") == [0, 1]
+    assert "is the split 'train'" in get_refusal(folder, "test")
     (folder / "a.arrow").unlink()
-    assert "lacks a.arrow" in refused(folder)
+    assert "lacks a.arrow" in get_refusal(folder)
 
 
-def test_a_saved_set_by_reference_is_refused(tmp_path: Path) -> None:
-    folder = saved_set(tmp_path / "set", "train", "a.arrow", _indices_files=[{"filename": "i"}])
-    assert "flatten_indices" in refused(folder)
+def test_saved_selection_by_reference_is_refused(tmp_path: Path) -> None:
+    folder = write_saved_set(
+        tmp_path / "set", "train", "a.arrow", _indices_files=[{"filename": "i"}]
+    )
+    assert "flatten_indices" in get_refusal(folder)
 
 
-def test_splits_of_a_saved_dictionary(tmp_path: Path) -> None:
-    saved_set(tmp_path / "train", "train", "a.arrow", "b.arrow")
-    saved_set(tmp_path / "test", "test", "a.arrow")
+def test_splits_of_saved_dataset_dict(tmp_path: Path) -> None:
+    write_saved_set(tmp_path / "train", "train", "a.arrow", "b.arrow")
+    write_saved_set(tmp_path / "test", "test", "a.arrow")
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert "has the splits train, test, and no --split" in refused(tmp_path)
-    assert "--split dev is given" in refused(tmp_path, "dev")
-    assert numbers(tmp_path, "test") == [0]
+    assert "has the splits train, test, and no --split" in get_refusal(tmp_path)
+    assert "--split dev is given" in get_refusal(tmp_path, "dev")
+    assert read_numbers(tmp_path, "test") == [0]
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    assert numbers(tmp_path) == [0, 1]
+    assert read_numbers(tmp_path) == [0, 1]
 
 
-def test_what_datasets_saves(tmp_path: Path) -> None:
+def test_datasets_save_to_disk_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra `eval`")
     rows = [{"n": number, "messages": [{"role": "user", "content": "x"}]} for number in range(2500)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "one", num_shards=3)
-    assert numbers(tmp_path / "one") == list(range(2500))
+    assert read_numbers(tmp_path / "one") == list(range(2500))
     whole = datasets.Dataset.from_list(rows).shuffle(seed=1)
     datasets.DatasetDict({"test": whole}).save_to_disk(tmp_path / "some")
-    assert numbers(tmp_path / "some") == whole["n"]
+    assert read_numbers(tmp_path / "some") == whole["n"]
 
 
 @pytest.fixture
@@ -168,30 +170,30 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository / "snapshots" / COMMIT
 
 
-def test_data_sets_of_the_hub(hub: Path) -> None:
+def test_hub_datasets_are_read(hub: Path) -> None:
     write(hub / "data" / "train-00000-of-00001.parquet", 1)
     write(hub / "data" / "test-00000-of-00001.parquet", 2)
     write(hub / "extra" / "more.jsonl", 3)
     (hub / "README.md").write_text("about")
-    at = f"hf://datasets/org/set@{COMMIT}"
-    assert "has the splits test, train" in refused("hf://datasets/org/set")
-    assert numbers("hf://datasets/org/set", "train") == [1]
-    assert numbers("hf://datasets/org/set/data/*.parquet") == [2, 1]
-    assert numbers("hf://datasets/org/set/extra") == [3]
-    assert numbers(f"{at}/extra/more.jsonl") == [3]
-    assert open_source("hf://datasets/org/set/extra").name == f"{at}/extra"
-    assert "no files to score" in refused("hf://datasets/org/set", "dev")
+    address = f"hf://datasets/org/set@{COMMIT}"
+    assert "has the splits test, train" in get_refusal("hf://datasets/org/set")
+    assert read_numbers("hf://datasets/org/set", "train") == [1]
+    assert read_numbers("hf://datasets/org/set/data/*.parquet") == [2, 1]
+    assert read_numbers("hf://datasets/org/set/extra") == [3]
+    assert read_numbers(f"{address}/extra/more.jsonl") == [3]
+    assert open_source("hf://datasets/org/set/extra").name == f"{address}/extra"
+    assert "no files to score" in get_refusal("hf://datasets/org/set", "dev")
 
 
-def test_no_such_data_set(hub: Path) -> None:
-    assert "could not be fetched from the hub" in refused("hf://datasets/org/other")
-    assert "at revision 'v9'" in refused("hf://datasets/org/set@v9/x.jsonl")
-    assert "is no data set of the hub" in refused("hf://org/set")
-    assert "write hf://datasets/ORG/NAME" in refused("hf://datasets/set")
+def test_unknown_hub_dataset_is_refused(hub: Path) -> None:
+    assert "could not be downloaded from the hub" in get_refusal("hf://datasets/org/other")
+    assert "at revision 'v9'" in get_refusal("hf://datasets/org/set@v9/x.jsonl")
+    assert "is not a dataset of the hub" in get_refusal("hf://org/set")
+    assert "write hf://datasets/ORG/NAME" in get_refusal("hf://datasets/set")
 
 
-def saved(folder: Path, *names: Any) -> Path:
-    """A saved set that names these files."""
+def write_state(folder: Path, *names: Any) -> Path:
+    """Write the state of a saved dataset with these filenames."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {"_data_files": [{"filename": name} for name in names], "_split": None}
     (folder / "state.json").write_text(json.dumps(state))
@@ -202,67 +204,69 @@ def saved(folder: Path, *names: Any) -> Path:
     "name",
     ["../outside.jsonl", "/etc/passwd", "a/b.arrow", "..", ".", "", "a\\b", "a\0b", 5, None, ["x"]],
 )
-def test_a_saved_set_never_leaves_its_folder(tmp_path: Path, name: Any) -> None:
+def test_saved_dataset_with_path_as_filename_is_refused(tmp_path: Path, name: Any) -> None:
     write(tmp_path / "outside.jsonl", 1)
-    assert "only names of files and folders beside it" in refused(saved(tmp_path / "set", name))
+    assert "only names of files and folders in the same folder" in get_refusal(
+        write_state(tmp_path / "set", name)
+    )
     splits = tmp_path / "splits"
     splits.mkdir()
     (splits / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
-    assert "only names of files and folders beside it" in refused(splits)
+    assert "only names of files and folders in the same folder" in get_refusal(splits)
 
 
-def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+def test_links_out_of_folder_are_refused(tmp_path: Path) -> None:
     outside = write(tmp_path / "outside.jsonl", 1)
-    linked = saved(tmp_path / "set", "data.arrow")
+    linked = write_state(tmp_path / "set", "data.arrow")
     (linked / "data.arrow").symlink_to(outside)
-    assert f"is a link to {outside}, outside {linked}" in refused(linked)
+    assert f"is a link to {outside}, outside {linked}" in get_refusal(linked)
 
     splits = tmp_path / "splits"
     splits.mkdir()
     (splits / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
     write(tmp_path / "other" / "data.arrow", 1)
-    (splits / "train").symlink_to(saved(tmp_path / "other", "data.arrow"))
-    assert "outside" in refused(splits)
+    (splits / "train").symlink_to(write_state(tmp_path / "other", "data.arrow"))
+    assert "outside" in get_refusal(splits)
 
     about = tmp_path / "about"
     about.mkdir()
     (about / "state.json").symlink_to(linked / "state.json")
-    assert f"outside {about}" in refused(about)
+    assert f"outside {about}" in get_refusal(about)
 
     folder = tmp_path / "folder"
     write(folder / "a.jsonl", 1)
     (folder / "b.jsonl").symlink_to(outside)
-    assert "name it itself or by a glob" in refused(folder)
-    # Whoever names a file, or gives a glob, chose it.
-    assert numbers(folder / "b.jsonl") == [1]
-    assert numbers(f"{folder}/*.jsonl") == [1, 1]
+    assert "give the link itself or a glob" in get_refusal(folder)
+    # A link that the user names, or that a glob matches, is followed.
+    assert read_numbers(folder / "b.jsonl") == [1]
+    assert read_numbers(f"{folder}/*.jsonl") == [1, 1]
 
 
-def test_links_within_a_folder_and_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+def test_links_within_folder_and_hub_cache_are_followed(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     write(folder / "sub" / "a.jsonl", 1)
     (folder / "b.jsonl").symlink_to("sub/a.jsonl")
     (tmp_path / "link").symlink_to(folder)
-    assert numbers(tmp_path / "link") == [1, 1]
+    assert read_numbers(tmp_path / "link") == [1, 1]
 
     cached = tmp_path / "datasets--Org--Set"
     snapshot = cached / "snapshots" / COMMIT / "data"
     snapshot.mkdir(parents=True)
     write(cached / "blobs" / "0.jsonl", 1)
     (snapshot / "a.jsonl").symlink_to("../../../blobs/0.jsonl")
-    assert numbers(snapshot) == numbers(snapshot.parent) == [1]
+    assert read_numbers(snapshot) == read_numbers(snapshot.parent) == [1]
 
 
 @pytest.mark.parametrize(
     "state",
     ['{"_data_files": 5}', '{"_data_files": [5]}', '{"_data_files": [{}]}', "[" * 100_000, "x"],
 )
-def test_a_saved_set_that_cannot_be_understood_is_refused(tmp_path: Path, state: str) -> None:
+def test_invalid_state_of_saved_dataset_is_refused(tmp_path: Path, state: str) -> None:
     (tmp_path / "state.json").write_text(state)
-    assert str(tmp_path) in refused(tmp_path)
+    assert str(tmp_path) in get_refusal(tmp_path)
 
 
-def test_a_description_of_a_saved_set_that_is_too_large_is_refused(tmp_path: Path) -> None:
+def test_too_large_state_of_saved_dataset_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "state.json").open("wb") as file:
         file.truncate(1 << 40)
-    assert "more than 16,777,216 bytes" in refused(tmp_path)
+    assert "more than 16,777,216 bytes" in get_refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""Job records: the results under their names, all columns of the input as they were."""
+"""Output records: results under their names, and all columns of the input unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "
 OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine", "truncated": "no"}
 
 
-def scored(
+def merge_results(
     record: dict[str, Any], *results: Reward | ScoreError, names: ResultNames | None = None
 ) -> Any:
     return merge_record(
@@ -29,40 +29,42 @@ def scored(
     )
 
 
-def test_columns_that_the_job_writes_not_are_kept() -> None:
+def test_columns_that_job_does_not_write_are_kept() -> None:
     record = {"messages": TURNS, **OWN}
-    assert scored(record, Reward(1.5, 9)) == {**record, "reward": 1.5}
+    assert merge_results(record, Reward(1.5, 9)) == {**record, "reward": 1.5}
 
 
-def test_a_column_of_the_input_keeps_its_name_and_value() -> None:
+def test_input_column_named_like_result_is_kept() -> None:
     record = {"messages": TURNS, **dict.fromkeys(RESULT_NAMES, "mine")}
     names = choose_result_names(set(RESULT_NAMES), set())
-    out = scored(record, Reward(1.5, 9, True, ("w",)), names=names)
+    out = merge_results(record, Reward(1.5, 9, True, ("w",)), names=names)
     assert out == {
         **record,
         "skyreward_reward": 1.5,
         "skyreward_truncated": True,
         "skyreward_warnings": ["w"],
     }
-    failed = scored({**record, "messages": TURNS[:1]}, names=names)
+    failed = merge_results({**record, "messages": TURNS[:1]}, names=names)
     assert failed["error"] == "mine"
     assert failed["skyreward_error"]["code"] == "invalid_conversation"
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 2.0, "error": "none"}
-    out = scored(pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_result_names({"margin"}, set()))
+    out = merge_results(
+        pair, Reward(1.5, 9), Reward(0.5, 9), names=choose_result_names({"margin"}, set())
+    )
     assert out == {**pair, "chosen_reward": 1.5, "rejected_reward": 0.5, "skyreward_margin": 1.0}
 
 
 def test_columns_of_an_earlier_run_are_replaced() -> None:
     names = choose_result_names(set(), set(RESULT_NAMES))
     earlier = {"messages": TURNS, "reward": 9.0, "truncated": True, "warnings": ["old"], "id": 7}
-    assert scored(earlier, Reward(1.5, 9), names=names) == {
+    assert merge_results(earlier, Reward(1.5, 9), names=names) == {
         "messages": TURNS,
         "id": 7,
         "reward": 1.5,
     }
     failed = {"messages": TURNS, "error": {"code": "old"}, "truncated": True}
-    assert scored(failed, Reward(1.5, 9), names=names) == {"messages": TURNS, "reward": 1.5}
-    out = scored({"messages": TURNS[:1], "reward": 9.0, "margin": 3}, names=names)
+    assert merge_results(failed, Reward(1.5, 9), names=names) == {"messages": TURNS, "reward": 1.5}
+    out = merge_results({"messages": TURNS[:1], "reward": 9.0, "margin": 3}, names=names)
     assert set(out) == {"messages", "error"}
 
 
@@ -73,7 +75,7 @@ def test_columns_of_an_earlier_run_are_replaced() -> None:
         ("margin", "", False, {"margin": "skyreward_margin"}, ""),
         ("margin", "", True, {}, "margin"),
         ("", "margin reward", False, {}, "margin reward"),
-        # In one file a person's own, in another one of an earlier run: nothing is lost.
+        # A column of the user in one file, a result of an earlier run in another: both are kept.
         ("margin", "margin reward", False, {"margin": "skyreward_margin"}, "reward"),
         ("margin", "skyreward_margin", False, {"margin": "skyreward_margin"}, "skyreward_margin"),
         ("margin skyreward_margin", "", True, {"margin": "skyreward_margin"}, "skyreward_margin"),
@@ -81,50 +83,53 @@ def test_columns_of_an_earlier_run_are_replaced() -> None:
         ("line", "", True, {"line": "skyreward_line"}, ""),
     ],
 )
-def test_names_of_results(
+def test_choose_result_names(
     own: str, earlier: str, replace: bool, renamed: dict[str, str], replaced: str
 ) -> None:
     names = choose_result_names(set(own.split()), set(earlier.split()), replace=replace)
     assert names == ResultNames(renamed, frozenset(replaced.split()))
 
 
-def test_a_result_without_a_free_name_is_refused() -> None:
+def test_result_without_free_name_is_refused() -> None:
     with pytest.raises(JobInputError, match=r"`margin` and `skyreward_margin`.*rename"):
         choose_result_names({"margin", "skyreward_margin"}, set())
 
 
-def test_what_is_true_of_a_reward_is_told() -> None:
-    out = scored({"messages": TURNS}, Reward(1.5, 9, True, ("system_prompt: ...",)))
+def test_output_has_truncated_and_warnings() -> None:
+    out = merge_results({"messages": TURNS}, Reward(1.5, 9, True, ("system_prompt: ...",)))
     assert out["truncated"] is True
     assert out["warnings"] == ["system_prompt: ..."]
 
 
 @pytest.mark.parametrize(
-    ("record", "place"),
+    ("record", "message"),
     [
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "`rejected`: no"),
         ({"prompt": "p", "responses": ["a", "b"]}, "`responses[1]`: no"),
         ({"messages": TURNS}, "no"),
     ],
 )
-def test_an_error_says_where_in_its_record_it_is(record: dict[str, Any], place: str) -> None:
+def test_error_names_position_in_record(record: dict[str, Any], message: str) -> None:
     error = ScoreError("template_error", "no")
     results = [error] if "messages" in record else [Reward(1.5, 9), error]
-    assert scored(record, *results)["error"] == {"code": "template_error", "message": place}
+    assert merge_results(record, *results)["error"] == {
+        "code": "template_error",
+        "message": message,
+    }
 
 
-def test_a_line_that_is_no_record_is_carried_as_text() -> None:
+def test_line_that_is_not_record_is_copied_as_text() -> None:
     error = ScoreError("invalid_json", "no")
-    told = {"code": "invalid_json", "message": "no"}
+    expected = {"code": "invalid_json", "message": "no"}
     out = merge_record(error, build_row_output(try_parse_record(error), ()), '{"a": ')
-    assert out == {"line": '{"a": ', "error": told}
-    assert merge_record([1], build_row_output(error, ())) == {"line": [1], "error": told}
+    assert out == {"line": '{"a": ', "error": expected}
+    assert merge_record([1], build_row_output(error, ())) == {"line": [1], "error": expected}
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_half_a_pair_is_no_pair(failing: int) -> None:
+def test_pair_with_one_failed_side_has_only_error(failing: int) -> None:
     record = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     results: list[Reward | ScoreError] = [Reward(1.0, 9), Reward(0.5, 9)]
     results[failing] = ScoreError("non_finite_reward", "NaN")
-    out = scored(record, *results)
+    out = merge_results(record, *results)
     assert set(out) == {*record, "error"}

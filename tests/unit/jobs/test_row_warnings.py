@@ -1,4 +1,4 @@
-"""Warnings about how rows were read: in the output, in the figures, the same after a restart."""
+"""Warnings about how rows were read: in the output, in the summary, the same after a restart."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HH = "\n\nHuman: 2+2?\n\nAssistant:"
 
 
 def rows(num_rows: int) -> list[dict[str, Any]]:
-    """Rows with and without warnings, with errors, and with the same conversations again."""
-    made: list[dict[str, Any]] = []
+    """Return rows with and without warnings, with errors and with repeated conversations."""
+    result: list[dict[str, Any]] = []
     for index in range(num_rows):
         turns = [
             {"role": "user", "content": f"question {index % 7}"},
@@ -44,8 +44,8 @@ def rows(num_rows: int) -> list[dict[str, Any]]:
             {"messages": turns, "images": ["a.png"]},
             {"messages": turns, "tools": [{"name": f"tool {index % 2}"}]},
         ]
-        made.append({"id": index, **kinds[index % len(kinds)]})
-    return made
+        result.append({"id": index, **kinds[index % len(kinds)]})
+    return result
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
@@ -54,34 +54,34 @@ def test_warnings_are_in_the_output_and_survive_a_restart(
     tmp_path: Path, name: str, fail_at: int
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
-    whole, output = tmp_path / f"whole-{name}", tmp_path / name
-    undisturbed = run_job(source, whole, FakeExecutor())
+    uninterrupted_output, output = tmp_path / f"whole-{name}", tmp_path / name
+    uninterrupted = run_job(source, uninterrupted_output, FakeExecutor())
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=fail_at))
     summary = run_job(source, output, FakeExecutor())
-    assert output.read_bytes() == whole.read_bytes()
-    assert comparable(summary) == comparable(undisturbed)
+    assert output.read_bytes() == uninterrupted_output.read_bytes()
+    assert comparable(summary) == comparable(uninterrupted)
     if name.endswith(".parquet"):
         written = pq.read_table(output).to_pylist()
     else:
         written = [json.loads(line) for line in output.read_text().splitlines()]
     for row in written:
-        found = [warning.partition(":")[0] for warning in row.get("warnings") or []]
+        codes = [warning.partition(":")[0] for warning in row.get("warnings") or []]
         expected = {0: ["column_not_read"], 2: ["transcript_read"]}.get(row["id"] % 5, [])
-        # The carrier's own warnings come after those of the record.
-        assert found[: len(expected)] == expected
-        assert set(found[len(expected) :]) <= {"system_prompt"}
+        # Warnings of the executor follow the warnings of the record.
+        assert codes[: len(expected)] == expected
+        assert set(codes[len(expected) :]) <= {"system_prompt"}
     assert summary.warnings["column_not_read"] == 11
     assert summary.warnings["transcript_read"] == 11
     assert summary.errors["invalid_conversation"] == 10
     assert dict(format_summary(summary))["  column_not_read"] == "11"
     assert any(
-        line.startswith("column_not_read, first in row 0: `context`")
+        line.startswith("column_not_read, first seen in row 0: `context`")
         for line in format_examples(summary)
     )
 
 
-def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Path) -> None:
+def test_resume_with_other_column_options_is_refused(tmp_path: Path) -> None:
     from serve.errors import JobRefusedError
 
     source = write_lines(tmp_path / "in.jsonl", rows(30))
@@ -97,10 +97,10 @@ def test_restart_is_refused_where_rows_would_be_read_in_another_way(tmp_path: Pa
             run_job(source, tmp_path / "out.jsonl", FakeExecutor(), columns=columns)
 
 
-def test_store_that_is_lost_is_made_again_with_tools_in_its_keys(tmp_path: Path) -> None:
+def test_lost_store_is_rebuilt_with_tools_in_digests(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
-    whole, output = FakeExecutor(), tmp_path / "out.jsonl"
-    run_job(source, tmp_path / "whole.jsonl", whole)
+    first, output = FakeExecutor(), tmp_path / "out.jsonl"
+    run_job(source, tmp_path / "whole.jsonl", first)
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=3))
     for file in (tmp_path / "out.jsonl.job").glob("seen*"):
@@ -108,21 +108,21 @@ def test_store_that_is_lost_is_made_again_with_tools_in_its_keys(tmp_path: Path)
     second = FakeExecutor()
     run_job(source, output, second)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert second.calls == whole.calls[3:]
+    assert second.calls == first.calls[3:]
 
 
 def test_dry_run_counts_warnings(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
-    carrier = FakeExecutor()
+    executor = FakeExecutor()
     with Progress(lambda line: None, on_terminal=False) as progress:
-        plan = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
-        found = estimate(plan, carrier, progress, GracefulShutdown(""))
-    carrier.close()
-    assert found.warnings == {"column_not_read": 11, "transcript_read": 11}
-    assert dict(found.format_lines())["  transcript_read"] == "11"
+        spec = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+        dry_run = estimate(spec, executor, progress, GracefulShutdown(""))
+    executor.close()
+    assert dry_run.warnings == {"column_not_read": 11, "transcript_read": 11}
+    assert dict(dry_run.format_lines())["  transcript_read"] == "11"
 
 
-def test_digests_tell_conversations_apart_that_templates_tell_apart() -> None:
+def test_digests_differ_where_templates_render_differently() -> None:
     turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     calls = [
         [{"function": {"name": "sum", "arguments": arguments}}]
@@ -146,8 +146,8 @@ def test_row_has_each_warning_once() -> None:
     assert row.all_warnings == ["a: 1", "b: 2", "c: 3"]
 
 
-def test_options_of_columns_are_those_of_the_record() -> None:
-    """What a person may give is what decides how rows are read, and all of it is pinned."""
+def test_column_options_match_columns_fields() -> None:
+    """All options that decide how rows are read exist on the command line and are pinned."""
     options: dict[str, Any] = {
         parameter.name: None
         for parameter in main.commands["score"].params  # type: ignore[attr-defined]
@@ -178,11 +178,11 @@ def test_render_reads_rows_as_score_does(checkpoint_of: Any, tmp_path: Path) -> 
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert ["4" in shown[0]["text"], "5" in shown[1]["text"]] == [True, True]
     assert [w.partition(":")[0] for w in shown[0]["warnings"]] == ["column_not_read"]
-    silenced = CliRunner().invoke(main, [*arguments, *named, "--ignore-column", "context"])
-    assert "warnings" not in json.loads(silenced.stdout.splitlines()[0])
+    without_context = CliRunner().invoke(main, [*arguments, *named, "--ignore-column", "context"])
+    assert "warnings" not in json.loads(without_context.stdout.splitlines()[0])
 
 
-def test_tools_go_through_the_carrier_of_this_process(copy_of: Any, tmp_path: Path) -> None:
+def test_local_executor_passes_tools_to_template(copy_of: Any, tmp_path: Path) -> None:
     from rm_core import ModelConfig
 
     folder = copy_of("qwen3")

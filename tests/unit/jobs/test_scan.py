@@ -1,4 +1,4 @@
-"""The pass before scoring: rows counted, files pinned, types and shapes found."""
+"""The scan before scoring: rows are counted, files pinned, types and kinds of records found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: Path, *records: Any) -> Path:
     return path
 
 
-def surveyed(path: Path, **options: Any) -> InputScan:
+def scan(path: Path, **options: Any) -> InputScan:
     return scan_input(open_source(str(path)), **options)
 
 
@@ -46,53 +46,53 @@ def test_rows_are_counted_and_files_pinned(tmp_path: Path, name: str) -> None:
     else:
         write(path, *({"n": number} for number in range(1000)))
     source = open_source(str(path))
-    found = scan_input(source)
-    assert found.num_rows == 1000
-    assert found.num_bytes == sum(row.size for row in source.iter_rows())
-    (file,) = found.files
+    result = scan_input(source)
+    assert result.num_rows == 1000
+    assert result.num_bytes == sum(row.size for row in source.iter_rows())
+    (file,) = result.files
     assert (file.path, file.size) == (str(path), path.stat().st_size)
     assert (file.sha256, file.num_hashed_bytes) == (sha256(path), file.size)
-    assert (found.schema, found.kinds) == (None, frozenset())
+    assert (result.schema, result.kinds) == (None, frozenset())
 
 
-def test_a_limit_ends_the_reading(tmp_path: Path) -> None:
+def test_limit_ends_scan(tmp_path: Path) -> None:
     line = {"n": 1, "text": "x" * 10_000}
     write(tmp_path / "a.jsonl", line, line)
     write(tmp_path / "b.jsonl", *[line] * 1000)
     write(tmp_path / "c.jsonl", line)
-    found = surveyed(tmp_path, limit=2)
-    assert (found.num_rows, len(found.files)) == (2, 1)
-    found = surveyed(tmp_path, limit=3)
-    assert (found.num_rows, len(found.files)) == (3, 2)
-    assert found.files[1].num_hashed_bytes < found.files[1].size
-    assert is_unchanged(found.files[1], InputFile(tmp_path / "b.jsonl", found.files[1].size, 0))
-    assert surveyed(tmp_path, limit=5000).num_rows == 1003
-    assert surveyed(tmp_path, limit=0).num_rows == 0
+    result = scan(tmp_path, limit=2)
+    assert (result.num_rows, len(result.files)) == (2, 1)
+    result = scan(tmp_path, limit=3)
+    assert (result.num_rows, len(result.files)) == (3, 2)
+    assert result.files[1].num_hashed_bytes < result.files[1].size
+    assert is_unchanged(result.files[1], InputFile(tmp_path / "b.jsonl", result.files[1].size, 0))
+    assert scan(tmp_path, limit=5000).num_rows == 1003
+    assert scan(tmp_path, limit=0).num_rows == 0
 
 
-def test_what_changed_is_noticed(tmp_path: Path) -> None:
+def test_is_unchanged_detects_changed_content(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", {"n": 1})
-    (pinned,) = surveyed(path).files
+    (pinned,) = scan(path).files
 
-    def now() -> InputFile:
+    def get_current() -> InputFile:
         return open_source(str(path)).files[0]
 
-    assert is_unchanged(pinned, now())
+    assert is_unchanged(pinned, get_current())
     os.utime(path, ns=(1, 1))
-    assert is_unchanged(pinned, now())  # touched, the same all the same
+    assert is_unchanged(pinned, get_current())  # new modification time, same content
     write(path, {"n": 2})
     os.utime(path, ns=(1, 1))
-    assert not is_unchanged(pinned, now())
+    assert not is_unchanged(pinned, get_current())
     write(path, {"n": 10})
-    assert not is_unchanged(pinned, now())
+    assert not is_unchanged(pinned, get_current())
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_scan_reports_progress(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
     path = write(tmp_path / "in.jsonl", *[{"n": 1}] * 25_000)
-    surveyed(path, on_progress=lambda *so_far: told.append(so_far))
-    assert [num_rows for num_rows, _ in told] == [10_000, 20_000]
-    assert 0 < told[0][1] <= told[1][1] <= path.stat().st_size
+    scan(path, on_progress=lambda *so_far: calls.append(so_far))
+    assert [num_rows for num_rows, _ in calls] == [10_000, 20_000]
+    assert 0 < calls[0][1] <= calls[1][1] <= path.stat().st_size
 
 
 def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"no json\n")
     with pytest.raises(JobOutputError, match="`line` has both text and lists"):
-        surveyed(path, tabular=True)
-    found = surveyed(path, tabular=True, limit=3)
+        scan(path, tabular=True)
+    result = scan(path, tabular=True, limit=3)
     text = pa.string()
-    assert found.schema == pa.schema(
+    assert result.schema == pa.schema(
         {
             "messages": pa.list_(pa.struct({"role": text, "content": text})),
             "n": pa.uint64(),
@@ -121,7 +121,7 @@ def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
             "more": pa.list_(pa.list_(pa.int64())),
         }
     )
-    assert found.kinds == {"conversation"}
+    assert result.kinds == {"conversation"}
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,30 @@ def test_one_type_holds_every_value_of_a_column(tmp_path: Path) -> None:
         (({str(key): 1 for key in range(3000)},), "`a` has 3000 different keys"),
     ],
 )
-def test_columns_that_no_type_holds(tmp_path: Path, values: tuple[Any, ...], says: str) -> None:
+def test_column_without_common_type_is_refused(
+    tmp_path: Path, values: tuple[Any, ...], says: str
+) -> None:
     path = write(tmp_path / "in.jsonl", *({"a": value} for value in values))
     with pytest.raises(JobOutputError, match=says) as caught:
-        surveyed(path, tabular=True)
+        scan(path, tabular=True)
     assert "ends in .jsonl" in caught.value.detail
 
 
-def test_shapes_of_lines(tmp_path: Path) -> None:
+def test_kinds_of_lines(tmp_path: Path) -> None:
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     group = {"prompt": "p", "responses": ["a"]}
     path = write(tmp_path / "in.jsonl", pair, group, {"none": 1}, pair | {"responses": None})
-    assert surveyed(path, tabular=True).kinds == {"pair", "group"}
+    assert scan(path, tabular=True).kinds == {"pair", "group"}
     named = Columns(chosen="responses", rejected="prompt")
-    assert surveyed(path, tabular=True, columns=named).kinds == {"pair"}
+    assert scan(path, tabular=True, columns=named).kinds == {"pair"}
 
 
 @pytest.mark.parametrize(
-    ("columns", "shapes"),
+    ("columns", "kinds"),
     [
         ({"messages": [TURNS], "chosen": [True]}, {"conversation"}),
         ({"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}, {"pair"}),
-        # Columns of several shapes: rows tell which there are.
+        # Columns of several shapes: the rows decide.
         ({"prompt": ["p"], "chosen": ["a"], "rejected": ["b"], "answer": ["x"]}, {"pair"}),
         (
             {
@@ -172,22 +174,22 @@ def test_shapes_of_lines(tmp_path: Path) -> None:
         ({"text": ["x"]}, set()),
     ],
 )
-def test_shapes_of_tables(tmp_path: Path, columns: dict[str, Any], shapes: set[str]) -> None:
+def test_kinds_of_tables(tmp_path: Path, columns: dict[str, Any], kinds: set[str]) -> None:
     table = pa.table(columns)
     pq.write_table(table, tmp_path / "in.parquet")
-    found = surveyed(tmp_path / "in.parquet", tabular=True)
-    assert found.kinds == shapes
-    assert found.schema == table.schema
+    result = scan(tmp_path / "in.parquet", tabular=True)
+    assert result.kinds == kinds
+    assert result.schema == table.schema
 
 
-def test_damage_is_found_before_anything_is_scored(tmp_path: Path) -> None:
+def test_damaged_parquet_is_refused_by_scan(tmp_path: Path) -> None:
     table = pa.table({"n": range(50_000)})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=1000, use_dictionary=False)
     content = bytearray((tmp_path / "in.parquet").read_bytes())
     content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
     (tmp_path / "in.parquet").write_bytes(content)
-    with pytest.raises(JobInputError, match="bring a whole copy"):
-        surveyed(tmp_path / "in.parquet")
+    with pytest.raises(JobInputError, match="copy the complete file again"):
+        scan(tmp_path / "in.parquet")
 
 
 WORDS = {
@@ -209,23 +211,23 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, name: str, encoding
     content = text.encode(encoding)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    says = r"is not UTF-8: 9 of its 10 rows .* save it as UTF-8"
+    says = r"is not UTF-8: 9 of its 10 rows .* save the file as UTF-8"
     if (encoding, name) == ("iso2022_jp", "in.json"):
-        says = "it may be ISO-2022 text: save it as UTF-8"
+        says = "the file may be ISO-2022 text: save it as UTF-8"
     with pytest.raises(JobInputError, match=says):
-        surveyed(path)
+        scan(path)
 
 
-def test_a_few_damaged_lines_are_no_encoding(tmp_path: Path) -> None:
+def test_few_damaged_lines_are_not_another_encoding(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", *[{"text": "plain"}] * 5)
     path.write_bytes(b'{"text": "caf\xe9"}\n' + path.read_bytes())
-    assert surveyed(path).num_rows == 6
+    assert scan(path).num_rows == 6
     good = '{"text": "café"}\n'.encode()
     path.write_bytes(good * 3 + b'{"text": "caf\xe9"}\n' * 2)
-    assert surveyed(path).num_rows == 5
+    assert scan(path).num_rows == 5
     path.write_bytes(b'{"text": "caf\xe9"}\n')
     with pytest.raises(JobInputError, match="is not UTF-8"):
-        surveyed(path)
+        scan(path)
 
 
 OURS = {"code": "template_error", "message": "no"}
@@ -245,22 +247,22 @@ def test_columns_named_like_results_are_found_in_any_row(
         path.write_text(json.dumps(rows))
     else:
         write(path, *rows)
-    found = surveyed(path, tabular=tabular)
+    result = scan(path, tabular=tabular)
     renamed = {"margin": "skyreward_margin", "warnings": "skyreward_warnings"}
-    assert dict(found.names.renames) == renamed
-    given = surveyed(path, tabular=tabular, replace_results=True)
+    assert dict(result.names.renames) == renamed
+    given = scan(path, tabular=tabular, replace_results=True)
     assert (dict(given.names.renames), given.names.replaced_columns) == ({}, {"margin", "warnings"})
-    assert surveyed(path, limit=100).names.renames.keys() <= (
+    assert scan(path, limit=100).names.renames.keys() <= (
         renamed.keys() if name.endswith("parquet") else set()
     )
 
 
-def test_escapes_and_other_places_of_a_name(tmp_path: Path) -> None:
+def test_escaped_keys_are_found_and_nested_names_ignored(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"m\\u0061rgin": 1}\n')
-    assert surveyed(path).names.renames
+    assert scan(path).names.renames
     path.write_text('{"a": {"margin": 1}, "b": "\\"margin\\": 1", "c": ["margin", "error"]}\n')
-    assert not surveyed(path).names.renames
+    assert not scan(path).names.renames
 
 
 @pytest.mark.parametrize(
@@ -275,10 +277,10 @@ def test_escapes_and_other_places_of_a_name(tmp_path: Path) -> None:
         ([{"code": ["template_error"], "message": "no"}], False),
     ],
 )
-def test_errors_of_a_run_are_known_by_their_codes(
+def test_errors_of_earlier_run_are_recognized_by_code(
     tmp_path: Path, errors: list[Any], is_ours: bool
 ) -> None:
-    names = surveyed(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
+    names = scan(write(tmp_path / "in.jsonl", *[{"error": e} for e in errors])).names
     assert (names.replaced_columns == {"error"}, "error" in names.renames) == (is_ours, not is_ours)
 
 
@@ -292,13 +294,11 @@ def test_errors_of_a_run_are_known_by_their_codes(
         ),
     ],
 )
-def test_types_that_only_arrow_has_are_refused_before_scoring(
-    column: pa.Array, tmp_path: Path
-) -> None:
+def test_types_unknown_to_parquet_are_refused_by_scan(column: pa.Array, tmp_path: Path) -> None:
     path = tmp_path / "in.arrow"
     table = pa.table({"prompt": ["2+2?"], "response": ["4"], "own": column})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(JobOutputError, match=r"`own` has values of type .* JSON lines instead"):
-        surveyed(path, tabular=True)
-    assert surveyed(path).num_rows == 1
+        scan(path, tabular=True)
+    assert scan(path).num_rows == 1

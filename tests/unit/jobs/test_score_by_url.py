@@ -1,4 +1,4 @@
-"""`skyreward score --url` as it is run: what is kept of an address, and a silent service."""
+"""`skyreward score --url` from the command line: secrets in URLs, and a silent service."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ROWS = [{"id": n, "prompt": "2+2?", "response": f"answer {n}"} for n in range(20
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    made = Service()
-    yield made
-    made.stop()
+    result = Service()
+    yield result
+    result.stop()
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "in.jsonl", ROWS)
 
 
-def kept_in(folder: Path) -> bytes:
+def read_all_files(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
@@ -45,38 +45,40 @@ def score(source: Path, output: Path, url: str, *options: str) -> str:
     return done.output
 
 
-def test_secrets_of_addresses_are_in_no_file(
+def test_secrets_of_urls_are_in_no_file(
     service: Service, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKYREWARD_API_KEY", "sk-hunter2-of-the-environment")
     output, report = tmp_path / "out.jsonl", tmp_path / "report.html"
     url = service.url.replace("//", "//me:hunter2@") + "?token=hunter2"
 
-    def is_behind_the_first_chunk(body: bytes) -> bool:
-        behind = b"answer 19" in body
-        if behind:
+    def is_after_first_chunk(body: bytes) -> bool:
+        is_last = b"answer 19" in body
+        if is_last:
             until((tmp_path / "out.jsonl.job" / "chunks" / "000000.json.gz").exists)
-        return behind
+        return is_last
 
-    service.refuse_body, service.status = is_behind_the_first_chunk, 400
-    told = score(source, output, url, "--retry-s", "0", "--report", str(report))
-    assert f"{service.url} answered 400" in told
-    assert "hunter2" not in told
-    assert b"hunter2" not in kept_in(tmp_path)
+    service.refuse_body, service.status = is_after_first_chunk, 400
+    output_text = score(source, output, url, "--retry-s", "0", "--report", str(report))
+    assert f"{service.url} answered 400" in output_text
+    assert "hunter2" not in output_text
+    assert b"hunter2" not in read_all_files(tmp_path)
 
-    # Another password, and the job goes on.
+    # The job resumes with another password.
     service.refuse_body = lambda body: False
-    told = score(source, output, url.replace("me:hunter2", "me:hunter2b"), "--report", str(report))
-    assert "going on behind row" in told
+    output_text = score(
+        source, output, url.replace("me:hunter2", "me:hunter2b"), "--report", str(report)
+    )
+    assert "resuming after row" in output_text
     assert len(output.read_text().splitlines()) == len(ROWS)
-    assert "hunter2" not in told
-    assert b"hunter2" not in kept_in(tmp_path)
-    assert service.url.encode() in kept_in(tmp_path)
+    assert "hunter2" not in output_text
+    assert b"hunter2" not in read_all_files(tmp_path)
+    assert service.url.encode() in read_all_files(tmp_path)
 
-    # It is done, so nothing is asked, whatever the password is.
-    asked = service.num_asked
-    assert "is done already" in score(source, output, service.url)
-    assert service.num_asked == asked
+    # A finished job does not contact the service.
+    num_asked = service.num_asked
+    assert "is complete already" in score(source, output, service.url)
+    assert service.num_asked == num_asked
 
 
 def test_secrets_are_in_no_file_of_an_evaluation(service: Service, tmp_path: Path) -> None:
@@ -90,23 +92,23 @@ def test_secrets_are_in_no_file_of_an_evaluation(service: Service, tmp_path: Pat
     done = CliRunner().invoke(main, [*arguments, "--api-key", "sk-hunter2", "--timeout-s", "50"])
     assert done.exit_code == 0, done.output
     assert (output / "report.html").exists()
-    assert b"hunter2" not in kept_in(output)
+    assert b"hunter2" not in read_all_files(output)
     assert "hunter2" not in done.output
 
 
-@pytest.mark.parametrize("asks", ["/info", "/v1/score"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_ends_a_job_that_waits_for_a_silent_service(
+@pytest.mark.parametrize("silent_path", ["/info", "/v1/score"])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_ends_job_waiting_for_silent_service(
     service: Service,
     source: Path,
     tmp_path: Path,
-    asks: str,
-    number: signal.Signals,
+    silent_path: str,
+    signal_number: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output, chunks = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job" / "chunks"
-    num_kept = 0 if asks == "/info" else 2
-    if asks == "/info":
+    num_kept = 0 if silent_path == "/info" else 2
+    if silent_path == "/info":
         service.info_gate = service.wait_until_stopped
     else:
         answered = service.score
@@ -123,16 +125,16 @@ def test_one_signal_ends_a_job_that_waits_for_a_silent_service(
     )
     try:
         until(lambda: service.num_asked and len(list(chunks.glob("*.gz"))) == num_kept)
-        process.send_signal(number)
-        _, told = process.communicate(timeout=PATIENCE_S)
+        process.send_signal(signal_number)
+        _, output_text = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.wait()
         service.stopped.set()
-    assert process.returncode == 128 + number, told
-    assert "run the same command again to go on" in told
+    assert process.returncode == 128 + signal_number, output_text
+    assert "run the same command again to resume" in output_text
     assert len(list(chunks.glob("*.gz"))) == num_kept
-    posts = len(service.posts)
+    num_requests = len(service.requests)
     score(source, output, service.url)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(20))
-    assert len(service.posts) - posts == 4 - num_kept
+    assert len(service.requests) - num_requests == 4 - num_kept

@@ -1,4 +1,4 @@
-"""Shapes of records: those of the service, of ShareGPT, of plain prompts, and named columns."""
+"""Kinds of records: the service's shapes, ShareGPT, plain prompts, and named columns."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ SAME: list[tuple[dict[str, Any], Any]] = [
     ),
     ({"prompt": "2+2?", "responses": ["4", [FIVE]]}, GROUP),
     ({"instruction": "2+2?", "responses": ["4", "5"]}, GROUP),
-    # What the service's own shapes do not have is the caller's.
+    # Columns that the service's shapes do not have belong to the caller.
     ({"prompt": "2+2?", "response": "4", "model": "gpt-4"}, ONE),
     ({"messages": [USER, FOUR], "output": "x", "prompt": "2+2?", "rejected": False}, ONE),
     ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "answer": "4"}, PAIR),
-    # Null is how a table says that a row has no such column.
+    # In a table, null means that the row does not have the column.
     ({"messages": None, "prompt": "2+2?", "chosen": "4", "rejected": "5"}, PAIR),
 ]
 
 
 @pytest.mark.parametrize(("record", "expected"), SAME)
 def test_shapes_are_recognized(record: dict[str, Any], expected: Any) -> None:
-    work = parse_record(record)
-    assert (work.kind, work.conversations) == expected
-    assert try_parse_record(record) == work
+    parsed = parse_record(record)
+    assert (parsed.kind, parsed.conversations) == expected
+    assert try_parse_record(record) == parsed
 
 
 NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
@@ -104,8 +104,8 @@ NAMED: list[tuple[dict[str, Any], Columns, Any]] = [
 
 @pytest.mark.parametrize(("record", "columns", "expected"), NAMED)
 def test_columns_can_be_named(record: dict[str, Any], columns: Columns, expected: Any) -> None:
-    work = parse_record(record, columns)
-    assert (work.kind, work.conversations) == expected
+    parsed = parse_record(record, columns)
+    assert (parsed.kind, parsed.conversations) == expected
 
 
 REFUSED: list[tuple[Any, Columns, str | None, str]] = [
@@ -120,8 +120,8 @@ REFUSED: list[tuple[Any, Columns, str | None, str]] = [
         "pair",
         "no `rejected`; it has `prompt`, `chosen`",
     ),
-    ({"chosen": "4", "rejected": "5"}, DEFAULT_COLUMNS, "pair", "there is no `prompt`"),
-    ({"response": "4"}, DEFAULT_COLUMNS, "conversation", "there is no `prompt`"),
+    ({"chosen": "4", "rejected": "5"}, DEFAULT_COLUMNS, "pair", "the record has no `prompt`"),
+    ({"response": "4"}, DEFAULT_COLUMNS, "conversation", "the record has no `prompt`"),
     ({"prompt": "p", "responses": []}, DEFAULT_COLUMNS, "group", "at least one response"),
     (
         {"prompt": "p", "responses": "x"},
@@ -140,13 +140,13 @@ REFUSED: list[tuple[Any, Columns, str | None, str]] = [
         {"prompt": "p", "response": "4", "answer": "5"},
         DEFAULT_COLUMNS,
         "conversation",
-        "`response`, `answer`, any of which may be meant; say which by --response-column",
+        "`response`, `answer`, which is ambiguous; choose one by --response-column",
     ),
     (
         {"question": "p", "instruction": "q", "response": "4"},
         DEFAULT_COLUMNS,
         "conversation",
-        "say which by --prompt-column",
+        "choose one by --prompt-column",
     ),
     ({"a": {"c": 1}}, Columns(messages="a.b"), "conversation", "nothing at `a.b`"),
     ({"a": 1}, Columns(messages="a.b"), "conversation", "nothing at `a.b`.*it has `a`"),
@@ -160,34 +160,34 @@ REFUSED: list[tuple[Any, Columns, str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("record", "columns", "shape", "says"), REFUSED)
-def test_what_cannot_be_scored_says_why(
-    record: Any, columns: Columns, shape: str | None, says: str
+@pytest.mark.parametrize(("record", "columns", "kind", "says"), REFUSED)
+def test_record_that_cannot_be_scored_explains_why(
+    record: Any, columns: Columns, kind: str | None, says: str
 ) -> None:
     with pytest.raises(InvalidConversationError) as caught:
         parse_record(record, columns)
     assert re.search(says, caught.value.detail), caught.value.detail
-    work = try_parse_record(record, columns)
-    assert work.kind == shape
-    assert work.error == ScoreError.from_exception(caught.value)
-    assert work.conversations == ()
+    parsed = try_parse_record(record, columns)
+    assert parsed.kind == kind
+    assert parsed.error == ScoreError.from_exception(caught.value)
+    assert parsed.conversations == ()
 
 
-def test_a_bad_response_does_not_spoil_its_group() -> None:
-    work = parse_record({"prompt": "2+2?", "responses": ["4", 7, [{"role": "user"}]]})
-    assert work.conversations[0] == [USER, FOUR]
-    assert all(isinstance(c, ScoreError) for c in work.conversations[1:])
+def test_invalid_response_does_not_affect_group() -> None:
+    parsed = parse_record({"prompt": "2+2?", "responses": ["4", 7, [{"role": "user"}]]})
+    assert parsed.conversations[0] == [USER, FOUR]
+    assert all(isinstance(c, ScoreError) for c in parsed.conversations[1:])
 
 
-def test_a_line_that_could_not_be_read_is_its_own_error() -> None:
+def test_unreadable_line_keeps_its_error() -> None:
     error = ScoreError("invalid_json", "no")
     assert try_parse_record(error).error == error
 
 
-def test_keys_that_a_table_adds_are_left_out_within_tool_calls() -> None:
+def test_null_keys_within_tool_calls_are_dropped() -> None:
     call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}, "id": None}
-    work = parse_record({"messages": [USER, FOUR | {"tool_calls": [call]}]})
-    message = work.conversations[0][1]  # type: ignore[index]
+    parsed = parse_record({"messages": [USER, FOUR | {"tool_calls": [call]}]})
+    message = parsed.conversations[0][1]  # type: ignore[index]
     assert message["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
 
 
@@ -204,7 +204,7 @@ def test_columns_of_several_shapes_are_refused(columns: dict[str, Any]) -> None:
         Columns(**columns)
 
 
-def test_broken_unicode_in_a_system_message() -> None:
+def test_lone_surrogate_in_system_message_is_refused() -> None:
     record = {"conversations": [HUMAN, GPT], "system": "\ud800"}
     with pytest.raises(InputError, match="lone surrogate"):
         parse_record(record)

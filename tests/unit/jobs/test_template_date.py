@@ -1,4 +1,4 @@
-"""A template that writes today's date gets one date in a job, and in a service, for good."""
+"""A template that prints today's date gets one fixed date per job and per service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content"
 
 
 class Calendar:
-    """Stands for the module `datetime` of another module."""
+    """Replaces the `datetime` module in another module."""
 
     def __init__(self, day: str) -> None:
         self.date = self
@@ -36,7 +36,7 @@ class Calendar:
 
 
 @pytest.fixture
-def dated(copy_of: CopyOf) -> Path:
+def dated_checkpoint(copy_of: CopyOf) -> Path:
     folder = copy_of("llama-v0.2")
     template = folder / "chat_template.jinja"
     text = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + template.read_text()
@@ -45,8 +45,8 @@ def dated(copy_of: CopyOf) -> Path:
 
 
 @pytest.fixture
-def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Sets today's date."""
+def set_today(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that sets today's date."""
 
     def set_day(day: str) -> None:
         for module in (serve.jobs.command, serve.worker.backends):
@@ -57,38 +57,41 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def score(source: Path, output: Path, model: dict[str, Any], **options: Any) -> list[float]:
     options = {"overwrite": False, "truncation": "error", "chunk_rows": 1} | options
-    ways = ExecutorOptions({"template_date": None} | model)
+    executor_options = ExecutorOptions({"template_date": None} | model)
     columns = dict.fromkeys(
         ("messages", "prompt", "response", "responses", "chosen", "rejected", "system")
     )
     columns["responses"] = ()  # type: ignore[assignment]
     run(
-        str(source), output, ways, notify=lambda _: None, dry_run=False, report=None, split=None,
-        columns=columns, **options,
+        str(source), output, executor_options, notify=lambda _: None, dry_run=False, report=None,
+        split=None, columns=columns, **options,
     )  # fmt: skip
     return [json.loads(line)["reward"] for line in output.read_text().splitlines()]
 
 
-def reward_on(folder: Path, day: str) -> float:
+def get_reward_on(folder: Path, day: str) -> float:
     scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu", template_date=day))
     (result,) = scorer.score([MESSAGES])
     return result.reward  # type: ignore[union-attr]
 
 
-def test_job_that_goes_on_another_day_keeps_its_date(
-    dated: Path, tmp_path: Path, on: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+def test_job_resumed_on_another_day_keeps_date(
+    dated_checkpoint: Path,
+    tmp_path: Path,
+    set_today: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"messages": MESSAGES}) + "\n" for _ in range(3)))
-    model = {"model": str(dated)}
-    on(FIRST)
+    model = {"model": str(dated_checkpoint)}
+    set_today(FIRST)
     first = score(source, output, model)
-    assert first == pytest.approx([reward_on(dated, FIRST)] * 3, abs=1e-4)
+    assert first == pytest.approx([get_reward_on(dated_checkpoint, FIRST)] * 3, abs=1e-4)
     manifest = json.loads(
         (tmp_path / "out.jsonl.job/manifest.json").read_text().rpartition("}")[0] + "}"
     )
     assert manifest["model"]["template_date"] == FIRST
-    on(SECOND)
+    set_today(SECOND)
     folder = serve.jobs.command.JobFolder(output, lambda _: None)
     assert (
         ExecutorOptions(model).build_executor(folder).resolve_identity()["template_date"] == FIRST
@@ -98,14 +101,14 @@ def test_job_that_goes_on_another_day_keeps_its_date(
     with pytest.raises(RewardError, match=r"template-date was .2026-03-01. and is .2026-03-02."):
         score(source, output, model | {"template_date": SECOND})
     again = score(source, output, model, overwrite=True)
-    assert again == pytest.approx([reward_on(dated, SECOND)] * 3, abs=1e-4)
+    assert again == pytest.approx([get_reward_on(dated_checkpoint, SECOND)] * 3, abs=1e-4)
     assert again != first
 
 
-def test_job_without_a_clock_is_not_pinned_to_a_date(
-    checkpoint_of: Callable[[str], Path], on: Callable[[str], None]
+def test_job_without_date_in_template_is_not_pinned_to_date(
+    checkpoint_of: Callable[[str], Path], set_today: Callable[[str], None]
 ) -> None:
-    on(FIRST)
+    set_today(FIRST)
     identity = (
         ExecutorOptions({"model": str(checkpoint_of("qwen3"))})
         .build_executor(None)
@@ -114,30 +117,32 @@ def test_job_without_a_clock_is_not_pinned_to_a_date(
     assert "template_date" not in identity
 
 
-def test_template_file_with_a_clock_pins_the_job(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path, on: Callable[[str], None]
+def test_template_file_with_date_pins_job(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, set_today: Callable[[str], None]
 ) -> None:
-    on(FIRST)
+    set_today(FIRST)
     template = tmp_path / "t.jinja"
     template.write_text("{{ strftime_now('%d') }}{{ messages }}")
     model = {"model": str(checkpoint_of("qwen3")), "chat_template": str(template)}
     assert ExecutorOptions(model).build_executor(None).resolve_identity()["template_date"] == FIRST
 
 
-def test_service_fixes_the_date_once(dated: Path, on: Callable[[str], None]) -> None:
-    on(FIRST)
-    settings = pin_settings(ModelSettings(name=str(dated), alias="rm"))
+def test_service_pins_date_once(dated_checkpoint: Path, set_today: Callable[[str], None]) -> None:
+    set_today(FIRST)
+    settings = pin_settings(ModelSettings(name=str(dated_checkpoint), alias="rm"))
     assert settings.template_date == FIRST
-    on(SECOND)
-    assert pin_settings(settings) == settings  # what replicas and gateways are given
+    set_today(SECOND)
+    assert pin_settings(settings) == settings  # replicas and gateways receive pinned settings
     scorer = RewardScorer.load(settings.to_model_config())
     assert scorer.fingerprint.template_date == FIRST
     assert Worker(scorer).describe()["template_date"] == FIRST
-    chosen = pin_settings(ModelSettings(name=str(dated), alias="rm", template_date="2024-07-26"))
+    chosen = pin_settings(
+        ModelSettings(name=str(dated_checkpoint), alias="rm", template_date="2024-07-26")
+    )
     assert chosen.template_date == "2024-07-26"
 
 
-def test_wrong_date_of_a_setting_is_refused() -> None:
+def test_invalid_template_date_setting_is_refused() -> None:
 
     with pytest.raises(ModelLoadError, match="give a day as YYYY-MM-DD"):
         Settings.load(models=[{"name": "demo", "template_date": "tomorrow"}])

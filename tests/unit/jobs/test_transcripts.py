@@ -1,4 +1,4 @@
-"""Text that holds several turns: transcripts, messages as JSON, text that a template rendered."""
+"""Text with several turns: transcripts, messages as JSON, text rendered by a chat template."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from serve.jobs.record_schema import parse_record, try_parse_record
 READ, KEEP = Columns(transcripts="read"), Columns(transcripts="keep")
 
 
-def talk(*contents: str) -> list[dict[str, str]]:
+def make_turns(*contents: str) -> list[dict[str, str]]:
     return [
-        {"role": ("user", "assistant")[place % 2], "content": content}
-        for place, content in enumerate(contents)
+        {"role": ("user", "assistant")[index % 2], "content": content}
+        for index, content in enumerate(contents)
     ]
 
 
-GOOD, BAD = talk("1+1?", "Two.", "3+4?", "Seven."), talk("1+1?", "Two.", "3+4?", "Eight.")
+GOOD, BAD = (
+    make_turns("1+1?", "Two.", "3+4?", "Seven."),
+    make_turns("1+1?", "Two.", "3+4?", "Eight."),
+)
 HH = "\n\nHuman: 1+1?\n\nAssistant: Two.\n\nHuman: 3+4?\n\nAssistant:"
 
 
-def codes(warnings: tuple[str, ...]) -> list[str]:
+def get_codes(warnings: tuple[str, ...]) -> list[str]:
     return [warning.partition(":")[0] for warning in warnings]
 
 
@@ -46,33 +49,33 @@ HH_ROWS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("row", HH_ROWS)
-def test_transcripts_of_hh_are_read_and_said(row: dict[str, Any]) -> None:
-    work = parse_record(row)
-    assert list(work.conversations) == [GOOD, BAD]
-    assert codes(work.warnings) == ["transcript_read"]
+def test_hh_transcripts_are_read_with_warning(row: dict[str, Any]) -> None:
+    parsed = parse_record(row)
+    assert list(parsed.conversations) == [GOOD, BAD]
+    assert get_codes(parsed.warnings) == ["transcript_read"]
     confirmed = parse_record(row, READ)
-    assert (confirmed.conversations, confirmed.warnings) == (work.conversations, ())
+    assert (confirmed.conversations, confirmed.warnings) == (parsed.conversations, ())
 
 
-def test_answer_goes_on_where_the_transcript_of_the_prompt_ends() -> None:
-    row = {"prompt": f"{HH} The answer is", "responses": [" seven.", talk("x")[:1]]}
-    work = parse_record(row)
+def test_answer_continues_transcript_of_prompt() -> None:
+    row = {"prompt": f"{HH} The answer is", "responses": [" seven.", make_turns("x")[:1]]}
+    parsed = parse_record(row)
     answer = {"role": "assistant", "content": "The answer is seven."}
-    assert work.conversations[0] == [*GOOD[:3], answer]
-    assert isinstance(work.conversations[1], ScoreError)
+    assert parsed.conversations[0] == [*GOOD[:3], answer]
+    assert isinstance(parsed.conversations[1], ScoreError)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "Human: 1+1?\n\nAssistant: Two.",  # HH begins with two line ends
-        "\n\nHuman: 1+1?",  # nothing was answered
+        "\n\nHuman: 1+1?",  # has no answer
         "He said:\n\nHuman: 1+1?\n\nAssistant: Two.",
         "### Human: 1+1?### Assistant: Two.",
         "USER: 1+1? ASSISTANT: Two.",
     ],
 )
-def test_what_may_be_something_else_is_an_error_that_names_the_option(text: str) -> None:
+def test_ambiguous_text_is_error_that_names_option(text: str) -> None:
     with pytest.raises(InvalidConversationError, match="--transcripts read"):
         parse_record({"chosen": text, "rejected": text})
 
@@ -90,10 +93,10 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("text", WHOLE)
-def test_other_transcripts_are_read_when_asked(text: str) -> None:
+def test_other_transcripts_are_read_with_read_mode(text: str) -> None:
     other = text.replace("Seven", "Eight")
-    work = parse_record({"chosen": text, "rejected": other}, READ)
-    assert (list(work.conversations), work.warnings) == ([GOOD, BAD], ())
+    parsed = parse_record({"chosen": text, "rejected": other}, READ)
+    assert (list(parsed.conversations), parsed.warnings) == ([GOOD, BAD], ())
     whole = parse_record({"text": text}, Columns(messages="text", transcripts="read"))
     assert whole.conversations == (GOOD,)
     cut = text.rindex("Seven")
@@ -112,64 +115,64 @@ def test_preamble_of_vicuna_and_system_of_helpsteer_are_system_messages() -> Non
         assert parse_record({"chosen": text, "rejected": text}, READ).conversations[0] == expected
 
 
-def test_labels_in_a_transcript_are_refused_rather_than_scored() -> None:
+def test_labels_in_transcript_are_refused() -> None:
     text = "1+1?\n<extra_id_1>Assistant\n<extra_id_2>quality:4\nTwo."
-    with pytest.raises(InvalidConversationError, match="begins no turn"):
+    with pytest.raises(InvalidConversationError, match="does not begin a turn"):
         parse_record({"chosen": text, "rejected": text}, READ)
 
 
-def test_plain_text_stays_text_when_transcripts_are_read() -> None:
-    work = parse_record({"prompt": "What does USER: mean?", "response": "Human: a role."}, READ)
-    assert work.conversations == (talk("What does USER: mean?", "Human: a role."),)
+def test_plain_text_stays_text_in_read_mode() -> None:
+    parsed = parse_record({"prompt": "What does USER: mean?", "response": "Human: a role."}, READ)
+    assert parsed.conversations == (make_turns("What does USER: mean?", "Human: a role."),)
 
 
-def test_answers_of_ms_swift_that_speak_of_turns_stay_text() -> None:
+def test_ms_swift_answers_that_mention_turns_stay_text() -> None:
     other = "USER: is what a prompt says, ASSISTANT: what an answer says."
-    row = {"messages": talk("What do they mean?", "Roles."), "rejected_response": other}
-    work = parse_record(row, READ)
-    assert list(work.conversations) == [row["messages"], talk("What do they mean?", other)]
+    row = {"messages": make_turns("What do they mean?", "Roles."), "rejected_response": other}
+    parsed = parse_record(row, READ)
+    assert list(parsed.conversations) == [row["messages"], make_turns("What do they mean?", other)]
     row = {"messages": GOOD, "rejected_messages": json.dumps(BAD)}
     assert list(parse_record(row).conversations) == [GOOD, BAD]
 
 
-def test_keep_scores_text_as_it_came() -> None:
-    work = parse_record({"prompt": HH, "responses": [" Seven."]}, KEEP)
-    assert (work.conversations, work.warnings) == ((talk(HH, " Seven."),), ())
+def test_keep_mode_scores_text_unchanged() -> None:
+    parsed = parse_record({"prompt": HH, "responses": [" Seven."]}, KEEP)
+    assert (parsed.conversations, parsed.warnings) == ((make_turns(HH, " Seven."),), ())
     assert try_parse_record({"chosen": f"{HH} 7", "rejected": f"{HH} 8"}, KEEP).error is not None
 
 
-def test_bad_transcript_in_a_group_does_not_spoil_its_neighbours() -> None:
+def test_invalid_transcript_in_group_does_not_affect_others() -> None:
     other = "\n\nHuman: 5+5?\n\nAssistant: Ten."
-    work = parse_record({"prompt": HH, "responses": ["Seven.", other, "Eight."]})
-    assert [c if isinstance(c, list) else "error" for c in work.conversations] == [
+    parsed = parse_record({"prompt": HH, "responses": ["Seven.", other, "Eight."]})
+    assert [c if isinstance(c, list) else "error" for c in parsed.conversations] == [
         GOOD,
         "error",
         BAD,
     ]
 
 
-def test_messages_as_json_text_are_read_and_said() -> None:
+def test_json_text_of_messages_is_read_with_warning() -> None:
     row = {"prompt": json.dumps(GOOD[:3]), "chosen": json.dumps(GOOD[3:]), "rejected": "Eight."}
-    work = parse_record(row)
-    assert list(work.conversations) == [GOOD, BAD]
-    assert codes(work.warnings) == ["json_messages_read"]
+    parsed = parse_record(row)
+    assert list(parsed.conversations) == [GOOD, BAD]
+    assert get_codes(parsed.warnings) == ["json_messages_read"]
     assert parse_record(row, READ).warnings == ()
     kept = parse_record({"prompt": row["prompt"], "response": "Seven."}, KEEP)
-    assert kept.conversations == (talk(row["prompt"], "Seven."),)
+    assert kept.conversations == (make_turns(row["prompt"], "Seven."),)
 
 
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "[]", '[{"role": "user"}]', "[not JSON", '[{"a": 1, "b": 2}]', "[" * 100_000]
 )
-def test_other_json_is_the_text_that_it_is(text: str) -> None:
-    work = parse_record({"prompt": text, "response": "Seven."})
-    assert (work.conversations, work.warnings) == ((talk(text, "Seven."),), ())
+def test_other_json_text_stays_text(text: str) -> None:
+    parsed = parse_record({"prompt": text, "response": "Seven."})
+    assert (parsed.conversations, parsed.warnings) == ((make_turns(text, "Seven."),), ())
 
 
-def test_answer_of_json_to_a_question_as_text_stays_text() -> None:
+def test_json_answer_to_text_question_stays_text() -> None:
     answer = json.dumps([{"role": "assistant", "content": "Hi"}])
-    work = parse_record({"prompt": "Write a chat as JSON.", "response": answer})
-    assert work.conversations == (talk("Write a chat as JSON.", answer),)
+    parsed = parse_record({"prompt": "Write a chat as JSON.", "response": answer})
+    assert parsed.conversations == (make_turns("Write a chat as JSON.", answer),)
 
 
 RENDERED = {
@@ -191,7 +194,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_text_of_a_chat_template_is_refused_or_read(name: Any) -> None:
+def test_rendered_text_is_refused_without_policy_template(name: Any) -> None:
     prompt, end = RENDERED[name], ENDS[name]
     row = {"prompt": prompt, "chosen": f"Seven.{end}", "rejected": f"Eight.{end}"}
     with pytest.raises(ForeignTemplateError, match="--policy-template"):
@@ -202,7 +205,7 @@ def test_text_of_a_chat_template_is_refused_or_read(name: Any) -> None:
     with pytest.raises(InvalidConversationError, match="--policy-template"):
         parse_record(whole)
     assert list(parse_record(whole, columns).conversations) == [GOOD, BAD]
-    group = {"prompt": prompt, "responses": [f"Seven.{end}", talk("x")]}
+    group = {"prompt": prompt, "responses": [f"Seven.{end}", make_turns("x")]}
     assert parse_record(group, columns).conversations[0] == GOOD
     assert not isinstance(parse_record(group, columns).conversations[1], list)
 
@@ -223,7 +226,7 @@ def test_text_of_a_chat_template_is_refused_or_read(name: Any) -> None:
         "<|startoftext|><|im_start|>user\n3+4?<|im_end|>\n",
     ],
 )
-def test_prompt_of_any_known_template_is_refused(prompt: str) -> None:
+def test_prompt_rendered_by_any_known_template_is_refused(prompt: str) -> None:
     with pytest.raises(ForeignTemplateError, match="a chat template rendered it"):
         parse_record({"prompt": prompt, "response": "Seven."})
 
@@ -247,12 +250,12 @@ def test_rendered_prompt_is_never_scored_as_an_answer(name: Any) -> None:
     with pytest.raises(InvalidConversationError, match="`messages` is text and there is an answer"):
         parse_record({"messages": prompt, "response": "Seven."}, columns)
     row = {"instruction": prompt, "input": "Think.", "output": "Seven."}
-    with pytest.raises(InvalidConversationError, match="`input` would stand behind it"):
+    with pytest.raises(InvalidConversationError, match="`input` would follow it"):
         parse_record(row, columns)
-    ignoring = Columns(policy_template=name, ignored=("input",))
-    assert parse_record(row, ignoring).conversations == (GOOD,)
+    without_input = Columns(policy_template=name, ignored=("input",))
+    assert parse_record(row, without_input).conversations == (GOOD,)
     plain = parse_record({**row, "instruction": "3+4?"}, columns)
-    assert plain.conversations == (talk("3+4?\nThink.", "Seven."),)
+    assert plain.conversations == (make_turns("3+4?\nThink.", "Seven."),)
 
 
 def test_transcript_in_messages_with_an_answer_is_refused() -> None:
@@ -263,10 +266,10 @@ def test_transcript_in_messages_with_an_answer_is_refused() -> None:
     assert parse_record(row, named).conversations == (GOOD,)
 
 
-def test_messages_as_text_with_equal_keys_are_not_read() -> None:
+def test_json_text_with_duplicate_keys_stays_text() -> None:
     text = '[{"role": "user", "content": "It\'s 3+4?", "content": "5+6?"}]'
-    work = parse_record({"prompt": text, "response": "Seven."})
-    assert work.conversations == (talk(text, "Seven."),)
+    parsed = parse_record({"prompt": text, "response": "Seven."})
+    assert parsed.conversations == (make_turns(text, "Seven."),)
     with pytest.raises(InvalidConversationError, match="`messages` is text"):
         parse_record({"messages": text, "response": "Seven."})
     history = '[["1+1?", "Two."], {"role": "user", "role": "assistant", "content": "x"}]'
@@ -274,19 +277,19 @@ def test_messages_as_text_with_equal_keys_are_not_read() -> None:
         parse_record({"prompt": "3+4?", "response": "Seven.", "history": history})
 
 
-def test_text_without_a_turn_of_the_template_is_refused() -> None:
+def test_text_without_assistant_turn_is_refused() -> None:
     row = {"chosen": "Seven.", "rejected": "Eight."}
     with pytest.raises(InputError, match="without a turn of the assistant"):
         parse_record(row, Columns(policy_template="chatml"))
 
 
-def test_rendered_text_is_scored_as_one_turn_when_kept() -> None:
+def test_rendered_text_is_one_turn_in_keep_mode() -> None:
     prompt = RENDERED["chatml"]
-    work = parse_record({"prompt": prompt, "response": "Seven."}, KEEP)
-    assert work.conversations == (talk(prompt, "Seven."),)
+    parsed = parse_record({"prompt": prompt, "response": "Seven."}, KEEP)
+    assert parsed.conversations == (make_turns(prompt, "Seven."),)
 
 
-def test_history_system_and_tools_go_with_text_that_was_read() -> None:
+def test_system_and_tools_are_added_to_transcripts() -> None:
     row = {"prompt": HH, "response": "Seven.", "system": "Be brief.", "tools": [{"name": "sum"}]}
     (conversation,) = parse_record(row, READ).conversations
     assert conversation == {

@@ -1,4 +1,4 @@
-"""Outputs: the same rows with their results, types exact, the same bytes each time."""
+"""Writers of outputs: the same rows with their results, exact types, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from serve.jobs.writers import parquet
 from serve.jobs.writers.base import is_tabular, open_writer
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-TOLD = {"code": "invalid_conversation", "message": "no"}
+ERROR = {"code": "invalid_conversation", "message": "no"}
 
 
-def scored(source: Path, output: Path, outcomes: list[RowOutput] | None = None) -> bytes:
-    """What a job writes; rows are rewarded by their number unless outcomes are given."""
+def write_output(source: Path, output: Path, outputs: list[RowOutput] | None = None) -> bytes:
+    """Write an output and return its bytes; by default, rewards are computed from row numbers."""
     opened = open_source(str(source))
     tabular = is_tabular(output)
-    found = scan_input(opened, tabular=tabular)
+    scan = scan_input(opened, tabular=tabular)
     file = io.BytesIO()
-    with open_writer(output, file, found) as writer:
+    with open_writer(output, file, scan) as writer:
         for row in opened.iter_rows(decode=not (tabular and opened.schema is not None)):
-            writer.write(row, outcomes[row.number] if outcomes else rewarded(row))
+            writer.write(row, outputs[row.number] if outputs else build_output(row))
     return file.getvalue()
 
 
-def rewarded(row: Row) -> RowOutput:
+def build_output(row: Row) -> RowOutput:
     return build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(row.number / 3, 5)])
 
 
@@ -55,40 +55,42 @@ def read_table(content: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(content))
 
 
-def test_lines_go_out_as_they_came_in(tmp_path: Path) -> None:
+def test_jsonl_lines_are_copied_unchanged(tmp_path: Path) -> None:
     text = '{"b": "é", "messages": 1, "a": -0.0, "s": "\\ud800"}\n[1]\nnot json\n'
     (tmp_path / "in.jsonl").write_text(text)
     rows = open_source(str(tmp_path / "in.jsonl")).iter_rows()
-    outcomes = [build_row_output(try_parse_record(row.record), ()) for row in rows]
-    out = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outcomes).decode().splitlines()
+    outputs = [build_row_output(try_parse_record(row.record), ()) for row in rows]
+    out = write_output(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outputs).decode().splitlines()
     assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": -0.0, "s": "\\ud800", "error"')
     assert json.loads(out[1])["line"] == [1]
     assert json.loads(out[2])["line"] == "not json"
     assert json.loads(out[2])["error"]["code"] == "invalid_json"
 
 
-def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", *[{"messages": TURNS, "n": n} for n in range(3000)])
-    plain = scored(source, tmp_path / "out.jsonl")
-    packed = scored(source, tmp_path / "out.jsonl.gz")
-    assert gzip.decompress(packed) == plain
+    plain = write_output(source, tmp_path / "out.jsonl")
+    compressed = write_output(source, tmp_path / "out.jsonl.gz")
+    assert gzip.decompress(compressed) == plain
     for name in ("a.jsonl.gz", "b.parquet"):
-        assert scored(source, tmp_path / name) == scored(source, tmp_path / ("other" + name))
+        assert write_output(source, tmp_path / name) == write_output(
+            source, tmp_path / ("other" + name)
+        )
     assert len(plain.splitlines()) == 3000
-    assert packed[4:8] == bytes(4)  # no time in it
+    assert compressed[4:8] == bytes(4)  # the gzip header has no time
 
 
-def test_lines_become_a_table_and_the_other_way_round(tmp_path: Path) -> None:
+def test_lines_become_table_and_back(tmp_path: Path) -> None:
     records = [
         {"messages": TURNS, "n": 1, "meta": {"a": [1]}, "s": "half \ud800", "reward": "old"},
         {"messages": TURNS, "x": 0.5, "n": None},
     ]
     source = write_lines(tmp_path / "in.jsonl", *records)
-    content = scored(source, tmp_path / "out.parquet")
+    content = write_output(source, tmp_path / "out.parquet")
     table = read_table(content)
-    carried = ["messages", "n", "meta", "s", "reward", "x"]
+    copied = ["messages", "n", "meta", "s", "reward", "x"]
     results = ["skyreward_reward", "error", "truncated", "warnings"]
-    assert table.schema.names == [*carried, *results]
+    assert table.schema.names == [*copied, *results]
     assert table.column("skyreward_reward").type == pa.float32()
     first, second = table.to_pylist()
     assert first["s"] == "half \\ud800"
@@ -96,13 +98,13 @@ def test_lines_become_a_table_and_the_other_way_round(tmp_path: Path) -> None:
     assert first["reward"] == "old"
     assert (second["x"], second["meta"], second["error"]) == (0.5, None, None)
     (tmp_path / "back.parquet").write_bytes(content)
-    lines = scored(tmp_path / "back.parquet", tmp_path / "out.jsonl").splitlines()
-    # The table says which of its columns are results: these are replaced.
+    lines = write_output(tmp_path / "back.parquet", tmp_path / "out.jsonl").splitlines()
+    # The table's metadata names its result columns, which are replaced.
     assert json.loads(lines[1])["skyreward_reward"] == 1 / 3
     assert "reward" in json.loads(lines[1])
 
 
-def test_columns_of_a_table_keep_their_types(tmp_path: Path) -> None:
+def test_table_columns_keep_types(tmp_path: Path) -> None:
     size = 700
     words = pa.array(["a", "b"] * (size // 2)).dictionary_encode()
     table = pa.table(
@@ -121,19 +123,19 @@ def test_columns_of_a_table_keep_their_types(tmp_path: Path) -> None:
         metadata={"about": "kept"},
     )
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=500)
-    out = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
-    stays = table.schema.names
-    assert out.select(stays).schema.equals(
-        table.select(stays).schema.with_metadata({b"about": b"kept"})
+    out = read_table(write_output(tmp_path / "in.parquet", tmp_path / "out.parquet"))
+    kept = table.schema.names
+    assert out.select(kept).schema.equals(
+        table.select(kept).schema.with_metadata({b"about": b"kept"})
     )
-    assert out.select(stays).equals(table.select(stays))
+    assert out.select(kept).equals(table.select(kept))
     results = ["skyreward_reward", "error", "skyreward_truncated", "warnings"]
-    assert out.schema.names == [*stays, *results]
+    assert out.schema.names == [*kept, *results]
     assert out.column("skyreward_reward").to_pylist()[5] == pytest.approx(5 / 3)
     assert out.schema.metadata[b"about"] == b"kept"
 
 
-def test_what_only_tables_have_becomes_text_in_lines(tmp_path: Path) -> None:
+def test_table_types_become_text_in_jsonl(tmp_path: Path) -> None:
     moment = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, datetime.UTC)
     table = pa.table(
         {
@@ -147,7 +149,7 @@ def test_what_only_tables_have_becomes_text_in_lines(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    (line,) = scored(tmp_path / "in.parquet", tmp_path / "out.jsonl").splitlines()
+    (line,) = write_output(tmp_path / "in.parquet", tmp_path / "out.jsonl").splitlines()
     assert json.loads(line) == {
         "t": "2024-05-06T07:08:09.000010+00:00",
         "day": "2024-05-06",
@@ -163,15 +165,15 @@ def test_what_only_tables_have_becomes_text_in_lines(tmp_path: Path) -> None:
 STRICT = json.JSONDecoder(parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_numbers_that_json_has_not_become_null_and_are_counted(tmp_path: Path) -> None:
-    wild = [float("nan"), float("inf"), -float("inf"), -0.0, 5e-324]
+def test_non_finite_numbers_become_null_and_are_counted(tmp_path: Path) -> None:
+    numbers = [float("nan"), float("inf"), -float("inf"), -0.0, 5e-324]
     table = pa.table(
         {
             "messages": [TURNS] * 5,
-            "x": wild,
-            "half": pa.array(wild, pa.float16()),
-            "deep": [{"a": [{"b": number}]} for number in wild],
-            "map": pa.array([[("k", number)] for number in wild], pa.map_(pa.string(), "float")),
+            "x": numbers,
+            "half": pa.array(numbers, pa.float16()),
+            "deep": [{"a": [{"b": number}]} for number in numbers],
+            "map": pa.array([[("k", number)] for number in numbers], pa.map_(pa.string(), "float")),
             "s": ["\u00e9"] * 5,
         }
     )
@@ -180,33 +182,33 @@ def test_numbers_that_json_has_not_become_null_and_are_counted(tmp_path: Path) -
     file = io.BytesIO()
     with open_writer(tmp_path / "out.jsonl", file, scan_input(source)) as writer:
         for row in source.iter_rows():
-            writer.write(row, rewarded(row))
+            writer.write(row, build_output(row))
     lines = [STRICT.decode(line) for line in file.getvalue().decode().splitlines()]
     assert [line["x"] for line in lines] == [None, None, None, -0.0, 5e-324]
     assert [line["deep"] for line in lines[:1]] == [{"a": [{"b": None}]}]
     assert writer.null_counts == {"x": 3, "half": 3, "deep": 3, "map": 3}
-    again = read_table(scored(tmp_path / "in.parquet", tmp_path / "out.parquet"))
+    again = read_table(write_output(tmp_path / "in.parquet", tmp_path / "out.parquet"))
     for name in ("x", "half", "deep", "map"):
         assert str(again.column(name).to_pylist()) == str(table.column(name).to_pylist())
 
 
-def test_a_moved_table_still_says_which_columns_are_results(tmp_path: Path) -> None:
+def test_moved_table_still_names_result_columns(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"messages": TURNS, "margin": 2.5})
-    (tmp_path / "moved.parquet").write_bytes(scored(source, tmp_path / "out.parquet"))
+    (tmp_path / "moved.parquet").write_bytes(write_output(source, tmp_path / "out.parquet"))
     again = scan_input(open_source(str(tmp_path / "moved.parquet")))
     assert dict(again.names.renames) == {"margin": "skyreward_margin"}
     assert again.names.replaced_columns == {"reward", "error", "truncated", "warnings"}
-    (line,) = scored(tmp_path / "moved.parquet", tmp_path / "out.jsonl").splitlines()
+    (line,) = write_output(tmp_path / "moved.parquet", tmp_path / "out.jsonl").splitlines()
     assert json.loads(line) == {"messages": TURNS, "margin": 2.5, "reward": 0.0}
 
 
-def test_rows_that_cannot_be_read_leave_a_column_line_alone(tmp_path: Path) -> None:
+def test_unreadable_rows_do_not_overwrite_column_line(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"messages": TURNS, "line": 7})
     with source.open("ab") as file:
         file.write(b"no json\n")
-    rows = read_table(scored(source, tmp_path / "out.parquet")).to_pylist()
+    rows = read_table(write_output(source, tmp_path / "out.parquet")).to_pylist()
     assert [(row["line"], row["skyreward_line"]) for row in rows] == [(7, None), (None, "no json")]
-    lines = [json.loads(line) for line in scored(source, tmp_path / "out.jsonl").splitlines()]
+    lines = [json.loads(line) for line in write_output(source, tmp_path / "out.jsonl").splitlines()]
     assert lines[0]["line"] == 7
     assert lines[1]["skyreward_line"] == "no json"
 
@@ -222,7 +224,7 @@ def test_rows_that_cannot_be_read_leave_a_column_line_alone(tmp_path: Path) -> N
     ),
     escapes=st.booleans(),
 )
-def test_no_column_of_the_input_is_ever_lost(
+def test_no_input_column_is_lost(
     tmp_path: Path, records: list[dict[str, Any]], escapes: bool
 ) -> None:
     lines = [json.dumps({"messages": TURNS, **record}) for record in records]
@@ -230,21 +232,21 @@ def test_no_column_of_the_input_is_ever_lost(
         lines = [line.replace('"r', '"\\u0072').replace('"er', '"\\u0065r') for line in lines]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{line}\n" for line in lines))
-    outcomes = [
+    outputs = [
         build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(1.5, 5, True, ("w",))]),
-        build_row_output(ParsedRecord(None, error=ScoreError(**TOLD)), ()),
+        build_row_output(ParsedRecord(None, error=ScoreError(**ERROR)), ()),
     ] * 3
-    out = scored(source, tmp_path / "out.jsonl", outcomes).splitlines()
-    for record, outcome, line in zip(records, outcomes, out, strict=False):
+    out = write_output(source, tmp_path / "out.jsonl", outputs).splitlines()
+    for record, row_output, line in zip(records, outputs, out, strict=False):
         after = json.loads(line)
         assert after.items() >= record.items()
         results = {key: value for key, value in after.items() if key not in record}
         results.pop("messages")
-        assert sorted(map(str, results.values())) == sorted(map(str, outcome.columns.values()))
+        assert sorted(map(str, results.values())) == sorted(map(str, row_output.columns.values()))
 
 
-def test_results_of_every_shape(tmp_path: Path) -> None:
-    error = ScoreError(TOLD["code"], TOLD["message"])
+def test_results_of_every_kind(tmp_path: Path) -> None:
+    error = ScoreError(ERROR["code"], ERROR["message"])
     pair, group = ParsedRecord("pair", (TURNS, TURNS)), ParsedRecord("group", (TURNS, TURNS))
     records = [
         {"prompt": "p", "chosen": "a", "rejected": "b"},
@@ -252,31 +254,31 @@ def test_results_of_every_shape(tmp_path: Path) -> None:
         {"prompt": "p", "chosen": "a", "rejected": 1},
     ]
     low, high = Reward(0.1, 5, True, ("w",)), Reward(1e-9, 5)
-    outcomes = [
+    outputs = [
         build_row_output(pair, [high, low]),
         build_row_output(group, [low, error]),
         build_row_output(ParsedRecord("pair", error=error), ()),
     ]
     source = write_lines(tmp_path / "in.jsonl", *records)
     with pytest.raises(JobOutputError, match="`rejected` has both text and whole numbers"):
-        scored(source, tmp_path / "out.parquet", outcomes)
+        write_output(source, tmp_path / "out.parquet", outputs)
     records[2]["rejected"] = None
     write_lines(source, *records)
-    rows = read_table(scored(source, tmp_path / "out.parquet", outcomes)).to_pylist()
+    rows = read_table(write_output(source, tmp_path / "out.parquet", outputs)).to_pylist()
     assert rows[0]["margin"] == 1e-9 - 0.1
     assert (rows[0]["truncated"], rows[0]["warnings"], rows[0]["error"]) == (True, ["w"], None)
     assert rows[1]["rewards"] == [pytest.approx(0.1), None]
-    assert rows[1]["error"] == TOLD | {"message": f"`responses[1]`: {TOLD['message']}"}
-    assert rows[2]["error"] == TOLD
+    assert rows[1]["error"] == ERROR | {"message": f"`responses[1]`: {ERROR['message']}"}
+    assert rows[2]["error"] == ERROR
     assert rows[2]["margin"] is None
     assert "reward" not in rows[0]
 
 
-def test_files_with_other_columns_are_one_table(tmp_path: Path) -> None:
+def test_files_with_different_columns_are_one_table(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"n": [1], "s": [{"a": 1}]}), tmp_path / "in" / "0.parquet")
     pq.write_table(pa.table({"n": [2.5], "b": [True]}), tmp_path / "in" / "1.parquet")
-    out = read_table(scored(tmp_path / "in", tmp_path / "out.parquet")).to_pylist()
+    out = read_table(write_output(tmp_path / "in", tmp_path / "out.parquet")).to_pylist()
     assert [(row["n"], row["s"], row["b"]) for row in out] == [
         (1.0, {"a": 1}, None),
         (2.5, None, True),
@@ -286,45 +288,49 @@ def test_files_with_other_columns_are_one_table(tmp_path: Path) -> None:
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_GROUP_BYTES", 200_000)
     source = write_lines(tmp_path / "in.jsonl", *[{"n": n, "t": "x" * 100} for n in range(9000)])
-    file = pq.ParquetFile(io.BytesIO(scored(source, tmp_path / "out.parquet")))
+    file = pq.ParquetFile(io.BytesIO(write_output(source, tmp_path / "out.parquet")))
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     assert sum(sizes) == 9000
     assert len(sizes) > 3
     assert max(sizes[:-1]) < 4000
 
 
-def interrupted(source: Path, output: Path, file: IO[bytes], error: BaseException | None) -> None:
+def write_until_error(
+    source: Path, output: Path, file: IO[bytes], error: BaseException | None
+) -> None:
     opened = open_source(str(source))
     with open_writer(output, file, scan_input(opened, tabular=True)) as writer:
         for row in opened.iter_rows():
-            writer.write(row, rewarded(row))
+            writer.write(row, build_output(row))
         if error:
             raise error
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.jsonl.gz", "out.jsonl"])
 @pytest.mark.parametrize("rows", [10, 5000])
-def test_no_room(tmp_path: Path, name: str, rows: int) -> None:
-    """The error of the system comes through."""
+def test_full_disk_error_is_raised(tmp_path: Path, name: str, rows: int) -> None:
+    """The error of the operating system is not replaced."""
     source = write_lines(tmp_path / "in.jsonl", *[{"n": f"{n}" * 500} for n in range(rows)])
     with (
         Path("/dev/full").open("wb", buffering=0) as full,
         pytest.raises(OSError, match="No space left"),
     ):
-        interrupted(source, tmp_path / name, full, None)
+        write_until_error(source, tmp_path / name, full, None)
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.jsonl.gz"])
-def test_an_error_leaves_the_file_without_its_end(tmp_path: Path, name: str) -> None:
+def test_error_leaves_file_unfinished(tmp_path: Path, name: str) -> None:
     source = write_lines(tmp_path / "in.jsonl", *[{"n": n} for n in range(100)])
     file, whole = io.BytesIO(), io.BytesIO()
-    interrupted(source, tmp_path / name, whole, None)
+    write_until_error(source, tmp_path / name, whole, None)
     with pytest.raises(KeyboardInterrupt):
-        interrupted(source, tmp_path / name, file, KeyboardInterrupt())
+        write_until_error(source, tmp_path / name, file, KeyboardInterrupt())
     assert len(file.getvalue()) < len(whole.getvalue()) / 2
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.json", "out.jsonl.zst", "out.arrow"])
-def test_formats_that_are_not_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(JobOutputError, match=r"let it end in \.jsonl, \.jsonl\.gz or \.parquet"):
+def test_unsupported_output_formats_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        JobOutputError, match=r"use a name that ends in \.jsonl, \.jsonl\.gz or \.parquet"
+    ):
         is_tabular(tmp_path / name)
