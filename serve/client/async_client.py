@@ -1,4 +1,4 @@
-"""The asynchronous client of the native routes: the same as the other, awaited."""
+"""The asynchronous client of the native routes, with the methods of the synchronous client."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ R = TypeVar("R")
 class AsyncScoringClient(BaseClient):
     """`ScoringClient` for event loops; an async context manager.
 
-    May be used by any number of tasks at a time, and in one loop after another: each has its own
-    connections. `close` lets go of those of the loop that it is called in.
+    A client may be used by any number of tasks at a time, and in several event loops: each loop
+    has its own connections. `close` closes the connections of the running loop.
 
     Args:
-        url: address of the service, or several.
-        model: which of its models; None if it serves one.
+        url: address of the service, or several addresses.
+        model: alias of the model; None if the service has one model.
         options: the other fields of `ClientOptions`, by name.
 
     Raises:
-        ServiceError: `url` is no address, or `api_key` no key.
+        ServiceError: `url` is not a valid address, or `api_key` is not a valid key.
     """
 
     def __init__(self, url: str | Sequence[str], model: str | None = None, **options: Any) -> None:
@@ -49,11 +49,11 @@ class AsyncScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[float]:
-        """As `ScoringClient.score`."""
-        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        """See `ScoringClient.score`."""
+        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
         return [
             result.reward
-            for result in (await self._execute(work, progress)).collect_results_or_raise()
+            for result in (await self._execute(call, progress)).collect_results_or_raise()
         ]
 
     async def results(
@@ -64,9 +64,9 @@ class AsyncScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
-        """As `ScoringClient.results`."""
-        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
-        return (await self._execute(work, progress)).collect_results()
+        """See `ScoringClient.results`."""
+        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        return (await self._execute(call, progress)).collect_results()
 
     async def compare(
         self,
@@ -76,7 +76,7 @@ class AsyncScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[Comparison]:
-        """As `ScoringClient.compare`."""
+        """See `ScoringClient.compare`."""
         return (
             await self._execute(
                 self._build_call(COMPARE_ROUTE, pairs, truncation, tools=tools), progress
@@ -92,23 +92,23 @@ class AsyncScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> Ranking:
-        """As `ScoringClient.rank`."""
-        work = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
+        """See `ScoringClient.rank`."""
+        call = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
         return Ranking.from_rewards(
-            [r.reward for r in (await self._execute(work, progress)).collect_results_or_raise()]
+            [r.reward for r in (await self._execute(call, progress)).collect_results_or_raise()]
         )
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """As `ScoringClient.post`."""
+        """See `ScoringClient.post`."""
         content = encode_json(self._add_model(body)).encode()
         return await self._run(self._sender.request("POST", route, content))
 
     async def get(self, route: str) -> dict[str, Any]:
-        """As `ScoringClient.get`."""
+        """See `ScoringClient.get`."""
         return await self._run(self._sender.request("GET", route))
 
     async def close(self) -> None:
-        """Let go of the connections of this loop."""
+        """Close the connections of the running event loop."""
         pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.aclose()
@@ -119,8 +119,8 @@ class AsyncScoringClient(BaseClient):
     def _get_pool(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         with self._lock:
-            # Those of loops that have ended can be neither used nor closed any more.
-            self._pools = {o: pool for o, pool in self._pools.items() if not o.is_closed()}
+            # The pools of closed loops can be neither used nor closed.
+            self._pools = {key: pool for key, pool in self._pools.items() if not key.is_closed()}
             if loop not in self._pools:
                 self._pools[loop] = httpx.AsyncClient(
                     **self._build_httpx_kwargs(httpx.AsyncHTTPTransport)
@@ -129,18 +129,18 @@ class AsyncScoringClient(BaseClient):
 
     async def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
         num_items = len(call.results)
-        parts = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
-        with show_progress(num_items, progress) as show:
+        shards = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
+        with show_progress(num_items, progress) as advance:
 
-            async def take_parts(queue: Iterator[RequestShard]) -> None:
-                for part in queue:
-                    await self._run(call.send_shard(part, self._sender))
-                    show(len(part.indices))
+            async def send_shards(queue: Iterator[RequestShard]) -> None:
+                for shard in queue:
+                    await self._run(call.send_shard(shard, self._sender))
+                    advance(len(shard.indices))
 
-            first, second = next(parts, None), next(parts, None)
-            queue = itertools.chain(filter(None, (first, second)), parts)
-            number = 1 if second is None else self._total_concurrency()
-            tasks = [asyncio.create_task(take_parts(queue)) for _ in range(number)]
+            first, second = next(shards, None), next(shards, None)
+            queue = itertools.chain(filter(None, (first, second)), shards)
+            num_tasks = 1 if second is None else self._total_concurrency()
+            tasks = [asyncio.create_task(send_shards(queue)) for _ in range(num_tasks)]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -151,24 +151,24 @@ class AsyncScoringClient(BaseClient):
 
     async def _run(self, steps: Steps[T]) -> T:
         pool = self._get_pool()
-        came: httpx.Response | httpx.HTTPError | None = None
+        outcome: httpx.Response | httpx.HTTPError | None = None
         try:
             while True:
-                step = steps.send(came)
+                step = steps.send(outcome)
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
-                    came = None
+                    outcome = None
                     continue
                 try:
                     async with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
                     ) as response:
                         body = self._build_response_body(response)
-                        async for piece in response.aiter_raw():
-                            body.feed(piece)
-                    came = body.build_response()
+                        async for data in response.aiter_raw():
+                            body.feed(data)
+                    outcome = body.build_response()
                 except httpx.HTTPError as error:
-                    came = error
+                    outcome = error
         except StopIteration as end:
             value: T = end.value
             return value

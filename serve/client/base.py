@@ -1,11 +1,12 @@
-"""What both clients have in common: where they post, and what is asked of a call."""
+"""The base class of both clients and their options."""
 
 from __future__ import annotations
 
 import math
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -26,11 +27,12 @@ from serve.client.sansio import Sender
 
 R = TypeVar("R")
 
+_DEPRECATED_OPTIONS = {"num_posts": "max_concurrency", "retry_s": "retry_timeout_s"}
 _TIMEOUT_S = 600.0
-# For the answer that the deadline has passed to arrive.
+# Time for the service's deadline error to arrive.
 _GRACE_S, _LEAST_GRACE_S = 30.0, 5.0
-# A machine that is cut off says nothing: asked after 15 s of silence, it is given up after 30.
-# Names as far as the system has them.
+# Detect unreachable peers: probe after 15 s of silence, close the connection after 30 s.
+# Options that the operating system lacks are skipped.
 _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     (socket.IPPROTO_TCP, getattr(socket, name), value)
     for name, value in {
@@ -45,34 +47,36 @@ _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """Everything about a client that travels with it.
+    """Options of a client, which are pickled with it.
 
     Attributes:
         urls: addresses of services that serve the same model.
-        model: which of their models; None if they serve one.
+        model: alias of the model; None if the services have one model.
         api_key: sent as `Authorization: Bearer`.
-        retry_s: seconds after a request's first failure in which it is tried again; 0: each
-            address once.
-        timeout_s: deadline of each try, kept by the service; None: the service's own.
-        num_posts: most posts at a time of one call, to each address.
-        max_items: most conversations (pairs, responses) of a post.
-        max_bytes: about the most bytes of a post; a longer conversation goes alone.
-        max_answer_bytes: most bytes of an answer, unpacked.
+        retry_timeout_s: seconds after a request's first failure in which it is retried; 0: one
+            try at each address.
+        timeout_s: deadline of each try in seconds, enforced by the service; None: the service's
+            default.
+        max_concurrency: maximum number of concurrent requests of one call to each address.
+        max_items: maximum number of conversations (pairs, responses) in a request.
+        max_bytes: approximate maximum size of a request in bytes; a longer conversation is sent
+            alone.
+        max_answer_bytes: maximum size of a response in bytes, uncompressed.
     """
 
     urls: tuple[str, ...] = field(repr=False)
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
-    retry_s: float = 300.0
+    retry_timeout_s: float = 300.0
     timeout_s: float | None = None
-    num_posts: int = 4
+    max_concurrency: int = 4
     max_items: int = MAX_ITEMS_PER_REQUEST
     max_bytes: int = MAX_BYTES_PER_REQUEST
     max_answer_bytes: int = MAX_ANSWER_BYTES
 
     @property
     def read_timeout_s(self) -> float:
-        """Seconds after which a service that says nothing is left."""
+        """Seconds without data from the service after which a request is abandoned."""
         if self.timeout_s is None:
             return _TIMEOUT_S
         return self.timeout_s + min(_GRACE_S, max(_LEAST_GRACE_S, self.timeout_s))
@@ -82,20 +86,20 @@ class ClientOptions:
         transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport],
         hosts: Iterable[str],
     ) -> dict[str, Any]:
-        """Arguments of an httpx client.
+        """Return the keyword arguments of an httpx client.
 
         Args:
-            made: type of its transports.
-            hosts: of the addresses.
+            transport_class: class of the client's transports.
+            hosts: hosts of the addresses.
         """
-        # One encoding, whose unpacking can be bounded.
+        # Accept only gzip, because its decompression can be bounded.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if self.timeout_s is not None:
             headers["X-Request-Timeout-Seconds"] = f"{self.timeout_s:g}"
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-        # No proxy stands between a machine and itself, whatever the environment says.
+        # Never use a proxy for loopback addresses, whatever the environment says.
         mounts: dict[str, Any] = {
             f"all://{f'[{host}]' if ':' in host else host}": None
             for host in hosts
@@ -112,24 +116,26 @@ class ClientOptions:
 
 
 class BaseClient:
-    """The base of both clients. Pickles: what travels is where it posts, not its connections.
+    """Base class of both clients. Pickling keeps the options and drops the connections.
 
     Attributes:
-        options: where and how it posts.
-        num_retries: times that something was sent again.
-        fingerprint: of the model that gave the first reward; None before. Rewards of another are
-            not mixed with its.
+        options: the client's options.
+        num_retries: number of retried requests.
+        fingerprint: fingerprint of the model that returned the first reward; None before that.
+            Rewards with another fingerprint raise an error.
     """
 
     def __init__(self, options: ClientOptions) -> None:
-        for name in ("num_posts", "max_items", "max_bytes", "max_answer_bytes"):
+        for name in ("max_concurrency", "max_items", "max_bytes", "max_answer_bytes"):
             if getattr(options, name) < 1:
                 raise ServiceError(f"{name} is {getattr(options, name)}; give at least 1")
         self.options = options
         self.num_retries = 0
         self.fingerprint: dict[str, Any] | None = None
         self._lock = threading.Lock()
-        self._sender = Sender(EndpointPool(options.urls), options.retry_s, self._count_retry)
+        self._sender = Sender(
+            EndpointPool(options.urls), options.retry_timeout_s, self._count_retry
+        )
 
     def __getstate__(self) -> ClientOptions:
         return self.options
@@ -166,27 +172,28 @@ class BaseClient:
         return body if self.options.model is None else {"model": self.options.model, **body}
 
     def _max_items_per_shard(self, num_items: int) -> int:
-        """Of a post, so that every address has something to do."""
+        """Return the maximum number of items in a request, so that every address has work."""
         share = math.ceil(num_items / len(self._sender.endpoints))
         return max(1, min(self.options.max_items, share))
 
     def _total_concurrency(self) -> int:
-        return self.options.num_posts * len(self._sender.endpoints)
+        return self.options.max_concurrency * len(self._sender.endpoints)
 
     def _check_fingerprints(self, call: BatchCall[R]) -> BatchCall[R]:
-        """The same, if all its rewards and those before are of one model.
+        """Return the call if its rewards and all earlier ones have the same fingerprint.
 
         Raises:
-            ServiceError: they are not.
+            ServiceError: the fingerprints differ.
         """
         for fingerprint in call.fingerprints:
             with self._lock:
                 self.fingerprint = first = self.fingerprint or fingerprint
             if fingerprint != first:
                 raise ServiceError(
-                    f"rewards of two models cannot be compared: the first ones were of {first}, "
-                    f"now {fingerprint} answers; give addresses that serve the same model in the "
-                    "same way, or make a new client if it was replaced on purpose"
+                    f"rewards of two models cannot be compared: the first rewards were from "
+                    f"{first}, the new ones are from {fingerprint}; give addresses that serve the "
+                    "same model in the same way, or create a new client if the model was replaced "
+                    "on purpose"
                 )
         return call
 
@@ -204,20 +211,36 @@ class BaseClient:
 
 
 def build_options(url: str | Sequence[str], model: str | None, **fields: Any) -> ClientOptions:
-    """Options from what a caller of a client gave.
+    """Return the options of a client from the arguments of its constructor.
 
     Raises:
-        ServiceError: the API key is none.
+        ServiceError: the API key is not valid.
+        TypeError: an option is unknown, or given by its deprecated and its current name.
     """
     urls = (url,) if isinstance(url, str) else tuple(url)
-    options = ClientOptions(urls, model, **fields)
+    options = ClientOptions(urls, model, **_replace_deprecated(fields))
     if options.api_key is None:
         return options
     return replace(options, api_key=_clean_api_key(options.api_key))
 
 
+def _replace_deprecated(fields: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = dict(fields)
+    for old, new in _DEPRECATED_OPTIONS.items():
+        if old not in renamed:
+            continue
+        if new in renamed:
+            raise TypeError(f"{old} and {new} are the same option; give only {new}")
+        # The caller of the constructor that calls `build_options`.
+        warnings.warn(
+            f"the option {old} is deprecated; use {new}", DeprecationWarning, stacklevel=4
+        )
+        renamed[new] = renamed.pop(old)
+    return renamed
+
+
 def _clean_api_key(api_key: str) -> str:
-    # Else the HTTP library refuses it, with an error that quotes it.
+    # The HTTP library would reject the key with an error that quotes it.
     if not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
         raise ServiceError(
             "the API key is empty or has characters that no HTTP header can carry; give it as one "

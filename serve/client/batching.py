@@ -1,6 +1,6 @@
-"""One call of a client: its conversations in parts, and what came of each in its place.
+"""One call of a client: its items are split into shards, and the results are put back in order.
 
-Knows neither threads nor event loops: the clients run the steps.
+Independent of threads and event loops: the clients run the steps.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from serve.client.sansio import Sender, Steps, encode_json
 R = TypeVar("R")
 
 MAX_ITEMS_PER_REQUEST = 256
-# A quarter of what a service takes by default, which also holds several bodies at a time.
+# A quarter of a service's default limit, since a service holds several bodies at a time.
 MAX_BYTES_PER_REQUEST = 8 * 2**20
 _TOO_LARGE = 413
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRoute(Generic[R]):
-    """What is posted, where, and how the answer is read.
+    """A route of the service that scores items.
 
     Attributes:
-        route: of the service.
-        field: of the body, in which the items stand.
-        read: one result.
-        what: one item, in words.
+        path: path of the route.
+        field: field of the request body that holds the items.
+        read: function that parses one result of the response.
+        item_name: name of one item in messages.
     """
 
     path: str
@@ -46,35 +46,35 @@ RANK_ROUTE = ScoringRoute("/v1/rank", "responses", read_reward, "response")
 
 @dataclass(frozen=True, slots=True)
 class RequestShard:
-    """What goes into one post.
+    """The items of one request.
 
     Attributes:
-        places: of its items among all.
-        items: the items in JSON.
+        indices: positions of the items in the call.
+        items: the items, JSON-encoded.
     """
 
     indices: list[int]
     items: list[str]
 
     def split(self) -> tuple[RequestShard, RequestShard]:
-        """Two parts of it."""
+        """Return the two halves of the shard."""
         middle = len(self.indices) // 2
         first = RequestShard(self.indices[:middle], self.items[:middle])
         return first, RequestShard(self.indices[middle:], self.items[middle:])
 
 
 class BatchCall(Generic[R]):
-    """One call.
+    """One call of a client, sent as one or more requests.
 
     Args:
-        kind: what is posted.
-        items: an error among them stays where it is and is not sent.
-        body: the other fields of each body.
+        route: route that scores the items.
+        items: items to score; a `ScoreError` among them becomes its own result and is not sent.
+        body: the other fields of each request body.
 
     Attributes:
-        results: of each item that is done, in its place.
+        results: the result of each item in the order of the items; None until it is known.
         num_computed_tokens: tokens that went through the model.
-        fingerprints: of all answers.
+        fingerprints: fingerprints of all responses.
     """
 
     def __init__(
@@ -85,37 +85,38 @@ class BatchCall(Generic[R]):
         self.fingerprints: list[dict[str, Any]] = []
         self._route = route
         self._items = items
-        # All but the braces around it, to be put together with the items.
+        # The JSON of the body up to the value of the field that holds the items.
         self._body_prefix = encode_json({**body, route.field: 0}).removesuffix("0}")
 
     def iter_shards(
         self, max_items: int = MAX_ITEMS_PER_REQUEST, max_bytes: int = MAX_BYTES_PER_REQUEST
     ) -> Iterator[RequestShard]:
-        """What can be sent, cut by number and by size."""
-        part, num_bytes = RequestShard([], []), 0
-        for place, item in enumerate(self._items):
-            sent = _encode_item(item)
-            if isinstance(sent, ScoreError):
-                self.results[place] = sent
+        """Yield shards of the items that can be sent, limited in number of items and bytes."""
+        shard, num_bytes = RequestShard([], []), 0
+        for index, item in enumerate(self._items):
+            encoded = _encode_item(item)
+            if isinstance(encoded, ScoreError):
+                self.results[index] = encoded
                 continue
-            if part.items and (len(part.items) == max_items or num_bytes + len(sent) > max_bytes):
-                yield part
-                part, num_bytes = RequestShard([], []), 0
-            part.indices.append(place)
-            part.items.append(sent)
-            num_bytes += len(sent)
-        if part.items:
-            yield part
+            is_full = len(shard.items) == max_items or num_bytes + len(encoded) > max_bytes
+            if shard.items and is_full:
+                yield shard
+                shard, num_bytes = RequestShard([], []), 0
+            shard.indices.append(index)
+            shard.items.append(encoded)
+            num_bytes += len(encoded)
+        if shard.items:
+            yield shard
 
     def send_shard(self, shard: RequestShard, sender: Sender) -> Steps[None]:
-        """Post a part; one that the service finds too large in halves.
+        """Send a shard; if the service rejects it as too large, send its halves.
 
         Raises:
             ServiceError: the request failed.
         """
         content = f"{self._body_prefix}[{','.join(shard.items)}]}}".encode()
         try:
-            answer = yield from sender.request("POST", self._route.path, content)
+            response = yield from sender.request("POST", self._route.path, content)
         except ServiceError as error:
             if error.status != _TOO_LARGE:
                 raise self._add_item_range(error, shard) from None
@@ -126,63 +127,69 @@ class BatchCall(Generic[R]):
                 yield from self.send_shard(half, sender)
             return
         try:
-            self._store_results(shard, answer)
+            self._store_results(shard, response)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ServiceError(
-                f"the service answered nonsense: {type(error).__name__}: {error}"
+                f"the service returned an unexpected response: {type(error).__name__}: {error}"
             ) from error
 
     def collect_results(self) -> list[R | ScoreError]:
-        """Every result, once all parts are done."""
+        """Return all results in the order of the items, once all shards are done."""
         results = [result for result in self.results if result is not None]
         assert len(results) == len(self.results)
         return results
 
     def collect_results_or_raise(self) -> list[R]:
-        """Every result, of which none is an error.
+        """Return all results in the order of the items.
 
         Raises:
-            ScoringFailedError: some are.
+            ScoringFailedError: some results are errors.
         """
         results = self.collect_results()
-        good = [result for result in results if not isinstance(result, ScoreError)]
-        if len(good) < len(results):
+        succeeded = [result for result in results if not isinstance(result, ScoreError)]
+        if len(succeeded) < len(results):
             raise ScoringFailedError.from_results(results, self._route.item_name)
-        return good
+        return succeeded
 
-    def _store_results(self, shard: RequestShard, answer: Mapping[str, Any]) -> None:
-        items = answer["results"]
+    def _store_results(self, shard: RequestShard, response: Mapping[str, Any]) -> None:
+        items = response["results"]
         if len(items) != len(shard.indices):
             raise ServiceError(
-                f"{len(shard.indices)} {self._route.item_name}s were sent, {len(items)} results came back"
+                f"{len(shard.indices)} {self._route.item_name}s were sent, but the service "
+                f"returned {len(items)} results"
             )
-        for place, result in zip(shard.indices, map(self._route.read, items), strict=True):
-            self.results[place] = result
-        computed = answer.get("usage", {}).get("num_computed_tokens", 0)
-        self.num_computed_tokens += read_count(computed)
-        self.fingerprints.append(answer.get("fingerprint", {}))
+        for index, result in zip(shard.indices, map(self._route.read, items), strict=True):
+            self.results[index] = result
+        num_computed = response.get("usage", {}).get("num_computed_tokens", 0)
+        self.num_computed_tokens += read_count(num_computed)
+        self.fingerprints.append(response.get("fingerprint", {}))
 
     def _add_item_range(self, error: ServiceError, shard: RequestShard) -> ServiceError:
-        if len(shard.indices) < len(self._items):
-            where = f"{self._route.item_name}s {shard.indices[0]} to {shard.indices[-1]} of {len(self._items)}"
-            named = ServiceError(f"{where}: {error.detail}")
-            named.retryable, named.status = error.retryable, error.status
-            return named
-        return error
+        if len(shard.indices) == len(self._items):
+            return error
+        item_range = (
+            f"{self._route.item_name}s {shard.indices[0]} to {shard.indices[-1]} of "
+            f"{len(self._items)}"
+        )
+        ranged_error = ServiceError(f"{item_range}: {error.detail}")
+        ranged_error.retryable, ranged_error.status = error.retryable, error.status
+        return ranged_error
 
 
 def _encode_item(item: object) -> str | ScoreError:
-    """An item in JSON: what has no form there must not cost its neighbours their rewards.
+    """Encode an item as JSON; an item that JSON cannot represent becomes an error of its position.
 
-    Keys that are null are left out: rows of tables have them for other rows.
+    Null keys are dropped, because the rows of a table share the columns of all rows.
     """
     if isinstance(item, ScoreError):
         return item
     try:
         return encode_json(drop_nulls(item))
     except ValueError:
-        # Also of a list in itself.
-        reason = "a message has NaN or an infinite number, which JSON cannot carry; leave it out"
+        # Also raised for a list that contains itself.
+        reason = (
+            "a message has NaN or an infinite number, which JSON cannot represent; leave it out"
+        )
     except (TypeError, RecursionError) as error:
-        reason = f"a message has {error}, which JSON cannot carry; send text and plain values"
+        reason = f"a message has {error}, which JSON cannot represent; send text and plain values"
     return ScoreError("invalid_conversation", reason)

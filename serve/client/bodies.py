@@ -1,4 +1,4 @@
-"""The body of an answer, read piece by piece and never past a limit, compressed or not."""
+"""Response bodies, read incrementally and within a size limit, compressed or not."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import httpx
 
 MAX_ANSWER_BYTES = 64 * 2**20
-"""Results of 20,000 conversations take about 3 MiB, and 20 MiB with several warnings each."""
+"""The results of 20,000 conversations take about 3 MiB, and 20 MiB with several warnings each."""
 _MAX_CONTAINERS = 2_000_000
 _EXCERPT_CHARS = 200
 
 
 class UnreadableAnswerError(httpx.HTTPError):
-    """An answer that is too large, takes too long or is not encoded as was asked."""
+    """A response is too large, takes too long or has an encoding that was not requested."""
 
 
 class ResponseBody:
-    """Collects the body of one answer.
+    """Collects the body of one response.
 
     Args:
-        response: whose head is there; its body is not read yet.
-        max_bytes: most bytes, unpacked.
+        response: response whose headers have arrived and whose body is not read yet.
+        max_bytes: maximum size of the body in bytes, uncompressed.
         timeout_s: seconds from now in which the whole body has to arrive.
 
     Raises:
-        UnreadableAnswerError: it is encoded otherwise than by gzip.
+        UnreadableAnswerError: the body has an encoding other than gzip.
     """
 
     def __init__(self, response: httpx.Response, max_bytes: int, timeout_s: float) -> None:
@@ -38,38 +38,40 @@ class ResponseBody:
         self._content = bytearray()
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", ""):
-            raise UnreadableAnswerError(f"it is encoded as {encoding[:80]!r}, and gzip was asked")
+            raise UnreadableAnswerError(
+                f"it is encoded as {encoding[:80]!r}, but gzip was requested"
+            )
         self._decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
 
     def feed(self, data: bytes) -> None:
-        """The next bytes as they came.
+        """Add the next bytes of the body, as received.
 
         Raises:
-            UnreadableAnswerError: it is too large, too slow, or no gzip.
+            UnreadableAnswerError: the body is too large, arrives too slowly or is not valid gzip.
         """
-        room = self._max_bytes - len(self._content)
+        num_remaining = self._max_bytes - len(self._content)
         if self._decompressor is not None:
             try:
-                data = self._decompressor.decompress(data, room + 1)
+                data = self._decompressor.decompress(data, num_remaining + 1)
             except zlib.error as error:
-                raise UnreadableAnswerError(f"it cannot be unpacked ({error})") from error
-        if len(data) > room:
+                raise UnreadableAnswerError(f"it cannot be decompressed ({error})") from error
+        if len(data) > num_remaining:
             raise UnreadableAnswerError(
-                f"it has more than {self._max_bytes:,} bytes; post fewer conversations at a time "
-                "(max_items), or allow more (max_answer_bytes)"
+                f"it has more than {self._max_bytes:,} bytes; send fewer conversations in a "
+                "request (max_items), or allow more bytes (max_answer_bytes)"
             )
         self._content += data
         if time.monotonic() > self._deadline:
-            raise UnreadableAnswerError("it comes too slowly; allow more time (timeout_s)")
+            raise UnreadableAnswerError("it arrives too slowly; allow more time (timeout_s)")
 
     def build_response(self) -> httpx.Response:
-        """The whole answer.
+        """Return the complete response.
 
         Raises:
-            UnreadableAnswerError: it was cut off.
+            UnreadableAnswerError: the compressed body is incomplete.
         """
         if self._decompressor is not None and self._content and not self._decompressor.eof:
-            raise UnreadableAnswerError("it cannot be unpacked (its end is missing)")
+            raise UnreadableAnswerError("it cannot be decompressed (its end is missing)")
         kept = {"Content-Type", "Retry-After"} & {n.title() for n in self._response.headers}
         return httpx.Response(
             self._response.status_code,
@@ -79,9 +81,9 @@ class ResponseBody:
 
 
 def parse_json_object(response: httpx.Response) -> dict[str, Any] | None:
-    """The JSON object of an answer; None if it is none, or none that a service would write."""
+    """Return the JSON object of a response; None for any other body or far too many containers."""
     content = response.content
-    # Empty lists and objects take 30 times as much memory as bytes.
+    # Empty lists and objects take 30 times as much memory as their JSON has bytes.
     if content.count(b"[") + content.count(b"{") > _MAX_CONTAINERS:
         return None
     try:
@@ -92,6 +94,6 @@ def parse_json_object(response: httpx.Response) -> dict[str, Any] | None:
 
 
 def excerpt(response: httpx.Response) -> str:
-    """The beginning of an answer, for a message."""
-    # Not `text`: the answer names the codec, and may name one that unpacks.
+    """Return the beginning of a response body, for a message."""
+    # Not `response.text`: the response names the codec, and could name one that decompresses.
     return response.content[: 4 * _EXCERPT_CHARS].decode(errors="replace")[:_EXCERPT_CHARS]

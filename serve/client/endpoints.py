@@ -1,7 +1,7 @@
-"""The addresses of a service, and which of them gets the next try.
+"""The endpoints of a client, and the choice of the endpoint for the next try.
 
-One that failed rests: as long as its `Retry-After` says, else longer each time. Safe to be used
-from several threads.
+An endpoint that failed gets a cooldown: as long as its `Retry-After` header says, otherwise longer
+after each consecutive failure. Safe for use from several threads.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ logger = logging.getLogger("serve.client")
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
-    """One of them.
+    """An address of a service and its state.
 
     Attributes:
-        url: where it is, without user and password, which no log of a library may show.
-        place: the same for errors, logs and files.
-        headers: the user and password of the address, as they are sent.
-        num_running: requests there now.
-        num_failures: one after another.
-        failed_at: when it failed last, on the monotonic clock.
-        rests_until: before that, others are tried.
+        url: URL without user and password, so that no library logs them.
+        display_url: the URL for errors, logs and files.
+        headers: header with the user and password of the address, if there are any.
+        num_in_flight: number of requests in flight.
+        num_failures: number of consecutive failures.
+        failed_at: time of the last failure, on the monotonic clock.
+        cooldown_until: time until which other endpoints are preferred, on the monotonic clock.
     """
 
     url: httpx.URL
@@ -49,30 +49,30 @@ class Endpoint:
     cooldown_until: float = 0.0
 
     def describe_failure(self, failure: httpx.Response | httpx.HTTPError) -> str:
-        """What happened, in words."""
+        """Return a message about a failed request."""
         if isinstance(failure, UnreadableAnswerError):
-            return f"{self.display_url} sent an answer that is not read: {failure}"
+            return f"{self.display_url} sent a response that was not read: {failure}"
         if isinstance(failure, httpx.HTTPError):
             return (
                 f"{self.display_url} did not answer: {type(failure).__name__}: {failure}; is the "
                 "service running there?"
             )
-        said = (
+        message = (
             (parse_json_object(failure) or {})["error"].get("message")
             if is_from_service(failure)
             else None
         )
-        return f"{self.display_url} answered {failure.status_code}: {said or excerpt(failure)}"
+        return f"{self.display_url} answered {failure.status_code}: {message or excerpt(failure)}"
 
 
 class EndpointPool:
-    """All of them.
+    """All endpoints of a client.
 
     Args:
-        urls: at least one; given twice counts once.
+        urls: at least one URL; duplicates are ignored.
 
     Raises:
-        ServiceError: there is none, or one is no address.
+        ServiceError: `urls` is empty, or one URL is not a valid address.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
@@ -83,39 +83,39 @@ class EndpointPool:
 
     @property
     def display_urls(self) -> list[str]:
-        """Where they are, without passwords."""
-        return [address.display_url for address in self._endpoints]
+        """The URLs of the endpoints, without user and password."""
+        return [endpoint.display_url for endpoint in self._endpoints]
 
     @property
     def hosts(self) -> set[str]:
-        """Where they are, without ports."""
-        return {address.url.host for address in self._endpoints}
+        """The hosts of the endpoints, without ports."""
+        return {endpoint.url.host for endpoint in self._endpoints}
 
     def __len__(self) -> int:
         return len(self._endpoints)
 
     def acquire(self) -> Endpoint:
-        """The one to send a request to: with the fewest running, of those that do not rest."""
+        """Return the endpoint for the next request: outside cooldown, fewest requests in flight."""
         with self._lock:
             now = time.monotonic()
-            awake = [a for a in self._endpoints if a.cooldown_until <= now]
-            if awake:
-                chosen = min(awake, key=lambda a: a.num_in_flight)
-                # The next one starts behind it, so that equal ones take turns.
-                self._endpoints.remove(chosen)
-                self._endpoints.append(chosen)
+            available = [e for e in self._endpoints if e.cooldown_until <= now]
+            if available:
+                endpoint = min(available, key=lambda e: e.num_in_flight)
+                # Move it to the end, so that endpoints with equal load take turns.
+                self._endpoints.remove(endpoint)
+                self._endpoints.append(endpoint)
             else:
-                chosen = min(self._endpoints, key=lambda a: a.cooldown_until)
-            chosen.num_in_flight += 1
-            return chosen
+                endpoint = min(self._endpoints, key=lambda e: e.cooldown_until)
+            endpoint.num_in_flight += 1
+            return endpoint
 
     def release(self, endpoint: Endpoint) -> None:
-        """A request there is over, whatever came of it."""
+        """Record that a request to the endpoint ended, successful or not."""
         with self._lock:
             endpoint.num_in_flight -= 1
 
     def mark_healthy(self, endpoint: Endpoint) -> None:
-        """It answered."""
+        """Record a successful response and end the cooldown."""
         with self._lock:
             endpoint.num_failures = 0
             endpoint.cooldown_until = 0.0
@@ -123,68 +123,69 @@ class EndpointPool:
     def mark_failed(
         self, endpoint: Endpoint, failure: httpx.Response | httpx.HTTPError, sent_at: float
     ) -> None:
-        """It did not, or refused for a while; it rests now.
+        """Record a retryable failure and start a cooldown.
 
         Args:
-            address: which.
-            failure: what came.
-            sent_at: when the request was sent: what was under way at the last failure tells
-                nothing new.
+            endpoint: endpoint that failed.
+            failure: response or exception of the request.
+            sent_at: time at which the request was sent, on the monotonic clock. A request that
+                was in flight at the last failure does not count as a further failure.
         """
         with self._lock:
             now = time.monotonic()
-            before = endpoint.num_failures
-            if before and sent_at < endpoint.failed_at:
-                before -= 1
+            num_failures = endpoint.num_failures
+            if num_failures and sent_at < endpoint.failed_at:
+                num_failures -= 1
             else:
                 endpoint.num_failures += 1
                 endpoint.failed_at = now
-            rests_until = now + backoff_seconds(failure, before)
-            endpoint.cooldown_until = max(endpoint.cooldown_until, rests_until)
+            cooldown_until = now + backoff_seconds(failure, num_failures)
+            endpoint.cooldown_until = max(endpoint.cooldown_until, cooldown_until)
 
     def compute_wait(self) -> float:
-        """Seconds until one of them does not rest."""
+        """Return the seconds until the first endpoint is outside its cooldown."""
         with self._lock:
-            return max(0.0, min(a.cooldown_until for a in self._endpoints) - time.monotonic())
+            return max(0.0, min(e.cooldown_until for e in self._endpoints) - time.monotonic())
 
 
 def _parse_url(url: str) -> Endpoint:
     try:
-        address = httpx.URL(url)
+        parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
         raise ServiceError(
-            f"{_strip_secrets(url)!r} is no address ({error}); give one such as "
+            f"{_strip_secrets(url)!r} is not a valid address ({error}); give one such as "
             "http://127.0.0.1:8000"
         ) from None
-    is_port = address.port is None or 0 < address.port < 65536
-    if address.scheme not in ("http", "https") or not address.host or not is_port:
+    is_port_valid = parsed.port is None or 0 < parsed.port < 65536
+    if parsed.scheme not in ("http", "https") or not parsed.host or not is_port_valid:
         raise ServiceError(
-            f"{_strip_secrets(url)!r} is no address; give one such as http://127.0.0.1:8000"
+            f"{_strip_secrets(url)!r} is not a valid address; give one such as "
+            "http://127.0.0.1:8000"
         )
     headers = {}
-    if address.userinfo:
-        pair = f"{address.username}:{address.password}"
-        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    path = address.raw_path.partition(b"?")[0]
-    place = address.copy_with(
+    if parsed.userinfo:
+        credentials = f"{parsed.username}:{parsed.password}"
+        headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    path = parsed.raw_path.partition(b"?")[0]
+    base_url = parsed.copy_with(
         username=None,
         password=None,
         raw_path=path if path.endswith(b"/") else path + b"/",
         fragment=None,
     )
-    shown = str(place).rstrip("/")
-    if address.query or address.fragment:
-        _warn_about_query(shown)
-    return Endpoint(place, shown, headers)
+    display_url = str(base_url).rstrip("/")
+    if parsed.query or parsed.fragment:
+        _warn_about_query(display_url)
+    return Endpoint(base_url, display_url, headers)
 
 
 @functools.cache
 def _warn_about_query(url: str) -> None:
-    logger.warning("what follows ? or # in the address %s is not sent; leave it out", url)
+    logger.warning("the query or fragment of the address %s is not sent; leave it out", url)
 
 
 def _strip_secrets(url: object) -> str:
-    """What can be shown of a text that is no address: not what may be a password in it."""
+    """Return what may be displayed of an invalid address, without a possible password."""
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]
     before, at, after = text.rpartition("@")
     scheme = before.partition("://")[0] + "://" if "://" in before else ""
@@ -192,27 +193,27 @@ def _strip_secrets(url: object) -> str:
 
 
 def get_display_url(url: str) -> str:
-    """An address without user, password and query: what may be shown and kept.
+    """Return an address without user, password and query, for display and for files.
 
     Raises:
-        ServiceError: it is no address.
+        ServiceError: `url` is not a valid address.
     """
     return _parse_url(url).display_url
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host of an address is this machine itself, in any way of writing it."""
+    """Return whether a host is a loopback or unspecified address, in any notation."""
     host = host.lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        # As the system reads 127.1 or 2130706433.
-        found: ipaddress.IPv4Address | ipaddress.IPv6Address
-        found = ipaddress.IPv4Address(socket.inet_aton(host))
+        # `inet_aton` accepts the system's short notations, such as 127.1 or 2130706433.
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address
+        address = ipaddress.IPv4Address(socket.inet_aton(host))
     except OSError:
         try:
-            six = ipaddress.IPv6Address(host)
+            ipv6_address = ipaddress.IPv6Address(host)
         except ValueError:
             return False
-        found = six.ipv4_mapped or six
-    return found.is_loopback or found.is_unspecified
+        address = ipv6_address.ipv4_mapped or ipv6_address
+    return address.is_loopback or address.is_unspecified

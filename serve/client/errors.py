@@ -1,4 +1,4 @@
-"""What the clients raise: a service that did not answer, and conversations without a reward."""
+"""Errors of the clients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _MAX_MESSAGES = 5
 
 
 class ServiceError(RewardError):
-    """The service refused the request, could not be reached, or answered something else.
+    """The service rejected the request, was unreachable, or returned an unexpected response.
 
     Attributes:
-        may_pass: whether the same request may succeed later, or at another address.
-        status: of the answer; None if there was none.
+        retryable: whether the same request may succeed later, or at another address.
+        status: HTTP status of the response; None without a response.
     """
 
     code = "service_error"
@@ -24,11 +24,11 @@ class ServiceError(RewardError):
 
 
 class ScoringFailedError(ServiceError):
-    """Some conversations have no reward; which, and why.
+    """Some conversations have no reward. The message names them and the reasons.
 
     Attributes:
-        results: what came for each conversation (pair, response), in order: also the rewards of
-            the others.
+        results: the result of each conversation (pair, response), in order, including the
+            successful ones.
     """
 
     code = "not_all_scored"
@@ -39,22 +39,23 @@ class ScoringFailedError(ServiceError):
 
     @property
     def failures(self) -> dict[int, ScoreError]:
-        """The error of each that has no reward, by its index."""
+        """The error of each item without a reward, by the item's index."""
         return {i: r for i, r in enumerate(self.results) if isinstance(r, ScoreError)}
 
     @classmethod
     def from_results(
         cls, results: Sequence[Any], item_name: str = "conversation"
     ) -> ScoringFailedError:
-        """The error of results of which some are errors."""
+        """Return the error for results of which some are errors."""
         failed = [(i, r) for i, r in enumerate(results) if isinstance(r, ScoreError)]
-        told = "; ".join(
+        reasons = "; ".join(
             f"{item_name} {i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES]
         )
-        more = len(failed) - _MAX_MESSAGES
-        if more > 0:
-            told += (
-                f"; and {more} more ({', '.join(str(i) for i, _ in failed[_MAX_MESSAGES:][:50])}"
-            )
-            told += ", ...)" if more > 50 else ")"
-        return cls(f"{len(failed)} of {len(results)} {item_name}s got no reward: {told}", results)
+        num_more = len(failed) - _MAX_MESSAGES
+        if num_more > 0:
+            indices = ", ".join(str(i) for i, _ in failed[_MAX_MESSAGES:][:50])
+            reasons += f"; and {num_more} more ({indices}"
+            reasons += ", ...)" if num_more > 50 else ")"
+        return cls(
+            f"{len(failed)} of {len(results)} {item_name}s got no reward: {reasons}", results
+        )

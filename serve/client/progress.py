@@ -1,4 +1,4 @@
-"""A progress bar for those who ask for one."""
+"""The optional progress bar of the clients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def show_progress(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """Gives a function that takes how many more are done; on standard error."""
+    """Show a progress bar on standard error; yield a function that advances it by some items."""
     if not enabled:
-        yield lambda more: None
+        yield lambda num_new: None
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -18,5 +18,5 @@ def show_progress(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("scored", total=total)
-        yield lambda more: progress.update(task, advance=more)
+        yield lambda num_new: progress.update(task, advance=num_new)
         progress.update(task, completed=total)

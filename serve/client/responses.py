@@ -1,4 +1,4 @@
-"""What comes back of conversations, pairs and groups, read from the service's JSON."""
+"""Results of conversations, pairs and groups, parsed from the service's JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from rm_core import Reward, ScoreError
 
-_MOST_TOKENS = 2**53
+_MAX_TOKENS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What came back of one request.
+    """The results of one request.
 
     Attributes:
         results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens that went through the model for it.
-        fingerprint: what makes rewards comparable, as the service tells it; None if there was
-            nothing that could be sent.
+        num_computed_tokens: tokens of the request that went through the model.
+        fingerprint: fingerprint of the model in the service's response; None if no conversation
+            could be sent.
     """
 
     results: list[Reward | ScoreError]
@@ -34,11 +34,11 @@ class Comparison:
 
     Attributes:
         chosen_reward: raw logit of the chosen answer.
-        rejected_reward: raw logit of the rejected one.
-        margin: their difference.
+        rejected_reward: raw logit of the rejected answer.
+        margin: `chosen_reward` minus `rejected_reward`.
         probability: sigmoid of the margin.
-        truncated: whether anything of either was cut off.
-        warnings: of either.
+        truncated: whether either conversation was truncated.
+        warnings: warnings about either conversation.
     """
 
     chosen_reward: float
@@ -51,11 +51,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The rewards of the answers to one prompt, in the order in which they were given.
+    """Rewards and ranks of the answers to one prompt, in the order of the answers.
 
     Attributes:
         rewards: raw logits.
-        ranks: 1 is the best; equal rewards share one.
+        ranks: 1 is the best; equal rewards share a rank.
     """
 
     rewards: list[float]
@@ -63,12 +63,12 @@ class Ranking:
 
     @property
     def best_index(self) -> int:
-        """Of the (first) best."""
+        """Index of the (first) best answer."""
         return self.ranks.index(1)
 
     @classmethod
     def from_rewards(cls, rewards: Sequence[float]) -> Ranking:
-        """The ranking that rewards make."""
+        """Return the ranking of rewards."""
         ranks: dict[float, int] = {}
         for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
             ranks.setdefault(reward, rank)
@@ -76,7 +76,7 @@ class Ranking:
 
 
 def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
-    """A result of `/v1/score` or `/v1/rank`."""
+    """Parse a result of `/v1/score` or `/v1/rank`."""
     return read_error(item) or Reward(
         reward=_read_number(item["reward"]),
         num_tokens=read_count(item["num_tokens"]),
@@ -86,7 +86,7 @@ def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
 
 
 def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
-    """A result of `/v1/compare`."""
+    """Parse a result of `/v1/compare`."""
     return read_error(item) or Comparison(
         chosen_reward=_read_number(item["chosen_reward"]),
         rejected_reward=_read_number(item["rejected_reward"]),
@@ -98,29 +98,29 @@ def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
 
 
 def read_error(item: Mapping[str, Any]) -> ScoreError | None:
-    """The error in the place of a result, if there is one."""
+    """Return the error of a result, if it has one."""
     error = item.get("error")
     return ScoreError(*_read_texts([error["code"], error["message"]])) if error else None
 
 
 def read_count(value: Any) -> int:
-    """A number of tokens.
+    """Return a number of tokens.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `value` is not an integer from 0 to 2**53.
     """
-    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
-        raise ValueError(f"{str(value)[:40]!r} is no number of tokens")
+    if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
+        raise ValueError(f"{str(value)[:40]!r} is not a number of tokens")
     return value
 
 
 def _read_texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError("an error or a warning is not in words")
+        raise ValueError("an error or a warning is not text")
     return tuple(values)
 
 
 def _read_number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no reward")
+        raise ValueError(f"{value!r} is not a reward")
     return float(value)

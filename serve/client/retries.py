@@ -1,8 +1,8 @@
-"""When a request is sent again.
+"""Rules for retrying requests.
 
-Scoring is pure: a request that was sent twice is at worst computed twice. So everything is tried
-again that may go away by itself: a service that refuses for now, one that is being started or
-replaced, and a gateway that died with the request in its hands.
+Scoring has no side effects, so a request that is sent twice is at worst computed twice. Therefore
+all transient failures are retried: an overloaded service, a service that is starting or being
+replaced, and a gateway that crashed while it handled the request.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import httpx
 from serve.client.bodies import parse_json_object
 
 _RETRYABLE_STATUSES = (429, 502, 503, 504)
-# Only if it isn't our answer: a proxy writes these when the process behind it dies or is slow, we
-# when a request fails in a way that it would fail in again.
+# Retried only if a proxy wrote the response. A proxy sends these statuses when the process behind
+# it dies or is slow; the service sends them when the same request would fail again.
 _RETRYABLE_PROXY_STATUSES = (408, 500)
 _RETRYABLE_EXCEPTIONS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
-# Not the global generator: a trainer's seed decides that, and every process waits its own time.
+# Not the global generator, which trainers seed: each process needs its own jitter.
 _JITTER = random.SystemRandom()
 _INITIAL_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 30.0
@@ -29,7 +29,7 @@ _MIN_RETRY_AFTER_S = 0.1
 
 
 def is_retryable(failure: httpx.Response | httpx.HTTPError) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     if isinstance(failure, httpx.HTTPError):
         return isinstance(failure, _RETRYABLE_EXCEPTIONS) or _is_peer_timeout(failure)
     if failure.status_code in _RETRYABLE_PROXY_STATUSES:
@@ -38,7 +38,7 @@ def is_retryable(failure: httpx.Response | httpx.HTTPError) -> bool:
 
 
 def _is_peer_timeout(failure: httpx.HTTPError) -> bool:
-    """Whether the system found the other side gone; to httpx that is a timeout like our own."""
+    """Return whether the operating system timed out the peer, which httpx reports as a timeout."""
     cause: BaseException | None = failure
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
@@ -48,31 +48,31 @@ def _is_peer_timeout(failure: httpx.HTTPError) -> bool:
 
 
 def is_from_service(response: httpx.Response) -> bool:
-    """Whether an error was written by the service itself rather than by a proxy before it."""
+    """Return whether the service wrote an error response, not a proxy in front of the service."""
     return isinstance((parse_json_object(response) or {}).get("error"), dict)
 
 
 def backoff_seconds(failure: httpx.Response | httpx.HTTPError, num_failures: int) -> float:
-    """Seconds to leave an address alone that has failed.
+    """Return the seconds to wait before the next request to an address that failed.
 
     Args:
-        failure: what came.
-        num_before: how often it failed before, one time after another.
+        failure: response or exception of the failed request.
+        num_failures: number of consecutive failures before this one.
     """
-    asked = _parse_retry_after(failure)
-    if asked is not None:  # never sooner than asked, and not all clients at once
-        return max(asked, _MIN_RETRY_AFTER_S) * _JITTER.uniform(1.0, 1.2)
-    wait: float = min(_MAX_BACKOFF_S, _INITIAL_BACKOFF_S * 2 ** min(num_failures, 16))
-    return wait * _JITTER.uniform(0.5, 1.0)
+    retry_after = _parse_retry_after(failure)
+    if retry_after is not None:  # never sooner than requested, and not all clients at once
+        return max(retry_after, _MIN_RETRY_AFTER_S) * _JITTER.uniform(1.0, 1.2)
+    backoff: float = min(_MAX_BACKOFF_S, _INITIAL_BACKOFF_S * 2 ** min(num_failures, 16))
+    return backoff * _JITTER.uniform(0.5, 1.0)
 
 
 def _parse_retry_after(failure: httpx.Response | httpx.HTTPError) -> float | None:
-    """What `Retry-After` says, in seconds; it may also be a date."""
-    if isinstance(failure, httpx.HTTPError) or not (said := failure.headers.get("Retry-After")):
+    """Return the delay of the `Retry-After` header (a number or a date) in seconds."""
+    if isinstance(failure, httpx.HTTPError) or not (value := failure.headers.get("Retry-After")):
         return None
-    if said.strip().isdecimal():
-        return float(said)
+    if value.strip().isdecimal():
+        return float(value)
     try:
-        return (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError):
         return None

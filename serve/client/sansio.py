@@ -1,7 +1,7 @@
-"""One request in as many tries as it takes, without doing any of it: what to send, when to wait.
+"""The I/O-free core of the clients: what to send, when to wait, when to retry.
 
-A generator asks for what it needs, and whoever runs it, waiting on a thread or in an event loop,
-sends back what came. So both clients decide everything in the same lines.
+A generator yields requests and pauses. The client that runs the generator, on a thread or in an
+event loop, sends back each response or exception. Both clients share all decisions in this way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class OutgoingRequest:
-    """Send a request now, and give back the answer or what went wrong with the connection."""
+    """A step: send this request, and return the response or the exception of the connection."""
 
     method: str
     url: httpx.URL
@@ -39,7 +39,7 @@ class OutgoingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait."""
+    """A step: wait for this time before the generator continues."""
 
     seconds: float
 
@@ -49,83 +49,88 @@ Steps: TypeAlias = Generator[OutgoingRequest | Pause, httpx.Response | httpx.HTT
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Where requests of a client go.
+    """Sends requests to the endpoints of a client, with retries.
 
     Attributes:
-        addresses: of the service.
-        retry_s: seconds after a request's first failure in which it is tried again.
-        on_retry: called each time that something is sent again.
+        endpoints: endpoints of the service.
+        retry_timeout_s: seconds after a request's first failure in which it is retried.
+        on_retry: called before each retry.
     """
 
     endpoints: EndpointPool
-    retry_s: float
+    retry_timeout_s: float
     on_retry: Callable[[], None]
 
     def request(
         self, method: str, route: str, content: bytes | None = None
     ) -> Steps[dict[str, Any]]:
-        """The JSON object that is answered in the end.
+        """Return the JSON object of the final response.
 
         Raises:
             ServiceError: the request failed.
         """
-        response, place = yield from self._send(method, route, content)
-        answer = parse_json_object(response)
-        if answer is None:
-            raise ServiceError(f"{place} answered no JSON object of a service: {excerpt(response)}")
-        return answer
+        response, display_url = yield from self._send(method, route, content)
+        body = parse_json_object(response)
+        if body is None:
+            raise ServiceError(
+                f"{display_url} did not answer with a JSON object of a service: {excerpt(response)}"
+            )
+        return body
 
     def _send(
         self, method: str, route: str, content: bytes | None
     ) -> Steps[tuple[httpx.Response, str]]:
-        identifier = f"client-{uuid.uuid4().hex}"
-        headers = {"X-Request-Id": identifier}
-        tries = 0
+        request_id = f"client-{uuid.uuid4().hex}"
+        headers = {"X-Request-Id": request_id}
+        num_tries = 0
         deadline: float | None = None
         while True:
-            address = self.endpoints.acquire()
+            endpoint = self.endpoints.acquire()
             sent_at = time.monotonic()
-            tries += 1
+            num_tries += 1
             try:
-                url = address.url.join(route.lstrip("/"))
-                came = yield OutgoingRequest(method, url, {**headers, **address.headers}, content)
-            finally:
-                self.endpoints.release(address)
-            assert came is not None
-            if isinstance(came, httpx.Response) and came.is_success:
-                self.endpoints.mark_healthy(address)
-                return came, address.display_url
-            wait = None
-            if is_retryable(came):
-                self.endpoints.mark_failed(address, came, sent_at)
-                now = time.monotonic()
-                # From here: the first try may have taken as long as its work does.
-                deadline = now + self.retry_s if deadline is None else deadline
-                wait = self.endpoints.compute_wait()
-                if now + wait > deadline:
-                    wait = None
-            if wait is None:
-                told = ServiceError(
-                    f"{address.describe_failure(came)} ({tries} tries, request {identifier})"
+                url = endpoint.url.join(route.lstrip("/"))
+                outcome = yield OutgoingRequest(
+                    method, url, {**headers, **endpoint.headers}, content
                 )
-                told.retryable = is_retryable(came)
-                told.status = came.status_code if isinstance(came, httpx.Response) else None
-                raise told
-            why = escape_line(address.describe_failure(came))
-            logger.warning("%s; trying again in %.1f s", why, wait)
+            finally:
+                self.endpoints.release(endpoint)
+            assert outcome is not None
+            if isinstance(outcome, httpx.Response) and outcome.is_success:
+                self.endpoints.mark_healthy(endpoint)
+                return outcome, endpoint.display_url
+            delay_s = None
+            if is_retryable(outcome):
+                self.endpoints.mark_failed(endpoint, outcome, sent_at)
+                now = time.monotonic()
+                # Counted from the first failure: the first try may itself have taken long.
+                deadline = now + self.retry_timeout_s if deadline is None else deadline
+                delay_s = self.endpoints.compute_wait()
+                if now + delay_s > deadline:
+                    delay_s = None
+            if delay_s is None:
+                error = ServiceError(
+                    f"{endpoint.describe_failure(outcome)} "
+                    f"({num_tries} tries, request {request_id})"
+                )
+                error.retryable = is_retryable(outcome)
+                error.status = outcome.status_code if isinstance(outcome, httpx.Response) else None
+                raise error
+            reason = escape_line(endpoint.describe_failure(outcome))
+            logger.warning("%s; trying again in %.1f s", reason, delay_s)
             self.on_retry()
-            if wait:
-                yield Pause(wait)
+            if delay_s:
+                yield Pause(delay_s)
 
 
 def encode_json(value: object) -> str:
-    """JSON; arrays and numbers of numpy become lists and numbers.
+    """Encode a value as JSON; numpy arrays and scalars become lists and numbers.
 
     Raises:
-        ValueError: it has NaN or an infinite number.
-        TypeError: it has something that JSON has no form for.
+        ValueError: the value has NaN or an infinite number.
+        TypeError: the value has an object that JSON cannot represent.
     """
-    # Not httpx's own encoding, which raises on half of a surrogate pair.
+    # Not httpx's encoding, which raises on half of a surrogate pair.
     return json.dumps(value, allow_nan=False, default=_encode_array)
 
 

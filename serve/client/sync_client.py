@@ -27,20 +27,21 @@ R = TypeVar("R")
 
 
 class ScoringClient(BaseClient):
-    """Posts to one or several running services that serve the same model. A context manager.
+    """Client of one or several running services that serve the same model. A context manager.
 
-    A request that is refused for a while, or lost with its connection, is sent again, to another
-    address if there is one, under the same `X-Request-Id`; each time is logged as a warning.
-    Scoring twice is harmless. May be used from several threads and in forked processes, and
-    pickled; the connections are shared by threads and never by processes.
+    A request that is rejected temporarily, or lost with its connection, is retried under the same
+    `X-Request-Id`, at another address if there is one. Each retry is logged as a warning. Scoring
+    twice is harmless. A client may be pickled and used from several threads and in forked
+    processes; threads share its connections, processes do not.
 
     Args:
-        url: address of the service, such as `http://127.0.0.1:8000`, or several.
-        model: which of its models; None if it serves one.
-        options: the other fields of `ClientOptions`, by name: `api_key`, `retry_s`, `timeout_s`, ...
+        url: address of the service, such as `http://127.0.0.1:8000`, or several addresses.
+        model: alias of the model; None if the service has one model.
+        options: the other fields of `ClientOptions`, by name: `api_key`, `retry_timeout_s`,
+            `timeout_s`, `max_concurrency`, ...
 
     Raises:
-        ServiceError: `url` is no address, or `api_key` no key.
+        ServiceError: `url` is not a valid address, or `api_key` is not a valid key.
     """
 
     _pool: httpx.Client | None
@@ -58,22 +59,23 @@ class ScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[float]:
-        """The reward of each conversation, in order.
+        """Return the reward of each conversation, in order.
 
         Args:
-            conversations: messages, or mappings of `messages` and `tools`. Keys that are null are
-                not sent, so that rows of tables can be given as they are.
-            truncation: what to do with those that are too long.
-            tools: for conversations without `tools`; JSON schemas of functions, or JSON text.
-            progress: whether to show a bar.
+            conversations: lists of messages, or mappings of `messages` and `tools`. Null keys are
+                not sent, so that rows of tables can be passed unchanged.
+            truncation: what to do with conversations that are too long.
+            tools: tools of conversations without `tools`: JSON schemas of functions, or JSON text.
+            progress: whether to show a progress bar.
 
         Raises:
-            ScoringFailedError: some have none; it says which, and has the others' rewards.
+            ScoringFailedError: some conversations have no reward; the error names them and holds
+                the rewards of the others.
             ServiceError: a whole request failed.
         """
-        work = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
         return [
-            result.reward for result in self._execute(work, progress).collect_results_or_raise()
+            result.reward for result in self._execute(call, progress).collect_results_or_raise()
         ]
 
     def results(
@@ -84,9 +86,10 @@ class ScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
-        """A reward or an error for each conversation, in order; an error among them stays.
+        """Return a reward or an error for each conversation, in order.
 
-        The arguments are those of `score`.
+        A `ScoreError` among the conversations is returned in its position. The arguments are
+        those of `score`.
 
         Raises:
             ServiceError: a whole request failed.
@@ -103,10 +106,11 @@ class ScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> list[Comparison]:
-        """Both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
+        """Return both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
 
         Raises:
-            ScoringFailedError: some pairs have none; it says which, and has the others' rewards.
+            ScoringFailedError: some pairs have no rewards; the error names them and holds the
+                results of the others.
             ServiceError: a whole request failed.
         """
         return self._execute(
@@ -122,15 +126,16 @@ class ScoringClient(BaseClient):
         tools: Any = None,
         progress: bool = False,
     ) -> Ranking:
-        """Rewards and ranks of the answers to one prompt, in the order in which they are given.
+        """Return rewards and ranks of the answers to one prompt, in the order of the answers.
 
         Raises:
-            ScoringFailedError: some have no reward; it says which, and has the others'.
+            ScoringFailedError: some answers have no reward; the error names them and holds the
+                rewards of the others.
             ServiceError: a whole request failed.
         """
-        work = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
+        call = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
         return Ranking.from_rewards(
-            [r.reward for r in self._execute(work, progress).collect_results_or_raise()]
+            [r.reward for r in self._execute(call, progress).collect_results_or_raise()]
         )
 
     def score_in_one_request(
@@ -139,16 +144,16 @@ class ScoringClient(BaseClient):
         """Score conversations in a single request.
 
         Raises:
-            ServiceError: it failed.
+            ServiceError: the request failed.
         """
-        work = self._build_call(SCORE_ROUTE, conversations, truncation)
-        for part in work.iter_shards(len(conversations), 2**62):
-            self._run(work.send_shard(part, self._sender))
-        fingerprint = work.fingerprints[0] if work.fingerprints else None
-        return RequestResult(work.collect_results(), work.num_computed_tokens, fingerprint)
+        call = self._build_call(SCORE_ROUTE, conversations, truncation)
+        for shard in call.iter_shards(len(conversations), 2**62):
+            self._run(call.send_shard(shard, self._sender))
+        fingerprint = call.fingerprints[0] if call.fingerprints else None
+        return RequestResult(call.collect_results(), call.num_computed_tokens, fingerprint)
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post a body, `model` added, and return the answer as it is.
+        """Post a body with `model` added, and return the response unchanged.
 
         Raises:
             ServiceError: the request failed.
@@ -157,7 +162,7 @@ class ScoringClient(BaseClient):
         return self._run(self._sender.request("POST", route, content))
 
     def get(self, route: str) -> dict[str, Any]:
-        """What the service tells at a route.
+        """Return the JSON object that a GET request to a route returns.
 
         Raises:
             ServiceError: the request failed.
@@ -165,7 +170,7 @@ class ScoringClient(BaseClient):
         return self._run(self._sender.request("GET", route))
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None and self._owner == os.getpid():
@@ -178,52 +183,54 @@ class ScoringClient(BaseClient):
     def _get_pool(self) -> httpx.Client:
         with self._lock:
             if self._owner != os.getpid():
-                # Of the process that this one was forked from: its connections are its own.
-                self._reset_pool()
+                # After a fork, leave the parent's connections to the parent.
+                self._open()
             if self._pool is None:
                 self._pool = httpx.Client(**self._build_httpx_kwargs(httpx.HTTPTransport))
             return self._pool
 
     def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
         num_items = len(call.results)
-        parts = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
-        first, second = next(parts, None), next(parts, None)
-        queue = _RequestQueue(itertools.chain(filter(None, (first, second)), parts))
-        with show_progress(num_items, progress) as show:
+        shards = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
+        first, second = next(shards, None), next(shards, None)
+        queue = _RequestQueue(itertools.chain(filter(None, (first, second)), shards))
+        with show_progress(num_items, progress) as advance:
 
-            def take_parts() -> None:
-                for part in queue:
-                    self._run(call.send_shard(part, self._sender), queue.stop_event.wait)
-                    show(len(part.indices))
+            def send_shards() -> None:
+                for shard in queue:
+                    self._run(call.send_shard(shard, self._sender), queue.stop_event.wait)
+                    advance(len(shard.indices))
 
             if second is None:
-                take_parts()
+                send_shards()
             else:
-                _run_in_threads(take_parts, self._total_concurrency(), queue)
+                _run_in_threads(send_shards, self._total_concurrency(), queue)
         return self._check_fingerprints(call)
 
     def _run(self, steps: Steps[T], wait: Callable[[float], object] | None = None) -> T:
         wait = wait or threading.Event().wait
         pool = self._get_pool()
-        came: httpx.Response | httpx.HTTPError | None = None
+        outcome: httpx.Response | httpx.HTTPError | None = None
         try:
             while True:
-                step = steps.send(came)
+                step = steps.send(outcome)
                 if isinstance(step, Pause):
                     if wait(step.seconds):
-                        raise ServiceError("another part of the same call failed; given up")
-                    came = None
+                        raise ServiceError(
+                            "another request of the same call failed; this one was abandoned"
+                        )
+                    outcome = None
                     continue
                 try:
                     with pool.stream(
                         step.method, step.url, content=step.content, headers=step.headers
                     ) as response:
                         body = self._build_response_body(response)
-                        for piece in response.iter_raw():
-                            body.feed(piece)
-                    came = body.build_response()
+                        for data in response.iter_raw():
+                            body.feed(data)
+                    outcome = body.build_response()
                 except httpx.HTTPError as error:
-                    came = error
+                    outcome = error
         except StopIteration as end:
             value: T = end.value
             return value
@@ -243,7 +250,7 @@ class ScoringClient(BaseClient):
 
 
 class _RequestQueue(Iterator[RequestShard]):
-    """Parts for several threads, until there are no more or one of them failed."""
+    """Shards for several threads, until there are none left or one thread has failed."""
 
     def __init__(self, shards: Iterator[RequestShard]) -> None:
         self.stop_event = threading.Event()
@@ -257,22 +264,22 @@ class _RequestQueue(Iterator[RequestShard]):
             return next(self._shards)
 
 
-def _run_in_threads(function: Callable[[], None], number: int, queue: _RequestQueue) -> None:
-    """Run a function in threads; the first failure stops the queue and is raised."""
+def _run_in_threads(function: Callable[[], None], num_threads: int, queue: _RequestQueue) -> None:
+    """Run a function in threads; the first exception stops the queue and is raised."""
     failures: list[BaseException] = []
 
-    def guarded() -> None:
+    def run_and_catch() -> None:
         try:
             function()
         except BaseException as error:
             failures.append(error)
             queue.stop_event.set()
 
-    pool = ThreadPoolExecutor(number, thread_name_prefix="score")
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="score")
     try:
-        concurrent.futures.wait([pool.submit(guarded) for _ in range(number)])
+        concurrent.futures.wait([pool.submit(run_and_catch) for _ in range(num_threads)])
     except BaseException:
-        # Ctrl-C: what is in flight ends by itself, nobody waits for it.
+        # On Ctrl-C, do not wait for the requests in flight.
         queue.stop_event.set()
         pool.shutdown(wait=False)
         raise

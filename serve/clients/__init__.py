@@ -1,6 +1,6 @@
-"""The old name of `serve.client`, whose reward functions are in `serve.client.integrations`.
+"""Deprecated name of `serve.client`; the reward functions are in `serve.client.integrations`.
 
-Imported here, `serve.clients.trl` is the same module as `serve.client.integrations.trl`.
+`serve.clients.trl` and its siblings are the same module objects as those of the new name.
 """
 
 from __future__ import annotations

@@ -185,8 +185,8 @@ def test_models_in_full_also_where_not_served_yet() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score", "IN", "-o", "no/such/out.jsonl"], "the folder no/such does not exist; create it first"),
-        (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is no address"),
+        (["score", "IN", "-o", "no/such/out.jsonl"], "there is no folder no/such; make it first"),
+        (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is not a valid address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),
         (["render", "--model", "~nobody-at-all/x", "IN"], "does not exist"),

@@ -1,4 +1,4 @@
-"""The Python client: whom it talks to, what it tries again, what it says when it gives up."""
+"""The Python client: its connections, retries, headers and error messages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KEY = "sk-very-secret"
 
 @dataclass
 class Answer:
-    """What the server does with one request."""
+    """The server's reaction to one request."""
 
     status: int = 200
     body: bytes = SCORED
     headers: Mapping[str, str] = field(default_factory=dict)
-    missing: int = 0  # bytes of the body that never come
-    silent: bool = False  # the connection ends without a word
+    missing: int = 0  # bytes of the body that are never sent
+    silent: bool = False  # the connection is closed without a response
 
 
 NOW = {"Retry-After": "0"}
@@ -40,15 +40,16 @@ DROPPED = Answer(silent=True)
 
 
 class Server:
-    """Answers with `script`, one request each, then with a reward.
+    """Answers each request with the next entry of `script`, then with a reward.
 
     Args:
-        listening: from the start; else its port is taken and refuses connections.
+        listening: whether to listen from the start; otherwise the port is bound and refuses
+            connections.
     """
 
     def __init__(self, *, listening: bool = True) -> None:
         self.script: list[Answer] = []
-        self.seen: list[dict[str, str]] = []
+        self.received: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,7 +58,7 @@ class Server:
             def do_POST(handler) -> None:
                 length = int(handler.headers["Content-Length"])
                 self.bodies.append(handler.rfile.read(length))
-                self.seen.append(dict(handler.headers))
+                self.received.append(dict(handler.headers))
                 answer = self.script.pop(0) if self.script else Answer()
                 handler.close_connection = True
                 if answer.silent:
@@ -95,7 +96,7 @@ def reward(client: ScoringClient) -> float:
     return result.reward  # type: ignore[union-attr]
 
 
-def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
+def test_proxy_environment_is_ignored_for_loopback(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -104,27 +105,27 @@ def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
         assert reward(client) == 1.5
 
 
-def test_too_few_results_are_noticed(server: Server) -> None:
+def test_too_few_results_raise_error(server: Server) -> None:
     with ScoringClient(server.url) as client, pytest.raises(ServiceError, match=r"2 .* 1 results"):
         client.score([CONVERSATION, CONVERSATION])
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b""])
-def test_a_success_that_is_no_object_is_told(server: Server, body: bytes) -> None:
+def test_success_without_json_object_raises_error(server: Server, body: bytes) -> None:
     server.script = [Answer(body=body)]
-    with ScoringClient(server.url) as client, pytest.raises(ServiceError, match="no JSON object"):
+    with ScoringClient(server.url) as client, pytest.raises(ServiceError, match="a JSON object"):
         reward(client)
 
 
 @pytest.mark.parametrize("address", ["http://h:80x", "http://[::1"])
-def test_what_is_no_address_is_told(address: str) -> None:
-    with pytest.raises(ServiceError, match="is no address"):
+def test_invalid_address_raises_error(address: str) -> None:
+    with pytest.raises(ServiceError, match="is not a valid address"):
         ScoringClient(address)
 
 
-def test_nobody_at_the_address() -> None:
+def test_unreachable_address_raises_error() -> None:
     with (
-        ScoringClient("http://127.0.0.1:9", retry_s=0) as client,
+        ScoringClient("http://127.0.0.1:9", retry_timeout_s=0) as client,
         pytest.raises(ServiceError, match=r"is the service running there\? \(1 tries"),
     ):
         reward(client)
@@ -143,12 +144,12 @@ def test_nobody_at_the_address() -> None:
     ],
     ids=lambda f: "dropped" if f.silent else "cut" if f.missing else f"{f.status} {f.body[:9]!r}",
 )
-def test_what_may_go_away_is_tried_again(server: Server, failure: Answer) -> None:
+def test_transient_failure_is_retried(server: Server, failure: Answer) -> None:
     server.script = [failure]
     with ScoringClient(server.url) as client:
         assert reward(client) == 1.5
         assert client.num_retries == 1
-    first, second = (headers["X-Request-Id"] for headers in server.seen)
+    first, second = (headers["X-Request-Id"] for headers in server.received)
     assert first == second
 
 
@@ -161,67 +162,73 @@ def test_what_may_go_away_is_tried_again(server: Server, failure: Answer) -> Non
         (501, b""),
     ],
 )
-def test_what_would_fail_again_is_not(server: Server, status: int, body: bytes) -> None:
+def test_permanent_failure_is_not_retried(server: Server, status: int, body: bytes) -> None:
     server.script = [Answer(status, body, NOW)]
     with ScoringClient(server.url) as client, pytest.raises(ServiceError, match=str(status)):
         reward(client)
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
-def test_a_service_that_is_started_later() -> None:
-    """Refused at first; somebody listens once the client has said so in its log."""
+def test_retry_reaches_service_started_later() -> None:
+    """Connections are refused until the client logs its first retry; then the server listens."""
     server = Server(listening=False)
     threads: list[threading.Thread] = []
 
-    class Starts(logging.Handler):
+    class StartServer(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if not threads:
                 server.http.server_activate()
                 threads.append(threading.Thread(target=server.http.handle_request))
                 threads[0].start()
 
-    log, starts = logging.getLogger("serve.client"), Starts()
-    log.addHandler(starts)
+    logger, handler = logging.getLogger("serve.client"), StartServer()
+    logger.addHandler(handler)
     try:
         with server.http, ScoringClient(server.url) as client:
             assert reward(client) == 1.5
             assert client.num_retries == 1
             threads[0].join()
     finally:
-        log.removeHandler(starts)
+        logger.removeHandler(handler)
 
 
-def test_every_request_has_an_id_of_its_own(server: Server) -> None:
+def test_each_request_has_unique_id(server: Server) -> None:
     with ScoringClient(server.url) as client:
         for _ in range(3):
             reward(client)
-    assert len({headers["X-Request-Id"] for headers in server.seen}) == 3
+    assert len({headers["X-Request-Id"] for headers in server.received}) == 3
 
 
-def test_the_end_tells_how_often_it_was_tried_and_the_last_answer(server: Server) -> None:
+def test_final_error_has_number_of_tries_and_last_response(server: Server) -> None:
     server.script = [DROPPED, Answer(503, OURS, {"Retry-After": "3600"})]
-    with ScoringClient(server.url, retry_s=30) as client, pytest.raises(ServiceError) as caught:
+    with (
+        ScoringClient(server.url, retry_timeout_s=30) as client,
+        pytest.raises(ServiceError) as caught,
+    ):
         reward(client)
     assert "answered 503: no (2 tries, request client-" in caught.value.detail
 
 
-def test_never_again_if_so_chosen(server: Server) -> None:
+def test_zero_retry_timeout_disables_retries(server: Server) -> None:
     server.script = [Answer(503, OURS, NOW)]
-    with ScoringClient(server.url, retry_s=0) as client, pytest.raises(ServiceError, match="503"):
+    with (
+        ScoringClient(server.url, retry_timeout_s=0) as client,
+        pytest.raises(ServiceError, match="503"),
+    ):
         reward(client)
-    assert len(server.seen) == 1
+    assert len(server.received) == 1
 
 
-def test_each_failure_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_retry_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.script = [Answer(503, OURS, NOW)]
     with caplog.at_level(logging.WARNING, "serve.client"), ScoringClient(server.url) as client:
         reward(client)
-    # Of this client alone: threads of others may still be trying.
-    (told,) = [m for record in caplog.records if server.url in (m := record.getMessage())]
-    assert "answered 503: no; trying again in" in told
+    # Only messages of this client: threads of other tests may still be retrying.
+    (message,) = [m for record in caplog.records if server.url in (m := record.getMessage())]
+    assert "answered 503: no; trying again in" in message
 
 
-def test_key_and_deadline_are_sent_and_the_key_is_told_to_nobody_else(
+def test_api_key_and_deadline_are_sent_and_key_is_never_displayed(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.script = [Answer(503, OURS, NOW), Answer(401, OURS)]
@@ -231,7 +238,7 @@ def test_key_and_deadline_are_sent_and_the_key_is_told_to_nobody_else(
         pytest.raises(ServiceError) as caught,
     ):
         reward(client)
-    for headers in server.seen:
+    for headers in server.received:
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert headers["X-Request-Timeout-Seconds"] == "2.5"
     shown = [repr(client), repr(vars(client)), str(caught.value), caplog.text]
@@ -239,15 +246,15 @@ def test_key_and_deadline_are_sent_and_the_key_is_told_to_nobody_else(
 
 
 @pytest.mark.parametrize("key", ["", " ", f"{KEY}\nX-Evil: 1", f"{KEY}é"])
-def test_what_is_no_key_is_not_quoted(key: str) -> None:
+def test_invalid_api_key_is_not_quoted_in_error(key: str) -> None:
     with pytest.raises(ServiceError, match="one line of ASCII") as caught:
         ScoringClient("http://127.0.0.1:9", api_key=key)
     assert KEY not in str(caught.value)
 
 
-def test_a_password_in_the_address_is_not_told() -> None:
+def test_password_in_url_is_not_displayed() -> None:
     with (
-        ScoringClient("http://me:hunter2@127.0.0.1:9", retry_s=0) as client,
+        ScoringClient("http://me:hunter2@127.0.0.1:9", retry_timeout_s=0) as client,
         pytest.raises(ServiceError) as caught,
     ):
         reward(client)
@@ -255,19 +262,19 @@ def test_a_password_in_the_address_is_not_told() -> None:
     assert "hunter2" not in caught.value.detail
 
 
-def waits(*failures: httpx.Response | httpx.HTTPError) -> list[float]:
+def compute_backoffs(*failures: httpx.Response | httpx.HTTPError) -> list[float]:
     return [backoff_seconds(failure, number) for number, failure in enumerate(failures)]
 
 
-def test_waits_grow_up_to_a_limit() -> None:
-    found = waits(*itertools.repeat(httpx.ConnectError("refused"), 12))
-    for number, wait in enumerate(found):
-        longest = min(30.0, 0.5 * 2**number)
-        assert longest / 2 <= wait <= longest
+def test_backoff_grows_up_to_limit() -> None:
+    backoffs = compute_backoffs(*itertools.repeat(httpx.ConnectError("refused"), 12))
+    for number, backoff_s in enumerate(backoffs):
+        max_backoff_s = min(30.0, 0.5 * 2**number)
+        assert max_backoff_s / 2 <= backoff_s <= max_backoff_s
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_wait_that_is_asked_for_is_kept(as_date: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_honored(as_date: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
     class Clock(datetime):
@@ -277,17 +284,17 @@ def test_a_wait_that_is_asked_for_is_kept(as_date: bool, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("serve.client.retries.datetime", Clock)
     date = format_datetime(now + timedelta(seconds=40), usegmt=True)
-    asked = httpx.Response(503, headers={"Retry-After": date if as_date else "40"})
-    (wait,) = waits(asked)
-    assert 40 <= wait <= 48
+    response = httpx.Response(503, headers={"Retry-After": date if as_date else "40"})
+    (backoff_s,) = compute_backoffs(response)
+    assert 40 <= backoff_s <= 48
 
 
-def test_a_wait_that_nobody_understands_is_our_own() -> None:
-    (wait,) = waits(httpx.Response(503, headers={"Retry-After": "soon"}))
-    assert wait <= 0.5
+def test_unparsable_retry_after_falls_back_to_backoff() -> None:
+    (backoff_s,) = compute_backoffs(httpx.Response(503, headers={"Retry-After": "soon"}))
+    assert backoff_s <= 0.5
 
 
-def test_the_body_is_json_whatever_is_in_it(server: Server) -> None:
+def test_lone_surrogate_is_sent_as_json(server: Server) -> None:
     broken = [{"role": "user", "content": "\ud800"}, CONVERSATION[1]]
     with ScoringClient(server.url) as client:
         client.score([broken])

@@ -1,4 +1,4 @@
-"""What one client does is no matter for another: room in the queue, turns, rewards, bounds."""
+"""Isolation of clients in the service: queue capacity, priority, cached rewards, limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONVERSATIONS = [conversation("4"), conversation("five")]
 
 
 @contextmanager
-def client(name: str) -> Iterator[None]:
+def bind_client(name: str) -> Iterator[None]:
     token = bind_request(RequestContext("-", client=name))
     try:
         yield
@@ -30,7 +30,7 @@ def client(name: str) -> Iterator[None]:
         unbind_request(token)
 
 
-def served(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
+def build_model(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
     settings = ModelSettings(name="demo", alias="demo")
     model = ServedModel(settings, backend, shares_rewards=shares_rewards)
     model.model_info = backend.info
@@ -38,16 +38,16 @@ def served(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
 
 
 async def score(model: ServedModel, name: str) -> ScoreResult:
-    with client(name):
+    with bind_client(name):
         return await model.score(CONVERSATIONS, EncodeOptions())
 
 
 @pytest.mark.parametrize("shares_rewards", [True, False])
-def test_rewards_of_a_client_are_known_to_it_alone(shares_rewards: bool) -> None:
+def test_cached_rewards_are_shared_between_clients_only_if_set(shares_rewards: bool) -> None:
     async def run() -> None:
-        model = served(FakeBackend(), shares_rewards)
-        first, again, other = [await score(model, name) for name in ("a", "a", "b")]
-        assert again.num_cached_tokens == again.num_tokens > 0
+        model = build_model(FakeBackend(), shares_rewards)
+        first, second, other = [await score(model, name) for name in ("a", "a", "b")]
+        assert second.num_cached_tokens == second.num_tokens > 0
         if shares_rewards:
             assert other.num_cached_tokens == other.num_tokens
         else:
@@ -55,29 +55,29 @@ def test_rewards_of_a_client_are_known_to_it_alone(shares_rewards: bool) -> None
                 first.num_cached_tokens,
                 first.num_computed_tokens,
             )
-        assert first.results == again.results == other.results
+        assert first.results == second.results == other.results
 
     asyncio.run(run())
 
 
-def test_what_is_in_flight_for_another_client_is_counted_in_full() -> None:
+def test_tokens_in_flight_for_another_client_count_as_computed() -> None:
     async def run(names: tuple[str, ...]) -> list[ScoreResult]:
         backend = FakeBackend()
         backend.gate = asyncio.Event()
-        model = served(backend, shares_rewards=False)
+        model = build_model(backend, shares_rewards=False)
         waiting = [asyncio.ensure_future(score(model, name)) for name in names]
         await until(lambda: not model.encoder_thread.is_busy and bool(backend.batches))
         backend.gate.set()
         return list(await asyncio.gather(*waiting))
 
     (alone,) = asyncio.run(run(("b",)))
-    _, beside = asyncio.run(run(("a", "b")))
-    assert beside.num_computed_tokens == alone.num_computed_tokens
+    _, concurrent = asyncio.run(run(("a", "b")))
+    assert concurrent.num_computed_tokens == alone.num_computed_tokens
     assert asyncio.run(run(("a", "a")))[1].num_computed_tokens == 0
 
 
 @scenario
-async def test_priority_orders_within_a_client_alone(line: Line) -> None:
+async def test_priority_orders_only_within_a_client(line: Line) -> None:
     await line.hold()
     normal = line.ask(*[(i,) * 20 for i in range(3)])
     urgent = line.ask(*[(10 + i,) * 20 for i in range(6)], priority=-1000)
@@ -90,7 +90,7 @@ async def test_priority_orders_within_a_client_alone(line: Line) -> None:
 
 
 @scenario
-async def test_tokens_are_counted_for_each_client(line: Line) -> None:
+async def test_queued_tokens_are_counted_per_client(line: Line) -> None:
     await line.hold()
     large = line.ask(*[(i,) * 20 for i in range(3)])
     small = line.ask((0,) * 20, client="b")
@@ -103,11 +103,11 @@ async def test_tokens_are_counted_for_each_client(line: Line) -> None:
     await until(lambda: not line.queue.tokens_by_client)
 
 
-def test_a_client_is_refused_above_its_own_share_alone() -> None:
+def test_client_is_refused_only_above_its_share() -> None:
     async def run() -> None:
         backend = FakeBackend()
-        model = served(backend, shares_rewards=False)
-        await score(model, "c")  # so that the rate is known
+        model = build_model(backend, shares_rewards=False)
+        await score(model, "c")  # so that the throughput is known
         backend.gate = asyncio.Event()
         waiting = asyncio.ensure_future(score(model, "a"))
         await until(lambda: "a" in model.dispatcher.tokens_by_client)
@@ -116,7 +116,7 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
         with pytest.raises(OverloadedError, match="of your tokens are queued") as caught:
             model.check_capacity("a", num_tokens)
         assert (caught.value.retry_after_s or 0) >= 1
-        model.check_capacity("b", 1)  # who waits for nothing is let in
+        model.check_capacity("b", 1)  # a client without queued tokens is admitted
         other = asyncio.ensure_future(score(model, "b"))
         await until(lambda: "b" in model.dispatcher.tokens_by_client)
         model.check_capacity("a", 2 * (num_tokens + 1))
@@ -130,7 +130,7 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "said"),
+    ("limits", "message"),
     [
         (
             RequestLimits(max_request_characters=2_000),
@@ -142,19 +142,19 @@ def test_a_client_is_refused_above_its_own_share_alone() -> None:
         ),
     ],
 )
-def test_a_request_makes_no_more_than_it_may(bounds: RequestLimits, said: str) -> None:
+def test_request_above_limits_is_refused(limits: RequestLimits, message: str) -> None:
     prompt = {"role": "user", "content": "word " * 100}
     answers = [[prompt, {"role": "assistant", "content": str(i)}] for i in range(100)]
-    model = served(FakeBackend(), shares_rewards=True)
+    model = build_model(FakeBackend(), shares_rewards=True)
     for number in (1, 2):
-        assert asyncio.run(model.score(answers[:number], EncodeOptions(), limits=bounds)).results
-    with pytest.raises(RequestTooLargeError, match=said):
-        asyncio.run(model.score(answers, EncodeOptions(), limits=bounds))
-    with pytest.raises(RequestTooLargeError, match=said):
-        asyncio.run(model.encode(answers, EncodeOptions(), bounds))
+        assert asyncio.run(model.score(answers[:number], EncodeOptions(), limits=limits)).results
+    with pytest.raises(RequestTooLargeError, match=message):
+        asyncio.run(model.score(answers, EncodeOptions(), limits=limits))
+    with pytest.raises(RequestTooLargeError, match=message):
+        asyncio.run(model.encode(answers, EncodeOptions(), limits))
 
 
-def test_a_request_that_is_too_large_is_413(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_request_gets_413(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_MAX_REQUEST_CHARACTERS", "1000")
     with serving(FakeBackend()) as http:
         until_now(lambda: ready(http))

@@ -1,1 +1,1 @@
-"""Reward functions for trainers, one file a trainer."""
+"""Reward functions for trainers, one module per trainer."""

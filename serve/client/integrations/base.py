@@ -1,7 +1,7 @@
-"""What all reward functions do: conversations out of a trainer's prompts and answers, and numbers.
+"""Shared code of the reward functions: a trainer's prompts and answers in, rewards out.
 
-A conversation that cannot be scored ends the call with an error that names it, unless the user
-chose a number for it. It is never None: trainers would go on as if nothing had happened.
+A conversation that cannot be scored raises an error that names it, unless the user set a reward
+for such conversations. A reward is never None, because trainers would silently ignore it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ TEMPLATES: tuple[str, ...] = ("none", *get_args(ChatFormatName))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationReader:
-    """How a trainer's texts are read, and what becomes of those that cannot be scored.
+    """Builds conversations from a trainer's texts, and rewards from results.
 
     Attributes:
         truncation: what to do with conversations that are too long.
-        policy_template: how the policy's chat template writes the prompts, where they are text
-            that it rendered: `chatml`, `llama3`, `gemma` or `mistral`; `none`: they are plain.
-        failed_reward: for a conversation that cannot be scored; None: an error.
+        policy_template: format of the policy's chat template, which rendered the prompts:
+            `chatml`, `llama3`, `gemma` or `mistral`; `none` if prompts are plain text.
+        failed_reward: reward of a conversation that cannot be scored; None: raise an error.
     """
 
     truncation: Truncation = "error"
@@ -56,47 +56,48 @@ class ConversationReader:
     def __post_init__(self) -> None:
         if self.policy_template not in TEMPLATES:
             raise ServiceError(
-                f"policy_template {self.policy_template!r} is not known; there are: "
+                f"policy_template {self.policy_template!r} is unknown; the choices are: "
                 f"{', '.join(TEMPLATES)}"
             )
 
     def build_conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
-        """A prompt and the answer to it, each text or messages.
+        """Return the conversation of a prompt and its answer.
 
         Args:
-            prompt: also as an array.
-            answer: also as an array, or as a single message.
-            tools: a row's column of that name, also as JSON text; None and blank text: no tools.
-                A policy's template wrote them into a prompt that is text in that template.
+            prompt: text or messages, also as an array.
+            answer: text, messages or a single message, also as an array.
+            tools: the row's column `tools`, also as JSON text; None and blank text mean no tools.
+                Unused for a prompt that the policy's template rendered, since the template wrote
+                the tools into the prompt.
         """
         prompt, answer = _to_list(prompt), _to_list(answer)
         if isinstance(prompt, str) and isinstance(answer, str):
             if self.policy_template != "none":
                 return self.parse_conversation(prompt + answer, prompt)
-            if refused := _find_template_error(prompt):
-                return refused
+            if template_error := _find_template_error(prompt):
+                return template_error
         messages = [*_to_messages(prompt, "user"), *_to_messages(answer, "assistant")]
         item: Item = with_tools(messages, tools)
         return item
 
     def parse_conversation(self, text: str, prompt: str) -> Item:
-        """The conversation in a text that begins with its prompt, special tokens and all."""
+        """Return the conversation of a text with special tokens that begins with its prompt."""
         try:
             if self.policy_template != "none":
                 return read_turns(text, prompt, self.policy_template)
         except InvalidConversationError as error:
             return ScoreError.from_exception(error)
-        if refused := _find_template_error(prompt):
-            return refused
+        if template_error := _find_template_error(prompt):
+            return template_error
         if not prompt or not text.startswith(prompt):
             return ScoreError("invalid_conversation", "the text does not begin with its prompt")
         return self.build_conversation(prompt, strip_end(text.removeprefix(prompt)))
 
     def extract_rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
-        """The number for each result, in order.
+        """Return the reward of each result, in order.
 
         Raises:
-            ScoringFailedError: some are errors, and no number was chosen for those.
+            ScoringFailedError: some results are errors, and `failed_reward` is None.
         """
         for result in results:
             if isinstance(result, Reward):
@@ -106,26 +107,26 @@ class ConversationReader:
             return [r.reward for r in results if isinstance(r, Reward)]
         if self.failed_reward is None:
             raise ScoringFailedError.from_results(results)
-        told = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES])
+        reasons = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES])
         logger.warning(
             "%d of %d conversations cannot be scored and get %g: %s",
             len(failed),
             len(results),
             self.failed_reward,
-            told,
+            reasons,
         )
         return [r.reward if isinstance(r, Reward) else self.failed_reward for r in results]
 
 
 @dataclass(frozen=True, slots=True)
 class RewardClient:
-    """Clients and reading that settings ask for.
+    """The clients and the reader that settings describe.
 
     Attributes:
-        settings: the same.
-        client: for batches.
-        async_client: for many single conversations at a time.
-        reading: of prompts and answers.
+        settings: settings of the clients and the reader.
+        client: client for batches.
+        async_client: client for many concurrent single conversations.
+        reader: reader of prompts and answers.
     """
 
     settings: ClientSettings
@@ -134,7 +135,7 @@ class RewardClient:
     reader: ConversationReader = field(default_factory=ConversationReader)
 
     def score(self, items: Sequence[Item]) -> list[float]:
-        """The number for each item, in order.
+        """Return the reward of each item, in order.
 
         Raises:
             ScoringFailedError: see `ConversationReader.extract_rewards`.
@@ -143,16 +144,18 @@ class RewardClient:
         return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
 
     async def score_async(self, items: Sequence[Item]) -> list[float]:
-        """The same, in an event loop."""
+        """Return the reward of each item, in order; like `score`, for event loops."""
         results = await self.async_client.results(items, self.reader.truncation)
         return self.reader.extract_rewards(results)
 
 
 def get_reward_client(**overrides: Any) -> RewardClient:
-    """What `SKYREWARD_CLIENT_*` says, and these, which win; made once for equal ones.
+    """Return the client for `SKYREWARD_CLIENT_*` and overrides, which take precedence.
+
+    Clients are cached: equal settings return the same client.
 
     Raises:
-        ServiceError: an unknown name or a bad value.
+        ServiceError: a setting is unknown or has an invalid value.
     """
     return _build_reward_client(ClientSettings.load(**overrides))
 
@@ -161,33 +164,34 @@ def get_reward_client(**overrides: Any) -> RewardClient:
 def _build_reward_client(settings: ClientSettings) -> RewardClient:
     options: dict[str, Any] = {
         "api_key": settings.api_key and settings.api_key.get_secret_value(),
-        "retry_s": settings.retry_s,
+        "retry_timeout_s": settings.retry_s,
         "timeout_s": settings.timeout_s,
         "max_answer_bytes": settings.max_answer_bytes,
-        "num_posts": settings.num_posts,
+        "max_concurrency": settings.num_posts,
     }
-    reading = ConversationReader(
+    reader = ConversationReader(
         truncation=settings.truncation,
         policy_template=settings.policy_template,
         failed_reward=settings.failed_reward,
     )
     client = ScoringClient(settings.urls, settings.model, **options)
     async_client = AsyncScoringClient(settings.urls, settings.model, **options)
-    return RewardClient(settings, client, async_client, reading)
+    return RewardClient(settings, client, async_client, reader)
 
 
 def score(conversations: Sequence[Conversation]) -> list[float]:
-    """The reward of each conversation, by the service that `SKYREWARD_CLIENT_*` names.
+    """Return the reward of each conversation from the service that `SKYREWARD_CLIENT_*` names.
 
     Raises:
-        ScoringFailedError: some have none; it says which, and has the others' rewards.
+        ScoringFailedError: some conversations have no reward; the error names them and holds the
+            rewards of the others.
         ServiceError: a whole request failed.
     """
     return get_reward_client().score(conversations)
 
 
 def _log_warnings(warnings: Sequence[str]) -> None:
-    """Log the first warning of each kind: trainers get numbers, and would never see them."""
+    """Log the first warning of each kind, because trainers receive only numbers."""
     for warning in warnings:
         kind = warning.partition(":")[0]
         if kind not in _LOGGED_KINDS:
@@ -196,7 +200,7 @@ def _log_warnings(warnings: Sequence[str]) -> None:
 
 
 def with_tools(conversation: Any, tools: Any) -> Any:
-    """A conversation with a row's tools, if the row has some and the conversation none."""
+    """Return a conversation with a row's tools, unless it has tools or the row has none."""
     tools = _to_list(tools)
     if isinstance(tools, str) and not tools.strip():
         return conversation
@@ -204,16 +208,16 @@ def with_tools(conversation: Any, tools: Any) -> Any:
 
 
 def get_column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
-    """The values of a column that a trainer passes by keyword; None for each where there is none.
+    """Return the values of a column that a trainer passes by keyword; None for each row without it.
 
     Raises:
-        ServiceError: the column has not one value for each row.
+        ServiceError: the number of values is not the number of rows.
     """
     values = _to_list(columns.get(name))
     if values is None:
         return [None] * num_rows
     if not isinstance(values, list | tuple) or len(values) != num_rows:
-        raise ServiceError(f"the column {name!r} has not one value for each of {num_rows} rows")
+        raise ServiceError(f"the column {name!r} must have one value for each of {num_rows} rows")
     return values
 
 
@@ -233,7 +237,7 @@ def _find_template_error(prompt: str) -> ScoreError | None:
         return None
     return ScoreError(
         "foreign_template",
-        f"the prompt has {', '.join(markers)}: the policy's chat template rendered it. Say how by "
-        f"policy_template ({', '.join(TEMPLATES[1:])}), so that its turns can be read, or give "
+        f"the prompt has {', '.join(markers)}: the policy's chat template rendered it. Set "
+        f"policy_template ({', '.join(TEMPLATES[1:])}) so that the turns can be parsed, or give "
         "prompts as messages",
     )

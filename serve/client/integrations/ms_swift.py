@@ -11,28 +11,28 @@ from serve.client.integrations.base import RewardClient, get_column, get_reward_
 
 
 class SkyRewardORM:
-    """What an `AsyncORM` is to ms-swift, which tells one by its call; it need not be imported.
+    """An `AsyncORM` of ms-swift, without the import: ms-swift checks only for an async call.
 
     Args:
-        args: of the trainer, unused.
-        settings: that win over `SKYREWARD_CLIENT_*`.
+        args: arguments of the trainer, unused.
+        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, args: Any = None, **settings: Any) -> None:
         self.args = args
         self._settings = settings
-        self._get_client()  # what is wrong with them is told at the start
+        self._get_client()  # raises an error about bad settings at the start
 
     async def __call__(
         self, completions: Sequence[str], messages: Sequence[Conversation], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order; `messages` end with them.
+        """Return the raw reward of each completion, in order; `messages` end with the completions.
 
         A column `tools` is rendered.
         """
         tools = get_column(columns, "tools", len(messages))
         rows = [with_tools(*row) for row in zip(messages, tools, strict=True)]
-        # ms-swift runs an event loop of its own at every step: on a thread, connections last.
+        # ms-swift runs a new event loop at every step; on a thread, connections are reused.
         return await asyncio.to_thread(self._get_client().score, rows)
 
     def _get_client(self) -> RewardClient:

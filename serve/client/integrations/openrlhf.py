@@ -1,7 +1,7 @@
-"""OpenRLHF: the file that `--reward.remote_url` takes, with `reward_func` in it.
+"""OpenRLHF: the module for `--reward.remote_url`, with `reward_func`.
 
-Queries come with the policy's template and special tokens in them; the setting `policy_template`
-says how to read the turns back.
+Queries are rendered with the policy's template, including special tokens; set `policy_template` so
+that the turns can be parsed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from serve.client.integrations.base import get_reward_client, logger
 def reward_func(
     queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any] | None = None, **_: Any
 ) -> dict[str, Any]:
-    """Raw rewards of queries, each a prompt and the answer to it, in order."""
+    """Return the raw rewards of queries (each a prompt and its answer), in order."""
     try:
-        chosen = get_reward_client()
+        client = get_reward_client()
         pairs = zip(queries, prompts, strict=True)
-        rewards = chosen.score(
-            [chosen.reader.parse_conversation(query, prompt) for query, prompt in pairs]
+        rewards = client.score(
+            [client.reader.parse_conversation(query, prompt) for query, prompt in pairs]
         )
     except Exception:
-        # OpenRLHF logs it as information and goes on without a reward.
+        # OpenRLHF logs the exception at level INFO and continues without a reward.
         logger.exception("no rewards for %d queries", len(queries))
         raise
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"skyreward": rewards}}

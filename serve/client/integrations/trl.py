@@ -13,7 +13,7 @@ from serve.client.sync_client import ScoringClient
 class _TRLRewardBase:
     def __init__(self, reading: dict[str, Any], name: str) -> None:
         self.reader = ConversationReader(**reading)
-        # What TRL's logs call it.
+        # TRL uses this name in its logs.
         self.__name__ = name
 
     def _build_conversations(
@@ -25,11 +25,11 @@ class _TRLRewardBase:
 
 
 class TRLReward(_TRLRewardBase):
-    """A reward function. Pickles.
+    """A reward function for TRL; can be pickled.
 
     Args:
-        client: of the service.
-        name: in TRL's logs.
+        client: client of the service.
+        name: name of the reward function in TRL's logs.
         reading: `truncation`, `policy_template`, `failed_reward`; see `ConversationReader`.
     """
 
@@ -40,17 +40,17 @@ class TRLReward(_TRLRewardBase):
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order; a column `tools` is rendered."""
+        """Return the raw reward of each completion, in order; a column `tools` is rendered."""
         items = self._build_conversations(prompts, completions, columns)
         return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
 
 
 class AsyncTRLReward(_TRLRewardBase):
-    """The same, awaited: TRL runs all asynchronous reward functions at the same time.
+    """An asynchronous reward function for TRL, which runs these concurrently; can be pickled.
 
     Args:
-        client: of the service.
-        name: in TRL's logs.
+        client: client of the service.
+        name: name of the reward function in TRL's logs.
         reading: see `TRLReward`.
     """
 
@@ -63,6 +63,6 @@ class AsyncTRLReward(_TRLRewardBase):
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The raw reward of each completion, in order; a column `tools` is rendered."""
+        """Return the raw reward of each completion, in order; a column `tools` is rendered."""
         items = self._build_conversations(prompts, completions, columns)
         return self.reader.extract_rewards(await self.client.results(items, self.reader.truncation))

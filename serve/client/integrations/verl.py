@@ -1,7 +1,8 @@
-"""verl: `custom_reward_function`, one answer at a time or, with the batch manager, all.
+"""verl: `custom_reward_function`, for single answers or, with the batch manager, for batches.
 
-verl gives a reward function the answer but not the prompt: that is looked up in `extra_info`, under
-the setting `prompt_field`. Keywords of `reward_kwargs` are settings that win over the environment.
+verl passes the answer to a reward function, but not the prompt. The prompt is taken from
+`extra_info`, from the key that the setting `prompt_field` names. Keywords of `reward_kwargs` are
+settings that take precedence over the environment.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from rm_core import ScoreError
 from serve.client.integrations.base import Item, RewardClient, get_reward_client
 
-# What verl gives beside the settings, where it runs reward models of its own.
+# Keywords that verl adds to the settings if it runs reward models itself.
 _VERL_ARGUMENTS = ("reward_router_address", "reward_model_tokenizer")
 
 
@@ -23,9 +24,9 @@ async def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> float:
-    """The raw reward of an answer."""
-    chosen = _get_client(settings)
-    (reward,) = await chosen.score_async([_build_item(chosen, extra_info, solution_str)])
+    """Return the raw reward of an answer."""
+    client = _get_client(settings)
+    (reward,) = await client.score_async([_build_item(client, extra_info, solution_str)])
     return reward
 
 
@@ -36,10 +37,10 @@ def compute_score_batch(
     extra_infos: Sequence[Mapping[str, Any] | None],
     **settings: Any,
 ) -> list[float]:
-    """The raw reward of each answer, in order."""
-    chosen = _get_client(settings)
+    """Return the raw reward of each answer, in order."""
+    client = _get_client(settings)
     pairs = zip(extra_infos, solution_strs, strict=True)
-    return chosen.score([_build_item(chosen, info, answer) for info, answer in pairs])
+    return client.score([_build_item(client, info, answer) for info, answer in pairs])
 
 
 def _get_client(settings: Mapping[str, Any]) -> RewardClient:
@@ -54,8 +55,8 @@ def _build_item(client: RewardClient, extra_info: Mapping[str, Any] | None, answ
     if info.get(name) is None:
         return ScoreError(
             "invalid_conversation",
-            f"`extra_info` has no {name!r}, where the prompt should be (it has: "
-            f"{', '.join(map(repr, info)) or 'nothing'}); add it to the data, or name another "
-            "field by reward_kwargs.prompt_field",
+            f"`extra_info` has no key {name!r} with the prompt (its keys: "
+            f"{', '.join(map(repr, info)) or 'none'}); add it to the data, or name another key "
+            "with reward_kwargs.prompt_field",
         )
     return client.reader.build_conversation(info[name], answer)

@@ -151,7 +151,7 @@ class ServiceExecutor:
             url,
             self._model,
             api_key=self._api_key,
-            retry_s=retry_s,
+            retry_timeout_s=retry_s,
             timeout_s=self._timeout_s,
         )
 

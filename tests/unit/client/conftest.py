@@ -1,4 +1,4 @@
-"""Services that answer as asked, and both kinds of client, called alike."""
+"""Stub services, and a factory of clients that each test runs with both kinds of client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def other() -> Iterator[StubService]:
 
 
 @pytest.fixture(params=MAKERS)
-def client_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+def make_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def make(*args: Any, **options: Any) -> Any:

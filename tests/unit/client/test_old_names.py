@@ -1,4 +1,4 @@
-"""Code that imports `serve.clients` goes on working, with a warning."""
+"""Code that imports `serve.clients` keeps working, with a DeprecationWarning."""
 
 from __future__ import annotations
 

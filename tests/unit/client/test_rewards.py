@@ -1,4 +1,4 @@
-"""The reward functions of trainers: what becomes of prompts, answers, settings and failures."""
+"""Reward functions of trainers: prompts, answers, settings and failures."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def stub() -> Iterator[StubService]:
 
 
 @pytest.fixture
-def chosen(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Settings of the environment that name the stub."""
+def client_env(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Set `SKYREWARD_CLIENT_URLS` to the stub's URL; return the monkeypatch for more variables."""
     made: list[ScoringClient] = []
 
     def make(*args: Any, **options: Any) -> ScoringClient:
@@ -72,16 +72,16 @@ def chosen(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytes
 
 
 @pytest.mark.parametrize("trainer", ["trl", "verl", "openrlhf", "ms_swift", "slime", "base"])
-def test_a_trainer_needs_none_of_what_a_service_needs(trainer: str) -> None:
+def test_integration_imports_no_service_dependencies(trainer: str) -> None:
     heavy = ["torch", "transformers", "ray", "fastapi", "starlette", "huggingface_hub", trainer]
     code = (
         f"import sys, serve.client, serve.client.integrations.{trainer}; "
         f"print([m for m in {heavy} if m in sys.modules])"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_prompts_and_answers_are_text_or_messages(prompt: Any, answer: Any) -> N
     assert ConversationReader().build_conversation(prompt, answer) == [user("2+2?"), assistant("4")]
 
 
-def test_prompts_that_a_template_wrote_are_refused_or_read() -> None:
+def test_rendered_prompt_needs_policy_template() -> None:
     system = {"role": "system", "content": "Be brief."}
-    refused = ConversationReader().build_conversation(CHATML, "4")
-    assert isinstance(refused, ScoreError)
-    assert refused.code == "foreign_template"
-    assert "policy_template (chatml," in refused.message
+    error = ConversationReader().build_conversation(CHATML, "4")
+    assert isinstance(error, ScoreError)
+    assert error.code == "foreign_template"
+    assert "policy_template (chatml," in error.message
     chatml = ConversationReader(policy_template="chatml")
     assert chatml.build_conversation(CHATML, "4<|im_end|>") == [
         system,
@@ -112,16 +112,16 @@ def test_prompts_that_a_template_wrote_are_refused_or_read() -> None:
     ]
     llama = ConversationReader(policy_template="llama3")
     assert llama.build_conversation(LLAMA3, "4<|eot_id|>") == [user("2+2?"), assistant("4")]
-    # An answer may speak of markers, and plain prompts keep their text.
+    # An answer may contain markers, and plain prompts keep their text.
     assert ConversationReader().build_conversation("2+2?", "<|im_start|>") == [
         user("2+2?"),
         assistant("<|im_start|>"),
     ]
-    with pytest.raises(ServiceError, match="'alpaca' is not known; there are: none, chatml"):
+    with pytest.raises(ServiceError, match="'alpaca' is unknown; the choices are: none, chatml"):
         ConversationReader(policy_template="alpaca")
 
 
-def test_text_with_its_prompt_is_cut_where_the_answer_begins() -> None:
+def test_text_is_split_after_its_prompt() -> None:
     assert ConversationReader().parse_conversation("2+2? = 4</s>", "2+2?") == [
         user("2+2?"),
         assistant(" = 4"),
@@ -131,7 +131,7 @@ def test_text_with_its_prompt_is_cut_where_the_answer_begins() -> None:
     assert "does not begin with its prompt" in broken.message
 
 
-def test_a_number_for_failures_is_given_only_if_chosen(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_reward_is_used_only_if_set(caplog: pytest.LogCaptureFixture) -> None:
     results = [ScoreError("conversation_too_long", "9 tokens")]
     with pytest.raises(ScoringFailedError, match="conversation 0: conversation_too_long: 9 tokens"):
         ConversationReader().extract_rewards(results)
@@ -140,18 +140,18 @@ def test_a_number_for_failures_is_given_only_if_chosen(caplog: pytest.LogCapture
     assert "1 of 1 conversations cannot be scored and get -20: 0: conversation_too" in caplog.text
 
 
-def test_trl(stub: StubService) -> None:
+def test_trl_reward(stub: StubService) -> None:
     with ScoringClient(stub.url) as client:
         function = TRLReward(client)
         assert function.__name__ == "skyreward"
         text = function(prompts=["a", "b"], completions=["1", "2"], completion_ids=[[1], [2]])
-        again = pickle.loads(pickle.dumps(function))
-        chat = again(
+        unpickled = pickle.loads(pickle.dumps(function))
+        chat = unpickled(
             prompts=[[user("a")], [user("b")]],
             completions=[[assistant("3")], [assistant("4")]],
             trainer_state=None,
         )
-        again.client.close()
+        unpickled.client.close()
         with pytest.raises(ScoringFailedError, match="1 of 2 conversations got no reward"):
             function(["a", "b"], ["1", "x"])
         forgiving = TRLReward(client, failed_reward=-5, truncation="left")
@@ -161,7 +161,7 @@ def test_trl(stub: StubService) -> None:
     assert stub.bodies[-1]["truncation"] == "left"
 
 
-def test_trl_asynchronous(stub: StubService) -> None:
+def test_async_trl_reward(stub: StubService) -> None:
     async def use() -> list[float]:
         async with AsyncScoringClient(stub.url) as client:
             return await AsyncTRLReward(client, name="rm")(prompts=["a"], completions=["7"])
@@ -169,7 +169,7 @@ def test_trl_asynchronous(stub: StubService) -> None:
     assert asyncio.run(use()) == [7]
 
 
-def test_verl(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
+def test_verl_reward_functions(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
     async def single() -> list[float]:
         infos: list[dict[str, Any]] = [
             {"question": "2+2?", "index": 1},
@@ -189,28 +189,28 @@ def test_verl(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
         1,
         2,
     ]
-    with pytest.raises(ScoringFailedError, match=r"no 'question', .* \(it has: 'prompt'\)"):
+    with pytest.raises(ScoringFailedError, match=r"no key 'question' .* \(its keys: 'prompt'\)"):
         compute_score_batch(["d"] * 2, ["1", "2"], [None] * 2, infos)
 
 
-def test_openrlhf(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
-    chosen.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
+def test_openrlhf_reward_func(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
+    client_env.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
     answer = reward_func([CHATML + "4<|im_end|>"], [CHATML], ["4"], extra=1)
     assert answer == {"rewards": [4], "scores": [4], "extra_logs": {"skyreward": [4]}}
     assert stub.bodies[0]["conversations"][0][-1] == assistant("4")
 
 
-def test_openrlhf_is_told_where_it_shows(
-    stub: StubService, chosen: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_openrlhf_logs_failures_as_errors(
+    stub: StubService, client_env: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR), pytest.raises(ScoringFailedError, match="foreign"):
         reward_func([CHATML + "4"], [CHATML])
     assert "no rewards for 1 queries" in caplog.text
 
 
-def test_ms_swift(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
+def test_ms_swift_orm_reuses_connections(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
     function = SkyRewardORM(args=None)
-    for _ in range(2):  # each step has an event loop of its own
+    for _ in range(2):  # each step has a new event loop
         scored = asyncio.run(function(["5"], messages=[conversation(5)], solution=["x"]))
         assert scored == [5]
     assert len(set(stub.peers)) == 1
@@ -218,33 +218,33 @@ def test_ms_swift(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
         SkyRewardORM(retry_s=-1)
 
 
-def test_slime(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
+def test_slime_custom_rm(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
     samples = [
         SimpleNamespace(prompt="2+2?", response="4"),
         SimpleNamespace(prompt=[user("2+2?")], response="5"),
     ]
 
     async def use() -> Any:
-        found = await custom_rm(None, samples[0]), await custom_rm(None, samples, evaluation=True)
+        rewards = await custom_rm(None, samples[0]), await custom_rm(None, samples, evaluation=True)
         await base.get_reward_client().async_client.close()
-        return found
+        return rewards
 
     assert asyncio.run(use()) == (4, [4, 5])
 
 
-def test_plain(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
-    chosen.setenv("SKYREWARD_CLIENT_MODEL", "rm")
-    chosen.setenv("SKYREWARD_CLIENT_API_KEY", "sk-1")
+def test_score_reads_client_environment(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
+    client_env.setenv("SKYREWARD_CLIENT_MODEL", "rm")
+    client_env.setenv("SKYREWARD_CLIENT_API_KEY", "sk-1")
     assert score([conversation(1)]) == [1]
     assert (stub.bodies[0]["model"], stub.headers[0]["Authorization"]) == ("rm", "Bearer sk-1")
 
 
-def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_settings_read_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", "http://a:1, http://b:2")
     monkeypatch.setenv("SKYREWARD_CLIENT_API_KEY", "sk-secret")
     assert ClientSettings.load().urls == ("http://a:1", "http://b:2")
     assert "sk-secret" not in repr(ClientSettings.load())
-    # They are no business of a service on the same machine.
+    # A service on the same machine ignores the variables.
     assert Settings.load().port == 8000
     monkeypatch.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "alpaca")
     with pytest.raises(ServiceError, match=r"policy_template.*: Input should be .*'chatml'"):
@@ -255,7 +255,7 @@ def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": None}}]
-# As a table gives it: every call has the arguments of all functions, null where not its own.
+# A row of a table: every call has the arguments of all functions, null for those of others.
 ROW = [
     user("Tide?") | {"tool_calls": None},
     {
@@ -269,13 +269,13 @@ ROW = [
 SENT_TOOLS = [{"type": "function", "function": {"name": "tide"}}]
 
 
-def test_trl_gives_the_column_of_tools(stub: StubService) -> None:
+def test_trl_sends_column_tools(stub: StubService) -> None:
     columns = {"tools": [TOOLS, json.dumps(TOOLS), None, ""], "label": [1] * 4}
     with ScoringClient(stub.url) as client:
-        found = TRLReward(client)(["a"] * 4, ["1", "2", "3", "4"], **columns)
-        with pytest.raises(ServiceError, match="'tools' has not one value for each of 1 rows"):
+        rewards = TRLReward(client)(["a"] * 4, ["1", "2", "3", "4"], **columns)
+        with pytest.raises(ServiceError, match="'tools' must have one value for each of 1 rows"):
             TRLReward(client)(["a"], ["1"], tools=[None, None])
-    assert found == [1, 2, 3, 4]
+    assert rewards == [1, 2, 3, 4]
     sent = stub.bodies[0]["conversations"]
     assert sent[0] == {"messages": [user("a"), assistant("1")], "tools": SENT_TOOLS}
     assert sent[1] == {"messages": [user("a"), assistant("2")], "tools": json.dumps(TOOLS)}
@@ -289,7 +289,7 @@ def test_trl_gives_the_column_of_tools(stub: StubService) -> None:
     assert stub.bodies[-1]["conversations"][0]["tools"] == SENT_TOOLS
 
 
-def test_ms_swift_and_slime_give_tools(stub: StubService, chosen: pytest.MonkeyPatch) -> None:
+def test_ms_swift_and_slime_send_tools(stub: StubService, client_env: pytest.MonkeyPatch) -> None:
     messages = conversation(5)
     assert asyncio.run(SkyRewardORM()(["5"], messages=[messages], tools=[TOOLS])) == [5]
     assert stub.bodies[-1]["conversations"] == [{"messages": messages, "tools": SENT_TOOLS}]
@@ -300,9 +300,9 @@ def test_ms_swift_and_slime_give_tools(stub: StubService, chosen: pytest.MonkeyP
     ]
 
     async def use() -> Any:
-        found = await custom_rm(None, samples)
+        rewards = await custom_rm(None, samples)
         await base.get_reward_client().async_client.close()
-        return found
+        return rewards
 
     assert asyncio.run(use()) == [5, 6, 7]
     sent = stub.bodies[-1]["conversations"]
@@ -310,7 +310,7 @@ def test_ms_swift_and_slime_give_tools(stub: StubService, chosen: pytest.MonkeyP
     assert sent[1:] == [[user("a"), assistant("6")], [user("a"), assistant("7")]]
 
 
-def test_rows_of_tables_are_sent_as_jobs_read_them(stub: StubService) -> None:
+def test_table_rows_are_sent_as_jobs_read_them(stub: StubService) -> None:
     array = np.array([dict(message) for message in ROW], dtype=object)
     with ScoringClient(stub.url) as client:
         assert [r.reward for r in client.results([ROW, array])] == [6, 6]  # type: ignore[union-attr, list-item]
@@ -327,17 +327,17 @@ def test_rows_of_tables_are_sent_as_jobs_read_them(stub: StubService) -> None:
     assert "null" not in json.dumps(stub.bodies)
 
 
-def test_a_conversation_nested_without_end_costs_no_neighbour(stub: StubService) -> None:
+def test_self_referencing_conversation_fails_alone(stub: StubService) -> None:
     endless: dict[str, Any] = assistant("4")
     endless["self"] = endless
     with ScoringClient(stub.url) as client:
-        bad, good = client.results([[user("a"), endless], conversation(5)])
-    assert isinstance(bad, ScoreError)
-    assert "cannot carry" in bad.message
-    assert good.reward == 5  # type: ignore[union-attr]
+        failed, scored = client.results([[user("a"), endless], conversation(5)])
+    assert isinstance(failed, ScoreError)
+    assert "cannot represent" in failed.message
+    assert scored.reward == 5  # type: ignore[union-attr]
 
 
-def test_a_warning_is_logged_once_for_each_kind(
+def test_warning_is_logged_once_per_kind(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "_LOGGED_KINDS", set())
