@@ -1,1 +1,1 @@
-"""Evaluation: a benchmark's figures from a model, a service or a file of scores."""
+"""Evaluation: benchmark results of a model, a service or a file of scores."""

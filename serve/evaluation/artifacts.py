@@ -1,6 +1,7 @@
-"""What an evaluation leaves in its folder: `summary.json`, `scores.jsonl`, `summary.md`.
+"""Files that an evaluation writes: `summary.json`, `scores.jsonl`, `summary.md`.
 
-`summary.json` has no time and no place in it: equal rewards give equal bytes, whatever gave them.
+`summary.json` contains neither times nor paths: equal rewards give equal bytes, whatever their
+source.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from serve.jobs.inputs.strict_json import parse_strict
 SUMMARY = "summary.json"
 MODEL_CARD = "summary.md"
 REPORT = "report.html"
-# Where the data lies, and what decides nothing while nothing is longer.
+# Keys that depend on the location of the data, or that have no effect on the rewards.
 _LOCATION_KEYS = ("data", "official")
+# Has an effect only if a conversation is longer.
 _LENGTH = "max_length"
 
 
 def write_files(evaluation: Evaluation, folder: Path) -> None:
-    """Write all but the report; each file is there whole or not at all."""
+    """Write all files except the report, each atomically."""
     write_scores(folder / SCORES, evaluation.scored_items)
     summary = json.dumps(build_summary(evaluation), ensure_ascii=False, allow_nan=False, indent=2)
     write_atomically(folder / SUMMARY, f"{summary}\n".encode())
@@ -35,49 +37,49 @@ def write_files(evaluation: Evaluation, folder: Path) -> None:
 
 
 def build_summary(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of `summary.json`."""
-    figures = evaluation.result
+    """Return the content of `summary.json`."""
+    result = evaluation.result
     return {
         "benchmark": evaluation.benchmark.name,
         "model": evaluation.model,
         "num_items": len(evaluation.scored_items),
-        "overall": figures.overall,
-        **{name: figures.extra[name] for name in (MEAN_OF_SECTIONS,) if name in figures.extra},
-        "sections": {name: part.score for name, part in figures.sections.items()},
-        **{name: figures.extra[name] for name in (DIFFICULTY,) if name in figures.extra},
-        "subsets": {name: part.score for name, part in figures.subsets.items()},
+        "overall": result.overall,
+        **{name: result.extra[name] for name in (MEAN_OF_SECTIONS,) if name in result.extra},
+        "sections": {name: section.score for name, section in result.sections.items()},
+        **{name: result.extra[name] for name in (DIFFICULTY,) if name in result.extra},
+        "subsets": {name: subset.score for name, subset in result.subsets.items()},
         "partial": is_partial(evaluation),
-        "missing": list(figures.missing),
+        "missing": list(result.missing),
         "failed": [
             {"id": item.id, "subset": item.subset, "code": error.code}
             for item, error in evaluation.failed_items
         ],
         "used": _drop_locations(evaluation),
         "counts": {
-            "sections": {name: _counts(part) for name, part in figures.sections.items()},
-            "subsets": {name: _counts(part) for name, part in figures.subsets.items()},
+            "sections": {n: _get_counts(section) for n, section in result.sections.items()},
+            "subsets": {n: _get_counts(subset) for n, subset in result.subsets.items()},
         },
         **{
             name: value
-            for name, value in figures.extra.items()
+            for name, value in result.extra.items()
             if name not in (MEAN_OF_SECTIONS, DIFFICULTY)
         },
     }
 
 
 def is_partial(evaluation: Evaluation) -> bool:
-    """Whether the figures are of a part of the benchmark."""
+    """Return whether the result covers only a part of the benchmark."""
     return bool(evaluation.result.missing or evaluation.failed_items)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A `summary.json`.
+    """Read a `summary.json`.
 
     Args:
-        path: of the file, or of the folder of the evaluation.
+        path: the file, or the folder of the evaluation.
 
     Raises:
-        EvaluationError: it is not there, or is none.
+        EvaluationError: the file is missing, or is not a summary of an evaluation.
     """
     path = path / SUMMARY if path.is_dir() else path
     try:
@@ -86,20 +88,19 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} cannot be read ({error}); give the folder that `skyreward eval` wrote to"
         ) from error
-    wanted = ("benchmark", "model", "num_items", "overall", "sections", "subsets")
-    lacking = [name for name in wanted if not isinstance(summary, dict) or name not in summary]
-    if lacking:
+    required = ("benchmark", "model", "num_items", "overall", "sections", "subsets")
+    missing = [name for name in required if not isinstance(summary, dict) or name not in summary]
+    if missing:
         raise EvaluationError(
-            f"{path} has no {', '.join(lacking)}, so it is no summary of an evaluation; give the "
-            "folder that `skyreward eval` wrote to"
+            f"{path} has no {', '.join(missing)}, so it is not a summary of an evaluation; give "
+            "the folder that `skyreward eval` wrote to"
         )
     return dict(summary)
 
 
 def render_model_card(evaluation: Evaluation) -> str:
-    """The figures as a table of Markdown."""
-    figures = evaluation.result
-    rows = collect_metrics(figures)
+    """Return the results as Markdown tables."""
+    rows = collect_metrics(evaluation.result)
     if MEAN_OF_SECTIONS in rows:
         rows = {
             "overall, of all items": rows.pop(OVERALL),
@@ -124,22 +125,18 @@ def render_model_card(evaluation: Evaluation) -> str:
             if evaluation.failed_items
             else []
         )
-        lines += ["", f"**Partial result.** Missing: {'; '.join([*failed, *figures.missing])}."]
+        missing = "; ".join([*failed, *evaluation.result.missing])
+        lines += ["", f"**Partial result.** Missing: {missing}."]
     if evaluation.comparisons:
-        lines += ["", "| published | figure | there, % | here, % | note |", "|---|---|--:|--:|---|"]
+        lines += ["", "| published | metric | there, % | here, % | note |", "|---|---|--:|--:|---|"]
         lines += [
-            f"| {_escape_markdown(one.source)} | {_escape_markdown(one.metric)} | {_format_percent(one.published)} | "
-            f"{_format_percent(one.ours)} | {_escape_markdown(one.note)} |"
+            f"| {_escape_markdown(one.source)} | {_escape_markdown(one.metric)} | "
+            f"{_format_percent(one.published)} | {_format_percent(one.ours)} | "
+            f"{_escape_markdown(one.note)} |"
             for one in evaluation.comparisons
         ]
     used = "; ".join(f"{name}: {value}" for name, value in evaluation.provenance.items())
     return "\n".join([*lines, "", _escape_markdown(f"Used: {used}"), ""])
-
-
-def lacks(evaluation: Evaluation) -> list[str]:
-    """What a partial result is without, a phrase each."""
-    failed = f"{len(evaluation.failed_items):,} items could not be scored"
-    return [failed] * bool(evaluation.failed_items) + list(evaluation.result.missing)
 
 
 def _format_percent(value: float | None) -> str:
@@ -150,7 +147,7 @@ def _escape_markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-def _counts(subset: SubsetScore) -> dict[str, float | int | None]:
+def _get_counts(subset: SubsetScore) -> dict[str, float | int | None]:
     return {
         "num_items": subset.num_items,
         "num_expected": subset.num_expected,

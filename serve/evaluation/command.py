@@ -1,4 +1,4 @@
-"""What `skyreward eval` does with its options: items, rewards, figures, files."""
+"""The command `skyreward eval`: load items, get rewards, compute results, write files."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from serve.jobs.shutdown import GracefulShutdown
 from serve.reports import require_matplotlib
 
 StatusCallback = Callable[[str], None]
-_NOTE = "\nskyreward: stopping after what is in flight; once more to end at once\n"
+_NOTE = "\nskyreward: stopping after the work in flight; interrupt again to stop immediately\n"
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What is evaluated, whatever gives the rewards.
+    """The data and the output of an evaluation, independent of the source of the rewards.
 
     Attributes:
-        benchmark: which one, and in which of its ways.
-        data: where its rows are; None for the hub.
-        split: of them; None for the official one.
-        output: the folder that is written to.
-        say: tells a person a line.
+        benchmark: benchmark with its options.
+        data: location of the benchmark's rows; None for the hub.
+        split: split of the data; None for the official split.
+        output: folder to write to.
+        notify: prints a line for the user.
     """
 
     benchmark: Benchmark
@@ -55,7 +55,7 @@ class EvalRequest:
     notify: StatusCallback
 
     def load(self) -> BenchmarkData:
-        """The items; see `load_data`."""
+        """Load the items; see `load_data`."""
         return load_data(
             self.benchmark, self.data, split=self.split, exclude=self.output, notify=self.notify
         )
@@ -68,16 +68,17 @@ def evaluate_models(
     truncation: Truncation | None,
     overwrite: bool,
 ) -> int:
-    """Score with each model once, and write what was found; returns the exit code.
+    """Score the items with each model, write the results and return the exit code.
 
     Args:
-        asked: what is evaluated.
-        ways: one for each model; several have a folder each within the output.
-        truncation: of longer conversations; None for the official way.
-        overwrite: whether to score afresh what is scored.
+        request: data and output of the evaluation.
+        executor_options: options of each model's executor. Several models get a folder each
+            within the output.
+        truncation: truncation of longer conversations; None for that of the official runs.
+        overwrite: whether to discard existing rewards.
 
     Raises:
-        RewardError: the data cannot be read, or a job cannot begin or go on.
+        RewardError: the data cannot be read, or a job cannot start or continue.
     """
     require_matplotlib()
     official = request.benchmark.official_protocol
@@ -86,21 +87,21 @@ def evaluate_models(
     data = request.load()
     _make_folder(request.output)
     items = write_items(data.items, request.output, overwrite=overwrite)
-    cut: Truncation = truncation or official.truncation  # type: ignore[assignment]
+    applied_truncation: Truncation = truncation or official.truncation  # type: ignore[assignment]
     gc.freeze()
     evaluations: list[Evaluation] = []
-    with GracefulShutdown(_NOTE) as stopping, Progress(request.notify) as progress:
-        run = EvalContext(cut, overwrite, request.notify, progress, stopping)
-        for way, folder in zip(executor_options, folders, strict=True):
+    with GracefulShutdown(_NOTE) as shutdown, Progress(request.notify) as progress:
+        context = EvalContext(applied_truncation, overwrite, request.notify, progress, shutdown)
+        for options, folder in zip(executor_options, folders, strict=True):
             _make_folder(folder)
             try:
-                rewards = run_scoring_job(items, folder, way, run)
+                rewards = run_scoring_job(items, folder, options, context)
             except JobStoppedError as error:
-                request.notify(f"{error.detail}; run the same command again to go on")
-                return stopping.exit_code
+                request.notify(f"{error.detail}; run the same command again to continue")
+                return shutdown.exit_code
             _warn_about_length(request, rewards)
             evaluations.append(
-                _build_evaluation(request, data, rewards, _get_model_names(way, rewards))
+                _build_evaluation(request, data, rewards, _get_model_names(options, rewards))
             )
             _write(evaluations[-1], folder)
     return _finish(request, evaluations)
@@ -109,17 +110,17 @@ def evaluate_models(
 def evaluate_scores(
     request: EvalRequest, scores: Path, name: str | None, *, overwrite: bool = False
 ) -> int:
-    """Compute the figures of a file of rewards, and write what was found; returns the exit code.
+    """Compute the results of a file of rewards, write them and return the exit code.
 
     Args:
-        asked: what is evaluated.
+        request: data and output of the evaluation.
         scores: a `scores.jsonl`.
-        name: of the model that gave them, as the catalogue may know it; by default what the
-            evaluation says that the file is of, else the file's name.
+        name: name of the model that produced the rewards, such as its name in the catalogue. The
+            default is the model in the `summary.json` next to the file, or the file's name.
         overwrite: whether to replace an evaluation of other items.
 
     Raises:
-        RewardError: the data or the file cannot be read, or they do not go together.
+        RewardError: the data or the file cannot be read, or they do not match.
     """
     require_matplotlib()
     data = request.load()
@@ -151,15 +152,15 @@ def _build_evaluation(
             scored.append(ScoredItem(item, tuple(rewards.by_key[item.key])))
         elif item.key in rewards.errors:
             failed.append((item, rewards.errors[item.key]))
-    figures = request.benchmark.compute_result(scored)
+    result = request.benchmark.compute_result(scored)
     return Evaluation(
         benchmark=request.benchmark,
         model=names[0],
-        result=figures,
+        result=result,
         scored_items=tuple(scored),
         failed_items=tuple(failed),
         provenance={**collect_provenance(request.benchmark, data, rewards), **(more or {})},
-        comparisons=compare_with_published(request.benchmark, names, figures),
+        comparisons=compare_with_published(request.benchmark, names, result),
         summary=rewards.summary,
     )
 
@@ -177,15 +178,15 @@ def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
 
         write_report(request.output / REPORT, evaluations)
     print_evaluations(evaluations)
-    for one in evaluations:
-        if is_partial(one):
+    for evaluation in evaluations:
+        if is_partial(evaluation):
             request.notify(
-                f"{one.model}: a partial result; {SUMMARY} and {REPORT} say what is missing"
+                f"{evaluation.model}: a partial result; {SUMMARY} and {REPORT} list what is missing"
             )
-        for item, error in one.failed_items[:3]:
+        for item, error in evaluation.failed_items[:3]:
             request.notify(f"not scored: {_describe_item(item)}: {error.message}")
     request.notify(f"written to {request.output}")
-    return EXIT_PARTIAL if any(one.failed_items for one in evaluations) else 0
+    return EXIT_PARTIAL if any(evaluation.failed_items for evaluation in evaluations) else 0
 
 
 def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:
@@ -193,8 +194,8 @@ def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:
     model, official = rewards.provenance.model, request.benchmark.official_protocol.max_length
     if official is not None and model.max_length != official:
         request.notify(
-            f"{model.name} takes at most {model.max_length} tokens, and the official runs at most "
-            f"{official}: what is longer may be scored differently"
+            f"{model.name} takes at most {model.max_length} tokens, but the official runs take at "
+            f"most {official}: longer conversations may get other rewards"
         )
 
 
@@ -203,7 +204,7 @@ def _describe_item(item: Item) -> str:
 
 
 def _get_model_names(executor_options: ExecutorOptions, rewards: ItemRewards) -> list[str]:
-    """Of the model: in requests, and as it was asked for."""
+    """Return the model's names: its alias and, for a local model, its source."""
     assert rewards.provenance is not None
     names = [rewards.provenance.model.name]
     return names if executor_options.urls else [*names, str(executor_options.model["model"])]
@@ -212,19 +213,19 @@ def _get_model_names(executor_options: ExecutorOptions, rewards: ItemRewards) ->
 def _choose_folders(output: Path, executor_options: Sequence[ExecutorOptions]) -> list[Path]:
     if len(executor_options) == 1:
         return [output]
-    aliases = [get_alias(way) or "" for way in executor_options]
+    aliases = [get_alias(options) or "" for options in executor_options]
     if len(set(aliases)) < len(aliases):
-        twice = next(alias for alias in aliases if aliases.count(alias) > 1)
+        duplicate = next(alias for alias in aliases if aliases.count(alias) > 1)
         raise EvaluationError(
-            f"two models are called {twice!r}; give one another name, as ALIAS=NAME"
+            f"two models have the name {duplicate!r}; rename one of them with ALIAS=NAME"
         )
     short = [alias.rpartition("/")[2] for alias in aliases]
-    chosen = short if len(set(short)) == len(short) else [a.replace("/", "--") for a in aliases]
-    return [output / name for name in chosen]
+    names = short if len(set(short)) == len(short) else [a.replace("/", "--") for a in aliases]
+    return [output / name for name in names]
 
 
 def _read_earlier_summary(scores: Path, benchmark: str) -> dict[str, Any]:
-    """The summary beside a file of rewards, if it is of that benchmark."""
+    """Return the summary next to a file of rewards; empty if it is of another benchmark."""
     path = scores.parent / SUMMARY
     if not path.is_file():
         return {}

@@ -1,7 +1,8 @@
-"""Two evaluations of one benchmark, item by item: `skyreward compare-runs`.
+"""Item-by-item comparison of two evaluations of one benchmark: `skyreward compare-runs`.
 
-What is counted is what the benchmark counts: items, or the single comparisons of an item where it
-counts those (RM-Bench's nine, PPE's pairs), which are then not independent of each other.
+The unit is that of the benchmark: items, or the single comparisons of an item if the benchmark
+counts those (RM-Bench's nine, PPE's pairs). Comparisons of one item are not independent of each
+other.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from rm_core.benchmarks.base import (
     Item,
     ScoredItem,
 )
-from rm_core.benchmarks.registry import build_benchmark as made
-from rm_core.benchmarks.registry import list_options
+from rm_core.benchmarks.registry import build_benchmark, list_options
 from rm_core.benchmarks.statistics import McNemar, mcnemar
 from serve.errors import EvaluationError
 from serve.evaluation.artifacts import SUMMARY, read_summary
@@ -31,13 +31,13 @@ from serve.evaluation.score_files import SCORES, read_scores
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """One of the two.
+    """One of the two runs.
 
     Attributes:
-        name: the model's, or the file's.
-        place: what was given.
-        benchmark: in the way that it was computed.
-        scored: items with their rewards.
+        name: name of the model, or of the file.
+        path: path as given on the command line.
+        benchmark: benchmark with the options of the run.
+        scored_items: items with their rewards.
     """
 
     name: str
@@ -47,17 +47,17 @@ class LoadedRun:
 
     @property
     def result(self) -> BenchmarkResult:
-        """Of its items."""
+        """Result of the benchmark on the run's items."""
         return self.benchmark.compute_result(self.scored_items)
 
 
 class FlippedItem(NamedTuple):
-    """An item, or a comparison of one, that one run alone has right.
+    """An item, or one of its comparisons, that is right in only one of the runs.
 
     Attributes:
-        item: which.
-        now_right: whether it is the second run that has it right.
-        margins: least reward of better over worse answers, of the first run and of the second.
+        item: the item.
+        now_right: whether the second run has it right.
+        margins: smallest margin of a better over a worse answer in the first and the second run.
     """
 
     item: Item
@@ -66,25 +66,26 @@ class FlippedItem(NamedTuple):
 
     @property
     def shift(self) -> float:
-        """How far the margin moved."""
+        """Margin in the second run minus margin in the first run."""
         return self.margins[1] - self.margins[0]
 
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """What two runs have in common, and what not.
+    """The comparison of two runs.
 
     Attributes:
-        runs: the two.
-        num_items: that both have.
-        only: items that only the first has, and only the second.
-        unit: what is counted.
-        counts: both right, only the first, only the second, both wrong.
-        test: McNemar's, on those that differ.
-        agreement: share that is right in both or wrong in both.
-        correlation: of the rewards of all answers: Pearson's and Spearman's; None where rewards
-            do not vary.
-        changed: the largest shifts first.
+        runs: the two runs, restricted to the items of both.
+        num_items: number of items of both runs.
+        only: number of items of only the first run and of only the second run.
+        unit: unit of the counts, `items` or `comparisons`.
+        counts: number of units right in both runs, only in the first, only in the second, in
+            neither.
+        test: McNemar's test on the units that differ.
+        agreement: share of the units that are right in both runs or wrong in both.
+        correlation: Pearson's and Spearman's correlation of the rewards of all answers; None if
+            rewards do not vary.
+        flipped_items: units that differ, largest shifts of the margin first.
     """
 
     runs: tuple[LoadedRun, LoadedRun]
@@ -99,7 +100,7 @@ class RunComparison:
 
 
 def find_benchmark(path: Path) -> str | None:
-    """The name of the benchmark that a folder or a file of rewards is of, where a summary tells."""
+    """Return the benchmark of a folder or a file of rewards from its summary, if there is one."""
     folder = path if path.is_dir() else path.parent
     if not (folder / SUMMARY).is_file():
         return None
@@ -114,18 +115,18 @@ def load_run(
     split: str | None,
     notify: Callable[[str], None],
 ) -> LoadedRun:
-    """A run from what was given on the command line.
+    """Load a run from the arguments of the command line.
 
     Args:
         path: folder of an evaluation, or a file of rewards.
-        benchmark: of a file of rewards that lies beside no summary.
-        data: its items, where there is no folder of an evaluation to have them.
-        split: of the data.
-        say: tells a person a line.
+        benchmark: name of the benchmark of a file of rewards without a summary next to it.
+        data: location of the items, if the folder of the evaluation does not have them.
+        split: split of the data.
+        notify: prints a line for the user.
 
     Raises:
-        EvaluationError: it is not known which benchmark it is, or which items.
-        RewardError: data or rewards cannot be read.
+        EvaluationError: the benchmark or the items are unknown.
+        RewardError: the data or the rewards cannot be read.
     """
     folder, scores = (path, path / SCORES) if path.is_dir() else (path.parent, path)
     summary: Mapping[str, Any] = {}
@@ -133,30 +134,31 @@ def load_run(
         summary = read_summary(folder)
     name = benchmark or find_benchmark(path)
     if name is None:
-        raise EvaluationError(f"{path} does not tell its benchmark; give --benchmark NAME")
+        raise EvaluationError(f"the benchmark of {path} is unknown; give --benchmark NAME")
     if summary and summary["benchmark"] != name:
-        raise EvaluationError(f"{path} is of {summary['benchmark']}, not of {name}")
+        raise EvaluationError(f"{path} is an evaluation of {summary['benchmark']}, not of {name}")
     used = summary.get("used", {})
     known = [option.name for option in list_options(name)]
-    chosen = made(name, **{option: used[option] for option in known if option in used})
+    options = {option: used[option] for option in known if option in used}
+    loaded = build_benchmark(name, **options)
     if data is not None:
-        items = list(load_data(chosen, data, split=split, exclude=folder, notify=notify).items)
+        items = list(load_data(loaded, data, split=split, exclude=folder, notify=notify).items)
     else:
         items = read_items(_find_items(folder, path))
     rewards = read_scores(scores, items)
     scored = [ScoredItem(item, rewards[item.key]) for item in items if item.key in rewards]
-    return LoadedRun(str(summary.get("model", path.stem)), str(path), chosen, tuple(scored))
+    return LoadedRun(str(summary.get("model", path.stem)), str(path), loaded, tuple(scored))
 
 
 def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     """Compare two runs on the items that both have.
 
     Raises:
-        EvaluationError: they are of two benchmarks, or of different items.
+        EvaluationError: the runs are of two benchmarks or of different items.
     """
     if first.benchmark.name != second.benchmark.name:
         raise EvaluationError(
-            f"{first.path} is of {first.benchmark.name} and {second.path} of "
+            f"{first.path} is an evaluation of {first.benchmark.name} and {second.path} of "
             f"{second.benchmark.name}; compare runs of one benchmark"
         )
     others = {one.item.key: one for one in second.scored_items}
@@ -166,20 +168,20 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     for a, b in pairs:
         if (a.item.prompt, a.item.responses) != (b.item.prompt, b.item.responses):
             raise EvaluationError(
-                f"item {a.item.id!r} of {a.item.subset!r} has other texts in {first.path} than in "
-                f"{second.path}, so the runs are of different data"
+                f"item {a.item.id!r} of {a.item.subset!r} has different texts in {first.path} and "
+                f"in {second.path}, so the runs are of different data"
             )
     counts = [0, 0, 0, 0]
-    changed = []
+    flipped = []
     for a, b in pairs:
-        for unit_a, unit_b in zip(_units(first, a), _units(second, b), strict=True):
+        for unit_a, unit_b in zip(_iter_units(first, a), _iter_units(second, b), strict=True):
             counts[2 * (not unit_a.right) + (not unit_b.right)] += 1
             if unit_a.right != unit_b.right:
-                changed.append(FlippedItem(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
-    changed.sort(key=lambda one: -abs(one.shift))
+                flipped.append(FlippedItem(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
+    flipped.sort(key=lambda one: -abs(one.shift))
     both, only_first, only_second, neither = counts
     return RunComparison(
-        # Figures too are of what both have: else a half would seem to differ from its whole.
+        # Results cover the common items too: a partial run must not differ from a complete one.
         runs=(
             replace(first, scored_items=tuple(a for a, _ in pairs)),
             replace(second, scored_items=tuple(b for _, b in pairs)),
@@ -190,11 +192,11 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
         counts=(both, only_first, only_second, neither),
         test=mcnemar(only_first, only_second),
         agreement=(both + neither) / max(1, sum(counts)),
-        correlation=_correlation(
+        correlation=_compute_correlation(
             [float(reward) for a, _ in pairs for reward in a.rewards],
             [float(reward) for _, b in pairs for reward in b.rewards],
         ),
-        flipped_items=tuple(changed),
+        flipped_items=tuple(flipped),
     )
 
 
@@ -203,30 +205,32 @@ class _Unit(NamedTuple):
     margin: float
 
 
-def _units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
-    """What is counted of an item."""
+def _iter_units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
+    """Yield the units of an item that the benchmark counts."""
     margins = [one.rewards[p.better] - one.rewards[p.worse] for p in one.item.preferences]
     if isinstance(run.benchmark, DecomposableBenchmark):
         credit = run.benchmark.grade_item(one)
         if credit.total == len(margins) > 1:
             yield from (_Unit(margin > 0, margin) for margin in margins)
         elif credit.total:
-            # Also where a tie is right, or right in part.
+            # Also for benchmarks that count a tie as right, or as partly right.
             yield _Unit(credit.right == credit.total, min(margins))
     elif margins:
         yield _Unit(min(margins) > 0, min(margins))
 
 
-def _correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
+def _compute_correlation(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float] | None:
     try:
         pearson = statistics.correlation(first, second)
-        return pearson, statistics.correlation(_ranks(first), _ranks(second))
-    except statistics.StatisticsError:  # of constants, or of a single number
+        return pearson, statistics.correlation(_compute_ranks(first), _compute_ranks(second))
+    except statistics.StatisticsError:  # constant values, or a single value
         return None
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks; equal values have the mean of theirs."""
+def _compute_ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value; equal values get the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
     ranks = [0.0] * len(values)
     start = 0
@@ -234,8 +238,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
         end = start
         while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
             end += 1
-        for place in order[start : end + 1]:
-            ranks[place] = (start + end) / 2
+        for index in order[start : end + 1]:
+            ranks[index] = (start + end) / 2
         start = end + 1
     return ranks
 
@@ -245,6 +249,6 @@ def _find_items(folder: Path, given: Path) -> Path:
         if path.is_file():
             return path
     raise EvaluationError(
-        f"the items that {given} is of are not beside it; give them by --data PATH (and "
+        f"the items of {given} are not next to it; give their location with --data PATH (and "
         "--benchmark NAME)"
     )

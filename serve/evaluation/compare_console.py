@@ -1,4 +1,4 @@
-"""A comparison of two runs as tables, and as JSON data."""
+"""The comparison of two runs as tables and as JSON data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from serve.evaluation.compare import LoadedRun, RunComparison
 from serve.evaluation.console import format_percent, print_table
 from serve.evaluation.metric_names import collect_metrics
 
-_WIDEST = 60
+_MAX_PROMPT_CHARS = 60
 
 
 def print_comparison(comparison: RunComparison, show: int) -> None:
-    """The comparison as tables.
+    """Print a comparison as tables.
 
     Args:
-        found: what to print.
-        show: most changed items.
+        comparison: comparison to print.
+        show: maximum number of flipped items to print.
     """
     first, second = comparison.runs
     names = _choose_names(first, second)
-    rows = _side_by_side(comparison)
+    rows = _align_metrics(comparison)
     print_table(
         first.benchmark.title,
         ["accuracy, %", *names, "difference"],
@@ -55,7 +55,7 @@ def print_comparison(comparison: RunComparison, show: int) -> None:
     print_table("What changed", ["", ""], lines)
     if comparison.flipped_items and show:
         print_table(
-            f"Largest shifts of the margin, {min(show, len(comparison.flipped_items))} of "
+            f"Largest margin shifts, {min(show, len(comparison.flipped_items))} of "
             f"{len(comparison.flipped_items):,}",
             ["item", "subset", "", *(f"margin, {name}" for name in names), "prompt"],
             (
@@ -72,7 +72,7 @@ def print_comparison(comparison: RunComparison, show: int) -> None:
 
 
 def to_dict(comparison: RunComparison) -> dict[str, Any]:
-    """The comparison as JSON data."""
+    """Return a comparison as JSON data."""
     first, second = comparison.runs
     both, only_first, only_second, neither = comparison.counts
     return {
@@ -81,7 +81,7 @@ def to_dict(comparison: RunComparison) -> dict[str, Any]:
         "num_items": comparison.num_items,
         "only_first": comparison.only[0],
         "only_second": comparison.only[1],
-        "figures": {name: [a, b] for name, a, b in _side_by_side(comparison)},
+        "figures": {name: [a, b] for name, a, b in _align_metrics(comparison)},
         "unit": comparison.unit,
         "right_in_both": both,
         "right_in_first_only": only_first,
@@ -103,9 +103,9 @@ def to_dict(comparison: RunComparison) -> dict[str, Any]:
     }
 
 
-def _side_by_side(comparison: RunComparison) -> list[tuple[str, float | None, float | None]]:
+def _align_metrics(comparison: RunComparison) -> list[tuple[str, float | None, float | None]]:
     both = [collect_metrics(run.result) for run in comparison.runs]
-    names = dict.fromkeys(name for figures in both for name in figures)
+    names = dict.fromkeys(name for metrics in both for name in metrics)
     return [(name, both[0].get(name), both[1].get(name)) for name in names]
 
 
@@ -121,4 +121,6 @@ def _format_difference(a: float | None, b: float | None) -> str:
 
 def _format_prompt(item: Item) -> str:
     text = " ".join(str(item.prompt[-1].get("content", "")).split())
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
+    if len(text) <= _MAX_PROMPT_CHARS:
+        return text
+    return text[: _MAX_PROMPT_CHARS - 3] + "..."

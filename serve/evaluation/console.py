@@ -1,4 +1,4 @@
-"""Figures as tables on standard output."""
+"""Results as tables on standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve.evaluation.result import Evaluation, MetricComparison
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
-    """Overall, sections and difficulties of several models, and what is published of each."""
+    """Print the results of several models, and their published results."""
     rows = [collect_metrics(one.result) for one in evaluations]
     names = list(dict.fromkeys(name for row in rows for name in row))
     heads = [f"{one.model} (partial)" if is_partial(one) else one.model for one in evaluations]
@@ -26,13 +26,13 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
         if one.comparisons:
             print_table(
                 f"{one.model}, as published",
-                ["figure", "here", "there", "difference", "source"],
+                ["metric", "here", "there", "difference", "source"],
                 (
                     [
                         c.metric,
                         format_percent(c.ours),
                         format_percent(c.published),
-                        *_format_difference(c),
+                        _format_difference(c),
                         c.source,
                     ]
                     for c in one.comparisons
@@ -41,7 +41,7 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
 
 
 def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first column is never wrapped."""
+    """Print a table whose first column is never wrapped."""
     table = Table(title=title, title_justify="left")
     for index, head in enumerate(heads):
         table.add_column(head, no_wrap=index == 0)
@@ -51,9 +51,11 @@ def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]])
 
 
 def format_percent(value: float | None) -> str:
-    """A share as people write it."""
+    """Format a fraction as a percentage without the sign; `-` for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _format_difference(one: MetricComparison) -> list[str]:
-    return ["-" if one.ours is None else f"{100 * (one.ours - one.published):+.2f}"]
+def _format_difference(comparison: MetricComparison) -> str:
+    if comparison.ours is None:
+        return "-"
+    return f"{100 * (comparison.ours - comparison.published):+.2f}"

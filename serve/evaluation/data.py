@@ -1,7 +1,7 @@
-"""A benchmark's rows, wherever they are: files in any published form, or the hub.
+"""Loading of a benchmark's items from files in any published form, or from the hub.
 
-Reads what `skyreward score` reads. Knows which files of the benchmarks' own repositories are the
-benchmark; what is in a row is the benchmark's own business.
+Reads the formats that `skyreward score` reads, and selects the files of the benchmarks' own
+repositories that belong to the benchmark. The benchmark itself parses the rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SNAPSHOTS = "snapshots"
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkData:
-    """What is evaluated on.
+    """The items of a benchmark.
 
     Attributes:
-        name: as it was given; of the hub with the commit.
-        items: in the order of the rows, each once.
+        name: location of the data as given; a hub address includes the commit.
+        items: items in the order of the rows, without duplicates.
     """
 
     name: str
@@ -41,12 +41,12 @@ class BenchmarkData:
 
 
 class _SourceRequest(NamedTuple):
-    """What to open.
+    """A source to open.
 
     Attributes:
         name: path, glob or address.
-        split: that was asked for.
-        official: the splits that are the benchmark, where there are more.
+        split: requested split.
+        official: official splits of the benchmark, for data with further splits.
     """
 
     name: str
@@ -62,37 +62,37 @@ def load_data(
     exclude: Path,
     notify: Callable[[str], None],
 ) -> BenchmarkData:
-    """All items of the data.
+    """Load all items of the data.
 
     Args:
-        benchmark: reads the rows.
-        given: file, folder, glob or `hf://` address; None for the benchmark's own sets on the hub.
-        split: of a folder or the hub, instead of the official one.
-        without: the folder that is written to, which is not of the data even if it is in its
-            folder.
-        say: tells a person which files are left out.
+        benchmark: benchmark that parses the rows.
+        location: file, folder, glob or `hf://` address; None for the benchmark's own data sets on
+            the hub.
+        split: split of a folder or of the hub, instead of the official split.
+        exclude: output folder, which is excluded if it is within the data's folder.
+        notify: prints a line for the user about files that are left out.
 
     Raises:
-        BenchmarkDataError: a row is no row of the benchmark, is there twice, or there is none.
-        JobInputError: nothing there, or it cannot be read.
+        BenchmarkDataError: a row has the wrong schema or is duplicated, or the data has no rows.
+        JobInputError: the location does not exist or cannot be read.
     """
-    asked = _list_sources(benchmark, location, split)
     names: list[str] = []
     items: dict[ItemKey, Item] = {}
-    places: dict[ItemKey, str] = {}
-    for one in asked:
-        source = _select_files(benchmark.name, _open(one, exclude), one, notify)
-        names.append(source.name if one.name.startswith(HUB_PREFIX) else one.name)
-        for place, item in _iter_items(benchmark, source, _Origins(one.name, source)):
+    locations: dict[ItemKey, str] = {}
+    for request in _list_sources(benchmark, location, split):
+        source = _select_files(benchmark.name, _open(request, exclude), request, notify)
+        names.append(source.name if request.name.startswith(HUB_PREFIX) else request.name)
+        origins = _Origins(request.name, source)
+        for row_location, item in _iter_items(benchmark, source, origins):
             if item.key in items:
                 raise BenchmarkDataError(
-                    f"{place}: id {item.id!r} of {item.subset!r} was there before, in "
-                    f"{places[item.key]}; give each item once"
+                    f"{row_location}: id {item.id!r} of {item.subset!r} was already in "
+                    f"{locations[item.key]}; give each item once"
                 )
             items[item.key] = item
-            places[item.key] = place
+            locations[item.key] = row_location
     if not items:
-        raise BenchmarkDataError(f"{', '.join(names)}: there are no rows")
+        raise BenchmarkDataError(f"{', '.join(names)} has zero rows; give data with rows")
     return BenchmarkData(", ".join(names), tuple(items.values()))
 
 
@@ -100,15 +100,12 @@ def _list_sources(
     benchmark: Benchmark, location: str | None, split: str | None
 ) -> list[_SourceRequest]:
     if location is not None:
-        return [
-            _SourceRequest(
-                location, split, tuple(dict.fromkeys(one.split for one in benchmark.hub))
-            )
-        ]
+        official = tuple(dict.fromkeys(one.split for one in benchmark.hub))
+        return [_SourceRequest(location, split, official)]
     if not benchmark.hub:
         raise BenchmarkDataError(
-            f"{benchmark.title} is not on the hub; get it from where it is published and give the "
-            "folder: --data PATH"
+            f"{benchmark.title} is not on the hub; download it from its publisher and give the "
+            "folder with --data PATH"
         )
     return [
         _SourceRequest(f"{HUB_PREFIX}datasets/{one.repository}", split or one.split, ())
@@ -121,7 +118,7 @@ def _open(request: _SourceRequest, exclude: Path) -> FileSource:
         return open_source(request.name, split=request.split, exclude=exclude)
     except JobInputError:
         if request.split is None and len(request.official) == 1:
-            # A set with several splits can be read once one is chosen.
+            # A data set with several splits can be read only with a split selected.
             with contextlib.suppress(JobInputError):
                 return open_source(request.name, split=request.official[0], exclude=exclude)
         raise
@@ -130,27 +127,27 @@ def _open(request: _SourceRequest, exclude: Path) -> FileSource:
 def _select_files(
     benchmark: str, source: FileSource, request: _SourceRequest, notify: Callable[[str], None]
 ) -> FileSource:
-    """The files that are the benchmark, where its repository has more beside them."""
+    """Return the source with only the benchmark's files, if its repository has further files."""
     names = {str(file.path): file for file in source.files}
     kept = list(names)
     if benchmark == "rm-bench" and any(_is_total(name) for name in kept):
-        # The same rows once more.
+        # `total_dataset` repeats the rows of the other files.
         kept = [name for name in kept if not _is_total(name)] or kept
     if benchmark == "rmb":
-        parts = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
-        kept = parts or kept
+        in_folders = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
+        kept = in_folders or kept
     if request.split is None and request.official and len(kept) > 1:
         root = _find_root(request.name)
-        inside = {os.path.relpath(name, root): name for name in kept}
+        relative = {os.path.relpath(name, root): name for name in kept}
         official = {
-            name for split in request.official for name in select_split(list(inside), split)
+            name for split in request.official for name in select_split(list(relative), split)
         }
-        kept = [inside[name] for name in inside if name in official] or kept
+        kept = [relative[name] for name in relative if name in official] or kept
     if len(kept) == len(names):
         return source
-    left = [os.path.basename(name) for name in names if name not in kept]
-    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    notify(f"not read, since {benchmark} is in other files: {', '.join(left[:3])}{more}")
+    skipped = [os.path.basename(name) for name in names if name not in kept]
+    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    notify(f"not read, since {benchmark} is in other files: {', '.join(skipped[:3])}{more}")
     return replace(source, files=tuple(names[name] for name in kept))
 
 
@@ -159,24 +156,24 @@ def _is_total(name: str) -> bool:
 
 
 def _find_root(name: str) -> str:
-    """The folder that a name means, or that all it matches are in."""
+    """Return the folder of a path, or the fixed leading folder of a glob."""
     if glob.has_magic(name) and not os.path.exists(name):
         fixed = []
-        for part in Path(name).parts:
-            if glob.has_magic(part):
+        for component in Path(name).parts:
+            if glob.has_magic(component):
                 break
-            fixed.append(part)
+            fixed.append(component)
         return os.path.abspath(os.path.join("", *fixed) or ".")
     path = os.path.abspath(name)
     return path if os.path.isdir(path) else os.path.dirname(path)
 
 
 class _Origins:
-    """Paths of files as the benchmark is told them: within what was given, and its own name.
+    """Paths of files as passed to the benchmark: relative to the location, after its name.
 
     Args:
-        name: as it was given.
-        source: what it means.
+        name: location as given.
+        source: source at the location.
     """
 
     def __init__(self, name: str, source: FileSource) -> None:
@@ -201,22 +198,22 @@ def _get_origin(name: str, path: Path) -> str:
 def _iter_items(
     benchmark: Benchmark, source: FileSource, origins: _Origins
 ) -> Iterator[tuple[str, Item]]:
-    """Every row as an item, with its place."""
-    firsts: dict[int, int] = {}
+    """Yield the location and the item of every row."""
+    first_numbers: dict[int, int] = {}
     for row in source.iter_rows():
-        number = row.number - firsts.setdefault(row.file, row.number)
+        number = row.number - first_numbers.setdefault(row.file, row.number)
         origin = origins[row.file]
-        place = f"row {number} of {origin}"
+        location = f"row {number} of {origin}"
         if isinstance(row.record, ScoreError):
-            raise BenchmarkDataError(f"{place}: {row.record.message}")
+            raise BenchmarkDataError(f"{location}: {row.record.message}")
         try:
-            yield place, benchmark.read(row.record, origin)
+            yield location, benchmark.read(row.record, origin)
         except BenchmarkDataError as error:
-            raise _add_location(error, place, origin) from None
+            raise _add_location(error, location, origin) from None
 
 
 def _add_location(error: RewardError, location: str, origin: str) -> BenchmarkDataError:
-    rest = error.detail.removeprefix(origin)
+    detail = error.detail.removeprefix(origin)
     return BenchmarkDataError(
-        f"{location}{rest}" if rest != error.detail else f"{location}: {rest}"
+        f"{location}{detail}" if detail != error.detail else f"{location}: {detail}"
     )

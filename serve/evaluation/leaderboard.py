@@ -1,4 +1,4 @@
-"""All published rows of a benchmark, with results of our own sorted in."""
+"""The published results of a benchmark, with local results sorted in."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _SORT_METRICS = {"judgebench": MEAN_OF_SECTIONS}
 
 @dataclass(frozen=True, slots=True)
 class LeaderboardRow:
-    """One line of the board.
+    """One row of the leaderboard.
 
     Attributes:
-        model: id on the hub, or as it is called here.
-        figures: 0 to 1, by name.
-        source: where they were published, as people read it; `here` for our own.
-        folder: of our own; None for published ones.
-        missing: what our own is without; empty for a whole result.
-        notes: of single figures, by their names.
+        model: id on the hub, or local name of the model.
+
+        source: title of the publication; `here` for a local result.
+        folder: folder of a local result; None for a published result.
+        missing: what a local result lacks; empty for a complete result.
+        notes: notes on single metrics, by the metric's name.
     """
 
     model: str
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # metrics by name, from 0 to 1
     source: str
     folder: str | None
     missing: tuple[str, ...]
@@ -41,17 +41,17 @@ class LeaderboardRow:
 
 
 def build_leaderboard(benchmark: str, folders: Iterable[Path]) -> list[LeaderboardRow]:
-    """The best first; then partial results, and what has no overall figure.
+    """Return the rows of a leaderboard: best first, rows without a score, then partial results.
 
     Args:
-        benchmark: its name.
-        folders: of evaluations; those of several models may be given by the folder above them.
+        benchmark: name of the benchmark.
+        folders: folders of evaluations, or a folder that contains the folders of several models.
 
     Raises:
-        EvaluationError: a folder has no evaluation, or one of another benchmark.
+        EvaluationError: a folder has no evaluation, or an evaluation of another benchmark.
     """
     sources = load_sources()
-    places = [
+    rows = [
         LeaderboardRow(
             row.model,
             {metric.name: metric.value for metric in row.metrics.values()},
@@ -63,45 +63,45 @@ def build_leaderboard(benchmark: str, folders: Iterable[Path]) -> list[Leaderboa
         for row in iter_published_rows(benchmark)
     ]
     for folder in folders:
-        places += [_read_local_row(benchmark, found) for found in _find_evaluations(folder)]
-    leading = get_sort_metric(benchmark)
+        rows += [_read_local_row(benchmark, path) for path in _find_evaluations(folder)]
+    sort_metric = get_sort_metric(benchmark)
 
-    def order(place: LeaderboardRow) -> tuple[bool, bool, float]:
-        value = place.figures.get(leading)
-        return bool(place.missing), value is None, -(value or 0.0)
+    def get_sort_key(row: LeaderboardRow) -> tuple[bool, bool, float]:
+        value = row.figures.get(sort_metric)
+        return bool(row.missing), value is None, -(value or 0.0)
 
-    return sorted(places, key=order)
+    return sorted(rows, key=get_sort_key)
 
 
 def get_sort_metric(benchmark: str) -> str:
-    """What a board is sorted by."""
+    """Return the metric that sorts the leaderboard of a benchmark."""
     return _SORT_METRICS.get(benchmark, OVERALL)
 
 
 def print_leaderboard(title: str, benchmark: str, rows: Sequence[LeaderboardRow]) -> None:
-    """The board as a table, percent; below it the notes of its figures."""
-    leading = get_sort_metric(benchmark)
-    names = list(dict.fromkeys([leading, *(name for place in rows for name in place.figures)]))
+    """Print the leaderboard as a table in percent, then what partial results lack."""
+    sort_metric = get_sort_metric(benchmark)
+    names = list(dict.fromkeys([sort_metric, *(name for row in rows for name in row.figures)]))
     print_table(
         title,
         ["model", *(name.replace("_", " ") for name in names), "source"],
         (
             [
-                _format_model(place),
-                *(format_percent(place.figures.get(n)) for n in names),
-                place.folder or place.source,
+                _format_model(row),
+                *(format_percent(row.figures.get(name)) for name in names),
+                row.folder or row.source,
             ]
-            for place in rows
+            for row in rows
         ),
     )
-    for place in rows:
-        if place.missing:
-            print(escape_line(f"{place.model} (partial): {'; '.join(place.missing)}"))
+    for row in rows:
+        if row.missing:
+            print(escape_line(f"{row.model} (partial): {'; '.join(row.missing)}"))
 
 
 def to_dicts(rows: Iterable[LeaderboardRow]) -> list[dict[str, Any]]:
-    """The board as plain data."""
-    return [asdict(place) for place in rows]
+    """Return the rows as JSON data."""
+    return [asdict(row) for row in rows]
 
 
 def _format_model(row: LeaderboardRow) -> str:
@@ -112,9 +112,9 @@ def _format_model(row: LeaderboardRow) -> str:
 
 def _find_evaluations(folder: Path) -> list[Path]:
     if folder.is_dir() and not (folder / "summary.json").exists():
-        below = sorted(path.parent for path in folder.glob("*/summary.json"))
-        if below:
-            return below
+        subfolders = sorted(path.parent for path in folder.glob("*/summary.json"))
+        if subfolders:
+            return subfolders
     return [folder]
 
 
@@ -122,21 +122,23 @@ def _read_local_row(benchmark: str, folder: Path) -> LeaderboardRow:
     summary = read_summary(folder)
     if summary["benchmark"] != benchmark:
         raise EvaluationError(
-            f"{folder} is of {summary['benchmark']}, not of {benchmark}; leave it out"
+            f"{folder} is an evaluation of {summary['benchmark']}, not of {benchmark}; leave it out"
         )
-    figures = {
+    metrics = {
         OVERALL: summary["overall"],
         MEAN_OF_SECTIONS: summary.get(MEAN_OF_SECTIONS),
         **summary["sections"],
         **summary.get(DIFFICULTY, {}),
     }
-    failed = len(summary.get("failed", []))
-    lacks = [f"{failed:,} items could not be scored"] * bool(failed) + summary.get("missing", [])
+    num_failed = len(summary.get("failed", []))
+    missing = summary.get("missing", [])
+    if num_failed:
+        missing = [f"{num_failed:,} items could not be scored", *missing]
     return LeaderboardRow(
         model=summary["model"],
-        figures={name: value for name, value in figures.items() if value is not None},
+        figures={name: value for name, value in metrics.items() if value is not None},
         source=LOCAL,
         folder=str(folder),
-        missing=tuple(lacks),
+        missing=tuple(missing),
         notes={},
     )

@@ -1,4 +1,4 @@
-"""Names of figures, the same in files, tables and the catalogue, and their order."""
+"""Names and order of metrics, shared by files, tables and the catalogue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DIFFICULTY = "difficulty"
 
 
 def collect_metrics(result: BenchmarkResult) -> dict[str, float | None]:
-    """The figures that a table shows: overall first, then sections, then difficulties."""
-    named: dict[str, float | None] = {OVERALL: result.overall}
+    """Return the metrics of a table: overall first, then sections, then difficulties."""
+    metrics: dict[str, float | None] = {OVERALL: result.overall}
     if MEAN_OF_SECTIONS in result.extra:
-        named[MEAN_OF_SECTIONS] = result.extra[MEAN_OF_SECTIONS]
-    named |= {name: part.score for name, part in result.sections.items()}
-    named |= result.extra.get(DIFFICULTY, {})
-    return named
+        metrics[MEAN_OF_SECTIONS] = result.extra[MEAN_OF_SECTIONS]
+    metrics |= {name: section.score for name, section in result.sections.items()}
+    metrics |= result.extra.get(DIFFICULTY, {})
+    return metrics

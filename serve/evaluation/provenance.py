@@ -1,4 +1,4 @@
-"""What decides the figures, named: the ways that published runs are known to differ in."""
+"""Provenance of a result: the data and settings in which published runs are known to differ."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SCORING_KEYS = (
 def collect_provenance(
     benchmark: Benchmark, data: BenchmarkData, rewards: ItemRewards
 ) -> dict[str, Any]:
-    """What was used, by name, as JSON data.
+    """Return the provenance of a result by name, as JSON data.
 
     Args:
-        benchmark: with its options.
-        data: that was evaluated on.
-        rewards: where they are from.
+        benchmark: benchmark with its options.
+        data: items of the evaluation.
+        rewards: rewards of the items and their provenance.
     """
     used: dict[str, Any] = {
         "data": data.name,
@@ -43,10 +43,10 @@ def collect_provenance(
         "ties": _TIES.get(benchmark.name, "wrong"),
         **benchmark.options.to_dict(),
     }
-    if scored_by := rewards.provenance:
-        model = scored_by.model
+    if provenance := rewards.provenance:
+        model = provenance.model
         used |= {
-            "truncation": scored_by.truncation,
+            "truncation": provenance.truncation,
             "max_length": model.max_length,
             "num_truncated": rewards.num_truncated,
             "bos": "exactly one",
@@ -57,20 +57,24 @@ def collect_provenance(
 
 
 def describe_protocol(benchmark: Benchmark) -> str:
-    """How the benchmark's own runner prepares text, in words."""
-    how = benchmark.official_protocol
-    length = "the model's longest length" if how.max_length is None else f"{how.max_length} tokens"
-    return f"{length}, truncation {how.truncation}, {how.dtype} ({how.source})"
+    """Describe how the benchmark's official runner prepares its inputs."""
+    protocol = benchmark.official_protocol
+    length = (
+        "the model's maximum length"
+        if protocol.max_length is None
+        else f"{protocol.max_length} tokens"
+    )
+    return f"{length}, truncation {protocol.truncation}, {protocol.dtype} ({protocol.source})"
 
 
 def inherit_provenance(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier evaluation of the same rewards says of how they were scored."""
+    """Return the scoring provenance from the summary of an earlier evaluation of the rewards."""
     used = summary.get("used", {})
     return {name: used[name] for name in _SCORING_KEYS if name in used}
 
 
 def compute_digest(data: BenchmarkData) -> str:
-    """The same for the same items in the same order, wherever they were read from."""
+    """Return the SHA-256 of the items in their order, independent of the data's location."""
     digest = hashlib.sha256()
     for line in encode_items(data.items):
         digest.update(line)

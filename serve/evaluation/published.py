@@ -1,6 +1,6 @@
-"""Published figures of the catalogue, by the names that our figures have.
+"""Published results of the catalogue, under the names of the local metrics.
 
-A figure that covers a part of the benchmark is not set beside one that covers all of it.
+A metric that covers only a part of the benchmark is not compared with one that covers all of it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from serve.evaluation.result import MetricComparison
 
 _BEST_OF_N = "best-of-n"
 _SCALE = {"percent": 100.0, "fraction": 1.0}
-# What others print as a benchmark's figure, where ours has another name.
+# Metrics that are published under another name than the local one.
 _METRIC_ALIASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("judgebench", OVERALL): (MEAN_OF_SECTIONS, "the plain mean of the four categories"),
 }
 
 
 class PublishedMetric(NamedTuple):
-    """A published figure.
+    """A published metric.
 
     Attributes:
-        name: as ours.
-        value: 0 to 1.
-        note: of its source, or on its name; may be empty.
+        name: local name of the metric.
+        value: value from 0 to 1.
+        note: note of the source, or about the name; may be empty.
     """
 
     name: str
@@ -38,12 +38,12 @@ class PublishedMetric(NamedTuple):
 
 
 class PublishedRow(NamedTuple):
-    """What one source publishes of one model.
+    """The results of one model from one source.
 
     Attributes:
         model: id on the hub.
         source: key into `load_sources()`.
-        metrics: by name, in the order of the source.
+        metrics: metrics by name, in the order of the source.
     """
 
     model: str
@@ -52,7 +52,7 @@ class PublishedRow(NamedTuple):
 
 
 def iter_published_rows(benchmark: str) -> Iterator[PublishedRow]:
-    """All that the catalogue has of a benchmark, also of what is not served."""
+    """Yield the published rows of a benchmark, including those of models that are not served."""
     for entry in load_catalog():
         yield from _iter_rows(entry.id, benchmark, entry.published)
     for other in load_not_served():
@@ -62,52 +62,54 @@ def iter_published_rows(benchmark: str) -> Iterator[PublishedRow]:
 def compare_with_published(
     benchmark: Benchmark, names: Iterable[str], result: BenchmarkResult
 ) -> tuple[MetricComparison, ...]:
-    """Our figures beside the published ones of the same checkpoint.
+    """Compare a result with the published results of the same checkpoint.
 
     Args:
-        benchmark: that both are of.
-        names: under which the catalogue may know the checkpoint; the first that it knows counts.
-        figures: ours.
+        benchmark: benchmark of the result.
+        names: names of the checkpoint; the first name that the catalogue knows is used.
+        result: local result.
 
     Returns:
-        Nothing for a checkpoint that the catalogue does not know.
+        The comparisons; empty for a checkpoint that the catalogue does not know.
     """
     entry = next((entry for name in names if (entry := find_entry(name))), None)
     if entry is None:
         return ()
     sources = load_sources()
-    found = []
+    comparisons = []
     for row in _iter_rows(entry.id, benchmark.name, entry.published):
         for index, metric in enumerate(row.metrics.values()):
             reasons = [metric.note] if metric.note else []
             if index == 0:
                 reasons += _find_known_issues(entry, benchmark)
-            found.append(
+            comparisons.append(
                 MetricComparison(
                     metric=metric.name,
                     ours=get_complete_metric(result, metric.name),
                     published=metric.value,
                     source=sources[row.source],
-                    note=" ".join(_sentence(reason) for reason in reasons),
+                    note=" ".join(_format_sentence(reason) for reason in reasons),
                 )
             )
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def get_complete_metric(result: BenchmarkResult, name: str) -> float | None:
-    """One of our figures, if it covers all that its name means.
+    """Return a metric of a result; None if the metric is partial or missing.
 
     Args:
-        figures: ours.
-        name: `overall`, or a section, subset, difficulty, or a figure of `more`.
+        result: local result.
+        name: `overall`, or the name of a section, subset, difficulty or metric of `extra`.
     """
-    parts = {**result.subsets, **result.sections}
-    if name in parts:
-        return _get_complete_score(parts[name], result)
+    scores = {**result.subsets, **result.sections}
+    if name in scores:
+        return _get_complete_score(scores[name], result)
     if name == _BEST_OF_N:
-        halves = [part for key, part in result.sections.items() if key.startswith(f"{name}/")]
+        sections = [score for key, score in result.sections.items() if key.startswith(f"{name}/")]
         values = [
-            value for half in halves if (value := _get_complete_score(half, result)) is not None
+            value
+            for section in sections
+            if (value := _get_complete_score(section, result)) is not None
         ]
         return sum(values) / 2 if len(values) == 2 else None
     if result.missing:
@@ -130,8 +132,8 @@ def _iter_rows(
     by_source: dict[str, dict[str, PublishedMetric]] = {}
     for one in published:
         if one.benchmark == benchmark:
-            name, about = _METRIC_ALIASES.get((benchmark, one.metric), (one.metric, ""))
-            note = "; ".join(dict.fromkeys(text for text in (one.note, about) if text))
+            name, remark = _METRIC_ALIASES.get((benchmark, one.metric), (one.metric, ""))
+            note = "; ".join(dict.fromkeys(text for text in (one.note, remark) if text))
             metrics = by_source.setdefault(one.source, {})
             metrics[name] = PublishedMetric(name, one.value / _SCALE[one.unit], note)
     for source, metrics in by_source.items():
@@ -139,12 +141,12 @@ def _iter_rows(
 
 
 def _find_known_issues(entry: CatalogEntry, benchmark: Benchmark) -> list[str]:
-    # `RewardBench` is the start of `RewardBench 2` too.
-    named = re.compile(rf"\b{re.escape(benchmark.title)}(?! \d)\b")
+    # `RewardBench` must not match `RewardBench 2`.
+    pattern = re.compile(rf"\b{re.escape(benchmark.title)}(?! \d)\b")
     texts = [str(issue.value) for issue in entry.known_issues if issue.value]
-    return [text for text in texts if named.search(text)]
+    return [text for text in texts if pattern.search(text)]
 
 
-def _sentence(text: str) -> str:
+def _format_sentence(text: str) -> str:
     text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."

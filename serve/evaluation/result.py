@@ -1,4 +1,4 @@
-"""What an evaluation found: made by `serve.evaluation.command`, shown by report and files."""
+"""The result of an evaluation: built by `serve.evaluation.command`, used by reports and files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from serve.jobs.summary import Summary
 
 @dataclass(frozen=True, slots=True)
 class MetricComparison:
-    """One of our figures beside a published one of the same checkpoint.
+    """A local and a published metric of the same checkpoint.
 
     Attributes:
         metric: `overall`, or the name of a section, subset or difficulty.
-        ours: 0 to 1; None if it was not computed.
-        published: 0 to 1.
-        source: where it was published, as people read it.
+        ours: local value from 0 to 1; None if it was not computed.
+        published: published value from 0 to 1.
+        source: title of the publication.
         note: known reasons for a difference; may be empty.
     """
 
@@ -32,18 +32,18 @@ class MetricComparison:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One model on one benchmark.
+    """The evaluation of one model on one benchmark.
 
     Attributes:
-        benchmark: which one.
-        model: as people call it.
-        figures: what the benchmark says.
-        scored: items with their rewards, in the order of the data.
-        failed: items without, and why.
-        used: what decides the figures, by name, as people read it: data, truncation, longest
+        benchmark: the benchmark.
+        model: name of the model.
+        result: metrics of the benchmark.
+        scored_items: items with their rewards, in the order of the data.
+        failed_items: items without rewards, and their errors.
+        provenance: settings that affect the result, by display name: data, truncation, maximum
             length, dtype, attention, revision, ties.
-        compared: with what is published of the same checkpoint.
-        summary: what scoring took; None where rewards came from a file.
+        comparisons: comparisons with published results of the same checkpoint.
+        summary: summary of the scoring job; None if rewards came from a file.
     """
 
     benchmark: Benchmark

@@ -1,7 +1,7 @@
-"""Items to rewards: one job of `skyreward score`, kept in the folder of the evaluation.
+"""Rewards of items: one job of `skyreward score` in the folder of the evaluation.
 
-Start at `run_scoring_job`. The items are the job's input and its output has their rewards, so a second
-start goes on where the first one ended, and one that is done scores nothing.
+The entry point is `run_scoring_job`. The items are the job's input, and the job's output has their
+rewards. A second run therefore resumes where the first one ended; a finished job scores nothing.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ from serve.jobs.summary import Summary
 ITEMS = "items.jsonl"
 REWARDS = "rewards.jsonl"
 PROVENANCE = "scored_by.json"
-# Rows hold up to 32 responses: what a stop waits for, and a kill costs, should be little.
+# Rows hold up to 32 responses: small chunks keep a stop quick and lose little in a crash.
 _CHUNK_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringProvenance:
-    """How the rewards came about.
+    """The provenance of rewards.
 
     Attributes:
-        model: that gave them.
-        truncation: what was done with longer conversations.
+        model: model that produced the rewards.
+        truncation: truncation of longer conversations.
     """
 
     model: ScoringModel
     truncation: Truncation
 
     def write(self, path: Path) -> None:
-        """Keep it, durably."""
+        """Write the provenance to a file atomically."""
         write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> ScoringProvenance | None:
-        """What `write` kept; None where it is not there, or not whole."""
+        """Read a file of `write`; None if the file is missing or incomplete."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            plain = json.loads(read_regular_file(path))
-            model = plain["model"]
+            fields = json.loads(read_regular_file(path))
+            model = fields["model"]
             fingerprint = Fingerprint(**model.pop("fingerprint"))
-            return cls(ScoringModel(fingerprint=fingerprint, **model), plain["truncation"])
+            return cls(ScoringModel(fingerprint=fingerprint, **model), fields["truncation"])
         return None
 
 
 @dataclass(slots=True)
 class ItemRewards:
-    """What became of the items.
+    """The rewards or errors of the items.
 
     Attributes:
-        by_key: the rewards of those that have all, in the order of their responses.
-        failed: the others that were tried, and why.
-        num_truncated: items of which something was cut.
-        scored_by: by whom; None where that is not known.
-        summary: of the job; None where there was none.
+        by_key: rewards of each item that has all of them, in the order of its responses.
+        errors: error of each other item that was tried.
+        num_truncated: number of items with a truncated conversation; None if unknown.
+        provenance: model and truncation of the rewards; None if unknown.
+        summary: summary of the job; None without a job.
     """
 
     by_key: dict[ItemKey, list[float]] = field(default_factory=dict)
@@ -84,14 +84,14 @@ class ItemRewards:
 
 @dataclass(frozen=True, slots=True)
 class EvalContext:
-    """What all jobs of one command share.
+    """State shared by all jobs of one command.
 
     Attributes:
-        truncation: what to do with what is too long.
-        overwrite: whether to start afresh.
-        say: tells a person a line.
-        progress: shows how far it is.
-        stopping: says when to stop.
+        truncation: truncation of conversations that are too long.
+        overwrite: whether to discard existing rewards.
+        notify: prints a line for the user.
+        progress: progress display.
+        shutdown: signals when to stop.
     """
 
     truncation: Truncation
@@ -102,15 +102,15 @@ class EvalContext:
 
 
 def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path:
-    """Keep the items as the input of a job; a file that holds them already stays as it is.
+    """Write the items as the input of a job; a file with the same items is left unchanged.
 
     Args:
-        items: of the benchmark.
-        folder: of the evaluation.
+        items: items of the benchmark.
+        folder: folder of the evaluation.
         overwrite: whether other items may be replaced.
 
     Raises:
-        EvaluationError: the folder has the evaluation of other items.
+        EvaluationError: the folder has an evaluation of other items.
         OSError: the folder cannot be written to.
     """
     path = folder / ITEMS
@@ -120,17 +120,17 @@ def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path
             return path
         if not overwrite:
             raise EvaluationError(
-                f"{folder} has an evaluation of other items; give another folder, or --overwrite "
-                "to replace it"
+                f"{folder} has an evaluation of other items; give another folder, or use "
+                "--overwrite to replace it"
             )
     write_atomically(path, content)
     return path
 
 
 def encode_items(items: Iterable[Item]) -> Iterator[bytes]:
-    """Each item as a line of JSON: a group of the job, and all else that makes it an item."""
+    """Yield each item as a line of JSON: a group of the job, with the item's other fields."""
     for item in items:
-        plain = {
+        fields = {
             "id": item.id,
             "subset": item.subset,
             "prompt": item.prompt,
@@ -138,14 +138,14 @@ def encode_items(items: Iterable[Item]) -> Iterator[bytes]:
             "preferences": item.preferences,
             "facts": dict(item.metadata),
         }
-        yield json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        yield json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_items(path: Path) -> list[Item]:
-    """What `write_items` kept.
+    """Read a file of `write_items`.
 
     Raises:
-        EvaluationError: it is not there, or not whole.
+        EvaluationError: the file is missing or incomplete.
     """
     try:
         with path.open(encoding="utf-8") as lines:
@@ -153,26 +153,26 @@ def read_items(path: Path) -> list[Item]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
             f"the items of the evaluation cannot be read from {path} ({error}); run `skyreward "
-            "eval` again, which writes them"
+            "eval` again to write them"
         ) from error
 
 
 def run_scoring_job(
     items: Path, folder: Path, executor_options: ExecutorOptions, context: EvalContext
 ) -> ItemRewards:
-    """Score what is left of the items; returns the rewards of all of them.
+    """Score the items that are not scored yet, and return the rewards of all items.
 
     Args:
-        items: of `write_items`.
-        folder: where the job is kept.
-        ways: a model here, or services.
-        run: how.
+        items: file of `write_items`.
+        folder: folder of the job.
+        executor_options: a local model, or services.
+        context: state shared by the command's jobs.
 
     Raises:
-        JobStoppedError: it was asked to stop.
-        RewardError: it cannot begin or go on.
+        JobStoppedError: a stop was requested.
+        RewardError: the job cannot start or continue.
     """
-    plan = JobSpec(
+    spec = JobSpec(
         source=open_source(str(items)),
         output=folder / REWARDS,
         truncation=context.truncation,
@@ -180,41 +180,41 @@ def run_scoring_job(
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
     )
-    # A model here, or services: both can tell.
-    job_folder = JobFolder(plan.output, context.notify)
-    carrier = cast(
+    # Executors of local models and of services both implement `get_scoring_model`.
+    job_folder = JobFolder(spec.output, context.notify)
+    executor = cast(
         ModelExecutor, executor_options.build_executor(job_folder, overwrite=context.overwrite)
     )
-    kept = folder / PROVENANCE
+    provenance_path = folder / PROVENANCE
     try:
         try:
-            job = Job(plan, carrier, context.notify, context.progress, context.shutdown)
+            job = Job(spec, executor, context.notify, context.progress, context.shutdown)
             summary = job.run()
         finally:
-            if model := carrier.get_scoring_model():
-                ScoringProvenance(model, context.truncation).write(kept)
-        scored_by = ScoringProvenance.read(kept)
-        if scored_by is None:
-            with context.shutdown.allow_interrupt(carrier.drain_timeout_s is not None):
-                model = carrier.get_scoring_model(fetch=True)
+            if model := executor.get_scoring_model():
+                ScoringProvenance(model, context.truncation).write(provenance_path)
+        provenance = ScoringProvenance.read(provenance_path)
+        if provenance is None:
+            with context.shutdown.allow_interrupt(executor.drain_timeout_s is not None):
+                model = executor.get_scoring_model(fetch=True)
             if model:
-                scored_by = ScoringProvenance(model, context.truncation)
-                scored_by.write(kept)
+                provenance = ScoringProvenance(model, context.truncation)
+                provenance.write(provenance_path)
     finally:
-        carrier.close()
-    rewards = _read_rewards(plan.output)
-    rewards.provenance, rewards.summary = scored_by, summary
+        executor.close()
+    rewards = _read_rewards(spec.output)
+    rewards.provenance, rewards.summary = provenance, summary
     return rewards
 
 
 def apply_official_length(
     executor_options: ExecutorOptions, max_length: int | None
 ) -> ExecutorOptions:
-    """The same way with the benchmark's longest length, or the model's own if that is less.
+    """Return the options with the official maximum length, limited to that of the model.
 
     Args:
-        ways: a model here whose own `max_length` may be chosen already, which wins.
-        max_length: of the official runs.
+        executor_options: options of an executor; a `max_length` that is already set is kept.
+        max_length: maximum length of the official runs in tokens.
     """
     if (
         executor_options.urls
@@ -229,22 +229,22 @@ def apply_official_length(
 
 
 def get_alias(executor_options: ExecutorOptions) -> str | None:
-    """The model's name in requests; None where only its service knows."""
+    """Return the model's alias; None if only its service knows the alias."""
     if executor_options.urls:
         return executor_options.served_model
     return ModelSettings.model_validate(executor_options.model["model"]).alias
 
 
 def _read_rewards(output: Path) -> ItemRewards:
-    found = ItemRewards(num_truncated=0)
+    rewards = ItemRewards(num_truncated=0)
     for record in _iter_records(output):
         key = (record["id"], record["subset"])
         if error := record.get("error"):
-            found.errors[key] = ScoreError(error["code"], error["message"])
+            rewards.errors[key] = ScoreError(error["code"], error["message"])
         else:
-            found.by_key[key] = record["rewards"]
-        found.num_truncated = (found.num_truncated or 0) + bool(record.get("truncated"))
-    return found
+            rewards.by_key[key] = record["rewards"]
+        rewards.num_truncated = (rewards.num_truncated or 0) + bool(record.get("truncated"))
+    return rewards
 
 
 def _iter_records(output: Path) -> Iterator[Mapping[str, Any]]:
@@ -253,12 +253,12 @@ def _iter_records(output: Path) -> Iterator[Mapping[str, Any]]:
             yield json.loads(line)
 
 
-def _parse_item(plain: Mapping[str, Any]) -> Item:
+def _parse_item(fields: Mapping[str, Any]) -> Item:
     return Item(
-        id=plain["id"],
-        subset=plain["subset"],
-        prompt=plain["prompt"],
-        responses=tuple(plain["responses"]),
-        preferences=tuple(Preference(*pair) for pair in plain["preferences"]),
-        metadata=plain["facts"],
+        id=fields["id"],
+        subset=fields["subset"],
+        prompt=fields["prompt"],
+        responses=tuple(fields["responses"]),
+        preferences=tuple(Preference(*pair) for pair in fields["preferences"]),
+        metadata=fields["facts"],
     )

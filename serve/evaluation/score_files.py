@@ -1,7 +1,7 @@
-"""`scores.jsonl`: a line of rewards for each item, read strictly.
+"""`scores.jsonl`: one line of rewards per item, read strictly.
 
-Any tool may have made the file. What is wrong with a line is told with its number; items without a
-line make the result partial.
+Any tool may have written the file. Errors name the line; items without a line make the result
+partial.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_VALUE_CHARS = 60
 
 
 def write_scores(path: Path, scored_items: Iterable[ScoredItem]) -> None:
-    """Write the rewards of items, in their order."""
+    """Write the rewards of items, in the order of the items."""
     lines = (
         json.dumps(
             {"id": one.item.id, "subset": one.item.subset, "rewards": list(one.rewards)},
@@ -37,15 +37,16 @@ def write_scores(path: Path, scored_items: Iterable[ScoredItem]) -> None:
 
 
 def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]:
-    """The rewards of those items that have a line.
+    """Return the rewards of the items that have a line.
 
     Args:
-        path: of the file, also compressed as `.gz`.
-        items: that the lines are of.
+        path: path of the file, which may be compressed as `.gz`.
+        items: items of the benchmark.
 
     Raises:
-        ScoresError: a line is no JSON object with `id` and `rewards`, is of no item or of several,
-            or its item had one; a reward is no finite number, or their number is wrong.
+        ScoreFileError: a line is not a JSON object with `id` and `rewards`, matches zero or several
+            items, or repeats an item; a reward is not a finite number; the number of rewards is
+            wrong; the file has no rewards.
     """
     items_by_id: dict[str, list[Item]] = {}
     for item in items:
@@ -57,23 +58,23 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]
         for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue
-            place = f"{path}, line {number}"
-            record = _parse_record(line, size, place)
-            item = _find_item(record, items_by_id, place)
+            location = f"{path}, line {number}"
+            record = _parse_record(line, size, location)
+            item = _find_item(record, items_by_id, location)
             if item.key in rewards:
                 raise ScoreFileError(
-                    f"{place}: {_describe_item(item)} had rewards in line {lines[item.key]} already; leave "
-                    "one of the two lines out"
+                    f"{location}: {_describe_item(item)} already has rewards in line "
+                    f"{lines[item.key]}; remove one of the two lines"
                 )
-            rewards[item.key] = _read_rewards(record, item, place)
+            rewards[item.key] = _read_rewards(record, item, location)
             lines[item.key] = number
     if not rewards:
-        raise ScoreFileError(f"{path} has {number} lines and no rewards; give a line for each item")
+        raise ScoreFileError(f"{path} has {number} lines but no rewards; write one line per item")
     return rewards
 
 
 def _parse_record(line: bytes, size: int, location: str) -> Mapping[str, Any]:
-    # NaN is read, for a message that names the item.
+    # NaN is accepted here, so that the later error can name the item.
     parsed = (
         row_too_long_error("line", line, size)
         if size > len(line)
@@ -84,60 +85,60 @@ def _parse_record(line: bytes, size: int, location: str) -> Mapping[str, Any]:
         raise ScoreFileError(f"{location}: {record.message}")
     if not isinstance(record, Mapping):
         raise ScoreFileError(
-            f"{location}: it must be an object with `id`, `subset` and `rewards`, and is "
+            f"{location}: the line must be an object with `id`, `subset` and `rewards`, but is "
             f"{_format_value(record)}"
         )
     for name in ("id", "rewards"):
         if record.get(name) is None:
-            there = ", ".join(f"`{key}`" for key in record) or "nothing"
-            raise ScoreFileError(f"{location}: there is no `{name}`; there is {there}")
+            keys = ", ".join(f"`{key}`" for key in record) or "none"
+            raise ScoreFileError(f"{location}: `{name}` is missing; the line has the keys: {keys}")
     return record
 
 
 def _find_item(
     record: Mapping[str, Any], items_by_id: Mapping[str, list[Item]], location: str
 ) -> Item:
-    given, subset = record["id"], record.get("subset")
-    if isinstance(given, bool) or not isinstance(given, str | int):
+    item_id, subset = record["id"], record.get("subset")
+    if isinstance(item_id, bool) or not isinstance(item_id, str | int):
         raise ScoreFileError(
-            f"{location}: `id` must be text or a whole number, and is {_format_value(given)}"
+            f"{location}: `id` must be text or an integer, but is {_format_value(item_id)}"
         )
-    with_id = items_by_id.get(str(given), [])
-    found = [item for item in with_id if subset is None or item.subset == subset]
-    if len(found) == 1:
-        return found[0]
+    with_id = items_by_id.get(str(item_id), [])
+    matches = [item for item in with_id if subset is None or item.subset == subset]
+    if len(matches) == 1:
+        return matches[0]
     if not with_id:
-        raise ScoreFileError(f"{location}: no item of the data has the id {_format_value(given)}")
+        raise ScoreFileError(f"{location}: no item of the data has the id {_format_value(item_id)}")
     subsets = ", ".join(repr(item.subset) for item in with_id[:8])
-    if not found:
+    if not matches:
         raise ScoreFileError(
-            f"{location}: no item with the id {_format_value(given)} has the subset {_format_value(subset)}; it has "
-            f"{subsets}"
+            f"{location}: no item with the id {_format_value(item_id)} has the subset "
+            f"{_format_value(subset)}; the id is in: {subsets}"
         )
     raise ScoreFileError(
-        f"{location}: {len(found)} items have the id {_format_value(given)}; say by `subset` which one it "
-        f"is: {subsets}"
+        f"{location}: {len(matches)} items have the id {_format_value(item_id)}; select one with "
+        f"`subset`: {subsets}"
     )
 
 
 def _read_rewards(record: Mapping[str, Any], item: Item, location: str) -> list[float]:
     rewards = record["rewards"]
     if not isinstance(rewards, list) or len(rewards) != len(item.responses):
-        came = f"{len(rewards)} rewards" if isinstance(rewards, list) else _format_value(rewards)
+        actual = f"{len(rewards)} rewards" if isinstance(rewards, list) else _format_value(rewards)
         raise ScoreFileError(
-            f"{location}: {_describe_item(item)} has {len(item.responses)} responses, so `rewards` must be a "
-            f"list of {len(item.responses)} numbers, and is {came}"
+            f"{location}: {_describe_item(item)} has {len(item.responses)} responses, so `rewards` "
+            f"must be a list of {len(item.responses)} numbers, but is {actual}"
         )
     for index, reward in enumerate(rewards):
         if isinstance(reward, bool) or not isinstance(reward, int | float):
             raise ScoreFileError(
-                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; it must be a "
-                "number"
+                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; "
+                "it must be a number"
             )
         if not _is_finite(reward):
             raise ScoreFileError(
-                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; NaN and infinite "
-                "numbers order nothing: leave the line out, and the result is marked as partial"
+                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; "
+                "it must be finite. Remove the line, and the result is marked as partial"
             )
     return [float(reward) for reward in rewards]
 
@@ -145,7 +146,7 @@ def _read_rewards(record: Mapping[str, Any], item: Item, location: str) -> list[
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 

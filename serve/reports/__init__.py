@@ -1,8 +1,8 @@
-"""Pages of HTML that need nothing else: no script, no font, no picture from anywhere.
+"""Self-contained HTML pages, without scripts, fonts or images from elsewhere.
 
-Plots are drawn by matplotlib and stand in the page as SVG whose colours are the page's own
-variables, so that both follow the reader's choice of light or dark. Nothing is known here of jobs
-or of benchmarks.
+matplotlib draws the plots. They are inlined as SVG with the page's CSS variables as colors, so
+that they follow the reader's light or dark mode. The package is independent of jobs and
+benchmarks. Start reading in `document` and `svg`.
 """
 
 from __future__ import annotations

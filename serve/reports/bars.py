@@ -1,4 +1,4 @@
-"""Horizontal bars, each with its name above it, so that long names fit a narrow page."""
+"""Horizontal bar charts with names above the bars, so that long names fit a narrow page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from serve.reports.colours import SOFT, TEXT, series_colour
 from serve.reports.svg import SMALL, WIDTH, add_tooltip, render_svg
 
-# Pixels: a name, a bar alone, one of several, room after a row, the axis, numbers at the right.
+# Sizes in pixels: height of a name, of a single bar, of one of several bars, of the gap after a
+# row and of the axis; width of the numbers on the right.
 _NAME, _ALONE, _BAR, _GAP, _AXIS, _NUMBER = 18, 11, 14, 7, 22, 58
-_LONGEST_NAME = 48
+_MAX_NAME_CHARS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,10 @@ class Bar:
     """One bar.
 
     Attributes:
-        value: its length; from 0.
-        text: the number that stands at its right.
-        interval: in which the value would lie if it were measured again, drawn as far as the axis
-            goes; None if unknown.
-        hint: what is shown at the pointer; may be empty.
+        value: length of the bar, at least 0.
+        text: number to the right of the bar.
+        interval: confidence interval of the value, clipped to the axis; None if unknown.
+        tooltip: text that is shown on hover; may be empty.
     """
 
     value: float
@@ -37,19 +37,19 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class BarRow:
-    """A name, and a bar for each series; None where one has none."""
+    """A name and a bar for each series; None for a series without a bar."""
 
     name: str
     bars: tuple[Bar | None, ...]
 
 
 def render_bars(label: str, rows: Sequence[BarRow], as_percent: bool = False) -> Markup:
-    """A drawing of bars.
+    """Render a bar chart.
 
     Args:
-        label: see `drawn`.
-        rows: from top to bottom; at least one.
-        shares: whether the values are shares of 1, drawn on an axis in percent from 0 to 100.
+        label: see `render_svg`.
+        rows: at least one row, from top to bottom.
+        as_percent: whether the values are fractions, drawn on an axis from 0 to 100%.
     """
     height = sum(_NAME + _get_bar_height(row) * len(row.bars) + _GAP for row in rows)
     height += _AXIS if as_percent else 0
@@ -61,7 +61,7 @@ def _get_bar_height(row: BarRow) -> int:
 
 
 def _draw(figure: Figure, rows: Sequence[BarRow], height: float, as_percent: bool) -> None:
-    # Heights are pixels here, so that a row looks alike in a plot of two and of a hundred.
+    # Coordinates are pixels, so that a row has the same height in plots of 2 and of 100 rows.
     figure.set_layout_engine("none")
     bottom = _AXIS / height if as_percent else 0.0
     axes: Axes = figure.add_axes((0.0, bottom, 1 - _NUMBER / WIDTH, 1 - bottom))
@@ -70,15 +70,15 @@ def _draw(figure: Figure, rows: Sequence[BarRow], height: float, as_percent: boo
     top = 0.0
     for row in rows:
         name = " ".join(row.name.split())
-        if len(name) > _LONGEST_NAME:
-            name = name[: _LONGEST_NAME - 1].rstrip() + "…"
+        if len(name) > _MAX_NAME_CHARS:
+            name = name[: _MAX_NAME_CHARS - 1].rstrip() + "…"
         axes.text(0, top + _NAME - 5, name)
         top += _NAME
-        thick = _get_bar_height(row)
+        bar_height = _get_bar_height(row)
         for number, bar in enumerate(row.bars):
             if bar:
-                _draw_bar(axes, bar, number, (top + thick / 2, thick - 2, end))
-            top += thick
+                _draw_bar(axes, bar, number, (top + bar_height / 2, bar_height - 2, end))
+            top += bar_height
         top += _GAP
     axes.set_xlim(0, end)
     axes.set_ylim(top, 0)
@@ -94,15 +94,16 @@ def _draw(figure: Figure, rows: Sequence[BarRow], height: float, as_percent: boo
 
 
 def _draw_bar(axes: Axes, bar: Bar, number: int, geometry: tuple[float, float, float]) -> None:
-    middle, thick, end = geometry
-    drawn_bar = axes.barh(middle, min(max(bar.value, 0.0), end), thick, color=series_colour(number))
+    middle, height, end = geometry
+    length = min(max(bar.value, 0.0), end)
+    patches = axes.barh(middle, length, height, color=series_colour(number))
     if bar.tooltip:
-        add_tooltip(drawn_bar[0], bar.tooltip)
+        add_tooltip(patches[0], bar.tooltip)
     low, high = (min(max(value, 0.0), end) for value in bar.interval or (0.0, 0.0))
     if low < high:
         axes.plot([low, high], [middle, middle], color=TEXT, linewidth=1.3)
         for edge in (low, high):
             axes.plot([edge, edge], [middle - 3, middle + 3], color=TEXT, linewidth=1.3)
-    colour = TEXT if bar.interval else SOFT
-    at = end + end * 8 / (WIDTH - _NUMBER)
-    axes.text(at, middle, bar.text, color=colour, va="center_baseline", fontsize=SMALL)
+    color = TEXT if bar.interval else SOFT
+    x = end + end * 8 / (WIDTH - _NUMBER)
+    axes.text(x, middle, bar.text, color=color, va="center_baseline", fontsize=SMALL)

@@ -1,7 +1,7 @@
-"""Colours of plots, by name.
+"""Colors of plots.
 
-matplotlib knows no variables, so plots are drawn in stand-ins, which are replaced by the variables
-of `page.css` when a drawing becomes part of a page.
+matplotlib does not support CSS variables. Plots therefore use placeholder colors, which are
+replaced by the variables of `page.css` when a plot is inlined into a page.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ SOFT = "#000002"
 LINE = "#000003"
 BACK = "#000004"
 SERIES = tuple(f"#0000{number:02x}" for number in range(0x11, 0x19))
-"""One for each of several things in a plot; with more things they start again."""
+"""Colors of the series of a plot; further series start again with the first color."""
 
 VARIABLES: Mapping[str, str] = {
     TEXT: "var(--text)",
     SOFT: "var(--soft)",
     LINE: "var(--line)",
     BACK: "var(--card)",
-    **{colour: f"var(--s{number})" for number, colour in enumerate(SERIES)},
+    **{color: f"var(--s{number})" for number, color in enumerate(SERIES)},
 }
 
 
 def series_colour(number: int) -> str:
-    """The stand-in of a series, by its place from 0."""
+    """Return the placeholder color of a series, by its index from 0."""
     return SERIES[number % len(SERIES)]
 
 
 def series_variable(number: int) -> str:
-    """As `series_colour`, but what the page's own style calls it."""
+    """Return the CSS variable of a series' color, by its index from 0."""
     return VARIABLES[series_colour(number)]

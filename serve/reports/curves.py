@@ -1,4 +1,4 @@
-"""Points joined by lines, each with the interval it may lie in; a colour for each line."""
+"""Line plots with a confidence interval at each point and a color for each line."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from serve.reports.colours import SOFT, series_colour
 from serve.reports.svg import WIDTH, add_tooltip, render_svg
 
 _HEIGHT = 250
-# Pixels between the points of two lines at the same place: their intervals can be told apart.
+# Offset between the points of two lines at the same position, so that their intervals do not
+# overlap.
 _LINE_OFFSET_PX = 5
 
 
 class Point(NamedTuple):
-    """One point.
+    """A point of a line.
 
     Attributes:
-        across: its place.
-        up: its height.
-        interval: in which the height would lie if it were measured again; None if unknown.
-        hint: what is shown at the pointer; may be empty.
+        x: horizontal coordinate.
+        y: vertical coordinate.
+        interval: confidence interval of `y`; None if unknown.
+        tooltip: text that is shown on hover; may be empty.
     """
 
     x: float
@@ -35,13 +36,13 @@ class Point(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """One axis.
+    """An axis.
 
     Attributes:
-        title: what its numbers are.
-        start: where it begins.
-        end: where it ends.
-        ticks: which places are written there, and how; may be outside.
+        title: title of the axis.
+        start: lower end of the axis.
+        end: upper end of the axis.
+        ticks: positions and labels of the ticks; ticks outside the axis are not drawn.
     """
 
     title: str
@@ -52,15 +53,15 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CurvePlot:
-    """What is drawn.
+    """A line plot.
 
     Attributes:
-        label: see `drawn`.
-        lines: points from left to right, by line.
-        across: the horizontal axis.
-        up: the vertical one.
-        guides: dashed lines to compare with, each from one place to another.
-        apart: whether lines stand beside one another, since they have points at the same places.
+        label: see `render_svg`.
+        lines: points of each line, from left to right.
+        x_axis: the horizontal axis.
+        y_axis: the vertical axis.
+        guides: dashed reference lines, each from one point to another.
+        offset_lines: whether to shift the lines horizontally, for points with equal positions.
     """
 
     label: str
@@ -72,29 +73,27 @@ class CurvePlot:
 
 
 def render_curves(plot: CurvePlot) -> Markup:
-    """The drawing."""
+    """Render a line plot."""
     return render_svg(plot.label, _HEIGHT, lambda figure: _draw(figure, plot))
 
 
 def build_percent_scale(title: str, lowest: float) -> Scale:
-    """Of shares: up to 100%, from a round number not above the lowest that is drawn.
+    """Return an axis of fractions, from a round number at or below the lowest value to 100%.
 
     Args:
         title: see `Scale`.
-        lowest: 0 to 1.
+        lowest: lowest value, from 0 to 1.
     """
     start = min(0.8, max(0.0, int(lowest * 5) / 5))
     step = 0.1 if start >= 0.4 else 0.2
-    ticks = [start + step * place for place in range(round((1 - start) / step) + 1)]
+    ticks = [start + step * index for index in range(round((1 - start) / step) + 1)]
     return Scale(title, start, 1.0, [(tick, f"{tick:.0%}") for tick in ticks])
 
 
 def _draw(figure: Figure, plot: CurvePlot) -> None:
     axes: Axes = figure.subplots()
-    for (from_across, from_up), (to_across, to_up) in plot.guides:
-        axes.plot(
-            [from_across, to_across], [from_up, to_up], color=SOFT, linewidth=1, dashes=(4, 3)
-        )
+    for (start_x, start_y), (end_x, end_y) in plot.guides:
+        axes.plot([start_x, end_x], [start_y, end_y], color=SOFT, linewidth=1, dashes=(4, 3))
     step = (
         _LINE_OFFSET_PX * (plot.x_axis.end - plot.x_axis.start) / WIDTH
         if plot.offset_lines
@@ -104,7 +103,7 @@ def _draw(figure: Figure, plot: CurvePlot) -> None:
         _draw_line(axes, points, number, step * (number - (len(plot.lines) - 1) / 2))
     for axis, scale in ((axes.xaxis, plot.x_axis), (axes.yaxis, plot.y_axis)):
         inside = [tick for tick in scale.ticks if scale.start <= tick[0] <= scale.end]
-        axis.set_ticks([place for place, _ in inside], [text for _, text in inside])
+        axis.set_ticks([position for position, _ in inside], [text for _, text in inside])
         axis.set_label_text(scale.title)
     axes.set_xlim(plot.x_axis.start, plot.x_axis.end)
     axes.set_ylim(plot.y_axis.start, plot.y_axis.end)
@@ -113,12 +112,12 @@ def _draw(figure: Figure, plot: CurvePlot) -> None:
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], number: int, offset: float) -> None:
-    colour = series_colour(number)
-    across = [point.x + offset for point in points]
-    axes.plot(across, [point.y for point in points], color=colour, linewidth=1.2, alpha=0.65)
-    for at, point in zip(across, points, strict=True):
+    color = series_colour(number)
+    xs = [point.x + offset for point in points]
+    axes.plot(xs, [point.y for point in points], color=color, linewidth=1.2, alpha=0.65)
+    for x, point in zip(xs, points, strict=True):
         if point.interval:
-            axes.plot([at, at], list(point.interval), color=colour, linewidth=1.6)
-        (dot,) = axes.plot([at], [point.y], "o", color=colour, markersize=5, markeredgewidth=0)
+            axes.plot([x, x], list(point.interval), color=color, linewidth=1.6)
+        (marker,) = axes.plot([x], [point.y], "o", color=color, markersize=5, markeredgewidth=0)
         if point.tooltip:
-            add_tooltip(dot, point.tooltip)
+            add_tooltip(marker, point.tooltip)

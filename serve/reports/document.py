@@ -1,4 +1,4 @@
-"""The shell of a page: head, style, heading, and the parts below one another or side by side."""
+"""The frame of a page: head, style, heading, and sections in one or two columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHELL = Markup("""<!doctype html>
 <body>
 <header><h1>{title}</h1>{about}</header>
 <main>
-{parts}
+{sections}
 </main>
 </body>
 </html>
@@ -30,12 +30,12 @@ _SHELL = Markup("""<!doctype html>
 
 
 def render_document(title: str, sections: Iterable[Markup], about: str = "") -> str:
-    """The whole page.
+    """Render a page.
 
     Args:
-        title: its heading, and the name of its tab.
-        parts: from top to bottom.
-        about: a line under the heading.
+        title: heading and title of the page.
+        sections: sections from top to bottom.
+        about: line below the heading.
     """
     return str(
         _SHELL.format(
@@ -43,18 +43,18 @@ def render_document(title: str, sections: Iterable[Markup], about: str = "") -> 
             style=_style(),
             policy=_policy(),
             about=Markup('<p class="about">{}</p>').format(about) if about else "",
-            parts=Markup("\n").join(sections),
+            sections=Markup("\n").join(sections),
         )
     )
 
 
 def section(title: str, *children: Markup | str, about: str = "") -> Markup:
-    """A frame with a heading.
+    """Render a section with a heading.
 
     Args:
         title: the heading.
-        parts: what it holds; what is no markup is escaped.
-        about: a line under the heading.
+        children: content of the section; plain text is escaped.
+        about: line below the heading.
     """
     return Markup("<section><h2>{}</h2>{}{}</section>").format(
         title,
@@ -64,7 +64,7 @@ def section(title: str, *children: Markup | str, about: str = "") -> Markup:
 
 
 def columns(children: Iterable[Markup]) -> Markup:
-    """Parts in two columns where there is room, one below another where there is not."""
+    """Arrange children in two columns, or in one on a narrow screen."""
     return Markup('<div class="columns">{}</div>').format(Markup("\n").join(children))
 
 
@@ -75,10 +75,10 @@ def _style() -> Markup:
 
 @cache
 def _policy() -> Markup:
-    """The browser fetches and runs nothing, whatever might ever get into a page.
+    """Return the Content-Security-Policy: the browser fetches and runs nothing.
 
-    Drawings have styles of their own as attributes. `style-src` is for browsers that do not know
-    the two finer directives.
+    Plots carry style attributes. `style-src` is the fallback for browsers without
+    `style-src-elem` and `style-src-attr`.
     """
     digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
     return Markup(

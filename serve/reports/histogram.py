@@ -1,4 +1,4 @@
-"""How numbers are spread, as bars; of several things, one over the other."""
+"""Histograms of one or several series, with a table of quantiles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from serve.reports.svg import add_tooltip, render_svg
 
 _MAX_BARS = 48
 _HEIGHT = 220
-# What lies beyond is said and not drawn: a single number far away would make one bar of all others.
+# Values outside are counted and not drawn: a single outlier would squeeze the others into one bar.
 _PLOT_QUANTILES = (0.0005, 0.9995)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Of the highest bar: of what is there at all, a line can be seen.
+# As a fraction of the highest bar, so that every bar that is not empty is visible.
 _MIN_BAR_HEIGHT = 0.008
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Numbers that are drawn in one colour."""
+    """Numbers that are drawn in one color."""
 
     name: str
     distribution: StreamingHistogram
@@ -36,14 +36,14 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class HistogramPlot:
-    """What is drawn, and what is said of it.
+    """A histogram and its texts.
 
     Attributes:
-        title: its heading.
-        about: what is counted.
-        axis: what the numbers are.
-        series: at least one that has numbers.
-        powers: whether the numbers are exponents of 2, of which the axis shows the powers.
+        title: heading of the section.
+        about: description of what is counted.
+        axis: title of the axis.
+        series: series of which at least one has numbers.
+        is_log2: whether the numbers are base-2 logarithms; the axis shows the powers of 2.
     """
 
     title: str
@@ -54,15 +54,15 @@ class HistogramPlot:
 
 
 def render_histogram(plot: HistogramPlot) -> Markup:
-    """A section with the drawing, and the quantiles below it."""
+    """Render a section with the histogram and a table of quantiles."""
     start, end = _find_range(plot.series)
     bars = [series.distribution.compute_bars(start, end, _MAX_BARS) for series in plot.series]
-    outside = sum(
+    num_outliers = sum(
         s.distribution.count - sum(b.counts) for s, b in zip(plot.series, bars, strict=True)
     )
     about = plot.about
-    if outside:
-        about += f" (far away and not drawn: {outside:,})"
+    if num_outliers:
+        about += f" (outliers that are not drawn: {num_outliers:,})"
     return section(
         plot.title,
         legend([series.name for series in plot.series]),
@@ -73,32 +73,33 @@ def render_histogram(plot: HistogramPlot) -> Markup:
 
 
 def _find_range(series: Sequence[Series]) -> tuple[float, float]:
-    spreads = [one.distribution for one in series if one.distribution.count]
+    distributions = [one.distribution for one in series if one.distribution.count]
     low, high = _PLOT_QUANTILES
-    return min(s.quantile(low) for s in spreads), max(s.quantile(high) for s in spreads)
+    return min(d.quantile(low) for d in distributions), max(d.quantile(high) for d in distributions)
 
 
 def _draw(figure: Figure, plot: HistogramPlot, bars: Sequence[HistogramBars]) -> None:
     axes: Axes = figure.subplots()
-    most = max(count for one in bars for count in one.counts) or 1
+    max_count = max(count for one in bars for count in one.counts) or 1
     edges = bars[0].edges
     for number, one in enumerate(bars):
-        heights = [max(count, _MIN_BAR_HEIGHT * most) if count else 0 for count in one.counts]
-        colour = series_colour(number)
+        min_height = _MIN_BAR_HEIGHT * max_count
+        heights = [max(count, min_height) if count else 0 for count in one.counts]
+        color = series_colour(number)
         if len(bars) == 1:
             middles = [(low + high) / 2 for low, high in pairwise(edges)]
-            axes.bar(middles, heights, 0.9 * one.width, color=colour)
+            axes.bar(middles, heights, 0.9 * one.width, color=color)
         else:
-            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
-            axes.stairs(heights, edges, color=colour, linewidth=1.4)
+            axes.stairs(heights, edges, fill=True, color=color, alpha=0.22, linewidth=0)
+            axes.stairs(heights, edges, color=color, linewidth=1.4)
     if not plot.is_log2 and edges[0] < 0 < edges[-1]:
-        axes.plot([0, 0], [0, 1.04 * most], color=TEXT, linewidth=1, dashes=(4, 3))
-    # Over all, so that a whole column answers the pointer.
-    for place, low in enumerate(edges[:-1]):
-        column = axes.bar(low, most, bars[0].width, align="edge", color=LINE)
-        add_tooltip(column[0], _format_tooltip(plot, bars, place), hover_only=True)
+        axes.plot([0, 0], [0, 1.04 * max_count], color=TEXT, linewidth=1, dashes=(4, 3))
+    # Drawn last and at full height, so that the whole column shows the tooltip.
+    for index, low in enumerate(edges[:-1]):
+        column = axes.bar(low, max_count, bars[0].width, align="edge", color=LINE)
+        add_tooltip(column[0], _format_tooltip(plot, bars, index), hover_only=True)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.06 * most)
+    axes.set_ylim(0, 1.06 * max_count)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=plot.is_log2))
     axes.xaxis.set_major_formatter(lambda value, _: _format_tick(plot, value))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -126,18 +127,17 @@ def _format_tick(plot: HistogramPlot, value: float) -> str:
 
 
 def _build_quantile_table(plot: HistogramPlot) -> Markup:
-    # The mean of logarithms is no mean of what they stand for.
+    # The mean of logarithms is not the logarithm of the mean.
     head = ["", *(f"{share:.0%}" for share in _QUANTILES), *(() if plot.is_log2 else ("mean",))]
     rows = []
     for series in plot.series:
-        spread = series.distribution
-        if not spread.count:
+        distribution = series.distribution
+        if not distribution.count:
             continue
-        values = [spread.quantile(share) for share in _QUANTILES]
+        values = [distribution.quantile(share) for share in _QUANTILES]
         if plot.is_log2:
             rows.append([series.name, *(f"{2**value:,.0f}" for value in values)])
         else:
-            rows.append(
-                [series.name, *(format_number(value, ",.2f") for value in [*values, spread.mean])]
-            )
+            values.append(distribution.mean)
+            rows.append([series.name, *(format_number(value, ",.2f") for value in values)])
     return table(head, rows)

@@ -1,7 +1,8 @@
-"""How numbers are spread, whatever their range and however many: memory stays bounded.
+"""A histogram of any amount of numbers in any range, with bounded memory.
 
-Bins are a power of two wide and start at a multiple of it. When there are too many, each two become
-one, so the same numbers in any order end up in the same bins.
+The width of the bins is a power of 2, and bins start at multiples of the width. When there are too
+many bins, neighboring bins are merged in pairs. The bins therefore do not depend on the order of
+the numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class HistogramBars:
     """Bars of a histogram.
 
     Attributes:
-        start: where the first bar begins.
-        width: of each bar.
-        counts: of each bar, in order; what lies outside is in none.
+        start: lower edge of the first bar.
+        width: width of each bar.
+        counts: count of each bar, in order; numbers outside the range are not counted.
     """
 
     start: float
@@ -30,18 +31,18 @@ class HistogramBars:
 
     @property
     def edges(self) -> tuple[float, ...]:
-        """Where bars begin, and where the last one ends."""
-        return tuple(self.start + self.width * place for place in range(len(self.counts) + 1))
+        """Lower edges of the bars, and the upper edge of the last bar."""
+        return tuple(self.start + self.width * index for index in range(len(self.counts) + 1))
 
 
 class StreamingHistogram:
-    """Counts of numbers in bins, and what is exact beside them.
+    """Counts of numbers in bins, with exact summary statistics.
 
     Attributes:
-        count: how many numbers.
-        positive: how many above 0.
-        smallest: of them; infinite if there are none.
-        largest: of them; as `smallest`.
+        count: amount of numbers.
+        num_positive: amount of numbers above 0.
+        smallest: smallest number; infinity before the first number.
+        largest: largest number; minus infinity before the first number.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class StreamingHistogram:
         self._bins: Counter[int] = Counter()
 
     def add(self, value: float) -> None:
-        """One more number; finite."""
+        """Add a finite number."""
         self.count += 1
         self.num_positive += value > 0
         self._sum += value
@@ -63,30 +64,30 @@ class StreamingHistogram:
 
     @property
     def mean(self) -> float:
-        """NaN if there are none."""
+        """Mean of the numbers; NaN before the first number."""
         return self._sum / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Below which a share of the numbers lies, to the width of a bin.
+        """Return the quantile of a share of the numbers, accurate to the width of a bin.
 
         Args:
-            share: 0 to 1.
+            share: share of the numbers below the quantile, from 0 to 1.
         """
-        seen = 0
+        num_below = 0
         for index, count in sorted(self._bins.items()):
-            seen += count
-            if seen >= share * self.count:
+            num_below += count
+            if num_below >= share * self.count:
                 middle = math.ldexp(index + 0.5, self._exponent)
                 return min(max(middle, self.smallest), self.largest)
         return math.nan
 
     def compute_bars(self, start: float, end: float, max_bars: int) -> HistogramBars:
-        """The counts between two numbers, in bars that all spreads have alike.
+        """Return the counts between two numbers, in bars that are the same for all histograms.
 
         Args:
-            start: all of its bar is there.
-            end: as `start`.
-            most: bars, with one more for each end.
+            start: lower end; the bar that contains it is complete.
+            end: upper end; the bar that contains it is complete.
+            max_bars: maximum number of bars, plus one at each end.
         """
         exponent = self._exponent
         if end > start:
@@ -95,14 +96,14 @@ class StreamingHistogram:
         first, last = math.floor(start / width), math.floor(end / width)
         counts = [0] * (last - first + 1)
         for index, count in self._bins.items():
-            place = (index >> (exponent - self._exponent)) - first
-            if 0 <= place < len(counts):
-                counts[place] += count
+            bar = (index >> (exponent - self._exponent)) - first
+            if 0 <= bar < len(counts):
+                counts[bar] += count
         return HistogramBars(first * width, width, tuple(counts))
 
     def _widen(self) -> None:
         self._exponent += 1
-        halved: Counter[int] = Counter()
+        merged: Counter[int] = Counter()
         for index, count in self._bins.items():
-            halved[index >> 1] += count
-        self._bins = halved
+            merged[index >> 1] += count
+        self._bins = merged

@@ -1,9 +1,9 @@
-"""matplotlib's drawings as parts of a page.
+"""matplotlib plots as inline SVG of a page.
 
-A drawing becomes SVG inside the page: letters stay letters in the page's own font, colours become
-its variables (`serve.reports.colours`), and nothing has an id, so two drawings cannot get in each
-other's way. It is made for `WIDTH`: a telephone shows it as it was drawn, and where there is more
-room two stand side by side.
+Text stays text in the page's font, colors become the page's CSS variables
+(`serve.reports.colours`), and no element has an id, so that the SVGs of one page cannot conflict.
+A plot is `WIDTH` pixels wide: a phone shows it at its original size, and a wider screen shows two
+plots side by side.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from matplotlib.text import Text
 from serve.reports.colours import LINE, SOFT, TEXT, VARIABLES
 
 WIDTH = 400
-"""Of a drawing, in pixels."""
+"""Width of a plot in pixels."""
 SMALL = 11
-"""Size of the numbers of an axis, in pixels."""
+"""Font size of an axis' numbers in pixels."""
 
 _PIXELS_PER_INCH = 72
 _STYLE: Mapping[Any, Any] = {
@@ -56,7 +56,7 @@ _STYLE: Mapping[Any, Any] = {
     "ytick.labelcolor": SOFT,
     "xtick.labelsize": SMALL,
     "ytick.labelsize": SMALL,
-    # Ticks are the one thing that matplotlib draws by reference to an id.
+    # matplotlib draws ticks by reference to an id; ticks of size 0 are omitted.
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "xtick.major.pad": 5,
@@ -66,18 +66,18 @@ _TOOLTIP = "hint: "
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"\s*font-family:[^;]*;")
-# What the writer lets through and no reader takes: control characters, halves of pairs.
+# Characters that ElementTree writes but XML parsers reject: control characters, lone surrogates.
 _INVALID_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMALS = re.compile(r"\d+\.\d{2,}")
 
 
 def render_svg(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
-    """A drawing, as a part of a page; equal drawings give equal bytes.
+    """Render a plot as inline SVG; equal plots give equal bytes.
 
     Args:
-        label: what somebody who cannot see it is told.
-        height: in pixels.
-        draw: is given an empty figure.
+        label: accessible label of the plot (`aria-label`).
+        height: height in pixels.
+        draw: function that draws into an empty matplotlib object.
     """
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -85,26 +85,27 @@ def render_svg(label: str, height: float, draw: Callable[[Figure], None]) -> Mar
         size = (WIDTH / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        # A clipped line refers to its clip by an id; nothing here is drawn outside its axes.
+        # A clip path is referenced by an id, and plots draw nothing outside their axes.
         for artist in figure.findobj():
             artist.set_clip_on(False)
             if isinstance(artist, Text):
                 artist.set_text(_replace_invalid_xml(artist.get_text()))
         file = io.StringIO()
-        # Names may be in any script: the reader's fonts have it even if matplotlib's has not.
+        # Names may be in any script; the reader's fonts may have glyphs that matplotlib's lacks.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(file, format="svg", metadata={"Date": None})
-    return Markup('<div class="figure">{}</div>').format(_inline(file.getvalue(), label))
+    svg = _inline(file.getvalue(), label)
+    return Markup('<div class="{}">{}</div>').format("figure", svg)
 
 
 def add_tooltip(artist: Artist, text: str, hover_only: bool = False) -> None:
-    """Show a text where the pointer is over an artist.
+    """Add a tooltip to an artist.
 
     Args:
         artist: a patch or a line.
-        text: of the hint.
-        alone: whether the artist is there for its hint alone, and seen under the pointer only.
+        text: text of the tooltip.
+        hover_only: whether the artist is visible only on hover.
     """
     artist.set_gid(_TOOLTIP + ("! " if hover_only else "") + text)
 
@@ -114,7 +115,7 @@ def _replace_invalid_xml(text: str) -> str:
 
 
 def _inline(svg: str, label: str) -> Markup:
-    # ElementTree writes names with their namespaces, which SVG inside HTML does not have.
+    # ElementTree writes tags with namespaces, which inline SVG must not have.
     root = ElementTree.fromstring(_replace_invalid_xml(svg))
     defined: dict[str, ElementTree.Element] = {}
     for element in root.iter():
@@ -135,10 +136,10 @@ def _tidy(element: ElementTree.Element, defined: Mapping[str, ElementTree.Elemen
     element.text, element.tail = (element.text or "").strip() or None, None
     for name, value in element.attrib.items():
         if name == "style":
-            # A colour that is not ours would not follow the page; it is an error.
-            value = _COLOUR.sub(lambda found: VARIABLES[found[0]], _FONT.sub("", value))
+            # KeyError for other colors than the placeholders, which would not follow the page.
+            value = _COLOUR.sub(lambda match: VARIABLES[match[0]], _FONT.sub("", value))
         elif name != "id":
-            value = _DECIMALS.sub(lambda found: f"{float(found[0]):.1f}", " ".join(value.split()))
+            value = _DECIMALS.sub(lambda match: f"{float(match[0]):.1f}", " ".join(value.split()))
         element.set(name, value)
     assert "clip-path" not in element.attrib
     if element.attrib.get("transform", "").startswith("rotate(-0 "):
@@ -153,18 +154,17 @@ def _tidy(element: ElementTree.Element, defined: Mapping[str, ElementTree.Elemen
             _tidy(child, defined)
             if child.tag == "g" and not len(child):
                 element.remove(child)
-    said = element.attrib.pop("id", "")
-    if said.startswith(_TOOLTIP):
-        _insert_title(element, said.removeprefix(_TOOLTIP))
+    element_id = element.attrib.pop("id", "")
+    if element_id.startswith(_TOOLTIP):
+        _insert_title(element, element_id.removeprefix(_TOOLTIP))
 
 
 def _inline_marker(use: ElementTree.Element, path: ElementTree.Element) -> None:
-    """Make a reference to a marker into the marker."""
+    """Replace a reference to a marker by the marker."""
     use.tag = "path"
-    place = f"translate({use.attrib['x']} {use.attrib['y']})"
     use.attrib = {
         "d": path.attrib["d"],
-        "transform": place,
+        "transform": f"translate({use.attrib['x']} {use.attrib['y']})",
         "style": use.attrib.get("style", ""),
     }
 

@@ -1,6 +1,6 @@
-"""The page of an evaluation: figures, how they are spread, what decides them, the worst mistakes.
+"""The HTML report of an evaluation: results, plots, provenance and the worst mistakes.
 
-`write_report` is all that others need; one module for each part of the page.
+`write_report` is the entry point; each section of the page has its own module.
 """
 
 from serve.evaluation.report.page import write_report

@@ -1,4 +1,4 @@
-"""Curves of best of n, where candidates are graded."""
+"""Best-of-n curves of benchmarks with graded candidates."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from serve.reports.document import section
 from serve.reports.elements import legend, table
 
 _ABOUT = (
-    "truth of the response that the model likes best among n; dashed, of the best and the worst "
-    "response that are there"
+    "truth of the response with the highest reward among n; dashed: truth of the best and of the "
+    "worst response"
 )
 
 
 def render_best_of_n(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """A drawing for each set of the benchmark that has curves."""
-    each = [one.result.extra.get("best_of_n", {}) for one in evaluations]
-    for name in dict.fromkeys(name for sets in each for name in sets):
-        found = [sets.get(name) for sets in each]
-        if any(curve and curve["n"] for curve in found):
-            yield _render_section(name, evaluations, found)
+    """Yield a section for each set of the benchmark that has curves."""
+    sets_by_model = [one.result.extra.get("best_of_n", {}) for one in evaluations]
+    for name in dict.fromkeys(name for sets in sets_by_model for name in sets):
+        curves = [sets.get(name) for sets in sets_by_model]
+        if any(curve and curve["n"] for curve in curves):
+            yield _render_section(name, evaluations, curves)
 
 
 def _render_section(
@@ -33,16 +33,16 @@ def _render_section(
 ) -> Markup:
     bounds = max((curve for curve in curve_data if curve), key=lambda curve: len(curve["n"]))
     sizes: list[int] = bounds["n"]
-    place = {size: float(at) for at, size in enumerate(sizes)}
-    lines = [_build_points(curve, place) for curve in curve_data]
+    positions = {size: float(index) for index, size in enumerate(sizes)}
+    lines = [_build_points(curve, positions) for curve in curve_data]
     guides = [
-        ((place[size], values[at]), (place[sizes[at + 1]], values[at + 1]))
+        ((positions[size], values[i]), (positions[sizes[i + 1]], values[i + 1]))
         for values in (bounds["best"], bounds["worst"])
-        for at, size in enumerate(sizes[:-1])
+        for i, size in enumerate(sizes[:-1])
     ]
     lowest = min(*bounds["worst"], *(point.y for line in lines for point in line))
-    ticks = [(at, str(size)) for size, at in place.items()]
-    across = Scale("n", -0.3, len(sizes) - 0.7, ticks)
+    ticks = [(position, str(size)) for size, position in positions.items()]
+    x_axis = Scale("n", -0.3, len(sizes) - 0.7, ticks)
     title = f"Best of n: {name}"
     names = get_row_names([one.model for one in evaluations], "truth")
     rows = [
@@ -54,7 +54,7 @@ def _render_section(
         title,
         legend([one.model for one in evaluations]),
         render_curves(
-            CurvePlot(title, lines, across, build_percent_scale("truth", lowest), guides)
+            CurvePlot(title, lines, x_axis, build_percent_scale("truth", lowest), guides)
         ),
         table(["n", *map(str, sizes)], rows),
         about=_ABOUT,

@@ -1,4 +1,4 @@
-"""How figures are printed: in percent, with what they lie between."""
+"""Formatting of metrics, intervals and settings in reports."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NOTHING = "\N{EM DASH}"
 
 
 def format_percent(share: float | None) -> str:
-    """Such as 94.27%."""
+    """Format a fraction, such as 94.27%."""
     return NOTHING if share is None else f"{share:.2%}"
 
 
 def format_interval(interval: Interval | None) -> str:
-    """Such as 93.1 to 95.2."""
+    """Format an interval of fractions in percent, such as 93.1 to 95.2."""
     return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
 def describe_subset(name: str, subset: SubsetScore, interval: Interval | None) -> str:
-    """All that is known of a part, in one line."""
+    """Describe the score, interval and size of a subset in one line."""
     phrases = [f"{name}: {format_percent(subset.score)}"]
     if interval:
         phrases.append(f"95% interval {format_interval(interval)}")
@@ -34,7 +34,7 @@ def describe_subset(name: str, subset: SubsetScore, interval: Interval | None) -
 
 
 def format_value(value: Any) -> str:
-    """What an evaluation used, as people read it."""
+    """Format a value of the provenance for display."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -51,19 +51,19 @@ def format_value(value: Any) -> str:
 
 
 def format_metric(name: str, value: float) -> str:
-    """A further figure: shares in percent, others as they are."""
+    """Format a further metric: fractions in percent, other values unscaled."""
     if isinstance(value, int):
         return f"{value:,}"
-    is_share = name.startswith(("difficulty", "mean", "accuracy"))
-    return format_percent(value) if is_share else format_number(value, ".4f")
+    is_fraction = name.startswith(("difficulty", "mean", "accuracy"))
+    return format_percent(value) if is_fraction else format_number(value, ".4f")
 
 
 def get_row_names(names: Sequence[str], alone: str) -> list[str]:
-    """Names of rows: short ones of the models, or what the row is where there is only one.
+    """Return row names: shortened names of the models, or `alone` if there is one model.
 
     Args:
-        names: of the models.
-        alone: what the row is.
+        names: names of the models.
+        alone: row name for a single model.
     """
     if len(names) == 1:
         return [alone]
@@ -72,7 +72,7 @@ def get_row_names(names: Sequence[str], alone: str) -> list[str]:
 
 
 def format_compact(value: float) -> str:
-    """A count of characters in few letters, such as 2.3k."""
+    """Format a number of characters compactly, such as 2.3k."""
     if abs(value) < 1_000:
         return format_number(value, ".0f")
     return format_number(value / 1_000, ".1f" if abs(value) < 10_000 else ".0f") + "k"

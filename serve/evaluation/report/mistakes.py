@@ -1,4 +1,4 @@
-"""The worst mistakes with their texts folded away, and the items that could not be scored."""
+"""The worst mistakes with their texts in collapsed blocks, and the items that failed."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from serve.reports.elements import details_block, format_number, format_quantity
 
 _MAX_MISTAKES = 20
 _MAX_FAILURES = 200
-_START = 90
-_BETTER, _WORSE = 2, 4  # green and red, as series
+_MAX_PROMPT_CHARS = 90
+_BETTER, _WORSE = 2, 4  # series whose colors are green and red
 
 
 def render_worst_mistakes(
     evaluations: Sequence[Evaluation], pairs_by_model: Sequence[Sequence[Pair]]
 ) -> Iterator[Markup]:
-    """The items with the largest wrong margins, one pair of each."""
+    """Yield the items with the largest wrong margins, one pair per item."""
     for one, pairs in zip(evaluations, pairs_by_model, strict=True):
-        of_item: dict[tuple[str, str], Pair] = {}
+        worst_pairs: dict[tuple[str, str], Pair] = {}
         for pair in pairs:
             key = pair.scored_item.item.key
-            if pair.margin <= 0 and (key not in of_item or pair.margin < of_item[key].margin):
-                of_item[key] = pair
-        # Sorting keeps the order of the data among equals.
-        shown = sorted(of_item.values(), key=lambda pair: pair.margin)[:_MAX_MISTAKES]
-        whose = f": {one.model}" if len(evaluations) > 1 else ""
+            if pair.margin <= 0 and (
+                key not in worst_pairs or pair.margin < worst_pairs[key].margin
+            ):
+                worst_pairs[key] = pair
+        # The sort is stable: equal margins keep the order of the data.
+        shown = sorted(worst_pairs.values(), key=lambda pair: pair.margin)[:_MAX_MISTAKES]
+        suffix = f": {one.model}" if len(evaluations) > 1 else ""
         if shown:
             about = (
-                f"of {len(of_item):,} items with a wrong pair, the {len(shown)} with the largest "
-                "wrong margins; each unfolds to its texts"
+                f"of {len(worst_pairs):,} items with a wrong pair, the {len(shown)} with the "
+                "largest wrong margins; open one to see its texts"
             )
-            yield section(f"Worst mistakes{whose}", *map(_render_mistake, shown), about=about)
+            yield section(f"Worst mistakes{suffix}", *map(_render_mistake, shown), about=about)
 
 
 def render_failures(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """Which items have no reward, and why."""
+    """Yield tables of the items without a reward and their errors."""
     for one in evaluations:
         if one.failed_items:
-            whose = f": {one.model}" if len(evaluations) > 1 else ""
+            suffix = f": {one.model}" if len(evaluations) > 1 else ""
             rows = [
                 [item.id, item.subset, error.code, error.message]
                 for item, error in one.failed_items[:_MAX_FAILURES]
             ]
-            shown = table(["id", "subset", "error", "what it says"], rows)
+            failures = table(["id", "subset", "error", "message"], rows)
             about = ""
             if len(one.failed_items) > _MAX_FAILURES:
                 about = f"the first {_MAX_FAILURES} of {len(one.failed_items):,}"
             title = f"{format_quantity(len(one.failed_items), 'item')} without rewards"
-            yield section(f"Not scored{whose}", details_block(title, shown), about=about)
+            yield section(f"Not scored{suffix}", details_block(title, failures), about=about)
 
 
 def _render_mistake(pair: Pair) -> Markup:
     item, rewards = pair.scored_item
-    start = " ".join(get_content(item.prompt[-1]).split()) if item.prompt else ""
-    if len(start) > _START:
-        start = start[:_START].rstrip() + "…"
+    prompt = " ".join(get_content(item.prompt[-1]).split()) if item.prompt else ""
+    if len(prompt) > _MAX_PROMPT_CHARS:
+        prompt = prompt[:_MAX_PROMPT_CHARS].rstrip() + "…"
     summary = Markup('<span class="number">{}</span> {}, {}: <span class="about">{}</span>').format(
-        format_number(pair.margin, ".2f"), item.subset, item.id, start
+        format_number(pair.margin, ".2f"), item.subset, item.id, prompt
     )
     better, worse = pair.preference
     return details_block(
@@ -83,5 +85,5 @@ def _render_mistake(pair: Pair) -> Markup:
     )
 
 
-def _render_message(who: str, text: str, series: int | None = None) -> Markup:
-    return Markup("<h3>{}</h3>{}").format(who, text_block(text, series))
+def _render_message(heading: str, text: str, series: int | None = None) -> Markup:
+    return Markup("<h3>{}</h3>{}").format(heading, text_block(text, series))

@@ -1,4 +1,4 @@
-"""One page for one benchmark: a single model, or several beside one another."""
+"""The report of one benchmark, for one model or for several models side by side."""
 
 from __future__ import annotations
 
@@ -15,41 +15,46 @@ from serve.reports.document import columns, render_document
 
 
 def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write the page; equal evaluations give equal bytes.
+    """Write the report; equal evaluations give equal bytes.
 
     Args:
-        path: of the file, which is there whole or as it was before.
-        evaluations: of one benchmark, at least one; in the order in which they are shown.
+        path: file to write, atomically.
+        evaluations: at least one evaluation, all of one benchmark, in display order.
     """
     title = evaluations[0].benchmark.title
     if any(one.benchmark.name != evaluations[0].benchmark.name for one in evaluations):
-        raise ValueError("a report is of one benchmark")
+        raise ValueError("all evaluations of a report must be of one benchmark")
     about = evaluations[0].model if len(evaluations) == 1 else f"{len(evaluations)} models"
     page = render_document(title, _render_sections(evaluations), about=about)
-    # Text of a benchmark may have half a surrogate pair, which no file can hold.
+    # The texts of a benchmark may contain lone surrogates, which UTF-8 cannot encode.
     write_atomically(path, page.encode(errors="replace"))
 
 
 def _render_sections(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    within = [compute_intervals(one.benchmark, one.scored_items, one.result) for one in evaluations]
+    intervals = [
+        compute_intervals(one.benchmark, one.scored_items, one.result) for one in evaluations
+    ]
     yield from tables.render_warnings(evaluations)
-    yield tables.render_result(evaluations, within)
+    yield tables.render_result(evaluations, intervals)
     yield from tables.render_published(evaluations)
     yield columns(
-        [*scores.render_sections(evaluations, within), *tables.render_further_metrics(evaluations)]
+        [
+            *scores.render_sections(evaluations, intervals),
+            *tables.render_further_metrics(evaluations),
+        ]
     )
-    judged = [pairs.build_pairs(one.scored_items) for one in evaluations]
+    pairs_by_model = [pairs.build_pairs(one.scored_items) for one in evaluations]
     yield columns(
         [
-            *plots.render_margins(evaluations, judged),
-            *plots.render_calibration(evaluations, judged),
-            *plots.render_length_bias(evaluations, judged),
-            *plots.render_prompt_lengths(evaluations, judged),
+            *plots.render_margins(evaluations, pairs_by_model),
+            *plots.render_calibration(evaluations, pairs_by_model),
+            *plots.render_length_bias(evaluations, pairs_by_model),
+            *plots.render_prompt_lengths(evaluations, pairs_by_model),
             *plots.render_style_matrices(evaluations),
             *best_of_n.render_best_of_n(evaluations),
         ]
     )
-    yield from scores.render_subsets(evaluations, within)
-    yield from mistakes.render_worst_mistakes(evaluations, judged)
+    yield from scores.render_subsets(evaluations, intervals)
+    yield from mistakes.render_worst_mistakes(evaluations, pairs_by_model)
     yield from mistakes.render_failures(evaluations)
     yield tables.render_provenance(evaluations)

@@ -1,4 +1,4 @@
-"""Every pair of responses of which a benchmark knows the better one, and the model's margin."""
+"""Pairs of responses with a known better one, and the model's margins."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rm_core.benchmarks.base import Item, Preference, ScoredItem
 
 
 class Pair(NamedTuple):
-    """One pair.
+    """A pair of responses of an item.
 
     Attributes:
-        one: the item, with its rewards.
-        preference: which two of its responses.
-        margin: reward of the better response less that of the worse.
-        longer: characters of the better response less those of the worse.
-        prompt: characters of the prompt's messages.
+        scored_item: the item with its rewards.
+        preference: indices of the better and the worse response.
+        margin: reward of the better response minus reward of the worse response.
+        length_difference: characters of the better response minus those of the worse response.
+        prompt_length: characters of the prompt's messages.
     """
 
     scored_item: ScoredItem
@@ -33,23 +33,23 @@ class Pair(NamedTuple):
 
 
 def build_pairs(scored: Iterable[ScoredItem]) -> list[Pair]:
-    """All pairs, in the order of the items."""
+    """Return all pairs, in the order of the items."""
     return [pair for one in scored for pair in _iter_pairs(one)]
 
 
 def get_content(message: dict[str, Any]) -> str:
-    """The text of a message, whatever it is."""
+    """Return the content of a message as text; content other than text as JSON."""
     content = message.get("content")
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _iter_pairs(one: ScoredItem) -> Iterable[Pair]:
-    prompt = _count_characters(one.item)
+    prompt_length = _count_characters(one.item)
     for preference in one.item.preferences:
         better, worse = preference
         margin = one.rewards[better] - one.rewards[worse]
-        longer = len(one.item.responses[better]) - len(one.item.responses[worse])
-        yield Pair(one, preference, margin, longer, prompt)
+        length_difference = len(one.item.responses[better]) - len(one.item.responses[worse])
+        yield Pair(one, preference, margin, length_difference, prompt_length)
 
 
 def _count_characters(item: Item) -> int:

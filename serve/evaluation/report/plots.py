@@ -1,4 +1,4 @@
-"""How margins are spread, and what accuracy depends on."""
+"""Plots of the distribution of margins, and of accuracy by margin, length and style."""
 
 from __future__ import annotations
 
@@ -35,61 +35,64 @@ PairsByModel = Sequence[Sequence[Pair]]
 def render_margins(
     evaluations: Sequence[Evaluation], pairs_by_model: PairsByModel
 ) -> Iterator[Markup]:
-    """The histogram of margins."""
+    """Yield the histogram of margins."""
     names = [one.model for one in evaluations] if len(evaluations) > 1 else ["margin"]
     series = []
     for name, pairs in zip(names, pairs_by_model, strict=True):
-        spread = StreamingHistogram()
+        distribution = StreamingHistogram()
         for pair in pairs:
-            spread.add(pair.margin)
-        series.append(Series(name, spread))
+            distribution.add(pair.margin)
+        series.append(Series(name, distribution))
     if any(pairs_by_model):
-        about = "reward of the better response less that of the worse; at 0 and below it is wrong"
+        about = (
+            "reward of the better response minus reward of the worse response; the model is wrong "
+            "at 0 and below"
+        )
         yield render_histogram(HistogramPlot("Margins", about, "margin", tuple(series)))
 
 
 def render_calibration(
     evaluations: Sequence[Evaluation], pairs_by_model: PairsByModel
 ) -> Iterator[Markup]:
-    """How often the response with the higher reward is the better one, as the margin promises."""
-    found = [compute_calibration(pair.margin for pair in pairs) for pairs in pairs_by_model]
-    if not any(found):
+    """Yield the calibration curve: accuracy against the probability that the margin predicts."""
+    calibrations = [compute_calibration(pair.margin for pair in pairs) for pairs in pairs_by_model]
+    if not any(calibrations):
         return
-    lines = [_build_points(one.bins if one else (), "", by_mean=True) for one in found]
+    lines = [_build_points(one.bins if one else (), "", by_mean=True) for one in calibrations]
     lowest = min(point.interval[0] for line in lines for point in line if point.interval)
-    across = Scale(
+    x_axis = Scale(
         "sigmoid of the margin", 0.5, 1.0, [(n / 10, f"{n * 10}%") for n in range(5, 11)]
     )
-    up = build_percent_scale("right", min(0.5, lowest))
-    drawing = CurvePlot("Calibration", lines, across, up, guides=(((0.5, 0.5), (1.0, 1.0)),))
+    y_axis = build_percent_scale("right", min(0.5, lowest))
+    plot = CurvePlot("Calibration", lines, x_axis, y_axis, guides=(((0.5, 0.5), (1.0, 1.0)),))
     rows = [
         [name, format_percent(one.ece), f"{one.brier:.4f}"]
-        for name, one in zip(_get_names(evaluations, "all pairs"), found, strict=True)
+        for name, one in zip(_get_names(evaluations, "all pairs"), calibrations, strict=True)
         if one
     ]
     yield section(
         "Calibration",
         legend([one.model for one in evaluations]),
-        render_curves(drawing),
+        render_curves(plot),
         table(["", "calibration error (ECE)", "Brier score"], rows),
-        about="how often the response of the higher reward is the better one; on the dashed line, "
-        "as often as sigmoid(margin) says",
+        about="how often the response with the higher reward is the better one; the dashed line "
+        "is sigmoid(margin)",
     )
 
 
 def render_length_bias(
     evaluations: Sequence[Evaluation], pairs_by_model: PairsByModel
 ) -> Iterator[Markup]:
-    """Accuracy against how much longer the better response is."""
-    longer = [pair.length_difference for pairs in pairs_by_model for pair in pairs]
-    if not longer:
+    """Yield the plot of accuracy against the length difference of the responses."""
+    differences = [pair.length_difference for pairs in pairs_by_model for pair in pairs]
+    if not differences:
         return
-    edges = _edges_around_zero(longer)
+    edges = _compute_edges_around_zero(differences)
     bins = [
         bin_accuracy([(pair.length_difference, pair.correct) for pair in one], edges)
         for one in pairs_by_model
     ]
-    axis = "characters: better less worse"
+    axis = "characters: better minus worse"
     zero = edges.index(0.0) if 0.0 in edges else None
     rows = [
         [
@@ -102,17 +105,17 @@ def render_length_bias(
     yield section(
         "Length of responses",
         _plot_by_range(evaluations, bins, edges, axis, zero),
-        table(["", "better one is longer", "shorter"], rows),
+        table(["", "better response is longer", "shorter"], rows),
         _build_range_table(evaluations, bins, edges, axis),
-        about="how often the model is right, by how much longer the better response is; a model "
-        "that likes length is right at the right and wrong at the left",
+        about="accuracy by length difference of the better and the worse response; a model that "
+        "prefers long responses is more accurate on the right than on the left",
     )
 
 
 def render_prompt_lengths(
     evaluations: Sequence[Evaluation], pairs_by_model: PairsByModel
 ) -> Iterator[Markup]:
-    """Accuracy against the length of the prompt."""
+    """Yield the plot of accuracy against the length of the prompt."""
     lengths = [pair.prompt_length for pairs in pairs_by_model for pair in pairs]
     if not lengths:
         return
@@ -125,23 +128,24 @@ def render_prompt_lengths(
         "Length of prompts",
         _plot_by_range(evaluations, bins, edges, axis, None),
         _build_range_table(evaluations, bins, edges, axis),
-        about="how often the model is right, by how long the prompt is",
+        about="accuracy by length of the prompt",
     )
 
 
 def render_style_matrices(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """The matrices of RM-Bench, where there are any."""
+    """Yield the style matrices of RM-Bench, if the benchmark has them."""
     for number, one in enumerate(evaluations):
-        found = one.result.extra.get("matrices")
-        if found:
-            grids = [Grid(domain, cells) for domain, cells in found.items()]
-            whose = f": {one.model}" if len(evaluations) > 1 else ""
-            sides = GridLabels("chosen", _STYLES, "rejected", _STYLES)
+        matrices = one.result.extra.get("matrices")
+        if matrices:
+            grids = [Grid(domain, cells) for domain, cells in matrices.items()]
+            suffix = f": {one.model}" if len(evaluations) > 1 else ""
+            labels = GridLabels("chosen", _STYLES, "rejected", _STYLES)
             yield section(
-                f"Styles{whose}",
-                render_heat_maps(f"Styles{whose}", grids, sides, number),
-                about="share of items whose chosen response of a style beats the rejected one of a "
-                "style; above the diagonal, where the rejected one is the fancier, it is hard",
+                f"Styles{suffix}",
+                render_heat_maps(f"Styles{suffix}", grids, labels, number),
+                about="share of items whose chosen response of one style beats the rejected "
+                "response of another style; the hard cells are above the diagonal, where the "
+                "rejected response has the more elaborate style",
             )
 
 
@@ -152,15 +156,15 @@ def _plot_by_range(
     axis: str,
     zero: int | None,
 ) -> Markup:
-    """Ranges beside one another, each as wide, since most lengths are small and a few are huge."""
+    """Render all ranges with equal width, since most lengths are small and a few are huge."""
     lines = [_build_points(one, "characters") for one in bins]
     low = min(point.interval[0] for line in lines for point in line if point.interval)
-    up = build_percent_scale("right", low)
-    ticks = [(float(place), format_compact(edge)) for place, edge in enumerate(edges)]
-    guides = () if zero is None else (((float(zero), up.start), (float(zero), up.end)),)
-    across = Scale(axis, 0.0, len(edges) - 1.0, ticks)
-    drawing = CurvePlot(axis, lines, across, up, guides, offset_lines=True)
-    return legend([one.model for one in evaluations]) + render_curves(drawing)
+    y_axis = build_percent_scale("right", low)
+    ticks = [(float(index), format_compact(edge)) for index, edge in enumerate(edges)]
+    guides = () if zero is None else (((float(zero), y_axis.start), (float(zero), y_axis.end)),)
+    x_axis = Scale(axis, 0.0, len(edges) - 1.0, ticks)
+    plot = CurvePlot(axis, lines, x_axis, y_axis, guides, offset_lines=True)
+    return legend([one.model for one in evaluations]) + render_curves(plot)
 
 
 def _build_range_table(
@@ -183,17 +187,17 @@ def _build_range_table(
             *(
                 text
                 for one in bins
-                for text in (f"{one[place].num_pairs:,}", format_percent(one[place].accuracy))
+                for text in (f"{one[index].num_pairs:,}", format_percent(one[index].accuracy))
             ),
         ]
-        for place, (low, high) in enumerate(pairwise(edges))
+        for index, (low, high) in enumerate(pairwise(edges))
     ]
-    return details_block("Figures", table(head, rows))
+    return details_block("Numbers", table(head, rows))
 
 
-def _build_points(bins: Sequence[Bin], what: str, by_mean: bool = False) -> list[Point]:
+def _build_points(bins: Sequence[Bin], unit: str, by_mean: bool = False) -> list[Point]:
     points = []
-    for place, one in enumerate(bins):
+    for index, one in enumerate(bins):
         if one.num_pairs:
             interval = wilson(one.accuracy * one.num_pairs, one.num_pairs)
             low, high = (
@@ -201,20 +205,20 @@ def _build_points(bins: Sequence[Bin], what: str, by_mean: bool = False) -> list
                 if by_mean
                 else (format_number(one.low, ",.0f"), format_number(one.high, ",.0f"))
             )
-            hint = (
-                f"{low} to {high} {what}: {format_percent(one.accuracy)} of {one.num_pairs:,} pairs"
-            )
-            points.append(Point(one.mean if by_mean else place + 0.5, one.accuracy, interval, hint))
+            accuracy = format_percent(one.accuracy)
+            tooltip = f"{low} to {high} {unit}: {accuracy} of {one.num_pairs:,} pairs"
+            x = one.mean if by_mean else index + 0.5
+            points.append(Point(x, one.accuracy, interval, tooltip))
     return points
 
 
-def _edges_around_zero(numbers: Sequence[int]) -> list[float]:
-    """As many pairs in each range of a side, with 0 between the sides."""
-    below = [number for number in numbers if number < 0]
-    above = [number for number in numbers if number > 0]
-    edges = quantile_edges(below, _LENGTH_BINS)[:-1] if below else []
+def _compute_edges_around_zero(numbers: Sequence[int]) -> list[float]:
+    """Return edges of ranges with equally many pairs on each side, with 0 between the sides."""
+    negative = [number for number in numbers if number < 0]
+    positive = [number for number in numbers if number > 0]
+    edges = quantile_edges(negative, _LENGTH_BINS)[:-1] if negative else []
     edges.append(0.0)
-    edges += quantile_edges(above, _LENGTH_BINS)[1:] if above else []
+    edges += quantile_edges(positive, _LENGTH_BINS)[1:] if positive else []
     return edges if len(edges) > 1 else [0.0, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""Sections and subsets as bars, with the intervals they may lie in."""
+"""Bar charts of sections and subsets, with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from serve.reports.bars import Bar, BarRow, render_bars
 from serve.reports.document import columns, section
 from serve.reports.elements import legend
 
-_ABOUT = "thin lines: where a figure would lie with other items of the same kind, 95 times of 100"
-_FEW = 8
+_ABOUT = "thin lines: 95% confidence intervals with respect to the choice of items"
+_MAX_FEW_SUBSETS = 8
 
 
 def render_sections(
     evaluations: Sequence[Evaluation], intervals: Sequence[Intervals]
 ) -> Iterator[Markup]:
-    """Sections, and subsets where there are few: sections of a page's columns."""
+    """Yield the charts of sections and of few subsets, for the columns of the page."""
     rows = _build_rows(evaluations, lambda one: one.sections, [one.sections for one in intervals])
     if rows:
         yield _render_section(
             "Sections", evaluations, render_bars("Sections", rows, as_percent=True)
         )
     rows = _build_subset_rows(evaluations, intervals)
-    if 0 < len(rows) <= _FEW:
+    if 0 < len(rows) <= _MAX_FEW_SUBSETS:
         yield _render_section("Subsets", evaluations, render_bars("Subsets", rows, as_percent=True))
 
 
 def render_subsets(
     evaluations: Sequence[Evaluation], intervals: Sequence[Intervals]
 ) -> Iterator[Markup]:
-    """Subsets where there are many: a section over the whole width."""
+    """Yield the chart of many subsets, over the full width of the page."""
     rows = _build_subset_rows(evaluations, intervals)
-    if len(rows) > _FEW:
+    if len(rows) > _MAX_FEW_SUBSETS:
         half = (len(rows) + 1) // 2
         first = render_bars("Subsets, first half", rows[:half], as_percent=True)
         second = render_bars("Subsets, second half", rows[half:], as_percent=True)
@@ -59,17 +59,17 @@ def _build_subset_rows(
 
 def _build_rows(
     evaluations: Sequence[Evaluation],
-    pick: Callable[[BenchmarkResult], Mapping[str, SubsetScore]],
+    get_scores: Callable[[BenchmarkResult], Mapping[str, SubsetScore]],
     intervals: Sequence[Mapping[str, Interval]],
 ) -> list[BarRow]:
-    parts = [pick(one.result) for one in evaluations]
-    names = dict.fromkeys(name for one in parts for name in one)
+    scores_by_model = [get_scores(one.result) for one in evaluations]
+    names = dict.fromkeys(name for scores in scores_by_model for name in scores)
     return [
         BarRow(
             name,
             tuple(
-                _build_bar(name, one[name], between.get(name)) if name in one else None
-                for one, between in zip(parts, intervals, strict=True)
+                _build_bar(name, scores[name], by_name.get(name)) if name in scores else None
+                for scores, by_name in zip(scores_by_model, intervals, strict=True)
             ),
         )
         for name in names

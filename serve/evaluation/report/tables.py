@@ -1,4 +1,4 @@
-"""What must be seen first, and what is best read as a table."""
+"""Warnings, results and provenance of a report, as tables."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from serve.reports.elements import (
     warning,
 )
 
-# Drawn as plots.
+# Metrics that are plotted instead of listed.
 _PLOT_KEYS = ("matrices", "best_of_n")
-_FEW = 4
+_MAX_METRIC_COLUMNS = 4
 
 
 def render_warnings(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """What makes a result less than it seems: it is partial, items failed."""
+    """Yield warnings about partial results and failed items."""
     for one in evaluations:
-        whose = f"{one.model}: " if len(evaluations) > 1 else ""
+        prefix = f"{one.model}: " if len(evaluations) > 1 else ""
         if one.result.missing:
-            title = f"{whose}Partial result. It does not compare with those of a leaderboard."
+            title = f"{prefix}Partial result. It is not comparable with a leaderboard."
             yield warning(title, one.result.missing)
         if one.failed_items:
-            number = format_quantity(len(one.failed_items), "item")
-            yield warning(f"{whose}{number} without rewards, left out of all figures.", [])
+            quantity = format_quantity(len(one.failed_items), "item")
+            yield warning(f"{prefix}{quantity} without rewards, excluded from all metrics.", [])
 
 
 def render_result(evaluations: Sequence[Evaluation], intervals: Sequence[Intervals]) -> Markup:
-    """The figures that a leaderboard has."""
+    """Return the metrics of a leaderboard."""
     if len(evaluations) == 1:
         return _render_stat_cards(evaluations[0], intervals[0])
     names = list(dict.fromkeys(name for one in evaluations for name in one.result.sections))
     rows = [_get_scores(one, names) for one in evaluations]
-    best = [max((row[place] or 0.0 for row in rows), default=0.0) for place in range(len(rows[0]))]
+    best = [max((row[index] or 0.0 for row in rows), default=0.0) for index in range(len(rows[0]))]
     body = []
     for number, (one, row, interval) in enumerate(zip(evaluations, rows, intervals, strict=True)):
         cells = [
-            Cell(format_percent(v), "best" if v and v == best[at] else "")
-            for at, v in enumerate(row)
+            Cell(format_percent(value), "best" if value and value == best[index] else "")
+            for index, value in enumerate(row)
         ]
         cells.insert(1, Cell(format_interval(interval.overall)))
         name = Cell(colour_key(number) + one.model, "text")
@@ -68,48 +68,50 @@ def render_result(evaluations: Sequence[Evaluation], intervals: Sequence[Interva
 
 
 def render_published(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """Ours beside what is published of the same checkpoint."""
-    parts = []
+    """Yield the comparison with published results of the same checkpoint."""
+    children = []
     for one in evaluations:
         if one.comparisons:
             if len(evaluations) > 1:
-                parts.append(Markup("<h3>{}</h3>").format(one.model))
-            head = ["figure", "ours", "published", "difference"]
-            words = [Cell("where", "text"), Cell("known reasons for a difference", "text")]
-            parts.append(
-                table([*head, *words], [_format_comparison(line) for line in one.comparisons])
+                children.append(Markup("<h3>{}</h3>").format(one.model))
+            head = ["metric", "here", "published", "difference"]
+            text_head = [Cell("source", "text"), Cell("known reasons for a difference", "text")]
+            children.append(
+                table([*head, *text_head], [_format_comparison(line) for line in one.comparisons])
             )
-    if parts:
-        about = "figures of the same checkpoint, in percent; the difference is ours less theirs"
-        yield section("Compared with what is published", *parts, about=about)
+    if children:
+        about = "metrics of the same checkpoint, in percent; the difference is here minus published"
+        yield section("Comparison with published results", *children, about=about)
 
 
 def render_further_metrics(evaluations: Sequence[Evaluation]) -> Iterator[Markup]:
-    """Figures beside those of the leaderboard, where the benchmark has any."""
-    each = [dict(_iter_metrics(one.result.extra)) for one in evaluations]
-    names = list(dict.fromkeys(name for leaves in each for name in leaves))
-    # What has two names is of one section.
-    details = [name for name in names if name.count(": ") > 1]
-    first = [name for name in names if name not in details]
+    """Yield the metrics in addition to those of the leaderboard, if the benchmark has any."""
+    metrics_by_model = [dict(_iter_metrics(one.result.extra)) for one in evaluations]
+    names = list(dict.fromkeys(name for metrics in metrics_by_model for name in metrics))
+    # A name with two prefixes belongs to a single section.
+    section_names = [name for name in names if name.count(": ") > 1]
+    overall_names = [name for name in names if name not in section_names]
     if names:
-        below = (
-            details_block("By section", _build_metrics_table(evaluations, each, details))
-            if details
-            else ""
-        )
-        yield section("Further figures", _build_metrics_table(evaluations, each, first), below)
+        by_section: Markup | str = ""
+        if section_names:
+            section_table = _build_metrics_table(evaluations, metrics_by_model, section_names)
+            by_section = details_block("By section", section_table)
+        overall_table = _build_metrics_table(evaluations, metrics_by_model, overall_names)
+        yield section("Further metrics", overall_table, by_section)
 
 
 def _build_metrics_table(
-    evaluations: Sequence[Evaluation], each: Sequence[Mapping[str, float]], names: Sequence[str]
+    evaluations: Sequence[Evaluation],
+    metrics_by_model: Sequence[Mapping[str, float]],
+    names: Sequence[str],
 ) -> Markup:
-    """Few figures of several models as columns, many as rows."""
+    """Return a table with few metrics of several models as columns, otherwise as rows."""
     columns = [
-        [format_metric(name, leaves[name]) if name in leaves else NOTHING for name in names]
-        for leaves in each
+        [format_metric(name, metrics[name]) if name in metrics else NOTHING for name in names]
+        for metrics in metrics_by_model
     ]
     models = _build_model_cells(evaluations)
-    if len(evaluations) > 1 and len(names) <= _FEW:
+    if len(evaluations) > 1 and len(names) <= _MAX_METRIC_COLUMNS:
         rows = [[model.content, *values] for model, values in zip(models, columns, strict=True)]
         return table(["", *names], rows)
     by_name = zip(*columns, strict=True)
@@ -119,35 +121,32 @@ def _build_metrics_table(
 
 
 def render_provenance(evaluations: Sequence[Evaluation]) -> Markup:
-    """What decides the figures, and what scoring took."""
+    """Return the provenance of the results and the statistics of the scoring jobs."""
     rows: list[list[Cell]] = []
     for name in dict.fromkeys(name for one in evaluations for name in one.provenance):
         values = [format_value(one.provenance.get(name)) for one in evaluations]
         rows.append([Cell(name, "first"), *(Cell(value, "text") for value in values)])
     head = [Cell(""), *(Cell(cell.content, "text") for cell in _build_model_cells(evaluations))]
-    took = [
-        details_block(
-            f"What scoring took: {one.model}", key_value_table(format_summary(one.summary))
-        )
+    job_summaries = [
+        details_block(f"Scoring job: {one.model}", key_value_table(format_summary(one.summary)))
         for one in evaluations
         if one.summary
     ]
-    return section("What was used", table(head, rows) if rows else "", *took)
+    return section("Provenance", table(head, rows) if rows else "", *job_summaries)
 
 
-def _render_stat_cards(one: Evaluation, intervals: Intervals) -> Markup:
-    figures = one.result
-    shown = [(format_percent(figures.overall), "overall")]
+def _render_stat_cards(evaluation: Evaluation, intervals: Intervals) -> Markup:
+    stats = [(format_percent(evaluation.result.overall), "overall")]
     if intervals.overall:
-        shown.append((format_interval(intervals.overall), "95% interval"))
-    shown.append((f"{len(one.scored_items):,}", "items"))
-    return section("Result", stat_cards(shown))
+        stats.append((format_interval(intervals.overall), "95% interval"))
+    stats.append((f"{len(evaluation.scored_items):,}", "items"))
+    return section("Result", stat_cards(stats))
 
 
-def _get_scores(one: Evaluation, names: Sequence[str]) -> list[float | None]:
-    sections = one.result.sections
+def _get_scores(evaluation: Evaluation, names: Sequence[str]) -> list[float | None]:
+    sections = evaluation.result.sections
     return [
-        one.result.overall,
+        evaluation.result.overall,
         *(sections[name].score if name in sections else None for name in names),
     ]
 
@@ -155,12 +154,12 @@ def _get_scores(one: Evaluation, names: Sequence[str]) -> list[float | None]:
 def _format_comparison(line: MetricComparison) -> list[Cell | Markup | str]:
     difference = NOTHING
     if line.ours is not None:
-        # Plus 0, since there is a minus 0.
+        # Adding 0.0 turns -0.0 into 0.0.
         difference = format_number(round(100 * (line.ours - line.published), 2) + 0.0, "+.2f")
     return [
         line.metric.replace("_", " "),
         NOTHING if line.ours is None else f"{100 * line.ours:.2f}",
-        # As many digits as were published.
+        # With as many digits as the source.
         f"{round(100 * line.published, 4):g}",
         difference,
         Cell(line.source, "text"),
@@ -168,14 +167,14 @@ def _format_comparison(line: MetricComparison) -> list[Cell | Markup | str]:
     ]
 
 
-def _iter_metrics(more: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in more.items():
-        if not above and name in _PLOT_KEYS:
+def _iter_metrics(extra: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in extra.items():
+        if not prefix and name in _PLOT_KEYS:
             continue
         if isinstance(value, Mapping):
-            yield from _iter_metrics(value, f"{above}{name}: ")
+            yield from _iter_metrics(value, f"{prefix}{name}: ")
         elif isinstance(value, int | float):
-            yield f"{above}{name}".replace("_", " "), value
+            yield f"{prefix}{name}".replace("_", " "), value
 
 
 def _build_model_cells(evaluations: Sequence[Evaluation]) -> list[Cell]:

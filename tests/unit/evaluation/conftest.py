@@ -1,4 +1,4 @@
-"""Evaluations with a carrier whose rewards are known."""
+"""Evaluations with an executor whose rewards are known."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from serve.jobs.command import ExecutorOptions
 
 
 @pytest.fixture
-def carriers(monkeypatch: pytest.MonkeyPatch) -> list[FakeExecutor]:
-    """Those that score, in the order in which they are needed; one is made where there is none."""
-    waiting: list[FakeExecutor] = []
+def executors(monkeypatch: pytest.MonkeyPatch) -> list[FakeExecutor]:
+    """Executors for the next evaluations, in order; a new one is created if the list is empty."""
+    prepared: list[FakeExecutor] = []
 
-    def carrier(self: ExecutorOptions, folder: object, *, overwrite: bool = False) -> FakeExecutor:
-        return waiting.pop(0) if waiting else FakeExecutor()
+    def build(self: ExecutorOptions, folder: object, *, overwrite: bool = False) -> FakeExecutor:
+        return prepared.pop(0) if prepared else FakeExecutor()
 
-    monkeypatch.setattr(ExecutorOptions, "build_executor", carrier)
-    return waiting
+    monkeypatch.setattr(ExecutorOptions, "build_executor", build)
+    return prepared
 
 
 Evaluate = Callable[..., tuple[int, list[str]]]
@@ -34,17 +34,17 @@ Evaluate = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]:
-    """What reports are asked for, by their paths; plots take seconds, so that none is written."""
-    asked: dict[Path, Sequence[Evaluation]] = {}
-    monkeypatch.setattr(serve.evaluation.report, "write_report", asked.__setitem__)
-    return asked
+    """The evaluations of each report by its path; nothing is written, since plots take seconds."""
+    requested: dict[Path, Sequence[Evaluation]] = {}
+    monkeypatch.setattr(serve.evaluation.report, "write_report", requested.__setitem__)
+    return requested
 
 
 @pytest.fixture
-def evaluate(carriers: list[FakeExecutor], reports: object, tmp_path: Path) -> Evaluate:
-    """Evaluate into `tmp_path / output`, on the rows of `benchmark_files` unless others are given.
+def evaluate(executors: list[FakeExecutor], reports: object, tmp_path: Path) -> Evaluate:
+    """Evaluate into `tmp_path / output`, by default on the rows of `benchmark_files`.
 
-    Returns the exit code and what was told.
+    Returns the exit code and the lines for the user.
     """
 
     def run(
@@ -54,18 +54,19 @@ def evaluate(carriers: list[FakeExecutor], reports: object, tmp_path: Path) -> E
         models: tuple[str, ...] = ("demo",),
         data: Path | None = None,
         scores: Path | None = None,
-        called: str | None = None,
+        model_name: str | None = None,
         options: dict[str, str] | None = None,
-        **how: Any,
+        **overrides: Any,
     ) -> tuple[int, list[str]]:
-        told: list[str] = []
+        lines: list[str] = []
         if data is None:
             data = benchmark_files.write(tmp_path / "data" / name, benchmark_files.EVERY[name])
-        made = build_benchmark(name, **(options or {}))
-        asked = EvalRequest(made, str(data), None, tmp_path / output, told.append)
+        benchmark = build_benchmark(name, **(options or {}))
+        request = EvalRequest(benchmark, str(data), None, tmp_path / output, lines.append)
         if scores is not None:
-            return evaluate_scores(asked, scores, called), told
-        ways = [ExecutorOptions({"model": model}) for model in models]
-        return evaluate_models(asked, ways, **{"truncation": None, "overwrite": False, **how}), told
+            return evaluate_scores(request, scores, model_name), lines
+        executor_options = [ExecutorOptions({"model": model}) for model in models]
+        arguments = {"truncation": None, "overwrite": False, **overrides}
+        return evaluate_models(request, executor_options, **arguments), lines
 
     return run

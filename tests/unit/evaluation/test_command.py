@@ -1,4 +1,4 @@
-"""`skyreward eval` with rewards that are known: its files, going on, partial results, models."""
+"""`skyreward eval` with known rewards: its files, resuming, partial results, several models."""
 
 from __future__ import annotations
 
@@ -21,99 +21,99 @@ from serve.evaluation.runner import read_items
 Evaluate = Callable[..., tuple[int, list[str]]]
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", list(benchmark_files.EVERY))
-def test_every_benchmark(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
-    """Also: the figures of what was kept are the same, and so are those of the file of rewards."""
-    code, told = evaluate(name)
+def test_evaluation_writes_complete_summary(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
+    """The stored items and rewards, and the file of rewards, give the same results again."""
+    code, lines = evaluate(name)
     assert code == 0
     out = tmp_path / "out"
-    found = summary(out)
-    made = build_benchmark(name)
+    summary = read_summary(out)
+    benchmark = build_benchmark(name)
     items = read_items(out / "items.jsonl")
     rewards = {
-        (line["id"], line["subset"]): line["rewards"] for line in lines(out / "scores.jsonl")
+        (line["id"], line["subset"]): line["rewards"] for line in read_lines(out / "scores.jsonl")
     }
-    figures = made.compute_result([ScoredItem(item, rewards[item.key]) for item in items])
-    assert (found["benchmark"], found["model"]) == (name, "fake")
-    assert found["num_items"] == len(items) == len(rewards)
-    assert found["overall"] == figures.overall
-    assert found["sections"] == {key: part.score for key, part in figures.sections.items()}
-    assert found["subsets"] == {key: part.score for key, part in figures.subsets.items()}
-    assert found["missing"] == list(figures.missing)
-    for key, value in figures.extra.items():
-        assert found[key] == json.loads(json.dumps(value))
-    # A few rows are never a whole benchmark.
-    assert found["partial"]
-    assert any("partial result" in text for text in told)
+    result = benchmark.compute_result([ScoredItem(item, rewards[item.key]) for item in items])
+    assert (summary["benchmark"], summary["model"]) == (name, "fake")
+    assert summary["num_items"] == len(items) == len(rewards)
+    assert summary["overall"] == result.overall
+    assert summary["sections"] == {key: section.score for key, section in result.sections.items()}
+    assert summary["subsets"] == {key: subset.score for key, subset in result.subsets.items()}
+    assert summary["missing"] == list(result.missing)
+    for key, value in result.extra.items():
+        assert summary[key] == json.loads(json.dumps(value))
+    # A few rows are never a complete benchmark.
+    assert summary["partial"]
+    assert any("partial result" in line for line in lines)
     assert "**Partial result.**" in (out / "summary.md").read_text()
     before = (out / "summary.json").read_bytes()
     assert evaluate(name, scores=out / "scores.jsonl")[0] == 0
     assert (out / "summary.json").read_bytes() == before
 
 
-def test_the_same_rewards_give_the_same_bytes_wherever(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_equal_rewards_give_equal_bytes_in_any_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     rows = {"filtered.parquet": benchmark_files.rewardbench()}
     evaluate()
-    evaluate(output="else/where", data=benchmark_files.write(tmp_path / "other", rows))
+    evaluate(output="another/folder", data=benchmark_files.write(tmp_path / "other", rows))
     for name in ("summary.json", "scores.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (
-            tmp_path / "else" / "where" / name
+            tmp_path / "another" / "folder" / name
         ).read_bytes()
     text = (tmp_path / "out" / "summary.json").read_text()
     assert str(tmp_path) not in text
 
 
-def test_what_was_used_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_summary_records_provenance(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(options={"xstest": "swapped"}, truncation="right")
-    used = summary(tmp_path / "out")["used"]
+    used = read_summary(tmp_path / "out")["used"]
     assert used["xstest"] == "swapped"
     assert used["prior_sets"] == "off"
     assert used["ties"] == "wrong"
     assert used["truncation"] == "right"
     assert (used["dtype"], used["attention"], used["revision"]) == ("float32", "sdpa", "r1")
-    # Some of the rewards of the carrier are of conversations that were cut.
+    # Some of the executor's rewards are of truncated conversations.
     assert (used["num_truncated"] > 0) == ("max_length" in used)
     evaluate(output="official")
-    assert summary(tmp_path / "official")["used"]["truncation"] == "left"
+    assert read_summary(tmp_path / "official")["used"]["truncation"] == "left"
 
 
-def test_a_second_run_scores_nothing(
-    evaluate: Evaluate, carriers: list[FakeExecutor], tmp_path: Path
+def test_second_run_scores_nothing(
+    evaluate: Evaluate, executors: list[FakeExecutor], tmp_path: Path
 ) -> None:
     evaluate()
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("s*")}
-    again = FakeExecutor()
-    carriers.append(again)
-    code, told = evaluate()
+    unused = FakeExecutor()
+    executors.append(unused)
+    code, lines = evaluate()
     assert code == 0
-    assert not again.calls
-    assert not again.num_asked
-    assert any("is complete already" in text for text in told)
+    assert not unused.calls
+    assert not unused.num_asked
+    assert any("is done already" in line for line in lines)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("s*")} == before
 
 
-def test_goes_on_where_it_ended(
-    evaluate: Evaluate, carriers: list[FakeExecutor], tmp_path: Path
+def test_failed_run_resumes_after_last_chunk(
+    evaluate: Evaluate, executors: list[FakeExecutor], tmp_path: Path
 ) -> None:
     rows = benchmark_files.rewardbench(300)
     data = benchmark_files.write(tmp_path / "many", {"filtered.jsonl": rows})
     evaluate(data=data, output="undisturbed")
     broken, second = FakeExecutor(fail_at=2), FakeExecutor()
-    carriers += [broken, second]
-    with pytest.raises(RuntimeError, match="the executor failed"):
+    executors += [broken, second]
+    with pytest.raises(RuntimeError, match="the carrier failed"):
         evaluate(data=data)
     assert not (tmp_path / "out" / "summary.json").exists()
-    code, told = evaluate(data=data)
+    code, lines = evaluate(data=data)
     assert code == 0
-    assert any("resuming after row" in text for text in told)
+    assert any("going on behind row" in line for line in lines)
     scored = sum(len(call) for call in second.calls)
     assert 0 < scored < 600
     for name in ("summary.json", "scores.jsonl"):
@@ -122,7 +122,7 @@ def test_goes_on_where_it_ended(
         ).read_bytes()
 
 
-def test_other_data_or_another_truncation_is_refused(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_changed_data_or_truncation_is_refused(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate()
     with pytest.raises(JobRefusedError, match="truncation"):
         evaluate(truncation="error")
@@ -133,62 +133,60 @@ def test_other_data_or_another_truncation_is_refused(evaluate: Evaluate, tmp_pat
         evaluate(data=data)
     assert (tmp_path / "out" / "items.jsonl").read_bytes() == before
     assert evaluate(data=data, overwrite=True)[0] == 0
-    assert summary(tmp_path / "out")["num_items"] == 5
+    assert read_summary(tmp_path / "out")["num_items"] == 5
 
 
-def test_an_item_that_cannot_be_scored_is_told_and_left_out(
-    evaluate: Evaluate, tmp_path: Path
-) -> None:
+def test_failed_item_is_reported_and_excluded(evaluate: Evaluate, tmp_path: Path) -> None:
     rows = benchmark_files.rewardbench()
     rows[4]["prompt"] = "HUGE"
     data = benchmark_files.write(tmp_path / "huge", {"filtered.jsonl": rows})
-    code, told = evaluate(data=data)
+    code, lines = evaluate(data=data)
     assert code == 3
-    found = summary(tmp_path / "out")
-    assert found["failed"] == [{"id": "4", "subset": "hep-rust", "code": "conversation_too_long"}]
-    assert found["num_items"] == 11
-    assert found["partial"]
-    assert found["used"]["max_length"] == 100
-    where = "not scored: item '4' of 'hep-rust': `responses[0]`: too long"
-    assert any(where in text for text in told)
+    summary = read_summary(tmp_path / "out")
+    assert summary["failed"] == [{"id": "4", "subset": "hep-rust", "code": "conversation_too_long"}]
+    assert summary["num_items"] == 11
+    assert summary["partial"]
+    assert summary["used"]["max_length"] == 100
+    expected = "not scored: item '4' of 'hep-rust': `responses[0]`: too long"
+    assert any(expected in line for line in lines)
     assert "1 items could not be scored" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_several_models_each_in_a_folder(
+def test_several_models_get_a_folder_each(
     evaluate: Evaluate,
-    carriers: list[FakeExecutor],
+    executors: list[FakeExecutor],
     reports: dict[Path, Sequence[Evaluation]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, second = FakeExecutor(), FakeExecutor()
-    carriers += [first, second]
+    executors += [first, second]
     assert evaluate(models=("one=demo", "some/two=demo"))[0] == 0
     for name in ("one", "two"):
-        assert summary(tmp_path / "out" / name)["num_items"] == 12
+        assert read_summary(tmp_path / "out" / name)["num_items"] == 12
         assert len(reports[tmp_path / "out" / name / "report.html"]) == 1
     assert sum(len(call) for call in first.calls) == sum(len(call) for call in second.calls) == 24
     assert len(reports[tmp_path / "out" / "report.html"]) == 2
     assert not (tmp_path / "out" / "summary.json").exists()
     assert "Chat Hard" in capsys.readouterr().out
-    with pytest.raises(EvaluationError, match="two models are called 'one'"):
+    with pytest.raises(EvaluationError, match="two models have the name 'one'"):
         evaluate(models=("one=demo", "one=demo"))
 
 
-def test_half_a_file_of_rewards_is_partial(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_incomplete_score_file_is_partial(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate()
     kept = (tmp_path / "out" / "scores.jsonl").read_text().splitlines()[:5]
     half = tmp_path / "another-tool.jsonl"
     half.write_text("\n".join(kept))
     code, _ = evaluate(scores=half, output="half")
     assert code == 0
-    found = summary(tmp_path / "half")
-    assert (found["num_items"], found["partial"], found["model"]) == (5, True, "another-tool")
-    assert "dtype" not in found["used"]
-    assert found["counts"]["subsets"]["math-prm"]["num_items"] == 1
+    summary = read_summary(tmp_path / "half")
+    assert (summary["num_items"], summary["partial"], summary["model"]) == (5, True, "another-tool")
+    assert "dtype" not in summary["used"]
+    assert summary["counts"]["subsets"]["math-prm"]["num_items"] == 1
 
 
-def test_errors_leave_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_errors_create_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "0", "rewards": [1, NaN]}\n')
     with pytest.raises(ScoreFileError, match="line 1"):
@@ -199,8 +197,8 @@ def test_errors_leave_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_whole_judgebench_is_not_partial(evaluate: Evaluate, tmp_path: Path) -> None:
-    """And its model is compared with what the catalogue has of it."""
+def test_complete_judgebench_is_not_partial(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Its model is compared with the published results of the catalogue."""
     counts = {"mmlu-pro-x": 154, "livebench-reasoning": 98, "livebench-math": 56}
     sources = [s for s, n in {**counts, "livecodebench": 42}.items() for _ in range(n)]
     rows = [
@@ -214,14 +212,14 @@ def test_a_whole_judgebench_is_not_partial(evaluate: Evaluate, tmp_path: Path) -
             {"id": row["pair_id"], "rewards": [int(row["label"] == "A>B"), 0]} for row in rows
         )
     )
-    code, told = evaluate(
-        "judgebench", data=data, scores=scores, called="Skywork/Skywork-Reward-V2-Qwen3-4B"
+    code, lines = evaluate(
+        "judgebench", data=data, scores=scores, model_name="Skywork/Skywork-Reward-V2-Qwen3-4B"
     )
-    found = summary(tmp_path / "out")
+    summary = read_summary(tmp_path / "out")
     assert code == 0
-    assert not found["partial"]
-    assert (found["overall"], found["mean_of_sections"]) == (1.0, 1.0)
-    assert not any("partial" in text for text in told)
+    assert not summary["partial"]
+    assert (summary["overall"], summary["mean_of_sections"]) == (1.0, 1.0)
+    assert not any("partial" in line for line in lines)
     card = (tmp_path / "out" / "summary.md").read_text()
     assert "| mean_of_sections | 69.3 | 100.0 |" in card
     assert "| coding | 66.7 | 100.0 |" in card

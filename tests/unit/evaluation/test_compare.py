@@ -1,4 +1,4 @@
-"""Two runs item by item: what changed, and whether that can be chance."""
+"""Item-by-item comparison of two runs, and its significance test."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from click.testing import CliRunner
 
 from serve.cli.main import main
 from serve.errors import EvaluationError
-from serve.evaluation.compare import RunComparison, compare, load_run
+from serve.evaluation.compare import compare, load_run
 from serve.evaluation.compare_console import print_comparison, to_dict
 
 Evaluate = Callable[..., tuple[int, list[str]]]
 
 
-def run_of(path: Path, **given: Any) -> Any:
-    options = {"benchmark": None, "data": None, "split": None, **given}
-    return load_run(path, notify=lambda text: None, **options)
+def load(path: Path, **overrides: Any) -> Any:
+    options = {"benchmark": None, "data": None, "split": None, **overrides}
+    return load_run(path, notify=lambda line: None, **options)
 
 
-def rescored(folder: Path, path: Path, change: Callable[[list[float]], list[float]]) -> Path:
-    """A file of rewards beside nothing: those of a folder, changed."""
+def write_changed_scores(
+    folder: Path, path: Path, change: Callable[[list[float]], list[float]]
+) -> Path:
+    """Write changed rewards of an evaluation to a file without a summary next to it."""
     records = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     for record in records:
         record["rewards"] = change(record["rewards"])
@@ -40,119 +42,112 @@ def base(evaluate: Evaluate, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def counted(found: RunComparison) -> tuple[int, int, int, int]:
-    return found.counts
-
-
-def test_a_run_with_itself(base: Path) -> None:
-    found = compare(run_of(base), run_of(base))
-    both, only_first, only_second, neither = found.counts
+def test_run_equals_itself(base: Path) -> None:
+    comparison = compare(load(base), load(base))
+    both, only_first, only_second, neither = comparison.counts
     assert (only_first, only_second) == (0, 0)
-    assert both + neither == found.num_items == 12
-    assert found.agreement == 1
-    assert found.test.exact_p == 1
-    assert found.correlation == pytest.approx((1, 1))
-    assert not found.flipped_items
+    assert both + neither == comparison.num_items == 12
+    assert comparison.agreement == 1
+    assert comparison.test.exact_p == 1
+    assert comparison.correlation == pytest.approx((1, 1))
+    assert not comparison.flipped_items
 
 
-def test_all_rewards_negated(base: Path, tmp_path: Path) -> None:
-    other = rescored(base, tmp_path / "b" / "scores.jsonl", lambda r: [-x for x in r])
+def test_negated_rewards_flip_all_items(base: Path, tmp_path: Path) -> None:
+    other = write_changed_scores(base, tmp_path / "b" / "scores.jsonl", lambda r: [-x for x in r])
     data = str(tmp_path / "data" / "rewardbench")
-    found = compare(run_of(base), run_of(other, benchmark="rewardbench", data=data))
-    both, only_first, only_second, neither = found.counts
+    comparison = compare(load(base), load(other, benchmark="rewardbench", data=data))
+    both, only_first, only_second, neither = comparison.counts
     assert (both, neither) == (0, 0)
     assert only_first + only_second == 12
-    assert found.agreement == 0
-    assert found.correlation == pytest.approx((-1, -1))
-    shifts = [abs(one.shift) for one in found.flipped_items]
+    assert comparison.agreement == 0
+    assert comparison.correlation == pytest.approx((-1, -1))
+    shifts = [abs(flipped.shift) for flipped in comparison.flipped_items]
     assert shifts == sorted(shifts, reverse=True)
-    for one in found.flipped_items:
-        assert one.now_right == (one.margins[1] > 0) != (one.margins[0] > 0)
-    # As the formula of the binomial test says.
-    assert found.test.only_first == only_first
+    for flipped in comparison.flipped_items:
+        assert flipped.now_right == (flipped.margins[1] > 0) != (flipped.margins[0] > 0)
+    assert comparison.test.only_first == only_first
 
 
-def test_ties_are_wrong_and_items_that_one_lacks_are_left_out(base: Path, tmp_path: Path) -> None:
-    other = rescored(base, tmp_path / "b" / "scores.jsonl", lambda r: [0.0, 0.0])
+def test_ties_are_wrong_and_missing_items_are_excluded(base: Path, tmp_path: Path) -> None:
+    other = write_changed_scores(base, tmp_path / "b" / "scores.jsonl", lambda r: [0.0, 0.0])
     other.write_text("".join(other.read_text().splitlines(keepends=True)[:7]))
     data = str(tmp_path / "data" / "rewardbench")
-    found = compare(run_of(base), run_of(other, benchmark="rewardbench", data=data))
-    assert found.num_items == 7
-    assert found.only == (5, 0)
-    assert [len(run.scored_items) for run in found.runs] == [7, 7]
-    assert found.counts[0] == found.counts[2] == 0
-    assert found.correlation is None
+    comparison = compare(load(base), load(other, benchmark="rewardbench", data=data))
+    assert comparison.num_items == 7
+    assert comparison.only == (5, 0)
+    assert [len(run.scored_items) for run in comparison.runs] == [7, 7]
+    assert comparison.counts[0] == comparison.counts[2] == 0
+    assert comparison.correlation is None
 
 
-def test_comparisons_are_what_rm_bench_counts(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_rm_bench_counts_comparisons(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate("rm-bench")
-    found = compare(run_of(tmp_path / "out"), run_of(tmp_path / "out"))
-    assert found.unit == "comparisons"
-    assert sum(found.counts) == 9 * found.num_items == 9 * 15
+    comparison = compare(load(tmp_path / "out"), load(tmp_path / "out"))
+    assert comparison.unit == "comparisons"
+    assert sum(comparison.counts) == 9 * comparison.num_items == 9 * 15
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert found.counts[0] / sum(found.counts) == pytest.approx(
+    assert comparison.counts[0] / sum(comparison.counts) == pytest.approx(
         sum(summary["subsets"].values()) / 5
     )
 
 
-def test_a_tie_of_judgebench_is_right_where_the_label_is_b(
-    evaluate: Evaluate, tmp_path: Path
-) -> None:
+def test_judgebench_tie_is_right_if_label_is_b(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate("judgebench")
     out = tmp_path / "out"
-    tied = rescored(out, tmp_path / "tied" / "scores.jsonl", lambda r: [1.0, 1.0])
+    tied = write_changed_scores(out, tmp_path / "tied" / "scores.jsonl", lambda r: [1.0, 1.0])
     data = str(tmp_path / "data" / "judgebench")
-    first = run_of(tied, benchmark="judgebench", data=data)
-    assert counted(compare(first, first)) == (3, 0, 0, 3)
+    run = load(tied, benchmark="judgebench", data=data)
+    assert compare(run, run).counts == (3, 0, 0, 3)
 
 
-def test_options_of_a_folder_are_its_own(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_run_has_options_of_its_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(options={"xstest": "swapped"})
-    run = run_of(tmp_path / "out")
-    assert run.benchmark.options.to_dict()["xstest"] == "swapped"
+    run = load(tmp_path / "out")
+    assert run.benchmark.options.values()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert run.result.overall == summary["overall"]
 
 
-def test_shown_and_as_data(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = rescored(base, tmp_path / "b" / "scores.jsonl", lambda r: [-x for x in r])
-    data = str(tmp_path / "data" / "rewardbench")
-    found = compare(run_of(base), run_of(other, benchmark="rewardbench", data=data))
-    print_comparison(found, show=3)
-    shown = capsys.readouterr().out
-    assert "right in fake only" in shown
-    assert "McNemar, exact p" in shown
-    assert "Largest shifts of the margin, 3 of 12" in shown
-    plain = json.loads(json.dumps(to_dict(found)))
-    assert plain["right_in_first_only"] == found.counts[1]
-    assert plain["figures"]["overall"] == [run.result.overall for run in found.runs]
-    assert len(plain["changed"]) == 12
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_file_is_of_the_benchmark_of_the_other_run(
-    base: Path, tmp_path: Path, turned: bool
+def test_comparison_as_table_and_as_json(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = rescored(base, tmp_path / "b" / "scores.jsonl", lambda r: r)
-    runs = [str(other), str(base)] if turned else [str(base), str(other)]
+    other = write_changed_scores(base, tmp_path / "b" / "scores.jsonl", lambda r: [-x for x in r])
     data = str(tmp_path / "data" / "rewardbench")
-    done = CliRunner().invoke(main, ["compare-runs", *runs, "--data", data, "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["agreement"] == 1
+    comparison = compare(load(base), load(other, benchmark="rewardbench", data=data))
+    print_comparison(comparison, show=3)
+    printed = capsys.readouterr().out
+    assert "right in fake only" in printed
+    assert "McNemar, exact p" in printed
+    assert "Largest margin shifts, 3 of 12" in printed
+    as_json = json.loads(json.dumps(to_dict(comparison)))
+    assert as_json["right_in_first_only"] == comparison.counts[1]
+    assert as_json["figures"]["overall"] == [run.result.overall for run in comparison.runs]
+    assert len(as_json["changed"]) == 12
 
 
-def test_what_cannot_be_compared(evaluate: Evaluate, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("swapped", [False, True])
+def test_score_file_gets_benchmark_of_other_run(base: Path, tmp_path: Path, swapped: bool) -> None:
+    other = write_changed_scores(base, tmp_path / "b" / "scores.jsonl", lambda r: r)
+    runs = [str(other), str(base)] if swapped else [str(base), str(other)]
+    data = str(tmp_path / "data" / "rewardbench")
+    result = CliRunner().invoke(main, ["compare-runs", *runs, "--data", data, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["agreement"] == 1
+
+
+def test_incomparable_runs_raise_error(evaluate: Evaluate, base: Path, tmp_path: Path) -> None:
     evaluate("judgebench", "judged")
     with pytest.raises(EvaluationError, match=r"of rewardbench and .* of judgebench"):
-        compare(run_of(base), run_of(tmp_path / "judged"))
+        compare(load(base), load(tmp_path / "judged"))
     rows = {"filtered.jsonl": benchmark_files.rewardbench(seed=1)}
     evaluate(output="other", data=benchmark_files.write(tmp_path / "rows", rows))
-    with pytest.raises(EvaluationError, match="has other texts"):
-        compare(run_of(base), run_of(tmp_path / "other"))
-    alone = rescored(base, tmp_path / "alone" / "s.jsonl", lambda r: r)
+    with pytest.raises(EvaluationError, match="has different texts"):
+        compare(load(base), load(tmp_path / "other"))
+    alone = write_changed_scores(base, tmp_path / "alone" / "s.jsonl", lambda r: r)
     with pytest.raises(EvaluationError, match="give --benchmark"):
-        run_of(alone)
-    with pytest.raises(EvaluationError, match="give them by --data"):
-        run_of(alone, benchmark="rewardbench")
+        load(alone)
+    with pytest.raises(EvaluationError, match="give their location with --data"):
+        load(alone, benchmark="rewardbench")
     with pytest.raises(EvaluationError, match="of rewardbench, not of rmb"):
-        run_of(base, benchmark="rmb")
+        load(base, benchmark="rmb")

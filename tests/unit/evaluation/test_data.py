@@ -1,4 +1,4 @@
-"""A benchmark's rows in every form in which they are published, and what is wrong with others."""
+"""Loading of a benchmark's rows in every published form, and errors about invalid rows."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ from serve.evaluation.data import BenchmarkData, load_data
 REWARDBENCH = benchmark_files.rewardbench()
 
 
-def load(name: str, given: Path | str | None, **options: Any) -> tuple[BenchmarkData, list[str]]:
-    told: list[str] = []
-    chosen = {"split": None, "exclude": Path("nowhere"), **options}
+def load(name: str, location: Path | str | None, **options: Any) -> tuple[BenchmarkData, list[str]]:
+    lines: list[str] = []
     data = load_data(
-        build_benchmark(name), None if given is None else str(given), notify=told.append, **chosen
+        build_benchmark(name),
+        None if location is None else str(location),
+        notify=lines.append,
+        **{"split": None, "exclude": Path("nowhere"), **options},
     )
-    return data, told
+    return data, lines
 
 
 @pytest.mark.parametrize("name", list(benchmark_files.EVERY))
-def test_every_benchmark_from_its_files(name: str, tmp_path: Path) -> None:
-    rows_of = benchmark_files.EVERY[name]
-    data, told = load(name, benchmark_files.write(tmp_path / "data", rows_of))
-    assert len(data.items) == sum(len(rows) for rows in rows_of.values())
+def test_each_benchmark_is_read_from_its_files(name: str, tmp_path: Path) -> None:
+    rows_by_file = benchmark_files.EVERY[name]
+    data, lines = load(name, benchmark_files.write(tmp_path / "data", rows_by_file))
+    assert len(data.items) == sum(len(rows) for rows in rows_by_file.values())
     assert data.name == str(tmp_path / "data")
-    assert not told
+    assert not lines
 
 
-def test_all_names_are_tried() -> None:
+def test_benchmark_files_cover_all_benchmarks() -> None:
     assert list(benchmark_files.EVERY) == list(BENCHMARKS)
 
 
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.parquet", "a.ndjson"]
 )
-def test_the_same_rows_in_any_kind_of_file(name: str, tmp_path: Path) -> None:
+def test_file_format_does_not_change_items(name: str, tmp_path: Path) -> None:
     expected, _ = load(
         "rewardbench", benchmark_files.write(tmp_path / "other", {"b.jsonl": REWARDBENCH})
     )
     benchmark_files.write(tmp_path, {name: REWARDBENCH})
-    for given in (tmp_path / name, f"{tmp_path}/{name[:2]}*"):
-        data, _ = load("rewardbench", given)
+    for location in (tmp_path / name, f"{tmp_path}/{name[:2]}*"):
+        data, _ = load("rewardbench", location)
         assert data.items == expected.items
 
 
-def test_a_set_that_datasets_saved(tmp_path: Path) -> None:
-    """Of its splits, the official one."""
+def test_saved_dataset_uses_official_split(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(REWARDBENCH)
     for split, rows in (("raw", table.slice(0, 5)), ("filtered", table)):
         folder = tmp_path / split
@@ -69,7 +70,7 @@ def test_a_set_that_datasets_saved(tmp_path: Path) -> None:
     assert len(load("rewardbench", tmp_path, split="raw")[0].items) == 5
 
 
-def test_the_official_split_of_a_folder_with_several(tmp_path: Path) -> None:
+def test_folder_with_several_splits_uses_official_split(tmp_path: Path) -> None:
     folder = benchmark_files.write(
         tmp_path,
         {
@@ -79,73 +80,73 @@ def test_the_official_split_of_a_folder_with_several(tmp_path: Path) -> None:
         },
     )
     (folder / ".gitattributes").write_text("hidden")
-    data, told = load("rewardbench", folder)
+    data, lines = load("rewardbench", folder)
     assert len(data.items) == 7
-    assert "raw-00000-of-00001.jsonl" in told[0]
+    assert "raw-00000-of-00001.jsonl" in lines[0]
     assert len(load("rewardbench", folder, split="raw")[0].items) == len(REWARDBENCH)
 
 
-def test_rm_bench_with_the_total_file_beside_the_others(tmp_path: Path) -> None:
-    rows_of = benchmark_files.rm_bench()
+def test_rm_bench_skips_total_file(tmp_path: Path) -> None:
+    rows_by_file = benchmark_files.rm_bench()
     total = [
-        {**row, "domain": name.split("_")[0]} for name, rows in rows_of.items() for row in rows
+        {**row, "domain": name.split("_")[0]} for name, rows in rows_by_file.items() for row in rows
     ]
-    benchmark_files.write(tmp_path, {**rows_of, "total_dataset.json": total})
-    both, told = load("rm-bench", tmp_path)
-    assert "total_dataset.json" in told[0]
-    alone, _ = load("rm-bench", tmp_path / "total_dataset.json")
-    assert {item.key for item in alone.items} == {item.key for item in both.items}
-    assert {item.subset for item in both.items} == {
+    benchmark_files.write(tmp_path, {**rows_by_file, "total_dataset.json": total})
+    data, lines = load("rm-bench", tmp_path)
+    assert "total_dataset.json" in lines[0]
+    from_total, _ = load("rm-bench", tmp_path / "total_dataset.json")
+    assert {item.key for item in from_total.items} == {item.key for item in data.items}
+    assert {item.subset for item in data.items} == {
         "chat", "code", "math", "safety-refuse", "safety-response",
     }  # fmt: skip
 
 
-def test_rmb_among_the_other_files_of_its_repository(tmp_path: Path) -> None:
+def test_rmb_skips_other_files_of_its_repository(tmp_path: Path) -> None:
     benchmark_files.write(tmp_path / "RMB_dataset", benchmark_files.rmb())
     benchmark_files.write(tmp_path, {"eval/results.json": [{"accuracy": 1}]})
-    data, told = load("rmb", tmp_path)
+    data, lines = load("rmb", tmp_path)
     assert len(data.items) == 8
-    assert "results.json" in told[0]
-    # A part of it, and a file alone, know what they are too.
+    assert "results.json" in lines[0]
+    # A subfolder can be read as well.
     assert len(load("rmb", tmp_path / "RMB_dataset" / "BoN_set")[0].items) == 4
 
 
-def test_judgebench_is_the_pairs_of_gpt(tmp_path: Path) -> None:
-    def name(model: str) -> str:
+def test_judgebench_uses_pairs_of_gpt_4o(tmp_path: Path) -> None:
+    def get_file_name(model: str) -> str:
         return f"dataset=judgebench,response_model={model}.jsonl"
 
     gpt, claude = "gpt-4o-2024-05-13", "claude-3-5-sonnet-20240620"
     benchmark_files.write(
         tmp_path,
         {
-            name(gpt): benchmark_files.judgebench(),
-            name(claude): benchmark_files.judgebench(4, model=claude),
+            get_file_name(gpt): benchmark_files.judgebench(),
+            get_file_name(claude): benchmark_files.judgebench(4, model=claude),
         },
     )
-    data, told = load("judgebench", tmp_path)
+    data, lines = load("judgebench", tmp_path)
     assert len(data.items) == 6
-    assert claude in told[0]
+    assert claude in lines[0]
 
 
-def test_what_is_written_into_the_folder_of_the_data_is_no_data(tmp_path: Path) -> None:
+def test_output_folder_is_excluded_from_data(tmp_path: Path) -> None:
     benchmark_files.write(tmp_path, {"a.jsonl": REWARDBENCH, "results/scores.jsonl": [{"id": "x"}]})
     data, _ = load("rewardbench", tmp_path, exclude=tmp_path / "results")
     assert len(data.items) == len(REWARDBENCH)
 
 
-def fetched(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
-    """The hub, as folders here."""
-    asked: list[str] = []
+def patch_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    """Replace downloads from the hub by local folders; return the requested repositories."""
+    requested: list[str] = []
 
     def download(repo: str, *, revision: str | None, **_: Any) -> str:
-        asked.append(repo)
+        requested.append(repo)
         return str(folder / repo.replace("/", "--") / "snapshots" / "c0ffee")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    return asked
+    return requested
 
 
-def test_from_the_hub_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_data_is_read_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "allenai--reward-bench" / "snapshots" / "c0ffee" / "data"
     benchmark_files.write(
         snapshot,
@@ -154,22 +155,23 @@ def test_from_the_hub_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "filtered-00000-of-00001.parquet": REWARDBENCH[:9],
         },
     )
-    asked = fetched(monkeypatch, tmp_path)
+    requested = patch_hub(monkeypatch, tmp_path)
     data, _ = load("rewardbench", None)
-    assert asked == ["allenai/reward-bench"]
+    assert requested == ["allenai/reward-bench"]
     assert len(data.items) == 9
     assert data.name == "hf://datasets/allenai/reward-bench@c0ffee"
     named, _ = load("rewardbench", "hf://datasets/allenai/reward-bench")
     assert named.items == data.items
 
 
-def test_five_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = build_benchmark("ppe-correctness")
-    for number, one in enumerate(made.hub):
+def test_ppe_correctness_reads_five_hub_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, one in enumerate(build_benchmark("ppe-correctness").hub):
         folder = tmp_path / one.repository.replace("/", "--") / "snapshots" / "c0ffee" / "data"
         rows = benchmark_files.ppe_correctness(number + 1, seed=number)
         benchmark_files.write(folder, {"train-00000-of-00001.parquet": rows})
-    fetched(monkeypatch, tmp_path)
+    patch_hub(monkeypatch, tmp_path)
     data, _ = load("ppe-correctness", None)
     sections = [item.metadata["section"] for item in data.items]
     assert sections == [s for n, s in enumerate(dict.fromkeys(sections), 1) for _ in range(n)]
@@ -191,24 +193,24 @@ def test_rmb_is_not_on_the_hub() -> None:
         ([REWARDBENCH[0], "text"], "row 1 of data/a.jsonl.*rows are objects"),
     ],
 )
-def test_what_is_wrong_names_file_and_row(rows: list[Any], message: str, tmp_path: Path) -> None:
+def test_data_error_names_file_and_row(rows: list[Any], message: str, tmp_path: Path) -> None:
     folder = benchmark_files.write(tmp_path / "data", {"a.jsonl": rows})
     with pytest.raises(BenchmarkDataError, match=message):
         load("rewardbench", folder)
 
 
-def test_rows_are_counted_in_each_file(tmp_path: Path) -> None:
+def test_row_numbers_are_per_file(tmp_path: Path) -> None:
     rows = {"a.jsonl": REWARDBENCH[:4], "b.jsonl": [*REWARDBENCH[4:6], {"id": 1}]}
     with pytest.raises(BenchmarkDataError, match=r"row 2 of data/b.jsonl"):
         load("rewardbench", benchmark_files.write(tmp_path / "data", rows))
 
 
-def test_broken_lines_and_no_rows(tmp_path: Path) -> None:
+def test_broken_line_or_empty_file_raises_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(REWARDBENCH[0]) + "\n{broken\n")
     with pytest.raises(BenchmarkDataError, match=r"row 1 of .*/a.jsonl: the line cannot be read"):
         load("rewardbench", tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("\n")
-    with pytest.raises(BenchmarkDataError, match="there are no rows"):
+    with pytest.raises(BenchmarkDataError, match="has zero rows"):
         load("rewardbench", tmp_path / "b.jsonl")
     with pytest.raises(JobInputError, match="the file or folder .* does not exist"):
         load("rewardbench", tmp_path / "c.jsonl")

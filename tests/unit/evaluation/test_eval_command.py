@@ -1,4 +1,4 @@
-"""The options of `eval`, `compare-runs` and `leaderboard`, and what people get to see."""
+"""Options and output of the commands `eval`, `compare-runs` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ JUDGEBENCH = SHARED_DATA / "judgebench"
 GEMMA, LLAMA = "Skywork-Reward-Gemma-2-27B", "Skywork-Reward-Llama-3.1-8B"
 
 
-def run(*arguments: object) -> Result:
+def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def raw_scores(path: Path, model: str) -> Path:
-    """The rewards that the benchmark's authors published, as `scores.jsonl`."""
+def write_published_scores(path: Path, model: str) -> Path:
+    """Write the rewards that the benchmark's authors published, as a `scores.jsonl`."""
     with (JUDGEBENCH / "skywork_v01_scores_gpt4o_pairs.csv").open(newline="") as file:
         rows = [
             {
@@ -40,7 +40,7 @@ def raw_scores(path: Path, model: str) -> Path:
     return path
 
 
-def test_the_names_are_those_of_the_registry() -> None:
+def test_benchmark_names_match_registry() -> None:
     assert tuple(BENCHMARKS) == BENCHMARK_NAMES
 
 
@@ -52,57 +52,63 @@ def test_the_names_are_those_of_the_registry() -> None:
         (LLAMA, [59.09, 64.29, 76.79, 50.00], 62.29, 62.54),
     ],
 )
-def test_judgebench_from_the_published_rewards(
+def test_judgebench_reproduces_published_results(
     model: str, sections: list[float], flat: float, mean: float, tmp_path: Path
 ) -> None:
-    """The report too: this is the one test here that draws it, of real texts."""
-    scores = raw_scores(tmp_path / "scores.jsonl", model)
+    """Includes the report: this is the only test here that renders a report of real texts."""
+    scores = write_published_scores(tmp_path / "scores.jsonl", model)
     data = next(JUDGEBENCH.glob("dataset=judgebench*.jsonl"))
     out = tmp_path / "out"
-    done = run("eval", "judgebench", "--data", data, "--scores", scores, "--name", model, "-o", out)
-    assert done.exit_code == 0, done.output
+    result = invoke(
+        "eval", "judgebench", "--data", data, "--scores", scores, "--name", model, "-o", out
+    )
+    assert result.exit_code == 0, result.output
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["sections"]) == ["knowledge", "reasoning", "math", "coding"]
     assert [round(100 * value, 2) for value in summary["sections"].values()] == sections
     assert round(100 * summary["overall"], 2) == flat
     assert round(100 * summary["mean_of_sections"], 2) == mean
     assert (summary["model"], summary["num_items"], summary["partial"]) == (model, 350, False)
-    assert f"{flat:.2f}" in done.stdout
+    assert f"{flat:.2f}" in result.stdout
     page = (out / "report.html").read_text()
     assert page.count("<svg") >= 4
     assert model in page
-    again = run("eval", "judgebench", "--data", data, "--scores", out / "scores.jsonl", "-o", out)
-    assert again.exit_code == 0
+    rerun = invoke(
+        "eval", "judgebench", "--data", data, "--scores", out / "scores.jsonl", "-o", out
+    )
+    assert rerun.exit_code == 0
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
 @pytest.mark.skipif(not JUDGEBENCH.is_dir(), reason="the published files of JudgeBench are missing")
-def test_two_published_runs_compared(
+def test_compare_runs_of_published_rewards(
     reports: dict[Path, Sequence[Evaluation]], tmp_path: Path
 ) -> None:
     data = next(JUDGEBENCH.glob("dataset=judgebench*.jsonl"))
     for model in (GEMMA, LLAMA):
-        scores = raw_scores(tmp_path / f"{model}.jsonl", model)
-        done = run("eval", "judgebench", "--data", data, "--scores", scores, "-o", tmp_path / model)
-        assert done.exit_code == 0, done.output
+        scores = write_published_scores(tmp_path / f"{model}.jsonl", model)
+        result = invoke(
+            "eval", "judgebench", "--data", data, "--scores", scores, "-o", tmp_path / model
+        )
+        assert result.exit_code == 0, result.output
     assert len(reports) == 2
-    done = run("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--json")
-    found = json.loads(done.stdout)
-    both, neither = found["right_in_both"], found["wrong_in_both"]
-    first, second = found["right_in_first_only"], found["right_in_second_only"]
+    result = invoke("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--json")
+    comparison = json.loads(result.stdout)
+    both, neither = comparison["right_in_both"], comparison["wrong_in_both"]
+    first, second = comparison["right_in_first_only"], comparison["right_in_second_only"]
     assert both + first == round(0.6428571 * 350) == 225
     assert both + second == round(0.6228571 * 350) == 218
     assert both + neither + first + second == 350
-    assert found["mcnemar"]["only_first"] == first
-    assert 0 < found["mcnemar"]["exact_p"] < 1
-    shown = run("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--limit", 2)
-    assert "-2.00" in shown.stdout
-    board = json.loads(run("leaderboard", "judgebench", tmp_path, "--json").stdout)
-    models = [place["model"] for place in board]
+    assert comparison["mcnemar"]["only_first"] == first
+    assert 0 < comparison["mcnemar"]["exact_p"] < 1
+    result = invoke("compare-runs", tmp_path / GEMMA, tmp_path / LLAMA, "--limit", 2)
+    assert "-2.00" in result.stdout
+    leaderboard = json.loads(invoke("leaderboard", "judgebench", tmp_path, "--json").stdout)
+    models = [row["model"] for row in leaderboard]
     assert models.index(GEMMA) < models.index(LLAMA)
 
 
-def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+def test_conflicting_options_are_usage_errors(tmp_path: Path) -> None:
     scores = tmp_path / "scores.jsonl"
     scores.write_text("")
     out = ("-o", tmp_path / "out")
@@ -116,30 +122,32 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
         (("rmb", *out, "--url", "http://x", "--dtype", "float32"), "--dtype is a setting of the"),
         (("rewardbench", *out, "--model", "demo", "--variant", "xstest"), "has no value"),
     ):
-        done = run("eval", *arguments)
-        assert done.exit_code == 2, arguments
-        assert message in done.output
-    done = run("eval", "rewardbench", *out, "--model", "demo", "--variant", "xstest=none")
-    assert done.exit_code == 1
-    assert "fixed or swapped" in done.output
+        result = invoke("eval", *arguments)
+        assert result.exit_code == 2, arguments
+        assert message in result.output
+    result = invoke("eval", "rewardbench", *out, "--model", "demo", "--variant", "xstest=none")
+    assert result.exit_code == 1
+    assert "fixed or swapped" in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_the_ways_of_computing_are_listed() -> None:
-    done = run("eval", "rewardbench", "--variant", "help")
-    assert done.exit_code == 0
-    assert "xstest=fixed|swapped" in done.stdout
+def test_variant_help_lists_variants() -> None:
+    result = invoke("eval", "rewardbench", "--variant", "help")
+    assert result.exit_code == 0
+    assert "xstest=fixed|swapped" in result.stdout
 
 
-def test_a_benchmark_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = run("eval", "rmb", "--model", "demo", "-o", tmp_path / "out", "--data", tmp_path / "no")
-    assert done.exit_code == 1
-    assert "Error: the file or folder" in done.output
-    assert "Traceback" not in done.output
+def test_missing_data_is_a_one_line_error(tmp_path: Path) -> None:
+    result = invoke(
+        "eval", "rmb", "--model", "demo", "-o", tmp_path / "out", "--data", tmp_path / "no"
+    )
+    assert result.exit_code == 1
+    assert "Error: there is no file or folder" in result.output
+    assert "Traceback" not in result.output
 
 
-def test_every_board_is_printed() -> None:
+def test_leaderboard_prints_every_benchmark() -> None:
     for name in BENCHMARK_NAMES:
-        done = run("leaderboard", name)
-        assert done.exit_code == 0, done.output
-        assert "Skywork/Skywork-Reward-V2-Llama-3.1-8B-40M" in done.stdout
+        result = invoke("leaderboard", name)
+        assert result.exit_code == 0, result.output
+        assert "Skywork/Skywork-Reward-V2-Llama-3.1-8B-40M" in result.stdout

@@ -1,4 +1,4 @@
-"""Our figures beside published ones, and the boards made of both."""
+"""Comparison of local with published results, and leaderboards of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve.evaluation.published import (
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
 
-def rewardbench(overall: float, missing: tuple[str, ...] = ()) -> BenchmarkResult:
+def build_rewardbench_result(overall: float, missing: tuple[str, ...] = ()) -> BenchmarkResult:
     sections = {
         "Chat": SubsetScore(0.95, 358, 358),
         "Chat Hard": SubsetScore(0.9, 400, 456),
@@ -31,10 +31,10 @@ def rewardbench(overall: float, missing: tuple[str, ...] = ()) -> BenchmarkResul
     return BenchmarkResult(overall, sections, {}, {}, missing)
 
 
-def test_both_runs_of_v02_and_why_they_differ() -> None:
-    figures = rewardbench(0.935)
-    found = compare_with_published(BENCHMARKS["rewardbench"], ["x", GEMMA + "-v0.2"], figures)
-    overall = [one for one in found if one.metric == "overall"]
+def test_published_runs_of_v02_and_their_notes() -> None:
+    result = build_rewardbench_result(0.935)
+    comparisons = compare_with_published(BENCHMARKS["rewardbench"], ["x", GEMMA + "-v0.2"], result)
+    overall = [one for one in comparisons if one.metric == "overall"]
     assert [one.published for one in overall] == pytest.approx([0.943, 0.944, 0.943])
     assert {one.ours for one in overall} == {0.935}
     assert "Run shown on the model card." in overall[0].note
@@ -42,15 +42,16 @@ def test_both_runs_of_v02_and_why_they_differ() -> None:
     assert "README" in overall[1].source
 
 
-def test_the_correction_of_xstest_is_a_known_reason() -> None:
-    found = compare_with_published(BENCHMARKS["rewardbench"], [GEMMA], rewardbench(0.9))
-    assert any("swapped until 10 September 2024" in one.note for one in found)
-    notes = {round(one.published, 3): one.note for one in found if one.metric == "Safety"}
+def test_xstest_correction_is_a_known_reason() -> None:
+    result = build_rewardbench_result(0.9)
+    comparisons = compare_with_published(BENCHMARKS["rewardbench"], [GEMMA], result)
+    assert any("swapped until 10 September 2024" in one.note for one in comparisons)
+    notes = {round(one.published, 3): one.note for one in comparisons if one.metric == "Safety"}
     assert "With the corrected XSTest counts." in notes[0.919]
     assert "With the two XSTest counts swapped." in notes[0.92]
 
 
-def test_float16_is_a_known_reason_of_rewardbench2_alone() -> None:
+def test_float16_is_a_known_reason_only_for_rewardbench2() -> None:
     name = ["Skywork/Skywork-Reward-V2-Qwen3-8B"]
     empty = BenchmarkResult(None, {}, {}, {}, ("all",))
     second = compare_with_published(BENCHMARKS["rewardbench2"], name, empty)
@@ -61,49 +62,48 @@ def test_float16_is_a_known_reason_of_rewardbench2_alone() -> None:
     assert {one.ours for one in (*first, *second)} == {None}
 
 
-def test_an_unknown_checkpoint_is_compared_with_nothing() -> None:
-    assert (
-        compare_with_published(BENCHMARKS["rewardbench"], ["demo", "some/other"], rewardbench(0.9))
-        == ()
-    )
+def test_unknown_checkpoint_has_no_comparisons() -> None:
+    result = build_rewardbench_result(0.9)
+    names = ["demo", "some/other"]
+    assert compare_with_published(BENCHMARKS["rewardbench"], names, result) == ()
 
 
-def test_a_part_is_not_set_beside_the_whole() -> None:
-    partial = rewardbench(0.935, ("subset llmbar-natural: 44 of 100 items",))
+def test_partial_metric_is_not_compared() -> None:
+    partial = build_rewardbench_result(0.935, ("subset llmbar-natural: 44 of 100 items",))
     assert get_complete_metric(partial, "overall") is None
     assert get_complete_metric(partial, "Chat Hard") is None
     assert get_complete_metric(partial, "Chat") == 0.95
     assert get_complete_metric(partial, "Jokes") is None
 
 
-def test_judgebench_as_others_print_it_is_the_mean_of_its_categories() -> None:
-    more = {"mean_of_sections": 0.65}
-    figures = BenchmarkResult(0.643, {"math": SubsetScore(0.84, 56, 56)}, {}, more)
-    found = compare_with_published(
-        BENCHMARKS["judgebench"], ["Skywork-Reward-V2-Llama-3.2-1B"], figures
+def test_published_judgebench_overall_is_mean_of_sections() -> None:
+    extra = {"mean_of_sections": 0.65}
+    result = BenchmarkResult(0.643, {"math": SubsetScore(0.84, 56, 56)}, {}, extra)
+    comparisons = compare_with_published(
+        BENCHMARKS["judgebench"], ["Skywork-Reward-V2-Llama-3.2-1B"], result
     )
-    figure = {one.metric: one.ours for one in found}
-    assert figure["mean_of_sections"] == 0.65
-    assert figure["math"] == 0.84
-    assert "overall" not in figure
+    metrics = {one.metric: one.ours for one in comparisons}
+    assert metrics["mean_of_sections"] == 0.65
+    assert metrics["math"] == 0.84
+    assert "overall" not in metrics
 
 
-def test_difficulties_and_halves_of_rmb() -> None:
-    figures = BenchmarkResult(0.8, {}, {}, {"difficulty": {"easy": 0.9}})
-    assert get_complete_metric(figures, "easy") == 0.9
-    halves = {
+def test_complete_metric_of_difficulty_and_best_of_n() -> None:
+    result = BenchmarkResult(0.8, {}, {}, {"difficulty": {"easy": 0.9}})
+    assert get_complete_metric(result, "easy") == 0.9
+    sections = {
         "best-of-n/helpfulness": SubsetScore(0.6, 2109, 2109),
         "best-of-n/harmlessness": SubsetScore(0.7, 1677, 1677),
     }
     assert get_complete_metric(
-        BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n"
+        BenchmarkResult(None, sections, {}, {}, ("x",)), "best-of-n"
     ) == pytest.approx(0.65)
-    halves["best-of-n/harmlessness"] = SubsetScore(0.7, 3, 1677)
-    assert get_complete_metric(BenchmarkResult(None, halves, {}, {}, ("x",)), "best-of-n") is None
+    sections["best-of-n/harmlessness"] = SubsetScore(0.7, 3, 1677)
+    assert get_complete_metric(BenchmarkResult(None, sections, {}, {}, ("x",)), "best-of-n") is None
 
 
-def test_every_published_figure_has_a_name_of_ours() -> None:
-    """Else it would be compared with nothing for ever."""
+def test_every_published_metric_has_a_local_name() -> None:
+    """Otherwise the metric would never be compared."""
     known = {
         "rewardbench": {"overall", "Chat", "Chat Hard", "Safety", "Reasoning"},
         "rewardbench2": {
@@ -127,7 +127,7 @@ def test_every_published_figure_has_a_name_of_ours() -> None:
             assert set(row.metrics) <= allowed, row
 
 
-def local(folder: Path, benchmark: str, model: str, overall: float, **more: Any) -> Path:
+def write_summary(folder: Path, benchmark: str, model: str, overall: float, **more: Any) -> Path:
     folder.mkdir(parents=True)
     summary = {
         "benchmark": benchmark, "model": model, "num_items": 3, "overall": overall,
@@ -137,50 +137,54 @@ def local(folder: Path, benchmark: str, model: str, overall: float, **more: Any)
     return folder
 
 
-def test_a_board_with_local_results_sorted_in(
+def test_leaderboard_sorts_in_local_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = local(tmp_path / "a", "rewardbench", "mine", 0.94, sections={"Chat": 0.99})
-    part = local(tmp_path / "b", "rewardbench", "half", 0.999, missing=["subset x: none of 3"])
-    places = build_leaderboard("rewardbench", [ours, part])
-    # The twelve rows of the boards, and one for each source that has single sections alone.
-    values = [place.figures.get("overall") for place in places if not place.missing]
+    ours = write_summary(tmp_path / "a", "rewardbench", "mine", 0.94, sections={"Chat": 0.99})
+    partial = write_summary(
+        tmp_path / "b", "rewardbench", "half", 0.999, missing=["subset x: none of 3"]
+    )
+    rows = build_leaderboard("rewardbench", [ours, partial])
+    # The twelve rows of the leaderboards, and rows of sources that publish only single sections.
+    values = [row.figures.get("overall") for row in rows if not row.missing]
     with_value = [value for value in values if value is not None]
     assert values[: len(with_value)] == sorted(with_value, reverse=True)
-    at = [place.model for place in places].index("mine")
-    assert places[at - 1].figures["overall"] >= 0.94 >= places[at + 1].figures["overall"]
-    assert places[-1].model == "half"
+    index = [row.model for row in rows].index("mine")
+    assert rows[index - 1].figures["overall"] >= 0.94 >= rows[index + 1].figures["overall"]
+    assert rows[-1].model == "half"
     assert {"Skywork/Skywork-Critic-Llama-3.1-70B", "Skywork/Skywork-VL-Reward-7B"} <= {
-        place.model for place in places
+        row.model for row in rows
     }
-    print_leaderboard("RewardBench", "rewardbench", places)
-    shown = capsys.readouterr().out
-    assert "> mine" in shown
-    assert "> half (partial)" in shown
-    assert "half (partial): subset x: none of 3" in shown
+    print_leaderboard("RewardBench", "rewardbench", rows)
+    printed = capsys.readouterr().out
+    assert "> mine" in printed
+    assert "> half (partial)" in printed
+    assert "half (partial): subset x: none of 3" in printed
 
 
-def test_two_results_of_one_model_are_told_apart(
+def test_leaderboard_shows_folders_of_equal_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [local(Path(name), "ppe-preference", "mine", 0.5) for name in ("left", "right")]
+    folders = [
+        write_summary(Path(name), "ppe-preference", "mine", 0.5) for name in ("left", "right")
+    ]
     print_leaderboard("PPE", "ppe-preference", build_leaderboard("ppe-preference", folders))
-    shown = capsys.readouterr().out
-    assert "left" in shown
-    assert "right" in shown
+    printed = capsys.readouterr().out
+    assert "left" in printed
+    assert "right" in printed
 
 
-def test_a_board_of_judgebench_goes_by_the_mean(tmp_path: Path) -> None:
-    ours = local(tmp_path / "a", "judgebench", "mine", 0.99, mean_of_sections=0.7)
-    places = build_leaderboard("judgebench", [tmp_path])
-    values = [place.figures["mean_of_sections"] for place in places]
+def test_judgebench_leaderboard_is_sorted_by_mean(tmp_path: Path) -> None:
+    ours = write_summary(tmp_path / "a", "judgebench", "mine", 0.99, mean_of_sections=0.7)
+    rows = build_leaderboard("judgebench", [tmp_path])
+    values = [row.figures["mean_of_sections"] for row in rows]
     assert values == sorted(values, reverse=True)
-    assert str(ours) in {place.folder for place in places}
+    assert str(ours) in {row.folder for row in rows}
 
 
-def test_a_folder_of_another_benchmark_is_refused(tmp_path: Path) -> None:
-    folder = local(tmp_path / "a", "rmb", "mine", 0.7)
+def test_leaderboard_refuses_other_benchmark(tmp_path: Path) -> None:
+    folder = write_summary(tmp_path / "a", "rmb", "mine", 0.7)
     with pytest.raises(EvaluationError, match="of rmb, not of judgebench"):
         build_leaderboard("judgebench", [folder])
     (folder / "summary.json").write_text('{"benchmark": "rmb"}')

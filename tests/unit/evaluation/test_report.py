@@ -1,4 +1,4 @@
-"""The page of an evaluation: everything is there, in its place, and text is only text."""
+"""The HTML report of an evaluation: its sections, its order, and escaping of text."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ from serve.evaluation.report.pairs import build_pairs
 from serve.evaluation.result import Evaluation
 
 
-def page_of(folder: Path, *evaluations: Evaluation) -> str:
+def render(folder: Path, *evaluations: Evaluation) -> str:
     write_report(folder / "report.html", evaluations)
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("name", "drawn"),
+    ("name", "plots"),
     [
-        # Sections and subsets (many: in two halves), margins, calibration, two lengths.
+        # Many subsets are plotted in two halves.
         ("rewardbench", {"Sections", "Subsets, first half", "Subsets, second half"}),
         ("rewardbench2", {"Sections"}),
         ("rm-bench", {"Sections", "Subsets", "Styles"}),
         ("ppe-correctness", {"Sections", "Best of n: overall", "Best of n: MATH"}),
     ],
 )
-def test_every_part_is_there(tmp_path: Path, name: str, drawn: set[str]) -> None:
+def test_report_has_all_sections(tmp_path: Path, name: str, plots: set[str]) -> None:
     one = evaluation(name)
-    page = page_of(tmp_path, one)
+    page = render(tmp_path, one)
     check_page(page)
-    labels = {label.split(":")[0] if "Best" not in label else label for label in _labels(page)}
-    always = {"Margins", "Calibration", "characters", "characters of the prompt"}
-    assert drawn | always <= labels
+    labels = {label.split(":")[0] if "Best" not in label else label for label in _find_labels(page)}
+    common = {"Margins", "Calibration", "characters", "characters of the prompt"}
+    assert plots | common <= labels
     text = text_of(page)
     assert one.result.overall is not None
-    for said in (
+    for expected in (
         f"{one.result.overall:.2%} overall", "95% interval", "Partial result.",
-        "1 item without rewards, left out of all figures.", "Compared with what is published",
+        "1 item without rewards, excluded from all metrics.", "Comparison with published results",
         f"{100 * one.result.overall:.2f} 94.3", "calibration error (ECE)", "Brier score",
-        "better one is longer", "Worst mistakes", "Not scored", "conversation_too_long",
-        "max_length 2,048", "What scoring took: demo",
+        "better response is longer", "Worst mistakes", "Not scored", "conversation_too_long",
+        "max_length 2,048", "Scoring job: demo",
     ):  # fmt: skip
-        assert said in text, said
-    for lack in one.result.missing[:6]:
-        assert lack in text
-    for part in one.result.sections:
-        assert part in text
+        assert expected in text, expected
+    for missing in one.result.missing[:6]:
+        assert missing in text
+    for section in one.result.sections:
+        assert section in text
 
 
-def _labels(page: str) -> list[str]:
+def _find_labels(page: str) -> list[str]:
     return re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
 
 
-def test_equal_evaluations_give_equal_bytes_and_text_is_only_text(tmp_path: Path) -> None:
+def test_report_is_reproducible_and_escapes_text(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one = evaluation("rm-bench", model=NASTY + "\ud800")
-    page = page_of(tmp_path / "a", one, evaluation("rm-bench", model="other", seed=1))
-    again = page_of(
+    page = render(tmp_path / "a", one, evaluation("rm-bench", model="other", seed=1))
+    second_page = render(
         tmp_path / "b",
         evaluation("rm-bench", model=NASTY + "\ud800"),
         evaluation("rm-bench", model="other", seed=1),
     )
-    assert page == again
+    assert page == second_page
     check_page(page)
     assert "<script" not in page
     assert "&lt;script&gt;alert" in page
 
 
-def test_models_stand_beside_one_another(tmp_path: Path) -> None:
+def test_report_compares_several_models(tmp_path: Path) -> None:
     both = [evaluation("rm-bench", model=f"model-{n}", seed=n) for n in range(2)]
-    page = page_of(tmp_path, *both)
+    page = render(tmp_path, *both)
     text = text_of(page)
     for one in both:
         assert one.result.overall is not None
@@ -88,9 +88,9 @@ def test_models_stand_beside_one_another(tmp_path: Path) -> None:
     assert f'<td class="best">{best:.2%}</td>' in page
 
 
-def test_the_worst_mistakes_are_the_largest_wrong_margins_one_an_item(tmp_path: Path) -> None:
+def test_worst_mistakes_are_largest_wrong_margins_per_item(tmp_path: Path) -> None:
     one = evaluation("rm-bench", size=30)
-    page = page_of(tmp_path, one)
+    page = render(tmp_path, one)
     worst: dict[object, float] = {}
     for pair in build_pairs(one.scored_items):
         if pair.margin <= 0:
@@ -102,11 +102,11 @@ def test_the_worst_mistakes_are_the_largest_wrong_margins_one_an_item(tmp_path: 
     assert re.findall(r'<span class="number">([^<]*)</span>', page) == expected[:20]
 
 
-def test_a_pair_is_measured_from_its_better_response() -> None:
+def test_pair_is_measured_from_better_response() -> None:
     one = evaluation("ppe-correctness")
     item, rewards = one.scored_items[0]
     first, second = build_pairs([ScoredItem(item, rewards)])
-    # Of the two sampled pairs, which are one and the same, the better response is the second.
+    # The two sampled pairs are the same pair, whose better response is the second one.
     assert first.preference == second.preference == (1, 0)
     assert first.margin == rewards[1] - rewards[0]
     assert first.length_difference == len(item.responses[1]) - len(item.responses[0])
@@ -114,26 +114,26 @@ def test_a_pair_is_measured_from_its_better_response() -> None:
     assert first.correct == float(rewards[1] > rewards[0])
 
 
-def test_nothing_scored_still_has_a_page(tmp_path: Path) -> None:
+def test_report_without_scored_items(tmp_path: Path) -> None:
     full = evaluation("rewardbench", size=1)
-    nothing = Evaluation(full.benchmark, "demo", full.benchmark.compute_result([]), ())
-    page = page_of(tmp_path, nothing)
+    empty = Evaluation(full.benchmark, "demo", full.benchmark.compute_result([]), ())
+    page = render(tmp_path, empty)
     check_page(page)
     assert "Partial result." in page
     assert "\N{EM DASH} overall" in text_of(page)
 
 
-def test_a_whole_right_result_has_no_warning_and_no_mistakes(tmp_path: Path) -> None:
+def test_perfect_complete_result_has_no_warning(tmp_path: Path) -> None:
     one = evaluation("rewardbench", size=2)
     scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored_items)
-    figures = one.benchmark.compute_result(scored)
-    whole = type(figures)(figures.overall, figures.sections, figures.subsets, figures.extra)
-    page = page_of(tmp_path, Evaluation(one.benchmark, "demo", whole, scored))
+    result = one.benchmark.compute_result(scored)
+    complete = type(result)(result.overall, result.sections, result.subsets, result.extra)
+    page = render(tmp_path, Evaluation(one.benchmark, "demo", complete, scored))
     assert "Partial" not in page
     assert "Worst mistakes" not in page
     assert "100.00% overall" in text_of(page)
 
 
-def test_benchmarks_are_not_mixed(tmp_path: Path) -> None:
+def test_report_refuses_several_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one benchmark"):
         write_report(tmp_path / "x.html", [evaluation("rewardbench"), evaluation("rm-bench")])

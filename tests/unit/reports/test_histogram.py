@@ -1,4 +1,4 @@
-"""Histograms: every number is in one bar, memory stays bounded, and what is drawn adds up."""
+"""Histograms: each number is in one bar, memory is bounded, and the plotted counts add up."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ from serve.reports.streaming_histogram import StreamingHistogram
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def spread_of(values: list[float]) -> StreamingHistogram:
-    spread = StreamingHistogram()
+def build_histogram(values: list[float]) -> StreamingHistogram:
+    histogram = StreamingHistogram()
     for value in values:
-        spread.add(value)
-    return spread
+        histogram.add(value)
+    return histogram
 
 
-def drawn(*values: list[float], powers: bool = False) -> str:
-    series = tuple(Series(f"<{n}>", spread_of(one)) for n, one in enumerate(values))
-    return str(render_histogram(HistogramPlot("Rewards", "all", "reward", series, powers)))
+def render(*values: list[float], is_log2: bool = False) -> str:
+    series = tuple(Series(f"<{n}>", build_histogram(one)) for n, one in enumerate(values))
+    return str(render_histogram(HistogramPlot("Rewards", "all", "reward", series, is_log2)))
 
 
 @given(st.lists(FINITE, min_size=1, max_size=300), st.integers(1, 60))
-def test_every_number_is_in_one_bar(values: list[float], most: int) -> None:
-    spread = spread_of(values)
-    bars = spread.compute_bars(min(values), max(values), most)
-    assert sum(bars.counts) == len(values) == spread.count
-    assert len(bars.counts) <= most + 2
+def test_each_number_is_in_exactly_one_bar(values: list[float], max_bars: int) -> None:
+    histogram = build_histogram(values)
+    bars = histogram.compute_bars(min(values), max(values), max_bars)
+    assert sum(bars.counts) == len(values) == histogram.count
+    assert len(bars.counts) <= max_bars + 2
     assert bars.edges[0] <= min(values) <= max(values) <= bars.edges[-1]
-    assert (spread.smallest, spread.largest) == (min(values), max(values))
-    assert spread.num_positive == sum(value > 0 for value in values)
+    assert (histogram.smallest, histogram.largest) == (min(values), max(values))
+    assert histogram.num_positive == sum(value > 0 for value in values)
 
 
-def test_many_numbers_of_any_range_stay_small_and_right() -> None:
-    chance = random.Random(1)
-    values = [chance.gauss(3, 7) for _ in range(50_000)] + [-4e5, 1e6]
-    spread = spread_of(values)
-    assert len(spread._bins) <= 4_096
+def test_many_numbers_keep_bounded_memory_and_exact_bins() -> None:
+    rng = random.Random(1)
+    values = [rng.gauss(3, 7) for _ in range(50_000)] + [-4e5, 1e6]
+    histogram = build_histogram(values)
+    assert len(histogram._bins) <= 4_096
     shuffled = values.copy()
-    chance.shuffle(shuffled)
-    assert spread_of(shuffled)._bins == spread._bins
+    rng.shuffle(shuffled)
+    assert build_histogram(shuffled)._bins == histogram._bins
     ordered = sorted(values)
     for share in (0.05, 0.5, 0.95):
-        assert spread.quantile(share) == pytest.approx(ordered[int(share * len(values))], abs=0.05)
-    assert spread.mean == pytest.approx(statistics.fmean(values))
+        expected = ordered[int(share * len(values))]
+        assert histogram.quantile(share) == pytest.approx(expected, abs=0.05)
+    assert histogram.mean == pytest.approx(statistics.fmean(values))
 
 
-def test_counts_in_the_picture_add_up() -> None:
-    counts = re.findall(r"<title>reward [^:]+: ([\d,]+)</title>", drawn([0.5, 1.5, 1.6, 2.5, 2.5]))
+def test_tooltip_counts_add_up() -> None:
+    counts = re.findall(r"<title>reward [^:]+: ([\d,]+)</title>", render([0.5, 1.5, 1.6, 2.5, 2.5]))
     assert sum(int(count.replace(",", "")) for count in counts) == 5
 
 
-def test_two_series_share_bars_and_are_told_apart() -> None:
-    chance = random.Random(2)
-    values = [[chance.gauss(mean, 1) for _ in range(900)] for mean in (1, -1)]
-    page = drawn(*values)
+def test_two_series_share_bars_with_distinct_colors() -> None:
+    rng = random.Random(2)
+    values = [[rng.gauss(mean, 1) for _ in range(900)] for mean in (1, -1)]
+    page = render(*values)
     columns = re.findall(r"<title>reward [^:]+: (\d+) &lt;0&gt;, (\d+) &lt;1&gt;</title>", page)
     assert [sum(map(int, column)) for column in zip(*columns, strict=True)] == [900, 900]
     assert "var(--s0)" in page
@@ -69,18 +70,18 @@ def test_two_series_share_bars_and_are_told_apart() -> None:
     assert page.count('class="key"') == 2
 
 
-def test_what_is_far_away_does_not_flatten_the_rest() -> None:
-    page = drawn([float(n % 50) for n in range(5_000)] + [1e9])
-    assert "far away and not drawn: 1)" in page
+def test_outliers_are_not_drawn() -> None:
+    page = render([float(n % 50) for n in range(5_000)] + [1e9])
+    assert "outliers that are not drawn: 1)" in page
     assert len(re.findall("<title>", page)) > 20
 
 
-def test_powers_are_shown_as_what_they_stand_for() -> None:
-    page = drawn([4.0, 5.0, 10.0], powers=True)
+def test_log2_axis_shows_powers() -> None:
+    page = render([4.0, 5.0, 10.0], is_log2=True)
     assert ">1,024<" in page
     assert "mean" not in page
 
 
 @pytest.mark.parametrize("values", [[0.0], [1.25, 1.25], [-3.0], [1e6], [1e-9, 2e-9]])
-def test_few_numbers_can_be_drawn(values: list[float]) -> None:
-    assert sum(int(n) for n in re.findall(r": (\d+)</title>", drawn(values))) == len(values)
+def test_few_numbers_are_drawn(values: list[float]) -> None:
+    assert sum(int(n) for n in re.findall(r": (\d+)</title>", render(values))) == len(values)
