@@ -1,6 +1,6 @@
-"""`skyreward plan`: what a load needs. From shape and device to memory, replicas, gateways, nodes.
+"""`skyreward plan`: memory, replicas, gateways and nodes for a load, from model shape and device.
 
-`shape` and `devices` say what there is, `replica` what one copy of the model holds and does,
-`fleet` how many of everything, `queueing` how long requests wait, `measure` replaces what is
-inferred by what this machine does. Start at `plan`.
+`shape` and `devices` describe the model and the GPU, `replica` estimates memory and rate of one
+replica, `fleet` sizes replicas, gateways and nodes, `queueing` simulates latency, and `measure`
+replaces estimates by measurements on the local device. The entry point is `plan`.
 """

@@ -1,4 +1,4 @@
-"""A plan as tables for people, or as JSON for programs."""
+"""A capacity plan as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GIB = 2**30
 
 
 def print_plan(plan: CapacityPlan, as_json: bool) -> None:
-    """On standard output."""
+    """Print a plan on standard output."""
     if as_json:
         print(dump_json(dataclasses.asdict(plan), indent=2, default=dict))
         return
@@ -29,33 +29,35 @@ def print_plan(plan: CapacityPlan, as_json: bool) -> None:
     console.print(f"start: {plan.command}", soft_wrap=True)
     if plan.rate.status == "inferred":
         console.print(
-            "The rate is inferred from data sheets, not measured: `make gpu-check` or --measure on "
-            "such a device, then --matrix-tflops and --mfu, make it firm."
+            "The rate is inferred from data sheets, not measured. To measure it on such a device, "
+            "run `make gpu-check` and pass --matrix-tflops and --mfu, or use --measure."
         )
 
 
 def _build_replica_table(plan: CapacityPlan) -> Table:
     memory, rate, load = plan.memory, plan.rate, plan.load
     table = _new_table(f"One replica of {plan.model}")
-    several = f"{plan.gpus_per_replica} x " if plan.gpus_per_replica > 1 else ""
-    table.add_row("device", f"{several}{plan.device}", "")
+    prefix = f"{plan.gpus_per_replica} x " if plan.gpus_per_replica > 1 else ""
+    table.add_row("device", f"{prefix}{plan.device}", "")
     table.add_row("parameters", _format_parameters(plan.num_parameters), plan.sizes_from)
     table.add_row(
-        "weights", _format_bytes(memory.weights_bytes), "on the fullest device" * bool(several)
+        "weights", _format_bytes(memory.weights_bytes), "on the fullest device" * bool(prefix)
     )
     if memory.device_bytes:
-        table.add_row("CUDA itself", _format_bytes(memory.runtime_bytes), "inferred")
-        table.add_row("largest batch", _format_bytes(memory.activation_bytes), "beside the weights")
+        table.add_row("CUDA runtime", _format_bytes(memory.runtime_bytes), "inferred")
+        activation_bytes = _format_bytes(memory.activation_bytes)
+        table.add_row("largest batch", activation_bytes, "in addition to the weights")
         share = memory.peak_bytes / memory.device_bytes
         table.add_row("peak", _format_bytes(memory.peak_bytes), f"{share:.0%} of the device")
     table.add_row("max_batch_tokens", f"{memory.max_batch_tokens:,}", memory.reason)
-    spread = f" ({rate.low:,.0f} to {rate.high:,.0f})" if rate.low < rate.high else ""
-    table.add_row("distinct tokens/s", f"{rate.tokens_per_s:,.0f}{spread}", rate.status)
+    interval = f" ({rate.low:,.0f} to {rate.high:,.0f})" if rate.low < rate.high else ""
+    table.add_row("distinct tokens/s", f"{rate.tokens_per_s:,.0f}{interval}", rate.status)
     table.add_row("", "", rate.note)
-    one = plan.conversations_per_s_per_replica
-    table.add_row("conversations/s", f"{one:,.1f}", "never idle, full batches")
-    shared = load.group_size * load.conversation_tokens / load.group_tokens
-    table.add_row("tokens/s, shared ones too", f"{rate.tokens_per_s * shared:,.0f}", "")
+    conversations_per_s = plan.conversations_per_s_per_replica
+    table.add_row("conversations/s", f"{conversations_per_s:,.1f}", "never idle, full batches")
+    total_per_distinct = load.group_size * load.conversation_tokens / load.group_tokens
+    total_tokens_per_s = rate.tokens_per_s * total_per_distinct
+    table.add_row("tokens/s, with shared prompts", f"{total_tokens_per_s:,.0f}", "")
     return table
 
 
@@ -63,25 +65,26 @@ def _build_fleet_table(plan: CapacityPlan) -> Table:
     load, fleet = plan.load, plan.fleet
     table = _new_table(
         f"For {load.conversations_per_s:,.1f} conversations/s "
-        f"({load.conversations_per_s * 60:,.0f} a minute)"
+        f"({load.conversations_per_s * 60:,.0f} per minute)"
     )
     lengths = (
-        f"{load.prompt_tokens:,} + {load.response_tokens:,} tokens, {load.group_size} a prompt"
+        f"{load.prompt_tokens:,} + {load.response_tokens:,} tokens, {load.group_size} per prompt"
     )
-    known = f"{load.cached_share:.0%} known to the cache" if load.cached_share else ""
-    table.add_row("conversations", lengths, known)
+    hit_rate = f"{load.cached_share:.0%} in the score cache" if load.cached_share else ""
+    table.add_row("conversations", lengths, hit_rate)
     table.add_row("replicas", f"{fleet.num_replicas:,}", "")
-    cpu = f"{fleet.gateway_cpu_s:,.2f} cores of work"
+    cpu = f"{fleet.gateway_cpu_s:,.2f} CPU cores of work"
     table.add_row("gateways", f"{fleet.num_gateways:,}", cpu)
     table.add_row("nodes", f"{fleet.num_nodes:,}", "")
     if fleet.num_clusters > 1:
-        table.add_row("Ray clusters", f"{fleet.num_clusters:,}", "behind a balancer; inferred")
+        note = "with a load balancer in front; inferred"
+        table.add_row("Ray clusters", f"{fleet.num_clusters:,}", note)
     return table
 
 
 def _build_limits_table(plan: CapacityPlan) -> Table:
-    table = Table(title="What gives out first", title_justify="left")
-    for header in ("limit", "conversations/s", "times the load", "why"):
+    table = Table(title="Bottlenecks", title_justify="left")
+    for header in ("limit", "conversations/s", "times the load", "reason"):
         table.add_column(header)
     for limit in plan.fleet.limits:
         times = limit.conversations_per_s / plan.load.conversations_per_s
@@ -90,8 +93,16 @@ def _build_limits_table(plan: CapacityPlan) -> Table:
 
 
 def _build_curve_table(plan: CapacityPlan) -> Table:
-    table = Table(title="Latency of a post (simulated)", title_justify="left")
-    for header in ("of the most", "conversations/s", "p50", "p95", "p99", "tokens a batch", "busy"):
+    table = Table(title="Latency of a request (simulated)", title_justify="left")
+    for header in (
+        "of the maximum",
+        "conversations/s",
+        "p50",
+        "p95",
+        "p99",
+        "tokens per batch",
+        "busy",
+    ):
         table.add_column(header, justify="right")
     for point in plan.curve:
         table.add_row(

@@ -1,8 +1,8 @@
-"""The devices that a plan can be made for, and what share of their rate the engine reaches.
+"""The GPUs that a plan supports, and the share of their peak rate that the engine reaches.
 
-Rates are those of the vendor's data sheets. What the engine makes of them on a GPU is inferred: it
-was measured on CPUs alone, so plans give a range. `make gpu-check` and `skyreward plan --measure`
-tell what is true of a device at hand.
+Peak rates are those of the vendors' data sheets. The engine's share on GPUs is inferred from
+measurements on CPUs, so plans give a range. `make gpu-check` and `skyreward plan --measure` measure
+the local device.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Device:
     """A GPU.
 
     Attributes:
-        name: for people.
-        memory_bytes: as CUDA shows it, which is less than the data sheet has.
-        peak_flops: operations per second of dense bfloat16 products, by the data sheet.
+        name: display name.
+        memory_bytes: memory that CUDA reports, which is less than that of the data sheet.
+        peak_flops: FLOP/s of dense bfloat16 matrix products, from the data sheet.
     """
 
     name: str
@@ -52,14 +52,14 @@ DEVICES: Mapping[str, Device] = {
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """A part of something, and how surely.
+    """A share of a peak rate, with its uncertainty.
 
     Attributes:
-        value: what is reckoned with.
-        low: the least that is likely.
-        high: the most that is likely.
-        status: how it is known.
-        note: where from.
+        value: value that plans use.
+        low: lowest likely value.
+        high: highest likely value.
+        status: origin of the value.
+        note: description of the value.
     """
 
     value: float
@@ -69,22 +69,26 @@ class Efficiency:
     note: str
 
 
-# Large products on hot GPUs stay below the data sheet: power and clocks.
+# Large products on hot GPUs stay below the data sheet's rate because of power and clock limits.
 MATRIX_EFFICIENCY = Efficiency(
     0.70, 0.55, 0.80, "inferred", "large bfloat16 products against the data sheet's rate"
 )
-# Of the rate of the device's own matrix products, on distinct tokens. On two CPU cores 0.67 to 0.82
-# were measured in process, 0.70 to 0.82 over HTTP, 0.47 for groups of 16 over HTTP (README,
-# "Measured"); on a GPU launches count for more the smaller the products are.
+# The engine's share of the device's matrix rate, on distinct tokens. Measured on two CPU cores:
+# 0.67 to 0.82 in process, 0.70 to 0.82 over HTTP, 0.47 for groups of 16 over HTTP. On a GPU, kernel
+# launches take a larger share of the time the smaller the products are.
 _EFFICIENCY_BY_HIDDEN_SIZE = (
     (4_096, Efficiency(0.65, 0.50, 0.80, "inferred", "hidden size of 4,096 and more")),
     (2_048, Efficiency(0.55, 0.35, 0.75, "inferred", "hidden size of 2,048 and more")),
     (0, Efficiency(0.40, 0.20, 0.65, "inferred", "hidden size below 2,048")),
 )
-# Of a batch, however small: transformers launches about a dozen kernels a layer.
+# Minimum time of a batch per layer: transformers launches about a dozen kernels per layer.
 LAUNCH_S_PER_LAYER = 6e-4
 
 
 def estimate_efficiency(hidden_size: int) -> Efficiency:
-    """Of the device's matrix rate, what the engine is expected to reach with full batches."""
-    return next(share for least, share in _EFFICIENCY_BY_HIDDEN_SIZE if hidden_size >= least)
+    """Return the share of the device's matrix rate that the engine reaches with full batches."""
+    return next(
+        efficiency
+        for min_hidden_size, efficiency in _EFFICIENCY_BY_HIDDEN_SIZE
+        if hidden_size >= min_hidden_size
+    )

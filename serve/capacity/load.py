@@ -1,4 +1,4 @@
-"""What is asked of a service: how many conversations, how long, how many to a prompt. Pure."""
+"""The load of a service: conversations per second, their lengths, conversations per prompt."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 from serve.errors import PlanError
 
-# Bytes of JSON of a token: posts of 4 KB had 1,230 tokens (`tests/stress/overhead.py`).
+# Bytes of JSON per token: requests of 4 KB had 1,230 tokens (`tests/stress/overhead.py`).
 _BYTES_PER_TOKEN = 3.4
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A post is a group: a prompt with several responses, scored together.
+    """A load of requests, each with one group: a prompt with several responses.
 
     Attributes:
-        conversations_per_s: on average.
-        prompt_tokens: what the conversations of a group share at their start.
-        response_tokens: what each of them has for itself.
-        group_size: conversations of a post.
-        cached_share: of the conversations, how many the score cache answers; 0 to 1.
+        conversations_per_s: mean rate.
+        prompt_tokens: tokens of the prompt, which the conversations of a group share.
+        response_tokens: tokens of each response.
+        group_size: conversations of a request.
+        cached_share: share of the conversations that the score cache answers, from 0 to 1.
 
     Raises:
-        PlanError: for a value that makes no sense.
+        PlanError: `cached_share` or `conversations_per_s` is out of range.
     """
 
     conversations_per_s: float
@@ -33,26 +33,28 @@ class Load:
 
     def __post_init__(self) -> None:
         if not 0 <= self.cached_share < 1:
-            raise PlanError(f"cached_share is {self.cached_share:g}; give 0 to less than 1")
+            raise PlanError(
+                f"cached_share is {self.cached_share:g}; it must be at least 0 and less than 1"
+            )
         if self.conversations_per_s <= 0:
             raise PlanError("a plan needs a load above 0 conversations/s")
 
     @property
     def group_tokens(self) -> int:
-        """Distinct tokens of a post: the prompt once."""
+        """Distinct tokens of a request, with the prompt counted once."""
         return self.prompt_tokens + self.group_size * self.response_tokens
 
     @property
     def conversation_tokens(self) -> int:
-        """Tokens of one conversation, what it shares too."""
+        """Tokens of one conversation, including the shared prompt."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def requests_per_s(self) -> float:
-        """On average."""
+        """Mean rate of requests."""
         return self.conversations_per_s / self.group_size
 
     @property
     def request_bytes(self) -> float:
-        """Of the body of a post that has the prompt in every conversation."""
+        """Size of a request body that repeats the prompt in every conversation."""
         return self.group_size * self.conversation_tokens * _BYTES_PER_TOKEN

@@ -1,7 +1,7 @@
-"""What the device at hand does with a model and a load's lengths: `skyreward plan --measure`.
+"""Measurement of a model's rate and memory on the local device: `skyreward plan --measure`.
 
-Random token ids, so what they say does not matter; the engine as it serves, without HTTP and
-queue. Loads the checkpoint, or, where its weights are not at hand, says so.
+Scores random token ids with the engine, without HTTP and queueing. The lengths are those of the
+load. The weights of the checkpoint must be available locally.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from serve.capacity.replica import RUNTIME_BYTES, Memory, Rate
 from serve.errors import PlanError
 
 _ROUNDS = 3
-_SMALLEST_ID = 3
+_MIN_TOKEN_ID = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Of the device at hand.
+    """A measurement on the local device.
 
     Attributes:
-        device: its name.
-        rate: of full batches, and of the smallest one.
-        memory: of the device, with what was really taken.
+        device: name of the device.
+        rate: rate of full batches, and time of the smallest batch.
+        memory: memory of the device, with the measured peak of a batch.
     """
 
     device: str
@@ -39,70 +39,74 @@ class Measurement:
 
 
 def measure(config: ModelConfig, load: Load) -> Measurement:
-    """Load a model here and time it.
+    """Load a model and measure its rate and memory.
 
     Raises:
-        ModelLoadError: it is not at hand, or refused.
-        PlanError: a conversation of the load is longer than the model takes.
+        ModelLoadError: the model is not available locally, or is refused.
+        PlanError: a conversation of the load exceeds the model's maximum length.
     """
     scorer = RewardScorer.load(config)
     limit = scorer.encoder.max_length
     if load.conversation_tokens > limit:
-        raise PlanError(f"{load.conversation_tokens} tokens are more than the model takes: {limit}")
-    cuda = scorer.loaded_model.device.type == "cuda"
-    if cuda:
+        raise PlanError(
+            f"a conversation has {load.conversation_tokens} tokens, but the model takes at most "
+            f"{limit}; lower --prompt-tokens or --response-tokens"
+        )
+    is_cuda = scorer.loaded_model.device.type == "cuda"
+    if is_cuda:
         scorer.warm_up(largest_batch=True)
         torch.cuda.reset_peak_memory_stats(scorer.loaded_model.device)
     else:
         scorer.warm_up()
     budget = int(scorer.describe()["max_batch_tokens"])
-    source = random.Random(0)
-    vocab = int(scorer.loaded_model.model.config.vocab_size)
-    full = [_sample_group(source, load, vocab) for _ in range(max(1, budget // load.group_tokens))]
-    seconds, tokens = _time_batch(scorer, [ids for group in full for ids in group])
-    floor_s, _ = _time_batch(scorer, [_sample_ids(source, 1, vocab)])
+    rng = random.Random(0)
+    vocab_size = int(scorer.loaded_model.model.config.vocab_size)
+    num_groups = max(1, budget // load.group_tokens)
+    groups = [_sample_group(rng, load, vocab_size) for _ in range(num_groups)]
+    seconds, num_tokens = _time_batch(scorer, [ids for group in groups for ids in group])
+    floor_s, _ = _time_batch(scorer, [_sample_ids(rng, 1, vocab_size)])
     return Measurement(
-        device=torch.cuda.get_device_name(scorer.loaded_model.device) if cuda else "CPU",
+        device=torch.cuda.get_device_name(scorer.loaded_model.device) if is_cuda else "CPU",
         rate=Rate(
-            tokens_per_s=tokens / seconds,
-            low=tokens / seconds,
-            high=tokens / seconds,
+            tokens_per_s=num_tokens / seconds,
+            low=num_tokens / seconds,
+            high=num_tokens / seconds,
             batch_floor_s=floor_s,
             status="measured",
-            note=f"{tokens} distinct tokens in {seconds:.3f} s, median of {_ROUNDS}",
+            note=f"{num_tokens} distinct tokens in {seconds:.3f} s, median of {_ROUNDS}",
         ),
         memory=_measure_memory(scorer, budget),
     )
 
 
-def _sample_group(source: random.Random, load: Load, vocab: int) -> list[TokenIds]:
-    prompt = _sample_ids(source, load.prompt_tokens, vocab)
+def _sample_group(rng: random.Random, load: Load, vocab_size: int) -> list[TokenIds]:
+    prompt = _sample_ids(rng, load.prompt_tokens, vocab_size)
     return [
-        prompt + _sample_ids(source, load.response_tokens, vocab) for _ in range(load.group_size)
+        prompt + _sample_ids(rng, load.response_tokens, vocab_size) for _ in range(load.group_size)
     ]
 
 
-def _sample_ids(source: random.Random, number: int, vocab: int) -> TokenIds:
-    return tuple(source.choices(range(_SMALLEST_ID, vocab), k=number))
+def _sample_ids(rng: random.Random, num_tokens: int, vocab_size: int) -> TokenIds:
+    return tuple(rng.choices(range(_MIN_TOKEN_ID, vocab_size), k=num_tokens))
 
 
 def _time_batch(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float, int]:
-    """Median seconds, and distinct tokens, after a round that does not count."""
+    """Return the median seconds and the distinct tokens of a batch, after a warm-up round."""
     times = []
     scored = scorer.score_ids(sequences)
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        scored = scorer.score_ids(sequences)  # rewards are read back, so the device is done
+        scored = scorer.score_ids(sequences)  # synchronous, since it copies the rewards to the host
         times.append(time.perf_counter() - start)
     return statistics.median(times), scored.num_computed_tokens
 
 
 def _measure_memory(scorer: RewardScorer, budget: int) -> Memory:
     model, device = scorer.loaded_model.model, scorer.loaded_model.device
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     reason = str(scorer.describe()["max_batch_tokens_reason"])
     if device.type != "cuda":
-        return Memory(0, weights, 0, 0, budget, reason)
-    _, total = torch.cuda.mem_get_info(device)
-    taken = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return Memory(total, weights, RUNTIME_BYTES, taken, budget, reason)
+        return Memory(0, weights_bytes, 0, 0, budget, reason)
+    _, total_bytes = torch.cuda.mem_get_info(device)
+    peak_bytes = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return Memory(total_bytes, weights_bytes, RUNTIME_BYTES, peak_bytes, budget, reason)

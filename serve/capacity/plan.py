@@ -1,4 +1,4 @@
-"""From what is asked to a plan: one replica, the fleet, its latency, and how to start it."""
+"""Capacity plans: one replica, the fleet, its latency, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _DTYPE = torch.bfloat16
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What a plan is made for.
+    """The inputs of a plan.
 
     Attributes:
-        model: in the catalogue, or at hand.
-        gpu: key of `DEVICES`; None to measure the device at hand.
-        load: None for what one replica carries.
-        lengths: a load whose rate does not count; used where there is none.
-        site: nodes and what they may be used for.
-        matrix_flops: measured, if known.
-        share: measured, if known.
+        model: name in the catalogue, a local folder or a hub id.
+        gpu: key of `DEVICES`; None to measure the local device.
+        load: load to plan for; None for the capacity of one replica.
+        lengths: lengths of the conversations if `load` is None; its rate is ignored.
+        node_spec: hardware of the nodes and its use.
+        matrix_flops: measured matrix rate of the device in FLOP/s, if known.
+        efficiency: measured share of the matrix rate that the engine reaches, if known.
     """
 
     model: str
@@ -47,7 +47,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """What came out; `command` starts it, `config` is a Serve config of one cluster."""
+    """A plan. `command` starts the fleet, and `config` is the Serve config of one cluster."""
 
     model: str
     num_parameters: int
@@ -65,24 +65,25 @@ class CapacityPlan:
 
 
 def make_plan(request: PlanRequest) -> CapacityPlan:
-    """Reckon it all.
+    """Compute a plan.
 
     Raises:
-        PlanError: it cannot be done with these devices or lengths.
-        ModelLoadError: no such model, or it cannot be loaded to be measured.
+        PlanError: the model or the lengths do not fit the devices.
+        ModelLoadError: the model does not exist, or cannot be loaded for a measurement.
     """
     shape = find_model_shape(request.model)
     lengths = request.load or request.lengths
     if lengths.conversation_tokens > shape.max_length:
         raise PlanError(
-            f"a conversation has {lengths.conversation_tokens} tokens, and {shape.name} takes "
-            f"{shape.max_length}; lower --prompt-tokens or --response-tokens"
+            f"a conversation has {lengths.conversation_tokens} tokens, but {shape.name} takes at "
+            f"most {shape.max_length}; lower --prompt-tokens or --response-tokens"
         )
     device, memory, rate = _plan_replica(request, shape, lengths)
-    one = rate.conversations_per_s(lengths)
-    carried = one * request.node_spec.utilization / (1 - lengths.cached_share)
-    load = request.load or dataclasses.replace(lengths, conversations_per_s=carried)
+    per_replica = rate.conversations_per_s(lengths)
+    capacity = per_replica * request.node_spec.utilization / (1 - lengths.cached_share)
+    load = request.load or dataclasses.replace(lengths, conversations_per_s=capacity)
     fleet = size_fleet(load, rate, request.node_spec)
+    name = _get_loadable_name(request.model)
     return CapacityPlan(
         model=shape.name,
         num_parameters=shape.num_parameters,
@@ -92,16 +93,16 @@ def make_plan(request: PlanRequest) -> CapacityPlan:
         load=load,
         memory=memory,
         rate=rate,
-        conversations_per_s_per_replica=one,
+        conversations_per_s_per_replica=per_replica,
         fleet=fleet,
         curve=simulate_latency_curve(load, rate, memory, fleet),
-        command=build_start_command(_get_loadable_name(request.model), fleet, request.node_spec),
-        config=build_serve_config(_get_loadable_name(request.model), fleet, request.node_spec),
+        command=build_start_command(name, fleet, request.node_spec),
+        config=build_serve_config(name, fleet, request.node_spec),
     )
 
 
 def _get_loadable_name(model: str) -> str:
-    """The name that a service can load it by: the catalogue knows short ones too."""
+    """Return the name by which a service can load the model; the catalogue has short names too."""
     name, at, revision = model.partition("@")
     entry = None if "/" in name else find_entry(name)
     return f"{entry.id}{at}{revision}" if entry else model
@@ -110,8 +111,8 @@ def _get_loadable_name(model: str) -> str:
 def _plan_replica(request: PlanRequest, shape: ModelShape, load: Load) -> tuple[str, Memory, Rate]:
     if request.gpu is None:
         config = ModelConfig(request.model, num_devices=request.node_spec.gpus_per_replica)
-        measured = measure(config, load)
-        return measured.device, measured.memory, measured.rate
+        measurement = measure(config, load)
+        return measurement.device, measurement.memory, measurement.rate
     device = DEVICES[request.gpu]
     memory = estimate_memory(shape, device, _DTYPE, request.node_spec.gpus_per_replica)
     rate = estimate_rate(shape, device, load, request.matrix_flops, request.efficiency)
@@ -119,13 +120,13 @@ def _plan_replica(request: PlanRequest, shape: ModelShape, load: Load) -> tuple[
 
 
 def build_serve_config(model: str, fleet: Fleet, node_spec: NodeSpec) -> dict[str, Any]:
-    """A Serve config of one cluster, as `serve deploy` takes it."""
-    served: dict[str, Any] = {
+    """Return the Serve config of one cluster, for `serve deploy`."""
+    model_settings: dict[str, Any] = {
         "name": model,
         "num_replicas": -(-fleet.num_replicas // fleet.num_clusters),
     }
     if node_spec.gpus_per_replica > 1:
-        served["num_gpus"] = node_spec.gpus_per_replica
+        model_settings["num_gpus"] = node_spec.gpus_per_replica
     return {
         "http_options": {"host": "0.0.0.0", "port": 8000},
         "applications": [
@@ -135,7 +136,7 @@ def build_serve_config(model: str, fleet: Fleet, node_spec: NodeSpec) -> dict[st
                 "import_path": "serve.app:build",
                 "args": {
                     "num_gateways": -(-fleet.num_gateways // fleet.num_clusters),
-                    "models": [served],
+                    "models": [model_settings],
                 },
             }
         ],
@@ -143,10 +144,10 @@ def build_serve_config(model: str, fleet: Fleet, node_spec: NodeSpec) -> dict[st
 
 
 def build_start_command(model: str, fleet: Fleet, node_spec: NodeSpec) -> str:
-    """What starts it: on one node by itself, on several through a config."""
+    """Return the command that starts the fleet, `skyreward serve` or `serve deploy`."""
     if fleet.num_nodes > 1 or node_spec.gpus_per_replica > 1:
-        each = " on each cluster" if fleet.num_clusters > 1 else ""
-        return f"serve deploy plan.yaml   # written by -o plan.yaml{each}"
+        suffix = " on each cluster" if fleet.num_clusters > 1 else ""
+        return f"serve deploy plan.yaml   # written by -o plan.yaml{suffix}"
     gateways = f"SKYREWARD_NUM_GATEWAYS={fleet.num_gateways} " if fleet.num_gateways > 1 else ""
     replicas = f" --replicas {fleet.num_replicas}" if fleet.num_replicas > 1 else ""
     return f"{gateways}skyreward serve --model {shlex.quote(model)}{replicas}"

@@ -1,10 +1,11 @@
-"""How long posts wait: a discrete-event simulation of gateways, one queue and replicas.
+"""Latency of requests: a discrete-event simulation of gateways, one queue and replicas.
 
-Posts come at random. A gateway takes each in turn for as long as its CPU needs, then its
-conversations wait. Whenever a replica is free it gets what waits, in order, up to its budget, a
-prompt counted once; a batch takes its tokens' time, and never less than a floor. A post is
-answered with its last conversation. As in the service, except that here all gateways share one
-queue and posts pass each other in no order but their own. Pure, and the same for the same seed.
+Requests arrive at random. A gateway handles its requests one after another, each for its CPU time;
+then the request's conversations are queued. A free replica takes queued conversations in order, up
+to its token budget, with a prompt counted once. A batch takes the time of its tokens, but at least
+a floor. A request is answered with its last conversation. The simulation differs from the service
+in two points: all gateways share one queue, and the queue is strictly first-in, first-out. Pure,
+and deterministic for a seed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ RequestSampler: TypeAlias = Callable[[random.Random], "SimulatedRequest"]
 
 @dataclass(slots=True)
 class SimulatedRequest:
-    """A prompt with responses, by their tokens; what is left of it is counted down.
+    """A request: the tokens of a prompt and of its responses, and the progress of scoring.
 
-    `cached` are the responses whose reward is known: they cost the gateway, and nobody else.
+    `cached` are the responses whose reward is in the score cache; they take time only in the
+    gateway.
     """
 
     prompt_tokens: int
@@ -41,18 +43,18 @@ class SimulatedRequest:
 
 @dataclass(frozen=True, slots=True)
 class QueueModel:
-    """What there is to serve posts with.
+    """The capacity and the costs of the simulated service.
 
     Attributes:
-        num_replicas: copies of the model.
-        num_gateways: each with one core.
-        max_batch_tokens: of a batch; a longer conversation goes alone.
+        num_replicas: number of replicas of the model.
+        num_gateways: number of gateways, each with one core.
+        max_batch_tokens: maximum number of tokens in a batch; a longer conversation goes alone.
         token_s: seconds of a distinct token in a full batch.
-        batch_floor_s: seconds of a batch, however small.
-        hop_s: from gateway to replica and back; the replica works meanwhile.
-        post_s: CPU of a gateway for a post.
-        conversation_s: and for each of its conversations.
-        gateway_token_s: and for each of their tokens.
+        batch_floor_s: minimum seconds of a batch.
+        hop_s: seconds from gateway to replica and back; the replica runs other batches meanwhile.
+        request_cpu_s: CPU seconds of a gateway per request.
+        conversation_cpu_s: CPU seconds of a gateway per conversation.
+        token_cpu_s: CPU seconds of a gateway per token.
     """
 
     num_replicas: int
@@ -66,19 +68,24 @@ class QueueModel:
     token_cpu_s: float = 0.0
 
     def compute_gateway_s(self, request: SimulatedRequest) -> float:
-        """CPU of the gateway for a post."""
-        number = len(request.responses) + len(request.cached)
-        tokens = number * request.prompt_tokens + sum(request.responses) + sum(request.cached)
-        return self.request_cpu_s + number * self.conversation_cpu_s + tokens * self.token_cpu_s
+        """Return the CPU seconds of the gateway for a request."""
+        num_conversations = len(request.responses) + len(request.cached)
+        num_tokens = num_conversations * request.prompt_tokens
+        num_tokens += sum(request.responses) + sum(request.cached)
+        return (
+            self.request_cpu_s
+            + num_conversations * self.conversation_cpu_s
+            + num_tokens * self.token_cpu_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """Of one simulation, without its beginning.
+    """The result of one simulation, without its warm-up.
 
     Attributes:
-        latencies_s: of the posts, sorted.
-        mean_batch_tokens: how full batches were.
+        latencies_s: latencies of the requests, sorted.
+        mean_batch_tokens: mean number of tokens in a batch.
         busy: share of the time in which a replica had a batch.
     """
 
@@ -87,26 +94,26 @@ class SimulationResult:
     busy: float
 
     def percentile(self, share: float) -> float:
-        """Seconds within which that share of the posts was answered."""
+        """Return the seconds within which a share (0 to 1) of the requests was answered."""
         return self.latencies_s[min(len(self.latencies_s) - 1, int(share * len(self.latencies_s)))]
 
     @property
     def mean_s(self) -> float:
-        """Mean latency."""
+        """Mean latency in seconds."""
         return sum(self.latencies_s) / len(self.latencies_s)
 
 
 def simulate(
     model: QueueModel, sampler: RequestSampler, requests_per_s: float, num_requests: int, seed: int
 ) -> SimulationResult:
-    """Let posts come until that many did, and wait for the last answer.
+    """Simulate a number of requests until the last one is answered.
 
     Args:
-        station: what serves them.
-        draw: makes a post.
-        posts_per_s: on average; times between two are exponential.
-        num_posts: how many; the first tenth is left out of the figures.
-        seed: of all that is random.
+        model: simulated service.
+        sampler: function that samples a request.
+        requests_per_s: mean rate of requests; the times between requests are exponential.
+        num_requests: number of requests; the first tenth is excluded from the result.
+        seed: seed of the random numbers.
     """
     return _Simulation(model, sampler, seed).run(requests_per_s, num_requests)
 
@@ -119,11 +126,11 @@ class _Simulation:
         self._gateway_free_s = [0.0] * model.num_gateways
         self._num_idle = model.num_replicas
         self._queue: deque[SimulatedRequest] = deque()
-        # Ends of batches and posts that leave their gateway: (time, number, what).
+        # Ends of batches, and requests that leave their gateway: (time, sequence number, subject).
         self._events: list[
             tuple[float, int, SimulatedRequest | list[tuple[SimulatedRequest, int]]]
         ] = []
-        self._number = 0
+        self._num_events = 0
         self._latencies: list[tuple[float, float]] = []
         self._batch_tokens: list[int] = []
         self._busy_s = 0.0
@@ -137,67 +144,69 @@ class _Simulation:
             self._add_arrival(now)
         self._advance(float("inf"))
         self._latencies.sort()
-        counted = [latency for _, latency in self._latencies[int(_WARM_UP * num_requests) :]]
+        latencies = [latency for _, latency in self._latencies[int(_WARM_UP * num_requests) :]]
         busy = self._busy_s / (max(now, self._last_s) * self._model.num_replicas)
-        mean = sum(self._batch_tokens) / max(1, len(self._batch_tokens))
-        return SimulationResult(tuple(sorted(counted)), mean, busy)
+        mean_tokens = sum(self._batch_tokens) / max(1, len(self._batch_tokens))
+        return SimulationResult(tuple(sorted(latencies)), mean_tokens, busy)
 
     def _advance(self, now: float) -> None:
         while self._events and self._events[0][0] <= now:
-            at, _, what = heapq.heappop(self._events)
-            if not isinstance(what, SimulatedRequest):
-                self._finish(at, what)
-            elif what.num_unfinished:
-                self._queue.append(what)
+            time_s, _, subject = heapq.heappop(self._events)
+            if not isinstance(subject, SimulatedRequest):
+                self._finish_batch(time_s, subject)
+            elif subject.num_unfinished:
+                self._queue.append(subject)
             else:
-                self._latencies.append((what.arrival_s, at - what.arrival_s))
+                self._latencies.append((subject.arrival_s, time_s - subject.arrival_s))
             while self._num_idle and self._queue:
-                self._start(at)
+                self._start_batch(time_s)
 
     def _add_arrival(self, now: float) -> None:
-        post = self._sampler(self._random)
-        post.arrival_s = now
+        request = self._sampler(self._random)
+        request.arrival_s = now
         gateway = self._random.randrange(self._model.num_gateways)
-        done = max(now, self._gateway_free_s[gateway]) + self._model.compute_gateway_s(post)
+        done = max(now, self._gateway_free_s[gateway]) + self._model.compute_gateway_s(request)
         self._gateway_free_s[gateway] = done
-        self._push(done, post)
+        self._push_event(done, request)
 
-    def _start(self, now: float) -> None:
-        batch, tokens = self._next_batch()
+    def _start_batch(self, now: float) -> None:
+        batch, num_tokens = self._form_batch()
         self._num_idle -= 1
-        self._batch_tokens.append(tokens)
-        seconds = max(self._model.batch_floor_s, tokens * self._model.token_s)
+        self._batch_tokens.append(num_tokens)
+        seconds = max(self._model.batch_floor_s, num_tokens * self._model.token_s)
         self._busy_s += seconds
-        self._push(now + seconds, batch)
+        self._push_event(now + seconds, batch)
 
-    def _next_batch(self) -> tuple[list[tuple[SimulatedRequest, int]], int]:
+    def _form_batch(self) -> tuple[list[tuple[SimulatedRequest, int]], int]:
         batch: list[tuple[SimulatedRequest, int]] = []
-        tokens = 0
+        num_tokens = 0
         while self._queue:
-            post = self._queue[0]
-            first, shared = post.num_started, post.prompt_tokens
-            while post.num_started < len(post.responses):
-                new = shared + post.responses[post.num_started]
-                if tokens and tokens + new > self._model.max_batch_tokens:
+            request = self._queue[0]
+            first, prompt_tokens = request.num_started, request.prompt_tokens
+            while request.num_started < len(request.responses):
+                new_tokens = prompt_tokens + request.responses[request.num_started]
+                if num_tokens and num_tokens + new_tokens > self._model.max_batch_tokens:
                     break
-                tokens, shared = tokens + new, 0
-                post.num_started += 1
-            if post.num_started > first:
-                batch.append((post, post.num_started - first))
-            if post.num_started < len(post.responses):
+                num_tokens, prompt_tokens = num_tokens + new_tokens, 0
+                request.num_started += 1
+            if request.num_started > first:
+                batch.append((request, request.num_started - first))
+            if request.num_started < len(request.responses):
                 break
             self._queue.popleft()
-        return batch, tokens
+        return batch, num_tokens
 
-    def _finish(self, now: float, batch: list[tuple[SimulatedRequest, int]]) -> None:
+    def _finish_batch(self, now: float, batch: list[tuple[SimulatedRequest, int]]) -> None:
         self._num_idle += 1
         self._last_s = now
-        for post, number in batch:
-            post.num_unfinished -= number
-            if not post.num_unfinished:
-                latency = now + self._model.hop_s - post.arrival_s
-                self._latencies.append((post.arrival_s, latency))
+        for request, num_responses in batch:
+            request.num_unfinished -= num_responses
+            if not request.num_unfinished:
+                latency = now + self._model.hop_s - request.arrival_s
+                self._latencies.append((request.arrival_s, latency))
 
-    def _push(self, at: float, what: SimulatedRequest | list[tuple[SimulatedRequest, int]]) -> None:
-        self._number += 1
-        heapq.heappush(self._events, (at, self._number, what))
+    def _push_event(
+        self, time_s: float, subject: SimulatedRequest | list[tuple[SimulatedRequest, int]]
+    ) -> None:
+        self._num_events += 1
+        heapq.heappush(self._events, (time_s, self._num_events, subject))

@@ -1,7 +1,7 @@
-"""One copy of a model on its device: what it holds, and how fast it is. Pure.
+"""Memory and rate of one replica of a model. Pure functions.
 
-Memory is what `rm_core.memory` allows itself when it has loaded such a model; `make gpu-check`
-shows its estimate beside what was really taken.
+The memory follows the rule by which `rm_core.memory` sets the token budget after loading a model;
+`make gpu-check` compares its estimate with a measurement.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from serve.capacity.load import Load
 from serve.capacity.shape import ModelShape
 from serve.errors import PlanError
 
-# CUDA's context, cuBLAS' workspaces and the kernels' code. Inferred, not measured.
+# CUDA context, cuBLAS workspaces and code of kernels. Inferred, not measured.
 RUNTIME_BYTES = 3 * 2**28
-# Below this a row is too short for a device to be busy.
+# A shorter packed row cannot keep a device busy.
 _MIN_TOKENS = 1_024
 _MAX_DEVICES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one device of a replica, in bytes.
+    """Memory of one device of a replica.
 
     Attributes:
-        device_bytes: all there is.
-        weights_bytes: on the fullest device.
-        runtime_bytes: of CUDA itself.
-        activation_bytes: of the largest batch.
-        max_batch_tokens: what the largest batch may have.
-        reason: why.
+        device_bytes: total memory of the device; 0 for a CPU.
+        weights_bytes: weights on the fullest device.
+        runtime_bytes: memory of the CUDA runtime.
+        activation_bytes: activations of the largest batch.
+        max_batch_tokens: maximum number of tokens in a batch.
+        reason: reason for `max_batch_tokens`.
     """
 
     device_bytes: int
@@ -52,21 +52,21 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
-        """Taken while the largest batch runs."""
+        """Memory in use while the largest batch runs."""
         return self.weights_bytes + self.runtime_bytes + self.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Distinct tokens per second of one replica whose batches are full.
+    """Rate of one replica with full batches, in distinct tokens per second.
 
     Attributes:
-        tokens_per_s: what is reckoned with.
-        low: the least that is likely.
-        high: the most that is likely.
-        batch_floor_s: of a batch, however small.
-        status: how it is known.
-        note: where from.
+        tokens_per_s: rate that plans use.
+        low: lowest likely rate.
+        high: highest likely rate.
+        batch_floor_s: minimum seconds of a batch.
+        status: origin of the rate.
+        note: description of the rate.
     """
 
     tokens_per_s: float
@@ -77,17 +77,17 @@ class Rate:
     note: str
 
     def conversations_per_s(self, load: Load) -> float:
-        """Of one replica that is never idle; those that the cache answers not counted."""
+        """Return the conversations per second of a replica without idle time and cache hits."""
         return self.tokens_per_s * load.group_size / load.group_tokens
 
 
 def estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int = 1
 ) -> Memory:
-    """What a replica takes of each device.
+    """Estimate the memory of a replica on each device.
 
     Raises:
-        PlanError: it does not fit; with how many devices it would.
+        PlanError: the model does not fit; the message has the number of devices that it fits.
     """
     memory = _try_estimate_memory(shape, device, dtype, num_devices)
     if memory is not None:
@@ -95,26 +95,26 @@ def estimate_memory(
     for number in range(num_devices + 1, _MAX_DEVICES + 1):
         if _try_estimate_memory(shape, device, dtype, number) is not None:
             raise PlanError(
-                f"{shape.name} does not fit {num_devices} x {device.name}; it fits {number} "
-                f"(--gpus-per-replica {number}), whose layers work one after another"
+                f"{shape.name} does not fit on {num_devices} x {device.name}; it fits on {number} "
+                f"(--gpus-per-replica {number}), which run their layers one after another"
             )
-    raise PlanError(f"{shape.name} does not fit {_MAX_DEVICES} x {device.name}")
+    raise PlanError(f"{shape.name} does not fit on {_MAX_DEVICES} x {device.name}")
 
 
 def _try_estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int
 ) -> Memory | None:
-    weights = shape.weight_bytes(dtype.itemsize, num_devices)
-    free = device.memory_bytes - weights - RUNTIME_BYTES
-    each = estimate_bytes_per_token(shape, dtype)
-    if free < each * _MIN_TOKENS:
+    weights_bytes = shape.weight_bytes(dtype.itemsize, num_devices)
+    free_bytes = device.memory_bytes - weights_bytes - RUNTIME_BYTES
+    bytes_per_token = estimate_bytes_per_token(shape, dtype)
+    if free_bytes < bytes_per_token * _MIN_TOKENS:
         return None
-    budget = fit_budget(free, shape, dtype)
+    budget = fit_budget(free_bytes, shape, dtype)
     return Memory(
         device_bytes=device.memory_bytes,
-        weights_bytes=weights,
+        weights_bytes=weights_bytes,
         runtime_bytes=RUNTIME_BYTES,
-        activation_bytes=budget.max_batch_tokens * each,
+        activation_bytes=budget.max_batch_tokens * bytes_per_token,
         max_batch_tokens=budget.max_batch_tokens,
         reason=budget.reason,
     )
@@ -127,31 +127,31 @@ def estimate_rate(
     matrix_flops: float | None = None,
     efficiency: float | None = None,
 ) -> Rate:
-    """From the data sheet and a share of it.
+    """Estimate the rate of a replica as a share of the data sheet's rate.
 
     Args:
-        shape: of the model.
-        device: of each stage; several work one after another, so they are as fast as one.
-        load: its lengths.
-        matrix_flops: measured rate of the device's matrix products, if known.
-        share: of that, what the engine reached in a measurement, if known.
+        shape: shape of the model.
+        device: device of each stage; several stages run one after another, at the rate of one.
+        load: load whose lengths are used.
+        matrix_flops: measured matrix rate of the device in FLOP/s, if known.
+        efficiency: measured share of the matrix rate that the engine reaches, if known.
     """
     matrix = MATRIX_EFFICIENCY
     if matrix_flops is not None:
         measured = matrix_flops / device.peak_flops
-        matrix = Efficiency(measured, measured, measured, "given", "the matrix rate that was given")
+        matrix = Efficiency(measured, measured, measured, "given", "the given matrix rate")
     engine = estimate_efficiency(shape.hidden_size)
     if efficiency is not None:
-        engine = Efficiency(efficiency, efficiency, efficiency, "given", "the share that was given")
-    operations = shape.count_group_flops(load.prompt_tokens, load.response_tokens, load.group_size)
-    most = device.peak_flops / (operations / load.group_tokens)
-    given = matrix.status == engine.status == "given"
+        engine = Efficiency(efficiency, efficiency, efficiency, "given", "the given MFU")
+    flops = shape.count_group_flops(load.prompt_tokens, load.response_tokens, load.group_size)
+    peak_tokens_per_s = device.peak_flops / (flops / load.group_tokens)
+    is_given = matrix.status == engine.status == "given"
     return Rate(
-        tokens_per_s=most * matrix.value * engine.value,
-        low=most * matrix.low * engine.low,
-        high=most * matrix.high * engine.high,
+        tokens_per_s=peak_tokens_per_s * matrix.value * engine.value,
+        low=peak_tokens_per_s * matrix.low * engine.low,
+        high=peak_tokens_per_s * matrix.high * engine.high,
         batch_floor_s=LAUNCH_S_PER_LAYER * shape.num_hidden_layers,
-        status="given" if given else "inferred",
+        status="given" if is_given else "inferred",
         note=f"{matrix.value:.2f} ({matrix.note}) x {engine.value:.2f} ({engine.note}) of "
         f"{device.peak_flops / 1e12:,.0f} TFLOP/s",
     )

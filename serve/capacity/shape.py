@@ -1,6 +1,6 @@
-"""The shape of a checkpoint, and what follows from it: parameters, bytes, operations. Pure.
+"""The shape of a checkpoint, and its numbers of parameters, bytes and operations.
 
-Attributes are called as in transformers' configs, so that `rm_core.memory` takes a shape for one.
+The attributes are named as in transformers' configs, so that `rm_core.memory` accepts a shape.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rm_core.catalog.entries import CatalogEntry, Family
 from rm_core.model.pipeline import get_stage
 from serve.errors import UnknownShapeError
 
-# Norms of a layer, in hidden sizes; Qwen3 has two more, of a head each.
+# Number of norms of hidden size in a layer; Qwen3 has two more, each of head size.
 _NORMS = {"llama": 2, "qwen3": 2, "gemma2": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a decoder with a reward head; `sliding_window` is of every other layer, if any."""
+    """Sizes of a decoder with a reward head; `sliding_window` applies to every other layer."""
 
     name: str
     family: Family
@@ -37,46 +37,51 @@ class ModelShape:
 
     @property
     def linear_weights(self) -> int:
-        """Of the linear layers of one layer: what every token is multiplied with."""
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
-        return self.hidden_size * (2 * queries + 2 * keys + 3 * self.intermediate_size)
+        """Weights of the linear modules of one layer, which multiply every token."""
+        query_size = self.num_attention_heads * self.head_dim
+        key_size = self.num_key_value_heads * self.head_dim
+        return self.hidden_size * (2 * query_size + 2 * key_size + 3 * self.intermediate_size)
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer, norms too."""
-        heads = 2 * self.head_dim if self.family == "qwen3" else 0
-        return self.linear_weights + _NORMS[self.family] * self.hidden_size + heads
+        """Parameters of one layer, including norms."""
+        head_norms = 2 * self.head_dim if self.family == "qwen3" else 0
+        return self.linear_weights + _NORMS[self.family] * self.hidden_size + head_norms
 
     @property
     def num_parameters(self) -> int:
-        """Of the classifier: the embedding once, no language-model head, one row of scores."""
-        ends = (self.vocab_size + 2) * self.hidden_size
-        return ends + self.num_hidden_layers * self.layer_parameters
+        """Parameters of the classifier: embedding, layers, final norm and one row of the head."""
+        outside_layers = (self.vocab_size + 2) * self.hidden_size
+        return outside_layers + self.num_hidden_layers * self.layer_parameters
 
     def weight_bytes(self, itemsize: int, num_devices: int = 1) -> int:
-        """On the fullest device, if the layers are spread over several.
+        """Return the bytes of the weights on the fullest device.
 
         Args:
             itemsize: bytes of a weight.
-            num_devices: over which `rm_core.model.pipeline` spreads them.
+            num_devices: number of devices over which `rm_core.model.pipeline` spreads the layers.
         """
-        layers = [0] * num_devices
+        layer_counts = [0] * num_devices
         for index in range(self.num_hidden_layers):
-            layers[get_stage(index, self.num_hidden_layers, num_devices)] += 1
-        on_each = [count * self.layer_parameters for count in layers]
-        on_each[0] += self.vocab_size * self.hidden_size
-        on_each[-1] += 2 * self.hidden_size
-        return max(on_each) * itemsize
+            layer_counts[get_stage(index, self.num_hidden_layers, num_devices)] += 1
+        parameters = [count * self.layer_parameters for count in layer_counts]
+        parameters[0] += self.vocab_size * self.hidden_size
+        parameters[-1] += 2 * self.hidden_size
+        return max(parameters) * itemsize
 
     def count_group_flops(self, prompt: int, response: int, group: int) -> float:
-        """Floating-point operations of a prompt with several responses, the prompt computed once.
+        """Return the FLOPs of a prompt with several responses, the prompt computed once.
 
-        As `make gpu-check` counts: two for a weight and token, four for each channel of a head,
-        query and key that it sees; the last layer in full.
+        Counts as `make gpu-check` does: 2 per weight and token, 4 per head channel, query and
+        visible key; the last layer is counted in full.
+
+        Args:
+            prompt: tokens of the prompt.
+            response: tokens of each response.
+            group: number of responses.
         """
-        tokens = prompt + group * response
-        linear = 2.0 * self.linear_weights * self.num_hidden_layers * tokens
+        num_tokens = prompt + group * response
+        linear = 2.0 * self.linear_weights * self.num_hidden_layers * num_tokens
         per_key = 4.0 * self.num_attention_heads * self.head_dim
         full, windowed = (
             _count_visible_keys(0, prompt, window)
@@ -89,7 +94,7 @@ class ModelShape:
 
 
 def _count_visible_keys(depth: int, number: int, window: int | None) -> float:
-    """By that many tokens behind `depth` others, together."""
+    """Return the total number of keys that `number` tokens after `depth` earlier ones attend to."""
     first, last = depth + 1, depth + number
     if window is None or last <= window:
         return number * (first + last) / 2
@@ -98,11 +103,11 @@ def _count_visible_keys(depth: int, number: int, window: int | None) -> float:
 
 
 def find_model_shape(name: str) -> ModelShape:
-    """Of a checkpoint in the catalogue, or of one that is at hand.
+    """Return the shape of a checkpoint in the catalogue, or of a local or downloadable one.
 
     Raises:
-        UnknownShapeError: it is in the catalogue without its sizes.
-        ModelLoadError: it is in neither, or would be refused.
+        UnknownShapeError: the catalogue has the checkpoint without its sizes.
+        ModelLoadError: the checkpoint cannot be found, or would be refused.
     """
     entry = find_entry(name.partition("@")[0])
     if entry is not None:
@@ -112,19 +117,19 @@ def find_model_shape(name: str) -> ModelShape:
 
 
 def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
-    sizes, window = entry.geometry, entry.attention.sliding_window
-    found = {
-        "hidden_size": sizes.hidden_size.value,
-        "intermediate_size": sizes.intermediate_size.value,
-        "num_hidden_layers": sizes.num_layers.value,
-        "num_attention_heads": sizes.num_heads.value,
-        "num_key_value_heads": sizes.num_kv_heads.value,
-        "head_dim": sizes.head_dim.value,
-        "vocab_size": sizes.vocab_size.value,
+    geometry, window = entry.geometry, entry.attention.sliding_window
+    sizes = {
+        "hidden_size": geometry.hidden_size.value,
+        "intermediate_size": geometry.intermediate_size.value,
+        "num_hidden_layers": geometry.num_layers.value,
+        "num_attention_heads": geometry.num_heads.value,
+        "num_key_value_heads": geometry.num_kv_heads.value,
+        "head_dim": geometry.head_dim.value,
+        "vocab_size": geometry.vocab_size.value,
         "max_length": entry.recommended_max_length,
     }
-    known = {field: value for field, value in found.items() if value is not None}
-    if missing := sorted(found.keys() - known.keys()):
+    known = {field: value for field, value in sizes.items() if value is not None}
+    if missing := sorted(sizes.keys() - known.keys()):
         raise UnknownShapeError(
             f"the catalogue does not know {', '.join(missing)} of {entry.id}; give a local folder"
         )
@@ -140,16 +145,16 @@ def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
 def _shape_from_config(
     name: str, family: Family, config: Mapping[str, Any], max_length: int
 ) -> ModelShape:
-    heads = int(config["num_attention_heads"])
+    num_heads = int(config["num_attention_heads"])
     return ModelShape(
         name=name,
         family=family,
         hidden_size=int(config["hidden_size"]),
         intermediate_size=int(config["intermediate_size"]),
         num_hidden_layers=int(config["num_hidden_layers"]),
-        num_attention_heads=heads,
-        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        num_attention_heads=num_heads,
+        num_key_value_heads=int(config.get("num_key_value_heads") or num_heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
         vocab_size=int(config["vocab_size"]),
         max_length=max_length,
         sliding_window=config.get("sliding_window") if family == "gemma2" else None,

@@ -1,4 +1,4 @@
-"""`skyreward plan` as a person uses it."""
+"""The command `skyreward plan`."""
 
 from __future__ import annotations
 
@@ -18,87 +18,87 @@ MODEL = "Skywork-Reward-V2-Llama-3.1-8B"
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+def _shorten_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.capacity.fleet._SIMULATED_CONVERSATIONS", 1_200)
 
 
-def plan(*arguments: str) -> str:
-    done = CliRunner().invoke(main, ["plan", *arguments])
-    assert done.exit_code == 0, done.output
-    return str(done.stdout)
+def run_plan(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["plan", *arguments])
+    assert result.exit_code == 0, result.output
+    return str(result.stdout)
 
 
-def as_json(*arguments: str) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(plan(*arguments, "--json"))
-    return made
+def run_plan_as_json(*arguments: str) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(run_plan(*arguments, "--json"))
+    return plan
 
 
-def test_what_a_person_sees() -> None:
-    shown = plan("--model", MODEL, "--conversations-per-s", "500")
+def test_plan_prints_all_tables() -> None:
+    printed = run_plan("--model", MODEL, "--conversations-per-s", "500")
     for text in (
-        "7.505 billion", "NVIDIA H200", "max_batch_tokens", "inferred", "What gives out first",
-        "Latency of a post", "30,000 a minute", "serve deploy plan.yaml", "make gpu-check",
+        "7.505 billion", "NVIDIA H200", "max_batch_tokens", "inferred", "Bottlenecks",
+        "Latency of a request", "30,000 per minute", "serve deploy plan.yaml", "make gpu-check",
     ):  # fmt: skip
-        assert text in shown
+        assert text in printed
 
 
-def test_one_replica_without_a_load() -> None:
-    made = as_json("--model", MODEL, "--utilization", "0.5")
-    assert made["fleet"]["num_replicas"] == 1
-    one = made["conversations_per_s_per_replica"]
-    assert made["load"]["conversations_per_s"] == pytest.approx(one / 2)
-    assert made["command"] == f"skyreward serve --model Skywork/{MODEL}"
+def test_plan_without_load_has_one_replica() -> None:
+    plan = run_plan_as_json("--model", MODEL, "--utilization", "0.5")
+    assert plan["fleet"]["num_replicas"] == 1
+    one = plan["conversations_per_s_per_replica"]
+    assert plan["load"]["conversations_per_s"] == pytest.approx(one / 2)
+    assert plan["command"] == f"skyreward serve --model Skywork/{MODEL}"
 
 
-def test_its_command_and_its_config(tmp_path: Path) -> None:
+def test_plan_writes_command_and_config(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
-    made = as_json("--model", MODEL, "--conversations-per-s", "100", "-o", str(file))
-    replicas, gateways = made["fleet"]["num_replicas"], made["fleet"]["num_gateways"]
-    assert made["command"] == (
+    plan = run_plan_as_json("--model", MODEL, "--conversations-per-s", "100", "-o", str(file))
+    replicas, gateways = plan["fleet"]["num_replicas"], plan["fleet"]["num_gateways"]
+    assert plan["command"] == (
         f"SKYREWARD_NUM_GATEWAYS={gateways} skyreward serve --model Skywork/{MODEL} "
         f"--replicas {replicas}"
     )
     (application,) = yaml.safe_load(file.read_text())["applications"]
     settings = Settings.load(**application["args"])
     assert (settings.num_gateways, settings.models[0].num_replicas) == (gateways, replicas)
-    assert settings.models[0].name == f"Skywork/{MODEL}"  # a name that can be loaded
+    assert settings.models[0].name == f"Skywork/{MODEL}"  # an id that a service can load
 
 
-def test_what_gpu_check_measured_takes_the_place_of_what_was_inferred() -> None:
-    made = as_json("--model", MODEL, "--matrix-tflops", "700", "--mfu", "0.5")
-    assert made["rate"]["status"] == "given"
-    assert made["rate"]["low"] == made["rate"]["high"]
-    assert "inferred from data sheets" not in plan(
+def test_measured_rates_replace_inferred_rates() -> None:
+    plan = run_plan_as_json("--model", MODEL, "--matrix-tflops", "700", "--mfu", "0.5")
+    assert plan["rate"]["status"] == "given"
+    assert plan["rate"]["low"] == plan["rate"]["high"]
+    assert "inferred from data sheets" not in run_plan(
         "--model", MODEL, "--matrix-tflops", "700", "--mfu", "0.5"
     )
 
 
 @pytest.mark.parametrize("gpu", ["h200", "l4"])
-def test_the_other_gpus(gpu: str) -> None:
-    assert as_json("--model", MODEL, "--gpu", gpu)["device"] == DEVICES[gpu].name
+def test_plan_for_other_gpus(gpu: str) -> None:
+    assert run_plan_as_json("--model", MODEL, "--gpu", gpu)["device"] == DEVICES[gpu].name
 
 
-def test_measured_on_the_device_at_hand() -> None:
-    made = as_json(
+def test_measure_uses_local_device() -> None:
+    plan = run_plan_as_json(
         "--model", "demo", "--measure", "--prompt-tokens", "40", "--response-tokens", "20"
     )
-    assert made["rate"]["status"] == "measured"
-    assert made["rate"]["tokens_per_s"] > 100
-    assert 0 < made["rate"]["batch_floor_s"] < 5
-    assert made["memory"]["weights_bytes"] > 1_000_000
+    assert plan["rate"]["status"] == "measured"
+    assert plan["rate"]["tokens_per_s"] > 100
+    assert 0 < plan["rate"]["batch_floor_s"] < 5
+    assert plan["memory"]["weights_bytes"] > 1_000_000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--model", MODEL, "--measure", "--gpu", "h100"], 2, "leave --gpu"),
-        (["--model", MODEL, "--prompt-tokens", "20000"], 1, "takes 16384"),
-        (["--model", "Skywork-Reward-Gemma-2-27B-v0.2", "--gpu", "l40s"], 1, "it fits 2"),
-        (["--model", "./no/such"], 1, "does not exist"),
+        (["--model", MODEL, "--prompt-tokens", "20000"], 1, "takes at most 16384"),
+        (["--model", "Skywork-Reward-Gemma-2-27B-v0.2", "--gpu", "l40s"], 1, "it fits on 2"),
+        (["--model", "./no/such"], 1, "there is no folder"),
         ([], 2, "--model"),
     ],
 )
-def test_what_cannot_be_planned(arguments: list[str], code: int, says: str) -> None:
-    done = CliRunner().invoke(main, ["plan", *arguments])
-    assert done.exit_code == code
-    assert says in done.output
+def test_impossible_plan_raises_error(arguments: list[str], code: int, message: str) -> None:
+    result = CliRunner().invoke(main, ["plan", *arguments])
+    assert result.exit_code == code
+    assert message in result.output

@@ -1,4 +1,4 @@
-"""What one replica holds and does, against the engine's own choice and against hand reckoning."""
+"""Memory and rate of one replica, compared with the engine's token budget and with known values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GEMMA = find_model_shape("Skywork-Reward-Gemma-2-27B-v0.2")
 PAIRS = Load(10, 400, 400, 2)
 
 
-def test_8b_on_one_h200() -> None:
+def test_memory_of_8b_on_one_h200() -> None:
     """15.0 GB of weights in bfloat16, and 135,168 bytes for each of 32,768 tokens."""
     memory = estimate_memory(LLAMA, DEVICES["h200"], torch.bfloat16)
     assert memory.weights_bytes == 2 * LLAMA.num_parameters == pytest.approx(15.01e9, rel=1e-3)
@@ -27,44 +27,44 @@ def test_8b_on_one_h200() -> None:
     assert memory.peak_bytes < memory.device_bytes
 
 
-def test_the_batch_is_the_one_that_the_engine_would_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_budget_equals_that_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = estimate_memory(GEMMA, DEVICES["l4"], torch.bfloat16, 3)
     free = DEVICES["l4"].memory_bytes - memory.weights_bytes - RUNTIME_BYTES
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 0))
-    chosen = choose_budget(None, GEMMA, torch.bfloat16, torch.device("cuda"))
-    assert memory.max_batch_tokens == chosen.max_batch_tokens < CUDA_TOKENS
+    budget = choose_budget(None, GEMMA, torch.bfloat16, torch.device("cuda"))
+    assert memory.max_batch_tokens == budget.max_batch_tokens < CUDA_TOKENS
     assert memory.peak_bytes < memory.device_bytes
 
 
-def test_27b_fits_two_smaller_ones() -> None:
+def test_27b_fits_on_two_smaller_gpus() -> None:
     with pytest.raises(PlanError, match="--gpus-per-replica 2"):
         estimate_memory(GEMMA, DEVICES["l40s"], torch.bfloat16)
-    spread = estimate_memory(GEMMA, DEVICES["l40s"], torch.bfloat16, 2)
-    assert spread.weights_bytes < 30e9
-    assert spread.peak_bytes < spread.device_bytes
+    memory = estimate_memory(GEMMA, DEVICES["l40s"], torch.bfloat16, 2)
+    assert memory.weights_bytes < 30e9
+    assert memory.peak_bytes < memory.device_bytes
     assert estimate_memory(GEMMA, DEVICES["h100"], torch.bfloat16).max_batch_tokens >= 4_096
     with pytest.raises(PlanError, match="--gpus-per-replica 3"):
         estimate_memory(GEMMA, DEVICES["l4"], torch.bfloat16, 2)
 
 
 @pytest.mark.parametrize("gpu", DEVICES)
-def test_every_8b_fits_every_gpu_of_the_table(gpu: str) -> None:
+def test_8b_fits_on_every_gpu(gpu: str) -> None:
     memory = estimate_memory(LLAMA, DEVICES[gpu], torch.bfloat16)
     assert memory.peak_bytes < memory.device_bytes
 
 
-def test_the_rate_is_a_share_of_the_data_sheet() -> None:
+def test_rate_is_a_share_of_the_data_sheet_rate() -> None:
     inferred = estimate_rate(LLAMA, DEVICES["h200"], PAIRS)
     assert inferred.low < inferred.tokens_per_s < inferred.high
     assert inferred.status == "inferred"
     given = estimate_rate(LLAMA, DEVICES["h200"], PAIRS, matrix_flops=700e12, efficiency=0.5)
-    operations = LLAMA.count_group_flops(400, 400, 2)
-    assert given.tokens_per_s == pytest.approx(1_200 * 350e12 / operations)
+    flops = LLAMA.count_group_flops(400, 400, 2)
+    assert given.tokens_per_s == pytest.approx(1_200 * 350e12 / flops)
     assert given.low == given.high == given.tokens_per_s
     assert given.status == "given"
 
 
-def test_longer_conversations_cost_more_a_token() -> None:
+def test_longer_conversations_cost_more_per_token() -> None:
     rates = [
         estimate_rate(LLAMA, DEVICES["h200"], Load(1, 0, length, 1)).tokens_per_s
         for length in (100, 1_000, 10_000)
@@ -73,14 +73,14 @@ def test_longer_conversations_cost_more_a_token() -> None:
     assert rates[2] < 0.9 * rates[0]
 
 
-def test_a_group_shares_its_prompt() -> None:
+def test_group_shares_its_prompt() -> None:
     rate = Rate(1_200, 1_200, 1_200, 0.0, "given", "")
     assert rate.conversations_per_s(PAIRS) == 2
     assert rate.conversations_per_s(Load(1, 400, 400, 1)) == 1.5
 
 
 @pytest.mark.parametrize("wrong", [{"cached_share": 1.0}, {"conversations_per_s": 0.0}])
-def test_a_load_that_makes_no_sense(wrong: dict[str, float]) -> None:
+def test_invalid_load_raises_error(wrong: dict[str, float]) -> None:
     with pytest.raises(PlanError):
         Load(
             **{

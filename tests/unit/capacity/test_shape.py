@@ -1,4 +1,4 @@
-"""The shape of a checkpoint: parameters, bytes and operations, against the models themselves."""
+"""The shape of a checkpoint: parameters, bytes and FLOPs, compared with the models themselves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from serve.capacity.shape import ModelShape, find_model_shape
 DEMO = seeds_dir() / "demo"
 
 
-def meta_model(shape: ModelShape, family: str) -> torch.nn.Module:
-    """transformers' own classifier of that shape, without memory."""
+def build_meta_model(shape: ModelShape, family: str) -> torch.nn.Module:
+    """Return transformers' classifier of a shape, on the meta device."""
     config = AutoConfig.for_model(
         family,
         hidden_size=shape.hidden_size,
@@ -32,7 +32,7 @@ def meta_model(shape: ModelShape, family: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("entry", load_catalog(), ids=lambda entry: entry.name)
-def test_parameters_are_those_of_the_catalogue(entry) -> None:  # type: ignore[no-untyped-def]
+def test_parameters_match_catalogue(entry) -> None:  # type: ignore[no-untyped-def]
     assert find_model_shape(entry.id).num_parameters / 1e9 == pytest.approx(
         entry.parameters.value, abs=6e-4
     )
@@ -46,17 +46,15 @@ def test_parameters_are_those_of_the_catalogue(entry) -> None:  # type: ignore[n
         "Skywork-Reward-Gemma-2-27B-v0.2",
     ],
 )
-def test_parameters_are_those_of_transformers(name: str) -> None:
+def test_parameters_match_transformers(name: str) -> None:
     shape = find_model_shape(name)
-    model = meta_model(shape, shape.family)
+    model = build_meta_model(shape, shape.family)
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("prompt", "response", "group"), [(0, 7, 1), (30, 9, 4), (5, 40, 2)])
 @pytest.mark.parametrize("window", [None, 16])
-def test_operations_are_those_that_gpu_check_counts(
-    prompt: int, response: int, group: int, window: int | None
-) -> None:
+def test_flops_match_gpu_check(prompt: int, response: int, group: int, window: int | None) -> None:
     family = "gemma2" if window else "llama"
     config = AutoConfig.for_model(
         family, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
@@ -69,22 +67,22 @@ def test_operations_are_those_that_gpu_check_counts(
     assert shape.count_group_flops(prompt, response, group) == operations(model, tree)
 
 
-def test_a_folder_has_its_own_shape() -> None:
+def test_shape_of_a_local_folder() -> None:
     shape = find_model_shape("demo")
     model = AutoModelForSequenceClassification.from_pretrained(DEMO)
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
     assert shape.source == "its config.json"
 
 
-def test_layers_over_several_devices() -> None:
+def test_weights_over_several_devices() -> None:
     shape = find_model_shape("Skywork-Reward-Gemma-2-27B-v0.2")
-    whole, half = shape.weight_bytes(2), shape.weight_bytes(2, 2)
-    assert whole == 2 * shape.num_parameters
-    # 23 of 46 layers and the embedding, the larger half.
-    assert half == 2 * (23 * shape.layer_parameters + shape.vocab_size * shape.hidden_size)
-    assert whole / 2 < half < whole
+    on_one, on_two = shape.weight_bytes(2), shape.weight_bytes(2, 2)
+    assert on_one == 2 * shape.num_parameters
+    # The fullest device has 23 of 46 layers and the embedding.
+    assert on_two == 2 * (23 * shape.layer_parameters + shape.vocab_size * shape.hidden_size)
+    assert on_one / 2 < on_two < on_one
 
 
-def test_a_model_that_nobody_knows() -> None:
+def test_unknown_model_raises_error() -> None:
     with pytest.raises(ModelLoadError):
         find_model_shape("./no/such/folder")
