@@ -1,18 +1,19 @@
-# Everything a person types, and what CI runs. Needs python3 (3.11 or newer) with venv and pip.
+# Commands of developers and of CI. Requires python3 (3.11 or newer) with venv and pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Also for the build's own requirements, which `pip install -c` does not reach.
+# Also applies to build requirements, unlike `pip install -c`.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-# Whose own code the tests run: clients, axe-core, a benchmark. What they need has no place beside us.
+# Packages whose code the tests run: clients, axe-core, a benchmark. They are installed without their
+# dependencies, which conflict with those of this project.
 PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Material for MkDocs writes about its successor otherwise.
+# Suppresses a message of Material for MkDocs about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help demo serve test check format docs lock bench stress hold gpu-check real-weights demo-model clean
-help: ## show this
+help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/base ## start the service on the demo model, score the sample pairs, stop it
@@ -21,27 +22,27 @@ demo: $(VENV)/base ## start the service on the demo model, score the sample pair
 serve: $(VENV)/base ## run the service in the foreground on the demo model
 	$(BIN)/skyreward serve
 
-test: check ## linters, types and all tests
+test: check ## run the linters, the type checker and all tests
 	$(BIN)/python -m pytest -n auto tests/unit tests/architecture tests/gpu
 	$(BIN)/python -m pytest -m ray tests/service
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not ray' tests/service
 
-check: $(VENV)/dev ## linters, types and the documentation site
+check: $(VENV)/dev ## run the linters and the type checker, build the documentation site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
-format: $(VENV)/dev ## let ruff mend what it can
+format: $(VENV)/dev ## fix lint errors and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(VENV)/docs ## build the documentation site into build/site
 	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
-# uv, since it resolves for another Python and machine than this one, which pip-tools does not.
-lock: build/lock/bin/uv ## pin what images install, by hashes, from constraints.txt
+# uv, because it resolves for other Python versions and platforms, which pip-tools does not.
+lock: build/lock/bin/uv ## write the images' requirements with hashes, from constraints.txt
 	printf '%s\n' hatchling flash-attn einops ninja psutil setuptools wheel | $< pip compile \
 	  pyproject.toml - --extra quantization --extra reports --constraints constraints.txt --generate-hashes \
 	  --only-binary :all: --no-binary flash-attn --python-version 3.12 \
@@ -56,26 +57,26 @@ build/lock/bin/uv: constraints.txt
 	build/lock/bin/pip install --quiet uv
 	@touch $@
 
-bench: $(VENV)/base ## timings, side by side in one run; never part of the tests
+bench: $(VENV)/base ## compare throughput in one run (not part of the tests); BENCH=OPTIONS
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
-stress: $(VENV)/dev ## stress tests: load, crashes, overload, attacks, malformed input; STRESS=OPTIONS
+stress: $(VENV)/dev ## run stress tests: load, crashes, overload, attacks, malformed input; STRESS=OPTIONS
 	$(BIN)/python tests/stress/run_all.py $(STRESS)
 
 hold:
 	@echo 'make hold is deprecated: use make stress STRESS=OPTIONS' >&2
 	@$(MAKE) stress STRESS='$(HOLD)'
 
-gpu-check: ## every check that needs CUDA, with the python at hand; says so where there is none
+gpu-check: ## run all checks that need CUDA, with the installed python3; report if there is no CUDA device
 	$(PYTHON) tests/gpu/check.py
 
-real-weights: $(VENV)/dev ## rewards on real pre-trained weights, fetched into a cache folder; REAL=OPTIONS
+real-weights: $(VENV)/dev ## check rewards on real pretrained weights, which are downloaded; REAL=OPTIONS
 	$(BIN)/python tests/real_weights/run.py $(REAL)
 
-demo-model: $(VENV)/base ## train the demo model again (under 30 minutes on two cores); DATA=FOLDER
+demo-model: $(VENV)/base ## retrain the demo model (less than 30 minutes on two cores); DATA=FOLDER
 	$(BIN)/python -m seeds.demo.training.train --out seeds/demo $(if $(DATA),--data $(DATA))
 
-clean: ## remove the virtual environment and caches
+clean: ## remove the virtual environment and the caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:

@@ -1,1 +1,1 @@
-"""The command line `skyreward`; each command imports what it needs when it runs."""
+"""The command line `skyreward`. Each command imports its dependencies when it runs."""

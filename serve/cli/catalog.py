@@ -1,4 +1,4 @@
-"""What the command line prints as tables, or as JSON for programs."""
+"""Output of `skyreward models` and `skyreward verify`, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serve.escaping import dump_json
 
 
 def print_catalog(as_json: bool) -> None:
-    """Every known checkpoint, a line each, and what is not served yet."""
+    """Print all known checkpoints, and the models that are not served yet."""
     if as_json:
         _print_json(
             {
@@ -42,30 +42,30 @@ def print_catalog(as_json: bool) -> None:
             str(entry.licence.value),
         )
     console.print(table)
-    chosen = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
-    for name, reason in chosen.items():
+    reasons = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
+    for name, reason in reasons.items():
         console.print(f"attention here: {name}: {reason}")
-    later = _create_table("Not served yet", "checkpoint", "why not")
+    not_served = _create_table("Not served yet", "checkpoint", "reason")
     for other in load_not_served():
-        later.add_row(other.id, other.reason)
-    console.print(later)
+        not_served.add_row(other.id, other.reason)
+    console.print(not_served)
     console.print(
-        "One in full: skyreward models NAME. Weights of none of them come with this "
-        "project; `demo` is embedded."
+        "`skyreward models NAME` shows all facts of a checkpoint. The weights are not part of "
+        "this project, except those of `demo`."
     )
 
 
 def print_entry(name: str, as_json: bool) -> None:
-    """One checkpoint with the status and the source of every fact.
+    """Print a checkpoint with the status and the source of every fact.
 
     Raises:
-        UnknownCheckpointError: with the names that are known.
+        UnknownCheckpointError: the catalogue does not have the name; the message lists its names.
     """
     entry = find_entry(name) or _find_not_served(name)
     if entry is None:
         ids = [e.id for e in load_catalog()] + [e.id for e in load_not_served()]
         known = ", ".join(name.rpartition("/")[2] for name in ids)
-        raise UnknownCheckpointError(f"{name!r} is not in the catalogue; it has: {known}")
+        raise UnknownCheckpointError(f"{name!r} is not in the catalogue; the names are: {known}")
     if as_json:
         _print_json(_to_dict(entry))
         return
@@ -84,30 +84,31 @@ def print_entry(name: str, as_json: bool) -> None:
         unit = "%" if row.unit == "percent" else ""
         published.add_row(row.benchmark, row.metric, f"{row.value}{unit}", row.source, row.note)
     console.print(published)
-    used = {f.source for _, f in _collect_facts(entry)} | {row.source for row in entry.published}
+    cited = {f.source for _, f in _collect_facts(entry)} | {row.source for row in entry.published}
     for key, citation in load_sources().items():
-        if key in used:
+        if key in cited:
             console.print(f"{key}: {citation}")
 
 
 def _find_not_served(name: str) -> UnservedModel | None:
-    wanted = name.strip().casefold()
+    key = name.strip().casefold()
     for entry in load_not_served():
-        if wanted in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
+        if key in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
             return entry
     return None
 
 
 def choose_local_attention(entry: CatalogEntry) -> AttentionChoice:
-    """What `attention: auto` becomes for a checkpoint on this machine."""
+    """Return the backend that `attention: auto` selects for a checkpoint on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
-    gemma2 = entry.family == "gemma2"
-    return choose_attention(AttentionTarget(entry.family, device, dtype, gemma2, has_window=gemma2))
+    is_gemma2 = entry.family == "gemma2"
+    target = AttentionTarget(entry.family, device, dtype, is_gemma2, has_window=is_gemma2)
+    return choose_attention(target)
 
 
 def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
-    """What `skyreward verify` found."""
+    """Print the results of `skyreward verify`."""
     console = Console()
     for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
         console.print(f"{key}: {model[key]}")
@@ -125,12 +126,12 @@ def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
             check.note,
         )
     console.print(table)
-    wrong = sum(not check.passed for check in checks)
-    console.print(f"{len(checks)} checks, {wrong} wrong")
+    num_wrong = sum(not check.passed for check in checks)
+    console.print(f"{len(checks)} checks, {num_wrong} wrong")
 
 
 def _create_table(title: str, first: str, *others: str) -> Table:
-    """A table whose first column, the name of a row, is never wrapped."""
+    """Return an empty table whose first column, the name of a row, is never wrapped."""
     table = Table(title=title, title_justify="left")
     table.add_column(first, no_wrap=True)
     for header in others:
@@ -144,7 +145,7 @@ def _format_overall(entry: CatalogEntry) -> str:
 
 
 def _collect_facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]:
-    """Every fact of a record, with its dotted name."""
+    """Return every fact of a record with its dotted name."""
     if isinstance(record, Fact):
         return [(prefix, record)]
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
@@ -156,9 +157,9 @@ def _collect_facts(record: Any, prefix: str = "") -> list[tuple[str, Fact[Any]]]
     else:
         return []
     return [
-        found
+        named_fact
         for name, item in items
-        for found in _collect_facts(item, f"{prefix}.{name}" if prefix else str(name))
+        for named_fact in _collect_facts(item, f"{prefix}.{name}" if prefix else str(name))
     ]
 
 

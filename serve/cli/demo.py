@@ -1,7 +1,7 @@
-"""`make demo`: start the real service on the embedded model, post the sample pairs, print a table.
+"""`make demo`: start the real service on the demo model, score the sample pairs, print a table.
 
-The service is a process of its own, started and stopped as an operator would; exit code 0 means
-that every pair came back scored and that the service ended in order.
+The service runs in a separate process, which is started and stopped as an operator would. Exit code
+0 means that every pair was scored and that the service stopped cleanly.
 """
 
 from __future__ import annotations
@@ -33,32 +33,31 @@ _PORT_NUMBERS = itertools.count()
 
 
 def main() -> int:
-    """Run the demonstration; returns the exit code."""
+    """Run the demo and return the exit code."""
     lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     try:
         with run_service() as url, ScoringClient(url) as client:
-            sent = [
-                {key: pair.get(key) for key in ("prompt", "chosen", "rejected")} for pair in pairs
-            ]
-            answer = client.post("/v1/compare", {"pairs": sent})
+            fields = ("prompt", "chosen", "rejected")
+            body = {"pairs": [{field: pair.get(field) for field in fields} for pair in pairs]}
+            response = client.post("/v1/compare", body)
     except RewardError as error:
         print(f"demo: {escape_line(error.detail)}", file=sys.stderr)
         return 1
-    print_pairs(pairs, answer)
-    return 1 if any("error" in result for result in answer["results"]) else 0
+    print_pairs(pairs, response)
+    return 1 if any("error" in result for result in response["results"]) else 0
 
 
 @contextlib.contextmanager
 def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
-    """A service in a process of its own; gives its address once it is ready.
+    """Run a service in a separate process; yield its URL once it is ready.
 
     Args:
-        options: for `skyreward serve`; the port is chosen here.
-        output: where what it writes goes; None: where ours does.
+        options: options of `skyreward serve` other than `--port`.
+        output: file for standard output and standard error of the service; None to inherit them.
 
     Raises:
-        ServiceError: it did not become ready, or did not stop in order.
+        ServiceError: the service did not become ready, or did not stop cleanly.
     """
     port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--port", str(port), *options]
@@ -68,7 +67,7 @@ def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]
         _await_ready(process, url)
         yield url
     finally:
-        # By its own pid: Ray's processes are ended by the service itself.
+        # Signal only the service: it stops Ray's processes itself.
         process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(_STOP_TIMEOUT_S)
@@ -76,18 +75,18 @@ def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]
             process.kill()
             code = process.wait()
     if code != 0:
-        raise ServiceError(f"the service ended with exit code {code} instead of 0")
+        raise ServiceError(f"the service exited with code {code} instead of 0")
 
 
 def find_free_port() -> int:
-    """Find a port of 127.0.0.1 on which nothing listens, another one at each call.
+    """Return a free port of 127.0.0.1, a different one at each call.
 
-    A service takes seconds to listen on it, and Ray opens many connections meanwhile. So the port
-    is from a range out of which no system chooses by itself, neither for connections nor for
-    port 0, and each process begins somewhere else in it.
+    A service takes seconds until it listens, and Ray opens many connections meanwhile. The port is
+    therefore from a range that operating systems use neither for outgoing connections nor for port
+    0, and each process starts at a different port of the range.
 
     Raises:
-        ServiceError: every port of the range is taken.
+        ServiceError: all ports of the range are in use.
     """
     for _ in _FREE_PORTS:
         port = _FREE_PORTS[(16 * os.getpid() + next(_PORT_NUMBERS)) % len(_FREE_PORTS)]
@@ -96,7 +95,8 @@ def find_free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise ServiceError(
-        f"every port from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]} is taken; stop what runs there"
+        f"all ports from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]} are in use; stop the programs that "
+        "use them"
     )
 
 
@@ -105,7 +105,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
     with httpx.Client(base_url=url, trust_env=False) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServiceError(f"the service ended with exit code {process.returncode}")
+                raise ServiceError(f"the service exited with code {process.returncode}")
             with contextlib.suppress(httpx.HTTPError):
                 if client.get("/ready").status_code == httpx.codes.OK:
                     return
@@ -113,8 +113,8 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
     raise ServiceError(f"the service was not ready after {_START_TIMEOUT_S:.0f} s")
 
 
-def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
-    """Print the answer of `/v1/compare` beside the pairs it is about, in their order."""
+def print_pairs(pairs: Sequence[Mapping[str, Any]], response: Mapping[str, Any]) -> None:
+    """Print pairs with their results from a response of `/v1/compare`, in order."""
     console = Console(width=120)
     table = Table(title="Sample pairs, scored over HTTP", title_justify="left")
     for header, justify in (
@@ -126,7 +126,7 @@ def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -
         ("rejected is", "left"),
     ):
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
-    for pair, result in zip(pairs, answer["results"], strict=True):
+    for pair, result in zip(pairs, response["results"], strict=True):
         if error := result.get("error"):
             table.add_row(pair["id"], "-", "-", "-", "-", f"{error['code']}: {error['message']}")
             continue
@@ -136,10 +136,10 @@ def print_pairs(pairs: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -
         ]
         table.add_row(pair["id"], *numbers, pair["why"])
     console.print(table)
-    positive = sum(result.get("margin", 0) > 0 for result in answer["results"])
-    usage = answer["usage"]
+    num_positive = sum(result.get("margin", 0) > 0 for result in response["results"])
+    usage = response["usage"]
     console.print(
-        f"{positive} of {len(pairs)} margins are positive; {usage['num_tokens']} tokens, "
+        f"{num_positive} of {len(pairs)} margins are positive; {usage['num_tokens']} tokens, "
         f"{usage['num_computed_tokens']} computed. The demo model is a toy for trying the service."
     )
 

@@ -1,4 +1,4 @@
-"""`skyreward eval`, `compare-runs`, `leaderboard`: their options, no more."""
+"""The commands `skyreward eval`, `compare-runs` and `leaderboard`, and their options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-# Those of `rm_core.benchmarks.registry`, without importing all of the engine for `--help`.
+# The names of `rm_core.benchmarks.registry`, so that `--help` does not import the engine.
 BENCHMARK_NAMES = (
     "rewardbench",
     "rewardbench2",
@@ -42,16 +42,19 @@ def _data_options(command: CommandT) -> CommandT:
         click.option(
             "--data",
             metavar="PATH",
-            help="Its rows: a file, folder or quoted glob in any published form, or "
-            "hf://datasets/ORG/NAME.  [default: the benchmark's own sets on the hub]",
+            help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, "
+            "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
         ),
-        click.option("--split", help="Of a folder or a hub set.  [default: the official one]"),
+        click.option(
+            "--split",
+            help="Split of a folder or of a data set on the hub.  [default: the official split]",
+        ),
         click.option(
             "--variant",
-            "chosen",
+            "variants",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Published variant of a computation; `--variant help` lists them.",
+            help="Published variant of the computation; `--variant help` lists the variants.",
         ),
     )
     for option in reversed(options):
@@ -67,57 +70,66 @@ def _data_options(command: CommandT) -> CommandT:
     "models",
     multiple=True,
     metavar="NAME",
-    help="`demo`, a folder or a hub id; ALIAS=NAME renames it, NAME@REVISION pins it. Several are "
-    "scored one after the other and compared. With --url: which of the service's models.",
+    help="`demo`, a local folder or a hub id; ALIAS=NAME sets an alias, NAME@REVISION pins a "
+    "revision. Several models are scored one after another and compared. With --url: alias of the "
+    "service's model.",
 )
 @service_options
 @click.option(
     "--scores",
     type=_FILE,
     metavar="FILE",
-    help="Rewards that are there already: lines with `id`, `subset` and `rewards`.",
+    help="File of existing rewards: JSON lines with `id`, `subset` and `rewards`.",
 )
-@click.option("--name", help="What the model behind --scores is called.")
-@click.option("-o", "--output", type=_FOLDER, metavar="DIR")
+@click.option("--name", help="Name of the model that produced the rewards of --scores.")
+@click.option("-o", "--output", type=_FOLDER, metavar="DIR", help="Folder to write to.")
 @click.option(
     "--truncation",
     type=click.Choice(["error", "left", "right"]),
-    help="What to do with what is too long.  [default: as the benchmark's own runner]",
+    help="How to handle conversations that are too long.  [default: as the benchmark's own runner]",
 )
 @loading_options
-@click.option("--overwrite", is_flag=True, help="Score afresh, whatever DIR has.")
+@click.option("--overwrite", is_flag=True, help="Discard the results in DIR and start over.")
 @handle_errors
 def evaluate(
-    benchmark: str, chosen: tuple[str, ...], scores: Path | None, name: str | None, **options: Any
+    benchmark: str,
+    variants: tuple[str, ...],
+    scores: Path | None,
+    name: str | None,
+    **options: Any,
 ) -> None:
-    """The figures of a benchmark for a model, a service or a file of rewards.
+    """Evaluate a model, a service or a file of rewards on a benchmark.
 
-    DIR gets summary.json, scores.jsonl, summary.md and report.html. The same command goes on where
-    it was ended. --max-length is the benchmark's own unless given. The exit code is 3 if an item
-    could not be scored.
+    Writes summary.json, scores.jsonl, summary.md and report.html to DIR. Run the same command
+    again to continue an interrupted evaluation. --max-length defaults to that of the benchmark.
+    The exit code is 3 if an item could not be scored.
 
     Example: skyreward eval rm-bench --data rm-bench/ --model demo -o results/
     """
     from serve.evaluation.command import EvalRequest, evaluate_models, evaluate_scores
 
-    made = _load_benchmark(benchmark, chosen)
+    loaded = _load_benchmark(benchmark, variants)
     if options["output"] is None:
         raise click.UsageError("give a folder: -o DIR")
-    asked = EvalRequest(made, options["data"], options["split"], options["output"], echo_status)
+    request = EvalRequest(loaded, options["data"], options["split"], options["output"], echo_status)
     models, urls = options["models"], options["urls"]
     if scores is not None:
         if models or urls:
-            raise click.UsageError("--scores has the rewards already; leave --model and --url out")
-        for useless in get_given_options(("truncation", *LOADING_OPTIONS)):
-            raise click.UsageError(f"--{useless.replace('_', '-')} scores nothing with --scores")
-        sys.exit(evaluate_scores(asked, scores, name, overwrite=options["overwrite"]))
+            raise click.UsageError(
+                "--scores already provides the rewards; leave out --model and --url"
+            )
+        for unused in get_given_options(("truncation", *LOADING_OPTIONS)):
+            raise click.UsageError(
+                f"--{unused.replace('_', '-')} has no effect with --scores; leave it out"
+            )
+        sys.exit(evaluate_scores(request, scores, name, overwrite=options["overwrite"]))
     if name is not None:
-        raise click.UsageError("--name is for --scores; name a model by --model ALIAS=NAME")
+        raise click.UsageError("--name requires --scores; name a model with --model ALIAS=NAME")
     if not (models or urls):
         raise click.UsageError("give --model NAME, --url URL or --scores FILE")
     sys.exit(
         evaluate_models(
-            asked,
+            request,
             _build_executor_options(models, urls, options),
             truncation=options["truncation"],
             overwrite=options["overwrite"],
@@ -131,12 +143,14 @@ def evaluate(
 @click.option(
     "--benchmark",
     type=click.Choice(BENCHMARK_NAMES),
-    help="What files of rewards are of; folders tell it.",
+    help="Benchmark of the score files; evaluation folders have it in summary.json.",
 )
 @click.option(
-    "--data", metavar="PATH", help="The items of files of rewards; folders have their own."
+    "--data",
+    metavar="PATH",
+    help="Rows of the benchmark for score files; evaluation folders have their own items.",
 )
-@click.option("--split", help="Of the data.")
+@click.option("--split", help="Split of --data.  [default: the official split]")
 @click.option(
     "--limit",
     "show",
@@ -148,9 +162,9 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
 @handle_errors
 def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> None:
-    """What changed between two evaluations of one benchmark.
+    """Compare two evaluations of one benchmark item by item.
 
-    A and B are folders that `skyreward eval` wrote, or files of rewards like its scores.jsonl.
+    A and B are folders that `skyreward eval` wrote, or score files in the format of scores.jsonl.
 
     Example: skyreward compare-runs results/base results/tuned
     """
@@ -173,18 +187,20 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of a table.")
 @handle_errors
 def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> None:
-    """Every published row of a benchmark, and local results sorted in.
+    """Print the published results of a benchmark with local results sorted in.
+
+    DIR is a folder that `skyreward eval` wrote, or a folder that contains several of them.
 
     Example: skyreward leaderboard rm-bench results/
     """
     from rm_core.benchmarks.registry import BENCHMARKS
-    from serve.evaluation import leaderboard as boards
+    from serve.evaluation.leaderboard import build_leaderboard, print_leaderboard, to_dicts
 
-    places = boards.build_leaderboard(benchmark, folders)
+    rows = build_leaderboard(benchmark, folders)
     if as_json:
-        click.echo(dump_json(boards.to_dicts(places), indent=2))
+        click.echo(dump_json(to_dicts(rows), indent=2))
     else:
-        boards.print_leaderboard(BENCHMARKS[benchmark].title, benchmark, places)
+        print_leaderboard(BENCHMARKS[benchmark].title, benchmark, rows)
 
 
 def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:
@@ -195,10 +211,12 @@ def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:
             click.echo(f"{option.name}={'|'.join(option.choices)}  {option.meaning}")
         sys.exit()
     pairs = [text.partition("=") for text in variants]
-    for given, equals, _ in pairs:
+    for variant, equals, _ in pairs:
         if not equals:
-            raise click.UsageError(f"--variant {given} has no value; write NAME=VALUE, or `help`")
-    return build_benchmark(name, **{given: value for given, _, value in pairs})
+            raise click.UsageError(
+                f"--variant {variant} has no value; give NAME=VALUE, or `help` for a list"
+            )
+    return build_benchmark(name, **{variant: value for variant, _, value in pairs})
 
 
 def _build_executor_options(
@@ -211,8 +229,8 @@ def _build_executor_options(
         refuse_with_url(get_given_options(loading))
         return [
             ExecutorOptions(
-                {}, urls, served, *(options[name] for name in ("api_key", "retry_s", "timeout_s"))
+                {}, urls, alias, *(options[name] for name in ("api_key", "retry_s", "timeout_s"))
             )
-            for served in models or (None,)
+            for alias in models or (None,)
         ]
     return [ExecutorOptions({"model": model, **loading}) for model in models]

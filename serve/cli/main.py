@@ -1,4 +1,4 @@
-"""`skyreward`: the command line. Each command imports what it needs only when it runs."""
+"""The command line `skyreward`. Each command imports its dependencies when it runs."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Examples:
 
 
 class _EscapingGroup(click.Group):
-    """Commands whose error messages cannot control a terminal."""
+    """Group whose error messages have control characters escaped."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """See click."""
+        """Create the context; see `click.Group.make_context`."""
         with _escape_errors():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See click; errors in a command's own arguments are raised in here too."""
+        """Run a command; see `click.Group.invoke`. Errors in its arguments are raised here."""
         with _escape_errors():
             return super().invoke(ctx)
 
@@ -77,24 +77,33 @@ def main() -> None:
     "models",
     multiple=True,
     metavar="NAME",
-    help="`demo`, a folder or a hub id; ALIAS=NAME renames it, NAME@REVISION pins it. "
-    "Several serve several models.  [default: demo]",
+    help="`demo`, a local folder or a hub id; ALIAS=NAME sets an alias, NAME@REVISION pins a "
+    "revision. May be given several times to serve several models.  [default: demo]",
 )
-@click.option("--replicas", type=click.IntRange(min=1), help="Copies of each model.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="Number of replicas of each model.",
+)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="YAML with settings by name; options here win.",
+    help="YAML file of settings; command-line options take precedence.",
 )
 @click.option(
     "--api-keys",
     "api_keys_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Keys, one a line, one of which every request must bring.  [default: open to all]",
+    help="File of API keys, one per line; every request must send one of the keys.  [default: no "
+    "keys, open to everyone]",
 )
-@click.option("--local", is_flag=True, help="One process without Ray, for laptops and tests.")
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Run in a single process without Ray, for laptops and tests.",
+)
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
 @click.option(
@@ -102,21 +111,21 @@ def main() -> None:
     "tls_cert_file",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="PEM certificates; with --tls-key, speak HTTPS.",
+    help="PEM file of certificates; serve HTTPS together with --tls-key.",
 )
 @click.option(
     "--tls-key",
     "tls_key_file",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="PEM key of the certificate.",
+    help="PEM file of the certificate's private key.",
 )
 @click.option(
     "--insecure-ray",
     is_flag=True,
     default=None,
-    help="Start Ray without a token if RAY_AUTH_MODE asks for that: whoever reaches its ports can "
-    "run code.",
+    help="Start Ray without a token if RAY_AUTH_MODE disables tokens. Anyone who can reach Ray's "
+    "ports can then run code.",
 )
 @handle_errors
 def serve(
@@ -130,17 +139,17 @@ def serve(
     from serve.config.settings import Settings, read_settings_file
     from serve.launch.ray import run_locally, run_with_ray
 
-    chosen = read_settings_file(config) if config else {}
-    chosen |= {name: value for name, value in options.items() if value is not None}
+    overrides = read_settings_file(config) if config else {}
+    overrides |= {name: value for name, value in options.items() if value is not None}
     if models:
-        chosen["models"] = list(models)
-    settings = Settings.load(**chosen)
+        overrides["models"] = list(models)
+    settings = Settings.load(**overrides)
     if replicas is not None:
-        copies = [
+        model_settings = [
             ModelSettings.model_validate(m.model_dump() | {"num_replicas": replicas})
             for m in settings.models
         ]
-        settings = Settings.load(**(settings.model_dump() | {"models": copies}))
+        settings = Settings.load(**(settings.model_dump() | {"models": model_settings}))
     (run_locally if local else run_with_ray)(settings, get_status_reporter(settings.log_format))
 
 
@@ -153,10 +162,10 @@ main.add_command(plan)
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @handle_errors
 def models(name: str | None, as_json: bool) -> None:
-    """The catalogue of known checkpoints, or one of them in full.
+    """List the known checkpoints, or show all facts of the checkpoint NAME.
 
     Example: skyreward models Skywork-Reward-V2-Qwen3-0.6B
     """
@@ -175,10 +184,10 @@ def models(name: str | None, as_json: bool) -> None:
 @column_options
 @handle_errors
 def render(file: Any, truncation: Any, **options: Any) -> None:
-    """Exactly what is scored of each conversation in a JSONL file, as JSON lines.
+    """Print what the model reads of each conversation in a JSONL file, as JSON lines.
 
-    Text, token ids, readout position and truncation; no weights are loaded. FILE may be `-`.
-    Columns are read as `skyreward score` reads them.
+    Prints text, token ids, readout position and truncation, without loading weights. FILE may be
+    `-` for standard input. Columns are read as `skyreward score` reads them.
 
     Example: skyreward render --model demo conversations.jsonl
     """
@@ -196,7 +205,7 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
 @model_options
 @handle_errors
 def verify(**model: Any) -> None:
-    """Compare our rewards with plain transformers' and with published ones.
+    """Compare rewards of a model with plain transformers and with published rewards.
 
     Example: skyreward verify --model Skywork/Skywork-Reward-V2-Llama-3.1-8B
     """

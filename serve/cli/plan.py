@@ -1,4 +1,4 @@
-"""`skyreward plan`: its options. What it reckons is in `serve.capacity`."""
+"""The command `skyreward plan` and its options. `serve.capacity` computes the plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _load_options(command: CommandT) -> CommandT:
             "--conversations-per-s",
             type=click.FloatRange(min=0, min_open=True),
             metavar="X",
-            help="Load in conversations a second.  [default: the capacity of one replica]",
+            help="Load in conversations per second.  [default: the capacity of one replica]",
         ),
         click.option(
             "--prompt-tokens",
@@ -68,7 +68,7 @@ def _node_options(command: CommandT) -> CommandT:
             default=1,
             show_default=True,
             metavar="N",
-            help="GPUs that the layers of one replica are spread over.",
+            help="Number of GPUs that share the layers of one replica.",
         ),
         click.option(
             "--utilization",
@@ -79,10 +79,20 @@ def _node_options(command: CommandT) -> CommandT:
             help="Target utilization of the replicas at this load (0-1).",
         ),
         click.option(
-            "--gpus-per-node", type=_AT_LEAST_ONE, default=8, show_default=True, metavar="N"
+            "--gpus-per-node",
+            type=_AT_LEAST_ONE,
+            default=8,
+            show_default=True,
+            metavar="N",
+            help="Number of GPUs of a node.",
         ),
         click.option(
-            "--cores-per-node", type=_AT_LEAST_ONE, default=96, show_default=True, metavar="N"
+            "--cores-per-node",
+            type=_AT_LEAST_ONE,
+            default=96,
+            show_default=True,
+            metavar="N",
+            help="Number of CPU cores of a node.",
         ),
     )
     for option in reversed(options):
@@ -96,7 +106,7 @@ def _rate_options(command: CommandT) -> CommandT:
             "--measure",
             "measured",
             is_flag=True,
-            help="Load the model on the device at hand and time it, instead of --gpu.",
+            help="Load the model on the local device and measure its rate, instead of --gpu.",
         ),
         click.option(
             "--matrix-tflops",
@@ -106,7 +116,6 @@ def _rate_options(command: CommandT) -> CommandT:
         ),
         click.option(
             "--mfu",
-            "share",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="SHARE",
             help="Model FLOPs utilization measured by `make gpu-check` (0-1).",
@@ -124,24 +133,31 @@ def _rate_options(command: CommandT) -> CommandT:
     metavar="NAME",
     help="A model in the catalogue, a local folder or a hub id.",
 )
-@click.option("--gpu", type=click.Choice(list(DEVICES)), default="h200", show_default=True)
+@click.option(
+    "--gpu",
+    type=click.Choice(list(DEVICES)),
+    default="h200",
+    show_default=True,
+    help="GPU to plan for.",
+)
 @_load_options
 @_node_options
 @_rate_options
-@click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a Ray Serve config that starts it.",
+    help="Write a Ray Serve config of the planned service.",
 )
 @handle_errors
 def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: Any) -> None:
-    """Memory, throughput, replicas and latency for a load, and how to start it.
+    """Plan memory, throughput, replicas and latency for a load, and print the start command.
 
-    Memory follows from the checkpoint's sizes; the rate is a share of the GPU's, which is inferred
-    unless it is measured (--measure) or given (--matrix-tflops, --mfu). Latency is simulated.
+    The memory is computed from the checkpoint's sizes. The rate is a share of the GPU's rate, which
+    is inferred unless it is measured (--measure) or given (--matrix-tflops, --mfu). The latency is
+    simulated.
 
     Example: skyreward plan --model Skywork-Reward-V2-Llama-3.1-8B --conversations-per-s 500
     """
@@ -154,15 +170,15 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     from serve.config.settings import Settings
 
     measured = options["measured"]
-    if measured and _is_given("gpu", "matrix_tflops", "share"):
+    if measured and _is_given("gpu", "matrix_tflops", "mfu"):
         raise click.UsageError(
-            "--measure is of the device at hand; leave --gpu, --matrix-tflops and --mfu out"
+            "--measure uses the local device; leave out --gpu, --matrix-tflops and --mfu"
         )
-    per_s = options["conversations_per_s"]
+    conversations_per_s = options["conversations_per_s"]
     names = ("prompt_tokens", "response_tokens", "group_size", "cached_share")
-    lengths = Load(per_s or 1.0, *(options[name] for name in names))
+    lengths = Load(conversations_per_s or 1.0, *(options[name] for name in names))
     tflops = options["matrix_tflops"]
-    site = NodeSpec(
+    node_spec = NodeSpec(
         gpus_per_node=options["gpus_per_node"],
         cores_per_node=options["cores_per_node"],
         gpus_per_replica=options["gpus_per_replica"],
@@ -170,24 +186,27 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
         max_requests=Settings.model_fields["max_requests"].default,
     )
     if measured:
-        echo_status("loading the model and timing it")
-    made = make_plan(
+        echo_status("loading the model and measuring its rate")
+    capacity_plan = make_plan(
         PlanRequest(
             model=model,
             gpu=None if measured else gpu,
-            load=lengths if per_s else None,
+            load=lengths if conversations_per_s else None,
             lengths=lengths,
-            node_spec=site,
+            node_spec=node_spec,
             matrix_flops=tflops * 1e12 if tflops else None,
-            efficiency=options["share"],
+            efficiency=options["mfu"],
         )
     )
-    print_plan(made, as_json)
+    print_plan(capacity_plan, as_json)
     if output is not None:
-        output.write_text(yaml.safe_dump(dict(made.config), sort_keys=False), encoding="utf-8")
-        echo_status(f"wrote {output}: it listens on every interface; give it `api_keys_file`")
+        config = yaml.safe_dump(dict(capacity_plan.config), sort_keys=False)
+        output.write_text(config, encoding="utf-8")
+        echo_status(
+            f"wrote {output}: the service listens on every interface; add `api_keys_file` to it"
+        )
 
 
 def _is_given(*names: str) -> bool:
-    source_of = click.get_current_context().get_parameter_source
-    return any(source_of(name) is not ParameterSource.DEFAULT for name in names)
+    get_source = click.get_current_context().get_parameter_source
+    return any(get_source(name) is not ParameterSource.DEFAULT for name in names)

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: score, render, models, verify."""
+"""The command line: score, render, models, verify."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProces
     )
 
 
-def model_at(where: str, served: Served) -> list[str]:
+def get_model_options(where: str, served: Served) -> list[str]:
     if where == "url":
         return ["--url", served.url, "--model", "llama"]
     return ["--model", str(served.folders["llama"])]
@@ -55,19 +55,16 @@ def jobs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
-def test_score(jobs: Path, served: Served, where: str) -> None:
-    folder = served.folders["llama"]
-    how = (
-        ["--model", str(folder)] if where == "model" else ["--url", served.url, "--model", "llama"]
-    )
-    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
+def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: str) -> None:
+    model = get_model_options(where, served)
+    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
     assert done.returncode == 3, done.stderr
-    figures = dict(line.rsplit(maxsplit=1) for line in done.stderr.splitlines() if line.strip())
-    assert (figures["rows"], figures["with an error"]) == ("8", "4")
+    summary = dict(line.rsplit(maxsplit=1) for line in done.stderr.splitlines() if line.strip())
+    assert (summary["rows"], summary["with an error"]) == ("8", "4")
     reference = Reference(served.folders["llama"])
     paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
     out = [json.loads(line) for line in (jobs / "out.jsonl").read_text().splitlines()]
-    first, pair, preference, group, broken, shapeless, unanswered, again = out
+    first, pair, preference, group, broken, shapeless, unanswered, last = out
     assert first == {**RECORDS[0], "reward": pytest.approx(paris, abs=1e-4)}
     assert pair["margin"] == pytest.approx(pair["chosen_reward"] - pair["rejected_reward"])
     assert pair["rejected_reward"] == pytest.approx(lyon, abs=1e-4)
@@ -81,20 +78,18 @@ def test_score(jobs: Path, served: Served, where: str) -> None:
     assert broken["error"]["code"] == "invalid_json"
     assert "`messages`" in shapeless["error"]["message"]
     assert "append the answer" in unanswered["error"]["message"]
-    assert again["reward"] == pytest.approx(lyon, abs=1e-4)
-    assert "error" not in again
+    assert last["reward"] == pytest.approx(lyon, abs=1e-4)
+    assert "error" not in last
     assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
-    again = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *how)
-    assert again.returncode == 3
-    assert "is complete already" in again.stderr
+    rerun = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
+    assert rerun.returncode == 3
+    assert "is done already" in rerun.stderr
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
-def test_what_strict_json_lacks_spoils_no_neighbour(
-    tmp_path: Path, served: Served, where: str
-) -> None:
-    """NaN, and half of an emoji in a column, in a key of a message and in a text."""
+def test_record_with_invalid_json_fails_alone(tmp_path: Path, served: Served, where: str) -> None:
+    """NaN, and a lone surrogate in a column, in a key of a message and in a text."""
     half = {"role": "user", "content": "Hi \ud83d"}
     records = [
         {"messages": [QUESTION, LYON], "note": "\ud83d"},
@@ -104,11 +99,8 @@ def test_what_strict_json_lacks_spoils_no_neighbour(
         {"messages": [QUESTION, LYON], "before": float("nan")},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    folder = served.folders["llama"]
-    how = (
-        ["--model", str(folder)] if where == "model" else ["--url", served.url, "--model", "llama"]
-    )
-    done = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *how)
+    model = get_model_options(where, served)
+    done = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *model)
     assert done.returncode == 3, done.stderr
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert out[0]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
@@ -120,15 +112,15 @@ def test_what_strict_json_lacks_spoils_no_neighbour(
     assert out[2]["messages"][0] == half
 
 
-def test_score_of_good_records_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
+def test_score_without_errors_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
     (jobs / "in.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
     folder = checkpoint_folder / "qwen3"
     done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "o.jsonl"), "--model", str(folder))
     assert done.returncode == 0, done.stderr
 
 
-def test_score_with_nobody_at_the_address(jobs: Path) -> None:
-    where = [
+def test_score_with_unreachable_service_fails(jobs: Path) -> None:
+    command = [
         "score",
         str(jobs / "in.jsonl"),
         "-o",
@@ -136,29 +128,30 @@ def test_score_with_nobody_at_the_address(jobs: Path) -> None:
         "--url",
         "http://127.0.0.1:9",
     ]
-    done = run(*where, "--retry-s", "0")
+    done = run(*command, "--retry-s", "0")
     assert done.returncode == 1
     assert "is the service running there?" in done.stderr
     assert not (jobs / "o.jsonl").exists()
 
 
-def test_render_equals_the_service(served: Served) -> None:
+def test_render_matches_service(served: Served) -> None:
     folder = served.folders["llama"]
     lines = "\n".join(json.dumps(r) for r in (RECORDS[0], RECORDS[2], RECORDS[4]))
     done = run("render", "-", "--model", str(folder), stdin=lines)
     assert done.returncode == 3
-    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
     conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
     body = {"model": "llama", "conversations": conversations}
-    answer = httpx.post(
+    response = httpx.post(
         f"{served.url}/v1/render", json=body, trust_env=False, timeout=PATIENCE_S
     ).json()
-    assert [s.pop("line") for s in shown] == [0, 1, 1, 2]
-    assert shown[:3] == [{k: v for k, v in s.items() if k != "index"} for s in answer["results"]]
-    assert "error" in shown[3]
+    results = [{k: v for k, v in s.items() if k != "index"} for s in response["results"]]
+    assert [line.pop("line") for line in printed] == [0, 1, 1, 2]
+    assert printed[:3] == results
+    assert "error" in printed[3]
 
 
-def test_models() -> None:
+def test_models_lists_catalogue() -> None:
     listed = run("models")
     assert listed.returncode == 0
     for entry in load_catalog():
@@ -176,14 +169,14 @@ def test_models() -> None:
     assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr
 
 
-def test_models_in_full_also_where_not_served_yet() -> None:
-    shown = run("models", "Skywork-VL-Reward-7B").stdout
-    assert "Not served yet" in shown
-    assert "90.1%" in shown
+def test_models_shows_model_that_is_not_served() -> None:
+    printed = run("models", "Skywork-VL-Reward-7B").stdout
+    assert "Not served yet" in printed
+    assert "90.1%" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["score", "IN", "-o", "no/such/out.jsonl"], "there is no folder no/such; make it first"),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is not a valid address"),
@@ -193,16 +186,16 @@ def test_models_in_full_also_where_not_served_yet() -> None:
         (["serve", "--local", "--replicas", "2"], "--local is a single process"),
     ],
 )
-def test_mistakes_end_with_one_clear_line(jobs: Path, arguments: list[str], says: str) -> None:
-    places = {"IN": str(jobs / "in.jsonl"), "OUT": str(jobs / "out.jsonl")}
-    done = run(*(places.get(argument, argument) for argument in arguments))
+def test_user_error_is_one_line(jobs: Path, arguments: list[str], message: str) -> None:
+    paths = {"IN": str(jobs / "in.jsonl"), "OUT": str(jobs / "out.jsonl")}
+    done = run(*(paths.get(argument, argument) for argument in arguments))
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_settings_of_a_model_here_are_none_of_a_service(jobs: Path) -> None:
-    where = [
+def test_loading_options_are_refused_with_url(jobs: Path) -> None:
+    command = [
         "score",
         str(jobs / "in.jsonl"),
         "-o",
@@ -210,12 +203,12 @@ def test_settings_of_a_model_here_are_none_of_a_service(jobs: Path) -> None:
         "--url",
         "http://127.0.0.1:9",
     ]
-    done = run(*where, "--max-length", "20")
+    done = run(*command, "--max-length", "20")
     assert done.returncode == 2
     assert "--max-length is a setting of the service" in done.stderr
 
 
-def test_verify(checkpoint_folder: Path) -> None:
+def test_verify_passes_for_good_checkpoint(checkpoint_folder: Path) -> None:
     done = run("verify", "--model", str(checkpoint_folder / "qwen3"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 wrong" in done.stdout

@@ -1,4 +1,4 @@
-"""`skyreward eval` as a process: by a model here and by a service, interrupted, on real rows."""
+"""`skyreward eval` as a process: with a local model, with a service, interrupted, on real rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from waiting import PATIENCE_S
 
 from serve.cli.demo import run_service
 
-# The tokenizer of small models takes a letter as a token: some answers are too long, both ways.
+# The small models' tokenizer has one token per letter, so some answers are too long.
 LENGTH = 1024
 RM_BENCH, RMB = SHARED_DATA / "rm-bench", SHARED_DATA / "rmb"
 NEEDS_ROWS = pytest.mark.skipif(
@@ -29,7 +29,7 @@ NEEDS_ROWS = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def local_service(checkpoint_folder: Path) -> Iterator[str]:
-    """A service without Ray, with the longest length of the official runs."""
+    """A service without Ray whose maximum length is `LENGTH`."""
     config = checkpoint_folder / "eval.yaml"
     model = {"name": str(checkpoint_folder / "qwen3"), "alias": "tiny", "max_length": LENGTH}
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
@@ -37,87 +37,85 @@ def local_service(checkpoint_folder: Path) -> Iterator[str]:
         yield url
 
 
-def command(*arguments: object) -> list[str]:
+def build_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "serve.cli.main", "eval", *map(str, arguments)]
 
 
-def evaluated(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=300, check=False
+def run_eval(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
+    completed = subprocess.run(
+        build_command(*arguments), capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode in codes, done.stderr
-    return done.stderr
+    assert completed.returncode in codes, completed.stderr
+    return completed.stderr
 
 
-def shortest(path: Path, num_rows: int) -> list[dict[str, Any]]:
-    """Rows of a published file whose texts fit into a small model."""
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return sorted(found, key=lambda row: len(json.dumps(row)))[:num_rows]
+def read_shortest(path: Path, num_rows: int) -> list[dict[str, Any]]:
+    """Return the shortest rows of a published file, which fit a small model."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return sorted(rows, key=lambda row: len(json.dumps(row)))[:num_rows]
 
 
-def parts_of_rm_bench(folder: Path, num_rows: int) -> Path:
-    rows_of = {path.name: shortest(path, num_rows) for path in RM_BENCH.glob("*.json")}
-    return benchmark_files.write(folder, rows_of)
+def write_rm_bench_subset(folder: Path, num_rows: int) -> Path:
+    rows_by_file = {path.name: read_shortest(path, num_rows) for path in RM_BENCH.glob("*.json")}
+    return benchmark_files.write(folder, rows_by_file)
 
 
-def parts_of_rmb(folder: Path, num_rows: int) -> Path:
+def write_rmb_subset(folder: Path, num_rows: int) -> Path:
     files = sorted(RMB.glob("BoN_set/**/*.json"))[:3]
-    rows_of = {path.relative_to(RMB).as_posix(): shortest(path, num_rows) for path in files}
-    return benchmark_files.write(folder, rows_of)
+    rows_by_file = {
+        path.relative_to(RMB).as_posix(): read_shortest(path, num_rows) for path in files
+    }
+    return benchmark_files.write(folder, rows_by_file)
 
 
 @NEEDS_ROWS
 @pytest.mark.parametrize("benchmark", ["rm-bench", "rmb"])
-def test_here_and_by_a_service_the_same(
+def test_local_model_and_service_give_equal_results(
     benchmark: str, local_service: str, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
-    """Also what could not be scored."""
-    make = parts_of_rm_bench if benchmark == "rm-bench" else parts_of_rmb
-    data = ("--data", make(tmp_path / "data", 2))
+    """Includes the items that could not be scored."""
+    write_subset = write_rm_bench_subset if benchmark == "rm-bench" else write_rmb_subset
+    data = ("--data", write_subset(tmp_path / "data", 2))
     model = f"tiny={checkpoint_folder / 'qwen3'}"
-    here, there = tmp_path / "here", tmp_path / "there"
-    told = evaluated(
-        benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", here, codes=(0, 3)
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    stderr = run_eval(
+        benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", local, codes=(0, 3)
     )
-    assert "a partial result" in told
-    evaluated(benchmark, *data, "--url", local_service, "-o", there, codes=(0, 3))
-    assert (here / "summary.json").read_bytes() == (there / "summary.json").read_bytes()
-    summary = json.loads((here / "summary.json").read_text())
+    assert "a partial result" in stderr
+    run_eval(benchmark, *data, "--url", local_service, "-o", remote, codes=(0, 3))
+    assert (local / "summary.json").read_bytes() == (remote / "summary.json").read_bytes()
+    summary = json.loads((local / "summary.json").read_text())
     assert summary["model"] == "tiny"
     assert summary["used"]["truncation"] == "left"
-    for folder in (here, there):
+    for folder in (local, remote):
         page = (folder / "report.html").read_text()
         assert page.count("<svg") >= 4
-    pairs = [
-        (one["rewards"], other["rewards"])
-        for one, other in zip(rows(here), rows(there), strict=True)
-    ]
-    for ours, theirs in pairs:
-        assert ours == pytest.approx(theirs, abs=1e-4)
+    for ours, theirs in zip(read_scores(local), read_scores(remote), strict=True):
+        assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-4)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def read_scores(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
 
 
-def test_a_service_with_another_length_is_told(local_service: str, tmp_path: Path) -> None:
-    rows_of = {"filtered.jsonl": benchmark_files.rewardbench()}
-    data = benchmark_files.write(tmp_path / "data", rows_of)
-    told = evaluated("rewardbench", "--data", data, "--url", local_service, "-o", tmp_path / "out")
-    assert f"takes at most {LENGTH} tokens" in told
-    assert "2048" in told
+def test_other_max_length_of_service_is_reported(local_service: str, tmp_path: Path) -> None:
+    rows_by_file = {"filtered.jsonl": benchmark_files.rewardbench()}
+    data = benchmark_files.write(tmp_path / "data", rows_by_file)
+    stderr = run_eval("rewardbench", "--data", data, "--url", local_service, "-o", tmp_path / "out")
+    assert f"takes at most {LENGTH} tokens" in stderr
+    assert "2048" in stderr
 
 
-def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> None:
-    """Ctrl-C keeps what is scored; the same command gives what an undisturbed one gives."""
-    many = benchmark_files.rewardbench(400)
-    for row in many:
+def test_interrupted_evaluation_resumes(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C keeps scored chunks; the resumed run gives the files of an uninterrupted run."""
+    rows = benchmark_files.rewardbench(400)
+    for row in rows:
         row["prompt"] *= 5
-    data = benchmark_files.write(tmp_path / "data", {"filtered.jsonl": many})
-    how = ("rewardbench", "--data", data, "--model", checkpoint_folder / "qwen3")
-    evaluated(*how, "-o", tmp_path / "whole")
+    data = benchmark_files.write(tmp_path / "data", {"filtered.jsonl": rows})
+    arguments = ("rewardbench", "--data", data, "--model", checkpoint_folder / "qwen3")
+    run_eval(*arguments, "-o", tmp_path / "uninterrupted")
     process = subprocess.Popen(
-        command(*how, "-o", tmp_path / "out"), stderr=subprocess.PIPE, text=True
+        build_command(*arguments, "-o", tmp_path / "out"), stderr=subprocess.PIPE, text=True
     )
     chunks = tmp_path / "out" / "rewards.jsonl.job" / "chunks"
     deadline = time.monotonic() + 2 * PATIENCE_S
@@ -126,29 +124,30 @@ def test_stopped_and_gone_on_with(checkpoint_folder: Path, tmp_path: Path) -> No
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, told
-    assert "run the same command again to go on" in told
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, stderr
+    assert "run the same command again to continue" in stderr
     assert not (tmp_path / "out" / "summary.json").exists()
-    assert "resuming after row" in evaluated(*how, "-o", tmp_path / "out")
+    assert "going on behind row" in run_eval(*arguments, "-o", tmp_path / "out")
     for name in ("summary.json", "scores.jsonl"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        expected = (tmp_path / "uninterrupted" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected
 
 
-def test_several_models_in_one_call(checkpoint_folder: Path, tmp_path: Path) -> None:
-    rows_of = {"filtered.jsonl": benchmark_files.rewardbench()}
-    data = benchmark_files.write(tmp_path / "data", rows_of)
+def test_several_models_in_one_command(checkpoint_folder: Path, tmp_path: Path) -> None:
+    rows_by_file = {"filtered.jsonl": benchmark_files.rewardbench()}
+    data = benchmark_files.write(tmp_path / "data", rows_by_file)
     out = tmp_path / "out"
     models = [f"{name}={checkpoint_folder / spec}" for name, spec in
               (("a", "qwen3"), ("b", "llama-v0.1"))]  # fmt: skip
-    evaluated("rewardbench", "--data", data, "--model", models[0], "--model", models[1], "-o", out)
+    run_eval("rewardbench", "--data", data, "--model", models[0], "--model", models[1], "-o", out)
     assert {path.name for path in out.iterdir()} == {"a", "b", "items.jsonl", "report.html"}
     page = (out / "report.html").read_text()
     assert ">a<" in page
     assert ">b<" in page
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "serve.cli.main", "compare-runs", out / "a", out / "b"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "McNemar" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "McNemar" in completed.stdout

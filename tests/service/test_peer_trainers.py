@@ -1,4 +1,4 @@
-"""Trainers' own code against a real service, by HTTP and by our reward functions."""
+"""Code of trainers against a real service, over HTTP and with the reward functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray  # imported by verl; here, where no stand-ins are about
+import ray  # verl imports it; import it before stub modules are installed
 import torch
 from peer_service import ANSWERS, QUESTION, Served, conversation
 from peers import peer_module
@@ -19,35 +19,38 @@ import serve.client.integrations.openrlhf
 from serve.client.integrations import base
 from serve.client.integrations.ms_swift import SkyRewardORM
 
-# What their code warns of is theirs to mend.
+# Ignore deprecation warnings of the trainers' code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 assert ray
 
 
-def test_openrlhf_by_http(served: Served) -> None:
-    """The whole of a rollout's end: tokens decoded, posted, and read into the sample."""
+def test_openrlhf_over_http(served: Served) -> None:
+    """The end of a rollout: tokens are decoded, scored, and the reward is put into the sample."""
     for model in ("demo", "llama"):
-        with openrlhf() as agent:
+        with load_openrlhf() as agent:
             executor = agent.SingleTurnAgentExecutor([f"{served.url}/get_reward?model={model}"])
-            found = [asyncio.run(rollout(executor, served, model, answer)) for answer in ANSWERS]
-        assert [sample["reward"] for sample in found] == [[r] for r in served.native(model)]
-        assert found[0]["scores"] == found[0]["extra_logs"]["dummy_scores"] == found[0]["reward"]
+            samples = [
+                asyncio.run(run_rollout(executor, served, model, answer)) for answer in ANSWERS
+            ]
+        assert [sample["reward"] for sample in samples] == [[r] for r in served.native(model)]
+        first = samples[0]
+        assert first["scores"] == first["extra_logs"]["dummy_scores"] == first["reward"]
 
 
-def test_openrlhf_by_a_file(served: Served, chosen: pytest.MonkeyPatch) -> None:
-    """A policy of another family than the reward model."""
+def test_openrlhf_with_reward_func_file(served: Served, chosen: pytest.MonkeyPatch) -> None:
+    """The policy and the reward model are of different families."""
     chosen.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
-    with openrlhf() as agent:
+    with load_openrlhf() as agent:
         executor = agent.SingleTurnAgentExecutor([serve.client.integrations.openrlhf.__file__])
-        found = [asyncio.run(rollout(executor, served, "demo", answer)) for answer in ANSWERS]
-    assert [sample["reward"] for sample in found] == [[r] for r in served.native("llama")]
+        samples = [asyncio.run(run_rollout(executor, served, "demo", answer)) for answer in ANSWERS]
+    assert [sample["reward"] for sample in samples] == [[r] for r in served.native("llama")]
 
 
-def openrlhf() -> contextlib.AbstractContextManager[Any]:
+def load_openrlhf() -> contextlib.AbstractContextManager[Any]:
     return peer_module("openrlhf.utils.agent", {})
 
 
-async def rollout(executor: Any, served: Served, policy: str, answer: str) -> dict[str, Any]:
+async def run_rollout(executor: Any, served: Served, policy: str, answer: str) -> dict[str, Any]:
     tokenizer = served.tokenizer(policy)
     ids = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
     output = SimpleNamespace(token_ids=ids, text=answer, finish_reason="stop", logprobs=None)
@@ -58,8 +61,8 @@ async def rollout(executor: Any, served: Served, policy: str, answer: str) -> di
 
     sampling = SimpleNamespace(max_tokens=256, logprobs=None)
     arguments = (served.prompt(policy), "8", sampling, 4096, tokenizer, Engine())
-    found: dict[str, Any] = await executor.execute(*arguments)
-    return found
+    sample: dict[str, Any] = await executor.execute(*arguments)
+    return sample
 
 
 VERL: dict[str, dict[str, Any]] = {
@@ -76,20 +79,17 @@ VERL: dict[str, dict[str, Any]] = {
 
 
 class Rollouts(list[Any]):
-    """What `DataProto` is to code that takes items out of it."""
+    """A stand-in for `DataProto`, for code that indexes it."""
 
     batch: dict[str, Any]
     non_tensor_batch: dict[str, Any]
 
-    def __getitem__(self, place: Any) -> Any:
-        return (
-            Rollouts(super().__getitem__(place))
-            if isinstance(place, slice)
-            else super().__getitem__(place)
-        )
+    def __getitem__(self, index: Any) -> Any:
+        items = super().__getitem__(index)
+        return Rollouts(items) if isinstance(index, slice) else items
 
 
-def rollout_of(tokenizer: PreTrainedTokenizerBase, answer: str) -> SimpleNamespace:
+def build_rollout(tokenizer: PreTrainedTokenizerBase, answer: str) -> SimpleNamespace:
     ids = tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
     return SimpleNamespace(
         batch={"responses": ids, "attention_mask": torch.ones(5 + len(ids), dtype=torch.long)},
@@ -104,7 +104,7 @@ def rollout_of(tokenizer: PreTrainedTokenizerBase, answer: str) -> SimpleNamespa
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize("model", ["demo", "llama"])
-def test_the_reward_loop_of_verl(served: Served, engine: str, model: str) -> None:
+def test_verl_reward_loop(served: Served, engine: str, model: str) -> None:
     stand_ins = {
         **VERL,
         "verl.trainer.ppo.reward": {
@@ -113,7 +113,7 @@ def test_the_reward_loop_of_verl(served: Served, engine: str, model: str) -> Non
         },
         "verl.experimental.reward_loop.reward_model": {"RewardModelManager": object},
     }
-    # By what the service was told to load, as verl knows it by its path.
+    # The path that the service was started with, since verl names the model by its path.
     path = "demo" if model == "demo" else str(served.folders[model])
     with peer_module("verl.experimental.reward_loop.reward_loop", stand_ins) as module:
         worker = object.__new__(module.RewardLoopWorker)
@@ -125,13 +125,13 @@ def test_the_reward_loop_of_verl(served: Served, engine: str, model: str) -> Non
             reward_model=reward_model, custom_reward_function=SimpleNamespace(path=None)
         )
         worker.config = SimpleNamespace(reward=reward)
-        samples = Rollouts(rollout_of(served.tokenizer(model), answer) for answer in ANSWERS)
-        found = asyncio.run(worker.compute_score_batch(samples))
-    assert [sample["reward_score"] for sample in found] == served.native(model)
+        samples = Rollouts(build_rollout(served.tokenizer(model), answer) for answer in ANSWERS)
+        scored = asyncio.run(worker.compute_score_batch(samples))
+    assert [sample["reward_score"] for sample in scored] == served.native(model)
 
 
-def test_a_custom_reward_function_of_verl(served: Served, chosen: pytest.MonkeyPatch) -> None:
-    """Found by verl's own loader, awaited by its own manager."""
+def test_verl_custom_reward_function(served: Served, chosen: pytest.MonkeyPatch) -> None:
+    """verl's loader finds the function, and verl's manager awaits it."""
     settings = {
         "path": "pkg://serve.client.integrations.verl",
         "name": "compute_score",
@@ -146,21 +146,21 @@ def test_a_custom_reward_function_of_verl(served: Served, chosen: pytest.MonkeyP
 
         async def run() -> list[Any]:
             worker = module.NaiveRewardManager(config, served.tokenizer("demo"), function)
-            samples = [rollout_of(served.tokenizer("demo"), answer) for answer in ANSWERS]
-            found = await asyncio.gather(*(worker.run_single(Rollouts([s])) for s in samples))
+            samples = [build_rollout(served.tokenizer("demo"), answer) for answer in ANSWERS]
+            scored = await asyncio.gather(*(worker.run_single(Rollouts([s])) for s in samples))
             await base.get_reward_client(model="demo").async_client.close()
-            return found
+            return scored
 
-        found = asyncio.run(run())
-    assert [sample["reward_score"] for sample in found] == served.native("demo")
+        scored = asyncio.run(run())
+    assert [sample["reward_score"] for sample in scored] == served.native("demo")
 
 
-def test_a_batch_reward_function_of_verl(served: Served, chosen: pytest.MonkeyPatch) -> None:
+def test_verl_batch_reward_function(served: Served, chosen: pytest.MonkeyPatch) -> None:
     from serve.client.integrations.verl import compute_score_batch
 
     tokenizer = served.tokenizer("llama")
     stand_ins = {**VERL, "verl.workers.reward_manager": {"register": lambda name: lambda cls: cls}}
-    items = [rollout_of(tokenizer, answer) for answer in ANSWERS]
+    items = [build_rollout(tokenizer, answer) for answer in ANSWERS]
     responses = torch.nn.utils.rnn.pad_sequence(
         [item.batch["responses"] for item in items], batch_first=True
     )
@@ -181,20 +181,21 @@ def test_a_batch_reward_function_of_verl(served: Served, chosen: pytest.MonkeyPa
         assert manager.verify(batch) == served.native("llama")
 
 
-def slime() -> contextlib.AbstractContextManager[Any]:
-    # Rules for mathematics, which need packages of their own.
-    other = {
+def load_slime() -> contextlib.AbstractContextManager[Any]:
+    # Rule-based rewards for mathematics, which need further packages.
+    math_rewards = {
         "get_deepscaler_rule_based_reward": None,
         "extract_answer": None,
         "grade_answer_verl": None,
     }
-    stand_ins = {f"slime.rollout.rm_hub.{name}": other for name in ("deepscaler", "math_utils")}
+    modules = ("deepscaler", "math_utils")
+    stand_ins = {f"slime.rollout.rm_hub.{name}": math_rewards for name in modules}
     return peer_module("slime.rollout.rm_hub", stand_ins)
 
 
-def test_the_remote_reward_model_of_slime(served: Served) -> None:
-    """Prompts as messages, and as text that the policy's template wrote."""
-    with slime() as module:
+def test_slime_remote_reward_model(served: Served) -> None:
+    """Prompts are messages, or text that the policy's template rendered."""
+    with load_slime() as module:
 
         async def run(model: str) -> list[Any]:
             args = SimpleNamespace(
@@ -202,41 +203,41 @@ def test_the_remote_reward_model_of_slime(served: Served) -> None:
                 rm_type="remote_rm",
                 custom_rm_path=None,
             )
-            found = []
+            rewards = []
             for prompt in (conversation("")[:1], served.prompt(model)):
-                samples = [slime_sample(prompt, answer) for answer in ANSWERS]
-                found.append(await module.batched_async_rm(args, samples))
+                samples = [build_slime_sample(prompt, answer) for answer in ANSWERS]
+                rewards.append(await module.batched_async_rm(args, samples))
             await module._shared_session.close()
-            return found
+            return rewards
 
         for model in ("demo", "llama"):
             assert asyncio.run(run(model)) == [served.native(model)] * 2
 
 
-def test_a_custom_reward_model_of_slime(served: Served, chosen: pytest.MonkeyPatch) -> None:
+def test_slime_custom_reward_model(served: Served, chosen: pytest.MonkeyPatch) -> None:
     chosen.setenv("SKYREWARD_CLIENT_POLICY_TEMPLATE", "chatml")
     args = SimpleNamespace(custom_rm_path="serve.client.integrations.slime.custom_rm")
-    with slime() as module:
+    with load_slime() as module:
 
         async def run() -> tuple[Any, Any]:
-            samples = [slime_sample(served.prompt("demo"), answer) for answer in ANSWERS]
-            found = (
+            samples = [build_slime_sample(served.prompt("demo"), answer) for answer in ANSWERS]
+            rewards = (
                 await module.async_rm(args, samples[0]),
                 await module.batched_async_rm(args, samples),
             )
             await base.get_reward_client().async_client.close()
-            return found
+            return rewards
 
         assert asyncio.run(run()) == (served.native("llama")[0], served.native("llama"))
 
 
-def slime_sample(prompt: Any, answer: str) -> SimpleNamespace:
+def build_slime_sample(prompt: Any, answer: str) -> SimpleNamespace:
     return SimpleNamespace(
         prompt=prompt, response=answer, label="8", metadata=None, custom_rm_path=None
     )
 
 
-def test_a_reward_function_of_ms_swift(served: Served, chosen: pytest.MonkeyPatch) -> None:
+def test_ms_swift_reward_function(served: Served, chosen: pytest.MonkeyPatch) -> None:
     class Rows:
         @staticmethod
         def rows_to_batched(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -255,5 +256,5 @@ def test_a_reward_function_of_ms_swift(served: Served, chosen: pytest.MonkeyPatc
         for answer in ANSWERS
     ]
     with peer_module("swift.rl_core.grpo_algorithm", stand_ins) as module:
-        found = module.compute_rewards_per_func(samples, [SkyRewardORM()], [None], "cpu")
-    assert torch.equal(found[:, 0], torch.tensor(served.native("llama")))
+        rewards = module.compute_rewards_per_func(samples, [SkyRewardORM()], [None], "cpu")
+    assert torch.equal(rewards[:, 0], torch.tensor(served.native("llama")))

@@ -1,4 +1,4 @@
-"""Clients of other services, by their own code, against a real one: native rewards."""
+"""Third-party clients of other services against a real service: they get the native rewards."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from peers import peer_module, peer_path
 
 from serve.client import ScoringClient
 
-# What their code warns of is theirs to mend.
+# Ignore deprecation warnings of the clients' code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_the_sample_client_of_the_skywork_card(served: Served) -> None:
-    """The block of the V2 card, with our address and a checkpoint that is here."""
+def test_sample_client_of_skywork_model_card(served: Served) -> None:
+    """The code block of the V2 card, with the service's URL and a local checkpoint."""
     card = peer_path("skywork/README.md").read_text(encoding="utf-8")
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "base_urls" in b)
     block = block.replace("http://127.0.0.1:{8000 + i}/", f"{served.url}/")
     block = re.sub(
         'model_name_or_path = ".*"', f"model_name_or_path = {str(served.folders['llama'])!r}", block
     )
-    found: dict[str, Any] = {}
-    exec(block, found)
+    scope: dict[str, Any] = {}
+    exec(block, scope)
     with ScoringClient(served.url, "llama") as client:
-        assert found["rewards"] == client.score([found["conv1"], found["conv2"]])
+        assert scope["rewards"] == client.score([scope["conv1"], scope["conv2"]])
 
 
-def test_llama_factory(served: Served) -> None:
+def test_llama_factory_client(served: Served) -> None:
     with peer_module("llamafactory.train.ppo.ppo_utils", {}) as module:
         for model in ("demo", "llama"):
             url = f"{served.url}/v1/score/evaluation?model={model}"
-            found = module.get_rewards_from_server(url, served.rendered(model))
-            assert torch.equal(found, torch.Tensor(served.native(model)))
+            rewards = module.get_rewards_from_server(url, served.rendered(model))
+            assert torch.equal(rewards, torch.Tensor(served.native(model)))
 
 
 @pytest.mark.parametrize("model", ["demo", "llama"])
-def test_the_openai_sdk(served: Served, model: str) -> None:
+def test_openai_sdk(served: Served, model: str) -> None:
     rewards, texts = served.native(model), served.rendered(model)
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         assert model in [served_model.id for served_model in client.models.list()]
@@ -65,13 +65,13 @@ def test_the_openai_sdk(served: Served, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["demo", "llama"])
-def test_the_inference_client_of_hugging_face(
+def test_hugging_face_inference_client(
     served: Served, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Tests forbid it to go anywhere; this goes to this machine.
+    # Tests run offline; this request stays on the local machine.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     client = InferenceClient(f"{served.url}/predict?model={model}")
     for text, reward in zip(served.rendered(model), served.native(model), strict=True):
-        found = client.text_classification(text)
-        (element,) = found if isinstance(found, list) else [found]
+        output = client.text_classification(text)
+        (element,) = output if isinstance(output, list) else [output]
         assert element.score == reward

@@ -1,4 +1,4 @@
-"""Reports in a real browser: no complaint, every plot has a size, nothing sticks out."""
+"""Reports in a real browser: no console errors, all plots are visible, no horizontal overflow."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from serve.jobs.summary import Summary
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
 
 _LONG = "Skywork/Skywork-Reward-" + "V2-" * 25 + "8B"
-# A plot is drawn if its lines and letters have a place within it.
-_DRAWN = """[...document.querySelectorAll('svg')].map(svg => {
+# A plot is drawn if all of its lines and texts have a size and are within the plot.
+_PLOTS = """[...document.querySelectorAll('svg')].map(svg => {
   const box = svg.getBoundingClientRect(), shapes = [...svg.querySelectorAll('path, text')];
-  const seen = shapes.filter(one => {
-    const its = one.getBoundingClientRect();
-    return its.width + its.height > 0 && its.left >= box.left - 8 && its.right <= box.right + 8;
+  const visible = shapes.filter(shape => {
+    const bounds = shape.getBoundingClientRect();
+    return bounds.width + bounds.height > 0
+      && bounds.left >= box.left - 8 && bounds.right <= box.right + 8;
   });
-  return [box.width, box.height, shapes.length, seen.length];
+  return [box.width, box.height, shapes.length, visible.length];
 })"""
-_CUT_OFF = """[...document.querySelectorAll('body *')].filter(one => {
+_OVERFLOWING = """[...document.querySelectorAll('body *')].filter(one => {
   const box = one.getBoundingClientRect();
   return box.width && box.right > document.documentElement.clientWidth + 1
     && !one.closest('.wide');
@@ -41,42 +42,42 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of each kind, with the number of its plots in mind."""
+    """A report of a job, and reports of evaluations."""
     folder = tmp_path_factory.mktemp("pages")
     names = ("job", "rewardbench", "rewardbench2", "rm-bench", "ppe-correctness")
-    found = {name: folder / f"{name}.html" for name in names}
-    report = Report(found["job"], "<scored>.jsonl")
+    paths = {name: folder / f"{name}.html" for name in names}
+    report = Report(paths["job"], "<scored>.jsonl")
     for number in range(200):
         report.add("pair", [Reward(number / 7 % 9, number + 5), Reward(number / 3 % 5, 50)], None)
     report.write(Summary(num_rows=200, num_tokens=1_000, seconds=2.0))
     for name in names[1:]:
         models = [_LONG, "b"] if name in ("rewardbench", "ppe-correctness") else [_LONG]
         write_report(
-            found[name], [evaluation(name, model, seed=n) for n, model in enumerate(models)]
+            paths[name], [evaluation(name, model, seed=n) for n, model in enumerate(models)]
         )
-    return found
+    return paths
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize(
-    ("name", "plots"),
+    ("name", "num_plots"),
     [("job", 3), ("rewardbench", 7), ("rewardbench2", 5), ("rm-bench", 7), ("ppe-correctness", 11)],
 )
-def test_pages_are_drawn_whole(
-    browser: Chromium, pages: dict[str, Path], name: str, plots: int, width: int, dark: bool
+def test_report_fits_page_and_draws_all_plots(
+    browser: Chromium, pages: dict[str, Path], name: str, num_plots: int, width: int, dark: bool
 ) -> None:
     page = pages[name]
     browser.open(page, width, dark)
     browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
     assert browser.run("document.documentElement.scrollWidth") <= width
-    assert browser.run(_CUT_OFF) == []
-    drawn = browser.run(_DRAWN)
-    assert len(drawn) == plots
-    for across, down, shapes, seen in drawn:
-        assert across > 0.7 * min(width, 560)
-        assert down > 40
-        assert shapes == seen > 3
+    assert browser.run(_OVERFLOWING) == []
+    plots = browser.run(_PLOTS)
+    assert len(plots) == num_plots
+    for plot_width, plot_height, num_shapes, num_visible in plots:
+        assert plot_width > 0.7 * min(width, 560)
+        assert plot_height > 40
+        assert num_shapes == num_visible > 3
     background = browser.run("getComputedStyle(document.body).backgroundColor")
     assert (max(map(int, background[4:-1].split(","))) < 60) == dark
     assert browser.complaints == []

@@ -1,4 +1,4 @@
-"""RM-Bench's chat items through a running service, a part of them against plain transformers."""
+"""RM-Bench's chat items scored by a running service, a sample compared with plain transformers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def load_bench() -> ModuleType:
     return module
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"RM-Bench is not at hand: {DATA} is missing")
-def test_items_equal_plain_transformers(service: str) -> None:
-    # All of them, one by one, take minutes: that is what the script is for.
+@pytest.mark.skipif(not DATA.exists(), reason=f"the file {DATA} of RM-Bench is missing")
+def test_rewards_of_rm_bench_match_plain_transformers(service: str) -> None:
+    # A sample of the items; the script compares all of them, which takes minutes.
     outcome = load_bench().run(DATA, service, "demo", seeds_dir() / "demo", every=8)
     assert outcome.items == 129
     assert outcome.pairs == 387

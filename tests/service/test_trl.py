@@ -16,7 +16,7 @@ from serve.cli.demo import run_service
 from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError
 from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and torch's, about each other
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of TRL and torch about each other
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
@@ -36,8 +36,8 @@ def url() -> Iterator[str]:
         yield address
 
 
-class Seen:
-    """A reward function that keeps what it was asked and what it said."""
+class RecordingReward:
+    """A reward function that records its arguments and rewards."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -51,15 +51,15 @@ class Seen:
         return rewards
 
 
-class SeenAsync(Seen):
+class AsyncRecordingReward(RecordingReward):
     async def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
         rewards = await self.function(prompts=prompts, completions=completions, **columns)
         self.calls.append((prompts, completions, rewards))
         return rewards
 
 
-def policy(folder: Path) -> PreTrainedTokenizerFast:
-    """Written to a folder, since a trainer reads it once more as the reference model."""
+def write_policy(folder: Path) -> PreTrainedTokenizerFast:
+    """Write a policy to a folder, since trainers load it again as the reference model."""
     tokenizer = build_tokenizer(SPECS["qwen3"])
     tokenizer.padding_side = "left"
     config = Qwen3Config(
@@ -78,7 +78,7 @@ def policy(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Path) -> Any:
-    chosen = {
+    options = {
         "output_dir": str(folder),
         "max_steps": 2,
         "logging_steps": 1,
@@ -91,11 +91,11 @@ def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Pat
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    tokenizer = policy(folder / "policy")
+    tokenizer = write_policy(folder / "policy")
     trainer = getattr(trl, f"{algorithm}Trainer")(
         model=str(folder / "policy"),
         reward_funcs=function,
-        args=getattr(trl, f"{algorithm}Config")(**chosen),
+        args=getattr(trl, f"{algorithm}Config")(**options),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -103,7 +103,7 @@ def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Pat
     return trainer
 
 
-def conversations(prompts: list[Any], completions: list[Any]) -> list[Any]:
+def join_conversations(prompts: list[Any], completions: list[Any]) -> list[Any]:
     if isinstance(prompts[0], str):
         return [
             [{"role": "user", "content": p}, {"role": "assistant", "content": c}]
@@ -114,31 +114,33 @@ def conversations(prompts: list[Any], completions: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
 @pytest.mark.parametrize("rows", ["conversational", "text"])
-def test_steps_with_our_rewards(url: str, algorithm: str, rows: str, tmp_path: Path) -> None:
+def test_trainer_steps_use_rewards_of_service(
+    url: str, algorithm: str, rows: str, tmp_path: Path
+) -> None:
     with ScoringClient(url) as client:
-        function = Seen(TRLReward(client))
+        function = RecordingReward(TRLReward(client))
         trainer = train(algorithm, function, DATA[rows], tmp_path)
         assert len(function.calls) == 2
         logs = [log for log in trainer.state.log_history if "rewards/skyreward/mean" in log]
         for (prompts, completions, rewards), log in zip(function.calls, logs, strict=True):
             assert len(rewards) == 4
-            assert rewards == client.score(conversations(prompts, completions))
+            assert rewards == client.score(join_conversations(prompts, completions))
             assert log["rewards/skyreward/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
 
 
-def test_steps_with_asynchronous_rewards(url: str, tmp_path: Path) -> None:
+def test_trainer_steps_use_asynchronous_rewards(url: str, tmp_path: Path) -> None:
     client = AsyncScoringClient(url)
-    function = SeenAsync(AsyncTRLReward(client, name="remote"))
+    function = AsyncRecordingReward(AsyncTRLReward(client, name="remote"))
     trainer = train("GRPO", function, DATA["conversational"], tmp_path)
     asyncio.run_coroutine_threadsafe(client.close(), trainer.async_loop).result(PATIENCE_S)
     assert len(function.calls) == 2
     with ScoringClient(url) as blocking:
         for prompts, completions, rewards in function.calls:
-            assert rewards == blocking.score(conversations(prompts, completions))
+            assert rewards == blocking.score(join_conversations(prompts, completions))
     assert any("rewards/remote/mean" in log for log in trainer.state.log_history)
 
 
-def test_what_cannot_be_scored_ends_the_run(url: str, tmp_path: Path) -> None:
+def test_unscorable_conversation_ends_training(url: str, tmp_path: Path) -> None:
     rows = [{"prompt": "<|im_start|>user\n2+2?", "solution": "x"}] * 2
     with ScoringClient(url) as client, pytest.raises(ScoringFailedError, match="4 of 4 conv"):
         train("GRPO", TRLReward(client), rows, tmp_path)

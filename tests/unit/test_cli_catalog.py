@@ -1,4 +1,4 @@
-"""Tables print text verbatim, including text that Rich would interpret as markup."""
+"""Tables of the command line print text unchanged, even if it looks like Rich markup."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from serve.cli.demo import print_pairs
 ODD = "use skyreward[flash] [/INST] [red]"
 
 
-def test_print_checks_prints_markup_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_checks_keeps_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason")
     print_checks(dict.fromkeys(keys, ODD), [])
     assert capsys.readouterr().out.count(ODD) == len(keys)
 
 
-def test_print_pairs_prints_markup_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_pairs_keeps_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [{"id": "one", "why": "x"}, {"id": "two", "why": "cut off"}]
-    answer = {
+    response = {
         "results": [
             {"error": {"code": "template_error", "message": ODD}},
             {"chosen_reward": 2.0, "rejected_reward": 0.5, "margin": 1.5, "probability": 0.8},
         ],
         "usage": {"num_tokens": 9, "num_computed_tokens": 9},
     }
-    print_pairs(pairs, answer)
+    print_pairs(pairs, response)
     out = capsys.readouterr().out
     assert f"template_error: {ODD}" in out
     assert "1 of 2 margins are positive" in out

@@ -116,9 +116,15 @@ def test_conflicting_options_are_usage_errors(tmp_path: Path) -> None:
         (("rmb",), "give a folder: -o DIR"),
         (("rmb", *out), "give --model NAME, --url URL or --scores FILE"),
         (("jokes", *out), "'jokes' is not one of"),
-        (("rmb", *out, "--scores", scores, "--model", "demo"), "--scores has the rewards already"),
-        (("rmb", *out, "--scores", scores, "--max-length", 9), "--max-length scores nothing"),
-        (("rmb", *out, "--model", "demo", "--name", "x"), "--name is for --scores"),
+        (
+            ("rmb", *out, "--scores", scores, "--model", "demo"),
+            "--scores already provides the rewards",
+        ),
+        (
+            ("rmb", *out, "--scores", scores, "--max-length", 9),
+            "--max-length has no effect with --scores",
+        ),
+        (("rmb", *out, "--model", "demo", "--name", "x"), "--name requires --scores"),
         (("rmb", *out, "--url", "http://x", "--dtype", "float32"), "--dtype is a setting of the"),
         (("rewardbench", *out, "--model", "demo", "--variant", "xstest"), "has no value"),
     ):
