@@ -87,7 +87,7 @@ def estimate_memory(
     """Estimate the memory of a replica on each device.
 
     Raises:
-        PlanError: the model does not fit; the message has the number of devices that it fits.
+        PlanError: the model does not fit; the message names a sufficient number of devices.
     """
     memory = _try_estimate_memory(shape, device, dtype, num_devices)
     if memory is not None:

@@ -30,7 +30,7 @@ def print_catalog(as_json: bool) -> None:
         return
     console = Console()
     table = _create_table(
-        "Served", "checkpoint", "family", "context", "RewardBench", "attention here", "licence"
+        "Served", "checkpoint", "family", "context", "RewardBench", "local attention", "licence"
     )
     for entry in load_catalog():
         table.add_row(
@@ -44,7 +44,7 @@ def print_catalog(as_json: bool) -> None:
     console.print(table)
     reasons = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
     for name, reason in reasons.items():
-        console.print(f"attention here: {name}: {reason}")
+        console.print(f"local attention: {name}: {reason}")
     not_served = _create_table("Not served yet", "checkpoint", "reason")
     for other in load_not_served():
         not_served.add_row(other.id, other.reason)

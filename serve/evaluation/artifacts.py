@@ -128,7 +128,8 @@ def render_model_card(evaluation: Evaluation) -> str:
         missing = "; ".join([*failed, *evaluation.result.missing])
         lines += ["", f"**Partial result.** Missing: {missing}."]
     if evaluation.comparisons:
-        lines += ["", "| published | metric | there, % | here, % | note |", "|---|---|--:|--:|---|"]
+        lines += ["", "| source | metric | published, % | here, % | note |"]
+        lines += ["|---|---|--:|--:|---|"]
         lines += [
             f"| {_escape_markdown(one.source)} | {_escape_markdown(one.metric)} | "
             f"{_format_percent(one.published)} | {_format_percent(one.ours)} | "

@@ -25,8 +25,8 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for one in evaluations:
         if one.comparisons:
             print_table(
-                f"{one.model}, as published",
-                ["metric", "here", "there", "difference", "source"],
+                f"{one.model}: comparison with published results",
+                ["metric", "here", "published", "difference", "source"],
                 (
                     [
                         c.metric,

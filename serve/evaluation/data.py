@@ -92,7 +92,9 @@ def load_data(
             items[item.key] = item
             locations[item.key] = row_location
     if not items:
-        raise BenchmarkDataError(f"{', '.join(names)} has zero rows; give data with rows")
+        raise BenchmarkDataError(
+            f"{', '.join(names)} has no rows; give a file or a folder with rows"
+        )
     return BenchmarkData(", ".join(names), tuple(items.values()))
 
 

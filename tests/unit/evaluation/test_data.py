@@ -210,7 +210,7 @@ def test_broken_line_or_empty_file_raises_error(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkDataError, match=r"row 1 of .*/a.jsonl: the line cannot be read"):
         load("rewardbench", tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("\n")
-    with pytest.raises(BenchmarkDataError, match="has zero rows"):
+    with pytest.raises(BenchmarkDataError, match="has no rows"):
         load("rewardbench", tmp_path / "b.jsonl")
     with pytest.raises(JobInputError, match="the file or folder .* does not exist"):
         load("rewardbench", tmp_path / "c.jsonl")

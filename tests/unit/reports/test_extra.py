@@ -19,7 +19,9 @@ def test_missing_matplotlib_is_reported_before_scoring(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": []}\n')
     arguments = {
-        "eval": ["rewardbench", "--data", str(rows), "--model", "demo", "-o", str(tmp_path / "out")],
+        "eval": [
+            "rewardbench", "--data", str(rows), "--model", "demo", "-o", str(tmp_path / "out"),
+        ],
         "score": [
             str(rows), "--model", "demo", "-o", str(tmp_path / "out.jsonl"),
             "--report", str(tmp_path / "report.html"),
