@@ -57,9 +57,11 @@ def jobs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("where", ["model", "url"])
 def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: str) -> None:
     model = get_model_options(where, served)
-    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
-    assert done.returncode == 3, done.stderr
-    summary = dict(line.rsplit(maxsplit=1) for line in done.stderr.splitlines() if line.strip())
+    completed = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
+    assert completed.returncode == 3, completed.stderr
+    summary = dict(
+        line.rsplit(maxsplit=1) for line in completed.stderr.splitlines() if line.strip()
+    )
     assert (summary["rows"], summary["with an error"]) == ("8", "4")
     reference = Reference(served.folders["llama"])
     paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
@@ -100,8 +102,8 @@ def test_record_with_invalid_json_fails_alone(tmp_path: Path, served: Served, wh
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     model = get_model_options(where, served)
-    done = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *model)
-    assert done.returncode == 3, done.stderr
+    completed = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *model)
+    assert completed.returncode == 3, completed.stderr
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert out[0]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
     assert out[1]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
@@ -115,8 +117,10 @@ def test_record_with_invalid_json_fails_alone(tmp_path: Path, served: Served, wh
 def test_score_without_errors_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
     (jobs / "in.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
     folder = checkpoint_folder / "qwen3"
-    done = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "o.jsonl"), "--model", str(folder))
-    assert done.returncode == 0, done.stderr
+    completed = run(
+        "score", str(jobs / "in.jsonl"), "-o", str(jobs / "o.jsonl"), "--model", str(folder)
+    )
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_score_with_unreachable_service_fails(jobs: Path) -> None:
@@ -128,18 +132,18 @@ def test_score_with_unreachable_service_fails(jobs: Path) -> None:
         "--url",
         "http://127.0.0.1:9",
     ]
-    done = run(*command, "--retry-s", "0")
-    assert done.returncode == 1
-    assert "is the service running there?" in done.stderr
+    completed = run(*command, "--retry-s", "0")
+    assert completed.returncode == 1
+    assert "is the service running there?" in completed.stderr
     assert not (jobs / "o.jsonl").exists()
 
 
 def test_render_matches_service(served: Served) -> None:
     folder = served.folders["llama"]
     lines = "\n".join(json.dumps(r) for r in (RECORDS[0], RECORDS[2], RECORDS[4]))
-    done = run("render", "-", "--model", str(folder), stdin=lines)
-    assert done.returncode == 3
-    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    completed = run("render", "-", "--model", str(folder), stdin=lines)
+    assert completed.returncode == 3
+    printed = [json.loads(line) for line in completed.stdout.splitlines()]
     conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
     body = {"model": "llama", "conversations": conversations}
     response = httpx.post(
@@ -188,10 +192,10 @@ def test_models_shows_model_that_is_not_served() -> None:
 )
 def test_user_error_is_one_line(jobs: Path, arguments: list[str], message: str) -> None:
     paths = {"IN": str(jobs / "in.jsonl"), "OUT": str(jobs / "out.jsonl")}
-    done = run(*(paths.get(argument, argument) for argument in arguments))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = run(*(paths.get(argument, argument) for argument in arguments))
+    assert completed.returncode == 1
+    assert message in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 def test_loading_options_are_refused_with_url(jobs: Path) -> None:
@@ -203,15 +207,15 @@ def test_loading_options_are_refused_with_url(jobs: Path) -> None:
         "--url",
         "http://127.0.0.1:9",
     ]
-    done = run(*command, "--max-length", "20")
-    assert done.returncode == 2
-    assert "--max-length is a setting of the service" in done.stderr
+    completed = run(*command, "--max-length", "20")
+    assert completed.returncode == 2
+    assert "--max-length is a setting of the service" in completed.stderr
 
 
 def test_verify_passes_for_good_checkpoint(checkpoint_folder: Path) -> None:
-    done = run("verify", "--model", str(checkpoint_folder / "qwen3"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 wrong" in done.stdout
+    completed = run("verify", "--model", str(checkpoint_folder / "qwen3"))
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "0 wrong" in completed.stdout
     refused = run("verify", "--model", "no/such/folder")
     assert refused.returncode == 1
     assert "Error: " in refused.stderr

@@ -241,8 +241,8 @@ def test_api_key_and_deadline_are_sent_and_key_is_never_displayed(
     for headers in server.received:
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert headers["X-Request-Timeout-Seconds"] == "2.5"
-    shown = [repr(client), repr(vars(client)), str(caught.value), caplog.text]
-    assert not [text for text in shown if KEY in text]
+    texts = [repr(client), repr(vars(client)), str(caught.value), caplog.text]
+    assert not [text for text in texts if KEY in text]
 
 
 @pytest.mark.parametrize("key", ["", " ", f"{KEY}\nX-Evil: 1", f"{KEY}é"])

@@ -28,14 +28,14 @@ def other() -> Iterator[StubService]:
 
 @pytest.fixture(params=MAKERS)
 def make_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
+    clients: list[Any] = []
 
     def make(*args: Any, **options: Any) -> Any:
-        made.append((ScoringClient if request.param == "sync" else Blocking)(*args, **options))
-        return made[-1]
+        clients.append((ScoringClient if request.param == "sync" else Blocking)(*args, **options))
+        return clients[-1]
 
     yield make
-    for client in made:
+    for client in clients:
         if isinstance(client, Blocking):
             client.end()
         else:

@@ -208,9 +208,9 @@ def test_progress_bar_is_shown_only_on_request(
     client.score([conversation(n) for n in range(5)])
     assert capfd.readouterr() == ("", "")
     client.score([conversation(n) for n in range(5)], progress=True)
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    assert "5/5" in shown.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "5/5" in output.err
 
 
 def test_tools_argument_goes_into_the_body(

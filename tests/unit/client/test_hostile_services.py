@@ -238,13 +238,13 @@ def test_credentials_in_url_are_sent_and_never_displayed(
     with pytest.raises(ServiceError) as caught:
         made.score([conversation(2)])
     client = getattr(made, "client", made)
-    shown = [
+    texts = [
         caplog.text, str(caught.value), repr(caught.value), repr(client), repr(client.options),
         repr(client._sender), repr(ClientSettings.load(urls=url)),
         repr(ExecutorOptions({}, (url,), api_key="sk-secret")),
         json.dumps(ExecutorOptions({}, (url,)).model_spec),
     ]  # fmt: skip
-    assert not [text for text in shown if "secret" in text or basic in text]
+    assert not [text for text in texts if "secret" in text or basic in text]
     assert stub.url in caught.value.detail
     assert "the query or fragment of the address" in caplog.text
     assert pickle.loads(pickle.dumps(client)).options.urls == (url,)

@@ -57,17 +57,17 @@ def stub() -> Iterator[StubService]:
 @pytest.fixture
 def client_env(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Set `SKYREWARD_CLIENT_URLS` to the stub's URL; return the monkeypatch for more variables."""
-    made: list[ScoringClient] = []
+    clients: list[ScoringClient] = []
 
     def make(*args: Any, **options: Any) -> ScoringClient:
-        made.append(ScoringClient(*args, **options))
-        return made[-1]
+        clients.append(ScoringClient(*args, **options))
+        return clients[-1]
 
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", stub.url)
     monkeypatch.setattr(base, "ScoringClient", make)
     yield monkeypatch
     base._build_reward_client.cache_clear()
-    for client in made:
+    for client in clients:
         client.close()
 
 
