@@ -184,7 +184,7 @@ class ScoringClient(BaseClient):
         with self._lock:
             if self._owner != os.getpid():
                 # After a fork, leave the parent's connections to the parent.
-                self._open()
+                self._reset_pool()
             if self._pool is None:
                 self._pool = httpx.Client(**self._build_httpx_kwargs(httpx.HTTPTransport))
             return self._pool

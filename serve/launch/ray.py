@@ -126,9 +126,7 @@ def _serve(
     finally:
         if not folder:
             # Others use the cluster: delete this application and nothing else.
-            with contextlib.suppress(
-                RuntimeError
-            ):  # no application exists if Serve did not start
+            with contextlib.suppress(RuntimeError):  # no application exists if Serve did not start
                 ray_serve.delete(APP_NAME, _blocking=False)
         ray.shutdown()
         stop.restore()

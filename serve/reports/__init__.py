@@ -2,7 +2,7 @@
 
 matplotlib draws the plots. They are inlined as SVG with the page's CSS variables as colors, so
 that they follow the reader's light or dark mode. The package is independent of jobs and
-benchmarks. Start reading in `document` and `svg`.
+benchmarks.
 """
 
 from __future__ import annotations

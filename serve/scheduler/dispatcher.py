@@ -287,7 +287,7 @@ class Dispatcher:
         number = next(self._numbers)
         for request in {request: None for entry in batch for request in entry.requests}:
             request.fingerprints.add(result.fingerprint)
-            request.batch_seconds[number] = result.forward_s
+            request.batch_seconds[number] = result.inference_s
         self._apportion_computed_tokens(batch, result.batch.num_computed_tokens)
         for entry, reward in zip(batch, result.batch.rewards, strict=True):
             self._crash_history.forget(entry.sequence)

@@ -292,7 +292,7 @@ class ServedModel:
             num_cached_tokens=sum(scored.num_cached_tokens for scored in slices),
         )
         context = current_request()
-        context.queue_duration_s += dispatched[0].queue_s if dispatched else 0.0
+        context.queue_duration_s += dispatched[0].queue_duration_s if dispatched else 0.0
         batches = {number: s for d in dispatched for number, s in d.batch_seconds.items()}
         context.inference_s += sum(batches.values())
         return result

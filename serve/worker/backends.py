@@ -52,7 +52,7 @@ class BatchResult:
     @classmethod
     def from_worker_result(cls, result: WorkerResult) -> BatchResult:
         """Convert the result of a worker."""
-        return cls(result.batch, result.forward_s, Fingerprint(**result.fingerprint))
+        return cls(result.batch, result.inference_s, Fingerprint(**result.fingerprint))
 
 
 class Backend(Protocol):

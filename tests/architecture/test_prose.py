@@ -1,4 +1,4 @@
-"""Words of documents, docstrings, comments, help and messages: none of a list of tics and old names.
+"""Documents, docstrings, comments, help and messages use none of these tics and old names.
 
 As a script it prints every hit: `python tests/architecture/test_prose.py [PATH...]`.
 """

@@ -54,7 +54,9 @@ def _check_inputs(value: object) -> object:
         )
     if isinstance(value, list) and all(map(_is_text_or_pair, value)):
         return value
-    raise ValueError('must be a string, a pair of strings, or a batch: a list of ["text"] or of pairs')
+    raise ValueError(
+        'must be a string, a pair of strings, or a batch: a list of ["text"] or of pairs'
+    )
 
 
 _STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}

@@ -250,7 +250,9 @@ def test_client_settings_read_environment(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ServiceError, match=r"policy_template.*: Input should be .*'chatml'"):
         ClientSettings.load()
     monkeypatch.setenv("SKYREWARD_CLIENT_URL", "http://a:1")
-    with pytest.raises(ServiceError, match=r"SKYREWARD_CLIENT_URL, which is not a setting; .*_URLS"):
+    with pytest.raises(
+        ServiceError, match=r"SKYREWARD_CLIENT_URL, which is not a setting; .*_URLS"
+    ):
         ClientSettings.load()
 
 

@@ -212,5 +212,5 @@ def test_broken_line_or_empty_file_raises_error(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(BenchmarkDataError, match="has no rows"):
         load("rewardbench", tmp_path / "b.jsonl")
-    with pytest.raises(JobInputError, match="the file or folder .* does not exist"):
+    with pytest.raises(JobInputError, match=r"the file or folder .* does not exist"):
         load("rewardbench", tmp_path / "c.jsonl")
