@@ -28,7 +28,7 @@ class DispatchResult:
             their lengths; the share of a sequence goes to the oldest request that waits for it.
         fingerprints: fingerprints of the models that computed the rewards; several if the model was
             replaced meanwhile.
-        queue_s: seconds until the first sequence went to a replica.
+        queue_duration_s: seconds until the first sequence went to a replica.
         batch_seconds: seconds on the device of each batch that held a sequence, by the batch's
             number.
     """

@@ -41,7 +41,7 @@ class BatchResult:
 
     Attributes:
         batch: rewards; reward i belongs to sequence i.
-        forward_s: seconds on the device.
+        inference_s: seconds on the device.
         fingerprint: fingerprint of the model that scored the batch.
     """
 

@@ -41,7 +41,7 @@ class WorkerResult:
 
     Attributes:
         batch: rewards; reward i belongs to sequence i.
-        forward_s: seconds on the device, without the wait for it.
+        inference_s: seconds on the device, without the wait for it.
         fingerprint: fields of the `rm_core.Fingerprint` of the model that scored the batch.
     """
 
