@@ -21,8 +21,8 @@ from rm_core.catalog.entries import seeds_dir
 from rm_core.catalog.golden import get_golden_rewards
 from rm_core.inputs.conversations import Messages, join
 from rm_core.model.precision import use_ieee_products
-from rm_core.rounding import FLOAT32_ROUNDING_FACTOR, bfloat16_step, compute_tolerance
 from rm_core.scorer import RewardScorer
+from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, bfloat16_step, compute_tolerance
 from rm_core.types import Reward, ScoreError
 
 # Published rewards come from bfloat16 runs. Other engines were observed 1 to 5 bfloat16 steps away.

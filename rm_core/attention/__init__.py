@@ -2,6 +2,7 @@
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.hooks import PackedAttention, install_packed_attention
+from rm_core.attention.kernel_check import select_validated_backend
 from rm_core.attention.segments import Segment, build_segments, build_token_segments
 from rm_core.attention.select import (
     AttentionChoice,
@@ -9,7 +10,6 @@ from rm_core.attention.select import (
     choose_attention,
     make_backend,
 )
-from rm_core.attention.selfcheck import select_validated_backend
 
 __all__ = [
     "AttentionBackend",

@@ -24,9 +24,9 @@ from rm_core.errors import (
 )
 from rm_core.inputs.chat_template import ChatTemplate, RenderingInterrupt
 from rm_core.inputs.conversations import Chat, Messages, parse_chat, validate_unicode
-from rm_core.inputs.length_bound import TokenBound
 from rm_core.inputs.prerendered import PROBE, PrerenderedReader
-from rm_core.inputs.token_boundaries import TokenBoundaries
+from rm_core.inputs.text_splitting import TokenBoundaries
+from rm_core.inputs.token_count_bound import TokenBound
 from rm_core.inputs.truncation import drop_oldest
 from rm_core.inputs.warnings import WarningFinder
 from rm_core.packing import common_prefix_length

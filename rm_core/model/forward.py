@@ -68,7 +68,8 @@ def _compute_hidden_states(
             device, non_blocking=True
         ),
         use_cache=False,
-        # With several devices, each layer takes the entry of its device: `rm_core.model.pipeline`.
+        # With several devices, each layer takes the entry of its device:
+        # `rm_core.model.pipeline_parallel`.
         packed=packed[0] if len(packed) == 1 else packed,
     ).last_hidden_state[0]
     if not loaded_model.deterministic:

@@ -28,7 +28,7 @@ from rm_core.errors import ModelLoadError, RewardError
 from rm_core.inputs.encoder import ChatEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
-from rm_core.model.pipeline import install_transfer_hooks, move_to_devices
+from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.model.precision import check_precision, use_ieee_products
 from rm_core.model.prepacked_linear import prepack_linears

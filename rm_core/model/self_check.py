@@ -21,9 +21,9 @@ from torch import nn
 
 from rm_core.errors import InvalidConversationError, ModelLoadError
 from rm_core.inputs.encoder import ChatEncoder
-from rm_core.model.pipeline import install_transfer_hooks
+from rm_core.model.pipeline_parallel import install_transfer_hooks
 from rm_core.packing import TokenIds
-from rm_core.rounding import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
+from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
 from rm_core.types import PrerenderedText, ScoreError
 
 if TYPE_CHECKING:

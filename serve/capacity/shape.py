@@ -11,7 +11,7 @@ from typing import Any
 
 from rm_core import ModelConfig, find_entry, open_checkpoint
 from rm_core.catalog.entries import CatalogEntry, Family
-from rm_core.model.pipeline import get_stage
+from rm_core.model.pipeline_parallel import get_stage
 from serve.errors import UnknownShapeError
 
 # Number of norms of hidden size in a layer; Qwen3 has two more, each of head size.
@@ -59,7 +59,8 @@ class ModelShape:
 
         Args:
             itemsize: bytes of a weight.
-            num_devices: number of devices over which `rm_core.model.pipeline` spreads the layers.
+            num_devices: number of devices that the layers are spread over, see
+                `rm_core.model.pipeline_parallel`.
         """
         layer_counts = [0] * num_devices
         for index in range(self.num_hidden_layers):

@@ -25,7 +25,7 @@ from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.attention.select import is_flash_attn_installed
-from rm_core.rounding import bfloat16_step
+from rm_core.tolerance import bfloat16_step
 
 pytestmark = [
     pytest.mark.gpu,

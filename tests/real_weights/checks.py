@@ -31,7 +31,7 @@ from rm_core import (
 from rm_core.config import DType, Quantization
 from rm_core.model.self_check import build_self_check, encode_samples
 from rm_core.model.weights import read_weights
-from rm_core.rounding import FLOAT32_TOLERANCE, compute_tolerance
+from rm_core.tolerance import FLOAT32_TOLERANCE, compute_tolerance
 from rm_core.verification import compare_rankings
 
 Messages = list[dict[str, Any]]

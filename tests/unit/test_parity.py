@@ -18,7 +18,7 @@ from reference import CONVERSATIONS, LONG, Messages, Reference, talk
 from transformers import AutoTokenizer
 
 from rm_core import BatchConfig, ModelConfig, Reward, RewardScorer
-from rm_core.rounding import bfloat16_step
+from rm_core.tolerance import bfloat16_step
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]

@@ -12,7 +12,7 @@ from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
-from rm_core.rounding import bfloat16_step
+from rm_core.tolerance import bfloat16_step
 from rm_core.verification import Check, sample_conversations, verify
 
 PathOf = Callable[[str], Path]

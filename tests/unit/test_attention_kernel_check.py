@@ -20,7 +20,7 @@ from rm_core.attention import (
 )
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend, CpuSdpaPlan
 from rm_core.attention.eager import EagerBackend
-from rm_core.attention.selfcheck import AttentionHeads, check_backend
+from rm_core.attention.kernel_check import AttentionHeads, check_backend
 
 CPU = torch.device("cpu")
 HEADS = AttentionHeads(num_heads=4, num_key_value_heads=2, head_dim=16)

@@ -21,8 +21,8 @@ from tokenizers_known import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rm_core.inputs import token_boundaries
-from rm_core.inputs.token_boundaries import TokenBoundaries
+from rm_core.inputs import text_splitting
+from rm_core.inputs.text_splitting import TokenBoundaries
 from rm_core.packing import common_prefix_length
 
 # Difficult texts: white space of all kinds and lengths, marks that compose, digits of several
@@ -72,7 +72,7 @@ def test_split_keeps_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @settings(max_examples=100)
     @given(TEXTS, st.integers(1, 12), st.integers(1, 40))
     def holds(text: str, target_characters: int, max_characters: int) -> None:
-        monkeypatch.setattr(token_boundaries, "TARGET_CHARACTERS", target_characters)
+        monkeypatch.setattr(text_splitting, "TARGET_CHARACTERS", target_characters)
         for parts in (
             list(boundaries.split(text, 0, max_characters)),
             list(boundaries.split_from_end(text, max_characters))[::-1],
@@ -103,7 +103,7 @@ def test_split_divides_long_texts(make: Any, unit: str) -> None:
         list(boundaries.split_from_end(text, 1_000)),
     ):
         assert len(parts) > 3
-        assert max(stop - start for start, stop in parts) < token_boundaries.TARGET_CHARACTERS + 100
+        assert max(stop - start for start, stop in parts) < text_splitting.TARGET_CHARACTERS + 100
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "中", "!", "😀"])

@@ -34,7 +34,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rm_core.inputs.tokenizer_pipeline import is_plain_bpe, list_steps
+from rm_core.inputs.tokenizer_components import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rm_core import ChatEncoder, seeds_dir
 from rm_core.errors import ConversationTooLongError
-from rm_core.inputs.length_bound import TokenBound
+from rm_core.inputs.token_count_bound import TokenBound
 
 # Texts that are long as one token, or that NFC shortens, in every order.
 PIECES = [
