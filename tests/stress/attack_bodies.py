@@ -142,13 +142,14 @@ def fields(size: int) -> bytes:
 
 def small_bodies(size: int) -> Iterator[tuple[str, str, bytes]]:
     """Name, route and body."""
+    # A list of nothing but integers would be one conversation of token ids.
     lists = (
         ("/v1/score/evaluation", b'{"messages":['),
         ("/v1/chat/completions", b'{"messages":['),
         ("/get_reward", b'{"query":['),
         ("/remote_rm", b'{"response":"x","prompt":['),
         ("/rerank", b'{"query":"x","texts":['),
-        ("/classify", b'{"input":['),
+        ("/classify", b'{"input":["",'),
         ("/v1/score", b'{"conversations":['),
         ("/v1/rank", b'{"prompt":"x","responses":['),
     )
