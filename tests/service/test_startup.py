@@ -16,7 +16,7 @@ NOT_SERVABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "message"), [*NOT_SERVABLE, ("NaN", "holds NaN or infinity")])
+@pytest.mark.parametrize(("name", "message"), [*NOT_SERVABLE, ("NaN", "contains NaN or infinity")])
 def test_invalid_checkpoint_is_refused(tmp_path: Path, name: str, message: str) -> None:
     assert_refused(tmp_path / "checkpoint", name, message, "--local")
 

@@ -26,7 +26,7 @@ CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "cont
 
 
 def test_checkpoint_refused_by_replica_stops_startup(tmp_path: Path) -> None:
-    output = assert_refused(tmp_path / "checkpoint", "NaN", "holds NaN or infinity")
+    output = assert_refused(tmp_path / "checkpoint", "NaN", "contains NaN or infinity")
     assert "starting Ray" in output
 
 

@@ -94,7 +94,7 @@ def test_measure_uses_local_device() -> None:
         (["--model", MODEL, "--measure", "--gpu", "h100"], 2, "leave out --gpu"),
         (["--model", MODEL, "--prompt-tokens", "20000"], 1, "takes at most 16384"),
         (["--model", "Skywork-Reward-Gemma-2-27B-v0.2", "--gpu", "l40s"], 1, "it fits on 2"),
-        (["--model", "./no/such"], 1, "there is no folder"),
+        (["--model", "./no/such"], 1, "does not exist"),
         ([], 2, "--model"),
     ],
 )
