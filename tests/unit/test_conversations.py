@@ -221,7 +221,7 @@ def test_join_makes_a_conversation(prompt: object, answer: object, whole: object
 
 NOT_JOINED = {
     "string without prompt": (None, "4", "`chosen` is a string without a `prompt`", "give"),
-    "another prompt": ("3+3?", WHOLE, "role 'user' that is not the start of `prompt`", "leave"),
+    "another prompt": ("3+3?", WHOLE, "role 'user' that is not the start of `prompt`", "omit"),
     "a system prompt more": ("2+2?", [SYSTEM, *WHOLE], "of role 'system'", "same prompt"),
     "prompt is a number": (5, "4", "the prompt is a number", A_STRING_OR_LIST),
     "prompt is empty": ([], "4", "the prompt is empty", "give at least one message"),
