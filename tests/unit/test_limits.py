@@ -58,7 +58,7 @@ def test_prompt_error_is_repeated_for_each_response() -> None:
     app = create_app(ScoringService([(settings.models[0], FakeBackend())], settings), settings)
     with TestClient(app) as client:
         until(lambda: ready(client))
-        for prompt, expected in (([], "empty"), (None, "there is no `prompt`"), (7, "number")):
+        for prompt, expected in (([], "empty"), (None, "without a `prompt`"), (7, "number")):
             body = {"prompt": prompt, "responses": ["4", "5"]}
             results = client.post("/v1/rank", json=body).json()["results"]
             assert all(expected in result["error"]["message"] for result in results)

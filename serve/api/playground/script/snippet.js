@@ -3,7 +3,7 @@ let language = "curl";
 
 /** Show the request with a body as code to copy. */
 function showCode(body) {
-  const codes = { curl: toCurl(body), python: toPython(body) };
+  const codes = { curl: curlCode(body), python: pythonCode(body) };
   const text = el("pre", { id: "snippet", tabindex: 0, role: "region", "aria-label": "Code" }, codes[language]);
   const names = { curl: "curl", python: "Python" };
   const choices = el("fieldset", { class: "choices" },
@@ -27,7 +27,7 @@ function showCode(body) {
   $("code").replaceChildren(el("div", { class: "row" }, el("h2", {}, "As code"), choices, button), text);
 }
 
-function toCurl(body) {
+function curlCode(body) {
   const lines = [`curl ${base()}v1/rank`, "-H 'Content-Type: application/json'"];
   if (apiKey()) lines.push('-H "Authorization: Bearer $SKYREWARD_API_KEY"');
   // No line of the JSON can equal the end marker: line breaks in strings are escaped.
@@ -35,7 +35,7 @@ function toCurl(body) {
   return lines.join(" \\\n  ");
 }
 
-function toPython(body) {
+function pythonCode(body) {
   const headers = apiKey() ? ['    headers={"Authorization": f"Bearer {os.environ[\'SKYREWARD_API_KEY\']}"},'] : [];
   return [
     ...(apiKey() ? ["import os", ""] : []),
