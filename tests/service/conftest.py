@@ -19,7 +19,7 @@ from serve.client.integrations import base
 # Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
 # started once, and `serve run` would join the cluster of another one. All others, whose services
 # are single processes, may run beside each other.
-ON_RAY = ("test_demo", "test_ray_pool", "test_serve_run", "test_startup_on_ray")
+ON_RAY = ("test_demo", "test_ray_executor", "test_serve_run", "test_startup_on_ray")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

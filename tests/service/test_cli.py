@@ -86,7 +86,7 @@ def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: st
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
     rerun = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
     assert rerun.returncode == 3
-    assert "is done already" in rerun.stderr
+    assert "is complete already" in rerun.stderr
 
 
 @pytest.mark.parametrize("where", ["model", "url"])
@@ -182,7 +182,10 @@ def test_models_shows_model_that_is_not_served() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["score", "IN", "-o", "no/such/out.jsonl"], "there is no folder no/such; make it first"),
+        (
+            ["score", "IN", "-o", "no/such/out.jsonl"],
+            "the folder no/such does not exist; create it first",
+        ),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is not a valid address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
         (["score", "IN", "-o", "OUT", "--model", "demo@v1"], "has no revisions"),

@@ -96,7 +96,7 @@ def test_second_run_scores_nothing(
     assert code == 0
     assert not unused.calls
     assert not unused.num_asked
-    assert any("is done already" in line for line in lines)
+    assert any("is complete already" in line for line in lines)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("s*")} == before
 
 
@@ -105,20 +105,20 @@ def test_failed_run_resumes_after_last_chunk(
 ) -> None:
     rows = benchmark_files.rewardbench(300)
     data = benchmark_files.write(tmp_path / "many", {"filtered.jsonl": rows})
-    evaluate(data=data, output="undisturbed")
+    evaluate(data=data, output="uninterrupted")
     broken, second = FakeExecutor(fail_at=2), FakeExecutor()
     executors += [broken, second]
-    with pytest.raises(RuntimeError, match="the carrier failed"):
+    with pytest.raises(RuntimeError, match="the executor failed"):
         evaluate(data=data)
     assert not (tmp_path / "out" / "summary.json").exists()
     code, lines = evaluate(data=data)
     assert code == 0
-    assert any("going on behind row" in line for line in lines)
+    assert any("resuming after row" in line for line in lines)
     scored = sum(len(call) for call in second.calls)
     assert 0 < scored < 600
     for name in ("summary.json", "scores.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (
-            tmp_path / "undisturbed" / name
+            tmp_path / "uninterrupted" / name
         ).read_bytes()
 
 

@@ -104,7 +104,7 @@ def test_judgebench_tie_is_right_if_label_is_b(evaluate: Evaluate, tmp_path: Pat
 def test_run_has_options_of_its_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(options={"xstest": "swapped"})
     run = load(tmp_path / "out")
-    assert run.benchmark.options.values()["xstest"] == "swapped"
+    assert run.benchmark.options.to_dict()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert run.result.overall == summary["overall"]
 

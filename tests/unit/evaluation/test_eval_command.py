@@ -148,7 +148,7 @@ def test_missing_data_is_a_one_line_error(tmp_path: Path) -> None:
         "eval", "rmb", "--model", "demo", "-o", tmp_path / "out", "--data", tmp_path / "no"
     )
     assert result.exit_code == 1
-    assert "Error: there is no file or folder" in result.output
+    assert "Error: the file or folder " in result.output
     assert "Traceback" not in result.output
 
 

@@ -108,7 +108,9 @@ def test_file_in_other_encoding_raises_error(tmp_path: Path, encoding: str) -> N
 def test_too_long_line_raises_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 100)
     path = write_lines(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
-    with pytest.raises(ScoreFileError, match=r"line 3: the line has \d+ bytes and may have 100"):
+    with pytest.raises(
+        ScoreFileError, match=r"line 3: the line has \d+ bytes, and the maximum is 100"
+    ):
         read_scores(path, ITEMS)
 
 
