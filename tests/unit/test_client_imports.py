@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from dispatcher_harness import Line, scenario, until
+from dispatcher_harness import DispatcherHarness, scenario, until
 from fakes import FakeBackend, conversation, ready, serving
 from waiting import until as until_now
 
@@ -77,30 +77,30 @@ def test_tokens_in_flight_for_another_client_count_as_computed() -> None:
 
 
 @scenario
-async def test_priority_orders_only_within_a_client(line: Line) -> None:
-    await line.hold()
-    normal = line.ask(*[(i,) * 20 for i in range(3)])
-    urgent = line.ask(*[(10 + i,) * 20 for i in range(6)], priority=-1000)
-    other = line.ask((77,) * 20, client="b")
-    await until(lambda: line.queue.num_waiting == 10)
-    line.release()
+async def test_priority_orders_only_within_a_client(harness: DispatcherHarness) -> None:
+    await harness.hold()
+    normal = harness.submit(*[(i,) * 20 for i in range(3)])
+    urgent = harness.submit(*[(10 + i,) * 20 for i in range(6)], priority=-1000)
+    other = harness.submit((77,) * 20, client="b")
+    await until(lambda: harness.dispatcher.num_waiting == 10)
+    harness.release()
     await asyncio.gather(normal, urgent, other)
-    order = [batch[0][0] for batch in line.replicas.batches[1:]]
+    order = [batch[0][0] for batch in harness.replicas.batches[1:]]
     assert order == [77, *range(10, 16), 0, 1, 2]
 
 
 @scenario
-async def test_queued_tokens_are_counted_per_client(line: Line) -> None:
-    await line.hold()
-    large = line.ask(*[(i,) * 20 for i in range(3)])
-    small = line.ask((0,) * 20, client="b")
-    await until(lambda: line.queue.tokens_by_client.get("b", 0) == 20)
-    assert line.queue.tokens_by_client["a"] == 61
+async def test_queued_tokens_are_counted_per_client(harness: DispatcherHarness) -> None:
+    await harness.hold()
+    large = harness.submit(*[(i,) * 20 for i in range(3)])
+    small = harness.submit((0,) * 20, client="b")
+    await until(lambda: harness.dispatcher.tokens_by_client.get("b", 0) == 20)
+    assert harness.dispatcher.tokens_by_client["a"] == 61
     large.cancel()
-    await until(lambda: line.queue.tokens_by_client.get("a", 0) == 1)
-    line.release()
+    await until(lambda: harness.dispatcher.tokens_by_client.get("a", 0) == 1)
+    harness.release()
     await small
-    await until(lambda: not line.queue.tokens_by_client)
+    await until(lambda: not harness.dispatcher.tokens_by_client)
 
 
 def test_client_is_refused_only_above_its_share() -> None:
