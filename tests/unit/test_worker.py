@@ -269,7 +269,7 @@ def test_failing_conversation_leaves_worker_healthy(
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(math.nan, "answered nan"), (0.5, "now and was")], ids=["NaN", "another"]
+    ("value", "says"), [(math.nan, "returned nan"), (0.5, "now and was")], ids=["NaN", "another"]
 )
 def test_corrupted_weights_make_worker_unhealthy(
     value: float,
