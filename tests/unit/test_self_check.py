@@ -45,7 +45,8 @@ def numbers_in_refusal(folder: Path, **settings: Any) -> tuple[float, float]:
     with pytest.raises(ModelLoadError, match=r"the self-check of .* failed") as caught:
         load(folder, **settings)
     found = re.search(
-        r"gives (\S+) to a built-in conversation, the engine gives (\S+) ", caught.value.detail
+        r"gives a built-in conversation the reward (\S+), the engine gives (\S+) ",
+        caught.value.detail,
     )
     assert found, caught.value.detail
     return float(found[1]), float(found[2])
