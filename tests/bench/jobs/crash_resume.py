@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from result import finish
 from running import Ended, Running, require, run, summary_of, write_rows
-from tiny import build_tiny
-from verdict import finish
+from tiny_model import build_tiny
 
 _EARLY = 0.25
 _WORDS = [f"word{number}" for number in range(500)]
