@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from result import finish
 from service import Service, parser_of, service_of
+from stress_result import finish
 
 MIB = 2**20
 SMALL_S, SMALL_MIB, HEALTH_S = 0.2, 50, 0.1

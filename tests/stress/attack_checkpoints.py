@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers  # noqa: F401  (imported once, before processes are forked)
-from result import finish
+from stress_result import finish
 
 from rm_core import ModelConfig, RewardScorer, load_encoder, open_checkpoint
 from rm_core.catalog.entries import seeds_dir

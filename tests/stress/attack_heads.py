@@ -29,8 +29,8 @@ from typing import Any
 import httpx
 import uvicorn
 from health_latency import ask
-from result import finish, percentiles
 from service import Service, cpu_s, parser_of, service_of
+from stress_result import finish, percentiles
 
 from serve.cli.demo import find_free_port
 

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from result import finish
+from stress_result import finish
 
 ROW = {"prompt": "2+2?", "response": "4"}
 EVIL = "\x1b]0;PWN\x07[/evil]\x1b[2J"

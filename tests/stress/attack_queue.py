@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from result import finish, percentiles
 from service import Service, parser_of, service_of
+from stress_result import finish, percentiles
 
 KEYS = {"A": "alpha-key-0123456789", "B": "beta-key-0123456789"}
 _WORDS = [

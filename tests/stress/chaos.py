@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from load import Outcome, Post, closed_loop
-from result import finish, percentiles
 from service import Service, kill, parser_of, service_of
+from stress_result import finish, percentiles
 from workload_mix import Conversation, Writer, body_of, picks
 
 from rm_core import Reward

@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 from load import JSON, Outcome, Post, connections, lone_latencies, send, unique_posts
-from result import finish, percentiles
 from service import Service, parser_of, service_of
+from stress_result import finish, percentiles
 from workload_mix import Conversation, Writer, body_of
 
 from rm_core import ModelConfig, Reward, RewardScorer

@@ -27,9 +27,9 @@ import httpx
 from mutations import Mutant, by_kind, mutant
 from openapi_operations import Operation, operations_of
 from raw_http import Hang, send_raw
-from result import finish, percentiles
 from schema_conformance import conform
 from service import Service, parser_of, service_of
+from stress_result import finish, percentiles
 
 from rm_core import seeds_dir
 

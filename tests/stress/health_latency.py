@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 from load import Post, closed_loop, unique_posts
-from result import finish, percentiles
 from service import Service, parser_of, service_of
+from stress_result import finish, percentiles
 
 WITHIN_S = 0.1
 BATCH_TOKENS = 8_192

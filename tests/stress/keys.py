@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 from openapi_operations import Operation, operations_of
-from result import finish
 from service import parser_of, service_of
+from stress_result import finish
 
 OPEN = ("/health", "/ready", "/metrics")
 PAGES = ("/", "/openapi.json", "/docs", "/redoc", "/metrics", "/no/such/route")

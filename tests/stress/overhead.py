@@ -35,8 +35,8 @@ from baseline import floor_of
 from baseline_ray import floor_on_ray
 from in_process import in_process
 from load import JSON, Post, closed_loop, lone_latencies, unique_posts
-from result import finish, percentiles
 from service import Service, parser_of, service_of, thread_cpu_s
+from stress_result import finish, percentiles
 from tiny_model import build_tiny
 
 CPU_MS = 3.0

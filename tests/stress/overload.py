@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 from load import Outcome, Post, full_rate, lone_latencies, open_loop, send, unique_posts
 from monitor import MIB, MemoryWatch, median_total
-from result import finish, percentiles
 from service import Service, parser_of, service_of
+from stress_result import finish, percentiles
 
 KEEPS = 0.9
 BACK_AFTER_S = 5.0

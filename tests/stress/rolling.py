@@ -31,8 +31,8 @@ from typing import Any
 import httpx
 from chaos import TOLERANCE, Tally, posts_of, undisturbed
 from load import Post, closed_loop
-from result import finish
 from service import Service, parser_of
+from stress_result import finish
 from workload_mix import Conversation, Writer
 
 from serve.config.settings import Settings

@@ -19,8 +19,8 @@ from typing import Any
 
 from load import full_rate, open_loop, unique_posts
 from monitor import MIB, MemoryWatch, median_private
-from result import finish, percentiles
 from service import parser_of, service_of
+from stress_result import finish, percentiles
 
 GROWTH = 0.05
 SLACK = 4 * MIB

@@ -19,8 +19,8 @@ import threading
 import httpx
 from chaos import TOLERANCE, Tally, undisturbed, with_retries, without_retries
 from nodes import HEAD, WORKER, Cluster, cluster, isolate, wait_for
-from result import finish
 from service import parser_of, service_of
+from stress_result import finish
 from workload_mix import Writer
 
 from serve.deployments.cluster import enable_token_auth

@@ -22,8 +22,8 @@ from typing import Any
 
 from evaluations import Way, evaluated, part_of
 from reference import Reference
-from result import finish
 from service import parser_of, service_of
+from stress_result import finish
 
 from rm_core import seeds_dir
 from rm_core.benchmarks.base import Item

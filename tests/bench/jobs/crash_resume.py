@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from result import finish
 from running import Ended, Running, require, run, summary_of, write_rows
+from stress_result import finish
 from tiny_model import build_tiny
 
 _EARLY = 0.25

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from result import finish
 from running import read_rows, require, run, summary_of, write_rows
 from service import parser_of, service_of
+from stress_result import finish
 
 from rm_core import ModelConfig, Reward, RewardScorer
 from serve.jobs.record_schema import parse_record

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result import finish
 from running import Ended, require, run, summary_of, write_rows
+from stress_result import finish
 from tiny_model import build_tiny
 
 from rm_core import ModelConfig, RewardScorer
