@@ -32,6 +32,7 @@ check: $(VENV)/dev ## run the linters and the type checker, build the documentat
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/architecture/test_prose.py
 	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
 format: $(VENV)/dev ## fix lint errors and format the code with ruff

@@ -15,7 +15,7 @@ from serve.evaluation.artifacts import REPORT, SUMMARY, is_partial, read_summary
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data
 from serve.evaluation.provenance import collect_provenance, inherit_provenance
-from serve.evaluation.published import compare_with_published
+from serve.evaluation.published_results import compare_with_published
 from serve.evaluation.result import Evaluation
 from serve.evaluation.runner import (
     EvalContext,

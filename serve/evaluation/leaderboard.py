@@ -13,7 +13,7 @@ from serve.escaping import escape_line
 from serve.evaluation.artifacts import read_summary
 from serve.evaluation.console import format_percent, print_table
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
-from serve.evaluation.published import iter_published_rows
+from serve.evaluation.published_results import iter_published_rows
 
 LOCAL = "here"
 _SORT_METRICS = {"judgebench": MEAN_OF_SECTIONS}

@@ -97,6 +97,11 @@ def test_prose_has_no_tics_and_no_old_names(path: Path) -> None:
 
 if __name__ == "__main__":
     chosen = [Path(name).resolve() for name in sys.argv[1:]]
-    for file in FILES:
-        if not chosen or any(file.is_relative_to(path) for path in chosen):
-            print(*hits(file), sep="\n", end="\n" if hits(file) else "")
+    found = [
+        hit
+        for file in FILES
+        if not chosen or any(file.is_relative_to(path) for path in chosen)
+        for hit in hits(file)
+    ]
+    print(*found, sep="\n", end="\n" if found else "")
+    sys.exit(1 if found else 0)

@@ -54,7 +54,7 @@ def _open_unchecked(path: Path, offset: int, watch: Watcher | None) -> Iterator[
             if stored.peek(2)[:2] == _GZIP:
                 file = cast(IO[bytes], gzip.GzipFile(fileobj=stored))
             if offset and (file.seek(offset - 1) != offset - 1 or not file.read(1)):
-                raise truncated_file_error(path)
+                raise build_truncated_file_error(path)
             yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise JobInputError(
@@ -78,7 +78,7 @@ def compute_prefix_sha256(path: Path, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def truncated_file_error(path: Path) -> JobInputError:
+def build_truncated_file_error(path: Path) -> JobInputError:
     """Return the error for a file that ends before the position to resume at."""
     return JobInputError(
         f"{path} is shorter than when the job began; restore the file, or start over with "

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.io import Watcher, read_through, truncated_file_error
+from serve.jobs.inputs.io import Watcher, build_truncated_file_error, read_through
 from serve.jobs.inputs.source import DecodeFilter, Position, Row
 
 _BATCH_ROWS = 256  # with 1024, a row takes as long (0.43 us, nested text), with 4x the memory
@@ -112,7 +112,7 @@ def _iter_rows(
                 (record,) = _decode_or_locate_error(batch.slice(index, 1), path, row)
             yield Row(row + shift, size, record, None, start.file, row + 1, (batch, index))
     if end < start.offset:
-        raise truncated_file_error(path)
+        raise build_truncated_file_error(path)
 
 
 def _count_decoded_bytes(batch: pa.RecordBatch) -> int:

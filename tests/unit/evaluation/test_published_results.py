@@ -12,7 +12,7 @@ from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
 from serve.errors import EvaluationError
 from serve.evaluation.leaderboard import build_leaderboard, print_leaderboard
-from serve.evaluation.published import (
+from serve.evaluation.published_results import (
     compare_with_published,
     get_complete_metric,
     iter_published_rows,
