@@ -9,8 +9,10 @@ response, record again and review the difference:
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,9 @@ def plain(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [plain(item) for item in value]
+    if isinstance(value, str) and value.endswith("=="):
+        # Rewards in base64, whose last bits depend on the processor.
+        return [number for (number,) in struct.iter_unpack("<f", base64.b64decode(value))]
     return value
 
 
