@@ -10,7 +10,7 @@ and in padded batches of 8, and vLLM over HTTP if its address is given; then how
 vLLM has to serve the same checkpoint, so it is written first:
 
     python tests/bench/throughput.py --checkpoint rm --only model
-    ../shared/peers/vllm-cpu.sh VENV rm 8011 &
+    VLLM_VENV/bin/vllm serve rm --port 8011 &
     python tests/bench/throughput.py --checkpoint rm --vllm http://127.0.0.1:8011
 """
 

@@ -6,7 +6,7 @@ to be the same; and rows drawn at random, each conversation scored alone. With `
 Ray cluster that is started here. A row whose text is longer than the model's limit has to carry its
 error in every way alike. The last line is one JSON object.
 
-    python tests/bench/jobs/rmb.py --data ../shared/data/rmb [--limit 2000] [--ray]
+    python tests/bench/jobs/rmb.py --data RMB_FOLDER [--limit 2000] [--ray]
 """
 
 from __future__ import annotations
