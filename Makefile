@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Suppresses a message of Material for MkDocs about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo serve test check format docs lock bench stress hold gpu-check real-weights demo-model clean
+.PHONY: help demo serve test check format docs lock bench stress hold compat gpu-check real-weights demo-model clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -67,6 +67,9 @@ stress: $(VENV)/dev ## run stress tests: load, crashes, overload, attacks, malfo
 hold:
 	@echo 'make hold is deprecated: use make stress STRESS=OPTIONS' >&2
 	@$(MAKE) stress STRESS='$(HOLD)'
+
+compat: $(VENV)/dev ## run the unit tests on the oldest and newest transformers that pyproject.toml admits
+	$(BIN)/python tests/compat/run.py $(COMPAT)
 
 gpu-check: ## run all checks that need CUDA, with the installed python3; report if there is no CUDA device
 	$(PYTHON) tests/gpu/check.py
