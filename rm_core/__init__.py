@@ -2,7 +2,8 @@
 
 Start reading at `rm_core.scorer.RewardScorer`.
 
-Names that need torch are imported on first use, so that clients of a service run without torch.
+Names that need torch or tokenizers are imported on first use, so that clients of a service run
+without them.
 """
 
 from __future__ import annotations
@@ -48,8 +49,6 @@ from rm_core.inputs.conversations import (
     parse_prompt_chat,
     parse_tools,
 )
-from rm_core.inputs.encoder import ChatEncoder, SharedPrefix, to_render_json
-from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.packing import Packing, pack
 from rm_core.types import (
     Encoded,
@@ -63,6 +62,8 @@ from rm_core.types import (
 )
 
 if TYPE_CHECKING:
+    from rm_core.inputs.encoder import ChatEncoder, SharedPrefix, to_render_json
+    from rm_core.inputs.prerendered import PrerenderedReader
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
     from rm_core.model.loading import load_encoder
     from rm_core.scorer import RewardScorer, merge_results
@@ -130,7 +131,11 @@ __all__ = [
     "to_render_json",
 ]
 
-_WITH_TORCH = {
+_LAZY = {
+    "ChatEncoder": "rm_core.inputs.encoder",
+    "SharedPrefix": "rm_core.inputs.encoder",
+    "to_render_json": "rm_core.inputs.encoder",
+    "PrerenderedReader": "rm_core.inputs.prerendered",
     "Checkpoint": "rm_core.model.checkpoint",
     "RewardScorer": "rm_core.scorer",
     "merge_results": "rm_core.scorer",
@@ -140,8 +145,8 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_TORCH:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WITH_TORCH[name]), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
