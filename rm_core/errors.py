@@ -17,12 +17,14 @@ RewardError                       `code`: a stable snake_case word; `detail`: sa
     ├── NonFiniteRewardError        NaN or infinity is never returned as a number
     └── ScoringError                the forward pass raised any other error
 
-Every class takes one positional argument, which makes it picklable between processes.
+Every class takes the detail, and its own fields by keyword. Every class can be pickled, see
+`RewardError.__reduce__`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copyreg
+from typing import Any, ClassVar
 
 
 class RewardError(Exception):
@@ -38,6 +40,10 @@ class RewardError(Exception):
         # The detail may quote input of the caller: invalid Unicode must not break the response.
         self.detail = detail.encode(errors="backslashreplace").decode()
         super().__init__(self.detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Restore a pickled error from its attributes, so that any constructor is possible."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class InputError(RewardError):
@@ -84,7 +90,10 @@ class OverloadedError(RewardError):
     """
 
     code = "overloaded"
-    retry_after_s: float | None = None
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class NotReadyError(OverloadedError):

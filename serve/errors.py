@@ -129,17 +129,11 @@ class ReplicaLostError(RewardError):
     """
 
     code = "replica_lost"
-    replica = ""
-    reason: RetryReason = "replica_lost"
 
-    @classmethod
-    def for_replica(
-        cls, detail: str, replica: str, reason: RetryReason = "replica_lost"
-    ) -> ReplicaLostError:
-        """Return an error with the replica's id and the reason for the retry."""
-        error = cls(detail)
-        error.replica, error.reason = replica, reason
-        return error
+    def __init__(self, detail: str, *, replica: str, reason: RetryReason = "replica_lost") -> None:
+        super().__init__(detail)
+        self.replica = replica
+        self.reason = reason
 
 
 class ReplicaBusyError(OverloadedError):

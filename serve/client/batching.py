@@ -171,9 +171,9 @@ class BatchCall(Generic[R]):
             f"{self._route.item_name}s {shard.indices[0]} to {shard.indices[-1]} of "
             f"{len(self._items)}"
         )
-        ranged_error = ServiceError(f"{item_range}: {error.detail}")
-        ranged_error.retryable, ranged_error.status = error.retryable, error.status
-        return ranged_error
+        return ServiceError(
+            f"{item_range}: {error.detail}", retryable=error.retryable, status=error.status
+        )
 
 
 def _encode_item(item: object) -> str | ScoreError:

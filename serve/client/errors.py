@@ -19,8 +19,11 @@ class ServiceError(RewardError):
     """
 
     code = "service_error"
-    retryable = False
-    status: int | None = None
+
+    def __init__(self, detail: str, *, retryable: bool = False, status: int | None = None) -> None:
+        super().__init__(detail)
+        self.retryable = retryable
+        self.status = status
 
 
 class ScoringFailedError(ServiceError):

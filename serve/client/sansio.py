@@ -109,13 +109,12 @@ class Sender:
                 if now + delay_s > deadline:
                     delay_s = None
             if delay_s is None:
-                error = ServiceError(
+                raise ServiceError(
                     f"{endpoint.describe_failure(outcome)} "
-                    f"({num_tries} tries, request {request_id})"
+                    f"({num_tries} tries, request {request_id})",
+                    retryable=is_retryable(outcome),
+                    status=outcome.status_code if isinstance(outcome, httpx.Response) else None,
                 )
-                error.retryable = is_retryable(outcome)
-                error.status = outcome.status_code if isinstance(outcome, httpx.Response) else None
-                raise error
             reason = escape_line(endpoint.describe_failure(outcome))
             logger.warning("%s; trying again in %.1f s", reason, delay_s)
             self.on_retry()

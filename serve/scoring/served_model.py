@@ -180,15 +180,14 @@ class ServedModel:
         if queued < share:
             return
         num_clients = self._count_clients(client)
-        error = OverloadedError(
-            f"{queued} of your tokens are queued for model {self.settings.alias!r} and your share "
-            f"is {share}: the setting `max_queued_tokens` is {max_queued_tokens} for "
-            f"{num_clients} client(s); send the request again later"
-        )
         # The queued tokens of this client are computed at its share of the rate.
         excess = (queued - share) * num_clients
-        error.retry_after_s = 1.0 + (self.dispatcher.estimate_seconds(excess) or 0.0)
-        raise error
+        raise OverloadedError(
+            f"{queued} of your tokens are queued for model {self.settings.alias!r} and your share "
+            f"is {share}: the setting `max_queued_tokens` is {max_queued_tokens} for "
+            f"{num_clients} client(s); send the request again later",
+            retry_after_s=1.0 + (self.dispatcher.estimate_seconds(excess) or 0.0),
+        )
 
     async def encode(
         self,

@@ -195,8 +195,8 @@ def _translate_errors() -> Iterator[None]:
     except ReplicaRejectedBatchError as error:
         raise ReplicaBusyError(error.detail) from error
     except ReplicaUnhealthyError as error:
-        raise ReplicaLostError.for_replica(
-            error.detail, uuid.uuid4().hex, "replica_unhealthy"
+        raise ReplicaLostError(
+            error.detail, replica=uuid.uuid4().hex, reason="replica_unhealthy"
         ) from error
 
 
@@ -211,16 +211,14 @@ def _translate_ray_errors(alias: str) -> Iterator[None]:
             yield
     except RayActorError as error:
         replica = error.actor_id or uuid.uuid4().hex
-        raise ReplicaLostError.for_replica(
-            f"replica {replica} is gone", replica, "replica_lost"
-        ) from error
+        raise ReplicaLostError(f"replica {replica} is gone", replica=replica) from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         # Not cancelled by us: `serve.deployments.router` closed the connection.
-        raise ReplicaLostError.for_replica(
-            "the machine of a replica is gone", uuid.uuid4().hex, "replica_lost"
+        raise ReplicaLostError(
+            "the machine of a replica is gone", replica=uuid.uuid4().hex
         ) from error
     except BackPressureError as error:
         raise ReplicaBusyError(f"model {alias!r} is at its limit; try again") from error

@@ -50,7 +50,7 @@ async def test_failed_batch_is_halved_until_failing_sequence_is_alone(
 @scenario
 async def test_lost_batch_is_sent_to_another_replica(harness: DispatcherHarness) -> None:
     await harness.hold()
-    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError("killed", replica="one")])
     harness.replicas.failure_at = lambda batch: next(losses, None) if (1,) in batch else None
     request = harness.submit((1,), (2,), (3,))
     await until(lambda: harness.dispatcher.num_waiting == 3)
@@ -80,9 +80,7 @@ async def test_sequence_that_crashes_two_replicas_is_quarantined(
 @scenario
 async def test_loss_of_same_replica_counts_once(harness: DispatcherHarness) -> None:
     """A dead replica that the router has not yet noticed says nothing about a conversation."""
-    losses = iter(
-        [ReplicaLostError.for_replica("killed", "the one", "replica_lost") for _ in range(5)]
-    )
+    losses = iter([ReplicaLostError("killed", replica="the one") for _ in range(5)])
     harness.replicas.failure_at = lambda _: next(losses, None)
     assert await rewards(harness.submit((1,))) == [reward_of((1,))]
 
@@ -94,7 +92,7 @@ async def test_only_sequence_on_device_is_blamed_for_crash(harness: DispatcherHa
 
     def kill(batch: Sequence[Ids]) -> Exception | None:
         name = next(losses, None) if len(batch) > 1 or batch == [(3,)] else None
-        return name and ReplicaLostError.for_replica("killed", name, "replica_lost")  # type: ignore[return-value]
+        return name and ReplicaLostError("killed", replica=name)  # type: ignore[return-value]
 
     harness.replicas.failure_at = kill
     results = await rewards(harness.submit(*[(i,) for i in range(1, 7)]))
@@ -104,10 +102,8 @@ async def test_only_sequence_on_device_is_blamed_for_crash(harness: DispatcherHa
 
 @scenario
 async def test_replica_lost_before_it_begins_blames_no_sequence(harness: DispatcherHarness) -> None:
-    before = iter(
-        [ReplicaLostError.for_replica("killed", f"r{i}", "replica_lost") for i in range(5)]
-    )
-    losses = iter([ReplicaLostError.for_replica("killed", "first", "replica_lost")])
+    before = iter([ReplicaLostError("killed", replica=f"r{i}") for i in range(5)])
+    losses = iter([ReplicaLostError("killed", replica="first")])
     harness.replicas.failure_at = lambda _: next(losses, None)
     harness.replicas.failure_before = lambda: next(before, None)
     assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
@@ -117,7 +113,7 @@ async def test_replica_lost_before_it_begins_blames_no_sequence(harness: Dispatc
 @scenario
 async def test_other_sequences_are_scored_while_suspects_run(harness: DispatcherHarness) -> None:
     harness.replicas.num_replicas = 2
-    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError("killed", replica="one")])
 
     def lose_one_and_hold(batch: Sequence[Ids]) -> Exception | None:
         loss = next(losses, None) if (1,) in batch else None
@@ -138,7 +134,7 @@ async def test_other_sequences_are_scored_while_suspects_run(harness: Dispatcher
 
 @scenario
 async def test_suspects_fail_if_model_is_not_ready(harness: DispatcherHarness) -> None:
-    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError("killed", replica="one")])
     harness.replicas.failure_at = lambda _: next(losses, None)
     harness.replicas.failure_before = lambda: NotReadyError("gone")
     with pytest.raises(NotReadyError, match="gone"):
@@ -157,9 +153,7 @@ async def test_batch_of_busy_replica_is_retried(harness: DispatcherHarness) -> N
 @scenario
 async def test_lost_batch_of_cancelled_request_is_dropped(harness: DispatcherHarness) -> None:
     harness.replicas.go.clear()
-    harness.replicas.failure_at = lambda _: ReplicaLostError.for_replica(
-        "killed", "one", "replica_lost"
-    )
+    harness.replicas.failure_at = lambda _: ReplicaLostError("killed", replica="one")
     gone = harness.submit((1,))
     await until(lambda: harness.dispatcher.num_in_flight == 1)
     gone.cancel()
@@ -177,7 +171,7 @@ def crash_on(bad: Ids, killed: list[str]) -> Callable[[Sequence[Ids]], Exception
         if bad not in batch:
             return None
         killed.append(f"replica {len(killed)}")
-        return ReplicaLostError.for_replica("killed", killed[-1], "replica_lost")
+        return ReplicaLostError("killed", replica=killed[-1])
 
     return kill
 
@@ -210,7 +204,7 @@ async def test_crashes_are_remembered_after_request_is_cancelled(
 
 @scenario
 async def test_sequence_scored_after_crash_is_no_longer_suspect(harness: DispatcherHarness) -> None:
-    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError("killed", replica="one")])
     harness.replicas.failure_at = lambda _: next(losses, None)
     await rewards(harness.submit((1,), (2,)))
     await rewards(harness.submit((1,), (2,)))
@@ -246,11 +240,9 @@ async def test_cancelled_batch_is_sent_again(harness: DispatcherHarness) -> None
 async def test_replica_lost_after_last_result_blames_no_sequence(
     harness: DispatcherHarness,
 ) -> None:
-    losses = iter([ReplicaLostError.for_replica("killed", "one", "replica_lost")])
+    losses = iter([ReplicaLostError("killed", replica="one")])
     harness.replicas.failure_at = lambda _: next(losses, None)
-    harness.replicas.failure_after = lambda: ReplicaLostError.for_replica(
-        "killed", "two", "replica_lost"
-    )
+    harness.replicas.failure_after = lambda: ReplicaLostError("killed", replica="two")
     assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
     assert harness.observer.num_abandoned == 0
 
@@ -295,7 +287,7 @@ def test_every_sequence_gets_result_despite_random_failures(
         def fate(_: Sequence[Ids]) -> Exception | None:
             number = next(coming, 9)
             if number < 3:
-                return ReplicaLostError.for_replica("killed", f"{number}", "replica_lost")
+                return ReplicaLostError("killed", replica=f"{number}")
             return RuntimeError("once") if number == 3 else None
 
         harness.replicas.failure_at = fate

@@ -92,7 +92,7 @@ def test_replica_lost_while_fetching_info_is_not_ready() -> None:
     backend = FakeBackend()
     model = create_model(backend)
     backend.info = OTHER
-    backend.load_failure = ReplicaLostError.for_replica("gone", "one", "replica_lost")
+    backend.load_failure = ReplicaLostError("gone", replica="one")
     with pytest.raises(NotReadyError, match="gone; try again"):
         score(model)
 

@@ -175,12 +175,11 @@ class ServiceExecutor:
                             "max_length": max_length,
                         }
                 if time.monotonic() > deadline:
-                    error = ServiceError(
+                    raise ServiceError(
                         f"model {name!r} at {address} is {state}; wait until the model is ready, "
-                        "or check the service's log"
+                        "or check the service's log",
+                        retryable=True,
                     )
-                    error.retryable = True
-                    raise error
                 time.sleep(_ASK_AGAIN_S)
 
 
