@@ -30,7 +30,7 @@ from rm_core.errors import (
 from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.memory import build_full_batch, choose_budget, halve
 from rm_core.model.device_errors import convert_device_errors
-from rm_core.model.forward import forward_batch
+from rm_core.model.forward import ForwardPass, forward_batch
 from rm_core.model.loading import LoadedModel, load_model
 from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
 from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
@@ -45,10 +45,17 @@ class RewardScorer:
         loaded_model: result of `rm_core.model.loading.load_model`. `RewardScorer.load` loads a
             model and creates the scorer.
         batching: size of batches.
+        forward: runs a batch through the model; tests pass another one.
     """
 
-    def __init__(self, loaded_model: LoadedModel, batching: BatchConfig | None = None) -> None:
+    def __init__(
+        self,
+        loaded_model: LoadedModel,
+        batching: BatchConfig | None = None,
+        forward: ForwardPass = forward_batch,
+    ) -> None:
         self._loaded_model = loaded_model
+        self._forward = forward
         requested = (batching or BatchConfig()).max_batch_tokens
         config, dtype = loaded_model.model.config, loaded_model.model.dtype
         budgets = [
@@ -58,13 +65,18 @@ class RewardScorer:
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
 
     @classmethod
-    def load(cls, config: ModelConfig, batching: BatchConfig | None = None) -> RewardScorer:
+    def load(
+        cls,
+        config: ModelConfig,
+        batching: BatchConfig | None = None,
+        forward: ForwardPass = forward_batch,
+    ) -> RewardScorer:
         """Load a checkpoint and run the self-check.
 
         Raises:
             ModelLoadError: the checkpoint cannot be loaded, or would give wrong rewards.
         """
-        scorer = cls(load_model(config), batching)
+        scorer = cls(load_model(config), batching, forward)
         scorer._compare_with_plain_transformers()
         return scorer
 
@@ -158,7 +170,7 @@ class RewardScorer:
         tree = build_full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
             with convert_device_errors():
-                forward_batch(self._loaded_model, tree, self._row_multiple)
+                self._forward(self._loaded_model, tree, self._row_multiple)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -248,7 +260,7 @@ class RewardScorer:
         """Return a reward or an error for each sequence. A failed batch is retried in halves."""
         try:
             with convert_device_errors():
-                logits = forward_batch(self._loaded_model, tree, self._row_multiple)
+                logits = self._forward(self._loaded_model, tree, self._row_multiple)
         except DeviceFailedError:  # not specific to a conversation: every further batch fails too
             raise
         # Any other exception of the forward pass is attributed to a conversation of the batch.

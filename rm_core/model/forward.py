@@ -8,9 +8,9 @@ conversation. The head is applied in float32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,6 +19,9 @@ from rm_core.compilation import compile_for_all_sizes
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
 from rm_core.packing import PrefixTree
+
+ForwardPass: TypeAlias = Callable[[LoadedModel, PrefixTree, int], list[float]]
+"""A function with the arguments and the result of `forward_batch`."""
 
 
 @use_ieee_products()

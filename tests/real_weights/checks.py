@@ -29,6 +29,7 @@ from rm_core import (
     load_encoder,
 )
 from rm_core.config import DType, Quantization
+from rm_core.model.forward import ForwardPass, forward_batch
 from rm_core.model.self_check import build_self_check, encode_samples
 from rm_core.model.weights import read_weights
 from rm_core.tolerance import FLOAT32_TOLERANCE, compute_tolerance
@@ -72,11 +73,13 @@ class Subject:
         folder: of the checkpoint; Llama architecture, with a chat template.
         groups: answers to one prompt each, by the group's name.
         singles: other conversations by their names; at least one of several turns.
+        forward: the engine's forward pass.
     """
 
     folder: Path
     groups: dict[str, list[Messages]]
     singles: dict[str, Messages]
+    forward: ForwardPass = forward_batch
 
     @cached_property
     def conversations(self) -> list[Messages]:
@@ -110,7 +113,7 @@ class Subject:
             deterministic=deterministic,
             quantization=quantization,
         )
-        return RewardScorer.load(config, BatchConfig(max_batch_tokens))
+        return RewardScorer.load(config, BatchConfig(max_batch_tokens), self.forward)
 
     @cached_property
     def scorer(self) -> RewardScorer:

@@ -19,7 +19,6 @@ import pytest
 from processes import Process, kill, processes_of
 from waiting import PATIENCE_S
 
-import rm_core.scorer
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
 from serve.jobs.executors import ray_actor_pool
@@ -60,12 +59,13 @@ def create_crashing_actor() -> type[ScorerActor]:
                 file = Path(text.removeprefix(HANGS_WITHOUT))
                 if text.startswith(HANGS_WITHOUT) and not file.exists():
                     file.touch()
-                    forward = rm_core.scorer.forward_batch
-                    rm_core.scorer.forward_batch = lambda *_: time.sleep(3600)
+                    assert self._scorer is not None
+                    forward = self._scorer._forward
+                    self._scorer._forward = lambda *_: time.sleep(3600)  # type: ignore[func-returns-value]
                     try:
                         return super().run_batch(conversations, truncation)
                     finally:
-                        rm_core.scorer.forward_batch = forward
+                        self._scorer._forward = forward
             return super().run_batch(conversations, truncation)
 
     return CrashingActor

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forward_stub import ForwardStub
 from reference import CONVERSATIONS
 
 from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
@@ -146,7 +147,6 @@ def test_compiler_failure_raises_compiler_failed_error(
     kind: str,
     error: str,
     scorer_of: ScorerOf,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The batch is not halved, and the log says what to do."""
@@ -156,8 +156,7 @@ def test_compiler_failure_raises_compiler_failed_error(
         calls.append(arguments[1].num_tokens)
         return forward(*arguments)
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", counted)
-    scorer = scorer_of("qwen3")
+    scorer = RewardScorer(scorer_of("qwen3").loaded_model, forward=counted)
     assert scorer.score_ids([(3, 4, 5, 6, 7)]).rewards == (0.5,)
     with (
         caplog.at_level(logging.ERROR),
@@ -169,14 +168,13 @@ def test_compiler_failure_raises_compiler_failed_error(
     assert "set `attention` to 'eager'" in caplog.text
 
 
-def test_worker_with_failed_compiler_is_unhealthy(
-    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_with_failed_compiler_is_unhealthy(scorer_of: ScorerOf) -> None:
     """Its batch goes to another replica, and the worker rejects further batches."""
 
     async def run() -> None:
-        worker = Worker(scorer_of("qwen3"))
-        monkeypatch.setattr("rm_core.scorer.forward_batch", fail_to_compile("limit"))
+        forward = ForwardStub()
+        worker = Worker(RewardScorer(scorer_of("qwen3").loaded_model, forward=forward))
+        forward.run = fail_to_compile("limit")
         await worker.run_batch([(3, 4, 5, 6, 7)])
         with pytest.raises(ReplicaUnhealthyError, match="compiler of a kernel failed") as caught:
             await worker.run_batch([(3, 4), (5,)])

@@ -52,22 +52,20 @@ def test_build_full_batch_fills_the_budget() -> None:
 
 
 @pytest.mark.parametrize("automatic", [True, False])
-def test_warm_up_verifies_the_largest_batch(
-    automatic: bool, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warm_up_verifies_the_largest_batch(automatic: bool, scorer_of: ScorerOf) -> None:
     """An automatic budget is halved until it fits; a requested budget is refused."""
     batching = None if automatic else BatchConfig(4_096)
-    scorer = RewardScorer(scorer_of("qwen3").loaded_model, batching)
+    loaded_model = scorer_of("qwen3").loaded_model
     tried: list[int] = []
 
     def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         tried.append(tree.num_tokens)
-        assert max(map(len, tree.sequences)) <= scorer.encoder.max_length
+        assert max(map(len, tree.sequences)) <= loaded.encoder.max_length
         if tree.num_tokens > 1_500:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [0.0] * len(tree.sequences)
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", full)
+    scorer = RewardScorer(loaded_model, batching, full)
     if not automatic:
         with pytest.raises(DeviceMemoryError, match="max_batch_tokens = 4096 does not fit"):
             scorer.warm_up(largest_batch=True)
@@ -79,9 +77,8 @@ def test_warm_up_verifies_the_largest_batch(
 
 
 def test_failed_batch_is_retried_in_halves(
-    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+    scorer_of: ScorerOf,
 ) -> None:
-    scorer = scorer_of("qwen3")
     sizes: list[int] = []
 
     def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
@@ -90,7 +87,7 @@ def test_failed_batch_is_retried_in_halves(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [float(sequence[-1]) for sequence in tree.sequences]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", full)
+    scorer = RewardScorer(scorer_of("qwen3").loaded_model, forward=full)
     sequences = [(1, token) for token in range(20, 28)]
     assert scorer.score_ids(sequences).rewards == tuple(float(token) for token in range(20, 28))
     assert sizes == [8, 4, 2, 2, 4, 2, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def test_rewards_that_are_wrong_fail_every_comparison(
     def forward(loaded: Any, tree: Any, *rest: int) -> list[float]:
         return [logit + 0.01 * len(tree.sequences) for logit in forward_batch(loaded, tree, *rest)]
 
-    assert subject.scorer  # loaded while its rewards are right
-    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+    subject = replace(subject, forward=forward)
     monkeypatch.setattr("rm_core.model.self_check.SelfCheck.compare", lambda *_: 1.0)
     assert failed(subject, QUICK) >= {
         "parity, float32",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forward_stub import ForwardStub
 
 from rm_core import (
     BatchConfig,
@@ -54,22 +55,20 @@ BAD = [
 
 
 @pytest.fixture
-def scorer(scorer_of: ScorerOf) -> RewardScorer:
+def forward() -> ForwardStub:
+    return ForwardStub()
+
+
+@pytest.fixture
+def scorer(scorer_of: ScorerOf, forward: ForwardStub) -> RewardScorer:
     """A scorer with shared weights, and with a small budget for several batches."""
-    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(max_batch_tokens=100))
+    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(100), forward)
 
 
 @pytest.fixture
 def expected(scorer: RewardScorer) -> list[float]:
     """Rewards of GOOD, each scored alone."""
     return [scorer.score([c])[0].reward for c in GOOD]  # type: ignore[union-attr]
-
-
-Forward = Callable[..., list[float]]
-
-
-def replace_forward(monkeypatch: pytest.MonkeyPatch, forward: Forward) -> None:
-    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
 
 
 def ids_of(scorer: RewardScorer, index: int) -> tuple[int, ...]:
@@ -117,7 +116,7 @@ def test_score_without_valid_conversations(scorer: RewardScorer) -> None:
 
 
 def test_batches_keep_the_budget_and_have_no_duplicates(
-    scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, expected: list[float], forward: ForwardStub
 ) -> None:
     seen: list[PrefixTree] = []
 
@@ -125,7 +124,7 @@ def test_batches_keep_the_budget_and_have_no_duplicates(
         seen.append(tree)
         return forward_batch(loaded, tree)
 
-    replace_forward(monkeypatch, watched)
+    forward.run = watched
     sequences = [scorer.encoder.encode(c).input_ids for c in [*GOOD, *GOOD, talk("long " * 200)]]
     scored = scorer.score_ids(sequences)
     assert list(scored.rewards[:-1]) == near(expected * 2)
@@ -139,7 +138,7 @@ def test_batches_keep_the_budget_and_have_no_duplicates(
 def test_forward_error_fails_only_one_conversation(
     scorer: RewardScorer,
     expected: list[float],
-    monkeypatch: pytest.MonkeyPatch,
+    forward: ForwardStub,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failing_ids = ids_of(scorer, 7)
@@ -149,7 +148,7 @@ def test_forward_error_fails_only_one_conversation(
             raise RuntimeError("secret of the inside")
         return forward_batch(loaded, tree)
 
-    replace_forward(monkeypatch, failing)
+    forward.run = failing
     results = scorer.score(GOOD)
     failure = results.pop(7)
     assert isinstance(failure, ScoreError)
@@ -163,7 +162,7 @@ def test_forward_error_fails_only_one_conversation(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_reward_is_an_error(
-    value: float, scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+    value: float, scorer: RewardScorer, expected: list[float], forward: ForwardStub
 ) -> None:
     failing_ids = ids_of(scorer, 3)
 
@@ -174,7 +173,7 @@ def test_non_finite_reward_is_an_error(
             for ids, x in zip(tree.sequences, logits, strict=True)
         ]
 
-    replace_forward(monkeypatch, wrong)
+    forward.run = wrong
     results = scorer.score(GOOD)
     failure = results.pop(3)
     assert isinstance(failure, ScoreError)
@@ -196,7 +195,7 @@ def test_nan_in_weights_on_the_device_is_an_error(copy_of: Callable[..., Path]) 
 
 
 def test_out_of_memory_error_names_the_setting_to_lower(
-    scorer: RewardScorer, expected: list[float], monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, expected: list[float], forward: ForwardStub
 ) -> None:
     failing_ids = ids_of(scorer, 5)
 
@@ -205,7 +204,7 @@ def test_out_of_memory_error_names_the_setting_to_lower(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward_batch(loaded, tree)
 
-    replace_forward(monkeypatch, full)
+    forward.run = full
     results = scorer.score(GOOD)
     failure = results.pop(5)
     assert isinstance(failure, ScoreError)
@@ -215,7 +214,7 @@ def test_out_of_memory_error_names_the_setting_to_lower(
 
 
 def test_failed_batch_is_released_before_the_retry(
-    scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, forward: ForwardStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A traceback keeps the tensors of its frames, so that the retry would run out of memory."""
     held: list[weakref.ref[torch.Tensor]] = []
@@ -228,7 +227,7 @@ def test_failed_batch_is_released_before_the_retry(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [1.0]
 
-    replace_forward(monkeypatch, full)
+    forward.run = full
     monkeypatch.setattr("rm_core.scorer.logger.disabled", True)  # pytest keeps what is logged
     gc.disable()
     try:
@@ -238,10 +237,8 @@ def test_failed_batch_is_released_before_the_retry(
     assert [getattr(result, "reward", result) for result in results] == [1.0] * 4
 
 
-def test_missing_reward_raises_assertion_error(
-    scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace_forward(monkeypatch, lambda loaded, tree, *_: [1.0] * (len(tree.sequences) - 1))
+def test_missing_reward_raises_assertion_error(scorer: RewardScorer, forward: ForwardStub) -> None:
+    forward.run = lambda loaded, tree, *_: [1.0] * (len(tree.sequences) - 1)
     with pytest.raises(AssertionError):
         scorer.score(GOOD)
 
@@ -292,18 +289,14 @@ def test_describe_names_the_catalog_entry(copy_of: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])
-def test_warm_up_scores_one_conversation(
-    name: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warm_up_scores_one_conversation(name: str, scorer_of: ScorerOf) -> None:
     seen: list[int] = []
 
     def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         seen.append(len(tree.sequences))
         return forward_batch(loaded, tree)
 
-    scorer = scorer_of(name)  # loaded first, since the self-check runs batches as well
-    replace_forward(monkeypatch, watched)
-    scorer.warm_up()
+    RewardScorer(scorer_of(name).loaded_model, forward=watched).warm_up()
     assert seen == [1]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forward_stub import ForwardStub
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
@@ -55,7 +56,7 @@ def test_verify_passes_for_every_family(name: str, scorer_of: ScorerOf) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3"])
 def test_verify_allows_bfloat16_rounding_of_plain_transformers(
-    name: str, attention: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+    name: str, attention: str, scorer_of: ScorerOf
 ) -> None:
     scorer, stages = scorer_of(name, "bfloat16", attention), list[str]()
     checks = verify(scorer, stages.append)
@@ -69,20 +70,17 @@ def test_verify_allows_bfloat16_rounding_of_plain_transformers(
     def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         return [logit + 1 for logit in forward_batch(loaded, tree)]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
+    scorer = RewardScorer(scorer.loaded_model, forward=shifted)
     assert not any(check.passed for check in parity(verify(scorer)))
 
 
 @pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("shift", [0.01, -0.01, 2e-4])
-def test_verify_fails_for_shifted_rewards(
-    shift: float, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_fails_for_shifted_rewards(shift: float, scorer_of: ScorerOf) -> None:
     def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         return [logit + shift for logit in forward_batch(loaded, tree)]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", shifted)
-    checks = verify(scorer_of("qwen3"))
+    checks = verify(RewardScorer(scorer_of("qwen3").loaded_model, forward=shifted))
     assert checks
     assert not any(check.passed for check in checks)
     differences = [check.difference for check in checks]
@@ -90,9 +88,7 @@ def test_verify_fails_for_shifted_rewards(
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_one_wrong_reward_fails_only_its_check(
-    scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_wrong_reward_fails_only_its_check(scorer_of: ScorerOf) -> None:
     scorer = scorer_of("qwen3")
     name, messages = sample_conversations()[5]
     wrong_ids = scorer.encoder.encode(messages).input_ids
@@ -101,17 +97,16 @@ def test_one_wrong_reward_fails_only_its_check(
         logits = forward_batch(loaded, tree)
         return [x + (ids == wrong_ids) for ids, x in zip(tree.sequences, logits, strict=True)]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", wrong)
+    scorer = RewardScorer(scorer.loaded_model, forward=wrong)
     assert [check.name for check in verify(scorer) if not check.passed] == [name]
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_score_error_fails_the_check(scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_error_fails_the_check(scorer_of: ScorerOf) -> None:
     def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
-    checks = verify(scorer_of("qwen3"))
+    checks = verify(RewardScorer(scorer_of("qwen3").loaded_model, forward=failing))
     assert checks
     for check in checks:
         assert not check.passed
@@ -146,18 +141,14 @@ def test_verify_compares_published_token_counts(copy_of: Callable[..., Path]) ->
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_published_rewards_within_tolerance_pass(
-    copy_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_rewards_within_tolerance_pass(copy_of: Callable[..., Path]) -> None:
     folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
-    scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"))
+    forward = ForwardStub()
+    scorer = RewardScorer.load(ModelConfig(str(folder), device="cpu"), forward=forward)
     golden = [c for c in verify(scorer) if c.name.startswith("golden/")]
     for steps, passes in {3.5: True, 4.5: False}.items():
         for check in golden:
             reward = check.expected + steps * check.tolerance / 4
-            monkeypatch.setattr(
-                "rm_core.scorer.forward_batch",
-                lambda _, tree, *__, x=reward: [x] * len(tree.sequences),
-            )
+            forward.run = lambda _, tree, *__, x=reward: [x] * len(tree.sequences)
             again = {c.name: c for c in verify(scorer)}[check.name]
             assert again.passed == passes

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forward_stub import ForwardStub
 from waiting import PATIENCE_S, settle, until_async
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
@@ -32,8 +33,13 @@ def encode(scorer: RewardScorer, answer: str) -> TokenIds:
 
 
 @pytest.fixture
-def scorer(scorer_of: ScorerOf) -> RewardScorer:
-    return scorer_of("qwen3")
+def forward() -> ForwardStub:
+    return ForwardStub()
+
+
+@pytest.fixture
+def scorer(scorer_of: ScorerOf, forward: ForwardStub) -> RewardScorer:
+    return RewardScorer(scorer_of("qwen3").loaded_model, forward=forward)
 
 
 @pytest.fixture
@@ -52,10 +58,10 @@ def make_worker() -> Iterator[MakeWorker]:
 class Gate:
     """A forward pass that waits until the gate opens, and records its sequences."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, forward: ForwardStub) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
         self.seen: list[TokenIds] = []
-        monkeypatch.setattr("rm_core.scorer.forward_batch", self)
+        forward.run = self
 
     def __call__(self, loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         self.seen += tree.sequences
@@ -82,10 +88,13 @@ def test_worker_results_are_plain_data_and_equal_scorer(
 
 
 def test_next_batch_is_packed_while_device_is_busy(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer,
+    make_worker: MakeWorker,
+    forward: ForwardStub,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker = make_worker(scorer)
-    gate = Gate(monkeypatch)
+    gate = Gate(forward)
     packed = threading.Event()
     first, second = [encode(scorer, "4")], [encode(scorer, "5")]
     prepare = scorer.pack
@@ -112,12 +121,12 @@ def test_next_batch_is_packed_while_device_is_busy(
 
 
 def test_run_one_by_one_runs_sequences_without_other_batches_between(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
 ) -> None:
     worker = make_worker(scorer)
     first, *suspects, last = (encode(scorer, str(i)) for i in range(5))
     expected = [scorer.score_ids([suspect]) for suspect in suspects]
-    gate = Gate(monkeypatch)
+    gate = Gate(forward)
 
     async def scenario() -> None:
         running = asyncio.ensure_future(worker.run_batch([first]))
@@ -139,10 +148,10 @@ def test_run_one_by_one_runs_sequences_without_other_batches_between(
 
 
 def test_cancelled_batch_never_reaches_device(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
 ) -> None:
     worker = make_worker(scorer)
-    gate = Gate(monkeypatch)
+    gate = Gate(forward)
     first, second, third = ([encode(scorer, text)] for text in ("4", "5", "6"))
 
     async def three() -> None:
@@ -160,13 +169,16 @@ def test_cancelled_batch_never_reaches_device(
 
 
 def test_stuck_batch_fails_waiting_calls_and_health_check(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer,
+    make_worker: MakeWorker,
+    forward: ForwardStub,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serve.worker.worker._POLL_INTERVAL_S", 0.05)
     monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: clock.now)
     worker = make_worker(scorer, 60.0)
-    gate = Gate(monkeypatch)
+    gate = Gate(forward)
 
     async def stuck() -> None:
         running = asyncio.ensure_future(worker.run_batch([encode(scorer, "4")]))
@@ -194,7 +206,10 @@ def test_stuck_batch_fails_waiting_calls_and_health_check(
 
 
 def test_watchdog_observes_only_scored_batches(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer,
+    make_worker: MakeWorker,
+    forward: ForwardStub,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     observed: list[int] = []
     monkeypatch.setattr(
@@ -209,7 +224,7 @@ def test_watchdog_observes_only_scored_batches(
     def failing(*_: Any) -> list[float]:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    forward.run = failing
     with pytest.raises(ReplicaUnhealthyError):
         asyncio.run(worker.run_batch([encode(scorer, "6")]))
     assert len(observed) == 2
@@ -227,7 +242,7 @@ def test_dead_thread_makes_worker_unhealthy(scorer: RewardScorer, make_worker: M
 
 
 def test_failed_device_is_not_used_again(
-    scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
 ) -> None:
     worker = make_worker(scorer)
     calls: list[int] = []
@@ -236,7 +251,7 @@ def test_failed_device_is_not_used_again(
         calls.append(len(tree.sequences))
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", failing)
+    forward.run = failing
     batch = [encode(scorer, str(i)) for i in range(8)]
     with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
         asyncio.run(worker.run_batch(batch))
@@ -249,7 +264,7 @@ def test_failed_device_is_not_used_again(
 
 @pytest.mark.parametrize("value", [math.nan, RuntimeError("CUDA error: CUBLAS_STATUS_NOT_THERE")])
 def test_failing_conversation_leaves_worker_healthy(
-    value: Any, scorer: RewardScorer, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    value: Any, scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
 ) -> None:
     worker = make_worker(scorer)
     good, bad = encode(scorer, "4"), encode(scorer, "5")
@@ -260,7 +275,7 @@ def test_failing_conversation_leaves_worker_healthy(
         logits = forward_batch(loaded, tree)
         return [value if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
+    forward.run = overflowing
     for _ in range(3):
         first, second = asyncio.run(worker.run_batch([good, bad])).batch.rewards
         assert isinstance(first, float)
@@ -276,9 +291,9 @@ def test_corrupted_weights_make_worker_unhealthy(
     says: str,
     copy_of: Callable[..., Path],
     make_worker: MakeWorker,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"))
+    forward = ForwardStub()
+    scorer = RewardScorer.load(ModelConfig(str(copy_of()), device="cpu"), forward=forward)
     worker = make_worker(scorer)
     bad = encode(scorer, "5")
     with torch.no_grad():
@@ -288,7 +303,7 @@ def test_corrupted_weights_make_worker_unhealthy(
         logits = forward_batch(loaded, tree)
         return [math.inf if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", overflowing)
+    forward.run = overflowing
     with pytest.raises(ReplicaUnhealthyError, match=says):
         asyncio.run(worker.run_batch([encode(scorer, "4"), bad]))
     with pytest.raises(ReplicaUnhealthyError, match=says):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import PATIENCE_S
 
-from rm_core import ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
+from rm_core import BatchConfig, ModelConfig, NotReadyError, Reward, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
@@ -68,7 +68,7 @@ def test_model_that_cannot_be_loaded_fails_call(tmp_path: Path) -> None:
 
 
 def test_close_ends_calls_in_flight(
-    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    checkpoint_of: Callable[[str], Path],
 ) -> None:
     executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     executor.submit([turns("a")], "error").result(PATIENCE_S)
@@ -77,7 +77,8 @@ def test_close_ends_calls_in_flight(
         assert executor._closing.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+    assert executor._scorer is not None
+    executor._scorer = RewardScorer(executor._scorer.loaded_model, forward=forward)
     futures = [executor.submit(MANY, "error") for _ in range(40)]
     futures[-1].cancel()
     executor.close()
@@ -89,7 +90,7 @@ def test_close_ends_calls_in_flight(
 
 
 def test_close_does_not_wait_for_remaining_batches_of_call(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     budget_file = tmp_path / "batches.json"
     budget_file.write_text('{"max_batch_tokens": 77}')
@@ -104,7 +105,8 @@ def test_close_does_not_wait_for_remaining_batches_of_call(
         assert released.wait(PATIENCE_S)
         return forward_batch(loaded, tree)
 
-    monkeypatch.setattr("rm_core.scorer.forward_batch", forward)
+    assert executor._scorer is not None
+    executor._scorer = RewardScorer(executor._scorer.loaded_model, BatchConfig(77), forward)
     future = executor.submit(MANY, "error")
     assert reached.wait(PATIENCE_S)
     closing = threading.Thread(target=executor.close)
