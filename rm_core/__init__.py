@@ -51,12 +51,13 @@ from rm_core.inputs.conversations import (
 )
 from rm_core.packing import Packing, pack
 from rm_core.types import (
+    BatchResult,
     Encoded,
     Fingerprint,
+    ModelInfo,
     PrerenderedText,
     PrerenderedTokens,
     Reward,
-    ScoredBatch,
     ScoreError,
     Truncation,
 )
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchConfig",
+    "BatchResult",
     "BenchmarkDataError",
     "Chat",
     "ChatEncoder",
@@ -86,6 +88,7 @@ __all__ = [
     "InvalidConversationError",
     "ModelConfig",
     "ModelError",
+    "ModelInfo",
     "ModelLoadError",
     "NonFiniteRewardError",
     "NotReadyError",
@@ -99,7 +102,6 @@ __all__ = [
     "RewardScorer",
     "ScoreCache",
     "ScoreError",
-    "ScoredBatch",
     "ScoringError",
     "SharedPrefix",
     "TemplateError",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,15 @@ from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, forward_batch
 from rm_core.model.loading import LoadedModel, load_model
 from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
-from rm_core.types import Encoded, Fingerprint, Reward, ScoredBatch, ScoreError, Truncation
+from rm_core.types import (
+    BatchResult,
+    Encoded,
+    Fingerprint,
+    ModelInfo,
+    Reward,
+    ScoreError,
+    Truncation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,30 +112,30 @@ class RewardScorer:
         """The loaded model, for measurements and comparisons."""
         return self._loaded_model
 
-    def describe(self) -> dict[str, Any]:
-        """Return the effective settings as plain data, with the reason of each automatic choice."""
+    def describe(self) -> ModelInfo:
+        """Return the effective settings, with the reason of each automatic choice."""
         loaded = self._loaded_model
         entry = loaded.checkpoint.entry
-        return {
-            "catalogue_id": entry.id if entry else None,
-            "family": loaded.checkpoint.family,
-            "revision": loaded.fingerprint.revision,
-            "template_sha256": loaded.fingerprint.template_sha256,
-            "encoding_sha256": self.encoder.encoding_sha256,
-            "template_depends_on_date": self.encoder.depends_on_date,
-            **({"template_date": date} if (date := self.encoder.template_date) else {}),
-            "dtype": loaded.fingerprint.dtype,
-            "head_dtype": str(loaded.head.dtype).removeprefix("torch."),
-            "device": ", ".join(map(str, loaded.devices)),
-            "attention": loaded.attention.name,
-            "attention_reason": loaded.attention.reason,
-            "max_length": self.encoder.max_length,
-            "max_batch_tokens": self._budget.max_batch_tokens,
-            "max_batch_tokens_reason": self._budget.reason,
-            "deterministic": loaded.deterministic,
-            "compiled": loaded.compiled,
-            "self_check": loaded.self_check is not None,
-        }
+        return ModelInfo(
+            catalogue_id=entry.id if entry else None,
+            family=loaded.checkpoint.family,
+            revision=loaded.fingerprint.revision,
+            template_sha256=loaded.fingerprint.template_sha256,
+            encoding_sha256=self.encoder.encoding_sha256,
+            template_depends_on_date=self.encoder.depends_on_date,
+            template_date=self.encoder.template_date,
+            dtype=loaded.fingerprint.dtype,
+            head_dtype=str(loaded.head.dtype).removeprefix("torch."),
+            device=", ".join(map(str, loaded.devices)),
+            attention=loaded.attention.name,
+            attention_reason=loaded.attention.reason,
+            max_length=self.encoder.max_length,
+            max_batch_tokens=self._budget.max_batch_tokens,
+            max_batch_tokens_reason=self._budget.reason,
+            deterministic=loaded.deterministic,
+            compiled=loaded.compiled,
+            self_check=loaded.self_check is not None,
+        )
 
     def warm_up(self, largest_batch: bool | None = None) -> None:
         """Score a short conversation, so that the first request does not pay for lazy setup.
@@ -196,9 +205,9 @@ class RewardScorer:
         """
         encoded = self.encoder.encode_all(conversations, truncation)
         scored = self.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        return merge_results(encoded, scored)
+        return merge_results(encoded, scored.rewards)
 
-    def score_ids(self, sequences: Sequence[TokenIds]) -> ScoredBatch:
+    def score_ids(self, sequences: Sequence[TokenIds]) -> BatchResult:
         """Score token ids without changing them; reward i belongs to sequence i.
 
         Args:
@@ -241,7 +250,7 @@ class RewardScorer:
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None
-    ) -> ScoredBatch:
+    ) -> BatchResult:
         """Run the batches through the model: the second half of `score_ids`.
 
         Args:
@@ -250,11 +259,17 @@ class RewardScorer:
                 the device. Its exceptions propagate.
         """
         rewards: list[float | ScoreError] = []
+        started = time.perf_counter()
         for tree in packing.batches:
             if on_batch_start is not None:
                 on_batch_start(tree.num_tokens)
             rewards += self._score_batch(tree)
-        return ScoredBatch(tuple(packing.restore(rewards)), packing.num_tokens)
+        return BatchResult(
+            tuple(packing.restore(rewards)),
+            packing.num_tokens,
+            time.perf_counter() - started,
+            self.fingerprint,
+        )
 
     def _score_batch(self, tree: PrefixTree) -> list[float | ScoreError]:
         """Return a reward or an error for each sequence. A failed batch is retried in halves."""
@@ -277,27 +292,27 @@ class RewardScorer:
 
 
 def merge_results(
-    encoded: Sequence[Encoded | ScoreError], scored: ScoredBatch
+    encoded: Sequence[Encoded | ScoreError], rewards: Sequence[float | ScoreError]
 ) -> list[Reward | ScoreError]:
     """Merge rewards with encoding errors into one result per conversation.
 
     Args:
         encoded: `[num_conversations]`, encoded conversations and errors.
-        scored: rewards of the encoded conversations, in order.
+        rewards: rewards of the encoded conversations, in order.
     """
-    rewards = iter(scored.rewards)
+    remaining = iter(rewards)
     results: list[Reward | ScoreError] = []
     for item in encoded:
         if isinstance(item, ScoreError):
             results.append(item)
             continue
-        reward = next(rewards)
+        reward = next(remaining)
         results.append(
             reward
             if isinstance(reward, ScoreError)
             else Reward(reward, item.num_tokens, item.truncated, item.warnings, item.input_format)
         )
-    assert next(rewards, None) is None
+    assert next(remaining, None) is None
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from rm_core.errors import RewardError
@@ -112,20 +112,6 @@ class ScoreError:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredBatch:
-    """The rewards of a list of token sequences.
-
-    Attributes:
-        rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
-        num_computed_tokens: number of tokens that the model computed (duplicates and shared
-            prefixes are computed once).
-    """
-
-    rewards: tuple[float | ScoreError, ...]
-    num_computed_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Fingerprint:
     """Properties that must be equal for two rewards to be comparable bit by bit.
 
@@ -146,5 +132,80 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields as plain data, without `template_date` if it is None."""
-        fields = asdict(self)
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """The rewards of a list of token sequences. Is sent between processes.
+
+    Attributes:
+        rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
+        num_computed_tokens: number of tokens that the model computed (duplicates and shared
+            prefixes are computed once).
+        inference_s: seconds on the device, without the wait for it. Not compared.
+        fingerprint: fingerprint of the model that computed the rewards.
+    """
+
+    rewards: tuple[float | ScoreError, ...]
+    num_computed_tokens: int
+    inference_s: float = field(compare=False)
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Effective settings of a loaded model. Is sent between processes.
+
+    Attributes:
+        catalogue_id: id of the checkpoint in the catalogue; None if it has no entry.
+        family: architecture of the decoder.
+        revision: see `Fingerprint`.
+        template_sha256: see `Fingerprint`.
+        encoding_sha256: SHA-256 of everything that decides the token ids of a conversation.
+        template_depends_on_date: whether the chat template reads today's date.
+        template_date: see `Fingerprint`.
+        dtype: see `Fingerprint`.
+        head_dtype: dtype of the head.
+        device: devices of the model, separated by commas.
+        attention: name of the attention backend.
+        attention_reason: why this backend was chosen.
+        max_length: maximum number of tokens in a conversation.
+        max_batch_tokens: maximum number of tokens in a batch.
+        max_batch_tokens_reason: why this budget was chosen.
+        deterministic: whether a reward does not depend on its batch.
+        compiled: whether the layers are compiled.
+        self_check: whether rewards were compared with plain transformers at load time.
+    """
+
+    catalogue_id: str | None
+    family: str
+    revision: str
+    template_sha256: str
+    encoding_sha256: str
+    template_depends_on_date: bool
+    template_date: str | None
+    dtype: str
+    head_dtype: str
+    device: str
+    attention: str
+    attention_reason: str
+    max_length: int
+    max_batch_tokens: int
+    max_batch_tokens_reason: str
+    deterministic: bool
+    compiled: bool
+    self_check: bool
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of the model's rewards."""
+        return Fingerprint(**{f.name: getattr(self, f.name) for f in fields(Fingerprint)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data, without `template_date` if it is None."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "template_date" or value is not None
+        }

@@ -20,13 +20,11 @@
 └── UnknownCheckpointError            the catalogue has no such checkpoint
 [OverloadedError]                   try again later
 ├── TooManyRequestsError              one client has too many requests in flight
-├── ReplicaBusyError                  the replica did not accept the batch
-└── ReplicaUnhealthyError             the replica can no longer score; another one can
-    └── ReplicaRejectedBatchError       the replica rejected the batch before scoring any of it
+└── ReplicaBusyError                  the replica did not try the batch
 [ModelError]                        the operator can fix it
 └── ConversationQuarantinedError      replicas died while scoring this conversation
 [RewardError]
-├── ReplicaLostError                  a replica died while scoring the batch
+├── ReplicaLostError                  a replica died or failed while it had the batch
 └── JobError                          a job cannot start or continue; finished chunks are kept
     ├── JobInputError                   the input cannot be read, or a job does not support it
     ├── JobOutputError                  the output's format cannot hold the columns or results
@@ -54,16 +52,6 @@ class UnknownModelError(InputError):
     """The request names a model that is not served."""
 
     code = "model_not_found"
-
-
-class ReplicaUnhealthyError(OverloadedError):
-    """The replica can no longer score and is being replaced; another replica can score."""
-
-    code = "replica_unhealthy"
-
-
-class ReplicaRejectedBatchError(ReplicaUnhealthyError):
-    """The replica was unhealthy before the batch arrived; no conversation of it was scored."""
 
 
 class AuthenticationError(InputError):
@@ -121,7 +109,7 @@ class TooManyRequestsError(OverloadedError):
 
 
 class ReplicaLostError(RewardError):
-    """A replica was lost while scoring the batch; another replica may score the batch.
+    """A replica died or failed while it had the batch; another replica may score the batch.
 
     Attributes:
         replica: unique id of the lost replica.
@@ -137,7 +125,7 @@ class ReplicaLostError(RewardError):
 
 
 class ReplicaBusyError(OverloadedError):
-    """The replica did not accept the batch; a retry may succeed."""
+    """The replica did not try the batch; a retry, or another replica, may succeed."""
 
     code = "replica_busy"
 

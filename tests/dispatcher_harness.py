@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 from waiting import VirtualTime
 
-from rm_core import Fingerprint, ScoredBatch, ScoreError, pack
+from rm_core import BatchResult, Fingerprint, ModelInfo, ScoreError, pack
 from serve.scheduler.dispatcher import Dispatcher
-from serve.scheduler.pending import DispatchResult
-from serve.telemetry.events import BatchReport, NullObserver
-from serve.worker.backends import BatchResult
+from serve.scheduler.pending import RequestFlow
+from serve.telemetry.events import BatchReport, RetryReason
+from serve.telemetry.metrics import Metrics
 
 Ids = tuple[int, ...]
 FINGERPRINT = Fingerprint("r", "t", "float32", "eager")
@@ -33,8 +33,6 @@ class FakeReplicas:
         self.num_computed_tokens = 0
         self.max_running = 0
         self.failure_at: Callable[[Sequence[Ids]], Exception | None] = lambda _: None
-        self.failure_after: Callable[[], Exception | None] = lambda: None
-        self.failure_before: Callable[[], Exception | None] = lambda: None
         self.go = asyncio.Event()
         self.go.set()
         self.running = 0
@@ -53,31 +51,18 @@ class FakeReplicas:
             raise failure
         num_tokens = pack(sequences, 10**6).num_tokens
         self.num_computed_tokens += num_tokens
-        return BatchResult(
-            ScoredBatch(tuple(map(reward_of, sequences)), num_tokens), 0.0, FINGERPRINT
-        )
+        return BatchResult(tuple(map(reward_of, sequences)), num_tokens, 0.0, FINGERPRINT)
 
-    async def run_one_by_one(
-        self, sequences: Sequence[Ids], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
-        await self.go.wait()
-        if failure := self.failure_before():
-            raise failure
-        yield None
-        for sequence in sequences:
-            yield await self.run_batch([sequence], backlog_tokens)
-        if failure := self.failure_after():
-            raise failure
-
-    async def describe(self) -> dict[str, Any]:
-        return {"max_batch_tokens": BUDGET}
+    async def describe(self) -> ModelInfo:
+        raise NotImplementedError
 
     async def refresh(self) -> None:
         return
 
 
-class RecordingObserver(NullObserver):
+class RecordingMetrics(Metrics):
     def __init__(self) -> None:
+        super().__init__()
         self.reports: list[BatchReport] = []
         self.retries: list[tuple[str, int]] = []
         self.num_abandoned = 0
@@ -85,32 +70,37 @@ class RecordingObserver(NullObserver):
     def record_batch(self, report: BatchReport) -> None:
         self.reports.append(report)
 
-    def record_retry(self, model: str, reason: str, num_sequences: int) -> None:
+    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
         self.retries.append((reason, num_sequences))
 
     def record_abandonment(self, model: str, num_sequences: int) -> None:
         self.num_abandoned += num_sequences
 
 
+class Scored(NamedTuple):
+    """Rewards of a request, in order, and its flow with their cost."""
+
+    rewards: list[float | ScoreError]
+    flow: RequestFlow
+
+
 class DispatcherHarness:
-    """A dispatcher, its fake replicas and its observer."""
+    """A dispatcher, its fake replicas and its metrics."""
 
     def __init__(self, num_replicas: int = 1, budget: int = BUDGET) -> None:
         self.replicas = FakeReplicas(num_replicas)
-        self.observer = RecordingObserver()
-        self.dispatcher = Dispatcher("rm", self.replicas, self.observer)
+        self.metrics = RecordingMetrics()
+        self.dispatcher = Dispatcher("rm", self.replicas, self.metrics)
         self.dispatcher.max_batch_tokens = budget
 
-    def submit(
-        self, *sequences: Ids, client: str = "a", priority: int = 0
-    ) -> asyncio.Task[DispatchResult]:
+    def submit(self, *sequences: Ids, client: str = "a", priority: int = 0) -> asyncio.Task[Scored]:
         return asyncio.ensure_future(self._submit(sequences, client, priority))
 
-    async def _submit(self, sequences: Sequence[Ids], client: str, priority: int) -> DispatchResult:
+    async def _submit(self, sequences: Sequence[Ids], client: str, priority: int) -> Scored:
         with self.dispatcher.open_flow(client, priority) as flow:
-            return await self.dispatcher.compute_rewards(flow, sequences)
+            return Scored(await self.dispatcher.compute_rewards(flow, sequences), flow)
 
-    async def hold(self) -> asyncio.Task[DispatchResult]:
+    async def hold(self) -> asyncio.Task[Scored]:
         """Hold a batch of one sequence on the replica, so that later requests queue together."""
         self.replicas.go.clear()
         first_batch = self.submit((99,))
@@ -127,9 +117,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def rewards(answer: Awaitable[DispatchResult]) -> list[float | ScoreError]:
+async def rewards(answer: Awaitable[Scored]) -> list[float | ScoreError]:
     async with asyncio.timeout(10):
-        return list((await answer).batch.rewards)
+        return (await answer).rewards
 
 
 def scenario(test: Callable[[DispatcherHarness], Coroutine[Any, Any, None]]) -> Callable[[], None]:

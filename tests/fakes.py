@@ -5,20 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi.testclient import TestClient
 
-from rm_core import ScoredBatch, ScoreError
+from rm_core import BatchResult, ModelConfig, ModelInfo, ScoreError, load_encoder
 from rm_core.packing import TokenIds
 from serve.api.app import create_app
 from serve.config.settings import Settings
-from serve.scoring.served_model import build_fingerprint
 from serve.scoring.service import ScoringService
-from serve.worker.backends import BatchResult
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
-INFO = {**FINGERPRINT, "max_batch_tokens": 200}
+INFO = ModelInfo(
+    **FINGERPRINT,
+    catalogue_id=None,
+    family="qwen3",
+    encoding_sha256=load_encoder(ModelConfig("demo")).encoding_sha256,
+    template_depends_on_date=False,
+    template_date=None,
+    head_dtype="float32",
+    device="cpu",
+    attention_reason="because",
+    max_length=2_048,
+    max_batch_tokens=200,
+    max_batch_tokens_reason="because",
+    deterministic=False,
+    compiled=False,
+    self_check=True,
+)
 
 
 class FakeBackend:
@@ -36,7 +51,7 @@ class FakeBackend:
         self.batches: list[Sequence[Any]] = []
         self.delay_s = 0.0
         self.gate: asyncio.Event | None = None
-        self.info: dict[str, Any] = INFO
+        self.info = INFO
         self.reward: Callable[[Sequence[int]], float | ScoreError] = lambda ids: float(len(ids))
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
@@ -47,10 +62,10 @@ class FakeBackend:
         if self.failure:
             raise self.failure
         tokens = sum(len(ids) for ids in sequences)
-        batch = ScoredBatch(tuple(self.reward(ids) for ids in sequences), tokens)
-        return BatchResult(batch, self.delay_s, build_fingerprint(self.info))
+        rewards = tuple(self.reward(ids) for ids in sequences)
+        return BatchResult(rewards, tokens, self.delay_s, self.info.fingerprint)
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> ModelInfo:
         if self.load_failure:
             raise self.load_failure
         return self.info
@@ -65,6 +80,8 @@ def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
     """Yield a client of an application with one model: the demo's tokenizer and the backend."""
     settings = Settings.load(models=[{"name": "demo", **chosen}])
     service = ScoringService([(settings.models[0], backend)], settings)
+    encoder = service.models[settings.models[0].alias].encoder
+    backend.info = replace(backend.info, encoding_sha256=encoder.encoding_sha256)
     app = create_app(service, settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

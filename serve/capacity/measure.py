@@ -58,7 +58,7 @@ def measure(config: ModelConfig, load: Load) -> Measurement:
         torch.cuda.reset_peak_memory_stats(scorer.loaded_model.device)
     else:
         scorer.warm_up()
-    budget = int(scorer.describe()["max_batch_tokens"])
+    budget = scorer.describe().max_batch_tokens
     rng = random.Random(0)
     vocab_size = int(scorer.loaded_model.model.config.vocab_size)
     num_groups = max(1, budget // load.group_tokens)
@@ -104,7 +104,7 @@ def _time_batch(scorer: RewardScorer, sequences: list[TokenIds]) -> tuple[float,
 def _measure_memory(scorer: RewardScorer, budget: int) -> Memory:
     model, device = scorer.loaded_model.model, scorer.loaded_model.device
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    reason = str(scorer.describe()["max_batch_tokens_reason"])
+    reason = scorer.describe().max_batch_tokens_reason
     if device.type != "cuda":
         return Memory(0, weights_bytes, 0, 0, budget, reason)
     _, total_bytes = torch.cuda.mem_get_info(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from rm_core import find_entry, load_catalog, load_not_served
+from rm_core import ModelInfo, find_entry, load_catalog, load_not_served
 from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
 from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sources
 from rm_core.verification import Check
@@ -107,11 +107,11 @@ def choose_local_attention(entry: CatalogEntry) -> AttentionChoice:
     return choose_attention(target)
 
 
-def print_checks(model: Mapping[str, Any], checks: Sequence[Check]) -> None:
+def print_checks(model: ModelInfo, checks: Sequence[Check]) -> None:
     """Print the results of `skyreward verify`."""
     console = Console()
     for key in ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"):
-        console.print(f"{key}: {model[key]}")
+        console.print(f"{key}: {getattr(model, key)}")
     table = _create_table(
         "Checks", "check", "ours", "expected", "difference", "allowed", "", "against"
     )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from rm_core import BatchResult, ModelInfo
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.config.reconfigure import ReplicaUserConfig
 from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog
-from serve.errors import ReplicaRejectedBatchError
+from serve.errors import ReplicaBusyError
 from serve.telemetry.logging import LogFormat, configure_logging
 from serve.worker.backends import load_scorer
-from serve.worker.worker import Worker, WorkerResult
+from serve.worker.worker import Worker
 
 _REJECTION_DELAY_S = 1.0
 
@@ -44,7 +44,7 @@ class ScorerReplica:
 
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
-    ) -> WorkerResult:
+    ) -> BatchResult:
         """Score one batch without blocking the event loop.
 
         Args:
@@ -53,31 +53,17 @@ class ScorerReplica:
             gateway: name of the gateway.
 
         Raises:
-            ReplicaUnhealthyError: no result may be trusted; another replica can score the batch.
+            ReplicaBusyError, ReplicaLostError: see `Worker.run_batch`.
         """
         self._backlog.update(gateway, backlog_tokens)
-        async with _delay_rejection():
+        try:
             return await self._worker.run_batch(sequences)
+        except ReplicaBusyError:
+            # A replica that rejects at once looks least loaded, and would get all batches.
+            await asyncio.sleep(_REJECTION_DELAY_S)
+            raise
 
-    async def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
-    ) -> AsyncIterator[WorkerResult | None]:
-        """Score sequences one after another; see `Worker.run_one_by_one`.
-
-        Args:
-            sequences: token ids, none empty.
-            backlog_tokens: number of tokens queued in the gateway behind these sequences.
-            gateway: name of the gateway.
-
-        Raises:
-            ReplicaUnhealthyError: see `run_batch`.
-        """
-        self._backlog.update(gateway, backlog_tokens)
-        async with _delay_rejection():
-            async for result in self._worker.run_one_by_one(sequences):
-                yield result
-
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> ModelInfo:
         """Return the effective settings; Serve calls this only after the model is warmed up."""
         return self._worker.describe()
 
@@ -102,13 +88,3 @@ class ScorerReplica:
     def _compute_cpu_threads(self) -> int:
         num_replicas = self._settings.max_replicas or self._settings.num_replicas
         return max(1, (os.cpu_count() or 1) // num_replicas)
-
-
-@asynccontextmanager
-async def _delay_rejection() -> AsyncIterator[None]:
-    """Delay rejections: a replica that rejects at once looks least loaded and gets all batches."""
-    try:
-        yield
-    except ReplicaRejectedBatchError:
-        await asyncio.sleep(_REJECTION_DELAY_S)
-        raise

@@ -146,6 +146,6 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def compute_tree_size(sequences: Sequence[TokenIds]) -> int:
-    """Count the tokens of the prefix tree of distinct sequences, given in sorted order."""
+    """Count the tokens of the prefix tree of sequences, given in sorted order."""
     shared = sum(common_prefix_length(before, after) for before, after in pairwise(sequences))
     return sum(map(len, sequences)) - shared

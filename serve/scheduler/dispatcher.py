@@ -17,26 +17,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
-from typing import TypeAlias
 
-from rm_core import RewardError, ScoreError, ScoringError
+from rm_core import BatchResult, RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.batching import apportion, compute_tree_size, form_mixed_batch
-from serve.scheduler.fair_queue import Flow
-from serve.scheduler.pending import DispatchResult, PendingPool, PendingSequence, build_report
+from serve.scheduler.pending import PendingPool, PendingSequence, RequestFlow
 from serve.scheduler.quarantine import MAX_CRASHES, CrashHistory, build_quarantine_error
 from serve.scheduler.throughput import InFlightBatch, ThroughputEstimator
-from serve.telemetry.events import Observer
-from serve.worker.backends import Backend, BatchResult
+from serve.telemetry.events import BatchReport
+from serve.telemetry.metrics import Metrics
+from serve.worker.backends import Backend
 
 logger = logging.getLogger(__name__)
-
-BatchRunner: TypeAlias = Callable[[list[PendingSequence], float], Awaitable[None]]
 
 # A batch is formed from the next sequences of the queue, as many as fill this many token budgets.
 # That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
@@ -54,7 +49,7 @@ class Dispatcher:
     Args:
         alias: alias of the model.
         backend: replicas of the model.
-        observer: receives a report of every batch.
+        metrics: counts batches, retries and quarantined conversations; None: nobody reads them.
         shares_rewards: whether a sequence that several clients wait for is computed once for all of
             them, and tokens that their conversations share are counted once.
 
@@ -63,19 +58,21 @@ class Dispatcher:
     """
 
     def __init__(
-        self, alias: str, backend: Backend, observer: Observer, shares_rewards: bool = True
+        self,
+        alias: str,
+        backend: Backend,
+        metrics: Metrics | None = None,
+        shares_rewards: bool = True,
     ) -> None:
         self.max_batch_tokens = 1
         self._alias = alias
         self._backend = backend
-        self._observer = observer
+        self._metrics = metrics or Metrics()
         self._pool = PendingPool(shares_rewards)
-        self._shares_rewards = shares_rewards
-        # Both go before all other sequences: batches that are sent as they are, such as halves of a
-        # failed one; and suspects, which were with a lost replica and are scored one at a time.
-        self._retry_batches: deque[list[PendingSequence]] = deque()
-        self._suspects: list[PendingSequence] = []
-        self._suspects_are_running = False
+        # Sequences of a batch that was lost or failed. Each is sent alone, before all others and
+        # one at a time, so that the next loss has one possible cause.
+        self._suspects: dict[PendingSequence, None] = {}
+        self._running_suspect: PendingSequence | None = None
         self._crash_history = CrashHistory()
         self._throughput = ThroughputEstimator(_PREFETCH_S)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +80,6 @@ class Dispatcher:
         # A batch belongs to no request: in the context of one, Serve would cancel a batch of many
         # requests when the client of that one disconnects.
         self._context = contextvars.Context()
-        self._numbers = count()
 
     @property
     def queued_tokens(self) -> int:
@@ -110,7 +106,7 @@ class Dispatcher:
         """Tokens that each client asked for and has not received; only clients with such tokens."""
         return self._pool.tokens_by_client
 
-    def should_wait(self, flow: Flow[PendingSequence], max_client_tokens: int) -> bool:
+    def should_wait(self, flow: RequestFlow, max_client_tokens: int) -> bool:
         """Return whether a request should wait for rewards before it submits more sequences.
 
         Its pending sequences then fill all replicas, and leave a choice for each batch.
@@ -127,37 +123,43 @@ class Dispatcher:
 
     def estimate_seconds(self, num_tokens: int) -> float | None:
         """Estimate how long all replicas together take for so many tokens; None without data."""
-        return self._throughput.estimate_seconds(num_tokens, self._num_devices)
+        seconds = self._throughput.rate.estimate_seconds(num_tokens)
+        return None if seconds is None else seconds / self._num_devices
 
     @contextmanager
-    def open_flow(self, client: str, priority: int) -> Iterator[Flow[PendingSequence]]:
+    def open_flow(self, client: str, priority: int) -> Iterator[RequestFlow]:
         """Open the flow of a request, and discard what is left of it at the end of the `with`."""
-        flow: Flow[PendingSequence] = Flow(client, priority)
+        flow = RequestFlow(client, priority)
         try:
             yield flow
         finally:
             self._pool.discard(flow)
 
     async def compute_rewards(
-        self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]
-    ) -> DispatchResult:
-        """Compute the rewards of sequences, none of them empty, in order.
+        self, flow: RequestFlow, sequences: Sequence[TokenIds]
+    ) -> list[float | ScoreError]:
+        """Return the reward of each sequence, in order; the cost is added to the flow.
 
         If the call is cancelled, its pending sequences are dropped.
+
+        Args:
+            flow: flow of the request.
+            sequences: token ids, none empty; equal ones are scored once.
 
         Raises:
             RewardError: none of the model's replicas will answer.
         """
-        request = self._pool.add(flow, sequences)
-        self._mark_known_suspects(flow, sequences)
-        if request.num_missing:
+        burst = self._pool.add(flow, sequences)
+        if self._crash_history:
+            self._mark_known_suspects(burst.entries)
+        if burst.num_missing:
             self._schedule_soon()
         try:
-            await request.future
+            await burst.future
         finally:
-            if request.num_missing:
-                self._pool.cancel(request)
-        return request.build_result()
+            if burst.num_missing:
+                self._pool.cancel(burst)
+        return [burst.rewards[sequence] for sequence in sequences]
 
     @property
     def _num_devices(self) -> int:
@@ -172,37 +174,35 @@ class Dispatcher:
         self._timer = loop.call_later(delay_s, self._schedule, context=self._context)
 
     def _schedule(self) -> None:
-        """Send batches to free replicas until no replica is free or no sequence is pending."""
+        """While a replica is free, form the next batch and send it."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         while self._pool.num_tokens:
-            wait_s = self._throughput.estimate_wait(now, self._num_devices)
+            wait_s = self._estimate_wait(now)
             if wait_s is None:  # the next result schedules again
                 return
             if wait_s > 0:
                 self._schedule_soon(wait_s)
                 return
-            if suspects := self._take_suspects():
-                self._suspects_are_running = True
-                self._send(suspects, self._run_one_by_one, now)
-            elif batch := self._form_next_batch():
-                self._send(batch, self._run_together, now)
-            else:
+            batch = self._form_next_batch()
+            if not batch:
                 return
-        # No request waits for these any longer.
-        self._retry_batches.clear()
-        self._suspects.clear()
+            self._send(batch, now)
+        self._suspects.clear()  # no request waits for them any longer
 
-    def _take_suspects(self) -> list[PendingSequence]:
-        if self._suspects_are_running:
-            return []
-        suspects, self._suspects = self._suspects, []
-        return [entry for entry in suspects if entry.is_pending]
+    def _estimate_wait(self, now: float) -> float | None:
+        # A suspect shares its replica with no other batch: a loss then has one possible cause.
+        may_prefetch = not self._suspects and self._running_suspect is None
+        return self._throughput.estimate_wait(now, self._num_devices, may_prefetch=may_prefetch)
 
     def _form_next_batch(self) -> list[PendingSequence]:
-        while self._retry_batches:
-            if retry := [entry for entry in self._retry_batches.popleft() if entry.is_pending]:
-                return retry
+        """Return a suspect, or sequences that are next in fair order and share most tokens."""
+        while self._suspects and self._running_suspect is None:
+            suspect = next(iter(self._suspects))
+            del self._suspects[suspect]
+            if suspect.is_pending:
+                self._running_suspect = suspect
+                return [suspect]
         pending = self._pool.peek(_LOOK_AHEAD * self.max_batch_tokens, exclude=self._suspects)
         if not pending:
             return []
@@ -210,86 +210,76 @@ class Dispatcher:
         small = [
             sequence
             for sequence, entries in pending.items()
-            if any(entry.requests[0].flow.num_tokens <= half for entry in entries)
+            if any(entry.bursts[0].flow.num_tokens <= half for entry in entries)
         ]
         batch = form_mixed_batch(small, list(pending), self.max_batch_tokens)
         return [entry for sequence in batch.sequences for entry in pending[sequence]]
 
-    def _send(self, batch: list[PendingSequence], run: BatchRunner, now: float) -> None:
+    def _send(self, batch: list[PendingSequence], now: float) -> None:
         self._pool.mark_dispatched(batch, now)
-        num_tokens = _compute_tree_size(batch)
-        in_flight = self._throughput.begin(now, num_tokens, self._num_devices)
-        task = asyncio.get_running_loop().create_task(self._supervise(batch, run, in_flight, now))
+        in_flight = self._throughput.begin(now, _compute_tree_size(batch), self._num_devices)
+        task = asyncio.get_running_loop().create_task(self._run(batch, in_flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _supervise(
-        self, batch: list[PendingSequence], run: BatchRunner, in_flight: InFlightBatch, now: float
-    ) -> None:
+    async def _run(self, batch: list[PendingSequence], in_flight: InFlightBatch) -> None:
+        """Run a batch on a replica, and handle every outcome."""
         try:
-            await run(batch, now)
-        finally:
-            self._throughput.end(in_flight)
-            # Only a cancellation leaves entries running; every other outcome has handled them all.
-            if left := [entry for entry in batch if entry.is_running]:
-                self._retry([left])
-            self._schedule_soon()
-
-    async def _run_together(self, batch: list[PendingSequence], now: float) -> None:
-        sequences = [entry.sequence for entry in batch]
-        try:
-            result = await self._backend.run_batch(sequences, self._pool.num_tokens)
-            self._finish(batch, result, now)
+            while not await self._try_to_run(batch):
+                await asyncio.sleep(_BUSY_RETRY_S)
         except ReplicaLostError as error:
             self._handle_lost_replica(batch, error)
-        except ReplicaBusyError:
-            self._observer.record_retry(self._alias, "overloaded", len(batch))
-            await asyncio.sleep(_BUSY_RETRY_S)
-            self._retry([batch])
         except RewardError as error:
             self._pool.fail(batch, error)
         # Boundary of the batch: its requests get the failure, and the dispatcher goes on.
         except Exception as error:
             self._handle_failure(batch, error)
-
-    async def _run_one_by_one(self, suspects: list[PendingSequence], now: float) -> None:
-        """Score suspects one at a time, so that a crash can be attributed to one conversation."""
-        left, has_begun = deque(suspects), False
-        sequences = [entry.sequence for entry in suspects]
-        try:
-            async for result in self._backend.run_one_by_one(sequences, self._pool.num_tokens):
-                if result is None:
-                    has_begun = True
-                else:
-                    self._finish([left[0]], result, now)
-                    left.popleft()
-        except ReplicaLostError as error:
-            if has_begun and left:
-                self._handle_lost_replica([left.popleft()], error)
-        except ReplicaBusyError:
-            await asyncio.sleep(_BUSY_RETRY_S)
-        except RewardError as error:
-            self._pool.fail(left, error)
-            left.clear()
-        except Exception as error:  # as above
-            if left:
-                self._handle_failure([left.popleft()], error)
         finally:
-            self._suspects_are_running = False
-            self._suspect(left)
+            self._throughput.end(in_flight)
+            if self._running_suspect in batch:
+                self._running_suspect = None
+            # Only a cancellation leaves entries running; every other outcome has handled them all.
+            self._suspect([entry for entry in batch if entry.is_running])
+            self._schedule_soon()
 
-    def _finish(self, batch: list[PendingSequence], result: BatchResult, now: float) -> None:
-        assert len(result.batch.rewards) == len(batch)
-        self._throughput.observe(result.batch.num_computed_tokens, result.inference_s)
-        times = {"sent_at": now, "elapsed_s": asyncio.get_running_loop().time() - now}
-        report = build_report(self._alias, batch, result, self.max_batch_tokens, **times)
-        self._observer.record_batch(report)
-        number = next(self._numbers)
-        for request in {request: None for entry in batch for request in entry.requests}:
-            request.fingerprints.add(result.fingerprint)
-            request.batch_seconds[number] = result.inference_s
-        self._apportion_computed_tokens(batch, result.batch.num_computed_tokens)
-        for entry, reward in zip(batch, result.batch.rewards, strict=True):
+    async def _try_to_run(self, batch: list[PendingSequence]) -> bool:
+        """Return whether the batch is done: it has its rewards, or no request waits for it."""
+        sent_at = asyncio.get_running_loop().time()
+        if not any(entry.bursts for entry in batch):
+            self._pool.requeue(batch)
+            return True
+        try:
+            result = await self._backend.run_batch(
+                [entry.sequence for entry in batch], self._pool.num_tokens
+            )
+        except ReplicaBusyError:
+            self._metrics.record_retry(self._alias, "overloaded", len(batch))
+            return False
+        self._finish(batch, result, sent_at)
+        return True
+
+    def _finish(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
+        assert len(result.rewards) == len(batch)
+        self._throughput.rate.observe(result.num_computed_tokens, result.inference_s)
+        self._metrics.record_batch(
+            BatchReport(
+                model=self._alias,
+                num_sequences=len(batch),
+                num_tokens=sum(len(entry.sequence) for entry in batch),
+                num_computed_tokens=result.num_computed_tokens,
+                max_batch_tokens=self.max_batch_tokens,
+                queue_durations_s=tuple(
+                    sent_at - burst.submitted_at for entry in batch for burst in entry.bursts
+                ),
+                inference_s=result.inference_s,
+                elapsed_s=asyncio.get_running_loop().time() - sent_at,
+            )
+        )
+        for flow in {burst.flow: None for entry in batch for burst in entry.bursts}:
+            flow.fingerprints.add(result.fingerprint)
+            flow.inference_s += result.inference_s
+        self._apportion_computed_tokens(batch, result.num_computed_tokens)
+        for entry, reward in zip(batch, result.rewards, strict=True):
             self._crash_history.forget(entry.sequence)
             self._pool.resolve(entry, reward)
 
@@ -299,26 +289,26 @@ class Dispatcher:
         for entry in batch:
             by_owner.setdefault(entry.owner, []).append(entry)
         for entries in by_owner.values():
-            is_alone = self._shares_rewards or len(by_owner) == 1
-            total = num_computed if is_alone else _compute_tree_size(entries)
+            total = num_computed if len(by_owner) == 1 else _compute_tree_size(entries)
             shares = apportion(total, [len(entry.sequence) for entry in entries])
             for entry, share in zip(entries, shares, strict=True):
-                if entry.requests:
-                    entry.requests[0].num_computed_tokens += share
+                if entry.bursts:
+                    entry.bursts[0].flow.num_computed_tokens += share
 
-    def _mark_known_suspects(
-        self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]
-    ) -> None:
+    def _mark_known_suspects(self, entries: Collection[PendingSequence]) -> None:
         """Treat sequences that were with a lost replica as suspects when they are sent again."""
-        for entry in self._pool.find_pending(flow, sequences) if self._crash_history else ():
-            if (num_crashes := self._crash_history.count(entry.sequence)) >= MAX_CRASHES:
+        for entry in entries:
+            if not entry.is_pending:
+                continue
+            num_crashes = self._crash_history.count(entry.sequence)
+            if num_crashes >= MAX_CRASHES:
                 self._pool.mark_dispatched([entry], asyncio.get_running_loop().time())
                 self._quarantine(entry)
-            elif num_crashes and entry not in self._suspects:
-                self._suspects.append(entry)
+            elif num_crashes:
+                self._suspects[entry] = None
 
     def _handle_lost_replica(self, batch: list[PendingSequence], error: ReplicaLostError) -> None:
-        """Send the entries of a lost batch again, or quarantine those that were lost too often."""
+        """Suspect the sequences of a lost batch; quarantine those that were lost too often."""
         logger.warning(
             "%s: %d conversations were with a lost replica: %s",
             self._alias,
@@ -330,23 +320,14 @@ class Dispatcher:
             num_crashes = self._crash_history.add(entry.sequence, error.replica)
             suspects.append(entry) if num_crashes < MAX_CRASHES else self._quarantine(entry)
         if suspects:
-            self._observer.record_retry(self._alias, error.reason, len(suspects))
+            self._metrics.record_retry(self._alias, error.reason, len(suspects))
             self._suspect(suspects)
 
-    def _quarantine(self, entry: PendingSequence) -> None:
-        self._observer.record_abandonment(self._alias, 1)
-        self._pool.resolve(entry, build_quarantine_error(entry.sequence))
-
-    def _suspect(self, entries: Collection[PendingSequence]) -> None:
-        self._pool.requeue(entries)
-        self._suspects += entries
-
     def _handle_failure(self, batch: list[PendingSequence], error: Exception) -> None:
-        """Retry a failed batch in halves, until the conversation that fails is alone."""
+        """Suspect the sequences of a failed batch; one that fails alone gets an error."""
         logger.error("a batch of %d conversations failed", len(batch), exc_info=error)
         if len(batch) > 1:
-            middle = len(batch) // 2
-            self._retry([batch[:middle], batch[middle:]])
+            self._suspect(batch)
             return
         failure = ScoringError(
             f"scoring failed on this conversation ({type(error).__name__}); the service's log has "
@@ -354,11 +335,15 @@ class Dispatcher:
         )
         self._pool.resolve(batch[0], ScoreError.from_exception(failure))
 
-    def _retry(self, batches: list[list[PendingSequence]]) -> None:
-        for batch in batches:
-            self._pool.requeue(batch)
-        self._retry_batches.extend(batches)
+    def _quarantine(self, entry: PendingSequence) -> None:
+        self._metrics.record_abandonment(self._alias, 1)
+        self._pool.resolve(entry, build_quarantine_error(entry.sequence))
+
+    def _suspect(self, entries: Collection[PendingSequence]) -> None:
+        self._pool.requeue(entries)
+        self._suspects |= dict.fromkeys(entry for entry in entries if entry.is_pending)
 
 
 def _compute_tree_size(batch: Collection[PendingSequence]) -> int:
-    return compute_tree_size(sorted({entry.sequence for entry in batch}))
+    """Count the tokens of the batch's prefix tree; batches are sorted."""
+    return compute_tree_size([entry.sequence for entry in batch])

@@ -1,8 +1,8 @@
 """Sequences that wait for one model: each distinct one once, with all requests that wait for it.
 
-Nothing is sent from here. `PendingPool.add` adds the sequences of a request, `PendingPool.peek`
-returns those that are next, and `PendingPool.mark_dispatched` marks them as in flight. Each then
-either gets its reward (`PendingPool.resolve`) or becomes pending again (`PendingPool.requeue`).
+Nothing is sent from here. `PendingPool.add` adds sequences of a request, `PendingPool.peek` returns
+those that are next, and `PendingPool.mark_dispatched` marks them as in flight. Each then either
+gets its reward (`PendingPool.resolve`) or becomes pending again (`PendingPool.requeue`).
 """
 
 from __future__ import annotations
@@ -12,78 +12,72 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rm_core import Fingerprint, RewardError, ScoredBatch, ScoreError
+from rm_core import Fingerprint, RewardError, ScoreError
 from rm_core.packing import TokenIds
 from serve.scheduler.fair_queue import FairQueue, Flow
-from serve.telemetry.events import BatchReport
-from serve.worker.backends import BatchResult
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchResult:
-    """Rewards of the sequences of one `PendingRequest`.
-
-    Attributes:
-        batch: rewards in order. The tokens that a batch computed are divided among its sequences by
-            their lengths; the share of a sequence goes to the oldest request that waits for it.
-        fingerprints: fingerprints of the models that computed the rewards; several if the model was
-            replaced meanwhile.
-        queue_duration_s: seconds until the first sequence went to a replica.
-        batch_seconds: seconds on the device of each batch that held a sequence, by the batch's
-            number.
-    """
-
-    batch: ScoredBatch
-    fingerprints: frozenset[Fingerprint]
-    queue_duration_s: float
-    batch_seconds: dict[int, float]
 
 
 @dataclass(eq=False, slots=True)
-class PendingRequest:
-    """Sequences that a request asked for together, and the rewards that it has received."""
+class RequestFlow(Flow["PendingSequence"]):
+    """The flow of a request, and what its rewards have cost so far.
 
-    flow: Flow[PendingSequence]
-    sequences: tuple[TokenIds, ...]
-    num_missing: int
-    future: asyncio.Future[None]
-    submitted_at: float
-    dispatched_at: float | None = None
-    rewards: dict[TokenIds, float | ScoreError] = field(default_factory=dict)
+    Attributes:
+        fingerprints: fingerprints of the models that computed the rewards; several if the model was
+            replaced meanwhile.
+        num_computed_tokens: tokens that the model computed for the request. The tokens of a batch
+            are divided among its sequences by their lengths; the share of a sequence goes to the
+            oldest request that waits for it.
+        queue_duration_s: seconds until the first sequence went to a replica; None before.
+        inference_s: seconds on the device of all batches with a sequence of the request.
+    """
+
     fingerprints: set[Fingerprint] = field(default_factory=set)
     num_computed_tokens: int = 0
-    batch_seconds: dict[int, float] = field(default_factory=dict)
+    queue_duration_s: float | None = None
+    inference_s: float = 0.0
 
-    def build_result(self) -> DispatchResult:
-        """Return the result; only once no reward is missing."""
-        return DispatchResult(
-            ScoredBatch(tuple(self.rewards[s] for s in self.sequences), self.num_computed_tokens),
-            frozenset(self.fingerprints),
-            0.0 if self.dispatched_at is None else self.dispatched_at - self.submitted_at,
-            self.batch_seconds,
-        )
+
+@dataclass(eq=False, slots=True)
+class Burst:
+    """Sequences that a request added together, and the rewards that have arrived.
+
+    Attributes:
+        flow: flow of the request.
+        entries: distinct sequences.
+        submitted_at: time of the event loop.
+        future: done once no reward is missing.
+        num_missing: number of rewards that are missing.
+        rewards: reward of each sequence.
+    """
+
+    flow: RequestFlow
+    entries: list[PendingSequence]
+    submitted_at: float
+    future: asyncio.Future[None]
+    num_missing: int
+    rewards: dict[TokenIds, float | ScoreError] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
 class PendingSequence:
-    """A distinct sequence and the requests that wait for its reward.
+    """A distinct sequence and the bursts that wait for its reward.
 
     Attributes:
         sequence: token ids.
         owner: client that the sequence belongs to, where clients share no rewards; else empty.
-        requests: requests that wait for the reward, oldest first.
+        bursts: bursts that wait for the reward, oldest first.
         is_running: whether the sequence is in flight.
     """
 
     sequence: TokenIds
     owner: str = ""
-    requests: list[PendingRequest] = field(default_factory=list)
+    bursts: list[Burst] = field(default_factory=list)
     is_running: bool = False
 
     @property
     def is_pending(self) -> bool:
         """Whether the sequence is still to be sent."""
-        return bool(self.requests) and not self.is_running
+        return bool(self.bursts) and not self.is_running
 
 
 class PendingPool:
@@ -116,50 +110,39 @@ class PendingPool:
         """Number of distinct pending sequences."""
         return sum(entry.is_pending for entry in self._entries.values())
 
-    def add(self, flow: Flow[PendingSequence], sequences: Sequence[TokenIds]) -> PendingRequest:
-        """Add sequences; the future of the returned request is done once all rewards are there."""
+    def add(self, flow: RequestFlow, sequences: Iterable[TokenIds]) -> Burst:
+        """Add sequences; the future of the returned burst is done once all rewards are there."""
         loop = asyncio.get_running_loop()
-        distinct = dict.fromkeys(sequences)
-        assert all(distinct), "no sequence may be empty"
-        request = PendingRequest(
-            flow, tuple(sequences), len(distinct), loop.create_future(), loop.time()
-        )
-        if not distinct:
-            request.future.set_result(None)
-        entries = []
-        owner = self._get_owner(flow)
-        for sequence in distinct:
+        owner = "" if self._shares_rewards else flow.client
+        burst = Burst(flow, [], loop.time(), loop.create_future(), 0)
+        num_tokens = 0
+        for sequence in dict.fromkeys(sequences):
+            assert sequence, "no sequence may be empty"
             entry = self._entries.get((owner, sequence))
             if entry is None:
                 entry = self._entries[owner, sequence] = PendingSequence(sequence, owner)
                 self.num_tokens += len(sequence)
-            entry.requests.append(request)
-            entries.append(entry)
-        self._adjust_tokens(flow, sum(map(len, distinct)))
-        self._queue.add(flow, entries)
-        return request
+            entry.bursts.append(burst)
+            burst.entries.append(entry)
+            num_tokens += len(sequence)
+        burst.num_missing = len(burst.entries)
+        if not burst.entries:
+            burst.future.set_result(None)
+        self._adjust_tokens(flow, num_tokens)
+        self._queue.add(flow, burst.entries)
+        return burst
 
-    def find_pending(
-        self, flow: Flow[PendingSequence], sequences: Iterable[TokenIds]
-    ) -> list[PendingSequence]:
-        """Return the entries of these sequences that are still to be sent, each once."""
-        owner = self._get_owner(flow)
-        entries = (self._entries.get((owner, s)) for s in dict.fromkeys(sequences))
-        return [entry for entry in entries if entry is not None and entry.is_pending]
-
-    def cancel(self, request: PendingRequest) -> None:
-        """Cancel a request; pending sequences that only this request waits for are dropped."""
-        owner = self._get_owner(request.flow)
-        for sequence in dict.fromkeys(request.sequences):
-            entry = self._entries.get((owner, sequence))
-            if entry is None or request not in entry.requests:
+    def cancel(self, burst: Burst) -> None:
+        """Cancel a burst; pending sequences that only this burst waits for are dropped."""
+        for entry in burst.entries:
+            if burst not in entry.bursts:
                 continue
-            entry.requests.remove(request)
-            if not entry.requests and not entry.is_running:
-                del self._entries[owner, sequence]
-                self.num_tokens -= len(sequence)
+            entry.bursts.remove(burst)
+            if not entry.bursts and not entry.is_running:
+                self._drop(entry)
+                self.num_tokens -= len(entry.sequence)
 
-    def discard(self, flow: Flow[PendingSequence]) -> None:
+    def discard(self, flow: RequestFlow) -> None:
         """Close the flow of a request that has ended."""
         self._queue.discard(flow)
         self._adjust_tokens(flow, -flow.num_tokens)
@@ -183,74 +166,47 @@ class PendingPool:
             entry.is_running = True
             self.num_tokens -= len(entry.sequence)
             self._queue.mark_dispatched(entry)
-            for request in entry.requests:
-                if request.dispatched_at is None:
-                    request.dispatched_at = now
+            for burst in entry.bursts:
+                if burst.flow.queue_duration_s is None:
+                    burst.flow.queue_duration_s = now - burst.submitted_at
         self._queue.prune()
 
     def requeue(self, batch: Iterable[PendingSequence]) -> None:
         """Make entries pending again; those that no request waits for any longer are dropped."""
         for entry in batch:
             entry.is_running = False
-            if entry.requests:
+            if entry.bursts:
                 self.num_tokens += len(entry.sequence)
             else:
                 self._drop(entry)
 
     def resolve(self, entry: PendingSequence, reward: float | ScoreError) -> None:
         """Give the reward of an entry in flight to all requests that wait for it."""
-        for request in entry.requests:
-            request.rewards[entry.sequence] = reward
-            self._adjust_tokens(request.flow, -len(entry.sequence))
-            request.num_missing -= 1
-            if not request.num_missing and not request.future.done():
-                request.future.set_result(None)
+        for burst in entry.bursts:
+            burst.rewards[entry.sequence] = reward
+            self._adjust_tokens(burst.flow, -len(entry.sequence))
+            burst.num_missing -= 1
+            if not burst.num_missing and not burst.future.done():
+                burst.future.set_result(None)
         self._drop(entry)
 
     def fail(self, batch: Collection[PendingSequence], error: RewardError) -> None:
         """Fail all requests that wait for an entry of the batch, and drop the entries."""
-        for request in {request: None for entry in batch for request in entry.requests}:
-            if not request.future.done():
-                request.future.set_exception(error)
+        for burst in {burst: None for entry in batch for burst in entry.bursts}:
+            if not burst.future.done():
+                burst.future.set_exception(error)
         for entry in batch:
             self._drop(entry)
 
     def _drop(self, entry: PendingSequence) -> None:
-        entry.requests.clear()
+        entry.bursts.clear()
         entry.is_running = False
         self._entries.pop((entry.owner, entry.sequence), None)
 
-    def _get_owner(self, flow: Flow[PendingSequence]) -> str:
-        return "" if self._shares_rewards else flow.client
-
-    def _adjust_tokens(self, flow: Flow[PendingSequence], num_tokens: int) -> None:
+    def _adjust_tokens(self, flow: RequestFlow, num_tokens: int) -> None:
         if flow.is_over:
             return
         flow.num_tokens += num_tokens
         self.tokens_by_client[flow.client] += num_tokens
         if not self.tokens_by_client[flow.client]:
             del self.tokens_by_client[flow.client]  # over time there may be any number of clients
-
-
-def build_report(
-    model: str,
-    batch: Sequence[PendingSequence],
-    result: BatchResult,
-    max_batch_tokens: int,
-    *,
-    sent_at: float,
-    elapsed_s: float,
-) -> BatchReport:
-    """Build the report of a batch that returned and is not yet resolved."""
-    return BatchReport(
-        model=model,
-        num_sequences=len(batch),
-        num_tokens=sum(len(entry.sequence) for entry in batch),
-        num_computed_tokens=result.batch.num_computed_tokens,
-        max_batch_tokens=max_batch_tokens,
-        queue_durations_s=tuple(
-            sent_at - request.submitted_at for entry in batch for request in entry.requests
-        ),
-        inference_s=result.inference_s,
-        elapsed_s=elapsed_s,
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Factor by which the weight of earlier batches decays with each new one.
-_DECAY = 0.8
+from serve.worker.watchdog import RateEstimator
+
 # If batches take longer, a replica that is idle between two of them loses next to nothing, and a
 # request that arrives meanwhile would wait long behind a batch that was sent ahead.
 _SHORT_BATCH_S = 0.1
@@ -25,31 +25,22 @@ class ThroughputEstimator:
     Args:
         prefetch_s: how many seconds before a replica is expected to be free it may get its next
             batch, if batches are short.
+
+    Attributes:
+        rate: rate of one replica.
     """
 
     def __init__(self, prefetch_s: float) -> None:
         self._prefetch_s = prefetch_s
         self._in_flight: list[InFlightBatch] = []
-        self._num_tokens = 0.0
-        self._seconds = 0.0
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Record the tokens of a batch and its seconds on its replica."""
-        self._num_tokens = _DECAY * self._num_tokens + num_tokens
-        self._seconds = _DECAY * self._seconds + seconds
-
-    def estimate_seconds(self, num_tokens: int, num_replicas: int) -> float | None:
-        """Estimate how long replicas take for so many tokens; None if no batch was observed."""
-        if not self._num_tokens:
-            return None
-        return num_tokens * self._seconds / self._num_tokens / num_replicas
+        self.rate = RateEstimator(decay=0.8)
 
     def begin(self, now: float, num_tokens: int, num_replicas: int) -> InFlightBatch:
         """Record that a batch was sent; `end` has to follow."""
         start = now
         if len(self._in_flight) >= num_replicas:
             start = max(now, self._sort_by_end()[len(self._in_flight) - num_replicas].expected_end)
-        seconds = self.estimate_seconds(num_tokens, 1)
+        seconds = self.rate.estimate_seconds(num_tokens)
         seconds = float("inf") if seconds is None else seconds
         batch = InFlightBatch(seconds, start + seconds)
         self._in_flight.append(batch)
@@ -59,12 +50,21 @@ class ThroughputEstimator:
         """Record that the result of a batch arrived, or will not arrive."""
         self._in_flight.remove(batch)
 
-    def estimate_wait(self, now: float, num_replicas: int) -> float | None:
-        """Estimate the seconds until a replica may get a batch; None: not before a result."""
+    def estimate_wait(
+        self, now: float, num_replicas: int, *, may_prefetch: bool = True
+    ) -> float | None:
+        """Estimate the seconds until a replica may get a batch; None: not before a result.
+
+        Args:
+            now: time of the event loop.
+            num_replicas: number of replicas that are up.
+            may_prefetch: whether a replica may get a batch shortly before it is free.
+        """
         num_waiting = len(self._in_flight) - num_replicas
         if num_waiting < 0:
             return 0.0
-        if num_waiting >= num_replicas:  # one batch runs and one waits at each replica
+        # At most, one batch runs and one waits at each replica.
+        if num_waiting >= num_replicas or not may_prefetch:
             return None
         next_done = self._sort_by_end()[num_waiting]
         if next_done.expected_seconds > _SHORT_BATCH_S:

@@ -1,9 +1,49 @@
-"""Limits of one request, independent of HTTP and of models."""
+"""Options and limits of one request, independent of HTTP and of models."""
 
 from __future__ import annotations
 
-from rm_core import InvalidConversationError, ScoreError, get_messages
-from serve.errors import BadRequestError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_not
+
+from rm_core import (
+    InvalidConversationError,
+    PrerenderedText,
+    PrerenderedTokens,
+    ScoreError,
+    Truncation,
+    get_messages,
+)
+from serve.errors import BadRequestError, RequestTooLargeError
+from serve.telemetry.context import ANONYMOUS
+
+# Approximate number of characters that a template writes around a message.
+_CHARACTERS_PER_MESSAGE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a request asks for, and its limits.
+
+    Attributes:
+        client: client whose fair share the request counts toward.
+        priority: of the client's requests, those with a lower value go first.
+        truncation: what to do with conversations that are too long.
+        max_length: maximum number of tokens in a conversation, if less than the model's limit.
+        max_messages: see the setting.
+        max_queued_tokens: see the setting.
+        max_request_characters: see the setting.
+        max_request_tokens: see the setting.
+    """
+
+    client: str = ANONYMOUS
+    priority: int = 0
+    truncation: Truncation = "error"
+    max_length: int | None = None
+    max_messages: int = 1_000
+    max_queued_tokens: int = 2_000_000
+    max_request_characters: int = 268_435_456
+    max_request_tokens: int = 100_000_000
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
@@ -40,3 +80,96 @@ def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
             "drop the oldest ones, or raise the service's setting `max_messages`"
         )
     )
+
+
+def check_num_tokens(num_tokens: int, limit: int, num_done: int, number: int) -> None:
+    """Refuse a request with too many tokens.
+
+    Args:
+        num_tokens: number of tokens in the conversations that are tokenized.
+        limit: setting `max_request_tokens`.
+        num_done: number of conversations that are tokenized.
+        number: number of conversations of the request.
+
+    Raises:
+        RequestTooLargeError: there are more tokens than the limit.
+    """
+    if num_tokens > limit:
+        raise RequestTooLargeError(
+            f"the first {num_done:,} of the request's {number:,} conversations have "
+            f"{num_tokens:,} tokens and the limit is {limit:,}; split it into several requests, or "
+            "raise the service's setting `max_request_tokens`"
+        )
+
+
+def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
+    """Estimate the characters (or token ids) of each conversation, shared ones counted each time.
+
+    Args:
+        conversations: conversations of a request.
+        limit: setting `max_request_characters`.
+
+    Raises:
+        RequestTooLargeError: the conversations have more characters together than the limit.
+    """
+    sizes: list[int] = []
+    total = 0
+    tools_sizes: dict[int, int] = {}
+    previous: Sequence[object] = ()
+    prompt_size = 0
+    for conversation in conversations:
+        if isinstance(conversation, PrerenderedText):
+            size = len(conversation.text)
+        elif isinstance(conversation, PrerenderedTokens):
+            # A token id is checked and decoded as fast as a character.
+            size = len(conversation.input_ids)
+        else:
+            messages = get_messages(conversation)
+            messages = messages if isinstance(messages, list | tuple) else ()
+            # Answers to one prompt: the prompt's messages are the same objects each time.
+            if len(messages) != len(previous) or any(map(is_not, messages[:-1], previous[:-1])):
+                prompt_size = _estimate_message_sizes(messages[:-1])
+            previous = messages
+            size = prompt_size + _estimate_message_sizes(messages[-1:])
+            if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
+                # Tools are rendered for each conversation, but all of a request may have one list.
+                if id(tools) not in tools_sizes:
+                    tools_sizes[id(tools)] = _count_characters(tools)
+                size += tools_sizes[id(tools)]
+        sizes.append(size)
+        total += size
+        if total > limit:
+            raise RequestTooLargeError(
+                f"the request's {len(conversations):,} conversations have more than {limit:,} "
+                "characters together, a prompt counted for each of its answers; split it into "
+                "several requests, or raise the service's setting `max_request_characters`"
+            )
+    return sizes
+
+
+def _estimate_message_sizes(messages: Sequence[object]) -> int:
+    """Estimate the characters of messages; those of another shape are refused quickly."""
+    size = _CHARACTERS_PER_MESSAGE * len(messages)
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content")
+            # Otherwise there are content parts, or keys that the template may render too.
+            if isinstance(content, str) and len(message) <= 2:
+                size += len(content)
+            else:
+                size += _count_characters(message)
+    return size
+
+
+def _count_characters(value: object) -> int:
+    """Count the characters of all strings in a value, including keys."""
+    size, stack = 0, [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            size += len(node)
+        elif isinstance(node, Mapping):
+            stack += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple):
+            stack += node
+    return size

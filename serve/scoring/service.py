@@ -13,11 +13,9 @@ from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.errors import BadRequestError, UnknownModelError
-from serve.scoring.limits import check_num_conversations
-from serve.scoring.model_state import get_model_states
-from serve.scoring.served_model import RequestLimits, ScoreResult, ServedModel
-from serve.scoring.tokenization import EncodeOptions
-from serve.telemetry.context import current_request
+from serve.scoring.limits import RequestOptions, check_num_conversations
+from serve.scoring.served_model import ScoreResult, ServedModel
+from serve.telemetry.context import RequestContext
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
 
@@ -56,7 +54,10 @@ class ScoringService:
             )
             for model, backend in models
         }
-        self.metrics.add_models(self._models, lambda: get_model_states(self._models))
+        self.metrics.add_models(
+            self._models,
+            lambda: {alias: model.metrics_state for alias, model in self._models.items()},
+        )
         self._num_running = 0
         self._is_draining = False
         self._idle = asyncio.Event()
@@ -110,15 +111,15 @@ class ScoringService:
         for model in self._models.values():
             model.encoder_thread.check_health()
 
-    def check_any_capacity(self) -> None:
-        """Return if any model can queue tokens for the client of the current request.
+    def check_any_capacity(self, client: str) -> None:
+        """Return if any model can queue tokens for a client.
 
         Raises:
             OverloadedError: no model can.
         """
         for model in self._models.values():
             try:
-                model.check_capacity(current_request().client, self.settings.max_queued_tokens)
+                model.check_capacity(client, self.settings.max_queued_tokens)
             except OverloadedError as error:
                 last_error = error
             else:
@@ -126,9 +127,19 @@ class ScoringService:
         raise last_error
 
     async def encode(
-        self, name: str | None, conversations: Sequence[object], truncation: Truncation
+        self,
+        name: str | None,
+        conversations: Sequence[object],
+        truncation: Truncation,
+        context: RequestContext | None = None,
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
         """Render and tokenize conversations without scoring them.
+
+        Args:
+            name: name of the model; see `resolve_model`.
+            conversations: see `score`.
+            truncation: what to do with conversations that are too long.
+            context: record of the request, whose client is served; the model is added to it.
 
         Raises:
             UnknownModelError: see `resolve_model`.
@@ -136,9 +147,10 @@ class ScoringService:
             RequestTooLargeError: the conversations have too many characters or tokens in all.
             NotReadyError: the model's encoder is stuck.
         """
-        model = self._prepare_request(name, conversations)
-        options = self._build_encode_options(truncation, None)
-        return model, await model.encode(conversations, options, self._build_limits())
+        context = context or RequestContext("-")
+        model = self._prepare_request(name, conversations, context)
+        options = self._build_options(context.client, truncation=truncation)
+        return model, await model.encode(conversations, options)
 
     async def score(
         self,
@@ -147,6 +159,7 @@ class ScoringService:
         truncation: Truncation,
         priority: int = 0,
         max_length: int | None = None,
+        context: RequestContext | None = None,
     ) -> ScoreResult:
         """Score conversations; result i belongs to conversation i.
 
@@ -157,6 +170,8 @@ class ScoringService:
             truncation: what to do with conversations that are too long.
             priority: of the client's requests, those with a lower value go first.
             max_length: maximum number of tokens in a conversation, if less than the model's limit.
+            context: record of the request, whose client is served; the model, counts and timings
+                are added to it.
 
         Raises:
             UnknownModelError: see `resolve_model`.
@@ -165,55 +180,66 @@ class ScoringService:
             NotReadyError: the model is not loaded, or will not be loaded again.
             OverloadedError: the client has too many tokens queued, or the service is stopping.
         """
-        model = self._prepare_request(name, conversations)
+        context = context or RequestContext("-")
+        model = self._prepare_request(name, conversations, context)
         model.require_ready()
-        model.check_capacity(current_request().client, self.settings.max_queued_tokens)
+        model.check_capacity(context.client, self.settings.max_queued_tokens)
         if self._is_draining:
             raise OverloadedError(
                 "the service is stopping; send the request again, or to another address"
             )
+        options = self._build_options(
+            context.client, priority=priority, truncation=truncation, max_length=max_length
+        )
         self._num_running += 1
         self._idle.clear()
         try:
-            result = await model.score(
-                conversations,
-                self._build_encode_options(truncation, max_length),
-                priority,
-                self._build_limits(),
-            )
-            self._record_result(result)
+            result = await model.score(conversations, options)
+            self._record_result(result, context)
             return result
         finally:
             self._num_running -= 1
             if self._num_running == 0:
                 self._idle.set()
 
-    def _prepare_request(self, name: str | None, conversations: Sequence[object]) -> ServedModel:
+    def _prepare_request(
+        self, name: str | None, conversations: Sequence[object], context: RequestContext
+    ) -> ServedModel:
         model = self.resolve_model(name)
         check_num_conversations(len(conversations), self.settings.max_conversations)
-        context = current_request()
         context.model = model.settings.alias
         context.num_conversations = len(conversations)
         return model
 
-    def _build_encode_options(
-        self, truncation: Truncation, max_length: int | None
-    ) -> EncodeOptions:
-        return EncodeOptions(truncation, self.settings.max_messages, max_length)
-
-    def _build_limits(self) -> RequestLimits:
-        return RequestLimits(
-            self.settings.max_queued_tokens,
-            self.settings.max_request_characters,
-            self.settings.max_request_tokens,
+    def _build_options(
+        self,
+        client: str,
+        *,
+        priority: int = 0,
+        truncation: Truncation = "error",
+        max_length: int | None = None,
+    ) -> RequestOptions:
+        settings = self.settings
+        return RequestOptions(
+            client=client,
+            priority=priority,
+            truncation=truncation,
+            max_length=max_length,
+            max_messages=settings.max_messages,
+            max_queued_tokens=settings.max_queued_tokens,
+            max_request_characters=settings.max_request_characters,
+            max_request_tokens=settings.max_request_tokens,
         )
 
-    def _record_result(self, result: ScoreResult) -> None:
-        context = current_request()
+    def _record_result(self, result: ScoreResult, context: RequestContext) -> None:
+        """Record counts and timings of a request in its context and in the metrics."""
         context.num_errors = sum(isinstance(item, ScoreError) for item in result.results)
         context.num_tokens = result.num_tokens
         context.num_computed_tokens = result.num_computed_tokens
         context.num_cached_tokens = result.num_cached_tokens
+        context.tokenize_s = result.tokenize_s
+        context.queue_duration_s = result.queue_duration_s
+        context.inference_s = result.inference_s
         self.metrics.record_results(
             result.model,
             result.results,

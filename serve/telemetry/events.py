@@ -1,9 +1,9 @@
-"""Events that the queue of a model reports to an observer. Plain data; metrics count them."""
+"""What the queue of a model reports to the metrics. Plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 RetryReason = Literal["replica_lost", "replica_unhealthy", "overloaded"]
 
@@ -31,32 +31,3 @@ class BatchReport:
     queue_durations_s: tuple[float, ...]
     inference_s: float
     elapsed_s: float
-
-
-class Observer(Protocol):
-    """Receives events about the batches of a model."""
-
-    def record_batch(self, report: BatchReport) -> None:
-        """Record a scored batch."""
-        ...
-
-    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
-        """Record that a batch is sent again."""
-        ...
-
-    def record_abandonment(self, model: str, num_sequences: int) -> None:
-        """Record conversations that are not sent again: each lost its replica twice."""
-        ...
-
-
-class NullObserver:
-    """Observer that does nothing."""
-
-    def record_batch(self, report: BatchReport) -> None:
-        """See `Observer`."""
-
-    def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
-        """See `Observer`."""
-
-    def record_abandonment(self, model: str, num_sequences: int) -> None:
-        """See `Observer`."""

@@ -10,49 +10,17 @@ import datetime
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rm_core import (
-    Fingerprint,
-    NotReadyError,
-    RewardScorer,
-    ScoredBatch,
-    open_checkpoint,
-)
+from rm_core import BatchResult, ModelInfo, NotReadyError, RewardScorer, open_checkpoint
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.errors import (
-    ReplicaBusyError,
-    ReplicaLostError,
-    ReplicaRejectedBatchError,
-    ReplicaUnhealthyError,
-)
-from serve.worker.worker import Worker, WorkerResult
+from serve.errors import ReplicaBusyError, ReplicaLostError
+from serve.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """Result of one batch.
-
-    Attributes:
-        batch: rewards; reward i belongs to sequence i.
-        inference_s: seconds on the device.
-        fingerprint: fingerprint of the model that scored the batch.
-    """
-
-    batch: ScoredBatch
-    inference_s: float
-    fingerprint: Fingerprint
-
-    @classmethod
-    def from_worker_result(cls, result: WorkerResult) -> BatchResult:
-        """Convert the result of a worker."""
-        return cls(result.batch, result.inference_s, Fingerprint(**result.fingerprint))
 
 
 class Backend(Protocol):
@@ -77,27 +45,7 @@ class Backend(Protocol):
         """
         ...
 
-    def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
-        """Score sequences on one replica, one after another.
-
-        Args:
-            sequences: see `run_batch`.
-            backlog_tokens: see `run_batch`.
-
-        Yields:
-            None once the replica begins with the first sequence; then each result as soon as it is
-            there.
-
-        Raises:
-            ReplicaLostError: the replica is lost; once it had begun, the next sequence was on the
-                device.
-            ReplicaBusyError, RewardError: see `run_batch`.
-        """
-        ...
-
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> ModelInfo:
         """Return the effective settings of the model once it is loaded and warmed up.
 
         Raises:
@@ -123,18 +71,9 @@ class LocalBackend:
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """See `Backend`."""
-        with _translate_errors():
-            return BatchResult.from_worker_result(await self._worker.run_batch(sequences))
+        return await self._worker.run_batch(sequences)
 
-    async def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
-        """See `Backend`."""
-        with _translate_errors():
-            async for result in self._worker.run_one_by_one(sequences):
-                yield None if result is None else BatchResult.from_worker_result(result)
-
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> ModelInfo:
         """See `Backend`."""
         return self._worker.describe()
 
@@ -162,42 +101,20 @@ class RayBackend:
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
-            method = self._handle.run_batch
-            return BatchResult.from_worker_result(
-                await method.remote(list(sequences), backlog_tokens, self._gateway)
+            result: BatchResult = await self._handle.run_batch.remote(
+                list(sequences), backlog_tokens, self._gateway
             )
+            return result
 
-    async def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
+    async def describe(self) -> ModelInfo:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
-            method = self._handle.options(stream=True).run_one_by_one
-            async for result in method.remote(list(sequences), backlog_tokens, self._gateway):
-                yield None if result is None else BatchResult.from_worker_result(result)
-
-    async def describe(self) -> dict[str, Any]:
-        """See `Backend`."""
-        with _translate_ray_errors(self._alias):
-            info: dict[str, Any] = await self._handle.describe.remote()
+            info: ModelInfo = await self._handle.describe.remote()
             return info
 
     async def refresh(self) -> None:
         """See `Backend`."""
         self.num_replicas = await asyncio.to_thread(_count_running, self._deployment)
-
-
-@contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Translate errors of a worker into those of a backend."""
-    try:
-        yield
-    except ReplicaRejectedBatchError as error:
-        raise ReplicaBusyError(error.detail) from error
-    except ReplicaUnhealthyError as error:
-        raise ReplicaLostError(
-            error.detail, replica=uuid.uuid4().hex, reason="replica_unhealthy"
-        ) from error
 
 
 @contextmanager
@@ -207,8 +124,7 @@ def _translate_ray_errors(alias: str) -> Iterator[None]:
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
     try:
-        with _translate_errors():
-            yield
+        yield
     except RayActorError as error:
         replica = error.actor_id or uuid.uuid4().hex
         raise ReplicaLostError(f"replica {replica} is gone", replica=replica) from error

@@ -1,7 +1,7 @@
-"""Detects a batch that has been on a device for longer than a healthy one would take.
+"""How fast a device works, and a batch that has been on it for longer than a healthy one would be.
 
-The owner of a device keeps the watchdog: `serve.worker.worker` in the service, an actor of a job on
-Ray. Other threads query it. The limit of a batch follows from the batches before it.
+The owner of a device keeps the watchdog, other threads query it. The limit of a batch follows from
+the batches before it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,28 @@ import time
 _FACTOR = 20
 _MIN_LIMIT_S = 120.0
 _MIN_LIMIT_COMPILED_S = 900.0
-# Factor by which the weight of earlier batches decays with each new one, in the mean rate.
-_DECAY = 0.9
+
+
+class RateEstimator:
+    """Mean seconds a token of the batches so far, the latest ones weighing most.
+
+    Args:
+        decay: factor by which the weight of earlier batches decays with each new one.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._num_tokens = 0.0
+        self._seconds = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Record the tokens of a batch and its seconds on a device."""
+        self._num_tokens = self._decay * self._num_tokens + num_tokens
+        self._seconds = self._decay * self._seconds + seconds
+
+    def estimate_seconds(self, num_tokens: int) -> float | None:
+        """Estimate how long one device takes for so many tokens; None if nothing was observed."""
+        return num_tokens * self._seconds / self._num_tokens if self._num_tokens else None
 
 
 class BatchWatchdog:
@@ -33,7 +53,7 @@ class BatchWatchdog:
         self.stuck_after_s = stuck_after_s
         self._min_limit_s = _MIN_LIMIT_COMPILED_S if is_compiled else _MIN_LIMIT_S
         self._running: tuple[float, int] | None = None  # start time, number of tokens
-        self._tokens, self._seconds = 0.0, 0.0  # of earlier batches, decayed
+        self._rate = RateEstimator(decay=0.9)
 
     def begin(self, num_tokens: int) -> None:
         """Record that a batch starts on the device; a batch before it is finished."""
@@ -53,8 +73,7 @@ class BatchWatchdog:
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Record the duration of a batch."""
-        self._tokens = _DECAY * self._tokens + num_tokens
-        self._seconds = _DECAY * self._seconds + seconds
+        self._rate.observe(num_tokens, seconds)
 
     def stall_reason(self) -> str | None:
         """Describe a batch that has run for too long; None if there is none."""
@@ -71,5 +90,4 @@ class BatchWatchdog:
     def _compute_limit_s(self, num_tokens: int) -> float:
         if self.stuck_after_s is not None:
             return self.stuck_after_s
-        expected_s = num_tokens * self._seconds / max(1.0, self._tokens)
-        return max(self._min_limit_s, _FACTOR * expected_s)
+        return max(self._min_limit_s, _FACTOR * (self._rate.estimate_seconds(num_tokens) or 0.0))

@@ -86,7 +86,7 @@ def get_allowed_error(path: Path) -> float:
 def test_float32_rewards_equal_reference(name: str, attention: str, checkpoint_of: PathOf) -> None:
     scorer = load(checkpoint_of(name), attention, dtype="float32")
     expected = "eager" if attention == "auto" else attention
-    assert scorer.describe()["attention"] == expected
+    assert scorer.describe().attention == expected
     ours = rewards(scorer, CONVERSATIONS)
     assert ours == pytest.approx(references(checkpoint_of(name), torch.float32), abs=1e-4, rel=0)
     assert max(ours) - min(ours) > 1
@@ -114,7 +114,7 @@ def test_bfloat16_kernels_are_as_exact_as_eager(
 ) -> None:
     scorer = load(checkpoint_of(name), attention, dtype="bfloat16")
     if attention != "auto":
-        assert scorer.describe()["attention"] == attention
+        assert scorer.describe().attention == attention
     exact = references(checkpoint_of(name), torch.float32, "cpu")
     ours = rewards(scorer, CONVERSATIONS)
     assert mean_difference(ours, exact) <= get_allowed_error(checkpoint_of(name))
@@ -151,15 +151,15 @@ def test_deterministic_mode_is_bit_for_bit(
 def test_defaults_on_cuda(name: str, checkpoint_of: PathOf) -> None:
     described = load(checkpoint_of(name), "auto").describe()
     without_flash = "flex" if name == "gemma2" else "varlen"
-    assert described["dtype"] == "bfloat16"
-    assert described["head_dtype"] == "float32"
-    assert described["device"].startswith("cuda")
+    assert described.dtype == "bfloat16"
+    assert described.head_dtype == "float32"
+    assert described.device.startswith("cuda")
     expected = "flash_attention_2" if is_flash_attn_installed() else without_flash
-    assert described["attention"] == expected, described["attention_reason"]
-    assert "flash-attn" in described["attention_reason"]
+    assert described.attention == expected, described.attention_reason
+    assert "flash-attn" in described.attention_reason
     deterministic = load(checkpoint_of(name), "auto", deterministic=True).describe()
     expected = "eager" if name == "gemma2" else "varlen"
-    assert deterministic["attention"] == expected, deterministic["attention_reason"]
+    assert deterministic.attention == expected, deterministic.attention_reason
 
 
 @pytest.mark.parametrize(

@@ -10,40 +10,55 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 from load import Post
 
-from rm_core import Fingerprint, ScoredBatch
+from rm_core import BatchResult, ModelInfo, load_encoder
 from rm_core.packing import TokenIds
 from serve.api.app import create_app
+from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.worker.backends import BatchResult
 
 _RUNS = 20
-_FINGERPRINT = Fingerprint("none", "none", "float32", "none")
 
 
 class _AtOnce:
     """A backend whose model takes no time."""
 
-    num_replicas = 1
+    def __init__(self, settings: ModelSettings) -> None:
+        self.num_replicas = 1
+        self._info = ModelInfo(
+            catalogue_id=None,
+            family="none",
+            revision="none",
+            template_sha256="none",
+            encoding_sha256=load_encoder(settings.to_model_config()).encoding_sha256,
+            template_depends_on_date=False,
+            template_date=None,
+            dtype="float32",
+            head_dtype="float32",
+            device="none",
+            attention="none",
+            attention_reason="none",
+            max_length=4_096,
+            max_batch_tokens=4_096,
+            max_batch_tokens_reason="none",
+            deterministic=False,
+            compiled=False,
+            self_check=False,
+        )
+        self._fingerprint = self._info.fingerprint
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
-        batch = ScoredBatch((0.0,) * len(sequences), sum(map(len, sequences)))
-        return BatchResult(batch, 0.0, _FINGERPRINT)
+        return BatchResult(
+            (0.0,) * len(sequences), sum(map(len, sequences)), 0.0, self._fingerprint
+        )
 
-    async def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
-        for sequence in sequences:
-            yield await self.run_batch([sequence], backlog_tokens)
-
-    async def describe(self) -> dict[str, Any]:
-        return {**asdict(_FINGERPRINT), "max_batch_tokens": 4096}
+    async def describe(self) -> ModelInfo:
+        return self._info
 
     async def refresh(self) -> None:
         pass
@@ -83,7 +98,7 @@ async def _post(app: Any, post: Post) -> None:
 async def _runs(posts: list[Post], clients: int) -> list[float]:
     """Milliseconds a post, of each run."""
     settings = Settings.model_validate({"models": [{"name": "demo", "cache_bytes": 0}]})
-    service = ScoringService([(settings.models[0], _AtOnce())], settings)
+    service = ScoringService([(settings.models[0], _AtOnce(settings.models[0]))], settings)
     app = create_app(service, settings)
     watcher = asyncio.create_task(service.watch())
     while not service.is_ready:

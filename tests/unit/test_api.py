@@ -56,7 +56,7 @@ def test_large_request_is_split_into_batches(client: TestClient, backend: FakeBa
     results = client.post("/v1/score", json=body).json()["results"]
     assert [r["reward"] for r in results] == [r["num_tokens"] for r in results]
     assert len(backend.batches) > 1
-    budget = INFO["max_batch_tokens"]
+    budget = INFO.max_batch_tokens
     assert all(pack(b, 10**6).num_tokens <= budget or len(b) == 1 for b in backend.batches)
 
 

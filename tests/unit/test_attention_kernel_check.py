@@ -84,8 +84,8 @@ def test_auto_falls_back_with_reason(
     drop_ancestors(monkeypatch)
     scorer = RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     described = scorer.describe()
-    assert described["attention"] == scorer.fingerprint.attention == "eager"
-    assert described["attention_reason"].startswith("sdpa failed its self-check")
+    assert described.attention == scorer.fingerprint.attention == "eager"
+    assert described.attention_reason.startswith("sdpa failed its self-check")
 
 
 def test_requested_backend_that_fails_is_refused(

@@ -339,7 +339,7 @@ def test_template_date_fixes_the_date_and_is_in_the_fingerprint(copy_of: CopyOf)
 
 def test_fingerprint_without_a_clock_has_no_date(scorer_of: Callable[..., RewardScorer]) -> None:
     assert "template_date" not in scorer_of("qwen3").fingerprint.as_dict()
-    assert "template_date" not in scorer_of("qwen3").describe()
+    assert "template_date" not in scorer_of("qwen3").describe().as_dict()
 
 
 @pytest.mark.parametrize(

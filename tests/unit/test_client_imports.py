@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from dispatcher_harness import DispatcherHarness, scenario, until
@@ -14,32 +12,21 @@ from waiting import until as until_now
 from rm_core import OverloadedError
 from serve.config.model_settings import ModelSettings
 from serve.errors import RequestTooLargeError
-from serve.scoring.served_model import RequestLimits, ScoreResult, ServedModel
-from serve.scoring.tokenization import EncodeOptions
-from serve.telemetry.context import RequestContext, bind_request, unbind_request
+from serve.scoring.limits import RequestOptions
+from serve.scoring.served_model import ScoreResult, ServedModel
 
 CONVERSATIONS = [conversation("4"), conversation("five")]
-
-
-@contextmanager
-def bind_client(name: str) -> Iterator[None]:
-    token = bind_request(RequestContext("-", client=name))
-    try:
-        yield
-    finally:
-        unbind_request(token)
 
 
 def build_model(backend: FakeBackend, shares_rewards: bool) -> ServedModel:
     settings = ModelSettings(name="demo", alias="demo")
     model = ServedModel(settings, backend, shares_rewards=shares_rewards)
-    model.model_info = backend.info
+    model.update_info(backend.info)
     return model
 
 
 async def score(model: ServedModel, name: str) -> ScoreResult:
-    with bind_client(name):
-        return await model.score(CONVERSATIONS, EncodeOptions())
+    return await model.score(CONVERSATIONS, RequestOptions(client=name))
 
 
 @pytest.mark.parametrize("shares_rewards", [True, False])
@@ -130,28 +117,28 @@ def test_client_is_refused_only_above_its_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("options", "message"),
     [
         (
-            RequestLimits(max_request_characters=2_000),
+            RequestOptions(max_request_characters=2_000),
             r"more than 2,000 characters.*`max_request_char",
         ),
         (
-            RequestLimits(max_request_tokens=1_000),
+            RequestOptions(max_request_tokens=1_000),
             r"[\d,]+ tokens and the limit is 1,000.*`max_request_t",
         ),
     ],
 )
-def test_request_above_limits_is_refused(limits: RequestLimits, message: str) -> None:
+def test_request_above_limits_is_refused(options: RequestOptions, message: str) -> None:
     prompt = {"role": "user", "content": "word " * 100}
     answers = [[prompt, {"role": "assistant", "content": str(i)}] for i in range(100)]
     model = build_model(FakeBackend(), shares_rewards=True)
     for number in (1, 2):
-        assert asyncio.run(model.score(answers[:number], EncodeOptions(), limits=limits)).results
+        assert asyncio.run(model.score(answers[:number], options)).results
     with pytest.raises(RequestTooLargeError, match=message):
-        asyncio.run(model.score(answers, EncodeOptions(), limits=limits))
+        asyncio.run(model.score(answers, options))
     with pytest.raises(RequestTooLargeError, match=message):
-        asyncio.run(model.encode(answers, EncodeOptions(), limits))
+        asyncio.run(model.encode(answers, options))
 
 
 def test_too_large_request_gets_413(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_layers_are_traced_once_for_all_lengths(
     monkeypatch.setattr(torch, "compile", trace)
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", compile=True)
     scorer = RewardScorer.load(config)
-    assert scorer.describe()["compiled"] is True
+    assert scorer.describe().compiled is True
     more = compare_all(scorer, scorer_of(name))
     assert more <= count_graphs() // 2
     assert count_graphs() <= 8

@@ -18,7 +18,7 @@ from dispatcher_harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core import ScoredBatch, pack
+from rm_core import pack
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
 
@@ -41,7 +41,7 @@ async def test_pending_sequences_share_batch_and_equal_ones_run_once(
     assert await rewards(requests[2]) == [reward_of(s) for s in ((1, 1, 2), (2, 2), (1, 1, 2))]
     assert harness.replicas.batches == [[(99,)], [(1, 1, 1), (1, 1, 2), (2, 2)]]
     assert harness.replicas.backlogs == [0, 0]
-    report = harness.observer.reports[1]
+    report = harness.metrics.reports[1]
     assert (report.num_sequences, report.num_tokens, report.num_computed_tokens) == (3, 8, 6)
     assert len(report.queue_durations_s) == 5
 
@@ -161,8 +161,8 @@ async def test_sequences_of_cancelled_request_are_not_scored(harness: Dispatcher
     await until(lambda: harness.dispatcher.num_waiting == 2)
     harness.release()
     answer = await stays
-    assert answer.batch.rewards == (reward_of((2,)), reward_of((3,)))
-    assert answer.batch.num_computed_tokens == 2  # including the share of the cancelled request
+    assert answer.rewards == [reward_of((2,)), reward_of((3,))]
+    assert answer.flow.num_computed_tokens == 2  # including the share of the cancelled request
     assert harness.replicas.batches[1:] == [[(2,), (3,)]]
     assert await rewards(first)
 
@@ -210,8 +210,9 @@ async def test_new_replica_gets_batch_with_next_request(harness: DispatcherHarne
 @scenario
 async def test_request_without_sequences_returns_at_once(harness: DispatcherHarness) -> None:
     answer = await harness.submit()
-    assert answer.batch == ScoredBatch((), 0)
-    assert answer.fingerprints == frozenset()
+    assert answer.rewards == []
+    assert answer.flow.num_computed_tokens == 0
+    assert answer.flow.fingerprints == set()
     assert harness.replicas.batches == []
 
 
@@ -233,8 +234,8 @@ def test_rewards_are_in_order_and_computed_tokens_add_up(
         harness = DispatcherHarness(num_replicas, budget)
         answers = await asyncio.gather(*[harness.submit(*sequences) for sequences in requests])
         for sequences, answer in zip(requests, answers, strict=True):
-            assert list(answer.batch.rewards) == [reward_of(sequence) for sequence in sequences]
-        computed = sum(answer.batch.num_computed_tokens for answer in answers)
+            assert list(answer.rewards) == [reward_of(sequence) for sequence in sequences]
+        computed = sum(answer.flow.num_computed_tokens for answer in answers)
         assert computed == harness.replicas.num_computed_tokens
         scored = [sequence for batch in harness.replicas.batches for sequence in batch]
         assert sorted(scored) == sorted({s for sequences in requests for s in sequences})

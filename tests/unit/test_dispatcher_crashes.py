@@ -20,17 +20,15 @@ from dispatcher_harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core import NotReadyError, ScoredBatch, ScoreError
+from rm_core import BatchResult, NotReadyError, ScoreError
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.dispatcher import Dispatcher
-from serve.telemetry.events import NullObserver
-from serve.worker.backends import BatchResult
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
 
 
 @scenario
-async def test_failed_batch_is_halved_until_failing_sequence_is_alone(
+async def test_sequences_of_failed_batch_are_scored_alone(
     harness: DispatcherHarness,
 ) -> None:
     await harness.hold()
@@ -44,7 +42,7 @@ async def test_failed_batch_is_halved_until_failing_sequence_is_alone(
     assert "inside" not in results[3].message  # type: ignore[union-attr]
     assert results[:3] == [reward_of((i,)) for i in range(3)]
     assert results[4:] == [reward_of((i,)) for i in range(4, 8)]
-    assert sum(map(len, harness.replicas.batches)) == 1 + 8 + 8 + 4 + 2
+    assert [len(batch) for batch in harness.replicas.batches] == [1, 8, *[1] * 8]
 
 
 @scenario
@@ -58,7 +56,7 @@ async def test_lost_batch_is_sent_to_another_replica(harness: DispatcherHarness)
     assert await rewards(request) == [reward_of((i,)) for i in (1, 2, 3)]
     # One at a time, so that the cause is found without another loss.
     assert harness.replicas.batches[2:] == [[(1,)], [(2,)], [(3,)]]
-    assert harness.observer.retries == [("replica_lost", 3)]
+    assert harness.metrics.retries == [("replica_lost", 3)]
 
 
 @scenario
@@ -73,7 +71,7 @@ async def test_sequence_that_crashes_two_replicas_is_quarantined(
     assert isinstance(results[1], ScoreError)
     assert results[1].code == "lost_replicas"
     assert [results[0], *results[2:]] == [reward_of((i,)) for i in (1, 3, 4)]
-    assert harness.observer.num_abandoned == 1
+    assert harness.metrics.num_abandoned == 1
     assert await rewards(harness.submit((5,)))
 
 
@@ -101,16 +99,6 @@ async def test_only_sequence_on_device_is_blamed_for_crash(harness: DispatcherHa
 
 
 @scenario
-async def test_replica_lost_before_it_begins_blames_no_sequence(harness: DispatcherHarness) -> None:
-    before = iter([ReplicaLostError("killed", replica=f"r{i}") for i in range(5)])
-    losses = iter([ReplicaLostError("killed", replica="first")])
-    harness.replicas.failure_at = lambda _: next(losses, None)
-    harness.replicas.failure_before = lambda: next(before, None)
-    assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
-    assert harness.observer.num_abandoned == 0
-
-
-@scenario
 async def test_other_sequences_are_scored_while_suspects_run(harness: DispatcherHarness) -> None:
     harness.replicas.num_replicas = 2
     losses = iter([ReplicaLostError("killed", replica="one")])
@@ -123,20 +111,42 @@ async def test_other_sequences_are_scored_while_suspects_run(harness: Dispatcher
 
     harness.replicas.failure_at = lose_one_and_hold
     request = harness.submit(*[(i,) for i in range(6)])
-    await until(lambda: bool(harness.observer.retries))
+    await until(lambda: bool(harness.metrics.retries))
     other = harness.submit((50,))
     await until(lambda: harness.dispatcher.num_in_flight == 2)
-    assert harness.replicas.batches[1:] == [[(50,)]]
+    assert harness.replicas.batches[1:] == [[(0,)], [(50,)]]
     harness.release()
     assert len(await rewards(request)) == 6
     assert await rewards(other) == [reward_of((50,))]
 
 
 @scenario
+async def test_suspect_shares_its_replica_with_no_other_batch(harness: DispatcherHarness) -> None:
+    """A batch that waits behind it would be lost with it, and one before it could lose it."""
+    await rewards(harness.submit((9,)))  # now the rate is known, and batches are sent ahead
+    losses = iter([ReplicaLostError("killed", replica="one")])
+
+    def lose_one_and_hold(batch: Sequence[Ids]) -> Exception | None:
+        loss = next(losses, None)
+        if loss:
+            harness.replicas.go.clear()
+        return loss
+
+    harness.replicas.failure_at = lose_one_and_hold
+    request = harness.submit((1,), (2,))
+    await until(lambda: bool(harness.metrics.retries))
+    other = harness.submit((50,))
+    await asyncio.sleep(60)  # of virtual time
+    assert harness.replicas.batches[2:] == [[(1,)]]
+    harness.release()
+    await asyncio.gather(request, other)
+    assert harness.replicas.batches[2:] == [[(1,)], [(2,)], [(50,)]]
+
+
+@scenario
 async def test_suspects_fail_if_model_is_not_ready(harness: DispatcherHarness) -> None:
     losses = iter([ReplicaLostError("killed", replica="one")])
-    harness.replicas.failure_at = lambda _: next(losses, None)
-    harness.replicas.failure_before = lambda: NotReadyError("gone")
+    harness.replicas.failure_at = lambda _: next(losses, NotReadyError("gone"))
     with pytest.raises(NotReadyError, match="gone"):
         await harness.submit((1,), (2,))
 
@@ -147,7 +157,7 @@ async def test_batch_of_busy_replica_is_retried(harness: DispatcherHarness) -> N
     harness.replicas.failure_at = lambda _: next(answers, None)
     assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
     assert harness.replicas.batches == [[(1,), (2,)]] * 3
-    assert harness.observer.retries == [("overloaded", 2)] * 2
+    assert harness.metrics.retries == [("overloaded", 2)] * 2
 
 
 @scenario
@@ -233,18 +243,7 @@ async def test_cancelled_batch_is_sent_again(harness: DispatcherHarness) -> None
     await asyncio.wait([task])
     harness.release()
     assert await rewards(request) == [reward_of((1,)), reward_of((2,))]
-    assert harness.replicas.batches == [[(1,), (2,)]] * 2
-
-
-@scenario
-async def test_replica_lost_after_last_result_blames_no_sequence(
-    harness: DispatcherHarness,
-) -> None:
-    losses = iter([ReplicaLostError("killed", replica="one")])
-    harness.replicas.failure_at = lambda _: next(losses, None)
-    harness.replicas.failure_after = lambda: ReplicaLostError("killed", replica="two")
-    assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
-    assert harness.observer.num_abandoned == 0
+    assert harness.replicas.batches == [[(1,), (2,)], [(1,)], [(2,)]]
 
 
 @scenario
@@ -266,11 +265,11 @@ async def test_model_not_ready_fails_only_requests_of_its_batch(harness: Dispatc
 async def test_wrong_number_of_rewards_fails_batch(harness: DispatcherHarness) -> None:
     class Wrong(FakeReplicas):
         async def run_batch(self, sequences: Sequence[Ids], backlog_tokens: int) -> BatchResult:
-            return BatchResult(ScoredBatch((1.0, 2.0), 1), 0.0, FINGERPRINT)
+            return BatchResult((1.0, 2.0), 1, 0.0, FINGERPRINT)
 
-    queue = Dispatcher("rm", Wrong(), NullObserver())
+    queue = Dispatcher("rm", Wrong())
     with queue.open_flow("a", 0) as flow:
-        (only,) = (await queue.compute_rewards(flow, [(1,)])).batch.rewards
+        (only,) = await queue.compute_rewards(flow, [(1,)])
     assert isinstance(only, ScoreError)
 
 
@@ -294,7 +293,7 @@ def test_every_sequence_gets_result_despite_random_failures(
         for sequences, answer in zip(
             requests, await asyncio.gather(*[harness.submit(*s) for s in requests]), strict=True
         ):
-            for sequence, reward in zip(sequences, answer.batch.rewards, strict=True):
+            for sequence, reward in zip(sequences, answer.rewards, strict=True):
                 if isinstance(reward, ScoreError):
                     assert reward.code in ("lost_replicas", "scoring_failed")
                 else:
@@ -305,7 +304,7 @@ def test_every_sequence_gets_result_despite_random_failures(
 
 
 @scenario
-async def test_retry_batches_are_dropped_once_requests_are_cancelled(
+async def test_busy_batch_is_not_sent_again_once_requests_are_cancelled(
     harness: DispatcherHarness,
 ) -> None:
     harness.replicas.failure_at = lambda _: ReplicaBusyError("full")
@@ -313,4 +312,6 @@ async def test_retry_batches_are_dropped_once_requests_are_cancelled(
     await until(lambda: bool(harness.replicas.batches))
     request.cancel()
     await until(lambda: harness.dispatcher.num_in_flight == 0)
-    await until(lambda: not harness.dispatcher._retry_batches)
+    num_batches = len(harness.replicas.batches)
+    await asyncio.sleep(60)  # of virtual time
+    assert len(harness.replicas.batches) == num_batches

@@ -20,9 +20,9 @@ from serve.api.app import create_app
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.scoring.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderTask, EncoderThread
+from serve.scoring.limits import RequestOptions
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
-from serve.scoring.tokenization import EncodeOptions
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
@@ -209,7 +209,8 @@ def test_stuck_encoder_makes_only_its_model_fail() -> None:
         service = ScoringService([(model, backend) for model in settings.models], settings)
         create_app(service, settings)
         one, two = service.models.values()
-        one.model_info = two.model_info = backend.info
+        one.update_info(backend.info)
+        two.update_info(backend.info)
         assert service.is_ready
         service.check_health()
         encode = one.encoder.encode_all
@@ -262,9 +263,9 @@ def test_large_request_is_tokenized_on_demand() -> None:
         backend = FakeBackend()
         backend.gate = asyncio.Event()
         model = ServedModel(ModelSettings(name="demo", alias="demo", cache_bytes=0), backend)
-        model.model_info = backend.info  # batches of 200 tokens
+        model.update_info(backend.info)  # batches of 200 tokens
         conversations = [conversation(f"{i} " * 100) for i in range(2_000)]
-        waiting = asyncio.ensure_future(model.score(conversations, EncodeOptions()))
+        waiting = asyncio.ensure_future(model.score(conversations, RequestOptions()))
         await until_async(lambda: bool(backend.batches) and not model.encoder_thread.is_busy)
         queued_tokens = model.dispatcher.queued_tokens
         assert queued_tokens < 64 * 400 + 16 * 200

@@ -22,7 +22,7 @@ from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
 from rm_core.attention import AttentionChoice
 from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
 from rm_core.model.device_errors import convert_device_errors, is_compiler_error
-from serve.errors import ReplicaRejectedBatchError, ReplicaUnhealthyError
+from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.worker.worker import Worker
 
 ScorerOf = Callable[..., RewardScorer]
@@ -176,10 +176,9 @@ def test_worker_with_failed_compiler_is_unhealthy(scorer_of: ScorerOf) -> None:
         worker = Worker(RewardScorer(scorer_of("qwen3").loaded_model, forward=forward))
         forward.run = fail_to_compile("limit")
         await worker.run_batch([(3, 4, 5, 6, 7)])
-        with pytest.raises(ReplicaUnhealthyError, match="compiler of a kernel failed") as caught:
+        with pytest.raises(ReplicaLostError, match="compiler of a kernel failed"):
             await worker.run_batch([(3, 4), (5,)])
-        assert not isinstance(caught.value, ReplicaRejectedBatchError)
-        with pytest.raises(ReplicaRejectedBatchError):
+        with pytest.raises(ReplicaBusyError):
             await worker.run_batch([(3, 4, 5, 6, 7)])
         worker.close()
 

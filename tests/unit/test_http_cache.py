@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,7 +107,7 @@ def test_compare_and_rank_use_cache(client: TestClient, backend: FakeBackend) ->
 
 def test_new_fingerprint_invalidates_cache(client: TestClient, backend: FakeBackend) -> None:
     assert score(client, A)["results"][0]["reward"] != 0.25
-    backend.info = {**INFO, "revision": "other"}
+    backend.info = replace(INFO, revision="other")
     backend.reward = lambda _: 0.25
     assert score(client, B)["fingerprint"]["revision"] == "other"
     after = score(client, A)

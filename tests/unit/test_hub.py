@@ -39,8 +39,8 @@ def cache(
 def test_fingerprint_reports_commit(cache: Path, revision: str | None, commit: str) -> None:
     scorer = RewardScorer.load(ModelConfig(NAME, revision=revision, device="cpu"))
     assert scorer.fingerprint.revision == commit
-    assert scorer.describe()["catalogue_id"] == NAME
-    assert scorer.describe()["max_length"] == 2048  # fewer positions than the trained length
+    assert scorer.describe().catalogue_id == NAME
+    assert scorer.describe().max_length == 2048  # fewer positions than the trained length
 
 
 def test_revisions_give_different_rewards(cache: Path) -> None:
@@ -74,6 +74,6 @@ def test_cache_folder_reports_its_commit(cache: Path) -> None:
     snapshot = cache / "snapshots" / OLD
     scorer = RewardScorer.load(ModelConfig(str(snapshot), device="cpu"))
     assert scorer.fingerprint.revision == OLD
-    assert scorer.describe()["catalogue_id"] == NAME
+    assert scorer.describe().catalogue_id == NAME
     with pytest.raises(ModelLoadError, match="is a local folder"):
         RewardScorer.load(ModelConfig(str(snapshot), revision=MAIN))

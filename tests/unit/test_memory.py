@@ -72,8 +72,8 @@ def test_warm_up_verifies_the_largest_batch(automatic: bool, scorer_of: ScorerOf
         return
     scorer.warm_up(largest_batch=True)
     assert tried[1:] == [4_096, 2_048, 1_024]
-    assert scorer.describe()["max_batch_tokens"] == 1_024
-    assert "2048 tokens did not fit" in scorer.describe()["max_batch_tokens_reason"]
+    assert scorer.describe().max_batch_tokens == 1_024
+    assert "2048 tokens did not fit" in scorer.describe().max_batch_tokens_reason
 
 
 def test_failed_batch_is_retried_in_halves(

@@ -63,7 +63,7 @@ def test_bfloat16_rewards_are_within_one_step(
     scorer = scorer_of(name, "bfloat16")
     assert {p.dtype for p in scorer.loaded_model.model.parameters()} == {torch.bfloat16}
     assert scorer.loaded_model.head.dtype == torch.float32
-    assert scorer.describe()["head_dtype"] == "float32"
+    assert scorer.describe().head_dtype == "float32"
     ours = rewards(scorer, conversations_for(name))
     expected = references(name, checkpoint_of(name), "bfloat16")
     for our, theirs in zip(ours, expected, strict=True):
@@ -156,7 +156,7 @@ def test_deterministic_rewards_are_bit_identical(
             deterministic=True,
         )
     )
-    assert scorer.describe()["deterministic"] is True
+    assert scorer.describe().deterministic is True
     assert scorer.fingerprint.attention == "eager"
     follow_ups = [[*talk(LONG, LONG), *talk("So how many?", str(n))] for n in range(5)]
     conversations = [*CONVERSATIONS, *follow_ups]

@@ -98,5 +98,5 @@ def test_two_gpus_give_rewards_of_one_gpu(checkpoint_of: Callable[[str], Path]) 
     path = str(checkpoint_of("qwen3"))
     one = RewardScorer.load(ModelConfig(path, device="cuda:0"))
     two = RewardScorer.load(ModelConfig(path, num_devices=2))
-    assert two.describe()["device"] == "cuda:0, cuda:1"
+    assert two.describe().device == "cuda:0, cuda:1"
     assert two.score(TALKS) == one.score(TALKS)

@@ -16,7 +16,7 @@ from reference import CONVERSATIONS
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.model.quantization import check_quantization, quantize, silence_torchao
-from rm_core.types import ScoredBatch
+from rm_core.types import BatchResult
 from rm_core.verification import compare_rankings, verify
 
 silence_torchao()
@@ -37,7 +37,7 @@ def rewards(scorer: RewardScorer) -> list[float]:
     return [result.reward for result in results if isinstance(result, Reward)]
 
 
-def numbers(scored: ScoredBatch) -> list[float]:
+def numbers(scored: BatchResult) -> list[float]:
     assert all(isinstance(reward, float) for reward in scored.rewards), scored.rewards
     return [reward for reward in scored.rewards if isinstance(reward, float)]
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import FINGERPRINT, FakeBackend, conversation, ready, serving
+from fakes import FakeBackend, conversation, ready, serving
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_text import read, series
@@ -22,6 +22,7 @@ from rm_core import NotReadyError
 from serve.api.app import create_app
 from serve.api.middleware.request_log import RequestLogMiddleware
 from serve.config.settings import Settings
+from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.service import ScoringService
 from serve.telemetry.context import current_request
 from serve.telemetry.logging import TextFormatter
@@ -116,13 +117,19 @@ def test_every_request_is_logged_without_client_input(
     assert all("secret" not in TextFormatter().format(r) for r in caplog.records)
 
 
+async def fail_unexpectedly(*_: Any) -> ScoreResult:
+    raise ZeroDivisionError
+
+
 def test_overload_and_unexpected_exception_are_logged_with_codes(
-    client: TestClient, backend: FakeBackend, lines: Callable[[], list[dict[str, Any]]]
+    client: TestClient,
+    backend: FakeBackend,
+    lines: Callable[[], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = client.app.state.service.models["demo"]
-    model.model_info = FINGERPRINT  # without the token budget: an unexpected exception
-    answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
-    model.model_info = backend.info
+    with monkeypatch.context() as patch:
+        patch.setattr(ServedModel, "score", fail_unexpectedly)
+        answer = client.post("/v1/score", json=BODY, headers={"X-Request-Id": "step-1"})
     assert answer.headers.get_list("x-request-id") == ["step-1"]
     backend.failure = NotReadyError("gone")
     client.post("/v1/score", json=BODY)

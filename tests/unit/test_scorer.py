@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import math
+import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,6 @@ from rm_core.errors import ScoringError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
 from rm_core.scorer import merge_results
-from rm_core.types import ScoredBatch
 
 PathOf = Callable[[str], Path]
 ScorerOf = Callable[..., RewardScorer]
@@ -246,20 +246,20 @@ def test_missing_reward_raises_assertion_error(scorer: RewardScorer, forward: Fo
 def test_merge_results_needs_one_reward_per_encoded_conversation(scorer: RewardScorer) -> None:
     encoded = scorer.encoder.encode_all([GOOD[0], None, GOOD[1]])
     failure = ScoreError("scoring_failed", "why")
-    first, second, third = merge_results(encoded, ScoredBatch((1.5, failure), 0))
+    first, second, third = merge_results(encoded, (1.5, failure))
     assert isinstance(first, Reward)
     assert first.reward == 1.5
     assert isinstance(second, ScoreError)
     assert second.code == "invalid_conversation"
     assert third is failure
     with pytest.raises(AssertionError):
-        merge_results(encoded, ScoredBatch((1.0, 2.0, 3.0), 0))
+        merge_results(encoded, (1.0, 2.0, 3.0))
 
 
 def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
     described = scorer.describe()
     fingerprint = scorer.fingerprint
-    assert described == {
+    assert described.as_dict() == {
         "catalogue_id": None,
         "family": "qwen3",
         "revision": fingerprint.revision,
@@ -280,12 +280,14 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
     }
     assert fingerprint.template_sha256 == scorer.encoder.template_sha256
     assert (fingerprint.dtype, fingerprint.attention) == ("float32", "sdpa")
+    assert described.fingerprint == fingerprint
+    assert pickle.loads(pickle.dumps(described)) == described
 
 
 def test_describe_names_the_catalog_entry(copy_of: Callable[..., Path]) -> None:
     folder = copy_of("llama-v0.2", "Skywork-Reward-Llama-3.1-8B-v0.2")
     described = RewardScorer.load(ModelConfig(str(folder), device="cpu")).describe()
-    assert described["catalogue_id"] == "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
+    assert described.catalogue_id == "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
 
 
 @pytest.mark.parametrize("name", ["llama-v0.1", "qwen3", "gemma2"])

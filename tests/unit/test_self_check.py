@@ -73,7 +73,7 @@ def test_self_check_passes_in_every_mode(
     scorer = load(checkpoint_of(name), **settings)
     check = scorer.loaded_model.self_check
     assert check is not None
-    assert scorer.describe()["self_check"] is True
+    assert scorer.describe().self_check is True
     assert len(check.sequences) == len(check.rewards) >= (1 if "max_length" in settings else 10)
     assert all(allowed > 0 for allowed in check.tolerances)
 
@@ -151,7 +151,7 @@ def test_self_check_refuses_a_mask_switch_that_the_engine_does_not_know(
     edit_config(folder, forgetful=True)
     plain, ours = numbers_in_refusal(folder, **settings)
     assert abs(plain - ours) > 1e-3
-    assert load(folder, **settings, self_check=False).describe()["self_check"] is False
+    assert load(folder, **settings, self_check=False).describe().self_check is False
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -213,7 +213,7 @@ def test_self_check_refuses_rendering_that_differs_from_transformers(
     monkeypatch.setattr(ChatTemplate, "render", spaced)
     with pytest.raises(ModelLoadError, match="differ from those of transformers'"):
         load(checkpoint_of(name))
-    assert load(checkpoint_of(name), self_check=False).describe()["self_check"] is False
+    assert load(checkpoint_of(name), self_check=False).describe().self_check is False
 
 
 def test_self_check_is_disabled_by_its_setting(
@@ -221,7 +221,7 @@ def test_self_check_is_disabled_by_its_setting(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         scorer = load(checkpoint_of("qwen3"), self_check=False)
-    assert scorer.describe()["self_check"] is False
+    assert scorer.describe().self_check is False
     assert "self-check is disabled" in caplog.text
 
 

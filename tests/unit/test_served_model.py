@@ -11,25 +11,25 @@ from typing import Any
 import pytest
 from fakes import INFO, FakeBackend, conversation
 
-from rm_core import NotReadyError, PrerenderedText, PrerenderedTokens, Reward
+from rm_core import BatchResult, NotReadyError, PrerenderedText, PrerenderedTokens, Reward
 from serve.config.model_settings import ModelSettings
-from serve.errors import ReplicaLostError
-from serve.scoring.served_model import ScoreResult, ServedModel, build_fingerprint
-from serve.scoring.tokenization import EncodeOptions, estimate_sizes, split_into_slices
-from serve.worker.backends import BatchResult
+from serve.errors import ReplicaLostError, RequestTooLargeError
+from serve.scoring.limits import RequestOptions, estimate_sizes
+from serve.scoring.served_model import ScoreResult, ServedModel
+from serve.scoring.tokenization import split_into_slices
 
-OTHER = {**INFO, "revision": "other"}
+OTHER = replace(INFO, revision="other")
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
 
 def create_model(backend: FakeBackend) -> ServedModel:
     model = ServedModel(ModelSettings(name="demo", alias="demo"), backend)
-    model.model_info = backend.info
+    model.update_info(backend.info)
     return model
 
 
 def score(model: ServedModel, conversations: Sequence[Any] = CONVERSATIONS) -> ScoreResult:
-    return asyncio.run(model.score(conversations, EncodeOptions()))
+    return asyncio.run(model.score(conversations, RequestOptions()))
 
 
 def rewards(result: ScoreResult) -> list[float | None]:
@@ -56,11 +56,12 @@ def test_cached_rewards_belong_to_fingerprint() -> None:
     backend.info = OTHER
     backend.reward = lambda _: 0.25
     score(model)
-    backend.info = model.model_info = INFO  # and back again: its cached rewards are still valid
+    backend.info = INFO
+    model.update_info(INFO)  # and back again: its cached rewards are still valid
     again = score(model)
     assert rewards(again) == before
     assert again.num_cached_tokens == again.num_tokens
-    assert again.fingerprint.revision == INFO["revision"]
+    assert again.fingerprint.revision == INFO.revision
 
 
 def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
@@ -68,7 +69,7 @@ def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
     model = create_model(backend)
     run_batch = backend.run_batch
 
-    in_turn = cycle([build_fingerprint(INFO), build_fingerprint(OTHER)])
+    in_turn = cycle([INFO.fingerprint, OTHER.fingerprint])
 
     async def alternate(*batch: Any) -> BatchResult:
         return replace(await run_batch(*batch), fingerprint=next(in_turn))
@@ -83,7 +84,7 @@ def test_replica_with_another_tokenizer_is_refused() -> None:
     backend = FakeBackend()
     model = create_model(backend)
     score(model)
-    backend.info = {**OTHER, "encoding_sha256": "of another"}
+    backend.info = replace(OTHER, encoding_sha256="of another")
     with pytest.raises(NotReadyError, match="another tokenizer"):
         score(model, [conversation("new")])
 
@@ -99,7 +100,6 @@ def test_replica_lost_while_fetching_info_is_not_ready() -> None:
 
 def slice_conversations(conversations: Sequence[object]) -> list[Sequence[object]]:
     sizes = estimate_sizes(conversations, 10**9)
-    assert sizes is not None
     return [slice_ for slice_, _ in split_into_slices(conversations, sizes)]
 
 
@@ -127,7 +127,8 @@ def test_slices_count_all_rendered_content() -> None:
         PrerenderedText("x" * 30_000),
     ):
         assert [len(slice_) for slice_ in slice_conversations([item] * 5)] == [2, 2, 1]
-        assert estimate_sizes([item] * 5, 149_999) is None
+        with pytest.raises(RequestTooLargeError, match="more than 149,999 characters"):
+            estimate_sizes([item] * 5, 149_999)
 
 
 def test_slices_count_tools_for_each_conversation() -> None:

@@ -9,13 +9,13 @@ from serve.scheduler.throughput import ThroughputEstimator
 
 def create_trained_estimator() -> ThroughputEstimator:
     estimator = ThroughputEstimator(prefetch_s=0.005)
-    estimator.observe(10_000, 1.0)
+    estimator.rate.observe(10_000, 1.0)
     return estimator
 
 
 def test_without_observations_estimator_waits_for_result() -> None:
     estimator = ThroughputEstimator(prefetch_s=0.005)
-    assert estimator.estimate_seconds(100, 1) is None
+    assert estimator.rate.estimate_seconds(100) is None
     assert estimator.estimate_wait(0.0, 1) == 0.0
     batch = estimator.begin(0.0, 100, 1)
     assert estimator.estimate_wait(50.0, 1) is None
@@ -61,11 +61,19 @@ def test_estimate_wait_accounts_for_every_replica() -> None:
         0.01
     )  # the replica with a waiting batch: 30 ms
     assert estimator.estimate_wait(0.015, 4) == 0.0  # two more replicas came up
-    assert estimator.estimate_seconds(400, 2) == pytest.approx(0.02)
 
 
 def test_latest_observations_dominate_estimate() -> None:
     estimator = create_trained_estimator()
     for _ in range(30):
-        estimator.observe(1000, 1.0)
-    assert estimator.estimate_seconds(1000, 1) == pytest.approx(1.0, rel=0.02)
+        estimator.rate.observe(1000, 1.0)
+    assert estimator.rate.estimate_seconds(1000) == pytest.approx(1.0, rel=0.02)
+
+
+def test_without_prefetch_batch_waits_for_free_replica() -> None:
+    estimator = create_trained_estimator()
+    first = estimator.begin(0.0, 200, 1)
+    assert estimator.estimate_wait(0.016, 1, may_prefetch=False) is None
+    assert estimator.estimate_wait(0.016, 2, may_prefetch=False) == 0.0
+    estimator.end(first)
+    assert estimator.estimate_wait(0.016, 1, may_prefetch=False) == 0.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from fakes import FINGERPRINT, FakeBackend, conversation, ready
+from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -21,6 +21,7 @@ from waiting import PATIENCE_S, silent_port, until
 from serve import __version__
 from serve.api.app import create_app
 from serve.config.settings import Settings
+from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.service import ScoringService
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -142,9 +143,14 @@ def test_stages_are_consecutive_child_spans(collector: Collector) -> None:
     assert waited >= 0.02 * 1e9
 
 
-def test_failed_and_rejected_requests_have_error_type(collector: Collector) -> None:
+def test_failed_and_rejected_requests_have_error_type(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail_unexpectedly(*_: Any) -> ScoreResult:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ServedModel, "score", fail_unexpectedly)
     backend = FakeBackend()
-    backend.info = FINGERPRINT  # without the token budget: an unexpected exception
     requests = [
         {"json": BODY},
         {"json": {"my-secret": 1}, "url": "/v1/rank"},

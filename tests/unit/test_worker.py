@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from forward_stub import ForwardStub
-from waiting import PATIENCE_S, settle, until_async
+from waiting import PATIENCE_S, until_async
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree, TokenIds
-from serve.errors import ReplicaRejectedBatchError, ReplicaUnhealthyError
+from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.worker.watchdog import BatchWatchdog
 from serve.worker.worker import Worker
 
@@ -80,9 +80,9 @@ def test_worker_results_are_plain_data_and_equal_scorer(
     worker = make_worker(scorer)
     sequences = [encode(scorer, str(i)) for i in range(5)]
     result = asyncio.run(worker.run_batch(sequences))
-    assert result.batch == scorer.score_ids(sequences)
+    assert result == scorer.score_ids(sequences)
     assert result.inference_s > 0
-    assert result.fingerprint["attention"] == "sdpa"
+    assert result.fingerprint == scorer.fingerprint
     assert pickle.loads(pickle.dumps(result)) == result
     assert worker.describe() == scorer.describe()
 
@@ -118,33 +118,6 @@ def test_next_batch_is_packed_while_device_is_busy(
 
     asyncio.run(both())
     assert gate.seen == first + second
-
-
-def test_run_one_by_one_runs_sequences_without_other_batches_between(
-    scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
-) -> None:
-    worker = make_worker(scorer)
-    first, *suspects, last = (encode(scorer, str(i)) for i in range(5))
-    expected = [scorer.score_ids([suspect]) for suspect in suspects]
-    gate = Gate(forward)
-
-    async def scenario() -> None:
-        running = asyncio.ensure_future(worker.run_batch([first]))
-        await reached(gate)
-        results = worker.run_one_by_one(suspects)
-        begun = asyncio.ensure_future(anext(results))
-        await settle()  # the suspects are queued
-        queued = asyncio.ensure_future(worker.run_batch([last]))
-        await settle()
-        assert not begun.done()  # the device runs another batch
-        gate.open.set()
-        assert await begun is None
-        collected = [result async for result in results]
-        assert [result and result.batch for result in collected] == expected
-        await asyncio.gather(running, queued)
-
-    asyncio.run(scenario())
-    assert gate.seen[:5] == [first, *suspects, last]
 
 
 def test_cancelled_batch_never_reaches_device(
@@ -190,12 +163,12 @@ def test_stuck_batch_fails_waiting_calls_and_health_check(
         clock.now = 61.0
         outcomes = await asyncio.gather(running, queued, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [
-            ReplicaUnhealthyError,
-            ReplicaRejectedBatchError,
+            ReplicaLostError,
+            ReplicaBusyError,
         ]
-        with pytest.raises(ReplicaUnhealthyError, match=r"a batch of \d+ tokens has run for 61 s"):
+        with pytest.raises(ReplicaLostError, match=r"a batch of \d+ tokens has run for 61 s"):
             worker.check_health()
-        with pytest.raises(ReplicaUnhealthyError):
+        with pytest.raises(ReplicaLostError):
             worker.describe()
         gate.open.set()
         await asyncio.to_thread(worker._device_thread.submit(int).result)
@@ -219,13 +192,13 @@ def test_watchdog_observes_only_scored_batches(
     probe = scorer.probe().num_tokens
     assert observed == [probe]
     result = asyncio.run(worker.run_batch([encode(scorer, "4"), encode(scorer, "5")]))
-    assert observed == [probe, result.batch.num_computed_tokens]
+    assert observed == [probe, result.num_computed_tokens]
 
     def failing(*_: Any) -> list[float]:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     forward.run = failing
-    with pytest.raises(ReplicaUnhealthyError):
+    with pytest.raises(ReplicaLostError):
         asyncio.run(worker.run_batch([encode(scorer, "6")]))
     assert len(observed) == 2
     worker.watchdog.stuck_after_s = 1e-9
@@ -235,9 +208,9 @@ def test_watchdog_observes_only_scored_batches(
 def test_dead_thread_makes_worker_unhealthy(scorer: RewardScorer, make_worker: MakeWorker) -> None:
     worker = make_worker(scorer)
     worker._device_thread.shutdown()
-    with pytest.raises(ReplicaUnhealthyError, match="its thread ended"):
+    with pytest.raises(ReplicaLostError, match="its thread ended"):
         worker.check_health()
-    with pytest.raises(ReplicaRejectedBatchError):
+    with pytest.raises(ReplicaBusyError):
         asyncio.run(worker.run_batch([encode(scorer, "4")]))
 
 
@@ -253,11 +226,11 @@ def test_failed_device_is_not_used_again(
 
     forward.run = failing
     batch = [encode(scorer, str(i)) for i in range(8)]
-    with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
+    with pytest.raises(ReplicaLostError, match="illegal memory access"):
         asyncio.run(worker.run_batch(batch))
-    with pytest.raises(ReplicaUnhealthyError, match="illegal memory access"):
+    with pytest.raises(ReplicaLostError, match="illegal memory access"):
         worker.check_health()
-    with pytest.raises(ReplicaRejectedBatchError):
+    with pytest.raises(ReplicaBusyError):
         asyncio.run(worker.run_batch(batch))
     assert calls == [8]
 
@@ -277,7 +250,7 @@ def test_failing_conversation_leaves_worker_healthy(
 
     forward.run = overflowing
     for _ in range(3):
-        first, second = asyncio.run(worker.run_batch([good, bad])).batch.rewards
+        first, second = asyncio.run(worker.run_batch([good, bad])).rewards
         assert isinstance(first, float)
         assert isinstance(second, ScoreError)
         worker.check_health()
@@ -304,7 +277,7 @@ def test_corrupted_weights_make_worker_unhealthy(
         return [math.inf if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
     forward.run = overflowing
-    with pytest.raises(ReplicaUnhealthyError, match=says):
+    with pytest.raises(ReplicaLostError, match=says):
         asyncio.run(worker.run_batch([encode(scorer, "4"), bad]))
-    with pytest.raises(ReplicaUnhealthyError, match=says):
+    with pytest.raises(ReplicaLostError, match=says):
         worker.check_health()

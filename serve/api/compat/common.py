@@ -128,7 +128,12 @@ async def compute_rewards(
     """
     options = options or ScoringOptions()
     scores = await service.score(
-        name, items, options.truncation, options.priority, options.max_length
+        name,
+        items,
+        options.truncation,
+        options.priority,
+        options.max_length,
+        context=current_request(),
     )
     results = []
     for index, result in enumerate(scores.results):

@@ -36,6 +36,7 @@ from serve.api.json_route import JsonRoute
 from serve.api.schemas import ModelName
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
+from serve.telemetry.context import current_request
 
 router = APIRouter(tags=["vLLM"], responses=build_compat_error_docs(), route_class=JsonRoute)
 
@@ -180,7 +181,9 @@ async def pooling(body: Pooling, service: ServiceDep) -> JSONResponse:
 @router.post("/tokenize", summary="Tokenize as vLLM does")
 async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
     """Return exactly the token ids that would be scored, with a single BOS."""
-    model, (encoded,) = await service.encode(body.model, body.get_conversations(), "error")
+    model, (encoded,) = await service.encode(
+        body.model, body.get_conversations(), "error", current_request()
+    )
     if isinstance(encoded, ScoreError):
         raise build_exception(encoded)
     if body.return_token_strs:

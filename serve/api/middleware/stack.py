@@ -40,7 +40,7 @@ _CLIENT = "skyreward.client"
 
 
 def install(
-    app: FastAPI, settings: Settings, check_capacity: Callable[[], None] = lambda: None
+    app: FastAPI, settings: Settings, check_capacity: Callable[[str], None] = lambda _: None
 ) -> Admission:
     """Add the middleware to an application; middleware added later is outside of the stack.
 
@@ -123,7 +123,7 @@ class RequestLimitsMiddleware:
     """Applies admission control, body limits and the deadline to requests with method POST."""
 
     def __init__(
-        self, app: ASGIApp, admission: Admission, check_capacity: Callable[[], None]
+        self, app: ASGIApp, admission: Admission, check_capacity: Callable[[str], None]
     ) -> None:
         self._app = app
         self._admission = admission
@@ -147,7 +147,7 @@ class RequestLimitsMiddleware:
                 check_headers(headers, settings.max_body_bytes)
                 slot.start_receiving()
                 # Before reading the body: under overload, rejecting a request must be cheap.
-                self._check_capacity()
+                self._check_capacity(client)
                 body = await read_body(receive, slot.add_body_bytes, settings, deadline)
                 is_read = True
                 slot.start_running()  # only now: a slow body must not use the slot of a request

@@ -35,6 +35,7 @@ from serve.api.schemas import (
 )
 from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.served_model import ScoreResult
+from serve.telemetry.context import current_request
 from serve.telemetry.logging import generate_id
 
 router = APIRouter(
@@ -45,7 +46,9 @@ router = APIRouter(
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
     conversations = body.get_conversations()
-    scores = await service.score(body.model, conversations, body.truncation, body.priority)
+    scores = await service.score(
+        body.model, conversations, body.truncation, body.priority, context=current_request()
+    )
     results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
     if body.is_single and "reward" in results[0]:
         # A published client reads the reward from this field.
@@ -66,7 +69,9 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         if not isinstance(pair, ScoreError)
         for side in pair
     ]
-    scores = await service.score(body.model, sides, body.truncation, body.priority)
+    scores = await service.score(
+        body.model, sides, body.truncation, body.priority, context=current_request()
+    )
     rewards = iter(scores.results)
     results: list[dict[str, Any]] = []
     for index, pair in enumerate(parsed):
@@ -88,7 +93,9 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     prompt = check_num_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
     joined = [_join(prompt, response) for response in body.responses]
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
-    scores = await service.score(body.model, conversations, body.truncation, body.priority)
+    scores = await service.score(
+        body.model, conversations, body.truncation, body.priority, context=current_request()
+    )
     rewards = iter(scores.results)
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
     ranks = _ranks([item.reward for item in items if isinstance(item, Reward)])
@@ -105,12 +112,13 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     """Return text, token ids and readout position of each conversation, without scoring."""
     conversations = body.get_conversations()
-    model, encoded = await service.encode(body.model, conversations, body.truncation)
+    context = current_request()
+    model, encoded = await service.encode(body.model, conversations, body.truncation, context)
     results: list[dict[str, Any]] = []
     for index, item in enumerate(encoded):
         result = to_render_json(item) if isinstance(item, Encoded) else _error(item)
         if body.offsets and isinstance(item, Encoded):
-            result["offsets"] = await model.compute_offsets(item)
+            result["offsets"] = await model.compute_offsets(item, context.client)
         results.append({"index": index, **result})
     return JSONResponse(
         {

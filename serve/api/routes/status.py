@@ -20,6 +20,11 @@ from serve.scoring.service import ScoringService
 
 router = APIRouter(tags=["status"])
 
+# Only models whose template uses the date have a template date.
+_UNKNOWN_FINGERPRINT = {
+    field.name: None for field in fields(Fingerprint) if field.default is MISSING
+}
+
 
 # Some load balancers send HEAD requests; the server omits the body.
 @router.head("/health", include_in_schema=False)
@@ -65,7 +70,7 @@ async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dic
         "ready": service.is_ready,
         "settings": _mask_settings(settings) | {"api_keys": ["**********"] * len(keys)},
         "models": {
-            alias: _model(alias, model) | (model.model_info or {}) | {"score_cache": _cache(model)}
+            alias: _model(alias, model) | _info(model) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()
         },
     }
@@ -97,16 +102,16 @@ def _strip_credentials(url: str) -> str:
 def _build_tei_info(service: ScoringService, settings: Settings) -> dict[str, Any]:
     """Return the fields that clients of text-embeddings-inference read, for the first model."""
     model = next(iter(service.models.values()))
-    effective = model.model_info or {}
+    effective = model.model_info
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return {
         "model_id": _hide_folder(model.settings.name),
-        "model_sha": effective.get("revision"),
-        "model_dtype": effective.get("dtype"),
+        "model_sha": effective and effective.revision,
+        "model_dtype": effective and effective.dtype,
         "model_type": {"classifier": labels},
         "max_concurrent_requests": settings.max_requests,
         "max_input_length": model.encoder.max_length,
-        "max_batch_tokens": effective.get("max_batch_tokens"),
+        "max_batch_tokens": effective and effective.max_batch_tokens,
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_conversations,
         "auto_truncate": False,
@@ -115,7 +120,7 @@ def _build_tei_info(service: ScoringService, settings: Settings) -> dict[str, An
 
 
 def _model(alias: str, model: ServedModel) -> dict[str, Any]:
-    effective = model.model_info or {}
+    effective = model.model_info
     return {
         "id": alias,
         "object": "model",
@@ -124,13 +129,14 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "root": _hide_folder(model.settings.name),
         "max_model_len": model.encoder.max_length,
         "state": model.state,
-        "fingerprint": {
-            field.name: effective.get(field.name)
-            for field in fields(Fingerprint)
-            # Only models whose template uses the date have a template date.
-            if field.name in effective or field.default is MISSING
-        },
+        "fingerprint": _UNKNOWN_FINGERPRINT
+        if effective is None
+        else effective.fingerprint.as_dict(),
     }
+
+
+def _info(model: ServedModel) -> dict[str, Any]:
+    return {} if model.model_info is None else model.model_info.as_dict()
 
 
 def _cache(model: ServedModel) -> dict[str, int] | None:

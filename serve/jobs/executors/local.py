@@ -127,7 +127,7 @@ class LocalExecutor:
             return
         batch = self._scorer.score_packing(packing, self._begin)
         future.set_result(
-            ScoreBatchResult(merge_results(encoded, batch), batch.num_computed_tokens)
+            ScoreBatchResult(merge_results(encoded, batch.rewards), batch.num_computed_tokens)
         )
 
     def _begin(self, _num_tokens: int) -> None:
@@ -151,7 +151,7 @@ class LocalExecutor:
                 )
                 scorer = RewardScorer(scorer.loaded_model)
                 scorer.warm_up()
-            self._write_budget(int(scorer.describe()["max_batch_tokens"]))
+            self._write_budget(scorer.describe().max_batch_tokens)
             self._scorer = scorer
             gc.freeze()  # the model is never collected, so keep the collector from walking it
         return self._scorer

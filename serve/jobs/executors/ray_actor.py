@@ -109,7 +109,7 @@ class ScorerActor:
                 self._watchdog.finish()
             finally:
                 self._watchdog.stop()
-        return ScoreBatchResult(merge_results(encoded, batch), batch.num_computed_tokens)
+        return ScoreBatchResult(merge_results(encoded, batch.rewards), batch.num_computed_tokens)
 
     def stall_reason(self) -> str | None:
         """Return why the running batch is considered stuck, or None."""

@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 from waiting import VirtualTime
 
-from rm_core import Fingerprint, ScoredBatch, pack
+from rm_core import BatchResult, Fingerprint, pack
 from serve.capacity.fleet import build_request_sampler
 from serve.capacity.load import Load
 from serve.capacity.queueing import QueueModel, simulate
 from serve.scheduler.dispatcher import Dispatcher
-from serve.telemetry.events import NullObserver
-from serve.worker.backends import BatchResult
 
 NUM_REQUESTS = 2_000
 PAIRS = Load(1, 40, 40, 2)
@@ -45,14 +43,14 @@ class Replicas:
         seconds = max(MODEL.batch_floor_s, num_tokens * MODEL.token_s)
         async with self._free:
             await asyncio.sleep(seconds)
-        return BatchResult(ScoredBatch((0.0,) * len(sequences), num_tokens), seconds, FINGERPRINT)
+        return BatchResult((0.0,) * len(sequences), num_tokens, seconds, FINGERPRINT)
 
 
 async def measure_latencies(load: Load, requests_per_s: float) -> list[float]:
     """Return the sorted latencies of the requests without the first tenth, in seconds."""
     loop, rng, sampler = asyncio.get_running_loop(), random.Random(1), build_request_sampler(load)
     backend: Any = Replicas()
-    dispatcher = Dispatcher("m", backend, NullObserver())
+    dispatcher = Dispatcher("m", backend)
     dispatcher.max_batch_tokens = MODEL.max_batch_tokens
     latencies = [0.0] * NUM_REQUESTS
 

@@ -225,7 +225,7 @@ def test_service_failure_keeps_error_format_of_path(
     status: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(ScoringService, "score", broken)

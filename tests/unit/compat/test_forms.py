@@ -257,7 +257,7 @@ def test_tei_predict_truncates_only_on_request() -> None:
 def test_info_has_tei_fields(client: TestClient) -> None:
     info = client.get("/info").json()
     assert info["model_id"] == "demo"
-    assert info["model_sha"] == INFO["revision"]
+    assert info["model_sha"] == INFO.revision
     assert info["model_dtype"] == "float32"
     assert info["model_type"] == {
         "classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
