@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,16 @@ from rm_core import BatchResult, ModelInfo
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.config.reconfigure import ReplicaUserConfig
-from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog
+from serve.deployments.autoscaling import QUEUED_TOKENS
 from serve.errors import ReplicaBusyError
 from serve.telemetry.logging import LogFormat, configure_logging
 from serve.worker.backends import load_scorer
 from serve.worker.worker import Worker
 
 _REJECTION_DELAY_S = 1.0
+# A gateway reports with each batch, also what is queued behind its last one. A gateway that has not
+# reported for so long is gone.
+_REPORT_TTL_S = 60.0
 
 
 class ScorerReplica:
@@ -88,3 +92,30 @@ class ScorerReplica:
     def _compute_cpu_threads(self) -> int:
         num_replicas = self._settings.max_replicas or self._settings.num_replicas
         return max(1, (os.cpu_count() or 1) // num_replicas)
+
+
+class Backlog:
+    """Last report of each gateway on its queued tokens."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, tuple[float, int]] = {}
+
+    def update(self, gateway: str, num_tokens: int, now: float | None = None) -> None:
+        """Record the report of one gateway.
+
+        Args:
+            gateway: unique name of the gateway.
+            num_tokens: number of tokens queued there for this model.
+            now: time of `time.monotonic` in seconds, for tests.
+        """
+        self._reports[gateway] = (time.monotonic() if now is None else now, num_tokens)
+
+    def sum_tokens(self, now: float | None = None) -> int:
+        """Sum the queued tokens of all gateways that reported recently."""
+        now = time.monotonic() if now is None else now
+        self._reports = {
+            name: (reported_at, num_tokens)
+            for name, (reported_at, num_tokens) in self._reports.items()
+            if now - reported_at <= _REPORT_TTL_S
+        }
+        return sum(num_tokens for _, num_tokens in self._reports.values())

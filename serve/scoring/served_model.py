@@ -32,9 +32,8 @@ from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
-from serve.scoring.encoder_thread import EncoderThread
 from serve.scoring.limits import RequestOptions
-from serve.scoring.tokenization import RequestTokenizer
+from serve.scoring.tokenization import EncoderThread, RequestTokenizer
 from serve.telemetry.collectors import ModelState
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from serve.config.model_settings import ModelSettings
-from serve.deployments.autoscaling import QUEUED_TOKENS, Backlog, compute_num_replicas
+from serve.deployments.autoscaling import QUEUED_TOKENS, compute_num_replicas
+from serve.deployments.replica import Backlog
 
 
 def test_backlog_sums_latest_report_of_each_gateway_until_expiry() -> None:

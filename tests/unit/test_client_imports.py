@@ -52,8 +52,10 @@ def test_tokens_in_flight_for_another_client_count_as_computed() -> None:
         backend = FakeBackend()
         backend.gate = asyncio.Event()
         model = build_model(backend, shares_rewards=False)
+        num_tokens = sum(model.encoder.encode(messages).num_tokens for messages in CONVERSATIONS)
         waiting = [asyncio.ensure_future(score(model, name)) for name in names]
-        await until(lambda: not model.encoder_thread.is_busy and bool(backend.batches))
+        tokens_by_client = model.dispatcher.tokens_by_client
+        await until(lambda: sum(tokens_by_client.values()) == len(names) * num_tokens)
         backend.gate.set()
         return list(await asyncio.gather(*waiting))
 

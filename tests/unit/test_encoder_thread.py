@@ -19,10 +19,10 @@ from rm_core import NotReadyError, Reward
 from serve.api.app import create_app
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
-from serve.scoring.encoder_thread import STUCK_AFTER_S, AbandonedError, EncoderTask, EncoderThread
 from serve.scoring.limits import RequestOptions
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
+from serve.scoring.tokenization import STUCK_AFTER_S, AbandonedError, EncoderTask, EncoderThread
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
@@ -239,7 +239,7 @@ def test_stuck_encoder_makes_only_its_model_fail() -> None:
 def test_process_exits_with_stuck_encoder() -> None:
     code = """
 import asyncio, threading
-from serve.scoring.encoder_thread import EncoderThread
+from serve.scoring.tokenization import EncoderThread
 
 async def main():
     thread, began = EncoderThread("rm"), threading.Event()

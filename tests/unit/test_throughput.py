@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.scheduler.throughput import ThroughputEstimator
+from serve.scheduler.dispatcher import ThroughputEstimator
 
 
 def create_trained_estimator() -> ThroughputEstimator:
