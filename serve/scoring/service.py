@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.config.model_settings import ModelSettings
@@ -149,7 +150,7 @@ class ScoringService:
         """
         context = context or RequestContext("-")
         model = self._prepare_request(name, conversations, context)
-        options = self._build_options(context.client, truncation=truncation)
+        options = replace(self._limits, client=context.client, truncation=truncation)
         return model, await model.encode(conversations, options)
 
     async def score(
@@ -188,8 +189,12 @@ class ScoringService:
             raise OverloadedError(
                 "the service is stopping; send the request again, or to another address"
             )
-        options = self._build_options(
-            context.client, priority=priority, truncation=truncation, max_length=max_length
+        options = replace(
+            self._limits,
+            client=context.client,
+            priority=priority,
+            truncation=truncation,
+            max_length=max_length,
         )
         self._num_running += 1
         self._idle.clear()
@@ -211,24 +216,13 @@ class ScoringService:
         context.num_conversations = len(conversations)
         return model
 
-    def _build_options(
-        self,
-        client: str,
-        *,
-        priority: int = 0,
-        truncation: Truncation = "error",
-        max_length: int | None = None,
-    ) -> RequestOptions:
-        settings = self.settings
+    @property
+    def _limits(self) -> RequestOptions:
         return RequestOptions(
-            client=client,
-            priority=priority,
-            truncation=truncation,
-            max_length=max_length,
-            max_messages=settings.max_messages,
-            max_queued_tokens=settings.max_queued_tokens,
-            max_request_characters=settings.max_request_characters,
-            max_request_tokens=settings.max_request_tokens,
+            max_messages=self.settings.max_messages,
+            max_queued_tokens=self.settings.max_queued_tokens,
+            max_request_characters=self.settings.max_request_characters,
+            max_request_tokens=self.settings.max_request_tokens,
         )
 
     def _record_result(self, result: ScoreResult, context: RequestContext) -> None:
