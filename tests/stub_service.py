@@ -40,7 +40,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class StubService:
-    """Answers `/v1/score`, `/v1/compare` and `/v1/rank`.
+    """Answers `/v1/score`, `/v1/compare`, `/v1/rank` and `/v1/render`.
 
     Attributes:
         max_bytes: larger bodies are 413.
@@ -121,12 +121,13 @@ class StubService:
             self.bodies.append(body)
         if route == "/v1/compare":
             results = [self._pair(pair) for pair in body["pairs"]]
-        elif route not in ("/v1/score", "/v1/rank"):
+        elif route not in ("/v1/score", "/v1/rank", "/v1/render"):
             return 404, _error("http_404", f"no route {route}"), {}
         else:
-            field = {"/v1/score": "conversations", "/v1/rank": "responses"}[route]
+            field = "responses" if route == "/v1/rank" else "conversations"
             results = [self._single(item) for item in body[field]]
-        return 200, {"results": results, "fingerprint": self.fingerprint}, {}
+        usage = {"num_computed_tokens": 2 * len(results)}
+        return 200, {"results": results, "usage": usage, "fingerprint": self.fingerprint}, {}
 
     def _single(self, item: Any) -> dict[str, Any]:
         try:

@@ -13,9 +13,16 @@ import httpx
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options
-from serve.client.batching import COMPARE_ROUTE, RANK_ROUTE, SCORE_ROUTE, BatchCall, RequestShard
+from serve.client.batching import (
+    COMPARE_ROUTE,
+    RANK_ROUTE,
+    RENDER_ROUTE,
+    SCORE_ROUTE,
+    BatchCall,
+    RequestShard,
+)
 from serve.client.progress import show_progress
-from serve.client.responses import Comparison, Ranking
+from serve.client.responses import Comparison, Ranking, ScoreResponse
 from serve.client.sansio import Pause, Steps, encode_json
 
 T = TypeVar("T")
@@ -65,8 +72,30 @@ class AsyncScoringClient(BaseClient):
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """See `ScoringClient.results`."""
+        response = await self.score_with_usage(
+            conversations, truncation, tools=tools, progress=progress
+        )
+        return response.results
+
+    async def score_with_usage(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> ScoreResponse:
+        """See `ScoringClient.score_with_usage`."""
         call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
-        return (await self._execute(call, progress)).collect_results()
+        await self._execute(call, progress)
+        return ScoreResponse(call.collect_results(), call.num_computed_tokens)
+
+    async def count_tokens(
+        self, conversations: Sequence[Conversation], truncation: Truncation = "error"
+    ) -> list[int | ScoreError]:
+        """See `ScoringClient.count_tokens`."""
+        call = self._build_call(RENDER_ROUTE, conversations, truncation)
+        return (await self._execute(call, progress=False)).collect_results()
 
     async def compare(
         self,
@@ -128,8 +157,7 @@ class AsyncScoringClient(BaseClient):
             return self._pools[loop]
 
     async def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
-        num_items = len(call.results)
-        shards = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
+        num_items, shards = len(call.results), self._iter_shards(call)
         with show_progress(num_items, progress) as advance:
 
             async def send_shards(queue: Iterator[RequestShard]) -> None:

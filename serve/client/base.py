@@ -6,7 +6,7 @@ import math
 import socket
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -18,6 +18,7 @@ from serve.client.batching import (
     MAX_BYTES_PER_REQUEST,
     MAX_ITEMS_PER_REQUEST,
     BatchCall,
+    RequestShard,
     ScoringRoute,
 )
 from serve.client.bodies import MAX_ANSWER_BYTES, ResponseBody
@@ -62,6 +63,10 @@ class ClientOptions:
         max_bytes: approximate maximum size of a request in bytes; a longer conversation is sent
             alone.
         max_answer_bytes: maximum size of a response in bytes, uncompressed.
+        groups_prompts: whether items that begin alike go into the same request, so that the
+            service can share the computation of their beginnings. All items of a call are then
+            encoded before the first request is sent.
+        fingerprint: expected fingerprint of the model; None: that of the first reward.
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -73,6 +78,8 @@ class ClientOptions:
     max_items: int = MAX_ITEMS_PER_REQUEST
     max_bytes: int = MAX_BYTES_PER_REQUEST
     max_answer_bytes: int = MAX_ANSWER_BYTES
+    groups_prompts: bool = False
+    fingerprint: dict[str, Any] | None = None
 
     @property
     def read_timeout_s(self) -> float:
@@ -121,8 +128,8 @@ class BaseClient:
     Attributes:
         options: the client's options.
         num_retries: number of retried requests.
-        fingerprint: fingerprint of the model that returned the first reward; None before that.
-            Rewards with another fingerprint raise an error.
+        fingerprint: expected fingerprint of the model, or that of the model that returned the
+            first reward; None before that. Rewards with another fingerprint raise an error.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -131,7 +138,7 @@ class BaseClient:
                 raise ServiceError(f"{name} is {getattr(options, name)}; give at least 1")
         self.options = options
         self.num_retries = 0
-        self.fingerprint: dict[str, Any] | None = None
+        self.fingerprint = options.fingerprint
         self._lock = threading.Lock()
         self._sender = Sender(
             EndpointPool(options.urls), options.retry_timeout_s, self._count_retry
@@ -171,10 +178,14 @@ class BaseClient:
     def _add_model(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if self.options.model is None else {"model": self.options.model, **body}
 
-    def _max_items_per_shard(self, num_items: int) -> int:
-        """Return the maximum number of items in a request, so that every address has work."""
-        share = math.ceil(num_items / len(self._sender.endpoints))
-        return max(1, min(self.options.max_items, share))
+    def _iter_shards(self, call: BatchCall[R]) -> Iterator[RequestShard]:
+        """Yield the shards of a call, so many that every address has work."""
+        share = math.ceil(len(call.results) / len(self._sender.endpoints))
+        return call.iter_shards(
+            max(1, min(self.options.max_items, share)),
+            self.options.max_bytes,
+            groups_prompts=self.options.groups_prompts,
+        )
 
     def _total_concurrency(self) -> int:
         return self.options.max_concurrency * len(self._sender.endpoints)
@@ -190,7 +201,7 @@ class BaseClient:
                 self.fingerprint = first = self.fingerprint or fingerprint
             if fingerprint != first:
                 raise ServiceError(
-                    f"rewards of two models cannot be compared: the first rewards were from "
+                    f"rewards of two models cannot be compared: the expected rewards are from "
                     f"{first}, the new ones are from {fingerprint}; give addresses that serve the "
                     "same model in the same way, or create a new client if the model was replaced "
                     "on purpose"

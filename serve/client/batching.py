@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from rm_core import ScoreError, drop_nulls
 from serve.client.errors import ScoringFailedError, ServiceError
-from serve.client.responses import read_comparison, read_count, read_reward
+from serve.client.responses import read_comparison, read_count, read_num_tokens, read_reward
 from serve.client.sansio import Sender, Steps, encode_json
 
 R = TypeVar("R")
@@ -24,7 +25,7 @@ _TOO_LARGE = 413
 
 @dataclass(frozen=True, slots=True)
 class ScoringRoute(Generic[R]):
-    """A route of the service that scores items.
+    """A route of the service that returns a result for each item.
 
     Attributes:
         path: path of the route.
@@ -42,6 +43,7 @@ class ScoringRoute(Generic[R]):
 SCORE_ROUTE = ScoringRoute("/v1/score", "conversations", read_reward, "conversation")
 COMPARE_ROUTE = ScoringRoute("/v1/compare", "pairs", read_comparison, "pair")
 RANK_ROUTE = ScoringRoute("/v1/rank", "responses", read_reward, "response")
+RENDER_ROUTE = ScoringRoute("/v1/render", "conversations", read_num_tokens, "conversation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,14 @@ class BatchCall(Generic[R]):
     """One call of a client, sent as one or more requests.
 
     Args:
-        route: route that scores the items.
+        route: route that takes the items.
         items: items to score; a `ScoreError` among them becomes its own result and is not sent.
         body: the other fields of each request body.
 
     Attributes:
         results: the result of each item in the order of the items; None until it is known.
         num_computed_tokens: tokens that went through the model.
-        fingerprints: fingerprints of all responses.
+        fingerprints: fingerprints of all responses with rewards.
     """
 
     def __init__(
@@ -89,15 +91,21 @@ class BatchCall(Generic[R]):
         self._body_prefix = encode_json({**body, route.field: 0}).removesuffix("0}")
 
     def iter_shards(
-        self, max_items: int = MAX_ITEMS_PER_REQUEST, max_bytes: int = MAX_BYTES_PER_REQUEST
+        self, max_items: int, max_bytes: int, *, groups_prompts: bool = False
     ) -> Iterator[RequestShard]:
-        """Yield shards of the items that can be sent, limited in number of items and bytes."""
+        """Yield shards of the items that can be sent, limited in number of items and bytes.
+
+        Args:
+            max_items: maximum number of items in a shard.
+            max_bytes: maximum size of a shard with several items, in bytes.
+            groups_prompts: whether items with equal beginnings come together, for which all items
+                are encoded before the first shard is there.
+        """
         shard, num_bytes = RequestShard([], []), 0
-        for index, item in enumerate(self._items):
-            encoded = _encode_item(item)
-            if isinstance(encoded, ScoreError):
-                self.results[index] = encoded
-                continue
+        items = self._encode_items()
+        if groups_prompts:
+            items = iter(sorted(items, key=itemgetter(1)))
+        for index, encoded in items:
             is_full = len(shard.items) == max_items or num_bytes + len(encoded) > max_bytes
             if shard.items and is_full:
                 yield shard
@@ -107,6 +115,15 @@ class BatchCall(Generic[R]):
             num_bytes += len(encoded)
         if shard.items:
             yield shard
+
+    def _encode_items(self) -> Iterator[tuple[int, str]]:
+        """Yield index and JSON of each item; store an error for those that cannot be sent."""
+        for index, item in enumerate(self._items):
+            encoded = _encode_item(item)
+            if isinstance(encoded, ScoreError):
+                self.results[index] = encoded
+            else:
+                yield index, encoded
 
     def send_shard(self, shard: RequestShard, sender: Sender) -> Steps[None]:
         """Send a shard; if the service rejects it as too large, send its halves.
@@ -162,15 +179,17 @@ class BatchCall(Generic[R]):
             self.results[index] = result
         num_computed = response.get("usage", {}).get("num_computed_tokens", 0)
         self.num_computed_tokens += read_count(num_computed)
-        self.fingerprints.append(response.get("fingerprint", {}))
+        if self._route is not RENDER_ROUTE:
+            self.fingerprints.append(response.get("fingerprint", {}))
 
     def _add_item_range(self, error: ServiceError, shard: RequestShard) -> ServiceError:
+        first, last = min(shard.indices), max(shard.indices)
         if len(shard.indices) == len(self._items):
             return error
-        item_range = (
-            f"{self._route.item_name}s {shard.indices[0]} to {shard.indices[-1]} of "
-            f"{len(self._items)}"
-        )
+        names = f"{self._route.item_name}s"
+        item_range = f"{names} {first} to {last} of {len(self._items)}"
+        if last - first >= len(shard.indices):
+            item_range = f"{len(shard.indices)} of the {names} {first} to {last}"
         return ServiceError(
             f"{item_range}: {error.detail}", retryable=error.retryable, status=error.status
         )

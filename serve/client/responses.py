@@ -13,19 +13,17 @@ _MAX_TOKENS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class RequestResult:
-    """The results of one request.
+class ScoreResponse:
+    """The results of one call, and their cost.
 
     Attributes:
         results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens of the request that went through the model.
-        fingerprint: fingerprint of the model in the service's response; None if no conversation
-            could be sent.
+        num_computed_tokens: tokens that went through the model for this call; shared prefixes
+            count once.
     """
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
-    fingerprint: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +81,12 @@ def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
         truncated=bool(item["truncated"]),
         warnings=_read_texts(item.get("warnings", [])),
     )
+
+
+def read_num_tokens(item: Mapping[str, Any]) -> int | ScoreError:
+    """Parse a result of `/v1/render`."""
+    error = read_error(item)
+    return read_count(item["num_tokens"]) if error is None else error
 
 
 def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:

@@ -16,10 +16,17 @@ import httpx
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options
-from serve.client.batching import COMPARE_ROUTE, RANK_ROUTE, SCORE_ROUTE, BatchCall, RequestShard
+from serve.client.batching import (
+    COMPARE_ROUTE,
+    RANK_ROUTE,
+    RENDER_ROUTE,
+    SCORE_ROUTE,
+    BatchCall,
+    RequestShard,
+)
 from serve.client.errors import ServiceError
 from serve.client.progress import show_progress
-from serve.client.responses import Comparison, Ranking, RequestResult
+from serve.client.responses import Comparison, Ranking, ScoreResponse
 from serve.client.sansio import Pause, Steps, encode_json
 
 T = TypeVar("T")
@@ -94,9 +101,33 @@ class ScoringClient(BaseClient):
         Raises:
             ServiceError: a whole request failed.
         """
-        return self._execute(
-            self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools), progress
-        ).collect_results()
+        return self.score_with_usage(
+            conversations, truncation, tools=tools, progress=progress
+        ).results
+
+    def score_with_usage(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> ScoreResponse:
+        """Return what `results` returns, and the number of tokens that were computed for it."""
+        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        self._execute(call, progress)
+        return ScoreResponse(call.collect_results(), call.num_computed_tokens)
+
+    def count_tokens(
+        self, conversations: Sequence[Conversation], truncation: Truncation = "error"
+    ) -> list[int | ScoreError]:
+        """Return the number of tokens of each conversation, or its error, without scoring it.
+
+        Raises:
+            ServiceError: a whole request failed.
+        """
+        call = self._build_call(RENDER_ROUTE, conversations, truncation)
+        return self._execute(call, progress=False).collect_results()
 
     def compare(
         self,
@@ -138,20 +169,6 @@ class ScoringClient(BaseClient):
             [r.reward for r in self._execute(call, progress).collect_results_or_raise()]
         )
 
-    def score_in_one_request(
-        self, conversations: Sequence[Any], truncation: Truncation = "error"
-    ) -> RequestResult:
-        """Score conversations in a single request.
-
-        Raises:
-            ServiceError: the request failed.
-        """
-        call = self._build_call(SCORE_ROUTE, conversations, truncation)
-        for shard in call.iter_shards(len(conversations), 2**62):
-            self._run(call.send_shard(shard, self._sender))
-        fingerprint = call.fingerprints[0] if call.fingerprints else None
-        return RequestResult(call.collect_results(), call.num_computed_tokens, fingerprint)
-
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post a body with `model` added, and return the response unchanged.
 
@@ -190,8 +207,7 @@ class ScoringClient(BaseClient):
             return self._pool
 
     def _execute(self, call: BatchCall[R], progress: bool) -> BatchCall[R]:
-        num_items = len(call.results)
-        shards = call.iter_shards(self._max_items_per_shard(num_items), self.options.max_bytes)
+        num_items, shards = len(call.results), self._iter_shards(call)
         first, second = next(shards, None), next(shards, None)
         queue = _RequestQueue(itertools.chain(filter(None, (first, second)), shards))
         with show_progress(num_items, progress) as advance:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
 from rm_core.benchmarks.base import Item, ItemKey, Preference
@@ -19,7 +19,7 @@ from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
 from serve.jobs.command import ExecutorOptions
-from serve.jobs.executors.base import ModelExecutor, ScoringModel
+from serve.jobs.executors.base import ScoringModel
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
 from serve.jobs.model_options import build_model_config
@@ -180,11 +180,8 @@ def run_scoring_job(
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
     )
-    # Executors of local models and of services both implement `get_scoring_model`.
     job_folder = JobFolder(spec.output, context.notify)
-    executor = cast(
-        ModelExecutor, executor_options.build_executor(job_folder, overwrite=context.overwrite)
-    )
+    executor = executor_options.build_executor(job_folder, overwrite=context.overwrite)
     provenance_path = folder / PROVENANCE
     try:
         try:

@@ -6,13 +6,18 @@ returns a reward or an error for each. The job alone keeps state across restarts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from rm_core import Fingerprint, Reward, ScoreError, Truncation
+from rm_core import Fingerprint, NotReadyError, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,17 @@ class Executor(Protocol):
         """
         ...
 
+    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
+        """Return the model, or None if it is not known yet.
+
+        Args:
+            fetch: whether to load the model or to query the service if the model is not known yet.
+
+        Raises:
+            RewardError: `fetch` failed, as for `resolve_identity`.
+        """
+        ...
+
     @property
     def capacity(self) -> int:
         """Useful number of calls in flight, at least 1; may change while the job runs."""
@@ -100,16 +116,98 @@ class Executor(Protocol):
         ...
 
 
-class ModelExecutor(Executor, Protocol):
-    """An executor that knows which model it scores with."""
+class EventLoopExecutor(ABC):
+    """Base class of executors that score elsewhere: their coroutines run on a thread of their own.
 
-    def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """Return the model, or None if it is not known yet.
+    The thread ends with the process, even while a call waits for a service that never responds.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
+        """See `Executor`; the future can be cancelled until the call starts."""
+        future: Future[ScoreBatchResult] = Future()
+
+        async def start_task() -> None:
+            task = asyncio.create_task(self._run_call(future, conversations, truncation))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self._run(start_task())
+        return future
+
+    def close(self) -> None:
+        """See `Executor`; calls in flight are abandoned."""
+        if self._loop is None or self._thread is None:
+            return
+        try:
+            self._run(self._stop()).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = self._thread = None
+
+    @abstractmethod
+    async def _score(
+        self,
+        conversations: Sequence[ChatJson],
+        truncation: Truncation,
+        start: Callable[[], bool],
+    ) -> ScoreBatchResult | None:
+        """Score the conversations of one call.
 
         Args:
-            fetch: whether to load the model or to query the service if the model is not known yet.
-
-        Raises:
-            RewardError: `fetch` failed, as for `resolve_identity`.
+            conversations: see `Executor.submit`.
+            truncation: see `Executor.submit`.
+            start: called before anything is sent; returns False if the call was cancelled, and
+                `_score` then returns None.
         """
-        ...
+
+    @abstractmethod
+    async def _disconnect(self) -> None:
+        """Release what the executor holds; called once, after the last call."""
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the thread, which starts at the first call."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name="executor", daemon=True
+            )
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _run_call(
+        self,
+        future: Future[ScoreBatchResult],
+        conversations: Sequence[ChatJson],
+        truncation: Truncation,
+    ) -> None:
+        try:
+            result = await self._score(
+                conversations, truncation, future.set_running_or_notify_cancel
+            )
+            if result is not None:
+                future.set_result(result)
+        except asyncio.CancelledError:
+            if not future.cancel():
+                future.set_exception(
+                    NotReadyError("the job is stopping; run the same command again for the rest")
+                )
+            raise
+        # Any exception must reach the future, or its waiter would never return.
+        except Exception as error:
+            if not future.cancelled():
+                future.set_exception(error)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._disconnect()

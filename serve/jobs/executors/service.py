@@ -1,39 +1,40 @@
-"""Executor that scores with running services, over a few connections to each.
+"""Executor that scores with running services, through one client with all their addresses.
 
-A shard that one service refuses or loses is sent to another one; the job ends only when all
-services have refused a shard for long enough. All services must serve the same model: this is
+The client sends what one service refuses or loses to another one, and the job ends only when all
+services have refused a request for long enough. All services must serve the same model: this is
 checked at the start and in every response.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
-from serve.client import ScoringClient, ServiceError
+from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
-from serve.client.responses import read_count, read_error
-from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
-from serve.jobs.executors.connection import SenderThread
-from serve.jobs.executors.shards import ShardQueue, split_into_shards
+from serve.client.responses import read_count
+from serve.jobs.executors.base import EventLoopExecutor, ScoreBatchResult, ScoringModel
 
-_CONNECTIONS = 4  # per service: services batch across requests, so a few connections fill them
+# Requests of one call to each service. Services batch across requests, so a few fill them.
+_CONCURRENCY = 2
+_MAX_ITEMS = 128
+_MAX_BYTES = 2 * 2**20
 _ASK_AGAIN_S = 1.0
 
 
-class ServiceExecutor:
+class ServiceExecutor(EventLoopExecutor):
     """Scores with one or several services.
 
     Args:
         urls: URLs of the services, at least one.
         model: alias of the model; None if each service serves one model.
         api_key: API key for all services; None if they need none.
-        retry_s: seconds for which a refused shard is sent again.
+        retry_s: seconds for which a refused request is sent again.
         timeout_s: deadline of each request in seconds; None for the service's default.
 
     Raises:
@@ -51,16 +52,20 @@ class ServiceExecutor:
         retry_s: float,
         timeout_s: float | None = None,
     ) -> None:
-        self._urls = list(dict.fromkeys(urls))
-        self._addresses = {url: get_display_url(url) for url in self._urls}
+        super().__init__()
+        self._addresses = {url: get_display_url(url) for url in urls}
         self._model = model
-        self._api_key = api_key
         self._retry_s = retry_s
-        self._timeout_s = timeout_s
-        self._fingerprint: dict[str, Any] | None = None
+        self._options: dict[str, Any] = {
+            "api_key": api_key,
+            "retry_timeout_s": retry_s,
+            "timeout_s": timeout_s,
+            "max_items": _MAX_ITEMS,
+            "max_bytes": _MAX_BYTES,
+            "groups_prompts": True,
+        }
         self._served: ScoringModel | None = None
-        self._queue = ShardQueue()
-        self._threads: list[SenderThread] = []
+        self._client: AsyncScoringClient | None = None
 
     def resolve_identity(self) -> dict[str, Any]:
         """Return fingerprint, encoding digest and maximum length of the services' model.
@@ -70,10 +75,11 @@ class ServiceExecutor:
         """
         identities: dict[str, dict[str, Any]] = {}
         last_error: ServiceError | None = None
-        for url in self._urls:
+        for url in self._addresses:
             try:
+                # With several services, another service is better than waiting for this one.
                 identities[url] = self._query_identity(
-                    url, self._retry_s if len(self._urls) == 1 else 0.0
+                    url, self._retry_s if len(self._addresses) == 1 else 0.0
                 )
             except ServiceError as error:
                 if not error.retryable:
@@ -91,75 +97,61 @@ class ServiceExecutor:
                     "so their rewards cannot be compared; give services with the same model and "
                     "the same settings"
                 )
-        self._fingerprint = identity["fingerprint"]
         return identity
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """Return the model of the first service that responded."""
+        """Return the model of the services that responded."""
         if self._served is None and fetch:
             self.resolve_identity()
         return self._served
 
     @property
     def capacity(self) -> int:
-        """Number of calls that keeps all connections busy while one call is finished."""
-        return 1 + 2 * len(self._urls)
-
-    def submit(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> Future[ScoreBatchResult]:
-        """Start to score; the future can be cancelled until the first shard is sent."""
-        if not self._threads:
-            self._start()
-        return self._queue.add(conversations, truncation)
+        """Number of calls that keeps all services busy while the last requests of one end."""
+        return 2 + len(self._addresses)
 
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """Return the number of tokens of each conversation, counted by the first service."""
-        counts: list[int | ScoreError] = [0] * len(conversations)
-        with self._client(self._urls[0], self._retry_s) as client:
-            for indices in split_into_shards(conversations):
-                shard = [conversations[index] for index in indices]
-                body = {"conversations": shard, "truncation": truncation}
-                response = client.post("/v1/render", body)
-                with _response_errors(self._addresses[self._urls[0]]):
-                    for index, item in zip(indices, response["results"], strict=True):
-                        counts[index] = read_error(item) or read_count(item["num_tokens"])
-        return counts
+        """Return the number of tokens of each conversation, counted by any of the services."""
+        with ScoringClient(list(self._addresses), self._model, **self._options) as client:
+            return client.count_tokens(conversations, truncation)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._queue.close()
+    async def _score(
+        self,
+        conversations: Sequence[ChatJson],
+        truncation: Truncation,
+        start: Callable[[], bool],
+    ) -> ScoreBatchResult | None:
+        if not start():
+            return None
+        client = await self._open_client()
+        response = await client.score_with_usage(conversations, truncation)
+        return ScoreBatchResult(response.results, response.num_computed_tokens)
 
-    def _start(self) -> None:
-        # With several services, another service is better than waiting for this one.
-        has_several = len(self._urls) > 1
-        fingerprint = self._fingerprint or self.resolve_identity()["fingerprint"]
-        for url in self._urls:
-            for _ in range(_CONNECTIONS):
-                client = self._client(url, 0.0 if has_several else self._retry_s)
-                shard_retry_s = self._retry_s if has_several else 0.0
-                thread = SenderThread(
-                    self._queue, client, self._addresses[url], fingerprint, shard_retry_s
-                )
-                thread.start()
-                self._threads.append(thread)
+    async def _open_client(self) -> AsyncScoringClient:
+        if self._client is None:
+            if self._served is None:
+                await asyncio.to_thread(self.resolve_identity)
+            assert self._served
+            self._client = AsyncScoringClient(
+                list(self._addresses),
+                self._model,
+                **self._options,
+                max_concurrency=_CONCURRENCY,
+                fingerprint=self._served.fingerprint.as_dict(),
+            )
+        return self._client
 
-    def _client(self, url: str, retry_s: float) -> ScoringClient:
-        return ScoringClient(
-            url,
-            self._model,
-            api_key=self._api_key,
-            retry_timeout_s=retry_s,
-            timeout_s=self._timeout_s,
-        )
+    async def _disconnect(self) -> None:
+        if self._client is not None:
+            await self._client.close()
 
     def _query_identity(self, url: str, retry_s: float) -> dict[str, Any]:
         """Wait until a service has loaded the model; return what decides its rewards."""
         deadline = time.monotonic() + retry_s
         address = self._addresses[url]
-        with self._client(url, retry_s) as client:
+        with ScoringClient(url, None, **(self._options | {"retry_timeout_s": retry_s})) as client:
             while True:
                 info = client.get("/info")
                 with _response_errors(address):

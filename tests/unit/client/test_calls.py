@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import random
@@ -39,6 +40,33 @@ def test_shards_are_limited_in_bytes(stub: StubService, make_client: Callable[..
     sent = [conversation(n, "x" * length) for n, length in enumerate(lengths)]
     assert client.score(sent) == list(range(7))
     assert sorted(get_sent_numbers(stub)) == [[0, 1, 2], [3], [4], [5, 6]]
+
+
+def test_prompts_are_grouped_on_request(stub: StubService, make_client: Callable[..., Any]) -> None:
+    sent = [conversation(n, f"question {n % 7}") for n in range(100)]
+    expected = [float(n) for n in range(100)]
+    for groups_prompts, num_changes in ((False, 99), (True, 6)):
+        stub.bodies.clear()
+        client = make_client(
+            stub.url, max_items=9, max_concurrency=1, groups_prompts=groups_prompts
+        )
+        assert client.score(sent) == expected
+        prompts = [c[0]["content"] for body in stub.bodies for c in body["conversations"]]
+        assert sum(a != b for a, b in itertools.pairwise(prompts)) == num_changes
+        assert sorted(n for shard in get_sent_numbers(stub) for n in shard) == expected
+    stub.refusals = [(400, {})]
+    with pytest.raises(ServiceError, match=r"9 of the conversations 0 to 63: .* 400: not now"):
+        client.score(sent)
+
+
+def test_usage_and_token_counts(stub: StubService, make_client: Callable[..., Any]) -> None:
+    client = make_client(stub.url, max_items=2)
+    response = client.score_with_usage([conversation(n) for n in range(5)])
+    assert [result.reward for result in response.results] == list(range(5))
+    assert response.num_computed_tokens == 10
+    counts = client.count_tokens([conversation(1), [{"role": "user", "content": math.nan}]])
+    assert counts[0] == 1
+    assert counts[1].code == "invalid_conversation"
 
 
 def test_request_rejected_with_413_is_split_in_halves(
@@ -156,6 +184,10 @@ def test_rewards_with_different_fingerprints_raise_error(
     client.score([conversation(1)])
     with pytest.raises(ServiceError, match="two models"):
         client.score([conversation(1)])
+    # The caller may name the fingerprint that it expects.
+    assert make_client(other.url, fingerprint=other.fingerprint).score([conversation(1)]) == [1]
+    with pytest.raises(ServiceError, match="two models"):
+        make_client(stub.url, fingerprint=other.fingerprint).score([conversation(1)])
 
 
 @pytest.mark.parametrize("bad_reward", [None, True, "1", math.nan])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,9 +14,7 @@ from waiting import PATIENCE_S
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
 from serve.client import ServiceError
-from serve.jobs.executors import connection
-from serve.jobs.executors.service import _CONNECTIONS, ServiceExecutor
-from serve.jobs.executors.shards import MAX_CONVERSATIONS, split_into_shards
+from serve.jobs.executors.service import _CONCURRENCY, ServiceExecutor
 
 
 def turns(answer: str, question: str = "2+2?") -> Messages:
@@ -51,15 +48,6 @@ def create_executor(services: list[Service], retry_s: float = PATIENCE_S) -> Ser
 EXPECTED = [Reward(float(len(c[-1]["content"])), 3) for c in MANY]
 
 
-def test_shards_hold_every_conversation_once_with_equal_prompts_together() -> None:
-    shards = list(split_into_shards(MANY))
-    assert sorted(index for shard in shards for index in shard) == list(range(500))
-    assert max(map(len, shards)) <= MAX_CONVERSATIONS
-    prompts = [MANY[index][0]["content"] for shard in shards for index in shard]
-    assert sum(a != b for a, b in itertools.pairwise(prompts)) == 6
-    assert list(split_into_shards([turns("x" * 3_000_000), turns("y" * 3_000_000)])) == [[0], [1]]
-
-
 def test_conversation_that_is_not_json_is_error_without_request(services: list[Service]) -> None:
     executor = create_executor(services)
     try:
@@ -87,14 +75,15 @@ def test_several_services_share_work(services: list[Service]) -> None:
 def test_shards_refused_by_one_service_go_to_other(
     services: list[Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A refused connection backs off for longer than a test may take.
-    monkeypatch.setattr(connection, "_FIRST_BACKOFF_S", 3_600.0)
-    monkeypatch.setattr(connection, "_MAX_BACKOFF_S", 3_600.0)
+    # A service that refused rests for longer than a test may take.
+    monkeypatch.setattr("serve.client.retries._INITIAL_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.retries._MAX_BACKOFF_S", 3_600.0)
     services[0].refuse = lambda number: True
     services[1].refuse = services[0].wait_for_request
     for scored in score(create_executor(services), calls=3):
         assert scored.results == EXPECTED
-    assert 1 <= len(services[0].requests) <= _CONNECTIONS
+    # The first requests of three calls were on their way before the first refusal.
+    assert 1 <= len(services[0].requests) <= 3 * 2 * _CONCURRENCY
 
 
 def test_service_lost_during_job_is_replaced_by_other(services: list[Service]) -> None:
@@ -136,7 +125,7 @@ def test_model_change_during_job_is_refused(services: list[Service]) -> None:
     executor = create_executor(services[:1])
     executor.resolve_identity()
     services[0].fingerprint["revision"] = "other"
-    with pytest.raises(ServiceError, match="scores with another model than when the job began"):
+    with pytest.raises(ServiceError, match="rewards of two models cannot be compared"):
         executor.submit(MANY, "error").result(PATIENCE_S)
     executor.close()
 
@@ -151,6 +140,12 @@ def test_unreachable_service_at_start_is_skipped(services: list[Service]) -> Non
     )
     with pytest.raises(ServiceError, match="is the service running there"):
         executor_without_service.resolve_identity()
+
+
+def test_any_service_that_responds_counts_tokens(services: list[Service]) -> None:
+    for urls in ([services[0].url, "http://127.0.0.1:9"], ["http://127.0.0.1:9", services[0].url]):
+        executor = ServiceExecutor(urls, None, api_key=None, retry_s=PATIENCE_S)
+        assert executor.count_tokens(MANY, "error") == [3] * len(MANY)
 
 
 def test_executor_waits_for_loading_model(
