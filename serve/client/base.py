@@ -1,12 +1,13 @@
-"""The base class of both clients and their options."""
+"""The base class of both clients, their options and their progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -14,17 +15,17 @@ from urllib.request import getproxies
 import httpx
 
 from rm_core import Truncation, drop_nulls
-from serve.client.batching import (
+from serve.client.endpoints import EndpointPool, is_loopback
+from serve.client.errors import ServiceError
+from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
+from serve.client.sansio import (
     MAX_BYTES_PER_REQUEST,
     MAX_ITEMS_PER_REQUEST,
     BatchCall,
     RequestShard,
     ScoringRoute,
+    Sender,
 )
-from serve.client.bodies import MAX_ANSWER_BYTES, ResponseBody
-from serve.client.endpoints import EndpointPool, is_loopback
-from serve.client.errors import ServiceError
-from serve.client.sansio import Sender
 
 R = TypeVar("R")
 
@@ -258,3 +259,19 @@ def _clean_api_key(api_key: str) -> str:
             "line of ASCII"
         )
     return api_key.strip()
+
+
+@contextlib.contextmanager
+def show_progress(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error; yield a function that advances it by some items."""
+    if not enabled:
+        yield lambda num_new: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("scored", total=total)
+        yield lambda num_new: progress.update(task, advance=num_new)
+        progress.update(task, completed=total)

@@ -13,8 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core import ChatFormatName, Truncation
-from serve.client.bodies import MAX_ANSWER_BYTES
 from serve.client.errors import ServiceError
+from serve.client.responses import MAX_ANSWER_BYTES
 
 PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 

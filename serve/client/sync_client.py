@@ -15,19 +15,20 @@ import httpx
 
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
-from serve.client.base import BaseClient, build_options
-from serve.client.batching import (
+from serve.client.base import BaseClient, build_options, show_progress
+from serve.client.errors import ServiceError
+from serve.client.responses import Comparison, Ranking, ScoreResponse
+from serve.client.sansio import (
     COMPARE_ROUTE,
     RANK_ROUTE,
     RENDER_ROUTE,
     SCORE_ROUTE,
     BatchCall,
+    Pause,
     RequestShard,
+    Steps,
+    encode_json,
 )
-from serve.client.errors import ServiceError
-from serve.client.progress import show_progress
-from serve.client.responses import Comparison, Ranking, ScoreResponse
-from serve.client.sansio import Pause, Steps, encode_json
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from serve.client import ScoringClient, ServiceError
-from serve.client.retries import backoff_seconds
+from serve.client.endpoints import backoff_seconds
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 SCORED = b'{"results": [{"reward": 1.5, "num_tokens": 3, "truncated": false}]}'
@@ -282,7 +282,7 @@ def test_retry_after_is_honored(as_date: bool, monkeypatch: pytest.MonkeyPatch) 
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return now
 
-    monkeypatch.setattr("serve.client.retries.datetime", Clock)
+    monkeypatch.setattr("serve.client.endpoints.datetime", Clock)
     date = format_datetime(now + timedelta(seconds=40), usegmt=True)
     response = httpx.Response(503, headers={"Retry-After": date if as_date else "40"})
     (backoff_s,) = compute_backoffs(response)

@@ -16,7 +16,7 @@ from stub_service import StubService, conversation
 
 from rm_core import Reward, ScoreError
 from serve.client import ScoringFailedError, ServiceError
-from serve.client.retries import backoff_seconds
+from serve.client.endpoints import backoff_seconds
 
 DEAD = "http://127.0.0.1:9"
 
@@ -137,8 +137,8 @@ def test_dead_address_costs_few_retries(
     stub: StubService, make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The cooldown is longer than a test may take, so the dead address gets only the first requests.
-    monkeypatch.setattr("serve.client.retries._INITIAL_BACKOFF_S", 3_600.0)
-    monkeypatch.setattr("serve.client.retries._MAX_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.endpoints._INITIAL_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.endpoints._MAX_BACKOFF_S", 3_600.0)
     client = make_client([DEAD, stub.url], max_items=5, max_concurrency=4)
     assert client.score([conversation(n) for n in range(200)]) == list(range(200))
     assert 1 <= client.num_retries <= 4

@@ -24,7 +24,7 @@ from waiting import PATIENCE_S, until_async
 
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.base import ClientOptions
-from serve.client.retries import is_retryable
+from serve.client.endpoints import is_retryable
 
 
 def test_pickled_client_keeps_options(stub: StubService, make_client: Callable[..., Any]) -> None:

@@ -18,9 +18,8 @@ import pytest
 from stub_service import StubService, conversation
 
 from serve.client import ServiceError, base
-from serve.client.bodies import MAX_ANSWER_BYTES
 from serve.client.endpoints import get_display_url, is_loopback
-from serve.client.responses import Ranking
+from serve.client.responses import MAX_ANSWER_BYTES, Ranking
 from serve.client.settings import ClientSettings
 from serve.jobs.command import ExecutorOptions
 

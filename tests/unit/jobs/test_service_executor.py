@@ -76,8 +76,8 @@ def test_shards_refused_by_one_service_go_to_other(
     services: list[Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A service that refused rests for longer than a test may take.
-    monkeypatch.setattr("serve.client.retries._INITIAL_BACKOFF_S", 3_600.0)
-    monkeypatch.setattr("serve.client.retries._MAX_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.endpoints._INITIAL_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr("serve.client.endpoints._MAX_BACKOFF_S", 3_600.0)
     services[0].refuse = lambda number: True
     services[1].refuse = services[0].wait_for_request
     for scored in score(create_executor(services), calls=3):
