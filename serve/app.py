@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import torch
 from ray import serve as ray_serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from serve.api.middleware.api_keys import KeyRing
@@ -81,18 +81,32 @@ def _bind_scorer(model: ModelSettings, settings: Settings) -> Any:
     if num_gpus == 0 and model.device == "auto":
         # Ray leaves the GPUs of a machine visible to an actor that has none assigned.
         model = model.model_copy(update={"device": "cpu"})
-    deployment = ray_serve.deployment(ScorerReplica).options(
-        name=get_deployment_name(model.alias),
-        max_ongoing_requests=_SCORER_MAX_ONGOING,
-        # A refused checkpoint is refused again: twenty retries would only hide the reason.
-        max_constructor_retry_count=1,
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
+    deployment = build_scorer_deployment(model.alias).options(
         ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": num_gpus},
         **_build_replica_options(model),
         **_build_shutdown_options(settings),
     )
     return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
+
+
+def build_scorer_deployment(
+    alias: str, replica_class: type[ScorerReplica] = ScorerReplica
+) -> Deployment:
+    """Build the deployment of a model's scorers, without its arguments, size and resources.
+
+    Args:
+        alias: alias of the model.
+        replica_class: class of the replicas.
+    """
+    deployment: Deployment = ray_serve.deployment(replica_class).options(
+        name=get_deployment_name(alias),
+        max_ongoing_requests=_SCORER_MAX_ONGOING,
+        # A refused checkpoint is refused again: twenty retries would only hide the reason.
+        max_constructor_retry_count=1,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        request_router_config=RequestRouterConfig(request_router_class=LeastLoadedRouter),
+    )
+    return deployment
 
 
 def _build_replica_options(model: ModelSettings) -> dict[str, Any]:

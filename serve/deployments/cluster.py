@@ -124,8 +124,7 @@ def connect(address: str) -> bool:
 
     Args:
         address: `local` for a private cluster, which ends with this process; `auto` for the cluster
-            that RAY_ADDRESS names, or that runs on this machine; `HOST:PORT` of a cluster's head,
-            or `ray://HOST:PORT` of its client server.
+            that RAY_ADDRESS names, or that runs on this machine; `HOST:PORT` of a cluster's head.
 
     Returns:
         Whether this call joined the cluster, and `ray.shutdown()` has to leave it.
@@ -157,7 +156,7 @@ def connect(address: str) -> bool:
         raise ModelLoadError(
             f"no Ray cluster at {address!r}: {lines[0] if lines else type(error).__name__}; give "
             "`local` to start one here, `auto` for the one that runs on this machine or that "
-            "RAY_ADDRESS names, HOST:PORT or ray://HOST:PORT; a cluster that has a token needs it "
+            "RAY_ADDRESS names, or HOST:PORT of its head; a cluster that has a token needs it "
             "here too (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
         ) from error
     if address != "local":
@@ -167,7 +166,9 @@ def connect(address: str) -> bool:
 
 def _check_reachable(address: str) -> None:
     """Fail fast if the address is unreachable; Ray itself retries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ValueError("Ray's client server cannot pass calls to replicas")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("not an address")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

@@ -56,16 +56,19 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 async def _close_when_dead(replica: RunningReplica) -> None:
     """Close the connection to a replica once it is dead; until then it may finish its calls."""
     name = replica.replica_id.to_full_id_str()
-    while await asyncio.to_thread(_is_alive, name):
+    while await asyncio.to_thread(is_actor_alive, name, _NAMESPACE):
         await asyncio.sleep(_POLL_INTERVAL_S)
     channel = getattr(replica, "_channel", None)
     if channel is not None:
         await channel.close()
 
 
-def _is_alive(actor: str) -> bool:
+def is_actor_alive(actor: str, namespace: str) -> bool:
+    """Return whether a named actor is alive, or True if that cannot be found out."""
+    if not ray.is_initialized():  # `ray.get_actor` would start another Ray
+        return False
     try:
-        ray.get_actor(actor, _NAMESPACE)
+        ray.get_actor(actor, namespace)
     except ValueError:
         return False
     except Exception as error:  # Ray's head does not answer, so nothing is known

@@ -87,7 +87,7 @@ class ExecutorOptions:
             kept_date = folder.read_template_date() if folder and not overwrite else None
             config = replace(config, template_date=kept_date or datetime.date.today().isoformat())
         if self.ray:
-            from serve.jobs.executors.ray_executor import RayExecutor
+            from serve.jobs.executors.ray import RayExecutor
 
             return RayExecutor(config, self.ray, self.ray_actors)
         from serve.jobs.executors.local import LocalExecutor

@@ -236,13 +236,17 @@ def _fetch_readiness(client: httpx.Client) -> dict[str, Any]:
 
 
 def _find_ray_failure() -> str | None:
-    """Return the reason why the application will not start; None while it still may."""
+    from serve.app import APP_NAME
+
+    return find_deploy_failure(APP_NAME)
+
+
+def find_deploy_failure(app_name: str) -> str | None:
+    """Return the reason why an application will not start; None while it still may."""
     from ray import serve as ray_serve
     from ray.serve.schema import ApplicationStatus
 
-    from serve.app import APP_NAME
-
-    application = ray_serve.status().applications.get(APP_NAME)
+    application = ray_serve.status().applications.get(app_name)
     if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
         return None
     messages = [application.message, *(d.message for d in application.deployments.values())]

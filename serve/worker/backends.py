@@ -94,7 +94,7 @@ class RayBackend:
     def __init__(self, alias: str, handle: Any) -> None:
         self.num_replicas = 0
         self._alias = alias
-        self._deployment = handle.deployment_name
+        self._app, self._deployment = handle.app_name, handle.deployment_name
         self._handle = handle.options(_by_reference=False)
         self._gateway = uuid.uuid4().hex
 
@@ -114,7 +114,7 @@ class RayBackend:
 
     async def refresh(self) -> None:
         """See `Backend`."""
-        self.num_replicas = await asyncio.to_thread(_count_running, self._deployment)
+        self.num_replicas = await asyncio.to_thread(_count_running, self._app, self._deployment)
 
 
 @contextmanager
@@ -144,11 +144,10 @@ def _translate_ray_errors(alias: str) -> Iterator[None]:
         ) from error
 
 
-def _count_running(deployment: str) -> int:
-    """Count the running replicas of a deployment in the application of this process."""
+def _count_running(app_name: str, deployment: str) -> int:
+    """Count the running replicas of a deployment."""
     from ray import serve as ray_serve
 
-    app_name = ray_serve.get_replica_context().app_name
     application = ray_serve.status().applications.get(app_name)
     if application is None or deployment not in application.deployments:
         return 0

@@ -1,7 +1,8 @@
-"""The Ray executor on a real cluster of two local nodes, with losses of every kind.
+"""Jobs on a real Ray cluster of two local nodes, with losses of every kind.
 
-All tests share one cluster and one pool, in the order of the file, because Ray and every actor take
-seconds to start.
+All tests share one cluster, in the order of the file, because Ray and every replica take seconds to
+start. How batches are sent again, isolated and spread is tested without Ray in
+`tests/unit/test_dispatcher_crashes.py`.
 """
 
 from __future__ import annotations
@@ -9,76 +10,101 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from job_runs import run_job, write_lines
 from processes import Process, kill, processes_of
 from waiting import PATIENCE_S
 
-from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, ScoreError, Truncation
+from rm_core import Encoded, ModelConfig, ModelLoadError, Reward, RewardScorer, load_encoder
 from rm_core.inputs.conversations import Messages
-from serve.jobs.executors import ray_actor_pool
-from serve.jobs.executors.base import ScoreBatchResult
-from serve.jobs.executors.ray_actor import ScorerActor
-from serve.jobs.executors.ray_executor import RayExecutor
+from rm_core.packing import TokenIds
+from serve.jobs.executors.local import LocalExecutor
+from serve.jobs.executors.ray import RayExecutor
 
 # Sums of floats differ with the number of threads: 1.2e-6 measured.
 TOLERANCE = 1e-4
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-DEADLY = "the text that kills"
-HANGS_WITHOUT = "the device hangs unless there is the file "
-# The successor of a lost actor imports torch and loads the model, which takes minutes on a busy
-# machine, and a conversation is quarantined only after two lost actors.
+# The successor of a lost replica imports torch and loads the model, which takes minutes on a busy
+# machine, and a conversation is quarantined only after two lost replicas.
 LOSS_PATIENCE_S = 8 * PATIENCE_S
 STUCK_AFTER_S = 30.0  # longer than a batch takes on a busy machine
 
-pytestmark = pytest.mark.timeout(2 * LOSS_PATIENCE_S)
+pytestmark = [
+    pytest.mark.timeout(2 * LOSS_PATIENCE_S),
+    pytest.mark.filterwarnings("ignore"),  # of Ray Serve's import
+]
 
 
-def create_crashing_actor() -> type[ScorerActor]:
-    """Return an actor class whose process dies, as by a segmentation fault, on one conversation.
+def conversation(text: str, answer: str = "Paris.") -> Messages:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
-    Its device hangs on another conversation, at the first time only.
+
+DEADLY = conversation("the text that kills")
+HANGING = conversation("the text on which a device hangs")
+
+
+def create_crashing_replica(has_hung: Path) -> Any:
+    """Return a replica class whose process dies, as by a segmentation fault, on `DEADLY`.
+
+    Its device hangs on `HANGING`, at the first time only.
+
+    Args:
+        has_hung: file that is created at that time.
     """
+    from serve.jobs.executors.ray_application import JobScorerReplica
+
+    encoded = load_encoder(ModelConfig("demo")).encode_all([DEADLY, HANGING])
+    deadly, hanging = [item.input_ids for item in encoded if isinstance(item, Encoded)]
 
     # A class in a function is sent to the workers by value; they cannot import this module.
-    class CrashingActor(ScorerActor):
-        stuck_after_s = STUCK_AFTER_S
+    class CrashingReplica(JobScorerReplica):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._worker.watchdog.stuck_after_s = STUCK_AFTER_S
+            scorer: Any = self._worker._scorer
+            pack = scorer.pack
 
-        def run_batch(
-            self, conversations: Sequence[Messages], truncation: Truncation
-        ) -> ScoreBatchResult:
-            texts = [message["content"] for c in conversations for message in c]
-            if any(DEADLY in text for text in texts):
-                os._exit(139)
-            for text in texts:
-                file = Path(text.removeprefix(HANGS_WITHOUT))
-                if text.startswith(HANGS_WITHOUT) and not file.exists():
-                    file.touch()
-                    assert self._scorer is not None
-                    forward = self._scorer._forward
-                    self._scorer._forward = lambda *_: time.sleep(3600)  # type: ignore[func-returns-value]
-                    try:
-                        return super().run_batch(conversations, truncation)
-                    finally:
-                        self._scorer._forward = forward
-            return super().run_batch(conversations, truncation)
+            def crash_or_pack(sequences: Sequence[TokenIds]) -> Any:
+                if deadly in map(tuple, sequences):
+                    os._exit(139)
+                if hanging in map(tuple, sequences) and not has_hung.exists():
+                    has_hung.touch()
+                    scorer._forward = lambda *_: time.sleep(3600)
+                return pack(sequences)
 
-    return CrashingActor
+            scorer.pack = crash_or_pack
+
+    return CrashingReplica
+
+
+def create_refusing_replica() -> Any:
+    """Return a replica class that refuses its checkpoint."""
+    from serve.jobs.executors.ray_application import JobScorerReplica
+
+    class RefusingReplica(JobScorerReplica):
+        def __init__(self, *_: Any) -> None:
+            raise ModelLoadError("the checkpoint is refused here")
+
+    return RefusingReplica
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Start two nodes with one CPU each, and a head without CPUs."""
+    """Start two nodes with one CPU each, and a head without CPUs, and join them."""
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("RAY_agent_register_timeout_ms", "100000")  # on a machine with much else to do
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
     from ray._raylet import AuthenticationTokenLoader, Config
     from ray.cluster_utils import Cluster
 
@@ -89,20 +115,13 @@ def cluster() -> Iterator[Any]:
     running = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         running.add_node(**NODE)
+    ray.init(running.address, logging_level="ERROR", log_to_driver=False)
     try:
         yield running
     finally:
+        ray.shutdown()
         running.shutdown()
         patch.undo()
-
-
-@pytest.fixture(scope="module")
-def pool(cluster: Any) -> Iterator[RayExecutor]:
-    executor = RayExecutor(ModelConfig("demo"), cluster.address, actor=create_crashing_actor())
-    try:
-        yield executor
-    finally:
-        executor.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +129,7 @@ def scorer() -> RewardScorer:
     return RewardScorer.load(ModelConfig("demo"))
 
 
-def conversation(text: str, answer: str = "Paris.") -> Messages:
-    return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-
-
-def create_calls(name: str, num_calls: int = 16, size: int = 24) -> list[list[Messages]]:
+def create_calls(name: str, num_calls: int = 8, size: int = 48) -> list[list[Messages]]:
     return [
         [
             conversation(
@@ -126,148 +141,199 @@ def create_calls(name: str, num_calls: int = 16, size: int = 24) -> list[list[Me
     ]
 
 
-def submit_all(pool: RayExecutor, calls: list[list[Messages]]) -> list[Future[ScoreBatchResult]]:
-    return [pool.submit(call, "error") for call in calls]
+def score_all(
+    executor: RayExecutor,
+    calls: list[list[Messages]],
+    scorer: RewardScorer,
+    disturb: Callable[[], None] = lambda: None,
+) -> int:
+    """Score calls, check that all results are right and in order; return the computed tokens.
 
-
-def assert_right(
-    futures: list[Future[ScoreBatchResult]], calls: list[list[Messages]], scorer: RewardScorer
-) -> None:
-    """Check that all results are there, in order, and equal to those of a local scorer."""
+    Args:
+        executor: the executor.
+        calls: the conversations of each call.
+        scorer: scores the same conversations in this process.
+        disturb: called after the first result.
+    """
+    futures = [executor.submit(call, "error") for call in calls]
+    futures[0].result(LOSS_PATIENCE_S)
+    disturb()
     for future, call in zip(futures, calls, strict=True):
-        got = [r.reward for r in future.result(LOSS_PATIENCE_S).results if isinstance(r, Reward)]
-        expected = [r.reward for r in scorer.score(call) if isinstance(r, Reward)]
-        assert got == pytest.approx(expected, abs=TOLERANCE)
+        results = future.result(LOSS_PATIENCE_S).results
+        for result, expected in zip(results, scorer.score(call), strict=True):
+            if isinstance(expected, Reward):
+                assert isinstance(result, Reward), result
+                assert result.reward == pytest.approx(expected.reward, abs=TOLERANCE)
+            else:
+                assert result == expected
+    return sum(future.result().num_computed_tokens for future in futures)
 
 
-def until(is_true: Callable[[], bool], condition: str) -> None:
+def until(is_true: Callable[[], object], condition: str) -> None:
     deadline = time.monotonic() + LOSS_PATIENCE_S
     while not is_true():
         assert time.monotonic() < deadline, condition
         time.sleep(0.2)
 
 
-def actors() -> list[Process]:
-    return [p for p in processes_of(os.getpid()) if p.title.startswith("ray::CrashingActor")]
+def replicas() -> list[Process]:
+    return [
+        process
+        for process in processes_of(os.getpid())
+        if process.title.startswith("ray::ServeReplica:skyreward-job-")
+    ]
 
 
 @pytest.mark.parametrize("address", ["nowhere", "ray://", "127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_missing_cluster_is_reported_at_once(address: str) -> None:
     # Runs before a cluster exists, because a process that has joined one stays connected.
-    pool = RayExecutor(ModelConfig("demo"), address)
-    future = pool.submit([conversation("hi")], "error")
+    executor = RayExecutor(ModelConfig("demo"), address)
+    future = executor.submit([conversation("hi")], "error")
     with pytest.raises(ModelLoadError, match=r"no Ray cluster at .*`local`"):
         future.result(PATIENCE_S)
-    pool.close()
+    executor.close()
 
 
-def test_model_that_no_actor_can_load_fails_calls(cluster: Any) -> None:
-    pool = RayExecutor(ModelConfig("/nowhere/model"), cluster.address, num_actors=1)
-    try:
-        future = pool.submit([conversation("hi")], "error")
-        with pytest.raises(ModelLoadError, match=r"no actor of the pool can score.*nowhere"):
-            future.result(LOSS_PATIENCE_S)
-        with pytest.raises(ModelLoadError, match="nowhere"):
-            pool.submit([conversation("later")], "error").result(LOSS_PATIENCE_S)
-    finally:
-        pool.close()
+def test_checkpoint_that_every_replica_refuses_fails_calls(cluster: Any) -> None:
+    from ray import serve as ray_serve
 
-
-def test_results_are_in_order(pool: RayExecutor, scorer: RewardScorer) -> None:
-    calls = create_calls("in order")
-    futures = submit_all(pool, calls)
-    assert_right(futures, calls, scorer)
-    until(lambda: pool.capacity == 4, "two actors with two calls each")
-    assert len(actors()) == 2
-    computed = sum(future.result().num_computed_tokens for future in futures)
-    tokens = sum(r.num_tokens for f in futures for r in f.result().results)  # type: ignore[union-attr]
-    assert 0 < computed < tokens
-
-
-def test_conversation_that_is_too_long_is_error_at_its_index(pool: RayExecutor) -> None:
-    long = conversation("word " * 30_000)
-    scored = pool.submit([long, conversation("short"), long], "error").result(LOSS_PATIENCE_S)
-    first, second, third = scored.results
-    assert isinstance(second, Reward)
-    assert isinstance(first, ScoreError)
-    assert isinstance(third, ScoreError)
-    assert {first.code, third.code} == {"conversation_too_long"}
-
-
-def test_killed_actor_loses_no_results(pool: RayExecutor, scorer: RewardScorer) -> None:
-    calls = create_calls("killed", 20)
-    futures = submit_all(pool, calls)
-    wait(futures, return_when=FIRST_COMPLETED)
-    before = actors()
-    assert kill(before[0])
-    assert not all(future.done() for future in futures)
-    assert_right(futures, calls, scorer)
-    until(lambda: len({p.pid for p in actors()} - {before[0].pid}) == 2, "the actor is replaced")
-
-
-def test_only_deadly_conversation_is_quarantined(pool: RayExecutor, scorer: RewardScorer) -> None:
-    around = create_calls("around", 6)
-    with_deadly = [conversation("before"), conversation(DEADLY), conversation("after")]
-    futures = submit_all(pool, around[:3])
-    deadly = pool.submit(with_deadly, "error")
-    futures += submit_all(pool, around[3:])
-    before, killer, after = deadly.result(LOSS_PATIENCE_S).results
-    assert isinstance(before, Reward)
-    assert isinstance(killer, ScoreError)
-    assert isinstance(after, Reward)
-    assert killer.code == "lost_replicas"
-    assert "2 actors were lost" in killer.message
-    expected = scorer.score([with_deadly[0], with_deadly[2]])
-    assert [before.reward, after.reward] == pytest.approx(
-        [r.reward for r in expected if isinstance(r, Reward)], abs=TOLERANCE
+    executor = RayExecutor(
+        ModelConfig("demo"), cluster.address, 1, replica_class=create_refusing_replica()
     )
-    assert_right(futures, around, scorer)
-
-
-def test_actor_with_hanging_device_is_replaced(
-    pool: RayExecutor, scorer: RewardScorer, tmp_path: Path
-) -> None:
-    calls = create_calls("hangs", 4)
-    file = tmp_path / "has-hung"
-    calls[1] = [*calls[1], conversation(f"{HANGS_WITHOUT}{file}")]
-    before = {process.pid for process in actors()}
-    futures = submit_all(pool, calls)
-    assert_right(futures, calls, scorer)
-    assert file.exists()
-    until(lambda: len({p.pid for p in actors()} - before) == 1, "one actor is replaced")
-    until(lambda: len(actors()) == 2, "the hanging actor is ended")
-
-
-def test_silent_actor_is_replaced(
-    pool: RayExecutor, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_actor_pool, "_MAX_MISSED_POLLS", 2)
-    until(lambda: pool.capacity == 4, "both actors are up")
-    calls = create_calls("silent", 20)
-    futures = submit_all(pool, calls)
-    wait(futures, return_when=FIRST_COMPLETED)
-    silent = actors()[0]
-    os.kill(silent.pid, signal.SIGSTOP)
     try:
-        assert not all(future.done() for future in futures)
-        assert_right(futures, calls, scorer)
-        until(lambda: silent.pid not in {p.pid for p in actors()}, "the silent actor is ended")
+        for _ in range(2):
+            future = executor.submit([conversation("hi")], "error")
+            with pytest.raises(ModelLoadError, match=r"no replica of the job.*refused here"):
+                future.result(LOSS_PATIENCE_S)
     finally:
-        kill(silent)
+        executor.close()
+    assert not ray_serve.status().applications
 
 
-def test_pool_grows_and_shrinks_with_cluster(
-    cluster: Any, pool: RayExecutor, scorer: RewardScorer
+def test_killed_job_removes_its_application_and_resumes(cluster: Any, tmp_path: Path) -> None:
+    """Another application of the same Ray Serve is not disturbed."""
+    from ray import serve as ray_serve
+
+    class Other:
+        def __call__(self) -> int:
+            return os.getpid()
+
+    ray_serve.start(proxy_location="Disabled")
+    deployment = ray_serve.deployment(Other).options(ray_actor_options={"num_cpus": 0})
+    other: Any = ray_serve.run(deployment.bind(), name="other", route_prefix=None)
+    pid_before = other.remote().result()
+
+    rows = [
+        {"id": number, "messages": conversation(f"{number}: " + "word " * 100)}
+        for number in range(400)
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    output, state = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job"
+    command = [
+        *(sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)),
+        *("--ray", cluster.address, "--model", "demo", "--deterministic", "--chunk-rows", "10"),
+    ]
+
+    def list_jobs() -> list[str]:
+        return [name for name in ray_serve.status().applications if name != "other"]
+
+    def read_state() -> list[tuple[str, int]]:
+        return sorted((path.name, path.stat().st_size) for path in state.rglob("*"))
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: process.poll() is not None or replicas(), "a replica starts")
+        before = read_state()
+        until(lambda: process.poll() is not None or read_state() != before, "a chunk is scored")
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, errors
+    until(lambda: not list_jobs(), "the application of the killed job is removed")
+    until(lambda: not replicas(), "its replicas end")
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LOSS_PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resuming after row" in done.stderr
+    until(lambda: not list_jobs(), "the application of the finished job is removed")
+    assert other.remote().result() == pid_before
+    ray_serve.delete("other")
+
+    # A deterministic model gives the same rewards in this process, to the bit.
+    expected = tmp_path / "expected.jsonl"
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(NODE["num_cpus"])
+    try:
+        local = LocalExecutor(ModelConfig("demo", deterministic=True))
+        run_job(source, expected, local)  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(num_threads)
+    assert output.read_bytes() == expected.read_bytes()
+
+
+def test_executor_survives_losses_and_grows(
+    cluster: Any, scorer: RewardScorer, tmp_path: Path
 ) -> None:
-    until(lambda: pool.capacity == 4, "both actors are up")
-    added = cluster.add_node(**NODE)
-    calls = create_calls("grows", 4)
-    assert_right(submit_all(pool, calls), calls, scorer)
-    until(lambda: pool.capacity == 6, "an actor on the new node")
-    calls = create_calls("shrinks", 24)
-    futures = submit_all(pool, calls)
-    wait(futures, return_when=FIRST_COMPLETED)
-    cluster.remove_node(added, allow_graceful=False)
-    assert not all(future.done() for future in futures)
-    assert_right(futures, calls, scorer)
-    until(lambda: pool.capacity == 4, "the two other actors remain")
+    import ray
+
+    has_hung = tmp_path / "has-hung"
+    executor = RayExecutor(
+        ModelConfig("demo"), cluster.address, replica_class=create_crashing_replica(has_hung)
+    )
+    try:
+        calls = create_calls("in order")
+        long = conversation("word " * 30_000)  # has an error in its position
+        calls[1].insert(7, long)
+        num_computed = score_all(executor, calls, scorer)
+        tokens = [r.num_tokens for c in calls for r in scorer.score(c) if isinstance(r, Reward)]
+        assert 0 < num_computed < sum(tokens)
+        until(lambda: executor.capacity == 4, "two replicas with two calls each")
+        assert len(replicas()) == 2
+
+        # A killed replica loses no result and is replaced.
+        killed = replicas()[0]
+        score_all(executor, create_calls("killed"), scorer, lambda: assert_killed(killed))
+        until(lambda: len({p.pid for p in replicas()} - {killed.pid}) == 2, "it is replaced")
+
+        # Only the conversation that crashes replicas gets an error.
+        calls = create_calls("around", 4)
+        deadly = executor.submit([conversation("before"), DEADLY, conversation("after")], "error")
+        score_all(executor, calls, scorer)
+        before, killer, after = deadly.result(LOSS_PATIENCE_S).results
+        assert (getattr(killer, "code", killer)) == "lost_replicas"
+        for result, text in ((before, "before"), (after, "after")):
+            (expected,) = scorer.score([conversation(text)])
+            assert isinstance(expected, Reward)
+            assert isinstance(result, Reward)
+            assert result.reward == pytest.approx(expected.reward, abs=TOLERANCE)
+
+        # A replica whose device hangs is replaced.
+        until(lambda: executor.capacity == 4, "both replicas are up")
+        pids = {process.pid for process in replicas()}
+        calls = create_calls("hangs", 4)
+        calls[1].append(HANGING)
+        score_all(executor, calls, scorer)
+        assert has_hung.exists()
+        until(lambda: len(pids & {p.pid for p in replicas()}) == 1, "the hanging one is ended")
+
+        # The number of replicas follows the cluster.
+        until(lambda: executor.capacity == 4, "both replicas are up")
+        added = cluster.add_node(**NODE)
+        until(lambda: executor.capacity == 6, "a replica on the new node")
+        calls = create_calls("shrinks", 24)
+        score_all(executor, calls, scorer, lambda: cluster.remove_node(added, allow_graceful=False))
+        until(lambda: executor.capacity == 4, "the two other replicas remain")
+    finally:
+        executor.close()
+    until(lambda: not replicas(), "the replicas end with the job")
+    # Only jobs used Serve, which therefore ends too.
+    with pytest.raises(ValueError, match="SERVE_CONTROLLER_ACTOR"):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+
+
+def assert_killed(process: Process) -> None:
+    assert kill(process)

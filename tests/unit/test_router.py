@@ -52,6 +52,7 @@ def test_router_closes_channel_of_dead_replica(
             raise ValueError("no such actor")
         return object()
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_actor", get_actor)
     monkeypatch.setattr(router, "_POLL_INTERVAL_S", 0.01)
     asyncio.run(router._close_when_dead(replica_with(channel)))
@@ -60,7 +61,7 @@ def test_router_closes_channel_of_dead_replica(
 
 
 def test_replica_without_calls_has_no_channel(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "_is_alive", lambda _name: False)
+    monkeypatch.setattr(router, "is_actor_alive", lambda *_: False)
     asyncio.run(router._close_when_dead(replica_with(None)))
 
 
@@ -94,7 +95,7 @@ def test_router_closes_channel_of_removed_replica_once(
 class Handle:
     """Handle of a deployment whose calls never end by themselves."""
 
-    deployment_name = "Scorer-demo"
+    app_name, deployment_name = "skyreward", "Scorer-demo"
 
     def __init__(self) -> None:
         self.calls: list[asyncio.Future[Any]] = []

@@ -117,7 +117,7 @@ class Executor(Protocol):
 
 
 class EventLoopExecutor(ABC):
-    """Base class of executors that score elsewhere: their coroutines run on a thread of their own.
+    """Base class of executors that score elsewhere: their coroutines run on their own thread.
 
     The thread ends with the process, even while a call waits for a service that never responds.
     """
