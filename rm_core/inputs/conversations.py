@@ -9,14 +9,12 @@ template should render the functions that the assistant could call.
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from rm_core.errors import InvalidConversationError
+from rm_core.strict_json import describe_error, parse_strict
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -27,8 +25,6 @@ ChatJson: TypeAlias = Messages | dict[str, Any]
 """A validated conversation as plain data: messages, or `{"messages": [...], "tools": [...]}`."""
 
 _CHAT_KEYS = ("messages", "tools")
-# Maximum nesting depth of JSON text. HTTP bodies have the same limit.
-_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,57 +337,12 @@ def _parse_tool(tool: object, index: int) -> dict[str, Any]:
 
 def _read_json(text: str, where: str) -> Any:
     try:
-        value = _JSON.decode(text)
-        if _is_deeper(value, _MAX_DEPTH):
-            raise RecursionError
-    except RecursionError:
+        return parse_strict(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidConversationError(
-            f"{where} is JSON text with more than {_MAX_DEPTH} lists and objects nested in each "
-            "other; flatten it"
+            f"{where} is text that cannot be read as JSON ({describe_error(error)}); send the "
+            "value itself, or valid JSON text"
         ) from None
-    except ValueError as error:
-        raise InvalidConversationError(
-            f"{where} is text that cannot be read as JSON ({str(error)[:100]}); send the value "
-            "itself, or valid JSON text"
-        ) from None
-    return value
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-    return any(isinstance(node, dict | list) for node in level)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
-
-
-def _parse_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is too large for a double")
-    return number
-
-
-def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    parsed = dict(pairs)
-    if len(parsed) < len(pairs):
-        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key[:40]!r} occurs twice in one object")
-    return parsed
-
-
-# As strict as the parsers of HTTP bodies and of rows of files.
-_JSON = json.JSONDecoder(
-    object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_float=_parse_float
-)
 
 
 def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:

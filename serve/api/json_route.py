@@ -1,4 +1,9 @@
-"""The route class of every route with a body: FastAPI's, with strict parsing of JSON."""
+"""The route class of every route with a body: FastAPI's, with strict parsing of JSON.
+
+A body is counted before it is parsed: a few bytes of JSON can become a value of fifty bytes, and
+parsing 32 MB of empty lists takes 900 MB and blocks every other request for seconds. Numbers are
+not counted: clients send token ids by the million.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,14 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from serve.api.error_responses import ERROR_FORMAT_KEY, ErrorFormat
-from serve.api.json_limits import check_fields, check_values
-from serve.api.strict_json import parse_json
+from rm_core.strict_json import describe_error, parse_strict
+from serve.api.error_responses import ERROR_FORMAT_KEY, ErrorFormat, truncate_for_message
 from serve.config.settings import Settings
+from serve.errors import BadRequestError
 
 # Larger bodies are parsed on a thread: they would block the event loop for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10
@@ -22,6 +28,47 @@ _THREAD_FROM_BYTES = 256 * 2**10
 # long.
 _YIELD_GIL_FROM_BYTES = 4 * 2**20
 _parse_lock = threading.Lock()
+
+# Generous: a message is one object with four strings, or three objects if its content has parts.
+_PER_CONVERSATION = 20
+_PER_MESSAGE = 100
+_STRINGS_EACH = 4
+_NAMES_EACH = 20
+_SPARE_NAMES = 10_000
+
+# Every wire format has fewer than thirty fields; clients may send more, which are ignored.
+MAX_FIELDS = 100
+_TOKEN_IDS = ("input", "input_ids")  # fields that may be one long list of token ids
+
+_BLOCK_BYTES = 2**20
+_QUOTE = ord('"')
+_HINT = (
+    "split it into several requests, or raise the service's settings `max_conversations` and "
+    "`max_messages`"
+)
+_LEAVE_OUT = "leave out fields that are not documented at /docs"
+
+
+class JsonRoute(APIRoute):
+    """A route with a JSON body, parsed by `parse_json`, which raises its own errors."""
+
+    def error_format_for(self, body: Any) -> ErrorFormat | None:
+        """Return the format of errors, if the body determines it; None if the path does."""
+        return None
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, preceded by the parsing of the body."""
+        handle = super().get_route_handler()
+
+        async def parse_and_handle(request: Request) -> Response:
+            # Not in `json`: FastAPI would replace every error raised there by a generic one.
+            request = _JsonRequest(request.scope, request.receive)
+            await request.parse()
+            if error_format := self.error_format_for(await request.json()):
+                request.scope[ERROR_FORMAT_KEY] = error_format
+            return await handle(request)
+
+        return parse_and_handle
 
 
 class _JsonRequest(Request):
@@ -40,9 +87,30 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         return self._value
 
-    @property
-    def value(self) -> Any:
-        return self._value
+
+def parse_json(body: bytes, *, yield_gil: bool = False) -> Any:
+    """Parse a JSON body.
+
+    Args:
+        body: JSON in UTF-8.
+        yield_gil: see `parse_strict`.
+
+    Raises:
+        BadRequestError: the body is not valid; the message says what is wrong, and where.
+    """
+    if not body.strip():
+        raise BadRequestError(
+            "the body is empty; send a JSON object. Its schema is documented at /docs"
+        )
+    try:
+        return parse_strict(body.removeprefix(b"\xef\xbb\xbf").decode(), yield_gil=yield_gil)
+    except UnicodeDecodeError as error:
+        raise BadRequestError(
+            f"the body is not UTF-8: {error.reason} at byte {error.start}; encode it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = truncate_for_message(describe_error(error))
+        raise BadRequestError(f"the body is not valid JSON: {reason}") from None
 
 
 def _parse_large(body: bytes, settings: Settings) -> Any:
@@ -60,23 +128,67 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
     return value
 
 
-class JsonRoute(APIRoute):
-    """A route with a JSON body, parsed by `parse_json`, which raises its own errors."""
+def check_values(body: bytes, settings: Settings) -> None:
+    """Reject a body with more values than any request needs.
 
-    def error_format_for(self, body: Any) -> ErrorFormat | None:
-        """Return the format of errors, if the body determines it; None if the path does."""
-        return None
+    Args:
+        body: JSON text; syntax errors are left to the parser.
+        settings: settings `max_conversations` and `max_messages`, which determine the limits.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, preceded by the parsing of the body."""
-        handle = super().get_route_handler()
+    Raises:
+        BadRequestError: the body has too many lists and objects, strings, or fields.
+    """
+    counts = _count_bytes_outside_strings(body)
+    num_objects, num_strings = int(counts[ord("{")]), int(counts[_QUOTE])
+    num_containers = num_objects + int(counts[ord("[")])
+    limit = _PER_CONVERSATION * settings.max_conversations + _PER_MESSAGE * settings.max_messages
+    _check(num_containers, limit, "lists and objects")
+    _check(num_strings, _STRINGS_EACH * limit, "strings")
+    num_names, limit = int(counts[ord(":")]), _NAMES_EACH * num_objects + _SPARE_NAMES
+    if num_names > limit:
+        raise BadRequestError(
+            f"the objects of the body have {num_names:,} fields and the limit is {limit:,} "
+            f"({_NAMES_EACH} per object, plus {_SPARE_NAMES:,}); {_LEAVE_OUT}"
+        )
 
-        async def parse_and_handle(request: Request) -> Response:
-            # Not in `json`: FastAPI would replace every error raised there by a generic one.
-            request = _JsonRequest(request.scope, request.receive)
-            await request.parse()
-            if error_format := self.error_format_for(request.value):
-                request.scope[ERROR_FORMAT_KEY] = error_format
-            return await handle(request)
 
-        return parse_and_handle
+def check_fields(value: Any, settings: Settings) -> None:
+    """Reject a body with more fields, or longer lists in its fields, than any request needs.
+
+    Args:
+        value: the parsed body.
+        settings: settings `max_conversations` and `max_messages`.
+
+    Raises:
+        BadRequestError: the body has too many fields, or a field has too many items.
+    """
+    if not isinstance(value, dict):
+        return
+    if len(value) > MAX_FIELDS:
+        raise BadRequestError(
+            f"the body has {len(value):,} fields and the limit is {MAX_FIELDS}; {_LEAVE_OUT}"
+        )
+    limit = max(settings.max_conversations, settings.max_messages)
+    for name, items in value.items():
+        if isinstance(items, list) and len(items) > limit and name not in _TOKEN_IDS:
+            _check(len(items), limit, f"items in `{truncate_for_message(name)}`")
+
+
+def _count_bytes_outside_strings(body: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Count each byte value outside of strings; of the two quotes of a string, one is counted."""
+    # Without escaped characters, every quote begins or ends a string.
+    unescaped = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    counts, is_inside = np.zeros(256, np.int64), np.uint8(0)
+    # In blocks: numpy needs ten bytes of memory for each byte of the block.
+    for start in range(0, len(unescaped), _BLOCK_BYTES):
+        block = unescaped[start : start + _BLOCK_BYTES]
+        # The sum overflows, which keeps odd numbers odd.
+        num_quotes = np.cumsum(block == _QUOTE, dtype=np.uint8) + is_inside
+        counts += np.bincount(block[num_quotes & 1 == 0], minlength=256)
+        is_inside = num_quotes[-1]
+    return counts
+
+
+def _check(number: int, limit: int, noun: str) -> None:
+    if number > limit:
+        raise BadRequestError(f"the body has {number:,} {noun} and the limit is {limit:,}; {_HINT}")

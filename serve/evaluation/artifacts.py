@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.benchmarks.base import SubsetScore
+from rm_core.strict_json import parse_strict
 from serve.errors import EvaluationError
 from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, collect_metrics
 from serve.evaluation.result import Evaluation
 from serve.evaluation.score_files import SCORES, write_scores
 from serve.jobs.atomic_io import read_regular_file, write_atomically
-from serve.jobs.inputs.strict_json import parse_strict
 
 SUMMARY = "summary.json"
 MODEL_CARD = "summary.md"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_tools
 from rm_core.inputs.conversations import Messages, Tools, validate_unicode
+from rm_core.strict_json import parse_strict
 
 ROLES = {
     "human": "user",
@@ -244,15 +244,8 @@ def _split_exchange(turn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _load_json(text: str) -> Any:
     """Parse JSON text; return None if it is not JSON, or if an object has a key twice."""
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text, object_pairs_hook=_parse_object)
+        return parse_strict(text, finite=False)
     return None
-
-
-def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return value
 
 
 def _history_error(value: Any) -> InvalidConversationError:

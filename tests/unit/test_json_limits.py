@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import until
 
-from serve.api import json_limits, json_route
-from serve.api.json_limits import MAX_FIELDS, check_fields, check_values
-from serve.api.strict_json import parse_json
+from serve.api import json_route
+from serve.api.json_route import MAX_FIELDS, check_fields, check_values, parse_json
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 
@@ -212,8 +211,8 @@ def count_values(value: Any) -> tuple[int, int, int, int]:
 def test_byte_counts_equal_parsed_value_counts(value: Any, ascii_only: bool, size: int) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_limits, "_BLOCK_BYTES", size)
-        counts = json_limits._count_bytes_outside_strings(body)
+        patch.setattr(json_route, "_BLOCK_BYTES", size)
+        counts = json_route._count_bytes_outside_strings(body)
     assert tuple(counts[ord(c)] for c in '[{:"') == count_values(value)
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import until
 
-from serve.api.strict_json import MAX_DEPTH, parse_json
+from rm_core.strict_json import MAX_DEPTH
+from serve.api.json_route import parse_json
 from serve.errors import BadRequestError
 
 ROUTES = ("/v1/score", "/v1/compare", "/v1/rank", "/v1/render")
@@ -38,16 +39,16 @@ BAD = {
     "no JSON": (b"{'a': 1}", "at character 1"),
     "cut off": (b'{"conversations": [', "at character"),
     "two values": (b"{} {}", "at character 3"),
-    "deep lists": (nested(100_000).encode(), "levels deep"),
-    "open lists": (b"[" * 100_000, "levels deep"),
-    "deep enough for Python": (nested(MAX_DEPTH + 1).encode(), "levels deep"),
-    "deep objects": (nested(500, '{"a":[', "]}").encode(), "levels deep"),
+    "deep lists": (nested(100_000).encode(), "lists and objects"),
+    "open lists": (b"[" * 100_000, "lists and objects"),
+    "deep enough for Python": (nested(MAX_DEPTH + 1).encode(), "lists and objects"),
+    "deep objects": (nested(500, '{"a":[', "]}").encode(), "lists and objects"),
     "long integer": (b'{"model": ' + b"9" * 5_000 + b"}", "4,300 digits"),
     "long exponent": (b'{"model": 1e999999}', "too large"),
     "infinite": (b'{"model": -Infinity}', "-Infinity"),
     "NaN": (b'{"conversations": [NaN]}', "NaN"),
-    "equal keys": (b'{"model": "demo", "model": "rm"}', "'model' twice"),
-    "equal keys inside": (b'{"conversations": [[{"role": "user", "role": "x"}]]}', "'role' twice"),
+    "equal keys": (b'{"model": "demo", "model": "rm"}', "'model' occurs twice"),
+    "equal keys inside": (b'{"conversations": [[{"role": "user", "role": "x"}]]}', "'role' occurs"),
     "Latin-1": ('{"model": "é"}'.encode("latin-1"), "at byte 11"),
     "UTF-16": ('{"model": "x"}'.encode("utf-16"), "at byte 0"),
     "surrogate in UTF-8": (b'{"model": "\xed\xa0\xbd"}', "at byte 11"),
@@ -194,7 +195,7 @@ def test_nesting_depth_limit_is_exact(depth: int, opening: str) -> None:
     if depth <= MAX_DEPTH:
         assert parse_json(body) == json.loads(body)
     else:
-        with pytest.raises(BadRequestError, match="levels deep"):
+        with pytest.raises(BadRequestError, match="lists and objects"):
             parse_json(body)
 
 

@@ -134,7 +134,7 @@ REFUSED = {
     "equal keys below": ('[{"a": {"b": 1, "b": 2}}]', "the key 'b' occurs twice"),
     "infinite": ('[{"maximum": 1e400}]', "the number 1e400 is too large for a double"),
     "no JSON": ("tide(port)", "`tools` is text that cannot be read as JSON"),
-    "NaN": ('[{"a": NaN}]', "JSON has no NaN"),
+    "NaN": ('[{"a": NaN}]', "it has NaN"),
     "text of a text": ('["tide"]', "tool 0 is text that cannot be read as JSON"),
     "too deep": ("[" * 5_000 + "]" * 5_000, "more than 100 lists and objects"),
     "deep": ("[" * 150 + "]" * 150, "more than 100 lists and objects"),

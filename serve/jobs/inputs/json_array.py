@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rm_core import ScoreError
+from rm_core.strict_json import decode_strict, describe_error, require_depth
 from serve.errors import JobInputError
 from serve.jobs.inputs import jsonl
 from serve.jobs.inputs.io import Watcher, open_decompressed
 from serve.jobs.inputs.jsonl import not_utf8_error, row_too_long_error
 from serve.jobs.inputs.source import DecodeFilter, Position, Row
-from serve.jobs.inputs.strict_json import decode_strict, describe_error, require_depth
 
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
 _LONGEST_TOKEN = 16  # an error this close to the end of a block may be a truncated token

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from rm_core import ScoreError
+from rm_core.strict_json import describe_error, parse_strict
 from serve.jobs.inputs.encodings import HEAD_BYTES, guess_encoding, require_utf8
 from serve.jobs.inputs.io import Watcher, open_decompressed
 from serve.jobs.inputs.source import START, DecodeFilter, Position, Row
-from serve.jobs.inputs.strict_json import describe_error, parse_strict
 
 MAX_ROW_BYTES = 64 << 20
 """Maximum size of a JSON row in bytes; a longer row is an error, and is never held in memory."""
@@ -92,6 +93,8 @@ def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
         return parse_strict(text, finite=finite), None
     except (ValueError, RecursionError) as error:
         problem = f"the line cannot be read as JSON: {describe_error(error)}"
+        if isinstance(error, json.JSONDecodeError):
+            problem += "; write one record per line"
         return ScoreError("invalid_json", problem), text.rstrip("\r\n")
 
 

@@ -1,36 +1,40 @@
-"""Parse JSON in files as strictly as HTTP bodies; see `serve.api.strict_json`.
+"""Parses JSON strictly: HTTP bodies, rows of files, and JSON text inside of conversations.
 
 Python's parser keeps the last of two equal keys, accepts NaN and Infinity, turns 1e999 into
-infinity, and returns values that are nested too deeply to be written again.
+infinity, and returns values that are nested too deeply for recursive code and for its own writer.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
 from typing import Any, NoReturn
 
 MAX_DEPTH = 100
-"""Maximum number of lists and objects inside each other, as in HTTP bodies."""
+"""Maximum nesting of lists and objects; Python's recursion limit is about 1,000 calls in total."""
+_MAX_QUOTED = 40
 
 
 class NotStrictError(ValueError):
     """The text is JSON for Python's parser but not strict JSON."""
 
 
-def parse_strict(text: str, *, finite: bool = True) -> Any:
+def parse_strict(text: str, *, finite: bool = True, yield_gil: bool = False) -> Any:
     """Parse a JSON text.
 
     Args:
         text: one JSON value.
         finite: False accepts NaN and infinite numbers, for callers that report them themselves.
+        yield_gil: whether to let other threads run meanwhile; slower, for large texts.
 
     Raises:
         ValueError: the text is not strict JSON; see `describe_error`.
         RecursionError: the value is nested too deeply for Python.
     """
-    value = (_STRICT if finite else _DISTINCT).decode(text)
+    decoder = _DISTINCT if not finite else _YIELDING if yield_gil else _STRICT
+    value = decoder.decode(text)
     require_depth(value, text)
     return value
 
@@ -53,7 +57,7 @@ def require_depth(value: Any, text: str) -> None:
 
     Args:
         value: the parsed value.
-        text: text of the value; if it has few brackets, the value is not walked.
+        text: text of the value; if it has few brackets, as most have, the value is not walked.
 
     Raises:
         NotStrictError: the value has more than `MAX_DEPTH` nested lists and objects.
@@ -74,14 +78,14 @@ def require_depth(value: Any, text: str) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Describe why a text could not be parsed.
+    """Describe why a text could not be parsed; `it` is the text.
 
     Args:
         error: exception raised by a function of this module.
     """
     if isinstance(error, json.JSONDecodeError):
-        # Without the line number, which is always 1 and looks like a line of the file.
-        return f"{error.msg} at character {error.pos}; write one record per line"
+        # Without the line number, which is always 1 for a row and looks like a line of the file.
+        return f"{error.msg} at character {error.pos}"
     if isinstance(error, NotStrictError):
         return str(error)
     if isinstance(error, RecursionError):
@@ -96,24 +100,37 @@ def _require_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise NotStrictError(f"the key {key[:40]!r} occurs twice in one object; leave one out")
+        raise NotStrictError(
+            f"the key {key[:_MAX_QUOTED]!r} occurs twice in one object; leave one out"
+        )
     return record
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise NotStrictError(f"it has {name}, and JSON has finite numbers only; write null or text")
+    raise NotStrictError(f"it has {name}, and JSON allows only finite numbers; write null or text")
 
 
 def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise NotStrictError(f"the number {text[:40]} is too large for a double; write it as text")
+        raise NotStrictError(
+            f"the number {text[:_MAX_QUOTED]} is too large for a double; write it as text"
+        )
     return number
 
 
+def _parse_integer(text: str) -> int:
+    return int(text)
+
+
 _DISTINCT = json.JSONDecoder(object_pairs_hook=_require_distinct_keys)
-_STRICT = json.JSONDecoder(
+_build_strict_decoder = functools.partial(
+    json.JSONDecoder,
     object_pairs_hook=_require_distinct_keys,
     parse_constant=_reject_constant,
     parse_float=_parse_finite,
 )
+_STRICT = _build_strict_decoder()
+# Python switches threads only while it runs Python code. The C decoder runs none for a text of
+# numbers, and would block all other threads; the hook `_parse_integer` is Python code.
+_YIELDING = _build_strict_decoder(parse_int=_parse_integer)
