@@ -19,9 +19,9 @@ from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import RowSink, Summary
+from serve.shutdown import GracefulShutdown
 
 WORDS = [f"word{number}" for number in range(300)]
 

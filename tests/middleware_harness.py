@@ -25,6 +25,7 @@ from serve.api.middleware.admission import Admission
 from serve.api.middleware.api_keys import KeyRing
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
+from serve.telemetry.metrics import Metrics
 
 JSON = b"Content-Type: application/json\r\n"
 KEY, OTHER_KEY = "correct-horse-battery", "staple-staple-staple"
@@ -67,7 +68,8 @@ def create_harness(*keys: str, **chosen: Any) -> Harness:
     app = FastAPI()
     settings = Settings.load(api_keys=keys, **chosen)
     app.state.settings, app.state.keys = settings, KeyRing.from_settings(settings)
-    harness = Harness(app, stack.install(app, settings))
+    stack.install(app, Metrics())
+    harness = Harness(app, app.state.admission)
     router = APIRouter()
 
     @router.post("/size")

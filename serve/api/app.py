@@ -40,7 +40,7 @@ from serve.api.error_responses import (
 )
 from serve.api.middleware import stack
 from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY, RequestLogMiddleware
+from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
 from serve.api.routes import docs, metrics, playground, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
@@ -126,17 +126,25 @@ def create_app(
         app.include_router(router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    stack.install(app, settings, service.check_any_capacity)
-    # The middleware added last is outermost: it must also see what other middleware rejects.
-    app.add_middleware(
-        RequestLogMiddleware,
-        metrics=service.metrics,
+    stack.install(
+        app,
+        service.metrics,
+        check_capacity=service.check_any_capacity,
         echo_request_id=echo_request_id,
         route_templates=_collect_route_templates(app),
         tracer=tracer,
     )
     openapi.install(app, with_keys=bool(keys))
     return app
+
+
+async def drain(app: FastAPI) -> None:
+    """Stop accepting conversations, and return once no scoring request is in flight.
+
+    A request whose body is still arriving gets 503 when it has arrived, or 408 by its limits.
+    """
+    app.state.service.stop_accepting()
+    await app.state.in_flight.wait_until_idle()
 
 
 @contextlib.asynccontextmanager

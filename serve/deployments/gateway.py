@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve as ray_serve
 
-from serve.api.app import create_app
+from serve.api.app import create_app, drain
 from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.ray_proxy import InFlightMiddleware, RestoreHeadersMiddleware
 from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.deployments.cluster import warn_without_limits, warn_without_token
@@ -28,8 +25,6 @@ from serve.telemetry.logging import configure_logging
 from serve.worker.backends import RayBackend
 
 logger = logging.getLogger(__name__)
-
-_FLUSH_TIMEOUT_S = 10.0
 
 
 @ray_serve.ingress()
@@ -65,16 +60,10 @@ class Gateway:
             echo_request_id=False,
             gather=GatewayMetricsGatherer(self._service.metrics) if has_others else None,
         )
-        self._app.add_middleware(RestoreHeadersMiddleware)
-        self._idle = asyncio.Event()
-        self._app.add_middleware(InFlightMiddleware, idle=self._idle)
 
     async def drain(self) -> None:
-        """Stop accepting requests, and return once all accepted ones are answered."""
-        await self._service.drain()
-        # Other requests, such as one whose body is still arriving, were not accepted.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), _FLUSH_TIMEOUT_S)
+        """Stop accepting conversations, and return once no scoring request is in flight."""
+        await drain(self._app)
 
     def check_health(self) -> None:
         """Return if the gateway is healthy; called by Serve, which replaces it otherwise."""

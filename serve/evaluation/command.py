@@ -29,8 +29,8 @@ from serve.evaluation.score_files import read_scores
 from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
 from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.reports import require_matplotlib
+from serve.shutdown import GracefulShutdown
 
 StatusCallback = Callable[[str], None]
 _NOTE = "\nskyreward: stopping after the work in flight; interrupt again to stop immediately\n"

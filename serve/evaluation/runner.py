@@ -24,10 +24,10 @@ from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import JobFolder
 from serve.jobs.summary import Summary
+from serve.shutdown import GracefulShutdown
 
 ITEMS = "items.jsonl"
 REWARDS = "rewards.jsonl"

@@ -17,12 +17,12 @@ from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import Job, require_report_path
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import JobFolder
 from serve.jobs.summary import RowSink
 from serve.jobs.summary_table import format_examples, format_summary, print_lines
 from serve.jobs.writers.base import is_tabular
+from serve.shutdown import GracefulShutdown
 
 EXIT_PARTIAL = 3
 _NOTICE = "\nskyreward: stopping after the chunks in flight; a second signal ends the job at once\n"

@@ -18,9 +18,9 @@ from serve.errors import JobStoppedError
 from serve.jobs.chunks import Chunk, parse_chunk, split_into_chunks
 from serve.jobs.executors.base import Executor
 from serve.jobs.progress import Progress, format_duration
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary_table import Line
+from serve.shutdown import GracefulShutdown
 
 SAMPLE_ROWS = 64
 

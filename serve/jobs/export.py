@@ -15,10 +15,10 @@ from serve.jobs.manifest import Manifest, find_input_changes
 from serve.jobs.progress import Progress
 from serve.jobs.record_schema import ParsedRecord
 from serve.jobs.row_results import RowOutput, build_row_output
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import RowSink
 from serve.jobs.writers.base import is_tabular, open_writer
+from serve.shutdown import GracefulShutdown
 
 
 def write_output(

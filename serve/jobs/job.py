@@ -31,12 +31,12 @@ from serve.jobs.previous_output import find_result_columns
 from serve.jobs.private_files import make_private_folder
 from serve.jobs.progress import Progress
 from serve.jobs.runner import ChunkRunner, raise_on_error
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
 from serve.jobs.summary import RowSink, Summary
 from serve.jobs.writers.base import is_tabular
 from serve.reports import require_matplotlib
+from serve.shutdown import GracefulShutdown
 
 
 @dataclass(slots=True)

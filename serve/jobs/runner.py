@@ -24,9 +24,9 @@ from serve.jobs.dedup_store import DedupStore, Digest
 from serve.jobs.executors.base import Executor, ScoreBatchResult
 from serve.jobs.inputs.source import START, Position, Row
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
+from serve.shutdown import GracefulShutdown
 
 _POLL_S = 0.2
 

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from rm_core import ModelLoadError
-from serve.api.raw_responses import HEAD_TIMEOUT_S, write_error_pages
+from serve.api.middleware.connections import (
+    BAD_REQUEST,
+    HEAD_TIMEOUT,
+    HEAD_TIMEOUT_S,
+    RawErrorResponse,
+)
 from serve.config.settings import Settings
 from serve.deployments.cluster import PROXY_CALLBACK
 from serve.launch import haproxy
@@ -45,6 +50,24 @@ RAY_DEFAULTS = {
     # The service has its own metrics; Ray would parse a log line for every request.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+}
+
+
+_UNAVAILABLE = RawErrorResponse(
+    503,
+    "Service Unavailable",
+    "overloaded_error",
+    "gateway_unavailable",
+    "no gateway could answer; send the request again",
+)
+# By the status that HAProxy would send: 502 means that a gateway died during the request, 503 that
+# no gateway is available.
+_ERROR_PAGES = {
+    400: BAD_REQUEST,
+    408: HEAD_TIMEOUT,
+    502: _UNAVAILABLE,
+    503: _UNAVAILABLE,
+    504: _UNAVAILABLE,
 }
 
 
@@ -96,6 +119,17 @@ def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dic
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_find_free_port()),
     }
+
+
+def write_error_pages(folder: Path) -> None:
+    """Write the error responses that HAProxy sends itself once it has read a request's head.
+
+    Args:
+        folder: folder to create; each response is a file `STATUS.http`.
+    """
+    folder.mkdir()
+    for status, response in _ERROR_PAGES.items():
+        (folder / f"{status}.http").write_bytes(response.to_bytes())
 
 
 def _explain_missing_haproxy() -> str | None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from rm_core import ModelLoadError, OverloadedError
-from serve.api.app import create_app
+from serve.api.app import create_app, drain
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
 from serve.launch.address import format_ready_line
 from serve.scoring.service import ScoringService
+from serve.shutdown import GracefulShutdown
 from serve.telemetry.logging import configure_logging
 from serve.worker.backends import LocalBackend, load_scorer, pin_settings
 from serve.worker.worker import Worker
 
-_POLL_INTERVAL_S = 0.1
 _MIN_OPEN_FILES = 65_536
 
 
@@ -45,8 +44,9 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
         workers.append(Worker(load_scorer(model), model.stuck_after_s))
         models.append((model, LocalBackend(workers[-1])))
     service = ScoringService(models, settings)
+    app = create_app(service, settings)
     config = uvicorn.Config(
-        create_app(service, settings),
+        app,
         host=settings.host,
         port=settings.port,
         http=partial(BoundedConnection, limits=_build_connection_limits()),  # type: ignore[arg-type]
@@ -55,16 +55,13 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn shuts down and then raises the signal again, which would change the exit code.
-        signal.signal(number, lambda _number, _frame: None)
-    server = _Server(config, service, lambda: notify(format_ready_line(settings)))
-    server.run()
+    with GracefulShutdown() as shutdown:
+        _Server(config, app, shutdown, lambda: notify(format_ready_line(settings))).run()
     is_encoding = any(model.encoder_thread.is_busy for model in service.models.values())
-    if server.exit_code or is_encoding or any(map(_is_unhealthy, workers)):
+    if is_encoding or any(map(_is_unhealthy, workers)):
         # The interpreter would wait for its threads at exit, and one of them is busy or stuck.
         sys.stderr.flush()
-        os._exit(server.exit_code)
+        os._exit(0)
 
 
 def _build_connection_limits() -> ConnectionLimits:
@@ -98,21 +95,27 @@ def _is_unhealthy(worker: Worker) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that first lets the service finish; a second signal ends it at once."""
+    """A uvicorn server that stops at a signal, after all accepted requests are answered."""
 
     def __init__(
-        self, config: uvicorn.Config, service: ScoringService, on_started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        shutdown: GracefulShutdown,
+        on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self.exit_code = 0
-        self._service = service
+        self._app = app
+        self._shutdown = shutdown
         self._on_started = on_started
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True
-            self.exit_code = 128 + sig
-        super().handle_exit(sig, frame)
+    def capture_signals(self) -> contextlib.nullcontext[None]:  # type: ignore[override]
+        # Not uvicorn's handlers: they raise the signal again at the end, which changes the exit
+        # code.
+        return contextlib.nullcontext()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._shutdown.received_signal is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -120,8 +123,5 @@ class _Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        drained = asyncio.ensure_future(self._service.drain())
-        while not drained.done() and not self.force_exit:
-            await asyncio.wait([drained], timeout=_POLL_INTERVAL_S)
-        drained.cancel()
+        await drain(self._app)
         await super().shutdown(sockets)

@@ -11,12 +11,10 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import httpx
@@ -32,6 +30,7 @@ from serve.deployments.cluster import (
 )
 from serve.launch import ingress
 from serve.launch.address import check_address, create_client, format_ready_line
+from serve.shutdown import GracefulShutdown
 
 StatusCallback = Callable[[str], None]
 
@@ -87,50 +86,66 @@ def _serve(
     """
     import ray
     from ray import serve as ray_serve
-    from ray.serve.schema import LoggingConfig
 
-    from serve.app import APP_NAME, build
+    from serve.app import APP_NAME
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with hide_settings():
         ray.init(logging_level="ERROR", **(build_local_cluster_options(folder) if folder else {}))
-    stop = _ShutdownRequest()
-    try:
-        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    # After `ray.init`, which sets handlers too. `sys.exit`, so that a private cluster ends as well.
+    with GracefulShutdown(end=sys.exit) as shutdown:
         try:
-            ray_serve.start(
-                http_options=_build_http_options(settings, ingress_kind), logging_config=quiet
-            )
-        except RuntimeError as error:  # the port was taken after the check, or HAProxy failed
-            raise ModelLoadError(
-                f"Ray Serve cannot listen on {settings.host}:{settings.port}: "
-                f"{str(error).strip().splitlines()[-1]}"
-            ) from error
-        target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
-        ray_serve.run_many([target], wait_for_applications_running=False)
-        may_have_accepted = _await_ready(settings, stop, notify, _find_ray_failure)
-        stop.wait()
-        notify("stopping: finishing accepted requests (signal again to stop at once)")
-        if may_have_accepted:
-            # Before the application is deleted: Serve would stop gateways and scorers at the same
-            # moment. A gateway that dies meanwhile has nothing left to finish.
-            gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
-            gateways.results(return_exceptions=True)
-            time.sleep(_LAST_BYTES_S)
-        if not folder:  # a private cluster ends at once; this would make it answer 404 until then
-            ray_serve.delete(APP_NAME)
-    except (
-        SystemExit
-    ):  # the second signal; Ray would turn it into its own SystemExit with another code
-        pass
-    finally:
-        if not folder:
-            # Others use the cluster: delete this application and nothing else.
-            with contextlib.suppress(RuntimeError):  # no application exists if Serve did not start
-                ray_serve.delete(APP_NAME, _blocking=False)
-        ray.shutdown()
-        stop.restore()
-    return stop.exit_code
+            _run_application(settings, ingress_kind, shutdown, notify)
+            if (
+                not folder
+            ):  # a private cluster ends at once; this would make it answer 404 until then
+                ray_serve.delete(APP_NAME)
+        except SystemExit:  # the second signal; Ray turns it into another exit code
+            return shutdown.exit_code
+        finally:
+            if not folder:
+                # Others use the cluster: delete this application and nothing else.
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no application exists if Serve did not start
+                    ray_serve.delete(APP_NAME, _blocking=False)
+            ray.shutdown()
+    return 0
+
+
+def _run_application(
+    settings: Settings,
+    ingress_kind: ingress.Ingress,
+    shutdown: GracefulShutdown,
+    notify: StatusCallback,
+) -> None:
+    """Run the application until a signal comes and accepted requests are answered."""
+    from ray import serve as ray_serve
+    from ray.serve.schema import LoggingConfig
+
+    from serve.app import APP_NAME, build
+
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    try:
+        ray_serve.start(
+            http_options=_build_http_options(settings, ingress_kind), logging_config=quiet
+        )
+    except RuntimeError as error:  # the port was taken after the check, or HAProxy failed
+        raise ModelLoadError(
+            f"Ray Serve cannot listen on {settings.host}:{settings.port}: "
+            f"{str(error).strip().splitlines()[-1]}"
+        ) from error
+    target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
+    ray_serve.run_many([target], wait_for_applications_running=False)
+    may_have_accepted = _await_ready(settings, shutdown, notify, _find_ray_failure)
+    shutdown.wait()
+    notify("stopping: finishing accepted requests (signal again to stop at once)")
+    if may_have_accepted:
+        # Before the application is deleted: Serve would stop gateways and scorers at the same
+        # moment. A gateway that dies meanwhile has nothing left to finish.
+        gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
+        gateways.results(return_exceptions=True)
+        time.sleep(_LAST_BYTES_S)
 
 
 def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> Any:
@@ -175,41 +190,16 @@ def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     check_address(settings)
 
 
-class _ShutdownRequest:
-    """Waits for SIGTERM or SIGINT. Create it after `ray.init`, which sets its own handlers."""
-
-    def __init__(self) -> None:
-        self.is_requested = False
-        self.exit_code = 0
-        self._previous_handlers = {
-            s: signal.signal(s, self._handle_signal) for s in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def _handle_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.is_requested:
-            self.exit_code = 128 + number
-            raise SystemExit(self.exit_code)
-        self.is_requested = True
-
-    def wait(self) -> None:
-        while not self.is_requested:
-            time.sleep(_POLL_INTERVAL_S)
-
-    def restore(self) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-
-
 def _await_ready(
     settings: Settings,
-    shutdown: _ShutdownRequest,
+    shutdown: GracefulShutdown,
     notify: StatusCallback,
     find_failure: Callable[[], str | None],
 ) -> bool:
     """Wait until the service is ready or a signal comes; return whether a gateway was up."""
     last_status, gateway_is_up = "", False
     with create_client(settings) as client:
-        while not shutdown.is_requested:
+        while shutdown.received_signal is None:
             if failure := find_failure():
                 raise ModelLoadError(failure)
             state = _fetch_readiness(client)

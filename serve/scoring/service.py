@@ -1,4 +1,4 @@
-"""The served models by name, and draining at shutdown. Nothing here depends on HTTP or Ray.
+"""The served models by name. Nothing here depends on HTTP or Ray.
 
 Every wire format goes through `ScoringService.score`, which passes the conversations to
 `serve.scoring.served_model`.
@@ -59,10 +59,7 @@ class ScoringService:
             self._models,
             lambda: {alias: model.metrics_state for alias, model in self._models.items()},
         )
-        self._num_running = 0
         self._is_draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -74,10 +71,9 @@ class ScoringService:
         """Whether every model has a replica that is warmed up, and new work is accepted."""
         return not self._is_draining and all(m.state == "ready" for m in self._models.values())
 
-    async def drain(self) -> None:
-        """Stop accepting requests, and return once all accepted ones are answered."""
+    def stop_accepting(self) -> None:
+        """Accept no more conversations; those accepted are scored."""
         self._is_draining = True
-        await self._idle.wait()
 
     async def watch(self) -> None:
         """Keep `ServedModel.model_info` of every model up to date; runs until cancelled."""
@@ -196,16 +192,9 @@ class ScoringService:
             truncation=truncation,
             max_length=max_length,
         )
-        self._num_running += 1
-        self._idle.clear()
-        try:
-            result = await model.score(conversations, options)
-            self._record_result(result, context)
-            return result
-        finally:
-            self._num_running -= 1
-            if self._num_running == 0:
-                self._idle.set()
+        result = await model.score(conversations, options)
+        self._record_result(result, context)
+        return result
 
     def _prepare_request(
         self, name: str | None, conversations: Sequence[object], context: RequestContext

@@ -7,7 +7,7 @@ metrics are those of one process since its start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -67,13 +67,9 @@ class Metrics:
             self._rewards.add_model(model)
         self._registry.register(ModelStateCollector(PREFIX, read))
 
-    def request_started(self) -> None:
-        """Count a scoring request as in flight."""
-        self._in_flight.inc()
-
-    def request_finished(self) -> None:
-        """Stop counting a scoring request as in flight: answered, or its client disconnected."""
-        self._in_flight.dec()
+    def watch_in_flight(self, read: Callable[[], int]) -> None:
+        """Export the number of scoring requests in flight, which `read` returns at each scrape."""
+        self._in_flight.set_function(read)
 
     def record_request(
         self, context: RequestContext, route: str, status: int, total_s: float

@@ -12,8 +12,7 @@ from fastapi.testclient import TestClient
 from waiting import PATIENCE_S, settle, until, until_async
 
 from rm_core import ModelLoadError, NotReadyError, ScoreError, pack
-from serve.api.app import create_app
-from serve.api.middleware.ray_proxy import RestoreHeadersMiddleware
+from serve.api.app import create_app, drain
 from serve.api.routes import scoring
 from serve.config.settings import Settings
 from serve.errors import UnknownModelError
@@ -162,22 +161,6 @@ def test_unexpected_exception_is_500_without_internals(
     assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_unexpected_exception_behind_serve_keeps_error_format(
-    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Behind Serve, more middleware is around the application."""
-    settings = Settings.load()
-    app = create_app(ScoringService([(settings.models[0], backend)], settings), settings)
-    app.add_middleware(RestoreHeadersMiddleware)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        until(lambda: ready(client))
-        monkeypatch.setattr(ScoringService, "resolve_model", lambda *_: 1 / 0)
-        answer = client.post("/v1/score", json=BODY, headers={"x-request-id": "step-7"})
-    assert answer.status_code == 500
-    assert answer.json()["error"]["code"] == "internal_error"
-    assert answer.headers.get_list("x-request-id") == ["step-7"]
-
-
 def test_backend_exception_is_error_of_conversation(
     client: TestClient, backend: FakeBackend
 ) -> None:
@@ -254,7 +237,7 @@ def test_draining_rejects_new_requests_and_finishes_running_ones(backend: FakeBa
             backend.gate = asyncio.Event()
             accepted = asyncio.create_task(client.post("/v1/score", json=BODY))
             await until_async(lambda: backend.batches)
-            drained = asyncio.create_task(service.drain())
+            drained = asyncio.create_task(drain(app))
             await settle()
             assert not drained.done()
             refused = await client.post("/v1/score", json=BODY)

@@ -30,9 +30,13 @@ from middleware_harness import (
 from uvicorn.config import HTTP_PROTOCOLS
 from waiting import PATIENCE_S, until
 
-from serve.api.middleware.connections import MAX_HEAD_BYTES, BoundedConnection, ConnectionLimits
+from serve.api.middleware.connections import (
+    HEAD_TIMEOUT_S,
+    MAX_HEAD_BYTES,
+    BoundedConnection,
+    ConnectionLimits,
+)
 from serve.api.middleware.ray_proxy import middlewares
-from serve.api.raw_responses import HEAD_TIMEOUT_S
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /size HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 from fakes import FakeBackend, conversation, ready
 from fastapi.testclient import TestClient
 from middleware_harness import create_harness
@@ -58,3 +59,12 @@ def test_deadline_cancels_scoring() -> None:
         assert answer.headers["x-request-id"] == "late"
         backend.delay_s = 0
         assert client.post("/v1/score", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["X-Request-Timeout-Seconds", "X-Skyreward-Timeout-Seconds"])
+def test_deadline_is_read_under_the_name_that_serves_proxy_sees(name: str) -> None:
+    """`StripHeadersMiddleware` hides the public name from Ray Serve."""
+    with TestClient(create_harness().app) as client:
+        answer = client.post("/size", json={}, headers={name: "soon"})
+    assert answer.status_code == 400
+    assert "X-Request-Timeout-Seconds is 'soon'" in answer.json()["error"]["message"]

@@ -14,6 +14,7 @@ from waiting import until
 
 from rm_core import Reward, ScoreError
 from serve import __version__
+from serve.api.middleware.request_log import InFlightRequests
 from serve.telemetry.collectors import REWARD_BOUNDS
 from serve.telemetry.context import RequestContext
 from serve.telemetry.metrics import RETRY_REASONS, Metrics
@@ -128,13 +129,15 @@ def test_record_retry_and_abandonment(metrics: Metrics) -> None:
     }
 
 
-def test_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
-    in_flight = series("skyreward_requests_in_flight")
-    metrics.request_started()
-    metrics.request_started()
-    assert read(metrics.snapshot())[in_flight] == 2
-    metrics.request_finished()
-    assert read(metrics.snapshot())[in_flight] == 1
+def test_requests_in_flight_are_read_at_scrape(metrics: Metrics) -> None:
+    in_flight = InFlightRequests()
+    metrics.watch_in_flight(lambda: in_flight.number)
+    name = series("skyreward_requests_in_flight")
+    with in_flight:
+        with in_flight:
+            assert read(metrics.snapshot())[name] == 2
+        assert read(metrics.snapshot())[name] == 1
+    assert read(metrics.snapshot())[name] == 0
 
 
 def test_model_states_are_read_at_scrape(metrics: Metrics) -> None:

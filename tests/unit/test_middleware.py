@@ -17,11 +17,10 @@ from waiting import until
 
 from serve.api.app import create_app
 from serve.api.compat.errors import ERROR_FORMATS, format_sglang_error, format_vllm_error
-from serve.api.middleware.api_keys import KeyRing
-from serve.api.middleware.stack import OPEN_PATHS
+from serve.api.middleware.api_keys import OPEN_PATHS, KeyRing
+from serve.api.middleware.request_log import REQUEST_CONTEXT_KEY
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.telemetry import context
 from serve.telemetry.context import RequestContext
 
 RIGHT = {"Authorization": f"Bearer {KEY}"}
@@ -153,12 +152,9 @@ def test_request_context_names_client_of_key() -> None:
             self._app = app
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            records.append(RequestContext("r"))
-            token = context.bind_request(records[-1])
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                context.unbind_request(token)
+            await self._app(scope, receive, send)
+            if scope["type"] == "http":
+                records.append(scope[REQUEST_CONTEXT_KEY])
 
     client = TestClient(Outermost(harness.app))
     for headers in (RIGHT, {"Authorization": f"Bearer {OTHER_KEY}"}, {}):

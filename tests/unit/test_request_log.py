@@ -20,7 +20,7 @@ from waiting import until
 
 from rm_core import NotReadyError
 from serve.api.app import create_app
-from serve.api.middleware.request_log import RequestLogMiddleware
+from serve.api.middleware.request_log import InFlightRequests, RequestLogMiddleware
 from serve.config.settings import Settings
 from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.service import ScoringService
@@ -186,6 +186,7 @@ class Line:
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serve")
         self.metrics = Metrics()
+        self.in_flight = InFlightRequests()
         self._caplog = caplog
 
     async def of(
@@ -196,7 +197,11 @@ class Line:
 
         scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
         layer = RequestLogMiddleware(
-            app, metrics=self.metrics, echo_request_id=True, route_templates={"/v1/score"}
+            app,
+            metrics=self.metrics,
+            in_flight=self.in_flight,
+            echo_request_id=True,
+            route_templates={"/v1/score"},
         )
         with contextlib.suppress(asyncio.CancelledError, OSError, ZeroDivisionError):
             await layer(scope, receive, send or ignore)
@@ -205,7 +210,7 @@ class Line:
         metrics = read(self.metrics.snapshot())
         status = str(fields["status"])
         assert metrics[series("skyreward_requests_total", route="/v1/score", status=status)] == 1
-        assert metrics[series("skyreward_requests_in_flight")] == 0
+        assert self.in_flight.number == 0
         assert current_request().id == "-"
         return fields["status"], fields.get("code")
 
@@ -286,7 +291,13 @@ def test_lifespan_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, _: Receive, __: Send) -> None:
         seen.append(scope["type"])
 
-    layer = RequestLogMiddleware(app, metrics=Metrics(), echo_request_id=True, route_templates=())
+    layer = RequestLogMiddleware(
+        app,
+        metrics=Metrics(),
+        in_flight=InFlightRequests(),
+        echo_request_id=True,
+        route_templates=(),
+    )
     send: Callable[[Message], Awaitable[None]] = lambda _: asyncio.sleep(0)  # noqa: E731
     asyncio.run(layer({"type": "lifespan"}, body, send))
     assert (seen, caplog.records) == (["lifespan"], [])

@@ -12,13 +12,81 @@ import hmac
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rm_core import ModelLoadError
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rm_core import ModelLoadError, RewardError
+from serve.api.error_responses import build_error_response
+from serve.api.middleware.reject import send_rejection
 from serve.api.middleware.trusted_hosts import is_loopback
+from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
+from serve.errors import AuthenticationError
+from serve.telemetry.context import current_request
 
 MIN_KEY_LENGTH = 8
 SAFE_KEY_LENGTH = 16
 """Shorter keys are accepted with a warning: they may be words, which can be guessed."""
+
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that need no API key: load balancers and Prometheus, which read them, have none."""
+CLIENT_KEY = "skyreward.client"
+"""Key in a request's scope: the name of its API key, where the service has keys."""
+
+
+class ApiKeyMiddleware:
+    """Requires an API key when keys are configured; browsers get a login page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection, unless its API key is missing or wrong."""
+        if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
+            try:
+                scope[CLIENT_KEY] = current_request().client = _authenticate(
+                    scope, scope["app"].state.keys
+                )
+            except AuthenticationError as error:
+                page = _build_login_response(error, scope) if _asks_for_page(scope) else None
+                await send_rejection(error, scope, receive, send, page=page)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in OPEN_PATHS and scope["method"] in ("GET", "HEAD")
+
+
+def _asks_for_page(scope: Scope) -> bool:
+    """Return whether a browser, or the login page, requests the playground."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    wants_html = "text/html" in Headers(scope=scope).get("accept", "")
+    return path == "/" and scope["method"] == "GET" and wants_html
+
+
+def _build_login_response(error: RewardError, scope: Scope) -> Response:
+    json_response = build_error_response(error, scope)
+    challenge = {"WWW-Authenticate": json_response.headers["WWW-Authenticate"]}
+    return Response(
+        build_login_page(), json_response.status_code, {**challenge, **build_page_headers()}
+    )
+
+
+def _authenticate(scope: Scope, keys: KeyRing) -> str:
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not values:
+        raise AuthenticationError("the API key is missing; send Authorization: Bearer KEY")
+    scheme, _, key = values[0].partition(b" ")
+    if len(values) > 1 or scheme.lower() != b"bearer":
+        raise AuthenticationError("send the API key as one header Authorization: Bearer KEY")
+    name = keys.find_name(key.strip())
+    if name is None:
+        raise AuthenticationError("the API key is wrong; ask the operator for one")
+    return name
 
 
 class KeyRing:

@@ -14,23 +14,64 @@ have to pass before another version of uvicorn is pinned.
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serve.api.middleware.response_timeout import SlowReaderTimer
-from serve.api.raw_responses import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TIMEOUT_S, RawErrorResponse
+from serve.api.middleware.response_timeout import TRANSPORT_KEY, SlowReaderTimer
 
 MAX_HEAD_BYTES = 64 * 2**10
+# Seconds until a request's head has to be complete; the gateway limits the time of the body.
+HEAD_TIMEOUT_S = 30
 # A rejected client may keep sending for this time, so that it receives the response.
 _LINGER_S = 2.0
 # Share of the process's file descriptors for connections; models, Ray and logs need the others.
 _SHARE_OF_FILES = 0.75
 _MOST_CONNECTIONS = 16_384
+_RETRY_AFTER_S = 5
 
+
+class RawErrorResponse(NamedTuple):
+    """An error response that is sent before, or instead of, the application's response."""
+
+    status: int
+    reason: str
+    type: str
+    code: str
+    message: str
+
+    def to_bytes(self) -> bytes:
+        """Return the whole HTTP response, in the native error format, with `Connection: close`."""
+        error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
+        body = json.dumps({"error": error})
+        head = [
+            f"HTTP/1.1 {self.status} {self.reason}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *([f"Retry-After: {_RETRY_AFTER_S}"] if self.status == 503 else []),
+            "Connection: close",
+        ]
+        return "\r\n".join([*head, "", body]).encode()
+
+
+BAD_REQUEST = RawErrorResponse(
+    400,
+    "Bad Request",
+    "invalid_request_error",
+    "bad_request",
+    "the request is not valid HTTP",
+)
+HEAD_TIMEOUT = RawErrorResponse(
+    408,
+    "Request Timeout",
+    "invalid_request_error",
+    "request_timeout",
+    f"the request's head did not arrive within {HEAD_TIMEOUT_S} s",
+)
 _HEAD_TOO_LARGE = RawErrorResponse(
     431,
     "Request Header Fields Too Large",
@@ -170,6 +211,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active_cycle = cycle
+        cycle.scope[TRANSPORT_KEY] = self.transport  # type: ignore[literal-required]
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:

@@ -1,26 +1,28 @@
-"""Hides request headers from Ray Serve's proxy, and restores them in the gateway.
+"""Hides request headers from Ray Serve's proxy.
 
 Serve would act on these headers itself: it responds to a passed deadline with plain text, at the
 moment at which the gateway would respond; a header makes it stop detecting disconnected clients;
 and header values that are not UTF-8 end in a 500. `middlewares` runs in the process of Serve that
-handles HTTP (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), `RestoreHeadersMiddleware` in the gateway.
-This module does not import rm_core: a proxy needs no torch.
+handles HTTP (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH). The gateway reads the deadline under
+either name. This module does not import rm_core: a proxy needs no torch.
 """
 
 from __future__ import annotations
-
-import asyncio
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
 from serve.api.middleware.connections import BoundedConnection
+from serve.api.middleware.response_timeout import TRANSPORT_KEY
 from serve.telemetry.logging import accept_request_id
 
 _ID = b"x-request-id"
-_DEADLINE = b"x-request-timeout-seconds"
-_HIDDEN_DEADLINE = b"x-skyreward-timeout-seconds"
+TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
+HIDDEN_TIMEOUT_HEADER = "X-Skyreward-Timeout-Seconds"
+_DEADLINE, _HIDDEN_DEADLINE = (
+    name.lower().encode() for name in (TIMEOUT_HEADER, HIDDEN_TIMEOUT_HEADER)
+)
 _STRIPPED_HEADERS = frozenset(
     {_ID, b"x-request-disconnect-disabled", b"serve-multiplexed-model-id"}
 )
@@ -54,50 +56,5 @@ class StripHeadersMiddleware:
                 if name.replace(b"_", b"-") not in _STRIPPED_HEADERS
             ]
             scope = {**scope, "headers": [*headers, (_ID, identifier.encode())]}
+            scope.pop(TRANSPORT_KEY, None)  # Serve sends the scope to another process
         await self._app(scope, receive, send)
-
-
-class RestoreHeadersMiddleware:
-    """In the gateway: restores the deadline header under the name that the client sent."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle an ASGI connection."""
-        if scope["type"] == "http":
-            # In place, not in a copy: outer layers read keys that inner layers set in the scope.
-            scope["headers"] = [
-                (_DEADLINE if name == _HIDDEN_DEADLINE else name, value)
-                for name, value in scope["headers"]
-            ]
-        await self._app(scope, receive, send)
-
-
-class InFlightMiddleware:
-    """In the gateway: tracks whether any request is in flight.
-
-    Args:
-        app: the application.
-        idle: event that is set while no request is in flight.
-    """
-
-    def __init__(self, app: ASGIApp, idle: asyncio.Event) -> None:
-        self._app = app
-        self._idle = idle
-        self._number = 0
-        idle.set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle an ASGI connection, counted while it is in flight."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        self._number += 1
-        self._idle.clear()
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._number -= 1
-            if not self._number:
-                self._idle.set()

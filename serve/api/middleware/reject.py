@@ -11,7 +11,6 @@ from starlette.types import Receive, Scope, Send
 
 from rm_core import RewardError
 from serve.api.error_responses import build_error_response
-from serve.api.middleware.body import has_body
 from serve.telemetry.context import current_request
 
 # The rest of the body is read up to these limits, so that its sender receives the response.
@@ -25,7 +24,7 @@ async def send_rejection(
     receive: Receive,
     send: Send,
     *,
-    close: bool,
+    close: bool | None = None,
     page: Response | None = None,
 ) -> None:
     """Send an error response.
@@ -35,12 +34,16 @@ async def send_rejection(
         scope: scope of the request.
         receive: `receive` of the server, for the rest of the body.
         send: `send` of the server.
-        close: whether to close the connection after the response. If False, the server reads the
-            rest of the body, so that the connection can serve the next request.
+        close: whether to close the connection after the response; default: if the rest of the
+            body may be too long to read. If False, the server reads the rest, so that the
+            connection can serve the next request.
         page: response to send instead of the JSON body of the error.
     """
     current_request().code = error.code
     response = page or build_error_response(error, scope)
+    if close is None:
+        limit = scope["app"].state.settings.max_body_bytes
+        close = not _can_keep_alive(Headers(scope=scope), limit)
     if not close:
         await response(scope, receive, send)
         return
@@ -54,7 +57,12 @@ async def send_rejection(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def can_keep_alive(headers: Headers, max_bytes: int) -> bool:
+def has_body(headers: Headers) -> bool:
+    """Return whether the headers announce a body."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+def _can_keep_alive(headers: Headers, max_bytes: int) -> bool:
     """Return whether the request has no body, or a body of a known length up to `max_bytes`."""
     length = headers.get("content-length", "0")
     is_known = "transfer-encoding" not in headers and "expect" not in headers

@@ -9,6 +9,7 @@ that a client sends, only a safe request id is logged: paths appear as the templ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -45,6 +46,35 @@ class Tracer(Protocol):
     def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Report a finished request to the collector."""
         ...
+
+
+class InFlightRequests:
+    """The scoring requests that are in flight: the metric, and what a shutdown waits for.
+
+    A context manager for each of them, from its arrival to the end of its response. Not
+    thread-safe: for one event loop.
+
+    Attributes:
+        number: number of requests in flight.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def __enter__(self) -> None:
+        self.number += 1
+        self._is_idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.number -= 1
+        if not self.number:
+            self._is_idle.set()
+
+    async def wait_until_idle(self) -> None:
+        """Return once no request is in flight."""
+        await self._is_idle.wait()
 
 
 class _AuthFailureThrottle:
@@ -135,12 +165,14 @@ class Exchange:
 
 
 class RequestLogMiddleware:
-    """Pure ASGI middleware, to be added last, so that it is the outermost one.
+    """The outermost middleware.
 
     Args:
         app: the application.
         metrics: metrics that count requests.
-        echo_request_id: whether to add `X-Request-Id` to responses.
+        in_flight: counts the scoring requests in flight.
+        echo_request_id: whether to add `X-Request-Id` to responses; False if the server in front
+            does, as Ray Serve's proxy.
         route_templates: templates of all routes; a trailing `/*` matches everything below.
         tracer: receives finished requests; None disables tracing.
     """
@@ -150,12 +182,14 @@ class RequestLogMiddleware:
         app: ASGIApp,
         *,
         metrics: Metrics,
+        in_flight: InFlightRequests,
         echo_request_id: bool,
         route_templates: Iterable[str],
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._in_flight = in_flight
         self._echo = echo_request_id
         self._templates = set(route_templates)
         self._mounts = tuple(t.removesuffix("*") for t in self._templates if t.endswith("/*"))
@@ -172,13 +206,12 @@ class RequestLogMiddleware:
         exchange = Exchange(context, scope["method"], self._match_route(scope))
         scope[REQUEST_CONTEXT_KEY] = context
         token = bind_request(context)
-        if exchange.is_scoring_request:
-            self._metrics.request_started()
         error: BaseException | None = None
         try:
-            await self._app(
-                scope, _wrap_receive(receive, exchange), self._wrap_send(send, exchange)
-            )
+            with self._in_flight if exchange.is_scoring_request else contextlib.nullcontext():
+                await self._app(
+                    scope, _wrap_receive(receive, exchange), self._wrap_send(send, exchange)
+                )
         except BaseException as raised:
             error = raised
             if isinstance(raised, (Exception, *_EXIT_EXCEPTIONS)):
@@ -186,8 +219,6 @@ class RequestLogMiddleware:
             # For example a panic in Rust, which no outer layer handles.
             raise RuntimeError(f"{type(raised).__name__} while handling a request") from raised
         finally:
-            if exchange.is_scoring_request:
-                self._metrics.request_finished()
             exchange.finish(error)
             self._report(exchange, scope)
             unbind_request(token)

@@ -23,20 +23,29 @@ _MAX_WRITE_BYTES = 256 * 2**10
 # Otherwise a client that reads one byte at a time would keep its response in memory for days.
 MIN_PROGRESS_BYTES = 64 * 2**10
 """A client that reads fewer bytes than this within the timeout counts as stalled."""
-_TRANSPORT = "skyreward.transport"
+TRANSPORT_KEY = "skyreward.transport"
+"""Key in a request's scope: the transport of its connection, in a server of `BoundedConnection`.
+
+ASGI has no way to close a connection with unsent data. Other servers, such as Ray Serve, do not
+give access to the transport and accept a whole response at once.
+"""
 
 
-class TransportMiddleware:
-    """Outermost middleware: stores the connection's transport in the scope, if it is accessible."""
+class ResponseTimeoutMiddleware:
+    """Resets the connection of a client that reads too little of its response.
+
+    The limit is `MIN_PROGRESS_BYTES` in the seconds of the setting `answer_timeout_s`, while the
+    server waits for the client.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection."""
-        # ASGI has no way to close a connection with unsent data. uvicorn's `send` is a method of
-        # the object that has the transport.
-        scope[_TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
+        transport = scope.get(TRANSPORT_KEY)
+        if transport is not None:
+            send = _limit_waiting(send, transport, scope["app"].state.settings.answer_timeout_s)
         await self._app(scope, receive, send)
 
 
@@ -98,18 +107,8 @@ def _count_unacknowledged_bytes(transport: Any) -> int:
     return num_bytes
 
 
-def enforce_send_timeout(scope: Scope, send: Send, timeout_s: float) -> Send:
-    """Return a `send` that resets the connection of a client that reads too little of a response.
-
-    Args:
-        scope: scope of the request, with the transport that `TransportMiddleware` stored.
-        send: `send` of the server.
-        timeout_s: seconds in which the client has to read `MIN_PROGRESS_BYTES` while the server
-            waits for the client.
-    """
-    transport = scope[_TRANSPORT]
-    if transport is None:  # a server without an accessible transport accepts everything at once
-        return send
+def _limit_waiting(send: Send, transport: Any, timeout_s: float) -> Send:
+    """Return a `send` for a transport that resets the connection of a stalled client."""
     is_given_up = False
 
     async def send_message(message: Message) -> None:

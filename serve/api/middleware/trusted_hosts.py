@@ -11,11 +11,35 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from serve.api.error_responses import truncate_for_message
+from serve.api.middleware.reject import send_rejection
 from serve.config.settings import Settings
 from serve.errors import MisdirectedRequestError
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+class TrustedHostMiddleware:
+    """Rejects requests for other hosts, and websockets, which no route supports."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection, unless it is a websocket or for another host."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "http":
+            state = scope["app"].state
+            try:
+                check_host(scope["headers"], state.settings, with_keys=bool(state.keys))
+            except MisdirectedRequestError as error:
+                await send_rejection(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def check_host(

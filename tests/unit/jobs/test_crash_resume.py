@@ -172,7 +172,7 @@ def test_second_signal_ends_job_at_once(tmp_path: Path) -> None:
     errors.touch()
 
     def run_stuck_job() -> None:
-        from serve.jobs.shutdown import GracefulShutdown
+        from serve.shutdown import GracefulShutdown
 
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         executor = FakeExecutor()

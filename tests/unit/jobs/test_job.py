@@ -20,10 +20,10 @@ from serve.jobs.inputs import jsonl
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.job import require_report_path
 from serve.jobs.lock import hold_lock
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary
 from serve.jobs.summary_table import format_summary
+from serve.shutdown import GracefulShutdown
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 

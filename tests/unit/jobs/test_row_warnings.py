@@ -22,9 +22,9 @@ from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.inputs.resolve import open_source
 from serve.jobs.progress import Progress
-from serve.jobs.shutdown import GracefulShutdown
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary_table import format_examples, format_summary
+from serve.shutdown import GracefulShutdown
 
 HH = "\n\nHuman: 2+2?\n\nAssistant:"
 

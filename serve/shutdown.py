@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM: the first signal stops a job after the chunks in flight, the second at once.
+"""Ctrl-C and SIGTERM: the first signal asks to finish what is in flight, the second ends at once.
 
-While the job only waits for a service, which may never respond, the first signal interrupts it.
+Jobs and the service handle signals in the same way. A job that only waits for a service, which may
+never respond, is interrupted by the first signal.
 """
 
 from __future__ import annotations
@@ -8,28 +9,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from types import FrameType, TracebackType
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from serve.errors import JobStoppedError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL_INTERVAL_S = 0.3
 
 
 class GracefulShutdown:
-    """Records whether a signal asked the job to stop. A context manager for the main thread.
+    """Records whether a signal asked to stop. A context manager for the main thread.
 
     Args:
         notice: text printed to standard error after the first signal.
+        end: called with the exit code at the second signal. By default the process ends without
+            waiting for threads that run a batch; as after a kill, a job resumes after the last
+            finished chunk.
 
     Attributes:
-        received_signal: number of the first signal; None if there was none.
+        received_signal: number of the last signal; None if there was none.
     """
 
-    def __init__(self, notice: str) -> None:
+    def __init__(self, notice: str = "", end: Callable[[int], object] = os._exit) -> None:
         self.received_signal: int | None = None
         self._notice = notice
+        self._end = end
         self._interrupts = False
         self._previous_handlers: dict[int, Any] = {}
 
@@ -37,6 +44,11 @@ class GracefulShutdown:
     def exit_code(self) -> int:
         """Exit code as a shell reports it for a program ended by the signal."""
         return 128 + (self.received_signal or 0)
+
+    def wait(self) -> None:
+        """Return once a signal has asked to stop."""
+        while self.received_signal is None:
+            time.sleep(_POLL_INTERVAL_S)
 
     @contextlib.contextmanager
     def allow_interrupt(self, enabled: bool) -> Iterator[None]:
@@ -59,21 +71,15 @@ class GracefulShutdown:
         }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received_signal is not None:
-            # Do not wait for threads that run a batch. As after a kill, the next start resumes
-            # after the last finished chunk.
-            os._exit(128 + number)
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        is_second = self.received_signal is not None
         self.received_signal = number
+        if is_second:
+            self._end(self.exit_code)
         # Bypass Python's streams: the signal may have interrupted a write to one.
         os.write(2, self._notice.encode())
         if self._interrupts:

@@ -1,0 +1,319 @@
+"""Limits of one scoring request: its place among the others, its body, and its deadline.
+
+A request is rejected as early as possible: by its headers before its body is read, and before any
+of the body is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message as EmailMessage
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rm_core import RewardError
+from serve.api.error_responses import truncate_for_message
+from serve.api.middleware.admission import Admission
+from serve.api.middleware.api_keys import CLIENT_KEY
+from serve.api.middleware.ray_proxy import HIDDEN_TIMEOUT_HEADER, TIMEOUT_HEADER
+from serve.api.middleware.reject import has_body, send_rejection
+from serve.config.settings import Settings
+from serve.errors import (
+    BadRequestError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    DeadlineExceededError,
+    UnsupportedMediaTypeError,
+)
+from serve.telemetry.context import ANONYMOUS
+
+_UTF8 = {"utf-8", "utf8"}
+# The minimum rate of a body applies only after this time: connections start slowly.
+_GRACE_S = 5.0
+
+# Ray Serve reads the header of the deadline too and aborts the request with its own 408, in plain
+# text. Serve's clock starts earlier, so this deadline ends earlier, by more than a request takes
+# from Serve's proxy to the gateway. Measured with requests of 1 MB on two busy cores: behind
+# HAProxy, the gateway's response came first 20 times of 20; behind Serve's own proxy, bodies take
+# so long that Serve's 408 sometimes came first.
+_MARGIN_SHARE = 0.1
+_MIN_MARGIN_S, _MAX_MARGIN_S = 0.05, 0.25
+
+
+class ClientDisconnectedError(Exception):
+    """The client disconnected: nobody waits for the response."""
+
+
+class RequestLimitsMiddleware:
+    """Applies admission control, body limits and the deadline to requests with method POST.
+
+    Args:
+        app: the application.
+        admission: limits that all requests share.
+        check_capacity: raises `OverloadedError` while no scoring request of a client can be
+            accepted.
+    """
+
+    def __init__(
+        self, app: ASGIApp, admission: Admission, check_capacity: Callable[[str], None]
+    ) -> None:
+        self._app = app
+        self._admission = admission
+        self._check_capacity = check_capacity
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection, within the limits if its method is POST."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers, settings = Headers(scope=scope), scope["app"].state.settings
+        client = scope.get(CLIENT_KEY, ANONYMOUS)
+        is_read = False
+        with self._admission.create_slot(client) as slot:
+            try:
+                deadline = Deadline.from_headers(headers, settings)
+                check_headers(headers, settings.max_body_bytes)
+                slot.start_receiving()
+                # Before reading the body: under overload, rejecting a request must be cheap.
+                self._check_capacity(client)
+                body = await read_body(receive, slot.add_body_bytes, settings, deadline)
+                is_read = True
+                slot.start_running()  # only now: a slow body must not use the slot of a request
+                streams = (receive, send)
+                await run_with_deadline(
+                    self._app, scope, body, streams, deadline, slot.add_response_bytes
+                )
+            except ClientDisconnectedError:  # `RequestLogMiddleware` records it
+                pass
+            except RewardError as error:
+                slot.release()
+                close = None
+                if is_read:
+                    close = False
+                elif isinstance(error, BodyTimeoutError):
+                    close = True
+                await send_rejection(error, scope, receive, send, close=close)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The time at which a request is cancelled.
+
+    Attributes:
+        seconds: timeout of the request, in seconds.
+        at: time of the deadline, on the clock of the running event loop.
+    """
+
+    seconds: float
+    at: float
+
+    @classmethod
+    def from_headers(cls, headers: Headers, settings: Settings) -> Deadline:
+        """Return the deadline of a request that has just arrived.
+
+        Args:
+            headers: headers of the request. Without `X-Request-Timeout-Seconds`, the setting
+                `request_timeout_s` counts; larger values are lowered to `max_request_timeout_s`.
+            settings: settings of the service.
+
+        Raises:
+            BadRequestError: the header is not a positive number.
+        """
+        value = headers.get(TIMEOUT_HEADER, headers.get(HIDDEN_TIMEOUT_HEADER))
+        requested = settings.request_timeout_s if value is None else _parse_seconds(value)
+        seconds = min(requested, settings.max_request_timeout_s)
+        margin = min(max(_MARGIN_SHARE * seconds, _MIN_MARGIN_S), _MAX_MARGIN_S, seconds / 2)
+        return cls(seconds, asyncio.get_running_loop().time() + seconds - margin)
+
+    def build_error(self) -> DeadlineExceededError:
+        """Return the error for a request that exceeds this deadline."""
+        return DeadlineExceededError(
+            f"the request did not complete within {self.seconds:g} s and was cancelled; send fewer "
+            f"conversations at once, or allow more time with the header {TIMEOUT_HEADER}"
+        )
+
+
+def _parse_seconds(value: str) -> float:
+    try:
+        seconds = math.nan if "_" in value else float(value)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise BadRequestError(
+            f"the header {TIMEOUT_HEADER} is {truncate_for_message(value)!r}; it must be a "
+            "positive number of seconds"
+        )
+    return seconds
+
+
+def check_headers(headers: Headers, max_bytes: int) -> None:
+    """Reject a body by its headers, before reading it.
+
+    Raises:
+        UnsupportedMediaTypeError: the body is not plain JSON in UTF-8.
+        BodyTooLargeError: Content-Length exceeds `max_bytes`.
+        BadRequestError: Content-Length is not a number.
+    """
+    if not has_body(headers):
+        return
+    _check_content_type(headers.get("content-type"))
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaTypeError(
+            f"the body is encoded as {truncate_for_message(encoding)!r}; send it unencoded, "
+            "without Content-Encoding"
+        )
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise BadRequestError(
+            f"Content-Length is {truncate_for_message(length)!r}; it must be a number of bytes"
+        )
+    # Python refuses to convert a number of several thousand digits.
+    if len(length) > 18 or int(length) > max_bytes:
+        raise _build_too_large_error(max_bytes)
+
+
+async def read_body(
+    receive: Receive, reserve_bytes: Callable[[int], None], settings: Settings, deadline: Deadline
+) -> bytes:
+    """Read a whole body.
+
+    Args:
+        receive: `receive` of the request.
+        reserve_bytes: called with the size of each chunk before the chunk is kept; may raise.
+        settings: limits of the body: its size, the seconds in which it has to arrive, its rate.
+        deadline: deadline of the request.
+
+    Raises:
+        BodyTooLargeError: the body is longer than `max_body_bytes`.
+        BodyTimeoutError, DeadlineExceededError: the body did not arrive in time, or too slowly.
+        ClientDisconnectedError: the client disconnected.
+    """
+    started_at = asyncio.get_running_loop().time()
+    timeout_at = started_at + settings.body_timeout_s
+    too_slow_at = math.inf
+    if settings.min_body_rate:
+        too_slow_at = started_at + _GRACE_S
+    body = bytearray()
+    try:
+        async with asyncio.timeout_at(min(timeout_at, too_slow_at, deadline.at)) as timeout:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnectedError
+                chunk = message.get("body", b"")
+                if len(body) + len(chunk) > settings.max_body_bytes:
+                    raise _build_too_large_error(settings.max_body_bytes)
+                reserve_bytes(len(chunk))
+                body += chunk
+                if not message.get("more_body", False):
+                    return bytes(body)
+                if settings.min_body_rate and not timeout.expired():
+                    too_slow_at = started_at + _GRACE_S + len(body) / settings.min_body_rate
+                    timeout.reschedule(min(timeout_at, too_slow_at, deadline.at))
+    except TimeoutError:
+        if deadline.at < min(timeout_at, too_slow_at):
+            raise deadline.build_error() from None
+        elapsed_s = min(timeout_at, too_slow_at) - started_at
+        progress = f"only {len(body):,} bytes of the body arrived in {elapsed_s:g} s"
+        if too_slow_at < timeout_at:
+            progress += f", fewer than {settings.min_body_rate:,} a second"
+        raise BodyTimeoutError(f"{progress}; send it faster, or in smaller requests") from None
+
+
+def _check_content_type(content_type: str | None) -> None:
+    if content_type == "application/json":  # nearly all clients
+        return
+    hint = "send JSON with the header Content-Type: application/json"
+    if content_type is None:
+        raise UnsupportedMediaTypeError(f"the body has no Content-Type; {hint}")
+    header = EmailMessage()
+    header["content-type"] = content_type
+    subtype = header.get_content_subtype()
+    is_json = subtype == "json" or subtype.endswith("+json")
+    if header.get_content_maintype() != "application" or not is_json:
+        raise UnsupportedMediaTypeError(
+            f"the body's Content-Type is {truncate_for_message(content_type)!r}; {hint}"
+        )
+    charset = str(header.get_param("charset", "utf-8")).lower()
+    if charset not in _UTF8:
+        raise UnsupportedMediaTypeError(
+            f"the body's charset is {truncate_for_message(charset)!r}; send it in UTF-8"
+        )
+
+
+def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body has more than {max_bytes:,} bytes, the limit; split it into several requests, "
+        "or raise the service's setting `max_body_bytes`"
+    )
+
+
+async def run_with_deadline(
+    app: ASGIApp,
+    scope: Scope,
+    body: bytes,
+    streams: tuple[Receive, Send],
+    deadline: Deadline,
+    reserve_bytes: Callable[[int], None],
+) -> None:
+    """Run an application on a body, and cancel it at the deadline or when the client disconnects.
+
+    Once the application starts its response, it is not cancelled any more: a response that has
+    begun is never broken off.
+
+    Args:
+        app: the application.
+        scope: scope of the request.
+        body: the whole body.
+        streams: `receive` and `send` of the server.
+        deadline: deadline of the request.
+        reserve_bytes: called with the size of each chunk of the response before it is sent.
+
+    Raises:
+        DeadlineExceededError: the application was cancelled at the deadline.
+        ClientDisconnectedError: the application was cancelled because the client disconnected.
+    """
+    receive, send = streams
+    is_disconnected = asyncio.Event()
+    unread_bodies = [body]
+    timeout = asyncio.timeout_at(deadline.at)
+
+    async def replay_body() -> Message:
+        if unread_bodies:
+            return {"type": "http.request", "body": unread_bodies.pop(), "more_body": False}
+        await is_disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_and_reserve(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if not timeout.expired():
+                timeout.reschedule(None)
+        elif body := message.get("body"):
+            reserve_bytes(len(body))
+        await send(message)
+
+    async def watch_connection() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_disconnected.set()
+        if timeout.when() is not None and not timeout.expired():
+            timeout.reschedule(0)
+
+    watcher = asyncio.create_task(watch_connection())
+    try:
+        async with timeout:
+            await app(scope, replay_body, send_and_reserve)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        if is_disconnected.is_set():
+            raise ClientDisconnectedError from None
+        raise deadline.build_error() from None
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
