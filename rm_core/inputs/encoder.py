@@ -426,7 +426,7 @@ class ChatEncoder:
                 f"{stop - start:,} characters of the conversation contain no position where the "
                 "text can certainly be cut without changing a token, such as a space after a word, "
                 f"and at most {self.max_unbroken_characters:,} characters are tokenized at once; "
-                "shorten the text, or raise the service's setting `max_unbroken_characters`"
+                "shorten the text, or break it with spaces or lines"
             )
         # Same ids as from calling the tokenizer, in half the time: no offsets, no wrapper.
         with _convert_panics():

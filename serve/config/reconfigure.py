@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rm_core import ModelLoadError
-from serve.config.settings import Settings, format_validation_error
+from serve.config.settings import REMOVED_SETTINGS, Settings, format_validation_error
 
 # None of these affects loaded models or listening sockets. `api_keys` is not among them: Serve
 # shows `user_config` to everyone who asks for its status.
@@ -26,9 +26,7 @@ RECONFIGURABLE_FIELDS = (
     "max_conversations",
     "max_messages",
     "max_queued_tokens",
-    "max_request_characters",
     "max_request_timeout_s",
-    "max_request_tokens",
     "max_requests",
     "max_requests_per_key",
     "min_body_rate",
@@ -43,6 +41,10 @@ def apply_user_config(settings: Settings, user_config: Mapping[str, Any]) -> Set
         ModelLoadError: a bad value, or a name that is not in `RECONFIGURABLE_FIELDS`.
     """
     if unknown := sorted(set(user_config) - set(RECONFIGURABLE_FIELDS)):
+        if unknown[0] in REMOVED_SETTINGS:
+            raise ModelLoadError(
+                f"user_config has {unknown[0]!r}, which was removed: {REMOVED_SETTINGS[unknown[0]]}"
+            )
         raise ModelLoadError(
             f"user_config has {unknown[0]!r}, which cannot be changed while the service runs; "
             f"these can: {', '.join(RECONFIGURABLE_FIELDS)}"

@@ -25,6 +25,15 @@ from serve.config.model_settings import ModelSettings
 PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
 
 
+REMOVED_SETTINGS = {
+    "max_request_characters": "the limit is 268,435,456 now; split larger requests",
+    "max_request_tokens": "the limit is 100,000,000 now; split larger requests",
+    "max_unbroken_characters": "the limit is the default of before, 524,288 or 8 for each token of "
+    "the model's limit; shorten such texts",
+}
+"""What replaces each setting that earlier versions had."""
+
+
 class Settings(BaseSettings):
     """Settings of the service."""
 
@@ -164,26 +173,6 @@ class Settings(BaseSettings):
         description="Maximum number of queued tokens for one model in each gateway, shared "
         "equally among the keys that have tokens queued; a key above its share gets 503.",
     )
-    max_request_characters: int = Field(
-        default=256 * 2**20,
-        ge=1,
-        description="Maximum number of characters of all conversations of a request, a prompt "
-        "counted for each of its answers; larger requests get 413.",
-    )
-    max_request_tokens: int = Field(
-        default=100_000_000,
-        ge=1,
-        description="Maximum number of tokens of all conversations of a request; larger requests "
-        "get 413.",
-    )
-    max_unbroken_characters: int | None = Field(
-        default=None,
-        ge=131_072,
-        description="Longest part of a conversation, in characters, that is tokenized at once "
-        "because it cannot be cut anywhere without changing a token; a conversation with a longer "
-        "one gets an error. Default: 524288, or 8 for each token of the model's limit if that is "
-        "more.",
-    )
     cache_scope: Literal["key", "service"] = Field(
         default="key",
         description="Requests that share cached rewards and common computation: those with one "
@@ -212,7 +201,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _reject_unknown_variables(cls, values: object) -> object:
+    def _reject_unknown_names(cls, values: object) -> object:
         prefix = cls.model_config["env_prefix"]
         known = {prefix + name.upper() for name in cls.model_fields}
         for variable in sorted(os.environ):
@@ -220,10 +209,13 @@ class Settings(BaseSettings):
             # Trainers on the same machine have their own settings: `serve.client.settings`.
             is_client_setting = name.startswith(prefix + "CLIENT_")
             if name.startswith(prefix) and name not in known and not is_client_setting:
+                reject_removed(name.removeprefix(prefix).lower())
                 raise ValueError(
                     f"the environment has {variable}, which is not a setting; the settings are: "
                     + ", ".join(sorted(known))
                 )
+        for name in values if isinstance(values, dict) else ():
+            reject_removed(name)
         return values
 
     @field_validator("models", mode="before")
@@ -308,6 +300,16 @@ class Settings(BaseSettings):
             raise ModelLoadError(format_validation_error(error)) from None
         except ValueError as error:
             raise ModelLoadError(f"settings: {error}") from None
+
+
+def reject_removed(name: str) -> None:
+    """Reject a setting that earlier versions had.
+
+    Raises:
+        ValueError: the setting was removed; the message says what replaces it.
+    """
+    if name in REMOVED_SETTINGS:
+        raise ValueError(f"the setting `{name}` was removed: {REMOVED_SETTINGS[name]}")
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

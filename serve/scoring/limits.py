@@ -32,8 +32,9 @@ class RequestOptions:
         max_length: maximum number of tokens in a conversation, if less than the model's limit.
         max_messages: see the setting.
         max_queued_tokens: see the setting.
-        max_request_characters: see the setting.
-        max_request_tokens: see the setting.
+        max_request_characters: maximum of all conversations together; a prompt counts for each of
+            its answers.
+        max_request_tokens: maximum of all conversations together.
     """
 
     client: str = ANONYMOUS
@@ -87,7 +88,7 @@ def check_num_tokens(num_tokens: int, limit: int, num_done: int, number: int) ->
 
     Args:
         num_tokens: number of tokens in the conversations that are tokenized.
-        limit: setting `max_request_tokens`.
+        limit: maximum number of tokens.
         num_done: number of conversations that are tokenized.
         number: number of conversations of the request.
 
@@ -97,8 +98,7 @@ def check_num_tokens(num_tokens: int, limit: int, num_done: int, number: int) ->
     if num_tokens > limit:
         raise RequestTooLargeError(
             f"the first {num_done:,} of the request's {number:,} conversations have "
-            f"{num_tokens:,} tokens and the limit is {limit:,}; split it into several requests, or "
-            "raise the service's setting `max_request_tokens`"
+            f"{num_tokens:,} tokens and the limit is {limit:,}; split it into several requests"
         )
 
 
@@ -107,7 +107,7 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
 
     Args:
         conversations: conversations of a request.
-        limit: setting `max_request_characters`.
+        limit: maximum number of characters.
 
     Raises:
         RequestTooLargeError: the conversations have more characters together than the limit.
@@ -142,7 +142,7 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
             raise RequestTooLargeError(
                 f"the request's {len(conversations):,} conversations have more than {limit:,} "
                 "characters together, a prompt counted for each of its answers; split it into "
-                "several requests, or raise the service's setting `max_request_characters`"
+                "several requests"
             )
     return sizes
 

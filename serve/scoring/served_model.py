@@ -84,7 +84,6 @@ class ServedModel:
         backend: replicas of the model.
         metrics: metrics that count its batches.
         shares_rewards: whether a client may get rewards that were computed for another client.
-        max_unbroken_characters: see the setting; None for the encoder's default.
 
     Attributes:
         settings: requested settings of the model.
@@ -105,12 +104,9 @@ class ServedModel:
         metrics: Metrics | None = None,
         *,
         shares_rewards: bool = True,
-        max_unbroken_characters: int | None = None,
     ) -> None:
         self.settings = settings
         self.encoder = load_encoder(settings.to_model_config())
-        if max_unbroken_characters is not None:
-            self.encoder.max_unbroken_characters = max_unbroken_characters
         self.encoder_thread = EncoderThread(settings.alias)
         self.cache = ScoreCache(settings.cache_bytes) if settings.cache_bytes else None
         self.dispatcher = Dispatcher(settings.alias, backend, metrics, shares_rewards)

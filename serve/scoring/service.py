@@ -51,7 +51,6 @@ class ScoringService:
                 backend,
                 self.metrics,
                 shares_rewards=settings.cache_scope == "service",
-                max_unbroken_characters=settings.max_unbroken_characters,
             )
             for model, backend in models
         }
@@ -210,8 +209,6 @@ class ScoringService:
         return RequestOptions(
             max_messages=self.settings.max_messages,
             max_queued_tokens=self.settings.max_queued_tokens,
-            max_request_characters=self.settings.max_request_characters,
-            max_request_tokens=self.settings.max_request_tokens,
         )
 
     def _record_result(self, result: ScoreResult, context: RequestContext) -> None:

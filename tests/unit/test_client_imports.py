@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from dispatcher_harness import DispatcherHarness, scenario, until
@@ -123,11 +124,11 @@ def test_client_is_refused_only_above_its_share() -> None:
     [
         (
             RequestOptions(max_request_characters=2_000),
-            r"more than 2,000 characters.*`max_request_char",
+            "more than 2,000 characters .* split it",
         ),
         (
             RequestOptions(max_request_tokens=1_000),
-            r"[\d,]+ tokens and the limit is 1,000.*`max_request_t",
+            r"[\d,]+ tokens and the limit is 1,000; split it",
         ),
     ],
 )
@@ -144,7 +145,8 @@ def test_request_above_limits_is_refused(options: RequestOptions, message: str) 
 
 
 def test_too_large_request_gets_413(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SKYREWARD_MAX_REQUEST_CHARACTERS", "1000")
+    small = partial(RequestOptions, max_request_characters=1_000)
+    monkeypatch.setattr("serve.scoring.service.RequestLimits", small)
     with serving(FakeBackend()) as http:
         until_now(lambda: ready(http))
         body = {"prompt": "word " * 50, "responses": ["yes"] * 10}

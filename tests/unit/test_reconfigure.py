@@ -27,6 +27,7 @@ def test_omitted_settings_keep_their_values(tmp_path: Path) -> None:
         ({"port": 1}, "'port', which cannot be changed"),
         ({"max_mesages": 1}, "'max_mesages'"),
         ({"api_keys": ["x"]}, "'api_keys'"),
+        ({"max_request_tokens": 1}, "'max_request_tokens', which was removed: the limit is"),
         ({"max_messages": 0}, "max_messages: "),
     ],
 )

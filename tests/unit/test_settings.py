@@ -65,6 +65,12 @@ def test_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch
         Settings.load()
 
 
+def test_removed_variable_is_refused_with_what_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYREWARD_MAX_UNBROKEN_CHARACTERS", "200000")
+    with pytest.raises(ModelLoadError, match=r"`max_unbroken_characters` was removed: .* shorten"):
+        Settings.load()
+
+
 def test_arguments_override_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYREWARD_PORT", "9001")
     monkeypatch.setenv("SKYREWARD_MODELS", "a=demo, b=demo")
@@ -99,7 +105,7 @@ def test_settings_survive_json_round_trip() -> None:
         ({"models": [{"name": " "}]}, "the model's name is empty"),
         ({"models": [{"name": "demo", "cache_bytes": -1}]}, "cache_bytes"),
         ({"log_level": "LOUD"}, "log_level"),
-        ({"max_unbroken_characters": 131_071}, "max_unbroken_characters"),
+        ({"max_request_tokens": 5}, "`max_request_tokens` was removed: the limit is 100,000,000"),
     ],
 )
 def test_bad_values_are_refused(values: dict[str, object], message: str) -> None:
