@@ -22,7 +22,6 @@ from serve.api.compat import (
     llamafactory,
     openai_chat,
     openrlhf,
-    rerank,
     sglang,
     shared_paths,
     slime,
@@ -33,15 +32,13 @@ from serve.api.compat.common import FORM_TAG_PREFIX
 from serve.api.compat.errors import ERROR_FORMATS
 from serve.api.error_responses import (
     ErrorDetails,
-    build_error_details,
     build_error_response,
-    build_response_from_details,
     truncate_for_message,
 )
 from serve.api.middleware import stack
 from serve.api.middleware.api_keys import KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
-from serve.api.routes import docs, metrics, playground, scoring, status
+from serve.api.routes import pages, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -54,11 +51,8 @@ logger = logging.getLogger(__name__)
 
 _ROUTERS = (
     scoring.router,
-    shared_paths.native_router,
-    status.router,
-    metrics.router,
     shared_paths.router,
-    shared_paths.rerank_router,
+    status.router,
     vllm.router,
     sglang.router,
     openrlhf.router,
@@ -66,9 +60,7 @@ _ROUTERS = (
     llamafactory.router,
     slime.router,
     openai_chat.router,
-    rerank.router,
-    playground.router,
-    docs.router,
+    pages.router,
 )
 _MAX_FIELD_ERRORS = 5
 
@@ -85,7 +77,7 @@ def create_app(
     keys: KeyRing | None = None,
     *,
     echo_request_id: bool = True,
-    gather: metrics.GatherSnapshots | None = None,
+    gather: status.GatherSnapshots | None = None,
 ) -> FastAPI:
     """Create the FastAPI application.
 
@@ -194,9 +186,8 @@ async def _on_malformed_body(request: Request, error: Exception) -> Response:
         message += f"; and {len(errors) - _MAX_FIELD_ERRORS} more errors"
     bad_request = BadRequestError(f"{message}. The body's schema is documented at /docs")
     current_request().code = bad_request.code
-    return build_response_from_details(
-        build_error_details(bad_request, field_errors[0][0] or None, field_errors), request.scope
-    )
+    details = ErrorDetails.from_error(bad_request, field_errors[0][0] or None, field_errors)
+    return build_error_response(details, request.scope)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -206,7 +197,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         message += ". The routes are listed at /docs"
     code = current_request().code = f"http_{error.status_code}"
     details = ErrorDetails(error.status_code, "invalid_request_error", code, message)
-    response = build_response_from_details(details, request.scope)
+    response = build_error_response(details, request.scope)
     response.headers.update(error.headers or {})
     return response
 

@@ -93,6 +93,17 @@ class ErrorDetails:
     field_errors: Sequence[tuple[str, str]] = ()
     error: RewardError | None = None
 
+    @classmethod
+    def from_error(
+        cls,
+        error: RewardError,
+        param: str | None = None,
+        field_errors: Sequence[tuple[str, str]] = (),
+    ) -> ErrorDetails:
+        """Return the details of an error that fails a whole request."""
+        spec = error_spec_for(error)
+        return cls(spec.status, spec.type, error.code, error.detail, param, field_errors, error)
+
 
 ErrorFormat: TypeAlias = Callable[[ErrorDetails], tuple[int, Any]]
 """Returns status and body of a failure, in a wire format."""
@@ -103,8 +114,13 @@ ERROR_FORMAT_KEY = "skyreward.error_format"
 
 def format_native_error(details: ErrorDetails) -> tuple[int, Any]:
     """Return status and body of a failure, in the native format."""
-    body = build_error_object(details.message, details.type, details.code, details.param)
-    return details.status, body
+    error = {
+        "message": truncate_for_message(details.message, MAX_MESSAGE_LENGTH),
+        "type": details.type,
+        "param": None if details.param is None else truncate_for_message(details.param),
+        "code": details.code,
+    }
+    return details.status, {"error": error}
 
 
 def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
@@ -119,23 +135,11 @@ def error_format_for(scope: Mapping[str, Any]) -> ErrorFormat:
     return error_formats.get(path, format_native_error)
 
 
-def build_error_details(
-    error: RewardError, param: str | None = None, field_errors: Sequence[tuple[str, str]] = ()
-) -> ErrorDetails:
-    """Return the details of an error that fails a whole request."""
-    spec = error_spec_for(error)
-    return ErrorDetails(
-        spec.status, spec.type, error.code, error.detail, param, field_errors, error
-    )
-
-
-def build_error_response(error: RewardError, scope: Mapping[str, Any]) -> JSONResponse:
+def build_error_response(
+    failure: RewardError | ErrorDetails, scope: Mapping[str, Any]
+) -> JSONResponse:
     """Return the response for a request that failed as a whole, in the request's error format."""
-    return build_response_from_details(build_error_details(error), scope)
-
-
-def build_response_from_details(details: ErrorDetails, scope: Mapping[str, Any]) -> JSONResponse:
-    """Return the response for a failure, in the request's error format."""
+    details = ErrorDetails.from_error(failure) if isinstance(failure, RewardError) else failure
     status, body = error_format_for(scope)(details)
     headers = {}
     if status in (429, 503):
@@ -169,20 +173,6 @@ def _classes_by_code() -> dict[str, type[RewardError]]:
     return {cls.code: cls for cls in reversed([*walk(InputError), *walk(ModelError)])}
 
 
-def build_error_body(error: RewardError, param: str | None = None) -> dict[str, Any]:
-    """Return the JSON body of a failed request, in the native format."""
-    return build_error_object(error.detail, error_spec_for(error).type, error.code, param)
-
-
-def build_error_object(
-    message: str, kind: str, code: str, param: str | None = None
-) -> dict[str, Any]:
-    """Return a native error body from its fields, with long texts truncated."""
-    param = None if param is None else truncate_for_message(param)
-    message = truncate_for_message(message, MAX_MESSAGE_LENGTH)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
     """Make the client's input safe to quote in an error: not too long, and valid Unicode."""
     if len(text) > limit:
@@ -190,10 +180,17 @@ def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def build_error_docs() -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI documentation of the errors of a native scoring route."""
+    return {
+        status: {"model": ErrorResponse, "description": description}
+        for status, description in sorted(_STATUS_DESCRIPTIONS.items())
+    }
+
+
 def build_compat_error_docs() -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI documentation of the errors of another service's wire format."""
-    descriptions = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}
-    descriptions |= {
+    descriptions = _STATUS_DESCRIPTIONS | {
         422: "same as 400, for clients that expect 422",
         424: "same as 500, for clients that expect 424",
     }
@@ -202,10 +199,5 @@ def build_compat_error_docs() -> dict[int | str, dict[str, Any]]:
     }
 
 
-def build_error_docs() -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of the errors of a native scoring route."""
-    descriptions = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}
-    return {
-        status: {"model": ErrorResponse, "description": description}
-        for status, description in sorted(descriptions.items())
-    }
+# Of several classes with one status, the first describes it.
+_STATUS_DESCRIPTIONS = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}

@@ -32,7 +32,9 @@ def test_every_error_has_a_status_that_is_documented(cls: type[RewardError]) -> 
     error = cls("what to do", **fields)
     problem = error_responses.error_spec_for(error)
     assert problem.status in error_responses.build_error_docs()
-    assert error_responses.build_error_body(error) == {
+    details = error_responses.ErrorDetails.from_error(error)
+    _, body = error_responses.format_native_error(details)
+    assert body == {
         "error": {"message": "what to do", "type": problem.type, "param": None, "code": cls.code}
     }
 

@@ -22,7 +22,7 @@ def test_client_limit_applies_before_global_limit() -> None:
     a1.start_running()
     a2.start_running()
     with pytest.raises(TooManyRequestsError, match="2 of your requests"):
-        admission.check("a")
+        admission.create_slot("a").start_running()
     b1.start_running()
     with pytest.raises(OverloadedError, match="3 requests are running") as caught:
         b2.start_running()
@@ -41,7 +41,7 @@ def test_anonymous_client_has_only_global_limit() -> None:
     for _ in range(3):
         admission.create_slot(ANONYMOUS).start_running()
     with pytest.raises(OverloadedError, match="3 requests are running"):
-        admission.check(ANONYMOUS)
+        admission.create_slot(ANONYMOUS).start_running()
 
 
 def test_buffered_bytes_have_global_limit() -> None:

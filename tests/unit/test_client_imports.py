@@ -146,7 +146,7 @@ def test_request_above_limits_is_refused(options: RequestOptions, message: str) 
 
 def test_too_large_request_gets_413(monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(RequestOptions, max_request_characters=1_000)
-    monkeypatch.setattr("serve.scoring.service.RequestLimits", small)
+    monkeypatch.setattr("serve.scoring.service.RequestOptions", small)
     with serving(FakeBackend()) as http:
         until_now(lambda: ready(http))
         body = {"prompt": "word " * 50, "responses": ["yes"] * 10}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
@@ -35,7 +35,12 @@ from rm_core import (
     add_tools,
     parse_arguments,
 )
-from serve.api.error_responses import build_exception, truncate_for_message
+from serve.api.error_responses import (
+    build_compat_error_docs,
+    build_exception,
+    truncate_for_message,
+)
+from serve.api.json_route import JsonRoute
 from serve.api.routes.scoring import sigmoid
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
@@ -50,6 +55,12 @@ MODEL_HEADER = "x-skyreward-model"
 INPUT_HEADER = "x-skyreward-input"
 ACTIVATION_HEADER = "x-skyreward-use-activation"
 
+EXAMPLE_CHAT: list[Any] = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+]
+EXAMPLE_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+
 _PRIORITIES = 1_000
 _MAX_HEADER_LENGTH = 1_000
 
@@ -63,6 +74,11 @@ ModelInQuery = Annotated[
 # memory.
 TextList = Annotated[list[str], Field(fail_fast=True)]
 MessageList = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+
+
+def create_router(service: str) -> APIRouter:
+    """Create the router of a wire format; `service` is its name in the OpenAPI document."""
+    return APIRouter(tags=[service], responses=build_compat_error_docs(), route_class=JsonRoute)
 
 
 class CompatBody(BaseModel):

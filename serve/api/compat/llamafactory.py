@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
 from rm_core import PrerenderedText
 from serve.api.compat.common import (
+    EXAMPLE_TEXT,
     CompatBody,
     ModelInQuery,
     ScoringOptions,
     TextList,
     build_response,
     compute_rewards,
+    create_router,
     resolve_model_name,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import build_compat_error_docs, truncate_for_message
-from serve.api.json_route import JsonRoute
+from serve.api.error_responses import truncate_for_message
 from serve.errors import EmptyInputError
 from serve.telemetry.logging import generate_id
 
-router = APIRouter(
-    tags=["LLaMA-Factory"], responses=build_compat_error_docs(), route_class=JsonRoute
-)
-
-_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+router = create_router("LLaMA-Factory")
 
 
 class EvaluationBody(CompatBody):
     """Texts to score; `model` may be any name if only one model is served, as in LLaMA-Factory."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "model", "messages": [_TEXT]}]}
+        json_schema_extra={"examples": [{"model": "model", "messages": [EXAMPLE_TEXT]}]}
     )
     model: str | None = None
     messages: TextList = Field(description="conversations, rendered with the chat template")

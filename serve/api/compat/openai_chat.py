@@ -9,26 +9,28 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
-from serve.api.compat.common import ChatBody, build_response, build_usage, compute_rewards
+from serve.api.compat.common import (
+    EXAMPLE_CHAT,
+    ChatBody,
+    build_response,
+    build_usage,
+    compute_rewards,
+    create_router,
+)
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import build_compat_error_docs
-from serve.api.json_route import JsonRoute
 from serve.api.schemas import ModelName
 from serve.telemetry.logging import generate_id
 
-router = APIRouter(tags=["NVIDIA NIM"], responses=build_compat_error_docs(), route_class=JsonRoute)
-
-_HELLO: list[Any] = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+router = create_router("NVIDIA NIM")
 
 
 class CompletionBody(ChatBody):
     """One conversation; sampling parameters are ignored, since nothing is sampled."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _HELLO}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": EXAMPLE_CHAT}]})
     model: ModelName = None
     stream: bool | None = None
     n: int | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
@@ -23,14 +22,14 @@ from serve.api.compat.common import (
     TextList,
     build_response,
     compute_rewards,
+    create_router,
 )
 from serve.api.dependencies import ServiceDep, SettingsDep
-from serve.api.error_responses import build_compat_error_docs, build_exception
-from serve.api.json_route import JsonRoute
+from serve.api.error_responses import build_exception
 from serve.config.settings import Settings
 from serve.errors import EmptyInputError
 
-router = APIRouter(tags=["OpenRLHF"], responses=build_compat_error_docs(), route_class=JsonRoute)
+router = create_router("OpenRLHF")
 
 _PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 HINT = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
 from serve.api.compat.common import (
+    EXAMPLE_TEXT,
     CompatBody,
     Inputs,
     ModelInQuery,
@@ -20,20 +20,17 @@ from serve.api.compat.common import (
     build_response,
     build_usage,
     compute_rewards,
+    create_router,
     encode_base64,
     is_single,
     parse_inputs,
     resolve_model_name,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import build_compat_error_docs
-from serve.api.json_route import JsonRoute
 from serve.scoring.service import ScoringService
 from serve.telemetry.context import current_request
 
-router = APIRouter(tags=["SGLang"], responses=build_compat_error_docs(), route_class=JsonRoute)
-
-_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+router = create_router("SGLang")
 
 
 class SglangClassifyBody(CompatBody):
@@ -42,7 +39,7 @@ class SglangClassifyBody(CompatBody):
     `model` may be any name if only one model is served, as in SGLang.
     """
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"text": [_TEXT]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": [EXAMPLE_TEXT]}]})
     model: str | None = None
     text: Inputs = Field(default=None, description="one text, or a list of texts")
     input_ids: Inputs = Field(
@@ -64,7 +61,7 @@ class SglangClassifyBody(CompatBody):
 class EmbeddingBody(CompatBody):
     """Texts or token ids, as OpenAI's clients and verl send them."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": _TEXT}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": EXAMPLE_TEXT}]})
     model: str | None = None
     input: Inputs = Field(description="texts that the client rendered, or token ids")
     encoding_format: Literal["float", "base64"] = "float"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
@@ -21,13 +20,12 @@ from serve.api.compat.common import (
     ScoringOptions,
     build_response,
     compute_rewards,
+    create_router,
 )
 from serve.api.dependencies import ServiceDep, SettingsDep
-from serve.api.error_responses import build_compat_error_docs
-from serve.api.json_route import JsonRoute
 from serve.config.settings import PolicyTemplate
 
-router = APIRouter(tags=["slime"], responses=build_compat_error_docs(), route_class=JsonRoute)
+router = create_router("slime")
 
 _HINT = "; or name the policy's template in the service's setting `policy_template`"
 

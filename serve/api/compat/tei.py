@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 
 from rm_core import PrerenderedText
 from serve.api.compat.common import (
+    EXAMPLE_TEXT,
     INPUT_HEADER,
     CompatBody,
     CompatResult,
@@ -18,20 +18,18 @@ from serve.api.compat.common import (
     TextList,
     build_response,
     compute_rewards,
+    create_router,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.error_responses import build_compat_error_docs
-from serve.api.json_route import JsonRoute
 from serve.api.routes.scoring import sigmoid
 from serve.errors import EmptyInputError
 from serve.scoring.service import ScoringService
 
-router = APIRouter(tags=["TEI"], responses=build_compat_error_docs(), route_class=JsonRoute)
+router = create_router("TEI")
 
 RAW_HEADER = "x-skyreward-raw-scores"
 AS_TURNS = "conversation:query-as-user,text-as-assistant"
 _PAIR = "conversation:first-as-user,second-as-assistant"
-_TEXT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
 
 
 def _is_text_or_pair(value: object) -> bool:
@@ -104,7 +102,7 @@ class _TeiBody(CompatBody):
 class PredictBody(_TeiBody):
     """Texts that the client rendered, or pairs of a question and its answer."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[_TEXT]]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [[EXAMPLE_TEXT]]}]})
     inputs: PredictInputs
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from rm_core import OverloadedError
 from serve.config.settings import Settings
@@ -48,7 +47,7 @@ class _Usage:
 
 
 class Admission:
-    """Counts the resources that all requests of a process use. Not thread-safe: for one event loop.
+    """The resources that all requests of a process use. Not thread-safe: for one event loop.
 
     Args:
         settings: returns the current settings, with the limits.
@@ -69,13 +68,11 @@ class Admission:
         """Buffered bytes of bodies and responses."""
         return self._all.num_bytes
 
-    def check(self, client: str) -> None:
-        """Reject a request that could not be started now.
+    def create_slot(self, client: str) -> AdmissionSlot:
+        """Return the slot of a new request of a client, which uses no resources yet."""
+        return AdmissionSlot(self, client)
 
-        Raises:
-            TooManyRequestsError: this client has too many running requests.
-            OverloadedError: all clients together have too many running requests.
-        """
+    def _check_requests(self, client: str, *, is_receiving: bool) -> None:
         settings, usage = self._settings(), self._by_client.get(client)
         # Without keys, everyone is one client: trainers never retry a 4xx, so they must get a 503.
         if usage is not None and client != ANONYMOUS:
@@ -85,28 +82,10 @@ class Admission:
                 f"{settings.max_requests:,} requests are running, the limit of the service; send "
                 "the request again"
             )
+        if is_receiving and usage is not None and client != ANONYMOUS:
+            _check_number(usage.num_receiving, settings.max_requests_per_key, "being received")
 
-    def check_receiving(self, client: str) -> None:
-        """Reject a request whose body could not be received, or that could not be started now.
-
-        Raises:
-            TooManyRequestsError: this client has too many requests being received or running.
-            OverloadedError: all clients together have too many running requests.
-        """
-        self.check(client)
-        usage = self._by_client.get(client)
-        if usage is not None and client != ANONYMOUS:
-            _check_number(
-                usage.num_receiving, self._settings().max_requests_per_key, "being received"
-            )
-
-    def check_bytes(self, client: str, number: int) -> None:
-        """Reject `number` more bytes of a body if they exceed the buffer or the client's share.
-
-        Raises:
-            TooManyRequestsError: this client would use more than its share.
-            OverloadedError: all clients together would use more than the buffer.
-        """
+    def _check_bytes(self, client: str, number: int) -> None:
         settings, usage = self._settings(), self._by_client[client]
         limit, body_bytes = settings.max_buffered_bytes, self._all.body_bytes + number
         # One body must always fit.
@@ -121,10 +100,6 @@ class Admission:
                 f"the buffered bodies have {limit:,} bytes, the limit of the service; send the "
                 "request again"
             )
-
-    def create_slot(self, client: str) -> AdmissionSlot:
-        """Return the slot of a new request of a client, which uses no resources yet."""
-        return AdmissionSlot(self, client)
 
     def _add(self, client: str, *numbers: int) -> None:
         self._all.add(*numbers)
@@ -143,7 +118,11 @@ def _check_number(number: int, limit: int, state: str) -> None:
 
 
 class AdmissionSlot:
-    """Resources of one request; a context manager that releases all of them on exit."""
+    """Resources of one request; a context manager that releases all of them on exit.
+
+    A method raises `TooManyRequestsError` if this client, or `OverloadedError` if all clients
+    together, would use more than the limit; the request then uses what it used before.
+    """
 
     def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
@@ -151,30 +130,18 @@ class AdmissionSlot:
         self._usage = _Usage()
 
     def start_receiving(self) -> None:
-        """Count the request as being received.
-
-        Raises:
-            TooManyRequestsError, OverloadedError: see `Admission.check_receiving`.
-        """
-        self._admission.check_receiving(self._client)
+        """Count the request as being received, if it could be started now."""
+        self._admission._check_requests(self._client, is_receiving=True)
         self._add(1, 0, 0, 0)
 
     def add_body_bytes(self, number: int) -> None:
-        """Reserve `number` more bytes for the body.
-
-        Raises:
-            TooManyRequestsError, OverloadedError: see `Admission.check_bytes`.
-        """
-        self._admission.check_bytes(self._client, number)
+        """Reserve `number` more bytes for the body."""
+        self._admission._check_bytes(self._client, number)
         self._add(0, 0, number, 0)
 
     def start_running(self) -> None:
-        """Count the request as running, and no longer as being received.
-
-        Raises:
-            TooManyRequestsError, OverloadedError: see `Admission.check`.
-        """
-        self._admission.check(self._client)
+        """Count the request as running, and no longer as being received."""
+        self._admission._check_requests(self._client, is_receiving=False)
         self._add(-self._usage.num_receiving, 1, 0, 0)
 
     def add_response_bytes(self, number: int) -> None:
@@ -195,10 +162,5 @@ class AdmissionSlot:
     def __enter__(self) -> AdmissionSlot:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

@@ -1,14 +1,16 @@
-"""Status routes: health, readiness, served models and effective settings."""
+"""Status routes: health, readiness, served models, effective settings and metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import choose_encoder
 
 from rm_core import Fingerprint
 from serve import __version__
@@ -17,6 +19,14 @@ from serve.api.error_responses import RETRY_AFTER_S
 from serve.config.settings import Settings
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
+from serve.telemetry.aggregate import (
+    FamilyCollector,
+    MetricFamily,
+    Sample,
+    Snapshot,
+    merge_snapshots,
+)
+from serve.telemetry.metrics import PREFIX
 
 router = APIRouter(tags=["status"])
 
@@ -24,6 +34,8 @@ router = APIRouter(tags=["status"])
 _UNKNOWN_FINGERPRINT = {
     field.name: None for field in fields(Fingerprint) if field.default is MISSING
 }
+# Returns the snapshot of each gateway, by gateway id; called at every scrape.
+GatherSnapshots = Callable[[], Awaitable[Mapping[str, Snapshot]]]
 
 
 # Some load balancers send HEAD requests; the server omits the body.
@@ -74,6 +86,28 @@ async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dic
             for alias, model in service.models.items()
         },
     }
+
+
+@router.head("/metrics", include_in_schema=False)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) -> Response:
+    """Return counters, histograms and gauges, in OpenMetrics format if `Accept` requests it."""
+    gather: GatherSnapshots | None = request.app.state.gather
+    if gather is None:
+        num_answered, families = 1, service.metrics.snapshot()
+    else:
+        snapshots = await gather()
+        num_answered, families = len(snapshots), merge_snapshots(snapshots)
+    families += [
+        _gauge("gateways", "Number of configured gateways (num_gateways).", settings.num_gateways),
+        _gauge("gateways_up", "Gateways whose metrics are in this response.", num_answered),
+    ]
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(FamilyCollector(families)), headers={"Content-Type": content_type})
+
+
+def _gauge(name: str, text: str, value: float) -> MetricFamily:
+    return MetricFamily(PREFIX + name, "gauge", text, (Sample(PREFIX + name, (), value),))
 
 
 def _mask_settings(settings: Settings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""FastAPI's pages for the OpenAPI document, with scripts served by this service.
+"""The pages: the playground at `/`, and FastAPI's pages for the OpenAPI document.
 
-Machines with GPUs often cannot reach other hosts. The content security policy of the pages allows
-only these scripts.
+Machines with GPUs often cannot reach other hosts: all scripts are served by this service, and the
+content security policy of the pages allows only these.
 """
 
 from __future__ import annotations
@@ -12,12 +12,26 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
-from serve.api.playground.page import format_csp, hash_inline_source
+from serve.api.playground.page import (
+    build_page_headers,
+    build_playground_page,
+    format_csp,
+    hash_inline_source,
+)
 
 router = APIRouter()
 
 _STATIC = "/static-offline-docs"  # path of the scripts in FastAPIOffline
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+@router.get("/", include_in_schema=False)
+async def playground() -> HTMLResponse:
+    """Return the playground; its scripts call the public routes with the visitor's API key.
+
+    Without a key, `serve.api.middleware.api_keys` answers with a login page.
+    """
+    return HTMLResponse(build_playground_page(), headers=dict(build_page_headers()))
 
 
 @router.get("/docs", include_in_schema=False)
