@@ -56,14 +56,6 @@ def _job_options(command: CommandT) -> CommandT:
             metavar="N",
             help="Score only the first N rows.",
         ),
-        click.option(
-            "--chunk-rows",
-            type=click.IntRange(min=1),
-            default=2_000,
-            show_default=True,
-            metavar="N",
-            help="Maximum number of rows in a chunk. A chunk is scored and saved as a whole.",
-        ),
         click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error."),
         click.option(
             "--overwrite",

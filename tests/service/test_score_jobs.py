@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import small_chunks
 from job_runs import records, write_lines
 from peer_service import Served
 from waiting import PATIENCE_S
@@ -23,8 +24,8 @@ NUM_ROWS = 1_500
 
 def command(source: Path, output: Path, folder: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)),
-        *("--model", str(folder), "--chunk-rows", "50", *more),
+        *(sys.executable, small_chunks.__file__, "50", "score", str(source), "-o", str(output)),
+        *("--model", str(folder), *more),
     ]
 
 

@@ -14,13 +14,17 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.middleware.api_keys import OPEN_PATHS
 from serve.telemetry.context import RequestContext, bind_request, unbind_request
 from serve.telemetry.logging import accept_request_id
 from serve.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serve.api.middleware.tracing import OtlpTracer
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +38,9 @@ UNMATCHED = "unmatched"
 # At most one line about requests with a missing or wrong key per interval.
 _AUTH_FAILURE_LOG_INTERVAL_S = 10.0
 
-_STATUS_ROUTES = {"/health", "/ready", "/metrics"}
 # Exceptions that end a task or the process, and are not failures.
 _EXIT_EXCEPTIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
-
-class Tracer(Protocol):
-    """The interface that the middleware needs of `serve.api.middleware.tracing`."""
-
-    def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Report a finished request to the collector."""
-        ...
 
 
 class InFlightRequests:
@@ -131,9 +126,15 @@ class Exchange:
         """Seconds since the arrival of the request."""
         return time.perf_counter() - self._started
 
-    def mark_client_disconnected(self) -> None:
-        """Record that the server reported a disconnected client."""
-        self._is_disconnected = True
+    def watch_receive(self, receive: Receive) -> Receive:
+        """Return a `receive` that records when the server reports a disconnected client."""
+
+        async def receive_and_watch() -> Message:
+            message = await receive()
+            self._is_disconnected |= message["type"] == "http.disconnect"
+            return message
+
+        return receive_and_watch
 
     def before_send(self, message: Message) -> None:
         """Record a message of the response that is about to be sent."""
@@ -185,7 +186,7 @@ class RequestLogMiddleware:
         in_flight: InFlightRequests,
         echo_request_id: bool,
         route_templates: Iterable[str],
-        tracer: Tracer | None = None,
+        tracer: OtlpTracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -210,7 +211,7 @@ class RequestLogMiddleware:
         try:
             with self._in_flight if exchange.is_scoring_request else contextlib.nullcontext():
                 await self._app(
-                    scope, _wrap_receive(receive, exchange), self._wrap_send(send, exchange)
+                    scope, exchange.watch_receive(receive), self._wrap_send(send, exchange)
                 )
         except BaseException as raised:
             error = raised
@@ -247,7 +248,7 @@ class RequestLogMiddleware:
     def _report(self, exchange: Exchange, scope: Scope) -> None:
         context = exchange.context
         self._metrics.record_request(context, exchange.route, exchange.status, exchange.total_s)
-        is_status_route = exchange.route in _STATUS_ROUTES
+        is_status_route = exchange.route in OPEN_PATHS
         level = logging.DEBUG if is_status_route else logging.INFO
         extra_fields = (
             self._auth_failures.take_line_fields(time.monotonic()) if exchange.status == 401 else {}
@@ -257,16 +258,6 @@ class RequestLogMiddleware:
             logger.log(level, "request", extra={"fields": fields})
         if self._tracer is not None and not is_status_route:
             self._tracer.trace(exchange, scope["headers"])
-
-
-def _wrap_receive(receive: Receive, exchange: Exchange) -> Receive:
-    async def receive_and_watch() -> Message:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            exchange.mark_client_disconnected()
-        return message
-
-    return receive_and_watch
 
 
 def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:

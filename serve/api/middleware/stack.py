@@ -7,6 +7,7 @@ from `app.state.settings` and `app.state.keys`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,10 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 from serve.api.middleware.admission import Admission
 from serve.api.middleware.api_keys import ApiKeyMiddleware
 from serve.api.middleware.request_limits import RequestLimitsMiddleware
-from serve.api.middleware.request_log import InFlightRequests, RequestLogMiddleware, Tracer
+from serve.api.middleware.request_log import InFlightRequests, RequestLogMiddleware
 from serve.api.middleware.response_timeout import ResponseTimeoutMiddleware
 from serve.api.middleware.trusted_hosts import TrustedHostMiddleware
 from serve.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serve.api.middleware.tracing import OtlpTracer
 
 
 def install(
@@ -28,7 +32,7 @@ def install(
     check_capacity: Callable[[str], None] = lambda _: None,
     echo_request_id: bool = True,
     route_templates: Iterable[str] = (),
-    tracer: Tracer | None = None,
+    tracer: OtlpTracer | None = None,
 ) -> None:
     """Add the middleware to an application, and what it counts to the state of the application.
 

@@ -94,7 +94,7 @@ def killed(
     starts: list[Ended] = []
     kills = astray = behind = 0
     while kills < options.kills:
-        job = Running([*arguments, "-o", output], output.with_suffix(".log"))
+        job = Running([*arguments, "-o", output], output.with_suffix(".log"), options.chunk_rows)
         if chance.random() < _EARLY:
             alive = job.kill_after(chance.uniform(0, starting_s), lambda: True)
         else:
@@ -115,7 +115,8 @@ def killed(
             output.unlink()
             shutil.rmtree(output.parent / f"{output.name}.job")
             behind = 0
-    starts.append(require(run([*arguments, "-o", output], output.with_suffix(".log"))))
+    log = output.with_suffix(".log")
+    starts.append(require(run([*arguments, "-o", output], log, options.chunk_rows)))
     return starts, kills, astray
 
 
@@ -123,14 +124,16 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, bool]
     source, output = folder / "rows.jsonl", folder / "killed.jsonl"
     model = options.model or str(build_tiny(folder / "tiny"))
     write_rows(source, rows_of(options.rows, random.Random(options.seed)))
-    arguments = [source, "--model", model, "--chunk-rows", str(options.chunk_rows)]
+    arguments = [source, "--model", model]
     undisturbed = folder / "undisturbed.jsonl"
-    whole = require(run([*arguments, "-o", undisturbed], folder / "undisturbed.log"))
+    whole = require(
+        run([*arguments, "-o", undisturbed], folder / "undisturbed.log", options.chunk_rows)
+    )
     scoring_s = summary_of(undisturbed)["seconds"]
     starting_s = whole.seconds - scoring_s
     print(f"undisturbed: {whole.seconds:.1f} s, {scoring_s:.1f} s of it scoring", flush=True)
     starts, kills, astray = killed(arguments, output, starting_s, scoring_s, options)
-    again = require(run([*arguments, "-o", output], folder / "again.log"))
+    again = require(run([*arguments, "-o", output], folder / "again.log", options.chunk_rows))
     checks = {
         f"{options.kills} kills": kills >= options.kills,
         "output is the same to the last byte": digest(output) == digest(undisturbed),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.jobs.manifest import Manifest
+from serve.jobs.spec import CHUNK_ROWS
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "stress"))
@@ -44,10 +45,14 @@ class Running:
     Args:
         arguments: of `skyreward score`.
         log: where its standard error goes.
+        chunk_rows: rows in a chunk.
     """
 
-    def __init__(self, arguments: Iterable[str | Path], log: Path) -> None:
-        command = [sys.executable, "-m", "serve.cli.main", "score", *map(str, arguments)]
+    def __init__(
+        self, arguments: Iterable[str | Path], log: Path, chunk_rows: int = CHUNK_ROWS
+    ) -> None:
+        program = ROOT / "tests" / "small_chunks.py"
+        command = [sys.executable, program, str(chunk_rows), "score", *map(str, arguments)]
         self._log = log
         self._started = time.perf_counter()
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -92,9 +97,9 @@ class Running:
         )
 
 
-def run(arguments: Iterable[str | Path], log: Path) -> Ended:
+def run(arguments: Iterable[str | Path], log: Path, chunk_rows: int = CHUNK_ROWS) -> Ended:
     """A job from its start to its end."""
-    return Running(arguments, log).wait()
+    return Running(arguments, log, chunk_rows).wait()
 
 
 def require(ended: Ended) -> Ended:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_chunks
 from click.testing import CliRunner
 from job_runs import write_lines
 from job_service import Service
@@ -18,6 +20,8 @@ from waiting import PATIENCE_S, until
 
 from rm_core.inputs.conversations import Messages
 from serve.cli.main import main
+from serve.jobs import command
+from serve.jobs.spec import JobSpec
 
 ROWS = [{"id": n, "prompt": "2+2?", "response": f"answer {n}"} for n in range(20)]
 
@@ -39,8 +43,10 @@ def read_all_files(folder: Path) -> bytes:
 
 
 def score(source: Path, output: Path, url: str, *options: str) -> str:
-    arguments = ["score", str(source), "-o", str(output), "--url", url, "--chunk-rows", "5"]
-    done = CliRunner().invoke(main, [*arguments, *options])
+    arguments = ["score", str(source), "-o", str(output), "--url", url]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "JobSpec", partial(JobSpec, chunk_rows=5))
+        done = CliRunner().invoke(main, [*arguments, *options])
     assert isinstance(done.exception, SystemExit | None), done.exception
     return done.output
 
@@ -119,10 +125,8 @@ def test_one_signal_ends_job_waiting_for_silent_service(
             return answered(conversations)
 
         monkeypatch.setattr(service, "score", silent_at_third_chunk)
-    command = [sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)]
-    process = subprocess.Popen(
-        [*command, "--url", service.url, "--chunk-rows", "5"], stderr=subprocess.PIPE, text=True
-    )
+    program = [sys.executable, small_chunks.__file__, "5", "score", str(source), "-o", str(output)]
+    process = subprocess.Popen([*program, "--url", service.url], stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: service.num_asked and len(list(chunks.glob("*.gz"))) == num_kept)
         process.send_signal(signal_number)
