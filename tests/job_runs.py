@@ -16,7 +16,7 @@ from typing import Any
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
 from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec

@@ -17,10 +17,8 @@ from typing import NamedTuple
 from rm_core import BenchmarkDataError, RewardError, ScoreError
 from rm_core.benchmarks.base import Benchmark, Item, ItemKey
 from serve.errors import JobInputError
-from serve.jobs.inputs.files import FileSource
-from serve.jobs.inputs.formats import select_split
-from serve.jobs.inputs.hub import HUB_PREFIX
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.folders import HUB_PREFIX, select_split
+from serve.jobs.inputs.source import FileSource, open_source
 
 _TOTAL = "total_dataset"
 _RMB_FOLDERS = ("BoN_set", "Pairwise_set")
@@ -130,7 +128,7 @@ def _select_files(
     benchmark: str, source: FileSource, request: _SourceRequest, notify: Callable[[str], None]
 ) -> FileSource:
     """Return the source with only the benchmark's files, if its repository has further files."""
-    names = {str(file.path): file for file in source.files}
+    names = {file.path: file for file in source.files}
     kept = list(names)
     if benchmark == "rm-bench" and any(_is_total(name) for name in kept):
         # `total_dataset` repeats the rows of the other files.
@@ -180,7 +178,7 @@ class _Origins:
 
     def __init__(self, name: str, source: FileSource) -> None:
         self._paths: Mapping[int, str] = {
-            index: _get_origin(name, file.path) for index, file in enumerate(source.files)
+            index: _get_origin(name, Path(file.path)) for index, file in enumerate(source.files)
         }
 
     def __getitem__(self, file: int) -> str:

@@ -20,7 +20,7 @@ from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
 from serve.jobs.command import ExecutorOptions
 from serve.jobs.executors.base import ScoringModel
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress

@@ -16,8 +16,8 @@ from rm_core import ScoreError
 from rm_core.benchmarks.base import Item, ItemKey, ScoredItem
 from serve.errors import ScoreFileError
 from serve.jobs.atomic_io import write_atomically
-from serve.jobs.inputs.io import open_decompressed
-from serve.jobs.inputs.jsonl import parse_line, row_too_long_error, split_lines
+from serve.jobs.inputs.json_rows import build_length_error, parse_line, split_lines
+from serve.jobs.inputs.text import open_decompressed
 
 SCORES = "scores.jsonl"
 _MAX_VALUE_CHARS = 60
@@ -54,7 +54,7 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]
     rewards: dict[ItemKey, list[float]] = {}
     lines: dict[ItemKey, int] = {}
     number = 0
-    with open_decompressed(path, 0) as file:
+    with open_decompressed(str(path)) as file:
         for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue
@@ -76,7 +76,7 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]
 def _parse_record(line: bytes, size: int, location: str) -> Mapping[str, Any]:
     # NaN is accepted here, so that the later error can name the item.
     parsed = (
-        row_too_long_error("line", line, size)
+        build_length_error("line", line, size)
         if size > len(line)
         else parse_line(line, finite=False)
     )

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
 from serve.jobs.atomic_io import write_atomically
-from serve.jobs.inputs.source import Position
 from serve.jobs.record_schema import RecordKind
 from serve.jobs.row_results import collect_warnings, find_first_error
 from serve.jobs.summary import Summary
@@ -62,13 +61,16 @@ class Span:
         chunk: index of the chunk, from 0.
         first_row: number of the first row.
         num_rows: number of rows, at least 1.
-        end: position of the reader after the last row.
     """
 
     chunk: int
     first_row: int
     num_rows: int
-    end: Position
+
+    @property
+    def end(self) -> int:
+        """Number of the row after the last one."""
+        return self.first_row + self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def read_chunk(folder: Path, job_id: str, chunk: int) -> ChunkResult:
         if header.pop("sha256") != hashlib.sha256(body).hexdigest():
             raise CorruptStateError("its digest is wrong")
         summary = Summary.from_json(header.pop("figures"))
-        span = Span(**{**header, "end": Position(*header["end"])})
+        span = Span(**header)
         rows = [_decode_row(row) for row in json.loads(body)]
     except (FileNotFoundError, CorruptStateError):
         raise

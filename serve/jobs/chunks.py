@@ -18,7 +18,7 @@ from serve.jobs.chunk_files import ChunkResult, Result, RowResults, Span
 from serve.jobs.columns import Columns
 from serve.jobs.dedup_store import DedupStore, Digest, KnownResult, compute_digest
 from serve.jobs.executors.base import ScoreBatchResult
-from serve.jobs.inputs.source import Row
+from serve.jobs.inputs.rows import Row
 from serve.jobs.record_schema import RecordKind, try_parse_record
 from serve.jobs.summary import Summary
 
@@ -141,7 +141,6 @@ def parse_chunk(number: int, rows: list[Row], columns: Columns) -> Chunk:
         chunk=number,
         first_row=rows[0].number,
         num_rows=len(rows),
-        end=rows[-1].next_position,
     )
     return Chunk(span, parsed, conversations)
 

@@ -13,7 +13,7 @@ from serve.errors import JobOutputError, JobStoppedError
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.base import Executor
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job, require_report_path
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress

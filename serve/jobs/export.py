@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from serve.errors import JobInputError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
 from serve.jobs.chunk_files import ChunkResult, RowResults
-from serve.jobs.inputs.source import InputFile
+from serve.jobs.inputs.storage import measure_file
 from serve.jobs.manifest import Manifest, find_input_changes
 from serve.jobs.progress import Progress
 from serve.jobs.record_schema import ParsedRecord
@@ -76,7 +74,7 @@ def _build_output(row: RowResults) -> RowOutput:
 
 
 def _require_unchanged(spec: JobSpec, manifest: Manifest) -> None:
-    current = [_stat_input(file.path) for file in spec.source.files]
+    current = [measure_file(file.path) for file in spec.source.files]
     has_limit = spec.limit is not None
     if changes := find_input_changes(manifest.scan.files, current, has_limit=has_limit):
         raise _input_changed_error(spec, "; ".join(changes))
@@ -87,11 +85,3 @@ def _input_changed_error(spec: JobSpec, reason: str) -> JobInputError:
         f"the input {spec.source.name} changed while it was scored: {reason}. Restore the input, "
         "or start over with --overwrite"
     )
-
-
-def _stat_input(path: Path) -> InputFile:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return InputFile(path, -1, -1)
-    return InputFile(path, stat.st_size, stat.st_mtime_ns)

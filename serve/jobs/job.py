@@ -257,7 +257,10 @@ def require_report_path(report: Path, spec: JobSpec) -> None:
     require_matplotlib()
     if not report.parent.is_dir():
         raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
-    other_files = {spec.output.resolve(), *(file.path.resolve() for file in spec.source.files)}
+    other_files = {
+        spec.output.resolve(),
+        *(Path(file.path).resolve() for file in spec.source.files),
+    }
     is_html = True
     if report.is_file():
         with report.open("rb") as file:
@@ -280,5 +283,5 @@ def require_output_path(spec: JobSpec) -> None:
         raise JobOutputError(f"the folder {output.parent} does not exist; create it first")
     if output.exists() and not output.is_file():
         raise JobOutputError(f"{output} is not a file; give the name of a file as the output")
-    if output.resolve() in {file.path.resolve() for file in spec.source.files}:
+    if output.resolve() in {Path(file.path).resolve() for file in spec.source.files}:
         raise JobOutputError(f"{output} is also the input; give another name for the output")

@@ -21,11 +21,11 @@ from serve.errors import JobRefusedError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
 from serve.jobs.chunk_files import CorruptStateError
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
-from serve.jobs.inputs.source import InputFile
+from serve.jobs.inputs.storage import InputFile
 from serve.jobs.row_results import ResultNames
 from serve.jobs.summary import Summary
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def find_input_changes(
         current: the files as they are now.
         has_limit: whether more files, which were not read, may follow.
     """
-    before, after = [file.path for file in previous], [str(file.path) for file in current]
+    before, after = [file.path for file in previous], [file.path for file in current]
     if has_limit:
         after = after[: len(before)]
     if before != after:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from serve.errors import JobRefusedError
 from serve.jobs.chunk_files import CorruptStateError
-from serve.jobs.inputs.io import compute_prefix_sha256
 from serve.jobs.inputs.scan import FileDigest
+from serve.jobs.inputs.storage import compute_prefix_sha256
 from serve.jobs.manifest import Manifest
 from serve.jobs.state import manifest_path
 
@@ -26,7 +26,7 @@ def find_result_columns(file: FileDigest) -> frozenset[str]:
     if manifest is None or manifest.completion is None or manifest.completion.size != file.size:
         return frozenset()
     is_whole = file.num_hashed_bytes == file.size
-    digest = file.sha256 if is_whole else compute_prefix_sha256(path, file.size)
+    digest = file.sha256 if is_whole else compute_prefix_sha256(file.path, file.size)
     return (
         manifest.scan.names.result_columns if digest == manifest.completion.sha256 else frozenset()
     )

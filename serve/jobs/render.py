@@ -8,7 +8,7 @@ from typing import IO, Any
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, to_render_json
 from serve.escaping import dump_json
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
-from serve.jobs.inputs.jsonl import parse_rows
+from serve.jobs.inputs.json_rows import parse_lines
 from serve.jobs.record_schema import try_parse_record
 
 
@@ -30,7 +30,7 @@ def render_lines(
     """
     encoder = load_encoder(config)
     num_failed = 0
-    for row in parse_rows(lines):
+    for row in parse_lines(lines):
         parsed = try_parse_record(row.record, columns)
         for conversation in [parsed.error] if parsed.error else parsed.conversations:
             encoded: Encoded | ScoreError

@@ -22,7 +22,7 @@ from serve.jobs.chunks import (
 )
 from serve.jobs.dedup_store import DedupStore, Digest
 from serve.jobs.executors.base import Executor, ScoreBatchResult
-from serve.jobs.inputs.source import START, Position, Row
+from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
@@ -128,21 +128,21 @@ class ChunkRunner:
         self.completed_chunks.add(result.span, result.summary)
         self.progress.add(result.summary)
 
-    def _chunks(self, start: Position, number: int) -> Iterator[Chunk]:
+    def _chunks(self, start: int, number: int) -> Iterator[Chunk]:
         for index, rows in enumerate(
             split_into_chunks(self._rows(start), self.spec.chunk_rows), number
         ):
             yield parse_chunk(index, rows, self.spec.columns)
 
-    def _rows(self, start: Position) -> Iterator[Row]:
+    def _rows(self, start: int) -> Iterator[Row]:
         rows = self.spec.source.iter_rows(start)
         limit = self.spec.limit
-        return rows if limit is None else islice(rows, max(0, limit - start.row))
+        return rows if limit is None else islice(rows, max(0, limit - start))
 
     def _rebuild(self, store: DedupStore) -> None:
         """Fill an empty store from the input and the finished chunks."""
         chunk_results = self.folder.read_chunks(self.job_id, self.completed_chunks.num_chunks)
-        for chunk_result, chunk in zip(chunk_results, self._chunks(START, 0), strict=False):
+        for chunk_result, chunk in zip(chunk_results, self._chunks(0, 0), strict=False):
             results = collect_results(chunk, chunk_result.rows)
             known_results = store.find(list(results))
             new_results = {

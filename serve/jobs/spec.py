@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_core import Truncation
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
-from serve.jobs.inputs.files import FileSource
+from serve.jobs.inputs.source import FileSource
 
 CHUNK_ROWS = 2_000
 

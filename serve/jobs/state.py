@@ -16,7 +16,6 @@ from rm_core import RewardError
 from serve.jobs.atomic_io import TEMP_SUFFIX, sync_folder
 from serve.jobs.chunk_files import ChunkResult, CorruptStateError, Span, chunk_path, read_chunk
 from serve.jobs.dedup_store import DedupStore, remove_store
-from serve.jobs.inputs.source import START, Position
 from serve.jobs.manifest import Manifest
 from serve.jobs.private_files import make_private_folder
 from serve.jobs.summary import Summary
@@ -28,12 +27,12 @@ class CompletedChunks:
 
     Attributes:
         num_chunks: number of finished chunks.
-        end: position after the last row of these chunks.
+        end: number of the row after these chunks.
         summary: summary of these chunks.
     """
 
     num_chunks: int = 0
-    end: Position = START
+    end: int = 0
     summary: Summary = field(default_factory=Summary)
 
     def add(self, span: Span, summary: Summary) -> None:
@@ -145,7 +144,7 @@ class JobFolder:
             number = completed.num_chunks
             try:
                 chunk = read_chunk(self.chunks_folder, job_id, number)
-                if chunk.span.first_row != completed.end.row:
+                if chunk.span.first_row != completed.end:
                     raise CorruptStateError("its rows do not follow the rows of the chunk before")
             except CorruptStateError as error:
                 self._notify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -14,11 +13,11 @@ import pyarrow as pa
 
 from serve.jobs.column_rules import CHOSEN, CONVERSATIONS, GENERATION, GROUPS, REJECTED, RESPONSES
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
-from serve.jobs.inputs.encodings import EncodingCounter
-from serve.jobs.inputs.files import FileSource
-from serve.jobs.inputs.io import compute_prefix_sha256
+from serve.jobs.inputs.rows import DecodeFilter, Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields, require_parquet_types
-from serve.jobs.inputs.source import InputFile, Position, Row
+from serve.jobs.inputs.source import FileSource
+from serve.jobs.inputs.storage import InputFile, compute_prefix_sha256
+from serve.jobs.inputs.text import EncodingCounter
 from serve.jobs.record_schema import RecordKind, infer_kinds_from_columns, infer_record_kinds
 from serve.jobs.row_results import (
     RESERVED_COLUMNS,
@@ -31,6 +30,9 @@ from serve.jobs.row_results import (
 RESULTS_METADATA_KEY = b"skyreward.results"
 """Key of the metadata of a table's schema that lists the columns of results, as a JSON list."""
 _REPORT_EVERY_ROWS = 10_000
+# A limit may end the reading within a file: bytes hashed after its rows, for blank lines among them
+# and the header of a compressed file.
+_READ_AHEAD = 1 << 20
 # The keys of `RESERVED_COLUMNS` in JSON: one expression costs a sixth of nine searches.
 _find_key = re.compile(
     b'"(?:%s)"' % b"|".join(re.escape(name).encode() for name in sorted(RESERVED_COLUMNS))
@@ -111,27 +113,31 @@ def scan_input(
     """
     collector = _SchemaCollector(source, columns) if tabular else None
     decode_all = collector is not None and collector.needs_records
-    progress = _ScanProgress(on_progress)
+    num_rows = num_bytes = num_stored_bytes = 0
     digests: list[FileDigest] = []
     own_columns: set[str] = set()
     earlier_columns: set[str] = set()
     for index, file in enumerate(source.files):
-        if digests and progress.num_rows == limit:
+        if digests and num_rows == limit:
             break
-        num_left = None if limit is None else limit - progress.num_rows
-        watcher = _HashingWatcher(progress)
-        start = Position(index, 0, progress.num_rows)
         inspector = _FileInspector(decode_all)
-        decode = decode_all if source.schema is not None else inspector
-        rows = source.iter_file_rows(start, decode=decode, watch=watcher)
-        for row in itertools.islice(rows, num_left):
-            progress.add(row)
+        decode: DecodeFilter = decode_all if source.schema is not None else inspector
+        first, num_file_bytes = num_rows, 0
+        rows = source.iter_file_rows(index, num_rows, decode=decode)
+        for row in itertools.islice(rows, None if limit is None else limit - num_rows):
+            num_rows += 1
+            num_file_bytes += row.size
             if isinstance(row.record, dict):
                 inspector.add_record(row.record)
             if collector and decode_all:
                 collector.add(row)
-        inspector.encodings.require_utf8(file.path, progress.num_rows - start.row)
-        digests.append(watcher.build_digest(file))
+            if not num_rows % _REPORT_EVERY_ROWS:
+                on_progress(num_rows, num_stored_bytes + min(num_file_bytes, file.size))
+        inspector.encodings.require_utf8(file.path, num_rows - first)
+        is_cut = num_rows == limit and source.schema is None
+        digests.append(_compute_digest(file, num_file_bytes + _READ_AHEAD if is_cut else file.size))
+        num_bytes += num_file_bytes
+        num_stored_bytes += file.size
         if schema := source.read_file_schema(index):
             inspector.result_names.update(RESERVED_COLUMNS.intersection(schema.names))
         known_columns = inspector.known_results
@@ -143,12 +149,19 @@ def scan_input(
         earlier_columns |= known_columns
     names = choose_result_names(own_columns, earlier_columns, replace=replace_results)
     schema, kinds = collector.build(names) if collector else (None, frozenset())
-    return InputScan(progress.num_rows, progress.num_bytes, tuple(digests), schema, kinds, names)
+    return InputScan(num_rows, num_bytes, tuple(digests), schema, kinds, names)
+
+
+def _compute_digest(file: InputFile, num_bytes: int) -> FileDigest:
+    """Pin a file, or its first `num_bytes` if a limit ends the reading within it."""
+    num_hashed_bytes = min(num_bytes, file.size)
+    sha256 = compute_prefix_sha256(file.path, num_hashed_bytes)
+    return FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed_bytes)
 
 
 def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
     """Return whether a file is as it was pinned; hash it only if its modification time differs."""
-    if (digest.path, digest.size) != (str(file.path), file.size):
+    if (digest.path, digest.size) != (file.path, file.size):
         return False
     if digest.mtime_ns == file.mtime_ns:
         return True
@@ -197,38 +210,6 @@ def _read_result_columns(schema: pa.Schema | None) -> frozenset[str]:
         return frozenset(json.loads(names)) if names else frozenset()
     except (ValueError, TypeError):
         return frozenset()
-
-
-class _ScanProgress:
-    """Progress of the scan."""
-
-    def __init__(self, on_progress: ProgressCallback) -> None:
-        self.num_rows = self.num_bytes = self.num_stored_bytes = 0
-        self._on_progress = on_progress
-
-    def add(self, row: Row) -> None:
-        self.num_rows += 1
-        self.num_bytes += row.size
-        if not self.num_rows % _REPORT_EVERY_ROWS:
-            self._on_progress(self.num_rows, self.num_stored_bytes)
-
-
-class _HashingWatcher:
-    """Hashes a file while it is read."""
-
-    def __init__(self, progress: _ScanProgress) -> None:
-        self._digest = hashlib.sha256()
-        self._num_bytes = 0
-        self._progress = progress
-
-    def __call__(self, block: memoryview) -> None:
-        self._digest.update(block)
-        self._num_bytes += len(block)
-        self._progress.num_stored_bytes += len(block)
-
-    def build_digest(self, file: InputFile) -> FileDigest:
-        digest = self._digest.hexdigest()
-        return FileDigest(str(file.path), file.size, file.mtime_ns, digest, self._num_bytes)
 
 
 class _SchemaCollector:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.io import Watcher, build_truncated_file_error, read_through
-from serve.jobs.inputs.source import DecodeFilter, Position, Row
+from serve.jobs.inputs.rows import DecodeFilter, FileRange, FileRows, Row
+from serve.jobs.inputs.storage import open_arrow_file
 
 _BATCH_ROWS = 256  # with 1024, a row takes as long (0.43 us, nested text), with 4x the memory
 _BUFFER_BYTES = 1 << 20
@@ -33,45 +32,35 @@ _BATCH_BYTES = 64 << 20
 _MOST_UNPACKED = 512 << 20
 
 
-def read_parquet(
-    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
-) -> Iterator[Row]:
+def read_parquet(rows: FileRange, decode: DecodeFilter) -> FileRows:
     """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`."""
-    if watch:
-        read_through(path, watch)
-    with _translate_errors(path), open_parquet(path) as file:
-        yield from _iter_rows(path, _parquet_batches(file, start.offset), start, decode is True)
+    with _translate_errors(rows.path), open_parquet(rows.path) as file:
+        batches = _iter_parquet_batches(file, rows.first_row - rows.start)
+        yield from _iter_rows(rows, batches, decode is True)
+        return rows.start + int(file.metadata.num_rows)
 
 
-def read_arrow(
-    path: Path, start: Position, *, decode: DecodeFilter, watch: Watcher | None = None
-) -> Iterator[Row]:
+def read_arrow(rows: FileRange, decode: DecodeFilter) -> FileRows:
     """Yield the rows of an IPC file or stream; arguments as for `FileSource.iter_file_rows`."""
-    if watch:
-        read_through(path, watch)
-    with _translate_errors(path), pa.OSFile(str(path)) as file:
-        yield from _iter_rows(path, _arrow_batches(file), start, decode is True)
+    with _translate_errors(rows.path), open_arrow_file(rows.path) as file:
+        return (yield from _iter_rows(rows, _iter_arrow_batches(file), decode is True))
 
 
-def read_parquet_schema(path: Path) -> pa.Schema:
-    """Read the schema from the footer of the file."""
-    with _translate_errors(path), open_parquet(path) as file:
-        return file.schema_arrow
-
-
-def read_arrow_schema(path: Path) -> pa.Schema:
-    """Read the schema from the beginning of the file."""
-    with _translate_errors(path), pa.OSFile(str(path)) as file:
-        return _open_arrow(file)[0]
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file so that column chunks are read in blocks, never a whole row group."""
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+def read_table_schema(path: str, *, is_parquet: bool) -> pa.Schema:
+    """Read the schema from the footer of a Parquet file or the beginning of an Arrow file."""
+    with _translate_errors(path), open_arrow_file(path) as file:
+        return pq.read_schema(file) if is_parquet else _open_arrow(file)[0]
 
 
 @contextlib.contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file so that column chunks are read in blocks, never a whole row group."""
+    with open_arrow_file(path) as file:
+        yield pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+@contextlib.contextmanager
+def _translate_errors(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -84,35 +73,32 @@ def _translate_errors(path: Path) -> Iterator[None]:
 
 
 def _iter_rows(
-    path: Path, batches: Iterator[tuple[int, pa.RecordBatch]], start: Position, decode: bool
-) -> Iterator[Row]:
-    """Yield rows from a position on.
+    rows: FileRange, batches: Iterator[tuple[int, pa.RecordBatch]], decode: bool
+) -> FileRows:
+    """Yield rows of a file.
 
     Args:
-        path: path for error messages.
+        rows: the rows to read.
         batches: batches with the index of their first row in the file.
-        start: position of the first row.
-        decode: see `Source.iter_rows`.
+        decode: see `FileSource.iter_rows`.
     """
-    shift = start.row - start.offset  # from rows of the file to rows of the input
-    end = 0
-    for first, batch in batches:
+    end = rows.start
+    for index, batch in batches:
+        first = rows.start + index
         end = first + batch.num_rows
-        if end <= start.offset:
+        if end <= rows.first_row:
             continue
         num_bytes = _count_decoded_bytes(batch)
         size = max(1, num_bytes // batch.num_rows)
         # Large batches are decoded row by row, because all rows together would not fit.
         is_small = num_bytes <= _BATCH_BYTES
-        records = _decode_or_locate_error(batch, path, first) if decode and is_small else None
-        for index in range(max(0, start.offset - first), batch.num_rows):
-            row = first + index
-            record = records[index] if records else None
+        records = _decode_or_locate_error(batch, rows.path, index) if decode and is_small else None
+        for row in range(max(0, rows.first_row - first), batch.num_rows):
+            record = records[row] if records else None
             if decode and not is_small:
-                (record,) = _decode_or_locate_error(batch.slice(index, 1), path, row)
-            yield Row(row + shift, size, record, None, start.file, row + 1, (batch, index))
-    if end < start.offset:
-        raise build_truncated_file_error(path)
+                (record,) = _decode_or_locate_error(batch.slice(row, 1), rows.path, index + row)
+            yield Row(first + row, size, record, None, rows.file, (batch, row))
+    return end
 
 
 def _count_decoded_bytes(batch: pa.RecordBatch) -> int:
@@ -164,12 +150,15 @@ def _choose_batch_rows(file: pq.ParquetFile, group: int) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // total)) if total else _BATCH_ROWS
 
 
-def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _iter_parquet_batches(
+    file: pq.ParquetFile, num_skipped: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield batches with the index of their first row, without row groups that are skipped."""
     first = 0
     for group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
-        batch_rows = _choose_batch_rows(file, group)
-        if first + num_rows > offset or group + 1 == file.num_row_groups:
+        if first + num_rows > num_skipped:
+            batch_rows = _choose_batch_rows(file, group)
             position = first
             for batch in file.iter_batches(batch_rows, row_groups=[group], use_threads=False):
                 if batch.num_rows:
@@ -178,12 +167,11 @@ def _parquet_batches(file: pq.ParquetFile, offset: int) -> Iterator[tuple[int, p
         first += num_rows
 
 
-def _arrow_batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _iter_arrow_batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
     first = 0
     for batch in _open_arrow(file)[1]:
         for begin in range(0, batch.num_rows, _BATCH_ROWS):
-            small_batch = batch.slice(begin, _BATCH_ROWS)
-            yield first + begin, small_batch
+            yield first + begin, batch.slice(begin, _BATCH_ROWS)
         first += batch.num_rows
 
 
@@ -198,7 +186,7 @@ def _open_arrow(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     return reader.schema, batches
 
 
-def _decode_or_locate_error(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
+def _decode_or_locate_error(batch: pa.RecordBatch, path: str, first: int) -> list[dict[str, Any]]:
     """Decode a batch; an error names the row and the column."""
     try:
         return decode_batch(batch)

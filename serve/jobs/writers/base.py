@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from serve.errors import JobOutputError
+from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import InputScan
-from serve.jobs.inputs.source import Row
 from serve.jobs.row_results import RowOutput
 from serve.jobs.writers.jsonl import JsonlWriter
 from serve.jobs.writers.parquet import ParquetWriter

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from typing import IO, Any, Self
 
-from serve.jobs.inputs.source import Row
+from serve.jobs.inputs.rows import Row
 from serve.jobs.row_results import DEFAULT_RESULT_NAMES, ResultNames, RowOutput, merge_record
 from serve.jobs.writers.abortable import AbortableFile
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.errors import JobOutputError
+from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY
-from serve.jobs.inputs.source import Row
 from serve.jobs.record_schema import RecordKind
 from serve.jobs.row_results import (
     DEFAULT_RESULT_NAMES,

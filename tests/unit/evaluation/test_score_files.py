@@ -16,7 +16,7 @@ from rm_core.benchmarks.base import Item, Preference, ScoredItem
 from serve.errors import EvaluationError, JobInputError, ScoreFileError
 from serve.evaluation.artifacts import read_summary
 from serve.evaluation.score_files import read_scores, write_scores
-from serve.jobs.inputs import jsonl
+from serve.jobs.inputs import json_rows
 
 
 def build_item(id: str, subset: str = "chat", num_responses: int = 2) -> Item:
@@ -106,7 +106,7 @@ def test_file_in_other_encoding_raises_error(tmp_path: Path, encoding: str) -> N
 
 
 def test_too_long_line_raises_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 100)
     path = write_lines(tmp_path / "scores.jsonl", *GOOD, {"id": "3", "more": "x" * 100})
     with pytest.raises(
         ScoreFileError, match=r"line 3: the line has \d+ bytes, and the maximum is 100"

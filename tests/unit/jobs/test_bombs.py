@@ -16,9 +16,9 @@ import pytest
 from rm_core import ScoreError
 from serve.errors import JobInputError
 from serve.jobs.inputs import tabular
-from serve.jobs.inputs.jsonl import MAX_ROW_BYTES
-from serve.jobs.inputs.resolve import open_source
-from serve.jobs.inputs.source import START, Position, Row
+from serve.jobs.inputs.json_rows import MAX_ROW_BYTES
+from serve.jobs.inputs.rows import Row
+from serve.jobs.inputs.source import open_source
 
 TEXT = "x" * (4 << 20)
 
@@ -33,12 +33,12 @@ def shared_text(num_rows: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), [TEXT])
 
 
-def read(path: Path, start: Position = START) -> tuple[list[Row], int]:
+def read(path: Path, first_row: int = 0) -> tuple[list[Row], int]:
     """Return rows with the length of their prompt as the record, and the peak of Arrow's memory."""
     pool = pa.default_memory_pool()
     before, peak = pool.bytes_allocated(), 0
     rows = []
-    for row in open_source(str(path)).iter_rows(start):
+    for row in open_source(str(path)).iter_rows(first_row):
         peak = max(peak, pool.bytes_allocated() - before)
         rows.append(row._replace(record=len(row.record["prompt"]), cells=None))
     return rows, peak
@@ -61,14 +61,14 @@ def test_text_shared_by_rows_is_not_copied_for_every_row(tmp_path: Path, kind: s
     # Chunks are limited by row sizes, so the size of a row is its size after decoding.
     assert all(len(TEXT) <= row.size < 2 * len(TEXT) for row in rows)
     # Sizes are the same wherever reading begins.
-    again, _ = read(path, rows[9].next_position)
+    again, _ = read(path, 10)
     assert again == rows[10:]
 
 
 def test_ordinary_parquet_file_is_read_in_full_batches(tmp_path: Path) -> None:
     texts = [f"{n} " * 500 for n in range(2_000)]
     pq.write_table(pa.table({"prompt": texts}), tmp_path / "in.parquet")
-    with tabular.open_parquet(tmp_path / "in.parquet") as file:
+    with tabular.open_parquet(str(tmp_path / "in.parquet")) as file:
         assert tabular._choose_batch_rows(file, 0) == tabular._BATCH_ROWS
 
 

@@ -18,8 +18,8 @@ from reference import Reference
 
 from rm_core import InvalidConversationError, ModelConfig, Reward, RewardScorer, ScoreError
 from serve.jobs.columns import Columns
-from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.scan import scan_input
+from serve.jobs.inputs.source import open_source
 from serve.jobs.record_schema import parse_record
 
 USUAL = Columns()

@@ -16,8 +16,8 @@ from job_runs import FakeExecutor, comparable, records, reward_of, run_job, writ
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
 from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
-from serve.jobs.inputs import jsonl
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs import json_rows
+from serve.jobs.inputs.source import open_source
 from serve.jobs.job import require_report_path
 from serve.jobs.lock import hold_lock
 from serve.jobs.spec import JobSpec
@@ -365,7 +365,7 @@ def test_bad_input_is_refused_before_scoring(
 def test_too_long_row_is_row_of_output_with_error(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 3000)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 3000)
     texts = [json.dumps({"id": n, "messages": TURNS}) for n in range(95)]
     texts[40] = json.dumps({"messages": TURNS, "more": "x" * 5000})
     array = f"[{', '.join(texts)}]"
@@ -376,7 +376,7 @@ def test_too_long_row_is_row_of_output_with_error(
     assert (summary.num_rows, summary.num_failed) == (95, 1)
     rows = read(output)
     assert [row.get("id") for row in rows] == [*range(40), None, *range(41, 95)]
-    assert rows[40]["line"] == texts[40][: jsonl.PREVIEW_BYTES]
+    assert rows[40]["line"] == texts[40][: json_rows.PREVIEW_BYTES]
     assert "the maximum is 3,000" in rows[40]["error"]["message"]
 
 

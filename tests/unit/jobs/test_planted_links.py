@@ -18,8 +18,8 @@ from serve.evaluation.command import _make_folder
 from serve.evaluation.runner import ScoringProvenance
 from serve.jobs import private_files
 from serve.jobs.atomic_io import open_atomic, read_regular_file, write_atomically
-from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.scan import FileDigest
+from serve.jobs.inputs.source import open_source
 from serve.jobs.lock import hold_lock
 from serve.jobs.previous_output import find_result_columns
 from serve.jobs.private_files import make_private_folder, reject_foreign_link

@@ -10,7 +10,7 @@ import pytest
 from job_runs import FakeExecutor, records, run_job, write_lines
 
 from serve.jobs.dry_run import estimate
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 from serve.jobs.progress import Progress, format_duration
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from rm_core import ScoreError
 from serve.errors import JobInputError
-from serve.jobs.inputs import json_array, jsonl
-from serve.jobs.inputs.resolve import open_source
-from serve.jobs.inputs.source import START, Position, Row
+from serve.jobs.inputs import json_rows
+from serve.jobs.inputs.rows import Row
+from serve.jobs.inputs.source import open_source
 
 VALUES = st.recursive(
     st.none()
@@ -37,7 +37,7 @@ in_one_folder = settings(
 
 
 def without_cells(row: Row) -> tuple[Any, ...]:
-    return row[:6]  # Arrow batches are new objects each time
+    return row[:5]  # Arrow batches are new objects each time
 
 
 def assert_resumes_anywhere(path: Path) -> list[Row]:
@@ -46,8 +46,7 @@ def assert_resumes_anywhere(path: Path) -> list[Row]:
     rows = list(source.iter_rows())
     assert [row.number for row in rows] == list(range(len(rows)))
     for row in [*rows[:5], *rows[-2:], *rows[len(rows) // 2 :][:2]]:
-        position = Position(*json.loads(json.dumps(row.next_position)))
-        again = [without_cells(r) for r in source.iter_rows(position)]
+        again = [without_cells(r) for r in source.iter_rows(row.number + 1)]
         assert again == [without_cells(r) for r in rows[row.number + 1 :]]
     plain = [without_cells(r)[:2] for r in source.iter_rows(decode=False)]
     assert plain == [without_cells(r)[:2] for r in rows]
@@ -84,7 +83,7 @@ def test_json_array_is_read_from_any_row(
     text = json.dumps(records, indent=indent, ensure_ascii=ascii)
     (tmp_path / "in.json").write_text("\ufeff" * mark + text + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_array, "_BLOCK_BYTES", block)
+        patch.setattr(json_rows, "_BLOCK_BYTES", block)
         rows = assert_resumes_anywhere(tmp_path / "in.json")
     assert [row.record for row in rows] == records
 
@@ -152,7 +151,7 @@ def write_rows(folder: Path, name: str, texts: list[str]) -> Path:
 def test_row_that_is_not_strict_json_is_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
-    monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(json_rows, "_BLOCK_BYTES", block)
     texts = [text for bad, _ in NOT_STRICT for text in (GOOD, bad)]
     path = write_rows(tmp_path, name, [*texts, *(text for text, _ in STRICT)])
     rows = assert_resumes_anywhere(path)
@@ -173,10 +172,9 @@ def test_row_that_is_not_strict_json_is_error(
 def test_too_long_row_is_error_and_other_rows_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
-    for module, constant in ((json_array, "_BLOCK_BYTES"), (jsonl, "_BLOCK_BYTES")):
-        monkeypatch.setattr(module, constant, block)
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
-    monkeypatch.setattr(jsonl, "PREVIEW_BYTES", 20)
+    monkeypatch.setattr(json_rows, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(json_rows, "PREVIEW_BYTES", 20)
     texts = []
     for size in (380, 395, 399, 400, 401, 402, 405, 1000, 5000):
         filler = 'é\\"]}' * 3
@@ -202,9 +200,9 @@ def test_too_long_row_is_error_and_other_rows_are_read(
 def test_too_long_element_ends_at_its_brackets_and_quotes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 40)
-    monkeypatch.setattr(jsonl, "PREVIEW_BYTES", 20)
+    monkeypatch.setattr(json_rows, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 40)
+    monkeypatch.setattr(json_rows, "PREVIEW_BYTES", 20)
     long = [json.dumps({"a": ['\\"]}', "\\\\", "x\\"] * 9}), json.dumps('"\\' * 40)]
     texts = [text for one in long for text in (one, GOOD[:8] + "}")]
     path = tmp_path / "in.json"
@@ -215,7 +213,7 @@ def test_too_long_element_ends_at_its_brackets_and_quotes(
 
 
 def test_long_blank_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.jsonl").write_text(f'{{"a": 1}}\n{" " * 5000}\n{{"a": 2}}\n{" " * 5000}')
     rows = assert_resumes_anywhere(tmp_path / "in.jsonl")
     assert [row.record for row in rows] == [{"a": 1}, {"a": 2}]
@@ -225,7 +223,7 @@ def test_long_blank_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_unterminated_long_element_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 400)
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(JobInputError, match="not an array of JSON records"):
         list(open_source(str(tmp_path / "in.json")).iter_rows())
@@ -346,7 +344,7 @@ def test_several_files_are_one_input(tmp_path: Path) -> None:
     assert [row.number for row in rows] == list(range(303))
     assert [row.record["id"] for row in rows] == [*range(3), *range(300)]
     for index in (0, 2, 3, 302):
-        after = [without_cells(row) for row in source.iter_rows(rows[index].next_position)]
+        after = [without_cells(row) for row in source.iter_rows(index + 1)]
         assert after == [without_cells(row) for row in rows[index + 1 :]]
 
 
@@ -361,7 +359,7 @@ def test_shortened_file_is_refused(tmp_path: Path, name: str) -> None:
         text = b'{"a": 1}\n' * 3
         path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     with pytest.raises(JobInputError, match="shorter than when the job began"):
-        list(open_source(str(path)).iter_rows(START._replace(offset=1000, row=900)))
+        list(open_source(str(path)).iter_rows(900))
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.7, 0.95])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 
 COMMIT = "c" * 40
 

@@ -20,7 +20,7 @@ from serve.jobs.columns import Columns
 from serve.jobs.dedup_store import compute_digest
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.source import open_source
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary_table import format_examples, format_summary

@@ -15,9 +15,9 @@ import pytest
 
 from serve.errors import JobInputError, JobOutputError
 from serve.jobs.columns import Columns
-from serve.jobs.inputs.resolve import open_source
 from serve.jobs.inputs.scan import InputScan, is_unchanged, scan_input
-from serve.jobs.inputs.source import InputFile
+from serve.jobs.inputs.source import open_source
+from serve.jobs.inputs.storage import InputFile
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -65,7 +65,9 @@ def test_limit_ends_scan(tmp_path: Path) -> None:
     result = scan(tmp_path, limit=3)
     assert (result.num_rows, len(result.files)) == (3, 2)
     assert result.files[1].num_hashed_bytes < result.files[1].size
-    assert is_unchanged(result.files[1], InputFile(tmp_path / "b.jsonl", result.files[1].size, 0))
+    assert is_unchanged(
+        result.files[1], InputFile(str(tmp_path / "b.jsonl"), result.files[1].size, 0)
+    )
     assert scan(tmp_path, limit=5000).num_rows == 1003
     assert scan(tmp_path, limit=0).num_rows == 0
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobOutputError
-from serve.jobs.inputs.resolve import open_source
+from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import scan_input
-from serve.jobs.inputs.source import Row
+from serve.jobs.inputs.source import open_source
 from serve.jobs.record_schema import ParsedRecord, try_parse_record
 from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowOutput, build_row_output
 from serve.jobs.writers import parquet

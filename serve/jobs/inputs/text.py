@@ -1,4 +1,4 @@
-"""Encodings of text files: only UTF-8 is read, and other encodings are refused by name.
+"""Text of files: decompressed, and refused by name of its encoding if it is not UTF-8.
 
 UTF-16 and UTF-32 are recognized by the first bytes. Encodings such as Windows-1252 or Shift-JIS are
 recognized only by lines that are not ASCII, so these lines are counted; a few damaged lines of a
@@ -7,12 +7,18 @@ UTF-8 file are errors of their rows.
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import IO, cast
 
 from serve.errors import JobInputError
+from serve.jobs.inputs.storage import open_file
 
 HEAD_BYTES = 4096
 """Number of bytes at the start of a file that suffice for `require_utf8`."""
+_GZIP = b"\x1f\x8b"
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -56,7 +62,31 @@ _MOSTLY, _SOME = 0.9, 0.1  # share of characters with a NUL at a byte position
 _FEWEST_PER_ROWS = 100  # fewer bad lines than one in 100 are damage, not an encoding
 
 
-def require_utf8(head: bytes, path: Path | str) -> None:
+@contextlib.contextmanager
+def open_decompressed(path: str) -> Iterator[IO[bytes]]:
+    """Open the text of a file, compressed or not.
+
+    Raises:
+        JobInputError: the file is damaged (also raised while it is read), or has an encoding such
+            as UTF-16 that is recognized by its first bytes.
+    """
+    with open_file(path) as stored:
+        file = stored
+        try:
+            is_compressed = stored.read(2) == _GZIP
+            stored.seek(0)
+            if is_compressed:
+                file = cast(IO[bytes], gzip.GzipFile(fileobj=stored))
+            require_utf8(file.read(HEAD_BYTES), path)
+            file.seek(0)
+            yield file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise JobInputError(
+                f"{path} is compressed and damaged ({error}); copy the complete file again"
+            ) from error
+
+
+def require_utf8(head: bytes, path: str) -> None:
     """Refuse a file whose first bytes show that it is not UTF-8 text.
 
     Args:
@@ -100,7 +130,7 @@ class EncodingCounter:
         self._num_bad += 1
         self._sample += line[: _SAMPLE_BYTES - len(self._sample)]
 
-    def require_utf8(self, path: Path | str, num_rows: int) -> None:
+    def require_utf8(self, path: str, num_rows: int) -> None:
         """Refuse a file in another encoding; call this after all lines are counted.
 
         Args:
