@@ -1,16 +1,65 @@
-"""Columns of records that the caller names; dots in a path select fields of structs."""
+"""Columns of records: which ones the caller names, and which are read, refused or warned of.
+
+A column concerns scoring only if some format makes it part of the model's input. In this case:
+
+1. The column is read if its content can be rendered: prompts, answers, `system`, `history`,
+   `tools`.
+2. The row gets an error if the answer is about something that is not text (images, videos, audio),
+   or if the row has no single answer (stepwise supervision, a prompt alone, an annotation tool's
+   record).
+3. Otherwise the row gets a warning `column_not_read` (`documents`, `context`, a second prompt),
+   unless the conversation has the same text anyway.
+
+All other columns (labels, ratings, ids, names of models, answers of another shape) do not change
+the model's input and are copied. The names come from the formats of TRL, LLaMA-Factory, ms-swift,
+Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from rm_core import ChatFormatName, InvalidConversationError
+from rm_core.inputs.conversations import Messages
 from serve.errors import JobInputError
 
 TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
-"""How to read text that holds several turns; see `serve.jobs.transcripts`."""
+"""How to read text that holds several turns; see `serve.jobs.turns`."""
+
+CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+"""Names of the better answer of a pair."""
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+"""Names of the worse answer of a pair; the last two also go with `messages` or `response`."""
+GROUPS = ("responses", "generations")
+"""Names of the answers of a group; the first name in the record counts."""
+RESPONSES = ("response", "completion", "answer", "output")
+"""Names of the only answer of a record."""
+GENERATION = "generation"
+"""Name of the only answer where the record has none of `RESPONSES`."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Names of whole conversations, and of the messages before the answers of a pair or a group."""
+PROMPTS = ("question", "instruction", "query")
+"""Names of a prompt other than `prompt`."""
+INPUT = "input"
+"""Appended to an instruction; without another prompt column, the prompt itself."""
+SYSTEMS = ("system", "system_prompt")
+HISTORY = "history"
+TOOLS = "tools"
+
+MEDIA = (
+    *("image", "images", "video", "videos", "audio", "audios"),
+    *("rejected_image", "rejected_images", "rejected_videos", "rejected_audios"),
+)
+"""Columns with media that an answer is about."""
+_MEDIA = frozenset(MEDIA)
+MODEL_INPUT_COLUMNS = (
+    *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
+    *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
+    *("context_messages", "system_message", "available_tools"),
+)
+"""Columns that some format makes part of the model's input; a warning names those not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +184,140 @@ def _walk_path(value: Any, path: str) -> Any:
             return _walk_path(value[int(head)], rest) if rest else value[int(head)]
         return [_walk_path(item, path) for item in value]
     raise TypeError(path)
+
+
+def require_text_only(record: Mapping[str, Any]) -> None:
+    """Check that a record or a message is only about text.
+
+    Raises:
+        InvalidConversationError: a column has images, videos or audio.
+    """
+    if _MEDIA.isdisjoint(record):
+        return
+    media = [name for name in MEDIA if _is_filled(record.get(name))]
+    if media:
+        raise InvalidConversationError(
+            f"the record has {format_names(media)}, and only text is scored; an answer about "
+            "something that the model does not see would get a wrong reward. If the answer does "
+            f"not depend on it, ignore the column: {_format_ignore_options(media)}"
+        )
+
+
+def explain_unknown_kind(record: Mapping[str, Any]) -> str:
+    """Return a message that explains why a record has no known shape, and what to do."""
+    if isinstance(record.get("fields"), Mapping):
+        return (
+            "no known shape; this is an Argilla record with its texts in `fields`: name the "
+            "columns, for example --prompt-column fields.prompt --response-column fields.response"
+        )
+    if isinstance(record.get("labels"), list) and isinstance(record.get("completions"), list):
+        return (
+            "no known shape; `completions` with `labels` is stepwise supervision, which labels "
+            "single steps, and a reward is given to a whole answer: join the steps into `response`"
+        )
+    prompts = [name for name in ("prompt", *PROMPTS) if name in record]
+    hint = f"; {format_names(prompts)} has no answer" if prompts else ""
+    return (
+        "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
+        "or `prompt` and `responses`, or `prompt` and `response`; this one has "
+        f"{format_names(record)}{hint}: rename the columns, or name them by options such as "
+        "--messages-column"
+    )
+
+
+def find_unread_warnings(
+    record: Mapping[str, Any], read_columns: Collection[str], conversations: Sequence[Messages]
+) -> list[str]:
+    """Return warnings about columns that may belong to the model's input and were not read.
+
+    Args:
+        record: record without the columns that the caller ignores.
+        read_columns: names of the record's columns that were read.
+        conversations: conversations built from those columns.
+    """
+    unread = [
+        name
+        for name in MODEL_INPUT_COLUMNS
+        if name in record
+        and name not in read_columns
+        and _is_filled(record[name])
+        and not _is_repeated(name, record[name], conversations)
+    ]
+    if not unread:
+        return []
+    return [
+        f"column_not_read: {format_names(unread)} may belong to the model's input, and was not "
+        f"read; name the columns to read by options, or give {_format_ignore_options(unread)}"
+    ]
+
+
+def _is_repeated(name: str, value: Any, conversations: Sequence[Messages]) -> bool:
+    """Return whether conversations have a column's text anyway; for messages, one is enough."""
+    is_covered = [_is_covered(value, messages) for messages in conversations]
+    return any(is_covered) if name in CONVERSATIONS else all(is_covered)
+
+
+def _is_covered(value: Any, messages: Messages) -> bool:
+    """Return whether a conversation contains the text of a column."""
+    if isinstance(value, str):
+        return any(value.strip() in message["content"] for message in messages)
+    if isinstance(value, list):
+        return all(
+            isinstance(turn, Mapping)
+            and isinstance(content := turn.get("content", turn.get("value")), str)
+            and _is_covered(content, messages)
+            for turn in value
+        )
+    return False
+
+
+def _is_filled(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list | tuple):
+        return any(item is not None for item in value)
+    if isinstance(value, Mapping):
+        return any(item is not None for item in value.values())
+    return value is not None and value is not False
+
+
+def _format_ignore_options(names: Sequence[str]) -> str:
+    return " ".join(f"--ignore-column {name}" for name in names)
+
+
+def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return the names of the chosen and the rejected column, or None if a side is missing.
+
+    Args:
+        has_column: returns whether there is a column of that name.
+    """
+    chosen = [name for name in CHOSEN if has_column(name)]
+    rejected = [name for name in REJECTED if has_column(name)]
+    if chosen and rejected:
+        return chosen[0], rejected[0]
+    others = [name for name in rejected if name != "rejected"]
+    better = [name for name in ("messages", *RESPONSES) if has_column(name)]
+    return (better[0], others[0]) if others and better else None
+
+
+def is_prompt(messages: Any) -> bool:
+    """Return whether messages end before an answer."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") in ("user", "tool")
+
+
+def is_whole_conversation(answer: Any) -> bool:
+    """Return whether an answer is a whole conversation: messages that begin before the answer."""
+    first = answer[0] if isinstance(answer, list) and answer else None
+    return isinstance(first, Mapping) and first.get("role") in ("system", "user")
+
+
+def is_annotation(record: Mapping[str, Any], responses: Any) -> bool:
+    """Return whether responses are those of annotators, as Argilla exports them."""
+    if isinstance(responses, Mapping):
+        return isinstance(record.get("fields"), Mapping)
+    return (
+        isinstance(responses, list)
+        and bool(responses)
+        and all(isinstance(r, Mapping) and "values" in r for r in responses)
+    )

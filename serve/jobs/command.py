@@ -21,7 +21,7 @@ from serve.jobs.spec import JobSpec
 from serve.jobs.state import JobFolder
 from serve.jobs.summary import RowSink
 from serve.jobs.summary_table import format_examples, format_summary, print_lines
-from serve.jobs.writers.base import is_tabular
+from serve.jobs.writers import is_tabular
 from serve.shutdown import GracefulShutdown
 
 EXIT_PARTIAL = 3

@@ -15,7 +15,7 @@ from serve.jobs.record_schema import ParsedRecord
 from serve.jobs.row_results import RowOutput, build_row_output
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import RowSink
-from serve.jobs.writers.base import is_tabular, open_writer
+from serve.jobs.writers import is_tabular, open_writer
 from serve.shutdown import GracefulShutdown
 
 

@@ -34,7 +34,7 @@ from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
 from serve.jobs.summary import RowSink, Summary
-from serve.jobs.writers.base import is_tabular
+from serve.jobs.writers import is_tabular
 from serve.reports import require_matplotlib
 from serve.shutdown import GracefulShutdown
 

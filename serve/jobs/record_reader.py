@@ -20,7 +20,7 @@ from rm_core import (
 )
 from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
 from rm_core.inputs.conversations import ChatJson, Messages, validate_unicode
-from serve.jobs.column_rules import (
+from serve.jobs.columns import (
     CHOSEN,
     CONVERSATIONS,
     GENERATION,
@@ -32,23 +32,27 @@ from serve.jobs.column_rules import (
     RESPONSES,
     SYSTEMS,
     TOOLS,
+    Columns,
     find_pair_columns,
     find_unread_warnings,
+    format_names,
+    get_optional_path,
+    get_path,
     is_annotation,
     is_prompt,
     is_whole_conversation,
     require_text_only,
 )
-from serve.jobs.columns import Columns, format_names, get_optional_path, get_path
-from serve.jobs.sharegpt import (
+from serve.jobs.turns import (
     has_function_calls,
     load_messages,
     normalize_messages,
     parse_history,
     parse_json_turns,
+    parse_prompt_transcript,
+    parse_transcript,
     read_tools,
 )
-from serve.jobs.transcripts import parse_prompt_transcript, parse_transcript
 
 _ANSWER_HEADERS: Mapping[ChatFormatName, str] = {
     "chatml": r"<\|im_start\|>assistant\r?\n",

@@ -1,6 +1,6 @@
 """Kinds of records: conversation, pair and group; formats of other tools are converted to these.
 
-`serve.jobs.column_rules` defines which columns count, `serve.jobs.record_reader` reads them, and
+`serve.jobs.columns` defines which columns count, `serve.jobs.record_reader` reads them, and
 `serve.jobs.row_results` defines the result columns of each kind.
 """
 
@@ -12,19 +12,20 @@ from typing import Any, Literal
 
 from rm_core import InputError, InvalidConversationError, ScoreError
 from rm_core.inputs.conversations import ChatJson
-from serve.jobs.column_rules import (
+from serve.jobs.columns import (
     CHOSEN,
     CONVERSATIONS,
+    DEFAULT_COLUMNS,
     GENERATION,
     REJECTED,
     RESPONSES,
+    Columns,
     explain_unknown_kind,
     find_pair_columns,
     is_prompt,
 )
-from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.record_reader import RecordReader
-from serve.jobs.sharegpt import load_messages
+from serve.jobs.turns import load_messages
 
 RecordKind = Literal["conversation", "pair", "group"]
 

@@ -11,8 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from serve.jobs.column_rules import CHOSEN, CONVERSATIONS, GENERATION, GROUPS, REJECTED, RESPONSES
-from serve.jobs.columns import DEFAULT_COLUMNS, Columns
+from serve.jobs.columns import (
+    CHOSEN,
+    CONVERSATIONS,
+    DEFAULT_COLUMNS,
+    GENERATION,
+    GROUPS,
+    REJECTED,
+    RESPONSES,
+    Columns,
+)
 from serve.jobs.inputs.rows import DecodeFilter, Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields, require_parquet_types
 from serve.jobs.inputs.source import FileSource

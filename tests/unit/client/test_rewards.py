@@ -28,7 +28,7 @@ from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 from serve.client.integrations.verl import compute_score, compute_score_batch
 from serve.client.settings import ClientSettings
 from serve.config.settings import Settings
-from serve.jobs.sharegpt import normalize_messages
+from serve.jobs.turns import normalize_messages
 
 CHATML = (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n"

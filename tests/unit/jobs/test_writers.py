@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobOutputError
+from serve.jobs import writers
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import scan_input
 from serve.jobs.inputs.source import open_source
 from serve.jobs.record_schema import ParsedRecord, try_parse_record
 from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowOutput, build_row_output
-from serve.jobs.writers import parquet
-from serve.jobs.writers.base import is_tabular, open_writer
+from serve.jobs.writers import is_tabular, open_writer
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 ERROR = {"code": "invalid_conversation", "message": "no"}
@@ -286,7 +286,7 @@ def test_files_with_different_columns_are_one_table(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_GROUP_BYTES", 200_000)
+    monkeypatch.setattr(writers, "_GROUP_BYTES", 200_000)
     source = write_lines(tmp_path / "in.jsonl", *[{"n": n, "t": "x" * 100} for n in range(9000)])
     file = pq.ParquetFile(io.BytesIO(write_output(source, tmp_path / "out.parquet")))
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]

@@ -1,0 +1,364 @@
+"""Write rows with their rewards to OUTPUT: JSON lines, plain or compressed, or Parquet.
+
+The name of OUTPUT decides the format. Equal rows and results give equal bytes. The caller names,
+syncs and renames the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import gzip
+import io
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.errors import JobOutputError
+from serve.jobs.inputs.rows import Row
+from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
+from serve.jobs.record_schema import RecordKind
+from serve.jobs.row_results import (
+    DEFAULT_RESULT_NAMES,
+    RESULT_COLUMNS,
+    UNREAD_COLUMN,
+    ResultNames,
+    RowOutput,
+    merge_record,
+)
+
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+_GZIP_SUFFIX = ".gz"
+_UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
+# Rows become Arrow in small batches, and batches become row groups of a size that readers like.
+_GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
+_GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
+_ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
+# Rewards are float32; their difference is exact only in float64, as in JSON output.
+_TYPES = {
+    "reward": pa.float32(),
+    "chosen_reward": pa.float32(),
+    "rejected_reward": pa.float32(),
+    "margin": pa.float64(),
+    "rewards": pa.list_(pa.float32()),
+    "error": _ERROR,
+    "truncated": pa.bool_(),
+    "warnings": pa.list_(pa.string()),
+}
+
+
+class Writer(Protocol):
+    """Writes rows in order.
+
+    Attributes:
+        null_counts: number of values per column that the format cannot hold and that are null in
+            the output.
+    """
+
+    null_counts: Counter[str]
+
+    def write(self, row: Row, output: RowOutput) -> None:
+        """Append one row with its results; see `serve.jobs.row_results.build_row_output`."""
+
+
+def is_tabular(output: Path) -> bool:
+    """Return whether OUTPUT is a table, which needs `scan_input(..., tabular=True)`.
+
+    Raises:
+        JobOutputError: the name asks for a format that cannot be written, such as `.csv`.
+    """
+    suffix = output.suffix.lower()
+    if suffix in _UNSUPPORTED_SUFFIXES:
+        raise JobOutputError(
+            f"{output} ends in {suffix}, a format that cannot be written; use a name that ends in "
+            ".jsonl, .jsonl.gz or .parquet"
+        )
+    return suffix in _PARQUET_SUFFIXES
+
+
+def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> AbstractContextManager[Writer]:
+    """Open a writer for the format of OUTPUT.
+
+    Leaving the context finishes the file format, except after an error. `file` stays open.
+
+    Args:
+        output: path whose name decides the format.
+        file: file to write, from its beginning.
+        scan: scan of the input; its schema and record kinds decide the columns of a table.
+
+    Raises:
+        JobOutputError: see `is_tabular`.
+    """
+    if is_tabular(output):
+        assert scan.schema is not None, "the scan for a table has a schema"
+        return ParquetWriter(file, scan.schema, scan.kinds, scan.names)
+    is_compressed = output.suffix.lower() == _GZIP_SUFFIX
+    return JsonlWriter(file, compress=is_compressed, names=scan.names)
+
+
+class AbortableFile(io.RawIOBase):
+    """Forwards bytes to a file until `abort`, and discards them afterwards.
+
+    Libraries finish their format even when they are freed, also after an error.
+
+    Args:
+        file: the underlying file, written from its beginning; it stays open.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: IO[bytes] | None = file
+        self._num_bytes = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, block: Any) -> int:
+        """Write the whole block, also if the file is unbuffered."""
+        left = memoryview(block).cast("B")
+        size = len(left)
+        while self._file and left:
+            left = left[self._file.write(left) :]
+        self._num_bytes += size
+        return size
+
+    def tell(self) -> int:
+        """Return the number of bytes written so far."""
+        return self._num_bytes
+
+    def abort(self) -> None:
+        """Discard all further writes."""
+        self._file = None
+
+
+class JsonlWriter:
+    """Writes one row per line, with the input's columns unchanged and in their order.
+
+    Args:
+        file: file to write.
+        compress: whether to compress with gzip.
+        names: column names of the results.
+    """
+
+    def __init__(
+        self, file: IO[bytes], *, compress: bool, names: ResultNames = DEFAULT_RESULT_NAMES
+    ) -> None:
+        self.null_counts: Counter[str] = Counter()
+        self._names = names
+        self._sink = AbortableFile(file)
+        self._file: AbortableFile | gzip.GzipFile = self._sink
+        if compress:
+            # Without a time and a name in the header, equal rows give equal bytes.
+            self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            self._sink.abort()
+        self._file.close()
+
+    def write(self, row: Row, output: RowOutput) -> None:
+        """See `Writer`."""
+        self._file.write(
+            encode_line(merge_record(row.record, output, row.raw, self._names), self.null_counts)
+        )
+
+
+def encode_line(record: dict[str, Any], null_counts: Counter[str] | None = None) -> bytes:
+    """Encode a record as one line of JSON (RFC 8259).
+
+    Values that only tables have become text: times in ISO 8601, decimals as digits, bytes in
+    base64; durations become seconds. NaN and infinite numbers, which JSON lacks, become null. Half
+    a surrogate pair is written as an escape.
+
+    Args:
+        record: the record of a row, with its results.
+        null_counts: receives the number of values that became null, by column.
+    """
+    try:
+        text = _encode_record(record)
+    except ValueError:  # NaN or infinity
+        counts: Counter[str] = Counter() if null_counts is None else null_counts
+        text = _encode_record(
+            {key: _replace_non_finite(value, key, counts) for key, value in record.items()}
+        )
+    return text + b"\n"
+
+
+def _encode_record(record: dict[str, Any]) -> bytes:
+    text = _encode(record)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _encode_as_ascii(record).encode()
+
+
+def _replace_non_finite(value: Any, column: str, null_counts: Counter[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        null_counts[column] += 1
+        return None
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item, column, null_counts) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(item, column, null_counts) for item in value]
+    return value
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return str(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
+_encode_as_ascii = json.JSONEncoder(allow_nan=False, default=_plain).encode
+
+
+class ParquetWriter:
+    """Writes one Parquet file.
+
+    Args:
+        file: file to write.
+        schema: schema of the input.
+        kinds: record kinds of the input's rows.
+        names: column names of the results.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        schema: pa.Schema,
+        kinds: Iterable[RecordKind],
+        names: ResultNames = DEFAULT_RESULT_NAMES,
+    ) -> None:
+        self.null_counts: Counter[str] = Counter()  # stays empty: a table holds every number
+        self._names = names
+        self._input_schema = pa.schema(
+            [field for field in schema if field.name not in names.replaced_columns]
+        )
+        self._result_schema = _build_result_schema(kinds, names)
+        result_metadata = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
+        metadata = {**(schema.metadata or {}), **result_metadata}
+        self._schema = pa.schema([*self._input_schema, *self._result_schema], metadata)
+        self._sink = AbortableFile(file)
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._rows: list[Row] = []
+        self._outputs: list[Mapping[str, Any]] = []
+        self._num_bytes = 0
+        self._group: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            self._gather()
+            self._write_group()
+            self._writer.close()
+        else:
+            self._sink.abort()
+            self._writer.close()
+
+    def write(self, row: Row, output: RowOutput) -> None:
+        """See `Writer`."""
+        self._rows.append(row)
+        self._outputs.append({self._names[key]: value for key, value in output.columns.items()})
+        self._num_bytes += row.size
+        if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
+            self._gather()
+
+    def _get_record(self, row: Row) -> Mapping[str, Any]:
+        if isinstance(row.record, Mapping):
+            return row.record
+        return {self._names[UNREAD_COLUMN]: row.record if row.raw is None else row.raw}
+
+    def _gather(self) -> None:
+        if not self._rows:
+            return
+        if self._rows[0].cells:
+            columns = _concat_cells(self._rows, self._input_schema)
+        else:
+            columns = _build_arrays(
+                [self._get_record(row) for row in self._rows], self._input_schema
+            )
+        columns += _build_arrays(self._outputs, self._result_schema)
+        self._group.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._rows, self._outputs, self._num_bytes = [], [], 0
+        num_rows = sum(batch.num_rows for batch in self._group)
+        if num_rows >= _GROUP_ROWS or sum(b.nbytes for b in self._group) >= _GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._group:
+            table = pa.Table.from_batches(self._group)
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+            self._group = []
+
+
+def _build_result_schema(kinds: Iterable[RecordKind], names: ResultNames) -> pa.Schema:
+    results = [name for kind in sorted(kinds) for name in RESULT_COLUMNS[kind]]
+    results += ["error", "truncated", "warnings"]
+    return pa.schema([(names[name], _TYPES[name]) for name in results])
+
+
+def _build_arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
+    arrays = []
+    for field in schema:
+        values = [record.get(field.name) for record in records]
+        try:
+            arrays.append(pa.array(values, field.type))
+        except UnicodeEncodeError:
+            arrays.append(pa.array([_escape_surrogates(value) for value in values], field.type))
+        except pa.ArrowException as error:
+            raise JobOutputError(
+                f"column `{field.name}` cannot be written as {field.type}: {error}; restore the "
+                "input if it changed since the job began, or write JSON lines instead"
+            ) from error
+    return arrays
+
+
+def _escape_surrogates(value: Any) -> Any:
+    # Parquet holds only valid Unicode: half a surrogate pair is written as the text \udXXX.
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_escape_surrogates(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _escape_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _concat_cells(rows: list[Row], schema: pa.Schema) -> list[pa.Array]:
+    """Return the columns of rows that are in Arrow batches; consecutive rows are sliced at once."""
+    runs = []
+    for _, same in itertools.groupby(rows, key=lambda row: id(row.cells and row.cells[0])):
+        run = list(same)
+        assert run[0].cells
+        batch, first = run[0].cells
+        runs.append(batch.slice(first, len(run)))
+    return [pa.concat_arrays([_get_column(run, field) for run in runs]) for field in schema]
+
+
+def _get_column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    index = batch.schema.get_field_index(field.name)
+    if index < 0:  # only another file of the input has this column
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(index)
+    return column if column.type == field.type else column.cast(field.type)
