@@ -14,11 +14,11 @@ import io
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,6 @@ from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
 from serve.jobs.record_schema import RecordKind
 from serve.jobs.row_results import (
-    DEFAULT_RESULT_NAMES,
     RESULT_COLUMNS,
     UNREAD_COLUMN,
     ResultNames,
@@ -56,20 +55,6 @@ _TYPES = {
 }
 
 
-class Writer(Protocol):
-    """Writes rows in order.
-
-    Attributes:
-        null_counts: number of values per column that the format cannot hold and that are null in
-            the output.
-    """
-
-    null_counts: Counter[str]
-
-    def write(self, row: Row, output: RowOutput) -> None:
-        """Append one row with its results; see `serve.jobs.row_results.build_row_output`."""
-
-
 def is_tabular(output: Path) -> bool:
     """Return whether OUTPUT is a table, which needs `scan_input(..., tabular=True)`.
 
@@ -85,10 +70,8 @@ def is_tabular(output: Path) -> bool:
     return suffix in _PARQUET_SUFFIXES
 
 
-def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> AbstractContextManager[Writer]:
-    """Open a writer for the format of OUTPUT.
-
-    Leaving the context finishes the file format, except after an error. `file` stays open.
+def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> Writer:
+    """Open a writer for the format of OUTPUT; see `Writer`.
 
     Args:
         output: path whose name decides the format.
@@ -100,9 +83,9 @@ def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> AbstractConte
     """
     if is_tabular(output):
         assert scan.schema is not None, "the scan for a table has a schema"
-        return ParquetWriter(file, scan.schema, scan.kinds, scan.names)
+        return ParquetWriter(file, scan.names, scan.schema, scan.kinds)
     is_compressed = output.suffix.lower() == _GZIP_SUFFIX
-    return JsonlWriter(file, compress=is_compressed, names=scan.names)
+    return JsonlWriter(file, scan.names, compress=is_compressed)
 
 
 class AbortableFile(io.RawIOBase):
@@ -140,39 +123,69 @@ class AbortableFile(io.RawIOBase):
         self._file = None
 
 
-class JsonlWriter:
-    """Writes one row per line, with the input's columns unchanged and in their order.
+class Writer(ABC):
+    """Writes rows in order. A context manager, which finishes the format except after an error.
 
     Args:
-        file: file to write.
-        compress: whether to compress with gzip.
+        file: file to write; it stays open.
         names: column names of the results.
+
+    Attributes:
+        null_counts: number of values per column that the format cannot hold and that are null in
+            the output.
     """
 
-    def __init__(
-        self, file: IO[bytes], *, compress: bool, names: ResultNames = DEFAULT_RESULT_NAMES
-    ) -> None:
+    def __init__(self, file: IO[bytes], names: ResultNames) -> None:
         self.null_counts: Counter[str] = Counter()
         self._names = names
         self._sink = AbortableFile(file)
-        self._file: AbortableFile | gzip.GzipFile = self._sink
-        if compress:
-            # Without a time and a name in the header, equal rows give equal bytes.
-            self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is not None:
+        if failure is None:
+            self._flush()
+        else:
             self._sink.abort()
-        self._file.close()
+        self._close()
+
+    @abstractmethod
+    def write(self, row: Row, output: RowOutput) -> None:
+        """Append one row with its results; see `serve.jobs.row_results.build_row_output`."""
+
+    def _flush(self) -> None:  # noqa: B027
+        """Write what was collected."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Write the end of the format."""
+
+
+class JsonlWriter(Writer):
+    """Writes one row per line, with the input's columns unchanged and in their order.
+
+    Args:
+        file: file to write.
+        names: column names of the results.
+        compress: whether to compress with gzip.
+    """
+
+    def __init__(self, file: IO[bytes], names: ResultNames, *, compress: bool) -> None:
+        super().__init__(file, names)
+        self._file: AbortableFile | gzip.GzipFile = self._sink
+        if compress:
+            # Without a time and a name in the header, equal rows give equal bytes.
+            self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
     def write(self, row: Row, output: RowOutput) -> None:
         """See `Writer`."""
         self._file.write(
             encode_line(merge_record(row.record, output, row.raw, self._names), self.null_counts)
         )
+
+    def _close(self) -> None:
+        self._file.close()
 
 
 def encode_line(record: dict[str, Any], null_counts: Counter[str] | None = None) -> bytes:
@@ -231,25 +244,24 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).
 _encode_as_ascii = json.JSONEncoder(allow_nan=False, default=_plain).encode
 
 
-class ParquetWriter:
+class ParquetWriter(Writer):
     """Writes one Parquet file.
 
     Args:
         file: file to write.
+        names: column names of the results.
         schema: schema of the input.
         kinds: record kinds of the input's rows.
-        names: column names of the results.
     """
 
     def __init__(
         self,
         file: IO[bytes],
+        names: ResultNames,
         schema: pa.Schema,
         kinds: Iterable[RecordKind],
-        names: ResultNames = DEFAULT_RESULT_NAMES,
     ) -> None:
-        self.null_counts: Counter[str] = Counter()  # stays empty: a table holds every number
-        self._names = names
+        super().__init__(file, names)
         self._input_schema = pa.schema(
             [field for field in schema if field.name not in names.replaced_columns]
         )
@@ -257,24 +269,11 @@ class ParquetWriter:
         result_metadata = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
         metadata = {**(schema.metadata or {}), **result_metadata}
         self._schema = pa.schema([*self._input_schema, *self._result_schema], metadata)
-        self._sink = AbortableFile(file)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []
         self._outputs: list[Mapping[str, Any]] = []
         self._num_bytes = 0
         self._group: list[pa.RecordBatch] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
-            self._gather()
-            self._write_group()
-            self._writer.close()
-        else:
-            self._sink.abort()
-            self._writer.close()
 
     def write(self, row: Row, output: RowOutput) -> None:
         """See `Writer`."""
@@ -283,6 +282,13 @@ class ParquetWriter:
         self._num_bytes += row.size
         if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
             self._gather()
+
+    def _flush(self) -> None:
+        self._gather()
+        self._write_group()
+
+    def _close(self) -> None:
+        self._writer.close()
 
     def _get_record(self, row: Row) -> Mapping[str, Any]:
         if isinstance(row.record, Mapping):

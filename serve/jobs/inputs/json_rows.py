@@ -12,10 +12,11 @@ than 64 bits or byte that is not UTF-8.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeAlias
 
 from rm_core import ScoreError
 from serve.errors import JobInputError
@@ -27,6 +28,8 @@ MAX_ROW_BYTES = 64 << 20
 """Maximum size of a JSON row in bytes; a longer row is an error, and is never held in memory."""
 PREVIEW_BYTES = 1000
 """Number of bytes that are kept from the beginning of a longer row."""
+Unit: TypeAlias = Literal["line", "element"]
+"""What a row is in its file."""
 _BLOCK_BYTES, _LARGEST_READ = 1 << 18, 1 << 24
 
 # Text up to the next bracket: other characters, and whole strings.
@@ -62,7 +65,7 @@ def read_json(rows: FileRange, decode: DecodeFilter) -> FileRows:
             file.seek(len(head) - len(text))
             return (yield from _read_array(file, rows, decode))
         file.seek(0)
-        return (yield from _read_lines(file, rows, decode))
+        return (yield from _parse_rows(split_lines(file), "line", rows, decode))
 
 
 def parse_lines(file: IO[bytes], name: str = "the input") -> Iterator[Row]:
@@ -75,48 +78,50 @@ def parse_lines(file: IO[bytes], name: str = "the input") -> Iterator[Row]:
     Raises:
         JobInputError: the first line shows another encoding, such as UTF-16.
     """
-    yield from _read_lines(file, FileRange(name), decode=True)
-
-
-def _read_lines(file: IO[bytes], rows: FileRange, decode: DecodeFilter) -> FileRows:
-    number, first_row = rows.start, rows.first_row
-    is_first = True
-    for line, size in split_lines(file):
-        if is_first:
-            require_utf8(line[:HEAD_BYTES], rows.path)
-            is_first = False
-        if line.isspace():
-            continue
-        if number >= first_row:
-            record: Any = None
-            raw: str | None = None
-            if size > len(line):
-                if decode is not False:
-                    record, raw = build_length_error("line", line, size)
-            elif decode(line) if callable(decode) else decode:
-                record, raw = parse_line(line)
-            yield Row(number, size, record, raw, rows.file)
-        number += 1
-    return number
+    lines = split_lines(file)
+    for line, size in itertools.islice(lines, 1):
+        require_utf8(line[:HEAD_BYTES], name)
+        lines = itertools.chain([(line, size)], lines)
+    yield from _parse_rows(lines, "line", FileRange(name), decode=True)
 
 
 def _read_array(file: IO[bytes], rows: FileRange, decode: DecodeFilter) -> FileRows:
+    splitter = _ArraySplitter(file, rows)
+    try:
+        return (yield from _parse_rows(splitter.split(), "element", rows, decode))
+    except json.JSONDecodeError as error:
+        raise splitter.build_error(f"row {splitter.number} is not JSON: {error}") from None
+
+
+def _parse_rows(
+    texts: Iterator[tuple[bytes, int]], unit: Unit, rows: FileRange, decode: DecodeFilter
+) -> FileRows:
+    """Yield a row for each line that is not blank, or for each element.
+
+    Args:
+        texts: lines or elements with their sizes; see `split_lines`.
+        unit: what they are.
+        rows: the rows to yield.
+        decode: see `FileSource.iter_file_rows`.
+
+    Raises:
+        json.JSONDecodeError: an element is not JSON.
+    """
     number = rows.start
-    splitter = _ArraySplitter(rows.path, file)
-    for element, size in splitter.split(number):
+    for text, size in texts:
+        if text.isspace():
+            continue
         if number >= rows.first_row:
             record: Any = None
             raw: str | None = None
-            if size > len(element):
+            if size > len(text):
                 if decode is not False:
-                    record, raw = build_length_error("element", element, size)
+                    record, raw = build_length_error(unit, text, size)
             else:
-                # Parsed even if nobody wants the record: text that is not JSON ends the reading.
-                try:
-                    record, raw = _parse_row(element, "element")
-                except json.JSONDecodeError as error:
-                    raise splitter.build_error(f"row {number} is not JSON: {error}") from None
-                if not (decode(element) if callable(decode) else decode):
+                is_wanted = decode(text) if callable(decode) else decode
+                if is_wanted or unit == "element":  # to find text that is not JSON
+                    record, raw = parse_line(text, unit)
+                if not is_wanted:
                     record = raw = None
             yield Row(number, size, record, raw, rows.file)
         number += 1
@@ -145,22 +150,23 @@ class _ArraySplitter:
     """Splits the text of an array into its elements, which are not parsed.
 
     Args:
-        path: path for error messages.
         file: text of the array, without a byte order mark.
+        rows: path and number of the first row, for error messages.
+
+    Attributes:
+        number: number of the row that was yielded last.
     """
 
-    def __init__(self, path: str, file: IO[bytes]) -> None:
-        self._path = path
+    def __init__(self, file: IO[bytes], rows: FileRange) -> None:
+        self.number = rows.start - 1
+        self._path = rows.path
         self._file = file
         self._text = b""
         self._at = 0  # index into `_text`
         self._num_dropped = 0  # bytes before `_text`
 
-    def split(self, number: int) -> Iterator[tuple[bytes, int]]:
+    def split(self) -> Iterator[tuple[bytes, int]]:
         """Yield elements with their sizes in bytes; long ones as `split_lines` does.
-
-        Args:
-            number: number of the first row, for error messages.
 
         Raises:
             JobInputError: the text is not an array.
@@ -171,19 +177,19 @@ class _ArraySplitter:
         while mark != b"]":
             while found := _match_shallow_element(self._text, self._at):
                 element = found[1]
-                self._at = found.end()
                 size = len(element)
+                self._at = found.end()
+                self.number += 1
                 yield element if size <= MAX_ROW_BYTES else element[:PREVIEW_BYTES], size
-                number += 1
+            self.number += 1
             element, size, is_complete = self._take_element()
             yield element, size
             if not is_complete:
-                raise self.build_error(f"row {number} is truncated")
+                raise self.build_error(f"row {self.number} is truncated")
             mark = self._take_mark()
             if mark not in (b",", b"]"):
                 text = mark.decode(errors="backslashreplace") or "the end"
-                raise self.build_error(f"row {number} is followed by {text}, not by a comma")
-            number += 1
+                raise self.build_error(f"row {self.number} is followed by {text}, not by a comma")
         if self._peek():
             raise self.build_error("there is text after the array")
 
@@ -290,21 +296,18 @@ def _find_scalar_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
     return found.end(), depth, True
 
 
-def parse_line(line: bytes, *, finite: bool = True) -> tuple[Any, str | None]:
-    """Parse a line; return its record, or a `ScoreError` and the line's text.
+def parse_line(line: bytes, unit: Unit = "line", *, finite: bool = True) -> tuple[Any, str | None]:
+    """Parse a line or an element; return its record, or a `ScoreError` and the text.
 
     Args:
         line: UTF-8, also with a byte order mark or half a surrogate pair.
+        unit: what it is; an element that is not JSON raises `json.JSONDecodeError`.
         finite: see `parse_strict`.
     """
-    return _parse_row(line.removeprefix(codecs.BOM_UTF8), "line", finite=finite)
-
-
-def _parse_row(row: bytes, unit: str, *, finite: bool = True) -> tuple[Any, str | None]:
     try:
-        text = row.decode("utf-8", "surrogatepass")
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        return _build_encoding_error(unit, row, error)
+        return _build_encoding_error(unit, line, error)
     try:
         return parse_strict(text, finite=finite), None
     except (ValueError, RecursionError) as error:
@@ -315,7 +318,7 @@ def _parse_row(row: bytes, unit: str, *, finite: bool = True) -> tuple[Any, str 
 
 
 def _build_encoding_error(
-    unit: str, text: bytes, error: UnicodeDecodeError
+    unit: Unit, text: bytes, error: UnicodeDecodeError
 ) -> tuple[ScoreError, str]:
     r"""Return the error and the text of a row that is not UTF-8, with invalid bytes as `\xNN`."""
     guess = guess_encoding(text[:_BLOCK_BYTES])
@@ -327,7 +330,7 @@ def _build_encoding_error(
     return ScoreError("invalid_json", problem), _decode_readable(text)
 
 
-def build_length_error(unit: str, head: bytes, size: int) -> tuple[ScoreError, str]:
+def build_length_error(unit: Unit, head: bytes, size: int) -> tuple[ScoreError, str]:
     """Return the error and the beginning of a row of more than `MAX_ROW_BYTES`."""
     problem = (
         f"the {unit} has {size:,} bytes, and the maximum is {MAX_ROW_BYTES:,}; only its beginning "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pyarrow as pa
 
 from serve.errors import JobInputError
@@ -45,7 +45,7 @@ def open_file(path: str) -> IO[bytes]:
     """Open a file to read its stored bytes.
 
     Raises:
-        JobInputError: there is no regular file.
+        JobInputError: the path is not a regular file.
     """
     if is_remote(path):
         system, name = _find_file_system(path)

@@ -36,26 +36,9 @@ _COMPRESSION_MAGIC = (
 )
 # Other encodings in use, the most common first.
 _CANDIDATE_ENCODINGS = (
-    "cp1252",
-    "shift_jis",
-    "gb18030",
-    "cp1251",
-    "euc_kr",
-    "big5",
-    "euc_jp",
-    "cp1250",
-    "koi8_r",
-    "cp1254",
-    "cp1253",
-    "cp1256",
-    "cp1255",
-    "cp1257",
-    "cp1258",
-    "cp874",
-    "iso2022_jp",
-    "iso2022_kr",
-    "cp949",
-    "cp932",
+    *("cp1252", "shift_jis", "gb18030", "cp1251", "euc_kr", "big5", "euc_jp", "cp1250", "koi8_r"),
+    *("cp1254", "cp1253", "cp1256", "cp1255", "cp1257", "cp1258", "cp874"),
+    *("iso2022_jp", "iso2022_kr", "cp949", "cp932"),
 )
 _SAMPLE_BYTES = 1 << 16
 _MOSTLY, _SOME = 0.9, 0.1  # share of characters with a NUL at a byte position
