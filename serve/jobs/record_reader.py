@@ -464,13 +464,7 @@ class RecordReader:
         }
 
     def _parse_system(self) -> str:
-        path = self._columns.system
-        if path is None:
-            free = tuple(name for name in SYSTEMS if name not in self._named_columns)
-            name = self._find_only_column(free, "--system-column")
-            system = self._record[name] if name else ""
-        else:
-            system = get_optional_path(self._original, path) if path else ""
+        system = self._read_optional(self._columns.system, SYSTEMS, "--system-column")
         if system is not None and not isinstance(system, str):
             raise InvalidConversationError(
                 f"the system message of the record has type {type(system).__name__}; it must be "
@@ -479,21 +473,26 @@ class RecordReader:
         return validate_unicode(system or "", "system")
 
     def _parse_history(self) -> Messages:
-        path = self._columns.history
-        if path is None:
-            value = None if HISTORY in self._named_columns else self._record.get(HISTORY)
-        else:
-            value = get_optional_path(self._original, path) if path else None
+        value = self._read_optional(self._columns.history, (HISTORY,), "--history-column")
         return [] if value is None else parse_history(value)
 
     def _parse_tools(self) -> list[Any] | None:
-        path = self._columns.tools
-        if path is None:
-            value = None if TOOLS in self._named_columns else self._record.get(TOOLS)
-        else:
-            value = get_optional_path(self._original, path) if path else None
         self._read_columns.add(TOOLS)
-        return read_tools(value)
+        return read_tools(self._read_optional(self._columns.tools, (TOOLS,), "--tools-column"))
+
+    def _read_optional(self, path: str | None, names: tuple[str, ...], option: str) -> Any:
+        """Return the value of a column that the record need not have.
+
+        Args:
+            path: path that the option names; empty to ignore the column, None to look for names.
+            names: names of the column.
+            option: the option, for the error if the record has several of these columns.
+        """
+        if path is None:
+            free = tuple(name for name in names if name not in self._named_columns)
+            name = self._find_only_column(free, option)
+            return self._record[name] if name else None
+        return get_optional_path(self._original, path) if path else None
 
     def _add_history(self, messages: Messages, prompt: _Prompt) -> Messages:
         if prompt.is_whole:

@@ -94,7 +94,7 @@ def list_data_files(folder: str, split: str | None, exclude: Callable[[str], boo
         exclude: returns whether the file at a path does not belong to the input.
 
     Raises:
-        JobInputError: there are no data files, or a link leads out of the folder.
+        JobInputError: the folder has no data files, or a link leads out of it.
     """
     names = [
         name

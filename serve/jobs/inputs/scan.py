@@ -226,9 +226,8 @@ class _SchemaCollector:
     def __init__(self, source: FileSource, columns: Columns) -> None:
         self._schema = source.schema
         self._columns = columns
-        self._types: dict[str, TypeInference] = {}
-        self._unread = TypeInference()
-        self._has_unread = False
+        self._records = TypeInference()
+        self._unread: TypeInference | None = None
         self._kinds: set[RecordKind] = set()
         if self._schema is not None:
             require_parquet_types(self._schema)
@@ -241,25 +240,19 @@ class _SchemaCollector:
     def add(self, row: Row) -> None:
         record = row.record
         if not isinstance(record, Mapping):
-            self._has_unread = True
+            self._unread = self._unread or TypeInference()
             self._unread.add(record if row.raw is None else row.raw)
             return
         self._kinds.update(infer_record_kinds(record, self._columns)[:1])
         if self._schema is None:
-            for name, value in record.items():
-                if name not in self._types:
-                    self._types[name] = TypeInference()
-                self._types[name].add(value)
+            self._records.add(record)
 
     def build(self, names: ResultNames) -> tuple[pa.Schema, frozenset[RecordKind]]:
         if self._schema is not None:
             return self._schema, frozenset(self._kinds)
-        types = {
-            name: inference
-            for name, inference in self._types.items()
-            if name not in names.replaced_columns
-        }
-        if self._has_unread:
+        columns = self._records.fields or {}
+        types = {name: columns[name] for name in columns if name not in names.replaced_columns}
+        if self._unread:
             types[names[UNREAD_COLUMN]] = self._unread
         return pa.schema(infer_fields(types)), frozenset(self._kinds)
 
