@@ -29,7 +29,6 @@ from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_to
 from rm_core.inputs.conversations import Messages, Tools, validate_unicode
 from rm_core.strict_json import parse_strict
 from serve.jobs.columns import TranscriptMode
-from serve.jobs.inputs.strict_json import parse_strict
 
 ROLES = {
     "human": "user",

@@ -62,8 +62,9 @@ def create_environment(package: str, version: str) -> Path:
     python, done = folder / "bin" / "python", folder / "done"
     inputs = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
     # The newest version is another one tomorrow.
-    if done.exists() and version != "newest":
-        if all(done.stat().st_mtime > file.stat().st_mtime for file in inputs):
+    if version != "newest" and done.exists():
+        is_current = all(done.stat().st_mtime > file.stat().st_mtime for file in inputs)
+        if is_current:
             return python
     print(f"installing {package} ({version}) into {folder.relative_to(ROOT)}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from typing import IO, Any, Literal, TypeAlias
 
 from rm_core import ScoreError
+from rm_core.strict_json import describe_error, parse_strict
 from serve.errors import JobInputError
 from serve.jobs.inputs.rows import DecodeFilter, FileRange, FileRows, Row
-from rm_core.strict_json import describe_error, parse_strict
 from serve.jobs.inputs.text import HEAD_BYTES, guess_encoding, open_decompressed, require_utf8
 
 MAX_ROW_BYTES = 64 << 20

@@ -73,7 +73,17 @@ def client_env(stub: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
 
 @pytest.mark.parametrize("trainer", ["trl", "verl", "openrlhf", "ms_swift", "slime", "base"])
 def test_integration_imports_no_service_dependencies(trainer: str) -> None:
-    heavy = ["torch", "transformers", "tokenizers", "numpy", "ray", "fastapi", "starlette", "huggingface_hub", trainer]
+    heavy = [
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+        "ray",
+        "fastapi",
+        "starlette",
+        "huggingface_hub",
+        trainer,
+    ]
     code = (
         f"import sys, serve.client, serve.client.integrations.{trainer}; "
         f"print([m for m in {heavy} if m in sys.modules])"
