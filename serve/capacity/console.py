@@ -19,13 +19,8 @@ def print_plan(plan: CapacityPlan, as_json: bool) -> None:
         print(dump_json(dataclasses.asdict(plan), indent=2, default=dict))
         return
     console = Console(width=120)
-    for table in (
-        _build_replica_table(plan),
-        _build_fleet_table(plan),
-        _build_limits_table(plan),
-        _build_curve_table(plan),
-    ):
-        console.print(table)
+    console.print(_build_replica_table(plan))
+    console.print(_build_fleet_table(plan))
     console.print(f"start: {plan.command}", soft_wrap=True)
     if plan.rate.status == "inferred":
         console.print(
@@ -50,13 +45,11 @@ def _build_replica_table(plan: CapacityPlan) -> Table:
         share = memory.peak_bytes / memory.device_bytes
         table.add_row("peak", _format_bytes(memory.peak_bytes), f"{share:.0%} of the device")
     table.add_row("max_batch_tokens", f"{memory.max_batch_tokens:,}", memory.reason)
-    interval = f" ({rate.low:,.0f} to {rate.high:,.0f})" if rate.low < rate.high else ""
-    table.add_row("distinct tokens/s", f"{rate.tokens_per_s:,.0f}{interval}", rate.status)
+    table.add_row("distinct tokens/s", _format_range(plan, 1.0, 0), rate.status)
     table.add_row("", "", rate.note)
-    conversations_per_s = plan.conversations_per_s_per_replica
-    table.add_row("conversations/s", f"{conversations_per_s:,.1f}", "never idle, full batches")
-    total_per_distinct = load.group_size * load.conversation_tokens / load.group_tokens
-    total_tokens_per_s = rate.tokens_per_s * total_per_distinct
+    per_token = load.group_size / load.group_tokens
+    table.add_row("conversations/s", _format_range(plan, per_token, 1), "never idle, full batches")
+    total_tokens_per_s = rate.conversations_per_s(load) * load.conversation_tokens
     table.add_row("tokens/s, with shared prompts", f"{total_tokens_per_s:,.0f}", "")
     return table
 
@@ -76,42 +69,6 @@ def _build_fleet_table(plan: CapacityPlan) -> Table:
     cpu = f"{fleet.gateway_cpu_s:,.2f} CPU cores of work"
     table.add_row("gateways", f"{fleet.num_gateways:,}", cpu)
     table.add_row("nodes", f"{fleet.num_nodes:,}", "")
-    if fleet.num_clusters > 1:
-        note = "with a load balancer in front; inferred"
-        table.add_row("Ray clusters", f"{fleet.num_clusters:,}", note)
-    return table
-
-
-def _build_limits_table(plan: CapacityPlan) -> Table:
-    table = Table(title="Bottlenecks", title_justify="left")
-    for header in ("limit", "conversations/s", "times the load", "reason"):
-        table.add_column(header)
-    for limit in plan.fleet.limits:
-        times = limit.conversations_per_s / plan.load.conversations_per_s
-        table.add_row(limit.what, f"{limit.conversations_per_s:,.0f}", f"{times:,.2f}", limit.note)
-    return table
-
-
-def _build_curve_table(plan: CapacityPlan) -> Table:
-    table = Table(title="Latency of a request (simulated)", title_justify="left")
-    for header in (
-        "of the maximum",
-        "conversations/s",
-        "p50",
-        "p95",
-        "p99",
-        "tokens per batch",
-        "busy",
-    ):
-        table.add_column(header, justify="right")
-    for point in plan.curve:
-        table.add_row(
-            f"{point.fraction:.0%}",
-            f"{point.conversations_per_s:,.1f}",
-            *(f"{seconds * 1e3:,.0f} ms" for seconds in (point.p50_s, point.p95_s, point.p99_s)),
-            f"{point.mean_batch_tokens:,.0f}",
-            f"{point.busy:.0%}",
-        )
     return table
 
 
@@ -120,6 +77,15 @@ def _new_table(title: str) -> Table:
     for _ in range(3):
         table.add_column()
     return table
+
+
+def _format_range(plan: CapacityPlan, per_token: float, decimals: int) -> str:
+    """Format the replica's rate, and its range if it is inferred, in units per distinct token."""
+    value, low, high = (
+        f"{rate * per_token:,.{decimals}f}"
+        for rate in (plan.rate.tokens_per_s, plan.rate.low, plan.rate.high)
+    )
+    return value if low == high else f"{value} ({low} to {high})"
 
 
 def _format_bytes(num_bytes: int) -> str:

@@ -81,8 +81,6 @@ _EFFICIENCY_BY_HIDDEN_SIZE = (
     (2_048, Efficiency(0.55, 0.35, 0.75, "inferred", "hidden size of 2,048 and more")),
     (0, Efficiency(0.40, 0.20, 0.65, "inferred", "hidden size below 2,048")),
 )
-# Minimum time of a batch per layer: transformers launches about a dozen kernels per layer.
-LAUNCH_S_PER_LAYER = 6e-4
 
 
 def estimate_efficiency(hidden_size: int) -> Efficiency:

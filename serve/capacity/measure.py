@@ -1,7 +1,7 @@
 """Measurement of a model's rate and memory on the local device: `skyreward plan --measure`.
 
 Scores random token ids with the engine, without HTTP and queueing. The lengths are those of the
-load. The weights of the checkpoint must be available locally.
+load.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import torch
 
 from rm_core import ModelConfig, RewardScorer
 from rm_core.packing import TokenIds
-from serve.capacity.load import Load
-from serve.capacity.replica import RUNTIME_BYTES, Memory, Rate
-from serve.errors import PlanError
+from serve.capacity.replica import RUNTIME_BYTES, Load, Memory, Rate
 
 _ROUNDS = 3
 _MIN_TOKEN_ID = 3
@@ -29,7 +27,7 @@ class Measurement:
 
     Attributes:
         device: name of the device.
-        rate: rate of full batches, and time of the smallest batch.
+        rate: rate of full batches.
         memory: memory of the device, with the measured peak of a batch.
     """
 
@@ -43,15 +41,8 @@ def measure(config: ModelConfig, load: Load) -> Measurement:
 
     Raises:
         ModelLoadError: the model is not available locally, or is refused.
-        PlanError: a conversation of the load exceeds the model's maximum length.
     """
     scorer = RewardScorer.load(config)
-    limit = scorer.encoder.max_length
-    if load.conversation_tokens > limit:
-        raise PlanError(
-            f"a conversation has {load.conversation_tokens} tokens, but the model takes at most "
-            f"{limit}; lower --prompt-tokens or --response-tokens"
-        )
     is_cuda = scorer.loaded_model.device.type == "cuda"
     if is_cuda:
         scorer.warm_up(largest_batch=True)
@@ -64,14 +55,12 @@ def measure(config: ModelConfig, load: Load) -> Measurement:
     num_groups = max(1, budget // load.group_tokens)
     groups = [_sample_group(rng, load, vocab_size) for _ in range(num_groups)]
     seconds, num_tokens = _time_batch(scorer, [ids for group in groups for ids in group])
-    floor_s, _ = _time_batch(scorer, [_sample_ids(rng, 1, vocab_size)])
     return Measurement(
         device=torch.cuda.get_device_name(scorer.loaded_model.device) if is_cuda else "CPU",
         rate=Rate(
             tokens_per_s=num_tokens / seconds,
             low=num_tokens / seconds,
             high=num_tokens / seconds,
-            batch_floor_s=floor_s,
             status="measured",
             note=f"{num_tokens} distinct tokens in {seconds:.3f} s, median of {_ROUNDS}",
         ),

@@ -1,8 +1,15 @@
-"""Capacity plans: one replica, the fleet, its latency, and the command that starts it."""
+"""Capacity plans: one replica, the fleet for a load, and the command that starts it.
+
+The fleet is the load divided by rates. The rate of a gateway was measured on two CPU cores
+(docs/explanation/reliability.md): a request of 1,230 tokens takes 7.5 to 13.9 ms of CPU on Ray, for
+the whole service without the model. `_REQUEST_CPU_S` is the upper end minus the time of rendering,
+tokenizing and cache lookups, which was measured separately (28 to 5,400 tokens, same machine).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +19,37 @@ import torch
 
 from rm_core import ModelConfig, find_entry
 from serve.capacity.devices import DEVICES
-from serve.capacity.fleet import Fleet, LatencyPoint, NodeSpec, simulate_latency_curve, size_fleet
-from serve.capacity.load import Load
 from serve.capacity.measure import measure
-from serve.capacity.replica import Memory, Rate, estimate_memory, estimate_rate
+from serve.capacity.replica import Load, Memory, Rate, estimate_memory, estimate_rate
 from serve.capacity.shape import ModelShape, find_model_shape
 from serve.errors import PlanError
 
 _DTYPE = torch.bfloat16
+_REQUEST_CPU_S = 11.2e-3
+_CONVERSATION_CPU_S = 0.13e-3
+_TOKEN_CPU_S = 2.1e-6
+# A gateway is one Python process. Above this share of a core, requests wait longer for the gateway
+# than the gateway works for them.
+_GATEWAY_UTILIZATION = 0.6
+# Share of a node's cores for gateways; the rest is for replicas and Ray.
+_GATEWAY_CORE_FRACTION = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """The hardware of a node and its use.
+
+    Attributes:
+        gpus_per_node: number of GPUs of a node, all of one type.
+        cores_per_node: number of CPU cores of a node.
+        gpus_per_replica: number of GPUs that share the layers of a replica.
+        utilization: target share of the time in which replicas are busy.
+    """
+
+    gpus_per_node: int
+    cores_per_node: int
+    gpus_per_replica: int
+    utilization: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +76,25 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Fleet:
+    """The fleet for a load.
+
+    Attributes:
+        num_replicas: number of replicas of the model.
+        num_gateways: number of gateway processes.
+        num_nodes: number of machines.
+        gateway_cpu_s: CPU seconds per second of all gateways.
+    """
+
+    num_replicas: int
+    num_gateways: int
+    num_nodes: int
+    gateway_cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """A plan. `command` starts the fleet, and `config` is the Serve config of one cluster."""
+    """A plan. `command` starts the fleet, and `config` is its Serve config."""
 
     model: str
     num_parameters: int
@@ -59,7 +106,6 @@ class CapacityPlan:
     rate: Rate
     conversations_per_s_per_replica: float
     fleet: Fleet
-    curve: tuple[LatencyPoint, ...]
     command: str
     config: Mapping[str, Any]
 
@@ -72,7 +118,7 @@ def make_plan(request: PlanRequest) -> CapacityPlan:
         ModelLoadError: the model does not exist, or cannot be loaded for a measurement.
     """
     shape = find_model_shape(request.model)
-    lengths = request.load or request.lengths
+    lengths, node_spec = request.load or request.lengths, request.node_spec
     if lengths.conversation_tokens > shape.max_length:
         raise PlanError(
             f"a conversation has {lengths.conversation_tokens} tokens, but {shape.name} takes at "
@@ -80,25 +126,71 @@ def make_plan(request: PlanRequest) -> CapacityPlan:
         )
     device, memory, rate = _plan_replica(request, shape, lengths)
     per_replica = rate.conversations_per_s(lengths)
-    capacity = per_replica * request.node_spec.utilization / (1 - lengths.cached_share)
+    capacity = per_replica * node_spec.utilization / (1 - lengths.cached_share)
     load = request.load or dataclasses.replace(lengths, conversations_per_s=capacity)
-    fleet = size_fleet(load, rate, request.node_spec)
+    fleet = size_fleet(load, rate, node_spec)
     name = _get_loadable_name(request.model)
     return CapacityPlan(
         model=shape.name,
         num_parameters=shape.num_parameters,
         sizes_from=shape.source,
         device=device,
-        gpus_per_replica=request.node_spec.gpus_per_replica,
+        gpus_per_replica=node_spec.gpus_per_replica,
         load=load,
         memory=memory,
         rate=rate,
         conversations_per_s_per_replica=per_replica,
         fleet=fleet,
-        curve=simulate_latency_curve(load, rate, memory, fleet),
-        command=build_start_command(name, fleet, request.node_spec),
-        config=build_serve_config(name, fleet, request.node_spec),
+        command=_build_start_command(name, fleet, node_spec),
+        config=build_serve_config(name, fleet, node_spec),
     )
+
+
+def compute_request_cpu_s(load: Load) -> float:
+    """Return the CPU seconds of a request, without the model."""
+    num_tokens = load.group_size * load.conversation_tokens
+    return _REQUEST_CPU_S + load.group_size * _CONVERSATION_CPU_S + num_tokens * _TOKEN_CPU_S
+
+
+def size_fleet(load: Load, rate: Rate, node_spec: NodeSpec) -> Fleet:
+    """Return the smallest fleet that stays within the target utilization."""
+    computed_per_s = load.conversations_per_s * (1 - load.cached_share)
+    num_replicas = _divide_up(
+        computed_per_s, rate.conversations_per_s(load) * node_spec.utilization
+    )
+    cpu_s = load.conversations_per_s / load.group_size * compute_request_cpu_s(load)
+    num_gateways = _divide_up(cpu_s, _GATEWAY_UTILIZATION)
+    if num_replicas > 1:  # tolerate the loss of a gateway
+        num_gateways = max(2, num_gateways)
+    num_nodes = max(
+        _divide_up(num_replicas * node_spec.gpus_per_replica, node_spec.gpus_per_node),
+        _divide_up(num_gateways, node_spec.cores_per_node * _GATEWAY_CORE_FRACTION),
+    )
+    return Fleet(num_replicas, num_gateways, num_nodes, cpu_s)
+
+
+def build_serve_config(model: str, fleet: Fleet, node_spec: NodeSpec) -> dict[str, Any]:
+    """Return the Serve config of the fleet, for `serve deploy`."""
+    model_settings: dict[str, Any] = {"name": model, "num_replicas": fleet.num_replicas}
+    if node_spec.gpus_per_replica > 1:
+        model_settings["num_gpus"] = node_spec.gpus_per_replica
+    return {
+        "http_options": {"host": "0.0.0.0", "port": 8000},
+        "applications": [
+            {
+                "name": "skyreward",
+                "route_prefix": "/",
+                "import_path": "serve.app:build",
+                "args": {"num_gateways": fleet.num_gateways, "models": [model_settings]},
+            }
+        ],
+    }
+
+
+def _divide_up(amount: float, capacity: float) -> int:
+    """Return how many of a capacity an amount needs, at least 1."""
+    # Round before `ceil`, so that floating-point error does not add one.
+    return max(1, math.ceil(round(amount / capacity, 6)))
 
 
 def _get_loadable_name(model: str) -> str:
@@ -109,45 +201,19 @@ def _get_loadable_name(model: str) -> str:
 
 
 def _plan_replica(request: PlanRequest, shape: ModelShape, load: Load) -> tuple[str, Memory, Rate]:
+    num_devices = request.node_spec.gpus_per_replica
     if request.gpu is None:
-        config = ModelConfig(request.model, num_devices=request.node_spec.gpus_per_replica)
-        measurement = measure(config, load)
+        measurement = measure(ModelConfig(request.model, num_devices=num_devices), load)
         return measurement.device, measurement.memory, measurement.rate
     device = DEVICES[request.gpu]
-    memory = estimate_memory(shape, device, _DTYPE, request.node_spec.gpus_per_replica)
+    memory = estimate_memory(shape, device, _DTYPE, num_devices)
     rate = estimate_rate(shape, device, load, request.matrix_flops, request.efficiency)
     return device.name, memory, rate
 
 
-def build_serve_config(model: str, fleet: Fleet, node_spec: NodeSpec) -> dict[str, Any]:
-    """Return the Serve config of one cluster, for `serve deploy`."""
-    model_settings: dict[str, Any] = {
-        "name": model,
-        "num_replicas": -(-fleet.num_replicas // fleet.num_clusters),
-    }
-    if node_spec.gpus_per_replica > 1:
-        model_settings["num_gpus"] = node_spec.gpus_per_replica
-    return {
-        "http_options": {"host": "0.0.0.0", "port": 8000},
-        "applications": [
-            {
-                "name": "skyreward",
-                "route_prefix": "/",
-                "import_path": "serve.app:build",
-                "args": {
-                    "num_gateways": -(-fleet.num_gateways // fleet.num_clusters),
-                    "models": [model_settings],
-                },
-            }
-        ],
-    }
-
-
-def build_start_command(model: str, fleet: Fleet, node_spec: NodeSpec) -> str:
-    """Return the command that starts the fleet, `skyreward serve` or `serve deploy`."""
+def _build_start_command(model: str, fleet: Fleet, node_spec: NodeSpec) -> str:
     if fleet.num_nodes > 1 or node_spec.gpus_per_replica > 1:
-        suffix = " on each cluster" if fleet.num_clusters > 1 else ""
-        return f"serve deploy plan.yaml   # written by -o plan.yaml{suffix}"
+        return "serve deploy plan.yaml   # written by -o plan.yaml"
     gateways = f"SKYREWARD_NUM_GATEWAYS={fleet.num_gateways} " if fleet.num_gateways > 1 else ""
     replicas = f" --replicas {fleet.num_replicas}" if fleet.num_replicas > 1 else ""
     return f"{gateways}skyreward serve --model {shlex.quote(model)}{replicas}"

@@ -1,4 +1,4 @@
-"""Memory and rate of one replica of a model. Pure functions.
+"""A load, and the memory and rate of one replica under it. Pure functions.
 
 The memory follows the rule by which `rm_core.memory` sets the token budget after loading a model;
 `make gpu-check` compares its estimate with a measurement.
@@ -12,14 +12,12 @@ import torch
 
 from rm_core.memory import estimate_bytes_per_token, fit_budget
 from serve.capacity.devices import (
-    LAUNCH_S_PER_LAYER,
     MATRIX_EFFICIENCY,
     Device,
     Efficiency,
     Status,
     estimate_efficiency,
 )
-from serve.capacity.load import Load
 from serve.capacity.shape import ModelShape
 from serve.errors import PlanError
 
@@ -28,6 +26,46 @@ RUNTIME_BYTES = 3 * 2**28
 # A shorter packed row cannot keep a device busy.
 _MIN_TOKENS = 1_024
 _MAX_DEVICES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load of requests, each with one group: a prompt with several responses.
+
+    Attributes:
+        conversations_per_s: mean rate.
+        prompt_tokens: tokens of the prompt, which the conversations of a group share.
+        response_tokens: tokens of each response.
+        group_size: conversations of a request.
+        cached_share: share of the conversations that the score cache answers, from 0 to 1.
+
+    Raises:
+        PlanError: `cached_share` or `conversations_per_s` is out of range.
+    """
+
+    conversations_per_s: float
+    prompt_tokens: int
+    response_tokens: int
+    group_size: int
+    cached_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cached_share < 1:
+            raise PlanError(
+                f"cached_share is {self.cached_share:g}; it must be at least 0 and less than 1"
+            )
+        if self.conversations_per_s <= 0:
+            raise PlanError("a plan needs a load above 0 conversations/s")
+
+    @property
+    def group_tokens(self) -> int:
+        """Distinct tokens of a request, with the prompt counted once."""
+        return self.prompt_tokens + self.group_size * self.response_tokens
+
+    @property
+    def conversation_tokens(self) -> int:
+        """Tokens of one conversation, including the shared prompt."""
+        return self.prompt_tokens + self.response_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +102,6 @@ class Rate:
         tokens_per_s: rate that plans use.
         low: lowest likely rate.
         high: highest likely rate.
-        batch_floor_s: minimum seconds of a batch.
         status: origin of the rate.
         note: description of the rate.
     """
@@ -72,7 +109,6 @@ class Rate:
     tokens_per_s: float
     low: float
     high: float
-    batch_floor_s: float
     status: Status
     note: str
 
@@ -150,7 +186,6 @@ def estimate_rate(
         tokens_per_s=peak_tokens_per_s * matrix.value * engine.value,
         low=peak_tokens_per_s * matrix.low * engine.low,
         high=peak_tokens_per_s * matrix.high * engine.high,
-        batch_floor_s=LAUNCH_S_PER_LAYER * shape.num_hidden_layers,
         status="given" if is_given else "inferred",
         note=f"{matrix.value:.2f} ({matrix.note}) x {engine.value:.2f} ({engine.note}) of "
         f"{device.peak_flops / 1e12:,.0f} TFLOP/s",

@@ -9,121 +9,9 @@ import click
 from click.core import ParameterSource
 
 from serve.capacity.devices import DEVICES
-from serve.cli.options import CommandT, echo_status, handle_errors
+from serve.cli.options import echo_status, handle_errors
 
 _AT_LEAST_ONE = click.IntRange(min=1)
-
-
-def _load_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--conversations-per-s",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="X",
-            help="Load in conversations per second.  [default: the capacity of one replica]",
-        ),
-        click.option(
-            "--prompt-tokens",
-            type=click.IntRange(min=0),
-            default=400,
-            show_default=True,
-            metavar="N",
-            help="Length of the prompt that the conversations of a request share, in tokens.",
-        ),
-        click.option(
-            "--response-tokens",
-            type=_AT_LEAST_ONE,
-            default=400,
-            show_default=True,
-            metavar="N",
-            help="Length of each response, in tokens.",
-        ),
-        click.option(
-            "--group-size",
-            type=_AT_LEAST_ONE,
-            default=2,
-            show_default=True,
-            metavar="N",
-            help="Conversations in a request: 2 for pairs.",
-        ),
-        click.option(
-            "--cache-hit-rate",
-            "cached_share",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=0.0,
-            metavar="SHARE",
-            help="Share of conversations whose reward is in the score cache (0-1).",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _node_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--gpus-per-replica",
-            type=_AT_LEAST_ONE,
-            default=1,
-            show_default=True,
-            metavar="N",
-            help="Number of GPUs that share the layers of one replica.",
-        ),
-        click.option(
-            "--utilization",
-            type=click.FloatRange(0, 1, min_open=True),
-            default=0.7,
-            show_default=True,
-            metavar="SHARE",
-            help="Target utilization of the replicas at this load (0-1).",
-        ),
-        click.option(
-            "--gpus-per-node",
-            type=_AT_LEAST_ONE,
-            default=8,
-            show_default=True,
-            metavar="N",
-            help="Number of GPUs of a node.",
-        ),
-        click.option(
-            "--cores-per-node",
-            type=_AT_LEAST_ONE,
-            default=96,
-            show_default=True,
-            metavar="N",
-            help="Number of CPU cores of a node.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _rate_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--measure",
-            "measured",
-            is_flag=True,
-            help="Load the model on the local device and measure its rate, instead of --gpu.",
-        ),
-        click.option(
-            "--matrix-tflops",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="X",
-            help="Matrix multiplication rate of the GPU in TFLOP/s, from `make gpu-check`.",
-        ),
-        click.option(
-            "--mfu",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="SHARE",
-            help="Model FLOPs utilization measured by `make gpu-check` (0-1).",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -140,9 +28,94 @@ def _rate_options(command: CommandT) -> CommandT:
     show_default=True,
     help="GPU to plan for.",
 )
-@_load_options
-@_node_options
-@_rate_options
+@click.option(
+    "--conversations-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Load in conversations per second.  [default: the capacity of one replica]",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=0),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Length of the prompt that the conversations of a request share, in tokens.",
+)
+@click.option(
+    "--response-tokens",
+    type=_AT_LEAST_ONE,
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Length of each response, in tokens.",
+)
+@click.option(
+    "--group-size",
+    type=_AT_LEAST_ONE,
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Conversations in a request: 2 for pairs.",
+)
+@click.option(
+    "--cache-hit-rate",
+    "cached_share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="SHARE",
+    help="Share of conversations whose reward is in the score cache (0-1).",
+)
+@click.option(
+    "--gpus-per-replica",
+    type=_AT_LEAST_ONE,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of GPUs that share the layers of one replica.",
+)
+@click.option(
+    "--utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.7,
+    show_default=True,
+    metavar="SHARE",
+    help="Target utilization of the replicas at this load (0-1).",
+)
+@click.option(
+    "--gpus-per-node",
+    type=_AT_LEAST_ONE,
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Number of GPUs of a node.",
+)
+@click.option(
+    "--cores-per-node",
+    type=_AT_LEAST_ONE,
+    default=96,
+    show_default=True,
+    metavar="N",
+    help="Number of CPU cores of a node.",
+)
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Load the model on the local device and measure its rate, instead of --gpu.",
+)
+@click.option(
+    "--matrix-tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Matrix multiplication rate of the GPU in TFLOP/s, from `make gpu-check`.",
+)
+@click.option(
+    "--mfu",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Model FLOPs utilization measured by `make gpu-check` (0-1).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
     "-o",
@@ -153,21 +126,19 @@ def _rate_options(command: CommandT) -> CommandT:
 )
 @handle_errors
 def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: Any) -> None:
-    """Plan memory, throughput, replicas and latency for a load, and print the start command.
+    """Plan memory, throughput and replicas for a load, and print the start command.
 
     The memory is computed from the checkpoint's sizes. The rate is a share of the GPU's rate, which
-    is inferred unless it is measured (--measure) or given (--matrix-tflops, --mfu). The latency is
-    simulated.
+    is inferred unless it is measured (--measure) or given (--matrix-tflops, --mfu). The number of
+    replicas is the load divided by the rate.
 
     Example: skyreward plan --model Skywork-Reward-V2-Llama-3.1-8B --conversations-per-s 500
     """
     import yaml
 
     from serve.capacity.console import print_plan
-    from serve.capacity.fleet import NodeSpec
-    from serve.capacity.load import Load
-    from serve.capacity.plan import PlanRequest, make_plan
-    from serve.config.settings import Settings
+    from serve.capacity.plan import NodeSpec, PlanRequest, make_plan
+    from serve.capacity.replica import Load
 
     measured = options["measured"]
     if measured and _is_given("gpu", "matrix_tflops", "mfu"):
@@ -178,13 +149,8 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     names = ("prompt_tokens", "response_tokens", "group_size", "cached_share")
     lengths = Load(conversations_per_s or 1.0, *(options[name] for name in names))
     tflops = options["matrix_tflops"]
-    node_spec = NodeSpec(
-        gpus_per_node=options["gpus_per_node"],
-        cores_per_node=options["cores_per_node"],
-        gpus_per_replica=options["gpus_per_replica"],
-        utilization=options["utilization"],
-        max_requests=Settings.model_fields["max_requests"].default,
-    )
+    fields = ("gpus_per_node", "cores_per_node", "gpus_per_replica", "utilization")
+    node_spec = NodeSpec(**{name: options[name] for name in fields})
     if measured:
         echo_status("loading the model and measuring its rate")
     capacity_plan = make_plan(

@@ -17,11 +17,6 @@ from serve.config.settings import Settings
 MODEL = "Skywork-Reward-V2-Llama-3.1-8B"
 
 
-@pytest.fixture(autouse=True)
-def _shorten_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.capacity.fleet._SIMULATED_CONVERSATIONS", 1_200)
-
-
 def run_plan(*arguments: str) -> str:
     result = CliRunner().invoke(main, ["plan", *arguments])
     assert result.exit_code == 0, result.output
@@ -36,8 +31,8 @@ def run_plan_as_json(*arguments: str) -> dict[str, Any]:
 def test_plan_prints_all_tables() -> None:
     printed = run_plan("--model", MODEL, "--conversations-per-s", "500")
     for text in (
-        "7.505 billion", "NVIDIA H200", "max_batch_tokens", "inferred", "Bottlenecks",
-        "Latency of a request", "30,000 per minute", "serve deploy plan.yaml", "make gpu-check",
+        "7.505 billion", "NVIDIA H200", "max_batch_tokens", "inferred", "52.8 (31.9 to 74.3)",
+        "30,000 per minute", "serve deploy plan.yaml", "make gpu-check",
     ):  # fmt: skip
         assert text in printed
 
@@ -84,7 +79,6 @@ def test_measure_uses_local_device() -> None:
     )
     assert plan["rate"]["status"] == "measured"
     assert plan["rate"]["tokens_per_s"] > 100
-    assert 0 < plan["rate"]["batch_floor_s"] < 5
     assert plan["memory"]["weights_bytes"] > 1_000_000
 
 

@@ -7,8 +7,7 @@ import torch
 
 from rm_core.memory import CUDA_TOKENS, choose_budget
 from serve.capacity.devices import DEVICES
-from serve.capacity.load import Load
-from serve.capacity.replica import RUNTIME_BYTES, Rate, estimate_memory, estimate_rate
+from serve.capacity.replica import RUNTIME_BYTES, Load, Rate, estimate_memory, estimate_rate
 from serve.capacity.shape import find_model_shape
 from serve.errors import PlanError
 
@@ -74,7 +73,7 @@ def test_longer_conversations_cost_more_per_token() -> None:
 
 
 def test_group_shares_its_prompt() -> None:
-    rate = Rate(1_200, 1_200, 1_200, 0.0, "given", "")
+    rate = Rate(1_200, 1_200, 1_200, "given", "")
     assert rate.conversations_per_s(PAIRS) == 2
     assert rate.conversations_per_s(Load(1, 400, 400, 1)) == 1.5
 
