@@ -60,6 +60,7 @@ from rm_core.types import (
     Reward,
     ScoreError,
     Truncation,
+    sigmoid,
 )
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ __all__ = [
     "parse_tools",
     "read_turns",
     "seeds_dir",
+    "sigmoid",
     "strip_end",
     "to_render_json",
 ]

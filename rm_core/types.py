@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
@@ -209,3 +210,14 @@ class ModelInfo:
             for name, value in asdict(self).items()
             if name != "template_date" or value is not None
         }
+
+
+def sigmoid(margin: float) -> float:
+    """Return 1 / (1 + exp(-margin)) for any finite margin, without overflow.
+
+    The probability that the first of two answers is preferred, by their rewards (Bradley-Terry).
+    """
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    power = math.exp(margin)
+    return power / (1 + power)

@@ -34,6 +34,7 @@ from rm_core import (
     Truncation,
     add_tools,
     parse_arguments,
+    sigmoid,
 )
 from serve.api.error_responses import (
     build_compat_error_docs,
@@ -41,7 +42,6 @@ from serve.api.error_responses import (
     truncate_for_message,
 )
 from serve.api.json_route import JsonRoute
-from serve.api.routes.scoring import sigmoid
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
 from serve.scoring.served_model import ScoreResult

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 
-from rm_core import PrerenderedText
+from rm_core import PrerenderedText, sigmoid
 from serve.api.compat.common import (
     EXAMPLE_TEXT,
     INPUT_HEADER,
@@ -21,7 +21,6 @@ from serve.api.compat.common import (
     create_router,
 )
 from serve.api.dependencies import ServiceDep
-from serve.api.routes.scoring import sigmoid
 from serve.errors import EmptyInputError
 from serve.scoring.service import ScoringService
 

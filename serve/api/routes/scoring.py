@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from rm_core import (
     join_chat,
     parse_pair,
     parse_prompt_chat,
+    sigmoid,
     to_render_json,
 )
 from serve.api import error_responses
@@ -179,13 +179,6 @@ def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError
     if warnings := list(dict.fromkeys((*chosen.warnings, *rejected.warnings))):
         comparison["warnings"] = warnings
     return comparison
-
-
-def sigmoid(margin: float) -> float:
-    """Return the probability that the first of two answers is preferred (Bradley-Terry)."""
-    if margin >= 0:
-        return 1 / (1 + math.exp(-margin))
-    return math.exp(margin) / (1 + math.exp(margin))
 
 
 def _ranks(rewards: Sequence[float]) -> dict[float, int]:
