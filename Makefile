@@ -58,7 +58,7 @@ build/lock/bin/uv: constraints.txt
 	build/lock/bin/pip install --quiet uv
 	@touch $@
 
-bench: $(VENV)/base ## compare throughput in one run (not part of the tests); BENCH=OPTIONS
+bench: $(VENV)/dev ## compare throughput in one run (not part of the tests); BENCH=OPTIONS
 	$(BIN)/python tests/bench/throughput.py --plots build/bench $(BENCH)
 
 stress: $(VENV)/dev ## run stress tests: load, crashes, overload, attacks, malformed input; STRESS=OPTIONS

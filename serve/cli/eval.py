@@ -168,9 +168,10 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
 
     Example: skyreward compare-runs results/base results/tuned
     """
-    from serve.evaluation.compare import compare, find_benchmark, load_run
+    from serve.evaluation.compare import compare, find_benchmark, load_run, require_scipy
     from serve.evaluation.compare_console import print_comparison, to_dict
 
+    require_scipy()
     if options["benchmark"] is None:
         options["benchmark"] = find_benchmark(a) or find_benchmark(b)
     first, second = (load_run(path, notify=echo_status, **options) for path in (a, b))

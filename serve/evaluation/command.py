@@ -16,6 +16,7 @@ from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data
 from serve.evaluation.provenance import collect_provenance, inherit_provenance
 from serve.evaluation.published_results import compare_with_published
+from serve.evaluation.report import write_report
 from serve.evaluation.result import Evaluation
 from serve.evaluation.runner import (
     EvalContext,
@@ -29,7 +30,6 @@ from serve.evaluation.score_files import read_scores
 from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
 from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress
-from serve.reports import require_matplotlib
 from serve.shutdown import GracefulShutdown
 
 StatusCallback = Callable[[str], None]
@@ -80,7 +80,6 @@ def evaluate_models(
     Raises:
         RewardError: the data cannot be read, or a job cannot start or continue.
     """
-    require_matplotlib()
     official = request.benchmark.official_protocol
     executor_options = [apply_official_length(one, official.max_length) for one in executor_options]
     folders = _choose_folders(request.output, executor_options)
@@ -122,7 +121,6 @@ def evaluate_scores(
     Raises:
         RewardError: the data or the file cannot be read, or they do not match.
     """
-    require_matplotlib()
     data = request.load()
     earlier = _read_earlier_summary(scores, request.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
@@ -166,16 +164,12 @@ def _build_evaluation(
 
 
 def _write(evaluation: Evaluation, folder: Path) -> None:
-    from serve.evaluation.report import write_report
-
     write_files(evaluation, folder)
     write_report(folder / REPORT, [evaluation])
 
 
 def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
     if len(evaluations) > 1:
-        from serve.evaluation.report import write_report
-
         write_report(request.output / REPORT, evaluations)
     print_evaluations(evaluations)
     for evaluation in evaluations:

@@ -7,7 +7,7 @@ other.
 
 from __future__ import annotations
 
-import statistics
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,29 @@ from rm_core.benchmarks.base import (
     ScoredItem,
 )
 from rm_core.benchmarks.registry import build_benchmark, list_options
-from rm_core.benchmarks.statistics import McNemar, mcnemar
-from serve.errors import EvaluationError
+from serve.errors import EvaluationError, MissingExtraError
 from serve.evaluation.artifacts import SUMMARY, read_summary
 from serve.evaluation.data import load_data
 from serve.evaluation.runner import ITEMS, read_items
 from serve.evaluation.score_files import SCORES, read_scores
+
+
+class McNemar(NamedTuple):
+    """McNemar's test of whether two runs on the same items differ in accuracy.
+
+    Attributes:
+        only_first: number of items that only the first run has right.
+        only_second: number of items that only the second run has right.
+        exact_p: two-sided p-value of the binomial distribution.
+        chi_square: test statistic with continuity correction.
+        chi_square_p: p-value with one degree of freedom; accurate for 25 differing items or more.
+    """
+
+    only_first: int
+    only_second: int
+    exact_p: float
+    chi_square: float
+    chi_square_p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +114,19 @@ class RunComparison:
     agreement: float
     correlation: tuple[float, float] | None
     flipped_items: tuple[FlippedItem, ...]
+
+
+def require_scipy() -> None:
+    """Raise before runs are loaded if they could not be compared.
+
+    Raises:
+        MissingExtraError: the extra `reports` is not installed.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise MissingExtraError(
+            "the comparison's statistics need scipy, which is not installed: "
+            "pip install 'skyreward[reports]'"
+        )
 
 
 def find_benchmark(path: Path) -> str | None:
@@ -200,6 +230,19 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     )
 
 
+def mcnemar(only_first: int, only_second: int) -> McNemar:
+    """Compute McNemar's test from the numbers of items that only one of two runs has right."""
+    from scipy import stats
+
+    differing = only_first + only_second
+    if differing == 0:
+        return McNemar(0, 0, 1.0, 0.0, 1.0)
+    exact_p = stats.binomtest(only_first, differing).pvalue
+    chi_square = max(0, abs(only_first - only_second) - 1) ** 2 / differing
+    chi_square_p = stats.chi2.sf(chi_square, 1)
+    return McNemar(only_first, only_second, float(exact_p), chi_square, float(chi_square_p))
+
+
 class _Unit(NamedTuple):
     right: bool
     margin: float
@@ -222,26 +265,14 @@ def _iter_units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
 def _compute_correlation(
     first: Sequence[float], second: Sequence[float]
 ) -> tuple[float, float] | None:
-    try:
-        pearson = statistics.correlation(first, second)
-        return pearson, statistics.correlation(_compute_ranks(first), _compute_ranks(second))
-    except statistics.StatisticsError:  # constant values, or a single value
+    from scipy import stats
+
+    if min(len(set(first)), len(set(second))) < 2:  # constant values, or a single value
         return None
-
-
-def _compute_ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of each value; equal values get the mean of their ranks."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
-            end += 1
-        for index in order[start : end + 1]:
-            ranks[index] = (start + end) / 2
-        start = end + 1
-    return ranks
+    return (
+        float(stats.pearsonr(first, second).statistic),
+        float(stats.spearmanr(first, second).statistic),
+    )
 
 
 def _find_items(folder: Path, given: Path) -> Path:

@@ -35,7 +35,6 @@ from serve.jobs.spec import JobSpec
 from serve.jobs.state import CompletedChunks, JobFolder
 from serve.jobs.summary import RowSink, Summary
 from serve.jobs.writers import is_tabular
-from serve.reports import require_matplotlib
 from serve.shutdown import GracefulShutdown
 
 
@@ -252,9 +251,7 @@ def require_report_path(report: Path, spec: JobSpec) -> None:
 
     Raises:
         JobOutputError: the folder does not exist, or the report would replace another file.
-        MissingExtraError: the extra `reports` is not installed.
     """
-    require_matplotlib()
     if not report.parent.is_dir():
         raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
     other_files = {

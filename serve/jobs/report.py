@@ -11,18 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from rm_core import Reward, ScoreError
 from serve.jobs.atomic_io import write_atomically
 from serve.jobs.record_schema import RecordKind
 from serve.jobs.summary import Summary
 from serve.jobs.summary_table import format_summary
-from serve.reports.bars import Bar, BarRow, render_bars
-from serve.reports.document import columns, render_document, section
-from serve.reports.elements import key_value_table
-from serve.reports.histogram import HistogramPlot, Series, render_histogram
-from serve.reports.streaming_histogram import StreamingHistogram
+from serve.reports.histogram import HistogramPlot, StreamingHistogram, build_histogram
+from serve.reports.page import render_page
+from serve.reports.plots import Bar, BarRow
 
 
 class Report:
@@ -35,16 +31,8 @@ class Report:
 
     def __init__(self, path: Path, title: str) -> None:
         self._path, self._title = path, title
-        self._rewards, self._chosen, self._rejected = (
-            StreamingHistogram(),
-            StreamingHistogram(),
-            StreamingHistogram(),
-        )
-        self._margins, self._leads, self._lengths = (
-            StreamingHistogram(),
-            StreamingHistogram(),
-            StreamingHistogram(),
-        )
+        self._rewards, self._chosen, self._rejected = (StreamingHistogram() for _ in range(3))
+        self._margins, self._leads, self._lengths = (StreamingHistogram() for _ in range(3))
         self._ties = 0
         self._truncated = self._warned = 0
         self._kinds: Counter[str] = Counter()
@@ -81,14 +69,18 @@ class Report:
         Args:
             summary: summary of the whole job.
         """
-        tables = [
-            section("Job", key_value_table(format_summary(summary))),
-            section("Input", key_value_table(self._counts())),
+        errors = [
+            BarRow(code, [Bar(count, f"{count:,}")]) for code, count in summary.errors.most_common()
         ]
-        plots = [render_histogram(plot) for plot in self._histograms()]
-        if summary.errors:
-            plots.append(section("Errors by code", _render_errors(summary)))
-        return render_document(f"Rewards of {self._title}", [columns(tables), columns(plots)])
+        return render_page(
+            Path(__file__).with_name("report.html.j2"),
+            title=f"Rewards of {self._title}",
+            about="",
+            job=format_summary(summary),
+            input=self._counts(),
+            histograms=self._histograms(),
+            errors=errors,
+        )
 
     def _add_pair(self, results: Sequence[Reward | ScoreError]) -> None:
         for result, histogram in zip(results, (self._chosen, self._rejected), strict=False):
@@ -115,44 +107,38 @@ class Report:
 
     def _histograms(self) -> Iterator[HistogramPlot]:
         if self._rewards.count:
-            yield HistogramPlot(
+            yield build_histogram(
                 "Rewards",
                 "rewards of conversations and of responses in groups",
                 "reward",
-                (Series("reward", self._rewards),),
+                {"reward": self._rewards},
             )
         if self._chosen.count or self._rejected.count:
-            yield HistogramPlot(
+            yield build_histogram(
                 "Rewards of pairs",
                 "rewards of chosen and of rejected answers",
                 "reward",
-                (Series("chosen", self._chosen), Series("rejected", self._rejected)),
+                {"chosen": self._chosen, "rejected": self._rejected},
             )
         if self._margins.count:
-            yield HistogramPlot(
+            yield build_histogram(
                 "Margins of pairs",
                 "reward of chosen minus reward of rejected: below 0, the model prefers rejected",
                 "margin",
-                (Series("margin", self._margins),),
+                {"margin": self._margins},
             )
         if self._leads.count:
-            yield HistogramPlot(
+            yield build_histogram(
                 "Leads in groups",
                 "reward of a group's best response minus reward of its second best",
                 "lead",
-                (Series("lead", self._leads),),
+                {"lead": self._leads},
             )
         if self._lengths.count:
-            yield HistogramPlot(
+            yield build_histogram(
                 "Lengths",
                 "tokens per conversation; each step of the axis doubles the length",
                 "tokens",
-                (Series("tokens", self._lengths),),
+                {"tokens": self._lengths},
                 is_log2=True,
             )
-
-
-def _render_errors(summary: Summary) -> Markup:
-    counts = summary.errors.most_common()
-    rows = [BarRow(code, (Bar(count, f"{count:,}"),)) for code, count in counts]
-    return render_bars("Errors by code", rows)

@@ -1,22 +1,22 @@
-"""Histograms of one or several series, with a table of quantiles."""
+"""Histograms of any amount of numbers in any range, with bounded memory.
+
+The width of the bins is a power of 2, and bins start at multiples of the width. When there are too
+many bins, neighboring bins are merged in pairs. The bins therefore do not depend on the order of
+the numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from serve.reports.format import format_number
+from serve.reports.plots import Axis, Frame, choose_ticks
 
-from serve.reports.colours import LINE, TEXT, series_colour
-from serve.reports.document import section
-from serve.reports.elements import format_number, legend, table
-from serve.reports.streaming_histogram import HistogramBars, StreamingHistogram
-from serve.reports.svg import add_tooltip, render_svg
-
+_MAX_BINS = 4_096
+_MIN_EXPONENT = -20
 _MAX_BARS = 48
 _HEIGHT = 220
 # Values outside are counted and not drawn: a single outlier would squeeze the others into one bar.
@@ -27,117 +27,190 @@ _MIN_BAR_HEIGHT = 0.008
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Numbers that are drawn in one color."""
+class HistogramBars:
+    """Bars of a histogram.
 
-    name: str
-    distribution: StreamingHistogram
+    Attributes:
+        start: lower edge of the first bar.
+        width: width of each bar.
+        counts: count of each bar, in order; numbers outside the range are not counted.
+    """
+
+    start: float
+    width: float
+    counts: tuple[int, ...]
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Lower edges of the bars, and the upper edge of the last bar."""
+        return tuple(self.start + self.width * index for index in range(len(self.counts) + 1))
+
+
+class StreamingHistogram:
+    """Counts of numbers in bins, with exact summary statistics.
+
+    Attributes:
+        count: amount of numbers.
+        num_positive: amount of numbers above 0.
+        smallest: smallest number; infinity before the first number.
+        largest: largest number; minus infinity before the first number.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.num_positive = 0
+        self.smallest, self.largest = math.inf, -math.inf
+        self._sum = 0.0
+        self._exponent = _MIN_EXPONENT
+        self._bins: Counter[int] = Counter()
+
+    def add(self, value: float) -> None:
+        """Add a finite number."""
+        self.count += 1
+        self.num_positive += value > 0
+        self._sum += value
+        self.smallest, self.largest = min(self.smallest, value), max(self.largest, value)
+        self._bins[math.floor(math.ldexp(value, -self._exponent))] += 1
+        while len(self._bins) > _MAX_BINS:
+            self._widen()
+
+    @property
+    def mean(self) -> float:
+        """Mean of the numbers; NaN before the first number."""
+        return self._sum / self.count if self.count else math.nan
+
+    def quantile(self, share: float) -> float:
+        """Return the quantile of a share of the numbers, accurate to the width of a bin.
+
+        Args:
+            share: share of the numbers below the quantile, from 0 to 1.
+        """
+        num_below = 0
+        for index, count in sorted(self._bins.items()):
+            num_below += count
+            if num_below >= share * self.count:
+                middle = math.ldexp(index + 0.5, self._exponent)
+                return min(max(middle, self.smallest), self.largest)
+        return math.nan
+
+    def compute_bars(self, start: float, end: float, max_bars: int) -> HistogramBars:
+        """Return the counts between two numbers, in bars that are the same for all histograms.
+
+        Args:
+            start: lower end; the bar that contains it is complete.
+            end: upper end; the bar that contains it is complete.
+            max_bars: maximum number of bars, plus one at each end.
+        """
+        exponent = self._exponent
+        if end > start:
+            exponent = max(exponent, math.ceil(math.log2((end - start) / max_bars)))
+        width = math.ldexp(1.0, exponent)
+        first, last = math.floor(start / width), math.floor(end / width)
+        counts = [0] * (last - first + 1)
+        for index, count in self._bins.items():
+            bar = (index >> (exponent - self._exponent)) - first
+            if 0 <= bar < len(counts):
+                counts[bar] += count
+        return HistogramBars(first * width, width, tuple(counts))
+
+    def _widen(self) -> None:
+        self._exponent += 1
+        merged: Counter[int] = Counter()
+        for index, count in self._bins.items():
+            merged[index >> 1] += count
+        self._bins = merged
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramPlot:
-    """A histogram and its texts.
+    """A histogram of several series and a table of their quantiles, as templates show them.
 
     Attributes:
         title: heading of the section.
-        about: description of what is counted.
-        axis: title of the axis.
-        series: series of which at least one has numbers.
-        is_log2: whether the numbers are base-2 logarithms; the axis shows the powers of 2.
+        about: what is counted, and how many outliers are not drawn.
+        names: names of the series.
+        frame: axes of the plot.
+        edges: edges of the bars, one more than there are bars.
+        heights: height of each bar on the vertical axis, by series.
+        tooltips: text of each bar.
+        has_zero: whether 0 is marked.
+        table_head: heads of the table's columns.
+        table_rows: quantiles of each series that has numbers.
     """
 
     title: str
     about: str
-    axis: str
-    series: tuple[Series, ...]
-    is_log2: bool = False
+    names: Sequence[str]
+    frame: Frame
+    edges: Sequence[float]
+    heights: Sequence[Sequence[float]]
+    tooltips: Sequence[str]
+    has_zero: bool
+    table_head: Sequence[str]
+    table_rows: Sequence[Sequence[str]]
 
 
-def render_histogram(plot: HistogramPlot) -> Markup:
-    """Render a section with the histogram and a table of quantiles."""
-    start, end = _find_range(plot.series)
-    bars = [series.distribution.compute_bars(start, end, _MAX_BARS) for series in plot.series]
-    num_outliers = sum(
-        s.distribution.count - sum(b.counts) for s, b in zip(plot.series, bars, strict=True)
-    )
-    about = plot.about
+def build_histogram(
+    title: str,
+    about: str,
+    axis: str,
+    series: Mapping[str, StreamingHistogram],
+    *,
+    is_log2: bool = False,
+) -> HistogramPlot:
+    """Build a histogram.
+
+    Args:
+        title: heading of the section.
+        about: description of what is counted.
+        axis: title of the axis.
+        series: numbers by the name of their series; at least one series has numbers.
+        is_log2: whether the numbers are base-2 logarithms; the axis shows the powers of 2.
+    """
+
+    def format_edge(value: float) -> str:
+        return f"{2**value:,.0f}" if is_log2 else format_number(value, ".4g")
+
+    filled = [one for one in series.values() if one.count]
+    start = min(one.quantile(_PLOT_QUANTILES[0]) for one in filled)
+    end = max(one.quantile(_PLOT_QUANTILES[1]) for one in filled)
+    bars = [one.compute_bars(start, end, _MAX_BARS) for one in series.values()]
+    edges, counts = bars[0].edges, [one.counts for one in bars]
+    num_outliers = sum(one.count for one in filled) - sum(map(sum, counts))
     if num_outliers:
         about += f" (outliers that are not drawn: {num_outliers:,})"
-    return section(
-        plot.title,
-        legend([series.name for series in plot.series]),
-        render_svg(f"{plot.title}: {about}", _HEIGHT, lambda figure: _draw(figure, plot, bars)),
-        _build_quantile_table(plot),
-        about=about,
-    )
-
-
-def _find_range(series: Sequence[Series]) -> tuple[float, float]:
-    distributions = [one.distribution for one in series if one.distribution.count]
-    low, high = _PLOT_QUANTILES
-    return min(d.quantile(low) for d in distributions), max(d.quantile(high) for d in distributions)
-
-
-def _draw(figure: Figure, plot: HistogramPlot, bars: Sequence[HistogramBars]) -> None:
-    axes: Axes = figure.subplots()
-    max_count = max(count for one in bars for count in one.counts) or 1
-    edges = bars[0].edges
-    for number, one in enumerate(bars):
-        min_height = _MIN_BAR_HEIGHT * max_count
-        heights = [max(count, min_height) if count else 0 for count in one.counts]
-        color = series_colour(number)
-        if len(bars) == 1:
-            middles = [(low + high) / 2 for low, high in pairwise(edges)]
-            axes.bar(middles, heights, 0.9 * one.width, color=color)
-        else:
-            axes.stairs(heights, edges, fill=True, color=color, alpha=0.22, linewidth=0)
-            axes.stairs(heights, edges, color=color, linewidth=1.4)
-    if not plot.is_log2 and edges[0] < 0 < edges[-1]:
-        axes.plot([0, 0], [0, 1.04 * max_count], color=TEXT, linewidth=1, dashes=(4, 3))
-    # Drawn last and at full height, so that the whole column shows the tooltip.
-    for index, low in enumerate(edges[:-1]):
-        column = axes.bar(low, max_count, bars[0].width, align="edge", color=LINE)
-        add_tooltip(column[0], _format_tooltip(plot, bars, index), hover_only=True)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.06 * max_count)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=plot.is_log2))
-    axes.xaxis.set_major_formatter(lambda value, _: _format_tick(plot, value))
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.grid(axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel(plot.axis)
-
-
-def _format_tooltip(plot: HistogramPlot, bars: Sequence[HistogramBars], index: int) -> str:
-    low, high = bars[0].edges[index : index + 2]
-    counts = [
-        f"{one.counts[index]:,} {series.name}" if len(bars) > 1 else f"{one.counts[index]:,}"
-        for one, series in zip(bars, plot.series, strict=True)
-    ]
-    return (
-        f"{plot.axis} {_format_tick(plot, low)} to {_format_tick(plot, high)}: {', '.join(counts)}"
-    )
-
-
-def _format_tick(plot: HistogramPlot, value: float) -> str:
-    if plot.is_log2:
-        return f"{2**value:,.0f}"
-    return format_number(value, ".4g")
-
-
-def _build_quantile_table(plot: HistogramPlot) -> Markup:
+    max_count = max(map(max, counts)) or 1
+    min_height = _MIN_BAR_HEIGHT * max_count
+    x_ticks = choose_ticks(edges[0], edges[-1], 6, whole=is_log2)
+    x_axis = Axis(axis, edges[0], edges[-1], [(tick, format_edge(tick)) for tick in x_ticks])
+    y_ticks = choose_ticks(0, 1.06 * max_count, 4, whole=True)
+    y_axis = Axis("", 0, 1.06 * max_count, [(tick, f"{tick:,.0f}") for tick in y_ticks])
+    tooltips = []
+    for index, column in enumerate(zip(*counts, strict=True)):
+        texts = [f"{count:,}" for count in column]
+        if len(series) > 1:
+            texts = [f"{text} {name}" for text, name in zip(texts, series, strict=True)]
+        low, high = format_edge(edges[index]), format_edge(edges[index + 1])
+        tooltips.append(f"{axis} {low} to {high}: {', '.join(texts)}")
     # The mean of logarithms is not the logarithm of the mean.
-    head = ["", *(f"{share:.0%}" for share in _QUANTILES), *(() if plot.is_log2 else ("mean",))]
-    rows = []
-    for series in plot.series:
-        distribution = series.distribution
-        if not distribution.count:
-            continue
-        values = [distribution.quantile(share) for share in _QUANTILES]
-        if plot.is_log2:
-            rows.append([series.name, *(f"{2**value:,.0f}" for value in values)])
-        else:
-            values.append(distribution.mean)
-            rows.append([series.name, *(format_number(value, ",.2f") for value in values)])
-    return table(head, rows)
+    means = [] if is_log2 else ["mean"]
+    return HistogramPlot(
+        title=title,
+        about=about,
+        names=list(series),
+        frame=Frame(x_axis, y_axis, _HEIGHT),
+        edges=edges,
+        heights=[[max(n, min_height) if n else 0 for n in one] for one in counts],
+        tooltips=tooltips,
+        has_zero=not is_log2 and edges[0] < 0 < edges[-1],
+        table_head=["", *(f"{share:.0%}" for share in _QUANTILES), *means],
+        table_rows=[
+            [name, *_format_quantiles(one, is_log2)] for name, one in series.items() if one.count
+        ],
+    )
+
+
+def _format_quantiles(histogram: StreamingHistogram, is_log2: bool) -> list[str]:
+    quantiles = [histogram.quantile(share) for share in _QUANTILES]
+    if is_log2:
+        return [f"{2**value:,.0f}" for value in quantiles]
+    return [format_number(value, ",.2f") for value in (*quantiles, histogram.mean)]

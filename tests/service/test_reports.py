@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this mac
 _LONG = "Skywork/Skywork-Reward-" + "V2-" * 25 + "8B"
 # A plot is drawn if all of its lines and texts have a size and are within the plot.
 _PLOTS = """[...document.querySelectorAll('svg')].map(svg => {
-  const box = svg.getBoundingClientRect(), shapes = [...svg.querySelectorAll('path, text')];
+  const box = svg.getBoundingClientRect(), shapes = [...svg.querySelectorAll(':not(g, title)')];
   const visible = shapes.filter(shape => {
     const bounds = shape.getBoundingClientRect();
     return bounds.width + bounds.height > 0

@@ -10,7 +10,7 @@ import benchmark_files
 import pytest
 from job_runs import FakeExecutor
 
-import serve.evaluation.report
+import serve.evaluation.command
 from rm_core.benchmarks.registry import build_benchmark
 from serve.evaluation.command import EvalRequest, evaluate_models, evaluate_scores
 from serve.evaluation.result import Evaluation
@@ -36,7 +36,7 @@ Evaluate = Callable[..., tuple[int, list[str]]]
 def reports(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Sequence[Evaluation]]:
     """The evaluations of each report by its path; nothing is written, since plots take seconds."""
     requested: dict[Path, Sequence[Evaluation]] = {}
-    monkeypatch.setattr(serve.evaluation.report, "write_report", requested.__setitem__)
+    monkeypatch.setattr(serve.evaluation.command, "write_report", requested.__setitem__)
     return requested
 
 

@@ -10,8 +10,7 @@ from evaluations import NASTY, evaluation
 from html_pages import check_page, text_of
 
 from rm_core.benchmarks.base import ScoredItem
-from serve.evaluation.report import write_report
-from serve.evaluation.report.pairs import build_pairs
+from serve.evaluation.report import build_pairs, write_report
 from serve.evaluation.result import Evaluation
 
 

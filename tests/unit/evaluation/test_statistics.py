@@ -9,16 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.benchmarks.statistics import (
-    McNemar,
+from rm_core import sigmoid
+from serve.evaluation.compare import McNemar, mcnemar
+from serve.evaluation.statistics import (
     bin_accuracy,
     bootstrap_resamples,
     compute_calibration,
-    mcnemar,
     percentile_interval,
-    quantile,
     quantile_edges,
-    sigmoid,
     wilson,
 )
 
@@ -61,12 +59,6 @@ def test_mcnemar_against_the_binomial_and_an_example() -> None:
     assert mcnemar(0, 0) == McNemar(0, 0, 1.0, 0.0, 1.0)
     assert mcnemar(5000, 0).exact_p == 0.0
     assert 0 < mcnemar(5100, 4900).exact_p < 0.05
-
-
-def test_quantiles_are_interpolated() -> None:
-    assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0
-    assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0
-    assert quantile([7.0], 0.975) == 7.0
 
 
 def test_bootstrap_is_seeded_and_close_to_wilson() -> None:

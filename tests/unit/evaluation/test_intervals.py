@@ -8,9 +8,8 @@ import pytest
 from published_rows import read, rewardbench2_row, rm_bench_row, scored, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem, SubsetScore
-from rm_core.benchmarks.intervals import compute_intervals, is_proportion
 from rm_core.benchmarks.registry import BENCHMARKS
-from rm_core.benchmarks.statistics import wilson
+from serve.evaluation.statistics import compute_intervals, is_proportion, wilson
 
 
 def noisy_rewards(item: Item, gain: float = 1.0) -> list[float]:

@@ -1,0 +1,34 @@
+"""Numbers as text, in reports and on the console."""
+
+from __future__ import annotations
+
+NOTHING = "\N{EM DASH}"
+
+
+def format_number(value: float, form: str) -> str:
+    """Format a number with a typographic minus sign, which is as wide as a plus sign.
+
+    Args:
+        value: finite number.
+        form: format specification, as for `format`.
+    """
+    return format(value, form).replace("-", "\N{MINUS SIGN}")
+
+
+def format_percent(
+    share: float | None, decimals: int = 2, *, unit: str = "%", nothing: str = NOTHING
+) -> str:
+    """Format a fraction, such as 94.27%.
+
+    Args:
+        share: the fraction; None if there is none.
+        decimals: number of decimals.
+        unit: unit after the number; may be empty.
+        nothing: text for None.
+    """
+    return nothing if share is None else f"{100 * share:.{decimals}f}{unit}"
+
+
+def format_quantity(number: int, what: str) -> str:
+    """Format a number with a noun, such as "1 item" or "2,000 items"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -1,0 +1,56 @@
+"""Rendering of a page from its Jinja2 template."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from serve.reports.format import format_number, format_percent, format_quantity
+
+_TEMPLATES = Path(__file__).with_name("templates")
+# Control characters and lone surrogates, which browsers would replace or drop.
+_INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render_page(template: Path, **context: Any) -> str:
+    """Render a page; equal arguments give equal text.
+
+    Args:
+        template: template that extends `page.html.j2`; its plain text is escaped.
+        context: variables of the template.
+    """
+    page = get_environment(template.parent).get_template(template.name).render(context)
+    return _INVALID.sub("\N{REPLACEMENT CHARACTER}", page)
+
+
+@cache
+def get_environment(folder: Path = _TEMPLATES) -> Environment:
+    """Return the environment of the templates of a folder and of this package.
+
+    Filters: `number`, `percent` and `quantity` of `serve.reports.format`, and `sha256` for the
+    Content-Security-Policy.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "percent": format_percent,
+        "quantity": format_quantity,
+        "sha256": _hash_source,
+    }
+    return environment
+
+
+def _hash_source(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
