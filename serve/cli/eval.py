@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
     Example: skyreward compare-runs results/base results/tuned
     """
     from serve.evaluation.compare import compare, find_benchmark, load_run, require_scipy
-    from serve.evaluation.compare_console import print_comparison, to_dict
+    from serve.evaluation.console import print_comparison
 
     require_scipy()
     if options["benchmark"] is None:
@@ -177,7 +178,7 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
     first, second = (load_run(path, notify=echo_status, **options) for path in (a, b))
     comparison = compare(first, second)
     if as_json:
-        click.echo(dump_json(to_dict(comparison), indent=2))
+        click.echo(dump_json(comparison.to_dict(), indent=2))
     else:
         print_comparison(comparison, show)
 
@@ -195,11 +196,12 @@ def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> Non
     Example: skyreward leaderboard rm-bench results/
     """
     from rm_core.benchmarks.registry import BENCHMARKS
-    from serve.evaluation.leaderboard import build_leaderboard, print_leaderboard, to_dicts
+    from serve.evaluation.console import print_leaderboard
+    from serve.evaluation.leaderboard import build_leaderboard
 
     rows = build_leaderboard(benchmark, folders)
     if as_json:
-        click.echo(dump_json(to_dicts(rows), indent=2))
+        click.echo(dump_json([asdict(row) for row in rows], indent=2))
     else:
         print_leaderboard(BENCHMARKS[benchmark].title, benchmark, rows)
 

@@ -11,13 +11,19 @@ from typing import Any
 from rm_core import Truncation
 from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
 from serve.errors import EvaluationError, JobStoppedError
-from serve.evaluation.artifacts import REPORT, SUMMARY, is_partial, read_summary, write_files
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data
-from serve.evaluation.provenance import collect_provenance, inherit_provenance
+from serve.evaluation.files import (
+    REPORT,
+    SUMMARY,
+    is_partial,
+    read_scores,
+    read_summary,
+    write_files,
+)
 from serve.evaluation.published_results import compare_with_published
 from serve.evaluation.report import write_report
-from serve.evaluation.result import Evaluation
+from serve.evaluation.result import Evaluation, collect_provenance, inherit_provenance
 from serve.evaluation.runner import (
     EvalContext,
     ItemRewards,
@@ -26,7 +32,6 @@ from serve.evaluation.runner import (
     run_scoring_job,
     write_items,
 )
-from serve.evaluation.score_files import read_scores
 from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
 from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress

@@ -22,10 +22,10 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.registry import build_benchmark, list_options
 from serve.errors import EvaluationError, MissingExtraError
-from serve.evaluation.artifacts import SUMMARY, read_summary
 from serve.evaluation.data import load_data
+from serve.evaluation.files import SCORES, SUMMARY, read_scores, read_summary
+from serve.evaluation.result import collect_metrics
 from serve.evaluation.runner import ITEMS, read_items
-from serve.evaluation.score_files import SCORES, read_scores
 
 
 class McNemar(NamedTuple):
@@ -114,6 +114,51 @@ class RunComparison:
     agreement: float
     correlation: tuple[float, float] | None
     flipped_items: tuple[FlippedItem, ...]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the runs' models, or their paths if the names are equal."""
+        first, second = self.runs
+        if first.name != second.name:
+            return first.name, second.name
+        return first.path, second.path
+
+    @property
+    def metrics(self) -> dict[str, tuple[float | None, float | None]]:
+        """The metrics of both runs by name; None where a run lacks a metric."""
+        first, second = (collect_metrics(run.result) for run in self.runs)
+        return {name: (first.get(name), second.get(name)) for name in {**first, **second}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON data."""
+        both, only_first, only_second, neither = self.counts
+        pearson, spearman = self.correlation or (None, None)
+        return {
+            "benchmark": self.runs[0].benchmark.name,
+            "models": [run.name for run in self.runs],
+            "num_items": self.num_items,
+            "only_first": self.only[0],
+            "only_second": self.only[1],
+            "figures": self.metrics,
+            "unit": self.unit,
+            "right_in_both": both,
+            "right_in_first_only": only_first,
+            "right_in_second_only": only_second,
+            "wrong_in_both": neither,
+            "agreement": self.agreement,
+            "mcnemar": self.test._asdict(),
+            "pearson": pearson,
+            "spearman": spearman,
+            "changed": [
+                {
+                    "id": one.item.id,
+                    "subset": one.item.subset,
+                    "now_right": one.now_right,
+                    "margins": one.margins,
+                }
+                for one in self.flipped_items
+            ],
+        }
 
 
 def require_scipy() -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rm_core.catalog.entries import load_sources
 from serve.errors import EvaluationError
-from serve.escaping import escape_line
-from serve.evaluation.artifacts import read_summary
-from serve.evaluation.console import format_percent, print_table
-from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.files import read_summary
 from serve.evaluation.published_results import iter_published_rows
+from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
 
 LOCAL = "here"
 _SORT_METRICS = {"judgebench": MEAN_OF_SECTIONS}
@@ -25,7 +22,7 @@ class LeaderboardRow:
 
     Attributes:
         model: id on the hub, or local name of the model.
-
+        figures: metrics by name, from 0 to 1.
         source: title of the publication; `here` for a local result.
         folder: folder of a local result; None for a published result.
         missing: what a local result lacks; empty for a complete result.
@@ -33,7 +30,7 @@ class LeaderboardRow:
     """
 
     model: str
-    figures: Mapping[str, float]  # metrics by name, from 0 to 1
+    figures: Mapping[str, float]
     source: str
     folder: str | None
     missing: tuple[str, ...]
@@ -76,38 +73,6 @@ def build_leaderboard(benchmark: str, folders: Iterable[Path]) -> list[Leaderboa
 def get_sort_metric(benchmark: str) -> str:
     """Return the metric that sorts the leaderboard of a benchmark."""
     return _SORT_METRICS.get(benchmark, OVERALL)
-
-
-def print_leaderboard(title: str, benchmark: str, rows: Sequence[LeaderboardRow]) -> None:
-    """Print the leaderboard as a table in percent, then what partial results lack."""
-    sort_metric = get_sort_metric(benchmark)
-    names = list(dict.fromkeys([sort_metric, *(name for row in rows for name in row.figures)]))
-    print_table(
-        title,
-        ["model", *(name.replace("_", " ") for name in names), "source"],
-        (
-            [
-                _format_model(row),
-                *(format_percent(row.figures.get(name)) for name in names),
-                row.folder or row.source,
-            ]
-            for row in rows
-        ),
-    )
-    for row in rows:
-        if row.missing:
-            print(escape_line(f"{row.model} (partial): {'; '.join(row.missing)}"))
-
-
-def to_dicts(rows: Iterable[LeaderboardRow]) -> list[dict[str, Any]]:
-    """Return the rows as JSON data."""
-    return [asdict(row) for row in rows]
-
-
-def _format_model(row: LeaderboardRow) -> str:
-    if row.folder is None:
-        return row.model
-    return f"> {row.model}" + (" (partial)" if row.missing else "")
 
 
 def _find_evaluations(folder: Path) -> list[Path]:

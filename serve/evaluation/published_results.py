@@ -12,8 +12,7 @@ from typing import NamedTuple
 from rm_core import find_entry, load_catalog, load_not_served
 from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
 from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_sources
-from serve.evaluation.metric_names import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
-from serve.evaluation.result import MetricComparison
+from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, MetricComparison
 
 _BEST_OF_N = "best-of-n"
 _SCALE = {"percent": 100.0, "fraction": 1.0}

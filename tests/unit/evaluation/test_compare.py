@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from serve.cli.main import main
 from serve.errors import EvaluationError
 from serve.evaluation.compare import compare, load_run
-from serve.evaluation.compare_console import print_comparison, to_dict
+from serve.evaluation.console import print_comparison
 
 Evaluate = Callable[..., tuple[int, list[str]]]
 
@@ -120,7 +120,7 @@ def test_comparison_as_table_and_as_json(
     assert "right in fake only" in printed
     assert "McNemar, exact p" in printed
     assert "Largest margin shifts, 3 of 12" in printed
-    as_json = json.loads(json.dumps(to_dict(comparison)))
+    as_json = json.loads(json.dumps(comparison.to_dict()))
     assert as_json["right_in_first_only"] == comparison.counts[1]
     assert as_json["figures"]["overall"] == [run.result.overall for run in comparison.runs]
     assert len(as_json["changed"]) == 12

@@ -11,7 +11,8 @@ import pytest
 from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
 from serve.errors import EvaluationError
-from serve.evaluation.leaderboard import build_leaderboard, print_leaderboard
+from serve.evaluation.console import print_leaderboard
+from serve.evaluation.leaderboard import build_leaderboard
 from serve.evaluation.published_results import (
     compare_with_published,
     get_complete_metric,

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from rm_core.benchmarks.base import Item, Preference, ScoredItem
 from serve.errors import EvaluationError, JobInputError, ScoreFileError
-from serve.evaluation.artifacts import read_summary
-from serve.evaluation.score_files import read_scores, write_scores
+from serve.evaluation.files import read_scores, read_summary, write_scores
 from serve.jobs.inputs import json_rows
 
 

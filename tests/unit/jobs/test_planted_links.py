@@ -13,8 +13,8 @@ import pytest
 from job_runs import FakeExecutor, records, run_job, write_lines
 
 from serve.errors import EvaluationError, JobError, JobInputError, JobRefusedError
-from serve.evaluation.artifacts import read_summary
 from serve.evaluation.command import _make_folder
+from serve.evaluation.files import read_summary
 from serve.evaluation.runner import ScoringProvenance
 from serve.jobs import private_files
 from serve.jobs.atomic_io import open_atomic, read_regular_file, write_atomically
