@@ -30,8 +30,9 @@ from rm_core.benchmarks.base import (
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.strict_row import StrictRow, quote
+from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
+from rm_core.text import quote
 
 CATEGORIES: Mapping[str, str] = {
     "mmlu-pro": "knowledge",

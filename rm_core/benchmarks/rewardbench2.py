@@ -31,8 +31,9 @@ from rm_core.benchmarks.base import (
     ScoredItem,
     SubsetScore,
 )
-from rm_core.benchmarks.strict_row import StrictRow, format_names, quote
+from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
+from rm_core.text import format_names, quote
 
 TIES = "Ties"
 SUBSETS: Mapping[str, int] = {

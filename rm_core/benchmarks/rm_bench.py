@@ -33,8 +33,9 @@ from rm_core.benchmarks.base import (
     ScoredItem,
     Tally,
 )
-from rm_core.benchmarks.strict_row import StrictRow, quote
+from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions
+from rm_core.text import quote
 
 SUBSETS: Mapping[str, int] = {
     "chat": 129,

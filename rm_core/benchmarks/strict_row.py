@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from rm_core.errors import BenchmarkDataError, InvalidConversationError
 from rm_core.inputs.conversations import Messages, validate_unicode
+from rm_core.text import describe_type, format_keys, format_names, quote
 
-MAX_NAMED = 12
-MAX_QUOTED = 60
+_MAX_NAMES = 12
 
 
 class StrictRow:
@@ -143,7 +143,7 @@ class StrictRow:
         """
         value, allowed = self.get(name), list(allowed)
         if value not in allowed:
-            self._refuse_value(name, value, format_names(allowed))
+            self._refuse_value(name, value, format_names(allowed, _MAX_NAMES))
         return str(value)
 
     def get_user_message(self, name: str) -> Messages:
@@ -186,29 +186,13 @@ class StrictRow:
 
     def _refuse_value(self, name: str, value: object, allowed: str, prefix: str = "") -> NoReturn:
         if value is None and name.split(".")[0] not in self._columns:
-            columns = format_names([f"`{column}`" for column in map(str, self._columns)])
+            columns = format_keys(self._columns, _MAX_NAMES)
             self.refuse(f"the column `{name}` is missing; the columns are {columns}")
         self.refuse(f"{prefix}the column `{name}` is {describe_value(value)}; it must be {allowed}")
 
 
-def format_names(names: Sequence[str]) -> str:
-    """Format names for a message; of many names, only the first."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return (", ".join(names[:MAX_NAMED]) + more) or "nothing"
-
-
-def quote(value: str) -> str:
-    """Quote a text of the data for a message, shortened if necessary."""
-    return repr(value if len(value) <= MAX_QUOTED else value[: MAX_QUOTED - 3] + "...")
-
-
 def describe_value(value: object) -> str:
     """Describe a value for a message."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
+    if isinstance(value, str | bool | int | float):
         return quote(value)
-    if isinstance(value, bool | int | float):
-        return repr(value)
-    names: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return describe_type(value)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from rm_core.errors import InvalidConversationError
 from rm_core.strict_json import describe_error, parse_strict
+from rm_core.text import describe_type, format_keys, quote
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -203,7 +204,7 @@ def parse_tools(value: object) -> Tools | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple):
-        raise InvalidConversationError(f"`tools` is {_describe_type(value)}; {_TOOLS_HINT}")
+        raise InvalidConversationError(f"`tools` is {describe_type(value)}; {_TOOLS_HINT}")
     return [_parse_tool(tool, index) for index, tool in enumerate(value)]
 
 
@@ -281,7 +282,7 @@ def _parse_call_arguments(call: Any, where: str) -> Any:
         parsed = _read_json(arguments, where)
         if not isinstance(parsed, dict):
             raise InvalidConversationError(
-                f"{where} is JSON text of {_describe_type(parsed)}; send an object, or JSON text "
+                f"{where} is JSON text of {describe_type(parsed)}; send an object, or JSON text "
                 "of an object"
             )
         arguments = parsed
@@ -313,7 +314,7 @@ def _split_tools(value: object, what: str) -> tuple[object, Tools | None]:
     unknown = sorted(str(key) for key in value if key not in _CHAT_KEYS)
     if unknown:
         raise InvalidConversationError(
-            f"the {what} has the unknown keys {_format_first_names(unknown)}; only `messages` and "
+            f"the {what} has the unknown keys {format_keys(unknown)}; only `messages` and "
             "`tools` are rendered: remove the others"
         )
     return value["messages"], parse_tools(value.get("tools"))
@@ -330,7 +331,7 @@ def _parse_tool(tool: object, index: int) -> dict[str, Any]:
         tool = _read_json(tool, f"tool {index}")
     if not isinstance(tool, Mapping):
         raise InvalidConversationError(
-            f"tool {index} is {_describe_type(tool)}; `tools`: {_TOOLS_HINT}"
+            f"tool {index} is {describe_type(tool)}; `tools`: {_TOOLS_HINT}"
         )
     return dict(tool)
 
@@ -348,13 +349,13 @@ def _read_json(text: str, where: str) -> Any:
 def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidConversationError(
-            f"a {what} must be an object with {_format_names(needed)}, got {_describe_type(value)}"
+            f"a {what} must be an object with {format_keys(needed)}, got {describe_type(value)}"
         )
     missing = [name for name in needed if value.get(name) is None]
     if missing:
         raise InvalidConversationError(
-            f"the {what} has no {_format_names(missing)}; it has "
-            f"{_format_first_names(sorted(map(str, value)))}"
+            f"the {what} has no {format_keys(missing)}; it has "
+            f"{format_keys(sorted(map(str, value)))}"
         )
     return value
 
@@ -362,7 +363,7 @@ def _require_mapping(value: object, what: str, needed: tuple[str, ...]) -> Mappi
 def _parse_messages(value: object, what: str) -> Messages:
     is_conversation = what == "conversation"  # a prompt or an answer may also be a string
     if isinstance(value, str | Mapping) or not isinstance(value, list | tuple):
-        received = _describe_type(value)
+        received = describe_type(value)
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
             received += " that looks like JSON; send the list itself (`json.loads` of the text)"
         raise InvalidConversationError(
@@ -383,14 +384,14 @@ def _parse_message(message: object, index: int) -> dict[str, Any]:
     where = f"message {index}"
     if not isinstance(message, Mapping):
         raise InvalidConversationError(
-            f"{where} is {_describe_type(message)}; it must be an object with `role` and `content`"
+            f"{where} is {describe_type(message)}; it must be an object with `role` and `content`"
         )
     role = message.get("role")
     if role is None:
         raise InvalidConversationError(f"{where} has no `role`; allowed: {', '.join(ROLES)}")
     if role not in ROLES:
         raise InvalidConversationError(
-            f"{where} has the role {_shorten(role)}; allowed: {', '.join(ROLES)}"
+            f"{where} has the role {quote(role, 40)}; allowed: {', '.join(ROLES)}"
         )
     content = message.get("content")
     if content is None and message.get("tool_calls"):
@@ -410,7 +411,7 @@ def _flatten(content: object, where: str) -> str:
         )
     if not isinstance(content, list | tuple):
         raise InvalidConversationError(
-            f"{where} has content that is {_describe_type(content)}; it must be a string or a list "
+            f"{where} has content that is {describe_type(content)}; it must be a string or a list "
             'of text parts such as {"type": "text", "text": "..."}'
         )
     return "".join(_get_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))
@@ -424,31 +425,7 @@ def _get_part_text(part: object, where: str) -> str:
         if isinstance(text, str):
             return validate_unicode(text, where)
     kind = part.get("type") if isinstance(part, Mapping) else None
-    received = f"of type {_shorten(kind)}" if kind not in (None, "text") else "not a text part"
+    received = f"of type {quote(kind, 40)}" if kind not in (None, "text") else "not a text part"
     raise InvalidConversationError(
         f'{where} is {received}; only text is scored: {{"type": "text", "text": "..."}}'
     )
-
-
-def _describe_type(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _format_first_names(names: list[str]) -> str:
-    """Format the first of a caller's names, since there may be many of any length."""
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (
-        _format_names([name if len(name) <= 40 else name[:37] + "..." for name in names[:8]]) + more
-    )
-
-
-def _format_names(names: object) -> str:
-    assert isinstance(names, list | tuple)
-    return ", ".join(f"`{name}`" for name in names) or "nothing"

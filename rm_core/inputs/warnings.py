@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.chat_formats import find_markers, find_transcript
 from rm_core.inputs.conversations import Chat, Messages, parse_arguments
+from rm_core.text import format_names
 
 Render: TypeAlias = Callable[[Chat], str | None]
 """Render a conversation with the template; return None if the template refuses it."""
@@ -28,7 +29,6 @@ _KEYS_WITH_CONTENT = (
     *("image", "images", "video", "videos", "audio", "audios"),
 )
 # Maximum number of names that a warning lists.
-_MAX_NAMES = 8
 # Maximum number of characters to search for the contents of a conversation. Without a bound,
 # contents that are not found would cost the number of messages times the length of the text.
 # Contents beyond the bound give no warning.
@@ -116,7 +116,7 @@ def _check_lost_text(messages: Messages, text: str) -> Iterator[str]:
     if missing:
         yield (
             f"template_changed_content: the chat template omitted or changed text of message(s) "
-            f"{_format_indices(missing)}; /v1/render shows what was scored"
+            f"{format_names(missing)}; /v1/render shows what was scored"
         )
 
 
@@ -159,8 +159,8 @@ def _check_keys(chat: Chat, text: str, render: Render) -> Iterator[str]:
         if render(replace(chat, messages=without)) == text:
             yield (
                 f"template_ignores_keys: the chat template of this checkpoint ignores `{key}` of "
-                f"message(s) {_format_indices(indices)}, so the reward is that of the conversation "
-                "without it"
+                f"message(s) {format_names(indices)}, so the reward is that of the "
+                "conversation without it"
             )
 
 
@@ -174,9 +174,9 @@ def _check_arguments(chat: Chat, text: str, render: Render) -> Iterator[str]:
         return
     if render(replace(chat, messages=parsed)) not in (text, None):
         yield (
-            f"arguments_as_text: `arguments` of message(s) {_format_indices(indices)} are JSON "
-            "text, which the chat template renders differently from an object; send the object, "
-            "which templates expect"
+            f"arguments_as_text: `arguments` of message(s) {format_names(indices)} are "
+            "JSON text, which the chat template renders differently from an object; send the "
+            "object, which templates expect"
         )
 
 
@@ -202,8 +202,8 @@ def _check_turns_in_text(messages: Messages) -> Iterator[str]:
     as_json = [i for i, message in enumerate(messages) if _is_json_of_messages(message["content"])]
     if as_json:
         yield (
-            f"messages_as_text: message(s) {_format_indices(as_json)} are JSON text of a list of "
-            "messages, and were scored as plain text; send the list itself"
+            f"messages_as_text: message(s) {format_names(as_json)} are JSON text of a "
+            "list of messages, and were scored as plain text; send the list itself"
         )
 
 
@@ -225,18 +225,12 @@ def _is_list(value: object) -> bool:
 
 
 def _format_subject(names_by_index: dict[int, list[str]]) -> str:
-    return f"message(s) {_format_indices(list(names_by_index))} contain"
+    return f"message(s) {format_names(names_by_index)} contain"
 
 
 def _format_names(names_by_index: dict[int, list[str]]) -> str:
     names = list(dict.fromkeys(name for names in names_by_index.values() for name in names))
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
-
-
-def _format_indices(indices: list[int]) -> str:
-    more = f" and {len(indices) - _MAX_NAMES} more" if len(indices) > _MAX_NAMES else ""
-    return ", ".join(map(str, indices[:_MAX_NAMES])) + more
+    return format_names(names)
 
 
 def _squeeze(text: str) -> str:

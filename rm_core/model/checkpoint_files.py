@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.errors import ModelLoadError
+from rm_core.text import describe_type
 
 TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """Configuration, template and tokenizer files."""
@@ -135,7 +136,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ModelLoadError(
-            f"{path} contains {_describe_json_type(content)}, not a JSON object; download it again"
+            f"{path} contains {describe_type(content)}, not a JSON object; download it again"
         )
     return content
 
@@ -159,11 +160,6 @@ def _read_float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:40]} is too large")
     return number
-
-
-def _describe_json_type(value: Any) -> str:
-    names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
 
 
 def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:

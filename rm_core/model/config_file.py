@@ -16,6 +16,7 @@ from rm_core.attention.select import Family
 from rm_core.errors import ModelLoadError
 from rm_core.model.checkpoint_files import MAX_CONFIG_BYTES, read_json
 from rm_core.model.rope_limits import MAX_POSITIONS, read_position_limit
+from rm_core.text import quote
 
 FAMILIES: Mapping[str, Family] = {
     "LlamaForSequenceClassification": "llama",
@@ -143,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if tokenizer_config.get(key):
             raise ModelLoadError(
                 f"{folder / 'tokenizer_config.json'} has {key} = "
-                f"{_format_value(tokenizer_config[key])}, which may make transformers read a file "
+                f"{quote(tokenizer_config[key], 80)}, which may make transformers read a file "
                 "outside the checkpoint; remove the key, since the tokenizer is in tokenizer.json"
             )
     return config
@@ -164,7 +165,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
     for key, (allowed, is_allowed) in _RULES.items():
         if key in config and not is_allowed(config[key]):
             raise ModelLoadError(
-                f"{key} of {file} is {_format_value(config[key])}; it must be {allowed}: correct "
+                f"{key} of {file} is {quote(config[key], 80)}; it must be {allowed}: correct "
                 "it, or download the file again"
             )
     architectures = config.get("architectures") or ["none"]
@@ -176,7 +177,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
         )
     if config.get("model_type") != family:
         raise ModelLoadError(
-            f"model_type of {file} is {_format_value(config.get('model_type'))}, and transformers "
+            f"model_type of {file} is {quote(config.get('model_type'), 80)}, and transformers "
             f"builds the model by it; the architecture {architectures[0]} has {family!r}: correct "
             "one of the two"
         )
@@ -192,7 +193,7 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
             continue
         if _ENGINE_KEYS.fullmatch(key) and value is not None:
             raise ModelLoadError(
-                f"{file} has {key[:60]} = {_format_value(value)}, which selects how transformers "
+                f"{file} has {key[:60]} = {quote(value, 80)}, which selects how transformers "
                 "computes or what it fetches; remove the key: the setting `attention` selects the "
                 "attention backend"
             )
@@ -213,13 +214,13 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
     if config.get("attention_chunk_size") is not None:
         raise ModelLoadError(
             f"{file} has attention_chunk_size = "
-            f"{_format_value(config['attention_chunk_size'])}, which splits attention into chunks; "
+            f"{quote(config['attention_chunk_size'], 80)}, which splits attention into chunks; "
             "no supported family has it: remove the key if the model was trained without it"
         )
     if config.get("use_bidirectional_attention"):
         raise ModelLoadError(
             f"{file} has use_bidirectional_attention = "
-            f"{_format_value(config['use_bidirectional_attention'])}; only causal models are "
+            f"{quote(config['use_bidirectional_attention'], 80)}; only causal models are "
             "supported: remove the key if the model was trained as a causal model"
         )
 
@@ -304,11 +305,3 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
             "use the tokenizer's padding id, or resize the embedding "
             "(model.resize_token_embeddings)"
         )
-
-
-def _format_value(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply; a number with too many digits
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,7 @@ import torch
 from rm_core.errors import ModelLoadError
 from rm_core.model.checkpoint import Checkpoint
 from rm_core.model.quantization import silence_torchao
+from rm_core.text import format_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,9 +109,8 @@ def _check_report(path: Path, report: Mapping[str, Any]) -> None:
     }
     for problem, keys in problems.items():
         if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelLoadError(
-                f"weights of {path} {problem}: {', '.join(keys[:3])}{more}; config.json and the "
+                f"weights of {path} {problem}: {format_names(keys, 3)}; config.json and the "
                 "weights do not match"
             )
 

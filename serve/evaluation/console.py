@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from rm_core.benchmarks.base import Item
+from rm_core.text import shorten
 from serve.console import Console
 from serve.escaping import escape_line
 from serve.evaluation.compare import RunComparison
@@ -14,8 +15,6 @@ from serve.evaluation.files import is_partial
 from serve.evaluation.leaderboard import LeaderboardRow, get_sort_metric
 from serve.evaluation.result import Evaluation, collect_metrics
 from serve.reports.format import format_percent
-
-_MAX_PROMPT_CHARS = 60
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
@@ -151,7 +150,4 @@ def _format_model(row: LeaderboardRow) -> str:
 
 
 def _format_prompt(item: Item) -> str:
-    text = " ".join(str(item.prompt[-1].get("content", "")).split())
-    if len(text) <= _MAX_PROMPT_CHARS:
-        return text
-    return text[: _MAX_PROMPT_CHARS - 3] + "..."
+    return shorten(" ".join(str(item.prompt[-1].get("content", "")).split()))

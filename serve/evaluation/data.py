@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from rm_core import BenchmarkDataError, RewardError, ScoreError
 from rm_core.benchmarks.base import Benchmark, Item, ItemKey
+from rm_core.text import format_names
 from serve.errors import JobInputError
 from serve.jobs.inputs.folders import HUB_PREFIX, select_split
 from serve.jobs.inputs.source import FileSource, open_source
@@ -146,8 +147,7 @@ def _select_files(
     if len(kept) == len(names):
         return source
     skipped = [os.path.basename(name) for name in names if name not in kept]
-    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    notify(f"not read, since {benchmark} is in other files: {', '.join(skipped[:3])}{more}")
+    notify(f"not read, since {benchmark} is in other files: {format_names(skipped, 3)}")
     return replace(source, files=tuple(names[name] for name in kept))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from rm_core import ScoreError
 from rm_core.benchmarks.base import Item, ItemKey, ScoredItem, SubsetScore
 from rm_core.strict_json import parse_strict
+from rm_core.text import shorten
 from serve.errors import EvaluationError, ScoreFileError
 from serve.evaluation.result import (
     DIFFICULTY,
@@ -37,7 +38,6 @@ REPORT = "report.html"
 _LOCATION_KEYS = ("data", "official")
 # Has an effect only if a conversation is longer.
 _LENGTH = "max_length"
-_MAX_VALUE_CHARS = 60
 
 
 def write_files(evaluation: Evaluation, folder: Path) -> None:
@@ -309,5 +309,4 @@ def _describe_item(item: Item) -> str:
 
 
 def _format_value(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
+    return shorten(json.dumps(value, ensure_ascii=False, default=str))
