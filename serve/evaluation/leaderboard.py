@@ -22,7 +22,6 @@ class LeaderboardRow:
 
     Attributes:
         model: id on the hub, or local name of the model.
-        figures: metrics by name, from 0 to 1.
         source: title of the publication; `here` for a local result.
         folder: folder of a local result; None for a published result.
         missing: what a local result lacks; empty for a complete result.
@@ -30,7 +29,7 @@ class LeaderboardRow:
     """
 
     model: str
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # metrics by name, from 0 to 1
     source: str
     folder: str | None
     missing: tuple[str, ...]
