@@ -311,8 +311,7 @@ def _digest(path: Path) -> str:
         for file in sorted(path.glob(pattern)):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(stream, lambda: digest)
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + str(file.stat().st_size).encode())
         tensors, start = read_tensor_headers(file)

@@ -11,14 +11,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 TEMP_SUFFIX = ".partial"
 # EFBIG: a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -85,17 +84,7 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
-def compute_file_sha256(path: Path, on_read: Callable[[int], None] | None = None) -> str:
-    """Return the hexadecimal SHA-256 of a file.
-
-    Args:
-        path: the file.
-        on_read: called with the number of bytes of each block that was read.
-    """
-    digest = hashlib.sha256()
+def compute_file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            if on_read:
-                on_read(len(block))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from serve.csp import hash_inline_source
 from serve.reports.format import format_number, format_percent, format_quantity
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -33,8 +32,8 @@ def render_page(template: Path, **context: Any) -> str:
 def get_environment(folder: Path = _TEMPLATES) -> Environment:
     """Return the environment of the templates of a folder and of this package.
 
-    Filters: `number`, `percent` and `quantity` of `serve.reports.format`, and `sha256` for the
-    Content-Security-Policy.
+    Filters: `number`, `percent` and `quantity` of `serve.reports.format`, and `csp_source` of an
+    inline style.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, _TEMPLATES]),
@@ -47,10 +46,6 @@ def get_environment(folder: Path = _TEMPLATES) -> Environment:
         "number": format_number,
         "percent": format_percent,
         "quantity": format_quantity,
-        "sha256": _hash_source,
+        "csp_source": hash_inline_source,
     }
     return environment
-
-
-def _hash_source(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

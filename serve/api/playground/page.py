@@ -11,14 +11,13 @@ which must allow the scripts of both.
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from rm_core import seeds_dir
+from serve.csp import format_csp, hash_inline_source
 
 _FOLDER = Path(__file__).parent
 # The scripts are joined in this order and share one scope: each may use names of earlier scripts.
@@ -60,16 +59,6 @@ def build_page_headers() -> Mapping[str, str]:
         "Cache-Control": "no-store",  # the content of this URL depends on the key
         "Referrer-Policy": "no-referrer",
     }
-
-
-def hash_inline_source(text: str) -> str:
-    """Return the source expression of an inline script or style, for a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def format_csp(policy: Mapping[str, str]) -> str:
-    """Format a content security policy as a header value."""
-    return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
 def _fill_template(name: str, script: str, examples: str = "") -> str:

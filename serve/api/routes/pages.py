@@ -12,12 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
-from serve.api.playground.page import (
-    build_page_headers,
-    build_playground_page,
-    format_csp,
-    hash_inline_source,
-)
+from serve.api.playground.page import build_page_headers, build_playground_page
+from serve.csp import format_csp, hash_inline_source
 
 router = APIRouter()
 
