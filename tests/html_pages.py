@@ -69,6 +69,8 @@ def check_page(page: str) -> None:
     for picture in reader.pictures:
         assert picture["role"] == "img"
         assert picture["aria-label"]
+    # A table that scrolls is reached by the keyboard, and an empty cell is no head of a column.
+    assert not re.search(r'class="wide">|<th[^>]*></th>', page)
     # Else the page would not follow the reader's choice of light or dark.
     colours = re.findall(r"#[0-9a-f]{3,8}\b|\brgba?\(", "".join(re.findall(r'style="[^"]*"', page)))
     assert not colours
