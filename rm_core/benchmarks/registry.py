@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from rm_core.benchmarks.base import Benchmark
-from rm_core.benchmarks.judgebench import JudgeBench, JudgeBenchOptions
+from rm_core.benchmarks.judgebench import JudgeBench
 from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
-from rm_core.benchmarks.rewardbench import RewardBench, RewardBenchOptions
-from rm_core.benchmarks.rewardbench2 import RewardBench2, RewardBench2Options
+from rm_core.benchmarks.rewardbench import RewardBench
+from rm_core.benchmarks.rewardbench2 import RewardBench2
 from rm_core.benchmarks.rm_bench import RMBench
 from rm_core.benchmarks.rmb import RMB
-from rm_core.benchmarks.variants import BenchmarkOptions, Option
+from rm_core.benchmarks.variants import Option
 from rm_core.errors import BenchmarkDataError
 
-
-class _Entry(NamedTuple):
-    factory: Any
-    options: type[BenchmarkOptions]
-
-
-_KNOWN: Mapping[str, _Entry] = {
-    RewardBench.name: _Entry(RewardBench, RewardBenchOptions),
-    RewardBench2.name: _Entry(RewardBench2, RewardBench2Options),
-    RMBench.name: _Entry(RMBench, BenchmarkOptions),
-    RMB.name: _Entry(RMB, BenchmarkOptions),
-    JudgeBench.name: _Entry(JudgeBench, JudgeBenchOptions),
-    PPEPreference.name: _Entry(PPEPreference, BenchmarkOptions),
-    PPECorrectness.name: _Entry(PPECorrectness, BenchmarkOptions),
-}
-BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
-    {name: entry.factory(entry.options()) for name, entry in _KNOWN.items()}
+# Any, since each class has options of its own class.
+_OFFICIAL: tuple[Any, ...] = (
+    RewardBench(),
+    RewardBench2(),
+    RMBench(),
+    RMB(),
+    JudgeBench(),
+    PPEPreference(),
+    PPECorrectness(),
 )
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""
 
 
@@ -44,8 +37,9 @@ def build_benchmark(name: str, **options: str) -> Benchmark:
         BenchmarkDataError: the name, an option or its value is unknown; the message lists the
             known ones.
     """
-    entry = _get_entry(name)
-    benchmark: Benchmark = entry.factory(entry.options.from_strings(options))
+    official = _get_official(name)
+    build: Any = type(official)
+    benchmark: Benchmark = build(official.options.from_strings(options))
     return benchmark
 
 
@@ -55,10 +49,10 @@ def list_options(name: str) -> tuple[Option, ...]:
     Raises:
         BenchmarkDataError: the name is unknown.
     """
-    return _get_entry(name).options.list_options()
+    return _get_official(name).options.list_options()
 
 
-def _get_entry(name: str) -> _Entry:
-    if name not in _KNOWN:
-        raise BenchmarkDataError(f"unknown benchmark {name!r}; known: {', '.join(_KNOWN)}")
-    return _KNOWN[name]
+def _get_official(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise BenchmarkDataError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

@@ -11,7 +11,6 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
-    CommandT,
     echo_status,
     get_given_options,
     handle_errors,
@@ -38,34 +37,25 @@ BENCHMARK_NAMES = (
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
 
-def _data_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--data",
-            metavar="PATH",
-            help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, "
-            "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
-        ),
-        click.option(
-            "--split",
-            help="Split of a folder or of a data set on the hub.  [default: the official split]",
-        ),
-        click.option(
-            "--variant",
-            "variants",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="Published variant of the computation; `--variant help` lists the variants.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.command("eval")
 @_benchmark_argument
-@_data_options
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, "
+    "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
+)
+@click.option(
+    "--split",
+    help="Split of a folder or of a data set on the hub.  [default: the official split]",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Published variant of the computation; `--variant help` lists the variants.",
+)
 @click.option(
     "--model",
     "models",
