@@ -16,7 +16,7 @@ from rm_core.benchmarks.rmb import RMB
 from rm_core.benchmarks.variants import Option
 from rm_core.errors import BenchmarkDataError
 
-# Any, since each class has options of its own class.
+# Any, since the types of their options differ.
 _OFFICIAL: tuple[Any, ...] = (
     RewardBench(),
     RewardBench2(),
