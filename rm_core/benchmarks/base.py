@@ -56,6 +56,11 @@ class Item:
         """Key by which a line of `scores.jsonl` is matched to the item."""
         return self.id, self.subset
 
+    @property
+    def label(self) -> str:
+        """Name of the item in messages."""
+        return f"item {self.id!r} of {self.subset!r}"
+
 
 class ScoredItem(NamedTuple):
     """An item and the raw reward of each response, in order; all rewards are finite."""

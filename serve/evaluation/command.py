@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Truncation
-from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, ScoredItem
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data
@@ -22,7 +22,7 @@ from serve.evaluation.files import (
     write_files,
 )
 from serve.evaluation.published_results import compare_with_published
-from serve.evaluation.report import write_report
+from serve.evaluation.report import shorten_names, write_report
 from serve.evaluation.result import Evaluation, collect_provenance, inherit_provenance
 from serve.evaluation.runner import (
     EvalContext,
@@ -183,7 +183,7 @@ def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
                 f"{evaluation.model}: a partial result; {SUMMARY} and {REPORT} list what is missing"
             )
         for item, error in evaluation.failed_items[:3]:
-            request.notify(f"not scored: {_describe_item(item)}: {error.message}")
+            request.notify(f"not scored: {item.label}: {error.message}")
     request.notify(f"written to {request.output}")
     return EXIT_PARTIAL if any(evaluation.failed_items for evaluation in evaluations) else 0
 
@@ -196,10 +196,6 @@ def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:
             f"{model.name} takes at most {model.max_length} tokens, but the official runs take at "
             f"most {official}: longer conversations may get other rewards"
         )
-
-
-def _describe_item(item: Item) -> str:
-    return f"item {item.id!r} of {item.subset!r}"
 
 
 def _get_model_names(executor_options: ExecutorOptions, rewards: ItemRewards) -> list[str]:
@@ -218,9 +214,7 @@ def _choose_folders(output: Path, executor_options: Sequence[ExecutorOptions]) -
         raise EvaluationError(
             f"two models have the name {duplicate!r}; rename one of them with ALIAS=NAME"
         )
-    short = [alias.rpartition("/")[2] for alias in aliases]
-    names = short if len(set(short)) == len(short) else [a.replace("/", "--") for a in aliases]
-    return [output / name for name in names]
+    return [output / name.replace("/", "--") for name in shorten_names(aliases)]
 
 
 def _read_earlier_summary(scores: Path, benchmark: str) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     for a, b in pairs:
         if (a.item.prompt, a.item.responses) != (b.item.prompt, b.item.responses):
             raise EvaluationError(
-                f"item {a.item.id!r} of {a.item.subset!r} has different texts in {first.path} and "
+                f"{a.item.label} has different texts in {first.path} and "
                 f"in {second.path}, so the runs are of different data"
             )
     counts = [0, 0, 0, 0]

@@ -192,7 +192,7 @@ def read_scores(path: Path, items: Sequence[Item]) -> dict[ItemKey, list[float]]
             item = _find_item(record, items_by_id, location)
             if item.key in rewards:
                 raise ScoreFileError(
-                    f"{location}: {_describe_item(item)} already has rewards in line "
+                    f"{location}: {item.label} already has rewards in line "
                     f"{lines[item.key]}; remove one of the two lines"
                 )
             rewards[item.key] = _read_rewards(record, item, location)
@@ -280,18 +280,18 @@ def _read_rewards(record: Mapping[str, Any], item: Item, location: str) -> list[
     if not isinstance(rewards, list) or len(rewards) != len(item.responses):
         actual = f"{len(rewards)} rewards" if isinstance(rewards, list) else _format_value(rewards)
         raise ScoreFileError(
-            f"{location}: {_describe_item(item)} has {len(item.responses)} responses, so `rewards` "
+            f"{location}: {item.label} has {len(item.responses)} responses, so `rewards` "
             f"must be a list of {len(item.responses)} numbers, but is {actual}"
         )
     for index, reward in enumerate(rewards):
         if isinstance(reward, bool) or not isinstance(reward, int | float):
             raise ScoreFileError(
-                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; "
+                f"{location}: reward {index} of {item.label} is {_format_value(reward)}; "
                 "it must be a number"
             )
         if not _is_finite(reward):
             raise ScoreFileError(
-                f"{location}: reward {index} of {_describe_item(item)} is {_format_value(reward)}; "
+                f"{location}: reward {index} of {item.label} is {_format_value(reward)}; "
                 "it must be finite. Remove the line, and the result is marked as partial"
             )
     return [float(reward) for reward in rewards]
@@ -302,10 +302,6 @@ def _is_finite(number: float) -> bool:
         return math.isfinite(number)
     except OverflowError:  # an integer beyond the range of floats
         return False
-
-
-def _describe_item(item: Item) -> str:
-    return f"item {item.id!r} of {item.subset!r}"
 
 
 def _format_value(value: object) -> str:
