@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from browser import Visitor
+from browser import wait
+from playwright.sync_api import Page
 from waiting import PATIENCE_S
 
 CAPITAL = "fact-capital-01"
 READY = "document.querySelector('#model').value"
-RENDERED = "document.querySelector('#readout')"
-DONE = "document.querySelector('#save')"
+RENDERED = "#readout"
+DONE = "#save"
 LINES = [
     '{"id": 1, "prompt": "2+2?", "chosen": "4", "rejected": "I would rather not say."}',
     "",
@@ -23,17 +24,17 @@ LINES = [
 ]
 
 
-def start(page: Visitor, example: str = CAPITAL) -> None:
+def start(page: Page, example: str = CAPITAL) -> None:
     page.click(f"[data-example={example}]")
-    page.wait("!document.querySelector('#scored-text').hidden")
+    wait(page, "!document.querySelector('#scored-text').hidden")
 
 
 def number(text: str) -> float:
     return float(text.replace("−", "-"))
 
 
-def rewards(page: Visitor) -> list[float]:
-    texts = page.run("[...document.querySelectorAll('.bars .reward')].map(e => e.innerText)")
+def rewards(page: Page) -> list[float]:
+    texts = page.evaluate("[...document.querySelectorAll('.bars .reward')].map(e => e.innerText)")
     return [number(text) for text in texts]
 
 

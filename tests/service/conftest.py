@@ -1,16 +1,19 @@
-"""Who runs which tests, a browser, and the service whose playground it opens; each started once."""
+"""Who runs which tests, a browser, and the services that most tests share; each started once."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Visitor
-from checkpoints import SPECS, build_checkpoint
+from browser import CHROMIUM, OpenPage, PageLog, wait
 from peer_service import Served
 from playground import LINES, READY
+from playwright.sync_api import Browser, Page, sync_playwright
+from waiting import PATIENCE_S
 
 from rm_core import seeds_dir
 from serve.cli.demo import run_service
@@ -20,6 +23,8 @@ from serve.client.integrations import base
 # started once, and `serve run` would join the cluster of another one. All others, whose services
 # are single processes, may run beside each other.
 ON_RAY = ("test_demo", "test_ray_executor", "test_serve_run", "test_startup_on_ray")
+# The small models' tokenizer has one token per letter, so a part of the benchmarks is too long.
+TINY_MAX_LENGTH = 1024
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -31,30 +36,84 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def playground_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service of the demo model, and of the same for short conversations alone."""
-    config = tmp_path_factory.mktemp("config") / "models.yaml"
-    config.write_text("models: [{name: demo}, {name: demo, alias: short, max_length: 64}]")
-    with run_service("--local", "--config", str(config)) as address:
-        yield address
+def served(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service of several models without Ray, for all tests that are not about its start."""
+    folders = {"llama": checkpoint_folder / "llama-v0.2", "tiny": checkpoint_folder / "qwen3"}
+    models = [
+        {"name": "demo"},
+        {"name": str(folders["llama"]), "alias": "llama"},
+        {"name": str(folders["tiny"]), "alias": "tiny", "max_length": TINY_MAX_LENGTH},
+        {"name": str(seeds_dir() / "demo"), "alias": "short", "max_length": 64},
+    ]
+    config = tmp_path_factory.mktemp("served") / "models.yaml"
+    config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
+    with run_service("--local", "--config", str(config)) as url:
+        yield Served(url, {"demo": seeds_dir() / "demo", **folders})
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    with Visitor(tmp_path_factory.mktemp("browser")) as visitor:
-        visitor.allow_copying()
-        yield visitor
+def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service of the demo model alone, which requests need not name.
+
+    It keeps no rewards, so that answers do not depend on earlier tests.
+    """
+    config = tmp_path_factory.mktemp("demo") / "models.yaml"
+    config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
+    with run_service("--local", "--config", str(config)) as url:
+        yield url
 
 
 @pytest.fixture
-def page(browser: Visitor, playground_url: str) -> Iterator[Visitor]:
-    """The page, just opened; nothing on it may have complained, nor asked another host."""
-    browser.visit(playground_url)
-    browser.wait(READY)
-    yield browser
+def playground_url(served: Served) -> str:
+    return served.url
+
+
+@pytest.fixture(scope="module")  # while Playwright runs, its thread can run no other event loop
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page_log() -> PageLog:
+    """What the pages of a test complain of and request."""
+    return PageLog()
+
+
+@pytest.fixture
+def open_page(browser: Browser, page_log: PageLog) -> Iterator[OpenPage]:
+    with contextlib.ExitStack() as stack:
+
+        def open_in_context(url: str, width: int = 1280, *, dark: bool = False) -> Page:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900},
+                is_mobile=width < 600,
+                color_scheme="dark" if dark else "light",
+                permissions=["clipboard-read", "clipboard-write"],
+            )
+            stack.callback(context.close)
+            context.set_default_timeout(1000 * PATIENCE_S)
+            page_log.record(context)
+            page = context.new_page()
+            page.goto(url)
+            return page
+
+        yield open_in_context
+
+
+@pytest.fixture
+def page(open_page: OpenPage, page_log: PageLog, playground_url: str) -> Iterator[Page]:
+    """The playground, just opened; it must not complain, nor request from another host."""
+    page = open_page(playground_url)
+    wait(page, READY)
+    yield page
     # What is not waited for any more is given up.
-    assert {*browser.complaints} <= {"not loaded: net::ERR_ABORTED"}
-    hosts = {re.sub(r"^(http://[^/]+|data|blob).*", r"\1", address) for address in browser.asked}
+    assert {*page_log.complaints} <= {"not loaded: net::ERR_ABORTED"}
+    hosts = {re.sub(r"^(http://[^/]+|data|blob).*", r"\1", url) for url in page_log.requests}
     assert hosts <= {playground_url, "data", "blob"}
 
 
@@ -62,13 +121,6 @@ def page(browser: Visitor, playground_url: str) -> Iterator[Visitor]:
 def file(tmp_path: Path) -> Path:
     (tmp_path / "mixed.jsonl").write_text("\n".join(LINES) + "\n")
     return tmp_path / "mixed.jsonl"
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = build_checkpoint(tmp_path_factory.mktemp("llama"), SPECS["llama-v0.2"])
-    with run_service("--local", "--model", "demo", "--model", f"llama={folder}") as url:
-        yield Served(url, {"demo": seeds_dir() / "demo", "llama": folder})
 
 
 @pytest.fixture

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from browser import Visitor
-from chromium import PROGRAM
+from browser import choose, drop, get_focus, get_text, wait
 from playground import DONE, RENDERED, number, ranked, rewards
-from waiting import PATIENCE_S
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
+from playwright.sync_api import Page
 
 
-def test_dropped_file_is_scored_and_saved(
-    page: Visitor, file: Path, playground_url: str, tmp_path: Path
-) -> None:
-    page.drop(file, "#panel-answers")
-    page.wait(DONE)
-    job = page.shown("#job")
+def test_dropped_file_is_scored_and_saved(page: Page, file: Path, playground_url: str) -> None:
+    drop(page, file, "#panel-answers")
+    page.wait_for_selector(DONE)
+    job = get_text(page, "#job")
     assert "mixed.jsonl" in job
     for line, expected in (
         (1, "2+2?"), (4, "invalid_json"), (5, "the response is a number"),
         (6, "append the answer"), (7, "unknown_shape"),
     ):  # fmt: skip
         rows = "[...document.querySelectorAll('.rows tbody tr')]"
-        row = page.run(f"{rows}.find(r => r.cells[0].innerText == {line}).innerText")
+        row = page.evaluate(f"{rows}.find(r => r.cells[0].innerText == {line}).innerText")
         assert expected in row, line
-    assert page.run("document.querySelectorAll('#job svg[role=img][aria-label]').length") == 2
-    page.save_into(tmp_path)
-    page.click("#save")
-    saved = tmp_path / "mixed.rewards.jsonl"
-    end = time.monotonic() + PATIENCE_S
-    while not saved.exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    out = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert page.evaluate("document.querySelectorAll('#job svg[role=img][aria-label]').length") == 2
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "mixed.rewards.jsonl"
+    out = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     four, no = (
         r["reward"] for r in ranked(playground_url, "2+2?", ["4", "I would rather not say."])
     )
@@ -56,52 +46,52 @@ def test_dropped_file_is_scored_and_saved(
     assert shapeless["error"]["code"] == "unknown_shape"
 
 
-def test_rows_are_filtered_sorted_and_opened(page: Visitor) -> None:
-    page.run("document.querySelector('#tab-answers').focus()")
-    page.press("ArrowRight")
-    assert page.focused() == "tab-file"
+def test_rows_are_filtered_sorted_and_opened(page: Page) -> None:
+    page.focus("#tab-answers")
+    page.keyboard.press("ArrowRight")
+    assert get_focus(page) == "tab-file"
     page.click("#sample-file")
-    page.wait(DONE)
+    page.wait_for_selector(DONE)
     numbers = "[...document.querySelectorAll('.rows tbody tr')].map(r => r.cells[3].innerText)"
-    assert len(page.run(numbers)) == 28
-    page.run("document.querySelector('#sort-margin').focus()")
-    page.press("Enter")
-    margins = [number(text) for text in page.run(numbers)]
+    assert len(page.evaluate(numbers)) == 28
+    page.focus("#sort-margin")
+    page.keyboard.press("Enter")
+    margins = [number(text) for text in page.evaluate(numbers)]
     assert margins == sorted(margins)
-    assert page.focused() == "sort-margin"
-    page.press("Enter")
-    assert [number(text) for text in page.run(numbers)] == margins[::-1]
-    page.choose("#filter", "wrong")
-    page.wait("document.activeElement.id === 'filter'")
-    assert all(number(text) <= 0 for text in page.run(numbers))
+    assert get_focus(page) == "sort-margin"
+    page.keyboard.press("Enter")
+    assert [number(text) for text in page.evaluate(numbers)] == margins[::-1]
+    choose(page, "#filter", "wrong")
+    wait(page, "document.activeElement.id === 'filter'")
+    assert all(number(text) <= 0 for text in page.evaluate(numbers))
     ahead = sum(margin > 0 for margin in margins) / 28
-    assert f"Chosen ahead {100 * ahead:.1f}%" in page.shown("#job")
+    assert f"Chosen ahead {100 * ahead:.1f}%" in get_text(page, "#job")
     page.click(".rows tbody button")
-    assert page.run("document.querySelector('#tab-answers').ariaSelected") == "true"
-    assert page.focused() == "score"
-    page.press("Enter")
-    page.wait(RENDERED)
+    assert page.evaluate("document.querySelector('#tab-answers').ariaSelected") == "true"
+    assert get_focus(page) == "score"
+    page.keyboard.press("Enter")
+    page.wait_for_selector(RENDERED)
     first, second = rewards(page)
     assert first - second == pytest.approx(margins[0], abs=2e-3)
 
 
-def test_empty_and_too_long_files_are_rejected(page: Visitor, tmp_path: Path) -> None:
+def test_empty_and_too_long_files_are_rejected(page: Page, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "many.jsonl").write_text('{"a":1}\n' * 20_001)
     for name, message in (("empty", "has no records"), ("many", "skyreward score")):
-        page.drop(tmp_path / f"{name}.jsonl", "body")
-        page.wait(f"document.querySelector('#alert').textContent.includes('{message}')")
-        assert page.run("document.querySelector('#job').hidden") is True
+        drop(page, tmp_path / f"{name}.jsonl", "body")
+        wait(page, f"document.querySelector('#alert').textContent.includes('{message}')")
+        assert page.evaluate("document.querySelector('#job').hidden") is True
 
 
-def test_file_scoring_can_be_stopped(page: Visitor, tmp_path: Path) -> None:
+def test_file_scoring_can_be_stopped(page: Page, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Number {i}", "responses": [f"{i} {j}" for j in range(4)]} for i in range(3000)
     ]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    page.drop(tmp_path / "long.jsonl", "body")
-    page.wait("document.querySelector('progress')?.value > 0")
+    drop(page, tmp_path / "long.jsonl", "body")
+    wait(page, "document.querySelector('progress')?.value > 0")
     page.click("#stop")
-    page.wait(DONE)
-    assert " of 3,000" in page.shown("#job .tiles")
-    assert page.shown("#alert") == ""
+    page.wait_for_selector(DONE)
+    assert " of 3,000" in get_text(page, "#job .tiles")
+    assert get_text(page, "#alert") == ""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import PROGRAM, Chromium
+from browser import OpenPage, PageLog
 from evaluations import evaluation
 
 from rm_core import Reward
 from serve.evaluation.report import write_report
 from serve.jobs.report import Report
 from serve.jobs.summary import Summary
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
 
 _LONG = "Skywork/Skywork-Reward-" + "V2-" * 25 + "8B"
 # A plot is drawn if all of its lines and texts have a size and are within the plot.
@@ -35,12 +32,6 @@ _OVERFLOWING = """[...document.querySelectorAll('body *')].filter(one => {
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with Chromium(tmp_path_factory.mktemp("chromium")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report of a job, and reports of evaluations."""
     folder = tmp_path_factory.mktemp("pages")
@@ -58,27 +49,29 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize(
     ("name", "num_plots"),
     [("job", 3), ("rewardbench", 7), ("rewardbench2", 5), ("rm-bench", 7), ("ppe-correctness", 11)],
 )
 def test_report_fits_page_and_draws_all_plots(
-    browser: Chromium, pages: dict[str, Path], name: str, num_plots: int, width: int, dark: bool
-) -> None:
-    page = pages[name]
-    browser.open(page, width, dark)
-    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    assert browser.run(_OVERFLOWING) == []
-    plots = browser.run(_PLOTS)
-    assert len(plots) == num_plots
-    for plot_width, plot_height, num_shapes, num_visible in plots:
-        assert plot_width > 0.7 * min(width, 560)
-        assert plot_height > 40
-        assert num_shapes == num_visible > 3
-    background = browser.run("getComputedStyle(document.body).backgroundColor")
-    assert (max(map(int, background[4:-1].split(","))) < 60) == dark
-    assert browser.complaints == []
-    assert browser.asked == [page.resolve().as_uri()]
+    open_page: OpenPage, page_log: PageLog, pages: dict[str, Path], name: str, num_plots: int,
+    width: int,
+) -> None:  # fmt: skip
+    url = pages[name].resolve().as_uri()
+    page = open_page(url, width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(_OVERFLOWING) == []
+        plots = page.evaluate(_PLOTS)
+        assert len(plots) == num_plots
+        for plot_width, plot_height, num_shapes, num_visible in plots:
+            assert plot_width > 0.7 * min(width, 560)
+            assert plot_height > 40
+            assert num_shapes == num_visible > 3
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (max(map(int, background[4:-1].split(","))) < 60) == (scheme == "dark")
+    assert page_log.complaints == []
+    assert page_log.requests == [url]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from certificates import self_signed
+from certificates import write_certificate
 from conftest import find_free_port
 from processes import processes_of
 from prometheus_text import parse
@@ -121,7 +121,7 @@ def test_accepted_requests_are_finished_before_shutdown(
     """
     port = find_free_port()
     folder = checkpoint_folder / "llama-v0.1"
-    cert, key = self_signed(tmp_path)
+    cert, key = write_certificate(tmp_path)
     options = ["--tls-cert", str(cert), "--tls-key", str(key)]
     trust = ssl.create_default_context(cafile=str(cert))
     if signals == 2:

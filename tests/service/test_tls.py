@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from certificates import self_signed
+from certificates import write_certificate
 from conftest import find_free_port
 from waiting import PATIENCE_S
 
@@ -23,7 +23,7 @@ BODY = {
 
 
 def test_local_service_serves_https(tmp_path: Path) -> None:
-    cert, key = self_signed(tmp_path)
+    cert, key = write_certificate(tmp_path)
     port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)]
     command += ["--tls-cert", str(cert), "--tls-key", str(key)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from certificates import self_signed
+from certificates import write_certificate
 from conftest import find_free_port
 
 from rm_core import ModelLoadError
@@ -29,15 +29,15 @@ def test_service_url_for_local_clients(host: str, url: str) -> None:
 
 
 def test_service_url_is_https_with_certificate(tmp_path: Path) -> None:
-    cert, key = self_signed(tmp_path)
+    cert, key = write_certificate(tmp_path)
     settings = Settings.load(port=9000, tls_cert_file=str(cert), tls_key_file=str(key))
     assert get_service_url(settings) == "https://127.0.0.1:9000"
 
 
 def test_unusable_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    cert, key = self_signed(tmp_path)
-    _, other = self_signed(tmp_path / "other")
+    cert, key = write_certificate(tmp_path)
+    _, other = write_certificate(tmp_path / "other")
     check_address(
         Settings.load(port=find_free_port(), tls_cert_file=str(cert), tls_key_file=str(key))
     )

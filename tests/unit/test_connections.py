@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import pytest
 import uvicorn
-from certificates import self_signed
+from certificates import write_certificate
 from middleware_harness import (
     Harness,
     Server,
@@ -68,7 +68,7 @@ def serving(scheme: str, folder: Path) -> Iterator[Opened]:
         with live(create_harness().app) as server:
             yield server, server.connect
         return
-    cert, key = self_signed(folder)
+    cert, key = write_certificate(folder)
     trust = ssl.create_default_context(cafile=str(cert))
     with live(create_harness().app, ssl_certfile=cert, ssl_keyfile=key) as server:
         yield server, lambda: trust.wrap_socket(server.connect(), server_hostname="127.0.0.1")

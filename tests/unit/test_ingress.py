@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from certificates import self_signed
+from certificates import write_certificate
 from conftest import find_free_port
 from middleware_harness import read_all
 from waiting import PATIENCE_S, until
@@ -159,7 +159,7 @@ def connect(port: int) -> socket.socket:
 @importing_ray
 @on_linux
 def test_haproxy_serves_https_with_http1_only(short_path: Path) -> None:
-    cert, key = self_signed(short_path)
+    cert, key = write_certificate(short_path)
     trust = ssl.create_default_context(cafile=str(cert))
     trust.set_alpn_protocols(["h2", "http/1.1"])
     with haproxy(short_path, tls_cert_file=str(cert), tls_key_file=str(key)) as port:
