@@ -31,6 +31,7 @@ from rm_core import ModelConfig, ModelLoadError
 from rm_core.model.loading import load_model
 
 Weights = dict[str, torch.Tensor]
+PathOf = Callable[[str], Path]
 
 LLAMA_TEMPLATE = (
     "{% if write_bos %}{{ bos_token }}{% endif %}"
@@ -214,6 +215,7 @@ def refusal(folder: Path | str, **settings: Any) -> str:
 
 __all__ = [
     "SPECS",
+    "PathOf",
     "Spec",
     "build_checkpoint",
     "build_model",

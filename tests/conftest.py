@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
+# Read when they are imported, below, and by every process that a test starts. The models are too
+# small to gain from a second thread, and there is a worker of pytest for each core.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 import functools
 from collections.abc import Iterator
@@ -12,13 +14,26 @@ from pathlib import Path
 
 import httpx
 import pytest
-from checkpoints import SPECS, build_checkpoint
+from checkpoints import SPECS, PathOf, build_checkpoint
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
 
 from serve.cli.demo import find_free_port as find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# The same examples on every machine, and no deadlines, since test machines are small and shared.
+settings.register_profile(
+    "repository",
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    derandomize=True,
+    database=None,
+)
+settings.register_profile("full", settings.get_profile("repository"), max_examples=400)
+settings.load_profile("repository")  # `make test-slow` loads the other one
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,22 +58,20 @@ def _local_host() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with one checkpoint per entry of `checkpoints.SPECS`, under its name."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name, spec in SPECS.items():
-        build_checkpoint(folder / name, spec)
-    return folder
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
+    """Return the folder of a checkpoint of SPECS. Tests must not change it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return functools.cache(lambda name: build_checkpoint(root / name, SPECS[name]))
 
 
 @pytest.fixture(scope="session")
-def service(checkpoint_folder: Path) -> Iterator[str]:
+def service(checkpoint_of: PathOf) -> Iterator[str]:
     """Address of a real service on Ray with the demo model and one of each other family."""
     from serve.cli.demo import run_service
 
     options = ["--model", "demo"]
     for alias, spec in (("llama", "llama-v0.1"), ("gemma", "gemma2")):
-        options += ["--model", f"{alias}={checkpoint_folder / spec}"]
+        options += ["--model", f"{alias}={checkpoint_of(spec)}"]
     with run_service(*options) as url:
         yield url
 

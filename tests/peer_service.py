@@ -1,4 +1,4 @@
-"""A service of two models for other projects' clients, and what it gives natively."""
+"""A service of several models that many tests share, and what it gives natively."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from serve.client import ScoringClient
 
 QUESTION = "Jane has 12 apples and gives 4 to Mark. How many has she left?"
+# The small models' tokenizer has one token per letter, so some answers are too long for `tiny`.
+TINY_MAX_LENGTH = 1024
 ANSWERS = ["12 - 4 = 8, so Jane has 8 apples left.", "Jane has 9 apples."]
 
 
@@ -19,7 +21,7 @@ def conversation(answer: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Served:
-    """A running service with two models, and what they give."""
+    """A running service, and the folders of its models `demo`, `llama` and `tiny`."""
 
     url: str
     folders: dict[str, Path]

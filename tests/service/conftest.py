@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, OpenPage, PageLog, wait
-from peer_service import Served
+from checkpoints import PathOf
+from peer_service import TINY_MAX_LENGTH, Served
 from playground import LINES, READY
 from playwright.sync_api import Browser, Page, sync_playwright
 from waiting import PATIENCE_S
@@ -20,25 +21,25 @@ from serve.cli.demo import run_service
 from serve.client.integrations import base
 
 # Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
-# started once, and `serve run` would join the cluster of another one. All others, whose services
-# are single processes, may run beside each other.
+# started once, and `serve run` would join the cluster of another one. Tests that share another
+# service are for one process too, and so are those of a file; the groups run beside each other.
 ON_RAY = ("test_demo", "test_ray_executor", "test_serve_run", "test_startup_on_ray")
-# The small models' tokenizer has one token per letter, so a part of the benchmarks is too long.
-TINY_MAX_LENGTH = 1024
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need Ray."""
-    for item in items:
-        if item.path.stem in ON_RAY or "service" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.ray)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that need Ray, and give each test the group that one process runs."""
+    fixtures = getattr(item, "fixturenames", ())
+    group = next((name for name in ("served", "demo_url") if name in fixtures), item.path.stem)
+    if item.path.stem in ON_RAY or "service" in fixtures:
+        item.add_marker(pytest.mark.ray)
+        group = "ray"
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
-def served(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service of several models without Ray, for all tests that are not about its start."""
-    folders = {"llama": checkpoint_folder / "llama-v0.2", "tiny": checkpoint_folder / "qwen3"}
+    folders = {"llama": checkpoint_of("llama-v0.2"), "tiny": checkpoint_of("qwen3")}
     models = [
         {"name": "demo"},
         {"name": str(folders["llama"]), "alias": "llama"},

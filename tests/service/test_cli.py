@@ -1,15 +1,18 @@
-"""The command line: score, render, models, verify."""
+"""The command line: score, render, models, verify.
+
+Three tests start a process, for the exit code, the streams and the entry point; all others invoke
+the command in this one.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from command_line import invoke, run
 from peer_service import Served
 from reference import Reference
 from waiting import PATIENCE_S
@@ -30,17 +33,6 @@ RECORDS: list[Any] = [
 ]
 
 
-def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "serve.cli.main", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def get_model_options(where: str, served: Served) -> list[str]:
     if where == "url":
         return ["--url", served.url, "--model", "llama"]
@@ -57,7 +49,7 @@ def jobs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("where", ["model", "url"])
 def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: str) -> None:
     model = get_model_options(where, served)
-    completed = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
+    completed = run("score", jobs / "in.jsonl", "-o", jobs / "out.jsonl", *model)
     assert completed.returncode == 3, completed.stderr
     summary = dict(
         line.rsplit(maxsplit=1) for line in completed.stderr.splitlines() if line.strip()
@@ -84,8 +76,8 @@ def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: st
     assert "error" not in last
     assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
-    rerun = run("score", str(jobs / "in.jsonl"), "-o", str(jobs / "out.jsonl"), *model)
-    assert rerun.returncode == 3
+    rerun = invoke("score", jobs / "in.jsonl", "-o", jobs / "out.jsonl", *model)
+    assert rerun.exit_code == 3
     assert "is complete already" in rerun.stderr
 
 
@@ -102,8 +94,8 @@ def test_record_with_invalid_json_fails_alone(tmp_path: Path, served: Served, wh
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     model = get_model_options(where, served)
-    completed = run("score", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *model)
-    assert completed.returncode == 3, completed.stderr
+    result = invoke("score", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", *model)
+    assert result.exit_code == 3, result.stderr
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert out[0]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
     assert out[1]["reward"] == pytest.approx(out[3]["reward"], abs=1e-4)
@@ -114,36 +106,27 @@ def test_record_with_invalid_json_fails_alone(tmp_path: Path, served: Served, wh
     assert out[2]["messages"][0] == half
 
 
-def test_score_without_errors_exits_with_0(jobs: Path, checkpoint_folder: Path) -> None:
+def test_score_without_errors_exits_with_0(jobs: Path, served: Served) -> None:
     (jobs / "in.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
-    folder = checkpoint_folder / "qwen3"
-    completed = run(
-        "score", str(jobs / "in.jsonl"), "-o", str(jobs / "o.jsonl"), "--model", str(folder)
-    )
-    assert completed.returncode == 0, completed.stderr
+    model = get_model_options("model", served)
+    result = invoke("score", jobs / "in.jsonl", "-o", jobs / "o.jsonl", *model)
+    assert result.exit_code == 0, result.stderr
 
 
 def test_score_with_unreachable_service_fails(jobs: Path) -> None:
-    command = [
-        "score",
-        str(jobs / "in.jsonl"),
-        "-o",
-        str(jobs / "o.jsonl"),
-        "--url",
-        "http://127.0.0.1:9",
-    ]
-    completed = run(*command, "--retry-s", "0")
-    assert completed.returncode == 1
-    assert "is the service running there?" in completed.stderr
+    paths = [jobs / "in.jsonl", "-o", jobs / "o.jsonl"]
+    result = invoke("score", *paths, "--url", "http://127.0.0.1:9", "--retry-s", "0")
+    assert result.exit_code == 1
+    assert "is the service running there?" in result.stderr
     assert not (jobs / "o.jsonl").exists()
 
 
 def test_render_matches_service(served: Served) -> None:
     folder = served.folders["llama"]
     lines = "\n".join(json.dumps(r) for r in (RECORDS[0], RECORDS[2], RECORDS[4]))
-    completed = run("render", "-", "--model", str(folder), stdin=lines)
-    assert completed.returncode == 3
-    printed = [json.loads(line) for line in completed.stdout.splitlines()]
+    rendered = run("render", "-", "--model", folder, stdin=lines)
+    assert rendered.returncode == 3
+    printed = [json.loads(line) for line in rendered.stdout.splitlines()]
     conversations = [[QUESTION, PARIS], [QUESTION, PARIS], [QUESTION, LYON]]
     body = {"model": "llama", "conversations": conversations}
     response = httpx.post(
@@ -156,25 +139,25 @@ def test_render_matches_service(served: Served) -> None:
 
 
 def test_models_lists_catalogue() -> None:
-    listed = run("models")
-    assert listed.returncode == 0
+    listed = invoke("models")
+    assert listed.exit_code == 0
     for entry in load_catalog():
         assert entry.id in listed.stdout
     for other in load_not_served():
         assert other.id in listed.stdout
     assert "softcap" in listed.stdout
-    one = run("models", "Skywork-Reward-V2-Qwen3-0.6B")
+    one = invoke("models", "Skywork-Reward-V2-Qwen3-0.6B")
     assert "unconfirmed" in one.stdout
     assert "85.2" in one.stdout
-    as_json = json.loads(run("models", "--json").stdout)
+    as_json = json.loads(invoke("models", "--json").stdout)
     assert len(as_json["models"]) == 12
-    unknown = run("models", "Skywork-Reward-V3")
-    assert unknown.returncode == 1
+    unknown = invoke("models", "Skywork-Reward-V3")
+    assert unknown.exit_code == 1
     assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr
 
 
 def test_models_shows_model_that_is_not_served() -> None:
-    printed = run("models", "Skywork-VL-Reward-7B").stdout
+    printed = invoke("models", "Skywork-VL-Reward-7B").stdout
     assert "Not served yet" in printed
     assert "90.1%" in printed
 
@@ -195,35 +178,28 @@ def test_models_shows_model_that_is_not_served() -> None:
 )
 def test_user_error_is_one_line(jobs: Path, arguments: list[str], message: str) -> None:
     paths = {"IN": str(jobs / "in.jsonl"), "OUT": str(jobs / "out.jsonl")}
-    completed = run(*(paths.get(argument, argument) for argument in arguments))
-    assert completed.returncode == 1
-    assert message in completed.stderr
-    assert "Traceback" not in completed.stderr
+    result = invoke(*(paths.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_loading_options_are_refused_with_url(jobs: Path) -> None:
-    command = [
-        "score",
-        str(jobs / "in.jsonl"),
-        "-o",
-        str(jobs / "o.jsonl"),
-        "--url",
-        "http://127.0.0.1:9",
-    ]
-    completed = run(*command, "--max-length", "20")
-    assert completed.returncode == 2
-    assert "--max-length is a setting of the service" in completed.stderr
+    paths = [jobs / "in.jsonl", "-o", jobs / "o.jsonl"]
+    result = invoke("score", *paths, "--url", "http://127.0.0.1:9", "--max-length", "20")
+    assert result.exit_code == 2
+    assert "--max-length is a setting of the service" in result.stderr
 
 
-def test_verify_passes_for_good_checkpoint(checkpoint_folder: Path) -> None:
-    completed = run("verify", "--model", str(checkpoint_folder / "qwen3"))
-    assert completed.returncode == 0, completed.stdout + completed.stderr
-    assert "0 wrong" in completed.stdout
-    refused = run("verify", "--model", "no/such/folder")
-    assert refused.returncode == 1
+def test_verify_passes_for_good_checkpoint(served: Served) -> None:
+    result = invoke("verify", "--model", served.folders["llama"])
+    assert result.exit_code == 0, result.stdout + result.stderr
+    assert "0 wrong" in result.stdout
+    refused = invoke("verify", "--model", "no/such/folder")
+    assert refused.exit_code == 1
     assert "Error: " in refused.stderr
 
 
 @pytest.mark.parametrize("command", ["serve", "score", "models", "render", "verify"])
 def test_help_shows_an_example(command: str) -> None:
-    assert f"Example: skyreward {command}" in run(command, "--help").stdout
+    assert f"Example: skyreward {command}" in invoke(command, "--help").stdout

@@ -11,12 +11,11 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from checkpoints import SPECS, build_tokenizer
+from checkpoints import SPECS, PathOf, build_tokenizer
 from compat_formats import FORMATS, Client, Format, Messages
 from waiting import PATIENCE_S
 
@@ -39,9 +38,9 @@ def conversations() -> list[Messages]:
 
 
 @pytest.fixture(scope="module")
-def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service without Ray."""
-    model = {"name": str(checkpoint_folder / SPEC), "alias": "llama"}
+    model = {"name": str(checkpoint_of(SPEC)), "alias": "llama"}
     config = tmp_path_factory.mktemp("config") / "service.yaml"
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
     with run_service("--local", "--config", str(config)) as url:

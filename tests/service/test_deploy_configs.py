@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from checkpoints import PathOf
 from conftest import ROOT
 
 from rm_core import find_entry
@@ -22,21 +23,19 @@ RAY_SETTINGS = {"num_gpus", "num_replicas", "max_replicas", "target_queued_token
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
-def replace_checkpoint(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+def replace_checkpoint(model: dict[str, Any], checkpoint_of: PathOf) -> dict[str, Any]:
     entry = find_entry(model["name"])
     assert entry is not None
     settings = {name: value for name, value in model.items() if name not in RAY_SETTINGS}
-    return {**settings, "name": str(folder / TEST_CHECKPOINTS[entry.family])}
+    return {**settings, "name": str(checkpoint_of(TEST_CHECKPOINTS[entry.family]))}
 
 
 @pytest.mark.parametrize("name", ["several-models", "gemma-2-27b-two-gpus"])
-def test_deploy_config_starts_and_scores(
-    name: str, checkpoint_folder: Path, tmp_path: Path
-) -> None:
+def test_deploy_config_starts_and_scores(name: str, checkpoint_of: PathOf, tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "models" / f"{name}.yaml").read_text())
     settings = config["applications"][0]["args"]
     settings.pop("num_gateways")
-    settings["models"] = [replace_checkpoint(m, checkpoint_folder) for m in settings["models"]]
+    settings["models"] = [replace_checkpoint(m, checkpoint_of) for m in settings["models"]]
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
     with (

@@ -8,31 +8,21 @@ has a folder of its own, in which its blocks find the sample pairs and what earl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from document_runner import Page, free_names, matches, run_page
 from documents import name_of, pages, read_blocks
 
-from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The one service. It keeps no rewards, so that answers do not depend on earlier pages."""
-    config = tmp_path_factory.mktemp("config") / "demo.yaml"
-    config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
-    with run_service("--local", "--config", str(config)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def reward(url: str) -> float:
-    with ScoringClient(url) as client:
+def reward(demo_url: str) -> float:
+    with ScoringClient(demo_url) as client:
         return client.score([CONVERSATION])[0]
 
 
@@ -67,8 +57,8 @@ EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_blocks_of_a_page_run(page: Path, url: str, reward: float, tmp_path: Path) -> None:
-    for block, printed in run_page(page, Page(tmp_path, url)):
+def test_blocks_of_a_page_run(page: Path, demo_url: str, reward: float, tmp_path: Path) -> None:
+    for block, printed in run_page(page, Page(tmp_path, demo_url)):
         for call, check in EXAMPLES.items():
             if call in block.text:
                 assert check(printed, reward), f"{block}\n{printed}"

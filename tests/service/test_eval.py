@@ -1,4 +1,4 @@
-"""`skyreward eval` as a process: with a local model, with a service, interrupted, on real rows."""
+"""`skyreward eval`: with a local model, with a service, interrupted, on real rows."""
 
 from __future__ import annotations
 
@@ -6,47 +6,27 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import benchmark_files
 import pytest
+from command_line import SKYREWARD, invoke
 from conftest import SHARED_DATA
+from peer_service import TINY_MAX_LENGTH, Served
 from waiting import PATIENCE_S
 
-from serve.cli.demo import run_service
-
-# The small models' tokenizer has one token per letter, so some answers are too long.
-LENGTH = 1024
 RM_BENCH, RMB = SHARED_DATA / "rm-bench", SHARED_DATA / "rmb"
 NEEDS_ROWS = pytest.mark.skipif(
     not (RM_BENCH.is_dir() and RMB.is_dir()), reason="the published files are missing"
 )
 
 
-@pytest.fixture(scope="module")
-def local_service(checkpoint_folder: Path) -> Iterator[str]:
-    """A service without Ray whose maximum length is `LENGTH`."""
-    config = checkpoint_folder / "eval.yaml"
-    model = {"name": str(checkpoint_folder / "qwen3"), "alias": "tiny", "max_length": LENGTH}
-    config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
-        yield url
-
-
-def build_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "serve.cli.main", "eval", *map(str, arguments)]
-
-
 def run_eval(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
-    completed = subprocess.run(
-        build_command(*arguments), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert completed.returncode in codes, completed.stderr
-    return completed.stderr
+    result = invoke("eval", *arguments)
+    assert result.exit_code in codes, result.stderr
+    return result.stderr
 
 
 def read_shortest(path: Path, num_rows: int) -> list[dict[str, Any]]:
@@ -71,18 +51,16 @@ def write_rmb_subset(folder: Path, num_rows: int) -> Path:
 @NEEDS_ROWS
 @pytest.mark.parametrize("benchmark", ["rm-bench", "rmb"])
 def test_local_model_and_service_give_equal_results(
-    benchmark: str, local_service: str, checkpoint_folder: Path, tmp_path: Path
+    benchmark: str, served: Served, tmp_path: Path
 ) -> None:
     """Includes the items that could not be scored."""
     write_subset = write_rm_bench_subset if benchmark == "rm-bench" else write_rmb_subset
     data = ("--data", write_subset(tmp_path / "data", 2))
-    model = f"tiny={checkpoint_folder / 'qwen3'}"
+    model = ("--model", f"tiny={served.folders['tiny']}", "--max-length", TINY_MAX_LENGTH)
+    service = ("--url", served.url, "--model", "tiny")
     local, remote = tmp_path / "local", tmp_path / "remote"
-    stderr = run_eval(
-        benchmark, *data, "--model", model, "--max-length", LENGTH, "-o", local, codes=(0, 3)
-    )
-    assert "a partial result" in stderr
-    run_eval(benchmark, *data, "--url", local_service, "-o", remote, codes=(0, 3))
+    assert "a partial result" in run_eval(benchmark, *data, *model, "-o", local, codes=(0, 3))
+    run_eval(benchmark, *data, *service, "-o", remote, codes=(0, 3))
     assert (local / "summary.json").read_bytes() == (remote / "summary.json").read_bytes()
     summary = json.loads((local / "summary.json").read_text())
     assert summary["model"] == "tiny"
@@ -98,25 +76,25 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
 
 
-def test_other_max_length_of_service_is_reported(local_service: str, tmp_path: Path) -> None:
+def test_other_max_length_of_service_is_reported(served: Served, tmp_path: Path) -> None:
     rows_by_file = {"filtered.jsonl": benchmark_files.rewardbench()}
     data = benchmark_files.write(tmp_path / "data", rows_by_file)
-    stderr = run_eval("rewardbench", "--data", data, "--url", local_service, "-o", tmp_path / "out")
-    assert f"takes at most {LENGTH} tokens" in stderr
+    service = ("--url", served.url, "--model", "tiny")
+    stderr = run_eval("rewardbench", "--data", data, *service, "-o", tmp_path / "out")
+    assert f"takes at most {TINY_MAX_LENGTH} tokens" in stderr
     assert "2048" in stderr
 
 
-def test_interrupted_evaluation_resumes(checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_evaluation_resumes(served: Served, tmp_path: Path) -> None:
     """Ctrl-C keeps scored chunks; the resumed run gives the files of an uninterrupted run."""
     rows = benchmark_files.rewardbench(400)
     for row in rows:
         row["prompt"] *= 5
     data = benchmark_files.write(tmp_path / "data", {"filtered.jsonl": rows})
-    arguments = ("rewardbench", "--data", data, "--model", checkpoint_folder / "qwen3")
+    arguments = ("rewardbench", "--data", data, "--model", served.folders["tiny"])
     run_eval(*arguments, "-o", tmp_path / "uninterrupted")
-    process = subprocess.Popen(
-        build_command(*arguments, "-o", tmp_path / "out"), stderr=subprocess.PIPE, text=True
-    )
+    command = [*SKYREWARD, "eval", *map(str, arguments), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     chunks = tmp_path / "out" / "rewards.jsonl.job" / "chunks"
     deadline = time.monotonic() + 2 * PATIENCE_S
     while not list(chunks.glob("*.gz")):
@@ -134,20 +112,16 @@ def test_interrupted_evaluation_resumes(checkpoint_folder: Path, tmp_path: Path)
         assert (tmp_path / "out" / name).read_bytes() == expected
 
 
-def test_several_models_in_one_command(checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_several_models_in_one_command(served: Served, tmp_path: Path) -> None:
     rows_by_file = {"filtered.jsonl": benchmark_files.rewardbench()}
     data = benchmark_files.write(tmp_path / "data", rows_by_file)
     out = tmp_path / "out"
-    models = [f"{name}={checkpoint_folder / spec}" for name, spec in
-              (("a", "qwen3"), ("b", "llama-v0.1"))]  # fmt: skip
+    models = [f"a={served.folders['tiny']}", f"b={served.folders['llama']}"]
     run_eval("rewardbench", "--data", data, "--model", models[0], "--model", models[1], "-o", out)
     assert {path.name for path in out.iterdir()} == {"a", "b", "items.jsonl", "report.html"}
     page = (out / "report.html").read_text()
     assert ">a<" in page
     assert ">b<" in page
-    completed = subprocess.run(
-        [sys.executable, "-m", "serve.cli.main", "compare-runs", out / "a", out / "b"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert completed.returncode == 0, completed.stderr
-    assert "McNemar" in completed.stdout
+    compared = invoke("compare-runs", out / "a", out / "b")
+    assert compared.exit_code == 0, compared.stderr
+    assert "McNemar" in compared.stdout

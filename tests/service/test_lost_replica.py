@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from checkpoints import PathOf
 from processes import kill, replicas_of, service_on
 
 from rm_core import ModelConfig, Reward, RewardScorer
@@ -26,7 +26,7 @@ def create_conversations(number: int) -> list[list[dict[str, Any]]]:
 
 
 def test_every_request_is_answered_after_scorer_is_killed(
-    service: str, http: httpx.Client, checkpoint_folder: Path
+    service: str, http: httpx.Client, checkpoint_of: PathOf
 ) -> None:
     port = httpx.URL(service).port
     assert port is not None
@@ -46,7 +46,7 @@ def test_every_request_is_answered_after_scorer_is_killed(
         answers = [future.result() for future in futures]
     assert in_flight
     assert {answer.status_code for answer in answers} == {200}, answers
-    scorer = RewardScorer.load(ModelConfig(str(checkpoint_folder / "llama-v0.1")))
+    scorer = RewardScorer.load(ModelConfig(str(checkpoint_of("llama-v0.1"))))
     for conversations, answer in zip(requests, answers, strict=True):
         rewards = [result.get("reward") for result in answer.json()["results"]]
         expected = [

@@ -20,6 +20,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+NUM_EXAMPLES = settings().max_examples // 5  # each is a request, slow to make up
 OPERATIONS = [
     ("/v1/score", "POST"),
     ("/v1/compare", "POST"),
@@ -65,6 +66,7 @@ CASES = [
 ]
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize(("path", "method", "mode"), CASES)
 def test_every_response_conforms_to_schema(
     schema: schemathesis.BaseSchema, path: str, method: str, mode: GenerationMode
@@ -73,7 +75,7 @@ def test_every_response_conforms_to_schema(
     strategy = schema[path][method].as_strategy(generation_mode=mode)
 
     @given(case=strategy)
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=NUM_EXAMPLES, suppress_health_check=list(HealthCheck))
     def conforms(case: schemathesis.Case) -> None:
         # Any other name is a 404, which says little about the rest of the body.
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):

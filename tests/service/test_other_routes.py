@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from checkpoints import PathOf
 from reference import Reference
 
 from serve import __version__
@@ -21,8 +21,8 @@ def turns(answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": answer}]
 
 
-def test_compare_accepts_every_form_of_pair(http: httpx.Client, checkpoint_folder: Path) -> None:
-    reference = Reference(checkpoint_folder / "llama-v0.1")
+def test_compare_accepts_every_form_of_pair(http: httpx.Client, checkpoint_of: PathOf) -> None:
+    reference = Reference(checkpoint_of("llama-v0.1"))
     good, bad = reference.reward(turns(GOOD)), reference.reward(turns(BAD))
     user = [{"role": "user", "content": PROMPT}]
     pairs = [
@@ -68,9 +68,9 @@ def test_compare_without_pairs_has_no_accuracy(http: httpx.Client) -> None:
 
 
 def test_rank_returns_rewards_ranks_and_best_index(
-    http: httpx.Client, checkpoint_folder: Path
+    http: httpx.Client, checkpoint_of: PathOf
 ) -> None:
-    reference = Reference(checkpoint_folder / "llama-v0.1")
+    reference = Reference(checkpoint_of("llama-v0.1"))
     responses: list[Any] = [BAD, GOOD, 7, BAD, turns("Lyon.")[1:]]
     body = http.post(
         "/v1/rank", json={"model": "llama", "prompt": PROMPT, "responses": responses}
@@ -95,9 +95,9 @@ def test_rank_without_rewards_has_no_best_index(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize(("model", "spec"), [("llama", "llama-v0.1"), ("gemma", "gemma2")])
 def test_render_returns_scored_token_ids(
-    http: httpx.Client, checkpoint_folder: Path, model: str, spec: str
+    http: httpx.Client, checkpoint_of: PathOf, model: str, spec: str
 ) -> None:
-    reference = Reference(checkpoint_folder / spec)
+    reference = Reference(checkpoint_of(spec))
     body = http.post("/v1/render", json={"model": model, "conversations": [turns(GOOD), []]}).json()
     shown, refused = body["results"]
     assert shown["input_ids"] == reference.input_ids(turns(GOOD))

@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 from service.recorded_answers import FILE, ask, requests
 
-from serve.cli.demo import run_service
-
 RECORDED = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 
@@ -26,15 +24,11 @@ def close(answer: Any, recorded: Any) -> bool:
     return type(answer) is type(recorded) and answer == recorded
 
 
-def test_responses_equal_recorded_ones() -> None:
-    with run_service("--local") as url, httpx.Client(base_url=url, timeout=60) as client:
-        check_responses(client)
-
-
-def check_responses(client: httpx.Client) -> None:
+def test_responses_equal_recorded_ones(demo_url: str) -> None:
     asked = list(requests())
     assert [f"{method} {path}" for method, path, _ in asked] == [r["request"] for r in RECORDED]
-    for (method, path, body), recorded in zip(asked, RECORDED, strict=True):
-        answer = ask(client, method, path, body)
-        recorded = {name: recorded[name] for name in answer}
-        assert close(answer, recorded), (method, path, str(body)[:200], answer, recorded)
+    with httpx.Client(base_url=demo_url, timeout=60) as client:
+        for (method, path, body), recorded in zip(asked, RECORDED, strict=True):
+            answer = ask(client, method, path, body)
+            recorded = {name: recorded[name] for name in answer}
+            assert close(answer, recorded), (method, path, str(body)[:200], answer, recorded)

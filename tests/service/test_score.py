@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from checkpoints import PathOf
 from reference import Reference
 
 from rm_core import ModelConfig, Reward, RewardScorer, seeds_dir
@@ -32,9 +32,9 @@ VARIED = [
     ("model", "folder"), [("demo", None), ("llama", "llama-v0.1"), ("gemma", "gemma2")]
 )
 def test_rewards_equal_plain_transformers(
-    http: httpx.Client, checkpoint_folder: Path, model: str, folder: str | None
+    http: httpx.Client, checkpoint_of: PathOf, model: str, folder: str | None
 ) -> None:
-    reference = Reference(checkpoint_folder / folder if folder else seeds_dir() / "demo")
+    reference = Reference(checkpoint_of(folder) if folder else seeds_dir() / "demo")
     answer = http.post("/v1/score", json={"model": model, "conversations": VARIED})
     assert answer.status_code == 200
     body = answer.json()
@@ -89,7 +89,7 @@ BAD: list[tuple[Any, str, str]] = [
 
 
 def test_bad_conversations_get_errors_and_others_rewards(
-    http: httpx.Client, checkpoint_folder: Path
+    http: httpx.Client, checkpoint_of: PathOf
 ) -> None:
     """990 rewards, and 10 errors at their indices, each with advice."""
     conversations: list[Any] = [
@@ -109,7 +109,7 @@ def test_bad_conversations_get_errors_and_others_rewards(
     good = [result for result in results if "error" not in result]
     assert len(good) == 990
     assert all(isinstance(result["reward"], float) for result in good)
-    reference = Reference(checkpoint_folder / "llama-v0.1")
+    reference = Reference(checkpoint_of("llama-v0.1"))
     for index in (0, 500, 999):
         expected = reference.reward(conversations[index])
         assert results[index]["reward"] == pytest.approx(expected, abs=1e-4)
@@ -125,14 +125,14 @@ def test_template_exception_is_error_of_conversation(http: httpx.Client) -> None
     assert "System role not supported" in second["error"]["message"]
 
 
-def test_results_keep_order_under_concurrency(http: httpx.Client, checkpoint_folder: Path) -> None:
+def test_results_keep_order_under_concurrency(http: httpx.Client, checkpoint_of: PathOf) -> None:
     # Each conversation is in two requests: some are computed for both at once, some are cached.
     conversations = [
         conversation(f"Count to {i % 7}.", f"{request}: " + "one " * i)
         for request in range(12)
         for i in range(1, 41)
     ] * 2
-    config = ModelConfig(str(checkpoint_folder / "llama-v0.1"), device="cpu")
+    config = ModelConfig(str(checkpoint_of("llama-v0.1")), device="cpu")
     scored = RewardScorer.load(config).score(conversations)
     expected = [result.reward for result in scored if isinstance(result, Reward)]
 

@@ -1,4 +1,4 @@
-"""`skyreward score` as a process: interrupted, killed, and with other formats."""
+"""`skyreward score`: interrupted, killed, and with other formats."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import small_chunks
+from command_line import invoke
 from job_runs import records, write_lines
 from peer_service import Served
 from waiting import PATIENCE_S
 
-NUM_ROWS = 1_500
+from serve.jobs import command
+from serve.jobs.spec import JobSpec
+
+NUM_ROWS = 500
+CHUNK_ROWS = 20
 
 
-def command(source: Path, output: Path, folder: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, small_chunks.__file__, "50", "score", str(source), "-o", str(output)),
-        *("--model", str(folder), *more),
-    ]
+def list_arguments(source: Path, output: Path, folder: Path, *more: object) -> list[object]:
+    return ["score", source, "-o", output, "--model", folder, *more]
 
 
-def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture(scope="module", autouse=True)
+def chunks_of_a_few_rows() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "JobSpec", partial(JobSpec, chunk_rows=CHUNK_ROWS))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +51,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(source: Path, checkpoint_folder: Path) -> bytes:
+def uninterrupted(source: Path, served: Served) -> bytes:
     output = source.with_name("whole.jsonl")
-    done = finish(command(source, output, checkpoint_folder / "qwen3"))
-    assert done.returncode == 3, done.stderr
+    done = invoke(*list_arguments(source, output, served.folders["tiny"]))
+    assert done.exit_code == 3, done.stderr
     return output.read_bytes()
 
 
-def run_and_interrupt(arguments: list[str], chunks: Path, signal_number: int) -> tuple[int, str]:
+def run_and_interrupt(arguments: list[object], chunks: Path, signal_number: int) -> tuple[int, str]:
     """Send a signal to a run after its next chunk; return its exit code and messages."""
     before = len(list(chunks.glob("*.gz")))
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    program = [sys.executable, small_chunks.__file__, str(CHUNK_ROWS)]
+    process = subprocess.Popen([*program, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while len(list(chunks.glob("*.gz"))) <= before:
         assert process.poll() is None
@@ -66,11 +74,11 @@ def run_and_interrupt(arguments: list[str], chunks: Path, signal_number: int) ->
 
 
 def test_stopped_and_killed_job_resumes(
-    source: Path, uninterrupted: bytes, checkpoint_folder: Path, tmp_path: Path
+    source: Path, uninterrupted: bytes, served: Served, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
     chunks = tmp_path / "out.jsonl.job" / "chunks"
-    arguments = command(source, output, checkpoint_folder / "qwen3")
+    arguments = list_arguments(source, output, served.folders["tiny"])
     for signal_number, code in (
         (signal.SIGINT, 130),
         (signal.SIGKILL, -signal.SIGKILL),
@@ -83,28 +91,28 @@ def test_stopped_and_killed_job_resumes(
             assert "run the same command again to resume" in errors
             assert "Traceback" not in errors
         assert not output.exists()
-    done = finish(arguments)
-    assert done.returncode == 3, done.stderr
+    done = invoke(*arguments)
+    assert done.exit_code == 3, done.stderr
     assert "resuming after row" in done.stderr
     assert output.read_bytes() == uninterrupted
 
 
 def test_resume_with_other_model_is_refused(
-    source: Path, uninterrupted: bytes, checkpoint_folder: Path, tmp_path: Path
+    source: Path, uninterrupted: bytes, served: Served, tmp_path: Path
 ) -> None:
-    arguments = command(source, source.with_name("whole.jsonl"), checkpoint_folder / "llama-v0.1")
-    refused = finish(arguments)
-    assert refused.returncode == 1
+    arguments = list_arguments(source, source.with_name("whole.jsonl"), served.folders["llama"])
+    refused = invoke(*arguments)
+    assert refused.exit_code == 1
     assert "began differently: the model's revision was" in refused.stderr
     assert "--overwrite" in refused.stderr
     assert source.with_name("whole.jsonl").read_bytes() == uninterrupted
 
 
-def test_dry_run_writes_nothing(source: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_nothing(source: Path, served: Served, tmp_path: Path) -> None:
     short = write_lines(tmp_path / "in.jsonl", records(200))
-    arguments = command(short, tmp_path / "out.jsonl", checkpoint_folder / "qwen3", "--dry-run")
-    done = finish(arguments)
-    assert done.returncode == 3, done.stderr
+    arguments = list_arguments(short, tmp_path / "out.jsonl", served.folders["tiny"], "--dry-run")
+    done = invoke(*arguments)
+    assert done.exit_code == 3, done.stderr
     assert "estimated time" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -115,15 +123,11 @@ def test_service_and_local_rewards_are_equal(served: Served, tmp_path: Path) -> 
     for row in rows[::3]:
         row["tools"] = [{"type": "function", "function": {"name": f"sum {row['id']}"}}]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    local = finish(command(source, tmp_path / "here.jsonl", served.folders["llama"]))
-    assert local.returncode == 0, local.stderr
-    by_service = finish(
-        [
-            *(sys.executable, "-m", "serve.cli.main", "score", str(source)),
-            *("-o", str(tmp_path / "there.parquet"), "--url", served.url, "--model", "llama"),
-        ]
-    )
-    assert by_service.returncode == 0, by_service.stderr
+    local = invoke(*list_arguments(source, tmp_path / "here.jsonl", served.folders["llama"]))
+    assert local.exit_code == 0, local.stderr
+    service = ("--url", served.url, "--model", "llama")
+    remote = invoke("score", source, "-o", tmp_path / "there.parquet", *service)
+    assert remote.exit_code == 0, remote.stderr
     expected = [json.loads(line) for line in (tmp_path / "here.jsonl").read_text().splitlines()]
     table = pq.read_table(tmp_path / "there.parquet").to_pylist()
     assert [row["id"] for row in table] == [row["id"] for row in expected]
@@ -132,10 +136,5 @@ def test_service_and_local_rewards_are_equal(served: Served, tmp_path: Path) -> 
         assert row["warnings"] == other.get("warnings")
     # The template of this checkpoint ignores tools; both executors warn of that.
     assert sum("template_ignores_tools" in str(row["warnings"]) for row in table) == len(rows[::3])
-    counted = finish(
-        [
-            *(sys.executable, "-m", "serve.cli.main", "score", str(source), "--dry-run"),
-            *("--url", served.url, "--model", "llama"),
-        ]
-    )
-    assert counted.returncode == 0, counted.stderr
+    counted = invoke("score", source, "--dry-run", *service)
+    assert counted.exit_code == 0, counted.stderr

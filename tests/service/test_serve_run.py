@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from checkpoints import PathOf
 from conftest import find_free_port
 from waiting import PATIENCE_S, until
 
@@ -45,9 +46,9 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
 
 @pytest.mark.parametrize("target_kind", ["import path", "yaml"])
 def test_serve_run_starts_same_application(
-    tmp_path: Path, checkpoint_folder: Path, http: httpx.Client, target_kind: str
+    tmp_path: Path, checkpoint_of: PathOf, http: httpx.Client, target_kind: str
 ) -> None:
-    folder = checkpoint_folder / "llama-v0.1"
+    folder = checkpoint_of("llama-v0.1")
     port = DEFAULT_PORT if target_kind == "import path" else find_free_port()
     if is_taken(port):
         pytest.skip(f"port {port} is taken, and `serve run` with an import path needs it")

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certificates import write_certificate
+from checkpoints import PathOf
 from conftest import find_free_port
 from processes import processes_of
 from prometheus_text import parse
@@ -31,9 +32,9 @@ def test_checkpoint_refused_by_replica_stops_startup(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def local_service(checkpoint_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def local_service(checkpoint_of: PathOf) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = find_free_port()
-    folder = checkpoint_folder / "llama-v0.1"
+    folder = checkpoint_of("llama-v0.1")
     process = start("--local", "--model", str(folder), "--port", str(port))
     assert process.stdout is not None
     for line in process.stdout:
@@ -62,7 +63,7 @@ def test_local_mode_returns_same_rewards_as_ray(
 
 
 def test_ray_processes_expose_neither_keys_nor_sockets(
-    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process of Ray has API keys in its environment or sockets in a public folder.
 
@@ -70,7 +71,7 @@ def test_ray_processes_expose_neither_keys_nor_sockets(
     """
     monkeypatch.setenv("SKYREWARD_API_KEYS", "correct-horse-battery")
     port = find_free_port()
-    process = start("--model", str(checkpoint_folder / "llama-v0.1"), "--port", str(port))
+    process = start("--model", str(checkpoint_of("llama-v0.1")), "--port", str(port))
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -113,14 +114,14 @@ def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_accepted_requests_are_finished_before_shutdown(
-    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+    checkpoint_of: PathOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
     """One signal finishes requests; a second one ends the process, and the request fails.
 
     Once with HTTPS of HAProxy, once with HTTPS of Serve's own proxy.
     """
     port = find_free_port()
-    folder = checkpoint_folder / "llama-v0.1"
+    folder = checkpoint_of("llama-v0.1")
     cert, key = write_certificate(tmp_path)
     options = ["--tls-cert", str(cert), "--tls-key", str(key)]
     trust = ssl.create_default_context(cafile=str(cert))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import SPECS, build_tokenizer
+from peer_service import Served
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from waiting import PATIENCE_S
 
-from serve.cli.demo import run_service
 from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError
 from serve.client.integrations.trl import AsyncTRLReward, TRLReward
 
@@ -28,12 +27,6 @@ DATA = {
         for question in QUESTIONS
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with run_service("--local", "--model", "demo") as address:
-        yield address
 
 
 class RecordingReward:
@@ -112,12 +105,19 @@ def join_conversations(prompts: list[Any], completions: list[Any]) -> list[Any]:
     return [p + c for p, c in zip(prompts, completions, strict=True)]
 
 
-@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
-@pytest.mark.parametrize("rows", ["conversational", "text"])
+@pytest.mark.parametrize(
+    ("algorithm", "rows"),
+    [
+        ("GRPO", "conversational"),
+        ("RLOO", "text"),
+        pytest.param("GRPO", "text", marks=pytest.mark.slow),
+        pytest.param("RLOO", "conversational", marks=pytest.mark.slow),
+    ],
+)
 def test_trainer_steps_use_rewards_of_service(
-    url: str, algorithm: str, rows: str, tmp_path: Path
+    served: Served, algorithm: str, rows: str, tmp_path: Path
 ) -> None:
-    with ScoringClient(url) as client:
+    with ScoringClient(served.url, "demo") as client:
         function = RecordingReward(TRLReward(client))
         trainer = train(algorithm, function, DATA[rows], tmp_path)
         assert len(function.calls) == 2
@@ -128,19 +128,24 @@ def test_trainer_steps_use_rewards_of_service(
             assert log["rewards/skyreward/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
 
 
-def test_trainer_steps_use_asynchronous_rewards(url: str, tmp_path: Path) -> None:
-    client = AsyncScoringClient(url)
+@pytest.mark.slow
+def test_trainer_steps_use_asynchronous_rewards(served: Served, tmp_path: Path) -> None:
+    client = AsyncScoringClient(served.url, "demo")
     function = AsyncRecordingReward(AsyncTRLReward(client, name="remote"))
     trainer = train("GRPO", function, DATA["conversational"], tmp_path)
     asyncio.run_coroutine_threadsafe(client.close(), trainer.async_loop).result(PATIENCE_S)
     assert len(function.calls) == 2
-    with ScoringClient(url) as blocking:
+    with ScoringClient(served.url, "demo") as blocking:
         for prompts, completions, rewards in function.calls:
             assert rewards == blocking.score(join_conversations(prompts, completions))
     assert any("rewards/remote/mean" in log for log in trainer.state.log_history)
 
 
-def test_unscorable_conversation_ends_training(url: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_unscorable_conversation_ends_training(served: Served, tmp_path: Path) -> None:
     rows = [{"prompt": "<|im_start|>user\n2+2?", "solution": "x"}] * 2
-    with ScoringClient(url) as client, pytest.raises(ScoringFailedError, match="4 of 4 conv"):
+    with (
+        ScoringClient(served.url, "demo") as client,
+        pytest.raises(ScoringFailedError, match="4 of 4 conv"),
+    ):
         train("GRPO", TRLReward(client), rows, tmp_path)

@@ -1,43 +1,15 @@
-"""Shared checkpoints, scorers and encoders, and the hypothesis profile."""
+"""Shared scorers and encoders, and copies of checkpoints."""
 
 from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from checkpoints import SPECS, build_checkpoint
-from hypothesis import HealthCheck, settings
 
 from rm_core import ChatEncoder, ModelConfig, RewardScorer, load_encoder
-
-# The same examples on every machine, and no deadlines, since test machines are small and shared.
-settings.register_profile(
-    "repository",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize=True,
-    database=None,
-)
-settings.load_profile("repository")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are too small to gain from a second thread
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a checkpoint of SPECS. Tests must not change it."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return functools.cache(lambda name: build_checkpoint(root / name, SPECS[name]))
 
 
 @pytest.fixture(scope="session")

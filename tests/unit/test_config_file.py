@@ -184,6 +184,7 @@ VALUES = st.one_of(
     ),
     st.sampled_from([[], [1], ["x"], {}, {"a": 1}, [["x"]], [None], {"rope_type": "yarn"}]),
 )
+NUM_EXAMPLES = settings().max_examples // 5  # each loads a checkpoint
 MORE_KEYS = (
     "rope_scaling", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types",
     "use_sliding_window", "torch_dtype", "num_labels", "id2label", "text_config", "attribute_map",
@@ -198,7 +199,7 @@ EXCLUDED_KEYS = ("bos_token",)
 
 @pytest.mark.parametrize("family", ["llama-v0.2", "qwen3", "gemma2"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
-@settings(max_examples=20)
+@settings(max_examples=NUM_EXAMPLES)
 @given(data=st.data())
 def test_any_change_is_refused_or_right(
     family: str,
@@ -226,7 +227,7 @@ def test_any_change_is_refused_or_right(
     shutil.rmtree(folder)
 
 
-@settings(max_examples=40)
+@settings(max_examples=2 * NUM_EXAMPLES)
 @given(data=st.data())
 def test_any_change_of_a_weight_header_is_refused_or_right(
     data: st.DataObject, checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory

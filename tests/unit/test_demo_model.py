@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
@@ -59,7 +59,6 @@ def test_padding_does_not_change_a_reward(scorer: PlainScorer) -> None:
     assert scorer.rewards([long, short])[1] == pytest.approx(alone, abs=1e-4)
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.text())
 def test_tokenizer_gives_any_text_back(scorer: PlainScorer, text: str) -> None:
     ids = scorer.tokenizer.encode(text, add_special_tokens=False)
@@ -90,7 +89,6 @@ def test_corruptions_change_the_text_and_follow_the_seed(spoil, answer) -> None:
     assert len(set(texts)) > 1
 
 
-@settings(max_examples=200, deadline=None)
 @given(answer=st.text(max_size=200), seed=st.integers(0, 9))
 def test_corruptions_take_any_text(answer: str, seed: int) -> None:
     words = corruptions.shuffled(random.Random(seed), answer)

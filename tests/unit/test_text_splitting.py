@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers_known import (
@@ -43,12 +43,12 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 def test_cut_at_boundary_keeps_tokens(make: Any) -> None:
     tokenizer = make()
     boundaries = TokenBoundaries(tokenizer)
 
-    @settings(max_examples=150)
     @given(TEXTS)
     def holds(text: str) -> None:
         whole = ids_of(tokenizer, text)
@@ -64,12 +64,12 @@ def test_cut_at_boundary_keeps_tokens(make: Any) -> None:
     holds()
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
 def test_split_keeps_tokens(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make()
     boundaries = TokenBoundaries(tokenizer)
 
-    @settings(max_examples=100)
     @given(TEXTS, st.integers(1, 12), st.integers(1, 40))
     def holds(text: str, target_characters: int, max_characters: int) -> None:
         monkeypatch.setattr(text_splitting, "TARGET_CHARACTERS", target_characters)

@@ -57,6 +57,7 @@ def demo() -> Any:
 KNOWN = [like_qwen3, like_gemma2, demo, lambda: build_tokenizer(SPECS["llama-v0.1"])]
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("make", KNOWN, ids=["qwen3", "gemma2", "demo", "llama"])
 def test_bound_never_exceeds_the_number_of_tokens(make: Any) -> None:
     tokenizer = make()

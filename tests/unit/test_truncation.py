@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoints import SPECS, build_tokenizer
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rm_core import ChatEncoder, ConversationTooLongError, ScoreError
@@ -82,7 +82,6 @@ CASES = st.one_of(
 )
 
 
-@settings(max_examples=150)
 @given(CASES, st.integers(4, 90))
 @example(("qwen3", [turn("user", "😀" * 60), turn("assistant", "ok")]), 40)
 def test_left_keeps_newest_turns_and_every_marker(
@@ -115,7 +114,6 @@ def test_left_keeps_newest_turns_and_every_marker(
     assert index == 0 or (count_tokens(name, rendered[index - 1]) or 0) > max_length
 
 
-@settings(max_examples=60)
 @given(CASES, st.integers(4, 90))
 def test_error_refuses_and_right_keeps_first_tokens(
     case: tuple[str, Messages], max_length: int
@@ -221,7 +219,6 @@ def longest_that_fits(messages: Messages, count: CountTokens, limit: int) -> Mes
     return None
 
 
-@settings(max_examples=400)
 @given(
     conversations(system=True),
     st.integers(0, 60),
@@ -236,7 +233,6 @@ def test_drop_oldest_keeps_as_much_as_fits(
     assert drop_oldest(messages, count, limit) == longest_that_fits(messages, count, limit)
 
 
-@settings(max_examples=300)
 @given(
     conversations(system=True, free=True),
     st.integers(0, 60),
