@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Suppresses a message of Material for MkDocs about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo serve test check format docs lock bench stress hold compat gpu-check real-weights demo-model clean
+.PHONY: help demo serve test test-slow check format docs lock bench stress hold compat gpu-check real-weights demo-model clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -22,10 +22,11 @@ demo: $(VENV)/base ## start the service on the demo model, score the sample pair
 serve: $(VENV)/base ## run the service in the foreground on the demo model
 	$(BIN)/skyreward serve
 
-test: check ## run the linters, the type checker and all tests
-	$(BIN)/python -m pytest -n auto tests/unit tests/architecture tests/gpu
-	$(BIN)/python -m pytest -m ray tests/service
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not ray' tests/service
+test: check $(VENV)/peers/.installed ## run the linters, the type checker and the tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
+
+test-slow: $(VENV)/dev $(VENV)/peers/.installed ## run the tests that take long and go deeper
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or hypothesis' --hypothesis-profile full
 
 check: $(VENV)/dev ## run the linters and the type checker, build the documentation site
 	$(BIN)/ruff check .
@@ -96,7 +97,11 @@ $(VENV)/docs: $(VENV)/base
 
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@for peer in $(PEERS); do \
-	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer 2>/dev/null \
-	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done
 	@touch $@
+
+# pip says why a package cannot be installed; the tests that run its code are then skipped.
+$(VENV)/peers/.installed: $(VENV)/bin/python constraints.txt
+	for peer in $(PEERS); do \
+	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer \
+	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done
+	@mkdir -p $(@D) && touch $@

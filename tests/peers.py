@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-# `make .venv/dev` fills the first one; what is on no package index may be laid into either.
+# `make test` fills the first one; what is on no package index may be put into either.
 PLACES = (Path(sys.prefix) / "peers", ROOT.parent / "shared" / "peers")
 
 

@@ -49,7 +49,17 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 def test_every_make_target_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     text = "".join(page.read_text(encoding="utf-8") for page in pages())
-    for target in ("demo", "serve", "test", "check", "docs", "bench", "stress", "gpu-check"):
+    for target in (
+        "demo",
+        "serve",
+        "test",
+        "test-slow",
+        "check",
+        "docs",
+        "bench",
+        "stress",
+        "gpu-check",
+    ):
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
         assert f"make {target}" in text, target
     done = subprocess.run(
@@ -57,7 +67,7 @@ def test_every_make_target_is_there() -> None:
     )
     for tool in ("ruff check", "ruff format --check", "mypy", "mkdocs build", "pytest"):
         assert tool in done.stdout
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / ".ci" / "run").read_text().endswith("\nmake test\nmake test-slow\n")
 
 
 def test_the_two_commands_are_on_the_first_screen() -> None:

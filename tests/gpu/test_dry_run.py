@@ -52,6 +52,7 @@ def measure(part: str, seconds: float = 3600.0) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["Llama-3.1-8B", "Gemma-2-27B"])
 def test_model_measurement_emits_every_row(part: str) -> None:
     rows = measure(part)
@@ -120,6 +121,7 @@ def test_measurements_without_time_are_skipped_with_reason() -> None:
     assert "skipped: no time" in build_table(rows, DIVISOR)
 
 
+@pytest.mark.slow
 def test_failed_measurement_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu.measurements.score", lambda *_: 1 / 0)
     rows = measure("Qwen3-0.6B")
@@ -226,6 +228,7 @@ def test_of_fixture(broken): ...
     assert "test test_bad: failed assert 1 == 2" in build_table(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -241,6 +244,7 @@ def test_collect_reports_tests_that_did_not_run(source: str, reason: str, tmp_pa
     assert reason in bad.get("failed", "") + bad.get("reason", "")
 
 
+@pytest.mark.slow
 def test_main_fails_for_a_failed_test_and_writes_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,14 @@ def count_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("llama-v0.2", marks=pytest.mark.slow),
+        pytest.param("qwen3", marks=pytest.mark.slow),
+        "gemma2",
+    ],
+)
 def test_layers_are_traced_once_for_all_lengths(
     name: str, checkpoint_of: PathOf, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +83,7 @@ def test_layers_are_traced_once_for_all_lengths(
     assert count_graphs() <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # the compiler took over 600 s on a busy machine
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for CPUs needs g++")
 def test_compiled_layers_give_rewards_of_plain_layers(

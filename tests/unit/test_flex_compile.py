@@ -66,7 +66,14 @@ def score_on_another_thread(scorer: RewardScorer) -> list[float]:
     return [result.reward for result in results if isinstance(result, Reward)]
 
 
-@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("llama-v0.2", marks=pytest.mark.slow),
+        pytest.param("qwen3", marks=pytest.mark.slow),
+        "gemma2",
+    ],
+)
 def test_batches_reuse_kernels_of_backend_check(
     name: str, graphs: list[Any], checkpoint_of: PathOf, scorer_of: ScorerOf
 ) -> None:
@@ -84,6 +91,7 @@ def test_batches_reuse_kernels_of_backend_check(
     assert len(graphs) == compiled
 
 
+@pytest.mark.slow
 def test_many_models_in_one_process_share_kernels(graphs: list[Any], checkpoint_of: PathOf) -> None:
     """Nine models need at most 8 kernels, the number that torch caches by default."""
     for dtype in ("float32", "bfloat16", "float16"):

@@ -44,7 +44,7 @@ def test_prepack_linears_replaces_every_linear_layer(monkeypatch: pytest.MonkeyP
         ({}, True),
         ({"dtype": "bfloat16"}, False),
         ({"deterministic": True}, False),
-        ({"compile": True}, False),
+        pytest.param({"compile": True}, False, marks=pytest.mark.slow),
     ],
 )
 def test_layers_are_prepacked_only_in_plain_float32(

@@ -27,6 +27,10 @@ def too_long(scorer: RewardScorer, messages: Messages) -> bool:
 @pytest.fixture
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few of the built-in conversations, for tests that do not need all of them."""
+    use_few_samples(monkeypatch)
+
+
+def use_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     few = sample_conversations()[:8]
     monkeypatch.setattr("rm_core.verification.sample_conversations", lambda: few)
 
@@ -53,8 +57,15 @@ def test_verify_passes_for_every_family(name: str, scorer_of: ScorerOf) -> None:
     assert [check for check in checks if not check.passed] == []
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["llama-v0.2", "qwen3"])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        ("llama-v0.2", "sdpa"),
+        ("qwen3", "eager"),
+        pytest.param("llama-v0.2", "eager", marks=pytest.mark.slow),
+        pytest.param("qwen3", "sdpa", marks=pytest.mark.slow),
+    ],
+)
 def test_verify_allows_bfloat16_rounding_of_plain_transformers(
     name: str, attention: str, scorer_of: ScorerOf
 ) -> None:
@@ -70,6 +81,7 @@ def test_verify_allows_bfloat16_rounding_of_plain_transformers(
     def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
         return [logit + 1 for logit in forward_batch(loaded, tree)]
 
+    use_few_samples(monkeypatch)
     scorer = RewardScorer(scorer.loaded_model, forward=shifted)
     assert not any(check.passed for check in parity(verify(scorer)))
 
