@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import torch
 from checkpoints import SPECS, build_checkpoint, edit_config
+from command_line import SKYREWARD
 from conftest import find_free_port
 from safetensors.torch import load_file, save_file
-
-SKYREWARD = [sys.executable, "-m", "serve.cli.main"]
 
 
 def start(*options: str) -> subprocess.Popen[str]:

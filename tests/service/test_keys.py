@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+from command_line import invoke
 from conftest import ROOT
 from middleware_harness import KEY, OTHER_KEY
 from waiting import PATIENCE_S
@@ -37,11 +38,10 @@ def test_service_with_key_file_requires_key(tmp_path: Path) -> None:
 def test_bad_key_file_stops_start(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("pass\n")
-    command = [sys.executable, "-m", "serve.cli.main", "serve", "--api-keys", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
-    assert done.returncode == 1
-    assert "line 1 of" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = invoke("serve", "--api-keys", file)
+    assert result.exit_code == 1
+    assert "line 1 of" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_only_digests_are_sent_to_gateway() -> None:
