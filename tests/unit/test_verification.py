@@ -67,7 +67,7 @@ def test_verify_passes_for_every_family(name: str, scorer_of: ScorerOf) -> None:
     ],
 )
 def test_verify_allows_bfloat16_rounding_of_plain_transformers(
-    name: str, attention: str, scorer_of: ScorerOf
+    name: str, attention: str, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer, stages = scorer_of(name, "bfloat16", attention), list[str]()
     checks = verify(scorer, stages.append)
