@@ -210,7 +210,28 @@ def test_checkpoint_that_every_replica_refuses_fails_calls(cluster: Any) -> None
     assert not ray_serve.status().applications
 
 
-def test_killed_job_removes_its_application_and_resumes(cluster: Any, tmp_path: Path) -> None:
+def run_and_interrupt(command: list[str], state: Path, signal_number: int) -> tuple[int, str]:
+    """Send a signal to a run after its next chunk; return its exit code and messages."""
+
+    def read_state() -> list[tuple[str, int]]:
+        return sorted((path.name, path.stat().st_size) for path in state.rglob("*"))
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: process.poll() is not None or replicas(), "a replica starts")
+        before = read_state()
+        until(lambda: process.poll() is not None or read_state() != before, "a chunk is scored")
+        process.send_signal(signal_number)
+        _, errors = process.communicate(timeout=LOSS_PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, errors
+
+
+def test_stopped_and_killed_job_removes_its_application_and_resumes(
+    cluster: Any, tmp_path: Path
+) -> None:
     """Another application of the same Ray Serve is not disturbed."""
     from ray import serve as ray_serve
 
@@ -237,22 +258,11 @@ def test_killed_job_removes_its_application_and_resumes(cluster: Any, tmp_path: 
     def list_jobs() -> list[str]:
         return [name for name in ray_serve.status().applications if name != "other"]
 
-    def read_state() -> list[tuple[str, int]]:
-        return sorted((path.name, path.stat().st_size) for path in state.rglob("*"))
-
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        until(lambda: process.poll() is not None or replicas(), "a replica starts")
-        before = read_state()
-        until(lambda: process.poll() is not None or read_state() != before, "a chunk is scored")
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, errors
-    until(lambda: not list_jobs(), "the application of the killed job is removed")
-    until(lambda: not replicas(), "its replicas end")
+    for signal_number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        returncode, errors = run_and_interrupt(command, state, signal_number)
+        assert returncode == code, errors
+        until(lambda: not list_jobs(), "the application of the job is removed")
+        until(lambda: not replicas(), "its replicas end")
 
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=LOSS_PATIENCE_S, check=False

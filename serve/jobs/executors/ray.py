@@ -22,9 +22,11 @@ import contextlib
 import io
 import logging
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +41,7 @@ from rm_core import (
     Truncation,
     load_encoder,
     merge_results,
+    open_checkpoint,
 )
 from rm_core.inputs.conversations import ChatJson
 from serve.deployments.cluster import connect
@@ -86,7 +89,7 @@ class RayExecutor(EventLoopExecutor):
         self._name = f"skyreward-job-{secrets.token_hex(6)}"
         # The tokenizer is not used by two threads at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        self._request: ResourceRequest | None = None
+        self._connection: Future[ResourceRequest] | None = None
         self._has_joined = self._has_application = False
         self._deployment: asyncio.Task[Dispatcher] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -98,11 +101,17 @@ class RayExecutor(EventLoopExecutor):
         """See `Executor`; connects to the cluster, because its GPUs decide the dtype."""
         if self._address == "local":
             return resolve_local_identity(self._model)
-        return self._run(self._resolve_identity()).result()
+        # This machine may not have a GPU; the rest of the identity is the same for both devices.
+        identity = resolve_local_identity(replace(self._model, device="cpu", num_devices=1))
+        if self._connect().result().kind == "GPU":
+            dtype = "bfloat16" if self._model.dtype == "auto" else self._model.dtype
+            identity |= {"device": "cuda", "dtype": dtype}
+        return identity
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         """See `Executor`."""
         if self._scoring_model is None and fetch:
+            self._connect()
             self._run(self._get_dispatcher()).result()
         return self._scoring_model
 
@@ -110,6 +119,13 @@ class RayExecutor(EventLoopExecutor):
     def capacity(self) -> int:
         """See `Executor`."""
         return _CALLS_PER_REPLICA * max(1, self._backend.num_replicas if self._backend else 0)
+
+    def submit(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> Future[ScoreBatchResult]:
+        """See `Executor`; the future can be cancelled until a replica is up."""
+        self._connect()
+        return super().submit(conversations, truncation)
 
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
@@ -144,23 +160,24 @@ class RayExecutor(EventLoopExecutor):
     ) -> list[Encoded | ScoreError]:
         return self._encoder.encode_all(conversations, truncation)
 
-    async def _resolve_identity(self) -> dict[str, Any]:
-        # This machine may not have a GPU; the rest of the identity is the same for both devices.
-        identity = resolve_local_identity(replace(self._model, device="cpu", num_devices=1))
-        if self._connect().kind == "GPU":
-            dtype = "bfloat16" if self._model.dtype == "auto" else self._model.dtype
-            identity |= {"device": "cuda", "dtype": dtype}
-        return identity
+    def _connect(self) -> Future[ResourceRequest]:
+        """Connect to the cluster at the first call; return what each replica needs, or the error.
 
-    def _connect(self) -> ResourceRequest:
-        # Blocks the thread of this executor, and not the main thread, where Ray would take over
-        # the handling of signals.
-        if self._request is None:
-            self._has_joined = connect(self._address)
-            from serve.jobs.executors.ray_application import choose_resource_request, list_nodes
+        Called on the thread of the job, and blocks it.
+        """
+        if self._connection is None:
+            self._connection = self._run(self._connect_here())
+            self._connection.exception()
+            if threading.current_thread() is threading.main_thread():
+                # Ray now handles SIGTERM: it would abort this process 3 s later.
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        return self._connection
 
-            self._request = choose_resource_request(self._model, self._num_replicas, list_nodes())
-        return self._request
+    async def _connect_here(self) -> ResourceRequest:
+        self._has_joined = connect(self._address)
+        from serve.jobs.executors.ray_application import choose_resource_request, list_nodes
+
+        return choose_resource_request(self._model, self._num_replicas, list_nodes())
 
     async def _get_dispatcher(self) -> Dispatcher:
         if self._deployment is None:
@@ -173,8 +190,8 @@ class RayExecutor(EventLoopExecutor):
         Raises:
             ModelLoadError: the cluster does not exist, or no replica can load the model.
         """
-        request = self._connect()
-        identity = await self._resolve_identity()
+        assert self._connection
+        request = self._connection.result()
         from serve.jobs.executors.ray_application import JobScorerReplica, deploy
 
         self._has_application = True
@@ -184,7 +201,7 @@ class RayExecutor(EventLoopExecutor):
             request,
             self._num_replicas,
             {
-                "revision": identity["revision"],
+                "revision": open_checkpoint(self._model, weights=False).revision,
                 "encoding_sha256": self._encoder.encoding_sha256,
             },
             self._replica_class or JobScorerReplica,
