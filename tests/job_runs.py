@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
+import shutil
+import sqlite3
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +24,7 @@ from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
+from serve.jobs.store import STATE_FILE, get_job_folder, open_store
 from serve.jobs.summary import RowSink, Summary
 from serve.shutdown import GracefulShutdown
 
@@ -139,12 +144,29 @@ def run_job(
     notify = (notices if notices is not None else []).append
     spec = JobSpec(open_source(str(source)), output, **{"chunk_rows": 10, **options})
     try:
-        with Progress(notify, on_terminal=False) as progress:
-            return Job(
-                spec, executor, notify, progress, shutdown or GracefulShutdown(""), sink
-            ).run()
+        with Progress(notify, on_terminal=False) as progress, open_store(spec) as store:
+            shutdown = shutdown or GracefulShutdown("")
+            return Job(spec, store, executor, notify, progress, shutdown, sink).run()
     finally:
         executor.close()
+
+
+def count_chunks(output: Path) -> int:
+    """Return the number of chunks that a job has saved, also while it runs or after a kill."""
+    folder = get_job_folder(output)
+    with tempfile.TemporaryDirectory() as copy:
+        # The log first: what is moved from it into the file meanwhile is then in both.
+        for ending in ("-wal", ""):
+            with contextlib.suppress(FileNotFoundError):
+                name = STATE_FILE + ending
+                shutil.copyfile(folder / name, Path(copy) / name)
+        with (
+            contextlib.closing(sqlite3.connect(Path(copy) / STATE_FILE)) as connection,
+            contextlib.suppress(sqlite3.DatabaseError),  # not created yet
+        ):
+            (number,) = connection.execute("SELECT count(*) FROM chunks").fetchone()
+            return int(number)
+    return 0
 
 
 def comparable(summary: Summary) -> dict[str, Any]:

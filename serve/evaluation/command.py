@@ -32,8 +32,8 @@ from serve.evaluation.runner import (
     run_scoring_job,
     write_items,
 )
+from serve.jobs.atomic_io import reject_foreign_link
 from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
-from serve.jobs.private_files import reject_foreign_link
 from serve.jobs.progress import Progress
 from serve.shutdown import GracefulShutdown
 

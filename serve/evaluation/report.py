@@ -25,7 +25,7 @@ from serve.evaluation.statistics import (
     wilson,
 )
 from serve.jobs.atomic_io import write_atomically
-from serve.jobs.summary_table import format_summary
+from serve.jobs.summary import format_summary
 from serve.reports.format import NOTHING, format_number, format_percent
 from serve.reports.histogram import HistogramPlot, StreamingHistogram, build_histogram
 from serve.reports.page import render_page

@@ -25,7 +25,7 @@ from serve.jobs.job import Job
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
-from serve.jobs.state import JobFolder
+from serve.jobs.store import open_store
 from serve.jobs.summary import Summary
 from serve.shutdown import GracefulShutdown
 
@@ -180,13 +180,15 @@ def run_scoring_job(
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
     )
-    job_folder = JobFolder(spec.output, context.notify)
-    executor = executor_options.build_executor(job_folder, overwrite=context.overwrite)
     provenance_path = folder / PROVENANCE
-    try:
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(open_store(spec))
+        executor = executor_options.build_executor(store)
+        stack.callback(executor.close)
         try:
-            job = Job(spec, executor, context.notify, context.progress, context.shutdown)
-            summary = job.run()
+            summary = Job(
+                spec, store, executor, context.notify, context.progress, context.shutdown
+            ).run()
         finally:
             if model := executor.get_scoring_model():
                 ScoringProvenance(model, context.truncation).write(provenance_path)
@@ -197,8 +199,6 @@ def run_scoring_job(
             if model:
                 provenance = ScoringProvenance(model, context.truncation)
                 provenance.write(provenance_path)
-    finally:
-        executor.close()
     rewards = _read_rewards(spec.output)
     rewards.provenance, rewards.summary = provenance, summary
     return rewards

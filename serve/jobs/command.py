@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 from collections.abc import Callable
@@ -18,9 +19,8 @@ from serve.jobs.job import Job, require_report_path
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
-from serve.jobs.state import JobFolder
-from serve.jobs.summary import RowSink
-from serve.jobs.summary_table import format_examples, format_summary, print_lines
+from serve.jobs.store import JobStore, open_store
+from serve.jobs.summary import RowSink, format_examples, format_summary, print_lines
 from serve.jobs.writers import is_tabular
 from serve.shutdown import GracefulShutdown
 
@@ -61,12 +61,11 @@ class ExecutorOptions:
             return {"urls": sorted(map(get_display_url, self.urls)), "model": self.served_model}
         return {**self.model, "ray": bool(self.ray)}
 
-    def build_executor(self, folder: JobFolder | None, *, overwrite: bool = False) -> Executor:
+    def build_executor(self, store: JobStore | None) -> Executor:
         """Build the executor for these options.
 
         Args:
-            folder: folder of the job; None for a job without state.
-            overwrite: whether the job discards the state in the folder.
+            store: state of the job; None for a job without state.
 
         Raises:
             RewardError: a model option has an invalid value, or a URL is invalid.
@@ -84,7 +83,8 @@ class ExecutorOptions:
         config = build_model_config(**self.model)
         if config.template_date is None:
             # A job resumed on another day and all actors of a pool must render equal prompts.
-            kept_date = folder.read_template_date() if folder and not overwrite else None
+            manifest = store and store.manifest
+            kept_date = manifest and manifest.model.get("template_date")
             config = replace(config, template_date=kept_date or datetime.date.today().isoformat())
         if self.ray:
             from serve.jobs.executors.ray import RayExecutor
@@ -92,7 +92,7 @@ class ExecutorOptions:
             return RayExecutor(config, self.ray, self.ray_actors)
         from serve.jobs.executors.local import LocalExecutor
 
-        return LocalExecutor(config, folder.batches_path if folder else None)
+        return LocalExecutor(config, store.budget if store else None)
 
 
 def run(
@@ -123,24 +123,27 @@ def run(
     if report:
         require_report_path(report, spec)
     gc.freeze()  # half of a row's overhead was the collector's walk through imported modules
-    folder = None if dry_run else JobFolder(spec.output, notify)
-    with GracefulShutdown(_NOTICE) as shutdown, Progress(notify) as progress:
-        executor = executor_options.build_executor(folder, overwrite=spec.overwrite)
+    with (
+        GracefulShutdown(_NOTICE) as shutdown,
+        Progress(notify) as progress,
+        contextlib.ExitStack() as stack,
+    ):
+        store = None if dry_run else stack.enter_context(open_store(spec))
+        executor = executor_options.build_executor(store)
+        stack.callback(executor.close)
         try:
-            if dry_run:
+            if store is None:
                 dry_run_estimate = estimate(spec, executor, progress, shutdown)
                 lines, has_errors = dry_run_estimate.format_lines(), bool(dry_run_estimate.errors)
             else:
-                job = Job(spec, executor, notify, progress, shutdown, _build_report(report, spec))
-                summary = job.run()
+                sink = _build_report(report, spec)
+                summary = Job(spec, store, executor, notify, progress, shutdown, sink).run()
                 lines, has_errors = format_summary(summary), bool(summary.num_failed)
                 for line in format_examples(summary):
                     notify(line)
         except JobStoppedError as error:
             notify(f"{error.detail}; run the same command again to resume")
             return shutdown.exit_code
-        finally:
-            executor.close()
     print_lines(lines)
     if shutdown.received_signal is not None and dry_run:
         notify("stopped: the input was counted only in part")

@@ -15,11 +15,11 @@ from itertools import islice
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import ChatJson
 from serve.errors import JobStoppedError
-from serve.jobs.chunks import Chunk, parse_chunk, split_into_chunks
 from serve.jobs.executors.base import Executor
-from serve.jobs.progress import Progress, format_duration
+from serve.jobs.progress import Progress
+from serve.jobs.runner import Chunk, parse_chunk, split_into_chunks
 from serve.jobs.spec import JobSpec
-from serve.jobs.summary_table import Line
+from serve.jobs.summary import Line, format_duration
 from serve.shutdown import GracefulShutdown
 
 SAMPLE_ROWS = 64
@@ -99,11 +99,11 @@ def _count_all(
     result: Estimate,
 ) -> None:
     rows = islice(spec.source.iter_rows(), spec.limit)
-    for number, chunk_rows in enumerate(split_into_chunks(rows, spec.chunk_rows)):
-        chunk = parse_chunk(number, chunk_rows, spec.columns)
-        if number == 0:
+    for chunk_rows in split_into_chunks(rows, spec.chunk_rows):
+        chunk = parse_chunk(chunk_rows, spec.columns)
+        if chunk.first_row == 0:
             sample = list(
-                parse_chunk(0, chunk_rows[:SAMPLE_ROWS], spec.columns).conversations.values()
+                parse_chunk(chunk_rows[:SAMPLE_ROWS], spec.columns).conversations.values()
             )
             result.tokens_per_s = _measure_rate(sample, spec, executor) if sample else 0.0
         _count(chunk, spec, executor, result)

@@ -1,31 +1,20 @@
-"""The manifest of a job, which pins its input, its model and its options; changes are refused.
-
-The manifest is the first file of a job and the last one that remains: when the output is complete,
-it holds the summary and the output's digest. A damaged manifest loses nothing, because chunks carry
-the digest of the pinned data too: see `Manifest.job_id`.
-"""
+"""The manifest of a job, which pins its input, its model and its options; changes are refused."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from serve.errors import JobRefusedError
-from serve.jobs.atomic_io import read_regular_file, write_atomically
-from serve.jobs.chunk_files import CorruptStateError
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
 from serve.jobs.inputs.storage import InputFile
 from serve.jobs.row_results import ResultNames
 from serve.jobs.summary import Summary
-
-VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of `manifest.json`.
+    """What a job is pinned to, and its end.
 
     Attributes:
         scan: scan of the input.
@@ -64,55 +53,32 @@ class Manifest:
     model_spec: dict[str, Any]
     completion: Completion | None = None
 
-    @property
-    def job_id(self) -> str:
-        """Digest of all pinned data; identifies the job in its files."""
-        files = [(f.path, f.size, f.sha256, f.num_hashed_bytes) for f in self.scan.files]
-        pinned = json.dumps([VERSION, files, self.model, self.options], sort_keys=True)
-        return hashlib.sha256(pinned.encode()).hexdigest()[:32]
-
-    def write(self, path: Path) -> None:
-        """Write the manifest durably."""
-        content = {
-            "version": VERSION,
+    def as_json(self) -> dict[str, Any]:
+        """Return the manifest as JSON data; `from_json` reads it."""
+        completion = self.completion
+        return {
             "input": _scan_to_json(self.scan),
             "model": self.model,
             "options": self.options,
-            "asked": self.model_spec,
-            "done": self.completion and _completion_to_json(self.completion),
+            "model_spec": self.model_spec,
+            "completion": completion
+            and {
+                "size": completion.size,
+                "mtime_ns": completion.mtime_ns,
+                "sha256": completion.sha256,
+                "summary": completion.summary.as_json(),
+            },
         }
-        text = json.dumps(content, indent=1, sort_keys=True)
-        write_atomically(path, f"{text}\n{_digest(text)}\n".encode())
 
     @classmethod
-    def read(cls, path: Path) -> Manifest | None:
-        """Read a manifest; return None if the file does not exist.
-
-        Raises:
-            CorruptStateError: the file is damaged.
-            JobRefusedError: another version of the program wrote the file.
-        """
-        try:
-            text, _, digest = read_regular_file(path).decode().rstrip("\n").rpartition("\n")
-            if _digest(text) != digest:
-                raise CorruptStateError("its digest is wrong")
-            content = json.loads(text)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise CorruptStateError(f"it cannot be parsed ({error})") from error
-        if content["version"] != VERSION:
-            raise JobRefusedError(
-                f"{path} has version {content['version']}, and this program writes version "
-                f"{VERSION}; finish the job with the program that began it, or start over with "
-                "--overwrite"
-            )
-        completion = content["done"]
+    def from_json(cls, content: dict[str, Any]) -> Manifest:
+        """Create a manifest from the data of `as_json`."""
+        completion = content["completion"]
         return cls(
             scan=_scan_from_json(content["input"]),
             model=content["model"],
             options=content["options"],
-            model_spec=content["asked"],
+            model_spec=content["model_spec"],
             completion=completion
             and Completion(**{**completion, "summary": Summary.from_json(completion["summary"])}),
         )
@@ -189,19 +155,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _completion_to_json(completion: Completion) -> dict[str, Any]:
-    return {
-        "size": completion.size,
-        "mtime_ns": completion.mtime_ns,
-        "sha256": completion.sha256,
-        "summary": completion.summary.as_json(),
-    }
-
-
 def _scan_to_json(scan: InputScan) -> dict[str, Any]:
     schema = scan.schema
     return {
@@ -211,7 +164,7 @@ def _scan_to_json(scan: InputScan) -> dict[str, Any]:
         "schema": None
         if schema is None
         else base64.b64encode(schema.serialize().to_pybytes()).decode(),
-        "shapes": sorted(scan.kinds),
+        "kinds": sorted(scan.kinds),
         "renamed": dict(scan.names.renames),
         "replaced": sorted(scan.names.replaced_columns),
     }
@@ -224,6 +177,6 @@ def _scan_from_json(content: dict[str, Any]) -> InputScan:
         num_bytes=content["num_bytes"],
         files=tuple(FileDigest(**file) for file in content["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
-        kinds=frozenset(content["shapes"]),
+        kinds=frozenset(content["kinds"]),
         names=ResultNames(content["renamed"], frozenset(content["replaced"])),
     )

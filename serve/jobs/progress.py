@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from serve.console import Console
-from serve.jobs.summary import Summary
-
-_LINE_EVERY_S = 10.0
+from serve.jobs.summary import Summary, format_duration
 
 
 class Progress:
@@ -30,15 +27,21 @@ class Progress:
         notify: Callable[[str], None],
         *,
         on_terminal: bool | None = None,
-        line_every_s: float = _LINE_EVERY_S,
+        line_every_s: float = 10.0,
     ) -> None:
-        shown = sys.stderr.isatty() if on_terminal is None else on_terminal
+        self._is_shown = sys.stderr.isatty() if on_terminal is None else on_terminal
         self._notify = notify
         self._line_every_s = line_every_s
-        self._bar = _build_bar() if shown else None
-        self._task: TaskID | None = None
-        self._line_at = 0.0
-        self._begin("", 0, 0, "rows")
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}", markup=False),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            speed_estimate_period=600,  # progress jumps by whole chunks
+            disable=not self._is_shown,
+        )
+        self.start_phase("", total=0)
 
     def start_phase(self, name: str, *, total: int, completed: int = 0, unit: str = "rows") -> None:
         """Start a phase and reset the count.
@@ -49,13 +52,14 @@ class Progress:
             completed: number of units that an earlier run completed.
             unit: name of the unit.
         """
-        self._begin(name, total, completed, unit)
-        if self._bar:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(
-                name, total=total, completed=completed, status=self._format_status()
-            )
+        self._name, self._total, self._unit = name, total, unit
+        self._completed = self._completed_before = completed
+        self._tokens = 0
+        self._started = self._line_at = time.monotonic()
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        if name:
+            self._bar.add_task(name, total=total, completed=completed, status=self._format_status())
 
     def add(self, summary: Summary) -> None:
         """Add the rows and tokens of a finished chunk."""
@@ -69,70 +73,31 @@ class Progress:
     def update(self, completed: int) -> None:
         """Set the completed units."""
         self._completed = completed
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=completed, status=self._format_status())
+        for task in self._bar.task_ids:
+            self._bar.update(task, completed=completed, status=self._format_status())
         self.tick()
 
     def tick(self) -> None:
         """Print a line if one is due; call this often."""
         now = time.monotonic()
-        if self._bar or now - self._line_at < self._line_every_s:
+        if self._is_shown or now - self._line_at < self._line_every_s:
             return
         self._line_at = now
         share = 100 * self._completed / self._total if self._total else 100.0
-        self._notify(
-            f"{self._name}: {share:.0f}%, {self._format_status()}{self._format_remaining(now)}"
-        )
-
-    def _begin(self, name: str, total: int, completed: int, unit: str) -> None:
-        self._name, self._total, self._unit = name, total, unit
-        self._completed = self._completed_before = completed
-        self._tokens = 0
-        self._started = self._line_at = time.monotonic()
+        line = f"{self._name}: {share:.0f}%, {self._format_status()}"
+        if (completed := self._completed - self._completed_before) > 0:
+            seconds = (now - self._started) * (self._total - self._completed) / completed
+            line += f", {format_duration(max(0.0, seconds))} left"
+        self._notify(line)
 
     def _format_status(self) -> str:
         seconds = time.monotonic() - self._started
         rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds else ""
         return f"{self._completed:,} {self._unit}{rate}"
 
-    def _format_remaining(self, now: float) -> str:
-        completed = self._completed - self._completed_before
-        if completed <= 0:
-            return ""
-        seconds = (now - self._started) * (self._total - self._completed) / completed
-        return f", {format_duration(max(0.0, seconds))} left"
-
     def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration as `1:02:03`, `2:03` or `3 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _build_bar() -> Bar:
-    return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}", markup=False),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        speed_estimate_period=600,  # progress jumps by whole chunks
-    )
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -14,8 +14,7 @@ from pathlib import Path
 from rm_core import Reward, ScoreError
 from serve.jobs.atomic_io import write_atomically
 from serve.jobs.record_schema import RecordKind
-from serve.jobs.summary import Summary
-from serve.jobs.summary_table import format_summary
+from serve.jobs.summary import Summary, format_summary
 from serve.reports.histogram import HistogramPlot, StreamingHistogram, build_histogram
 from serve.reports.page import render_page
 from serve.reports.plots import Bar, BarRow

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Truncation
+from serve.errors import JobOutputError
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.source import FileSource
 
@@ -53,3 +54,18 @@ class JobSpec:
             "replace_results": self.replace_results,
             **self.columns.as_options(),
         }
+
+
+def require_output_path(spec: JobSpec) -> None:
+    """Check that the output can be written.
+
+    Raises:
+        JobOutputError: the folder does not exist, or the output is not a file or is the input.
+    """
+    output = spec.output
+    if not output.parent.is_dir():
+        raise JobOutputError(f"the folder {output.parent} does not exist; create it first")
+    if output.exists() and not output.is_file():
+        raise JobOutputError(f"{output} is not a file; give the name of a file as the output")
+    if output.resolve() in {Path(file.path).resolve() for file in spec.source.files}:
+        raise JobOutputError(f"{output} is also the input; give another name for the output")

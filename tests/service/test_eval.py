@@ -14,6 +14,7 @@ import benchmark_files
 import pytest
 from command_line import SKYREWARD, invoke
 from conftest import SHARED_DATA
+from job_runs import count_chunks
 from peer_service import TINY_MAX_LENGTH, Served
 from waiting import PATIENCE_S
 
@@ -95,9 +96,8 @@ def test_interrupted_evaluation_resumes(served: Served, tmp_path: Path) -> None:
     run_eval(*arguments, "-o", tmp_path / "uninterrupted")
     command = [*SKYREWARD, "eval", *map(str, arguments), "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    chunks = tmp_path / "out" / "rewards.jsonl.job" / "chunks"
     deadline = time.monotonic() + 2 * PATIENCE_S
-    while not list(chunks.glob("*.gz")):
+    while not count_chunks(tmp_path / "out" / "rewards.jsonl"):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

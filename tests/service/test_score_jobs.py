@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import small_chunks
 from command_line import invoke
-from job_runs import records, write_lines
+from job_runs import count_chunks, records, write_lines
 from peer_service import Served
 from waiting import PATIENCE_S
 
@@ -58,13 +58,13 @@ def uninterrupted(source: Path, served: Served) -> bytes:
     return output.read_bytes()
 
 
-def run_and_interrupt(arguments: list[object], chunks: Path, signal_number: int) -> tuple[int, str]:
+def run_and_interrupt(arguments: list[object], output: Path, signal_number: int) -> tuple[int, str]:
     """Send a signal to a run after its next chunk; return its exit code and messages."""
-    before = len(list(chunks.glob("*.gz")))
+    before = count_chunks(output)
     program = [sys.executable, small_chunks.__file__, str(CHUNK_ROWS)]
     process = subprocess.Popen([*program, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 2 * PATIENCE_S
-    while len(list(chunks.glob("*.gz"))) <= before:
+    while count_chunks(output) <= before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -77,14 +77,13 @@ def test_stopped_and_killed_job_resumes(
     source: Path, uninterrupted: bytes, served: Served, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
-    chunks = tmp_path / "out.jsonl.job" / "chunks"
     arguments = list_arguments(source, output, served.folders["tiny"])
     for signal_number, code in (
         (signal.SIGINT, 130),
         (signal.SIGKILL, -signal.SIGKILL),
         (signal.SIGTERM, 143),
     ):
-        returncode, errors = run_and_interrupt(arguments, chunks, signal_number)
+        returncode, errors = run_and_interrupt(arguments, output, signal_number)
         assert returncode == code, errors
         if signal_number != signal.SIGKILL:
             assert "a second signal ends the job at once" in errors

@@ -49,6 +49,18 @@ class ScoringModel:
     max_length: int
 
 
+@dataclass(slots=True)
+class BatchBudget:
+    """The size of a local model's batches, which a job keeps because it decides last bits.
+
+    Attributes:
+        max_batch_tokens: token budget of a batch; None until the model is loaded for the first
+            time.
+    """
+
+    max_batch_tokens: int | None = None
+
+
 class Executor(Protocol):
     """Scores conversations. Use from one thread.
 

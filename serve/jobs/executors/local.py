@@ -7,9 +7,7 @@ an uninterrupted run.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,8 +33,8 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
-from serve.jobs.atomic_io import compute_file_sha256, write_atomically
-from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
+from serve.jobs.atomic_io import compute_file_sha256
+from serve.jobs.executors.base import BatchBudget, ScoreBatchResult, ScoringModel
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +48,14 @@ class LocalExecutor:
 
     Args:
         config: configuration of the model.
-        budget_file: file that keeps the token budget for a resumed job; None to keep nothing.
+        budget: token budget that the job keeps; set when the model is loaded. None to keep nothing.
     """
 
     drain_timeout_s: float | None = None
 
-    def __init__(self, config: ModelConfig, budget_file: Path | None = None) -> None:
+    def __init__(self, config: ModelConfig, budget: BatchBudget | None = None) -> None:
         self._config = config
-        self._budget_file = budget_file
+        self._budget = budget or BatchBudget()
         # One thread each: tokenizer and model are not used by two threads at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -137,7 +135,7 @@ class LocalExecutor:
 
     def _load(self) -> RewardScorer:
         if self._scorer is None:
-            kept_budget = self._read_budget()
+            kept_budget = self._budget.max_batch_tokens
             scorer = RewardScorer.load(self._config, BatchConfig(kept_budget))
             try:
                 scorer.warm_up()
@@ -151,21 +149,10 @@ class LocalExecutor:
                 )
                 scorer = RewardScorer(scorer.loaded_model)
                 scorer.warm_up()
-            self._write_budget(scorer.describe().max_batch_tokens)
+            self._budget.max_batch_tokens = scorer.describe().max_batch_tokens
             self._scorer = scorer
             gc.freeze()  # the model is never collected, so keep the collector from walking it
         return self._scorer
-
-    def _read_budget(self) -> int | None:
-        if self._budget_file:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                return int(json.loads(self._budget_file.read_bytes())["max_batch_tokens"])
-        return None
-
-    def _write_budget(self, max_batch_tokens: int) -> None:
-        if self._budget_file and self._read_budget() != max_batch_tokens:
-            content = json.dumps({"max_batch_tokens": max_batch_tokens})
-            write_atomically(self._budget_file, content.encode())
 
 
 def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.jobs.manifest import Manifest
+from serve.jobs.store import read_finished_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "stress")]
@@ -49,7 +49,7 @@ class Way:
 
     def figures(self) -> dict[str, Any]:
         """What the job took."""
-        manifest = Manifest.read(self.folder / "rewards.jsonl.job" / "manifest.json")
+        manifest = read_finished_manifest(self.folder / "rewards.jsonl")
         assert manifest
         assert manifest.completion
         took = manifest.completion.summary

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from running import Ended, Running, require, run, summary_of, write_rows
+from running import Ended, Running, chunks_in, require, run, summary_of, write_rows
 from stress_result import finish
 from tiny_model import build_tiny
 
@@ -60,12 +60,6 @@ def rows_of(number: int, chance: random.Random) -> Iterator[dict[str, Any]]:
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def chunks_in(output: Path) -> int:
-    """Chunk files that are whole, by their names."""
-    folder = output.parent / f"{output.name}.job" / "chunks"
-    return len([p for p in folder.glob("*") if not p.name.endswith(".partial")])
 
 
 def went_on_behind(ended: Ended) -> int:
@@ -138,11 +132,10 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, bool]
         f"{options.kills} kills": kills >= options.kills,
         "output is the same to the last byte": digest(output) == digest(undisturbed),
         "every start went on behind the last whole chunk": astray == 0,
-        "neither chunks nor scored conversations are kept": not [
-            path
-            for path in (folder / "killed.jsonl.job").iterdir()
-            if path.name.startswith(("chunks", "seen")) or path.name.endswith(".partial")
-        ],
+        "nothing but the state and the lock is kept": {
+            path.name for path in (folder / "killed.jsonl.job").iterdir()
+        }
+        == {"state.sqlite", "lock"},
     }
     return checks, {
         "rows": options.rows,

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.jobs.manifest import Manifest
 from serve.jobs.spec import CHUNK_ROWS
+from serve.jobs.store import read_finished_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "stress"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "stress")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+def chunks_in(output: Path) -> int:
+    """Chunks that a job has saved, also while it runs."""
+    from job_runs import count_chunks
+
+    return count_chunks(output)
+
+
 def summary_of(output: Path) -> dict[str, Any]:
     """The figures that a finished job keeps."""
-    manifest = Manifest.read(output.parent / f"{output.name}.job" / "manifest.json")
+    manifest = read_finished_manifest(output)
     assert manifest
     assert manifest.completion
     return manifest.completion.summary.as_json()

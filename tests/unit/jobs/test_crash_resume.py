@@ -7,8 +7,11 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_runs import FakeExecutor, comparable, records, run_job, write_lines
+from job_runs import FakeExecutor, comparable, count_chunks, records, run_job, write_lines
+from serve.jobs.writers import JsonlWriter
 from waiting import PATIENCE_S, until
 
 from serve.errors import DiskFullError
@@ -39,6 +43,14 @@ def run_in_child(source: Path, output: Path, calls: Path) -> None:
     os._exit(0)
 
 
+def run_in_another_process(source: Path, output: Path, calls: Path) -> None:
+    """Run a job from start to end in a process of its own, as `run_in_child` does."""
+    process = _FORK.Process(target=run_in_child, args=(source, output, calls))
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+
+
 def wait_for_calls(process: Any, calls: Path, num_more: int) -> None:
     """Wait until a run has started `num_more` calls."""
     wanted = num_lines(calls) + num_more
@@ -59,9 +71,8 @@ def test_job_killed_at_random_moments_resumes_without_rescoring(tmp_path: Path) 
     output, calls = tmp_path / "out.jsonl", tmp_path / "calls"
     calls.touch()
     rng = random.Random(5)
-    chunks = output.with_name("out.jsonl.job") / "chunks"
     for _ in range(20):
-        num_calls, num_chunks = num_lines(calls), len(list(chunks.glob("*.gz")))
+        num_calls, num_chunks = num_lines(calls), count_chunks(output)
         process = _FORK.Process(target=run_in_child, args=(source, output, calls))
         process.start()
         wait_for_calls(process, calls, num_more=rng.randrange(4))
@@ -70,20 +81,84 @@ def test_job_killed_at_random_moments_resumes_without_rescoring(tmp_path: Path) 
         process.join()
         assert process.exitcode == -signal.SIGKILL
         # Results that were not saved are lost: at most the calls in flight.
-        num_kept = len(list(chunks.glob("*.gz"))) - num_chunks
+        num_kept = count_chunks(output) - num_chunks
         assert num_lines(calls) - num_calls <= num_kept + uninterrupted_executor.capacity
-    num_calls, num_chunks = num_lines(calls), len(list(chunks.glob("*.gz")))
+    num_calls, num_chunks = num_lines(calls), count_chunks(output)
     assert num_chunks > 0
-    process = _FORK.Process(target=run_in_child, args=(source, output, calls))
-    process.start()
-    process.join(PATIENCE_S)
-    assert process.exitcode == 0
+    run_in_another_process(source, output, calls)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     # A finished job returns the summary of all its runs.
     done = run_job(source, output, FakeExecutor())
     assert comparable(done) == comparable(uninterrupted)
     # No saved chunk was scored again.
     assert num_lines(calls) - num_calls <= 60 - num_chunks
+
+
+def test_job_killed_before_any_statement_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resume from the files that a kill leaves before each statement of SQLite."""
+    source = write_lines(tmp_path / "in.jsonl", records(30))
+    run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
+    output = tmp_path / "out.jsonl"
+    folder = output.with_name("out.jsonl.job")
+    files_left: dict[tuple[tuple[Path, bytes], ...], None] = {}
+    connect = sqlite3.connect
+
+    def read_files(_: str) -> None:
+        files = [output, *folder.iterdir()]
+        files_left[tuple((file, file.read_bytes()) for file in files if file.exists())] = None
+
+    def connect_and_watch(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(read_files)
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect_and_watch)
+        run_job(source, output, FakeExecutor())
+    assert len(files_left) > 10
+    for files in files_left:
+        output.unlink()
+        shutil.rmtree(folder)
+        folder.mkdir(0o700)
+        for file, content in files:
+            file.write_bytes(content)
+        run_job(source, output, FakeExecutor())
+        assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_job_killed_while_writing_scores_nothing_again(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", records(600))
+    run_job(source, tmp_path / "whole.jsonl", FakeExecutor())
+    output, calls = tmp_path / "out.jsonl", tmp_path / "calls"
+    calls.touch()
+    partial = output.with_name("out.jsonl.partial")
+    write = JsonlWriter.write
+
+    def write_slowly(*arguments: Any) -> None:
+        time.sleep(0.001)
+        write(*arguments)
+
+    def run_slowly() -> None:
+        JsonlWriter.write = write_slowly  # type: ignore[method-assign]
+        run_in_child(source, output, calls)
+
+    rng = random.Random(5)
+    for _ in range(8):
+        process = _FORK.Process(target=run_slowly)
+        process.start()
+        until(partial.exists)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not output.exists()
+    num_calls = num_lines(calls)
+    run_in_another_process(source, output, calls)
+    assert num_lines(calls) == num_calls
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not partial.exists()
 
 
 @contextlib.contextmanager
@@ -109,19 +184,19 @@ def test_job_on_full_disk_fails_clearly_and_resumes(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "8m") as disk:
         output, ballast = disk / "out.jsonl", disk / "ballast"
         ballast.write_bytes(bytes(free_bytes(disk)))
-        failures = 0
-        while True:
-            with contextlib.suppress(DiskFullError):
+        failures: list[str] = []
+        while not output.exists():
+            try:
                 run_job(source, output, FakeExecutor())
-                break
-            with pytest.raises(
-                DiskFullError, match=r"disk is too full .*disk.* run the same command"
-            ):
-                run_job(source, output, FakeExecutor())
+            except DiskFullError as error:
+                failures.append(error.detail)
+                os.truncate(ballast, ballast.stat().st_size - 50_000)
             assert not list(disk.rglob("*.partial"))
-            failures += 1
-            os.truncate(ballast, ballast.stat().st_size - 120_000)
-        assert failures > 5
+        assert len(failures) > 5
+        says = re.compile(
+            r"the disk is too full .*disk.* then run the same command again to resume"
+        )
+        assert all(map(says.match, failures))
         assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -182,8 +257,7 @@ def test_second_signal_ends_job_at_once(tmp_path: Path) -> None:
 
     process = _FORK.Process(target=run_stuck_job)
     process.start()
-    chunks = tmp_path / "out.jsonl.job" / "chunks"
-    until((chunks / "000002.json.gz").exists)
+    until(lambda: count_chunks(tmp_path / "out.jsonl") >= 3)
     assert process.pid
     os.kill(process.pid, signal.SIGINT)
     until(lambda: errors.read_text() == "stopping\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job_runs import FakeExecutor, comparable, records, reward_of, run_job, write_lines
+from job_runs import (
+    FakeExecutor,
+    comparable,
+    count_chunks,
+    records,
+    reward_of,
+    run_job,
+    write_lines,
+)
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
@@ -19,10 +28,9 @@ from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedE
 from serve.jobs.inputs import json_rows
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import require_report_path
-from serve.jobs.lock import hold_lock
 from serve.jobs.spec import JobSpec
-from serve.jobs.summary import Summary
-from serve.jobs.summary_table import format_summary
+from serve.jobs.store import open_store
+from serve.jobs.summary import Summary, format_summary
 from serve.shutdown import GracefulShutdown
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -65,7 +73,7 @@ def test_output_has_every_row_in_order_with_reward(source: Path, output: Path) -
     assert set(summary.errors) == {"invalid_conversation", "conversation_too_long"}
     assert sorted(p.name for p in output.with_name("out.jsonl.job").iterdir()) == [
         "lock",
-        "manifest.json",
+        "state.sqlite",
     ]
 
 
@@ -212,13 +220,11 @@ def test_impossible_outputs_are_refused(source: Path, output: Path, tmp_path: Pa
 
 
 def test_second_run_is_refused_while_first_holds_lock(source: Path, output: Path) -> None:
-    folder = output.with_name(output.name + ".job")
-    folder.mkdir()
-    with (
-        hold_lock(folder / "lock"),
-        pytest.raises(JobRefusedError, match=r"in use by process \d+ on"),
-    ):
-        run_job(source, output, FakeExecutor())
+    spec = JobSpec(open_source(str(source)), output)
+    says = rf"in use by process {os.getpid()} on"
+    for overwrite in (False, True):
+        with open_store(spec), pytest.raises(JobRefusedError, match=says):
+            run_job(source, output, FakeExecutor(), overwrite=overwrite)
     run_job(source, output, FakeExecutor())
 
 
@@ -415,6 +421,14 @@ def test_sink_receives_every_row(source: Path, output: Path) -> None:
     assert {kind for kind, _, _ in sink.rows} == {"conversation", "pair", "group", None}
 
 
+def test_finished_job_gives_sink_same_rows(source: Path, output: Path) -> None:
+    first, later, executor = Sink(), Sink(), FakeExecutor()
+    run_job(source, output, FakeExecutor(), sink=first)
+    run_job(source, output, executor, sink=later)
+    assert (later.rows, later.written) == (first.rows, first.written)
+    assert (executor.num_asked, executor.calls) == (0, [])
+
+
 def test_job_stops_after_chunks_in_flight(source: Path, output: Path) -> None:
     from serve.errors import JobStoppedError
 
@@ -428,7 +442,7 @@ def test_job_stops_after_chunks_in_flight(source: Path, output: Path) -> None:
     executor.before = stop
     with pytest.raises(JobStoppedError):
         run_job(source, output, executor, shutdown=shutdown)
-    kept = len(list((output.with_name("out.jsonl.job") / "chunks").iterdir()))
+    kept = count_chunks(output)
     assert 3 <= kept <= 5
     rest = FakeExecutor()
     run_job(source, output, rest)

@@ -16,6 +16,7 @@ from rm_core import BatchConfig, ModelConfig, NotReadyError, Reward, RewardScore
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
+from serve.jobs.executors.base import BatchBudget
 from serve.jobs.executors.local import LocalExecutor
 
 
@@ -45,17 +46,15 @@ def test_local_executor_equals_scorer(
 
 
 def test_token_budget_of_first_start_is_kept(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path
+    checkpoint_of: Callable[[str], Path],
 ) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
-    budget_file = tmp_path / "batches.json"
-    for content, expected in ((None, 4_096), ('{"max_batch_tokens": 77}', 77), ("{", 4_096)):
-        if content:
-            budget_file.write_text(content)
-        executor = LocalExecutor(config, budget_file)
+    for kept, expected in ((None, 4_096), (77, 77)):
+        budget = BatchBudget(kept)
+        executor = LocalExecutor(config, budget)
         executor.submit([turns("a")], "error").result(PATIENCE_S)
         executor.close()
-        assert json.loads(budget_file.read_text()) == {"max_batch_tokens": expected}
+        assert budget.max_batch_tokens == expected
 
 
 def test_model_that_cannot_be_loaded_fails_call(tmp_path: Path) -> None:
@@ -90,11 +89,10 @@ def test_close_ends_calls_in_flight(
 
 
 def test_close_does_not_wait_for_remaining_batches_of_call(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path
+    checkpoint_of: Callable[[str], Path],
 ) -> None:
-    budget_file = tmp_path / "batches.json"
-    budget_file.write_text('{"max_batch_tokens": 77}')
-    executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"), budget_file)
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
+    executor = LocalExecutor(config, BatchBudget(77))
     executor.submit([turns("a")], "error").result(PATIENCE_S)
     sizes: list[int] = []
     reached, released = threading.Event(), threading.Event()

@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 from job_runs import FakeExecutor, records, run_job, write_lines
 
-from serve.errors import EvaluationError, JobError, JobInputError, JobRefusedError
+from serve.errors import EvaluationError, JobInputError, JobRefusedError
 from serve.evaluation.command import _make_folder
 from serve.evaluation.files import read_summary
 from serve.evaluation.runner import ScoringProvenance
-from serve.jobs import private_files
-from serve.jobs.atomic_io import open_atomic, read_regular_file, write_atomically
+from serve.jobs import atomic_io
+from serve.jobs.atomic_io import (
+    open_atomic,
+    read_regular_file,
+    reject_foreign_link,
+    write_atomically,
+)
 from serve.jobs.inputs.scan import FileDigest
 from serve.jobs.inputs.source import open_source
-from serve.jobs.lock import hold_lock
-from serve.jobs.previous_output import find_result_columns
-from serve.jobs.private_files import make_private_folder, reject_foreign_link
+from serve.jobs.store import find_result_columns
 
 
 @pytest.fixture
@@ -55,19 +58,19 @@ def test_job_folder_is_private(source: Path, tmp_path: Path) -> None:
         os.umask(before)
     folder = tmp_path / "out.jsonl.job"
     assert get_mode(folder) == 0o700
-    assert get_mode(folder / "lock") == 0o600
+    assert {get_mode(file) for file in folder.iterdir()} == {0o600}
     # An existing folder of the same user is made private.
     folder.chmod(0o755)
     run_job(source, tmp_path / "out.jsonl", FakeExecutor(), overwrite=True)
     assert get_mode(folder) == 0o700
 
 
-@pytest.mark.parametrize("name", ["", "lock", "chunks", "manifest.json", "seen.sqlite", "x"])
+@pytest.mark.parametrize("name", ["", "lock", "state.sqlite", "state.sqlite-wal", "x"])
 def test_planted_links_are_refused(source: Path, tmp_path: Path, victim: Path, name: str) -> None:
     folder = tmp_path / "out.jsonl.job"
     if name:
         folder.mkdir()
-    (folder / name).symlink_to(victim if name in ("", "chunks") else victim / "file")
+    (folder / name).symlink_to(victim / "file" if name else victim)
     with pytest.raises(JobRefusedError, match="remove it, or give another output") as caught:
         run_job(source, tmp_path / "out.jsonl", FakeExecutor())
     assert str(folder) in caught.value.detail
@@ -75,28 +78,38 @@ def test_planted_links_are_refused(source: Path, tmp_path: Path, victim: Path, n
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_link_among_chunks_is_refused(source: Path, tmp_path: Path, victim: Path) -> None:
+def test_links_planted_while_job_folder_is_open_are_not_followed(
+    source: Path, tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the check of the folder missed them."""
+    monkeypatch.setattr("serve.jobs.store.make_private_folder", lambda folder: None)
+    folder = tmp_path / "out.jsonl.job"
+    folder.mkdir()
+    for name in ("lock", "state.sqlite"):
+        (folder / name).symlink_to(victim / "file")
+        with pytest.raises(OSError, match="symbolic link"):
+            run_job(source, tmp_path / "out.jsonl", FakeExecutor())
+        (folder / name).unlink()
+        assert is_untouched(victim)
+
+
+def test_overwrite_does_not_follow_links_of_old_state(
+    source: Path, tmp_path: Path, victim: Path
+) -> None:
     chunks = tmp_path / "out.jsonl.job" / "chunks"
     chunks.mkdir(parents=True)
     (chunks / "000000.json.gz.partial").symlink_to(victim / "file")
-    with pytest.raises(JobError):
-        make_private_folder(chunks)
-    run_job(source, tmp_path / "out.jsonl", FakeExecutor())  # removes leftovers of a kill
+    (chunks / "000001.json.gz.partial").symlink_to(victim)
+    run_job(source, tmp_path / "out.jsonl", FakeExecutor(), overwrite=True)
     assert is_untouched(victim)
-
-
-def test_lock_that_is_link_is_never_written(tmp_path: Path, victim: Path) -> None:
-    (tmp_path / "lock").symlink_to(victim / "file")
-    with pytest.raises(OSError, match="symbolic link"), hold_lock(tmp_path / "lock"):
-        pass
-    assert is_untouched(victim)
+    assert not chunks.exists()
 
 
 def test_job_folder_of_another_user_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.jsonl.job").mkdir()
-    monkeypatch.setattr(private_files, "_own_user", lambda folder: os.getuid() + 1)
+    monkeypatch.setattr(atomic_io, "_own_user", lambda folder: os.getuid() + 1)
     with pytest.raises(JobRefusedError, match=rf"belongs to another user \(uid {os.getuid()}\)"):
         run_job(source, tmp_path / "out.jsonl", FakeExecutor())
 
@@ -138,7 +151,7 @@ def _read_only_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(private_files.tempfile, "TemporaryFile", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(atomic_io.tempfile, "TemporaryFile", refuse)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("_read_only_parents")
@@ -165,7 +178,7 @@ def test_results_folder_that_is_foreign_link_is_refused(
         fields[stat.ST_UID] = 4711
         return os.stat_result(fields)
 
-    monkeypatch.setattr(private_files.os, "lstat", fake_lstat)  # type: ignore[attr-defined]
+    monkeypatch.setattr(atomic_io.os, "lstat", fake_lstat)  # type: ignore[attr-defined]
     with pytest.raises(
         JobRefusedError, match=r"is a link to .* that another user made \(uid 4711\)"
     ):
@@ -178,7 +191,7 @@ def test_reading_state_does_not_block_on_pipes(source: Path, tmp_path: Path) -> 
     (tmp_path / "in.jsonl.job").mkdir()
     (tmp_path / "out").mkdir()
     pipes = [
-        tmp_path / "in.jsonl.job" / "manifest.json", tmp_path / "out" / "summary.json",
+        tmp_path / "in.jsonl.job" / "state.sqlite", tmp_path / "out" / "summary.json",
         tmp_path / "out" / "scored_by.json", tmp_path / "pipe",
     ]  # fmt: skip
     for pipe in pipes:

@@ -11,10 +11,9 @@ from job_runs import FakeExecutor, records, run_job, write_lines
 
 from serve.jobs.dry_run import estimate
 from serve.jobs.inputs.source import open_source
-from serve.jobs.progress import Progress, format_duration
+from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
-from serve.jobs.summary import Summary
-from serve.jobs.summary_table import format_summary, print_lines
+from serve.jobs.summary import Summary, format_duration, format_summary, print_lines
 from serve.shutdown import GracefulShutdown
 
 

@@ -15,15 +15,15 @@ from job_runs import FakeExecutor, comparable, run_job, write_lines
 from rm_core import ChatFormatName, Reward, RewardScorer
 from serve.cli.main import main
 from serve.cli.options import pop_columns
-from serve.jobs.chunk_files import RowResults
 from serve.jobs.columns import Columns
-from serve.jobs.dedup_store import compute_digest
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.inputs.source import open_source
 from serve.jobs.progress import Progress
+from serve.jobs.runner import compute_digest
 from serve.jobs.spec import JobSpec
-from serve.jobs.summary_table import format_examples, format_summary
+from serve.jobs.store import RowResults
+from serve.jobs.summary import format_examples, format_summary
 from serve.shutdown import GracefulShutdown
 
 HH = "\n\nHuman: 2+2?\n\nAssistant:"
@@ -97,14 +97,12 @@ def test_resume_with_other_column_options_is_refused(tmp_path: Path) -> None:
             run_job(source, tmp_path / "out.jsonl", FakeExecutor(), columns=columns)
 
 
-def test_lost_store_is_rebuilt_with_tools_in_digests(tmp_path: Path) -> None:
+def test_resumed_job_recognizes_conversations_with_tools(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
     first, output = FakeExecutor(), tmp_path / "out.jsonl"
     run_job(source, tmp_path / "whole.jsonl", first)
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=3))
-    for file in (tmp_path / "out.jsonl.job").glob("seen*"):
-        file.unlink()
     second = FakeExecutor()
     run_job(source, output, second)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

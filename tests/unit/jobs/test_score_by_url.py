@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import small_chunks
 from click.testing import CliRunner
-from job_runs import write_lines
+from job_runs import count_chunks, write_lines
 from job_service import Service
 from waiting import PATIENCE_S, until
 
@@ -61,7 +61,7 @@ def test_secrets_of_urls_are_in_no_file(
     def is_after_first_chunk(body: bytes) -> bool:
         is_last = b"answer 19" in body
         if is_last:
-            until((tmp_path / "out.jsonl.job" / "chunks" / "000000.json.gz").exists)
+            until(lambda: count_chunks(output))
         return is_last
 
     service.refuse_body, service.status = is_after_first_chunk, 400
@@ -112,7 +112,7 @@ def test_one_signal_ends_job_waiting_for_silent_service(
     signal_number: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, chunks = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job" / "chunks"
+    output = tmp_path / "out.jsonl"
     num_kept = 0 if silent_path == "/info" else 2
     if silent_path == "/info":
         service.info_gate = service.wait_until_stopped
@@ -128,7 +128,7 @@ def test_one_signal_ends_job_waiting_for_silent_service(
     program = [sys.executable, small_chunks.__file__, "5", "score", str(source), "-o", str(output)]
     process = subprocess.Popen([*program, "--url", service.url], stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: service.num_asked and len(list(chunks.glob("*.gz"))) == num_kept)
+        until(lambda: service.num_asked and count_chunks(output) == num_kept)
         process.send_signal(signal_number)
         _, output_text = process.communicate(timeout=PATIENCE_S)
     finally:
@@ -137,7 +137,7 @@ def test_one_signal_ends_job_waiting_for_silent_service(
         service.stopped.set()
     assert process.returncode == 128 + signal_number, output_text
     assert "run the same command again to resume" in output_text
-    assert len(list(chunks.glob("*.gz"))) == num_kept
+    assert count_chunks(output) == num_kept
     num_requests = len(service.requests)
     score(source, output, service.url)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(20))

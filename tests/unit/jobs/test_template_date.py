@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serve.jobs.inputs.source import open_source
 
 import serve.jobs.command
 import serve.worker.backends
@@ -16,6 +17,8 @@ from rm_core import ModelConfig, ModelLoadError, RewardError, RewardScorer
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.jobs.command import ExecutorOptions, run
+from serve.jobs.spec import JobSpec
+from serve.jobs.store import open_store
 from serve.worker.backends import pin_settings
 from serve.worker.worker import Worker
 
@@ -87,15 +90,12 @@ def test_job_resumed_on_another_day_keeps_date(
     set_today(FIRST)
     first = score(source, output, model)
     assert first == pytest.approx([get_reward_on(dated_checkpoint, FIRST)] * 3, abs=1e-4)
-    manifest = json.loads(
-        (tmp_path / "out.jsonl.job/manifest.json").read_text().rpartition("}")[0] + "}"
-    )
-    assert manifest["model"]["template_date"] == FIRST
     set_today(SECOND)
-    folder = serve.jobs.command.JobFolder(output, lambda _: None)
-    assert (
-        ExecutorOptions(model).build_executor(folder).resolve_identity()["template_date"] == FIRST
-    )
+    with open_store(JobSpec(open_source(str(source)), output)) as store:
+        assert store.manifest
+        assert store.manifest.model["template_date"] == FIRST
+        identity = ExecutorOptions(model).build_executor(store).resolve_identity()
+        assert identity["template_date"] == FIRST
     assert ExecutorOptions(model).build_executor(None).resolve_identity()["template_date"] == SECOND
     assert score(source, output, model) == first
     with pytest.raises(RewardError, match=r"template-date was .2026-03-01. and is .2026-03-02."):
