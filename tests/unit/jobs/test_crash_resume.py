@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 from job_runs import FakeExecutor, comparable, count_chunks, records, run_job, write_lines
-from serve.jobs.writers import JsonlWriter
 from waiting import PATIENCE_S, until
 
 from serve.errors import DiskFullError
 from serve.jobs.atomic_io import open_atomic, write_atomically
+from serve.jobs.writers import JsonlWriter
 
 _FORK = multiprocessing.get_context("fork")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.jobs.inputs.source import open_source
 
 import serve.jobs.command
 import serve.worker.backends
@@ -17,6 +16,7 @@ from rm_core import ModelConfig, ModelLoadError, RewardError, RewardScorer
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.jobs.command import ExecutorOptions, run
+from serve.jobs.inputs.source import open_source
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
 from serve.worker.backends import pin_settings
