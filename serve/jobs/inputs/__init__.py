@@ -1,4 +1,4 @@
 """Inputs of jobs: files of JSON lines, Parquet and Arrow, folders, globs and the hub.
 
-Start reading at `serve.jobs.inputs.source`; `serve.jobs.inputs.resolve` finds the files of INPUT.
+Start reading at `serve.jobs.inputs.source`, which finds the files of INPUT.
 """
