@@ -1,4 +1,4 @@
-"""1,000 conversations through each wire format, in parallel: exactly the native rewards.
+"""Many conversations through each wire format, in parallel: exactly the native rewards.
 
 The service caches rewards by token ids: a reward from the cache proves that the token ids equal
 those of the native request, and other token ids would be computed, which the test detects.
@@ -21,11 +21,11 @@ from waiting import PATIENCE_S
 
 from serve.cli.demo import run_service
 
-NUMBER, CLIENTS = 1_000, 32
+CLIENTS = 32
 SPEC = "llama-v0.2"
 
 
-def conversations() -> list[Messages]:
+def conversations(number: int) -> list[Messages]:
     rng = random.Random(7)
     words = ["Paris", "12", "北京", "apples\n", "def x:", "<think>", "because", "no,", "😀", "é"]
     return [
@@ -33,7 +33,7 @@ def conversations() -> list[Messages]:
             {"role": "user", "content": f"{i} " + " ".join(rng.choices(words, k=3))},
             {"role": "assistant", "content": " ".join(rng.choices(words, k=1 + i % 7))},
         ]
-        for i in range(NUMBER)
+        for i in range(number)
     ]
 
 
@@ -47,12 +47,13 @@ def url(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield url
 
 
-@pytest.fixture(scope="module")
-def native(url: str) -> list[float]:
-    body = {"conversations": conversations()}
+@pytest.fixture(scope="module", params=[200, pytest.param(1_000, marks=pytest.mark.slow)])
+def native(request: pytest.FixtureRequest, url: str) -> list[float]:
+    """Rewards of so many conversations."""
+    body = {"conversations": conversations(request.param)}
     answer = httpx.post(f"{url}/v1/score", json=body, timeout=300, trust_env=False).json()
     rewards = [result["reward"] for result in answer["results"]]
-    assert len(set(rewards)) > 0.99 * NUMBER
+    assert len(set(rewards)) > 0.99 * request.param
     return rewards
 
 
@@ -82,8 +83,9 @@ def test_compat_rewards_equal_native_rewards_exactly(
     name: str, url: str, native: list[float]
 ) -> None:
     computed = num_computed(url)
-    form, client, all_of_them = FORMATS[name], Client(build_tokenizer(SPECS[SPEC])), conversations()
-    chunks = [all_of_them[i : i + form.batch] for i in range(0, NUMBER, form.batch)]
+    form, client = FORMATS[name], Client(build_tokenizer(SPECS[SPEC]))
+    items = conversations(len(native))
+    chunks = [items[i : i + form.batch] for i in range(0, len(items), form.batch)]
     answers = asyncio.run(post_all(url, form, [form.write(client, chunk) for chunk in chunks]))
     rewards = [reward for answer in answers for reward in form.read(answer)]
     assert rewards == native

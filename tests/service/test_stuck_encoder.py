@@ -33,20 +33,20 @@ def test_stuck_tokenizer_affects_neither_other_models_nor_shutdown() -> None:
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-c", _SERVICE, str(port)], cwd=ROOT)
 
+    client = httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False)
+
     def is_ready() -> bool:
         try:
-            return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+            return client.get("/ready").status_code == 200
         except httpx.HTTPError:
             return False
 
     def post(model: str, text: str, timeout_s: float) -> int:
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "4"}]
-        return httpx.post(
-            f"{url}/v1/score",
+        return client.post(
+            "/v1/score",
             json={"model": model, "conversations": [turns]},
             headers={"X-Request-Timeout-Seconds": str(timeout_s)},
-            timeout=PATIENCE_S,
-            trust_env=False,
         ).status_code
 
     try:
@@ -57,6 +57,7 @@ def test_stuck_tokenizer_affects_neither_other_models_nor_shutdown() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     finally:
+        client.close()
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
