@@ -86,7 +86,7 @@ class Service:
             {"reward": float(len(c[-1]["content"])), "num_tokens": 3, "truncated": False}
             for c in conversations
         ]
-        usage = {"num_computed_tokens": 2 * len(conversations)}
+        usage = {"num_computed_tokens": 2 * len(conversations), "num_cached_tokens": 1}
         return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
 
     def wait_for_request(self, number: int) -> bool:

@@ -126,7 +126,7 @@ class StubService:
         else:
             field = "responses" if route == "/v1/rank" else "conversations"
             results = [self._single(item) for item in body[field]]
-        usage = {"num_computed_tokens": 2 * len(results)}
+        usage = {"num_computed_tokens": 2 * len(results), "num_cached_tokens": len(results)}
         return 200, {"results": results, "usage": usage, "fingerprint": self.fingerprint}, {}
 
     def _single(self, item: Any) -> dict[str, Any]:

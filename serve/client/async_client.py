@@ -13,7 +13,7 @@ import httpx
 from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options, show_progress
-from serve.client.responses import Comparison, Ranking, ScoreResponse
+from serve.client.responses import Comparison, Ranking, ResultsWithUsage
 from serve.client.sansio import (
     COMPARE_ROUTE,
     RANK_ROUTE,
@@ -85,11 +85,13 @@ class AsyncScoringClient(BaseClient):
         *,
         tools: Any = None,
         progress: bool = False,
-    ) -> ScoreResponse:
+    ) -> ResultsWithUsage:
         """See `ScoringClient.score_with_usage`."""
         call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
         await self._execute(call, progress)
-        return ScoreResponse(call.collect_results(), call.num_computed_tokens)
+        return ResultsWithUsage(
+            call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
+        )
 
     async def count_tokens(
         self, conversations: Sequence[Conversation], truncation: Truncation = "error"

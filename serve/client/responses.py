@@ -25,17 +25,20 @@ _MAX_TOKENS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreResponse:
+class ResultsWithUsage:
     """The results of one call, and their cost.
 
     Attributes:
         results: a reward or an error for each conversation, in order.
         num_computed_tokens: tokens that went through the model for this call; shared prefixes
             count once.
+        num_cached_tokens: tokens of the conversations whose rewards the service had computed
+            before.
     """
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
+    num_cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

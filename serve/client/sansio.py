@@ -189,6 +189,7 @@ class BatchCall(Generic[R]):
     Attributes:
         results: the result of each item in the order of the items; None until it is known.
         num_computed_tokens: tokens that went through the model.
+        num_cached_tokens: tokens of the conversations whose rewards came from the service's cache.
         fingerprints: fingerprints of all responses with rewards.
     """
 
@@ -197,6 +198,7 @@ class BatchCall(Generic[R]):
     ) -> None:
         self.results: list[R | ScoreError | None] = [None] * len(items)
         self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
         self.fingerprints: list[dict[str, Any]] = []
         self._route = route
         self._items = items
@@ -290,8 +292,9 @@ class BatchCall(Generic[R]):
             )
         for index, result in zip(shard.indices, map(self._route.read, items), strict=True):
             self.results[index] = result
-        num_computed = response.get("usage", {}).get("num_computed_tokens", 0)
-        self.num_computed_tokens += read_count(num_computed)
+        usage = response.get("usage", {})
+        self.num_computed_tokens += read_count(usage.get("num_computed_tokens", 0))
+        self.num_cached_tokens += read_count(usage.get("num_cached_tokens", 0))
         if self._route is not RENDER_ROUTE:
             self.fingerprints.append(response.get("fingerprint", {}))
 

@@ -17,7 +17,7 @@ from rm_core import Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options, show_progress
 from serve.client.errors import ServiceError
-from serve.client.responses import Comparison, Ranking, ScoreResponse
+from serve.client.responses import Comparison, Ranking, ResultsWithUsage
 from serve.client.sansio import (
     COMPARE_ROUTE,
     RANK_ROUTE,
@@ -113,11 +113,13 @@ class ScoringClient(BaseClient):
         *,
         tools: Any = None,
         progress: bool = False,
-    ) -> ScoreResponse:
+    ) -> ResultsWithUsage:
         """Return what `results` returns, and the number of tokens that were computed for it."""
         call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
         self._execute(call, progress)
-        return ScoreResponse(call.collect_results(), call.num_computed_tokens)
+        return ResultsWithUsage(
+            call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
+        )
 
     def count_tokens(
         self, conversations: Sequence[Conversation], truncation: Truncation = "error"

@@ -188,6 +188,7 @@ class ChunkRunner:
             raise_on_error(rows, chunk.first_row)
         summary = _count(chunk, rows, new=set(new_results))
         summary.num_computed_tokens = scored.num_computed_tokens
+        summary.num_cached_tokens = scored.num_cached_tokens
         now = time.monotonic()
         summary.seconds, self._finished_at = now - self._finished_at, now
         self.store.add_chunk(rows, new_results, summary)

@@ -33,6 +33,8 @@ class Summary:
         num_repeated_tokens: number of tokens of conversations that were not scored, because an
             equal conversation was.
         num_computed_tokens: number of tokens that went through the model.
+        num_cached_tokens: number of tokens of conversations whose rewards came from the cache of a
+            service.
         seconds: seconds spent on scoring chunks, without the time between two starts.
         examples: the first row and its error message, by error code.
         renamed: columns that hold results under another name, by result name.
@@ -48,6 +50,7 @@ class Summary:
     num_tokens: int = 0
     num_repeated_tokens: int = 0
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
     seconds: float = 0.0
     examples: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -68,7 +71,8 @@ class Summary:
     @property
     def num_shared_tokens(self) -> int:
         """Number of tokens not computed because conversations in a batch share a prefix."""
-        return max(0, self.num_tokens - self.num_repeated_tokens - self.num_computed_tokens)
+        saved = self.num_repeated_tokens + self.num_cached_tokens
+        return max(0, self.num_tokens - saved - self.num_computed_tokens)
 
     @property
     def tokens_per_s(self) -> float:
@@ -112,6 +116,7 @@ class Summary:
         self.num_tokens += other.num_tokens
         self.num_repeated_tokens += other.num_repeated_tokens
         self.num_computed_tokens += other.num_computed_tokens
+        self.num_cached_tokens += other.num_cached_tokens
         self.seconds += other.seconds
 
     def as_json(self) -> dict[str, Any]:
@@ -164,12 +169,15 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     for code, count in summary.warnings.most_common():
         yield f"  {code}", f"{count:,}"
     yield "tokens", f"{summary.num_tokens:,}"
-    saved = summary.num_repeated_tokens + summary.num_shared_tokens
+    saved = summary.num_repeated_tokens + summary.num_cached_tokens + summary.num_shared_tokens
     yield "not computed", _format_share(saved, summary.num_tokens)
     yield (
         "  repeated conversations",
         _format_share(summary.num_repeated_tokens, summary.num_tokens),
     )
+    if summary.num_cached_tokens:
+        share = _format_share(summary.num_cached_tokens, summary.num_tokens)
+        yield "  in the service's cache", share
     yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)

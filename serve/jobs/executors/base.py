@@ -28,10 +28,13 @@ class ScoreBatchResult:
         results: a reward or an error for each conversation, in order.
         num_computed_tokens: number of tokens that went through the model; shared prefixes count
             once.
+        num_cached_tokens: number of tokens of conversations whose rewards came from the cache of a
+            service.
     """
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

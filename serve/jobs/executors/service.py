@@ -127,7 +127,9 @@ class ServiceExecutor(EventLoopExecutor):
             return None
         client = await self._open_client()
         response = await client.score_with_usage(conversations, truncation)
-        return ScoreBatchResult(response.results, response.num_computed_tokens)
+        return ScoreBatchResult(
+            response.results, response.num_computed_tokens, response.num_cached_tokens
+        )
 
     async def _open_client(self) -> AsyncScoringClient:
         if self._client is None:

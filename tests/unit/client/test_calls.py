@@ -64,6 +64,7 @@ def test_usage_and_token_counts(stub: StubService, make_client: Callable[..., An
     response = client.score_with_usage([conversation(n) for n in range(5)])
     assert [result.reward for result in response.results] == list(range(5))
     assert response.num_computed_tokens == 10
+    assert response.num_cached_tokens == 5
     counts = client.count_tokens([conversation(1), [{"role": "user", "content": math.nan}]])
     assert counts[0] == 1
     assert counts[1].code == "invalid_conversation"

@@ -55,7 +55,7 @@ def test_format_duration(seconds: float, expected: str) -> None:
 
 
 def test_summary_table(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = Summary(10, Counter({"too_long": 2}), 15, 1_000, 200, 500, 2.0)
+    summary = Summary(10, Counter({"too_long": 2}), 15, 1_000, 200, 500, seconds=2.0)
     lines = dict(format_summary(summary))
     assert lines["scored"] == "8"
     assert lines["  too_long"] == "2"
@@ -66,6 +66,17 @@ def test_summary_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_lines(format_summary(summary))
     assert "500 (50.0%)" in capsys.readouterr().err
     assert Summary.from_json(json.loads(json.dumps(summary.as_json()))) == summary
+
+
+def test_summary_counts_rewards_from_a_cache_apart() -> None:
+    summary, chunk = Summary(num_tokens=100), Summary(num_tokens=900, num_cached_tokens=700)
+    summary.add(chunk)
+    summary.num_computed_tokens = 250
+    lines = dict(format_summary(summary))
+    assert lines["not computed"] == "750 (75.0%)"
+    assert lines["  in the service's cache"] == "700 (70.0%)"
+    assert lines["  shared prefixes"] == "50 (5.0%)"
+    assert "  in the service's cache" not in dict(format_summary(Summary(num_tokens=1)))
 
 
 def test_dry_run_counts_what_job_counts(tmp_path: Path) -> None:
