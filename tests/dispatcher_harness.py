@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from waiting import VirtualTime
@@ -33,6 +33,8 @@ class FakeReplicas:
         self.num_computed_tokens = 0
         self.max_running = 0
         self.failure_at: Callable[[Sequence[Ids]], Exception | None] = lambda _: None
+        self.failure_after: Callable[[], Exception | None] = lambda: None
+        self.failure_before: Callable[[], Exception | None] = lambda: None
         self.go = asyncio.Event()
         self.go.set()
         self.running = 0
@@ -52,6 +54,18 @@ class FakeReplicas:
         num_tokens = pack(sequences, 10**6).num_tokens
         self.num_computed_tokens += num_tokens
         return BatchResult(tuple(map(reward_of, sequences)), num_tokens, 0.0, FINGERPRINT)
+
+    async def run_one_by_one(
+        self, sequences: Sequence[Ids], backlog_tokens: int
+    ) -> AsyncIterator[BatchResult | None]:
+        await self.go.wait()
+        if failure := self.failure_before():
+            raise failure
+        yield None
+        for sequence in sequences:
+            yield await self.run_batch([sequence], backlog_tokens)
+        if failure := self.failure_after():
+            raise failure
 
     async def describe(self) -> ModelInfo:
         raise NotImplementedError

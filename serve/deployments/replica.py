@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
@@ -60,12 +61,17 @@ class ScorerReplica:
             ReplicaBusyError, ReplicaLostError: see `Worker.run_batch`.
         """
         self._backlog.update(gateway, backlog_tokens)
-        try:
+        async with _delay_rejection():
             return await self._worker.run_batch(sequences)
-        except ReplicaBusyError:
-            # A replica that rejects at once looks least loaded, and would get all batches.
-            await asyncio.sleep(_REJECTION_DELAY_S)
-            raise
+
+    async def run_one_by_one(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
+    ) -> AsyncIterator[BatchResult | None]:
+        """Score sequences one after another; see `Worker.run_one_by_one` and `run_batch`."""
+        self._backlog.update(gateway, backlog_tokens)
+        async with _delay_rejection():
+            async for result in self._worker.run_one_by_one(sequences):
+                yield result
 
     async def describe(self) -> ModelInfo:
         """Return the effective settings; Serve calls this only after the model is warmed up."""
@@ -92,6 +98,16 @@ class ScorerReplica:
     def _compute_cpu_threads(self) -> int:
         num_replicas = self._settings.max_replicas or self._settings.num_replicas
         return max(1, (os.cpu_count() or 1) // num_replicas)
+
+
+@asynccontextmanager
+async def _delay_rejection() -> AsyncIterator[None]:
+    """Delay rejections: a replica that rejects at once looks least loaded and gets all batches."""
+    try:
+        yield
+    except ReplicaBusyError:
+        await asyncio.sleep(_REJECTION_DELAY_S)
+        raise
 
 
 class Backlog:

@@ -17,9 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rm_core import BatchResult, RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
@@ -33,6 +35,8 @@ from serve.worker.backends import Backend
 from serve.worker.watchdog import RateEstimator
 
 logger = logging.getLogger(__name__)
+
+BatchRunner: TypeAlias = Callable[[list[PendingSequence]], Awaitable[None]]
 
 # A batch is formed from the next sequences of the queue, as many as fill this many token budgets.
 # That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
@@ -73,10 +77,10 @@ class Dispatcher:
         self._backend = backend
         self._metrics = metrics or Metrics()
         self._pool = PendingPool(shares_rewards)
-        # Sequences of a batch that was lost or failed. Each is sent alone, before all others and
-        # one at a time, so that the next loss has one possible cause.
+        # Sequences of a batch that was lost or failed. They go before all others, to one replica
+        # that scores one at a time, so that the next loss has one possible cause.
         self._suspects: dict[PendingSequence, None] = {}
-        self._running_suspect: PendingSequence | None = None
+        self._suspects_are_running = False
         self._crash_history = CrashHistory()
         self._throughput = ThroughputEstimator(_PREFETCH_S)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,31 +186,29 @@ class Dispatcher:
         self._timer = None
         now = asyncio.get_running_loop().time()
         while self._pool.num_tokens:
-            wait_s = self._estimate_wait(now)
+            wait_s = self._throughput.estimate_wait(now, self._num_devices)
             if wait_s is None:  # the next result schedules again
                 return
             if wait_s > 0:
                 self._schedule_soon(wait_s)
                 return
-            batch = self._form_next_batch()
-            if not batch:
+            if suspects := self._take_suspects():
+                self._suspects_are_running = True
+                self._send(suspects, self._run_one_by_one, now)
+            elif batch := self._form_next_batch():
+                self._send(batch, self._run_together, now)
+            else:
                 return
-            self._send(batch, now)
         self._suspects.clear()  # no request waits for them any longer
 
-    def _estimate_wait(self, now: float) -> float | None:
-        # A suspect shares its replica with no other batch: a loss then has one possible cause.
-        may_prefetch = not self._suspects and self._running_suspect is None
-        return self._throughput.estimate_wait(now, self._num_devices, may_prefetch=may_prefetch)
+    def _take_suspects(self) -> list[PendingSequence]:
+        if self._suspects_are_running:
+            return []
+        suspects, self._suspects = self._suspects, {}
+        return [entry for entry in suspects if entry.is_pending]
 
     def _form_next_batch(self) -> list[PendingSequence]:
-        """Return a suspect, or sequences that are next in fair order and share most tokens."""
-        while self._suspects and self._running_suspect is None:
-            suspect = next(iter(self._suspects))
-            del self._suspects[suspect]
-            if suspect.is_pending:
-                self._running_suspect = suspect
-                return [suspect]
+        """Return sequences that are next in fair order, and those that share most with them."""
         pending = self._pool.peek(_LOOK_AHEAD * self.max_batch_tokens, exclude=self._suspects)
         if not pending:
             return []
@@ -219,14 +221,25 @@ class Dispatcher:
         batch = form_mixed_batch(small, list(pending), self.max_batch_tokens)
         return [entry for sequence in batch.sequences for entry in pending[sequence]]
 
-    def _send(self, batch: list[PendingSequence], now: float) -> None:
+    def _send(self, batch: list[PendingSequence], run: BatchRunner, now: float) -> None:
         self._pool.mark_dispatched(batch, now)
         in_flight = self._throughput.begin(now, _compute_tree_size(batch), self._num_devices)
-        task = asyncio.get_running_loop().create_task(self._run(batch, in_flight))
+        task = asyncio.get_running_loop().create_task(self._supervise(batch, run, in_flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, batch: list[PendingSequence], in_flight: InFlightBatch) -> None:
+    async def _supervise(
+        self, batch: list[PendingSequence], run: BatchRunner, in_flight: InFlightBatch
+    ) -> None:
+        try:
+            await run(batch)
+        finally:
+            self._throughput.end(in_flight)
+            # Of a call that was cancelled, or of suspects behind one that was lost.
+            self._suspect([entry for entry in batch if entry.is_running])
+            self._schedule_soon()
+
+    async def _run_together(self, batch: list[PendingSequence]) -> None:
         """Run a batch on a replica, and handle every outcome."""
         try:
             while not await self._try_to_run(batch):
@@ -238,13 +251,31 @@ class Dispatcher:
         # Boundary of the batch: its requests get the failure, and the dispatcher goes on.
         except Exception as error:
             self._handle_failure(batch, error)
+
+    async def _run_one_by_one(self, suspects: list[PendingSequence]) -> None:
+        """Run suspects on a replica, one at a time, until one is lost or fails."""
+        left, has_begun = deque(suspects), False
+        sequences = [entry.sequence for entry in suspects]
+        try:
+            sent_at = asyncio.get_running_loop().time()
+            async for result in self._backend.run_one_by_one(sequences, self._pool.num_tokens):
+                if result is None:
+                    has_begun = True
+                else:
+                    self._finish([left[0]], result, sent_at)
+                    left.popleft()
+        except ReplicaLostError as error:
+            if has_begun and left:
+                self._handle_lost_replica([left[0]], error)
+        except ReplicaBusyError:
+            await asyncio.sleep(_BUSY_RETRY_S)
+        except RewardError as error:
+            self._pool.fail(left, error)
+        except Exception as error:  # as above
+            if left:
+                self._handle_failure([left[0]], error)
         finally:
-            self._throughput.end(in_flight)
-            if self._running_suspect in batch:
-                self._running_suspect = None
-            # Only a cancellation leaves entries running; every other outcome has handled them all.
-            self._suspect([entry for entry in batch if entry.is_running])
-            self._schedule_soon()
+            self._suspects_are_running = False
 
     async def _try_to_run(self, batch: list[PendingSequence]) -> bool:
         """Return whether the batch is done: it has its rewards, or no request waits for it."""
@@ -392,21 +423,12 @@ class ThroughputEstimator:
         """Record that the result of a batch arrived, or will not arrive."""
         self._in_flight.remove(batch)
 
-    def estimate_wait(
-        self, now: float, num_replicas: int, *, may_prefetch: bool = True
-    ) -> float | None:
-        """Estimate the seconds until a replica may get a batch; None: not before a result.
-
-        Args:
-            now: time of the event loop.
-            num_replicas: number of replicas that are up.
-            may_prefetch: whether a replica may get a batch shortly before it is free.
-        """
+    def estimate_wait(self, now: float, num_replicas: int) -> float | None:
+        """Estimate the seconds until a replica may get a batch; None: not before a result."""
         num_waiting = len(self._in_flight) - num_replicas
         if num_waiting < 0:
             return 0.0
-        # At most, one batch runs and one waits at each replica.
-        if num_waiting >= num_replicas or not may_prefetch:
+        if num_waiting >= num_replicas:  # one batch runs and one waits at each replica
             return None
         next_done = self._sort_by_end()[num_waiting]
         if next_done.expected_seconds > _SHORT_BATCH_S:

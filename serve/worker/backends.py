@@ -10,7 +10,7 @@ import datetime
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -45,6 +45,26 @@ class Backend(Protocol):
         """
         ...
 
+    def run_one_by_one(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[BatchResult | None]:
+        """Score sequences on one replica, one after another, with nothing else on its device.
+
+        Args:
+            sequences: see `run_batch`.
+            backlog_tokens: see `run_batch`.
+
+        Yields:
+            None once the replica begins with the first sequence; then each result as soon as it is
+            there.
+
+        Raises:
+            ReplicaLostError: the replica is lost; once it had begun, the next sequence was on the
+                device.
+            ReplicaBusyError, RewardError: see `run_batch`.
+        """
+        ...
+
     async def describe(self) -> ModelInfo:
         """Return the effective settings of the model once it is loaded and warmed up.
 
@@ -72,6 +92,12 @@ class LocalBackend:
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """See `Backend`."""
         return await self._worker.run_batch(sequences)
+
+    def run_one_by_one(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[BatchResult | None]:
+        """See `Backend`."""
+        return self._worker.run_one_by_one(sequences)
 
     async def describe(self) -> ModelInfo:
         """See `Backend`."""
@@ -105,6 +131,15 @@ class RayBackend:
                 list(sequences), backlog_tokens, self._gateway
             )
             return result
+
+    async def run_one_by_one(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[BatchResult | None]:
+        """See `Backend`."""
+        with _translate_ray_errors(self._alias):
+            method = self._handle.options(stream=True).run_one_by_one
+            async for result in method.remote(list(sequences), backlog_tokens, self._gateway):
+                yield result
 
     async def describe(self) -> ModelInfo:
         """See `Backend`."""

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -36,6 +36,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POLL_INTERVAL_S = 5.0
+# Pause of `run_one_by_one`: by then, what it yielded has left the process.
+_DELIVERY_S = 0.005
 # Errors of a conversation that the device may have caused; the probe decides.
 _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
@@ -61,6 +63,10 @@ class Worker:
         )
         self._scorer = scorer
         self._failure: str | None = None
+        self._num_running = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._entrance = asyncio.Lock()  # held while sequences run one by one
         self._packing_thread = ThreadPoolExecutor(1, thread_name_prefix="packing")
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._thread = self._device_thread.submit(threading.current_thread).result()
@@ -79,6 +85,39 @@ class Worker:
             ReplicaBusyError: the batch was not tried; another replica can score it.
             ReplicaLostError: no result may be trusted; another replica can score the batch.
         """
+        async with self._entrance:
+            self._num_running += 1
+            self._is_idle.clear()
+        try:
+            return await self._run(sequences)
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._is_idle.set()
+
+    async def run_one_by_one(
+        self, sequences: Sequence[TokenIds]
+    ) -> AsyncIterator[BatchResult | None]:
+        """Score sequences one after another, with nothing else on the device.
+
+        Args:
+            sequences: token ids, none empty.
+
+        Yields:
+            None before the first sequence; then each result as soon as it is there. If this process
+            dies, the caller knows which sequence was on the device.
+
+        Raises:
+            ReplicaBusyError, ReplicaLostError: see `run_batch`; for the next sequence.
+        """
+        async with self._entrance:
+            await self._is_idle.wait()
+            yield None
+            for sequence in sequences:
+                await asyncio.sleep(_DELIVERY_S)
+                yield await self._run([sequence])
+
+    async def _run(self, sequences: Sequence[TokenIds]) -> BatchResult:
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
             _submit(self._packing_thread, self._scorer.pack, sequences)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from load import Post
@@ -56,6 +56,12 @@ class _AtOnce:
         return BatchResult(
             (0.0,) * len(sequences), sum(map(len, sequences)), 0.0, self._fingerprint
         )
+
+    async def run_one_by_one(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int
+    ) -> AsyncIterator[BatchResult | None]:
+        for sequence in sequences:
+            yield await self.run_batch([sequence], backlog_tokens)
 
     async def describe(self) -> ModelInfo:
         return self._info

@@ -99,6 +99,16 @@ async def test_only_sequence_on_device_is_blamed_for_crash(harness: DispatcherHa
 
 
 @scenario
+async def test_replica_lost_before_it_begins_blames_no_sequence(harness: DispatcherHarness) -> None:
+    before = iter([ReplicaLostError("killed", replica=f"r{i}") for i in range(5)])
+    losses = iter([ReplicaLostError("killed", replica="first")])
+    harness.replicas.failure_at = lambda _: next(losses, None)
+    harness.replicas.failure_before = lambda: next(before, None)
+    assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
+    assert harness.metrics.num_abandoned == 0
+
+
+@scenario
 async def test_other_sequences_are_scored_while_suspects_run(harness: DispatcherHarness) -> None:
     harness.replicas.num_replicas = 2
     losses = iter([ReplicaLostError("killed", replica="one")])
@@ -114,39 +124,17 @@ async def test_other_sequences_are_scored_while_suspects_run(harness: Dispatcher
     await until(lambda: bool(harness.metrics.retries))
     other = harness.submit((50,))
     await until(lambda: harness.dispatcher.num_in_flight == 2)
-    assert harness.replicas.batches[1:] == [[(0,)], [(50,)]]
+    assert harness.replicas.batches[1:] == [[(50,)]]
     harness.release()
     assert len(await rewards(request)) == 6
     assert await rewards(other) == [reward_of((50,))]
 
 
 @scenario
-async def test_suspect_shares_its_replica_with_no_other_batch(harness: DispatcherHarness) -> None:
-    """A batch that waits behind it would be lost with it, and one before it could lose it."""
-    await rewards(harness.submit((9,)))  # now the rate is known, and batches are sent ahead
-    losses = iter([ReplicaLostError("killed", replica="one")])
-
-    def lose_one_and_hold(batch: Sequence[Ids]) -> Exception | None:
-        loss = next(losses, None)
-        if loss:
-            harness.replicas.go.clear()
-        return loss
-
-    harness.replicas.failure_at = lose_one_and_hold
-    request = harness.submit((1,), (2,))
-    await until(lambda: bool(harness.metrics.retries))
-    other = harness.submit((50,))
-    await asyncio.sleep(60)  # of virtual time
-    assert harness.replicas.batches[2:] == [[(1,)]]
-    harness.release()
-    await asyncio.gather(request, other)
-    assert harness.replicas.batches[2:] == [[(1,)], [(2,)], [(50,)]]
-
-
-@scenario
 async def test_suspects_fail_if_model_is_not_ready(harness: DispatcherHarness) -> None:
     losses = iter([ReplicaLostError("killed", replica="one")])
-    harness.replicas.failure_at = lambda _: next(losses, NotReadyError("gone"))
+    harness.replicas.failure_at = lambda _: next(losses, None)
+    harness.replicas.failure_before = lambda: NotReadyError("gone")
     with pytest.raises(NotReadyError, match="gone"):
         await harness.submit((1,), (2,))
 
@@ -244,6 +232,17 @@ async def test_cancelled_batch_is_sent_again(harness: DispatcherHarness) -> None
     harness.release()
     assert await rewards(request) == [reward_of((1,)), reward_of((2,))]
     assert harness.replicas.batches == [[(1,), (2,)], [(1,)], [(2,)]]
+
+
+@scenario
+async def test_replica_lost_after_last_result_blames_no_sequence(
+    harness: DispatcherHarness,
+) -> None:
+    losses = iter([ReplicaLostError("killed", replica="one")])
+    harness.replicas.failure_at = lambda _: next(losses, None)
+    harness.replicas.failure_after = lambda: ReplicaLostError("killed", replica="two")
+    assert await rewards(harness.submit((1,), (2,))) == [reward_of((1,)), reward_of((2,))]
+    assert harness.metrics.num_abandoned == 0
 
 
 @scenario

@@ -68,12 +68,3 @@ def test_latest_observations_dominate_estimate() -> None:
     for _ in range(30):
         estimator.rate.observe(1000, 1.0)
     assert estimator.rate.estimate_seconds(1000) == pytest.approx(1.0, rel=0.02)
-
-
-def test_without_prefetch_batch_waits_for_free_replica() -> None:
-    estimator = create_trained_estimator()
-    first = estimator.begin(0.0, 200, 1)
-    assert estimator.estimate_wait(0.016, 1, may_prefetch=False) is None
-    assert estimator.estimate_wait(0.016, 2, may_prefetch=False) == 0.0
-    estimator.end(first)
-    assert estimator.estimate_wait(0.016, 1, may_prefetch=False) == 0.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from forward_stub import ForwardStub
-from waiting import PATIENCE_S, until_async
+from waiting import PATIENCE_S, settle, until_async
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
@@ -118,6 +118,33 @@ def test_next_batch_is_packed_while_device_is_busy(
 
     asyncio.run(both())
     assert gate.seen == first + second
+
+
+def test_run_one_by_one_runs_sequences_without_other_batches_between(
+    scorer: RewardScorer, make_worker: MakeWorker, forward: ForwardStub
+) -> None:
+    worker = make_worker(scorer)
+    first, *suspects, last = (encode(scorer, str(i)) for i in range(5))
+    expected = [scorer.score_ids([suspect]) for suspect in suspects]
+    gate = Gate(forward)
+
+    async def scenario() -> None:
+        running = asyncio.ensure_future(worker.run_batch([first]))
+        await reached(gate)
+        results = worker.run_one_by_one(suspects)
+        begun = asyncio.ensure_future(anext(results))
+        await settle()  # the suspects are queued
+        queued = asyncio.ensure_future(worker.run_batch([last]))
+        await settle()
+        assert not begun.done()  # the device runs another batch
+        gate.open.set()
+        assert await begun is None
+        collected = [result async for result in results]
+        assert collected == expected
+        await asyncio.gather(running, queued)
+
+    asyncio.run(scenario())
+    assert gate.seen[:5] == [first, *suspects, last]
 
 
 def test_cancelled_batch_never_reaches_device(
