@@ -106,7 +106,7 @@ def list_missing_items(
         kind: what a name denotes in the phrases, such as `subset`.
     """
     return [
-        f"{kind} {name}: {counts.get(name, 0) or 'none'} of {count} items"
+        f"{kind} {name}: has {counts.get(name, 0) or 'none'} of {count} items"
         for name, count in expected.items()
         if counts.get(name, 0) != count
     ]

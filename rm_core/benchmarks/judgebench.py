@@ -115,7 +115,7 @@ class JudgeBench:
         else:
             missing = [f"section {name}: no items" for name in GPT_COUNTS if name not in sections]
             if len(scored) != CLAUDE_COUNT:
-                missing.append(f"{len(scored)} of {CLAUDE_COUNT} items")
+                missing.append(f"has {len(scored)} of {CLAUDE_COUNT} items")
         return BenchmarkResult(
             overall, sections, compute_subset_scores(tallies, {}), extra, tuple(missing)
         )

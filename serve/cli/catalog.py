@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from rm_core import ModelInfo, find_entry, load_catalog, load_not_served
+from rm_core import ModelInfo, find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
 from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sources
 from rm_core.verification import Check
@@ -65,7 +65,10 @@ def print_entry(name: str, as_json: bool) -> None:
     if entry is None:
         ids = [e.id for e in load_catalog()] + [e.id for e in load_not_served()]
         known = ", ".join(name.rpartition("/")[2] for name in ids)
-        raise UnknownCheckpointError(f"{name!r} is not in the catalogue; the names are: {known}")
+        card = f"; its card is {seeds_dir() / 'demo' / 'README.md'}" if name == "demo" else ""
+        raise UnknownCheckpointError(
+            f"{name!r} is not in the catalogue{card}; the names are: {known}"
+        )
     if as_json:
         _print_json(_to_dict(entry))
         return

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_chunks
 import torch
-from job_runs import run_job, write_lines
+from job_runs import count_chunks, run_job, write_lines
 from processes import Process, kill, processes_of
 from waiting import PATIENCE_S
 
@@ -210,17 +211,17 @@ def test_checkpoint_that_every_replica_refuses_fails_calls(cluster: Any) -> None
     assert not ray_serve.status().applications
 
 
-def run_and_interrupt(command: list[str], state: Path, signal_number: int) -> tuple[int, str]:
+def run_and_interrupt(command: list[str], output: Path, signal_number: int) -> tuple[int, str]:
     """Send a signal to a run after its next chunk; return its exit code and messages."""
+    before = count_chunks(output)
 
-    def read_state() -> list[tuple[str, int]]:
-        return sorted((path.name, path.stat().st_size) for path in state.rglob("*"))
+    def has_next_chunk() -> bool:
+        return process.poll() is not None or count_chunks(output) > before
 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: process.poll() is not None or replicas(), "a replica starts")
-        before = read_state()
-        until(lambda: process.poll() is not None or read_state() != before, "a chunk is scored")
+        until(has_next_chunk, "a chunk is scored")
         process.send_signal(signal_number)
         _, errors = process.communicate(timeout=LOSS_PATIENCE_S)
     finally:
@@ -249,17 +250,17 @@ def test_stopped_and_killed_job_removes_its_application_and_resumes(
         for number in range(400)
     ]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    output, state = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job"
+    output = tmp_path / "out.jsonl"
     command = [
-        *(sys.executable, "-m", "serve.cli.main", "score", str(source), "-o", str(output)),
-        *("--ray", cluster.address, "--model", "demo", "--deterministic", "--chunk-rows", "10"),
+        *(sys.executable, small_chunks.__file__, "10", "score", str(source), "-o", str(output)),
+        *("--ray", cluster.address, "--model", "demo", "--deterministic"),
     ]
 
     def list_jobs() -> list[str]:
         return [name for name in ray_serve.status().applications if name != "other"]
 
     for signal_number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
-        returncode, errors = run_and_interrupt(command, state, signal_number)
+        returncode, errors = run_and_interrupt(command, output, signal_number)
         assert returncode == code, errors
         until(lambda: not list_jobs(), "the application of the job is removed")
         until(lambda: not replicas(), "its replicas end")

@@ -21,7 +21,7 @@ _STATIC = "/static-offline-docs"  # path of the scripts in FastAPIOffline
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-@router.get("/", include_in_schema=False)
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def playground() -> HTMLResponse:
     """Return the playground; its scripts call the public routes with the visitor's API key.
 

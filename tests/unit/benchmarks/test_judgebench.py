@@ -96,7 +96,7 @@ def test_pairs_option_refuses_answers_of_other_models() -> None:
     assert benchmark.hub[0].split == "claude"
     result = benchmark.compute_result(scored([benchmark.read(claude, "")], lambda item: (1.0, 0.0)))
     assert result.sections["coding"].num_expected is None
-    assert "1 of 270 items" in result.missing
+    assert "has 1 of 270 items" in result.missing
     assert "section math: no items" in result.missing
     with pytest.raises(BenchmarkDataError, match="the option `pairs` is claude"):
         benchmark.read(judgebench_row(1, "livecodebench"), "gpt.jsonl")
@@ -111,8 +111,8 @@ def test_missing_items_are_reported() -> None:
 
     items = read(ORIGINAL, whole("judgebench")[:200])
     result = ORIGINAL.compute_result(scored(items, rewards))
-    assert "section reasoning: 46 of 98 items" in result.missing
-    assert "section coding: none of 42 items" in result.missing
+    assert "section reasoning: has 46 of 98 items" in result.missing
+    assert "section coding: has none of 42 items" in result.missing
     assert ORIGINAL.compute_result([]).overall is None
 
 

@@ -152,8 +152,8 @@ def test_missing_items_are_reported() -> None:
     result = ORIGINAL.compute_result(scored(read(ORIGINAL, rows), lambda item: RIGHT))
     assert result.overall == 1.0
     assert list(result.sections) == ["Reasoning"]
-    assert "subset hep-cpp: 100 of 164 items" in result.missing
-    assert "subset math-prm: none of 447 items" in result.missing
+    assert "subset hep-cpp: has 100 of 164 items" in result.missing
+    assert "subset math-prm: has none of 447 items" in result.missing
     assert len(result.missing) == 23
     nothing = ORIGINAL.compute_result([])
     assert (nothing.overall, nothing.sections, len(nothing.missing)) == (None, {}, 23)
@@ -174,7 +174,7 @@ def test_prior_sets_add_section_of_half_weight() -> None:
     assert result.overall == pytest.approx(4 / 4.5, abs=1e-15)
     assert result.sections["Prior Sets"].score == 0.0
     assert result.extra["mean_without_prior_sets"] == 1.0
-    assert "subset anthropic_hhh: 1 of 221 items" in result.missing
+    assert "subset anthropic_hhh: has 1 of 221 items" in result.missing
     assert len(benchmark.hub) == 5
     with pytest.raises(BenchmarkDataError, match="prior_sets"):
         ORIGINAL.read(row, origin)
@@ -216,5 +216,5 @@ def test_published_rows_are_read() -> None:
     items = read(ORIGINAL, ((json.loads(line), LLMBAR.name) for line in lines))
     result = ORIGINAL.compute_result(scored(items, lambda item: RIGHT))
     assert result.sections["Chat Hard"].num_items == 419
-    assert "subset mt-bench-hard: none of 37 items" in result.missing
+    assert "subset mt-bench-hard: has none of 37 items" in result.missing
     assert not any("llmbar" in lack for lack in result.missing)

@@ -95,7 +95,7 @@ def test_unpaired_ties_numbers_are_reported() -> None:
     ]
     result = ORIGINAL.compute_result(items)
     assert "subset Ties: the other row of 2 numbers: 7, 8" in result.missing
-    assert "subset Ties: 6 of 102 items" in result.missing
+    assert "subset Ties: has 6 of 102 items" in result.missing
     alone = ORIGINAL.compute_result([one for one in items if one.item.id.startswith("tied")])
     assert alone.overall is None
     assert "Ties" not in alone.subsets

@@ -66,8 +66,8 @@ def test_safety_is_pooled_by_item() -> None:
         scored(items, lambda item: [float(item.subset == "safety-refuse")] * 3 + [0.0] * 3)
     )
     assert result.sections["safety"].score == 0.75
-    assert "subset safety-response: 1 of 157 items" in result.missing
-    assert "subset math: none of 529 items" in result.missing
+    assert "subset safety-response: has 1 of 157 items" in result.missing
+    assert "subset math: has none of 529 items" in result.missing
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_published_files_are_read() -> None:
     items = read(ORIGINAL, rows)
     assert len({item.key for item in items}) == len(items) == 798
     result = ORIGINAL.compute_result(scored(items, lambda item: [1.0] * 3 + [0.0] * 3))
-    assert result.missing == ("subset math: none of 529 items",)
+    assert result.missing == ("subset math: has none of 529 items",)

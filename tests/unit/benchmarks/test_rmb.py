@@ -52,7 +52,7 @@ def test_best_answer_must_beat_every_other(rewards: tuple[float, ...], right: in
     result = ORIGINAL.compute_result(scored([item], lambda item: rewards))
     assert result.overall == right
     assert result.subsets["BoN_set/Harmlessness/S1"].num_correct == right
-    assert "section best-of-n/harmlessness: 1 of 1677 items" in result.missing
+    assert "section best-of-n/harmlessness: has 1 of 1677 items" in result.missing
     assert len(result.missing) == 4
 
 
@@ -112,4 +112,4 @@ def test_published_files_are_read() -> None:
     )
     assert result.overall == 1.0
     assert set(result.sections) == {"pairwise/helpfulness", "best-of-n/helpfulness"}
-    assert "section best-of-n/helpfulness: 1941 of 2109 items" in result.missing
+    assert "section best-of-n/helpfulness: has 1941 of 2109 items" in result.missing

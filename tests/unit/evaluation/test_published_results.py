@@ -70,7 +70,7 @@ def test_unknown_checkpoint_has_no_comparisons() -> None:
 
 
 def test_partial_metric_is_not_compared() -> None:
-    partial = build_rewardbench_result(0.935, ("subset llmbar-natural: 44 of 100 items",))
+    partial = build_rewardbench_result(0.935, ("subset llmbar-natural: has 44 of 100 items",))
     assert get_complete_metric(partial, "overall") is None
     assert get_complete_metric(partial, "Chat Hard") is None
     assert get_complete_metric(partial, "Chat") == 0.95
