@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from rm_core import ModelInfo
 from serve.cli.catalog import print_checks
 from serve.cli.demo import print_pairs
 
@@ -11,9 +14,9 @@ ODD = "use skyreward[flash] [/INST] [red]"
 
 
 def test_print_checks_keeps_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason")
-    print_checks(dict.fromkeys(keys, ODD), [])
-    assert capsys.readouterr().out.count(ODD) == len(keys)
+    info = ModelInfo(**dict.fromkeys((field.name for field in fields(ModelInfo)), ODD))
+    print_checks(info, [])
+    assert capsys.readouterr().out.count(ODD) == 6
 
 
 def test_print_pairs_keeps_brackets(capsys: pytest.CaptureFixture[str]) -> None:

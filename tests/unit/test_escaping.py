@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.table import Table
 
+from rm_core import ModelInfo
 from rm_core.verification import Check
 from serve.cli.catalog import print_checks
 from serve.cli.main import main
@@ -69,13 +71,8 @@ def test_tables_escape_unsafe_characters(text: str) -> None:
         Console().print(table)
         Console().print(text)
         print_table(text, [text, text], [[text, text]])
-        print_checks(
-            dict.fromkeys(
-                ("catalogue_id", "revision", "dtype", "device", "attention", "attention_reason"),
-                text,
-            ),
-            [Check(text, None, 0.0, 0.0, False, text)],
-        )
+        info = ModelInfo(**dict.fromkeys((field.name for field in fields(ModelInfo)), text))
+        print_checks(info, [Check(text, None, 0.0, 0.0, False, text)])
     assert not UNSAFE.search(out.getvalue())
 
 
