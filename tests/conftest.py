@@ -12,6 +12,7 @@ import functools
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,6 +36,14 @@ settings.register_profile(
 )
 settings.register_profile("full", settings.get_profile("repository"), max_examples=400)
 settings.load_profile("repository")  # `make test-slow` loads the other one
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests that share a service in one process."""
+    from scheduling import GroupScheduling
+
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_collection_finish() -> None:

@@ -1,4 +1,4 @@
-"""Who runs which tests, a browser, and the services that most tests share; each started once."""
+"""A browser, and the services that most tests share; each started once."""
 
 from __future__ import annotations
 
@@ -14,26 +14,23 @@ from checkpoints import PathOf
 from peer_service import TINY_MAX_LENGTH, Served
 from playground import LINES, READY
 from playwright.sync_api import Browser, Page, sync_playwright
+from scheduling import GROUPS, find_group
 from waiting import PATIENCE_S
 
 from rm_core import seeds_dir
 from serve.cli.demo import run_service
 from serve.client.integrations import base
 
-# Files whose tests start Ray, as those do that use its service. They are for one process: Ray is
-# started once, and `serve run` would join the cluster of another one. Tests that share another
-# service are for one process too, and so are those of a file; the groups run beside each other.
-ON_RAY = ("test_demo", "test_ray_executor", "test_serve_run", "test_startup_on_ray")
-
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests that need Ray, and give each test the group that one process runs."""
-    fixtures = getattr(item, "fixturenames", ())
-    group = next((name for name in ("served", "demo_url") if name in fixtures), item.path.stem)
-    if item.path.stem in ON_RAY or "service" in fixtures:
+    """Mark the tests that need Ray, and refuse a test outside the group of its service."""
+    group = find_group(item.path.name)
+    for fixture in {*GROUPS}.intersection(getattr(item, "fixturenames", ())):
+        if group != fixture:
+            message = f"{item.nodeid} uses `{fixture}`: list its file there in tests/scheduling.py"
+            raise pytest.UsageError(message)
+    if group == "service":
         item.add_marker(pytest.mark.ray)
-        group = "ray"
-    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

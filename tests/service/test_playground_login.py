@@ -23,7 +23,7 @@ OPEN = "document.querySelector('#model')?.value"
 EXAMPLE = "[data-example=fact-capital-01]"
 
 
-class Served:
+class KeyedService:
     """A service with a key, in this process."""
 
     def __init__(self) -> None:
@@ -35,16 +35,16 @@ class Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    served = Served()
-    with live(served.app) as server:
-        served.url = server.url
-        yield served
+def keyed() -> Iterator[KeyedService]:
+    keyed = KeyedService()
+    with live(keyed.app) as server:
+        keyed.url = server.url
+        yield keyed
 
 
 @pytest.fixture
-def page(served: Served, open_page: OpenPage) -> Page:
-    return open_page(served.url)
+def page(keyed: KeyedService, open_page: OpenPage) -> Page:
+    return open_page(keyed.url)
 
 
 def enter(page: Page, key: str = KEY) -> None:
@@ -55,9 +55,9 @@ def enter(page: Page, key: str = KEY) -> None:
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_login_page_is_accessible(
-    open_page: OpenPage, served: Served, width: int, dark: bool
+    open_page: OpenPage, keyed: KeyedService, width: int, dark: bool
 ) -> None:
-    page = open_page(served.url, width, dark=dark)
+    page = open_page(keyed.url, width, dark=dark)
     assert get_focus(page) == "key"
     assert find_violations(page) == []
     enter(page, "wrong-wrong-wrong")
@@ -95,22 +95,22 @@ def test_right_key_opens_playground_and_scores(page: Page, page_log: PageLog) ->
     assert page.evaluate("document.cookie") == ""
 
 
-def test_key_is_stored_in_tab_until_forgotten(page: Page, served: Served) -> None:
+def test_key_is_stored_in_tab_until_forgotten(page: Page, keyed: KeyedService) -> None:
     enter(page)
     wait(page, OPEN)
-    page.goto(served.url)
+    page.goto(keyed.url)
     wait(page, OPEN)
     page.click("#forget")
     page.wait_for_selector("#key")
     assert page.evaluate("sessionStorage.length") == 0
-    page.goto(served.url)
+    page.goto(keyed.url)
     assert page.evaluate("Boolean(document.querySelector('#key'))")
 
 
-def test_revoked_key_is_asked_for_again(page: Page, served: Served) -> None:
+def test_revoked_key_is_asked_for_again(page: Page, keyed: KeyedService) -> None:
     enter(page)
     wait(page, OPEN)
-    served.app.state.keys = KeyRing([(OTHER_KEY, "")])
+    keyed.app.state.keys = KeyRing([(OTHER_KEY, "")])
     page.click(EXAMPLE)
     page.wait_for_selector("#alert button")
     assert "no longer valid" in get_text(page, "#alert")
@@ -121,28 +121,28 @@ def test_revoked_key_is_asked_for_again(page: Page, served: Served) -> None:
     wait(page, OPEN)
 
 
-def test_revoked_stored_key_leads_to_login_page(page: Page, served: Served) -> None:
+def test_revoked_stored_key_leads_to_login_page(page: Page, keyed: KeyedService) -> None:
     enter(page)
     wait(page, OPEN)
-    served.app.state.keys = KeyRing([(OTHER_KEY, "")])
-    page.goto(served.url)
+    keyed.app.state.keys = KeyRing([(OTHER_KEY, "")])
+    page.goto(keyed.url)
     wait(page, MESSAGE)
     assert "is not valid" in get_text(page, "#message")
     assert page.evaluate("sessionStorage.length") == 0
 
 
 def test_overload_is_reported_and_file_scoring_retries(
-    page: Page, served: Served, tmp_path: Path
+    page: Page, keyed: KeyedService, tmp_path: Path
 ) -> None:
     enter(page)
     wait(page, OPEN)
-    served.backend.failure = OverloadedError("too much waits")
+    keyed.backend.failure = OverloadedError("too much waits")
     page.click(EXAMPLE)
     wait(page, "document.querySelector('#alert').textContent")
     assert "Try again in" in get_text(page, "#alert")
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
     drop(page, tmp_path / "one.jsonl", "body")
     page.wait_for_selector("#stop")
-    served.backend.failure = None
+    keyed.backend.failure = None
     page.wait_for_selector("#save")
     assert "Errors 0" in get_text(page, "#job")
