@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from rm_core import Reward, ScoreError
 from serve.errors import DiskFullError, JobError, JobOutputError, JobRefusedError
 from serve.jobs.atomic_io import TEMP_SUFFIX, make_private_folder
-from serve.jobs.executors.base import BatchBudget
+from serve.jobs.executors.base import KeptBudget
 from serve.jobs.inputs.scan import FileDigest
 from serve.jobs.inputs.storage import compute_prefix_sha256
 from serve.jobs.manifest import Manifest
@@ -166,7 +166,7 @@ class JobStore:
         self.manifest = _read_manifest(path, connection)
         progress = json.loads(_read(connection, "meta", "progress") or b"{}")
         self.num_chunks: int = progress.get("num_chunks", 0)
-        self.budget = BatchBudget(progress.get("max_batch_tokens"))
+        self.budget = KeptBudget(progress.get("max_batch_tokens"))
         self.summary = Summary.from_json(progress["summary"]) if progress else Summary()
         if not (self.manifest and self.manifest.completion):
             self._check_chunks()

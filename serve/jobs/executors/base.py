@@ -53,7 +53,7 @@ class ScoringModel:
 
 
 @dataclass(slots=True)
-class BatchBudget:
+class KeptBudget:
     """The size of a local model's batches, which a job keeps because it decides last bits.
 
     Attributes:

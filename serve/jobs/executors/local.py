@@ -34,7 +34,7 @@ from rm_core import (
 from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
 from serve.jobs.atomic_io import compute_file_sha256
-from serve.jobs.executors.base import BatchBudget, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import KeptBudget, ScoreBatchResult, ScoringModel
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class LocalExecutor:
 
     drain_timeout_s: float | None = None
 
-    def __init__(self, config: ModelConfig, budget: BatchBudget | None = None) -> None:
+    def __init__(self, config: ModelConfig, budget: KeptBudget | None = None) -> None:
         self._config = config
-        self._budget = budget or BatchBudget()
+        self._budget = budget or KeptBudget()
         # One thread each: tokenizer and model are not used by two threads at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
