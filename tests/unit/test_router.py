@@ -77,7 +77,9 @@ def test_router_closes_channel_of_removed_replica_once(
     def update(self: Any, replicas: list[str]) -> None:
         self._replicas = {name: name for name in replicas}
 
-    monkeypatch.setattr(router, "_close_when_dead", close_when_dead)
+    # Ray pickles the class by value; after that its methods have other globals than the module.
+    names = router.LeastLoadedRouter.update_replicas.__globals__
+    monkeypatch.setitem(names, "_close_when_dead", close_when_dead)
     monkeypatch.setattr(router.RequestRouter, "update_replicas", update)
 
     async def updates() -> None:
