@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,9 +12,11 @@ from dispatcher_harness import DispatcherHarness, scenario, until
 from fakes import FakeBackend, conversation, ready, serving
 from waiting import until as until_now
 
-from rm_core import OverloadedError
+from rm_core import BatchResult, OverloadedError
+from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import RequestTooLargeError
+from serve.scheduler.batching import compute_tree_size
 from serve.scoring.limits import RequestOptions
 from serve.scoring.served_model import ScoreResult, ServedModel
 
@@ -48,9 +52,17 @@ def test_cached_rewards_are_shared_between_clients_only_if_set(shares_rewards: b
     asyncio.run(run())
 
 
+class PrefixSharingBackend(FakeBackend):
+    """Computes a common prefix once, as a worker does: a client pays alike in one batch or two."""
+
+    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
+        result = await super().run_batch(sequences, backlog_tokens)
+        return replace(result, num_computed_tokens=compute_tree_size(sorted(sequences)))
+
+
 def test_tokens_in_flight_for_another_client_count_as_computed() -> None:
     async def run(names: tuple[str, ...]) -> list[ScoreResult]:
-        backend = FakeBackend()
+        backend = PrefixSharingBackend()
         backend.gate = asyncio.Event()
         model = build_model(backend, shares_rewards=False)
         num_tokens = sum(model.encoder.encode(messages).num_tokens for messages in CONVERSATIONS)
