@@ -38,8 +38,12 @@ Errors of the client are in `serve.client.errors`, since it imports nothing else
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rm_core.errors import InputError, ModelError, OverloadedError, RewardError
-from serve.telemetry.events import RetryReason
+
+RetryReason = Literal["replica_lost", "replica_unhealthy", "overloaded"]
+"""Why a batch is sent again."""
 
 
 class BadRequestError(InputError):

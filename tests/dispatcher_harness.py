@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from waiting import VirtualTime
 
 from rm_core import BatchResult, Fingerprint, ModelInfo, ScoreError, pack
+from serve.errors import RetryReason
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
-from serve.telemetry.events import BatchReport, RetryReason
 from serve.telemetry.metrics import Metrics
 
 Ids = tuple[int, ...]
@@ -77,12 +77,20 @@ class FakeReplicas:
 class RecordingMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
-        self.reports: list[BatchReport] = []
+        self.batches: list[tuple[BatchResult, list[float]]] = []
         self.retries: list[tuple[str, int]] = []
         self.num_abandoned = 0
 
-    def record_batch(self, report: BatchReport) -> None:
-        self.reports.append(report)
+    def record_batch(
+        self,
+        model: str,
+        result: BatchResult,
+        *,
+        max_batch_tokens: int,
+        queue_durations_s: Iterable[float],
+        elapsed_s: float,
+    ) -> None:
+        self.batches.append((result, list(queue_durations_s)))
 
     def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
         self.retries.append((reason, num_sequences))

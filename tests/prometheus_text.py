@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from fakes import FakeBackend, serving
+from fakes import INFO, FakeBackend, serving
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rm_core import Reward, ScoreError
+from rm_core import BatchResult, Reward, ScoreError
 from rm_core.cache import CacheStats
-from serve.telemetry.aggregate import FamilyCollector, MetricFamily
-from serve.telemetry.collectors import ModelState
-from serve.telemetry.context import RequestContext
-from serve.telemetry.events import BatchReport
+from serve.telemetry.aggregate import Snapshot
+from serve.telemetry.logging import RequestContext
 from serve.telemetry.metrics import Metrics
+from serve.telemetry.model_states import ModelState
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
-Batch = functools.partial(
-    BatchReport,
-    model="m",
-    num_sequences=3,
-    num_tokens=90,
-    num_computed_tokens=60,
-    max_batch_tokens=100,
-    queue_durations_s=(0.02, 0.03),
-    inference_s=0.2,
-    elapsed_s=0.21,
-)
+def record_batch(metrics: Metrics, *, queue_durations_s: tuple[float, ...] = (0.02, 0.03)) -> None:
+    """Record a batch of three conversations that fills 60 of 100 tokens."""
+    metrics.record_batch(
+        "m",
+        BatchResult((0.5, 1.5, -2.0), 60, 0.2, INFO.fingerprint),
+        max_batch_tokens=100,
+        queue_durations_s=queue_durations_s,
+        elapsed_s=0.21,
+    )
 
 
 STATE = ModelState(
@@ -63,8 +59,8 @@ def parse(text: str) -> dict[Series, float]:
     }
 
 
-def read(families: Iterable[MetricFamily]) -> dict[Series, float]:
-    return parse(generate_latest(FamilyCollector(families)).decode())
+def read(snapshot: Snapshot) -> dict[Series, float]:
+    return parse(generate_latest(snapshot).decode())
 
 
 def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict[Series, float]:
@@ -89,7 +85,7 @@ def eventful() -> Metrics:
     metrics.record_request(context, "/v1/score", 503, 0.1)
     results = [Reward(1.5, 30, truncated=True), ScoreError("device_memory", "lower it")]
     metrics.record_results("m", results, num_computed_tokens=20, num_cached_tokens=0)
-    metrics.record_batch(Batch())
+    record_batch(metrics)
     metrics.record_retry("m", "replica_lost", 3)
     metrics.record_abandonment("m", 1)
     return metrics
@@ -100,7 +96,7 @@ def known_labels() -> dict[str, set[str]]:
     labels: dict[str, set[str]] = defaultdict(set)
     for family in eventful().snapshot():
         for sample in family.samples:
-            labels[sample.name] |= {name for name, _ in sample.labels}
+            labels[sample.name] |= {*sample.labels}
     with serving(FakeBackend()) as client:
         for metric in text_string_to_metric_families(client.get("/metrics").text):
             for parsed in metric.samples:

@@ -217,8 +217,8 @@ def _metrics() -> Iterator[tuple[str, str, str, str]]:
 
     from rm_core.cache import CacheStats
     from serve.api.schemas import FingerprintOut
-    from serve.telemetry.collectors import ModelState
     from serve.telemetry.metrics import Metrics
+    from serve.telemetry.model_states import ModelState
 
     state = ModelState(
         ready=True,

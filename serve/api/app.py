@@ -42,7 +42,7 @@ from serve.api.routes import pages, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import bind_request, current_request, unbind_request
+from serve.telemetry.logging import CURRENT_REQUEST, current_request
 
 if TYPE_CHECKING:
     from serve.api.middleware.tracing import OtlpTracer
@@ -206,9 +206,9 @@ async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # The boundary of the web layer. Starlette re-raises the error, which logs the traceback, and
     # calls this handler outside of all middleware: the request id has to be added here.
     context = request.scope[REQUEST_CONTEXT_KEY]
-    token = bind_request(context)
+    token = CURRENT_REQUEST.set(context)
     logger.error("request failed: %s", type(error).__name__)
-    unbind_request(token)
+    CURRENT_REQUEST.reset(token)
     server_error = RewardError("the service failed on this request; its log has the details")
     response = build_error_response(server_error, request.scope)
     response.headers[NOSNIFF[0].decode()] = NOSNIFF[1].decode()

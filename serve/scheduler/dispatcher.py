@@ -29,7 +29,6 @@ from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.batching import apportion, compute_tree_size, form_mixed_batch
 from serve.scheduler.pending import PendingPool, PendingSequence, RequestFlow
 from serve.scheduler.quarantine import MAX_CRASHES, CrashHistory, build_quarantine_error
-from serve.telemetry.events import BatchReport
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
 from serve.worker.watchdog import RateEstimator
@@ -297,18 +296,13 @@ class Dispatcher:
         assert len(result.rewards) == len(batch)
         self._throughput.rate.observe(result.num_computed_tokens, result.inference_s)
         self._metrics.record_batch(
-            BatchReport(
-                model=self._alias,
-                num_sequences=len(batch),
-                num_tokens=sum(len(entry.sequence) for entry in batch),
-                num_computed_tokens=result.num_computed_tokens,
-                max_batch_tokens=self.max_batch_tokens,
-                queue_durations_s=tuple(
-                    sent_at - burst.submitted_at for entry in batch for burst in entry.bursts
-                ),
-                inference_s=result.inference_s,
-                elapsed_s=asyncio.get_running_loop().time() - sent_at,
-            )
+            self._alias,
+            result,
+            max_batch_tokens=self.max_batch_tokens,
+            queue_durations_s=[
+                sent_at - burst.submitted_at for entry in batch for burst in entry.bursts
+            ],
+            elapsed_s=asyncio.get_running_loop().time() - sent_at,
         )
         for flow in {burst.flow: None for entry in batch for burst in entry.bursts}:
             flow.fingerprints.add(result.fingerprint)

@@ -15,7 +15,7 @@ from rm_core import (
     get_messages,
 )
 from serve.errors import BadRequestError, RequestTooLargeError
-from serve.telemetry.context import ANONYMOUS
+from serve.telemetry.logging import ANONYMOUS
 
 # Approximate number of characters that a template writes around a message.
 _CHARACTERS_PER_MESSAGE = 16

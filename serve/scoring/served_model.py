@@ -34,8 +34,8 @@ from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
 from serve.scoring.limits import RequestOptions
 from serve.scoring.tokenization import EncoderThread, RequestTokenizer
-from serve.telemetry.collectors import ModelState
 from serve.telemetry.metrics import Metrics
+from serve.telemetry.model_states import ModelState
 from serve.worker.backends import Backend
 
 logger = logging.getLogger(__name__)

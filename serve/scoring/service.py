@@ -16,7 +16,7 @@ from serve.config.settings import Settings
 from serve.errors import BadRequestError, UnknownModelError
 from serve.scoring.limits import RequestOptions, check_num_conversations
 from serve.scoring.served_model import ScoreResult, ServedModel
-from serve.telemetry.context import RequestContext
+from serve.telemetry.logging import RequestContext
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
 

@@ -1,4 +1,4 @@
-"""Merge the metrics of several gateways into one response. Plain data and pure functions, no Ray.
+"""Merge the metrics of several gateways into one response. Pure, no Ray.
 
 Every gateway counts its own requests. The series of all gateways are exported side by side,
 distinguished by the label `gateway`, and are not summed: a sum drops when a gateway dies.
@@ -9,93 +9,37 @@ in the right order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.metrics_core import Metric
 
 GATEWAY_LABEL = "gateway"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One number: name and labels of its series, and its value."""
-
-    name: str
-    labels: tuple[tuple[str, str], ...]
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class MetricFamily:
-    """A metric at one moment, as data that can be sent between processes.
-
-    Attributes:
-        name: name of the metric, without the `_total` of counters.
-        kind: counter, gauge, histogram or info.
-        documentation: the HELP text.
-        samples: one sample for each series.
-    """
-
-    name: str
-    kind: str
-    documentation: str
-    samples: tuple[Sample, ...]
-
-
-Snapshot = Sequence[MetricFamily]
-
-
-class FamilyCollector:
-    """Metric families as a prometheus_client collector, for its encoders of the text formats."""
-
-    def __init__(self, families: Iterable[MetricFamily]) -> None:
-        self._families = families
+class Snapshot(list[Metric]):
+    """Metrics at one moment. Is sent between processes, and encoded as a registry would be."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, as prometheus_client requires of every collector."""
-        for family in self._families:
-            metric = Metric(family.name, family.documentation, family.kind)
-            for sample in family.samples:
-                metric.add_sample(sample.name, dict(sample.labels), sample.value)
-            yield metric
+        """Yield the metrics, as the encoders of prometheus_client require of a registry."""
+        return iter(self)
 
 
-def build_snapshot(metrics: Iterable[Metric]) -> list[MetricFamily]:
-    """Convert the metrics of a registry, without the `_created` samples."""
-    return [
-        MetricFamily(
-            name=metric.name,
-            kind=metric.type,
-            documentation=metric.documentation,
-            samples=tuple(
-                Sample(sample.name, tuple(sample.labels.items()), sample.value)
-                for sample in metric.samples
-                if sample.name != f"{metric.name}_created"
-            ),
-        )
-        for metric in metrics
-    ]
-
-
-def merge_snapshots(snapshots: Mapping[str, Snapshot]) -> list[MetricFamily]:
-    """Return one family per name, with the series of all gateways.
+def merge_snapshots(snapshots: Mapping[str, Snapshot]) -> Snapshot:
+    """Return one metric per name, with the series of all gateways.
 
     Args:
         snapshots: the snapshot of each gateway, by gateway id. Where gateways of two versions
-            disagree during an update, the first gateway that has the family decides its kind and
-            its HELP text; series of another kind are dropped.
+            disagree during an update, the first gateway that has the metric decides its type and
+            its HELP text; series of another type are dropped.
     """
-    merged: dict[str, MetricFamily] = {}
+    merged: dict[str, Metric] = {}
     for gateway, snapshot in snapshots.items():
-        for family in snapshot:
-            labeled = tuple(
-                replace(sample, labels=(*sample.labels, (GATEWAY_LABEL, gateway)))
-                for sample in family.samples
-            )
-            existing = merged.get(family.name)
-            if existing is not None and existing.kind != family.kind:
-                continue
-            samples = labeled if existing is None else (*existing.samples, *labeled)
-            merged[family.name] = replace(existing or family, samples=samples)
-    return list(merged.values())
+        for metric in snapshot:
+            empty = Metric(metric.name, metric.documentation, metric.type)
+            target = merged.setdefault(metric.name, empty)
+            if target.type == metric.type:
+                target.samples += [
+                    sample._replace(labels={**sample.labels, GATEWAY_LABEL: gateway})
+                    for sample in metric.samples
+                ]
+    return Snapshot(merged.values())

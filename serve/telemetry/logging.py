@@ -1,7 +1,10 @@
-"""Log formats and request ids. Nothing is configured at import; message text is never logged.
+"""The record of a request, and log formats. Message text and API keys are never in either.
 
-A log call may carry fields as `extra={"fields": {...}}`: members of the object in JSON,
-`name=value` after the message in text.
+The outermost middleware creates a `RequestContext` and reports it to log, metrics and traces at the
+end; the code in between fills it in through `current_request`.
+
+Nothing is configured at import. A log call may carry fields as `extra={"fields": {...}}`: members
+of the object in JSON, `name=value` after the message in text.
 """
 
 from __future__ import annotations
@@ -11,19 +14,65 @@ import logging
 import random
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from serve.escaping import escape_text
-from serve.telemetry.context import current_request
 
 LogFormat = Literal["text", "json"]
+
+ANONYMOUS = "anonymous"
+"""Name of the client of all requests in a service without API keys."""
 
 _ACCEPTABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _BARE = re.compile(r"[\w.:/+@*-]+", re.ASCII)
 _ids = random.Random()  # seeded by the system
 # uvicorn reports failures of requests and of the server through its own loggers.
 _LOGGERS = ("serve", "rm_core", "uvicorn")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The record of one request.
+
+    Attributes:
+        id: request id, from `X-Request-Id` or generated.
+        client: client whose fair share the request counts toward: a name derived from its API key
+            (never the key itself), or `anonymous`.
+        model: alias of the requested model.
+        num_conversations: number of conversations to score.
+        num_errors: number of conversations that could not be scored.
+        num_tokens: tokens of the scored conversations.
+        num_computed_tokens: tokens that went through the model for this request.
+        num_cached_tokens: tokens of conversations answered from the cache.
+        tokenize_s: seconds of rendering and tokenizing.
+        queue_duration_s: seconds until the request's first conversation went to the model.
+        inference_s: seconds of the forward passes of the batches with the request's conversations.
+        code: code of the error, where the request failed as a whole.
+    """
+
+    id: str
+    client: str = ANONYMOUS
+    model: str | None = None
+    num_conversations: int = 0
+    num_errors: int = 0
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    tokenize_s: float = 0.0
+    queue_duration_s: float = 0.0
+    inference_s: float = 0.0
+    code: str | None = None
+
+
+CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+
+
+def current_request() -> RequestContext:
+    """Return the record of the current request; outside of a request, a record nobody reads."""
+    return CURRENT_REQUEST.get() or RequestContext("-")
 
 
 def configure_logging(level: str, log_format: LogFormat = "text") -> None:

@@ -7,19 +7,24 @@ metrics are those of one process since its start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
-from rm_core import Reward, ScoreError
+from rm_core import BatchResult, Reward, ScoreError
 from serve import __version__
-from serve.telemetry.aggregate import MetricFamily, build_snapshot
-from serve.telemetry.collectors import ModelStateCollector, ReadStates, RewardHistogram
-from serve.telemetry.context import RequestContext
-from serve.telemetry.events import BatchReport, RetryReason
+from serve.errors import RetryReason
+from serve.telemetry.aggregate import Snapshot
+from serve.telemetry.logging import RequestContext
+from serve.telemetry.model_states import NAMESPACE, PREFIX, ModelStateCollector, ReadStates
 
-PREFIX = "skyreward_"
 RETRY_REASONS = get_args(RetryReason)
 
 _SECONDS = (
@@ -28,20 +33,107 @@ _SECONDS = (
 # A conversation longer than the token budget is a batch alone, with a fill ratio above 1.
 _FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.5, 2, 4)
 _CONVERSATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+# Raw logits: most lie between -30 and 30, and close decisions lie near 0.
+_POSITIVE_BOUNDS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12.5, 15, 17.5, 20, 25, 30, 40, 50, 60)
+REWARD_BOUNDS = (*(-bound for bound in reversed(_POSITIVE_BOUNDS)), 0.0, *_POSITIVE_BOUNDS)
 
 
 class Metrics:
     """Counters, histograms and gauges of one process, in a separate registry."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._make_request_metrics()
-        self._make_conversation_metrics()
-        self._make_batch_metrics()
-        self._rewards = RewardHistogram(PREFIX)
-        self._registry.register(self._rewards)
-        build = self._gauge("build_info", "Always 1; the label is the version.", "version")
-        build.labels(__version__).set(1)
+        self._registry = registry = CollectorRegistry()
+        counter = partial(Counter, namespace=NAMESPACE, registry=registry)
+        gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
+        histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
+
+        self._requests = counter(
+            "requests",
+            "HTTP requests, by route and status; 499 means that the client disconnected.",
+            ["route", "status"],
+        )
+        self._request_duration = histogram(
+            "request_duration_seconds",
+            "Time from the arrival of a request to the end of its response, in seconds.",
+            ["route"],
+            buckets=_SECONDS,
+        )
+        self._in_flight = gauge("requests_in_flight", "Scoring requests that are being processed.")
+        self._errors = counter(
+            "request_errors", "HTTP requests that failed as a whole, by error code.", ["code"]
+        )
+        self._tokenize = histogram(
+            "tokenize_seconds",
+            "Time to render and tokenize the conversations of a request, in seconds.",
+            ["model"],
+            buckets=_SECONDS,
+        )
+
+        self._conversations = counter(
+            "conversations",
+            "Conversations processed, by outcome: scored or error.",
+            ["model", "outcome"],
+        )
+        self._conversation_errors = counter(
+            "conversation_errors",
+            "Conversations that failed, by error code.",
+            ["model", "code"],
+        )
+        self._truncated_conversations = counter(
+            "truncated_conversations", "Conversations truncated before scoring.", ["model"]
+        )
+        self._tokens = counter(
+            "tokens",
+            "Tokens by kind. received: tokens of all scored conversations; computed: tokens that "
+            "went through the model; cached: tokens saved because the reward was cached; shared: "
+            "tokens saved because several conversations share them.",
+            ["model", "kind"],
+        )
+        self._rewards = RewardHistogram()
+        registry.register(self._rewards)
+
+        self._batches = counter("batches", "Batches scored.", ["model"])
+        self._batch_fill = histogram(
+            "batch_fill_ratio",
+            "Computed tokens of a batch divided by the token budget.",
+            ["model"],
+            buckets=_FILL,
+        )
+        self._batch_conversations = histogram(
+            "batch_conversations", "Conversations in a batch.", ["model"], buckets=_CONVERSATIONS
+        )
+        self._queue_duration = histogram(
+            "queue_duration_seconds",
+            "Time that a conversation spent queued before dispatch, in seconds.",
+            ["model"],
+            buckets=_SECONDS,
+        )
+        self._inference = histogram(
+            "inference_seconds",
+            "Time of the forward pass of a batch, in seconds.",
+            ["model"],
+            buckets=_SECONDS,
+        )
+        self._round_trip = histogram(
+            "batch_round_trip_seconds",
+            "Time from the dispatch of a batch to its rewards in the gateway, in seconds.",
+            ["model"],
+            buckets=_SECONDS,
+        )
+        self._retries = counter(
+            "retried_batches", "Batches sent again, by reason.", ["model", "reason"]
+        )
+        self._retried_conversations = counter(
+            "retried_conversations", "Conversations in batches that were sent again.", ["model"]
+        )
+        self._abandoned_conversations = counter(
+            "abandoned_conversations",
+            "Conversations abandoned after crashing two replicas.",
+            ["model"],
+        )
+        gauge("build_info", "Always 1; the label is the version.", ["version"]).labels(
+            __version__
+        ).set(1)
 
     def add_models(self, models: Iterable[str], read: ReadStates) -> None:
         """Export all series of models at once: a counter that appears late hides its first event.
@@ -65,7 +157,7 @@ class Metrics:
             ):
                 metric.labels(model)
             self._rewards.add_model(model)
-        self._registry.register(ModelStateCollector(PREFIX, read))
+        self._registry.register(ModelStateCollector(read))
 
     def watch_in_flight(self, read: Callable[[], int]) -> None:
         """Export the number of scoring requests in flight, which `read` returns at each scrape."""
@@ -118,17 +210,32 @@ class Metrics:
         shared = max(0, num_tokens - num_cached_tokens - num_computed_tokens)
         self._tokens.labels(model, "shared").inc(shared)
 
-    def record_batch(self, report: BatchReport) -> None:
-        """Count a scored batch."""
-        model = report.model
+    def record_batch(
+        self,
+        model: str,
+        result: BatchResult,
+        *,
+        max_batch_tokens: int,
+        queue_durations_s: Iterable[float],
+        elapsed_s: float,
+    ) -> None:
+        """Count a scored batch.
+
+        Args:
+            model: alias of the model.
+            result: rewards of the distinct conversations in the batch, and their cost.
+            max_batch_tokens: the token budget.
+            queue_durations_s: seconds that each conversation of each request was queued.
+            elapsed_s: seconds from the dispatch of the batch to the arrival of its rewards.
+        """
         self._batches.labels(model).inc()
-        self._tokens.labels(model, "computed").inc(report.num_computed_tokens)
-        self._batch_fill.labels(model).observe(report.num_computed_tokens / report.max_batch_tokens)
-        self._batch_conversations.labels(model).observe(report.num_sequences)
-        self._inference.labels(model).observe(report.inference_s)
-        self._round_trip.labels(model).observe(report.elapsed_s)
+        self._tokens.labels(model, "computed").inc(result.num_computed_tokens)
+        self._batch_fill.labels(model).observe(result.num_computed_tokens / max_batch_tokens)
+        self._batch_conversations.labels(model).observe(len(result.rewards))
+        self._inference.labels(model).observe(result.inference_s)
+        self._round_trip.labels(model).observe(elapsed_s)
         queue_wait = self._queue_duration.labels(model)
-        for seconds in report.queue_durations_s:
+        for seconds in queue_durations_s:
             queue_wait.observe(seconds)
 
     def record_retry(self, model: str, reason: RetryReason, num_sequences: int) -> None:
@@ -140,98 +247,68 @@ class Metrics:
         """Count conversations that are not sent again: each lost its replica twice."""
         self._abandoned_conversations.labels(model).inc(num_sequences)
 
-    def snapshot(self) -> list[MetricFamily]:
-        """Return the current value of every metric, as plain data."""
-        return build_snapshot(self._registry.collect())
+    def snapshot(self) -> Snapshot:
+        """Return the current value of every metric, without the `_created` samples."""
+        snapshot = Snapshot(self._registry.collect())
+        for metric in snapshot:
+            created = f"{metric.name}_created"
+            metric.samples = [sample for sample in metric.samples if sample.name != created]
+        return snapshot
 
-    def _make_request_metrics(self) -> None:
-        self._requests = self._counter(
-            "requests",
-            "HTTP requests, by route and status; 499 means that the client disconnected.",
-            "route", "status",
-        )  # fmt: skip
-        self._request_duration = self._histogram(
-            "request_duration_seconds",
-            "Time from the arrival of a request to the end of its response, in seconds.",
-            _SECONDS, "route",
-        )  # fmt: skip
-        self._in_flight = self._gauge(
-            "requests_in_flight", "Scoring requests that are being processed."
-        )
-        self._errors = self._counter(
-            "request_errors", "HTTP requests that failed as a whole, by error code.", "code"
-        )
-        self._tokenize = self._histogram(
-            "tokenize_seconds",
-            "Time to render and tokenize the conversations of a request, in seconds.",
-            _SECONDS, "model",
-        )  # fmt: skip
 
-    def _make_conversation_metrics(self) -> None:
-        self._conversations = self._counter(
-            "conversations", "Conversations processed, by outcome: scored or error.",
-            "model", "outcome",
-        )  # fmt: skip
-        self._conversation_errors = self._counter(
-            "conversation_errors", "Conversations that failed, by error code.",
-            "model", "code",
-        )  # fmt: skip
-        self._truncated_conversations = self._counter(
-            "truncated_conversations", "Conversations truncated before scoring.", "model"
-        )
-        self._tokens = self._counter(
-            "tokens",
-            "Tokens by kind. received: tokens of all scored conversations; computed: tokens that "
-            "went through the model; cached: tokens saved because the reward was cached; shared: "
-            "tokens saved because several conversations share them.",
-            "model", "kind",
-        )  # fmt: skip
+@dataclass(slots=True)
+class _Distribution:
+    """Rewards of one model: the count in each bucket, and their sums by sign."""
 
-    def _make_batch_metrics(self) -> None:
-        self._batches = self._counter("batches", "Batches scored.", "model")
-        self._batch_fill = self._histogram(
-            "batch_fill_ratio",
-            "Computed tokens of a batch divided by the token budget.",
-            _FILL,
-            "model",
-        )
-        self._batch_conversations = self._histogram(
-            "batch_conversations", "Conversations in a batch.", _CONVERSATIONS, "model"
-        )
-        self._queue_duration = self._histogram(
-            "queue_duration_seconds",
-            "Time that a conversation spent queued before dispatch, in seconds.",
-            _SECONDS,
-            "model",
-        )
-        self._inference = self._histogram(
-            "inference_seconds",
-            "Time of the forward pass of a batch, in seconds.",
-            _SECONDS,
-            "model",
-        )
-        self._round_trip = self._histogram(
-            "batch_round_trip_seconds",
-            "Time from the dispatch of a batch to its rewards in the gateway, in seconds.",
-            _SECONDS, "model",
-        )  # fmt: skip
-        self._retries = self._counter(
-            "retried_batches", "Batches sent again, by reason.", "model", "reason"
-        )
-        self._retried_conversations = self._counter(
-            "retried_conversations", "Conversations in batches that were sent again.", "model"
-        )
-        self._abandoned_conversations = self._counter(
-            "abandoned_conversations",
-            "Conversations abandoned after crashing two replicas.",
-            "model",
-        )
+    counts: list[int] = field(default_factory=lambda: [0] * (len(REWARD_BOUNDS) + 1))
+    positive: float = 0.0
+    negative: float = 0.0
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self._registry)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(PREFIX + name, text, labels, registry=self._registry)
+class RewardHistogram:
+    """A histogram of the rewards of each model, and their sums.
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+    prometheus_client's histogram observes one value at a time, at a microsecond each on the
+    gateway's event loop, and a request may have thousands of rewards. OpenMetrics forbids the sum
+    and the count of a histogram with negative values: its sum can decrease, which a counter must
+    not. This class exports two sums that only increase, of the positive rewards and of the
+    absolute values of the negative rewards; the count is the bucket of `+Inf`.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Distribution] = {}
+
+    def add_model(self, model: str) -> None:
+        """Export the series of a model before its first reward."""
+        self._models.setdefault(model, _Distribution())
+
+    def observe(self, model: str, rewards: Iterable[float]) -> None:
+        """Count finite rewards of a model."""
+        distribution = self._models.setdefault(model, _Distribution())
+        for reward in rewards:
+            distribution.counts[bisect_left(REWARD_BOUNDS, reward)] += 1
+            if reward >= 0:
+                distribution.positive += reward
+            else:
+                distribution.negative -= reward
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, as prometheus_client requires of every collector."""
+        name = f"{PREFIX}rewards"
+        histogram = Metric(name, "Raw rewards, by model.", "histogram")
+        sums = CounterMetricFamily(
+            f"{PREFIX}reward_sum",
+            "Sum of the absolute values of the rewards of one sign. The mean reward is "
+            "(positive - negative) divided by "
+            f'{PREFIX}conversations_total{{outcome="scored"}}, each as its increase.',
+            labels=["model", "sign"],
+        )
+        for model, distribution in self._models.items():
+            bounds: Sequence[float] = (*REWARD_BOUNDS, math.inf)
+            for bound, total in zip(bounds, accumulate(distribution.counts), strict=True):
+                labels = {"model": model, "le": "+Inf" if bound == math.inf else str(float(bound))}
+                histogram.add_sample(f"{name}_bucket", labels, total)
+            sums.add_metric([model, "positive"], distribution.positive)
+            sums.add_metric([model, "negative"], distribution.negative)
+        yield histogram
+        yield sums

@@ -15,7 +15,7 @@ from prometheus_text import known_labels
 
 from rm_core.errors import RewardError
 from serve.api.error_responses import build_error_docs
-from serve.telemetry.events import RetryReason
+from serve.errors import RetryReason
 
 RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
 ALARMS = [rule for group in RULES["groups"] for rule in group["rules"]]

@@ -43,7 +43,7 @@ from serve.client.settings import ClientSettings
 from serve.config.model_settings import ModelSettings
 from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
-from serve.telemetry.context import RequestContext
+from serve.telemetry.logging import RequestContext
 
 # Of Ray, when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

@@ -8,7 +8,7 @@ from rm_core import OverloadedError
 from serve.api.middleware.admission import Admission
 from serve.config.settings import Settings
 from serve.errors import TooManyRequestsError
-from serve.telemetry.context import ANONYMOUS
+from serve.telemetry.logging import ANONYMOUS
 
 
 def limited(**limits: int) -> Admission:

@@ -41,9 +41,9 @@ async def test_pending_sequences_share_batch_and_equal_ones_run_once(
     assert await rewards(requests[2]) == [reward_of(s) for s in ((1, 1, 2), (2, 2), (1, 1, 2))]
     assert harness.replicas.batches == [[(99,)], [(1, 1, 1), (1, 1, 2), (2, 2)]]
     assert harness.replicas.backlogs == [0, 0]
-    report = harness.metrics.reports[1]
-    assert (report.num_sequences, report.num_tokens, report.num_computed_tokens) == (3, 8, 6)
-    assert len(report.queue_durations_s) == 5
+    result, queue_durations_s = harness.metrics.batches[1]
+    assert (len(result.rewards), result.num_computed_tokens) == (3, 6)
+    assert len(queue_durations_s) == 5
 
 
 @scenario

@@ -9,8 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from serve.telemetry.context import RequestContext, bind_request, unbind_request
-from serve.telemetry.logging import configure_logging
+from serve.telemetry.logging import CURRENT_REQUEST, RequestContext, configure_logging
 
 LOGGERS = ("serve", "rm_core", "uvicorn")
 
@@ -27,9 +26,9 @@ def _restore_loggers() -> Iterator[None]:
 
 @pytest.fixture
 def _in_request() -> Iterator[None]:
-    token = bind_request(RequestContext("step-7"))
+    token = CURRENT_REQUEST.set(RequestContext("step-7"))
     yield
-    unbind_request(token)
+    CURRENT_REQUEST.reset(token)
 
 
 FIELDS = {"route": "/v1/score", "status": 200, "total_s": 0.25, "model": 'a "b"\nc'}

@@ -9,15 +9,24 @@ import pytest
 from fakes import FakeBackend, conversation, ready, serving
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_text import STATE, Batch, Series, eventful, moved, parse, read, rewards_of, series
+from prometheus_text import (
+    STATE,
+    Series,
+    eventful,
+    moved,
+    parse,
+    read,
+    record_batch,
+    rewards_of,
+    series,
+)
 from waiting import until
 
 from rm_core import Reward, ScoreError
 from serve import __version__
 from serve.api.middleware.request_log import InFlightRequests
-from serve.telemetry.collectors import REWARD_BOUNDS
-from serve.telemetry.context import RequestContext
-from serve.telemetry.metrics import RETRY_REASONS, Metrics
+from serve.telemetry.logging import RequestContext
+from serve.telemetry.metrics import RETRY_REASONS, REWARD_BOUNDS, Metrics
 
 BODY = {"conversations": [conversation("4")]}
 
@@ -95,7 +104,7 @@ def test_record_results(metrics: Metrics) -> None:
 
 def test_record_batch(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.record_batch(Batch())
+    record_batch(metrics)
     after = read(metrics.snapshot())
     assert moved(before, after) == {
         series("skyreward_batches_total", model="m"): 1,
@@ -109,7 +118,7 @@ def test_record_batch(metrics: Metrics) -> None:
     assert after[series("skyreward_batch_fill_ratio_sum", model="m")] == 0.6
     assert after[series("skyreward_batch_conversations_sum", model="m")] == 3
     assert after[series("skyreward_inference_seconds_sum", model="m")] == 0.2
-    metrics.record_batch(Batch(queue_durations_s=(0.5,)))
+    record_batch(metrics, queue_durations_s=(0.5,))
     waits = read(metrics.snapshot())[series("skyreward_queue_duration_seconds_count", model="m")]
     assert waits == 3
 
@@ -185,7 +194,7 @@ def test_metric_names_help_texts_and_labels_follow_conventions() -> None:
         assert family.documentation[0].isupper() or family.documentation[0] == "1"
         assert family.documentation.endswith("."), family.name
         assert family.samples, family.name
-        labels = {name for sample in family.samples for name, _ in sample.labels}
+        labels = {name for sample in family.samples for name in sample.labels}
         known = {
             "model", "route", "status", "code", "outcome", "kind", "reason", "sign", "le",
             "version", "revision", "dtype",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+
+from prometheus_client.metrics_core import Metric
 from prometheus_text import eventful, read, series
 
-from serve.telemetry.aggregate import MetricFamily, Sample, merge_snapshots
-from serve.telemetry.context import RequestContext
+from serve.telemetry.aggregate import Snapshot, merge_snapshots
+from serve.telemetry.logging import RequestContext
 from serve.telemetry.metrics import Metrics
 
 REQUESTS = "skyreward_requests_total"
 
 
-def counted(num_requests: int) -> list[MetricFamily]:
+def counted(num_requests: int) -> Snapshot:
     metrics = Metrics()
     for _ in range(num_requests):
         metrics.record_request(RequestContext("r"), "/v1/score", 200, 0.1)
@@ -40,28 +43,37 @@ def test_merge_keeps_all_samples_in_one_family_each() -> None:
     merged = merge_snapshots({"a": snapshot, "b": snapshot})
     assert [family.name for family in merged] == [family.name for family in snapshot]
     for one, two in zip(snapshot, merged, strict=True):
-        assert (one.kind, one.documentation) == (two.kind, two.documentation)
+        assert (one.type, one.documentation) == (two.type, two.documentation)
         assert len(two.samples) == 2 * len(one.samples)
     assert len(read(merged)) == 2 * len(read(snapshot))
 
 
 def test_snapshots_of_two_versions_are_merged() -> None:
-    def family(name: str, kind: str = "gauge", text: str = "Old.") -> MetricFamily:
-        return MetricFamily(name, kind, text, (Sample(name, (), 1.0),))
+    def metric(name: str, kind: str = "gauge", text: str = "Old.") -> Metric:
+        metric = Metric(name, text, kind)
+        metric.add_sample(name, {}, 1.0)
+        return metric
 
-    old = [family("both"), family("old"), family("changed")]
-    new = [family("both", text="New."), family("new"), family("changed", kind="unknown")]
+    old = Snapshot([metric("both"), metric("old"), metric("changed")])
+    new = Snapshot([metric("both", text="New."), metric("new"), metric("changed", kind="unknown")])
     merged = {f.name: f for f in merge_snapshots({"a": old, "b": new})}
     assert list(merged) == ["both", "old", "changed", "new"]
     assert merged["both"].documentation == "Old."
     assert [sample.labels for sample in merged["both"].samples] == [
-        (("gateway", "a"),),
-        (("gateway", "b"),),
+        {"gateway": "a"},
+        {"gateway": "b"},
     ]
     # The text format does not allow a family of two kinds.
-    assert [sample.labels for sample in merged["changed"].samples] == [(("gateway", "a"),)]
+    assert [sample.labels for sample in merged["changed"].samples] == [{"gateway": "a"}]
 
 
 def test_merge_of_nothing_is_empty() -> None:
     assert merge_snapshots({}) == []
-    assert merge_snapshots({"a": []}) == []
+    assert merge_snapshots({"a": Snapshot()}) == []
+
+
+def test_snapshot_survives_the_way_between_processes() -> None:
+    snapshot = eventful().snapshot()
+    received = pickle.loads(pickle.dumps(snapshot))
+    assert read(received) == read(snapshot)
+    assert not [name for name, _ in read(received) if name.endswith("_created")]

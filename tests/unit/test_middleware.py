@@ -21,7 +21,7 @@ from serve.api.middleware.api_keys import OPEN_PATHS, KeyRing
 from serve.api.middleware.request_log import REQUEST_CONTEXT_KEY
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import RequestContext
+from serve.telemetry.logging import RequestContext
 
 RIGHT = {"Authorization": f"Bearer {KEY}"}
 WRONG = [

@@ -24,8 +24,7 @@ from serve.api.middleware.request_log import InFlightRequests, RequestLogMiddlew
 from serve.config.settings import Settings
 from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current_request
-from serve.telemetry.logging import TextFormatter
+from serve.telemetry.logging import TextFormatter, current_request
 from serve.telemetry.metrics import Metrics
 
 BODY = {"conversations": [conversation("4"), conversation("five"), []]}

@@ -46,7 +46,7 @@ from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
 from serve.scoring.served_model import ScoreResult
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current_request
+from serve.telemetry.logging import current_request
 
 FORM_TAG_PREFIX = "form:"
 """Prefix of the tags of a union's members; error messages omit tags, which are not in the body."""

@@ -28,7 +28,7 @@ from serve.api.compat.common import (
 )
 from serve.api.dependencies import ServiceDep
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current_request
+from serve.telemetry.logging import current_request
 
 router = create_router("SGLang")
 

@@ -49,7 +49,7 @@ from serve.api.error_responses import build_exception
 from serve.api.schemas import ModelName
 from serve.errors import BadRequestError, EmptyInputError
 from serve.scoring.service import ScoringService
-from serve.telemetry.context import current_request
+from serve.telemetry.logging import current_request
 
 router = create_router("vLLM")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rm_core import OverloadedError
 from serve.config.settings import Settings
 from serve.errors import TooManyRequestsError
-from serve.telemetry.context import ANONYMOUS
+from serve.telemetry.logging import ANONYMOUS
 
 
 @dataclass(slots=True)

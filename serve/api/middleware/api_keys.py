@@ -23,7 +23,7 @@ from serve.api.middleware.trusted_hosts import is_loopback
 from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
 from serve.errors import AuthenticationError
-from serve.telemetry.context import current_request
+from serve.telemetry.logging import current_request
 
 MIN_KEY_LENGTH = 8
 SAFE_KEY_LENGTH = 16

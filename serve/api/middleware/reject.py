@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from rm_core import RewardError
 from serve.api.error_responses import build_error_response
-from serve.telemetry.context import current_request
+from serve.telemetry.logging import current_request
 
 # The rest of the body is read up to these limits, so that its sender receives the response.
 _LINGER_BYTES = 256 * 2**20

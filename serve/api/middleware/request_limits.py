@@ -29,7 +29,7 @@ from serve.errors import (
     DeadlineExceededError,
     UnsupportedMediaTypeError,
 )
-from serve.telemetry.context import ANONYMOUS
+from serve.telemetry.logging import ANONYMOUS
 
 _UTF8 = {"utf-8", "utf8"}
 # The minimum rate of a body applies only after this time: connections start slowly.

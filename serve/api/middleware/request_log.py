@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.middleware.api_keys import OPEN_PATHS
-from serve.telemetry.context import RequestContext, bind_request, unbind_request
-from serve.telemetry.logging import accept_request_id
+from serve.telemetry.logging import CURRENT_REQUEST, RequestContext, accept_request_id
 from serve.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ class RequestLogMiddleware:
         context = RequestContext(accept_request_id(header.decode("latin-1") if header else None))
         exchange = Exchange(context, scope["method"], self._match_route(scope))
         scope[REQUEST_CONTEXT_KEY] = context
-        token = bind_request(context)
+        token = CURRENT_REQUEST.set(context)
         error: BaseException | None = None
         try:
             with self._in_flight if exchange.is_scoring_request else contextlib.nullcontext():
@@ -222,7 +221,7 @@ class RequestLogMiddleware:
         finally:
             exchange.finish(error)
             self._report(exchange, scope)
-            unbind_request(token)
+            CURRENT_REQUEST.reset(token)
 
     def _match_route(self, scope: Scope) -> str:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))

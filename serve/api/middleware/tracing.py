@@ -20,7 +20,7 @@ from opentelemetry.util.types import AttributeValue
 
 from serve import __version__
 from serve.api.middleware.request_log import Exchange
-from serve.telemetry.context import RequestContext
+from serve.telemetry.logging import RequestContext
 
 _PATH = "/v1/traces"
 # A collector that does not respond must not delay the shutdown of the service.

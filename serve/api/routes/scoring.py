@@ -35,8 +35,7 @@ from serve.api.schemas import (
 )
 from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.served_model import ScoreResult
-from serve.telemetry.context import current_request
-from serve.telemetry.logging import generate_id
+from serve.telemetry.logging import current_request, generate_id
 
 router = APIRouter(
     tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute

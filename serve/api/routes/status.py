@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily
 
 from rm_core import Fingerprint
 from serve import __version__
@@ -19,14 +20,8 @@ from serve.api.error_responses import RETRY_AFTER_S
 from serve.config.settings import Settings
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
-from serve.telemetry.aggregate import (
-    FamilyCollector,
-    MetricFamily,
-    Sample,
-    Snapshot,
-    merge_snapshots,
-)
-from serve.telemetry.metrics import PREFIX
+from serve.telemetry.aggregate import Snapshot, merge_snapshots
+from serve.telemetry.model_states import PREFIX
 
 router = APIRouter(tags=["status"])
 
@@ -94,20 +89,22 @@ async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) 
     """Return counters, histograms and gauges, in OpenMetrics format if `Accept` requests it."""
     gather: GatherSnapshots | None = request.app.state.gather
     if gather is None:
-        num_answered, families = 1, service.metrics.snapshot()
+        num_answered, snapshot = 1, service.metrics.snapshot()
     else:
         snapshots = await gather()
-        num_answered, families = len(snapshots), merge_snapshots(snapshots)
-    families += [
-        _gauge("gateways", "Number of configured gateways (num_gateways).", settings.num_gateways),
-        _gauge("gateways_up", "Gateways whose metrics are in this response.", num_answered),
+        num_answered, snapshot = len(snapshots), merge_snapshots(snapshots)
+    snapshot += [
+        GaugeMetricFamily(
+            f"{PREFIX}gateways",
+            "Number of configured gateways (num_gateways).",
+            settings.num_gateways,
+        ),
+        GaugeMetricFamily(
+            f"{PREFIX}gateways_up", "Gateways whose metrics are in this response.", num_answered
+        ),
     ]
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(FamilyCollector(families)), headers={"Content-Type": content_type})
-
-
-def _gauge(name: str, text: str, value: float) -> MetricFamily:
-    return MetricFamily(PREFIX + name, "gauge", text, (Sample(PREFIX + name, (), value),))
+    return Response(encode(snapshot), headers={"Content-Type": content_type})
 
 
 def _mask_settings(settings: Settings) -> dict[str, Any]:
