@@ -75,7 +75,7 @@ class ScorerReplica:
 
     async def describe(self) -> ModelInfo:
         """Return the effective settings; Serve calls this only after the model is warmed up."""
-        return self._worker.describe()
+        return await self._worker.describe()
 
     def check_health(self) -> None:
         """Return if the worker is healthy; called by Serve, which else replaces the replica."""

@@ -22,7 +22,7 @@ from serve.launch.address import format_ready_line
 from serve.scoring.service import ScoringService
 from serve.shutdown import GracefulShutdown
 from serve.telemetry.logging import configure_logging
-from serve.worker.backends import LocalBackend, load_scorer, pin_settings
+from serve.worker.backends import load_scorer, pin_settings
 from serve.worker.worker import Worker
 
 _MIN_OPEN_FILES = 65_536
@@ -42,7 +42,7 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
     for model in map(pin_settings, settings.models):
         notify(f"loading {model.alias} and warming it up")
         workers.append(Worker(load_scorer(model), model.stuck_after_s))
-        models.append((model, LocalBackend(workers[-1])))
+        models.append((model, workers[-1]))
     service = ScoringService(models, settings)
     app = create_app(service, settings)
     config = uvicorn.Config(

@@ -27,11 +27,17 @@ from rm_core import BatchResult, RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.batching import apportion, compute_tree_size, form_mixed_batch
-from serve.scheduler.pending import PendingPool, PendingSequence, RequestFlow
-from serve.scheduler.quarantine import MAX_CRASHES, CrashHistory, build_quarantine_error
+from serve.scheduler.pending import (
+    MAX_CRASHES,
+    CrashHistory,
+    PendingPool,
+    PendingSequence,
+    RequestFlow,
+    build_quarantine_error,
+)
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
-from serve.worker.watchdog import RateEstimator
+from serve.worker.worker import RateEstimator
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""Backends through which a gateway reaches a model's replicas: in this process, or on Ray Serve.
+"""Backends through which a gateway reaches a model's replicas, and the loading of a model.
 
-Both have the same methods and raise only errors of `rm_core.errors` and `serve.errors`.
+Without Ray, the backend is the `serve.worker.worker.Worker` in this process, on Ray Serve a
+`RayBackend`. Both raise only errors of `rm_core.errors` and `serve.errors`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from rm_core import BatchResult, ModelInfo, NotReadyError, RewardScorer, open_ch
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -80,32 +80,6 @@ class Backend(Protocol):
             RewardError: the only replica cannot score any more.
         """
         ...
-
-
-class LocalBackend:
-    """A model in this process."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.num_replicas = 1
-        self._worker = worker
-
-    async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
-        """See `Backend`."""
-        return await self._worker.run_batch(sequences)
-
-    def run_one_by_one(
-        self, sequences: Sequence[TokenIds], backlog_tokens: int
-    ) -> AsyncIterator[BatchResult | None]:
-        """See `Backend`."""
-        return self._worker.run_one_by_one(sequences)
-
-    async def describe(self) -> ModelInfo:
-        """See `Backend`."""
-        return self._worker.describe()
-
-    async def refresh(self) -> None:
-        """See `Backend`."""
-        self._worker.check_health()
 
 
 class RayBackend:

@@ -1,6 +1,7 @@
-"""A model on its device, the one thread that may use it, and their health checks.
+"""A model on its device, the one thread that may use it, its watchdog and its health checks.
 
-`Worker.run_batch` is called from an event loop and never blocks it. A batch is packed on a separate
+A worker is the `Backend` of a gateway in the same process. `Worker.run_batch` is called from an
+event loop and never blocks it. A batch is packed on a separate
 thread while the batch before it is on the device. `Worker.check_health` checks the thread and the
 device; on Ray, Serve calls it through `serve.deployments.replica.ScorerReplica`, and without Ray
 `/ready` reports its result. Nothing here depends on HTTP or Ray.
@@ -28,7 +29,6 @@ from rm_core import (
 )
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.worker.watchdog import BatchWatchdog
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,99 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POLL_INTERVAL_S = 5.0
+# A batch is stuck after so many times its expected duration, and after at least so many seconds.
+# Compiled layers wait for the compiler whenever a row has a new length.
+_STUCK_FACTOR = 20
+_MIN_STUCK_S = 120.0
+_MIN_STUCK_COMPILED_S = 900.0
 # Pause of `run_one_by_one`: by then, what it yielded has left the process.
 _DELIVERY_S = 0.005
 # Errors of a conversation that the device may have caused; the probe decides.
 _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
 
+class RateEstimator:
+    """Mean seconds a token of the batches so far, the latest ones weighing most.
+
+    Args:
+        decay: factor by which the weight of earlier batches decays with each new one.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._num_tokens = 0.0
+        self._seconds = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Record the tokens of a batch and its seconds on a device."""
+        self._num_tokens = self._decay * self._num_tokens + num_tokens
+        self._seconds = self._decay * self._seconds + seconds
+
+    def estimate_seconds(self, num_tokens: int) -> float | None:
+        """Estimate how long one device takes for so many tokens; None if nothing was observed."""
+        return num_tokens * self._seconds / self._num_tokens if self._num_tokens else None
+
+
+class BatchWatchdog:
+    """Tracks the running batch of a device.
+
+    Args:
+        is_compiled: whether the model's layers are compiled.
+        stuck_after_s: seconds after which a running batch is stuck; None: 20 times the duration
+            expected from the batches before it, at least 120 (900 if compiled).
+
+    Attributes:
+        stuck_after_s: see above; may be changed at any time.
+    """
+
+    def __init__(self, *, is_compiled: bool, stuck_after_s: float | None = None) -> None:
+        self.stuck_after_s = stuck_after_s
+        self._min_limit_s = _MIN_STUCK_COMPILED_S if is_compiled else _MIN_STUCK_S
+        self._running: tuple[float, int] | None = None  # start time, number of tokens
+        self._rate = RateEstimator(decay=0.9)
+
+    def begin(self, num_tokens: int) -> None:
+        """Record that a batch starts on the device; a batch before it is finished."""
+        self.finish()
+        self._running = (time.perf_counter(), num_tokens)
+
+    def finish(self) -> None:
+        """Record that the batch on the device is finished."""
+        if self._running is not None:
+            started_at, num_tokens = self._running
+            self.observe(num_tokens, time.perf_counter() - started_at)
+        self._running = None
+
+    def stop(self) -> None:
+        """Record that nothing is on the device, and discard the duration of an unfinished batch."""
+        self._running = None
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Record the duration of a batch."""
+        self._rate.observe(num_tokens, seconds)
+
+    def stall_reason(self) -> str | None:
+        """Describe a batch that has run for too long; None if there is none."""
+        if (running := self._running) is None:
+            return None
+        started_at, num_tokens = running
+        seconds, limit_s = time.perf_counter() - started_at, self._compute_limit_s(num_tokens)
+        if seconds <= limit_s:
+            return None
+        return (
+            f"a batch of {num_tokens} tokens has run for {seconds:.0f} s (limit: {limit_s:.0f} s)"
+        )
+
+    def _compute_limit_s(self, num_tokens: int) -> float:
+        if self.stuck_after_s is not None:
+            return self.stuck_after_s
+        return max(
+            self._min_limit_s, _STUCK_FACTOR * (self._rate.estimate_seconds(num_tokens) or 0.0)
+        )
+
+
 class Worker:
-    """Runs the batches of one model, one at a time, in order of arrival.
+    """Runs the batches of one model, one at a time, in order of arrival; see `Backend`.
 
     Args:
         scorer: loaded and warmed-up scorer; only the worker may use it from now on.
@@ -51,11 +136,14 @@ class Worker:
             `BatchWatchdog`.
 
     Attributes:
+        num_replicas: 1.
         watchdog: watchdog of the batches.
 
     Raises:
         ModelError: the model cannot score the warm-up conversation.
     """
+
+    num_replicas = 1
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
         self.watchdog = BatchWatchdog(
@@ -75,11 +163,14 @@ class Worker:
         self._expected_reward = probe.reward
         self.watchdog.observe(probe.num_tokens, time.perf_counter() - started)
 
-    async def run_batch(self, sequences: Sequence[TokenIds]) -> BatchResult:
+    async def run_batch(
+        self, sequences: Sequence[TokenIds], backlog_tokens: int = 0
+    ) -> BatchResult:
         """Score a batch; a call that is cancelled before its turn never reaches the device.
 
         Args:
             sequences: token ids, none empty, at most about a batch of them.
+            backlog_tokens: not used here.
 
         Raises:
             ReplicaBusyError: the batch was not tried; another replica can score it.
@@ -96,12 +187,13 @@ class Worker:
                 self._is_idle.set()
 
     async def run_one_by_one(
-        self, sequences: Sequence[TokenIds]
+        self, sequences: Sequence[TokenIds], backlog_tokens: int = 0
     ) -> AsyncIterator[BatchResult | None]:
         """Score sequences one after another, with nothing else on the device.
 
         Args:
             sequences: token ids, none empty.
+            backlog_tokens: not used here.
 
         Yields:
             None before the first sequence; then each result as soon as it is there. If this process
@@ -135,14 +227,23 @@ class Worker:
         finally:
             future.cancel()
 
-    def describe(self) -> ModelInfo:
-        """Return the effective settings of the loaded model.
+    @property
+    def info(self) -> ModelInfo:
+        """Effective settings of the loaded model."""
+        return self._scorer.describe()
+
+    async def describe(self) -> ModelInfo:
+        """Return `info`.
 
         Raises:
             ReplicaLostError: see `check_health`.
         """
         self.check_health()
-        return self._scorer.describe()
+        return self.info
+
+    async def refresh(self) -> None:
+        """See `check_health`."""
+        self.check_health()
 
     def check_health(self) -> None:
         """Return if the worker is healthy.

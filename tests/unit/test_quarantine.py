@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.scheduler.quarantine import CrashHistory
+from serve.scheduler.pending import CrashHistory
 
 
 def test_crashes_count_distinct_replicas_and_expire() -> None:

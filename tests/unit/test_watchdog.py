@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.worker.watchdog import BatchWatchdog
+from serve.worker.worker import BatchWatchdog
 
 
 class FakeClock:
@@ -12,7 +12,7 @@ class FakeClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("serve.worker.worker.time.perf_counter", lambda: self.now)
 
 
 def measure_limit(watchdog: BatchWatchdog, clock: FakeClock, num_tokens: int) -> float:

@@ -20,8 +20,7 @@ from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree, TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.worker.watchdog import BatchWatchdog
-from serve.worker.worker import Worker
+from serve.worker.worker import BatchWatchdog, Worker
 
 ScorerOf = Callable[..., RewardScorer]
 MakeWorker = Callable[..., Worker]
@@ -84,7 +83,7 @@ def test_worker_results_are_plain_data_and_equal_scorer(
     assert result.inference_s > 0
     assert result.fingerprint == scorer.fingerprint
     assert pickle.loads(pickle.dumps(result)) == result
-    assert worker.describe() == scorer.describe()
+    assert asyncio.run(worker.describe()) == scorer.describe()
 
 
 def test_next_batch_is_packed_while_device_is_busy(
@@ -176,7 +175,7 @@ def test_stuck_batch_fails_waiting_calls_and_health_check(
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serve.worker.worker._POLL_INTERVAL_S", 0.05)
-    monkeypatch.setattr("serve.worker.watchdog.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("serve.worker.worker.time.perf_counter", lambda: clock.now)
     worker = make_worker(scorer, 60.0)
     gate = Gate(forward)
 
@@ -196,7 +195,7 @@ def test_stuck_batch_fails_waiting_calls_and_health_check(
         with pytest.raises(ReplicaLostError, match=r"a batch of \d+ tokens has run for 61 s"):
             worker.check_health()
         with pytest.raises(ReplicaLostError):
-            worker.describe()
+            await worker.describe()
         gate.open.set()
         await asyncio.to_thread(worker._device_thread.submit(int).result)
         worker.check_health()  # the batch was only slow

@@ -138,7 +138,7 @@ class JobScorerReplica(ScorerReplica):
             )
         self._remove_if_orphaned()
         super().__init__(settings, "WARNING", "text")
-        info = self._worker.describe()
+        info = self._worker.info
         for name, expected in context.model.items():
             if (found := getattr(info, name)) != expected:
                 raise ModelLoadError(

@@ -135,7 +135,7 @@ def test_service_pins_date_once(dated_checkpoint: Path, set_today: Callable[[str
     assert pin_settings(settings) == settings  # replicas and gateways receive pinned settings
     scorer = RewardScorer.load(settings.to_model_config())
     assert scorer.fingerprint.template_date == FIRST
-    assert Worker(scorer).describe().template_date == FIRST
+    assert Worker(scorer).info.template_date == FIRST
     chosen = pin_settings(
         ModelSettings(name=str(dated_checkpoint), alias="rm", template_date="2024-07-26")
     )
