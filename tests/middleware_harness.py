@@ -21,9 +21,9 @@ from starlette.types import ASGIApp
 from waiting import PATIENCE_S, MovableLoop, settle, until
 
 from serve.api.middleware import stack
-from serve.api.middleware.admission import Admission
-from serve.api.middleware.api_keys import KeyRing
+from serve.api.middleware.access import KeyRing
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
+from serve.api.middleware.request_limits import Admission
 from serve.config.settings import Settings
 from serve.telemetry.metrics import Metrics
 

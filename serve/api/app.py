@@ -36,7 +36,7 @@ from serve.api.error_responses import (
     truncate_for_message,
 )
 from serve.api.middleware import stack
-from serve.api.middleware.api_keys import KeyRing
+from serve.api.middleware.access import KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
 from serve.api.routes import pages, scoring, status
 from serve.config.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serve.api.error_responses import ERROR_SPECS
-from serve.api.middleware.api_keys import OPEN_PATHS
+from serve.api.middleware.access import OPEN_PATHS
 from serve.api.schemas import ErrorResponse
 from serve.errors import AuthenticationError
 

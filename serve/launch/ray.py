@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve.api.middleware.api_keys import KeyRing, build_key_warnings
+from serve.api.middleware.access import KeyRing, build_key_warnings
 from serve.config.settings import Settings
 from serve.deployments.cluster import (
     build_local_cluster_options,

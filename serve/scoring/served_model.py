@@ -32,8 +32,7 @@ from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
-from serve.scoring.limits import RequestOptions
-from serve.scoring.tokenization import EncoderThread, RequestTokenizer
+from serve.scoring.tokenization import EncoderThread, RequestOptions, RequestTokenizer
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.model_states import ModelState
 from serve.worker.backends import Backend

@@ -14,8 +14,8 @@ from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.errors import BadRequestError, UnknownModelError
-from serve.scoring.limits import RequestOptions, check_num_conversations
 from serve.scoring.served_model import ScoreResult, ServedModel
+from serve.scoring.tokenization import RequestOptions, check_num_conversations
 from serve.telemetry.logging import RequestContext
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend

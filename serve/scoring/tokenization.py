@@ -1,7 +1,7 @@
-"""Renders and tokenizes the conversations of requests, in slices, on one thread for each model.
+"""Renders and tokenizes the conversations of requests, within their limits, in slices.
 
-Only one thread may use the tokenizer, so requests take turns, a slice at a time, in the order of
-`serve.scheduler.fair_queue`. The thread is a daemon: a call that never returns must neither keep
+Only one thread may use the tokenizer, so requests take turns on it, a slice at a time, in the order
+of `serve.scheduler.fair_queue`. The thread is a daemon: a call that never returns must neither keep
 the process from ending nor requests from being answered.
 """
 
@@ -14,18 +14,26 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any, TypeVar
 
-from rm_core import ChatEncoder, Encoded, NotReadyError, ScoreError, SharedPrefix
-from serve.scheduler.fair_queue import FairQueue, Flow
-from serve.scoring.limits import (
-    RequestOptions,
-    check_num_messages,
-    check_num_tokens,
-    estimate_sizes,
+from rm_core import (
+    ChatEncoder,
+    Encoded,
+    InvalidConversationError,
+    NotReadyError,
+    PrerenderedText,
+    PrerenderedTokens,
+    ScoreError,
+    SharedPrefix,
+    Truncation,
+    get_messages,
 )
+from serve.errors import BadRequestError, RequestTooLargeError
+from serve.scheduler.fair_queue import FairQueue, Flow
+from serve.telemetry.logging import ANONYMOUS
 
 T = TypeVar("T")
 
@@ -36,6 +44,70 @@ STUCK_AFTER_S = 120.0
 # the first slice at once, and requests take turns between slices, after some 20 ms.
 _MAX_SLICE_CONVERSATIONS = 64
 _MAX_SLICE_CHARACTERS = 50_000
+# Approximate number of characters that a template writes around a message.
+_CHARACTERS_PER_MESSAGE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a request asks for, and its limits.
+
+    Attributes:
+        client: client whose fair share the request counts toward.
+        priority: of the client's requests, those with a lower value go first.
+        truncation: what to do with conversations that are too long.
+        max_length: maximum number of tokens in a conversation, if less than the model's limit.
+        max_messages: see the setting.
+        max_queued_tokens: see the setting.
+        max_request_characters: maximum of all conversations together; a prompt counts for each of
+            its answers.
+        max_request_tokens: maximum of all conversations together.
+    """
+
+    client: str = ANONYMOUS
+    priority: int = 0
+    truncation: Truncation = "error"
+    max_length: int | None = None
+    max_messages: int = 1_000
+    max_queued_tokens: int = 2_000_000
+    max_request_characters: int = 268_435_456
+    max_request_tokens: int = 100_000_000
+
+
+def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
+    """Refuse a request with too many conversations.
+
+    Args:
+        number: number of conversations; a pair is two.
+        limit: setting `max_conversations`.
+        noun: name of the items in the error message.
+
+    Raises:
+        BadRequestError: there are more conversations than the limit.
+    """
+    if number > limit:
+        raise BadRequestError(
+            f"the request has {number:,} {noun} and the limit is {limit:,}; split it into "
+            "several requests, or raise the service's setting `max_conversations`"
+        )
+
+
+def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
+    """Return the error of a conversation that has too many messages, or None.
+
+    Args:
+        conversation: conversation as it was sent, of any shape, also with `tools`.
+        limit: setting `max_messages`.
+    """
+    messages = get_messages(conversation)
+    if not isinstance(messages, list | tuple) or len(messages) <= limit:
+        return None
+    return ScoreError.from_exception(
+        InvalidConversationError(
+            f"the conversation has {len(messages):,} messages and the limit is {limit:,}; "
+            "drop the oldest ones, or raise the service's setting `max_messages`"
+        )
+    )
 
 
 class RequestTokenizer:
@@ -76,28 +148,24 @@ class RequestTokenizer:
         sizes = estimate_sizes(conversations, options.max_request_characters)
         self._slices = split_into_slices(conversations, sizes)
         self._shared = SharedPrefix()
-        self._num_tokens = self._num_done = 0
 
-    def __aiter__(self) -> RequestTokenizer:
-        return self
-
-    async def __anext__(self) -> list[Encoded | ScoreError]:
+    async def __aiter__(self) -> AsyncIterator[list[Encoded | ScoreError]]:
+        limit = self._options.max_request_tokens
+        num_done = num_tokens = 0
         for conversations, size in self._slices:
             started = time.perf_counter()
-            encoded = await self._thread.run(
-                self._flow, size, functools.partial(self._encode, conversations)
-            )
+            work = functools.partial(self._encode, conversations)
+            encoded = await self._thread.run(self._flow, size, work)
             self.seconds += time.perf_counter() - started
-            self._num_done += len(conversations)
-            self._num_tokens += sum(e.num_tokens for e in encoded if isinstance(e, Encoded))
-            check_num_tokens(
-                self._num_tokens,
-                self._options.max_request_tokens,
-                self._num_done,
-                self._num_conversations,
-            )
-            return encoded
-        raise StopAsyncIteration
+            num_done += len(conversations)
+            num_tokens += sum(e.num_tokens for e in encoded if isinstance(e, Encoded))
+            if num_tokens > limit:
+                raise RequestTooLargeError(
+                    f"the first {num_done:,} of the request's {self._num_conversations:,} "
+                    f"conversations have {num_tokens:,} tokens and the limit is {limit:,}; split "
+                    "it into several requests"
+                )
+            yield encoded
 
     def _encode(
         self, conversations: Sequence[object], check_cancelled: Callable[[], None]
@@ -116,6 +184,79 @@ class RequestTokenizer:
             )
         )
         return [next(encoded) if error is None else error for error in errors]
+
+
+def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
+    """Estimate the characters (or token ids) of each conversation, shared ones counted each time.
+
+    Args:
+        conversations: conversations of a request.
+        limit: maximum number of characters.
+
+    Raises:
+        RequestTooLargeError: the conversations have more characters together than the limit.
+    """
+    sizes: list[int] = []
+    total = 0
+    tools_sizes: dict[int, int] = {}
+    previous: Sequence[object] = ()
+    prompt_size = 0
+    for conversation in conversations:
+        if isinstance(conversation, PrerenderedText):
+            size = len(conversation.text)
+        elif isinstance(conversation, PrerenderedTokens):
+            # A token id is checked and decoded as fast as a character.
+            size = len(conversation.input_ids)
+        else:
+            messages = get_messages(conversation)
+            messages = messages if isinstance(messages, list | tuple) else ()
+            # Answers to one prompt: the prompt's messages are the same objects each time.
+            if len(messages) != len(previous) or any(map(is_not, messages[:-1], previous[:-1])):
+                prompt_size = _estimate_message_sizes(messages[:-1])
+            previous = messages
+            size = prompt_size + _estimate_message_sizes(messages[-1:])
+            if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
+                # Tools are rendered for each conversation, but all of a request may have one list.
+                if id(tools) not in tools_sizes:
+                    tools_sizes[id(tools)] = _count_characters(tools)
+                size += tools_sizes[id(tools)]
+        sizes.append(size)
+        total += size
+        if total > limit:
+            raise RequestTooLargeError(
+                f"the request's {len(conversations):,} conversations have more than {limit:,} "
+                "characters together, a prompt counted for each of its answers; split it into "
+                "several requests"
+            )
+    return sizes
+
+
+def _estimate_message_sizes(messages: Sequence[object]) -> int:
+    """Estimate the characters of messages; those of another shape are refused quickly."""
+    size = _CHARACTERS_PER_MESSAGE * len(messages)
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content")
+            # Otherwise there are content parts, or keys that the template may render too.
+            if isinstance(content, str) and len(message) <= 2:
+                size += len(content)
+            else:
+                size += _count_characters(message)
+    return size
+
+
+def _count_characters(value: object) -> int:
+    """Count the characters of all strings in a value, including keys."""
+    size, stack = 0, [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            size += len(node)
+        elif isinstance(node, Mapping):
+            stack += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple):
+            stack += node
+    return size
 
 
 def split_into_slices(

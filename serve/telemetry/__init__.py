@@ -1,1 +1,1 @@
-"""Metrics, logging and the context of a request."""
+"""Metrics, log lines and the record of a request."""

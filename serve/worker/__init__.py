@@ -1,1 +1,1 @@
-"""A model on its device, its thread and watchdog, and the backends that gateways call."""
+"""A model on its device with its thread and watchdog, and how gateways reach it on Ray Serve."""

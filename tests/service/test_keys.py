@@ -49,7 +49,7 @@ def test_only_digests_are_sent_to_gateway() -> None:
         import sys
         from ray import cloudpickle
         from serve.app import build
-        from serve.api.middleware.api_keys import KeyRing
+        from serve.api.middleware.access import KeyRing
         from serve.config.settings import Settings
         settings = Settings.load(api_keys=sys.argv[1:])
         sent = cloudpickle.dumps(build(settings))

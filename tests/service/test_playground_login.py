@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 
 from rm_core import OverloadedError
 from serve.api.app import create_app
-from serve.api.middleware.api_keys import KeyRing
+from serve.api.middleware.access import KeyRing
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 

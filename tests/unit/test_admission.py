@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from starlette.datastructures import State
 
 from rm_core import OverloadedError
-from serve.api.middleware.admission import Admission
+from serve.api.middleware.request_limits import Admission
 from serve.config.settings import Settings
 from serve.errors import TooManyRequestsError
 from serve.telemetry.logging import ANONYMOUS
@@ -13,7 +14,7 @@ from serve.telemetry.logging import ANONYMOUS
 
 def limited(**limits: int) -> Admission:
     settings = Settings.load(**{"max_body_bytes": 1, **limits})
-    return Admission(lambda: settings)
+    return Admission(State({"settings": settings}))
 
 
 def test_client_limit_applies_before_global_limit() -> None:

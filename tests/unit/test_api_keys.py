@@ -13,7 +13,7 @@ from middleware_harness import KEY, OTHER_KEY
 
 from rm_core import ModelLoadError
 from serve.api.app import create_app
-from serve.api.middleware.api_keys import KeyRing, build_key_warnings
+from serve.api.middleware.access import KeyRing, build_key_warnings
 from serve.config.settings import Settings, read_settings_file
 from serve.launch import ray
 from serve.scoring.service import ScoringService

@@ -17,8 +17,8 @@ from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import RequestTooLargeError
 from serve.scheduler.batching import compute_tree_size
-from serve.scoring.limits import RequestOptions
 from serve.scoring.served_model import ScoreResult, ServedModel
+from serve.scoring.tokenization import RequestOptions
 
 CONVERSATIONS = [conversation("4"), conversation("five")]
 

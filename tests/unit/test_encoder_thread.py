@@ -19,10 +19,15 @@ from rm_core import NotReadyError, Reward
 from serve.api.app import create_app
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
-from serve.scoring.limits import RequestOptions
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
-from serve.scoring.tokenization import STUCK_AFTER_S, AbandonedError, EncoderTask, EncoderThread
+from serve.scoring.tokenization import (
+    STUCK_AFTER_S,
+    AbandonedError,
+    EncoderTask,
+    EncoderThread,
+    RequestOptions,
+)
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import until
 
-from serve.api import json_route
-from serve.api.json_route import MAX_FIELDS, check_fields, check_values, parse_json
+from serve.api import routing
+from serve.api.routing import MAX_FIELDS, check_fields, check_values, parse_json
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 
@@ -131,7 +131,7 @@ def test_too_many_values_are_rejected_before_parsing(
     def fail(body: bytes, *, yield_gil: bool) -> Any:
         raise AssertionError("the body was parsed")
 
-    monkeypatch.setattr(json_route, "parse_json", fail)
+    monkeypatch.setattr(routing, "parse_json", fail)
     body, expected = MANY[name]
     answer = client.post("/v1/score", content=body, headers=HEADERS)
     assert answer.status_code == 400
@@ -211,8 +211,8 @@ def count_values(value: Any) -> tuple[int, int, int, int]:
 def test_byte_counts_equal_parsed_value_counts(value: Any, ascii_only: bool, size: int) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_route, "_BLOCK_BYTES", size)
-        counts = json_route._count_bytes_outside_strings(body)
+        patch.setattr(routing, "_BLOCK_BYTES", size)
+        counts = routing._count_bytes_outside_strings(body)
     assert tuple(counts[ord(c)] for c in '[{:"') == count_values(value)
 
 

@@ -11,8 +11,8 @@ from rm_core import InvalidConversationError
 from serve.api.app import create_app
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
-from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.service import ScoringService
+from serve.scoring.tokenization import check_num_conversations, check_num_messages
 
 
 def test_too_many_conversations_are_rejected() -> None:

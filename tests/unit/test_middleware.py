@@ -17,7 +17,7 @@ from waiting import until
 
 from serve.api.app import create_app
 from serve.api.compat.errors import ERROR_FORMATS, format_sglang_error, format_vllm_error
-from serve.api.middleware.api_keys import OPEN_PATHS, KeyRing
+from serve.api.middleware.access import OPEN_PATHS, KeyRing
 from serve.api.middleware.request_log import REQUEST_CONTEXT_KEY
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService

@@ -14,9 +14,8 @@ from fakes import INFO, FakeBackend, conversation
 from rm_core import BatchResult, NotReadyError, PrerenderedText, PrerenderedTokens, Reward
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaLostError, RequestTooLargeError
-from serve.scoring.limits import RequestOptions, estimate_sizes
 from serve.scoring.served_model import ScoreResult, ServedModel
-from serve.scoring.tokenization import split_into_slices
+from serve.scoring.tokenization import RequestOptions, estimate_sizes, split_into_slices
 
 OTHER = replace(INFO, revision="other")
 CONVERSATIONS = [conversation("4"), conversation("five")]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from waiting import until
 
 from rm_core.strict_json import MAX_DEPTH
-from serve.api.json_route import parse_json
+from serve.api.routing import parse_json
 from serve.errors import BadRequestError
 
 ROUTES = ("/v1/score", "/v1/compare", "/v1/rank", "/v1/render")

@@ -22,7 +22,7 @@ from middleware_harness import (
 )
 from waiting import advance, settle, until
 
-from serve.api.middleware.response_timeout import MIN_PROGRESS_BYTES
+from serve.api.middleware.connections import MIN_PROGRESS_BYTES
 
 JSON_TYPE = {"Content-Type": "application/json"}
 CHUNKED = (

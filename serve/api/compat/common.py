@@ -41,7 +41,7 @@ from serve.api.error_responses import (
     build_exception,
     truncate_for_message,
 )
-from serve.api.json_route import JsonRoute
+from serve.api.routing import JsonRoute
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
 from serve.scoring.served_model import ScoreResult

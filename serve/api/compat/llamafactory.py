@@ -17,8 +17,8 @@ from serve.api.compat.common import (
     create_router,
     resolve_model_name,
 )
-from serve.api.dependencies import ServiceDep
 from serve.api.error_responses import truncate_for_message
+from serve.api.routing import ServiceDep
 from serve.errors import EmptyInputError
 from serve.telemetry.logging import generate_id
 

@@ -24,8 +24,8 @@ from serve.api.compat.common import (
     compute_rewards,
     create_router,
 )
-from serve.api.dependencies import ServiceDep, SettingsDep
 from serve.api.error_responses import build_exception
+from serve.api.routing import ServiceDep, SettingsDep
 from serve.config.settings import Settings
 from serve.errors import EmptyInputError
 

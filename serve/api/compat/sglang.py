@@ -26,7 +26,7 @@ from serve.api.compat.common import (
     parse_inputs,
     resolve_model_name,
 )
-from serve.api.dependencies import ServiceDep
+from serve.api.routing import ServiceDep
 from serve.scoring.service import ScoringService
 from serve.telemetry.logging import current_request
 

@@ -17,10 +17,9 @@ from pydantic import ConfigDict, Discriminator, Tag
 from serve.api import error_responses
 from serve.api.compat import errors, sglang, tei, vllm
 from serve.api.compat.common import EXAMPLE_CHAT, FORM_TAG_PREFIX, ModelInQuery
-from serve.api.dependencies import ServiceDep
 from serve.api.error_responses import ErrorFormat, build_compat_error_docs
-from serve.api.json_route import JsonRoute
 from serve.api.routes import scoring
+from serve.api.routing import JsonRoute, ServiceDep
 from serve.api.schemas import ErrorResponse, ScoreRequest, ScoreResponse
 
 _SGLANG, _NATIVE, _PAIRS, _DOCUMENTS, _TEI = (

@@ -22,7 +22,7 @@ from serve.api.compat.common import (
     compute_rewards,
     create_router,
 )
-from serve.api.dependencies import ServiceDep, SettingsDep
+from serve.api.routing import ServiceDep, SettingsDep
 from serve.config.settings import PolicyTemplate
 
 router = create_router("slime")

@@ -20,7 +20,7 @@ from serve.api.compat.common import (
     compute_rewards,
     create_router,
 )
-from serve.api.dependencies import ServiceDep
+from serve.api.routing import ServiceDep
 from serve.errors import EmptyInputError
 from serve.scoring.service import ScoringService
 

@@ -44,8 +44,8 @@ from serve.api.compat.common import (
     parse_inputs,
     to_header_value,
 )
-from serve.api.dependencies import ServiceDep
 from serve.api.error_responses import build_exception
+from serve.api.routing import ServiceDep
 from serve.api.schemas import ModelName
 from serve.errors import BadRequestError, EmptyInputError
 from serve.scoring.service import ScoringService

@@ -13,8 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from serve.api.middleware.connections import BoundedConnection
-from serve.api.middleware.response_timeout import TRANSPORT_KEY
+from serve.api.middleware.connections import TRANSPORT_KEY, BoundedConnection
 from serve.telemetry.logging import accept_request_id
 
 _ID = b"x-request-id"

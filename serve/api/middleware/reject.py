@@ -57,18 +57,13 @@ async def send_rejection(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def has_body(headers: Headers) -> bool:
-    """Return whether the headers announce a body."""
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-
-
 def _can_keep_alive(headers: Headers, max_bytes: int) -> bool:
     """Return whether the request has no body, or a body of a known length up to `max_bytes`."""
+    if "transfer-encoding" in headers:
+        return False
     length = headers.get("content-length", "0")
-    is_known = "transfer-encoding" not in headers and "expect" not in headers
-    return not has_body(headers) or (
-        is_known and length.isdigit() and int(length[:18]) <= max_bytes
-    )
+    is_sent = "expect" not in headers  # otherwise the client may wait before it sends the body
+    return length == "0" or (is_sent and length.isdigit() and int(length[:18]) <= max_bytes)
 
 
 async def _drop_rest(receive: Receive) -> None:

@@ -2,34 +2,38 @@
 
 A request is rejected as early as possible: by its headers before its body is read, and before any
 of the body is parsed.
+
+Clients share the buffer for bodies. A client may use as many bytes as remain free for all others
+after that: one client alone may use half of the buffer, two clients a third each, and so on. No
+number of stalled bodies of one client can lock another client out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message as EmailMessage
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rm_core import RewardError
+from rm_core import OverloadedError, RewardError
 from serve.api.error_responses import truncate_for_message
-from serve.api.middleware.admission import Admission
-from serve.api.middleware.api_keys import CLIENT_KEY
 from serve.api.middleware.ray_proxy import HIDDEN_TIMEOUT_HEADER, TIMEOUT_HEADER
-from serve.api.middleware.reject import has_body, send_rejection
+from serve.api.middleware.reject import send_rejection
 from serve.config.settings import Settings
 from serve.errors import (
     BadRequestError,
     BodyTimeoutError,
     BodyTooLargeError,
     DeadlineExceededError,
+    TooManyRequestsError,
     UnsupportedMediaTypeError,
 )
-from serve.telemetry.logging import ANONYMOUS
+from serve.telemetry.logging import ANONYMOUS, current_request
 
 _UTF8 = {"utf-8", "utf8"}
 # The minimum rate of a body applies only after this time: connections start slowly.
@@ -71,22 +75,19 @@ class RequestLimitsMiddleware:
             await self._app(scope, receive, send)
             return
         headers, settings = Headers(scope=scope), scope["app"].state.settings
-        client = scope.get(CLIENT_KEY, ANONYMOUS)
+        client = current_request().client
         is_read = False
         with self._admission.create_slot(client) as slot:
             try:
                 deadline = Deadline.from_headers(headers, settings)
-                check_headers(headers, settings.max_body_bytes)
+                _check_headers(headers, settings.max_body_bytes)
                 slot.start_receiving()
                 # Before reading the body: under overload, rejecting a request must be cheap.
                 self._check_capacity(client)
-                body = await read_body(receive, slot.add_body_bytes, settings, deadline)
+                body = await _read_body(receive, slot, settings, deadline)
                 is_read = True
                 slot.start_running()  # only now: a slow body must not use the slot of a request
-                streams = (receive, send)
-                await run_with_deadline(
-                    self._app, scope, body, streams, deadline, slot.add_response_bytes
-                )
+                await self._run(scope, receive, send, body, deadline, slot)
             except ClientDisconnectedError:  # `RequestLogMiddleware` records it
                 pass
             except RewardError as error:
@@ -97,6 +98,63 @@ class RequestLimitsMiddleware:
                 elif isinstance(error, BodyTimeoutError):
                     close = True
                 await send_rejection(error, scope, receive, send, close=close)
+
+    async def _run(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes,
+        deadline: Deadline,
+        slot: AdmissionSlot,
+    ) -> None:
+        """Run the application on a body; cancel it at the deadline or when the client disconnects.
+
+        Once the application starts its response, it is not cancelled any more: a response that has
+        begun is never broken off.
+
+        Raises:
+            DeadlineExceededError: the application was cancelled at the deadline.
+            ClientDisconnectedError: the application was cancelled because the client disconnected.
+        """
+        is_disconnected = asyncio.Event()
+        unread_bodies = [body]
+        timeout = asyncio.timeout_at(deadline.at)
+
+        async def replay_body() -> Message:
+            if unread_bodies:
+                return {"type": "http.request", "body": unread_bodies.pop(), "more_body": False}
+            await is_disconnected.wait()
+            return {"type": "http.disconnect"}
+
+        async def send_and_reserve(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if not timeout.expired():
+                    timeout.reschedule(None)
+            elif body := message.get("body"):
+                slot.add_response_bytes(len(body))
+            await send(message)
+
+        async def watch_connection() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            is_disconnected.set()
+            if timeout.when() is not None and not timeout.expired():
+                timeout.reschedule(0)
+
+        watcher = asyncio.create_task(watch_connection())
+        try:
+            async with timeout:
+                await self._app(scope, replay_body, send_and_reserve)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            if is_disconnected.is_set():
+                raise ClientDisconnectedError from None
+            raise deadline.build_error() from None
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +208,14 @@ def _parse_seconds(value: str) -> float:
     return seconds
 
 
-def check_headers(headers: Headers, max_bytes: int) -> None:
-    """Reject a body by its headers, before reading it.
+def _check_headers(headers: Headers, max_bytes: int) -> None:
+    """Reject a body by its headers, before reading it: by type, encoding or length.
 
     Raises:
-        UnsupportedMediaTypeError: the body is not plain JSON in UTF-8.
-        BodyTooLargeError: Content-Length exceeds `max_bytes`.
-        BadRequestError: Content-Length is not a number.
+        InputError: the body is not plain JSON in UTF-8, or has more than `max_bytes`.
     """
-    if not has_body(headers):
+    length = headers.get("content-length", "0")
+    if length == "0" and "transfer-encoding" not in headers:  # no body
         return
     _check_content_type(headers.get("content-type"))
     encoding = headers.get("content-encoding", "identity").strip().lower()
@@ -167,7 +224,6 @@ def check_headers(headers: Headers, max_bytes: int) -> None:
             f"the body is encoded as {truncate_for_message(encoding)!r}; send it unencoded, "
             "without Content-Encoding"
         )
-    length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
         raise BadRequestError(
             f"Content-Length is {truncate_for_message(length)!r}; it must be a number of bytes"
@@ -177,16 +233,10 @@ def check_headers(headers: Headers, max_bytes: int) -> None:
         raise _build_too_large_error(max_bytes)
 
 
-async def read_body(
-    receive: Receive, reserve_bytes: Callable[[int], None], settings: Settings, deadline: Deadline
+async def _read_body(
+    receive: Receive, slot: AdmissionSlot, settings: Settings, deadline: Deadline
 ) -> bytes:
-    """Read a whole body.
-
-    Args:
-        receive: `receive` of the request.
-        reserve_bytes: called with the size of each chunk before the chunk is kept; may raise.
-        settings: limits of the body: its size, the seconds in which it has to arrive, its rate.
-        deadline: deadline of the request.
+    """Read a whole body; the slot has to accept each chunk before the chunk is kept.
 
     Raises:
         BodyTooLargeError: the body is longer than `max_body_bytes`.
@@ -208,7 +258,7 @@ async def read_body(
                 chunk = message.get("body", b"")
                 if len(body) + len(chunk) > settings.max_body_bytes:
                     raise _build_too_large_error(settings.max_body_bytes)
-                reserve_bytes(len(chunk))
+                slot.add_body_bytes(len(chunk))
                 body += chunk
                 if not message.get("more_body", False):
                     return bytes(body)
@@ -253,67 +303,157 @@ def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def run_with_deadline(
-    app: ASGIApp,
-    scope: Scope,
-    body: bytes,
-    streams: tuple[Receive, Send],
-    deadline: Deadline,
-    reserve_bytes: Callable[[int], None],
-) -> None:
-    """Run an application on a body, and cancel it at the deadline or when the client disconnects.
+@dataclass(slots=True)
+class _Usage:
+    """Resources that requests use.
 
-    Once the application starts its response, it is not cancelled any more: a response that has
-    begun is never broken off.
+    Attributes:
+        num_receiving: number of requests whose bodies are being read.
+        num_running: number of requests that are being processed.
+        body_bytes: bytes of buffered bodies.
+        response_bytes: bytes of responses that the clients have not read yet.
+    """
+
+    num_receiving: int = 0
+    num_running: int = 0
+    body_bytes: int = 0
+    response_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.body_bytes + self.response_bytes
+
+    def add(
+        self,
+        num_receiving: int = 0,
+        num_running: int = 0,
+        body_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        self.num_receiving += num_receiving
+        self.num_running += num_running
+        self.body_bytes += body_bytes
+        self.response_bytes += response_bytes
+
+
+class Admission:
+    """The resources that all requests of a process use. Not thread-safe: for one event loop.
 
     Args:
-        app: the application.
-        scope: scope of the request.
-        body: the whole body.
-        streams: `receive` and `send` of the server.
-        deadline: deadline of the request.
-        reserve_bytes: called with the size of each chunk of the response before it is sent.
-
-    Raises:
-        DeadlineExceededError: the application was cancelled at the deadline.
-        ClientDisconnectedError: the application was cancelled because the client disconnected.
+        state: state of the application, whose current settings have the limits.
     """
-    receive, send = streams
-    is_disconnected = asyncio.Event()
-    unread_bodies = [body]
-    timeout = asyncio.timeout_at(deadline.at)
 
-    async def replay_body() -> Message:
-        if unread_bodies:
-            return {"type": "http.request", "body": unread_bodies.pop(), "more_body": False}
-        await is_disconnected.wait()
-        return {"type": "http.disconnect"}
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._all = _Usage()
+        self._by_client: defaultdict[str, _Usage] = defaultdict(_Usage)
 
-    async def send_and_reserve(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            if not timeout.expired():
-                timeout.reschedule(None)
-        elif body := message.get("body"):
-            reserve_bytes(len(body))
-        await send(message)
+    @property
+    def num_running(self) -> int:
+        """Number of requests that are being processed."""
+        return self._all.num_running
 
-    async def watch_connection() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        is_disconnected.set()
-        if timeout.when() is not None and not timeout.expired():
-            timeout.reschedule(0)
+    @property
+    def num_bytes(self) -> int:
+        """Buffered bytes of bodies and responses."""
+        return self._all.num_bytes
 
-    watcher = asyncio.create_task(watch_connection())
-    try:
-        async with timeout:
-            await app(scope, replay_body, send_and_reserve)
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        if is_disconnected.is_set():
-            raise ClientDisconnectedError from None
-        raise deadline.build_error() from None
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+    def create_slot(self, client: str) -> AdmissionSlot:
+        """Return the slot of a new request of a client, which uses no resources yet."""
+        return AdmissionSlot(self, client)
+
+    def _check_requests(self, client: str, *, is_receiving: bool) -> None:
+        settings, usage = self._state.settings, self._by_client.get(client)
+        # Without keys, everyone is one client: trainers never retry a 4xx, so they must get a 503.
+        if usage is not None and client != ANONYMOUS:
+            _check_number(usage.num_running, settings.max_requests_per_key, "running")
+        if self._all.num_running >= settings.max_requests:
+            raise OverloadedError(
+                f"{settings.max_requests:,} requests are running, the limit of the service; send "
+                "the request again"
+            )
+        if is_receiving and usage is not None and client != ANONYMOUS:
+            _check_number(usage.num_receiving, settings.max_requests_per_key, "being received")
+
+    def _check_bytes(self, client: str, number: int) -> None:
+        settings, usage = self._state.settings, self._by_client[client]
+        limit, body_bytes = settings.max_buffered_bytes, self._all.body_bytes + number
+        # One body must always fit.
+        share = max(settings.max_body_bytes, limit - body_bytes)
+        if client != ANONYMOUS and usage.num_bytes + number > share:
+            raise TooManyRequestsError(
+                f"your requests and the responses that you have not read use {usage.num_bytes:,} "
+                f"bytes, and the limit of one client is {share:,} now; wait for some of them"
+            )
+        if body_bytes + usage.response_bytes > limit:
+            raise OverloadedError(
+                f"the buffered bodies have {limit:,} bytes, the limit of the service; send the "
+                "request again"
+            )
+
+    def _add(self, client: str, changes: Mapping[str, int]) -> None:
+        self._all.add(**changes)
+        usage = self._by_client[client]
+        usage.add(**changes)
+        if not (usage.num_receiving or usage.num_running or usage.num_bytes):
+            del self._by_client[client]  # the number of clients over time is unbounded
+
+
+def _check_number(number: int, limit: int, state: str) -> None:
+    if number >= limit:
+        raise TooManyRequestsError(
+            f"{limit:,} of your requests are {state}, the limit of one client; wait for some of "
+            "them, and put more conversations into each"
+        )
+
+
+class AdmissionSlot:
+    """Resources of one request; a context manager that releases all of them on exit.
+
+    A method raises `TooManyRequestsError` if this client, or `OverloadedError` if all clients
+    together, would use more than the limit; the request then uses what it used before.
+    """
+
+    def __init__(self, admission: Admission, client: str) -> None:
+        self._admission = admission
+        self._client = client
+        self._usage = _Usage()
+
+    def start_receiving(self) -> None:
+        """Count the request as being received, if it could be started now."""
+        self._admission._check_requests(self._client, is_receiving=True)
+        self._add(num_receiving=1)
+
+    def add_body_bytes(self, number: int) -> None:
+        """Reserve `number` more bytes for the body."""
+        self._admission._check_bytes(self._client, number)
+        self._add(body_bytes=number)
+
+    def start_running(self) -> None:
+        """Count the request as running, and no longer as being received."""
+        self._admission._check_requests(self._client, is_receiving=False)
+        self._add(num_receiving=-self._usage.num_receiving, num_running=1)
+
+    def add_response_bytes(self, number: int) -> None:
+        """Reserve `number` more bytes for the response; never rejected."""
+        self._add(response_bytes=number)
+
+    def release(self) -> None:
+        """Release all resources of the request. May be called again."""
+        usage = self._usage
+        self._add(
+            num_receiving=-usage.num_receiving,
+            num_running=-usage.num_running,
+            body_bytes=-usage.body_bytes,
+            response_bytes=-usage.response_bytes,
+        )
+
+    def _add(self, **changes: int) -> None:
+        self._usage.add(**changes)
+        self._admission._add(self._client, changes)
+
+    def __enter__(self) -> AdmissionSlot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

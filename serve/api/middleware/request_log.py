@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.middleware.api_keys import OPEN_PATHS
+from serve.api.middleware.access import OPEN_PATHS
 from serve.telemetry.logging import CURRENT_REQUEST, RequestContext, accept_request_id
 from serve.telemetry.metrics import Metrics
 

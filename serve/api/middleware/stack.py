@@ -13,12 +13,10 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.api.middleware.admission import Admission
-from serve.api.middleware.api_keys import ApiKeyMiddleware
-from serve.api.middleware.request_limits import RequestLimitsMiddleware
+from serve.api.middleware.access import ApiKeyMiddleware, TrustedHostMiddleware
+from serve.api.middleware.connections import ResponseTimeoutMiddleware
+from serve.api.middleware.request_limits import Admission, RequestLimitsMiddleware
 from serve.api.middleware.request_log import InFlightRequests, RequestLogMiddleware
-from serve.api.middleware.response_timeout import ResponseTimeoutMiddleware
-from serve.api.middleware.trusted_hosts import TrustedHostMiddleware
 from serve.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def install(
     """
     state, cors_origins = app.state, app.state.settings.cors_origins
     state.in_flight = InFlightRequests()
-    state.admission = Admission(lambda: state.settings)
+    state.admission = Admission(state)
     metrics.watch_in_flight(lambda: state.in_flight.number)
     cors = Middleware(
         CORSMiddleware,

@@ -25,7 +25,7 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 async def playground() -> HTMLResponse:
     """Return the playground; its scripts call the public routes with the visitor's API key.
 
-    Without a key, `serve.api.middleware.api_keys` answers with a login page.
+    Without a key, `serve.api.middleware.access` answers with a login page.
     """
     return HTMLResponse(build_playground_page(), headers=dict(build_page_headers()))
 

@@ -22,8 +22,7 @@ from rm_core import (
     to_render_json,
 )
 from serve.api import error_responses
-from serve.api.dependencies import ServiceDep, SettingsDep
-from serve.api.json_route import JsonRoute
+from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import (
     CompareRequest,
     CompareResponse,
@@ -33,8 +32,8 @@ from serve.api.schemas import (
     RenderResponse,
     ScoreRequest,
 )
-from serve.scoring.limits import check_num_conversations, check_num_messages
 from serve.scoring.served_model import ScoreResult
+from serve.scoring.tokenization import check_num_conversations, check_num_messages
 from serve.telemetry.logging import current_request, generate_id
 
 router = APIRouter(

@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from rm_core import Fingerprint
 from serve import __version__
-from serve.api.dependencies import KeysDep, ServiceDep, SettingsDep
 from serve.api.error_responses import RETRY_AFTER_S
+from serve.api.routing import KeysDep, ServiceDep, SettingsDep
 from serve.config.settings import Settings
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService

@@ -14,7 +14,7 @@ from waiting import until
 from rm_core import NotReadyError, OverloadedError, ScoreError
 from serve.api.app import _ROUTERS
 from serve.api.compat.errors import ERROR_FORMATS
-from serve.api.middleware.api_keys import KeyRing
+from serve.api.middleware.access import KeyRing
 from serve.errors import DeadlineExceededError
 from serve.scoring.service import ScoringService
 

@@ -225,7 +225,7 @@ def test_native_arguments_are_rendered_as_sent(
 
 
 def test_check_num_messages_counts_messages_with_tools() -> None:
-    from serve.scoring.limits import check_num_messages
+    from serve.scoring.tokenization import check_num_messages
 
     error = check_num_messages({"messages": [ASK] * 6, "tools": TOOLS}, 5)
     assert error is not None

@@ -1,4 +1,6 @@
-"""The route class of every route with a body: FastAPI's, with strict parsing of JSON.
+"""What the routes share: the class of those with a body, and what they get from the application.
+
+`JsonRoute` is FastAPI's route class with strict parsing of JSON.
 
 A body is counted before it is parsed: a few bytes of JSON can become a value of fifty bytes, and
 parsing 32 MB of empty lists takes 900 MB and blocks every other request for seconds. Numbers are
@@ -11,16 +13,18 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from rm_core.strict_json import describe_error, parse_strict
 from serve.api.error_responses import ERROR_FORMAT_KEY, ErrorFormat, truncate_for_message
+from serve.api.middleware.access import KeyRing
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
+from serve.scoring.service import ScoringService
 
 # Larger bodies are parsed on a thread: they would block the event loop for milliseconds.
 _THREAD_FROM_BYTES = 256 * 2**10
@@ -47,6 +51,20 @@ _HINT = (
     "`max_messages`"
 )
 _LEAVE_OUT = "leave out fields that are not documented at /docs"
+
+
+def _from_state(name: str) -> Any:
+    # A coroutine, although it awaits nothing: FastAPI calls plain functions on a thread, at 0.7 ms
+    # each.
+    async def get(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(get)
+
+
+ServiceDep = Annotated[ScoringService, _from_state("service")]
+SettingsDep = Annotated[Settings, _from_state("settings")]
+KeysDep = Annotated[KeyRing, _from_state("keys")]
 
 
 class JsonRoute(APIRoute):
