@@ -81,8 +81,16 @@ def eventful() -> Metrics:
     """Return metrics of one model with a series of every kind."""
     metrics = Metrics()
     metrics.add_models(["m"], lambda: {"m": STATE})
-    context = RequestContext("r", model="m", tokenize_s=0.01, code="overloaded")
-    metrics.record_request(context, "/v1/score", 503, 0.1)
+    context = RequestContext(
+        "r",
+        route="/v1/score",
+        model="m",
+        tokenize_s=0.01,
+        code="overloaded",
+        status=503,
+        total_s=0.1,
+    )
+    metrics.record_request(context)
     results = [Reward(1.5, 30, truncated=True), ScoreError("device_memory", "lower it")]
     metrics.record_results("m", results, num_computed_tokens=20, num_cached_tokens=0)
     record_batch(metrics)

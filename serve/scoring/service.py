@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from rm_core import Encoded, OverloadedError, ScoreError, Truncation
 from serve.config.model_settings import ModelSettings
@@ -145,7 +144,7 @@ class ScoringService:
         """
         context = context or RequestContext("-")
         model = self._prepare_request(name, conversations, context)
-        options = replace(self._limits, client=context.client, truncation=truncation)
+        options = self._build_options(context.client, truncation)
         return model, await model.encode(conversations, options)
 
     async def score(
@@ -184,13 +183,7 @@ class ScoringService:
             raise OverloadedError(
                 "the service is stopping; send the request again, or to another address"
             )
-        options = replace(
-            self._limits,
-            client=context.client,
-            priority=priority,
-            truncation=truncation,
-            max_length=max_length,
-        )
+        options = self._build_options(context.client, truncation, priority, max_length)
         result = await model.score(conversations, options)
         self._record_result(result, context)
         return result
@@ -204,9 +197,18 @@ class ScoringService:
         context.num_conversations = len(conversations)
         return model
 
-    @property
-    def _limits(self) -> RequestOptions:
+    def _build_options(
+        self,
+        client: str,
+        truncation: Truncation,
+        priority: int = 0,
+        max_length: int | None = None,
+    ) -> RequestOptions:
         return RequestOptions(
+            client=client,
+            priority=priority,
+            truncation=truncation,
+            max_length=max_length,
             max_messages=self.settings.max_messages,
             max_queued_tokens=self.settings.max_queued_tokens,
         )

@@ -13,9 +13,10 @@ import json
 import logging
 import random
 import re
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -39,6 +40,9 @@ class RequestContext:
 
     Attributes:
         id: request id, from `X-Request-Id` or generated.
+        method: HTTP method; `OTHER` for an unusual method.
+        route: template of the route, or `unmatched`.
+        started_ns: time of arrival, in nanoseconds since the epoch.
         client: client whose fair share the request counts toward: a name derived from its API key
             (never the key itself), or `anonymous`.
         model: alias of the requested model.
@@ -51,9 +55,15 @@ class RequestContext:
         queue_duration_s: seconds until the request's first conversation went to the model.
         inference_s: seconds of the forward passes of the batches with the request's conversations.
         code: code of the error, where the request failed as a whole.
+        status: status of the response; 499 if the client disconnected before the end of the
+            response, 500 after an unexpected exception.
+        total_s: seconds from the arrival of the request to its end.
     """
 
     id: str
+    method: str = ""
+    route: str = ""
+    started_ns: int = field(default_factory=time.time_ns)
     client: str = ANONYMOUS
     model: str | None = None
     num_conversations: int = 0
@@ -65,6 +75,8 @@ class RequestContext:
     queue_duration_s: float = 0.0
     inference_s: float = 0.0
     code: str | None = None
+    status: int = 0
+    total_s: float = 0.0
 
 
 CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("request", default=None)
@@ -113,7 +125,6 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line without the traceback."""
-        record.request_id = getattr(record, "request_id", "-")
         fields = (f" {name}={_format_value(value)}" for name, value in _fields(record).items())
         return super().formatMessage(record) + "".join(fields)
 

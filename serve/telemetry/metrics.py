@@ -163,12 +163,10 @@ class Metrics:
         """Export the number of scoring requests in flight, which `read` returns at each scrape."""
         self._in_flight.set_function(read)
 
-    def record_request(
-        self, context: RequestContext, route: str, status: int, total_s: float
-    ) -> None:
+    def record_request(self, context: RequestContext) -> None:
         """Count a finished request."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_duration.labels(route).observe(total_s)
+        self._requests.labels(context.route, str(context.status)).inc()
+        self._request_duration.labels(context.route).observe(context.total_s)
         if context.code is not None:
             self._errors.labels(context.code).inc()
         if context.model is not None and context.tokenize_s > 0:

@@ -266,11 +266,10 @@ def test_fields_of_the_log_are_documented() -> None:
     """Those of the line that tells of a request, which is made from its record."""
     import serve.api.middleware.request_log as request_log
 
-    record = RequestContext("id", model="m", code="overloaded")
-    exchange = request_log.Exchange(record, "POST", "/v1/score")
+    record = RequestContext("id", "POST", "/v1/score", model="m", code="overloaded")
     page = (ROOT / "docs" / "reference" / "log-fields.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \|", page.partition("## Requests")[2], re.MULTILINE))
-    assert documented == {*request_log._build_log_fields(exchange), "left_out"}
+    assert documented == {*request_log._build_log_fields(record), "left_out"}
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,11 @@ def scrape(client: TestClient) -> dict[Series, float]:
 
 def test_record_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.record_request(RequestContext("r", model="m", tokenize_s=0.003), "/v1/score", 200, 0.25)
+    metrics.record_request(
+        RequestContext(
+            "r", route="/v1/score", model="m", tokenize_s=0.003, status=200, total_s=0.25
+        )
+    )
     after = read(metrics.snapshot())
     assert moved(before, after) == {
         series("skyreward_requests_total", route="/v1/score", status="200"): 1,
@@ -71,7 +75,9 @@ def test_record_request(metrics: Metrics) -> None:
 
 def test_record_rejected_request(metrics: Metrics) -> None:
     before = read(metrics.snapshot())
-    metrics.record_request(RequestContext("r", code="overloaded"), "/v1/score", 503, 0.001)
+    metrics.record_request(
+        RequestContext("r", route="/v1/score", code="overloaded", status=503, total_s=0.001)
+    )
     assert moved(before, read(metrics.snapshot())) == {
         series("skyreward_requests_total", route="/v1/score", status="503"): 1,
         series("skyreward_request_duration_seconds_count", route="/v1/score"): 1,

@@ -17,7 +17,7 @@ REQUESTS = "skyreward_requests_total"
 def counted(num_requests: int) -> Snapshot:
     metrics = Metrics()
     for _ in range(num_requests):
-        metrics.record_request(RequestContext("r"), "/v1/score", 200, 0.1)
+        metrics.record_request(RequestContext("r", route="/v1/score", status=200, total_s=0.1))
     return metrics.snapshot()
 
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -91,77 +91,76 @@ class _AuthFailureThrottle:
         return {"left_out": num_suppressed} if num_suppressed else {}
 
 
-class Exchange:
-    """One request and its outcome.
+class _Exchange:
+    """`receive` and `send` of one request, which record what becomes of the response.
 
-    Attributes:
-        context: record that the inner layers fill in.
-        method: HTTP method; `OTHER` for an unusual method.
-        route: template of the route, or `unmatched`.
-        started_ns: time of arrival, in nanoseconds since the epoch.
-        status: status of the response; 499 if the client disconnected before the end of the
-            response, 500 after an unexpected exception.
-        total_s: seconds from the arrival of the request to its end.
+    Args:
+        context: record of the request.
+        receive: `receive` of the server.
+        send: `send` of the server.
+        echo: whether to add `X-Request-Id` to the response.
     """
 
-    def __init__(self, context: RequestContext, method: str, route: str) -> None:
-        self.context = context
-        self.method = method if method in _METHODS else "OTHER"
-        self.route = route
-        self.started_ns = time.time_ns()
-        self.status = CLIENT_CLOSED_REQUEST
-        self.total_s = 0.0
+    def __init__(self, context: RequestContext, receive: Receive, send: Send, echo: bool) -> None:
+        self._context = context
+        self._receive = receive
+        self._send = send
+        self._echo = echo
         self._started = time.perf_counter()
-        self._status_sent: int | None = None
-        self._is_last_message = self._is_complete = self._is_disconnected = False
+        self._status: int | None = None
+        self._is_complete = self._is_disconnected = False
 
-    @property
-    def is_scoring_request(self) -> bool:
-        """Whether the request processes conversations."""
-        return self.method == "POST" and self.route != UNMATCHED
+    async def receive(self) -> Message:
+        """Receive a message of the client, or of the server that the client has disconnected."""
+        message = await self._receive()
+        self._is_disconnected |= message["type"] == "http.disconnect"
+        return message
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the arrival of the request."""
-        return time.perf_counter() - self._started
-
-    def watch_receive(self, receive: Receive) -> Receive:
-        """Return a `receive` that records when the server reports a disconnected client."""
-
-        async def receive_and_watch() -> Message:
-            message = await receive()
-            self._is_disconnected |= message["type"] == "http.disconnect"
-            return message
-
-        return receive_and_watch
-
-    def before_send(self, message: Message) -> None:
-        """Record a message of the response that is about to be sent."""
+    async def send(self, message: Message) -> None:
+        """Send a message of the response, with our headers."""
+        is_last = False
         if message["type"] == "http.response.start":
-            self._status_sent = message["status"]
+            self._status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
         # Checked before sending: after the last message, servers always report a disconnect.
         elif not message.get("more_body", False) and not self._is_disconnected:
-            self._is_last_message = True
-
-    def after_send(self) -> None:
-        """Record that the message has been sent."""
-        self._is_complete = self._is_last_message
+            is_last = True
+        await self._send(message)
+        self._is_complete |= is_last
 
     def finish(self, error: BaseException | None) -> None:
-        """Set status and duration; `error` is the exception that left the application, if any."""
-        self.total_s = self.elapsed_s
-        if self._is_complete and self._status_sent is not None:
-            self.status = self._status_sent
+        """Record status and duration; `error` is the exception that left the application."""
+        context = self._context
+        context.total_s = time.perf_counter() - self._started
+        if self._is_complete and self._status is not None:
+            context.status = self._status
         # A server that cannot send raises OSError; a server that notices the disconnect cancels.
         elif not (
             error is None
             or isinstance(error, (*_EXIT_EXCEPTIONS, OSError))
             or self._is_disconnected
         ):
-            self.status = 500
-            self.context.code = self.context.code or "internal_error"
+            context.status = 500
+            context.code = context.code or "internal_error"
         else:
-            self.context.code = "client_closed_request"
+            context.status = CLIENT_CLOSED_REQUEST
+            context.code = "client_closed_request"
+
+    def _headers(self) -> Iterator[tuple[bytes, bytes]]:
+        context = self._context
+        yield NOSNIFF
+        if self._echo:
+            yield b"x-request-id", context.id.encode()
+        if _is_scoring_request(context) and context.model is not None:
+            # Whole milliseconds, under the names of text-embeddings-inference.
+            stages = {
+                b"x-tokenization-time": context.tokenize_s,
+                b"x-queue-time": context.queue_duration_s,
+                b"x-inference-time": context.inference_s,
+                b"x-total-time": time.perf_counter() - self._started,
+            }
+            for name, seconds in stages.items():
+                yield name, str(round(1000 * seconds)).encode()
 
 
 class RequestLogMiddleware:
@@ -202,16 +201,18 @@ class RequestLogMiddleware:
             await self._app(scope, receive, send)
             return
         header = dict(scope["headers"]).get(b"x-request-id")
-        context = RequestContext(accept_request_id(header.decode("latin-1") if header else None))
-        exchange = Exchange(context, scope["method"], self._match_route(scope))
+        context = RequestContext(
+            accept_request_id(header.decode("latin-1") if header else None),
+            method=scope["method"] if scope["method"] in _METHODS else "OTHER",
+            route=self._match_route(scope),
+        )
+        exchange = _Exchange(context, receive, send, self._echo)
         scope[REQUEST_CONTEXT_KEY] = context
         token = CURRENT_REQUEST.set(context)
         error: BaseException | None = None
         try:
-            with self._in_flight if exchange.is_scoring_request else contextlib.nullcontext():
-                await self._app(
-                    scope, exchange.watch_receive(receive), self._wrap_send(send, exchange)
-                )
+            with self._in_flight if _is_scoring_request(context) else contextlib.nullcontext():
+                await self._app(scope, exchange.receive, exchange.send)
         except BaseException as raised:
             error = raised
             if isinstance(raised, (Exception, *_EXIT_EXCEPTIONS)):
@@ -220,7 +221,7 @@ class RequestLogMiddleware:
             raise RuntimeError(f"{type(raised).__name__} while handling a request") from raised
         finally:
             exchange.finish(error)
-            self._report(exchange, scope)
+            self._report(context, scope)
             CURRENT_REQUEST.reset(token)
 
     def _match_route(self, scope: Scope) -> str:
@@ -229,57 +230,31 @@ class RequestLogMiddleware:
             return path
         return next((f"{m}*" for m in self._mounts if path.startswith(m)), UNMATCHED)
 
-    def _wrap_send(self, send: Send, exchange: Exchange) -> Send:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), NOSNIFF]
-                if self._echo:
-                    headers.append((b"x-request-id", exchange.context.id.encode()))
-                if exchange.is_scoring_request and exchange.context.model is not None:
-                    headers += _stage_times(exchange)
-                message = {**message, "headers": headers}
-            exchange.before_send(message)
-            await send(message)
-            exchange.after_send()
-
-        return send_with_headers
-
-    def _report(self, exchange: Exchange, scope: Scope) -> None:
-        context = exchange.context
-        self._metrics.record_request(context, exchange.route, exchange.status, exchange.total_s)
-        is_status_route = exchange.route in OPEN_PATHS
+    def _report(self, context: RequestContext, scope: Scope) -> None:
+        self._metrics.record_request(context)
+        is_status_route = context.route in OPEN_PATHS
         level = logging.DEBUG if is_status_route else logging.INFO
         extra_fields = (
-            self._auth_failures.take_line_fields(time.monotonic()) if exchange.status == 401 else {}
+            self._auth_failures.take_line_fields(time.monotonic()) if context.status == 401 else {}
         )
         if extra_fields is not None:
-            fields = _build_log_fields(exchange) | extra_fields
+            fields = _build_log_fields(context) | extra_fields
             logger.log(level, "request", extra={"fields": fields})
         if self._tracer is not None and not is_status_route:
-            self._tracer.trace(exchange, scope["headers"])
+            self._tracer.trace(context, scope["headers"])
 
 
-def _stage_times(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Return headers with whole milliseconds, under the names of text-embeddings-inference."""
-    context = exchange.context
-    stages = {
-        "x-tokenization-time": context.tokenize_s,
-        "x-queue-time": context.queue_duration_s,
-        "x-inference-time": context.inference_s,
-        "x-total-time": exchange.elapsed_s,
-    }
-    return [
-        (name.encode(), str(round(1000 * seconds)).encode()) for name, seconds in stages.items()
-    ]
+def _is_scoring_request(context: RequestContext) -> bool:
+    """Return whether the request processes conversations."""
+    return context.method == "POST" and context.route != UNMATCHED
 
 
-def _build_log_fields(exchange: Exchange) -> dict[str, Any]:
+def _build_log_fields(context: RequestContext) -> dict[str, Any]:
     """Return the fields of the log line; the formatters add the request id to every line."""
-    context = exchange.context
     fields: dict[str, Any] = {
-        "method": exchange.method,
-        "route": exchange.route,
-        "status": exchange.status,
+        "method": context.method,
+        "route": context.route,
+        "status": context.status,
         "code": context.code,
         "client": context.client,
     }
@@ -295,5 +270,5 @@ def _build_log_fields(exchange: Exchange) -> dict[str, Any]:
             "queue_duration_s": round(context.queue_duration_s, 6),
             "inference_s": round(context.inference_s, 6),
         }
-    fields["total_s"] = round(exchange.total_s, 6)
+    fields["total_s"] = round(context.total_s, 6)
     return {name: value for name, value in fields.items() if value is not None}

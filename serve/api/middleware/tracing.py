@@ -19,7 +19,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from serve import __version__
-from serve.api.middleware.request_log import Exchange
 from serve.telemetry.logging import RequestContext
 
 _PATH = "/v1/traces"
@@ -50,25 +49,25 @@ class OtlpTracer:
         self._tracer = self._provider.get_tracer("skyreward", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def trace(self, exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def trace(self, context: RequestContext, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Create the spans of a finished request, as children of the client's `traceparent`."""
         trace_headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in headers
             if name in (b"traceparent", b"tracestate")
         }
-        ended_ns = exchange.started_ns + int(exchange.total_s * _NS)
+        ended_ns = context.started_ns + int(context.total_s * _NS)
         span = self._tracer.start_span(
-            f"{exchange.method} {exchange.route}",
+            f"{context.method} {context.route}",
             context=self._propagator.extract(trace_headers),
             kind=SpanKind.SERVER,
-            attributes=_attributes(exchange),
-            start_time=exchange.started_ns,
+            attributes=_attributes(context),
+            start_time=context.started_ns,
         )
-        if exchange.status >= 500:
+        if context.status >= 500:
             span.set_status(StatusCode.ERROR)
         parent = set_span_in_context(span)
-        for name, start_ns, end_ns in _stages(exchange.context, exchange.started_ns, ended_ns):
+        for name, start_ns, end_ns in _stages(context, ended_ns):
             self._tracer.start_span(name, context=parent, start_time=start_ns).end(end_ns)
         span.end(ended_ns)
 
@@ -77,12 +76,11 @@ class OtlpTracer:
         self._provider.shutdown()
 
 
-def _attributes(exchange: Exchange) -> dict[str, AttributeValue]:
-    context = exchange.context
+def _attributes(context: RequestContext) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
-        "http.request.method": exchange.method,
-        "http.route": exchange.route,
-        "http.response.status_code": exchange.status,
+        "http.request.method": context.method,
+        "http.route": context.route,
+        "http.response.status_code": context.status,
         "skyreward.request_id": context.id,
         "skyreward.client": context.client,
     }
@@ -100,7 +98,7 @@ def _attributes(exchange: Exchange) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _stages(context: RequestContext, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, int]]:
+def _stages(context: RequestContext, end_ns: int) -> Iterator[tuple[str, int, int]]:
     """Yield name, start and end of each stage that took any time.
 
     The record holds the durations of the stages, not their start times. The stages are placed one
@@ -112,7 +110,7 @@ def _stages(context: RequestContext, start_ns: int, end_ns: int) -> Iterator[tup
         "queue": context.queue_duration_s,
         "forward": context.inference_s,
     }
-    at_ns = max(start_ns, end_ns - int(sum(stages.values()) * _NS))
+    at_ns = max(context.started_ns, end_ns - int(sum(stages.values()) * _NS))
     for name, seconds in stages.items():
         if seconds > 0:
             # The batches of one request can run in parallel on several devices: their seconds may

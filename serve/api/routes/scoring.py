@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -36,6 +36,9 @@ from serve.scoring.served_model import ScoreResult
 from serve.scoring.tokenization import check_num_conversations, check_num_messages
 from serve.telemetry.logging import current_request, generate_id
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 router = APIRouter(
     tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute
 )
@@ -60,7 +63,7 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
     check_num_conversations(
         2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
     )
-    parsed = [_parse_pair(pair) for pair in body.pairs]
+    parsed = [_try_parse(parse_pair, pair) for pair in body.pairs]
     sides = [
         add_tools(side, body.tools)
         for pair in parsed
@@ -88,8 +91,13 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
 async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Return the answers in the order given, each with its rank; equal rewards share a rank."""
     check_num_conversations(len(body.responses), settings.max_conversations, "responses")
-    prompt = check_num_messages(body.prompt, settings.max_messages) or _parse_prompt(body.prompt)
-    joined = [_join(prompt, response) for response in body.responses]
+    prompt: Chat | ScoreError | None = check_num_messages(body.prompt, settings.max_messages)
+    if prompt is None:
+        prompt = _try_parse(parse_prompt_chat, body.prompt)
+    joined = [
+        prompt if isinstance(prompt, ScoreError) else _try_parse(join_chat, prompt, response)
+        for response in body.responses
+    ]
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
     scores = await service.score(
         body.model, conversations, body.truncation, body.priority, context=current_request()
@@ -187,24 +195,9 @@ def _ranks(rewards: Sequence[float]) -> dict[float, int]:
     return ranks
 
 
-def _parse_pair(pair: object) -> Sequence[Any] | ScoreError:
+def _try_parse(parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ScoreError:
+    """Return what `parse` returns, or the error of an item that it refuses."""
     try:
-        return parse_pair(pair)
-    except InvalidConversationError as error:
-        return ScoreError.from_exception(error)
-
-
-def _parse_prompt(prompt: object) -> Chat | ScoreError | None:
-    try:
-        return parse_prompt_chat(prompt)
-    except InvalidConversationError as error:
-        return ScoreError.from_exception(error)
-
-
-def _join(prompt: Chat | ScoreError | None, response: object) -> object:
-    if isinstance(prompt, ScoreError):
-        return prompt
-    try:
-        return join_chat(prompt, response)
+        return parse(*args, **kwargs)
     except InvalidConversationError as error:
         return ScoreError.from_exception(error)
