@@ -11,9 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rm_core import BatchResult, Reward, ScoreError
 from rm_core.cache import CacheStats
-from serve.telemetry.aggregate import Snapshot
 from serve.telemetry.logging import RequestContext
-from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics import Metrics, Snapshot
 from serve.telemetry.model_states import ModelState
 
 Series = tuple[str, frozenset[tuple[str, str]]]

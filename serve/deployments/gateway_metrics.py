@@ -8,8 +8,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 
-from serve.telemetry.aggregate import Snapshot
-from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
 

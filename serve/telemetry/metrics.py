@@ -3,13 +3,19 @@
 Names begin with `skyreward_`; counters end in `_total` and durations in `_seconds`. Label values
 come from the service (model aliases, route templates, its own codes), never from a request. All
 metrics are those of one process since its start.
+
+Every gateway counts its own requests. The series of all gateways are exported side by side,
+distinguished by the label `gateway`, and are not summed: a sum drops when a gateway dies.
+Prometheus treats every drop of a counter as a restart from zero, and would report everything that
+the other gateways ever counted as an increase of that moment. `sum by (...) (rate(...))` sums them
+in the right order.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -21,11 +27,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from rm_core import BatchResult, Reward, ScoreError
 from serve import __version__
 from serve.errors import RetryReason
-from serve.telemetry.aggregate import Snapshot
 from serve.telemetry.logging import RequestContext
 from serve.telemetry.model_states import NAMESPACE, PREFIX, ModelStateCollector, ReadStates
 
 RETRY_REASONS = get_args(RetryReason)
+GATEWAY_LABEL = "gateway"
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
@@ -310,3 +316,32 @@ class RewardHistogram:
             sums.add_metric([model, "negative"], distribution.negative)
         yield histogram
         yield sums
+
+
+class Snapshot(list[Metric]):
+    """Metrics at one moment. Is sent between processes, and encoded as a registry would be."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, as the encoders of prometheus_client require of a registry."""
+        return iter(self)
+
+
+def merge_snapshots(snapshots: Mapping[str, Snapshot]) -> Snapshot:
+    """Return one metric per name, with the series of all gateways.
+
+    Args:
+        snapshots: the snapshot of each gateway, by gateway id. Where gateways of two versions
+            disagree during an update, the first gateway that has the metric decides its type and
+            its HELP text; series of another type are dropped.
+    """
+    merged: dict[str, Metric] = {}
+    for gateway, snapshot in snapshots.items():
+        for metric in snapshot:
+            empty = Metric(metric.name, metric.documentation, metric.type)
+            target = merged.setdefault(metric.name, empty)
+            if target.type == metric.type:
+                target.samples += [
+                    sample._replace(labels={**sample.labels, GATEWAY_LABEL: gateway})
+                    for sample in metric.samples
+                ]
+    return Snapshot(merged.values())

@@ -7,9 +7,8 @@ import pickle
 from prometheus_client.metrics_core import Metric
 from prometheus_text import eventful, read, series
 
-from serve.telemetry.aggregate import Snapshot, merge_snapshots
 from serve.telemetry.logging import RequestContext
-from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics import Metrics, Snapshot, merge_snapshots
 
 REQUESTS = "skyreward_requests_total"
 

@@ -276,32 +276,30 @@ class PairsBody(VllmBody):
     text_2: Texts = None
 
     @model_validator(mode="after")
-    def _check_fields(self) -> PairsBody:
+    def _check_pairs(self) -> PairsBody:
         given = {field for field in _FIELDS if field in self.model_fields_set}
         if given not in [set(pair) for pair in _FIELD_PAIRS]:
             pairs = "; ".join(f"`{first}` and `{second}`" for first, second in _FIELD_PAIRS)
             raise ValueError(f"give exactly one of these pairs of fields: {pairs}")
+        num_queries, num_documents = map(len, self._get_given())
+        if num_queries not in (1, num_documents) and num_queries and num_documents:
+            raise ValueError(
+                f"{num_queries} queries and {num_documents} documents: give 1:1, 1:N or N:N"
+            )
         return self
 
     def get_sides(self) -> tuple[list[Any], list[Any]]:
         """Return queries and documents, of equal length."""
-        pair = next(p for p in _FIELD_PAIRS if set(p) <= self.model_fields_set)
-        queries, documents = (_to_list(getattr(self, field)) for field in pair)
+        queries, documents = self._get_given()
         if not queries or not documents:
             raise EmptyInputError("At least one text must be given on each side")
         if len(queries) == 1:
             return queries * len(documents), documents
         return queries, documents
 
-    @model_validator(mode="after")
-    def _check_lengths(self) -> PairsBody:
-        pair = next(p for p in _FIELD_PAIRS if set(p) <= self.model_fields_set)
-        num_queries, num_documents = (len(_to_list(getattr(self, field))) for field in pair)
-        if num_queries not in (1, num_documents) and num_queries and num_documents:
-            raise ValueError(
-                f"{num_queries} queries and {num_documents} documents: give 1:1, 1:N or N:N"
-            )
-        return self
+    def _get_given(self) -> tuple[list[Any], list[Any]]:
+        first, second = next(p for p in _FIELD_PAIRS if set(p) <= self.model_fields_set)
+        return _to_list(getattr(self, first)), _to_list(getattr(self, second))
 
 
 class RerankBody(VllmBody):

@@ -20,7 +20,7 @@ from serve.api.routing import KeysDep, ServiceDep, SettingsDep
 from serve.config.settings import Settings
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
-from serve.telemetry.aggregate import Snapshot, merge_snapshots
+from serve.telemetry.metrics import Snapshot, merge_snapshots
 from serve.telemetry.model_states import PREFIX
 
 router = APIRouter(tags=["status"])
