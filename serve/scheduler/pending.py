@@ -113,10 +113,6 @@ class PendingPool:
             get_size=lambda entry: len(entry.sequence), is_pending=lambda entry: entry.is_pending
         )
 
-    def __len__(self) -> int:
-        """Number of distinct sequences that are pending or in flight."""
-        return len(self._entries)
-
     @property
     def num_waiting(self) -> int:
         """Number of distinct pending sequences."""

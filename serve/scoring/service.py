@@ -143,8 +143,7 @@ class ScoringService:
             NotReadyError: the model's encoder is stuck.
         """
         context = context or RequestContext("-")
-        model = self._prepare_request(name, conversations, context)
-        options = self._build_options(context.client, truncation)
+        model, options = self._prepare_request(name, conversations, context, truncation)
         return model, await model.encode(conversations, options)
 
     async def score(
@@ -176,36 +175,34 @@ class ScoringService:
             OverloadedError: the client has too many tokens queued, or the service is stopping.
         """
         context = context or RequestContext("-")
-        model = self._prepare_request(name, conversations, context)
+        model, options = self._prepare_request(
+            name, conversations, context, truncation, priority, max_length
+        )
         model.require_ready()
         model.check_capacity(context.client, self.settings.max_queued_tokens)
         if self._is_draining:
             raise OverloadedError(
                 "the service is stopping; send the request again, or to another address"
             )
-        options = self._build_options(context.client, truncation, priority, max_length)
         result = await model.score(conversations, options)
         self._record_result(result, context)
         return result
 
     def _prepare_request(
-        self, name: str | None, conversations: Sequence[object], context: RequestContext
-    ) -> ServedModel:
+        self,
+        name: str | None,
+        conversations: Sequence[object],
+        context: RequestContext,
+        truncation: Truncation,
+        priority: int = 0,
+        max_length: int | None = None,
+    ) -> tuple[ServedModel, RequestOptions]:
         model = self.resolve_model(name)
         check_num_conversations(len(conversations), self.settings.max_conversations)
         context.model = model.settings.alias
         context.num_conversations = len(conversations)
-        return model
-
-    def _build_options(
-        self,
-        client: str,
-        truncation: Truncation,
-        priority: int = 0,
-        max_length: int | None = None,
-    ) -> RequestOptions:
-        return RequestOptions(
-            client=client,
+        return model, RequestOptions(
+            client=context.client,
             priority=priority,
             truncation=truncation,
             max_length=max_length,
