@@ -17,12 +17,13 @@ Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from rm_core import ChatFormatName, InvalidConversationError
 from rm_core.inputs.conversations import Messages
+from rm_core.text import format_keys
 from serve.errors import JobInputError
 
 TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
@@ -149,7 +150,7 @@ def get_path(record: Mapping[str, Any], path: str) -> Any:
     if value is None:
         raise InvalidConversationError(
             f"the record has nothing at `{path}`, which an option names; it has "
-            f"{format_names(record)}"
+            f"{format_keys(record)}"
         )
     return value
 
@@ -164,13 +165,6 @@ def get_optional_path(record: Mapping[str, Any], path: str) -> Any:
         return _walk_path(record, path)
     except (LookupError, TypeError):
         return get_path(record, path)
-
-
-def format_names(names: Iterable[str]) -> str:
-    """Format up to 8 names, each cut to 40 characters: callers may have many long names."""
-    quoted = [f"`{str(name)[:40]}`" for name in names]
-    more = f" and {len(quoted) - 8} more" if len(quoted) > 8 else ""
-    return (", ".join(quoted[:8]) or "no columns") + more
 
 
 def _walk_path(value: Any, path: str) -> Any:
@@ -197,7 +191,7 @@ def require_text_only(record: Mapping[str, Any]) -> None:
     media = [name for name in MEDIA if _is_filled(record.get(name))]
     if media:
         raise InvalidConversationError(
-            f"the record has {format_names(media)}, and only text is scored; an answer about "
+            f"the record has {format_keys(media)}, and only text is scored; an answer about "
             "something that the model does not see would get a wrong reward. If the answer does "
             f"not depend on it, ignore the column: {_format_ignore_options(media)}"
         )
@@ -216,11 +210,11 @@ def explain_unknown_kind(record: Mapping[str, Any]) -> str:
             "single steps, and a reward is given to a whole answer: join the steps into `response`"
         )
     prompts = [name for name in ("prompt", *PROMPTS) if name in record]
-    hint = f"; {format_names(prompts)} has no answer" if prompts else ""
+    hint = f"; {format_keys(prompts)} has no answer" if prompts else ""
     return (
         "no known shape; a record has `messages`, or `chosen` and `rejected` (and `prompt`), "
         "or `prompt` and `responses`, or `prompt` and `response`; this one has "
-        f"{format_names(record)}{hint}: rename the columns, or name them by options such as "
+        f"{format_keys(record)}{hint}: rename the columns, or name them by options such as "
         "--messages-column"
     )
 
@@ -246,7 +240,7 @@ def find_unread_warnings(
     if not unread:
         return []
     return [
-        f"column_not_read: {format_names(unread)} may belong to the model's input, and was not "
+        f"column_not_read: {format_keys(unread)} may belong to the model's input, and was not "
         f"read; name the columns to read by options, or give {_format_ignore_options(unread)}"
     ]
 

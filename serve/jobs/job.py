@@ -79,7 +79,7 @@ class Job:
             # A finished job neither opens a model nor contacts a service.
             needs_identity = not (manifest.completion and manifest.model_spec == spec.model_spec)
             model = self._resolve_identity() if needs_identity else None
-            require_compatible(manifest, spec.source.files, model, spec.options)
+            require_compatible(manifest, spec.source.files, model, spec)
             return manifest
         if spec.output.exists() and not spec.overwrite:
             raise JobRefusedError(
@@ -139,7 +139,7 @@ class Job:
                 first_row += len(rows)
         if num_scored < num_rows:
             if num_scored:
-                self.notify(f"resuming after row {num_scored:,} of {num_rows:,}")
+                self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
             ChunkRunner(self.spec, self.store, self.executor, self.progress, self.shutdown).run()
         if self.store.summary.num_rows != num_rows:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from rm_core.text import format_names, shorten
 from serve.errors import JobRefusedError
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
 from serve.jobs.inputs.storage import InputFile
 from serve.jobs.row_results import ResultNames
+from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary
+
+_OPTION_LABELS = {"chunk_rows": "the number of rows in a chunk"}
+"""Names of `JobSpec.options` that no option of the command line has."""
+_MAX_MODEL_CHANGES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ def require_compatible(
     manifest: Manifest,
     files: Sequence[InputFile],
     model: dict[str, Any] | None,
-    options: dict[str, Any],
+    spec: JobSpec,
 ) -> None:
     """Check that input, model and options are those with which a job began.
 
@@ -96,17 +102,16 @@ def require_compatible(
         manifest: manifest of the job.
         files: files of the input now.
         model: identity of the executor now; None to skip this check.
-        options: options given now.
+        spec: specification of the job now.
 
     Raises:
-        JobRefusedError: something changed; the message names all changes.
+        JobRefusedError: something changed; the message names what was and what is.
     """
     has_limit = manifest.options.get("limit") is not None
-    changes = [
-        *find_input_changes(manifest.scan.files, files, has_limit=has_limit),
-        *(_changes(manifest.model, model, "the model's {}") if model is not None else ()),
-        *_changes(manifest.options, options, "--{}"),
-    ]
+    changes = find_input_changes(manifest.scan.files, files, has_limit=has_limit)
+    if model is not None:
+        changes += _find_model_changes(manifest, model, spec)
+    changes += _find_changes(manifest.options, spec.options, _OPTION_LABELS, "--{}")
     if changes:
         raise JobRefusedError(
             f"the job of this output began differently: {'; '.join(changes)}. Use the same input, "
@@ -141,18 +146,40 @@ def find_input_changes(
     ][:3]
 
 
-def _changes(previous: dict[str, Any], current: dict[str, Any], label: str) -> list[str]:
+def _find_model_changes(manifest: Manifest, model: dict[str, Any], spec: JobSpec) -> list[str]:
+    # What identifies a model in this process and the model of a service cannot be compared.
+    if ("fingerprint" in model) != ("fingerprint" in manifest.model):
+        return [
+            f"rewards came from {_format_model_spec(manifest.model_spec)} and would now come from "
+            f"{_format_model_spec(spec.model_spec)}"
+        ]
+    before, now = (
+        {**identity, **identity.get("fingerprint", {}), "fingerprint": None}
+        for identity in (manifest.model, model)
+    )
+    changes = _find_changes(before, now, {}, "the model's {}")
+    more = len(changes) - _MAX_MODEL_CHANGES
+    return [*changes[:_MAX_MODEL_CHANGES], *([f"{more} more of the model"] if more > 0 else [])]
+
+
+def _format_model_spec(model_spec: Mapping[str, Any]) -> str:
+    urls = model_spec.get("urls")
+    return f"--url {format_names(urls, 2)}" if urls else f"--model {model_spec.get('model')}"
+
+
+def _find_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], labels: Mapping[str, str], label: str
+) -> list[str]:
     return [
-        f"{label.format(name.replace('_', '-'))} was {_short(previous.get(name))} and is "
-        f"{_short(current.get(name))}"
-        for name in sorted(previous.keys() | current.keys())
-        if previous.get(name) != current.get(name)
+        f"{labels.get(name) or label.format(name.replace('_', '-'))} was "
+        f"{_format_value(before.get(name))} and is {_format_value(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
 
 
-def _short(value: Any) -> str:
-    text = "not given" if value is None else json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _format_value(value: Any) -> str:
+    return "not given" if value is None else shorten(json.dumps(value), 80)
 
 
 def _scan_to_json(scan: InputScan) -> dict[str, Any]:

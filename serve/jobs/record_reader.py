@@ -20,6 +20,7 @@ from rm_core import (
 )
 from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
 from rm_core.inputs.conversations import ChatJson, Messages, validate_unicode
+from rm_core.text import format_keys
 from serve.jobs.columns import (
     CHOSEN,
     CONVERSATIONS,
@@ -35,7 +36,6 @@ from serve.jobs.columns import (
     Columns,
     find_pair_columns,
     find_unread_warnings,
-    format_names,
     get_optional_path,
     get_path,
     is_annotation,
@@ -173,7 +173,7 @@ class RecordReader:
         (chosen, better), (rejected, worse) = sides = self._read_sides()
         if missing := [name for name, side in sides if side is None]:
             raise InvalidConversationError(
-                f"the pair has no {format_names(missing)}; it has {format_names(self._record)}"
+                f"the pair has no {format_keys(missing)}; it has {format_keys(self._record)}"
             )
         if chosen == "messages" and not self._columns.chosen:
             return [*self._read_messages_pair(rejected, worse)]
@@ -526,7 +526,7 @@ class RecordReader:
         found = [name for name in names if name in self._record]
         if len(found) > 1:
             raise InvalidConversationError(
-                f"the record has {format_names(found)}, which is ambiguous; choose one by {option}"
+                f"the record has {format_keys(found)}, which is ambiguous; choose one by {option}"
             )
         return found[0] if found else None
 

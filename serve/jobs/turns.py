@@ -28,6 +28,7 @@ from typing import Any
 from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_tools
 from rm_core.inputs.conversations import Messages, Tools, validate_unicode
 from rm_core.strict_json import parse_strict
+from rm_core.text import quote
 from serve.jobs.columns import TranscriptMode
 
 ROLES = {
@@ -48,7 +49,6 @@ _TURN_KEYS = frozenset(["role", "from", *_QUESTIONS])
 _SHAREGPT_KEYS = frozenset(["role", "from", "value", "content", "weight", "loss"])
 """Keys of ShareGPT's turns that are read, or that concern only training."""
 _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
-_MAX_SHOWN = 60
 
 _HH_START = re.compile(r"(?:\r?\n){2}Human:")
 
@@ -177,7 +177,7 @@ def _parse_history_message(turn: Any) -> Messages:
         return parse_prompt([_normalize_message(turn)])
     except InvalidConversationError as error:
         raise InvalidConversationError(
-            f"`history`: {error.detail}; the turn is {_short(turn)} (--history-column '' ignores "
+            f"`history`: {error.detail}; the turn is {quote(turn)} (--history-column '' ignores "
             "the column)"
         ) from error
 
@@ -301,14 +301,9 @@ def _load_json(text: str) -> Any:
 
 def _history_error(value: Any) -> InvalidConversationError:
     return InvalidConversationError(
-        f"`history` has {_short(value)}; it must be a list of [question, answer], both text: "
+        f"`history` has {quote(value)}; it must be a list of [question, answer], both text: "
         "correct it, or ignore the column with --ignore-column"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True, slots=True)

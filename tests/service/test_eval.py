@@ -106,7 +106,7 @@ def test_interrupted_evaluation_resumes(served: Served, tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     assert "run the same command again to continue" in stderr
     assert not (tmp_path / "out" / "summary.json").exists()
-    assert "resuming after row" in run_eval(*arguments, "-o", tmp_path / "out")
+    assert "resuming at row" in run_eval(*arguments, "-o", tmp_path / "out")
     for name in ("summary.json", "scores.jsonl"):
         expected = (tmp_path / "uninterrupted" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == expected

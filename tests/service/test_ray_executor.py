@@ -269,7 +269,7 @@ def test_stopped_and_killed_job_removes_its_application_and_resumes(
         command, capture_output=True, text=True, timeout=LOSS_PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "resuming after row" in done.stderr
+    assert "resuming at row" in done.stderr
     until(lambda: not list_jobs(), "the application of the finished job is removed")
     assert other.remote().result() == pid_before
     ray_serve.delete("other")

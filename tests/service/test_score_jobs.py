@@ -92,7 +92,7 @@ def test_stopped_and_killed_job_resumes(
         assert not output.exists()
     done = invoke(*arguments)
     assert done.exit_code == 3, done.stderr
-    assert "resuming after row" in done.stderr
+    assert "resuming at row" in done.stderr
     assert output.read_bytes() == uninterrupted
 
 

@@ -86,7 +86,7 @@ def parse_lines(file: IO[bytes], name: str = "the input") -> Iterator[Row]:
 
 
 def _read_array(file: IO[bytes], rows: FileRange, decode: DecodeFilter) -> FileRows:
-    splitter = _ArraySplitter(file, rows)
+    splitter = _ArraySplitter(file, rows.path)
     try:
         return (yield from _parse_rows(splitter.split(), "element", rows, decode))
     except json.JSONDecodeError as error:
@@ -151,15 +151,15 @@ class _ArraySplitter:
 
     Args:
         file: text of the array, without a byte order mark.
-        rows: path and number of the first row, for error messages.
+        path: path for error messages.
 
     Attributes:
-        number: number of the row that was yielded last.
+        number: number of the row that was yielded last, in this file.
     """
 
-    def __init__(self, file: IO[bytes], rows: FileRange) -> None:
-        self.number = rows.start - 1
-        self._path = rows.path
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self.number = -1
+        self._path = path
         self._file = file
         self._text = b""
         self._at = 0  # index into `_text`

@@ -64,7 +64,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 def went_on_behind(ended: Ended) -> int:
     """The row that a start said it goes on behind; 0 if it said nothing."""
-    found = re.search(r"resuming after row ([\d,]+)", ended.said)
+    found = re.search(r"resuming at row ([\d,]+)", ended.said)
     return int(found.group(1).replace(",", "")) if found else 0
 
 

@@ -113,7 +113,7 @@ def test_failed_run_resumes_after_last_chunk(
     assert not (tmp_path / "out" / "summary.json").exists()
     code, lines = evaluate(data=data)
     assert code == 0
-    assert any("resuming after row" in line for line in lines)
+    assert any("resuming at row" in line for line in lines)
     scored = sum(len(call) for call in second.calls)
     assert 0 < scored < 600
     for name in ("summary.json", "scores.jsonl"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from job_runs import (
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
+from serve.cli.main import main
 from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
 from serve.jobs.inputs import json_rows
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import require_report_path
+from serve.jobs.manifest import require_compatible
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
 from serve.jobs.summary import Summary, format_summary
@@ -170,7 +174,7 @@ def test_job_with_other_model_options_or_input_is_refused(source: Path, output: 
     other.model = {**other.model, "revision": "r2"}
     with pytest.raises(JobRefusedError, match='model\'s revision was "r1" and is "r2"'):
         run_job(source, output, other)
-    with pytest.raises(JobRefusedError, match=r"--chunk-rows was 10 and is 20.*--truncation"):
+    with pytest.raises(JobRefusedError, match=r"rows in a chunk was 10 and is 20.*--truncation"):
         run_job(source, output, FakeExecutor(), chunk_rows=20, truncation="left")
     with pytest.raises(JobRefusedError, match="--limit was not given and is 5"):
         run_job(source, output, FakeExecutor(), limit=5)
@@ -180,6 +184,62 @@ def test_job_with_other_model_options_or_input_is_refused(source: Path, output: 
     executor = FakeExecutor()
     assert run_job(source, output, executor, overwrite=True).num_rows == 94
     assert len(executor.calls) == 10
+
+
+@pytest.mark.parametrize("is_service_first", [False, True])
+def test_other_way_of_scoring_is_told_in_one_clause(
+    source: Path, output: Path, is_service_first: bool
+) -> None:
+    local = {name: "auto" for name in ("revision", "dtype", "device", "attention", "max_length")}
+    service = {"fingerprint": {"revision": "r1"}, "encoding_sha256": "e", "max_length": 9}
+    ways: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        (local, {"model": "demo", "ray": False}, "--model demo"),
+        (service, {"urls": ["http://a", "http://b"], "model": None}, "--url http://a, http://b"),
+    ]
+    (first, first_spec, before), (second, second_spec, now) = ways[:: -1 if is_service_first else 1]
+    executor, other = FakeExecutor(fail_at=3), FakeExecutor()
+    executor.model, other.model = first, second
+    with pytest.raises(RuntimeError):
+        run_job(source, output, executor, model_spec=first_spec)
+    with pytest.raises(JobRefusedError) as caught:
+        run_job(source, output, other, model_spec=second_spec)
+    assert caught.value.detail == (
+        f"the job of this output began differently: rewards came from {before} and would now come "
+        f"from {now}. Use the same input, model and options to resume the job, give another "
+        "output, or start over with --overwrite"
+    )
+
+
+def test_other_model_of_service_is_told_by_what_differs(source: Path, output: Path) -> None:
+    fingerprint = {"revision": "r1", "template_sha256": "t" * 64, "dtype": "float32"}
+    executor, other = FakeExecutor(fail_at=3), FakeExecutor()
+    executor.model = {"fingerprint": fingerprint, "encoding_sha256": "e"}
+    other.model = {"fingerprint": {**fingerprint, "dtype": "bfloat16"}, "encoding_sha256": "e"}
+    with pytest.raises(RuntimeError):
+        run_job(source, output, executor)
+    says = r'differently: the model\'s dtype was "float32" and is "bfloat16"\. Use'
+    with pytest.raises(JobRefusedError, match=says):
+        run_job(source, output, other)
+    other = FakeExecutor()
+    other.model = {"fingerprint": dict.fromkeys("abcde", "x"), "encoding_sha256": "e"}
+    with pytest.raises(JobRefusedError, match=r"model's c was [^;]*; 5 more of the model\. Use"):
+        run_job(source, output, other)
+
+
+def test_refusal_names_only_options_that_exist(source: Path, output: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeExecutor(fail_at=3))
+    spec = JobSpec(open_source(str(source)), output)
+    with open_store(spec) as store:
+        manifest = store.manifest
+    assert manifest
+    changed = replace(manifest, options=dict.fromkeys(spec.options, "other"))
+    with pytest.raises(JobRefusedError) as caught:
+        require_compatible(changed, spec.source.files, None, spec)
+    named = re.findall(r"--[a-z-]+(?= was)", caught.value.detail)
+    assert len(named) == len(spec.options) - 1  # all but the rows in a chunk
+    command = main.commands["score"]  # type: ignore[attr-defined]
+    assert {option for option in named} <= {o for p in command.params for o in p.opts}
 
 
 def test_input_with_new_mtime_and_same_content_is_accepted(source: Path, output: Path) -> None:
@@ -239,7 +299,7 @@ def test_fail_fast_names_row_and_keeps_earlier_chunks(source: Path, output: Path
     rest = FakeExecutor()
     notices: list[str] = []
     run_job(source, output, rest, notices=notices)
-    assert notices[0].startswith(f"resuming after row {len(good) // 10 * 10}")
+    assert notices[0].startswith(f"resuming at row {len(good) // 10 * 10} of")
     assert read(output)[len(good)]["error"]["code"] == "invalid_conversation"
 
 

@@ -115,6 +115,13 @@ def test_damaged_json_array_error_says_where(tmp_path: Path, text: str, says: st
     assert says in caught.value.detail
 
 
+def test_damaged_json_array_error_counts_rows_of_its_file_from_0(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": 1}, {"a": 2}]')
+    (tmp_path / "b.json").write_text('[{"a": 3}, {"a": nonsense}]')
+    with pytest.raises(JobInputError, match=r"b\.json is not an array .*row 1 is not JSON"):
+        list(open_source(str(tmp_path)).iter_rows())
+
+
 GOOD = '{"id": 1, "text": "[{\\\\\\" \\u00e9 é 😀"}'
 NOT_STRICT = [
     ('{"a": {"b": 1, "b": 2}}', "'b' occurs twice"),

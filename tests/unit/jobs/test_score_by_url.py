@@ -75,7 +75,7 @@ def test_secrets_of_urls_are_in_no_file(
     output_text = score(
         source, output, url.replace("me:hunter2", "me:hunter2b"), "--report", str(report)
     )
-    assert "resuming after row" in output_text
+    assert "resuming at row" in output_text
     assert len(output.read_text().splitlines()) == len(ROWS)
     assert "hunter2" not in output_text
     assert b"hunter2" not in read_all_files(tmp_path)

@@ -111,7 +111,7 @@ def test_columns_can_be_named(record: dict[str, Any], columns: Columns, expected
 REFUSED: list[tuple[Any, Columns, str | None, str]] = [
     ([1], DEFAULT_COLUMNS, None, "must be a JSON object, got list"),
     ({"text": "x"}, DEFAULT_COLUMNS, None, "no known shape.*this one has `text`"),
-    ({}, DEFAULT_COLUMNS, None, "this one has no columns"),
+    ({}, DEFAULT_COLUMNS, None, "this one has nothing"),
     ({"messages": None}, DEFAULT_COLUMNS, None, "no known shape.*`messages`"),
     ({"messages": [USER]}, DEFAULT_COLUMNS, "conversation", "last message has role 'user'"),
     (
