@@ -23,9 +23,10 @@ from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
+from serve.jobs.report import Report
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import STATE_FILE, get_job_folder, open_store
-from serve.jobs.summary import RowSink, Summary
+from serve.jobs.summary import Summary
 from serve.shutdown import GracefulShutdown
 
 WORDS = [f"word{number}" for number in range(300)]
@@ -137,7 +138,7 @@ def run_job(
     *,
     notices: list[str] | None = None,
     shutdown: GracefulShutdown | None = None,
-    sink: RowSink | None = None,
+    report: Report | None = None,
     **options: Any,
 ) -> Summary:
     """Run a job once, by default with chunks of ten rows."""
@@ -146,7 +147,7 @@ def run_job(
     try:
         with Progress(notify, on_terminal=False) as progress, open_store(spec) as store:
             shutdown = shutdown or GracefulShutdown("")
-            return Job(spec, store, executor, notify, progress, shutdown, sink).run()
+            return Job(spec, store, executor, notify, progress, shutdown, report).run()
     finally:
         executor.close()
 

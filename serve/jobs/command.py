@@ -18,9 +18,10 @@ from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job, require_report_path
 from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
+from serve.jobs.report import Report
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import JobStore, open_store
-from serve.jobs.summary import RowSink, format_examples, format_summary, print_lines
+from serve.jobs.summary import format_examples, format_summary, print_lines
 from serve.jobs.writers import is_tabular
 from serve.shutdown import GracefulShutdown
 
@@ -134,10 +135,11 @@ def run(
         try:
             if store is None:
                 dry_run_estimate = estimate(spec, executor, progress, shutdown)
-                lines, has_errors = dry_run_estimate.format_lines(), bool(dry_run_estimate.errors)
+                lines = dry_run_estimate.format_lines()
+                has_errors = bool(dry_run_estimate.summary.num_failed)
             else:
-                sink = _build_report(report, spec)
-                summary = Job(spec, store, executor, notify, progress, shutdown, sink).run()
+                page = Report(report, spec.output.name) if report else None
+                summary = Job(spec, store, executor, notify, progress, shutdown, page).run()
                 lines, has_errors = format_summary(summary), bool(summary.num_failed)
                 for line in format_examples(summary):
                     notify(line)
@@ -175,11 +177,3 @@ def _build_spec(
         model_spec=executor_options.model_spec,
         **options,
     )
-
-
-def _build_report(report: Path | None, spec: JobSpec) -> RowSink | None:
-    if report is None:
-        return None
-    from serve.jobs.report import Report
-
-    return Report(report, spec.output.name)

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import ChatJson
 from serve.errors import JobStoppedError
 from serve.jobs.executors.base import Executor
 from serve.jobs.progress import Progress
-from serve.jobs.runner import Chunk, parse_chunk, split_into_chunks
+from serve.jobs.runner import Chunk, read_chunks
 from serve.jobs.spec import JobSpec
-from serve.jobs.summary import Line, format_duration
+from serve.jobs.summary import Line, Summary, format_duration, format_problems
 from serve.shutdown import GracefulShutdown
 
 SAMPLE_ROWS = 64
@@ -30,40 +28,27 @@ class Estimate:
     """Estimate of a job.
 
     Attributes:
-        num_rows: number of rows to score.
-        errors: number of rows that would have an error, by error code, as far as errors are known
+        summary: summary of the rows that were counted, as far as errors and warnings are known
             before scoring.
-        warnings: number of rows with a warning about how they were read, by warning code.
-        num_conversations: number of conversations that can be scored.
-        num_tokens: number of tokens of all these conversations.
         longest: number of tokens of the longest conversation.
         tokens_per_s: throughput measured on the sample.
     """
 
-    num_rows: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    warnings: Counter[str] = field(default_factory=Counter)
-    num_conversations: int = 0
-    num_tokens: int = 0
+    summary: Summary = field(default_factory=Summary)
     longest: int = 0
     tokens_per_s: float = 0.0
 
     def format_lines(self) -> Iterable[Line]:
         """Yield names and values for the summary table."""
-        yield "rows", f"{self.num_rows:,}"
-        yield "with an error", f"{sum(self.errors.values()):,}"
-        for code, count in self.errors.most_common():
-            yield f"  {code}", f"{count:,}"
-        if self.warnings:
-            yield "rows with a warning", ""
-        for code, count in self.warnings.most_common():
-            yield f"  {code}", f"{count:,}"
-        yield "conversations", f"{self.num_conversations:,}"
-        yield "tokens", f"{self.num_tokens:,}"
+        num_tokens = self.summary.num_tokens
+        yield "rows", f"{self.summary.num_rows:,}"
+        yield from format_problems(self.summary)
+        yield "conversations", f"{self.summary.num_conversations:,}"
+        yield "tokens", f"{num_tokens:,}"
         yield "longest conversation", f"{self.longest:,} tokens"
         if self.tokens_per_s:
             yield f"tokens/s ({SAMPLE_ROWS} rows scored)", f"{self.tokens_per_s:,.0f}"
-            yield "estimated time", format_duration(self.num_tokens / self.tokens_per_s)
+            yield "estimated time", format_duration(num_tokens / self.tokens_per_s)
 
 
 def estimate(
@@ -71,48 +56,34 @@ def estimate(
 ) -> Estimate:
     """Count the rows and tokens of a job, and measure the throughput of a sample.
 
-    Args:
-        spec: specification of the job.
-        executor: counts tokens and scores the sample.
-        progress: receives the progress.
-        shutdown: ends the count when a signal was received; the estimate then covers what was
-            counted so far.
+    A signal ends the count; the estimate then covers what was counted so far.
 
     Raises:
         RewardError: the executor failed.
     """
     result = Estimate()
-    progress.start_phase(
-        "counting", total=sum(file.size for file in spec.source.files), unit="bytes"
-    )
+    total = sum(file.size for file in spec.source.files)
+    progress.start_phase("counting", total=total, unit="bytes")
     asks_services = executor.drain_timeout_s is not None
     with contextlib.suppress(JobStoppedError), shutdown.allow_interrupt(asks_services):
-        _count_all(spec, executor, progress, shutdown, result)
+        for chunk in read_chunks(spec):
+            if chunk.first_row == 0:
+                result.tokens_per_s = _measure_rate(chunk, spec, executor)
+            _count(chunk, spec, executor, result)
+            progress.advance(chunk.num_bytes)
+            if shutdown.received_signal is not None:
+                break
     return result
 
 
-def _count_all(
-    spec: JobSpec,
-    executor: Executor,
-    progress: Progress,
-    shutdown: GracefulShutdown,
-    result: Estimate,
-) -> None:
-    rows = islice(spec.source.iter_rows(), spec.limit)
-    for chunk_rows in split_into_chunks(rows, spec.chunk_rows):
-        chunk = parse_chunk(chunk_rows, spec.columns)
-        if chunk.first_row == 0:
-            sample = list(
-                parse_chunk(chunk_rows[:SAMPLE_ROWS], spec.columns).conversations.values()
-            )
-            result.tokens_per_s = _measure_rate(sample, spec, executor) if sample else 0.0
-        _count(chunk, spec, executor, result)
-        progress.advance(sum(row.size for row in chunk_rows))
-        if shutdown.received_signal is not None:
-            break
-
-
-def _measure_rate(sample: list[ChatJson], spec: JobSpec, executor: Executor) -> float:
+def _measure_rate(chunk: Chunk, spec: JobSpec, executor: Executor) -> float:
+    """Return the tokens per second of the first rows; 0 if they have no conversations."""
+    digests = dict.fromkeys(
+        key for _, keys in chunk.rows[:SAMPLE_ROWS] for key in keys if isinstance(key, bytes)
+    )
+    sample: list[ChatJson] = [chunk.conversations[digest] for digest in digests]
+    if not sample:
+        return 0.0
     # The first call also loads the model or connects to the cluster.
     executor.submit(sample[:1], spec.truncation).result()
     started = time.monotonic()
@@ -123,16 +94,9 @@ def _measure_rate(sample: list[ChatJson], spec: JobSpec, executor: Executor) -> 
 
 def _count(chunk: Chunk, spec: JobSpec, executor: Executor, result: Estimate) -> None:
     distinct = list(chunk.conversations.values())
-    counted = executor.count_tokens(distinct, spec.truncation) if distinct else []
-    counts = dict(zip(chunk.conversations, counted, strict=True))
-    for row in chunk.rows:
-        result.num_rows += 1
-        results = [c if isinstance(c, ScoreError) else counts[c] for c in row.conversations]
-        failures = [r for r in [row.error, *results] if isinstance(r, ScoreError)]
-        if failures:
-            result.errors[failures[0].code] += 1
-        result.warnings.update({warning.partition(":")[0] for warning in row.warnings})
-        tokens = [r for r in results if isinstance(r, int)]
-        result.num_conversations += len(tokens)
-        result.num_tokens += sum(tokens)
-        result.longest = max(result.longest, *tokens, 0)
+    counts = executor.count_tokens(distinct, spec.truncation) if distinct else []
+    # Only the number of tokens is known of a reward.
+    rewards = [count if isinstance(count, ScoreError) else Reward(0.0, count) for count in counts]
+    rows = chunk.fill(dict(zip(chunk.conversations, rewards, strict=True)))
+    result.summary.add(chunk.summarize(rows, ()))
+    result.longest = max(result.longest, *(c for c in counts if isinstance(c, int)), 0)

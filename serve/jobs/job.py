@@ -19,12 +19,11 @@ from serve.jobs.inputs.scan import InputScan, scan_input
 from serve.jobs.inputs.storage import measure_file
 from serve.jobs.manifest import Completion, Manifest, find_input_changes, require_compatible
 from serve.jobs.progress import Progress
-from serve.jobs.record_schema import ParsedRecord
-from serve.jobs.row_results import build_row_output
+from serve.jobs.report import Report
 from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import JobStore, find_result_columns
-from serve.jobs.summary import RowSink, Summary
+from serve.jobs.summary import Summary
 from serve.jobs.writers import Writer, is_tabular, open_writer
 from serve.shutdown import GracefulShutdown
 
@@ -40,7 +39,7 @@ class Job:
         notify: prints a line for the user.
         progress: shows the progress.
         shutdown: tells when to stop.
-        sink: receives every row once all rows are scored; None for no sink.
+        report: receives every row once all rows are scored.
     """
 
     spec: JobSpec
@@ -49,7 +48,7 @@ class Job:
     notify: Callable[[str], None]
     progress: Progress
     shutdown: GracefulShutdown
-    sink: RowSink | None = None
+    report: Report | None = None
 
     def run(self) -> Summary:
         """Run the rest of the job; return the summary of the whole job.
@@ -65,11 +64,11 @@ class Job:
             summary = manifest.completion.summary
         else:
             summary = self._finish(manifest)
-        if self.sink:
+        if self.report:
             for rows in self.store.iter_chunks():
                 for row in rows:
-                    self.sink.add(row.kind, row.results, row.failure)
-            self.sink.write(summary)
+                    self.report.add(row)
+            self.report.write(summary)
         return summary
 
     def _open_manifest(self) -> Manifest:
@@ -180,8 +179,7 @@ class Job:
                 row = next(rows, None)
                 if row is None:
                     raise self._input_changed_error("the input has fewer rows than were scored")
-                record = ParsedRecord(results.kind, error=results.error, warnings=results.warnings)
-                writer.write(row, build_row_output(record, results.results))
+                writer.write(row, results.build_columns())
             self.progress.advance(len(chunk))
 
     def _require_same_input(self, manifest: Manifest) -> None:

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rm_core import Reward, ScoreError
+from rm_core import Reward
 from serve.jobs.atomic_io import write_atomically
-from serve.jobs.record_schema import RecordKind
+from serve.jobs.row_results import Result, RowResults
 from serve.jobs.summary import Summary, format_summary
 from serve.reports.histogram import HistogramPlot, StreamingHistogram, build_histogram
 from serve.reports.page import render_page
@@ -21,7 +21,7 @@ from serve.reports.plots import Bar, BarRow
 
 
 class Report:
-    """Collects the content of the report; a `RowSink`.
+    """Collects the content of the report, row by row.
 
     Args:
         path: file of the report.
@@ -36,38 +36,29 @@ class Report:
         self._truncated = self._warned = 0
         self._kinds: Counter[str] = Counter()
 
-    def add(
-        self,
-        kind: RecordKind | None,
-        results: Sequence[Reward | ScoreError],
-        error: ScoreError | None,
-    ) -> None:
-        """See `RowSink`."""
-        self._kinds[kind or "unknown shape"] += 1
-        rewards = [result for result in results if isinstance(result, Reward)]
+    def add(self, row: RowResults) -> None:
+        """Receive the next row."""
+        self._kinds[row.kind or "unknown shape"] += 1
+        rewards = [result for result in row.results if isinstance(result, Reward)]
         for result in rewards:
             self._lengths.add(math.log2(max(1, result.num_tokens)))
             self._truncated += result.truncated
             self._warned += bool(result.warnings)
-        if kind == "pair":
-            self._add_pair(results)
+        if row.kind == "pair":
+            self._add_pair(row.results)
             return
         for result in rewards:
             self._rewards.add(result.reward)
-        if kind == "group" and len(rewards) > 1:
+        if row.kind == "group" and len(rewards) > 1:
             second, first = sorted(result.reward for result in rewards)[-2:]
             self._leads.add(first - second)
 
     def write(self, summary: Summary) -> None:
-        """See `RowSink`."""
+        """Write the report, after all rows."""
         write_atomically(self._path, self.render(summary).encode(errors="replace"))
 
     def render(self, summary: Summary) -> str:
-        """Return the report as HTML.
-
-        Args:
-            summary: summary of the whole job.
-        """
+        """Return the report as HTML."""
         errors = [
             BarRow(code, [Bar(count, f"{count:,}")]) for code, count in summary.errors.most_common()
         ]
@@ -81,7 +72,7 @@ class Report:
             errors=errors,
         )
 
-    def _add_pair(self, results: Sequence[Reward | ScoreError]) -> None:
+    def _add_pair(self, results: Sequence[Result]) -> None:
         for result, histogram in zip(results, (self._chosen, self._rejected), strict=False):
             if isinstance(result, Reward):
                 histogram.add(result.reward)

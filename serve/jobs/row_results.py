@@ -1,14 +1,16 @@
-"""Result columns of a row, and the names under which a job writes them."""
+"""Results of a row, their columns, and the names under which a job writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
-from serve.jobs.record_schema import ParsedRecord, RecordKind
+from serve.jobs.record_schema import RecordKind
+
+Result: TypeAlias = Reward | ScoreError
 
 RESULT_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
     "conversation": ("reward",),
@@ -133,102 +135,72 @@ def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = Fal
     return ResultNames(renamed, frozenset(earlier - own))
 
 
-class RowOutput(NamedTuple):
-    """Results of one row for the output.
+class RowResults(NamedTuple):
+    """Results of one row.
 
     Attributes:
         kind: kind of the record; None if unknown.
-        columns: result columns: rewards, `error`, `truncated`, `warnings`.
+        results: results of the record's conversations, in order.
+        error: why the row has no conversations; None if it has some, even if they failed.
+        warnings: warnings about how the record was read, without the warnings of rewards.
     """
 
     kind: RecordKind | None
-    columns: Mapping[str, Any]
+    results: Sequence[Result] = ()
+    error: ScoreError | None = None
+    warnings: tuple[str, ...] = ()
 
+    @property
+    def failure(self) -> ScoreError | None:
+        """Content of the `error` column: `error`, or the first failed result and its position."""
+        if self.error:
+            return self.error
+        for index, result in enumerate(self.results):
+            if isinstance(result, ScoreError):
+                side = ("chosen", "rejected")[index > 0]
+                prefixes = {"pair": f"`{side}`: ", "group": f"`responses[{index}]`: "}
+                return ScoreError(result.code, prefixes.get(self.kind or "", "") + result.message)
+        return None
 
-def build_row_output(
-    record: ParsedRecord | ScoreError, results: Sequence[Reward | ScoreError]
-) -> RowOutput:
-    """Build the result columns of one row.
+    @property
+    def all_warnings(self) -> list[str]:
+        """Content of the `warnings` column: distinct warnings, those of the record first."""
+        of_rewards = (w for r in self.results if isinstance(r, Reward) for w in r.warnings)
+        return list(dict.fromkeys([*self.warnings, *of_rewards]))
 
-    Args:
-        record: the parsed record; an error for a row without a known shape.
-        results: results of `record.conversations`, in order, including those that are errors.
-    """
-    if isinstance(record, ScoreError):
-        return RowOutput(None, _error_column(record))
-    if record.error:
-        return RowOutput(record.kind, _error_column(record.error))
-    error = find_first_error(record.kind, results)
-    rewards = [r for r in results if isinstance(r, Reward)]
-    columns: dict[str, Any] = {}
-    if record.kind == "group":
-        columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in results]
-    elif error is None and record.kind == "pair":
-        chosen, rejected = (r.reward for r in rewards)
-        columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
-        columns["margin"] = chosen - rejected
-    elif error is None:
-        columns["reward"] = rewards[0].reward
-    if any(r.truncated for r in rewards):
-        columns["truncated"] = True
-    if warnings := collect_warnings(record.warnings, results):
-        columns["warnings"] = warnings
-    return RowOutput(record.kind, columns | (_error_column(error) if error else {}))
-
-
-def find_first_error(
-    kind: RecordKind | None, results: Sequence[Reward | ScoreError]
-) -> ScoreError | None:
-    """Return the first error of a row, with its position in the record in the message.
-
-    Args:
-        kind: kind of the record.
-        results: results of the record's conversations, in order.
-    """
-    for index, result in enumerate(results):
-        if isinstance(result, ScoreError):
-            positions = {"pair": ("chosen", "rejected")[index > 0], "group": f"responses[{index}]"}
-            prefix = f"`{positions[kind]}`: " if kind in positions else ""
-            return ScoreError(result.code, prefix + result.message)
-    return None
-
-
-def collect_warnings(warnings: Sequence[str], results: Sequence[Reward | ScoreError]) -> list[str]:
-    """Return the distinct warnings of a row.
-
-    Args:
-        warnings: warnings about how the record was read.
-        results: results of the record's conversations, whose warnings follow.
-    """
-    reward_warnings = (
-        warning for result in results if isinstance(result, Reward) for warning in result.warnings
-    )
-    return list(dict.fromkeys([*warnings, *reward_warnings]))
+    def build_columns(self) -> dict[str, Any]:
+        """Return the result columns that the row has: rewards, `error`, `truncated`, `warnings`."""
+        failure = self.failure
+        rewards = [result for result in self.results if isinstance(result, Reward)]
+        columns: dict[str, Any] = {}
+        if self.kind == "group" and self.results:
+            columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in self.results]
+        elif failure is None and self.kind == "pair":
+            chosen, rejected = (r.reward for r in rewards)
+            columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
+            columns["margin"] = chosen - rejected
+        elif failure is None:
+            columns["reward"] = rewards[0].reward
+        if any(r.truncated for r in rewards):
+            columns["truncated"] = True
+        if warnings := self.all_warnings:
+            columns["warnings"] = warnings
+        if failure:
+            columns["error"] = {"code": failure.code, "message": failure.message}
+        return columns
 
 
 def merge_record(
-    record: object,
-    output: RowOutput,
-    raw: str | None = None,
-    names: ResultNames = DEFAULT_RESULT_NAMES,
+    record: object, columns: Mapping[str, Any], names: ResultNames = DEFAULT_RESULT_NAMES
 ) -> dict[str, Any]:
-    """Return the record with its result columns.
+    """Return the record with its result columns; see `Row.content` and `RowResults`.
 
-    Args:
-        record: the record as it was read; a value that is not an object goes into
-            `UNREAD_COLUMN`.
-        output: results of the row.
-        raw: text of a row that cannot be read.
-        names: names of the result columns.
+    A record that is not an object goes into `UNREAD_COLUMN`.
     """
     if not isinstance(record, Mapping):
-        record = {names[UNREAD_COLUMN]: record if raw is None else raw}
+        record = {names[UNREAD_COLUMN]: record}
     elif not names.replaced_columns.isdisjoint(record):
         record = {key: value for key, value in record.items() if key not in names.replaced_columns}
     if not names.renames:
-        return {**record, **output.columns}
-    return {**record, **{names[key]: value for key, value in output.columns.items()}}
-
-
-def _error_column(error: ScoreError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": error.message}}
+        return {**record, **columns}
+    return {**record, **{names[key]: value for key, value in columns.items()}}

@@ -11,11 +11,10 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import ChatJson
@@ -24,9 +23,10 @@ from serve.jobs.columns import Columns
 from serve.jobs.executors.base import Executor, ScoreBatchResult
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
-from serve.jobs.record_schema import RecordKind, try_parse_record
+from serve.jobs.record_schema import ParsedRecord, try_parse_record
+from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec
-from serve.jobs.store import Digest, JobStore, Result, RowResults
+from serve.jobs.store import Digest, JobStore
 from serve.jobs.summary import Summary
 from serve.shutdown import GracefulShutdown
 
@@ -37,40 +37,56 @@ _POLL_S = 0.2
 _canonical = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class ParsedRow(NamedTuple):
-    """A row with digests in place of its conversations.
-
-    Attributes:
-        kind: kind of the row's record; None if unknown.
-        conversations: the digest of each conversation, or the error if it cannot be scored.
-        error: error of a row without conversations.
-        warnings: warnings about how the record was read.
-    """
-
-    kind: RecordKind | None
-    conversations: tuple[Digest | ScoreError, ...]
-    error: ScoreError | None = None
-    warnings: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Rows that are scored together.
 
     Attributes:
         first_row: number of the first row.
-        rows: the parsed rows, `[num_rows]`, at least one.
+        rows: each row's record, and the digest of each of its conversations or the error if it
+            cannot be scored.
         conversations: the distinct conversations, in the order of their first occurrence.
+        num_bytes: size of the rows in the input.
     """
 
     first_row: int
-    rows: tuple[ParsedRow, ...]
-    conversations: dict[Digest, ChatJson]
+    rows: Sequence[tuple[ParsedRecord, Sequence[Digest | ScoreError]]]
+    conversations: Mapping[Digest, ChatJson]
+    num_bytes: int
+
+    def fill(self, results: Mapping[Digest, Result]) -> list[RowResults]:
+        """Return the results of the rows, from those of all conversations."""
+        return [
+            RowResults(
+                record.kind,
+                [key if isinstance(key, ScoreError) else results[key] for key in keys],
+                record.error,
+                record.warnings,
+            )
+            for record, keys in self.rows
+        ]
+
+    def summarize(self, rows: Sequence[RowResults], new: Iterable[Digest]) -> Summary:
+        """Return the summary of the rows of `fill`, without computed tokens and seconds.
+
+        Args:
+            rows: results of the rows.
+            new: conversations that no earlier chunk has.
+        """
+        summary, unseen = Summary(), set(new)
+        for index, ((_, keys), row) in enumerate(zip(self.rows, rows, strict=True)):
+            summary.add_row(self.first_row + index, row)
+            for key, result in zip(keys, row.results, strict=True):
+                if isinstance(result, Reward) and key not in unseen:
+                    summary.num_repeated_tokens += result.num_tokens
+                if isinstance(key, bytes):
+                    unseen.discard(key)
+        return summary
 
 
 @dataclass(frozen=True, slots=True)
 class PendingChunk:
-    """A submitted chunk whose results are pending.
+    """A submitted chunk.
 
     Attributes:
         chunk: the chunk.
@@ -79,21 +95,13 @@ class PendingChunk:
     """
 
     chunk: Chunk
-    own_digests: tuple[Digest, ...]
+    own_digests: Sequence[Digest]
     future: Future[ScoreBatchResult] | None
 
 
 @dataclass(slots=True)
 class ChunkRunner:
-    """One run over the remaining chunks of a job.
-
-    Attributes:
-        spec: specification of the job.
-        store: state of the job.
-        executor: scores the conversations.
-        progress: receives the progress.
-        shutdown: tells when to stop.
-    """
+    """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes."""
 
     spec: JobSpec
     store: JobStore
@@ -122,7 +130,7 @@ class ChunkRunner:
             raise JobStoppedError("stopped by a signal")
 
     def _run(self, pending: deque[PendingChunk]) -> None:
-        chunks = self._chunks()
+        chunks = read_chunks(self.spec, self.store.summary.num_rows)
         while True:
             while len(pending) < self.executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
@@ -133,19 +141,11 @@ class ChunkRunner:
                 return
             self._finish(pending.popleft())
 
-    def _chunks(self) -> Iterator[Chunk]:
-        first_row = self.store.summary.num_rows
-        limit = self.spec.limit
-        num_left = None if limit is None else max(0, limit - first_row)
-        rows = islice(self.spec.source.iter_rows(first_row), num_left)
-        for chunk_rows in split_into_chunks(rows, self.spec.chunk_rows):
-            yield parse_chunk(chunk_rows, self.spec.columns)
-
     def _submit(self, chunk: Chunk) -> PendingChunk:
         """Submit the conversations of a chunk that no earlier chunk has."""
         unseen = [digest for digest in chunk.conversations if digest not in self._in_flight]
         known_results = self.store.find(unseen)
-        own_digests = tuple(digest for digest in unseen if digest not in known_results)
+        own_digests = [digest for digest in unseen if digest not in known_results]
         self._in_flight.update(own_digests)
         conversations = [chunk.conversations[digest] for digest in own_digests]
         future = (
@@ -178,15 +178,12 @@ class ChunkRunner:
         """Fill the results of a chunk into its rows, and save it."""
         chunk = pending.chunk
         scored = pending.future.result() if pending.future else ScoreBatchResult([], 0)
-        new_results: dict[Digest, Result] = dict(
-            zip(pending.own_digests, scored.results, strict=True)
-        )
+        new_results = dict(zip(pending.own_digests, scored.results, strict=True))
         repeated = [digest for digest in chunk.conversations if digest not in new_results]
-        results = self.store.find(repeated) | new_results
-        rows = [_fill_row(row, results) for row in chunk.rows]
+        rows = chunk.fill(self.store.find(repeated) | new_results)
         if self.spec.fail_fast:
             raise_on_error(rows, chunk.first_row)
-        summary = _count(chunk, rows, new=set(new_results))
+        summary = chunk.summarize(rows, new_results)
         summary.num_computed_tokens = scored.num_computed_tokens
         summary.num_cached_tokens = scored.num_cached_tokens
         now = time.monotonic()
@@ -199,6 +196,14 @@ class ChunkRunner:
 def compute_digest(conversation: ChatJson) -> Digest:
     """Return a digest of 16 bytes, equal for conversations that every template renders equally."""
     return hashlib.blake2b(_canonical(conversation).encode(), digest_size=16).digest()
+
+
+def read_chunks(spec: JobSpec, first_row: int = 0) -> Iterator[Chunk]:
+    """Yield the chunks of a job from a row on, which is the first one of a chunk."""
+    num_left = None if spec.limit is None else max(0, spec.limit - first_row)
+    rows = islice(spec.source.iter_rows(first_row), num_left)
+    for chunk_rows in split_into_chunks(rows, spec.chunk_rows):
+        yield parse_chunk(chunk_rows, spec.columns)
 
 
 def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
@@ -215,24 +220,25 @@ def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]
         yield chunk
 
 
-def parse_chunk(rows: list[Row], columns: Columns) -> Chunk:
-    """Parse the rows of a chunk and collect its distinct conversations.
-
-    Args:
-        rows: rows of the chunk, at least one.
-        columns: columns that the caller named.
-    """
+def parse_chunk(rows: Sequence[Row], columns: Columns) -> Chunk:
+    """Parse the rows of a chunk, at least one, and collect its distinct conversations."""
+    parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
     conversations: dict[Digest, ChatJson] = {}
-    parsed = tuple(_parse(row, columns, conversations) for row in rows)
-    return Chunk(rows[0].number, parsed, conversations)
+    for row in rows:
+        record = try_parse_record(row.record, columns)
+        keys: list[Digest | ScoreError] = []
+        for conversation in record.conversations:
+            if isinstance(conversation, ScoreError):
+                keys.append(conversation)
+                continue
+            keys.append(digest := compute_digest(conversation))
+            conversations.setdefault(digest, conversation)
+        parsed.append((record, keys))
+    return Chunk(rows[0].number, parsed, conversations, sum(row.size for row in rows))
 
 
 def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:
     """Check that every row was scored.
-
-    Args:
-        rows: results of consecutive rows.
-        first_row: number of the first one.
 
     Raises:
         BadRowError: a row has an error; the message names the first one.
@@ -244,53 +250,6 @@ def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:
                 "stops the job here: correct the row, or leave the option out to get the error in "
                 "the output"
             )
-
-
-def _parse(row: Row, columns: Columns, conversations: dict[Digest, ChatJson]) -> ParsedRow:
-    parsed = try_parse_record(row.record, columns)
-    if parsed.error:
-        return ParsedRow(parsed.kind, (), parsed.error)
-    digests_or_errors: list[Digest | ScoreError] = []
-    for conversation in parsed.conversations:
-        if isinstance(conversation, ScoreError):
-            digests_or_errors.append(conversation)
-            continue
-        digest = compute_digest(conversation)
-        conversations.setdefault(digest, conversation)
-        digests_or_errors.append(digest)
-    return ParsedRow(parsed.kind, tuple(digests_or_errors), warnings=parsed.warnings)
-
-
-def _fill_row(row: ParsedRow, results: dict[Digest, Result]) -> RowResults:
-    filled = [
-        digest_or_error if isinstance(digest_or_error, ScoreError) else results[digest_or_error]
-        for digest_or_error in row.conversations
-    ]
-    return RowResults(row.kind, filled, row.error, row.warnings)
-
-
-def _count(chunk: Chunk, rows: list[RowResults], *, new: set[Digest]) -> Summary:
-    """Return the summary of a chunk, without computed tokens and seconds.
-
-    Args:
-        chunk: the chunk.
-        rows: the results of its rows.
-        new: digests of conversations that no earlier chunk has; emptied.
-    """
-    summary = Summary(num_rows=len(rows))
-    for number, (parsed_row, row) in enumerate(zip(chunk.rows, rows, strict=True), chunk.first_row):
-        if failure := row.failure:
-            summary.add_error(number, failure)
-        summary.add_warnings(number, row.all_warnings)
-        for digest, result in zip(parsed_row.conversations, row.results, strict=True):
-            if isinstance(result, Reward):
-                summary.num_conversations += 1
-                summary.num_tokens += result.num_tokens
-                if digest not in new:
-                    summary.num_repeated_tokens += result.num_tokens
-            if isinstance(digest, bytes):
-                new.discard(digest)
-    return summary
 
 
 def _cancel(pending: deque[PendingChunk]) -> None:

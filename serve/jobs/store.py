@@ -22,7 +22,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,12 +33,10 @@ from serve.jobs.executors.base import KeptBudget
 from serve.jobs.inputs.scan import FileDigest
 from serve.jobs.inputs.storage import compute_prefix_sha256
 from serve.jobs.manifest import Manifest
-from serve.jobs.record_schema import RecordKind
-from serve.jobs.row_results import collect_warnings, find_first_error
+from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec, require_output_path
 from serve.jobs.summary import Summary
 
-Result: TypeAlias = Reward | ScoreError
 Digest = bytes
 Key = str | int | bytes
 
@@ -65,32 +63,6 @@ _NO_ROOM = (
     sqlite3.SQLITE_IOERR_FSYNC,
     sqlite3.SQLITE_IOERR_TRUNCATE,
 )
-
-
-class RowResults(NamedTuple):
-    """Results of one row.
-
-    Attributes:
-        kind: kind of the record; None if unknown.
-        results: results of the record's conversations, in order.
-        error: why the row has no conversations; None if it has some, even if they failed.
-        warnings: warnings about how the record was read, without the warnings of rewards.
-    """
-
-    kind: RecordKind | None
-    results: list[Result]
-    error: ScoreError | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def all_warnings(self) -> list[str]:
-        """Content of the row's `warnings` column: warnings of the record, then of its rewards."""
-        return collect_warnings(self.warnings, self.results)
-
-    @property
-    def failure(self) -> ScoreError | None:
-        """Content of the row's `error` column: error of the row or of its first failed result."""
-        return self.error or find_first_error(self.kind, self.results)
 
 
 def get_job_folder(output: Path) -> Path:

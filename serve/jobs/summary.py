@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
-from rm_core import Reward, ScoreError
+from rm_core import Reward
 from serve.console import Console
-from serve.jobs.record_schema import RecordKind
+from serve.jobs.row_results import RowResults
 
 Line = tuple[str, str]
 """A name and a formatted value."""
@@ -79,45 +79,29 @@ class Summary:
         """Throughput in tokens of the input per second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
-    def add_error(self, row: int, error: ScoreError) -> None:
-        """Count a row with an error.
-
-        Args:
-            row: number of the row, from 0.
-            error: first error of the row.
-        """
-        self.errors[error.code] += 1
-        self.examples.setdefault(error.code, f"row {row}: {error.message[:_MAX_EXAMPLE]}")
-
-    def add_warnings(self, row: int, warnings: Sequence[str]) -> None:
-        """Count the warnings of a row, each code once.
-
-        Args:
-            row: number of the row, from 0.
-            warnings: warnings of the row, each starting with a code and a colon.
-        """
-        codes: set[str] = set()
-        for warning in warnings:
+    def add_row(self, number: int, row: RowResults) -> None:
+        """Add a row: its rewards, its error, and each code of its warnings once."""
+        self.num_rows += 1
+        rewards = [result for result in row.results if isinstance(result, Reward)]
+        self.num_conversations += len(rewards)
+        self.num_tokens += sum(reward.num_tokens for reward in rewards)
+        if failure := row.failure:
+            self.errors[failure.code] += 1
+            self.examples.setdefault(failure.code, _format_example(number, failure.message))
+        texts: dict[str, str] = {}
+        for warning in row.all_warnings:
             code, _, text = warning.partition(":")
-            if code not in codes:
-                codes.add(code)
-                self.warnings[code] += 1
-                example = f"row {row}: {text.strip()[:_MAX_EXAMPLE]}"
-                self.warning_examples.setdefault(code, example)
+            texts.setdefault(code, text)
+        for code, text in texts.items():
+            self.warnings[code] += 1
+            self.warning_examples.setdefault(code, _format_example(number, text.strip()))
 
     def add(self, other: Summary) -> None:
-        """Add the summary of another chunk or of several chunks."""
-        self.num_rows += other.num_rows
-        self.errors.update(other.errors)
-        self.warnings.update(other.warnings)
-        self.examples = other.examples | self.examples
-        self.warning_examples = other.warning_examples | self.warning_examples
-        self.num_conversations += other.num_conversations
-        self.num_tokens += other.num_tokens
-        self.num_repeated_tokens += other.num_repeated_tokens
-        self.num_computed_tokens += other.num_computed_tokens
-        self.num_cached_tokens += other.num_cached_tokens
-        self.seconds += other.seconds
+        """Add the summary of the chunks that follow."""
+        for attribute in fields(self):
+            mine, more = getattr(self, attribute.name), getattr(other, attribute.name)
+            is_example = isinstance(mine, dict) and not isinstance(mine, Counter)
+            setattr(self, attribute.name, more | mine if is_example else mine + more)
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON data; `from_json` reads it."""
@@ -133,41 +117,11 @@ class Summary:
         return cls(**{**values, **counters})
 
 
-class RowSink(Protocol):
-    """Receives every row of a finished job, in order, while the output is written."""
-
-    def add(
-        self,
-        kind: RecordKind | None,
-        results: Sequence[Reward | ScoreError],
-        error: ScoreError | None,
-    ) -> None:
-        """Receive one row.
-
-        Args:
-            kind: kind of the record; None if unknown or if the row could not be read.
-            results: results of the record's conversations, in order; of a pair, chosen comes first.
-            error: error of the row's `error` column; also set if only one of several conversations
-                failed.
-        """
-        ...
-
-    def write(self, summary: Summary) -> None:
-        """Finish after all rows; called once, before the job counts as finished."""
-        ...
-
-
 def format_summary(summary: Summary) -> Iterable[Line]:
     """Yield the results of a job as pairs of a name and a formatted value."""
     yield "rows", f"{summary.num_rows:,}"
     yield "scored", f"{summary.num_scored:,}"
-    yield "with an error", f"{summary.num_failed:,}"
-    for code, count in summary.errors.most_common():
-        yield f"  {code}", f"{count:,}"
-    if summary.warnings:
-        yield "rows with a warning", ""
-    for code, count in summary.warnings.most_common():
-        yield f"  {code}", f"{count:,}"
+    yield from format_problems(summary)
     yield "tokens", f"{summary.num_tokens:,}"
     saved = summary.num_repeated_tokens + summary.num_cached_tokens + summary.num_shared_tokens
     yield "not computed", _format_share(saved, summary.num_tokens)
@@ -185,6 +139,19 @@ def format_summary(summary: Summary) -> Iterable[Line]:
         yield f"{result}, since the input has `{result}`", column
     for column, count in summary.nulled.items():
         yield f"NaN or infinite, null in the output: {column}", f"{count:,}"
+
+
+def format_problems(summary: Summary) -> Iterable[Line]:
+    """Yield the numbers of rows with an error and with a warning, by code."""
+    yield "with an error", f"{summary.num_failed:,}"
+    yield from _format_codes(summary.errors)
+    if summary.warnings:
+        yield "rows with a warning", ""
+    yield from _format_codes(summary.warnings)
+
+
+def _format_codes(codes: Counter[str]) -> Iterable[Line]:
+    return ((f"  {code}", f"{count:,}") for code, count in codes.most_common())
 
 
 def format_examples(summary: Summary) -> Iterable[str]:
@@ -216,6 +183,10 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _format_example(row: int, text: str) -> str:
+    return f"row {row}: {text[:_MAX_EXAMPLE]}"
 
 
 def _format_share(part: int, total: int) -> str:

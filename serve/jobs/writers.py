@@ -27,13 +27,7 @@ from serve.errors import JobOutputError
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
 from serve.jobs.record_schema import RecordKind
-from serve.jobs.row_results import (
-    RESULT_COLUMNS,
-    UNREAD_COLUMN,
-    ResultNames,
-    RowOutput,
-    merge_record,
-)
+from serve.jobs.row_results import RESULT_COLUMNS, UNREAD_COLUMN, ResultNames, merge_record
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _GZIP_SUFFIX = ".gz"
@@ -151,8 +145,8 @@ class Writer(ABC):
         self._close()
 
     @abstractmethod
-    def write(self, row: Row, output: RowOutput) -> None:
-        """Append one row with its results; see `serve.jobs.row_results.build_row_output`."""
+    def write(self, row: Row, columns: Mapping[str, Any]) -> None:
+        """Append one row with its result columns."""
 
     def _flush(self) -> None:  # noqa: B027
         """Write what was collected."""
@@ -178,10 +172,10 @@ class JsonlWriter(Writer):
             # Without a time and a name in the header, equal rows give equal bytes.
             self._file = gzip.GzipFile("", "wb", 6, self._sink, mtime=0)
 
-    def write(self, row: Row, output: RowOutput) -> None:
+    def write(self, row: Row, columns: Mapping[str, Any]) -> None:
         """See `Writer`."""
         self._file.write(
-            encode_line(merge_record(row.record, output, row.raw, self._names), self.null_counts)
+            encode_line(merge_record(row.content, columns, self._names), self.null_counts)
         )
 
     def _close(self) -> None:
@@ -275,10 +269,10 @@ class ParquetWriter(Writer):
         self._num_bytes = 0
         self._group: list[pa.RecordBatch] = []
 
-    def write(self, row: Row, output: RowOutput) -> None:
+    def write(self, row: Row, columns: Mapping[str, Any]) -> None:
         """See `Writer`."""
         self._rows.append(row)
-        self._outputs.append({self._names[key]: value for key, value in output.columns.items()})
+        self._outputs.append({self._names[key]: value for key, value in columns.items()})
         self._num_bytes += row.size
         if len(self._rows) >= _GATHERED_ROWS or self._num_bytes >= _GATHERED_BYTES:
             self._gather()
@@ -293,7 +287,7 @@ class ParquetWriter(Writer):
     def _get_record(self, row: Row) -> Mapping[str, Any]:
         if isinstance(row.record, Mapping):
             return row.record
-        return {self._names[UNREAD_COLUMN]: row.record if row.raw is None else row.raw}
+        return {self._names[UNREAD_COLUMN]: row.content}
 
     def _gather(self) -> None:
         if not self._rows:

@@ -11,6 +11,7 @@ from evaluations import evaluation
 from rm_core import Reward
 from serve.evaluation.report import write_report
 from serve.jobs.report import Report
+from serve.jobs.row_results import RowResults
 from serve.jobs.summary import Summary
 
 _LONG = "Skywork/Skywork-Reward-" + "V2-" * 25 + "8B"
@@ -39,7 +40,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {name: folder / f"{name}.html" for name in names}
     report = Report(paths["job"], "<scored>.jsonl")
     for number in range(200):
-        report.add("pair", [Reward(number / 7 % 9, number + 5), Reward(number / 3 % 5, 50)], None)
+        report.add(
+            RowResults("pair", [Reward(number / 7 % 9, number + 5), Reward(number / 3 % 5, 50)])
+        )
     report.write(Summary(num_rows=200, num_tokens=1_000, seconds=2.0))
     for name in names[1:]:
         models = [_LONG, "b"] if name in ("rewardbench", "ppe-correctness") else [_LONG]

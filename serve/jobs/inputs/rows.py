@@ -34,6 +34,11 @@ class Row(NamedTuple):
     file: int
     cells: Cells | None = None
 
+    @property
+    def content(self) -> Any:
+        """The record, or the text of a row that cannot be read."""
+        return self.record if self.raw is None else self.raw
+
 
 class FileRange(NamedTuple):
     """The rows to read of one file.

@@ -241,7 +241,7 @@ class _SchemaCollector:
         record = row.record
         if not isinstance(record, Mapping):
             self._unread = self._unread or TypeInference()
-            self._unread.add(record if row.raw is None else row.raw)
+            self._unread.add(row.content)
             return
         self._kinds.update(infer_record_kinds(record, self._columns)[:1])
         if self._schema is None:

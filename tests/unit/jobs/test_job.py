@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from job_runs import (
     write_lines,
 )
 
-from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
 from serve.cli.main import main
 from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
@@ -32,6 +30,8 @@ from serve.jobs.inputs import json_rows
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import require_report_path
 from serve.jobs.manifest import require_compatible
+from serve.jobs.report import Report
+from serve.jobs.row_results import RowResults
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
 from serve.jobs.summary import Summary, format_summary
@@ -457,34 +457,32 @@ def test_non_finite_numbers_are_counted_in_summary(source: Path, output: Path) -
     assert [row["x"] for row in read(output)] == [None, None, 1.0]
 
 
-class Sink:
+class FakeReport(Report):
     def __init__(self) -> None:
         self.rows: list[tuple[Any, int, str | None]] = []
         self.written: list[Summary] = []
 
-    def add(
-        self, kind: Any, results: Sequence[Reward | ScoreError], error: ScoreError | None
-    ) -> None:
-        self.rows.append((kind, len(results), error.code if error else None))
+    def add(self, row: RowResults) -> None:
+        self.rows.append((row.kind, len(row.results), row.failure.code if row.failure else None))
 
     def write(self, summary: Summary) -> None:
         self.written.append(summary)
 
 
-def test_sink_receives_every_row(source: Path, output: Path) -> None:
-    sink = Sink()
-    summary = run_job(source, output, FakeExecutor(), sink=sink)
-    assert sink.written == [summary]
-    assert [code for _, _, code in sink.rows] == [
+def test_report_receives_every_row(source: Path, output: Path) -> None:
+    report = FakeReport()
+    summary = run_job(source, output, FakeExecutor(), report=report)
+    assert report.written == [summary]
+    assert [code for _, _, code in report.rows] == [
         row.get("error", {}).get("code") for row in read(output)
     ]
-    assert {kind for kind, _, _ in sink.rows} == {"conversation", "pair", "group", None}
+    assert {kind for kind, _, _ in report.rows} == {"conversation", "pair", "group", None}
 
 
-def test_finished_job_gives_sink_same_rows(source: Path, output: Path) -> None:
-    first, later, executor = Sink(), Sink(), FakeExecutor()
-    run_job(source, output, FakeExecutor(), sink=first)
-    run_job(source, output, executor, sink=later)
+def test_finished_job_gives_report_same_rows(source: Path, output: Path) -> None:
+    first, later, executor = FakeReport(), FakeReport(), FakeExecutor()
+    run_job(source, output, FakeExecutor(), report=first)
+    run_job(source, output, executor, report=later)
     assert (later.rows, later.written) == (first.rows, first.written)
     assert (executor.num_asked, executor.calls) == (0, [])
 

@@ -89,10 +89,10 @@ def test_dry_run_counts_what_job_counts(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
     assert len(executor.calls) == 2
     summary = run_job(source, tmp_path / "out.jsonl", FakeExecutor())
-    assert dry_run.num_rows == summary.num_rows
+    assert dry_run.summary.num_rows == summary.num_rows
     assert dry_run.tokens_per_s > 0
     lines = dict(dry_run.format_lines())
     assert lines["rows"] == "95"
     assert "estimated time" in lines
     # The executor finds some conversations too long only when it scores them.
-    assert dry_run.errors["invalid_conversation"] == summary.errors["invalid_conversation"]
+    assert dry_run.summary.errors["invalid_conversation"] == summary.errors["invalid_conversation"]

@@ -11,6 +11,7 @@ from html_pages import check_page
 
 from rm_core import Reward, ScoreError
 from serve.jobs.report import Report
+from serve.jobs.row_results import RowResults
 from serve.jobs.summary import Summary
 
 BAD = ScoreError("conversation_too_long", "9 tokens, 8 are allowed")
@@ -24,12 +25,12 @@ def fill_report(path: Path) -> tuple[Report, Summary]:
     report, rng = Report(path, "scored <b>.jsonl"), random.Random(0)
     for _ in range(3_000):
         chosen, rejected = rng.gauss(2, 3), rng.gauss(-1, 3)
-        report.add("pair", [reward(chosen, rng.randint(10, 4_000)), reward(rejected)], None)
+        report.add(RowResults("pair", [reward(chosen, rng.randint(10, 4_000)), reward(rejected)]))
     for _ in range(500):
-        report.add("conversation", [reward(rng.gauss(0, 5))], None)
-        report.add("group", [reward(rng.gauss(0, 5)) for _ in range(4)], None)
-    report.add("pair", [reward(1.5), BAD], BAD)
-    report.add(None, [], ScoreError("invalid_json", "no JSON"))
+        report.add(RowResults("conversation", [reward(rng.gauss(0, 5))]))
+        report.add(RowResults("group", [reward(rng.gauss(0, 5)) for _ in range(4)]))
+    report.add(RowResults("pair", [reward(1.5), BAD]))
+    report.add(RowResults(None, error=ScoreError("invalid_json", "no JSON")))
     errors = Counter({"conversation_too_long": 1, "invalid_json": 1})
     return report, Summary(num_rows=4_002, errors=errors, num_tokens=1_000, seconds=2.0)
 
@@ -60,7 +61,7 @@ def test_equal_jobs_have_equal_self_contained_reports(tmp_path: Path) -> None:
 
 def test_job_without_rewards_has_report(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.html", "nothing.jsonl")
-    report.add("conversation", [BAD], BAD)
+    report.add(RowResults("conversation", [BAD]))
     page = report.render(Summary(num_rows=1, errors=Counter({BAD.code: 1})))
     assert page.count("<svg") == 1
     assert "Errors by code" in page

@@ -8,11 +8,12 @@ import pytest
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
+from serve.jobs.inputs.rows import Row
 from serve.jobs.record_schema import try_parse_record
 from serve.jobs.row_results import (
     RESULT_NAMES,
     ResultNames,
-    build_row_output,
+    RowResults,
     choose_result_names,
     merge_record,
 )
@@ -24,9 +25,9 @@ OWN = {"margin": 3, "rewards": [1], "chosen_reward": "mine", "warnings": "mine",
 def merge_results(
     record: dict[str, Any], *results: Reward | ScoreError, names: ResultNames | None = None
 ) -> Any:
-    return merge_record(
-        record, build_row_output(try_parse_record(record), results), names=names or ResultNames()
-    )
+    parsed = try_parse_record(record)
+    row = RowResults(parsed.kind, results, parsed.error, parsed.warnings)
+    return merge_record(record, row.build_columns(), names or ResultNames())
 
 
 def test_columns_that_job_does_not_write_are_kept() -> None:
@@ -121,9 +122,10 @@ def test_error_names_position_in_record(record: dict[str, Any], message: str) ->
 def test_line_that_is_not_record_is_copied_as_text() -> None:
     error = ScoreError("invalid_json", "no")
     expected = {"code": "invalid_json", "message": "no"}
-    out = merge_record(error, build_row_output(try_parse_record(error), ()), '{"a": ')
-    assert out == {"line": '{"a": ', "error": expected}
-    assert merge_record([1], build_row_output(error, ())) == {"line": [1], "error": expected}
+    columns = RowResults(None, error=error).build_columns()
+    unread = Row(0, 7, error, '{"a": ', file=0)
+    assert merge_record(unread.content, columns) == {"line": '{"a": ', "error": expected}
+    assert merge_record([1], columns) == {"line": [1], "error": expected}
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -20,9 +20,9 @@ from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.inputs.source import open_source
 from serve.jobs.progress import Progress
+from serve.jobs.row_results import RowResults
 from serve.jobs.runner import compute_digest
 from serve.jobs.spec import JobSpec
-from serve.jobs.store import RowResults
 from serve.jobs.summary import format_examples, format_summary
 from serve.shutdown import GracefulShutdown
 
@@ -116,7 +116,7 @@ def test_dry_run_counts_warnings(tmp_path: Path) -> None:
         spec = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
         dry_run = estimate(spec, executor, progress, GracefulShutdown(""))
     executor.close()
-    assert dry_run.warnings == {"column_not_read": 11, "transcript_read": 11}
+    assert dry_run.summary.warnings == {"column_not_read": 11, "transcript_read": 11}
     assert dict(dry_run.format_lines())["  transcript_read"] == "11"
 
 

@@ -22,15 +22,15 @@ from serve.jobs import writers
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import scan_input
 from serve.jobs.inputs.source import open_source
-from serve.jobs.record_schema import ParsedRecord, try_parse_record
-from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowOutput, build_row_output
+from serve.jobs.record_schema import try_parse_record
+from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowResults
 from serve.jobs.writers import is_tabular, open_writer
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 ERROR = {"code": "invalid_conversation", "message": "no"}
 
 
-def write_output(source: Path, output: Path, outputs: list[RowOutput] | None = None) -> bytes:
+def write_output(source: Path, output: Path, outputs: list[RowResults] | None = None) -> bytes:
     """Write an output and return its bytes; by default, rewards are computed from row numbers."""
     opened = open_source(str(source))
     tabular = is_tabular(output)
@@ -38,12 +38,13 @@ def write_output(source: Path, output: Path, outputs: list[RowOutput] | None = N
     file = io.BytesIO()
     with open_writer(output, file, scan) as writer:
         for row in opened.iter_rows(decode=not (tabular and opened.schema is not None)):
-            writer.write(row, outputs[row.number] if outputs else build_output(row))
+            results = outputs[row.number] if outputs else build_output(row)
+            writer.write(row, results.build_columns())
     return file.getvalue()
 
 
-def build_output(row: Row) -> RowOutput:
-    return build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(row.number / 3, 5)])
+def build_output(row: Row) -> RowResults:
+    return RowResults("conversation", [Reward(row.number / 3, 5)])
 
 
 def write_lines(path: Path, *records: Any) -> Path:
@@ -59,7 +60,8 @@ def test_jsonl_lines_are_copied_unchanged(tmp_path: Path) -> None:
     text = '{"b": "é", "messages": 1, "a": -0.0, "s": "\\ud800"}\n[1]\nnot json\n'
     (tmp_path / "in.jsonl").write_text(text)
     rows = open_source(str(tmp_path / "in.jsonl")).iter_rows()
-    outputs = [build_row_output(try_parse_record(row.record), ()) for row in rows]
+    parsed = [try_parse_record(row.record) for row in rows]
+    outputs = [RowResults(record.kind, error=record.error) for record in parsed]
     out = write_output(tmp_path / "in.jsonl", tmp_path / "out.jsonl", outputs).decode().splitlines()
     assert out[0].startswith('{"b": "\\u00e9", "messages": 1, "a": -0.0, "s": "\\ud800", "error"')
     assert json.loads(out[1])["line"] == [1]
@@ -182,7 +184,7 @@ def test_non_finite_numbers_become_null_and_are_counted(tmp_path: Path) -> None:
     file = io.BytesIO()
     with open_writer(tmp_path / "out.jsonl", file, scan_input(source)) as writer:
         for row in source.iter_rows():
-            writer.write(row, build_output(row))
+            writer.write(row, build_output(row).build_columns())
     lines = [STRICT.decode(line) for line in file.getvalue().decode().splitlines()]
     assert [line["x"] for line in lines] == [None, None, None, -0.0, 5e-324]
     assert [line["deep"] for line in lines[:1]] == [{"a": [{"b": None}]}]
@@ -233,8 +235,8 @@ def test_no_input_column_is_lost(
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f"{line}\n" for line in lines))
     outputs = [
-        build_row_output(ParsedRecord("conversation", (TURNS,)), [Reward(1.5, 5, True, ("w",))]),
-        build_row_output(ParsedRecord(None, error=ScoreError(**ERROR)), ()),
+        RowResults("conversation", [Reward(1.5, 5, True, ("w",))]),
+        RowResults(None, error=ScoreError(**ERROR)),
     ] * 3
     out = write_output(source, tmp_path / "out.jsonl", outputs).splitlines()
     for record, row_output, line in zip(records, outputs, out, strict=False):
@@ -242,12 +244,13 @@ def test_no_input_column_is_lost(
         assert after.items() >= record.items()
         results = {key: value for key, value in after.items() if key not in record}
         results.pop("messages")
-        assert sorted(map(str, results.values())) == sorted(map(str, row_output.columns.values()))
+        assert sorted(map(str, results.values())) == sorted(
+            map(str, row_output.build_columns().values())
+        )
 
 
 def test_results_of_every_kind(tmp_path: Path) -> None:
     error = ScoreError(ERROR["code"], ERROR["message"])
-    pair, group = ParsedRecord("pair", (TURNS, TURNS)), ParsedRecord("group", (TURNS, TURNS))
     records = [
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "responses": ["a", "b"]},
@@ -255,9 +258,9 @@ def test_results_of_every_kind(tmp_path: Path) -> None:
     ]
     low, high = Reward(0.1, 5, True, ("w",)), Reward(1e-9, 5)
     outputs = [
-        build_row_output(pair, [high, low]),
-        build_row_output(group, [low, error]),
-        build_row_output(ParsedRecord("pair", error=error), ()),
+        RowResults("pair", [high, low]),
+        RowResults("group", [low, error]),
+        RowResults("pair", error=error),
     ]
     source = write_lines(tmp_path / "in.jsonl", *records)
     with pytest.raises(JobOutputError, match="`rejected` has both text and whole numbers"):
@@ -301,7 +304,7 @@ def write_until_error(
     opened = open_source(str(source))
     with open_writer(output, file, scan_input(opened, tabular=True)) as writer:
         for row in opened.iter_rows():
-            writer.write(row, build_output(row))
+            writer.write(row, build_output(row).build_columns())
         if error:
             raise error
 
