@@ -93,7 +93,7 @@ class ExecutorOptions:
             return RayExecutor(config, self.ray, self.ray_actors)
         from serve.jobs.executors.local import LocalExecutor
 
-        return LocalExecutor(config, store.budget if store else None)
+        return LocalExecutor(config, store.max_batch_tokens if store else None)
 
 
 def run(

@@ -188,7 +188,7 @@ class ChunkRunner:
         summary.num_cached_tokens = scored.num_cached_tokens
         now = time.monotonic()
         summary.seconds, self._finished_at = now - self._finished_at, now
-        self.store.add_chunk(rows, new_results, summary)
+        self.store.add_chunk(rows, new_results, summary, scored.max_batch_tokens)
         self._in_flight.difference_update(pending.own_digests)
         self.progress.add(summary)
 

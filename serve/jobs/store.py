@@ -29,7 +29,6 @@ from filelock import FileLock, Timeout
 from rm_core import Reward, ScoreError
 from serve.errors import DiskFullError, JobError, JobOutputError, JobRefusedError
 from serve.jobs.atomic_io import TEMP_SUFFIX, make_private_folder
-from serve.jobs.executors.base import KeptBudget
 from serve.jobs.inputs.scan import FileDigest
 from serve.jobs.inputs.storage import compute_prefix_sha256
 from serve.jobs.manifest import Manifest
@@ -113,7 +112,7 @@ class JobStore:
         manifest: what the job is pinned to; None for a new job.
         num_chunks: number of saved chunks, which are always the first ones of the job.
         summary: summary of these chunks.
-        budget: token budget of the executor, saved with each chunk.
+        max_batch_tokens: see `ScoreBatchResult`; of the last saved chunk that has one.
 
     Raises:
         JobRefusedError: another version of the program began the job.
@@ -138,7 +137,7 @@ class JobStore:
         self.manifest = _read_manifest(path, connection)
         progress = json.loads(_read(connection, "meta", "progress") or b"{}")
         self.num_chunks: int = progress.get("num_chunks", 0)
-        self.budget = KeptBudget(progress.get("max_batch_tokens"))
+        self.max_batch_tokens: int | None = progress.get("max_batch_tokens")
         self.summary = Summary.from_json(progress["summary"]) if progress else Summary()
         if not (self.manifest and self.manifest.completion):
             self._check_chunks()
@@ -154,7 +153,11 @@ class JobStore:
         return {digest: _result_from_json(json.loads(text)) for digest, text in found if text}
 
     def add_chunk(
-        self, rows: Sequence[RowResults], new_results: Mapping[Digest, Result], summary: Summary
+        self,
+        rows: Sequence[RowResults],
+        new_results: Mapping[Digest, Result],
+        summary: Summary,
+        max_batch_tokens: int | None = None,
     ) -> None:
         """Save the next chunk durably, as a whole or not at all.
 
@@ -162,13 +165,15 @@ class JobStore:
             rows: results of the chunk's rows, `[num_rows]`.
             new_results: results of conversations that no earlier chunk has.
             summary: summary of this chunk alone.
+            max_batch_tokens: see `ScoreBatchResult`.
         """
+        max_batch_tokens = max_batch_tokens or self.max_batch_tokens
         total = Summary()
         total.add(self.summary)
         total.add(summary)
         progress = {
             "num_chunks": self.num_chunks + 1,
-            "max_batch_tokens": self.budget.max_batch_tokens,
+            "max_batch_tokens": max_batch_tokens,
             "summary": total.as_json(),
         }
         results = (
@@ -181,6 +186,7 @@ class JobStore:
             self._write("results", results)
             self._write("meta", [("progress", json.dumps(progress).encode())])
         self.num_chunks, self.summary = self.num_chunks + 1, total
+        self.max_batch_tokens = max_batch_tokens
 
     def iter_chunks(self) -> Iterator[list[RowResults]]:
         """Yield the results of each saved chunk's rows, in order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -30,11 +30,14 @@ class ScoreBatchResult:
             once.
         num_cached_tokens: number of tokens of conversations whose rewards came from the cache of a
             service.
+        max_batch_tokens: token budget of the batches of a local model, which a job keeps because
+            it decides last bits.
     """
 
     results: list[Reward | ScoreError]
     num_computed_tokens: int
     num_cached_tokens: int = 0
+    max_batch_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,6 @@ class ScoringModel:
     name: str
     fingerprint: Fingerprint
     max_length: int
-
-
-@dataclass(slots=True)
-class KeptBudget:
-    """The size of a local model's batches, which a job keeps because it decides last bits.
-
-    Attributes:
-        max_batch_tokens: token budget of a batch; None until the model is loaded for the first
-            time.
-    """
-
-    max_batch_tokens: int | None = None
 
 
 class Executor(Protocol):
@@ -87,10 +78,7 @@ class Executor(Protocol):
         ...
 
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
-        """Return the model, or None if it is not known yet.
-
-        Args:
-            fetch: whether to load the model or to query the service if the model is not known yet.
+        """Return the model; None if it is not known yet, and not loaded or queried by `fetch`.
 
         Raises:
             RewardError: `fetch` failed, as for `resolve_identity`.
@@ -105,14 +93,10 @@ class Executor(Protocol):
     def submit(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """Start to score conversations and return at once.
+        """Start to score distinct conversations, at least one, and return at once.
 
         The future fails only if the executor itself fails (the service is gone, the model cannot
         be loaded), with a `RewardError`; this ends the job, which can be resumed.
-
-        Args:
-            conversations: distinct conversations, at least one.
-            truncation: how to handle conversations that are too long.
         """
         ...
 
@@ -169,20 +153,14 @@ class EventLoopExecutor(ABC):
             self._loop = self._thread = None
 
     @abstractmethod
-    async def _score(
-        self,
-        conversations: Sequence[ChatJson],
-        truncation: Truncation,
-        start: Callable[[], bool],
-    ) -> ScoreBatchResult | None:
-        """Score the conversations of one call.
+    async def _open(self) -> None:
+        """Connect, if that is not done yet; a call can be cancelled until this returns."""
 
-        Args:
-            conversations: see `Executor.submit`.
-            truncation: see `Executor.submit`.
-            start: called before anything is sent; returns False if the call was cancelled, and
-                `_score` then returns None.
-        """
+    @abstractmethod
+    async def _score(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> ScoreBatchResult:
+        """Score the conversations of one call; see `Executor.submit`."""
 
     @abstractmethod
     async def _disconnect(self) -> None:
@@ -205,11 +183,9 @@ class EventLoopExecutor(ABC):
         truncation: Truncation,
     ) -> None:
         try:
-            result = await self._score(
-                conversations, truncation, future.set_running_or_notify_cancel
-            )
-            if result is not None:
-                future.set_result(result)
+            await self._open()
+            if future.set_running_or_notify_cancel():
+                future.set_result(await self._score(conversations, truncation))
         except asyncio.CancelledError:
             if not future.cancel():
                 future.set_exception(

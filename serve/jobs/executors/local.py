@@ -34,7 +34,7 @@ from rm_core import (
 from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
 from serve.jobs.atomic_io import compute_file_sha256
-from serve.jobs.executors.base import KeptBudget, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ class LocalExecutor:
 
     Args:
         config: configuration of the model.
-        budget: token budget that the job keeps; set when the model is loaded. None to keep nothing.
+        max_batch_tokens: token budget of an earlier run of the job; None to derive it.
     """
 
     drain_timeout_s: float | None = None
 
-    def __init__(self, config: ModelConfig, budget: KeptBudget | None = None) -> None:
+    def __init__(self, config: ModelConfig, max_batch_tokens: int | None = None) -> None:
         self._config = config
-        self._budget = budget or KeptBudget()
+        self._max_batch_tokens = max_batch_tokens
         # One thread each: tokenizer and model are not used by two threads at a time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -125,7 +125,11 @@ class LocalExecutor:
             return
         batch = self._scorer.score_packing(packing, self._begin)
         future.set_result(
-            ScoreBatchResult(merge_results(encoded, batch.rewards), batch.num_computed_tokens)
+            ScoreBatchResult(
+                merge_results(encoded, batch.rewards),
+                batch.num_computed_tokens,
+                max_batch_tokens=self._max_batch_tokens,
+            )
         )
 
     def _begin(self, _num_tokens: int) -> None:
@@ -135,7 +139,7 @@ class LocalExecutor:
 
     def _load(self) -> RewardScorer:
         if self._scorer is None:
-            kept_budget = self._budget.max_batch_tokens
+            kept_budget = self._max_batch_tokens
             scorer = RewardScorer.load(self._config, BatchConfig(kept_budget))
             try:
                 scorer.warm_up()
@@ -149,7 +153,7 @@ class LocalExecutor:
                 )
                 scorer = RewardScorer(scorer.loaded_model)
                 scorer.warm_up()
-            self._budget.max_batch_tokens = scorer.describe().max_batch_tokens
+            self._max_batch_tokens = scorer.describe().max_batch_tokens
             self._scorer = scorer
             gc.freeze()  # the model is never collected, so keep the collector from walking it
         return self._scorer

@@ -25,7 +25,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -134,18 +134,16 @@ class RayExecutor(EventLoopExecutor):
         encoded = self._tokenizing.submit(self._encode, conversations, truncation).result()
         return [item.num_tokens if isinstance(item, Encoded) else item for item in encoded]
 
+    async def _open(self) -> None:
+        await self._get_dispatcher()
+
     async def _score(
-        self,
-        conversations: Sequence[ChatJson],
-        truncation: Truncation,
-        start: Callable[[], bool],
-    ) -> ScoreBatchResult | None:
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> ScoreBatchResult:
         dispatcher = await self._get_dispatcher()
         encoded = await asyncio.wrap_future(
             self._tokenizing.submit(self._encode, conversations, truncation)
         )
-        if not start():
-            return None
         sequences = [e.input_ids for e in encoded if isinstance(e, Encoded)]
         with dispatcher.open_flow("job", priority=0) as flow:
             rewards = await self._until_failure(dispatcher.compute_rewards(flow, sequences))

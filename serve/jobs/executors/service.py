@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation
@@ -117,24 +117,10 @@ class ServiceExecutor(EventLoopExecutor):
         with ScoringClient(list(self._addresses), self._model, **self._options) as client:
             return client.count_tokens(conversations, truncation)
 
-    async def _score(
-        self,
-        conversations: Sequence[ChatJson],
-        truncation: Truncation,
-        start: Callable[[], bool],
-    ) -> ScoreBatchResult | None:
-        if not start():
-            return None
-        client = await self._open_client()
-        response = await client.score_with_usage(conversations, truncation)
-        return ScoreBatchResult(
-            response.results, response.num_computed_tokens, response.num_cached_tokens
-        )
-
-    async def _open_client(self) -> AsyncScoringClient:
+    async def _open(self) -> None:
+        if self._served is None:
+            await asyncio.to_thread(self.resolve_identity)
         if self._client is None:
-            if self._served is None:
-                await asyncio.to_thread(self.resolve_identity)
             assert self._served
             self._client = AsyncScoringClient(
                 list(self._addresses),
@@ -143,7 +129,15 @@ class ServiceExecutor(EventLoopExecutor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
-        return self._client
+
+    async def _score(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> ScoreBatchResult:
+        assert self._client
+        response = await self._client.score_with_usage(conversations, truncation)
+        return ScoreBatchResult(
+            response.results, response.num_computed_tokens, response.num_cached_tokens
+        )
 
     async def _disconnect(self) -> None:
         if self._client is not None:

@@ -16,7 +16,6 @@ from rm_core import BatchConfig, ModelConfig, NotReadyError, Reward, RewardScore
 from rm_core.inputs.conversations import Messages
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree
-from serve.jobs.executors.base import KeptBudget
 from serve.jobs.executors.local import LocalExecutor
 
 
@@ -50,11 +49,10 @@ def test_token_budget_of_first_start_is_kept(
 ) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
     for kept, expected in ((None, 4_096), (77, 77)):
-        budget = KeptBudget(kept)
-        executor = LocalExecutor(config, budget)
-        executor.submit([turns("a")], "error").result(PATIENCE_S)
+        executor = LocalExecutor(config, kept)
+        scored = executor.submit([turns("a")], "error").result(PATIENCE_S)
         executor.close()
-        assert budget.max_batch_tokens == expected
+        assert scored.max_batch_tokens == expected
 
 
 def test_model_that_cannot_be_loaded_fails_call(tmp_path: Path) -> None:
@@ -92,7 +90,7 @@ def test_close_does_not_wait_for_remaining_batches_of_call(
     checkpoint_of: Callable[[str], Path],
 ) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu")
-    executor = LocalExecutor(config, KeptBudget(77))
+    executor = LocalExecutor(config, 77)
     executor.submit([turns("a")], "error").result(PATIENCE_S)
     sizes: list[int] = []
     reached, released = threading.Event(), threading.Event()
