@@ -26,22 +26,14 @@ TEMP_SUFFIX = ".partial"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the content of a file atomically.
-
-    Raises:
-        OSError: the file cannot be written; its previous content is unchanged.
-    """
+    """Replace the content of a file; an `OSError` leaves the previous content."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to write, which replaces `path` if the block succeeds.
-
-    Raises:
-        OSError: the file cannot be written; `path` is unchanged.
-    """
+    """Open a file that replaces `path` if the block succeeds; an error leaves `path` unchanged."""
     temporary = path.with_name(path.name + TEMP_SUFFIX)
     temporary.unlink(missing_ok=True)
     # Mode x: never write through a link of that name that somebody else created.
@@ -72,7 +64,7 @@ def read_regular_file(path: Path, max_bytes: int = 256 << 20) -> bytes:
     """Return the content of a regular file of limited size.
 
     Raises:
-        OSError: the file cannot be read, is not a regular file, or is too large.
+        OSError: also if the file is not a regular file, or is too large.
     """
     # Without O_NONBLOCK, a named pipe would block here.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -96,7 +88,6 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         JobRefusedError: `folder` is a link, is not a folder, belongs to another user, or contains
             links.
-        OSError: the folder cannot be created.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)

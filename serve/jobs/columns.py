@@ -156,11 +156,7 @@ def get_path(record: Mapping[str, Any], path: str) -> Any:
 
 
 def get_optional_path(record: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a path, which may be null (None).
-
-    Raises:
-        InvalidConversationError: the record does not have that column.
-    """
+    """Return the value at a path, which may be null; without that column, raise as `get_path`."""
     try:
         return _walk_path(record, path)
     except (LookupError, TypeError):
@@ -181,11 +177,7 @@ def _walk_path(value: Any, path: str) -> Any:
 
 
 def require_text_only(record: Mapping[str, Any]) -> None:
-    """Check that a record or a message is only about text.
-
-    Raises:
-        InvalidConversationError: a column has images, videos or audio.
-    """
+    """Raise an `InvalidConversationError` if a record or a message has images, videos or audio."""
     if _MEDIA.isdisjoint(record):
         return
     media = [name for name in MEDIA if _is_filled(record.get(name))]
@@ -226,8 +218,8 @@ def find_unread_warnings(
 
     Args:
         record: record without the columns that the caller ignores.
-        read_columns: names of the record's columns that were read.
-        conversations: conversations built from those columns.
+        read_columns: names of the columns from which `conversations` were built.
+        conversations: conversations of the record.
     """
     unread = [
         name
@@ -252,7 +244,6 @@ def _is_repeated(name: str, value: Any, conversations: Sequence[Messages]) -> bo
 
 
 def _is_covered(value: Any, messages: Messages) -> bool:
-    """Return whether a conversation contains the text of a column."""
     if isinstance(value, str):
         return any(value.strip() in message["content"] for message in messages)
     if isinstance(value, list):
@@ -280,11 +271,7 @@ def _format_ignore_options(names: Sequence[str]) -> str:
 
 
 def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | None:
-    """Return the names of the chosen and the rejected column, or None if a side is missing.
-
-    Args:
-        has_column: returns whether there is a column of that name.
-    """
+    """Return the names of the chosen and the rejected column, or None if a side is missing."""
     chosen = [name for name in CHOSEN if has_column(name)]
     rejected = [name for name in REJECTED if has_column(name)]
     if chosen and rejected:

@@ -63,10 +63,7 @@ class ExecutorOptions:
         return {**self.model, "ray": bool(self.ray)}
 
     def build_executor(self, store: JobStore | None) -> Executor:
-        """Build the executor for these options.
-
-        Args:
-            store: state of the job; None for a job without state.
+        """Build the executor; `store` is the state of the job, if it has one.
 
         Raises:
             RewardError: a model option has an invalid value, or a URL is invalid.
@@ -115,7 +112,7 @@ def run(
         notify: prints a line for the user.
         dry_run: whether to only count and estimate.
         report: file of the HTML report; None for no report.
-        **options: see `_build_spec`.
+        **options: `split`, `columns` and fields of `JobSpec`.
 
     Raises:
         RewardError: the job cannot start or continue.
@@ -162,7 +159,6 @@ def _build_spec(
     columns: dict[str, Any],
     **options: Any,
 ) -> JobSpec:
-    """Return the specification of a job; `options` are fields of `JobSpec`."""
     if output:
         if str(output) == "-":
             raise JobOutputError(

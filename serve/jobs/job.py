@@ -215,11 +215,7 @@ class Job:
 
 
 def require_report_path(report: Path, spec: JobSpec) -> None:
-    """Check that a report can be written, and that it does not replace another kind of file.
-
-    Raises:
-        JobOutputError: the folder does not exist, or the report would replace another file.
-    """
+    """Check that a report has a folder, and that it does not replace another kind of file."""
     if not report.parent.is_dir():
         raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
     other_files = {

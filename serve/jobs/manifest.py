@@ -29,8 +29,7 @@ class Completion:
 
     Attributes:
         size: size of the output in bytes.
-        mtime_ns: modification time of the output in nanoseconds; the digest is checked only if it
-            changed.
+        mtime_ns: modification time of the output; the digest is checked only if it changed.
         sha256: hexadecimal SHA-256 of the output.
         summary: summary of the whole job.
     """
@@ -125,10 +124,7 @@ def find_input_changes(
 ) -> list[str]:
     """Describe how the files of an input changed, with up to three changes of a kind.
 
-    Args:
-        previous: the files as they were pinned.
-        current: the files as they are now.
-        has_limit: whether more files, which were not read, may follow.
+    With a limit, more files may follow, which were not read.
     """
     before, after = [file.path for file in previous], [file.path for file in current]
     if has_limit:

@@ -14,9 +14,7 @@ from serve.config.settings import format_validation_error
 def build_model_config(model: str, **fields: Any) -> ModelConfig:
     """Build a model configuration from options of the command line.
 
-    Args:
-        model: model as on the command line, with NAME@REVISION as in the settings.
-        **fields: other fields of `ModelConfig`.
+    `model` is NAME or NAME@REVISION; `fields` are other fields of `ModelConfig`.
 
     Raises:
         ModelLoadError: an option has an invalid value.

@@ -14,13 +14,7 @@ from serve.jobs.summary import Summary, format_duration
 
 
 class Progress:
-    """Shows the progress of a job, phase by phase. A context manager.
-
-    Args:
-        notify: prints a line when standard error is not a terminal.
-        on_terminal: whether standard error is a terminal; None to detect it.
-        line_every_s: seconds between two lines.
-    """
+    """Shows the progress of a job, phase by phase. A context manager; `None` detects a terminal."""
 
     def __init__(
         self,
@@ -44,14 +38,7 @@ class Progress:
         self.start_phase("", total=0)
 
     def start_phase(self, name: str, *, total: int, completed: int = 0, unit: str = "rows") -> None:
-        """Start a phase and reset the count.
-
-        Args:
-            name: name of the phase.
-            total: number of units in the phase.
-            completed: number of units that an earlier run completed.
-            unit: name of the unit.
-        """
+        """Start a phase; `completed` units of `total` were completed by an earlier run."""
         self._name, self._total, self._unit = name, total, unit
         self._completed = self._completed_before = completed
         self._tokens = 0

@@ -205,11 +205,7 @@ class RecordReader:
     def complete(
         self, conversations: Sequence[Messages | ScoreError]
     ) -> list[ChatJson | ScoreError]:
-        """Add the record's system message and tools to its conversations, and collect warnings.
-
-        Args:
-            conversations: conversations of the record, from one of the methods above.
-        """
+        """Add the record's system message and tools to its conversations, and collect warnings."""
         system = self._parse_system()
         extended = [
             c if isinstance(c, ScoreError) else _check_keys(_add_system(c, system))
@@ -483,10 +479,8 @@ class RecordReader:
     def _read_optional(self, path: str | None, names: tuple[str, ...], option: str) -> Any:
         """Return the value of a column that the record need not have.
 
-        Args:
-            path: path that the option names; empty to ignore the column, None to look for names.
-            names: names of the column.
-            option: the option, for the error if the record has several of these columns.
+        `path` is None to look for `names`, and empty to ignore the column; `option` is the one
+        that names it, for the error if the record has several.
         """
         if path is None:
             free = tuple(name for name in names if name not in self._named_columns)

@@ -50,9 +50,7 @@ class ParsedRecord:
 def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
     """Parse a record; an invalid record gives a `ParsedRecord` with an error.
 
-    Args:
-        record: the record from a reader; a `ScoreError` if the row could not be read.
-        columns: columns that the caller named.
+    `record` is what a reader gives: a `ScoreError` if the row could not be read.
     """
     if isinstance(record, ScoreError):
         return ParsedRecord(None, error=record)
@@ -64,11 +62,7 @@ def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> Pars
 
 
 def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
-    """Parse a record.
-
-    Args:
-        record: a record of any known shape.
-        columns: columns that the caller named.
+    """Parse a record of any known shape.
 
     Raises:
         InvalidConversationError: the record has no known shape, or a conversation is invalid.
@@ -98,12 +92,7 @@ def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRe
 def infer_kinds_from_columns(
     has_column: Callable[[str], bool], columns: Columns = DEFAULT_COLUMNS
 ) -> list[RecordKind]:
-    """Return the possible kinds of a record with certain columns; the caller resolves several.
-
-    Args:
-        has_column: returns whether there is a column of that name.
-        columns: columns that the caller named.
-    """
+    """Return the possible kinds of a record with certain columns; the caller resolves several."""
     if columns.chosen or columns.rejected:
         return ["pair"]
     if columns.responses:

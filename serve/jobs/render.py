@@ -19,14 +19,9 @@ def render_lines(
     write: Callable[[str], None],
     columns: Columns = DEFAULT_COLUMNS,
 ) -> int:
-    """Write the model input of each conversation as JSON; return the number of errors.
+    """Write the model input of each conversation as a line of JSON; return the number of errors.
 
-    Args:
-        lines: JSONL with records of the same shapes as a job's input.
-        config: checkpoint whose tokenizer and chat template to use.
-        truncation: how to handle conversations that are too long.
-        write: called with one line of JSON per conversation.
-        columns: columns of the records.
+    `lines` has records of the same shapes as a job's input; `line` counts its rows from 0.
     """
     encoder = load_encoder(config)
     num_failed = 0

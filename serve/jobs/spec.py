@@ -57,11 +57,7 @@ class JobSpec:
 
 
 def require_output_path(spec: JobSpec) -> None:
-    """Check that the output can be written.
-
-    Raises:
-        JobOutputError: the folder does not exist, or the output is not a file or is the input.
-    """
+    """Check that the output has a folder, and is a file other than the input."""
     output = spec.output
     if not output.parent.is_dir():
         raise JobOutputError(f"the folder {output.parent} does not exist; create it first")

@@ -102,11 +102,7 @@ def open_store(spec: JobSpec) -> Iterator[JobStore]:
 
 
 class JobStore:
-    """The state of a job. Use from one thread.
-
-    Args:
-        path: the SQLite file.
-        connection: connection to the file, which no other process has open.
+    """The state of a job in an SQLite file that no other process has open. Use from one thread.
 
     Attributes:
         manifest: what the job is pinned to; None for a new job.
@@ -159,14 +155,7 @@ class JobStore:
         summary: Summary,
         max_batch_tokens: int | None = None,
     ) -> None:
-        """Save the next chunk durably, as a whole or not at all.
-
-        Args:
-            rows: results of the chunk's rows, `[num_rows]`.
-            new_results: results of conversations that no earlier chunk has.
-            summary: summary of this chunk alone.
-            max_batch_tokens: see `ScoreBatchResult`.
-        """
+        """Save the next chunk durably, as a whole or not at all; `summary` is that of the chunk alone."""
         max_batch_tokens = max_batch_tokens or self.max_batch_tokens
         total = Summary()
         total.add(self.summary)
@@ -223,10 +212,9 @@ class JobStore:
 
 
 def read_finished_manifest(output: Path) -> Manifest | None:
-    """Return the manifest of a finished job; None if there is none that can be read.
+    """Return the manifest of the finished job of an output; None if none can be read.
 
-    Args:
-        output: output of the job; its folder may be that of somebody else.
+    The folder may be that of somebody else.
     """
     path = get_job_folder(output) / STATE_FILE
     try:
@@ -244,11 +232,7 @@ def read_finished_manifest(output: Path) -> Manifest | None:
 
 
 def find_result_columns(file: FileDigest) -> frozenset[str]:
-    """Return the result columns of a file that is the unchanged output of a job, else no columns.
-
-    Args:
-        file: file of an input.
-    """
+    """Return the result columns of a file if it is the unchanged output of a job, else none."""
     path = Path(file.path)
     manifest = read_finished_manifest(path)
     if not (manifest and manifest.completion and manifest.completion.size == file.size):
@@ -265,9 +249,6 @@ def _hold_lock(folder: Path) -> Iterator[None]:
 
     The content of the lock file names the process. The file is never removed: removal would let two
     runs lock two files of the same name.
-
-    Raises:
-        JobRefusedError: another run holds the lock.
     """
     path = folder / "lock"
 
@@ -318,7 +299,6 @@ def _read(connection: sqlite3.Connection, table: str, key: Key) -> bytes | None:
 
 
 def _verify(key: Key, value: Any, checksum: Any) -> bytes:
-    """Return a stored value whose checksum is right."""
     if not isinstance(value, bytes) or _compute_checksum(key, value) != checksum:
         raise sqlite3.DatabaseError(f"the checksum of {key!r} is wrong")
     return value
@@ -371,7 +351,7 @@ def _result_from_json(value: Any) -> Result:
 
 
 def _translate_error(path: Path, error: OSError | sqlite3.Error) -> JobError | None:
-    """Return the error of the job for an error of SQLite or of the file system; None if unknown."""
+    """Return the error of the job for an error of SQLite or the file system; None if unknown."""
     folder = path.parent.parent
     if isinstance(error, OSError):
         code, is_full = 0, error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -142,9 +142,6 @@ def parse_history(value: Any) -> Messages:
     Args:
         value: a list of `[question, answer]`, of objects with a question and an answer, or of
             messages; also as JSON text.
-
-    Raises:
-        InvalidConversationError: `value` has another shape.
     """
     turns = value
     if isinstance(value, str):
@@ -189,9 +186,6 @@ def read_tools(value: Any) -> Tools | None:
         value: a list of objects or a struct of lists, in which keys that are null are dropped; or
             JSON text of a list, in which null keys are kept. Null and blank text mean no functions;
             an empty list is passed to the template, as TRL does.
-
-    Raises:
-        InvalidConversationError: `value` has another shape.
     """
     if not isinstance(value, str):
         value = _drop_nulls_and_maps(value)
@@ -262,9 +256,7 @@ def _normalize_tool_calls(calls: Any) -> Any:
 def _transpose(value: Mapping[str, Any], names: Collection[str] = _TURN_KEYS) -> list[Any] | None:
     """Convert a struct of lists, as `datasets` stores a sequence of objects, to a list of objects.
 
-    Args:
-        value: the struct.
-        names: keys; without any of them, the result is None.
+    Return None for a struct with none of the keys `names`.
     """
     lists = {key: item for key, item in value.items() if item is not None}
     if not set(names) & lists.keys() or not all(isinstance(item, list) for item in lists.values()):
@@ -321,11 +313,7 @@ class Transcript:
 
 
 def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | None:
-    """Return the turns of a prompt, or None if the prompt is plain text.
-
-    Raises:
-        InvalidConversationError: the text begins as a transcript and is not a valid one.
-    """
+    """Return the turns of a prompt, or None if the prompt is plain text."""
     turns = _parse(text, mode)
     if turns is None:
         return None
@@ -336,11 +324,7 @@ def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | Non
 
 
 def parse_transcript(text: str, mode: TranscriptMode) -> Messages | None:
-    """Return the turns of a conversation that ends with the assistant, or None for other text.
-
-    Raises:
-        InvalidConversationError: the text begins as a transcript and is not a valid one.
-    """
+    """Return the turns of a conversation that ends with the assistant, or None for other text."""
     turns = _parse(text, mode)
     if turns is None or turns[-1]["role"] == "assistant":
         return turns

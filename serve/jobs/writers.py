@@ -65,15 +65,12 @@ def is_tabular(output: Path) -> bool:
 
 
 def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> Writer:
-    """Open a writer for the format of OUTPUT; see `Writer`.
+    """Open a writer for the format that the name of OUTPUT decides.
 
     Args:
-        output: path whose name decides the format.
+        output: path of OUTPUT.
         file: file to write, from its beginning.
         scan: scan of the input; its schema and record kinds decide the columns of a table.
-
-    Raises:
-        JobOutputError: see `is_tabular`.
     """
     if is_tabular(output):
         assert scan.schema is not None, "the scan for a table has a schema"
@@ -83,12 +80,9 @@ def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> Writer:
 
 
 class AbortableFile(io.RawIOBase):
-    """Forwards bytes to a file until `abort`, and discards them afterwards.
+    """Forwards bytes to a file until `abort`, and discards them afterwards; the file stays open.
 
     Libraries finish their format even when they are freed, also after an error.
-
-    Args:
-        file: the underlying file, written from its beginning; it stays open.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -119,10 +113,6 @@ class AbortableFile(io.RawIOBase):
 
 class Writer(ABC):
     """Writes rows in order. A context manager, which finishes the format except after an error.
-
-    Args:
-        file: file to write; it stays open.
-        names: column names of the results.
 
     Attributes:
         null_counts: number of values per column that the format cannot hold and that are null in
@@ -157,13 +147,7 @@ class Writer(ABC):
 
 
 class JsonlWriter(Writer):
-    """Writes one row per line, with the input's columns unchanged and in their order.
-
-    Args:
-        file: file to write.
-        names: column names of the results.
-        compress: whether to compress with gzip.
-    """
+    """Writes one row per line, with the input's columns unchanged and in their order."""
 
     def __init__(self, file: IO[bytes], names: ResultNames, *, compress: bool) -> None:
         super().__init__(file, names)
@@ -183,15 +167,11 @@ class JsonlWriter(Writer):
 
 
 def encode_line(record: dict[str, Any], null_counts: Counter[str] | None = None) -> bytes:
-    """Encode a record as one line of JSON (RFC 8259).
+    """Encode the record of a row as one line of JSON (RFC 8259).
 
     Values that only tables have become text: times in ISO 8601, decimals as digits, bytes in
-    base64; durations become seconds. NaN and infinite numbers, which JSON lacks, become null. Half
-    a surrogate pair is written as an escape.
-
-    Args:
-        record: the record of a row, with its results.
-        null_counts: receives the number of values that became null, by column.
+    base64; durations become seconds. NaN and infinite numbers, which JSON lacks, become null, and
+    `null_counts` receives their number by column. Half a surrogate pair is written as an escape.
     """
     try:
         text = _encode_record(record)
@@ -239,14 +219,7 @@ _encode_as_ascii = json.JSONEncoder(allow_nan=False, default=_plain).encode
 
 
 class ParquetWriter(Writer):
-    """Writes one Parquet file.
-
-    Args:
-        file: file to write.
-        names: column names of the results.
-        schema: schema of the input.
-        kinds: record kinds of the input's rows.
-    """
+    """Writes one Parquet file; `kinds` are those of the input's rows."""
 
     def __init__(
         self,

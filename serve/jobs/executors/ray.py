@@ -214,11 +214,7 @@ class RayExecutor(EventLoopExecutor):
         return dispatcher
 
     async def _watch(self, backend: RayBackend, request: ResourceRequest) -> None:
-        """Keep the number of replicas up to date; runs until no replica will ever score.
-
-        Raises:
-            ModelLoadError: no replica can load the model.
-        """
+        """Keep the number of replicas up to date; raise if no replica can load the model."""
         from serve.launch.ray import find_deploy_failure
 
         idle_since = time.monotonic()

@@ -49,11 +49,7 @@ class ResourceRequest:
         return f"{self.amount} {self.kind}{'s' if self.amount > 1 else ''}"
 
     def count_slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
-        """Return how many replicas fit on the nodes, without regard to other work on them.
-
-        Args:
-            nodes: resources of each node.
-        """
+        """Return how many replicas fit on nodes with these resources, without other work on them."""
         return sum(int(node.get(self.kind, 0) // self.amount) for node in nodes)
 
 
@@ -83,12 +79,7 @@ def list_nodes() -> list[Mapping[str, float]]:
 
 
 class FillClusterPolicy:
-    """Autoscaling policy for Serve: as many replicas as fit on the cluster, at least one.
-
-    Args:
-        kind: see `ResourceRequest`.
-        amount: see `ResourceRequest`.
-    """
+    """Autoscaling policy for Serve: as many replicas as fit on the cluster, at least one."""
 
     def __init__(self, kind: str, amount: int) -> None:
         self._request = ResourceRequest(kind, amount)
@@ -119,10 +110,6 @@ class JobContext:
 
 class JobScorerReplica(ScorerReplica):
     """A scorer that removes its application once the job's process is gone.
-
-    Args:
-        settings: see `ScorerReplica`.
-        context: the job.
 
     Raises:
         ModelLoadError: this node has another version of this package or another checkpoint than

@@ -173,7 +173,6 @@ class ServiceExecutor(EventLoopExecutor):
 
 @contextlib.contextmanager
 def _response_errors(address: str) -> Iterator[None]:
-    """Turn exceptions from reading a malformed response into a `ServiceError`."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

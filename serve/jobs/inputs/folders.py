@@ -59,11 +59,7 @@ _HUB_ADDRESS = re.compile(
 
 
 def detect_format(path: str) -> FileFormat:
-    """Return the format of a file from its first bytes or its name; JSON lines by default.
-
-    Raises:
-        JobInputError: `path` is not a regular file, or has an unsupported format.
-    """
+    """Return the format of a file from its first bytes or its name; JSON lines by default."""
     if not is_file(path):
         raise JobInputError(
             f"{path} is not a regular file; a job reads its input twice, so it cannot be a pipe"
@@ -116,10 +112,7 @@ def list_data_files(folder: str, split: str | None, exclude: Callable[[str], boo
 
 
 def is_data_file(name: str) -> bool:
-    """Return whether a file, given by its path in the folder, is one of the folder's data files.
-
-    Hidden files and files in the `....job` folder of an earlier job are not.
-    """
+    """Return whether a file, by its path in a folder, is data; hidden and jobs' files are not."""
     is_hidden = any(component.startswith((".", "_")) for component in name.split("/"))
     return _find_format_by_name(name) is not None and not is_hidden and not is_job_state(name)
 
@@ -150,12 +143,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def list_saved_files(folder: Path, split: str | None) -> list[str]:
-    """Return the files of a saved `Dataset`, or of one split of a saved `DatasetDict`.
-
-    Raises:
-        JobInputError: a split must be chosen or does not exist, or a file is missing or outside of
-            the folder.
-    """
+    """Return the files of a saved `Dataset`, or of one split of a saved `DatasetDict`."""
     if (folder / _DICT).is_file():
         splits = _check_names(folder / _DICT, _read_state(folder / _DICT).get("splits", []))
         if split is None and len(splits) == 1:
@@ -197,9 +185,6 @@ def _require_inside(folder: Path, files: Iterable[Path]) -> None:
     """Check that all files of a folder are in it after links are resolved.
 
     Snapshots in the hub's cache may link to the `blobs` folder of the same repository.
-
-    Raises:
-        JobInputError: a file is outside; the message names the first one.
     """
     real = Path(os.path.realpath(folder))
     roots = [real]
@@ -217,7 +202,6 @@ def _require_inside(folder: Path, files: Iterable[Path]) -> None:
 
 
 def _check_names(file: Path, values: Any) -> list[str]:
-    """Check names of files or folders in the folder of `file`."""
     names: list[str] = values if isinstance(values, list) else [values]
     for value in names:
         is_plain = isinstance(value, str) and value not in ("", ".", "..")
@@ -245,9 +229,6 @@ def fetch_dataset(address: str, split: str | None) -> tuple[str, list[str]]:
 
     Returns:
         The address with the commit in it, and the files in the order of reading.
-
-    Raises:
-        JobInputError: the address is invalid, no file matches, or a split must be chosen.
     """
     match = _HUB_ADDRESS.fullmatch(address.rstrip("/"))
     if match is None:

@@ -69,15 +69,7 @@ def read_json(rows: FileRange, decode: DecodeFilter) -> FileRows:
 
 
 def parse_lines(file: IO[bytes], name: str = "the input") -> Iterator[Row]:
-    """Yield a row for each line of a stream that is not blank.
-
-    Args:
-        file: JSON lines.
-        name: name for error messages.
-
-    Raises:
-        JobInputError: the first line shows another encoding, such as UTF-16.
-    """
+    """Yield a row for each line of a stream that is not blank; `name` is for error messages."""
     lines = split_lines(file)
     for line, size in itertools.islice(lines, 1):
         require_utf8(line[:HEAD_BYTES], name)
@@ -96,17 +88,7 @@ def _read_array(file: IO[bytes], rows: FileRange, decode: DecodeFilter) -> FileR
 def _parse_rows(
     texts: Iterator[tuple[bytes, int]], unit: Unit, rows: FileRange, decode: DecodeFilter
 ) -> FileRows:
-    """Yield a row for each line that is not blank, or for each element.
-
-    Args:
-        texts: lines or elements with their sizes; see `split_lines`.
-        unit: what they are.
-        rows: the rows to yield.
-        decode: see `FileSource.iter_file_rows`.
-
-    Raises:
-        json.JSONDecodeError: an element is not JSON.
-    """
+    """Yield a row for each line that is not blank, or for each element; see `split_lines`."""
     number = rows.start
     for text, size in texts:
         if text.isspace():
@@ -166,11 +148,7 @@ class _ArraySplitter:
         self._num_dropped = 0  # bytes before `_text`
 
     def split(self) -> Iterator[tuple[bytes, int]]:
-        """Yield elements with their sizes in bytes; long ones as `split_lines` does.
-
-        Raises:
-            JobInputError: the text is not an array.
-        """
+        """Yield elements with their sizes in bytes; long ones as `split_lines` does."""
         mark = self._take_mark()
         if self._peek() == b"]":
             mark = self._take_mark()
@@ -240,11 +218,7 @@ class _ArraySplitter:
         return element if size <= MAX_ROW_BYTES else element[:PREVIEW_BYTES], size, is_complete
 
     def _shorten(self, end: int) -> None:
-        """Drop text of an element, except for what its continuation needs: a string that is cut.
-
-        Args:
-            end: index at which the search for the end continues.
-        """
+        """Drop an element before `end`, but keep what its continuation needs: a cut string."""
         rest = self._text[end:]
         num_escapes = len(rest) - len(rest.rstrip(b"\\"))
         is_string = rest.startswith(b'"')
@@ -264,12 +238,7 @@ class _ArraySplitter:
 
 
 def _find_value_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
-    """Find the end of a list or an object.
-
-    Args:
-        text: the text.
-        at: index at which to continue.
-        depth: number of brackets that are open there.
+    """Find the end of a list or an object from index `at`, where `depth` brackets are open.
 
     Returns:
         The index after the value or at which to continue with more text, the number of open
@@ -299,10 +268,8 @@ def _find_scalar_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
 def parse_line(line: bytes, unit: Unit = "line", *, finite: bool = True) -> tuple[Any, str | None]:
     """Parse a line or an element; return its record, or a `ScoreError` and the text.
 
-    Args:
-        line: UTF-8, also with a byte order mark or half a surrogate pair.
-        unit: what it is; an element that is not JSON raises `json.JSONDecodeError`.
-        finite: see `parse_strict`.
+    Text is UTF-8, also with a byte order mark or half a surrogate pair. An element that is not
+    JSON raises `json.JSONDecodeError`. `finite` is that of `parse_strict`.
     """
     try:
         text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")

@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
     Attributes:
         number: number of the row, from 0 over the whole input.
-        size: size of the row in the input, in bytes; independent of where reading began.
+        size: size of the row in bytes; independent of where reading began.
         record: columns of the row; a `ScoreError` for a line that is not JSON; any other JSON value
             unchanged; None if the row was not decoded.
         raw: text of a line that is not JSON.
@@ -47,7 +47,7 @@ class FileRange(NamedTuple):
         path: path or address of the file.
         file: index of the file in the input.
         start: number of the file's first row in the input.
-        first_row: number of the first row to yield in the input; rows before it are skipped.
+        first_row: number of the first row to yield in the input.
     """
 
     path: str

@@ -51,14 +51,9 @@ _find_escaped_letter = re.compile(rb"\\u00[5-7]").search
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """A pinned file of the input.
+    """A pinned file of the input; `sha256` is that of its first `num_hashed_bytes` bytes.
 
-    Attributes:
-        path: absolute path.
-        size: size in bytes.
-        mtime_ns: modification time in nanoseconds.
-        sha256: hexadecimal SHA-256 of the first `num_hashed_bytes` bytes.
-        num_hashed_bytes: `size`, or less if a limit ended the reading within the file.
+    They are all bytes, or fewer if a limit ended the reading within the file.
     """
 
     path: str
@@ -161,7 +156,6 @@ def scan_input(
 
 
 def _compute_digest(file: InputFile, num_bytes: int) -> FileDigest:
-    """Pin a file, or its first `num_bytes` if a limit ends the reading within it."""
     num_hashed_bytes = min(num_bytes, file.size)
     sha256 = compute_prefix_sha256(file.path, num_hashed_bytes)
     return FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed_bytes)
@@ -179,9 +173,7 @@ def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
 class _FileInspector:
     """Inspects every JSON row of one file.
 
-    Args:
-        decode_all: whether to decode all rows; otherwise only rows that may have a column of
-            `RESERVED_COLUMNS` are decoded.
+    It decodes all rows, or only those that may have a column of `RESERVED_COLUMNS`.
     """
 
     def __init__(self, decode_all: bool) -> None:

@@ -56,10 +56,7 @@ class TypeInference:
                 self.largest = max(self.largest, value)
 
     def infer_type(self, path: str) -> pa.DataType:
-        """Return the type that holds all values.
-
-        Args:
-            path: path of the column, for the error message.
+        """Return the type that holds all values of the column at `path`.
 
         Raises:
             JobOutputError: no type holds all values.
@@ -96,9 +93,6 @@ def infer_fields(columns: Mapping[str, TypeInference], path: str = "") -> list[p
     Args:
         columns: types by the names of the fields.
         path: path of the struct with these fields; empty for columns.
-
-    Raises:
-        JobOutputError: a field has no type, or there are too many fields.
     """
     if len(columns) > _MAX_KEYS:
         raise _no_type_error(path or "the records", f"{len(columns)} different keys")
@@ -111,11 +105,7 @@ def infer_fields(columns: Mapping[str, TypeInference], path: str = "") -> list[p
 
 
 def require_parquet_types(schema: pa.Schema) -> None:
-    """Check that a Parquet file can hold all columns of a table.
-
-    Raises:
-        JobOutputError: a column has a type that only Arrow has; the message names the column.
-    """
+    """Raise a `JobOutputError` that names a column whose type only Arrow has."""
     for field in schema:
         try:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()

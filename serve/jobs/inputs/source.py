@@ -43,9 +43,7 @@ _READERS: Mapping[FileFormat, Callable[[FileRange, DecodeFilter], FileRows]] = {
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """The files of an input.
-
-    Reading again gives the same rows as long as the files are unchanged.
+    """The files of an input. Reading again gives the same rows as long as they are unchanged.
 
     Attributes:
         name: INPUT as given, with the commit for the hub; for messages and for the state of a job.
@@ -60,11 +58,9 @@ class FileSource:
     schema: pa.Schema | None = None
 
     def iter_rows(self, first_row: int = 0, *, decode: bool = True) -> Iterator[Row]:
-        """Yield the rows from one row on.
+        """Yield the rows from `first_row` on; those before it are skipped without decoding them.
 
-        Args:
-            first_row: number of that row; rows before it are skipped without decoding them.
-            decode: False leaves `Row.record` None, which is faster if only sizes or `cells` matter.
+        `decode=False` leaves `Row.record` None, which is faster if only sizes or `cells` matter.
 
         Raises:
             JobInputError: a file is damaged, or the input has fewer than `first_row` rows.
@@ -94,11 +90,7 @@ class FileSource:
         return _READERS[self.format](rows, decode)
 
     def read_file_schema(self, file: int) -> pa.Schema | None:
-        """Return the columns of one file; None for JSON.
-
-        Args:
-            file: index into `files`.
-        """
+        """Return the columns of the file at an index; None for JSON."""
         return self.schema and _read_schema(self.format, self.files[file].path)
 
 
@@ -108,8 +100,7 @@ def open_source(name: str, *, split: str | None = None, exclude: Path | None = N
     Args:
         name: path of a file or folder, a glob, or `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
         split: split of a folder, of a saved `datasets` folder or of a hub dataset.
-        exclude: file or folder that does not belong to the input even if it is in its folder, such
-            as the output.
+        exclude: file or folder that does not belong to the input, such as the output in its folder.
 
     Raises:
         JobInputError: no file matches, the files have several formats or an unknown one, or a split

@@ -42,11 +42,7 @@ def is_remote(name: str) -> bool:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a file to read its stored bytes.
-
-    Raises:
-        JobInputError: the path is not a regular file.
-    """
+    """Open a regular file to read its stored bytes."""
     if is_remote(path):
         system, name = _find_file_system(path)
         return cast(IO[bytes], system.open(name, "rb"))
@@ -117,11 +113,6 @@ def compute_prefix_sha256(path: str, num_bytes: int) -> str:
 
 
 def _find_file_system(address: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path in it.
-
-    Raises:
-        JobInputError: the scheme is unknown, or its package is not installed.
-    """
     try:
         return cast(tuple[Any, str], fsspec.url_to_fs(address))
     except (ValueError, ImportError) as error:

@@ -75,13 +75,7 @@ def _translate_errors(path: str) -> Iterator[None]:
 def _iter_rows(
     rows: FileRange, batches: Iterator[tuple[int, pa.RecordBatch]], decode: bool
 ) -> FileRows:
-    """Yield rows of a file.
-
-    Args:
-        rows: the rows to read.
-        batches: batches with the index of their first row in the file.
-        decode: see `FileSource.iter_rows`.
-    """
+    """Yield rows of a file from batches with the index of their first row in the file."""
     end = rows.start
     for index, batch in batches:
         first = rows.start + index
