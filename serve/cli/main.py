@@ -192,7 +192,7 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
     Example: skyreward render --model demo conversations.jsonl
     """
     from serve.jobs.columns import Columns
-    from serve.jobs.model_options import build_model_config
+    from serve.jobs.command import build_model_config
     from serve.jobs.render import render_lines
 
     columns = Columns(**pop_columns(options))
@@ -212,7 +212,7 @@ def verify(**model: Any) -> None:
     from rm_core import RewardScorer
     from rm_core.verification import verify as run_checks
     from serve.cli.catalog import print_checks
-    from serve.jobs.model_options import build_model_config
+    from serve.jobs.command import build_model_config
 
     echo_status("loading the model")
     scorer = RewardScorer.load(build_model_config(**model))

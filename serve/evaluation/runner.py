@@ -18,11 +18,10 @@ from rm_core.benchmarks.base import Item, ItemKey, Preference
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
-from serve.jobs.command import ExecutorOptions
+from serve.jobs.command import ExecutorOptions, build_model_config
 from serve.jobs.executors.base import ScoringModel
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
-from serve.jobs.model_options import build_model_config
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store

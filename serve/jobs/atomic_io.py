@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import tempfile
@@ -74,12 +73,6 @@ def read_regular_file(path: Path, max_bytes: int = 256 << 20) -> bytes:
         if status.st_size > max_bytes:
             raise OSError(errno.EINVAL, f"more than {max_bytes:,} bytes", str(path))
         return file.read()
-
-
-def compute_file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_private_folder(folder: Path) -> None:

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from rm_core import ModelConfig, ModelLoadError
+from serve.config.model_settings import ModelSettings
+from serve.config.settings import format_validation_error
 from serve.errors import JobOutputError, JobStoppedError
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.source import open_source
-from serve.jobs.job import Job, require_report_path
-from serve.jobs.model_options import build_model_config
+from serve.jobs.job import Job
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
-from serve.jobs.spec import JobSpec
+from serve.jobs.spec import JobSpec, require_report_path
 from serve.jobs.store import JobStore, open_store
 from serve.jobs.summary import format_examples, format_summary, print_lines
 from serve.jobs.writers import is_tabular
@@ -91,6 +95,23 @@ class ExecutorOptions:
         from serve.jobs.executors.local import LocalExecutor
 
         return LocalExecutor(config, store.max_batch_tokens if store else None)
+
+
+def build_model_config(model: str, **fields: Any) -> ModelConfig:
+    """Build a model configuration from options of the command line.
+
+    `model` is NAME or NAME@REVISION; `fields` are other fields of `ModelConfig`.
+
+    Raises:
+        ModelLoadError: an option has an invalid value.
+    """
+    try:
+        settings = ModelSettings.model_validate(model)
+    except ValidationError as error:
+        raise ModelLoadError(format_validation_error(error)) from None
+    return ModelConfig(
+        name=settings.name, revision=settings.revision, catalog_name=settings.alias, **fields
+    )
 
 
 def run(

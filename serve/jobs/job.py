@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from serve.errors import JobInputError, JobOutputError, JobRefusedError, JobStoppedError
-from serve.jobs.atomic_io import compute_file_sha256, open_atomic
+from serve.errors import JobInputError, JobRefusedError, JobStoppedError
+from serve.jobs.atomic_io import open_atomic
 from serve.jobs.executors.base import Executor
-from serve.jobs.inputs.scan import InputScan, scan_input
-from serve.jobs.inputs.storage import measure_file
+from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
+from serve.jobs.inputs.storage import compute_sha256, measure_file
 from serve.jobs.manifest import Completion, Manifest, find_input_changes, require_compatible
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
@@ -142,10 +141,8 @@ class Job:
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
             ChunkRunner(self.spec, self.store, self.executor, self.progress, self.shutdown).run()
         if self.store.summary.num_rows != num_rows:
-            raise JobInputError(
-                f"the input had {num_rows} rows when the job began and has "
-                f"{self.store.summary.num_rows} now; restore the input, or start over with "
-                "--overwrite"
+            raise self._input_changed_error(
+                f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"
             )
 
     def _write_output(self, manifest: Manifest) -> Summary:
@@ -153,15 +150,13 @@ class Job:
         summary.renamed = dict(manifest.scan.names.renames)
         self.progress.start_phase("writing", total=manifest.scan.num_rows)
         self._require_same_input(manifest)
-        with open_atomic(output) as file:
-            with open_writer(output, file, manifest.scan) as writer:
+        with open_atomic(output) as stream:
+            with open_writer(output, stream, manifest.scan) as writer:
                 self._write_rows(writer)
             self._require_same_input(manifest)
         summary.nulled = writer.null_counts
-        stat = output.stat()
-        completion = Completion(
-            stat.st_size, stat.st_mtime_ns, compute_file_sha256(output), summary
-        )
+        file = measure_file(str(output))
+        completion = Completion(file.size, file.mtime_ns, compute_sha256(file.path), summary)
         self.store.complete(
             replace(manifest, completion=completion, model_spec=self.spec.model_spec)
         )
@@ -178,7 +173,7 @@ class Job:
             for results in chunk:
                 row = next(rows, None)
                 if row is None:
-                    raise self._input_changed_error("the input has fewer rows than were scored")
+                    raise self._input_changed_error("it has fewer rows than were scored")
                 writer.write(row, results.build_columns())
             self.progress.advance(len(chunk))
 
@@ -190,44 +185,19 @@ class Job:
 
     def _input_changed_error(self, reason: str) -> JobInputError:
         return JobInputError(
-            f"the input {self.spec.source.name} changed while it was scored: {reason}. Restore the "
+            f"the input {self.spec.source.name} changed since the job began: {reason}. Restore the "
             "input, or start over with --overwrite"
         )
 
     def _require_output(self, completion: Completion) -> None:
-        output = self.spec.output
-        if not output.exists():
-            change = "was removed"
-        elif output.stat().st_size != completion.size:
-            change = f"changed from {completion.size} to {output.stat().st_size} bytes"
-        elif (
-            output.stat().st_mtime_ns != completion.mtime_ns
-            and compute_file_sha256(output) != completion.sha256
-        ):
-            change = "changed"
-        else:
+        output, size = self.spec.output, completion.size
+        file = measure_file(str(output))
+        pinned = FileDigest(file.path, size, completion.mtime_ns, completion.sha256, size)
+        if is_unchanged(pinned, file):
             self.notify(f"{output} is complete already")
             return
+        change = "was removed" if file.size < 0 else f"changed ({size:,} to {file.size:,} bytes)"
         raise JobRefusedError(
             f"the job was finished, but since then {output} {change}; restore the file, or score "
             "all rows again with --overwrite"
-        )
-
-
-def require_report_path(report: Path, spec: JobSpec) -> None:
-    """Check that a report has a folder, and that it does not replace another kind of file."""
-    if not report.parent.is_dir():
-        raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
-    other_files = {
-        spec.output.resolve(),
-        *(Path(file.path).resolve() for file in spec.source.files),
-    }
-    is_html = True
-    if report.is_file():
-        with report.open("rb") as file:
-            is_html = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if report.resolve() in other_files or not is_html:
-        raise JobOutputError(
-            f"the report would replace {report}, which is not an HTML report; give another name, "
-            "such as report.html"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +69,10 @@ _TURN_MARKERS: Mapping[ChatFormatName, tuple[str, ...]] = {
     "mistral": ("[INST]", "[SYSTEM_PROMPT]"),
 }
 """Markers that begin a turn."""
-_TRANSCRIPT_READ = (
-    "transcript_read: a text that is a transcript was read as turns; --transcripts read confirms "
-    "that, --transcripts keep scores the text unchanged"
-)
+_CONFIRM = "--transcripts read confirms that, --transcripts keep scores the text unchanged"
+_TRANSCRIPT_READ = f"transcript_read: a text that is a transcript was read as turns; {_CONFIRM}"
 _JSON_READ = (
-    "json_messages_read: a text that is a list of messages (JSON) was read as messages; "
-    "--transcripts read confirms that, --transcripts keep scores the text unchanged"
+    f"json_messages_read: a text that is a list of messages (JSON) was read as messages; {_CONFIRM}"
 )
 _CALL_AS_TEXT = (
     "function_call_as_text: a function_call turn was scored as text of the assistant; give "
@@ -134,9 +132,17 @@ class RecordReader:
         ):
             if path == "":
                 self._read_columns.update(names)
-        self._named_columns = self._find_named_columns()
-        self._history = self._parse_history()
-        self._tools = self._parse_tools()
+        named = (columns.messages, columns.prompt, columns.response, columns.chosen)
+        more = (columns.rejected, columns.system, columns.history, columns.tools)
+        # Their own names have no meaning.
+        self._named_columns = {
+            self._find_column(path) for path in (*named, *more, *columns.responses) if path
+        }
+        history = self._read_optional(columns.history, (HISTORY,), "--history-column")
+        self._history = [] if history is None else parse_history(history)
+        self._read_columns.add(TOOLS)
+        tools = self._read_optional(columns.tools, (TOOLS,), "--tools-column")
+        self._tools = read_tools(tools)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -216,10 +222,9 @@ class RecordReader:
             self._read_columns.add(HISTORY)
         if good:
             self._warnings += find_unread_warnings(self._record, self._read_columns, good)
-        if self._tools is None:
-            return [*extended]
+        tools = self._tools
         return [
-            c if isinstance(c, ScoreError) else {"messages": c, "tools": self._tools}
+            c if tools is None or isinstance(c, ScoreError) else {"messages": c, "tools": tools}
             for c in extended
         ]
 
@@ -255,11 +260,10 @@ class RecordReader:
             )
             return better, worse
         pair = find_pair_columns(self._record.__contains__)
-        if pair is None:
-            chosen = next((name for name in CHOSEN if name in self._record), CHOSEN[0])
-            rejected = next((name for name in REJECTED if name in self._record), REJECTED[0])
-        else:
-            chosen, rejected = pair
+        chosen, rejected = pair or (
+            next((name for name in names if name in self._record), names[0])
+            for names in (CHOSEN, REJECTED)
+        )
         if chosen in RESPONSES:
             chosen = self._find_only_column(RESPONSES, "--chosen-column") or chosen
         return (chosen, self._take(chosen)), (rejected, self._take(rejected))
@@ -333,11 +337,10 @@ class RecordReader:
 
     def _parse_whole(self, value: Any, name: str) -> Messages:
         """Parse a whole conversation, given as messages or as text in a known format."""
-        self._note_calls(value)
-        value = normalize_messages(value)
-        if isinstance(value, str):
-            value = self._parse_whole_text(value, name)
-        return parse_conversation(value)
+        value = self._normalize(value)
+        return parse_conversation(
+            self._parse_whole_text(value, name) if isinstance(value, str) else value
+        )
 
     def _parse_whole_text(self, text: str, name: str) -> Messages:
         if template := self._columns.policy_template:
@@ -363,8 +366,7 @@ class RecordReader:
 
     def _parse_answer(self, value: Any, prompt: _Prompt | None) -> Any:
         """Parse an answer: text, or messages, also as JSON text or a transcript."""
-        self._note_calls(value)
-        value = normalize_messages(value)
+        value = self._normalize(value)
         if not isinstance(value, str) or self._columns.policy_template:
             return value
         mode = self._columns.transcripts
@@ -392,8 +394,7 @@ class RecordReader:
         value, is_complete = self._read_prompt_value()
         if value is None:
             return None
-        self._note_calls(value)
-        value = normalize_messages(value)
+        value = self._normalize(value)
         if not isinstance(value, str):
             return _Prompt(parse_prompt(value), is_whole=is_complete)
         if self._columns.policy_template:
@@ -405,7 +406,7 @@ class RecordReader:
                 return _Prompt(parse_prompt(turns))
             if (transcript := parse_prompt_transcript(value, mode)) is not None:
                 self._warn(_TRANSCRIPT_READ)
-                return _Prompt(transcript.messages, transcript.opening, is_transcript=True)
+                return _Prompt(*transcript, is_transcript=True)
             _reject_rendered(value)
         return _Prompt(parse_prompt(value), is_text=True)
 
@@ -444,20 +445,15 @@ class RecordReader:
         return is_prompt(self._load_messages("messages"))
 
     def _load_messages(self, name: str) -> Any:
-        value = self._record.get(name)
-        self._note_calls(value)
-        return load_messages(value)
+        return self._normalize(self._record.get(name), load_messages)
 
-    def _find_named_columns(self) -> set[str]:
-        """Return columns that an option names; their own names have no meaning then."""
-        columns = self._columns
-        named = (columns.messages, columns.prompt, columns.response, columns.chosen)
-        more = (columns.rejected, columns.system, columns.history, columns.tools)
-        return {
-            path if path in self._record else path.partition(".")[0]
-            for path in (*named, *more, *columns.responses)
-            if path
-        }
+    def _normalize(self, value: Any, normalize: Callable[[Any], Any] = normalize_messages) -> Any:
+        if has_function_calls(value):
+            self._warnings.append(_CALL_AS_TEXT)
+        return normalize(value)
+
+    def _find_column(self, path: str) -> str:
+        return path if path in self._record else path.partition(".")[0]
 
     def _parse_system(self) -> str:
         system = self._read_optional(self._columns.system, SYSTEMS, "--system-column")
@@ -467,14 +463,6 @@ class RecordReader:
                 "text: correct it, or ignore it with --system-column ''"
             )
         return validate_unicode(system or "", "system")
-
-    def _parse_history(self) -> Messages:
-        value = self._read_optional(self._columns.history, (HISTORY,), "--history-column")
-        return [] if value is None else parse_history(value)
-
-    def _parse_tools(self) -> list[Any] | None:
-        self._read_columns.add(TOOLS)
-        return read_tools(self._read_optional(self._columns.tools, (TOOLS,), "--tools-column"))
 
     def _read_optional(self, path: str | None, names: tuple[str, ...], option: str) -> Any:
         """Return the value of a column that the record need not have.
@@ -500,10 +488,6 @@ class RecordReader:
         start = int(messages[0]["role"] == "system")
         return [*messages[:start], *self._history, *messages[start:]]
 
-    def _note_calls(self, value: Any) -> None:
-        if has_function_calls(value):
-            self._warnings.append(_CALL_AS_TEXT)
-
     def _warn(self, warning: str) -> None:
         if self._columns.transcripts == "auto":
             self._warnings.append(warning)
@@ -513,7 +497,7 @@ class RecordReader:
         return self._record.get(name)
 
     def _read_path(self, path: str) -> Any:
-        self._read_columns.add(path if path in self._record else path.partition(".")[0])
+        self._read_columns.add(self._find_column(path))
         return get_path(self._record, path)
 
     def _find_only_column(self, names: tuple[str, ...], option: str) -> str | None:
@@ -565,12 +549,11 @@ def _is_covered_by(prompt: _Prompt, start: Messages) -> bool:
 
 def _common_prefix(conversations: Sequence[Messages]) -> Messages:
     """Return the common beginning of conversations, without the last message of the shortest."""
-    first = conversations[0]
-    length = min(len(c) for c in conversations) - 1
-    for i in range(length):
-        if any(c[i] != first[i] for c in conversations):
-            return first[:i]
-    return first[:length]
+    shortest = min(conversations, key=len)[:-1]
+    same = itertools.takewhile(
+        lambda i: all(c[i] == shortest[i] for c in conversations), range(len(shortest))
+    )
+    return [shortest[i] for i in same]
 
 
 def _begins_conversation(answer: str, template: ChatFormatName) -> bool:

@@ -55,13 +55,37 @@ class JobSpec:
             **self.columns.as_options(),
         }
 
+    @property
+    def input_paths(self) -> set[Path]:
+        """Paths of the input's files, with links resolved."""
+        return {Path(file.path).resolve() for file in self.source.files}
+
 
 def require_output_path(spec: JobSpec) -> None:
     """Check that the output has a folder, and is a file other than the input."""
     output = spec.output
-    if not output.parent.is_dir():
-        raise JobOutputError(f"the folder {output.parent} does not exist; create it first")
+    _require_folder(output)
     if output.exists() and not output.is_file():
         raise JobOutputError(f"{output} is not a file; give the name of a file as the output")
-    if output.resolve() in {Path(file.path).resolve() for file in spec.source.files}:
+    if output.resolve() in spec.input_paths:
         raise JobOutputError(f"{output} is also the input; give another name for the output")
+
+
+def require_report_path(report: Path, spec: JobSpec) -> None:
+    """Check that a report has a folder, and that it does not replace another kind of file."""
+    _require_folder(report)
+    other_files = {spec.output.resolve(), *spec.input_paths}
+    is_html = True
+    if report.is_file():
+        with report.open("rb") as file:
+            is_html = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if report.resolve() in other_files or not is_html:
+        raise JobOutputError(
+            f"the report would replace {report}, which is not an HTML report; give another name, "
+            "such as report.html"
+        )
+
+
+def _require_folder(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise JobOutputError(f"the folder {file.parent} does not exist; create it first")

@@ -30,7 +30,7 @@ from rm_core import Reward, ScoreError
 from serve.errors import DiskFullError, JobError, JobOutputError, JobRefusedError
 from serve.jobs.atomic_io import TEMP_SUFFIX, make_private_folder
 from serve.jobs.inputs.scan import FileDigest
-from serve.jobs.inputs.storage import compute_prefix_sha256
+from serve.jobs.inputs.storage import compute_sha256
 from serve.jobs.manifest import Manifest
 from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec, require_output_path
@@ -124,7 +124,7 @@ class JobStore:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        if _is_empty(connection):
+        if connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None:
             connection.executescript(_SCHEMA)
         elif path.stat().st_size <= _MAX_CHECKED_BYTES:
             (status,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -155,7 +155,7 @@ class JobStore:
         summary: Summary,
         max_batch_tokens: int | None = None,
     ) -> None:
-        """Save the next chunk durably, as a whole or not at all; `summary` is that of the chunk alone."""
+        """Save the next chunk durably, as a whole or not at all; `summary` is that of the chunk."""
         max_batch_tokens = max_batch_tokens or self.max_batch_tokens
         total = Summary()
         total.add(self.summary)
@@ -238,7 +238,7 @@ def find_result_columns(file: FileDigest) -> frozenset[str]:
     if not (manifest and manifest.completion and manifest.completion.size == file.size):
         return frozenset()
     is_whole = file.num_hashed_bytes == file.size
-    digest = file.sha256 if is_whole else compute_prefix_sha256(file.path, file.size)
+    digest = file.sha256 if is_whole else compute_sha256(file.path, file.size)
     is_unchanged = digest == manifest.completion.sha256
     return manifest.scan.names.result_columns if is_unchanged else frozenset()
 
@@ -280,10 +280,6 @@ def _remove_state(output: Path) -> None:
     output.with_name(output.name + TEMP_SUFFIX).unlink(missing_ok=True)
 
 
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
-
-
 def _read_manifest(path: Path, connection: sqlite3.Connection) -> Manifest | None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != FORMAT:
@@ -295,10 +291,9 @@ def _read_manifest(path: Path, connection: sqlite3.Connection) -> Manifest | Non
 def _read(connection: sqlite3.Connection, table: str, key: Key) -> bytes | None:
     query = f"SELECT * FROM {table} WHERE key = ?"
     row = connection.execute(query, (key,)).fetchone()
-    return row and _verify(*row)
-
-
-def _verify(key: Key, value: Any, checksum: Any) -> bytes:
+    if row is None:
+        return None
+    key, value, checksum = row
     if not isinstance(value, bytes) or _compute_checksum(key, value) != checksum:
         raise sqlite3.DatabaseError(f"the checksum of {key!r} is wrong")
     return value

@@ -188,7 +188,7 @@ def read_tools(value: Any) -> Tools | None:
             an empty list is passed to the template, as TRL does.
     """
     if not isinstance(value, str):
-        value = _drop_nulls_and_maps(value)
+        value = drop_nulls(_convert_maps(value))
         if isinstance(value, Mapping):
             transposed = _transpose(value, ("type", "function", "name"))
             value = value if transposed is None else drop_nulls(transposed)
@@ -200,12 +200,8 @@ def read_tools(value: Any) -> Tools | None:
         ) from error
 
 
-def _drop_nulls_and_maps(value: Any) -> Any:
-    """Drop null keys of a value and convert Arrow maps to objects."""
-    return drop_nulls(_convert_maps(value))
-
-
 def _convert_maps(value: Any) -> Any:
+    """Convert Arrow maps within a value to objects."""
     if isinstance(value, Mapping):
         return {key: _convert_maps(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -232,7 +228,7 @@ def _normalize_message(turn: Any) -> Any:
 
 def _normalize_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the keys of a message to the form that templates read."""
-    normalized: dict[str, Any] = _drop_nulls_and_maps(keys)
+    normalized: dict[str, Any] = drop_nulls(_convert_maps(keys))
     if "tool_calls" in normalized:
         normalized["tool_calls"] = _normalize_tool_calls(normalized["tool_calls"])
     return normalized
@@ -298,29 +294,18 @@ def _history_error(value: Any) -> InvalidConversationError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """The turns of a transcript.
+def parse_prompt_transcript(text: str, mode: TranscriptMode) -> tuple[Messages, str] | None:
+    """Return the turns of a prompt, or None if the prompt is plain text.
 
-    Attributes:
-        messages: the turns; for a prompt, without an answer that it only begins.
-        opening: for a prompt, the beginning of the answer, often empty; trailing white space is
-            kept.
+    The second value is the beginning of the answer, often empty, with its trailing white space.
     """
-
-    messages: Messages
-    opening: str = ""
-
-
-def parse_prompt_transcript(text: str, mode: TranscriptMode) -> Transcript | None:
-    """Return the turns of a prompt, or None if the prompt is plain text."""
     turns = _parse(text, mode)
     if turns is None:
         return None
     if turns[-1]["role"] != "assistant":
-        return Transcript(turns)
+        return turns, ""
     opening = turns[-1]["content"]
-    return Transcript(turns[:-1], opening and opening + text[len(text.rstrip()) :])
+    return turns[:-1], opening and opening + text[len(text.rstrip()) :]
 
 
 def parse_transcript(text: str, mode: TranscriptMode) -> Messages | None:

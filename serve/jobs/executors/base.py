@@ -1,4 +1,4 @@
-"""The interface of executors; a job does not depend on which executor scores it.
+"""The base of executors; a job does not depend on which executor scores it.
 
 An executor does not know rows, files or chunks: it receives well-formed, distinct conversations and
 returns a reward or an error for each. The job alone keeps state across restarts.
@@ -7,12 +7,14 @@ returns a reward or an error for each. The job alone keeps state across restarts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rm_core import Fingerprint, NotReadyError, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
@@ -55,8 +57,10 @@ class ScoringModel:
     max_length: int
 
 
-class Executor(Protocol):
-    """Scores conversations. Use from one thread.
+class Executor(ABC):
+    """Scores conversations. Use from one thread; coroutines run on a thread of the executor.
+
+    That thread ends with the process, even while a call waits for a service that never responds.
 
     Attributes:
         drain_timeout_s: seconds that a stopping job waits for calls in flight; None to wait until
@@ -64,8 +68,16 @@ class Executor(Protocol):
             `count_tokens` may then be interrupted as well.
     """
 
-    drain_timeout_s: float | None
+    drain_timeout_s: float | None = None
 
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Held while a call is scored.
+        self._turn: AbstractAsyncContextManager[None] = contextlib.nullcontext()
+
+    @abstractmethod
     def resolve_identity(self) -> dict[str, Any]:
         """Return everything that decides the rewards, as JSON data.
 
@@ -75,31 +87,21 @@ class Executor(Protocol):
         Raises:
             RewardError: the model or the service does not exist.
         """
-        ...
 
+    @abstractmethod
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         """Return the model; None if it is not known yet, and not loaded or queried by `fetch`.
 
         Raises:
             RewardError: `fetch` failed, as for `resolve_identity`.
         """
-        ...
 
     @property
+    @abstractmethod
     def capacity(self) -> int:
         """Useful number of calls in flight, at least 1; may change while the job runs."""
-        ...
 
-    def submit(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> Future[ScoreBatchResult]:
-        """Start to score distinct conversations, at least one, and return at once.
-
-        The future fails only if the executor itself fails (the service is gone, the model cannot
-        be loaded), with a `RewardError`; this ends the job, which can be resumed.
-        """
-        ...
-
+    @abstractmethod
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
@@ -108,28 +110,16 @@ class Executor(Protocol):
         Raises:
             RewardError: the executor failed, as for the future of `submit`.
         """
-        ...
-
-    def close(self) -> None:
-        """Release models and connections; calls that have not started are cancelled."""
-        ...
-
-
-class EventLoopExecutor(ABC):
-    """Base class of executors that score elsewhere: their coroutines run on their own thread.
-
-    The thread ends with the process, even while a call waits for a service that never responds.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
-        """See `Executor`; the future can be cancelled until the call starts."""
+        """Start to score distinct conversations, at least one, and return at once.
+
+        The future can be cancelled until `_score` is called. It fails only if the executor itself
+        fails (the service is gone, the model cannot be loaded), with a `RewardError`; this ends the
+        job, which can be resumed.
+        """
         future: Future[ScoreBatchResult] = Future()
 
         async def start_task() -> None:
@@ -141,7 +131,7 @@ class EventLoopExecutor(ABC):
         return future
 
     def close(self) -> None:
-        """See `Executor`; calls in flight are abandoned."""
+        """Release models and connections; calls in flight are abandoned."""
         if self._loop is None or self._thread is None:
             return
         try:
@@ -153,14 +143,12 @@ class EventLoopExecutor(ABC):
             self._loop = self._thread = None
 
     @abstractmethod
-    async def _open(self) -> None:
-        """Connect, if that is not done yet; a call can be cancelled until this returns."""
+    async def _prepare(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Any:
+        """Return what `_score` needs: connect and tokenize, for example."""
 
     @abstractmethod
-    async def _score(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> ScoreBatchResult:
-        """Score the conversations of one call; see `Executor.submit`."""
+    async def _score(self, prepared: Any) -> ScoreBatchResult:
+        """Score a call from what `_prepare` returned."""
 
     @abstractmethod
     async def _disconnect(self) -> None:
@@ -183,9 +171,10 @@ class EventLoopExecutor(ABC):
         truncation: Truncation,
     ) -> None:
         try:
-            await self._open()
-            if future.set_running_or_notify_cancel():
-                future.set_result(await self._score(conversations, truncation))
+            prepared = await self._prepare(conversations, truncation)
+            async with self._turn:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(await self._score(prepared))
         except asyncio.CancelledError:
             if not future.cancel():
                 future.set_exception(

@@ -7,12 +7,13 @@ an uninterrupted run.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
-from pathlib import Path
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from threading import Event
 from typing import Any
 
@@ -33,8 +34,8 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
-from serve.jobs.atomic_io import compute_file_sha256
-from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.inputs.storage import compute_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _CAPACITY = 3
 Encodings = list[Encoded | ScoreError]
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Scores in this process.
 
     Args:
@@ -51,9 +52,9 @@ class LocalExecutor:
         max_batch_tokens: token budget of an earlier run of the job; None to derive it.
     """
 
-    drain_timeout_s: float | None = None
-
     def __init__(self, config: ModelConfig, max_batch_tokens: int | None = None) -> None:
+        super().__init__()
+        self._turn = asyncio.Lock()  # where a call waits for the device, it can be cancelled
         self._config = config
         self._max_batch_tokens = max_batch_tokens
         # One thread each: tokenizer and model are not used by two threads at a time.
@@ -79,14 +80,6 @@ class LocalExecutor:
         name = self._config.catalog_name or self._config.name
         return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
 
-    def submit(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> Future[ScoreBatchResult]:
-        """Start to score; the future can be cancelled until the device has the conversations."""
-        future: Future[ScoreBatchResult] = Future()
-        self._tokenizing.submit(_run_step, future, self._prepare, future, conversations, truncation)
-        return future
-
     def count_tokens(
         self, conversations: Sequence[ChatJson], truncation: Truncation
     ) -> list[int | ScoreError]:
@@ -97,40 +90,39 @@ class LocalExecutor:
     def close(self) -> None:
         """Stop the threads; no further batch starts."""
         self._closing.set()
-        self._tokenizing.shutdown(cancel_futures=True)
-        self._device.shutdown(cancel_futures=True)
+        super().close()
 
     @cached_property
     def _encoder(self) -> ChatEncoder:
         return load_encoder(self._config)
 
-    def _prepare(
-        self,
-        future: Future[ScoreBatchResult],
-        conversations: Sequence[ChatJson],
-        truncation: Truncation,
-    ) -> None:
-        if future.cancelled():
-            return
+    async def _prepare(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> tuple[Encodings, Packing]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizing, self._pack, conversations, truncation)
+
+    async def _score(self, prepared: tuple[Encodings, Packing]) -> ScoreBatchResult:
+        assert self._scorer
+        encoded, packing = prepared
+        score = partial(self._scorer.score_packing, packing, self._begin)
+        batch = await asyncio.get_running_loop().run_in_executor(self._device, score)
+        return ScoreBatchResult(
+            merge_results(encoded, batch.rewards),
+            batch.num_computed_tokens,
+            max_batch_tokens=self._max_batch_tokens,
+        )
+
+    async def _disconnect(self) -> None:
+        self._tokenizing.shutdown(cancel_futures=True)
+        self._device.shutdown(cancel_futures=True)
+
+    def _pack(
+        self, conversations: Sequence[ChatJson], truncation: Truncation
+    ) -> tuple[Encodings, Packing]:
         scorer = self._load()
         encoded = scorer.encoder.encode_all(conversations, truncation)
-        packing = scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        self._device.submit(_run_step, future, self._score, future, encoded, packing)
-
-    def _score(
-        self, future: Future[ScoreBatchResult], encoded: Encodings, packing: Packing
-    ) -> None:
-        assert self._scorer
-        if not future.set_running_or_notify_cancel():
-            return
-        batch = self._scorer.score_packing(packing, self._begin)
-        future.set_result(
-            ScoreBatchResult(
-                merge_results(encoded, batch.rewards),
-                batch.num_computed_tokens,
-                max_batch_tokens=self._max_batch_tokens,
-            )
-        )
+        return encoded, scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
 
     def _begin(self, _num_tokens: int) -> None:
         # Called before each batch, so that a stopping job does not wait for all batches.
@@ -174,7 +166,7 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     )
     return {
         "revision": checkpoint.revision,
-        "chat_template": template and compute_file_sha256(Path(template).expanduser()),
+        "chat_template": template and compute_sha256(os.path.expanduser(template)),
         "max_length": config.max_length or checkpoint.max_length,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
@@ -183,13 +175,3 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
         "deterministic": config.deterministic,
         **(date_identity or {}),
     }
-
-
-def _run_step(future: Future[ScoreBatchResult], step: Callable[..., None], *arguments: Any) -> None:
-    """Run one step of a future's work; an exception is set on the future."""
-    try:
-        step(*arguments)
-    # Any exception must reach the future, or its waiter would never return.
-    except BaseException as error:
-        if not future.cancelled():
-            future.set_exception(error)

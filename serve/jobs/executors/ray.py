@@ -28,7 +28,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_core import (
@@ -46,8 +46,8 @@ from rm_core import (
 from rm_core.inputs.conversations import ChatJson
 from serve.deployments.cluster import connect
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.jobs.executors.base import EventLoopExecutor, ScoreBatchResult, ScoringModel
-from serve.jobs.executors.local import resolve_local_identity
+from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.local import Encodings, resolve_local_identity
 from serve.scheduler.dispatcher import Dispatcher
 from serve.worker.backends import RayBackend
 
@@ -64,7 +64,7 @@ _POLL_S = 1.0
 _WARN_AFTER_S = 60.0
 
 
-class RayExecutor(EventLoopExecutor):
+class RayExecutor(Executor):
     """Scores on a Ray cluster; connects and deploys on first use.
 
     Args:
@@ -73,8 +73,6 @@ class RayExecutor(EventLoopExecutor):
         num_replicas: exact number of replicas to request; None for as many as fit.
         replica_class: class of the replicas; `JobScorerReplica` if None.
     """
-
-    drain_timeout_s: float | None = None
 
     def __init__(
         self,
@@ -134,16 +132,16 @@ class RayExecutor(EventLoopExecutor):
         encoded = self._tokenizing.submit(self._encode, conversations, truncation).result()
         return [item.num_tokens if isinstance(item, Encoded) else item for item in encoded]
 
-    async def _open(self) -> None:
-        await self._get_dispatcher()
-
-    async def _score(
+    async def _prepare(
         self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> ScoreBatchResult:
+    ) -> tuple[Dispatcher, Encodings]:
         dispatcher = await self._get_dispatcher()
-        encoded = await asyncio.wrap_future(
-            self._tokenizing.submit(self._encode, conversations, truncation)
-        )
+        loop = asyncio.get_running_loop()
+        encode = partial(self._encode, conversations, truncation)
+        return dispatcher, await loop.run_in_executor(self._tokenizing, encode)
+
+    async def _score(self, prepared: tuple[Dispatcher, Encodings]) -> ScoreBatchResult:
+        dispatcher, encoded = prepared
         sequences = [e.input_ids for e in encoded if isinstance(e, Encoded)]
         with dispatcher.open_flow("job", priority=0) as flow:
             rewards = await self._until_failure(dispatcher.compute_rewards(flow, sequences))

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
@@ -49,7 +49,7 @@ class ResourceRequest:
         return f"{self.amount} {self.kind}{'s' if self.amount > 1 else ''}"
 
     def count_slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
-        """Return how many replicas fit on nodes with these resources, without other work on them."""
+        """Return how many replicas fit on nodes with these resources, ignoring other work there."""
         return sum(int(node.get(self.kind, 0) // self.amount) for node in nodes)
 
 
@@ -166,19 +166,10 @@ def deploy(
         Handle of the deployment, and the actor that the application belongs to.
     """
     on_gpu = request.kind == "GPU"
+    shared = {field.name for field in fields(model)} & ModelSettings.model_fields.keys()
     settings = ModelSettings(
-        name=model.name,
+        **{name: getattr(model, name) for name in shared - {"device"}},
         alias=model.catalog_name or model.name,
-        revision=model.revision,
-        dtype=model.dtype,
-        attention=model.attention,
-        max_length=model.max_length,
-        chat_template=model.chat_template,
-        template_date=model.template_date,
-        deterministic=model.deterministic,
-        quantization=model.quantization,
-        compile=model.compile,
-        self_check=model.self_check,
         num_gpus=request.amount if on_gpu else 0,
         cpu_threads=None if on_gpu else request.amount,
     )

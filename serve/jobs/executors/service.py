@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 from rm_core import Fingerprint, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
-from serve.client.responses import read_count
-from serve.jobs.executors.base import EventLoopExecutor, ScoreBatchResult, ScoringModel
+from serve.client.responses import ResultsWithUsage, read_count
+from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
 
 # Requests of one call to each service. Services batch across requests, so a few fill them.
 _CONCURRENCY = 2
 _MAX_ITEMS = 128
 _MAX_BYTES = 2 * 2**20
 _ASK_AGAIN_S = 1.0
+_Call: TypeAlias = Callable[[], Awaitable[ResultsWithUsage]]
 
 
-class ServiceExecutor(EventLoopExecutor):
+class ServiceExecutor(Executor):
     """Scores with one or several services.
 
     Args:
@@ -117,7 +119,7 @@ class ServiceExecutor(EventLoopExecutor):
         with ScoringClient(list(self._addresses), self._model, **self._options) as client:
             return client.count_tokens(conversations, truncation)
 
-    async def _open(self) -> None:
+    async def _prepare(self, conversations: Sequence[ChatJson], truncation: Truncation) -> _Call:
         if self._served is None:
             await asyncio.to_thread(self.resolve_identity)
         if self._client is None:
@@ -129,12 +131,10 @@ class ServiceExecutor(EventLoopExecutor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
+        return partial(self._client.score_with_usage, conversations, truncation)
 
-    async def _score(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
-    ) -> ScoreBatchResult:
-        assert self._client
-        response = await self._client.score_with_usage(conversations, truncation)
+    async def _score(self, prepared: _Call) -> ScoreBatchResult:
+        response = await prepared()
         return ScoreBatchResult(
             response.results, response.num_computed_tokens, response.num_cached_tokens
         )

@@ -24,7 +24,7 @@ from serve.jobs.columns import (
 from serve.jobs.inputs.rows import DecodeFilter, Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields, require_parquet_types
 from serve.jobs.inputs.source import FileSource
-from serve.jobs.inputs.storage import InputFile, compute_prefix_sha256
+from serve.jobs.inputs.storage import InputFile, compute_sha256
 from serve.jobs.inputs.text import EncodingCounter
 from serve.jobs.record_schema import RecordKind, infer_kinds_from_columns, infer_record_kinds
 from serve.jobs.row_results import (
@@ -50,15 +50,12 @@ _find_escaped_letter = re.compile(rb"\\u00[5-7]").search
 
 
 @dataclass(frozen=True, slots=True)
-class FileDigest:
+class FileDigest(InputFile):
     """A pinned file of the input; `sha256` is that of its first `num_hashed_bytes` bytes.
 
     They are all bytes, or fewer if a limit ended the reading within the file.
     """
 
-    path: str
-    size: int
-    mtime_ns: int
     sha256: str
     num_hashed_bytes: int
 
@@ -157,7 +154,7 @@ def scan_input(
 
 def _compute_digest(file: InputFile, num_bytes: int) -> FileDigest:
     num_hashed_bytes = min(num_bytes, file.size)
-    sha256 = compute_prefix_sha256(file.path, num_hashed_bytes)
+    sha256 = compute_sha256(file.path, num_hashed_bytes)
     return FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed_bytes)
 
 
@@ -167,7 +164,7 @@ def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
         return False
     if digest.mtime_ns == file.mtime_ns:
         return True
-    return compute_prefix_sha256(file.path, digest.num_hashed_bytes) == digest.sha256
+    return compute_sha256(file.path, digest.num_hashed_bytes) == digest.sha256
 
 
 class _FileInspector:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -102,8 +103,8 @@ def expand_glob(pattern: str) -> list[str]:
     return [file for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file)]
 
 
-def compute_prefix_sha256(path: str, num_bytes: int) -> str:
-    """Return the hexadecimal SHA-256 of the first bytes of a file, or of all if it is shorter."""
+def compute_sha256(path: str, num_bytes: int = sys.maxsize) -> str:
+    """Return the hexadecimal SHA-256 of a file, or of its first `num_bytes` bytes."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):

@@ -28,11 +28,10 @@ from serve.cli.main import main
 from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedError
 from serve.jobs.inputs import json_rows
 from serve.jobs.inputs.source import open_source
-from serve.jobs.job import require_report_path
 from serve.jobs.manifest import require_compatible
 from serve.jobs.report import Report
 from serve.jobs.row_results import RowResults
-from serve.jobs.spec import JobSpec
+from serve.jobs.spec import JobSpec, require_report_path
 from serve.jobs.store import open_store
 from serve.jobs.summary import Summary, format_summary
 from serve.shutdown import GracefulShutdown

@@ -115,6 +115,32 @@ def test_close_does_not_wait_for_remaining_batches_of_call(
     assert len(sizes) == 1
 
 
+def test_call_that_waits_for_device_can_be_cancelled(
+    checkpoint_of: Callable[[str], Path],
+) -> None:
+    executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    executor.submit([turns("a")], "error").result(PATIENCE_S)
+    reached, released = threading.Event(), threading.Event()
+
+    def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+        reached.set()
+        assert released.wait(PATIENCE_S)
+        return forward_batch(loaded, tree)
+
+    assert executor._scorer is not None
+    executor._scorer = RewardScorer(executor._scorer.loaded_model, forward=forward)
+    on_device = executor.submit([turns("b")], "error")
+    assert reached.wait(PATIENCE_S)
+    waiting = executor.submit([turns("c")], "error")
+    # Calls are packed one by one.
+    executor._tokenizing.submit(lambda: None).result(PATIENCE_S)
+    assert not on_device.cancel()
+    assert waiting.cancel()
+    released.set()
+    assert len(on_device.result(PATIENCE_S).results) == 1
+    executor.close()
+
+
 def test_identity_changes_with_everything_that_decides_rewards(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
