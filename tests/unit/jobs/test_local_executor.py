@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
@@ -132,8 +133,9 @@ def test_call_that_waits_for_device_can_be_cancelled(
     on_device = executor.submit([turns("b")], "error")
     assert reached.wait(PATIENCE_S)
     waiting = executor.submit([turns("c")], "error")
-    # Calls are packed one by one.
-    executor._tokenizing.submit(lambda: None).result(PATIENCE_S)
+    for _ in range(3):  # until it is packed and the executor's thread has nothing left to do
+        executor._run(asyncio.sleep(0)).result(PATIENCE_S)
+        executor._tokenizing.submit(int).result(PATIENCE_S)
     assert not on_device.cancel()
     assert waiting.cancel()
     released.set()
