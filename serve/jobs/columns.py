@@ -17,7 +17,7 @@ Axolotl, distilabel, Argilla, OpenRLHF and OpenAI's fine-tuning files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -25,9 +25,10 @@ from rm_core import ChatFormatName, InvalidConversationError
 from rm_core.inputs.conversations import Messages
 from rm_core.text import format_keys
 from serve.errors import JobInputError
+from serve.jobs.turns import TranscriptMode, load_messages
 
-TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
-"""How to read text that holds several turns; see `serve.jobs.turns`."""
+RecordKind: TypeAlias = Literal["conversation", "pair", "group"]
+"""Kind of a record, which decides its result columns; see `serve.jobs.row_results`."""
 
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 """Names of the better answer of a pair."""
@@ -270,14 +271,14 @@ def _format_ignore_options(names: Sequence[str]) -> str:
     return " ".join(f"--ignore-column {name}" for name in names)
 
 
-def find_pair_columns(has_column: Callable[[str], bool]) -> tuple[str, str] | None:
+def find_pair_columns(names: Collection[str]) -> tuple[str, str] | None:
     """Return the names of the chosen and the rejected column, or None if a side is missing."""
-    chosen = [name for name in CHOSEN if has_column(name)]
-    rejected = [name for name in REJECTED if has_column(name)]
+    chosen = [name for name in CHOSEN if name in names]
+    rejected = [name for name in REJECTED if name in names]
     if chosen and rejected:
         return chosen[0], rejected[0]
     others = [name for name in rejected if name != "rejected"]
-    better = [name for name in ("messages", *RESPONSES) if has_column(name)]
+    better = [name for name in ("messages", *RESPONSES) if name in names]
     return (better[0], others[0]) if others and better else None
 
 
@@ -302,3 +303,49 @@ def is_annotation(record: Mapping[str, Any], responses: Any) -> bool:
         and bool(responses)
         and all(isinstance(r, Mapping) and "values" in r for r in responses)
     )
+
+
+def infer_kinds(names: Set[str], columns: Columns = DEFAULT_COLUMNS) -> list[RecordKind]:
+    """Return the possible kinds of a record with columns of these names."""
+    if columns.chosen or columns.rejected:
+        return ["pair"]
+    if columns.responses:
+        return ["group"]
+    if columns.messages or columns.response:
+        return ["conversation"]
+    pair = find_pair_columns(names)
+    kinds: list[RecordKind] = []
+    if "messages" in names and (pair is None or pair[0] != "messages"):
+        kinds.append("conversation")
+    if pair:
+        kinds.append("pair")
+    if "responses" in names:
+        kinds.append("group")
+    if not kinds and "generations" in names:
+        kinds.append("group")
+    if not kinds and names & {*CONVERSATIONS, *RESPONSES, GENERATION}:
+        kinds.append("conversation")
+    if not kinds and names & {*CHOSEN, *REJECTED}:
+        kinds.append("pair")  # one side only: the other side is reported as missing
+    return kinds
+
+
+def infer_record_kinds(record: Mapping[str, Any], columns: Columns) -> list[RecordKind]:
+    """Return the possible kinds of a record, from its columns that are not null.
+
+    Where `infer_kinds` finds a conversation by its name, the values decide: `messages`
+    that end before an answer are the prompt of a pair, a group or an answer in the same record, and
+    `messages` that are equal to `chosen` add nothing to a pair.
+    """
+    names = {
+        name for name, value in record.items() if value is not None and name not in columns.ignored
+    }
+    kinds = infer_kinds(names, columns)
+    if "messages" not in names or "conversation" not in kinds:
+        return kinds
+    messages = load_messages(record["messages"])
+    if is_prompt(messages):
+        return infer_kinds(names - {"messages"}, columns) or kinds
+    if kinds == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
+        return ["pair"]
+    return kinds

@@ -1,4 +1,8 @@
-"""Reads prompt, answers, system message, history and tools from the columns of one record."""
+"""Reads the conversations of a record: prompt, answers, system message, history and tools.
+
+`serve.jobs.columns` defines which columns count, and `serve.jobs.turns` reads the formats of other
+tools.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ from rm_core.text import format_keys
 from serve.jobs.columns import (
     CHOSEN,
     CONVERSATIONS,
+    DEFAULT_COLUMNS,
     GENERATION,
     GROUPS,
     HISTORY,
@@ -35,10 +40,13 @@ from serve.jobs.columns import (
     SYSTEMS,
     TOOLS,
     Columns,
+    RecordKind,
+    explain_unknown_kind,
     find_pair_columns,
     find_unread_warnings,
     get_optional_path,
     get_path,
+    infer_record_kinds,
     is_annotation,
     is_prompt,
     is_whole_conversation,
@@ -102,7 +110,59 @@ class _Prompt:
     is_whole: bool = False
 
 
-class RecordReader:
+@dataclass(frozen=True, slots=True)
+class ParsedRecord:
+    """The conversations of one record.
+
+    Attributes:
+        kind: kind of the record, which decides its result columns; None if unknown.
+        conversations: conversations in order; an error in place of an invalid response.
+        error: why the record cannot be scored; it then has no conversations.
+        warnings: warnings about how the record was read.
+    """
+
+    kind: RecordKind | None
+    conversations: tuple[ChatJson | ScoreError, ...] = ()
+    error: ScoreError | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
+    """Parse a record; an invalid record gives a `ParsedRecord` with an error.
+
+    `record` is what a reader gives: a `ScoreError` if the row could not be read.
+    """
+    if isinstance(record, ScoreError):
+        return ParsedRecord(None, error=record)
+    try:
+        return parse_record(record, columns)
+    except InputError as error:
+        kinds = infer_record_kinds(record, columns) if isinstance(record, Mapping) else []
+        return ParsedRecord(kinds[0] if kinds else None, error=ScoreError.from_exception(error))
+
+
+def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
+    """Parse a record of any known shape.
+
+    Raises:
+        InvalidConversationError: the record has no known shape, or a conversation is invalid.
+    """
+    if not isinstance(record, Mapping):
+        raise InvalidConversationError(
+            f"a record must be a JSON object, got {type(record).__name__}"
+        )
+    kinds = infer_record_kinds(record, columns)
+    if not kinds:
+        raise InvalidConversationError(explain_unknown_kind(record))
+    if len(kinds) > 1:
+        raise InvalidConversationError(
+            f"the record is a {' and a '.join(kinds)} at once; name the columns to score by "
+            "--messages-column, by --chosen-column and --rejected-column, or by --responses-column"
+        )
+    return _RecordReader(record, columns).read(kinds[0])
+
+
+class _RecordReader:
     """Reads one record and tracks which columns were read.
 
     Args:
@@ -144,19 +204,37 @@ class RecordReader:
         tools = self._read_optional(columns.tools, (TOOLS,), "--tools-column")
         self._tools = read_tools(tools)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about how the record was read; complete after `complete`."""
-        return tuple(dict.fromkeys(self._warnings))
+    def read(self, kind: RecordKind) -> ParsedRecord:
+        """Read the record as one of this kind."""
+        conversations: list[Messages | ScoreError]
+        if kind == "conversation":
+            conversations = [self._read_conversation()]
+        else:
+            conversations = self._read_pair() if kind == "pair" else self._read_group()
+        system, tools = self._parse_system(), self._tools
+        extended = [
+            c if isinstance(c, ScoreError) else _check_keys(_add_system(c, system))
+            for c in conversations
+        ]
+        good = [c for c in extended if not isinstance(c, ScoreError)]
+        if all(message in c for message in self._history for c in good):
+            self._read_columns.add(HISTORY)
+        if good:
+            self._warnings += find_unread_warnings(self._record, self._read_columns, good)
+        completed = (
+            c if tools is None or isinstance(c, ScoreError) else {"messages": c, "tools": tools}
+            for c in extended
+        )
+        return ParsedRecord(kind, tuple(completed), warnings=tuple(dict.fromkeys(self._warnings)))
 
-    def read_conversation(self) -> list[Messages | ScoreError]:
+    def _read_conversation(self) -> Messages:
         """Read the only conversation of the record."""
         columns = self._columns
         if columns.messages:
-            return [self._parse_whole(self._read_path(columns.messages), columns.messages)]
+            return self._parse_whole(self._read_path(columns.messages), columns.messages)
         if columns.response:
             name, answer = columns.response, self._read_path(columns.response)
-            return [*self._join(self._parse_prompt(), [answer], [name])]
+            return self._join(self._parse_prompt(), [answer], [name])[0]
         has_answer = any(name in self._record for name in (*RESPONSES, GENERATION))
         for name in CONVERSATIONS:
             if name in self._record:
@@ -170,11 +248,11 @@ class RecordReader:
                     )
                 if not (has_answer and (is_prompt(value) or is_text)):
                     self._read_columns.add(name)
-                    return [self._parse_whole(value, name)]
+                    return self._parse_whole(value, name)
         name = self._find_only_column(RESPONSES, "--response-column") or GENERATION
-        return [*self._join(self._parse_prompt(), [self._take(name)], [name])]
+        return self._join(self._parse_prompt(), [self._take(name)], [name])[0]
 
-    def read_pair(self) -> list[Messages | ScoreError]:
+    def _read_pair(self) -> list[Messages | ScoreError]:
         """Read a pair: the chosen conversation, then the rejected one."""
         (chosen, better), (rejected, worse) = sides = self._read_sides()
         if missing := [name for name, side in sides if side is None]:
@@ -186,7 +264,7 @@ class RecordReader:
         prompt = self._parse_pair_prompt(better, worse)
         return [*self._join(prompt, [better, worse], [chosen, rejected])]
 
-    def read_group(self) -> list[Messages | ScoreError]:
+    def _read_group(self) -> list[Messages | ScoreError]:
         """Read a group: one conversation per answer, with an error in place of an invalid one."""
         name = next((name for name in GROUPS if name in self._record), GROUPS[0])
         responses: Any = self._take(name)
@@ -207,26 +285,6 @@ class RecordReader:
                 "a record with `responses` needs a `prompt` and a list of at least one response"
             )
         return [self._lenient_join(prompt, response) for response in responses]
-
-    def complete(
-        self, conversations: Sequence[Messages | ScoreError]
-    ) -> list[ChatJson | ScoreError]:
-        """Add the record's system message and tools to its conversations, and collect warnings."""
-        system = self._parse_system()
-        extended = [
-            c if isinstance(c, ScoreError) else _check_keys(_add_system(c, system))
-            for c in conversations
-        ]
-        good = [c for c in extended if not isinstance(c, ScoreError)]
-        if all(message in c for message in self._history for c in good):
-            self._read_columns.add(HISTORY)
-        if good:
-            self._warnings += find_unread_warnings(self._record, self._read_columns, good)
-        tools = self._tools
-        return [
-            c if tools is None or isinstance(c, ScoreError) else {"messages": c, "tools": tools}
-            for c in extended
-        ]
 
     def _parse_pair_prompt(self, better: Any, worse: Any) -> _Prompt | None:
         columns = self._columns
@@ -259,7 +317,7 @@ class RecordReader:
                 for path, name in ((columns.chosen, "chosen"), (columns.rejected, "rejected"))
             )
             return better, worse
-        pair = find_pair_columns(self._record.__contains__)
+        pair = find_pair_columns(self._record)
         chosen, rejected = pair or (
             next((name for name in names if name in self._record), names[0])
             for names in (CHOSEN, REJECTED)

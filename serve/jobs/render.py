@@ -9,7 +9,7 @@ from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, 
 from serve.escaping import dump_json
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.json_rows import parse_lines
-from serve.jobs.record_schema import try_parse_record
+from serve.jobs.record_reader import try_parse_record
 
 
 def render_lines(

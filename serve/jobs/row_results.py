@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
-from serve.jobs.record_schema import RecordKind
+from serve.jobs.columns import RecordKind
 
 Result: TypeAlias = Reward | ScoreError
 

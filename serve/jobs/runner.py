@@ -23,7 +23,7 @@ from serve.jobs.columns import Columns
 from serve.jobs.executors.base import Executor, ScoreBatchResult
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
-from serve.jobs.record_schema import ParsedRecord, try_parse_record
+from serve.jobs.record_reader import ParsedRecord, try_parse_record
 from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import Digest, JobStore

@@ -23,13 +23,14 @@ import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from rm_core import InvalidConversationError, drop_nulls, parse_prompt, parse_tools
 from rm_core.inputs.conversations import Messages, Tools, validate_unicode
 from rm_core.strict_json import parse_strict
 from rm_core.text import quote
-from serve.jobs.columns import TranscriptMode
+
+TranscriptMode: TypeAlias = Literal["auto", "read", "keep"]
 
 ROLES = {
     "human": "user",

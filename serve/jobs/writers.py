@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.errors import JobOutputError
+from serve.jobs.columns import RecordKind
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
-from serve.jobs.record_schema import RecordKind
 from serve.jobs.row_results import RESULT_COLUMNS, UNREAD_COLUMN, ResultNames, merge_record
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")

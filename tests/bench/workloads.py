@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification
 
-from serve.jobs.record_schema import parse_record
+from serve.jobs.record_reader import parse_record
 
 Conversations = list[list[dict[str, Any]]]
 SEED = 0

@@ -199,9 +199,9 @@ class _ArraySplitter:
 
     def _take_element(self) -> tuple[bytes, int, bool]:
         """Return the text and the size of the element, and whether it has an end; move after it."""
-        find_end = _find_value_end if self._peek() in (b"[", b"{") else _find_scalar_end
+        self._peek()
         start, head = self._offset, b""
-        end, depth, is_complete = find_end(self._text, self._at, 0)
+        end, depth, is_complete = _find_end(self._text, self._at, 0)
         while not is_complete:
             if self._num_dropped + len(self._text) - start > MAX_ROW_BYTES:
                 head = head or self._text[self._at : self._at + PREVIEW_BYTES]
@@ -211,7 +211,7 @@ class _ArraySplitter:
             if not self._read():
                 end = len(self._text)
                 break
-            end, depth, is_complete = find_end(self._text, scanned, depth)
+            end, depth, is_complete = _find_end(self._text, scanned, depth)
         size = self._num_dropped + end - start
         element = head or self._text[self._at : end]
         self._at = end
@@ -237,13 +237,18 @@ class _ArraySplitter:
         return bool(block)
 
 
-def _find_value_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
-    """Find the end of a list or an object from index `at`, where `depth` brackets are open.
+def _find_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
+    """Find the end of a value from index `at`, where `depth` of its brackets are open.
 
     Returns:
         The index after the value or at which to continue with more text, the number of open
         brackets there, and whether the value has an end.
     """
+    if not depth and text[at : at + 1] not in (b"[", b"{"):
+        found = _match_scalar(text, at)
+        if found is None or (found.end() == len(text) and not text.endswith(b'"')):
+            return at, 0, False
+        return found.end(), 0, True
     while True:
         found = _find_bracket(text, at)
         assert found
@@ -255,14 +260,6 @@ def _find_value_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
         depth += 1 if mark in b"[{" else -1
         if not depth:
             return at, 0, True
-
-
-def _find_scalar_end(text: bytes, at: int, depth: int) -> tuple[int, int, bool]:
-    """Find the end of a string or another scalar; see `_find_value_end`."""
-    found = _match_scalar(text, at)
-    if found is None or (found.end() == len(text) and not text.endswith(b'"')):
-        return at, depth, False
-    return found.end(), depth, True
 
 
 def parse_line(line: bytes, unit: Unit = "line", *, finite: bool = True) -> tuple[Any, str | None]:

@@ -20,13 +20,15 @@ from serve.jobs.columns import (
     REJECTED,
     RESPONSES,
     Columns,
+    RecordKind,
+    infer_kinds,
+    infer_record_kinds,
 )
 from serve.jobs.inputs.rows import DecodeFilter, Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields, require_parquet_types
 from serve.jobs.inputs.source import FileSource
 from serve.jobs.inputs.storage import InputFile, compute_sha256
 from serve.jobs.inputs.text import EncodingCounter
-from serve.jobs.record_schema import RecordKind, infer_kinds_from_columns, infer_record_kinds
 from serve.jobs.row_results import (
     RESERVED_COLUMNS,
     UNREAD_COLUMN,
@@ -253,8 +255,4 @@ def _infer_table_kinds(names: Sequence[str], columns: Columns) -> set[RecordKind
     combinations = [*((name,) for name in alone), *itertools.product(better, REJECTED)]
     names_read = set(names).difference(columns.ignored)
     found = [combination for combination in combinations if set(combination) <= names_read]
-    return {
-        kind
-        for combination in found
-        for kind in infer_kinds_from_columns(combination.__contains__, columns)
-    }
+    return {kind for combination in found for kind in infer_kinds(set(combination), columns)}

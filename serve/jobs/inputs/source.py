@@ -1,6 +1,6 @@
 """A job's input: files of one format whose rows are read in order, from any row.
 
-An input does not know conversations; `serve.jobs.record_schema` finds what to score in a row.
+An input does not know conversations; `serve.jobs.record_reader` finds what to score in a row.
 """
 
 from __future__ import annotations

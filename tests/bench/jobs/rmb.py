@@ -26,7 +26,7 @@ from service import parser_of, service_of
 from stress_result import finish
 
 from rm_core import ModelConfig, Reward, RewardScorer
-from serve.jobs.record_schema import parse_record
+from serve.jobs.record_reader import parse_record
 
 TOLERANCE = 1e-4
 

@@ -20,7 +20,7 @@ from rm_core import InvalidConversationError, ModelConfig, Reward, RewardScorer,
 from serve.jobs.columns import Columns
 from serve.jobs.inputs.scan import scan_input
 from serve.jobs.inputs.source import open_source
-from serve.jobs.record_schema import parse_record
+from serve.jobs.record_reader import parse_record
 
 USUAL = Columns()
 SYSTEM = {"role": "system", "content": "Be brief."}

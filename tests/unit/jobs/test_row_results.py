@@ -9,7 +9,7 @@ import pytest
 from rm_core import Reward, ScoreError
 from serve.errors import JobInputError
 from serve.jobs.inputs.rows import Row
-from serve.jobs.record_schema import try_parse_record
+from serve.jobs.record_reader import try_parse_record
 from serve.jobs.row_results import (
     RESULT_NAMES,
     ResultNames,

@@ -10,7 +10,7 @@ import pytest
 from rm_core import InputError, InvalidConversationError, ScoreError
 from serve.errors import JobInputError
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
-from serve.jobs.record_schema import parse_record, try_parse_record
+from serve.jobs.record_reader import parse_record, try_parse_record
 
 USER = {"role": "user", "content": "2+2?"}
 FOUR = {"role": "assistant", "content": "4"}

@@ -9,7 +9,7 @@ import pytest
 
 from rm_core import ForeignTemplateError, InputError, InvalidConversationError, ScoreError
 from serve.jobs.columns import Columns
-from serve.jobs.record_schema import parse_record, try_parse_record
+from serve.jobs.record_reader import parse_record, try_parse_record
 
 READ, KEEP = Columns(transcripts="read"), Columns(transcripts="keep")
 

@@ -22,7 +22,7 @@ from serve.jobs import writers
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import scan_input
 from serve.jobs.inputs.source import open_source
-from serve.jobs.record_schema import try_parse_record
+from serve.jobs.record_reader import try_parse_record
 from serve.jobs.row_results import RESULT_NAMES, UNREAD_COLUMN, RowResults
 from serve.jobs.writers import is_tabular, open_writer
 
