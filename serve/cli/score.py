@@ -10,7 +10,6 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
-    CommandT,
     column_options,
     echo_status,
     get_given_options,
@@ -23,75 +22,55 @@ from serve.cli.options import (
 )
 
 
-def _ray_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Score on a Ray cluster, with one copy of the model per GPU. `auto` finds a "
-            "running cluster, `local` starts one on this machine.",
-        ),
-        click.option(
-            "--ray-actors",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Number of actors on the Ray cluster, each with its own copy of the model. By "
-            "default as many as fit, and more when the cluster grows.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _job_options(command: CommandT) -> CommandT:
-    options = (
-        click.option(
-            "--split",
-            help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
-        ),
-        click.option(
-            "--limit",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Score only the first N rows.",
-        ),
-        click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error."),
-        click.option(
-            "--overwrite",
-            is_flag=True,
-            help="Discard the existing output and job state, and score all rows again.",
-        ),
-        click.option(
-            "--replace-results",
-            is_flag=True,
-            help="Treat columns of INPUT that are named like results (`reward`, `margin`, "
-            "`error`, ...) as results of an earlier run, and replace them.",
-        ),
-        click.option(
-            "--dry-run", is_flag=True, help="Count tokens and estimate the time; write nothing."
-        ),
-        click.option(
-            "--report",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Write an HTML report with the distributions of rewards and margins.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
 @service_options
-@_ray_options
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Score on a Ray cluster, with one copy of the model per GPU. `auto` finds a "
+    "running cluster, `local` starts one on this machine.",
+)
+@click.option(
+    "--ray-actors",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of actors on the Ray cluster, each with its own copy of the model. By "
+    "default as many as fit, and more when the cluster grows.",
+)
 @model_options
 @truncation_option
 @column_options
-@_job_options
+@click.option(
+    "--split",
+    help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score only the first N rows.",
+)
+@click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Discard the existing output and job state, and score all rows again.",
+)
+@click.option(
+    "--replace-results",
+    is_flag=True,
+    help="Treat columns of INPUT that are named like results (`reward`, `margin`, "
+    "`error`, ...) as results of an earlier run, and replace them.",
+)
+@click.option("--dry-run", is_flag=True, help="Count tokens and estimate the time; write nothing.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write an HTML report with the distributions of rewards and margins.",
+)
 @handle_errors
 def score(input: str, output: Path | None, **options: Any) -> None:
     """Score a file of any size. An interrupted job resumes when the command is run again.
