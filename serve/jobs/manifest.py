@@ -18,8 +18,8 @@ from serve.jobs.row_results import ResultNames
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary
 
-_OPTION_LABELS = {"chunk_rows": "the number of rows in a chunk"}
-"""Names of `JobSpec.options` that no option of the command line has."""
+_LABELS = {"chunk_rows": "the number of rows in a chunk"}
+"""How to name what no option of the command line sets."""
 _MAX_MODEL_CHANGES = 3
 
 
@@ -110,7 +110,7 @@ def require_compatible(
     changes = find_input_changes(manifest.scan.files, files, has_limit=has_limit)
     if model is not None:
         changes += _find_model_changes(manifest, model, spec)
-    changes += _find_changes(manifest.options, spec.options, _OPTION_LABELS, "--{}")
+    changes += _find_changes(manifest.options, spec.options, "--")
     if changes:
         raise JobRefusedError(
             f"the job of this output began differently: {'; '.join(changes)}. Use the same input, "
@@ -153,7 +153,7 @@ def _find_model_changes(manifest: Manifest, model: dict[str, Any], spec: JobSpec
         {**identity, **identity.get("fingerprint", {}), "fingerprint": None}
         for identity in (manifest.model, model)
     )
-    changes = _find_changes(before, now, {}, "the model's {}")
+    changes = _find_changes(before, now, "the model's ")
     more = len(changes) - _MAX_MODEL_CHANGES
     return [*changes[:_MAX_MODEL_CHANGES], *([f"{more} more of the model"] if more > 0 else [])]
 
@@ -163,11 +163,9 @@ def _format_model_spec(model_spec: Mapping[str, Any]) -> str:
     return f"--url {format_names(urls, 2)}" if urls else f"--model {model_spec.get('model')}"
 
 
-def _find_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], labels: Mapping[str, str], label: str
-) -> list[str]:
+def _find_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
     return [
-        f"{labels.get(name) or label.format(name.replace('_', '-'))} was "
+        f"{_LABELS.get(name, prefix + name.replace('_', '-'))} was "
         f"{_format_value(before.get(name))} and is {_format_value(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)

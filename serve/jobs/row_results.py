@@ -99,9 +99,6 @@ class ResultNames:
             )
 
 
-DEFAULT_RESULT_NAMES = ResultNames()
-
-
 def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
     """Choose the names of result columns.
 
@@ -190,9 +187,7 @@ class RowResults(NamedTuple):
         return columns
 
 
-def merge_record(
-    record: object, columns: Mapping[str, Any], names: ResultNames = DEFAULT_RESULT_NAMES
-) -> dict[str, Any]:
+def merge_record(record: object, columns: Mapping[str, Any], names: ResultNames) -> dict[str, Any]:
     """Return the record with its result columns; see `Row.content` and `RowResults`.
 
     A record that is not an object goes into `UNREAD_COLUMN`.

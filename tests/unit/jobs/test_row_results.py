@@ -124,8 +124,11 @@ def test_line_that_is_not_record_is_copied_as_text() -> None:
     expected = {"code": "invalid_json", "message": "no"}
     columns = RowResults(None, error=error).build_columns()
     unread = Row(0, 7, error, '{"a": ', file=0)
-    assert merge_record(unread.content, columns) == {"line": '{"a": ', "error": expected}
-    assert merge_record([1], columns) == {"line": [1], "error": expected}
+    assert merge_record(unread.content, columns, ResultNames()) == {
+        "line": '{"a": ',
+        "error": expected,
+    }
+    assert merge_record([1], columns, ResultNames()) == {"line": [1], "error": expected}
 
 
 @pytest.mark.parametrize("failing", [0, 1])
