@@ -158,7 +158,7 @@ def parse_history(value: Any) -> Messages:
                 raise _history_error(turn)
             messages += _parse_history_message(turn)
             continue
-        exchange = [*turn.values()] if isinstance(turn, Mapping) else turn
+        exchange = turn
         if isinstance(turn, Mapping):
             exchange = [message["content"] for message in _split_exchange(turn)]
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:

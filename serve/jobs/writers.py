@@ -16,7 +16,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -27,7 +27,7 @@ from serve.errors import JobOutputError
 from serve.jobs.columns import RecordKind
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
-from serve.jobs.row_results import RESULT_COLUMNS, UNREAD_COLUMN, ResultNames, merge_record
+from serve.jobs.row_results import RESULT_COLUMNS, ResultNames, merge_record
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _GZIP_SUFFIX = ".gz"
@@ -257,20 +257,14 @@ class ParquetWriter(Writer):
     def _close(self) -> None:
         self._writer.close()
 
-    def _get_record(self, row: Row) -> Mapping[str, Any]:
-        if isinstance(row.record, Mapping):
-            return row.record
-        return {self._names[UNREAD_COLUMN]: row.content}
-
     def _gather(self) -> None:
         if not self._rows:
             return
         if self._rows[0].cells:
             columns = _concat_cells(self._rows, self._input_schema)
         else:
-            columns = _build_arrays(
-                [self._get_record(row) for row in self._rows], self._input_schema
-            )
+            records = [merge_record(row.content, {}, self._names) for row in self._rows]
+            columns = _build_arrays(records, self._input_schema)
         columns += _build_arrays(self._outputs, self._result_schema)
         self._group.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows, self._outputs, self._num_bytes = [], [], 0
@@ -291,7 +285,7 @@ def _build_result_schema(kinds: Iterable[RecordKind], names: ResultNames) -> pa.
     return pa.schema([(names[name], _TYPES[name]) for name in results])
 
 
-def _build_arrays(records: list[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
+def _build_arrays(records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:
     arrays = []
     for field in schema:
         values = [record.get(field.name) for record in records]

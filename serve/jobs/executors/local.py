@@ -161,10 +161,7 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     device = resolve_devices(config.device, config.num_devices)[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     template = config.chat_template
-    date_identity = config.template_date and (
-        {"template_date": config.template_date} if checkpoint.may_ask_for_date(template) else {}
-    )
-    return {
+    identity = {
         "revision": checkpoint.revision,
         "chat_template": template and compute_sha256(os.path.expanduser(template)),
         "max_length": config.max_length or checkpoint.max_length,
@@ -173,5 +170,7 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
         "attention": config.attention,
         "quantization": config.quantization,
         "deterministic": config.deterministic,
-        **(date_identity or {}),
     }
+    if config.template_date and checkpoint.may_ask_for_date(template):
+        identity["template_date"] = config.template_date
+    return identity

@@ -103,11 +103,8 @@ class EncodingCounter:
         if b"\x1b" not in line:  # ISO 2022 looks like ASCII with escape characters
             if line.isascii():
                 return
-            try:
+            with contextlib.suppress(UnicodeDecodeError):
                 line.decode("utf-8", "surrogatepass")
-            except UnicodeDecodeError:
-                pass
-            else:
                 self._num_good += 1
                 return
         self._num_bad += 1
