@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from rm_core import Reward
+from rm_core.text import shorten
 from serve.console import Console
 from serve.jobs.row_results import RowResults
 
@@ -186,7 +187,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _format_example(row: int, text: str) -> str:
-    return f"row {row}: {text[:_MAX_EXAMPLE]}"
+    return f"row {row}: {shorten(text, _MAX_EXAMPLE)}"
 
 
 def _format_share(part: int, total: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from rm_core.text import quote
 from serve.errors import JobInputError
 from serve.jobs.atomic_io import read_regular_file
 from serve.jobs.inputs.storage import (
@@ -207,7 +208,7 @@ def _check_names(file: Path, values: Any) -> list[str]:
         is_plain = isinstance(value, str) and value not in ("", ".", "..")
         if not is_plain or set(value) & set("/\\\0"):
             raise JobInputError(
-                f"{file} names {str(value)[:80]!r}, and only names of files and folders in the "
+                f"{file} names {quote(value)}, and only names of files and folders in the "
                 "same folder are read; save the dataset again with save_to_disk"
             )
     return names
