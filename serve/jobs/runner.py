@@ -199,28 +199,24 @@ def compute_digest(conversation: ChatJson) -> Digest:
 
 
 def read_chunks(spec: JobSpec, first_row: int = 0) -> Iterator[Chunk]:
-    """Yield the chunks of a job from a row on, which is the first one of a chunk."""
+    """Yield the chunks of a job from a row on, which is the first one of a chunk.
+
+    A chunk ends at `spec.chunk_rows` rows or at `MAX_CHUNK_BYTES` of input.
+    """
     num_left = None if spec.limit is None else max(0, spec.limit - first_row)
-    rows = islice(spec.source.iter_rows(first_row), num_left)
-    for chunk_rows in split_into_chunks(rows, spec.chunk_rows):
-        yield parse_chunk(chunk_rows, spec.columns)
+    rows: list[Row] = []
+    num_bytes = 0
+    for row in islice(spec.source.iter_rows(first_row), num_left):
+        rows.append(row)
+        num_bytes += row.size
+        if len(rows) == spec.chunk_rows or num_bytes >= MAX_CHUNK_BYTES:
+            yield _parse_chunk(rows, num_bytes, spec.columns)
+            rows, num_bytes = [], 0
+    if rows:
+        yield _parse_chunk(rows, num_bytes, spec.columns)
 
 
-def split_into_chunks(rows: Iterable[Row], max_rows: int) -> Iterator[list[Row]]:
-    """Yield rows in chunks; a chunk ends at `max_rows` rows or at `MAX_CHUNK_BYTES` of input."""
-    chunk: list[Row] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += row.size
-        if len(chunk) == max_rows or size >= MAX_CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def parse_chunk(rows: Sequence[Row], columns: Columns) -> Chunk:
+def _parse_chunk(rows: Sequence[Row], num_bytes: int, columns: Columns) -> Chunk:
     """Parse the rows of a chunk, at least one, and collect its distinct conversations."""
     parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
     conversations: dict[Digest, ChatJson] = {}
@@ -234,7 +230,7 @@ def parse_chunk(rows: Sequence[Row], columns: Columns) -> Chunk:
             keys.append(digest := compute_digest(conversation))
             conversations.setdefault(digest, conversation)
         parsed.append((record, keys))
-    return Chunk(rows[0].number, parsed, conversations, sum(row.size for row in rows))
+    return Chunk(rows[0].number, parsed, conversations, num_bytes)
 
 
 def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:

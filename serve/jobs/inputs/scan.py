@@ -137,7 +137,9 @@ def scan_input(
                 on_progress(num_rows, num_stored_bytes + min(num_file_bytes, file.size))
         inspector.encodings.require_utf8(file.path, num_rows - first)
         is_cut = num_rows == limit and source.schema is None
-        digests.append(_compute_digest(file, num_file_bytes + _READ_AHEAD if is_cut else file.size))
+        num_hashed = min(file.size, num_file_bytes + _READ_AHEAD) if is_cut else file.size
+        sha256 = compute_sha256(file.path, num_hashed)
+        digests.append(FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed))
         num_bytes += num_file_bytes
         num_stored_bytes += file.size
         if schema := source.read_file_schema(index):
@@ -152,12 +154,6 @@ def scan_input(
     names = choose_result_names(own_columns, earlier_columns, replace=replace_results)
     schema, kinds = collector.build(names) if collector else (None, frozenset())
     return InputScan(num_rows, num_bytes, tuple(digests), schema, kinds, names)
-
-
-def _compute_digest(file: InputFile, num_bytes: int) -> FileDigest:
-    num_hashed_bytes = min(num_bytes, file.size)
-    sha256 = compute_sha256(file.path, num_hashed_bytes)
-    return FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed_bytes)
 
 
 def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
