@@ -37,15 +37,8 @@ _NOTICE = "\nskyreward: stopping after the chunks in flight; a second signal end
 class ExecutorOptions:
     """Where to score a job: with a local model, unless services or a Ray cluster are given.
 
-    Attributes:
-        model: arguments of `build_model_config`.
-        urls: URLs of services.
-        served_model: alias of the model in the services; None if each serves one model.
-        api_key: API key for all services.
-        retry_s: seconds to keep retrying a request.
-        timeout_s: deadline of each request in seconds; None for the service's default.
-        ray: address of a Ray cluster.
-        ray_actors: number of actors on the cluster; None for as many as fit.
+    `model` has the arguments of `build_model_config`, and `served_model` is the alias of the model
+    in the services, None if each serves one. The other fields are options of `skyreward score`.
     """
 
     model: dict[str, Any]
@@ -124,7 +117,7 @@ def run(
     report: Path | None,
     **options: Any,
 ) -> int:
-    """Run a job from its options; return the exit code.
+    """Run a job from the options of `skyreward score`; return the exit code.
 
     Args:
         input: INPUT of the command line.
@@ -134,9 +127,6 @@ def run(
         dry_run: whether to only count and estimate.
         report: file of the HTML report; None for no report.
         **options: `split`, `columns` and fields of `JobSpec`.
-
-    Raises:
-        RewardError: the job cannot start or continue.
     """
     spec = _build_spec(input, output, executor_options, **options)
     if report:

@@ -25,13 +25,9 @@ _MAX_MODEL_CHANGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The end of a job.
+    """The end of a job: its summary, and what its output was then.
 
-    Attributes:
-        size: size of the output in bytes.
-        mtime_ns: modification time of the output; the digest is checked only if it changed.
-        sha256: hexadecimal SHA-256 of the output.
-        summary: summary of the whole job.
+    The digest (hexadecimal SHA-256) is checked only if the modification time changed.
     """
 
     size: int

@@ -14,7 +14,10 @@ from serve.jobs.summary import Summary, format_duration
 
 
 class Progress:
-    """Shows the progress of a job, phase by phase. A context manager; `None` detects a terminal."""
+    """Shows the progress of a job, phase by phase. A context manager.
+
+    Without a terminal (`on_terminal`, detected if None), `notify` gets a line every few seconds.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Progress:
         self.start_phase("", total=0)
 
     def start_phase(self, name: str, *, total: int, completed: int = 0, unit: str = "rows") -> None:
-        """Start a phase; `completed` units of `total` were completed by an earlier run."""
+        """Start a phase of `total` units, of which an earlier run completed some."""
         self._name, self._total, self._unit = name, total, unit
         self._completed = self._completed_before = completed
         self._tokens = 0

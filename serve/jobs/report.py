@@ -21,12 +21,7 @@ from serve.reports.plots import Bar, BarRow
 
 
 class Report:
-    """Collects the content of the report, row by row.
-
-    Args:
-        path: file of the report.
-        title: heading of the report, such as the name of the output.
-    """
+    """Collects the content of the report, row by row; `title` is its heading."""
 
     def __init__(self, path: Path, title: str) -> None:
         self._path, self._title = path, title

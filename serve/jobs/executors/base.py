@@ -44,13 +44,7 @@ class ScoreBatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """The model that scores.
-
-    Attributes:
-        name: name of the model in requests.
-        fingerprint: fingerprint of the rewards.
-        max_length: maximum number of tokens in a conversation.
-    """
+    """The model that scores: its name in requests, and its maximum length in tokens."""
 
     name: str
     fingerprint: Fingerprint

@@ -30,14 +30,7 @@ _Call: TypeAlias = Callable[[], Awaitable[ResultsWithUsage]]
 
 
 class ServiceExecutor(Executor):
-    """Scores with one or several services.
-
-    Args:
-        urls: URLs of the services, at least one.
-        model: alias of the model; None if each service serves one model.
-        api_key: API key for all services; None if they need none.
-        retry_s: seconds for which a refused request is sent again.
-        timeout_s: deadline of each request in seconds; None for the service's default.
+    """Scores with one or several services that serve one model; see `ExecutorOptions`.
 
     Raises:
         ServiceError: a URL is invalid.
