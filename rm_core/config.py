@@ -103,19 +103,28 @@ def read_date(text: str) -> datetime.date:
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """Size of batches.
+    """Size of batches, and of the prefix cache.
 
     Attributes:
         max_batch_tokens: maximum number of tokens in a batch, with shared prefixes counted once. A
             longer conversation forms a batch alone. None derives the limit from the device's free
             memory and the shape of the model.
+        prefix_cache_bytes: memory of keys and values that are kept between batches, so that a
+            prompt which recurs is not computed again; 0 for none. None derives the size from the
+            memory that is free once the model is loaded.
 
     Raises:
         ModelLoadError: a value is not allowed.
     """
 
     max_batch_tokens: int | None = None
+    prefix_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise ModelLoadError(f"max_batch_tokens is {self.max_batch_tokens}; give at least 1")
+        if self.prefix_cache_bytes is not None and self.prefix_cache_bytes < 0:
+            raise ModelLoadError(
+                f"prefix_cache_bytes is {self.prefix_cache_bytes}; give 0 for no cache, a number "
+                "of bytes, or leave it unset for an automatic size"
+            )

@@ -1,4 +1,4 @@
-"""Token budget of batches, from free memory and the shape of the model.
+"""Token budget of batches and size of the prefix cache, from free memory and the model's shape.
 
 The budget is an estimate for the layer that needs the most memory. On CUDA, `RewardScorer.warm_up`
 verifies the estimate by running the largest allowed batch.
@@ -6,6 +6,8 @@ verifies the estimate by running the largest allowed batch.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,27 @@ _USABLE = 0.8
 _REPEATS = 8
 
 
+# Size of an automatic prefix cache: a share of the memory that is left, and so many full batches,
+# since prompts recur within minutes or not at all.
+_PREFIX_CACHE_SHARE = {"cuda": 0.5, "cpu": 0.125}
+_PREFIX_CACHE_BATCHES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheSize:
+    """Size of the prefix cache, and the reason for it.
+
+    Attributes:
+        num_tokens: maximum number of tokens in the cache; 0 if there is none.
+        num_bytes: memory of that many tokens, over all devices.
+        reason: explanation of the size, for people.
+    """
+
+    num_tokens: int
+    num_bytes: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
     """Maximum number of tokens in a batch, and the reason for it.
@@ -46,6 +69,12 @@ class BatchBudget:
     is_automatic: bool
 
 
+def get_head_dim(config: Any) -> int:
+    """Return the size of an attention head, which some configs leave to be computed."""
+    head_dim: int | None = getattr(config, "head_dim", None)
+    return head_dim or int(config.hidden_size // config.num_attention_heads)
+
+
 def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """Estimate the peak memory of activations per token of a row, in bytes.
 
@@ -54,7 +83,7 @@ def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
         dtype: dtype of the decoder.
     """
     hidden, mlp = config.hidden_size, config.intermediate_size
-    head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    head_dim = get_head_dim(config)
     queries = config.num_attention_heads * head_dim
     keys = config.num_key_value_heads * head_dim
     # The residual, its normalized copy, and two float32 copies inside the norm.
@@ -62,6 +91,57 @@ def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     in_mlp = 3 * mlp * dtype.itemsize
     in_attention = (4 * queries + (4 + 2 * _REPEATS) * keys) * dtype.itemsize
     return int(residual + max(in_mlp, in_attention))
+
+
+def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Compute the memory of one token's keys and values in all layers, in bytes.
+
+    Args:
+        config: transformers config with the shape of the decoder.
+        dtype: dtype of the decoder.
+    """
+    per_layer = 2 * config.num_key_value_heads * get_head_dim(config) * dtype.itemsize
+    return int(config.num_hidden_layers * per_layer)
+
+
+def choose_prefix_cache_size(
+    requested: int | None,
+    config: Any,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    max_batch_tokens: int,
+) -> PrefixCacheSize:
+    """Return the size of the prefix cache of a model that is loaded on its devices.
+
+    Args:
+        requested: value of the setting `prefix_cache_bytes`; None to choose a size.
+        config: transformers config with the shape of the decoder.
+        dtype: dtype of the decoder.
+        devices: devices of the model, with an equal number of layers each.
+        max_batch_tokens: token budget of a batch.
+    """
+    per_token = compute_key_value_bytes(config, dtype)
+    if requested is not None:
+        reason = "requested by the setting `prefix_cache_bytes`"
+        num_tokens = requested // per_token
+    else:
+        in_batch = max_batch_tokens * estimate_bytes_per_token(config, dtype)
+        share = _PREFIX_CACHE_SHARE[devices[0].type]
+        free = min(_get_free_bytes(device) for device in devices) - in_batch
+        fitting = max(0, int(free * share * len(devices))) // per_token
+        num_tokens = min(fitting, _PREFIX_CACHE_BATCHES * max_batch_tokens)
+        reason = (
+            f"{share:.1%} of the {free / 2**30:.1f} GiB free beside the weights and a batch"
+            if num_tokens == fitting
+            else f"prompts of {_PREFIX_CACHE_BATCHES} full batches"
+        )
+    return PrefixCacheSize(num_tokens, num_tokens * per_token, reason)
+
+
+def _get_free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_budget(

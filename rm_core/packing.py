@@ -7,13 +7,17 @@ with the sequence before it. A segment continues the path of an earlier segment 
 given depth. The first child of a node therefore directly follows the node, and all descendants of
 a token are contiguous and follow that token.
 
+Tokens whose keys and values are in the prefix cache leave the row (`PrefixTree.exclude_cached`):
+the tree's segments then begin with those that are read from the cache.
+
 Start at `pack`. `rm_core.model.forward` runs a row through the model. Pure Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 TokenIds: TypeAlias = tuple[int, ...]
@@ -24,27 +28,32 @@ T = TypeVar("T")
 # batch ends where the cost is lowest: one token encoded twice costs as much as this many unused
 # tokens of the budget.
 SPLIT_PENALTY = 64
+# Keys and values that are read from the prefix cache take memory and time in every layer.
+MAX_KEYS_PER_TOKEN = 4
+"""Maximum number of keys of a batch, cached ones included, as a multiple of the token budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSegment:
-    """Tokens that are consecutive both in the row and in their sequence.
+    """Tokens that are consecutive both among the keys of a batch and in their sequence.
 
     Attributes:
-        start: index of the first token in the row.
+        start: index of the first token among the keys: the cached tokens, then those of the row.
         depth: position of the first token in its sequence. The path before it is the parent's.
         parent: index of the segment whose path is shared up to `depth`; -1 for none.
+        sequence: index of a sequence that contains the segment.
         token_ids: tokens of the segment, at least one.
     """
 
     start: int
     depth: int
     parent: int
+    sequence: int
     token_ids: TokenIds
 
     @property
     def stop(self) -> int:
-        """Index in the row after the last token."""
+        """Index among the keys after the last token."""
         return self.start + len(self.token_ids)
 
 
@@ -54,22 +63,39 @@ class PrefixTree:
 
     Attributes:
         sequences: distinct, non-empty sequences in the order of the row.
-        segments: segments in the order of the row.
+        segments: cached segments, then those of the row, each in the order of the tree.
         ends: index of each sequence's last token in the row.
         num_tokens: length of the row.
+        num_cached_tokens: number of tokens that are not in the row but in the prefix cache.
     """
 
     sequences: tuple[TokenIds, ...]
     segments: tuple[TreeSegment, ...]
     ends: tuple[int, ...]
     num_tokens: int
+    num_cached_tokens: int = 0
+
+    @property
+    def num_keys(self) -> int:
+        """Number of keys: cached tokens and tokens of the row."""
+        return self.num_cached_tokens + self.num_tokens
+
+    @property
+    def cached_segments(self) -> tuple[TreeSegment, ...]:
+        """Segments that are read from the prefix cache."""
+        return tuple(s for s in self.segments if s.start < self.num_cached_tokens)
+
+    @property
+    def row_segments(self) -> tuple[TreeSegment, ...]:
+        """Segments of the row, whose tokens are computed."""
+        return tuple(s for s in self.segments if s.start >= self.num_cached_tokens)
 
     def get_path(self, index: int, stop: int) -> list[tuple[int, int]]:
-        """Return the ranges of the row that form a segment's sequence, up to `stop`.
+        """Return the ranges of keys that form a segment's sequence, up to `stop`.
 
         Args:
             index: index of the segment.
-            stop: index in the row after the last token to include; within the segment.
+            stop: index among the keys after the last token to include; within the segment.
 
         Returns:
             `(start, stop)` of each range, in the order of the sequence.
@@ -83,6 +109,55 @@ class PrefixTree:
                 stop = parent.start + segment.depth - parent.depth
             index = segment.parent
         return ranges[::-1]
+
+    def exclude_cached(self, num_cached: Sequence[int]) -> PrefixTree:
+        """Return the tree whose row lacks the tokens that are in the prefix cache.
+
+        Args:
+            num_cached: for each segment of this tree, which has no cached ones, the number of its
+                first tokens that are cached. No last token of a sequence may be among them, and a
+                segment may have any only if its whole path before it is cached.
+        """
+        assert not self.num_cached_tokens
+        if not any(num_cached):
+            return self
+        num_cached_segments = sum(map(bool, num_cached))
+        cached: list[TreeSegment] = []
+        row: list[TreeSegment] = []
+        # Indices of the cached part and of the part in the row of each segment; -1 for none.
+        parts: list[tuple[int, int]] = []
+        key_start, row_start = 0, sum(num_cached)
+        row_starts = []  # of the part in the row
+        for segment, count in zip(self.segments, num_cached, strict=True):
+            parent = -1
+            if segment.parent >= 0:
+                before = self.segments[segment.parent]
+                is_cached = segment.depth <= before.depth + num_cached[segment.parent]
+                parent = parts[segment.parent][not is_cached]
+            cached_part = row_part = -1
+            if count:
+                cached_part = len(cached)
+                token_ids = segment.token_ids[:count]
+                cached.append(replace(segment, start=key_start, parent=parent, token_ids=token_ids))
+                key_start, parent = key_start + count, cached_part
+            row_starts.append(row_start)
+            if count < len(segment.token_ids):
+                row_part = num_cached_segments + len(row)
+                token_ids = segment.token_ids[count:]
+                depth = segment.depth + count
+                row.append(TreeSegment(row_start, depth, parent, segment.sequence, token_ids))
+                row_start = row[-1].stop
+            parts.append((cached_part, row_part))
+        starts = [segment.start for segment in self.segments]
+        ends = []
+        for end in self.ends:
+            index = bisect.bisect(starts, end) - 1
+            offset = end - starts[index] - num_cached[index]
+            assert offset >= 0, "the last token of a sequence is always computed"
+            ends.append(row_starts[index] + offset - key_start)
+        return PrefixTree(
+            self.sequences, (*cached, *row), tuple(ends), row_start - key_start, key_start
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +187,18 @@ class Packing:
         return [results[index] for index in self.indices]
 
 
-def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
+def pack(
+    sequences: Sequence[TokenIds],
+    max_batch_tokens: int,
+    count_cached: Callable[[TokenIds], int] = lambda _: 0,
+) -> Packing:
     """Merge duplicates, sort sequences by shared prefix, and divide them into batches.
 
     Args:
         sequences: token ids of each sequence, none empty.
         max_batch_tokens: maximum number of tokens in a row, at least 1.
+        count_cached: estimates how many of a sequence's first tokens are in the prefix cache and
+            will not be in the row.
     """
     # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens. Not a
     # set: a batch of the scheduler comes sorted, and sorting it again takes no time.
@@ -126,7 +207,9 @@ def pack(sequences: Sequence[TokenIds], max_batch_tokens: int) -> Packing:
     shared = [0, *map(common_prefix_length, ordered, ordered[1:])][: len(ordered)]
     batches = tuple(
         _build_tree(ordered[start:stop], shared[start:stop])
-        for start, stop in _find_cuts([len(s) for s in ordered], shared, max_batch_tokens)
+        for start, stop in _find_cuts(
+            [len(s) for s in ordered], shared, [*map(count_cached, ordered)], max_batch_tokens
+        )
     )
     return Packing(batches, tuple(indices[sequence] for sequence in sequences))
 
@@ -155,25 +238,36 @@ def common_prefix_length(left: Sequential, right: Sequential) -> int:
     return low
 
 
-def _find_cuts(lengths: list[int], shared: list[int], budget: int) -> Iterator[tuple[int, int]]:
+def _find_cuts(
+    lengths: list[int], shared: list[int], cached: list[int], budget: int
+) -> Iterator[tuple[int, int]]:
     """Yield start and stop index of each batch in the ordered sequences.
 
     Args:
         lengths: number of tokens of each sequence.
         shared: length of the prefix that each sequence shares with the one before it, in tokens.
-        budget: maximum number of tokens in a batch of several sequences.
+        cached: length of the prefix of each sequence that is in the prefix cache, in tokens.
+        budget: maximum number of tokens in the row of a batch of several sequences.
     """
     start = 0
     while start < len(lengths):
-        sizes = [lengths[start]]  # tokens of a batch of the first sequence, the first two, ...
+        # Tokens of the row of a batch of the first sequence, the first two, ...
+        sizes = [lengths[start] - cached[start]]
+        num_keys = lengths[start]
         stop = start + 1
-        while stop < len(lengths) and sizes[-1] + lengths[stop] - shared[stop] <= budget:
-            sizes.append(sizes[-1] + lengths[stop] - shared[stop])
+        while stop < len(lengths):
+            size = sizes[-1] + lengths[stop] - max(shared[stop], cached[stop])
+            num_keys += lengths[stop] - shared[stop]
+            if size > budget or num_keys > MAX_KEYS_PER_TOKEN * budget:
+                break
+            sizes.append(size)
             stop += 1
         if stop < len(lengths):
             # From the last cut to the first: among cuts of equal cost, the fullest batch wins.
             costs = {
-                cut: SPLIT_PENALTY * shared[cut] + budget - sizes[cut - start - 1]
+                cut: SPLIT_PENALTY * max(0, shared[cut] - cached[cut])
+                + budget
+                - sizes[cut - start - 1]
                 for cut in range(stop, start, -1)
             }
             stop = min(costs, key=costs.__getitem__)
@@ -194,7 +288,7 @@ def _build_tree(sequences: list[TokenIds], shared: list[int]) -> PrefixTree:
         if depth < len(sequence):
             parent = path[-1] if path else -1
             path.append(len(segments))
-            segments.append(TreeSegment(num_tokens, depth, parent, sequence[depth:]))
+            segments.append(TreeSegment(num_tokens, depth, parent, index, sequence[depth:]))
             num_tokens = segments[-1].stop
         last = segments[path[-1]]
         ends.append(last.start + len(sequence) - 1 - last.depth)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,11 +29,18 @@ from rm_core.errors import (
     ScoringError,
 )
 from rm_core.inputs.encoder import ChatEncoder, find_readout_position
-from rm_core.memory import build_full_batch, choose_budget, halve
+from rm_core.memory import (
+    build_full_batch,
+    choose_budget,
+    choose_prefix_cache_size,
+    get_head_dim,
+    halve,
+)
 from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, forward_batch
-from rm_core.model.loading import LoadedModel, load_model
+from rm_core.model.loading import LoadedModel, get_decoder_layers, load_model
 from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
+from rm_core.prefix_cache import PrefixCache
 from rm_core.types import (
     BatchResult,
     Encoded,
@@ -45,6 +52,14 @@ from rm_core.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class _ScoredBatch(NamedTuple):
+    """Results of a batch: rewards in the order of its sequences, and its tokens."""
+
+    rewards: list[float | ScoreError]
+    num_computed_tokens: int
+    num_cached_tokens: int
 
 
 class RewardScorer:
@@ -65,13 +80,32 @@ class RewardScorer:
     ) -> None:
         self._loaded_model = loaded_model
         self._forward = forward
-        requested = (batching or BatchConfig()).max_batch_tokens
-        config, dtype = loaded_model.model.config, loaded_model.model.dtype
+        batching = batching or BatchConfig()
+        model = loaded_model.model
+        config, dtype = model.config, model.dtype
         budgets = [
-            choose_budget(requested, config, dtype, device, loaded_model.deterministic)
+            choose_budget(
+                batching.max_batch_tokens, config, dtype, device, loaded_model.deterministic
+            )
             for device in loaded_model.devices
         ]
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
+        self._prefix_cache_size = choose_prefix_cache_size(
+            batching.prefix_cache_bytes,
+            config,
+            dtype,
+            loaded_model.devices,
+            self._budget.max_batch_tokens,
+        )
+        self._prefix_cache = None
+        if self._prefix_cache_size.num_tokens:
+            self._prefix_cache = PrefixCache(
+                self._prefix_cache_size.num_tokens,
+                config.num_key_value_heads,
+                get_head_dim(config),
+                dtype,
+                [next(layer.parameters()).device for layer in get_decoder_layers(model)],
+            )
 
     @classmethod
     def load(
@@ -132,6 +166,9 @@ class RewardScorer:
             max_length=self.encoder.max_length,
             max_batch_tokens=self._budget.max_batch_tokens,
             max_batch_tokens_reason=self._budget.reason,
+            prefix_cache_tokens=self._prefix_cache_size.num_tokens,
+            prefix_cache_bytes=self._prefix_cache_size.num_bytes,
+            prefix_cache_reason=self._prefix_cache_size.reason,
             deterministic=loaded.deterministic,
             compiled=loaded.compiled,
             self_check=loaded.self_check is not None,
@@ -179,7 +216,7 @@ class RewardScorer:
         tree = build_full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
             with convert_device_errors():
-                self._forward(self._loaded_model, tree, self._row_multiple)
+                self._forward(self._loaded_model, tree, self._row_multiple, None)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -246,7 +283,9 @@ class RewardScorer:
             ids[: find_readout_position(ids, self._loaded_model.pad_token_id) + 1]
             for ids in sequences
         ]
-        return pack(up_to_readout, self._budget.max_batch_tokens)
+        if self._prefix_cache is None:
+            return pack(up_to_readout, self._budget.max_batch_tokens)
+        return pack(up_to_readout, self._budget.max_batch_tokens, self._prefix_cache.count)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None
@@ -259,23 +298,29 @@ class RewardScorer:
                 the device. Its exceptions propagate.
         """
         rewards: list[float | ScoreError] = []
+        num_computed = num_cached = 0
         started = time.perf_counter()
         for tree in packing.batches:
             if on_batch_start is not None:
                 on_batch_start(tree.num_tokens)
-            rewards += self._score_batch(tree)
+            scored = self._score_batch(tree)
+            rewards += scored.rewards
+            num_computed += scored.num_computed_tokens
+            num_cached += scored.num_cached_tokens
         return BatchResult(
             tuple(packing.restore(rewards)),
-            packing.num_tokens,
+            num_computed,
             time.perf_counter() - started,
             self.fingerprint,
+            num_prefix_tokens=num_cached,
+            prefix_cache_bytes=self._prefix_cache.num_bytes if self._prefix_cache else 0,
         )
 
-    def _score_batch(self, tree: PrefixTree) -> list[float | ScoreError]:
-        """Return a reward or an error for each sequence. A failed batch is retried in halves."""
+    def _score_batch(self, tree: PrefixTree) -> _ScoredBatch:
+        """Score each sequence of a batch. A failed batch is retried in halves."""
         try:
             with convert_device_errors():
-                logits = self._forward(self._loaded_model, tree, self._row_multiple)
+                logits, row = self._run(tree)
         except DeviceFailedError:  # not specific to a conversation: every further batch fails too
             raise
         # Any other exception of the forward pass is attributed to a conversation of the batch.
@@ -284,11 +329,34 @@ class RewardScorer:
             failure = ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
         else:
             assert len(logits) == len(tree.sequences)
-            return [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits]
+            return _ScoredBatch(
+                [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits],
+                row.num_tokens,
+                row.num_cached_tokens,
+            )
         # Outside the handler, since its traceback keeps the batch's tensors on the device.
         if len(tree.sequences) == 1:
-            return [failure]
-        return [reward for half in split_in_half(tree) for reward in self._score_batch(half)]
+            return _ScoredBatch([failure], tree.num_tokens, 0)
+        left, right = (self._score_batch(half) for half in split_in_half(tree))
+        return _ScoredBatch(
+            left.rewards + right.rewards,
+            left.num_computed_tokens + right.num_computed_tokens,
+            left.num_cached_tokens + right.num_cached_tokens,
+        )
+
+    def _run(self, tree: PrefixTree) -> tuple[list[float], PrefixTree]:
+        """Run a batch through the model; return its logits, and the tree of the row that ran."""
+        if self._prefix_cache is None:
+            return self._forward(self._loaded_model, tree, self._row_multiple, None), tree
+        num_kept = [self.encoder.count_prompt_tokens(ids) for ids in tree.sequences]
+        cached = self._prefix_cache.acquire(tree, num_kept)
+        try:
+            logits = self._forward(self._loaded_model, cached.tree, self._row_multiple, cached)
+        except BaseException:
+            self._prefix_cache.release(cached)
+            raise
+        self._prefix_cache.commit(cached)
+        return logits, cached.tree
 
 
 def merge_results(

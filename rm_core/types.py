@@ -144,6 +144,9 @@ class BatchResult:
         rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
         num_computed_tokens: number of tokens that the model computed (duplicates and shared
             prefixes are computed once).
+        num_prefix_tokens: number of further tokens whose keys and values came from the prefix
+            cache.
+        prefix_cache_bytes: memory of the keys and values in the prefix cache after the batches.
         inference_s: seconds on the device, without the wait for it. Not compared.
         fingerprint: fingerprint of the model that computed the rewards.
     """
@@ -152,6 +155,8 @@ class BatchResult:
     num_computed_tokens: int
     inference_s: float = field(compare=False)
     fingerprint: Fingerprint
+    num_prefix_tokens: int = 0
+    prefix_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,9 @@ class ModelInfo:
         max_length: maximum number of tokens in a conversation.
         max_batch_tokens: maximum number of tokens in a batch.
         max_batch_tokens_reason: why this budget was chosen.
+        prefix_cache_tokens: maximum number of tokens in the prefix cache; 0 if there is none.
+        prefix_cache_bytes: memory of that many tokens.
+        prefix_cache_reason: why this size was chosen.
         deterministic: whether a reward does not depend on its batch.
         compiled: whether the layers are compiled.
         self_check: whether rewards were compared with plain transformers at load time.
@@ -194,6 +202,9 @@ class ModelInfo:
     max_length: int
     max_batch_tokens: int
     max_batch_tokens_reason: str
+    prefix_cache_tokens: int
+    prefix_cache_bytes: int
+    prefix_cache_reason: str
     deterministic: bool
     compiled: bool
     self_check: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rm_core.model.forward import ForwardPass, forward_batch
 from rm_core.model.loading import LoadedModel
 from rm_core.packing import PrefixTree
+from rm_core.prefix_cache import CachedBatch
 
 
 class ForwardStub:
@@ -18,6 +19,10 @@ class ForwardStub:
         self.run = run
 
     def __call__(
-        self, loaded_model: LoadedModel, tree: PrefixTree, row_multiple: int = 1
+        self,
+        loaded_model: LoadedModel,
+        tree: PrefixTree,
+        row_multiple: int = 1,
+        cached: CachedBatch | None = None,
     ) -> list[float]:
-        return self.run(loaded_model, tree, row_multiple)
+        return self.run(loaded_model, tree, row_multiple, cached)

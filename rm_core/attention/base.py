@@ -35,7 +35,7 @@ class AttentionBackend(Protocol):
 
         Args:
             segments: segments in the order of the queries, which they cover without gaps.
-            num_keys: length of the row.
+            num_keys: number of keys: those from the prefix cache, then those of the row.
             device: device of the tensors.
         """
         ...
@@ -53,7 +53,7 @@ class AttentionBackend(Protocol):
         Args:
             plan: plan of the batch.
             query: `[num_queries, num_heads, head_dim]`.
-            key: `[num_keys, num_key_value_heads, head_dim]`, in the order of the row.
+            key: `[num_keys, num_key_value_heads, head_dim]`, in the order of the plan.
             value: same shape and order as `key`.
             params: attention parameters of the layer.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
+from rm_core.prefix_cache import CachedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +31,9 @@ class PackedAttention:
         backend: attention backend.
         plan: the backend's plan for these queries.
         num_queries: number of planned queries; later rows are padding and get zeros.
-        num_keys: number of planned keys; later keys are padding.
+        num_keys: number of the row's keys; later keys are padding.
+        cached: the batch's part of the prefix cache, whose keys come before those of the row; None
+            without a cache.
         keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the
             layer's; None if the queries are the complete row.
         readouts: int64 `[num_readouts]`, indices in the row for which the last layer runs; None
@@ -42,6 +45,7 @@ class PackedAttention:
     plan: Any
     num_queries: int
     num_keys: int
+    cached: CachedBatch | None = None
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
     readouts: torch.Tensor | None = None
     readout_plan: Any = None
@@ -50,7 +54,7 @@ class PackedAttention:
         """Return the attention of the readout tokens only, over these keys and values."""
         assert self.readouts is not None
         return PackedAttention(
-            self.backend, self.readout_plan, len(self.readouts), self.num_keys, keys
+            self.backend, self.readout_plan, len(self.readouts), self.num_keys, self.cached, keys
         )
 
 
@@ -71,7 +75,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _attend(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -89,9 +93,10 @@ def _attend(
     params = AttentionParams(scaling, softcap, sliding_window)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     num_queries, num_keys = packed.num_queries, packed.num_keys
-    out = packed.backend.attend(
-        packed.plan, queries[:num_queries], keys[:num_keys], values[:num_keys], params
-    )
+    keys, values = keys[:num_keys], values[:num_keys]
+    if packed.cached is not None:
+        keys, values = packed.cached.extend(module.layer_idx, keys, values)
+    out = packed.backend.attend(packed.plan, queries[:num_queries], keys, values, params)
     if num_queries < len(queries):
         out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(queries) - num_queries))
     return out.unsqueeze(0), None

@@ -121,7 +121,9 @@ def check_backend(
         (tree,) = pack(
             [(*start, 0), (*start, 1, *range(150)), (*start[:100], 2), start[:50], (7, 7)], 10**6
         ).batches
-        readout_indices = sorted(tree.ends)
+        # The same conversations with the first tokens of one in the prefix cache.
+        has_cache = [s.parent < 0 and len(s.token_ids) > 100 for s in tree.segments]
+        cached_tree = tree.exclude_cached([40 * cached for cached in has_cache])
         generator = torch.Generator().manual_seed(0)
         query, key, value = (
             torch.randn(tree.num_tokens, count, heads.head_dim, generator=generator)
@@ -130,14 +132,15 @@ def check_backend(
         # Raw scores have a standard deviation of 1, or of the softcap, so that the softcap matters.
         query = query * (params.softcap or 1.0) / (params.scaling * heads.head_dim**0.5)
         query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
+        readouts, cached_readouts = sorted(tree.ends), sorted(cached_tree.ends)
         for segments, queries in (
             (build_segments(tree), query),
-            (build_token_segments(tree, readout_indices), query[readout_indices]),
+            (build_token_segments(tree, readouts), query[readouts]),
+            (build_segments(cached_tree), query[: cached_tree.num_tokens]),
+            (build_token_segments(cached_tree, cached_readouts), query[cached_readouts]),
         ):
             output, expected = (
-                candidate.attend(
-                    candidate.plan(segments, tree.num_tokens, device), *tensors, params
-                )
+                candidate.attend(candidate.plan(segments, len(key), device), *tensors, params)
                 for candidate, tensors in (
                     (backend, (queries, key, value)),
                     (EagerBackend(), (queries.float(), key.float(), value.float())),

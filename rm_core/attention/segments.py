@@ -1,9 +1,10 @@
 """Describes in plain numbers which keys each query of a packed row attends to. No torch.
 
-A segment is a stretch of consecutive queries of one conversation. Its keys are slices of the row in
-the order of the conversation: the ancestors' keys, then its own. The mask within a segment is
-causal and aligned at the end: the last query sees every key, the query before sees all keys except
-the last, and so on.
+A segment is a stretch of consecutive queries of one conversation. Its keys are slices of the
+batch's keys in the order of the conversation: the ancestors' keys, then its own. The batch's keys
+are those read from the prefix cache, then those of the row. The mask within a segment is causal and
+aligned at the end: the last query sees every key, the query before sees all keys except the last,
+and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Segment:
     Attributes:
         start: index of the first query among the queries of the batch.
         stop: index of the last query, plus 1.
-        keys: `(start, stop)` of slices of the row; together the slices are the conversation from
+        keys: `(start, stop)` of slices of the keys; together the slices are the conversation from
             its first token to the last query's token.
     """
 
@@ -47,17 +48,24 @@ class Segment:
 
 
 def build_segments(tree: PrefixTree) -> list[Segment]:
-    """Return one segment for each segment of the tree: every token of the row is a query."""
+    """Return one segment for each segment of the row: every token of the row is a query."""
+    num_cached = tree.num_cached_tokens
     return [
-        Segment(segment.start, segment.stop, tuple(tree.get_path(index, segment.stop)))
+        Segment(
+            segment.start - num_cached,
+            segment.stop - num_cached,
+            tuple(tree.get_path(index, segment.stop)),
+        )
         for index, segment in enumerate(tree.segments)
+        if segment.start >= num_cached
     ]
 
 
 def build_token_segments(tree: PrefixTree, indices: Sequence[int]) -> list[Segment]:
-    """Return one segment for each of some tokens: query i is the token at `indices[i]`."""
+    """Return one segment for each of some tokens: query i is the row's token at `indices[i]`."""
     starts = [segment.start for segment in tree.segments]
+    keys = [tree.num_cached_tokens + index for index in indices]
     return [
-        Segment(query, query + 1, tuple(tree.get_path(bisect.bisect(starts, index) - 1, index + 1)))
-        for query, index in enumerate(indices)
+        Segment(query, query + 1, tuple(tree.get_path(bisect.bisect(starts, key) - 1, key + 1)))
+        for query, key in enumerate(keys)
     ]

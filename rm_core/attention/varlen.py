@@ -26,8 +26,8 @@ class VarlenPlan:
         cu_seqlens_k: int32 `[num_segments + 1]`, start of each segment's gathered keys.
         max_seqlen_q: largest number of queries in a segment.
         max_seqlen_k: largest number of keys in a segment.
-        gather_indices: int64 `[num_gathered]`, indices of the keys in the row; None if the keys
-            are in the order of the row.
+        gather_indices: int64 `[num_gathered]`, indices of the keys of the batch; None if they
+            are in the right order.
     """
 
     cu_seqlens_q: torch.Tensor
@@ -47,7 +47,7 @@ class VarlenBackend:
         slices = [key_slice for segment in segments for key_slice in segment.keys]
         neighbors = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
         gather_indices = None
-        # Gather the keys unless the slices are the row, in its order.
+        # Gather the keys unless the slices are all keys, in their order.
         if not all(before[1] == after[0] for before, after in neighbors):
             indices = torch.cat([torch.arange(start, stop) for start, stop in slices])
             gather_indices = indices.to(device, non_blocking=True)

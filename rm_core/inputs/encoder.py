@@ -24,12 +24,13 @@ from rm_core.errors import (
 )
 from rm_core.inputs.chat_template import ChatTemplate, RenderingInterrupt
 from rm_core.inputs.conversations import Chat, Messages, parse_chat, validate_unicode
+from rm_core.inputs.last_turn import LastTurnFinder
 from rm_core.inputs.prerendered import PROBE, PrerenderedReader
 from rm_core.inputs.text_splitting import TokenBoundaries
 from rm_core.inputs.token_count_bound import TokenBound
 from rm_core.inputs.truncation import drop_oldest
 from rm_core.inputs.warnings import WarningFinder
-from rm_core.packing import common_prefix_length
+from rm_core.packing import TokenIds, common_prefix_length
 from rm_core.types import (
     TRUNCATIONS,
     Encoded,
@@ -151,8 +152,13 @@ class ChatEncoder:
         self._boundaries = TokenBoundaries(tokenizer)
         self.max_unbroken_characters = max(_UNBROKEN, _UNBROKEN_PER_TOKEN * max_length)
         self._check_cancelled: Callable[[], None] = _do_nothing
-        self.prerendered_reader = PrerenderedReader(
-            tokenizer, self._render_probe(), self._strips_bos
+        probe = self._render_probe()
+        self.prerendered_reader = PrerenderedReader(tokenizer, probe, self._strips_bos)
+        before, _, after = probe.rpartition(PROBE[-1]["content"])
+        self._last_turn_finder = LastTurnFinder(
+            self._tokenize_range(before, 0, len(before)),
+            self._tokenize_range(after, 0, len(after)),
+            frozenset(tokenizer.get_added_vocab().values()),
         )
         self._warning_finder = WarningFinder(
             self.prerendered_reader.special_markers, warn_on_system_prompt
@@ -213,6 +219,10 @@ class ChatEncoder:
             truncated=truncated,
             warnings=warnings,
         )
+
+    def count_prompt_tokens(self, input_ids: TokenIds) -> int:
+        """Count the tokens before the content of the last turn, which other answers may share."""
+        return self._last_turn_finder.find(input_ids)
 
     def encode_with_transformers(self, messages: Messages) -> list[int]:
         """Encode with transformers' own `apply_chat_template`, for comparisons.

@@ -19,15 +19,19 @@ from rm_core.compilation import compile_for_all_sizes
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
 from rm_core.packing import PrefixTree
+from rm_core.prefix_cache import CachedBatch
 
-ForwardPass: TypeAlias = Callable[[LoadedModel, PrefixTree, int], list[float]]
+ForwardPass: TypeAlias = Callable[[LoadedModel, PrefixTree, int, CachedBatch | None], list[float]]
 """A function with the arguments and the result of `forward_batch`."""
 
 
 @use_ieee_products()
 @torch.inference_mode()
 def forward_batch(
-    loaded_model: LoadedModel, tree: PrefixTree, row_multiple: int = 1
+    loaded_model: LoadedModel,
+    tree: PrefixTree,
+    row_multiple: int = 1,
+    cached: CachedBatch | None = None,
 ) -> list[float]:
     """Return the raw logits of a batch, in the order of its sequences.
 
@@ -36,12 +40,13 @@ def forward_batch(
         tree: the batch; each sequence is read at its last token.
         row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
             a fixed shape; the padding is not read.
+        cached: the batch's part of the prefix cache, whose tree is `tree`; None without a cache.
 
     Returns:
         `[num_sequences]` logits; NaN and infinity are returned unchanged.
     """
     with compile_for_all_sizes() if loaded_model.compiled else contextlib.nullcontext():
-        hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple)
+        hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple, cached)
     # One product per conversation: in a product of matrices the last bits of a row depend on the
     # number of other rows, and a reward must not depend on its neighbors.
     logits = torch.stack([row.float() @ loaded_model.head[0] for row in hidden]).tolist()
@@ -50,7 +55,10 @@ def forward_batch(
 
 
 def _compute_hidden_states(
-    loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int
+    loaded_model: LoadedModel,
+    tree: PrefixTree,
+    num_padding_tokens: int,
+    cached: CachedBatch | None,
 ) -> torch.Tensor:
     """Return hidden states `[num_sequences, hidden_size]` after the final norm, in row order.
 
@@ -60,7 +68,7 @@ def _compute_hidden_states(
     device = loaded_model.device
     readout_indices = sorted(tree.ends)
     packed = tuple(
-        _build_packed_attention(loaded_model, tree, readout_indices, stage_device)
+        _build_packed_attention(loaded_model, tree, readout_indices, stage_device, cached)
         for stage_device in loaded_model.devices
     )
     hidden: torch.Tensor = decoder(
@@ -81,14 +89,18 @@ def _compute_hidden_states(
 
 
 def _build_packed_attention(
-    loaded_model: LoadedModel, tree: PrefixTree, readout_indices: list[int], device: torch.device
+    loaded_model: LoadedModel,
+    tree: PrefixTree,
+    readout_indices: list[int],
+    device: torch.device,
+    cached: CachedBatch | None,
 ) -> PackedAttention:
-    plan = loaded_model.backend.plan(build_segments(tree), tree.num_tokens, device)
-    packed = PackedAttention(loaded_model.backend, plan, tree.num_tokens, tree.num_tokens)
+    plan = loaded_model.backend.plan(build_segments(tree), tree.num_keys, device)
+    packed = PackedAttention(loaded_model.backend, plan, tree.num_tokens, tree.num_tokens, cached)
     if loaded_model.deterministic:  # shapes must not depend on the number of readouts
         return packed
     plan = loaded_model.backend.plan(
-        build_token_segments(tree, readout_indices), tree.num_tokens, device
+        build_token_segments(tree, readout_indices), tree.num_keys, device
     )
     readouts = torch.tensor(readout_indices).to(device, non_blocking=True)
     return replace(packed, readouts=readouts, readout_plan=plan)
@@ -99,12 +111,12 @@ def _build_row(values: Iterator[int], num_padding_tokens: int) -> torch.Tensor:
 
 
 def _iter_token_ids(tree: PrefixTree) -> Iterator[int]:
-    return (token for segment in tree.segments for token in segment.token_ids)
+    return (token for segment in tree.row_segments for token in segment.token_ids)
 
 
 def _iter_positions(tree: PrefixTree) -> Iterator[int]:
     return (
         segment.depth + index
-        for segment in tree.segments
+        for segment in tree.row_segments
         for index in range(len(segment.token_ids))
     )

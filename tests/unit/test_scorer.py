@@ -120,9 +120,9 @@ def test_batches_keep_the_budget_and_have_no_duplicates(
 ) -> None:
     seen: list[PrefixTree] = []
 
-    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def watched(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         seen.append(tree)
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     forward.run = watched
     sequences = [scorer.encoder.encode(c).input_ids for c in [*GOOD, *GOOD, talk("long " * 200)]]
@@ -143,10 +143,10 @@ def test_forward_error_fails_only_one_conversation(
 ) -> None:
     failing_ids = ids_of(scorer, 7)
 
-    def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def failing(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         if failing_ids in tree.sequences:
             raise RuntimeError("secret of the inside")
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     forward.run = failing
     results = scorer.score(GOOD)
@@ -166,8 +166,8 @@ def test_non_finite_reward_is_an_error(
 ) -> None:
     failing_ids = ids_of(scorer, 3)
 
-    def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        logits = forward_batch(loaded, tree)
+    def wrong(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        logits = forward_batch(loaded, tree, *rest)
         return [
             value if ids == failing_ids else x
             for ids, x in zip(tree.sequences, logits, strict=True)
@@ -199,10 +199,10 @@ def test_out_of_memory_error_names_the_setting_to_lower(
 ) -> None:
     failing_ids = ids_of(scorer, 5)
 
-    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         if len(tree.sequences) > 1 or failing_ids in tree.sequences:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     forward.run = full
     results = scorer.score(GOOD)
@@ -219,7 +219,7 @@ def test_failed_batch_is_released_before_the_retry(
     """A traceback keeps the tensors of its frames, so that the retry would run out of memory."""
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def full(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def full(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         assert not [ref for ref in held if ref() is not None]
         activations = torch.zeros(1)
         held.append(weakref.ref(activations))
@@ -274,6 +274,9 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
         "max_length": 2048,
         "max_batch_tokens": 100,
         "max_batch_tokens_reason": "requested by the setting `max_batch_tokens`",
+        "prefix_cache_tokens": 6400,
+        "prefix_cache_bytes": 6_553_600,
+        "prefix_cache_reason": "prompts of 64 full batches",
         "deterministic": False,
         "compiled": False,
         "self_check": True,
@@ -294,9 +297,9 @@ def test_describe_names_the_catalog_entry(copy_of: Callable[..., Path]) -> None:
 def test_warm_up_scores_one_conversation(name: str, scorer_of: ScorerOf) -> None:
     seen: list[int] = []
 
-    def watched(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def watched(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         seen.append(len(tree.sequences))
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     RewardScorer(scorer_of(name).loaded_model, forward=watched).warm_up()
     assert seen == [1]

@@ -71,9 +71,9 @@ def test_close_ends_calls_in_flight(
     executor = LocalExecutor(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     executor.submit([turns("a")], "error").result(PATIENCE_S)
 
-    def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def forward(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         assert executor._closing.wait(PATIENCE_S)
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     assert executor._scorer is not None
     executor._scorer = RewardScorer(executor._scorer.loaded_model, forward=forward)
@@ -96,11 +96,11 @@ def test_close_does_not_wait_for_remaining_batches_of_call(
     sizes: list[int] = []
     reached, released = threading.Event(), threading.Event()
 
-    def forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def forward(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         sizes.append(tree.num_tokens)
         reached.set()
         assert released.wait(PATIENCE_S)
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     assert executor._scorer is not None
     executor._scorer = RewardScorer(executor._scorer.loaded_model, BatchConfig(77), forward)
