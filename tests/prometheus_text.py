@@ -22,7 +22,14 @@ def record_batch(metrics: Metrics, *, queue_durations_s: tuple[float, ...] = (0.
     """Record a batch of three conversations that fills 60 of 100 tokens."""
     metrics.record_batch(
         "m",
-        BatchResult((0.5, 1.5, -2.0), 60, 0.2, INFO.fingerprint),
+        BatchResult(
+            (0.5, 1.5, -2.0),
+            60,
+            0.2,
+            INFO.fingerprint,
+            num_prefix_tokens=25,
+            prefix_cache_bytes=4096,
+        ),
         max_batch_tokens=100,
         queue_durations_s=queue_durations_s,
         elapsed_s=0.21,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -84,6 +85,14 @@ class ModelSettings(BaseModel):
         description="Maximum number of tokens in a batch, shared ones counted once; a longer "
         "conversation goes alone. Default: from free memory and the model's shape, 4,096 on CPUs, "
         "at most 32,768 on CUDA.",
+    )
+    prefix_cache_bytes: int | Literal["auto"] = Field(
+        default="auto",
+        description="Memory in bytes for keys and values of prompts, which each replica keeps "
+        "between batches, so that a prompt which recurs is not computed again; 0 turns the cache "
+        "off. `auto`: half of the GPU memory, or an eighth of the CPU's, that is free beside the "
+        "weights and a batch, and at most the prompts of 64 batches; 0 where `cache_scope` is "
+        "`key`.",
     )
     cache_bytes: int = Field(
         default=256 * 2**20,
@@ -209,4 +218,5 @@ class ModelSettings(BaseModel):
 
     def to_batch_config(self) -> BatchConfig:
         """Return the options with which the engine forms batches."""
-        return BatchConfig(max_batch_tokens=self.max_batch_tokens)
+        num_bytes = None if self.prefix_cache_bytes == "auto" else self.prefix_cache_bytes
+        return BatchConfig(self.max_batch_tokens, num_bytes)

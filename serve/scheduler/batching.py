@@ -8,85 +8,112 @@ length of the queue.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from types import MappingProxyType
 
-from rm_core.packing import SPLIT_PENALTY, TokenIds, common_prefix_length
+from rm_core.packing import (
+    MAX_KEYS_PER_TOKEN,
+    SPLIT_PENALTY,
+    TokenIds,
+    common_prefix_length,
+)
 
 # A sequence joins the batch of another one before its turn if the two share more than this fraction
 # of the shorter one, the prefix common to all pending sequences not counted: it then costs little
 # in this batch, and much in a later one.
 _MIN_SHARED_FRACTION = 0.25
+NOTHING_CACHED: Mapping[TokenIds, int] = MappingProxyType({})
+"""Of a model without a prefix cache."""
 
 
 class Batch:
     """Sequences and the size of their prefix tree.
 
     Args:
-        max_tokens: maximum number of tokens of the tree; a single sequence may exceed it.
+        max_tokens: maximum number of tokens to compute; a single sequence may exceed it.
+        cached: number of first tokens of sequences that are in the prefix cache, where any are.
 
     Attributes:
         sequences: sequences of the batch, sorted.
         members: the same sequences as a set.
-        num_tokens: number of tokens of the tree.
+        num_tokens: number of tokens of the tree that are to be computed.
+        num_keys: number of tokens of the tree.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, cached: Mapping[TokenIds, int] = NOTHING_CACHED) -> None:
         self._max_tokens = max_tokens
+        self._cached = cached
         self.sequences: list[TokenIds] = []
         self.members: set[TokenIds] = set()
         self.num_tokens = 0
+        self.num_keys = 0
 
     def add(self, sequence: TokenIds) -> bool:
         """Add a sequence if it fits or is the first; return whether the batch contains it."""
         if sequence in self.members:
             return True
-        num_new = self._count_new_tokens(sequence)
-        if self.members and self.num_tokens + num_new > self._max_tokens:
+        num_shared = self._count_shared_tokens(sequence)
+        num_new = len(sequence) - max(num_shared, self._cached.get(sequence, 0))
+        num_new_keys = len(sequence) - num_shared
+        if self.members and not self._has_room(num_new, num_new_keys):
             return False
         insort(self.sequences, sequence)
         self.members.add(sequence)
         self.num_tokens += num_new
+        self.num_keys += num_new_keys
         return True
 
     def fits(self, group: Sequence[TokenIds]) -> bool:
         """Return whether a whole group, given in sorted order, fits."""
-        num_new, previous = 0, group[0][:0]
+        num_new = num_new_keys = 0
+        previous = group[0][:0]
         for sequence in group:
             if sequence not in self.members:
-                num_new += min(
-                    self._count_new_tokens(sequence),
-                    len(sequence) - common_prefix_length(previous, sequence),
+                num_shared = max(
+                    self._count_shared_tokens(sequence), common_prefix_length(previous, sequence)
                 )
+                num_new += len(sequence) - max(num_shared, self._cached.get(sequence, 0))
+                num_new_keys += len(sequence) - num_shared
                 previous = sequence
-        return self.num_tokens + num_new <= self._max_tokens
+        return self._has_room(num_new, num_new_keys)
 
     def is_worth_closing(self, group: Sequence[TokenIds], common: int) -> bool:
         """Return whether splitting the group costs more than the room left unused without it."""
         if len(group) == 1:
             return False
-        encoded_twice = min(map(common_prefix_length, group, group[1:])) - common
+        num_cached = min(self._cached.get(sequence, 0) for sequence in group)
+        encoded_twice = min(map(common_prefix_length, group, group[1:])) - max(common, num_cached)
         return encoded_twice * SPLIT_PENALTY > self._max_tokens - self.num_tokens
 
-    def _count_new_tokens(self, sequence: TokenIds) -> int:
-        index = bisect_left(self.sequences, sequence)
-        neighbors = self.sequences[max(0, index - 1) : index + 1]
-        return len(sequence) - max(
-            (common_prefix_length(n, sequence) for n in neighbors), default=0
+    def _has_room(self, num_tokens: int, num_keys: int) -> bool:
+        return (
+            self.num_tokens + num_tokens <= self._max_tokens
+            and self.num_keys + num_keys <= MAX_KEYS_PER_TOKEN * self._max_tokens
         )
 
+    def _count_shared_tokens(self, sequence: TokenIds) -> int:
+        index = bisect_left(self.sequences, sequence)
+        neighbors = self.sequences[max(0, index - 1) : index + 1]
+        return max((common_prefix_length(n, sequence) for n in neighbors), default=0)
 
-def form_batch(pending: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
+
+def form_batch(
+    pending: Sequence[TokenIds],
+    max_batch_tokens: int,
+    cached: Mapping[TokenIds, int] = NOTHING_CACHED,
+) -> Batch:
     """Form a batch of the first sequences and those that share most with them, as many as fit.
 
     Args:
         pending: distinct sequences in scheduling order, none empty; the batch always contains the
             first.
-        max_batch_tokens: maximum number of tokens of the prefix tree; a longer sequence goes alone.
+        max_batch_tokens: maximum number of tokens to compute; a longer sequence goes alone.
+        cached: see `Batch`.
     """
     ordered = sorted(pending)
     common = common_prefix_length(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
-    batch = Batch(max_batch_tokens)
+    batch = Batch(max_batch_tokens, cached)
     for sequence in pending:
         if sequence in batch.members:
             continue
@@ -105,7 +132,10 @@ def form_batch(pending: Sequence[TokenIds], max_batch_tokens: int) -> Batch:
 
 
 def form_mixed_batch(
-    small: Sequence[TokenIds], pending: Sequence[TokenIds], max_batch_tokens: int
+    small: Sequence[TokenIds],
+    pending: Sequence[TokenIds],
+    max_batch_tokens: int,
+    cached: Mapping[TokenIds, int] = NOTHING_CACHED,
 ) -> Batch:
     """Form a batch as `form_batch` does, but let large requests fill it to at most half.
 
@@ -115,12 +145,13 @@ def form_mixed_batch(
         small: sequences of `pending` that belong to small requests, in the same order.
         pending: see `form_batch`.
         max_batch_tokens: see `form_batch`.
+        cached: see `Batch`.
     """
     if not small or len(small) == len(pending) or small[0] != pending[0]:
-        return form_batch(pending, max_batch_tokens)
-    batch = form_batch(small, max_batch_tokens)
+        return form_batch(pending, max_batch_tokens, cached)
+    batch = form_batch(small, max_batch_tokens, cached)
     half = max_batch_tokens // 2
-    return batch if batch.num_tokens >= half else form_batch(pending, half)
+    return batch if batch.num_tokens >= half else form_batch(pending, half, cached)
 
 
 def _find_group(ordered: Sequence[TokenIds], index: int, common: int) -> Sequence[TokenIds]:

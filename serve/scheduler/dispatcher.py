@@ -35,6 +35,7 @@ from serve.scheduler.pending import (
     RequestFlow,
     build_quarantine_error,
 )
+from serve.scheduler.prompts import Prompt, PromptIndex
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
 from serve.worker.worker import RateEstimator
@@ -66,8 +67,11 @@ class Dispatcher:
         shares_rewards: whether a sequence that several clients wait for is computed once for all of
             them, and tokens that their conversations share are counted once.
 
+        count_prompt_tokens: returns how many first tokens of a sequence other sequences may share.
+
     Attributes:
         max_batch_tokens: token budget of a batch; set once the model is loaded.
+        prompts: prompts in the replicas' prefix caches; its size is set once the model is loaded.
     """
 
     def __init__(
@@ -76,8 +80,11 @@ class Dispatcher:
         backend: Backend,
         metrics: Metrics | None = None,
         shares_rewards: bool = True,
+        count_prompt_tokens: Callable[[TokenIds], int] = lambda _: 0,
     ) -> None:
         self.max_batch_tokens = 1
+        self.prompts = PromptIndex()
+        self._count_prompt_tokens = count_prompt_tokens
         self._alias = alias
         self._backend = backend
         self._metrics = metrics or Metrics()
@@ -165,6 +172,10 @@ class Dispatcher:
         burst = self._pool.add(flow, sequences)
         if self._crash_history:
             self._mark_known_suspects(burst.entries)
+        if self.prompts.max_tokens:
+            for entry in burst.entries:
+                num_prompt_tokens = self._count_prompt_tokens(entry.sequence)
+                entry.prompt = Prompt.of(entry.sequence, num_prompt_tokens)
         if burst.num_missing:
             self._schedule_soon()
         try:
@@ -199,9 +210,9 @@ class Dispatcher:
                 return
             if suspects := self._take_suspects():
                 self._suspects_are_running = True
-                self._send(suspects, self._run_one_by_one, now)
-            elif batch := self._form_next_batch():
-                self._send(batch, self._run_together, now)
+                self._send(suspects, _compute_tree_size(suspects), self._run_one_by_one, now)
+            elif formed := self._form_next_batch():
+                self._send(*formed, self._run_together, now)
             else:
                 return
         self._suspects.clear()  # no request waits for them any longer
@@ -212,23 +223,45 @@ class Dispatcher:
         suspects, self._suspects = self._suspects, {}
         return [entry for entry in suspects if entry.is_pending]
 
-    def _form_next_batch(self) -> list[PendingSequence]:
-        """Return sequences that are next in fair order, and those that share most with them."""
-        pending = self._pool.peek(_LOOK_AHEAD * self.max_batch_tokens, exclude=self._suspects)
+    def _form_next_batch(self) -> tuple[list[PendingSequence], int] | None:
+        """Return sequences that are next in fair order, and those that share most with them.
+
+        Also the number of tokens to compute; None if no sequence is pending.
+        """
+        pending = self._pool.peek(
+            _LOOK_AHEAD * self.max_batch_tokens,
+            exclude=self._suspects,
+            get_size=self._count_uncached_tokens,
+        )
         if not pending:
-            return []
+            return None
         half = self.max_batch_tokens // 2
         small = [
             sequence
             for sequence, entries in pending.items()
             if any(entry.bursts[0].flow.num_tokens <= half for entry in entries)
         ]
-        batch = form_mixed_batch(small, list(pending), self.max_batch_tokens)
-        return [entry for sequence in batch.sequences for entry in pending[sequence]]
+        cached = {
+            sequence: num_cached
+            for sequence, entries in pending.items()
+            if (num_cached := self.prompts.count_cached(entries[0].prompt))
+        }
+        batch = form_mixed_batch(small, list(pending), self.max_batch_tokens, cached)
+        entries = [entry for sequence in batch.sequences for entry in pending[sequence]]
+        return entries, batch.num_tokens
 
-    def _send(self, batch: list[PendingSequence], run: BatchRunner, now: float) -> None:
+    def _count_uncached_tokens(self, entry: PendingSequence) -> int:
+        return len(entry.sequence) - self.prompts.count_cached(entry.prompt)
+
+    def _send(
+        self, batch: list[PendingSequence], num_tokens: int, run: BatchRunner, now: float
+    ) -> None:
+        """Send a batch, of whose tokens so many are to be computed."""
         self._pool.mark_dispatched(batch, now)
-        in_flight = self._throughput.begin(now, _compute_tree_size(batch), self._num_devices)
+        for entry in batch:
+            if entry.prompt is not None:
+                self.prompts.add(entry.prompt)
+        in_flight = self._throughput.begin(now, num_tokens, self._num_devices)
         task = asyncio.get_running_loop().create_task(self._supervise(batch, run, in_flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -82,8 +82,14 @@ class FairQueue(Generic[T]):
         flow.bursts.clear()
         self._remove(flow)
 
-    def peek(self, num_tokens: int) -> list[T]:
-        """Return the next items until they have so many tokens, or all items if they have fewer."""
+    def peek(self, num_tokens: int, get_size: Callable[[T], int] | None = None) -> list[T]:
+        """Return the next items until they have so many tokens, or all items if they have fewer.
+
+        Args:
+            num_tokens: number of tokens.
+            get_size: returns how many of these tokens an item takes; by default all of its tokens.
+        """
+        get_size = get_size or self._get_size
         self.prune()
         flows: dict[str, list[tuple[int, float, int, int, Flow[T]]]] = {}
         for flow in self._flows:
@@ -101,7 +107,7 @@ class FairQueue(Generic[T]):
             for item in flow.bursts[index][1]:
                 if num_tokens > 0 and item not in items and self._is_pending(item):
                     items[item] = None
-                    num_tokens -= self._get_size(item)
+                    num_tokens -= get_size(item)
             if index + 1 < len(flow.bursts):
                 head = (priority, flow.bursts[index + 1][0], number, index + 1, flow)
                 heapq.heapreplace(heads, head)

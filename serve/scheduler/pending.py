@@ -20,6 +20,7 @@ from rm_core import Fingerprint, RewardError, ScoreError
 from rm_core.packing import TokenIds
 from serve.errors import ConversationQuarantinedError
 from serve.scheduler.fair_queue import FairQueue, Flow
+from serve.scheduler.prompts import Prompt
 
 MAX_CRASHES = 2
 """A conversation that was with so many replicas when they were lost is not sent to another."""
@@ -77,12 +78,14 @@ class PendingSequence:
     Attributes:
         sequence: token ids.
         owner: client that the sequence belongs to, where clients share no rewards; else empty.
+        prompt: its first tokens, if a prefix cache may keep them.
         bursts: bursts that wait for the reward, oldest first.
         is_running: whether the sequence is in flight.
     """
 
     sequence: TokenIds
     owner: str = ""
+    prompt: Prompt | None = None
     bursts: list[Burst] = field(default_factory=list)
     is_running: bool = False
 
@@ -157,12 +160,21 @@ class PendingPool:
         flow.is_over = True
 
     def peek(
-        self, num_tokens: int, exclude: Iterable[PendingSequence] = ()
+        self,
+        num_tokens: int,
+        exclude: Iterable[PendingSequence] = (),
+        get_size: Callable[[PendingSequence], int] | None = None,
     ) -> dict[TokenIds, list[PendingSequence]]:
-        """Return the next sequences in order, about so many tokens, with all entries of each."""
+        """Return the next sequences in order, about so many tokens, with all entries of each.
+
+        Args:
+            num_tokens: see `FairQueue.peek`.
+            exclude: entries to leave out.
+            get_size: see `FairQueue.peek`.
+        """
         excluded = set(exclude)
         entries: dict[TokenIds, list[PendingSequence]] = {}
-        for entry in self._queue.peek(num_tokens):
+        for entry in self._queue.peek(num_tokens, get_size):
             if entry not in excluded:
                 entries.setdefault(entry.sequence, []).append(entry)
         return entries

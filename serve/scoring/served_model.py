@@ -108,7 +108,9 @@ class ServedModel:
         self.encoder = load_encoder(settings.to_model_config())
         self.encoder_thread = EncoderThread(settings.alias)
         self.cache = ScoreCache(settings.cache_bytes) if settings.cache_bytes else None
-        self.dispatcher = Dispatcher(settings.alias, backend, metrics, shares_rewards)
+        self.dispatcher = Dispatcher(
+            settings.alias, backend, metrics, shares_rewards, self.encoder.count_prompt_tokens
+        )
         self.created_at = int(time.time())
         self._backend = backend
         self._shares_rewards = shares_rewards
@@ -124,6 +126,7 @@ class ServedModel:
         """Set the effective settings of the replicas that are up now."""
         self._info = info
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
+        self.dispatcher.prompts.max_tokens = info.prefix_cache_tokens
 
     @property
     def failure(self) -> str | None:

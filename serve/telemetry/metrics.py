@@ -92,7 +92,8 @@ class Metrics:
             "tokens",
             "Tokens by kind. received: tokens of all scored conversations; computed: tokens that "
             "went through the model; cached: tokens saved because the reward was cached; shared: "
-            "tokens saved because several conversations share them.",
+            "tokens saved because several conversations share them, in one batch or through the "
+            "prefix cache.",
             ["model", "kind"],
         )
         self._rewards = RewardHistogram()
@@ -107,6 +108,19 @@ class Metrics:
         )
         self._batch_conversations = histogram(
             "batch_conversations", "Conversations in a batch.", ["model"], buckets=_CONVERSATIONS
+        )
+        self._prefix_cache_queries = counter(
+            "prefix_cache_queries", "Tokens looked up in the replicas' prefix caches.", ["model"]
+        )
+        self._prefix_cache_hits = counter(
+            "prefix_cache_hits",
+            "Tokens found in the replicas' prefix caches, which were not computed again.",
+            ["model"],
+        )
+        self._prefix_cache_bytes = gauge(
+            "prefix_cache_bytes",
+            "Memory in use in the prefix cache of the replica that scored last, in bytes.",
+            ["model"],
         )
         self._queue_duration = histogram(
             "queue_duration_seconds",
@@ -160,6 +174,9 @@ class Metrics:
                 self._retried_conversations,
                 self._abandoned_conversations,
                 self._batches,
+                self._prefix_cache_queries,
+                self._prefix_cache_hits,
+                self._prefix_cache_bytes,
             ):
                 metric.labels(model)
             self._rewards.add_model(model)
@@ -234,6 +251,12 @@ class Metrics:
         """
         self._batches.labels(model).inc()
         self._tokens.labels(model, "computed").inc(result.num_computed_tokens)
+        # Shared prefixes count once: these are the tokens that a replica looked up.
+        self._prefix_cache_queries.labels(model).inc(
+            result.num_computed_tokens + result.num_prefix_tokens
+        )
+        self._prefix_cache_hits.labels(model).inc(result.num_prefix_tokens)
+        self._prefix_cache_bytes.labels(model).set(result.prefix_cache_bytes)
         self._batch_fill.labels(model).observe(result.num_computed_tokens / max_batch_tokens)
         self._batch_conversations.labels(model).observe(len(result.rewards))
         self._inference.labels(model).observe(result.inference_s)

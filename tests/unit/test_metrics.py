@@ -115,6 +115,9 @@ def test_record_batch(metrics: Metrics) -> None:
     assert moved(before, after) == {
         series("skyreward_batches_total", model="m"): 1,
         series("skyreward_tokens_total", model="m", kind="computed"): 60,
+        series("skyreward_prefix_cache_queries_total", model="m"): 85,
+        series("skyreward_prefix_cache_hits_total", model="m"): 25,
+        series("skyreward_prefix_cache_bytes", model="m"): 4096,
         series("skyreward_batch_fill_ratio_count", model="m"): 1,
         series("skyreward_batch_conversations_count", model="m"): 1,
         series("skyreward_queue_duration_seconds_count", model="m"): 2,
@@ -226,7 +229,12 @@ def test_request_is_counted_once(client: TestClient) -> None:
         name: change
         for name, change in moved(before, scrape(client)).items()
         if name[0].startswith(
-            ("skyreward_batch", "skyreward_inference", "skyreward_queue_duration")
+            (
+                "skyreward_batch",
+                "skyreward_inference",
+                "skyreward_prefix_cache",
+                "skyreward_queue_duration",
+            )
         )
         or ("kind", "computed") in name[1]
     }

@@ -132,7 +132,11 @@ class LocalExecutor(Executor):
     def _load(self) -> RewardScorer:
         if self._scorer is None:
             kept_budget = self._max_batch_tokens
-            scorer = RewardScorer.load(self._config, BatchConfig(kept_budget))
+            # What is cached depends on where a job was stopped, and rewards on what is cached, in
+            # their last bits: the output of a resumed job would be another one.
+            prefix_cache_bytes = None if self._config.deterministic else 0
+            batching = BatchConfig(kept_budget, prefix_cache_bytes)
+            scorer = RewardScorer.load(self._config, batching)
             try:
                 scorer.warm_up()
             except DeviceMemoryError:
@@ -143,7 +147,8 @@ class LocalExecutor(Executor):
                     "device's memory: with smaller batches, rewards may differ in their last bits",
                     kept_budget,
                 )
-                scorer = RewardScorer(scorer.loaded_model)
+                batching = BatchConfig(prefix_cache_bytes=prefix_cache_bytes)
+                scorer = RewardScorer(scorer.loaded_model, batching)
                 scorer.warm_up()
             self._max_batch_tokens = scorer.describe().max_batch_tokens
             self._scorer = scorer

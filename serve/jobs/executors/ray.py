@@ -205,8 +205,11 @@ class RayExecutor(Executor):
         self._backend = backend = RayBackend(alias, handle)
         self._watching = asyncio.create_task(self._watch(backend, request))
         info = await self._until_failure(_describe(backend))
-        dispatcher = Dispatcher(alias, backend)
+        dispatcher = Dispatcher(
+            alias, backend, count_prompt_tokens=self._encoder.count_prompt_tokens
+        )
         dispatcher.max_batch_tokens = info.max_batch_tokens
+        dispatcher.prompts.max_tokens = info.prefix_cache_tokens
         self._scoring_model = ScoringModel(alias, info.fingerprint, self._encoder.max_length)
         return dispatcher
 
