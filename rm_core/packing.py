@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 TokenIds: TypeAlias = tuple[int, ...]
@@ -67,6 +68,7 @@ class PrefixTree:
         ends: index of each sequence's last token in the row.
         num_tokens: length of the row.
         num_cached_tokens: number of tokens that are not in the row but in the prefix cache.
+        salts: salt of each sequence; see `pack`.
     """
 
     sequences: tuple[TokenIds, ...]
@@ -74,6 +76,7 @@ class PrefixTree:
     ends: tuple[int, ...]
     num_tokens: int
     num_cached_tokens: int = 0
+    salts: tuple[str, ...] = ()
 
     @property
     def num_keys(self) -> int:
@@ -155,8 +158,12 @@ class PrefixTree:
             offset = end - starts[index] - num_cached[index]
             assert offset >= 0, "the last token of a sequence is always computed"
             ends.append(row_starts[index] + offset - key_start)
-        return PrefixTree(
-            self.sequences, (*cached, *row), tuple(ends), row_start - key_start, key_start
+        return replace(
+            self,
+            segments=(*cached, *row),
+            ends=tuple(ends),
+            num_tokens=row_start - key_start,
+            num_cached_tokens=key_start,
         )
 
 
@@ -190,36 +197,40 @@ class Packing:
 def pack(
     sequences: Sequence[TokenIds],
     max_batch_tokens: int,
-    count_cached: Callable[[TokenIds], int] = lambda _: 0,
+    count_cached: Callable[[TokenIds, str], int] = lambda *_: 0,
+    salts: Sequence[str] = (),
 ) -> Packing:
     """Merge duplicates, sort sequences by shared prefix, and divide them into batches.
 
     Args:
         sequences: token ids of each sequence, none empty.
         max_batch_tokens: maximum number of tokens in a row, at least 1.
-        count_cached: estimates how many of a sequence's first tokens are in the prefix cache and
-            will not be in the row.
+        count_cached: estimates how many of the first tokens of a sequence with a salt are in the
+            prefix cache and will not be in the row.
+        salts: salt of each sequence; sequences with different salts share nothing, neither in a
+            batch nor through the prefix cache. By default all have the same one.
     """
     # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens. Not a
     # set: a batch of the scheduler comes sorted, and sorting it again takes no time.
-    ordered = sorted(dict.fromkeys(sequences), reverse=True)
+    salted = list(zip(salts or [""] * len(sequences), sequences, strict=True))
+    ordered = sorted(dict.fromkeys(salted), reverse=True)
     indices = {sequence: index for index, sequence in enumerate(ordered)}
-    shared = [0, *map(common_prefix_length, ordered, ordered[1:])][: len(ordered)]
+    shared = _count_shared(ordered)
+    cached = [count_cached(sequence, salt) for salt, sequence in ordered]
+    lengths = [len(sequence) for _, sequence in ordered]
     batches = tuple(
         _build_tree(ordered[start:stop], shared[start:stop])
-        for start, stop in _find_cuts(
-            [len(s) for s in ordered], shared, [*map(count_cached, ordered)], max_batch_tokens
-        )
+        for start, stop in _find_cuts(lengths, shared, cached, max_batch_tokens)
     )
-    return Packing(batches, tuple(indices[sequence] for sequence in sequences))
+    return Packing(batches, tuple(indices[sequence] for sequence in salted))
 
 
 def split_in_half(tree: PrefixTree) -> tuple[PrefixTree, PrefixTree]:
     """Split a batch of several sequences into two batches, in the same order."""
     middle = len(tree.sequences) // 2
+    salted = list(zip(tree.salts, tree.sequences, strict=True))
     left, right = (
-        _build_tree(half, [0, *map(common_prefix_length, half, half[1:])])
-        for half in (list(tree.sequences[:middle]), list(tree.sequences[middle:]))
+        _build_tree(half, _count_shared(half)) for half in (salted[:middle], salted[middle:])
     )
     return left, right
 
@@ -236,6 +247,17 @@ def common_prefix_length(left: Sequential, right: Sequential) -> int:
         else:
             high = middle
     return low
+
+
+def _count_shared(ordered: list[tuple[str, TokenIds]]) -> list[int]:
+    """Return the length of the prefix that each sequence shares with the one before it."""
+    return [
+        0,
+        *(
+            common_prefix_length(left, right) if salt == other else 0
+            for (salt, left), (other, right) in pairwise(ordered)
+        ),
+    ][: len(ordered)]
 
 
 def _find_cuts(
@@ -275,13 +297,13 @@ def _find_cuts(
         start = stop
 
 
-def _build_tree(sequences: list[TokenIds], shared: list[int]) -> PrefixTree:
-    """Build the tree of consecutive sequences. `shared[0]` is ignored."""
+def _build_tree(salted: list[tuple[str, TokenIds]], shared: list[int]) -> PrefixTree:
+    """Build the tree of consecutive sequences, each with its salt. `shared[0]` is ignored."""
     segments: list[TreeSegment] = []
     ends: list[int] = []
     path: list[int] = []  # indices of the segments that form the previous sequence
     num_tokens = 0
-    for index, sequence in enumerate(sequences):
+    for index, (_, sequence) in enumerate(salted):
         depth = shared[index] if index else 0
         while path and segments[path[-1]].depth >= depth:
             path.pop()
@@ -292,4 +314,5 @@ def _build_tree(sequences: list[TokenIds], shared: list[int]) -> PrefixTree:
             num_tokens = segments[-1].stop
         last = segments[path[-1]]
         ends.append(last.start + len(sequence) - 1 - last.depth)
-    return PrefixTree(tuple(sequences), tuple(segments), tuple(ends), num_tokens)
+    salts, sequences = zip(*salted, strict=True)
+    return PrefixTree(sequences, tuple(segments), tuple(ends), num_tokens, salts=salts)

@@ -26,10 +26,12 @@ class NewPrefix:
     """Tokens of a batch that the cache keeps once the batch has run.
 
     Attributes:
+        salt: salt of the sequence; see `rm_core.packing.pack`.
         token_ids: token ids from the start of the sequence to the last token that is kept.
         slots: int64 `[num_new]`, slots of the last `num_new` of these tokens.
     """
 
+    salt: str
     token_ids: TokenIds
     slots: torch.Tensor
 
@@ -90,14 +92,20 @@ class CachedBatch:
 class _Node:
     """A run of tokens in the radix tree. `children` are by their first token."""
 
-    __slots__ = ("children", "parent", "slots", "tick", "token_ids")
+    __slots__ = ("children", "parent", "salt", "slots", "tick", "token_ids")
 
     def __init__(
-        self, token_ids: TokenIds, slots: torch.Tensor, parent: _Node | None, tick: int
+        self,
+        token_ids: TokenIds,
+        slots: torch.Tensor,
+        parent: _Node | None,
+        tick: int,
+        salt: str = "",
     ) -> None:
         self.token_ids = token_ids
         self.slots = slots
         self.parent = parent
+        self.salt = salt  # of a root
         self.children: dict[int, _Node] = {}
         self.tick = tick
 
@@ -136,7 +144,9 @@ class PrefixCache:
             self._free = torch.arange(self._num_slots)
             self._num_free = self._num_slots
             self._tick = 0
-            self._root = _Node((), self._free[:0], None, 0)
+            self._no_slots = self._free[:0]
+            # A tree for each salt: a prefix that another client sent is not found.
+            self._roots: dict[str, _Node] = {}
             # Least recently used nodes first; a node always comes before its parent.
             self._order: OrderedDict[_Node, None] = OrderedDict()
 
@@ -152,10 +162,10 @@ class PrefixCache:
             layer[:, :1].numel() * layer.element_size() for layer in self._layers
         )
 
-    def count(self, token_ids: TokenIds) -> int:
+    def count(self, token_ids: TokenIds, salt: str = "") -> int:
         """Count the first tokens of a sequence that are in the cache, its last token left out."""
         with self._lock:
-            path = self._find(token_ids[:-1])
+            path = self._find(salt, token_ids[:-1])
             return sum(num_matched for _, num_matched in path)
 
     def acquire(self, tree: PrefixTree, num_kept: Sequence[int]) -> CachedBatch:
@@ -182,15 +192,16 @@ class PrefixCache:
                 row_start = next(row_starts)
                 if new:
                     stop = segment.depth + cached + new
+                    salt = tree.salts[segment.sequence]
                     token_ids = tree.sequences[segment.sequence][:stop]
                     write_rows.append(torch.arange(row_start, row_start + new))
-                    new_prefixes.append(NewPrefix(token_ids, self._take_slots(new)))
+                    new_prefixes.append(NewPrefix(salt, token_ids, self._take_slots(new)))
             return CachedBatch(
                 row,
                 self._layers,
-                torch.cat([self._root.slots, *read_slots]),
-                torch.cat([self._root.slots, *write_rows]),
-                torch.cat([self._root.slots, *(prefix.slots for prefix in new_prefixes)]),
+                torch.cat([self._no_slots, *read_slots]),
+                torch.cat([self._no_slots, *write_rows]),
+                torch.cat([self._no_slots, *(prefix.slots for prefix in new_prefixes)]),
                 tuple(new_prefixes),
             )
 
@@ -205,11 +216,11 @@ class PrefixCache:
         with self._lock:
             self._give_slots(batch.write_slots)
 
-    def _find(self, token_ids: TokenIds) -> list[tuple[_Node, int]]:
+    def _find(self, salt: str, token_ids: TokenIds) -> list[tuple[_Node, int]]:
         """Return the nodes along a sequence, each with the number of its tokens that match."""
         path: list[tuple[_Node, int]] = []
-        node, position = self._root, 0
-        while position < len(token_ids):
+        node, position = self._roots.get(salt), 0
+        while node is not None and position < len(token_ids):
             child = node.children.get(token_ids[position])
             if child is None:
                 break
@@ -242,7 +253,8 @@ class PrefixCache:
                 parent = tree.segments[segment.parent]
                 if parent.depth + num_cached[segment.parent] < segment.depth:
                     continue
-            path = self._find(tree.sequences[segment.sequence][: segment.depth + limit])
+            salt, sequence = tree.salts[segment.sequence], tree.sequences[segment.sequence]
+            path = self._find(salt, sequence[: segment.depth + limit])
             self._touch([node for node, _ in path])
             num_matched = sum(count for _, count in path)
             if num_matched > segment.depth:
@@ -285,6 +297,7 @@ class PrefixCache:
                 assert node.parent is not None
                 del node.parent.children[first]
                 del self._order[node]
+                self._drop_if_empty(node.parent)
 
     def _take_slots(self, num_slots: int) -> torch.Tensor:
         start = self._num_free - num_slots
@@ -298,7 +311,7 @@ class PrefixCache:
         self._num_free += len(slots)
 
     def _insert(self, prefix: NewPrefix) -> None:
-        path = self._find(prefix.token_ids)
+        path = self._find(prefix.salt, prefix.token_ids)
         nodes = [node for node, _ in path]
         num_matched = sum(count for _, count in path)
         # Some tokens may have been computed although they are cached: the last ones of sequences.
@@ -308,12 +321,21 @@ class PrefixCache:
         if num_known < len(prefix.slots):
             if path and path[-1][1] < len(path[-1][0].token_ids):
                 nodes[-1] = self._split(*path[-1])
-            parent = nodes[-1] if nodes else self._root
+            parent = nodes[-1] if nodes else self._get_root(prefix.salt)
             token_ids = prefix.token_ids[num_matched:]
             node = _Node(token_ids, prefix.slots[num_known:], parent, self._tick)
             parent.children[token_ids[0]] = node
             nodes.append(node)
         self._touch(nodes)
+
+    def _get_root(self, salt: str) -> _Node:
+        if salt not in self._roots:
+            self._roots[salt] = _Node((), self._no_slots, None, self._tick, salt)
+        return self._roots[salt]
+
+    def _drop_if_empty(self, node: _Node) -> None:
+        if node.parent is None and not node.children:  # over time there may be any number of salts
+            del self._roots[node.salt]
 
     def _split(self, node: _Node, num_tokens: int) -> _Node:
         """Split a node after so many tokens; return the new node, which has these."""

@@ -274,18 +274,22 @@ class RewardScorer:
             )
         )
 
-    def pack(self, sequences: Sequence[TokenIds]) -> Packing:
+    def pack(self, sequences: Sequence[TokenIds], salts: Sequence[str] = ()) -> Packing:
         """Pack sequences up to their readout into batches.
 
         The first half of `score_ids`, without the model. May run on another thread.
+
+        Args:
+            sequences: see `score_ids`.
+            salts: see `rm_core.packing.pack`.
         """
         up_to_readout = [
             ids[: find_readout_position(ids, self._loaded_model.pad_token_id) + 1]
             for ids in sequences
         ]
         if self._prefix_cache is None:
-            return pack(up_to_readout, self._budget.max_batch_tokens)
-        return pack(up_to_readout, self._budget.max_batch_tokens, self._prefix_cache.count)
+            return pack(up_to_readout, self._budget.max_batch_tokens, salts=salts)
+        return pack(up_to_readout, self._budget.max_batch_tokens, self._prefix_cache.count, salts)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None

@@ -147,6 +147,7 @@ class BatchResult:
         num_prefix_tokens: number of further tokens whose keys and values came from the prefix
             cache.
         prefix_cache_bytes: memory of the keys and values in the prefix cache after the batches.
+        replica: id of the replica on Ray Serve; empty in one process.
         inference_s: seconds on the device, without the wait for it. Not compared.
         fingerprint: fingerprint of the model that computed the rewards.
     """
@@ -157,6 +158,7 @@ class BatchResult:
     fingerprint: Fingerprint
     num_prefix_tokens: int = 0
     prefix_cache_bytes: int = 0
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from ray import serve as ray_serve
 
 from rm_core import BatchResult, ModelInfo
 from rm_core.packing import TokenIds
@@ -46,6 +48,7 @@ class ScorerReplica:
         torch.set_num_threads(self._settings.cpu_threads or self._compute_cpu_threads())
         self._worker = Worker(load_scorer(self._settings), self._settings.stuck_after_s)
         self._backlog = Backlog()
+        self._id: str = ray_serve.get_replica_context().replica_id.unique_id
 
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
@@ -62,7 +65,8 @@ class ScorerReplica:
         """
         self._backlog.update(gateway, backlog_tokens)
         async with _delay_rejection():
-            return await self._worker.run_batch(sequences)
+            result = await self._worker.run_batch(sequences)
+        return replace(result, replica=self._id)
 
     async def run_one_by_one(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str

@@ -36,11 +36,28 @@ class LeastLoadedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """See `RequestRouter`."""
+        """See `RequestRouter`. A replica that has the batch's prompts goes first if it is free."""
         if pending_request is not None:
             # Otherwise Serve retries without a pause while every replica is at its limit.
             pending_request.routing_context.should_backoff = True
+            preferred = self._find_preferred(candidate_replicas, pending_request)
+            if preferred is not None:
+                return [[preferred], candidate_replicas]
         return [candidate_replicas] if candidate_replicas else []
+
+    def _find_preferred(
+        self, candidates: list[RunningReplica], pending_request: PendingRequest
+    ) -> RunningReplica | None:
+        """Return the replica that the gateway prefers, if no other one has fewer calls."""
+        batch = next(iter(pending_request.args), None)
+        name = getattr(batch, "preferred_replica", "")
+        preferred = next((r for r in candidates if r.replica_id.unique_id == name), None)
+        if preferred is None:
+            return None
+        num_calls = [self.replica_queue_len_cache.get(r.replica_id) for r in candidates]
+        own = self.replica_queue_len_cache.get(preferred.replica_id)
+        is_free = own is not None and all(n is not None and own <= n for n in num_calls)
+        return preferred if is_free else None
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """See `RequestRouter`; called on the router's event loop."""

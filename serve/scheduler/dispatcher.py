@@ -38,6 +38,7 @@ from serve.scheduler.pending import (
 from serve.scheduler.prompts import Prompt, PromptIndex
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
+from serve.worker.sequence_batch import SequenceBatch
 from serve.worker.worker import RateEstimator
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class Dispatcher:
         if self.prompts.max_tokens:
             for entry in burst.entries:
                 num_prompt_tokens = self._count_prompt_tokens(entry.sequence)
-                entry.prompt = Prompt.of(entry.sequence, num_prompt_tokens)
+                entry.prompt = Prompt.of(entry.sequence, num_prompt_tokens, entry.owner)
         if burst.num_missing:
             self._schedule_soon()
         try:
@@ -293,9 +294,9 @@ class Dispatcher:
     async def _run_one_by_one(self, suspects: list[PendingSequence]) -> None:
         """Run suspects on a replica, one at a time, until one is lost or fails."""
         left, has_begun = deque(suspects), False
-        sequences = [entry.sequence for entry in suspects]
         try:
             sent_at = asyncio.get_running_loop().time()
+            sequences = self._build_message(suspects)
             async for result in self._backend.run_one_by_one(sequences, self._pool.num_tokens):
                 if result is None:
                     has_begun = True
@@ -323,13 +324,21 @@ class Dispatcher:
             return True
         try:
             result = await self._backend.run_batch(
-                [entry.sequence for entry in batch], self._pool.num_tokens
+                self._build_message(batch), self._pool.num_tokens
             )
         except ReplicaBusyError:
             self._metrics.record_retry(self._alias, "overloaded", len(batch))
             return False
         self._finish(batch, result, sent_at)
         return True
+
+    def _build_message(self, batch: Collection[PendingSequence]) -> SequenceBatch:
+        has_owners = any(entry.owner for entry in batch)
+        return SequenceBatch(
+            tuple(entry.sequence for entry in batch),
+            tuple(entry.owner for entry in batch) if has_owners else (),
+            self.prompts.find_replica(entry.prompt for entry in batch),
+        )
 
     def _finish(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
         assert len(result.rewards) == len(batch)
@@ -348,6 +357,8 @@ class Dispatcher:
             flow.inference_s += result.inference_s
         self._apportion_computed_tokens(batch, result.num_computed_tokens)
         for entry, reward in zip(batch, result.rewards, strict=True):
+            if entry.prompt is not None:
+                self.prompts.add(entry.prompt, result.replica)
             self._crash_history.forget(entry.sequence)
             self._pool.resolve(entry, reward)
 

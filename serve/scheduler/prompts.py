@@ -7,7 +7,8 @@ what it does not have.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rm_core.packing import TokenIds
@@ -26,9 +27,9 @@ class Prompt:
     num_tokens: int
 
     @classmethod
-    def of(cls, sequence: TokenIds, num_tokens: int) -> Prompt:
-        """Return the prompt of a sequence, its first `num_tokens` tokens."""
-        return cls(hash(sequence[:num_tokens]), num_tokens)
+    def of(cls, sequence: TokenIds, num_tokens: int, salt: str) -> Prompt:
+        """Return the prompt of a sequence with a salt, its first `num_tokens` tokens."""
+        return cls(hash((salt, sequence[:num_tokens])), num_tokens)
 
 
 class PromptIndex:
@@ -40,18 +41,27 @@ class PromptIndex:
 
     def __init__(self) -> None:
         self.max_tokens = 0
-        self._prompts: OrderedDict[Prompt, None] = OrderedDict()
+        # Each with the id of the replica that has it, or is assumed to get it.
+        self._prompts: OrderedDict[Prompt, str] = OrderedDict()
         self._num_tokens = 0
 
     def count_cached(self, prompt: Prompt | None) -> int:
         """Estimate how many tokens of a prompt need not be computed: all or none."""
         return prompt.num_tokens if prompt is not None and prompt in self._prompts else 0
 
-    def add(self, prompt: Prompt) -> None:
-        """Record that a sequence with this prompt was sent."""
+    def find_replica(self, prompts: Iterable[Prompt | None]) -> str:
+        """Return the id of the replica that has most tokens of the prompts; empty if unknown."""
+        num_tokens: Counter[str] = Counter()
+        for prompt in set(prompts):
+            if prompt is not None and (replica := self._prompts.get(prompt)):
+                num_tokens[replica] += prompt.num_tokens
+        return max(num_tokens, key=num_tokens.__getitem__, default="")
+
+    def add(self, prompt: Prompt, replica: str = "") -> None:
+        """Record that a sequence with this prompt was sent, or that a replica has computed it."""
         if prompt not in self._prompts:
             self._num_tokens += prompt.num_tokens
-            self._prompts[prompt] = None
+        self._prompts[prompt] = replica or self._prompts.get(prompt, "")
         self._prompts.move_to_end(prompt)
         while self._num_tokens > self.max_tokens:
             oldest, _ = self._prompts.popitem(last=False)

@@ -36,7 +36,7 @@ class Backend(Protocol):
         """Score one batch on one replica; reward i belongs to sequence i.
 
         Args:
-            sequences: token ids, none empty, distinct.
+            sequences: token ids, none empty; a `SequenceBatch` may say more.
             backlog_tokens: number of further queued tokens, for the scaling of replicas.
 
         Raises:
@@ -102,7 +102,7 @@ class RayBackend:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
             result: BatchResult = await self._handle.run_batch.remote(
-                list(sequences), backlog_tokens, self._gateway
+                sequences, backlog_tokens, self._gateway
             )
             return result
 
@@ -112,7 +112,7 @@ class RayBackend:
         """See `Backend`."""
         with _translate_ray_errors(self._alias):
             method = self._handle.options(stream=True).run_one_by_one
-            async for result in method.remote(list(sequences), backlog_tokens, self._gateway):
+            async for result in method.remote(sequences, backlog_tokens, self._gateway):
                 yield result
 
     async def describe(self) -> ModelInfo:

@@ -29,6 +29,7 @@ from rm_core import (
 )
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
+from serve.worker.sequence_batch import get_salts
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(sequences)
+            return await self._run(sequences, get_salts(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -205,14 +206,15 @@ class Worker:
         async with self._entrance:
             await self._is_idle.wait()
             yield None
-            for sequence in sequences:
+            salts = get_salts(sequences) or ("",) * len(sequences)
+            for sequence, salt in zip(sequences, salts, strict=True):
                 await asyncio.sleep(_DELIVERY_S)
-                yield await self._run([sequence])
+                yield await self._run([sequence], [salt])
 
-    async def _run(self, sequences: Sequence[TokenIds]) -> BatchResult:
+    async def _run(self, sequences: Sequence[TokenIds], salts: Sequence[str]) -> BatchResult:
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self._scorer.pack, sequences)
+            _submit(self._packing_thread, self._scorer.pack, sequences, salts)
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)

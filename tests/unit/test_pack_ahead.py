@@ -35,9 +35,9 @@ def test_on_batch_start_is_called_before_each_batch(
 ) -> None:
     events: list[tuple[str, int]] = []
 
-    def recording_forward(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def recording_forward(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         events.append(("ran", tree.num_tokens))
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
     scorer = RewardScorer(scorer.loaded_model, BatchConfig(100), recording_forward)
     expected = scorer.score_ids(sequences)

@@ -29,19 +29,33 @@ FAMILIES = ["llama-v0.1", "qwen3", "gemma2"]
 SEQUENCES = st.lists(
     st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=12
 )
-# A batch, how many tokens of each sequence to keep, and whether the forward pass fails.
-STEPS = st.lists(st.tuples(SEQUENCES, st.integers(0, 7), st.booleans()), min_size=1, max_size=12)
+# A batch, the number of its salts, how many tokens of each sequence to keep, and whether the
+# forward pass fails.
+STEPS = st.lists(
+    st.tuples(SEQUENCES, st.integers(1, 2), st.integers(0, 7), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+Steps = list[tuple[list[TokenIds], int, int, bool]]
 
 
-def tree_of(sequences: Sequence[TokenIds]) -> PrefixTree:
-    (tree,) = pack(sequences, 10**6).batches
+def tree_of(sequences: Sequence[TokenIds], num_salts: int = 1) -> PrefixTree:
+    salts = [str(index % num_salts) for index in range(len(sequences))]
+    (tree,) = pack(sequences, 10**6, salts=salts).batches
     return tree
 
 
-def row_of(tree: PrefixTree) -> list[TokenIds]:
+Prefix = tuple[str, TokenIds]
+"""A salt, and tokens from the start of a sequence."""
+
+
+def row_of(tree: PrefixTree) -> list[Prefix]:
     """Return the prefix that ends at each token of the row."""
     return [
-        tree.sequences[segment.sequence][: segment.depth + index + 1]
+        (
+            tree.salts[segment.sequence],
+            tree.sequences[segment.sequence][: segment.depth + index + 1],
+        )
         for segment in tree.row_segments
         for index in range(len(segment.token_ids))
     ]
@@ -74,7 +88,7 @@ def test_a_tree_without_cached_tokens_still_has_every_path(
         key = row.num_cached_tokens + end
         path = row.get_path(find_segment(row, key), key + 1)
         assert tuple(t for start, stop in path for t in tokens[start:stop]) == sequence
-    assert [prefix[-1] for prefix in row_of(row)] == tokens[row.num_cached_tokens :]
+    assert [ids[-1] for _, ids in row_of(row)] == tokens[row.num_cached_tokens :]
 
 
 class Keys:
@@ -82,9 +96,9 @@ class Keys:
 
     def __init__(self, num_slots: int) -> None:
         self.cache = PrefixCache(num_slots, 1, 1, torch.float64, [CPU])
-        self._numbers: dict[TokenIds, int] = {}
+        self._numbers: dict[Prefix, int] = {}
 
-    def number(self, prefix: TokenIds) -> int:
+    def number(self, prefix: Prefix) -> int:
         return self._numbers.setdefault(prefix, len(self._numbers) + 1)
 
     def run(self, tree: PrefixTree, num_kept: Sequence[int], fails: bool = False) -> CachedBatch:
@@ -93,44 +107,45 @@ class Keys:
         keys = torch.tensor([self.number(prefix) for prefix in row_of(batch.tree)]).double()
         keys, values = batch.extend(0, keys.view(-1, 1, 1), -keys.view(-1, 1, 1))
         assert torch.equal(keys, -values)
-        for sequence, end in zip(batch.tree.sequences, batch.tree.ends, strict=True):
+        paths = zip(batch.tree.salts, batch.tree.sequences, batch.tree.ends, strict=True)
+        for salt, ids, end in paths:
             key = batch.tree.num_cached_tokens + end
             path = batch.tree.get_path(find_segment(batch.tree, key), key + 1)
             found = torch.cat([keys[start:stop] for start, stop in path]).flatten().tolist()
-            assert found == [self.number(sequence[:n]) for n in range(1, len(sequence) + 1)]
+            assert found == [self.number((salt, ids[:n])) for n in range(1, len(ids) + 1)]
         self.cache.release(batch) if fails else self.cache.commit(batch)
         return batch
 
 
 @given(st.integers(1, 40), STEPS)
-def test_cached_keys_are_those_of_the_same_prefix(
-    num_slots: int, steps: list[tuple[list[TokenIds], int, bool]]
-) -> None:
+def test_cached_keys_are_those_of_the_same_prefix(num_slots: int, steps: Steps) -> None:
     """Any batches, any lengths to keep, failures, evictions, one slot only."""
     keys = Keys(num_slots)
-    for sequences, num_kept, fails in steps:
-        tree = tree_of(sequences)
+    for sequences, num_salts, num_kept, fails in steps:
+        tree = tree_of(sequences, num_salts)
         keys.run(tree, [min(num_kept, len(ids)) for ids in tree.sequences], fails)
         assert 0 <= keys.cache.num_tokens <= num_slots
 
 
 @given(STEPS)
-def test_prefixes_are_found_and_kept_to_the_token(
-    steps: list[tuple[list[TokenIds], int, bool]],
-) -> None:
+def test_prefixes_are_found_and_kept_to_the_token(steps: Steps) -> None:
     """With enough room, what was kept is never computed again, except at the end of a sequence."""
-    keys, kept = Keys(10_000), set[TokenIds]()
-    for sequences, num_kept, fails in steps:
-        tree = tree_of(sequences)
+    keys, kept = Keys(10_000), set[Prefix]()
+    for sequences, num_salts, num_kept, fails in steps:
+        tree = tree_of(sequences, num_salts)
         counts = [min(num_kept, len(ids)) for ids in tree.sequences]
-        ends = set(tree.sequences)
-        batch = keys.run(tree, counts, fails)
+        ends = set(zip(tree.salts, tree.sequences, strict=True))
+        row = row_of(keys.run(tree, counts, fails).tree)
         # After an end, a path is computed to its own end.
-        after_end = {p for p in row_of(batch.tree) if any(p[:n] in ends for n in range(len(p)))}
-        assert not (set(row_of(batch.tree)) - ends - after_end) & kept
+        after_end = {
+            (salt, ids)
+            for salt, ids in row
+            if any((salt, ids[:n]) in ends for n in range(len(ids)))
+        }
+        assert not (set(row) - ends - after_end) & kept
         if not fails:
-            for ids, count in zip(tree.sequences, counts, strict=True):
-                kept |= {ids[: n + 1] for n in range(count)}
+            for salt, ids, count in zip(tree.salts, tree.sequences, counts, strict=True):
+                kept |= {(salt, ids[: n + 1]) for n in range(count)}
         assert keys.cache.num_tokens == len(kept)
         assert keys.cache.num_bytes == 16 * len(kept)
 
@@ -142,7 +157,7 @@ def test_least_recently_used_prefixes_go_first_and_from_their_ends() -> None:
     keys.run(tree_of([second]), [4])
     keys.run(tree_of([first]), [4])
     keys.run(tree_of([third]), [4])
-    assert [keys.cache.count((*ids[:4], 99)) for ids in (first, second, third)] == [4, 1, 4]
+    assert [keys.cache.count((*ids[:4], 99), "0") for ids in (first, second, third)] == [4, 1, 4]
 
 
 def test_a_batch_never_evicts_what_it_reads() -> None:
@@ -150,15 +165,26 @@ def test_a_batch_never_evicts_what_it_reads() -> None:
     prompt = (1, 2, 3, 4)
     keys.run(tree_of([(*prompt, 5)]), [4])
     keys.run(tree_of([(*prompt, 6), (7, 8, 9, 10, 11)]), [4, 4])
-    assert keys.cache.count((*prompt, 9)) == 4
-    assert keys.cache.count((7, 8, 9, 10, 11)) == 0
+    assert keys.cache.count((*prompt, 9), "0") == 4
+    assert keys.cache.count((7, 8, 9, 10, 11), "0") == 0
+
+
+def test_another_salt_finds_nothing() -> None:
+    keys, sequence = Keys(16), (1, 2, 3, 4)
+    keys.run(tree_of([sequence]), [3])
+    assert (keys.cache.count(sequence, "0"), keys.cache.count(sequence, "1")) == (3, 0)
+    batch = keys.run(tree_of([sequence, sequence], 2), [3, 3])
+    assert sorted(row_of(batch.tree)) == [
+        ("0", sequence),
+        *(("1", sequence[:n]) for n in range(1, 5)),
+    ]
 
 
 def test_clear_forgets_everything() -> None:
     keys = Keys(8)
     keys.run(tree_of([(1, 2, 3, 4)]), [4])
     keys.cache.clear()
-    assert keys.cache.num_tokens == keys.cache.count((1, 2, 3, 4)) == 0
+    assert keys.cache.num_tokens == keys.cache.count((1, 2, 3, 4), "0") == 0
     keys.run(tree_of([(1, 2, 3, 4)]), [4])
     assert keys.cache.num_tokens == 4
 
@@ -166,7 +192,7 @@ def test_clear_forgets_everything() -> None:
 def test_cached_tokens_take_no_room_in_a_row_but_keys_are_bounded() -> None:
     sequences = [(prompt, *range(10, 19), answer) for prompt in range(40) for answer in (50, 51)]
     assert [batch.num_tokens for batch in pack(sequences, 24).batches] == [24] * 20
-    batches = pack(sequences, 24, lambda ids: len(ids) - 1).batches
+    batches = pack(sequences, 24, lambda ids, _: len(ids) - 1).batches
     num_batches = 20 // MAX_KEYS_PER_TOKEN
     assert [batch.num_tokens for batch in batches] == [24 * MAX_KEYS_PER_TOKEN] * num_batches
 

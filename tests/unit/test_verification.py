@@ -78,8 +78,8 @@ def test_verify_allows_bfloat16_rounding_of_plain_transformers(
     if attention == "sdpa":
         assert any(abs(c.difference or 0) > bfloat16_step(c.expected) for c in checks)
 
-    def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        return [logit + 1 for logit in forward_batch(loaded, tree)]
+    def shifted(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        return [logit + 1 for logit in forward_batch(loaded, tree, *rest)]
 
     use_few_samples(monkeypatch)
     scorer = RewardScorer(scorer.loaded_model, forward=shifted)
@@ -89,8 +89,8 @@ def test_verify_allows_bfloat16_rounding_of_plain_transformers(
 @pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("shift", [0.01, -0.01, 2e-4])
 def test_verify_fails_for_shifted_rewards(shift: float, scorer_of: ScorerOf) -> None:
-    def shifted(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        return [logit + shift for logit in forward_batch(loaded, tree)]
+    def shifted(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        return [logit + shift for logit in forward_batch(loaded, tree, *rest)]
 
     checks = verify(RewardScorer(scorer_of("qwen3").loaded_model, forward=shifted))
     assert checks
@@ -105,8 +105,8 @@ def test_one_wrong_reward_fails_only_its_check(scorer_of: ScorerOf) -> None:
     name, messages = sample_conversations()[5]
     wrong_ids = scorer.encoder.encode(messages).input_ids
 
-    def wrong(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        logits = forward_batch(loaded, tree)
+    def wrong(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        logits = forward_batch(loaded, tree, *rest)
         return [x + (ids == wrong_ids) for ids, x in zip(tree.sequences, logits, strict=True)]
 
     scorer = RewardScorer(scorer.loaded_model, forward=wrong)
@@ -115,7 +115,7 @@ def test_one_wrong_reward_fails_only_its_check(scorer_of: ScorerOf) -> None:
 
 @pytest.mark.usefixtures("few_samples")
 def test_score_error_fails_the_check(scorer_of: ScorerOf) -> None:
-    def failing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def failing(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         raise RuntimeError("broken")
 
     checks = verify(RewardScorer(scorer_of("qwen3").loaded_model, forward=failing))

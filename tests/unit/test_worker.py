@@ -38,7 +38,8 @@ def forward() -> ForwardStub:
 
 @pytest.fixture
 def scorer(scorer_of: ScorerOf, forward: ForwardStub) -> RewardScorer:
-    return RewardScorer(scorer_of("qwen3").loaded_model, forward=forward)
+    # Without a prefix cache, equal batches have results that are equal to the bit.
+    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(prefix_cache_bytes=0), forward)
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ class Gate:
         self.seen: list[TokenIds] = []
         forward.run = self
 
-    def __call__(self, loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def __call__(self, loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         self.seen += tree.sequences
         self.reached.set()
         assert self.open.wait(PATIENCE_S)
-        return forward_batch(loaded, tree)
+        return forward_batch(loaded, tree, *rest)
 
 
 async def reached(gate: Gate) -> None:
@@ -98,8 +99,8 @@ def test_next_batch_is_packed_while_device_is_busy(
     first, second = [encode(scorer, "4")], [encode(scorer, "5")]
     prepare = scorer.pack
 
-    def watched(sequences: Any) -> Any:
-        packing = prepare(sequences)
+    def watched(sequences: Any, salts: Any) -> Any:
+        packing = prepare(sequences, salts)
         if list(sequences) == second:
             packed.set()
         return packing
@@ -246,7 +247,7 @@ def test_failed_device_is_not_used_again(
     worker = make_worker(scorer)
     calls: list[int] = []
 
-    def failing(_loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def failing(_loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         calls.append(len(tree.sequences))
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -268,10 +269,10 @@ def test_failing_conversation_leaves_worker_healthy(
     worker = make_worker(scorer)
     good, bad = encode(scorer, "4"), encode(scorer, "5")
 
-    def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
+    def overflowing(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         if bad in tree.sequences and isinstance(value, Exception):
             raise value
-        logits = forward_batch(loaded, tree)
+        logits = forward_batch(loaded, tree, *rest)
         return [value if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
     forward.run = overflowing
@@ -298,8 +299,8 @@ def test_corrupted_weights_make_worker_unhealthy(
     with torch.no_grad():
         scorer.loaded_model.head.add_(value)
 
-    def overflowing(loaded: Any, tree: PrefixTree, *_: int) -> list[float]:
-        logits = forward_batch(loaded, tree)
+    def overflowing(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        logits = forward_batch(loaded, tree, *rest)
         return [math.inf if s == bad else x for s, x in zip(tree.sequences, logits, strict=True)]
 
     forward.run = overflowing
