@@ -20,6 +20,10 @@ import torch
 
 from rm_core.packing import PrefixTree, TokenIds, common_prefix_length
 
+# All prompts of a template begin with the same few tokens: to compute them is as fast as to read
+# them.
+_MIN_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class NewPrefix:
@@ -121,6 +125,7 @@ class PrefixCache:
         head_dim: size of a head.
         dtype: dtype of keys and values.
         devices: device of each layer.
+        min_tokens: length from which on a prefix is read from the cache.
     """
 
     def __init__(
@@ -130,10 +135,12 @@ class PrefixCache:
         head_dim: int,
         dtype: torch.dtype,
         devices: Sequence[torch.device],
+        min_tokens: int = _MIN_TOKENS,
     ) -> None:
         shape = (2, num_slots, num_key_value_heads, head_dim)
         self._layers = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         self._num_slots = num_slots
+        self._min_tokens = min_tokens
         self._lock = threading.Lock()
         self.clear()
 
@@ -165,8 +172,8 @@ class PrefixCache:
     def count(self, token_ids: TokenIds, salt: str = "") -> int:
         """Count the first tokens of a sequence that are in the cache, its last token left out."""
         with self._lock:
-            path = self._find(salt, token_ids[:-1])
-            return sum(num_matched for _, num_matched in path)
+            num_matched = sum(count for _, count in self._find(salt, token_ids[:-1]))
+            return num_matched if num_matched >= self._min_tokens else 0
 
     def acquire(self, tree: PrefixTree, num_kept: Sequence[int]) -> CachedBatch:
         """Take what is cached out of a batch, and reserve slots for what is to be kept.
@@ -257,7 +264,7 @@ class PrefixCache:
             path = self._find(salt, sequence[: segment.depth + limit])
             self._touch([node for node, _ in path])
             num_matched = sum(count for _, count in path)
-            if num_matched > segment.depth:
+            if num_matched > segment.depth and num_matched >= self._min_tokens:
                 num_cached[-1] = num_matched - segment.depth
                 slots = torch.cat([node.slots[:count] for node, count in path])
                 read_slots.append(slots[segment.depth :])

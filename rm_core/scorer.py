@@ -129,6 +129,8 @@ class RewardScorer:
             logger.warning("the self-check is disabled: rewards are not compared at load time")
             return
         difference = check.compare(self.score_ids(check.sequences).rewards)
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
         logger.info("self-check: largest difference from plain transformers %.2g", difference)
 
     @property

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from rm_core import ChatEncoder, ModelConfig, RewardScorer, load_encoder
+from rm_core import BatchConfig, ChatEncoder, ModelConfig, RewardScorer, load_encoder
 
 
 @pytest.fixture(scope="session")
 def scorer_of(checkpoint_of: Callable[[str], Path]) -> Callable[..., RewardScorer]:
-    """Return a loaded scorer of a checkpoint of SPECS, on the CPU."""
+    """Return a loaded scorer of a checkpoint of SPECS, on the CPU.
+
+    It has no prefix cache: a test must not depend on what another one scored.
+    """
 
     @functools.cache
     def load(name: str, dtype: str = "float32", attention: str = "auto") -> RewardScorer:
         path = str(checkpoint_of(name))
         return RewardScorer.load(
-            ModelConfig(path, dtype=dtype, attention=attention, device="cpu")  # type: ignore[arg-type]
+            ModelConfig(path, dtype=dtype, attention=attention, device="cpu"),  # type: ignore[arg-type]
+            BatchConfig(prefix_cache_bytes=0),
         )
 
     return load

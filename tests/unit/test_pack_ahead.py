@@ -15,7 +15,7 @@ from rm_core.packing import PrefixTree, TokenIds
 @pytest.fixture
 def scorer(scorer_of: Callable[..., RewardScorer]) -> RewardScorer:
     """A scorer with a small budget, so that there are several batches."""
-    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(100))
+    return RewardScorer(scorer_of("qwen3").loaded_model, BatchConfig(100, prefix_cache_bytes=0))
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def test_on_batch_start_is_called_before_each_batch(
         events.append(("ran", tree.num_tokens))
         return forward_batch(loaded, tree, *rest)
 
-    scorer = RewardScorer(scorer.loaded_model, BatchConfig(100), recording_forward)
+    scorer = RewardScorer(
+        scorer.loaded_model, BatchConfig(100, prefix_cache_bytes=0), recording_forward
+    )
     expected = scorer.score_ids(sequences)
     whole, events = events, []
     scored = scorer.score_packing(

@@ -95,7 +95,7 @@ class Keys:
     """Stands for a layer: the key of a token is a number for the prefix that ends there."""
 
     def __init__(self, num_slots: int) -> None:
-        self.cache = PrefixCache(num_slots, 1, 1, torch.float64, [CPU])
+        self.cache = PrefixCache(num_slots, 1, 1, torch.float64, [CPU], min_tokens=1)
         self._numbers: dict[Prefix, int] = {}
 
     def number(self, prefix: Prefix) -> int:
@@ -178,6 +178,16 @@ def test_another_salt_finds_nothing() -> None:
         ("0", sequence),
         *(("1", sequence[:n]) for n in range(1, 5)),
     ]
+
+
+def test_a_short_prefix_is_computed_again() -> None:
+    cache = PrefixCache(64, 1, 1, torch.float64, [CPU], min_tokens=3)
+    for prompt, num_found in (((1, 2), 0), ((1, 2, 3), 3)):
+        cache.commit(cache.acquire(tree_of([(*prompt, 9)]), [len(prompt)]))
+        assert cache.count((*prompt, 8), "0") == num_found
+        batch = cache.acquire(tree_of([(*prompt, 8)]), [len(prompt)])
+        assert batch.tree.num_cached_tokens == num_found
+        cache.release(batch)
 
 
 def test_clear_forgets_everything() -> None:

@@ -16,7 +16,7 @@ import torch
 from forward_stub import ForwardStub
 from waiting import PATIENCE_S, settle, until_async
 
-from rm_core import ModelConfig, RewardScorer, ScoreError
+from rm_core import BatchConfig, ModelConfig, RewardScorer, ScoreError
 from rm_core.model.forward import forward_batch
 from rm_core.packing import PrefixTree, TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
