@@ -1,5 +1,9 @@
 """Forms the next batch from pending sequences. Pure: `serve.scheduler.dispatcher` has the queue.
 
+A batch has room for what is left to compute: `PromptIndex` estimates which prompts are in the
+prefix caches of a model's replicas. Other gateways use the replicas too, and a replica may have
+been replaced, so a replica computes what it does not have.
+
 `rm_core.pack` splits all sequences into batches at once, where they share the least. Here only one
 batch is needed, the pending sequences come in scheduling order, and the cost must not grow with the
 length of the queue.
@@ -8,7 +12,9 @@ length of the queue.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
 
@@ -25,6 +31,60 @@ from rm_core.packing import (
 _MIN_SHARED_FRACTION = 0.25
 NOTHING_CACHED: Mapping[TokenIds, int] = MappingProxyType({})
 """Of a model without a prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The first tokens of a sequence, which other sequences may share.
+
+    Attributes:
+        key: hash of the token ids.
+        num_tokens: number of tokens.
+    """
+
+    key: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, sequence: TokenIds, num_tokens: int, salt: str) -> Prompt:
+        """Return the prompt of a sequence with a salt, its first `num_tokens` tokens."""
+        return cls(hash((salt, sequence[:num_tokens])), num_tokens)
+
+
+class PromptIndex:
+    """The prompts that were sent to replicas last, as many as a prefix cache holds.
+
+    Attributes:
+        max_tokens: maximum number of tokens in the prefix cache of a replica; 0 without one.
+    """
+
+    def __init__(self) -> None:
+        self.max_tokens = 0
+        # Each with the id of the replica that has it, or is assumed to get it.
+        self._prompts: OrderedDict[Prompt, str] = OrderedDict()
+        self._num_tokens = 0
+
+    def count_cached(self, prompt: Prompt | None) -> int:
+        """Estimate how many tokens of a prompt need not be computed: all or none."""
+        return prompt.num_tokens if prompt is not None and prompt in self._prompts else 0
+
+    def find_replica(self, prompts: Iterable[Prompt | None]) -> str:
+        """Return the id of the replica that has most tokens of the prompts; empty if unknown."""
+        num_tokens: Counter[str] = Counter()
+        for prompt in set(prompts):
+            if prompt is not None and (replica := self._prompts.get(prompt)):
+                num_tokens[replica] += prompt.num_tokens
+        return max(num_tokens, key=num_tokens.__getitem__, default="")
+
+    def add(self, prompt: Prompt, replica: str = "") -> None:
+        """Record that a sequence with this prompt was sent, or that a replica has computed it."""
+        if prompt not in self._prompts:
+            self._num_tokens += prompt.num_tokens
+        self._prompts[prompt] = replica or self._prompts.get(prompt, "")
+        self._prompts.move_to_end(prompt)
+        while self._num_tokens > self.max_tokens:
+            oldest, _ = self._prompts.popitem(last=False)
+            self._num_tokens -= oldest.num_tokens
 
 
 class Batch:

@@ -26,7 +26,13 @@ from typing import TypeAlias
 from rm_core import BatchResult, RewardError, ScoreError, ScoringError
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.scheduler.batching import apportion, compute_tree_size, form_mixed_batch
+from serve.scheduler.batching import (
+    Prompt,
+    PromptIndex,
+    apportion,
+    compute_tree_size,
+    form_mixed_batch,
+)
 from serve.scheduler.pending import (
     MAX_CRASHES,
     CrashHistory,
@@ -35,11 +41,9 @@ from serve.scheduler.pending import (
     RequestFlow,
     build_quarantine_error,
 )
-from serve.scheduler.prompts import Prompt, PromptIndex
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
-from serve.worker.sequence_batch import SequenceBatch
-from serve.worker.worker import RateEstimator
+from serve.worker.worker import RateEstimator, SequenceBatch
 
 logger = logging.getLogger(__name__)
 

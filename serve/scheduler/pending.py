@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from rm_core import Fingerprint, RewardError, ScoreError
 from rm_core.packing import TokenIds
 from serve.errors import ConversationQuarantinedError
+from serve.scheduler.batching import Prompt
 from serve.scheduler.fair_queue import FairQueue, Flow
-from serve.scheduler.prompts import Prompt
 
 MAX_CRASHES = 2
 """A conversation that was with so many replicas when they were lost is not sent to another."""

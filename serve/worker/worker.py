@@ -1,10 +1,10 @@
 """A model on its device, the one thread that may use it, its watchdog and its health checks.
 
 A worker is the `Backend` of a gateway in the same process. `Worker.run_batch` is called from an
-event loop and never blocks it. A batch is packed on a separate
-thread while the batch before it is on the device. `Worker.check_health` checks the thread and the
-device; on Ray, Serve calls it through `serve.deployments.replica.ScorerReplica`, and without Ray
-`/ready` reports its result. Nothing here depends on HTTP or Ray.
+event loop and never blocks it. A batch is packed on a separate thread while the batch before it is
+on the device. `Worker.check_health` checks the thread and the device; on Ray, Serve calls it
+through `serve.deployments.replica.ScorerReplica`, and without Ray `/ready` reports its result.
+Nothing here depends on HTTP or Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar, overload
 
 from rm_core import (
     BatchResult,
@@ -29,7 +30,6 @@ from rm_core import (
 )
 from rm_core.packing import TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.worker.sequence_batch import get_salts
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,32 @@ _MIN_STUCK_COMPILED_S = 900.0
 _DELIVERY_S = 0.005
 # Errors of a conversation that the device may have caused; the probe decides.
 _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBatch(Sequence[TokenIds]):
+    """The sequences of a batch, as a gateway sends them to a replica. Is sent between processes.
+
+    Attributes:
+        sequences: token ids of each sequence, none empty.
+        salts: salt of each sequence, see `rm_core.packing.pack`; empty if all have the same one.
+        preferred_replica: id of the replica whose prefix cache has most of the prompts; empty if
+            any replica will do.
+    """
+
+    sequences: tuple[TokenIds, ...]
+    salts: tuple[str, ...] = ()
+    preferred_replica: str = ""
+
+    @overload
+    def __getitem__(self, index: int) -> TokenIds: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TokenIds, ...]: ...
+    def __getitem__(self, index: int | slice) -> TokenIds | tuple[TokenIds, ...]:
+        return self.sequences[index]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
 
 
 class RateEstimator:
@@ -181,7 +207,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(sequences, get_salts(sequences))
+            return await self._run(sequences, _get_salts(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -206,7 +232,7 @@ class Worker:
         async with self._entrance:
             await self._is_idle.wait()
             yield None
-            salts = get_salts(sequences) or ("",) * len(sequences)
+            salts = _get_salts(sequences) or ("",) * len(sequences)
             for sequence, salt in zip(sequences, salts, strict=True):
                 await asyncio.sleep(_DELIVERY_S)
                 yield await self._run([sequence], [salt])
@@ -309,6 +335,11 @@ class Worker:
         thread_failure = None if self._thread.is_alive() else "its thread ended"
         reason = self._failure or thread_failure or self.watchdog.stall_reason()
         return reason and f"the replica cannot score any more: {reason}"
+
+
+def _get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
+    """Return the salt of each sequence of a batch, or nothing if all have the same one."""
+    return sequences.salts if isinstance(sequences, SequenceBatch) else ()
 
 
 def _submit(
