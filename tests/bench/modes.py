@@ -17,7 +17,7 @@ from pathlib import Path
 
 from workloads import build_model, groups_of_16, rm_bench_pairs
 
-from rm_core import Encoded, ModelConfig, RewardScorer, pack
+from rm_core import BatchConfig, Encoded, ModelConfig, RewardScorer, pack
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 MODES = {"default": {}, "deterministic": {"deterministic": True}, "compile": {"compile": True}}
@@ -45,7 +45,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = str(build_model(Path(folder), list(workloads.values())))
         scorers = {
-            name: RewardScorer.load(ModelConfig(path, device="cpu", **mode))
+            # Without a prefix cache: every round scores the same prompts.
+            name: RewardScorer.load(
+                ModelConfig(path, device="cpu", **mode), BatchConfig(prefix_cache_bytes=0)
+            )
             for name, mode in MODES.items()
         }
     for workload, conversations in workloads.items():

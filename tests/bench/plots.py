@@ -10,7 +10,7 @@ import matplotlib as mpl
 from growth import Curve
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from report import EAGER, ONE_POST, OUR_CLIENTS, PADDED, SORTED, VLLM_CLIENTS
+from report import EAGER, ONE_POST, OUR_CLIENTS, PADDED, SORTED, VLLM_CLIENTS, WITHOUT_CACHE
 from rounds import Measured
 from ways import IN_PROCESS, ONE_BY_ONE
 
@@ -36,6 +36,7 @@ _COLOURS = {
     IN_PROCESS: "#12395c",
     ONE_POST: "#1f6fb4",
     OUR_CLIENTS: "#63aae0",
+    WITHOUT_CACHE: "#b5d5ee",
     VLLM_CLIENTS: "#e08a3c",
 }
 

@@ -12,6 +12,7 @@ PADDED = f"padded batches of {BATCH}"
 SORTED = f"{PADDED}, sorted"
 ONE_POST = "skyreward over HTTP, one post"
 OUR_CLIENTS = "skyreward over HTTP, many clients"
+WITHOUT_CACHE = f"{OUR_CLIENTS}, no prefix cache"
 VLLM_CLIENTS = "vLLM over HTTP, many clients"
 
 _HELD_AGAINST = (
@@ -20,6 +21,7 @@ _HELD_AGAINST = (
     (IN_PROCESS, PADDED),
     (IN_PROCESS, SORTED),
     (ONE_POST, IN_PROCESS),
+    (OUR_CLIENTS, WITHOUT_CACHE),
     (OUR_CLIENTS, VLLM_CLIENTS),
 )
 
@@ -37,11 +39,18 @@ def show(name: str, measured: Measured) -> None:
         f"\n{name}: {need.conversations} conversations, {need.tokens:,} tokens "
         f"({need.distinct_tokens:,} distinct, the longest conversation {need.longest:,})"
     )
-    print(f"  {'':36} {'tokens/s':>9} {'of the matrix rate':>20} {'rewards differ by':>20}")
+    print(
+        f"  {'':50} {'tokens/s':>9} {'computed':>9} {'of distinct':>12} {'of the matrix rate':>19}"
+        f" {'rewards differ by':>18}"
+    )
     for way in measured.seconds:
+        computed = measured.computed_tokens(way)
+        told, ratio = "-", "-"
+        if computed is not None:
+            told, ratio = f"{computed:,}", f"{computed / need.distinct_tokens:.2f}x"
         print(
-            f"  {way:36} {measured.tokens_per_s(way):9,.0f} {measured.matrix_share(way):20.0%}"
-            f" {measured.differences[way]:20.1e}"
+            f"  {way:50} {measured.tokens_per_s(way):9,.0f} {told:>9} {ratio:>12}"
+            f" {measured.matrix_share(way):19.0%} {measured.differences[way]:18.1e}"
         )
     for way, other in pairs_of(measured):
         ratios = measured.ratios(way, other)

@@ -3,6 +3,10 @@
 A machine's speed wanders, by a factor of two on shared ones. So every round runs every way once,
 each round begins with another one, the matrix rate is measured before and after each, ratios are
 taken within a round, and what is told is the median of the rounds.
+
+Prompts outlive batches in the caches of services, so every way gets conversations in every round
+that nobody has seen: the workload behind another salt. Rewards are compared in a warm-up, which
+gives the same conversations to all ways, twice, so that the second time prompts are cached.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from typing import Any
 
 from machine import Need
 from ways import ONE_BY_ONE, Way
-from workloads import Conversations
+from workloads import Conversations, draw_salt, with_salt
 
-_WARM_UP = 2  # conversations
+_WARM_UP = 8  # conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Measured:
         need: what the workload consists of.
         seconds: of each way, one number a round; fewer where a way sat out the last rounds.
         rates: the matrix rate around each of them, operations per second.
+        computed: of each way, tokens that went through the model, one number a round; empty where
+            a way does not tell.
         differences: of each way, the largest from the rewards of `reference`.
         reference: plain transformers one by one, or if that is left out the first way.
     """
@@ -35,6 +41,7 @@ class Measured:
     need: Need
     seconds: Mapping[str, Sequence[float]]
     rates: Mapping[str, Sequence[float]]
+    computed: Mapping[str, Sequence[int]]
     differences: Mapping[str, float]
     reference: str
 
@@ -51,6 +58,11 @@ class Measured:
         pairs = zip(self.seconds[way], self.rates[way], strict=True)
         return statistics.median(self.need.operations / s / rate for s, rate in pairs)
 
+    def computed_tokens(self, way: str) -> int | None:
+        """Tokens that went through the model in a round; None where the way does not tell."""
+        computed = self.computed[way]
+        return statistics.median_low(computed) if computed else None
+
     def record(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """As plain data, with the ratios of the pairs given."""
         need = self.need
@@ -63,6 +75,7 @@ class Measured:
                 way: {
                     "tokens_per_s": round(self.tokens_per_s(way), 1),
                     "seconds": [round(s, 3) for s in seconds],
+                    "computed_tokens": self.computed_tokens(way),
                     "matrix_share": round(self.matrix_share(way), 4),
                     "largest_difference": self.differences[way],
                 }
@@ -85,23 +98,35 @@ def measure(
     """Run every way over the conversations, as many rounds as `rounds` says of it."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    rewards: dict[str, list[float]] = {}
-    for way in ways.values():
-        way(conversations[:_WARM_UP])
+    computed: dict[str, list[int]] = {name: [] for name in ways}
+    reference = ONE_BY_ONE if ONE_BY_ONE in ways else next(iter(ways))
+    differences = compare(ways, with_salt(conversations[:_WARM_UP], draw_salt()), reference)
     for number in range(max(map(rounds, ways))):
         before = matrix_rate()
         for name in rotated([name for name in ways if number < rounds(name)], number):
+            fresh = with_salt(conversations, draw_salt())
             started = time.perf_counter()
-            rewards[name] = ways[name](conversations)
+            scored = ways[name](fresh)
             seconds[name].append(time.perf_counter() - started)
+            if len(scored.rewards) != len(fresh):
+                raise SystemExit(f"{name}: {len(scored.rewards)} rewards of {len(fresh)}")
+            if scored.num_computed_tokens is not None:
+                computed[name].append(scored.num_computed_tokens)
             after = matrix_rate()
             rates[name].append((before + after) / 2)
             before = after
-    reference = ONE_BY_ONE if ONE_BY_ONE in ways else next(iter(ways))
-    differences = {
-        name: largest_difference(got, rewards[reference]) for name, got in rewards.items()
+    return Measured(need, seconds, rates, computed, differences, reference)
+
+
+def compare(
+    ways: Mapping[str, Way], conversations: Conversations, reference: str
+) -> dict[str, float]:
+    """The largest difference of each way from the reference, on equal rows given twice."""
+    expected = ways[reference](conversations).rewards
+    return {
+        name: max(largest_difference(way(conversations).rewards, expected) for _ in range(2))
+        for name, way in ways.items()
     }
-    return Measured(need, seconds, rates, differences, reference)
 
 
 def rotated(names: list[str], number: int) -> list[str]:

@@ -12,11 +12,11 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
+from ways import Scored
 from workloads import Conversations
 
 from serve.cli.demo import run_service
@@ -29,19 +29,20 @@ class Skyreward:
         self._url = url
         self._clients = clients
 
-    def one_post(self, conversations: Conversations) -> list[float]:
+    def one_post(self, conversations: Conversations) -> Scored:
         """All conversations in a single post."""
         return self._post([conversations], 1)
 
-    def one_each(self, conversations: Conversations) -> list[float]:
+    def one_each(self, conversations: Conversations) -> Scored:
         """As many clients as wanted at a time, one conversation a post."""
         return self._post([[conversation] for conversation in conversations], self._clients)
 
-    def _post(self, parts: Sequence[Conversations], clients: int) -> list[float]:
+    def _post(self, parts: Sequence[Conversations], clients: int) -> Scored:
         bodies = [{"conversations": list(part)} for part in parts]
         rewards: list[float] = []
+        num_computed_tokens = 0
         for answer in asyncio.run(post_all(self._url, "/v1/score", bodies, clients)):
-            # A reward remembered from an earlier round is no work done.
+            # A reward that another conversation has had is no work done.
             if answer["usage"]["num_cached_tokens"]:
                 raise SystemExit(
                     "the service answers from its score cache: start it with `cache_bytes: 0`"
@@ -50,7 +51,8 @@ class Skyreward:
                 if "error" in result:
                     raise SystemExit(f"{self._url}: {result['error']}")
                 rewards.append(result["reward"])
-        return rewards
+            num_computed_tokens += answer["usage"]["num_computed_tokens"]
+        return Scored(rewards, num_computed_tokens)
 
 
 class Vllm:
@@ -61,22 +63,18 @@ class Vllm:
         self._clients = clients
         self._model = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"]
 
-    def one_each(self, conversations: Conversations) -> list[float]:
+    def one_each(self, conversations: Conversations) -> Scored:
         """As many clients as wanted at a time, one conversation a post."""
-        # With another salt the blocks that its prefix cache kept of earlier rounds do not count;
-        # within a round the cache works as it always does.
-        salt = f"round-{time.monotonic_ns()}"
         bodies = [
             {
                 "model": self._model,
                 "messages": conversation,
                 "use_activation": False,  # the raw reward instead of its sigmoid
-                "cache_salt": salt,
             }
             for conversation in conversations
         ]
         answers = asyncio.run(post_all(self._url, "/classify", bodies, self._clients))
-        return [answer["data"][0]["probs"][0] for answer in answers]
+        return Scored([answer["data"][0]["probs"][0] for answer in answers])
 
 
 async def post_all(
@@ -102,13 +100,14 @@ async def post_all(
 
 
 @contextlib.contextmanager
-def our_service(model: str, local: bool) -> Iterator[str]:
+def our_service(model: str, local: bool, **chosen: Any) -> Iterator[str]:
     """The address of a service of our own on the model, on Ray or in one process without.
 
-    As a user gets it, but without its score cache: that would answer every round after the first.
+    As a user gets it, but without its score cache, so that every conversation is work; `chosen`
+    are further settings of the model.
     """
     os.environ.setdefault("SKYREWARD_LOG_LEVEL", "WARNING")
-    settings = {"models": [{"name": model, "alias": "bench", "cache_bytes": 0}]}
+    settings = {"models": [{"name": model, "alias": "bench", "cache_bytes": 0, **chosen}]}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(json.dumps(settings))  # which is YAML as well
         file.flush()

@@ -1,9 +1,10 @@
 """Tokens per second of this project beside its peers, in one run on one machine.
 
-What is measured: four workloads (`workloads.py`) and any file given, through ours in process and
+What is measured: five workloads (`workloads.py`) and any file given, through ours in process and
 over HTTP (all in one post; 64 clients, one conversation a post), plain transformers one by one
 and in padded batches of 8, and vLLM over HTTP if its address is given; then how the cost grows
-(`growth.py`). `rounds.py` tells how, `machine.py` against what. The last line is one JSON object.
+(`growth.py`). Beside each rate stand the tokens that went through the model, where a way tells
+them. `rounds.py` tells how, `machine.py` against what. The last line is one JSON object.
 
     python tests/bench/throughput.py --rounds 3 --plots build/bench
 
@@ -37,13 +38,14 @@ from report import (
     PADDED,
     SORTED,
     VLLM_CLIENTS,
+    WITHOUT_CACHE,
     pairs_of,
     show,
 )
 from rounds import Measured, measure
 from services import Skyreward, Vllm, our_service
 from ways import IN_PROCESS, ONE_BY_ONE, Plain, Way, in_process
-from workloads import WORKLOADS, Conversations, build_model, job_file
+from workloads import WORKLOADS, Conversations, build_model, draw_salt, job_file, with_salt
 
 from rm_core import Encoded, ModelConfig, RewardScorer
 from rm_core.packing import TokenIds
@@ -66,6 +68,7 @@ def arguments() -> argparse.Namespace:
     add("--local", action="store_true", help="start it without Ray")
     add("--ways", default="", help="parts of the names of those wanted, with commas")
     add("--vllm", metavar="URL", help="vLLM with that model")
+    add("--without-prefix-cache", action="store_true", help="also ours with no prefix cache")
     add("--clients", type=int, default=64)
     add("--eager", action="store_true", help="also plain transformers with eager attention")
     add("--rounds", type=int, default=3)
@@ -153,8 +156,8 @@ def measure_workloads(
         return min(options.rounds, options.padded_rounds) if is_padded else options.rounds
 
     measured = {}
-    with our_address(options, model) as url:
-        ways = contenders(options, scorer, plain, url)
+    with our_address(options, model) as url, uncached_address(options, model) as uncached_url:
+        ways = contenders(options, scorer, plain, url, uncached_url)
         for name, conversations in workloads.items():
             kept, sequences = encodable(scorer, conversations)
             need = need_of(sequences, plain.model)
@@ -175,8 +178,21 @@ def our_address(
     return our_service(model, options.local)
 
 
+def uncached_address(
+    options: argparse.Namespace, model: str
+) -> contextlib.AbstractContextManager[str | None]:
+    """Where a second service listens, which has no prefix cache; nowhere unless it is asked for."""
+    if options.without_prefix_cache and wanted(WITHOUT_CACHE, options.ways):
+        return our_service(model, options.local, prefix_cache_bytes=0)
+    return contextlib.nullcontext()
+
+
 def contenders(
-    options: argparse.Namespace, scorer: RewardScorer, plain: Plain, url: str | None
+    options: argparse.Namespace,
+    scorer: RewardScorer,
+    plain: Plain,
+    url: str | None,
+    uncached_url: str | None,
 ) -> dict[str, Way]:
     """The ways in the order of a round: neighbours are those whose ratios are of interest."""
     ways: dict[str, Way] = {PADDED: plain.padded, SORTED: plain.sorted_padded}
@@ -186,6 +202,8 @@ def contenders(
     if url:
         ours = Skyreward(url, options.clients)
         ways |= {ONE_POST: ours.one_post, OUR_CLIENTS: ours.one_each}
+    if uncached_url:
+        ways[WITHOUT_CACHE] = Skyreward(uncached_url, options.clients).one_each
     if options.vllm:
         ways[VLLM_CLIENTS] = Vllm(options.vllm, options.clients).one_each
     return {name: way for name, way in ways.items() if wanted(name, options.ways)}
@@ -199,8 +217,9 @@ def wanted(name: str, parts: str) -> bool:
 def encodable(
     scorer: RewardScorer, conversations: Conversations
 ) -> tuple[Conversations, list[TokenIds]]:
-    """The conversations that the model can score, and their token ids."""
-    encoded = zip(conversations, scorer.encoder.encode_all(conversations), strict=True)
+    """The conversations that the model can score behind a salt, and their token ids with one."""
+    salted = with_salt(conversations, draw_salt())
+    encoded = zip(conversations, scorer.encoder.encode_all(salted), strict=True)
     pairs = [(c, e.input_ids) for c, e in encoded if isinstance(e, Encoded)]
     return [c for c, _ in pairs], [ids for _, ids in pairs]
 

@@ -7,16 +7,31 @@ transformers is its own classifier with the attention that a user gets who asks 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
 from workloads import Conversations
 
-from rm_core import Encoded, Reward, RewardScorer
+from rm_core import Encoded, RewardScorer
 from rm_core.packing import TokenIds
 
-Way = Callable[[Conversations], list[float]]
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a way gives.
+
+    Attributes:
+        rewards: of each conversation, in order.
+        num_computed_tokens: tokens that went through the model; None where a way does not tell.
+    """
+
+    rewards: list[float]
+    num_computed_tokens: int | None = None
+
+
+Way = Callable[[Conversations], Scored]
 BATCH = 8
 ONE_BY_ONE = "one by one"
 IN_PROCESS = "skyreward, in process"
@@ -25,9 +40,11 @@ IN_PROCESS = "skyreward, in process"
 def in_process(scorer: RewardScorer) -> Way:
     """Ours, called as a library with all conversations."""
 
-    def way(conversations: Conversations) -> list[float]:
-        results = scorer.score(conversations)
-        return [result.reward for result in results if isinstance(result, Reward)]
+    def way(conversations: Conversations) -> Scored:
+        encoded = scorer.encoder.encode_all(conversations)
+        result = scorer.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
+        rewards = [reward for reward in result.rewards if isinstance(reward, float)]
+        return Scored(rewards, result.num_computed_tokens)
 
     return way
 
@@ -56,20 +73,20 @@ class Plain:
             .eval()
         )
 
-    def one_by_one(self, conversations: Conversations) -> list[float]:
+    def one_by_one(self, conversations: Conversations) -> Scored:
         """Each conversation on its own."""
-        return [self.rewards([self._encode(c)])[0] for c in conversations]
+        return Scored([self.rewards([self._encode(c)])[0] for c in conversations])
 
-    def padded(self, conversations: Conversations) -> list[float]:
+    def padded(self, conversations: Conversations) -> Scored:
         """Batches of 8 in the order given, padded on the right."""
-        return self._padded([self._encode(c) for c in conversations])
+        return Scored(self._padded([self._encode(c) for c in conversations]))
 
-    def sorted_padded(self, conversations: Conversations) -> list[float]:
+    def sorted_padded(self, conversations: Conversations) -> Scored:
         """Batches of 8 in the order of length, padded on the right."""
         sequences = [self._encode(c) for c in conversations]
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         rewards = self._padded([sequences[i] for i in order])
-        return [reward for _, reward in sorted(zip(order, rewards, strict=True))]
+        return Scored([reward for _, reward in sorted(zip(order, rewards, strict=True))])
 
     @torch.inference_mode()
     def rewards(self, rows: Sequence[TokenIds]) -> list[float]:

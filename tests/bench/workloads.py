@@ -1,4 +1,4 @@
-"""What the benchmarks score: a model of known shape, and four workloads drawn from real rows.
+"""What the benchmarks score: a model of known shape, and five workloads drawn from real rows.
 
 The model has random weights in the Qwen3 architecture (hidden size 512, MLP 1,536, 6 layers, 8/4
 heads of 64, vocabulary 16,384, float32), and a tokenizer trained on the workloads' own texts, so
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ Conversations = list[list[dict[str, Any]]]
 SEED = 0
 VOCABULARY = 16_384
 MAX_POSITIONS = 8_192
+_SALT_DIGITS = 8
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
@@ -46,9 +48,7 @@ def rm_bench_pairs(data: Path, num_prompts: int = 40) -> Conversations:
 
 def judgebench_pairs(data: Path, num_pairs: int = 30) -> Conversations:
     """Questions of JudgeBench with both responses."""
-    (file,) = (data / "judgebench").glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    picked = random.Random(SEED).sample(rows, num_pairs)
+    picked = random.Random(SEED).sample(judgebench_rows(data), num_pairs)
     return [talk(row["question"], row[f"response_{side}"]) for row in picked for side in "AB"]
 
 
@@ -71,17 +71,31 @@ def groups_of_16(data: Path, num_prompts: int = 6, num_responses: int = 16) -> C
     The prompts are JudgeBench questions with a worked answer in front, the responses sentences of
     about 45 tokens out of other answers.
     """
-    (file,) = (data / "judgebench").glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    chance = random.Random(SEED)
+    rows = judgebench_rows(data)
+    chance.shuffle(rows)
+    return _groups(rows[:num_prompts], rows[num_prompts:], "AB", num_responses, chance)
+
+
+def arriving(data: Path, num_prompts: int = 12, num_responses: int = 16) -> Conversations:
+    """As an asynchronous trainer posts them: the answers to 12 prompts one by one, in any order.
+
+    Prompts and responses as in `groups_of_16`, out of rows that no other workload has.
+    """
+    taken = {
+        turn["content"]
+        for conversations in (judgebench_pairs(data), groups_of_16(data))
+        for (turn, _) in conversations
+    }
+    rows = [
+        row
+        for row in judgebench_rows(data)
+        if not any(prompt.startswith(row["question"][:2_200]) for prompt in taken)
+    ]
     chance = random.Random(SEED)
     chance.shuffle(rows)
-    words = [word for row in rows[num_prompts:] for word in row["response_B"].split(" ")]
-    conversations = []
-    for row in rows[:num_prompts]:
-        prompt = f"{row['question']}\n\n{row['response_A']}"[:2_200]
-        for _ in range(num_responses):
-            start = chance.randrange(len(words) - 40)
-            conversations.append(talk(prompt, " ".join(words[start : start + 25])))
+    conversations = _groups(rows[:num_prompts], rows[num_prompts:], "BA", num_responses, chance)
+    chance.shuffle(conversations)
     return conversations
 
 
@@ -90,7 +104,23 @@ WORKLOADS = {
     "JudgeBench pairs": judgebench_pairs,
     "RMB best-of-n": rmb_best_of_n,
     "groups of 16": groups_of_16,
+    "arriving": arriving,
 }
+
+
+def draw_salt() -> str:
+    """Return a text that no conversation has begun with, of as many tokens as every other one."""
+    return "".join(
+        f"{digit} " for digit in f"{secrets.randbelow(10**_SALT_DIGITS):0{_SALT_DIGITS}}"
+    )
+
+
+def with_salt(conversations: Conversations, salt: str) -> Conversations:
+    """Return conversations that begin with a salt: no cache has anything of them.
+
+    What they share among themselves they share still.
+    """
+    return [[_salt_message(first, salt), *rest] for first, *rest in conversations]
 
 
 def job_file(path: Path) -> Conversations:
@@ -139,6 +169,46 @@ def build_model(folder: Path, workloads: list[Conversations]) -> Path:
     model.save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder
+
+
+def judgebench_rows(data: Path) -> list[dict[str, Any]]:
+    (file,) = (data / "judgebench").glob("*.jsonl")
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def _groups(
+    rows: list[dict[str, Any]],
+    others: list[dict[str, Any]],
+    sides: str,
+    num_responses: int,
+    chance: random.Random,
+) -> Conversations:
+    """Long prompts out of rows, each with short responses out of other rows.
+
+    Args:
+        rows: what prompts are of: a question and a worked answer, cut.
+        others: what responses are of: about 45 tokens each.
+        sides: which response of a row is the worked answer, and which the source of responses.
+        num_responses: of each prompt.
+        chance: draws the responses.
+    """
+    worked, source = sides
+    words = [word for row in others for word in row[f"response_{source}"].split(" ")]
+    conversations = []
+    for row in rows:
+        prompt = f"{row['question']}\n\n{row[f'response_{worked}']}"[:2_200]
+        for _ in range(num_responses):
+            start = chance.randrange(len(words) - 40)
+            conversations.append(talk(prompt, " ".join(words[start : start + 25])))
+    return conversations
+
+
+def _salt_message(message: dict[str, Any], salt: str) -> dict[str, Any]:
+    content = message["content"]
+    salted = (
+        salt + content if isinstance(content, str) else [{"type": "text", "text": salt}, *content]
+    )
+    return {**message, "content": salted}
 
 
 def _turns(row: dict[str, Any]) -> list[dict[str, Any]]:
