@@ -1,9 +1,7 @@
 """Capacity plans: one replica, the fleet for a load, and the command that starts it.
 
-The fleet is the load divided by rates. The rate of a gateway was measured on two CPU cores
-(docs/explanation/reliability.md): a request of 1,230 tokens takes 7.5 to 13.9 ms of CPU on Ray, for
-the whole service without the model. `_REQUEST_CPU_S` is the upper end minus the time of rendering,
-tokenizing and cache lookups, which was measured separately (28 to 5,400 tokens, same machine).
+The fleet is the load divided by rates. The rate of a gateway was measured on two CPU cores in front
+of a simulated GPU, see docs/operations/sizing.md.
 """
 
 from __future__ import annotations
@@ -25,9 +23,13 @@ from serve.capacity.shape import ModelShape, find_model_shape
 from serve.errors import PlanError
 
 _DTYPE = torch.bfloat16
-_REQUEST_CPU_S = 11.2e-3
-_CONVERSATION_CPU_S = 0.13e-3
-_TOKEN_CPU_S = 2.1e-6
+# CPU of a gateway without Ray, with the vocabulary of Qwen. Printed by
+# `python tests/bench/gateway.py --simulate-device h200 --tokenizer FOLDER`.
+_REQUEST_CPU_S = 1.62e-3
+_CONVERSATION_CPU_S = 0.03e-3
+_TOKEN_CPU_S = 1.88e-6
+# What all of Ray's processes add to a request: 3.2 to 6.4 ms by `python tests/stress/overhead.py`.
+_RAY_CPU_S = 6.4e-3
 # A gateway is one Python process. Above this share of a core, requests wait longer for the gateway
 # than the gateway works for them.
 _GATEWAY_UTILIZATION = 0.6
@@ -147,9 +149,12 @@ def make_plan(request: PlanRequest) -> CapacityPlan:
 
 
 def compute_request_cpu_s(load: Load) -> float:
-    """Return the CPU seconds of a request, without the model."""
+    """Return the CPU seconds of a request on Ray, without the model."""
     num_tokens = load.group_size * load.conversation_tokens
-    return _REQUEST_CPU_S + load.group_size * _CONVERSATION_CPU_S + num_tokens * _TOKEN_CPU_S
+    gateway_cpu_s = (
+        _REQUEST_CPU_S + load.group_size * _CONVERSATION_CPU_S + num_tokens * _TOKEN_CPU_S
+    )
+    return gateway_cpu_s + _RAY_CPU_S
 
 
 def size_fleet(load: Load, rate: Rate, node_spec: NodeSpec) -> Fleet:
