@@ -7,6 +7,7 @@ of native code, which tokenizers may start, are a stage of their own.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -17,28 +18,40 @@ _INTERVAL_S = 0.002
 # Threads give the interpreter away this often while they are watched. By default it is 5 ms, and
 # the watching thread would mostly see where they give it away by themselves.
 _SWITCH_INTERVAL_S = 0.0002
+_SIMULATED_FILE = "tests/bench/simulated.py"
 _STAGES = (
-    (SIMULATED, ("tests/bench/simulated.py",)),
     ("render", ("rm_core/inputs/chat_template.py", "/jinja2/", "<template>")),
     ("validate", ("/pydantic/", "/fastapi/", "serve/api/schemas.py", "serve/scoring/limits.py")),
     ("validate", ("rm_core/inputs/conversations.py", "rm_core/inputs/warnings.py")),
+    ("schedule", ("serve/scheduler/", "serve/scoring/", "serve/worker/")),
+    ("schedule", ("rm_core/inputs/last_turn.py",)),  # tells which prompts replicas have
     ("tokenize", ("rm_core/inputs/", "/tokenizers/", "/transformers/")),
     ("parse", ("rm_core/strict_json.py", "serve/api/json_route.py")),
-    ("schedule", ("serve/scheduler/", "serve/scoring/", "serve/worker/")),
     ("answer", ("serve/api/routes/", "serve/api/compat/", "/starlette/responses.py")),
     ("http", ("/uvicorn/", "/asyncio/", "/starlette/", "/anyio/", "serve/api/", "serve/telemetry")),
 )
+_OTHER = "other"
 
 
 def find_stage(frame: FrameType | None) -> str:
-    """Return the stage of the innermost function that belongs to one."""
+    """Return the stage of the innermost function that belongs to one.
+
+    Whatever the simulated device calls belongs to it.
+    """
+    found = _OTHER
     while frame is not None:
         file = frame.f_code.co_filename
-        for stage, parts in _STAGES:
-            if any(part in file for part in parts):
-                return stage
+        if file.endswith(_SIMULATED_FILE):
+            return SIMULATED
+        if found == _OTHER:
+            found = _find_stage_of_file(file)
         frame = frame.f_back
-    return "other"
+    return found
+
+
+@functools.cache
+def _find_stage_of_file(file: str) -> str:
+    return next((stage for stage, parts in _STAGES if any(part in file for part in parts)), _OTHER)
 
 
 class StageSampler:

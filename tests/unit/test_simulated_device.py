@@ -185,7 +185,7 @@ def test_stage_is_that_of_the_innermost_function() -> None:
     assert find_stage(frame_in(route, encoder)) == "tokenize"
     assert find_stage(frame_in(encoder, "/x/rm_core/inputs/chat_template.py")) == "render"
     assert find_stage(frame_in("/x/serve/scheduler/a.py", "/x/rm_core/packing.py")) == "schedule"
-    assert find_stage(frame_in("/x/tests/bench/simulated.py", "/x/rm_core/packing.py")) == (
-        "simulated device"
-    )
+    last_turn = "/x/rm_core/inputs/last_turn.py"
+    assert find_stage(frame_in("/x/serve/scheduler/dispatcher.py", last_turn)) == "schedule"
+    assert find_stage(frame_in("/x/tests/bench/simulated.py", last_turn)) == "simulated device"
     assert find_stage(None) == "other"
