@@ -124,19 +124,19 @@ def simulated_service(checkpoint: Path, *options: str, tree: Path = TREE) -> Ite
             process.send_signal(signal.SIGTERM)
 
 
-def measure(url: str, kind: Kind, texts: Texts, clients: int, seconds: float) -> Measured:
-    """Put a service under load for so long, and measure what that takes."""
-    return _measure(url, kind, texts, clients, seconds, is_watched=False)
-
-
-def watch(url: str, kind: Kind, texts: Texts, clients: int, seconds: float) -> Measured:
-    """Measure with the stages, which takes CPU of its own."""
-    return _measure(url, kind, texts, clients, seconds, is_watched=True)
-
-
-def _measure(
-    url: str, kind: Kind, texts: Texts, clients: int, seconds: float, *, is_watched: bool
+def measure(
+    url: str, kind: Kind, texts: Texts, clients: int, seconds: float, *, is_watched: bool = False
 ) -> Measured:
+    """Put a service under load for so long, and measure what that takes.
+
+    Args:
+        url: of a service.
+        kind: what is posted.
+        texts: what posts are made of.
+        clients: how many post at a time, unless the kind has fewer.
+        seconds: how long.
+        is_watched: whether stages are told, which takes CPU of its own.
+    """
     before = _read_usage(url, is_watched)
     answered = post_for(url, kind, texts, clients, seconds)
     after = _read_usage(url)

@@ -20,11 +20,12 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from front import Measured, measure, simulated_service, watch, write_checkpoint
+from front import Measured, measure, simulated_service, write_checkpoint
 from posts import KINDS, Texts
 from stages import SIMULATED
 
@@ -77,9 +78,10 @@ def measure_size(options: argparse.Namespace, size: str) -> dict[str, Any]:
             for name, kind in KINDS.items():
                 if not any(part in name for part in options.kinds.split(",")):
                     continue
-                measure(url, kind, texts, options.clients, _WARM_UP_S)
-                found[name] = measure(url, kind, texts, options.clients, options.seconds)
-                watched = watch(url, kind, texts, options.clients, options.seconds / 3)
+                run = partial(measure, url, kind, texts, options.clients)
+                run(_WARM_UP_S)
+                found[name] = run(options.seconds)
+                watched = run(options.seconds / 3, is_watched=True)
                 record[name] = show(name, found[name], watched.stages)
     constants = fit_constants(found)
     print("  " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in constants.items()))

@@ -40,8 +40,8 @@ class Texts:
             rows = judgebench_rows(data)
             texts = [row[name] for row in rows for name in ("question", "response_A", "response_B")]
         else:
-            texts = [m["content"] for _, messages in sample_conversations() for m in messages]
-            self._chance.shuffle(texts := texts * 100)
+            samples = [m["content"] for _, messages in sample_conversations() for m in messages]
+            texts = self._chance.choices(samples, k=2_000)
         self._text = "\n\n".join(texts)
 
     def draw(self, num_characters: int = _CHARACTERS) -> str:
