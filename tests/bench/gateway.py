@@ -84,7 +84,8 @@ def measure_size(options: argparse.Namespace, size: str) -> dict[str, Any]:
                 watched = run(options.seconds / 3, is_watched=True)
                 record[name] = show(name, found[name], watched.stages)
     constants = fit_constants(found)
-    print("  " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in constants.items()))
+    if constants:
+        print("  " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in constants.items()))
     return {"kinds": record, "constants_ms": constants}
 
 
@@ -139,14 +140,17 @@ def find_limit(measured: Measured) -> str:
 def fit_constants(found: Mapping[str, Measured]) -> dict[str, float]:
     """Milliseconds of CPU of a request, a conversation and a token, by least squares.
 
-    Every kind of posts weighs the same. A constant that would be below 0 is 0.
+    Every kind of posts weighs the same. A constant that would be below 0 is 0. Fewer kinds than
+    constants give none.
     """
     names = ["a request", "a conversation", "a token"]
+    if len(found) < len(names):
+        return {}
     counts = np.array([[m.posts, m.conversations, m.tokens] for m in found.values()])
     cpu_ms = np.array([1_000 * m.cpu_s for m in found.values()])
     used = list(range(len(names)))
     constants = np.zeros(len(names))
-    while used and len(found) >= len(used):
+    while used:
         solution = np.linalg.lstsq(counts[:, used] / cpu_ms[:, None], np.ones(len(found)))[0]
         if (solution >= 0).all():
             constants[used] = solution

@@ -156,6 +156,8 @@ def test_no_constant_of_a_gateway_is_negative() -> None:
     constants = fit_constants(found)
     assert constants["a conversation"] == 0
     assert constants["a token"] == pytest.approx(1e-3, rel=0.05)
+    found.popitem()
+    assert fit_constants(found) == {}
 
 
 def test_limit_is_what_is_busy() -> None:
