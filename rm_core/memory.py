@@ -131,7 +131,7 @@ def choose_prefix_cache_size(
         fitting = max(0, int(free * share * len(devices))) // per_token
         num_tokens = min(fitting, _PREFIX_CACHE_BATCHES * max_batch_tokens)
         reason = (
-            f"{share:.1%} of the {free / 2**30:.1f} GiB free beside the weights and a batch"
+            f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free"
             if num_tokens == fitting
             else f"prompts of {_PREFIX_CACHE_BATCHES} full batches"
         )

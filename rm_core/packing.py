@@ -208,7 +208,7 @@ def pack(
         count_cached: estimates how many of the first tokens of a sequence with a salt are in the
             prefix cache and will not be in the row.
         salts: salt of each sequence; sequences with different salts share nothing, neither in a
-            batch nor through the prefix cache. By default all have the same one.
+            batch nor through the prefix cache. By default all have an empty salt.
     """
     # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens. Not a
     # set: a batch of the scheduler comes sorted, and sorting it again takes no time.

@@ -90,9 +90,8 @@ class ModelSettings(BaseModel):
         default="auto",
         description="Memory in bytes for keys and values of prompts, which each replica keeps "
         "between batches, so that a prompt which recurs is not computed again; 0 turns the cache "
-        "off. `auto`: half of the GPU memory, or an eighth of the CPU's, that is free beside the "
-        "weights and a batch, and at most the prompts of 64 batches; 0 where `cache_scope` is "
-        "`key`.",
+        "off. `auto`: half of the GPU memory that weights and a batch leave free, or an eighth of "
+        "the CPU's, and at most the prompts of 64 batches.",
     )
     cache_bytes: int = Field(
         default=256 * 2**20,

@@ -54,7 +54,7 @@ class SequenceBatch(Sequence[TokenIds]):
 
     Attributes:
         sequences: token ids of each sequence, none empty.
-        salts: salt of each sequence, see `rm_core.packing.pack`; empty if all have the same one.
+        salts: salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
         preferred_replica: id of the replica whose prefix cache has most of the prompts; empty if
             any replica will do.
     """
@@ -338,7 +338,7 @@ class Worker:
 
 
 def _get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
-    """Return the salt of each sequence of a batch, or nothing if all have the same one."""
+    """Return the salt of each sequence of a batch, or nothing if no two differ."""
     return sequences.salts if isinstance(sequences, SequenceBatch) else ()
 
 
