@@ -44,6 +44,8 @@ class ModelConfig:
             compilation.
         self_check: compare the engine with plain transformers at load time, and refuse a model
             whose rewards differ by more than rounding.
+        tokenizer_check_interval: number of texts of which one is tokenized by `tokenizers` as well
+            if fastokens is in use; 0 for none. After a difference, `tokenizers` is used.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -63,6 +65,7 @@ class ModelConfig:
     quantization: Quantization = "none"
     compile: bool = False
     self_check: bool = True
+    tokenizer_check_interval: int = 1_000
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -84,6 +87,11 @@ class ModelConfig:
         if self.max_length is not None and self.max_length < 1:
             raise ModelLoadError(
                 f"max_length is {self.max_length}; give at least 1, or leave it unset"
+            )
+        if self.tokenizer_check_interval < 0:
+            raise ModelLoadError(
+                f"tokenizer_check_interval is {self.tokenizer_check_interval}; give a number of "
+                "texts, or 0 to compare none"
             )
         if self.template_date is not None:
             read_date(self.template_date)

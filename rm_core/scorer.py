@@ -174,6 +174,8 @@ class RewardScorer:
             deterministic=loaded.deterministic,
             compiled=loaded.compiled,
             self_check=loaded.self_check is not None,
+            tokenizer=self.encoder.text_tokenizer.choice.name,
+            tokenizer_reason=self.encoder.text_tokenizer.choice.reason,
         )
 
     def warm_up(self, largest_batch: bool | None = None) -> None:

@@ -187,6 +187,8 @@ class ModelInfo:
         deterministic: whether a reward does not depend on its batch.
         compiled: whether the layers are compiled.
         self_check: whether rewards were compared with plain transformers at load time.
+        tokenizer: name of the library that tokenizes.
+        tokenizer_reason: why this library is used.
     """
 
     catalogue_id: str | None
@@ -210,6 +212,8 @@ class ModelInfo:
     deterministic: bool
     compiled: bool
     self_check: bool
+    tokenizer: str
+    tokenizer_reason: str
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -17,11 +17,12 @@ from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
+_DEMO_ENCODER = load_encoder(ModelConfig("demo"))
 INFO = ModelInfo(
     **FINGERPRINT,
     catalogue_id=None,
     family="qwen3",
-    encoding_sha256=load_encoder(ModelConfig("demo")).encoding_sha256,
+    encoding_sha256=_DEMO_ENCODER.encoding_sha256,
     template_depends_on_date=False,
     template_date=None,
     head_dtype="float32",
@@ -36,6 +37,8 @@ INFO = ModelInfo(
     deterministic=False,
     compiled=False,
     self_check=True,
+    tokenizer=_DEMO_ENCODER.text_tokenizer.choice.name,
+    tokenizer_reason=_DEMO_ENCODER.text_tokenizer.choice.reason,
 )
 
 

@@ -43,6 +43,7 @@ STATE = ModelState(
     queued_tokens=500,
     num_waiting=7,
     num_in_flight=1,
+    num_tokenizer_differences=1,
     cache=CacheStats(hits=5, misses=6, evictions=1, entries=4, bytes=1440, max_bytes=10**6),
 )
 

@@ -79,6 +79,12 @@ class ModelSettings(BaseModel):
         description="Compare the engine with plain transformers at load, and refuse a model whose "
         "rewards differ by more than rounding.",
     )
+    tokenizer_check_interval: int = Field(
+        default=1_000,
+        ge=0,
+        description="Number of texts of which one is tokenized by `tokenizers` as well, where "
+        "fastokens is in use; 0 turns the check off. After a difference, `tokenizers` is used.",
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -213,6 +219,7 @@ class ModelSettings(BaseModel):
             quantization=self.quantization,
             compile=self.compile,
             self_check=self.self_check,
+            tokenizer_check_interval=self.tokenizer_check_interval,
         )
 
     def to_batch_config(self) -> BatchConfig:

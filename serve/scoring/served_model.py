@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rm_core import (
     Encoded,
@@ -120,6 +120,10 @@ class ServedModel:
     @property
     def model_info(self) -> ModelInfo | None:
         """Effective settings; None until the model is loaded and warmed up."""
+        # Replicas get token ids: the tokenizer in use is this gateway's, and may change.
+        choice = self.encoder.text_tokenizer.choice
+        if self._info is not None and self._info.tokenizer_reason != choice.reason:
+            self._info = replace(self._info, tokenizer=choice.name, tokenizer_reason=choice.reason)
         return self._info
 
     def update_info(self, info: ModelInfo) -> None:
@@ -155,6 +159,7 @@ class ServedModel:
             queued_tokens=self.dispatcher.queued_tokens,
             num_waiting=self.dispatcher.num_waiting,
             num_in_flight=self.dispatcher.num_in_flight,
+            num_tokenizer_differences=self.encoder.text_tokenizer.num_differences,
             cache=None if self.cache is None else self.cache.stats,
         )
 

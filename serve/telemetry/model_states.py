@@ -27,6 +27,8 @@ class ModelState:
         queued_tokens: tokens of the queued conversations.
         num_waiting: number of conversations that wait for a batch.
         num_in_flight: number of batches sent to replicas and not answered yet.
+        num_tokenizer_differences: number of texts on which fastokens gave other token ids than
+            `tokenizers`, or failed.
         cache: statistics of the model's score cache; None if the model has no cache.
     """
 
@@ -36,6 +38,7 @@ class ModelState:
     queued_tokens: int = 0
     num_waiting: int = 0
     num_in_flight: int = 0
+    num_tokenizer_differences: int = 0
     cache: CacheStats | None = None
 
 
@@ -95,6 +98,7 @@ class ModelStateCollector:
             for alias, state in states.items():
                 gauge.add_metric([alias], value(state))
             yield gauge
+        yield self._count_tokenizer_differences(states)
         for name, (kind, text) in _CACHE.items():
             family = kind(f"{PREFIX}cache_{name}", text, labels=["model"])
             for alias, state in states.items():
@@ -102,6 +106,17 @@ class ModelStateCollector:
                     family.add_metric([alias], getattr(state.cache, name))
             yield family
         yield self._info(states)
+
+    def _count_tokenizer_differences(self, states: Mapping[str, ModelState]) -> Metric:
+        counter = CounterMetricFamily(
+            f"{self._prefix}tokenizer_differences",
+            "Texts on which fastokens gave other token ids than tokenizers, or failed. They got "
+            "the ids of tokenizers, which is used from the first one on.",
+            labels=["model"],
+        )
+        for alias, state in states.items():
+            counter.add_metric([alias], state.num_tokenizer_differences)
+        return counter
 
     def _info(self, states: Mapping[str, ModelState]) -> Metric:
         info = Metric(

@@ -52,6 +52,8 @@ class _AtOnce:
             deterministic=False,
             compiled=False,
             self_check=False,
+            tokenizer="none",
+            tokenizer_reason="none",
         )
         self._fingerprint = self._info.fingerprint
 

@@ -37,17 +37,17 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
-        self.num_characters += sum(map(len, texts))
-        return self._inner.encode_batch_fast(texts, **options)
+    def tokenize(self, text: str) -> Any:
+        self.num_characters += len(text)
+        return self._inner.tokenize(text)
 
 
 def encoder_of(make: Any, limit: int = LIMIT) -> tuple[ChatEncoder, Counting]:
     tokenizer = make()
     tokenizer.chat_template = TEMPLATE
     encoder = ChatEncoder(tokenizer, pad_token_id=None, max_length=limit)
-    counting = Counting(encoder._backend)
-    encoder._backend = counting  # type: ignore[assignment]
+    counting = Counting(encoder.text_tokenizer)
+    encoder.text_tokenizer = counting  # type: ignore[assignment]
     return encoder, counting
 
 
@@ -217,14 +217,14 @@ def test_tokenizer_panic_fails_only_its_conversation(monkeypatch: pytest.MonkeyP
         pass
 
     encoder, counting = encoder_of(demo)
-    work = counting.encode_batch_fast
+    work = counting.tokenize
 
-    def panic(texts: list[str], **options: Any) -> Any:
-        if "trigger" in texts[0]:
+    def panic(text: str) -> Any:
+        if "trigger" in text:
             raise PanicException("gave up")
-        return work(texts, **options)
+        return work(text)
 
-    monkeypatch.setattr(counting, "encode_batch_fast", panic)
+    monkeypatch.setattr(counting, "tokenize", panic)
     first, bad, last = encoder.encode_all(
         [messages_with("hi"), messages_with("trigger"), messages_with("hi")]
     )

@@ -162,7 +162,8 @@ def test_model_states_are_read_at_scrape(metrics: Metrics) -> None:
     found = read(metrics.snapshot())
     expected = {
         "model_ready": 1, "replicas": 2, "queue_tokens": 500, "queue_conversations": 7,
-        "batches_in_flight": 1, "cache_hits_total": 5, "cache_misses_total": 6,
+        "batches_in_flight": 1, "tokenizer_differences_total": 1,
+        "cache_hits_total": 5, "cache_misses_total": 6,
         "cache_evictions_total": 1, "cache_entries": 4, "cache_bytes": 1440,
         "cache_max_bytes": 10**6,
     }  # fmt: skip

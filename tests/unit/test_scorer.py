@@ -280,6 +280,8 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
         "deterministic": False,
         "compiled": False,
         "self_check": True,
+        "tokenizer": scorer.encoder.text_tokenizer.choice.name,
+        "tokenizer_reason": scorer.encoder.text_tokenizer.choice.reason,
     }
     assert fingerprint.template_sha256 == scorer.encoder.template_sha256
     assert (fingerprint.dtype, fingerprint.attention) == ("float32", "sdpa")

@@ -12,6 +12,7 @@ import pytest
 from fakes import INFO, FakeBackend, conversation
 
 from rm_core import BatchResult, NotReadyError, PrerenderedText, PrerenderedTokens, Reward
+from rm_core.inputs.text_tokenizer import TokenizerChoice
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaLostError, RequestTooLargeError
 from serve.scoring.served_model import ScoreResult, ServedModel
@@ -141,3 +142,17 @@ def test_slices_count_tools_for_each_conversation() -> None:
         {"messages": conversation("4")},
     ]
     assert slice_conversations(odd) == [odd]
+
+
+def test_tokenizer_in_use_is_reported_as_it_changes() -> None:
+    model = create_model(FakeBackend())
+    before = model.model_info
+    assert before is not None
+    assert before.tokenizer_reason == model.encoder.text_tokenizer.choice.reason
+    assert model.metrics_state.num_tokenizer_differences == 0
+    model.encoder.text_tokenizer.choice = TokenizerChoice("tokenizers", "a difference")
+    model.encoder.text_tokenizer.num_differences = 1
+    assert model.model_info == replace(
+        before, tokenizer="tokenizers", tokenizer_reason="a difference"
+    )
+    assert model.metrics_state.num_tokenizer_differences == 1

@@ -144,8 +144,9 @@ def messages_with(text: str) -> list[dict[str, str]]:
 
 def test_encoder_refuses_ten_megabytes_without_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
     untokenizing = encoder()
-    monkeypatch.setattr(untokenizing, "_backend", Untokenizing(untokenizing._backend))
-    with pytest.raises(AssertionError, match="encode"):
+    text_tokenizer = Untokenizing(untokenizing.text_tokenizer)
+    monkeypatch.setattr(untokenizing, "text_tokenizer", text_tokenizer)
+    with pytest.raises(AssertionError, match="tokenize"):
         untokenizing.encode(messages_with("word"))
     with pytest.raises(ConversationTooLongError, match=r"at least \d{5,} tokens"):
         untokenizing.encode(messages_with("word " * 2_000_000))

@@ -1,0 +1,189 @@
+"""fastokens beside `tokenizers`, with real vocabularies: equal token ids, and processor time.
+
+`equality` compares the token ids of the texts of the check at load with every token of the
+vocabulary, of random texts, and of every string in JSON files. It prints each difference.
+
+`time` encodes conversations whole, with either library in turn, and prints medians. Its data are
+JSON arrays of objects with `prompt` and the lists of answers `chosen` and `rejected` (RM-Bench).
+
+    python tests/bench/tokenization.py equality TOKENIZER --data FOLDER [--texts 1000000]
+    python tests/bench/tokenization.py time TOKENIZER --data FILE... [--rounds 5]
+
+TOKENIZER is a folder with tokenizer.json, for `time` with a chat template too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from rm_core import ChatEncoder
+from rm_core.inputs.text_tokenizer import TextTokenizer
+from rm_core.inputs.tokenizer_check import build_texts
+
+_BATCH = 2_000
+_SPACES = (" ", "  ", "\n", "\n\n", "\r\n", "\t", "\r", " \n", "\u3000", "\xa0", "\x85", "\u2028")
+_PIECES = (
+    *("the", " and", "x", "Zz", "don", "'s", "'LL", "'\u017f", "\u212a", "é", "1", "23", "2024"),
+    *(
+        "\u0663",
+        "\u00bd",
+        "!",
+        "...",
+        "!!!",
+        "(",
+        "=>",
+        "/*",
+        "_",
+        "-",
+        "中国",
+        "の",
+        "한",
+        "ж",
+        "ไ",
+    ),
+    *("e\u0301", "\u0301", "\u0323", "\u0345", "\u1acd", "\u3099", "\u200d", "😀", "👩\u200d👧"),
+    *("\ufe0f", "<|", "|>", "<", "\0", "\x1b", "\xad", "\ufeff", "\u1112\u1161", "\u11ab"),
+)
+_MARKS = "\u0301\u0323\u0308\u0345\u05b0\u064b\u0e48\u302a\u1dc0\u20d0\u1acd\u07fd"
+_ASCII = "abcdefghijklmnopqrstuvwxyzABCDE0123456789 .,'\n"
+_BLOCKS = (*range(0, 0x3100, 128), *range(0xA000, 0xAC00, 128), *range(0x10000, 0x1FB00, 128))
+
+
+def generate_texts(markers: list[str], number: int, seed: int) -> Iterator[str]:
+    """Yield texts of mixed pieces, runs, one block of Unicode each, any characters, and marks."""
+    generator = random.Random(seed)
+    parts = [part for marker in markers for part in (marker, marker[:-1], marker[1:])]
+    pieces = [*_PIECES, *_SPACES, *_SPACES, *parts]
+    characters = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) != "Cs"]
+    known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Co")]
+    for index in range(number):
+        size = generator.randint(1, 40)
+        match index % 8:
+            case 0 | 1 | 2:
+                yield "".join(generator.choices(pieces, k=size))
+            case 3:
+                first, run, last = generator.choices(pieces, k=3)
+                yield first + run * generator.randint(1, 200) + last
+            case 4:
+                block = generator.choice(_BLOCKS)
+                yield "".join(map(chr, generator.choices(range(block, block + 128), k=size)))
+            case 5:
+                yield "".join(generator.choices(known, k=size))
+            case 6:
+                yield "".join(generator.choices(_ASCII, k=4 * size))
+            case _:
+                letter = generator.choice([*"aeo한かक", generator.choice(characters)])
+                yield letter + "".join(generator.choices(_MARKS, k=size))
+
+
+def read_strings(folder: Path) -> Iterator[str]:
+    """Yield every string in the JSON and JSON Lines files of a folder."""
+
+    def walk(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from walk(item)
+
+    for file in sorted(folder.rglob("*.json*")):
+        text = file.read_text(encoding="utf-8")
+        for document in text.split("\n") if file.suffix == ".jsonl" else [text]:
+            yield from walk(json.loads(document) if document.strip() else None)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Compare token ids; return the number of texts that differ."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    backend = tokenizer.backend_tokenizer
+    fast = TextTokenizer(backend, backend.to_str(), check_interval=0)
+    print(f"{arguments.tokenizer}: {fast.choice.name}, {fast.choice.reason}")
+    markers = [token.content for token in backend.get_added_tokens_decoder().values()]
+    vocabulary = backend.decode_batch([[i] for i in range(backend.get_vocab_size())], False)
+    sources = {
+        "vocabulary": build_texts(vocabulary, markers),
+        "random": generate_texts(markers[:24], arguments.texts, arguments.seed),
+        "data": (text for folder in arguments.data for text in read_strings(folder)),
+    }
+    num_different = 0
+    for name, texts in sources.items():
+        num_texts = num_tokens = 0
+        while batch := list(itertools.islice(texts, _BATCH)):
+            encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
+            num_texts += len(batch)
+            num_tokens += sum(map(len, encodings))
+            for text, encoding in zip(batch, encodings, strict=True):
+                if fast.tokenize(text) != encoding.ids:
+                    num_different += 1
+                    print("different:", ascii(text[:100]))
+        print(f"{name}: {num_texts:,} texts, {num_tokens:,} tokens", flush=True)
+    print(f"{num_different} texts differ; in use at the end: {fast.choice.name}")
+    return num_different
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Print the median processor time of encoding a conversation with each library."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    encoders = {
+        name: ChatEncoder(tokenizer, pad_token_id=None, max_length=1 << 17)
+        for name in ("tokenizers", "fastokens")
+    }
+    encoders["tokenizers"].text_tokenizer._fast = None
+    records = [row for file in arguments.data for row in json.loads(file.read_text())]
+    conversations = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
+        for row in records
+        for answer in (*row["chosen"], *row["rejected"])
+    ]
+    times: dict[str, list[float]] = {name: [] for name in encoders}
+    num_tokens: dict[str, int] = {}
+    for _ in range(arguments.rounds + 1):
+        for name, encoder in encoders.items():
+            started = time.process_time()
+            encoded = [encoder.encode(conversation) for conversation in conversations]
+            times[name].append(time.process_time() - started)
+            num_tokens[name] = sum(e.num_tokens for e in encoded)
+    assert len(set(num_tokens.values())) == 1
+    total = num_tokens["fastokens"]
+    print(f"{len(conversations):,} conversations, {total / len(conversations):,.0f} tokens each")
+    for name, seconds in times.items():
+        median = statistics.median(seconds[1:])  # the first round fills caches
+        print(
+            f"{name} ({encoders[name].text_tokenizer.choice.name}): "
+            f"{median / len(conversations) * 1e6:,.0f} us a conversation, "
+            f"{median / total * 1e6:.3f} us a token; rounds {[round(s, 3) for s in seconds]}"
+        )
+    return 0
+
+
+def main() -> int:
+    """Run one of the two commands; return the number of differences."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("equality", compare), ("time", measure)):
+        command = commands.add_parser(name)
+        command.add_argument("tokenizer", type=Path)
+        command.add_argument("--data", type=Path, nargs="+", default=[])
+        command.add_argument("--texts", type=int, default=1_000_000)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--rounds", type=int, default=5)
+        command.set_defaults(run=run)
+    arguments = parser.parse_args()
+    result: int = arguments.run(arguments)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main()))
