@@ -5,9 +5,9 @@ digit or white space is and how characters compose; at added tokens next to whit
 each other; in long words and runs. The texts here have all of these, for any vocabulary. They are
 the same in every process, and both implementations tokenize them in a fraction of a second.
 
-Each character that Python's version of Unicode knows is in the texts, or stands for one that is: of
-the ideographs and Hangul syllables, whose blocks have neither cases nor digits nor marks, one of 64
-is there. `compile_unchecked` gives the pattern of all others.
+The texts have each character that Python's version of Unicode knows, but only one of 64 ideographs
+and Hangul syllables, whose blocks have neither cases nor digits nor marks. `compile_unchecked`
+gives the pattern of all others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _IDEOGRAPHS = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U00017000-\U00018cff\U00020000-\U0003ffff]"
 )
 _IDEOGRAPH_STEP = 64
-# `'s` is a token of its own only after a letter or digit, and whether the character takes the space
-# before it shows whether it is a digit or white space.
+# After a letter or digit, and only there, `'s` is one token. The space before the character is part
+# of its token unless it is a digit or white space.
 _CHARACTER = "a {}'s\n"
 _CHARACTERS_PER_TEXT = 256
 

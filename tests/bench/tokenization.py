@@ -69,13 +69,13 @@ def generate_texts(markers: list[str], number: int, seed: int) -> Iterator[str]:
     characters = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) != "Cs"]
     known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Co")]
     for index in range(number):
-        size = generator.randint(1, 40)
+        size = generator.randint(1, 16)
         match index % 8:
             case 0 | 1 | 2:
                 yield "".join(generator.choices(pieces, k=size))
             case 3:
                 first, run, last = generator.choices(pieces, k=3)
-                yield first + run * generator.randint(1, 200) + last
+                yield first + run * generator.randint(1, 64) + last
             case 4:
                 block = generator.choice(_BLOCKS)
                 yield "".join(map(chr, generator.choices(range(block, block + 128), k=size)))
