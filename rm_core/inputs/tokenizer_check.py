@@ -25,7 +25,7 @@ Tokenize: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Return the token ids of each text."""
 
 # All other characters are private, or unknown to every version of Unicode.
-_POSITIONS = (*range(0x40000), *range(0xE0000, 0xE0200))
+_ASSIGNED = (range(0x40000), range(0xE0000, 0xE0200))
 _IDEOGRAPHS = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U00017000-\U00018cff\U00020000-\U0003ffff]"
 )
@@ -150,11 +150,10 @@ def _build_random_texts(markers: Sequence[str]) -> Iterator[str]:
         yield "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=16 << (length % 6)))
 
 
-@functools.cache
-def list_characters() -> tuple[str, ...]:
+def list_characters() -> list[str]:
     """Return the characters that Python's version of Unicode knows, in order."""
-    unknown = ("Cn", "Co", "Cs")
-    return tuple(c for c in map(chr, _POSITIONS) if unicodedata.category(c) not in unknown)
+    characters = map(chr, itertools.chain(*_ASSIGNED))
+    return [c for c in characters if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
 
 
 @functools.cache

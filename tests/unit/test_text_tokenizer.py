@@ -19,9 +19,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_known import KNOWN, NAMES, like_gemma2, like_llama3, like_qwen3
 from transformers import PreTrainedTokenizerFast
 
+from rm_core import ModelConfig, ModelLoadError, load_encoder
 from rm_core.inputs import text_tokenizer, tokenizer_check
 from rm_core.inputs.text_tokenizer import TextTokenizer
 from rm_core.inputs.tokenizer_check import compile_unchecked
+from serve.config.model_settings import ModelSettings
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -308,6 +310,23 @@ def test_interrupt_is_no_failure(install: Callable[[object], None]) -> None:
     with pytest.raises(KeyboardInterrupt):
         tokenizer.tokenize("the capital")
     assert tokenizer.choice.name == "fastokens"
+
+
+def test_interval_reaches_encoder(install: Callable[[object], None]) -> None:
+    library = FakeLibrary()
+    install(library)
+    settings = ModelSettings(name="demo", tokenizer_check_interval=2)
+    encoder = load_encoder(settings.to_model_config())
+    conversation = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    right = encoder.encode(conversation)
+    library.wrong = right.text
+    assert encoder.encode(conversation) == right
+    assert encoder.text_tokenizer.choice.name == "tokenizers"
+
+
+def test_negative_interval_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="tokenizer_check_interval is -1; give a number of"):
+        ModelConfig("demo", tokenizer_check_interval=-1)
 
 
 def test_check_covers_every_script_and_marker() -> None:
