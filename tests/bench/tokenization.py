@@ -161,7 +161,7 @@ def measure(arguments: argparse.Namespace) -> int:
     for name, seconds in times.items():
         median = statistics.median(seconds[1:])  # the first round fills caches
         print(
-            f"{name} ({encoders[name].text_tokenizer.choice.name}): "
+            f"{name}: "
             f"{median / len(conversations) * 1e6:,.0f} us a conversation, "
             f"{median / total * 1e6:.3f} us a token; rounds {[round(s, 3) for s in seconds]}"
         )
