@@ -13,6 +13,7 @@ from rm_core.errors import ModelLoadError
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
 
+TokenizerMode: TypeAlias = Literal["auto", "tokenizers"]
 Quantization: TypeAlias = Literal["none", "int8", "int8-weights", "fp8", "fp8-weights"]
 
 
@@ -44,6 +45,8 @@ class ModelConfig:
             compilation.
         self_check: compare the engine with plain transformers at load time, and refuse a model
             whose rewards differ by more than rounding.
+        tokenizer_mode: library that tokenizes; `auto` is fastokens where it gives the ids of
+            `tokenizers`.
         tokenizer_check_interval: number of texts of which one is tokenized by `tokenizers` as well
             if fastokens is in use; 0 for none. After a difference, `tokenizers` is used.
 
@@ -65,6 +68,7 @@ class ModelConfig:
     quantization: Quantization = "none"
     compile: bool = False
     self_check: bool = True
+    tokenizer_mode: TokenizerMode = "auto"
     tokenizer_check_interval: int = 1_000
 
     def __post_init__(self) -> None:
@@ -74,6 +78,7 @@ class ModelConfig:
             ("dtype", self.dtype, get_args(DType)),
             ("attention", self.attention, get_args(Attention)),
             ("quantization", self.quantization, get_args(Quantization)),
+            ("tokenizer_mode", self.tokenizer_mode, get_args(TokenizerMode)),
         ):
             if value not in allowed:
                 raise ModelLoadError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rm_core.config import TokenizerMode
 from rm_core.errors import (
     ConversationTooLongError,
     InputError,
@@ -102,6 +103,7 @@ class ChatEncoder:
         max_length: maximum number of tokens of one conversation.
         warn_on_system_prompt: whether the authors advise against system prompts.
         template_date: day that the template gets as today's date; None for the day of the call.
+        tokenizer_mode: see `ModelConfig`.
         tokenizer_check_interval: see `ModelConfig`.
 
     Attributes:
@@ -132,6 +134,7 @@ class ChatEncoder:
         max_length: int,
         warn_on_system_prompt: bool = False,
         template_date: datetime.date | None = None,
+        tokenizer_mode: TokenizerMode = "auto",
         tokenizer_check_interval: int = DEFAULT_CHECK_INTERVAL,
     ) -> None:
         self._template = ChatTemplate(tokenizer, template_date or datetime.date.today())
@@ -150,7 +153,9 @@ class ChatEncoder:
         # Disables the padding, truncation and special tokens that the tokenizer file configures.
         tokenizer("", padding=False, truncation=False)
         self._backend = tokenizer.backend_tokenizer
-        self.text_tokenizer = TextTokenizer(self._backend, definition, tokenizer_check_interval)
+        self.text_tokenizer = TextTokenizer(
+            self._backend, definition, tokenizer_mode, tokenizer_check_interval
+        )
         self._strips_bos, self.omitted_tokens = self._find_added_special_tokens()
         self._bound = TokenBound(tokenizer)
         self._boundaries = TokenBoundaries(tokenizer)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rm_core.config import TokenizerMode
 from rm_core.inputs.tokenizer_check import compile_unchecked, find_difference
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class TextTokenizer:
     Args:
         backend: tokenizer of the library `tokenizers`, without padding and truncation.
         definition: the tokenizer as JSON, as `backend.to_str()` gives it.
+        mode: see `ModelConfig.tokenizer_mode`.
         check_interval: number of texts of which one is compared with `tokenizers` as well; 0 for
             none.
 
@@ -63,12 +65,20 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, backend: Any, definition: str, check_interval: int = DEFAULT_CHECK_INTERVAL
+        self,
+        backend: Any,
+        definition: str,
+        mode: TokenizerMode = "auto",
+        check_interval: int = DEFAULT_CHECK_INTERVAL,
     ) -> None:
         self._backend = backend
         self._digest = hashlib.sha256(definition.encode()).hexdigest()
         self._check_interval = self._num_until_check = check_interval
         self.num_differences = 0
+        self._fast: Any = None
+        self.choice = TokenizerChoice("tokenizers", "requested by the setting `tokenizer_mode`")
+        if mode == "tokenizers":
+            return
         if self._digest not in _validated:
             _remember(self._digest, *_load_fastokens(backend, definition))
         self._fast, self.choice = _validated[self._digest]

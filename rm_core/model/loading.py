@@ -126,6 +126,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
                 checkpoint.entry and checkpoint.entry.system_prompt_advised_against
             ),
             template_date=read_date(config.template_date) if config.template_date else None,
+            tokenizer_mode=config.tokenizer_mode,
             tokenizer_check_interval=config.tokenizer_check_interval,
         )
     except RewardError:

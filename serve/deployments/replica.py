@@ -46,7 +46,9 @@ class ScorerReplica:
         self._settings = ModelSettings.model_validate(settings)
         self._log_level, self._log_format = log_level, log_format
         torch.set_num_threads(self._settings.cpu_threads or self._compute_cpu_threads())
-        self._worker = Worker(load_scorer(self._settings), self._settings.stuck_after_s)
+        # Replicas get token ids, so that loading a second tokenizer would take time for nothing.
+        scorer_settings = self._settings.model_copy(update={"tokenizer_mode": "tokenizers"})
+        self._worker = Worker(load_scorer(scorer_settings), self._settings.stuck_after_s)
         self._backlog = Backlog()
         self._id: str = ray_serve.get_replica_context().replica_id.unique_id
 

@@ -24,11 +24,12 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoTokenizer
 
 from rm_core import ChatEncoder
+from rm_core.config import TokenizerMode
 from rm_core.inputs.text_tokenizer import TextTokenizer
 from rm_core.inputs.tokenizer_check import build_texts
 
@@ -137,10 +138,9 @@ def measure(arguments: argparse.Namespace) -> int:
     """Print the median processor time of encoding a conversation with each library."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     encoders = {
-        name: ChatEncoder(tokenizer, pad_token_id=None, max_length=1 << 17)
-        for name in ("tokenizers", "fastokens")
+        mode: ChatEncoder(tokenizer, pad_token_id=None, max_length=1 << 17, tokenizer_mode=mode)
+        for mode in get_args(TokenizerMode)
     }
-    encoders["tokenizers"].text_tokenizer._fast = None
     records = [row for file in arguments.data for row in json.loads(file.read_text())]
     conversations = [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
@@ -156,12 +156,12 @@ def measure(arguments: argparse.Namespace) -> int:
             times[name].append(time.process_time() - started)
             num_tokens[name] = sum(e.num_tokens for e in encoded)
     assert len(set(num_tokens.values())) == 1
-    total = num_tokens["fastokens"]
+    total = num_tokens["auto"]
     print(f"{len(conversations):,} conversations, {total / len(conversations):,.0f} tokens each")
     for name, seconds in times.items():
         median = statistics.median(seconds[1:])  # the first round fills caches
         print(
-            f"{name}: "
+            f"{name} ({encoders[name].text_tokenizer.choice.name}): "
             f"{median / len(conversations) * 1e6:,.0f} us a conversation, "
             f"{median / total * 1e6:.3f} us a token; rounds {[round(s, 3) for s in seconds]}"
         )

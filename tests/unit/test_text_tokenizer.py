@@ -25,6 +25,7 @@ from rm_core.inputs.text_tokenizer import TextTokenizer
 from rm_core.inputs.tokenizer_check import compile_unchecked
 from serve.config.model_settings import ModelSettings
 
+CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 Change = Callable[[dict[str, Any]], object]
 
 PIECES = [
@@ -82,7 +83,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
 
 def load(make: Any, interval: int = 0) -> TextTokenizer:
     backend = make().backend_tokenizer
-    return TextTokenizer(backend, backend.to_str(), interval)
+    return TextTokenizer(backend, backend.to_str(), check_interval=interval)
 
 
 def ids_of(make: Any, text: str) -> list[int]:
@@ -317,11 +318,22 @@ def test_interval_reaches_encoder(install: Callable[[object], None]) -> None:
     install(library)
     settings = ModelSettings(name="demo", tokenizer_check_interval=2)
     encoder = load_encoder(settings.to_model_config())
-    conversation = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-    right = encoder.encode(conversation)
+    right = encoder.encode(CONVERSATION)
     library.wrong = right.text
-    assert encoder.encode(conversation) == right
+    assert encoder.encode(CONVERSATION) == right
     assert encoder.text_tokenizer.choice.name == "tokenizers"
+
+
+def test_mode_tokenizers_loads_no_other_library(install: Callable[[object], None]) -> None:
+    library = FakeLibrary()
+    install(library)
+    settings = ModelSettings(name="demo", tokenizer_mode="tokenizers")
+    encoder = load_encoder(settings.to_model_config())
+    assert encoder.text_tokenizer.choice.name == "tokenizers"
+    assert encoder.text_tokenizer.choice.reason == "requested by the setting `tokenizer_mode`"
+    assert encoder.encode(CONVERSATION) == load_encoder(ModelConfig("demo")).encode(CONVERSATION)
+    with pytest.raises(ModelLoadError, match="tokenizer_mode is 'slow'; allowed: auto, tokenizers"):
+        ModelConfig("demo", tokenizer_mode="slow")  # type: ignore[arg-type]
 
 
 def test_negative_interval_is_refused() -> None:
