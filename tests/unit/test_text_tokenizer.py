@@ -81,6 +81,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
     return lambda library: monkeypatch.setitem(sys.modules, "fastokens", library)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_check, "build_texts", lambda *_: iter(("the capital", "é")))
+
+
 def load(make: Any, interval: int = 0) -> TextTokenizer:
     backend = make().backend_tokenizer
     return TextTokenizer(backend, backend.to_str(), check_interval=interval)
@@ -108,6 +113,7 @@ def test_fastokens_gives_ids_of_tokenizers(make: Any) -> None:
     assert tokenizer.num_differences == 0
 
 
+@pytest.mark.usefixtures("short_check")
 def test_without_fastokens_tokenizers_is_used(install: Callable[[object], None]) -> None:
     install(None)
     tokenizer = load(like_qwen3)
@@ -193,6 +199,7 @@ def test_difference_at_load_keeps_tokenizers(
         assert tokenizer.tokenize(text) == ids_of(make, text)
 
 
+@pytest.mark.usefixtures("short_check")
 def test_unsupported_component_keeps_tokenizers(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     library.failure = ValueError("normalizer error: unsupported")
@@ -202,6 +209,7 @@ def test_unsupported_component_keeps_tokenizers(install: Callable[[object], None
     assert "normalizer error: unsupported" in tokenizer.choice.reason
 
 
+@pytest.mark.usefixtures("short_check")
 def test_comparison_runs_once_in_a_process(
     install: Callable[[object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +242,7 @@ def test_unchecked_characters_are_those_that_python_does_not_know() -> None:
 
 
 @pytest.mark.parametrize("character", ["\u0378", "\ue000", "\U0001fffe", "\U00050000"])
+@pytest.mark.usefixtures("short_check")
 def test_text_with_unchecked_character_goes_to_tokenizers(
     character: str, install: Callable[[object], None]
 ) -> None:
@@ -249,6 +258,7 @@ def test_text_with_unchecked_character_goes_to_tokenizers(
     assert tokenizer.choice.name == "fastokens"
 
 
+@pytest.mark.usefixtures("short_check")
 def test_difference_in_use_ends_use_of_fastokens(
     install: Callable[[object], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +279,7 @@ def test_difference_in_use_ends_use_of_fastokens(
     assert load(like_qwen3, interval=3).choice == tokenizer.choice
 
 
+@pytest.mark.usefixtures("short_check")
 def test_equal_ids_keep_fastokens(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     install(library)
@@ -278,6 +289,7 @@ def test_equal_ids_keep_fastokens(install: Callable[[object], None]) -> None:
     assert (tokenizer.choice.name, tokenizer.num_differences) == ("fastokens", 0)
 
 
+@pytest.mark.usefixtures("short_check")
 def test_interval_of_zero_compares_nothing(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     install(library)
@@ -291,6 +303,7 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize("failure", [ValueError("limit"), PanicException("index")])
+@pytest.mark.usefixtures("short_check")
 def test_failure_in_use_ends_use_of_fastokens(
     failure: BaseException, install: Callable[[object], None]
 ) -> None:
@@ -303,6 +316,7 @@ def test_failure_in_use_ends_use_of_fastokens(
     assert f"failed ({type(failure).__name__})" in tokenizer.choice.reason
 
 
+@pytest.mark.usefixtures("short_check")
 def test_interrupt_is_no_failure(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     install(library)
@@ -313,6 +327,7 @@ def test_interrupt_is_no_failure(install: Callable[[object], None]) -> None:
     assert tokenizer.choice.name == "fastokens"
 
 
+@pytest.mark.usefixtures("short_check")
 def test_interval_reaches_encoder(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     install(library)
@@ -324,6 +339,7 @@ def test_interval_reaches_encoder(install: Callable[[object], None]) -> None:
     assert encoder.text_tokenizer.choice.name == "tokenizers"
 
 
+@pytest.mark.usefixtures("short_check")
 def test_mode_tokenizers_loads_no_other_library(install: Callable[[object], None]) -> None:
     library = FakeLibrary()
     install(library)
