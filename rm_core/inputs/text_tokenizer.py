@@ -79,9 +79,11 @@ class TextTokenizer:
         self.choice = TokenizerChoice("tokenizers", "requested by the setting `tokenizer_mode`")
         if mode == "tokenizers":
             return
-        if self._digest not in _validated:
-            _remember(self._digest, *_load_fastokens(backend, definition))
-        self._fast, self.choice = _validated[self._digest]
+        validated = _validated.get(self._digest)
+        if validated is None:
+            validated = _load_fastokens(backend, definition)
+            _remember(self._digest, *validated)
+        self._fast, self.choice = validated
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens around it.
@@ -117,7 +119,7 @@ class TextTokenizer:
 def _remember(digest: str, fast: Any, choice: TokenizerChoice) -> None:
     _validated[digest] = (fast, choice)
     while len(_validated) > _MAX_VALIDATED:
-        del _validated[next(iter(_validated))]
+        _validated.pop(next(iter(_validated)), None)
 
 
 def _tokenize_all(backend: Any, texts: Sequence[str]) -> list[list[int]]:
