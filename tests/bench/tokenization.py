@@ -15,6 +15,7 @@ TOKENIZER is a folder with tokenizer.json, for `time` with a chat template too.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 import random
@@ -90,7 +91,7 @@ def generate_texts(markers: list[str], number: int, seed: int) -> Iterator[str]:
 
 
 def read_strings(folder: Path) -> Iterator[str]:
-    """Yield every string in the JSON and JSON Lines files of a folder."""
+    """Yield every string in the JSON and JSON Lines files of a folder, also gzipped."""
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -100,8 +101,9 @@ def read_strings(folder: Path) -> Iterator[str]:
                 yield from walk(item)
 
     for file in sorted(folder.rglob("*.json*")):
-        text = file.read_text(encoding="utf-8")
-        for document in text.split("\n") if file.suffix == ".jsonl" else [text]:
+        content = file.read_bytes()
+        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+        for document in text.split("\n") if ".jsonl" in file.suffixes else [text]:
             yield from walk(json.loads(document) if document.strip() else None)
 
 
